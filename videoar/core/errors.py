@@ -1,0 +1,122 @@
+"""The error tree.
+
+Every error that the platform raises on purpose is one of these; catching `VideoARError` is the
+documented way to catch them all. `exit_code` is what the command line returns, `retryable` is what
+the engine (and nobody else) acts on.
+
+    VideoARError                 1
+    +- ConfigError               2   the user's file, key or argument
+    +- ContractError             3   data breaks its contract
+    +- GateError                 4   well formed, but not good enough, or the gate gave no answer
+    +- LeaseHeldError            5   another run owns this
+    +- RunTimeoutError           6
+    +- StorageError              7   the store cannot be used
+    |  +- SnapshotNotFoundError
+    |  +- SnapshotConflictError
+    |  +- TransientStorageError      retryable
+    +- ClusterUnknownError       8   the cluster cannot be reached: not a failure, not a success
+    +- MediaError                3   one video; becomes a quarantine row, never stops a stage itself
+    +- StageError                3   whatever escaped a stage
+       +- WorkerLostError            retryable
+"""
+
+
+class VideoARError(Exception):
+    """Say what went wrong in one line: `<file or key>: <what> (<what to do>)`.
+
+    Args:
+        where: file, key path, row or name that the message is about.
+        what: what is wrong with it.
+        hint: what the reader can do; left out when there is nothing to do.
+    """
+
+    exit_code = 1
+    retryable = False
+
+    def __init__(self, where: str, what: str, hint: str = "") -> None:
+        super().__init__(where, what, hint)  # all three, so that the error survives pickling
+        self.where = where
+        self.what = what
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" + (f" ({self.hint})" if self.hint else "")
+
+
+class ConfigError(VideoARError):
+    """The user's file, key or argument cannot be used."""
+
+    exit_code = 2
+
+
+class ContractError(VideoARError):
+    """Data breaks its contract."""
+
+    exit_code = 3
+
+
+class GateError(VideoARError):
+    """Well formed but not good enough, or the gate gave no answer: nothing was published."""
+
+    exit_code = 4
+
+
+class LeaseHeldError(VideoARError):
+    """Another run owns this name."""
+
+    exit_code = 5
+
+
+class RunTimeoutError(VideoARError):
+    """A run or stage used up its time."""
+
+    exit_code = 6
+
+
+class StorageError(VideoARError):
+    """The store cannot be reached, is full, denies access or lacks put-if-absent."""
+
+    exit_code = 7
+
+
+class SnapshotNotFoundError(StorageError):
+    """No committed snapshot has this id or ref."""
+
+
+class SnapshotConflictError(StorageError):
+    """Two writers raced for one create-once record, and the other one won with other content."""
+
+
+class TransientStorageError(StorageError):
+    """The store failed in a way that a later call may not."""
+
+    retryable = True
+
+
+class ClusterUnknownError(VideoARError):
+    """The cluster gave no answer; nothing may be concluded from that."""
+
+    exit_code = 8
+
+
+class MediaError(VideoARError):
+    """One video cannot be used; `code` is the typed reason of its quarantine row."""
+
+    exit_code = 3
+
+    def __init__(self, where: str, code: str, what: str) -> None:
+        super().__init__(where, what)
+        self.args = (where, code, what)
+        self.code = code
+
+
+class StageError(VideoARError):
+    """Whatever escaped a stage, with the stage, the shard and the cause named."""
+
+    exit_code = 3
+
+
+class WorkerLostError(StageError):
+    """The process that ran a shard or a rank is gone."""
+
+    retryable = True

@@ -1,0 +1,55 @@
+"""Log set-up, called by `cli` and `jobs` only: text for people, JSON lines for clusters.
+
+Context (`run_id`, `stage`, `shard`, `rank`) is bound once and appears on every line after it.
+"""
+
+import contextlib
+import contextvars
+import json
+import logging
+import sys
+from collections.abc import Iterator
+
+_context: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("videoar_log")
+
+
+@contextlib.contextmanager
+def log_context(**fields: str) -> Iterator[None]:
+    """Add fields to every record logged inside the block."""
+    token = _context.set({**_context.get({}), **fields})
+    try:
+        yield
+    finally:
+        _context.reset(token)
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_context.get({}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        where = "/".join(_context.get({}).values())
+        return f"{record.levelname.lower():7} {where + ': ' if where else ''}" + (
+            super().format(record)
+        )
+
+
+def configure_logging(form: str, *, verbose: bool) -> None:
+    """Send `videoar` logs to stderr in the given form (`text` or `json`)."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
+    root = logging.getLogger("videoar")
+    root.handlers[:] = [handler]
+    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    root.propagate = False

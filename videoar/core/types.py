@@ -1,0 +1,74 @@
+"""Frozen value types that pass between layers."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Frozen(BaseModel):
+    """Immutable model that refuses unknown keys; attribute docstrings become its JSON schema."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Resources(Frozen):
+    """What one worker of a stage needs. Never part of a fingerprint."""
+
+    cpus: float = Field(default=1.0, gt=0)
+    """CPU cores per worker."""
+    gpus: float = Field(default=0.0, ge=0)
+    """GPUs per worker."""
+    memory_gib: float = Field(default=0.0, ge=0)
+    """Memory reserved per worker; 0 reserves none."""
+    workers: int = Field(default=1, ge=1, le=100_000)
+    """Workers (map stages) or ranks (loop stages)."""
+
+
+class FileRef(Frozen):
+    """One immutable, content-addressed object of the store."""
+
+    key: str
+    """Key in the store, ending in the content hash."""
+    sha256: str
+    size_bytes: int
+    rows: int = 0
+    """Rows for Parquet files, 0 for anything else."""
+
+
+class Provenance(Frozen):
+    """Who made a snapshot, from what. Kept in the Delta commit, outside the digest."""
+
+    run_id: str
+    pipeline: str
+    stage: str
+    """Name of the stage in the pipeline file."""
+    fingerprint: str
+    code_version: str
+    parents: dict[str, str] = {}
+    """Port name to snapshot id."""
+
+
+class Commit(Frozen):
+    """What the Delta log says of one snapshot."""
+
+    snapshot: str
+    """Id: `<dataset>:<first 16 hex digits of the digest>`."""
+    digest: str
+    """SHA-256 over the sorted {sha256, bytes, rows} of the files and the contract id."""
+    dataset: str
+    contract: str
+    version: int
+    """Delta version of this commit in this store (stores differ in it, digests do not)."""
+    files: tuple[FileRef, ...]
+    provenance: Provenance
+    metrics: dict[str, float] = {}
+    rejects: str | None = None
+    """Snapshot id of the rows that the stage refused, if it refused any."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files."""
+        return sum(file.rows for file in self.files)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size_bytes for file in self.files)

@@ -1,0 +1,178 @@
+"""The three stage shapes, and nothing about where they run.
+
+A stage turns committed snapshots into the rows of a new one:
+
+    map     shard -> rows     pure, may run twice, any number of workers
+    loop    gang of ranks     training: long, stateful, resumes from its own checkpoints
+    reduce  all rows -> few   statistics, verdicts, scores, gates
+
+A stage knows its config, its input ports and its contract. It never sees an engine, a cluster or
+another stage. Everything in a config counts for the fingerprint unless the field is declared with
+`runtime(...)`: those may change the speed of a stage, never its output.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+import pyarrow as pa
+from pydantic import Field
+
+from videoar.core.types import FileRef, Frozen, Resources
+from videoar.storage.store import Store
+from videoar.storage.tables import Snapshot
+
+
+def runtime(default: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - same typing as pydantic.Field
+    """Declare a config field that cannot change a stage's output and stays out of the fingerprint."""
+    return Field(default=default, json_schema_extra={"runtime": True}, **kwargs)
+
+
+class StageConfig(Frozen):
+    """Base of every stage's options: the keys under the stage's name in the pipeline file."""
+
+    resources: Resources = runtime(Resources())
+    """Workers, cores, GPUs and memory of the stage."""
+    max_reject_fraction: float = Field(default=1.0, ge=0, le=1)
+    """Share of refused rows above which the stage fails."""
+
+    def semantic(self) -> dict[str, Any]:
+        """Return the part of the config that can change the output, as JSON values."""
+        keep = {
+            name
+            for name, info in type(self).model_fields.items()
+            if not (isinstance(info.json_schema_extra, dict) and info.json_schema_extra["runtime"])
+        }
+        return self.model_dump(mode="json", include=keep)
+
+
+C = TypeVar("C", bound=StageConfig)
+Inputs = Mapping[str, Snapshot]
+
+
+@dataclass(frozen=True)
+class Port:
+    """One named input of a stage."""
+
+    contract: str
+    """Contract that the snapshot must have, e.g. `clips@1`."""
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Output:
+    """Rows that a stage made, and the rows that it refused (contract `rejects@1`)."""
+
+    rows: pa.Table
+    rejects: pa.Table | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One unit of a map stage's work. Either a file of an input snapshot or rows given directly."""
+
+    index: int
+    digest: str
+    """Content digest: equal shards have equal digests, whatever the snapshot they came from."""
+    file: FileRef | None = None
+    rows: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that go in."""
+        return self.file.rows if self.file else len(self.rows)
+
+
+class Mapper(Protocol):
+    """The opened form of a map stage: weights are loaded, rows go in, rows come out."""
+
+    def __call__(self, batch: pa.Table) -> Output:
+        """Turn the rows of one shard into output rows; pure, so that a shard may run twice."""
+        ...
+
+
+class Rank(Protocol):
+    """One member of a loop stage's gang, and its only way to talk to the outside."""
+
+    index: int
+    world_size: int
+    scratch: Path
+    """Empty local folder of this attempt."""
+
+    def report(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Tell progress; cheap, rate-limited, safe to call at every step. Rank 0 speaks."""
+        ...
+
+    def save_checkpoint(self, step: int, folder: Path) -> None:
+        """Commit a folder as the checkpoint of `step`. Atomic: it counts entirely or not at all."""
+        ...
+
+    def load_checkpoint(self, into: Path) -> int | None:
+        """Fill `into` with the newest committed checkpoint; return its step, None without one."""
+        ...
+
+
+class Stage(ABC, Generic[C]):
+    """What the shapes share. Subclasses set the class variables and one method."""
+
+    name: ClassVar[str]
+    shape: ClassVar[Literal["map", "loop", "reduce"]]
+    version: ClassVar[int] = 1
+    """Raise it when the output changes for the same input in a way that the code does not show."""
+    consumes: ClassVar[Mapping[str, Port]]
+    produces: ClassVar[str]
+    config_type: ClassVar[type[StageConfig]]
+
+    def __init__(self, config: C) -> None:
+        self.config = config
+
+    def tools(self) -> Mapping[str, str]:
+        """Return versions and digests outside the code and config that the output depends on."""
+        return {}
+
+    def check(self, inputs: Inputs, output: pa.Table) -> None:  # noqa: B027 - optional hook
+        """Gate the output rows before the commit becomes visible; raise `GateError` to refuse."""
+
+
+class MapStage(Stage[C]):
+    """Shards to shards."""
+
+    shape = "map"
+    placement: ClassVar[Literal["pool", "serve"]] = "pool"
+    """Where an engine that has both should host the mapper: an actor pool or a serving deployment."""
+    primary: ClassVar[str]
+    """Port whose files are the shards."""
+
+    def shards(self, inputs: Inputs) -> Sequence[Shard]:
+        """Plan the work: cheap, pure, in a fixed order. Default: one shard per primary file."""
+        return [
+            Shard(index=i, digest=file.sha256, file=file)
+            for i, file in enumerate(inputs[self.primary].files)
+        ]
+
+    @abstractmethod
+    def open(self, inputs: Inputs, store: Store) -> Mapper:
+        """Load what is needed once per worker."""
+
+
+class LoopStage(Stage[C]):
+    """A gang of ranks."""
+
+    shape = "loop"
+
+    @abstractmethod
+    def run(self, inputs: Inputs, store: Store, rank: Rank) -> Output | None:
+        """Run to the end, from the last checkpoint if there is one; rank 0 returns the rows."""
+
+
+class ReduceStage(Stage[C]):
+    """All rows to few."""
+
+    shape = "reduce"
+
+    @abstractmethod
+    def reduce(self, inputs: Inputs, store: Store) -> Iterator[Output]:
+        """Yield output tables; each becomes one file. Yield them in a fixed order."""
