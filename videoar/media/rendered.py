@@ -5,9 +5,9 @@ The one idea: a scene is three words (shape, colour, motion) plus nuisance drawn
 and a generated video can be judged by arithmetic (`videoar.evaluation.rendered`). Lengths are in
 frame sides and speeds in sides per second: any size and frame rate shows the same scene.
 
-The corpus `rendered://shapes?num_videos=N&seed=S` lists files of mixed containers, codecs, sizes and
-rates, some with a hard cut, a few broken on purpose. File i depends on (seed, i) alone, so a larger
-corpus begins with the smaller one. Drawing costs about 1 ms per 128 px frame.
+The corpus `rendered://shapes?num_videos=N&seed=S` lists files of mixed containers, codecs, sizes
+and rates, some with a hard cut, a few broken on purpose. File i depends on (seed, i) alone, so a
+larger corpus begins with the smaller one. Drawing costs about 1 ms per 128 px frame.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from videoar.core.errors import ConfigError
 from videoar.core.ids import digest_json, seed_from
-
+from videoar.media import transcode
 
 Frames = NDArray[np.uint8]
 
@@ -91,7 +91,7 @@ def parse_prompt(text: str) -> Scene | None:
 
 
 def held_out() -> tuple[Scene, ...]:
-    """Return the combinations (one per colour) that the corpus never shows: tests of composition."""
+    """Return the combinations, one per colour, that the corpus never shows."""
     motions = tuple(MOTIONS)
     return tuple(
         Scene(SHAPES[i % len(SHAPES)], colour, motions[i % len(motions)])
@@ -122,6 +122,7 @@ def coverage(
         x: distance right of the centre, in pixels; broadcasts with `y`.
         y: distance below the centre, in pixels.
         radius: size of the shape, in pixels.
+
     Returns:
         Values in [0, 1]: one minus the signed distance to the edge, anti-aliased over one pixel.
     """
@@ -132,7 +133,7 @@ def coverage(
     else:  # upward triangle, centroid at the origin, corners at _REACH radii
         slope = math.sqrt(0.75) * abs(x) - 0.5 * y
         outside = np.maximum(slope, y + 0 * x) - _REACH / 2 * radius
-    return np.clip(0.5 - outside, 0.0, 1.0)
+    return np.asarray(np.clip(0.5 - outside, 0.0, 1.0))
 
 
 class _Nuisance:
@@ -161,8 +162,8 @@ class _Nuisance:
         turns = 2 * math.pi * self.shake_rate_hz * time_s + self.shake_phase
         return np.asarray(_SHAKE * np.sin(turns))
 
-    def background_HW(self, size_px: int, shift_xy: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the texture's grey values: a sum of plane waves, so any sub-pixel shift is exact."""
+    def background(self, size_px: int, shift_xy: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the texture's grey values: plane waves, so that any sub-pixel shift is exact."""
         grid = (np.arange(size_px) + 0.5) / size_px
         grey = np.full((size_px, size_px), self.luma)
         for (wx, wy), phase, height in zip(
@@ -182,8 +183,10 @@ def draw(scene: Scene, num_frames: int, size_px: int, rate_fps: float) -> Frames
         num_frames: frames; `(num_frames - 1) / rate_fps` must be at most `SCENE_S`.
         size_px: height and width.
         rate_fps: frames per second.
+
     Returns:
         RGB frames [T, H, W, 3], uint8; equal arguments give equal bytes.
+
     Raises:
         ValueError: the figure would leave the frame.
     """
@@ -192,17 +195,17 @@ def draw(scene: Scene, num_frames: int, size_px: int, rate_fps: float) -> Frames
     nuisance = _Nuisance(scene)
     colour_3 = np.array(COLOURS[scene.colour], dtype=np.float64)
     pixel = np.arange(size_px) + 0.5
-    frames_THWC = np.empty((num_frames, size_px, size_px, 3), dtype=np.uint8)
+    frames = np.empty((num_frames, size_px, size_px, 3), dtype=np.uint8)
     for t in range(num_frames):
         shift_xy = nuisance.shake_xy(t / rate_fps)
         x, y = size_px * (nuisance.start_xy + nuisance.speed_xy * t / rate_fps + shift_xy)
-        grey_HW = nuisance.background_HW(size_px, shift_xy)
-        alpha_HW1 = coverage(
+        grey = nuisance.background(size_px, shift_xy)
+        alpha = coverage(
             scene.shape, pixel[None, :] - x, pixel[:, None] - y, nuisance.radius * size_px
         )[..., None]
-        frame = (1 - alpha_HW1) * (grey_HW[..., None] + nuisance.tint_3) + alpha_HW1 * colour_3
-        frames_THWC[t] = np.round(np.clip(frame, 0, 255))
-    return frames_THWC
+        frame = (1 - alpha) * (grey[..., None] + nuisance.tint_3) + alpha * colour_3
+        frames[t] = np.round(np.clip(frame, 0, 255))
+    return frames
 
 
 @dataclass(frozen=True)
@@ -237,8 +240,7 @@ class Entry:
 
     @property
     def cuts(self) -> tuple[Scene, ...]:
-        """The scenes of the file, one after the other: one, or two of the same prompt, so that the
-        caption holds for either side of the cut."""
+        """The scenes of the file: one, or two of one prompt, so that its caption holds for both."""
         block, place = divmod(self.index, len(scenes()))
         order = np.random.default_rng(seed_from("order", self.seed, block)).permutation(
             len(scenes())
@@ -296,8 +298,10 @@ def list_rendered(url: str) -> list[dict[str, Any]]:
 
     Args:
         url: `rendered://shapes?num_videos=240&seed=0`; both parameters are optional.
+
     Returns:
         Rows in order of their names; the first rows of a larger corpus are the smaller one.
+
     Raises:
         ConfigError: unknown corpus or parameter, or a value that is no whole number.
     """
@@ -327,13 +331,13 @@ def render_file(uri: str, into: Path) -> Path:
     Args:
         uri: address from `list_rendered`.
         into: existing folder.
+
     Returns:
         Path of the file.
+
     Raises:
         ConfigError: not the address of a file of the corpus.
     """
-    from videoar.media import transcode  # drawing alone needs no ffmpeg
-
     wanted = entry(uri)
     path = into / wanted.name
     if wanted.broken == "empty":
@@ -343,8 +347,8 @@ def render_file(uri: str, into: Path) -> Path:
     elif wanted.broken == "noise":
         path.write_bytes(np.random.default_rng(wanted.index).bytes(20_000))
     else:
-        frames_THWC, rate_fps = wanted.frames()
-        transcode.encode(frames_THWC, path, rate_fps, codec=wanted.format[0])
+        frames, rate_fps = wanted.frames()
+        transcode.encode(frames, path, rate_fps, codec=wanted.format[0])
         if wanted.broken == "truncated":
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return path
