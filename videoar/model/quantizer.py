@@ -1,0 +1,158 @@
+"""Per-frame multi-scale bitwise residual quantizer (binary spherical quantization, BSQ).
+
+One idea: a latent frame is rebuilt coarse to fine; at every scale the *sign* of what is still
+missing is the code, so there is no codebook and K bits per position are always all in use. Bits are
+canonical: latents rebuild from them bit-exactly, so everything here runs in fp32. Frames never mix.
+
+Cost: small latents overshoot. A code has norm 1 whatever the residual's norm is, so the encoder
+must learn latents of norm about 1 or more.
+
+B batch, T latent frames, H W latent grid, h w grid of one scale, K bits.
+Source: arXiv 2601.05966 section 3; FoundationVision/Infinity `bsq_vae/multiscale_bsq.py`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that torch code uses everywhere
+from einops import rearrange
+from torch import Tensor, nn
+
+from videoar.model.schedule import Scales
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """A latent as bits, and what has been rebuilt after each scale."""
+
+    bits: list[Tensor]
+    """Per scale: bool [B, T, h, w, K], the signs of the residual that the scale saw."""
+    accumulated: list[Tensor]
+    """Per scale: float32 [B, T, K, H, W], the sum of upsampled codes up to and with that scale."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What tokenizer training needs."""
+
+    latent_BKTHW: Tensor
+    """Rebuilt latent; gradients pass straight through to the encoder."""
+    loss: Tensor
+    """Commitment plus entropy terms, mean over scales."""
+
+
+def resize(x_nKHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize maps bilinearly; the identity at equal size."""
+    if x_nKHW.shape[-2:] == size:
+        return x_nKHW
+    return F.interpolate(x_nKHW, size=size, mode="bilinear", align_corners=False)
+
+
+def binary_entropy(logits: Tensor) -> Tensor:
+    """Return the entropy in nats of Bernoulli(sigmoid(logits)), with gradients everywhere."""
+    return F.softplus(logits) - logits * torch.sigmoid(logits)
+
+
+class MultiScaleBSQ(nn.Module):
+    """Quantize latents to bits and back; has no parameters.
+
+    Args:
+        num_bits: K, the latent's channels. Source: 48 in arXiv 2601.05966 section 6.1.
+        scales: grids from coarse to fine; the last one is the latent grid.
+    """
+
+    COMMIT_WEIGHT = 0.25  # Source: Infinity bsq_vae
+    ENTROPY_WEIGHT = 0.1  # Source: Infinity bsq_vae
+    INVERSE_TEMPERATURE = 100.0  # Source: Infinity bsq_vae
+
+    def __init__(self, num_bits: int, scales: Scales) -> None:
+        super().__init__()
+        self.num_bits = num_bits
+        self.scales = tuple((h, w) for h, w in scales)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The latent grid (H, W)."""
+        return self.scales[-1]
+
+    def codes(self, bits: Tensor) -> Tensor:
+        """Map bits [..., K] to float32 codes of unit norm."""
+        return (bits.float() * 2 - 1) / math.sqrt(self.num_bits)
+
+    def code_map(self, bits_BThwK: Tensor) -> Tensor:
+        """Return one scale's codes upsampled to the latent grid, [B, T, K, H, W]."""
+        codes = rearrange(self.codes(bits_BThwK), "b t h w k -> (b t) k h w")
+        up = resize(codes, self.grid)
+        return rearrange(up, "(b t) k h w -> b t k h w", b=bits_BThwK.shape[0])
+
+    @torch.no_grad()
+    def pyramid(self, latent_BKTHW: Tensor, flips: Sequence[Tensor] | None = None) -> Pyramid:
+        """Quantize scale by scale, optionally with wrong bits on the way.
+
+        Args:
+            latent_BKTHW: continuous latent, any float dtype.
+            flips: per scale bool [B, T, h, w, K]; a flipped bit is added to the rebuilt latent in
+                its wrong form, while the returned bits are those of the residual as it was seen.
+        Source: arXiv 2601.05966 equation 8; Infinity's bitwise self-correction.
+        """
+        latent = latent_BKTHW.float().transpose(1, 2)
+        batch = latent.shape[0]
+        accumulated = torch.zeros_like(latent)
+        result = Pyramid([], [])
+        for k, scale in enumerate(self.scales):
+            residual = rearrange(latent - accumulated, "b t k h w -> (b t) k h w")
+            seen = self._down(residual, scale) > 0
+            bits = rearrange(seen, "(b t) k h w -> b t h w k", b=batch)
+            accumulated = accumulated + self.code_map(bits ^ flips[k] if flips else bits)
+            result.bits.append(bits)
+            result.accumulated.append(accumulated)
+        return result
+
+    def encode(self, latent_BKTHW: Tensor) -> list[Tensor]:
+        """Return the bits of a latent: per scale bool [B, T, h, w, K]."""
+        return self.pyramid(latent_BKTHW).bits
+
+    def accumulate(self, bits: Sequence[Tensor]) -> list[Tensor]:
+        """Return the rebuilt latent after each scale, float32 [B, T, K, H, W]."""
+        accumulated = [self.code_map(bits[0])]
+        for scale_bits in bits[1:]:
+            accumulated.append(accumulated[-1] + self.code_map(scale_bits))
+        return accumulated
+
+    def decode(self, bits: Sequence[Tensor]) -> Tensor:
+        """Return the latent [B, K, T, H, W] that the bits stand for."""
+        return self.accumulate(bits)[-1].transpose(1, 2)
+
+    def forward(self, latent_BKTHW: Tensor) -> Quantized:
+        """Quantize with a straight-through gradient, for training the tokenizer."""
+        with torch.autocast(latent_BKTHW.device.type, enabled=False):
+            batch = latent_BKTHW.shape[0]
+            latent = rearrange(latent_BKTHW.float(), "b k t h w -> (b t) k h w")
+            rebuilt = torch.zeros_like(latent)
+            loss = latent.new_zeros(())
+            for scale in self.scales:
+                z = self._down(latent - rebuilt.detach(), scale)
+                code = torch.where(z > 0, 1.0, -1.0) / math.sqrt(self.num_bits)
+                rebuilt = rebuilt + resize(code + (z - z.detach()), self.grid)  # exactly the code
+                loss = loss + self._penalty(z, code)
+        latent_BKTHW = rearrange(rebuilt, "(b t) k h w -> b k t h w", b=batch)
+        return Quantized(latent_BKTHW, loss / len(self.scales))
+
+    @staticmethod
+    def _down(residual_nKHW: Tensor, scale: tuple[int, int]) -> Tensor:
+        return F.adaptive_avg_pool2d(residual_nKHW, scale)  # "area"; the identity at the grid
+
+    def _penalty(self, z_nKhw: Tensor, code_nKhw: Tensor) -> Tensor:
+        """Pull residuals to their codes; make single bits sure and all codes used.
+
+        Source: Infinity and InfinityStar (arXiv 2511.04675); analytic, O(K).
+        """
+        logits = -4 * z_nKhw * self.INVERSE_TEMPERATURE / math.sqrt(self.num_bits)
+        mean_p = torch.sigmoid(logits).mean(dim=(0, 2, 3))
+        per_sample = binary_entropy(logits).mean(dim=(0, 2, 3)).sum()
+        per_codebook = binary_entropy(torch.logit(mean_p, eps=1e-6)).sum()
+        entropy = (per_sample - per_codebook) / self.INVERSE_TEMPERATURE
+        commit = F.mse_loss(z_nKhw, code_nKhw)
+        return self.COMMIT_WEIGHT * commit + self.ENTROPY_WEIGHT * entropy

@@ -1,0 +1,76 @@
+"""Scale schedules: the grids, coarse to fine, in which one latent frame is predicted.
+
+One idea: a schedule is a list of (h, w) that ends at the latent grid, and a schedule for a larger
+grid of the same aspect ratio continues the smaller one, so that a later training phase keeps the
+scales that it has learned.
+
+Source: FoundationVision/Infinity `infinity/utils/dynamic_resolution.py` (h >= w templates; the
+first 7/10/12/13 scales are the 0.06M/0.25M/0.60M/1M pixel buckets); the six square scales of an
+8x8 grid are ours, K=6 follows from the 30 steps of arXiv 2601.05966 table 3.
+"""
+
+Scale = tuple[int, int]
+Scales = tuple[Scale, ...]
+
+
+def _square(*sides: int) -> Scales:
+    return tuple((side, side) for side in sides)
+
+
+SMALL_SQUARE = _square(1, 2, 3, 4, 6, 8)
+
+TEMPLATES: dict[float, Scales] = {
+    1.000: _square(1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64),
+    1.250: (
+        *_square(1, 2, 3),
+        *((5, 4), (10, 8), (15, 12), (20, 16), (25, 20), (30, 24)),
+        *((35, 28), (45, 36), (55, 44), (70, 56)),
+    ),
+    1.333: (
+        *_square(1, 2),
+        *((4, 3), (8, 6), (12, 9), (16, 12), (20, 15), (24, 18), (28, 21)),
+        *((36, 27), (48, 36), (60, 45), (72, 54)),
+    ),
+    1.500: (
+        *_square(1, 2),
+        *((3, 2), (6, 4), (9, 6), (15, 10), (21, 14), (27, 18), (33, 22)),
+        *((39, 26), (48, 32), (63, 42), (78, 52)),
+    ),
+    1.750: (
+        *_square(1, 2, 3),
+        *((7, 4), (11, 6), (14, 8), (21, 12), (28, 16), (35, 20)),
+        *((42, 24), (56, 32), (70, 40), (84, 48)),
+    ),
+    2.000: (
+        *_square(1, 2),
+        *((4, 2), (6, 3), (10, 5), (16, 8), (22, 11), (30, 15), (38, 19)),
+        *((46, 23), (60, 30), (74, 37), (90, 45)),
+    ),
+}
+
+
+def scale_schedule(grid_h: int, grid_w: int) -> Scales:
+    """Return the schedule of a latent grid: its template's smaller scales, then the grid itself."""
+    ratio = max(grid_h, grid_w) / min(grid_h, grid_w)
+    template = TEMPLATES[min(TEMPLATES, key=lambda known: abs(known - ratio))]
+    if grid_h == grid_w <= 8:
+        template = SMALL_SQUARE
+    if grid_h < grid_w:
+        template = tuple((w, h) for h, w in template)
+    return (*(s for s in template if s[0] < grid_h and s[1] < grid_w), (grid_h, grid_w))
+
+
+def tokens_per_frame(scales: Scales) -> int:
+    """Return how many tokens all scales of one latent frame have together."""
+    return sum(h * w for h, w in scales)
+
+
+def latent_frames(num_frames: int) -> int:
+    """Return the latent frames of 1 + 4m pixel frames.
+
+    Raises:
+        ValueError: the number has another form, which the causal tokenizer cannot map.
+    """
+    if num_frames < 1 or num_frames % 4 != 1:
+        raise ValueError(f"{num_frames} frames; the tokenizer takes 1 + 4m of them")
+    return 1 + num_frames // 4
