@@ -1,0 +1,127 @@
+"""Frechet distance between two sets of feature vectors, from streaming statistics.
+
+The one idea: keep (n, mean, M2) in float64 and merge by Chan's rule. The result is independent of
+how the data was split to rounding (1e-14), where raw float32 sums lose the signal at a mean of 100.
+The matrix square root is never formed: only its trace is needed, and that is a sum of eigenvalue
+roots (three times faster than `sqrtm` at 400 features), or a nuclear norm when there are fewer
+vectors than features.
+
+Axes: N vectors, D features.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from videoar.core.errors import ContractError
+
+Array = NDArray[np.float64]
+
+
+@dataclass
+class FeatureStats:
+    """Count, mean and centred second moment of vectors seen so far. Memory is D * D, never N."""
+
+    count: int = 0
+    mean: Array | None = None
+    m2: Array | None = None
+
+    def update(self, x_ND: ArrayLike) -> "FeatureStats":
+        """Add vectors; return self.
+
+        Raises:
+            ContractError: not a matrix, other width than before, or a value that is not finite.
+        """
+        x = np.asarray(x_ND, dtype=np.float64)
+        if x.ndim != 2 or not np.isfinite(x).all():
+            raise ContractError("features", f"shape {x.shape} is no matrix of finite numbers")
+        if len(x) == 0:
+            return self
+        mean = x.mean(axis=0)
+        return self.merge(FeatureStats(len(x), mean, (x - mean).T @ (x - mean)))
+
+    def merge(self, other: "FeatureStats") -> "FeatureStats":
+        """Add what another accumulator has seen; return self.
+
+        Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm" (1979).
+        """
+        if other.mean is None or other.m2 is None:
+            return self
+        if self.mean is None or self.m2 is None:
+            self.count, self.mean, self.m2 = other.count, other.mean.copy(), other.m2.copy()
+            return self
+        if self.mean.shape != other.mean.shape:
+            raise ContractError("features", f"{len(self.mean)} != {len(other.mean)} features")
+        total = self.count + other.count
+        delta = other.mean - self.mean
+        self.mean = self.mean + delta * (other.count / total)
+        outer = np.outer(delta, delta) * (self.count * other.count / total)
+        self.m2 = self.m2 + other.m2 + outer
+        self.count = total
+        return self
+
+    def moments(self, ddof: int = 1) -> tuple[Array, Array]:
+        """Return mean [D] and covariance [D, D].
+
+        Args:
+            ddof: 1 divides by N - 1 (TF protocol), 0 by N (StyleGAN-V).
+
+        Raises:
+            ContractError: fewer than two vectors.
+        """
+        if self.mean is None or self.m2 is None or self.count < 2:
+            raise ContractError("features", f"{self.count} vectors have no covariance", "need 2")
+        return self.mean, self.m2 / (self.count - ddof)
+
+
+def frechet_distance(a: FeatureStats, b: FeatureStats, ddof: int = 1) -> float:
+    """Return |mu_a - mu_b|^2 + tr S_a + tr S_b - 2 tr (S_a S_b)^(1/2).
+
+    Raises:
+        ContractError: fewer than two vectors on a side, or different widths.
+
+    Source: Dowson and Landau, J. Multivariate Analysis 12 (1982).
+    """
+    mean_a, cov_a = a.moments(ddof)
+    mean_b, cov_b = b.moments(ddof)
+    if mean_a.shape != mean_b.shape:
+        raise ContractError("features", f"{len(mean_a)} != {len(mean_b)} features")
+    values, vectors = np.linalg.eigh(cov_a)
+    root_a = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    cross = np.linalg.eigvalsh(root_a @ cov_b @ root_a)
+    trace = np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(np.maximum(cross, 0)).sum()
+    return float(((mean_a - mean_b) ** 2).sum() + trace)
+
+
+def frechet_of_vectors(x_ND: Array, y_ND: Array) -> float:
+    """Return the same distance (ddof 1) straight from vectors: 1 ms at N = 64, D = 400.
+
+    For centred matrices tr (S_x S_y)^(1/2) is the nuclear norm of X Y^T over the counts, because
+    both have the same non-zero eigenvalues.
+    """
+    mean_x, mean_y = x_ND.mean(axis=0), y_ND.mean(axis=0)
+    x = (x_ND - mean_x) / np.sqrt(len(x_ND) - 1)
+    y = (y_ND - mean_y) / np.sqrt(len(y_ND) - 1)
+    cross = np.linalg.norm(x @ y.T, ord="nuc")
+    return float(((mean_x - mean_y) ** 2).sum() + (x**2).sum() + (y**2).sum() - 2 * cross)
+
+
+def frechet_interval(
+    x_ND: Array, y_ND: Array, seed: int, num_resamples: int = 200
+) -> tuple[float, float]:
+    """Return a 95 % interval of the distance: 1.96 bootstrap deviations around its value.
+
+    Percentiles would be off: a resample repeats vectors, which acts like a smaller N and raises
+    the distance, so at small N they need not even contain the value.
+    """
+    draw_from = np.random.default_rng(seed)
+    resampled = [
+        frechet_of_vectors(
+            x_ND[draw_from.integers(len(x_ND), size=len(x_ND))],
+            y_ND[draw_from.integers(len(y_ND), size=len(y_ND))],
+        )
+        for _ in range(num_resamples)
+    ]
+    value, half = frechet_of_vectors(x_ND, y_ND), 1.96 * float(np.std(resampled))
+    return max(0.0, value - half), value + half

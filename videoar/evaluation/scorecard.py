@@ -1,0 +1,205 @@
+"""Rows of `scores@1`: no number without its protocol, and a missing number is never a pass.
+
+The one idea: everything that must be equal for two values to be comparable is the protocol lock,
+and its digest travels with the value. What is being judged (model, tokenizer) is lineage, not
+protocol: it stays outside, or no two models could ever be compared.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from videoar.core.errors import ContractError
+from videoar.core.ids import canonical_json, digest_json
+from videoar.core.types import Frozen
+
+Row = dict[str, Any]
+Lock = Mapping[str, Any]
+
+
+def score_row(  # noqa: PLR0913 - one keyword per column of the contract
+    metric: str,
+    value: float,
+    *,
+    lock: Lock,
+    num_samples: int,
+    num_reference: int = 0,
+    interval: tuple[float, float] | None = None,
+    chance: float | None = None,
+    higher_is_better: bool = True,
+    details: Mapping[str, Any] | None = None,
+) -> Row:
+    """Make the row of an evaluated metric.
+
+    Raises:
+        ContractError: the value is not finite.
+    """
+    if not math.isfinite(value):
+        raise ContractError(metric, f"value is {value}")
+    low, high = interval or (None, None)
+    return {
+        **_row(metric, lock, higher_is_better=higher_is_better),
+        "status": "ok",
+        "value": value,
+        "ci_low": low,
+        "ci_high": high,
+        "chance": chance,
+        "num_samples": num_samples,
+        "num_reference": num_reference,
+        "details_json": canonical_json(details or {}),
+    }
+
+
+def not_evaluated(metric: str, reason: str, *, lock: Lock, higher_is_better: bool = True) -> Row:
+    """Make the row that says why a metric has no value."""
+    return {
+        **_row(metric, lock, higher_is_better=higher_is_better),
+        "status": "not_evaluated",
+        "reason": reason,
+    }
+
+
+def _row(metric: str, lock: Lock, *, higher_is_better: bool) -> Row:
+    full = {"metric": metric, **lock}
+    return {
+        "metric": metric,
+        "status": "",
+        "reason": None,
+        "value": None,
+        "ci_low": None,
+        "ci_high": None,
+        "chance": None,
+        "higher_is_better": higher_is_better,
+        "num_samples": 0,
+        "num_reference": 0,
+        "lock_digest": digest_json(full),
+        "lock_json": canonical_json(full),
+        "details_json": "{}",
+    }
+
+
+def require_equal_counts(metric: str, num_samples: int, num_reference: int) -> None:
+    """Refuse a distance between sets of different size: its bias goes with 1 / N.
+
+    Raises:
+        ContractError: the counts differ or are below two.
+    """
+    if num_samples != num_reference or num_samples < 2:
+        raise ContractError(
+            metric, f"{num_samples} samples, {num_reference} reference clips", "need equal N >= 2"
+        )
+
+
+def mean_interval(values: Sequence[float], seed: int) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of a mean (1,000 resamples)."""
+    data = np.asarray(values, dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(len(data), size=(1000, len(data)))
+    low, high = np.quantile(data[picks].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+class Rule(Frozen):
+    """One condition of a promotion gate."""
+
+    metric: str
+    """Name of the metric, as in `scores@1`."""
+    min: float | None = None
+    """Smallest value that passes."""
+    max: float | None = None
+    """Largest value that passes."""
+    max_regression: float | None = Field(default=None, ge=0)
+    """How much worse than the current champion the value may be, in units of the metric."""
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> "Rule":
+        if sum(bound is not None for bound in (self.min, self.max, self.max_regression)) != 1:
+            raise ValueError("set exactly one of min, max and max_regression")
+        return self
+
+
+class Decision(Frozen):
+    """What a rule says of one candidate."""
+
+    rule: str
+    metric: str
+    value: float | None
+    bound: float | None
+    passed: bool
+    reason: str
+
+
+def decide(rule: Rule, scores: Mapping[str, Row], champion: Mapping[str, Row] | None) -> Decision:
+    """Apply a rule; whatever is missing, not finite or not comparable does not pass.
+
+    Args:
+        rule: exactly one of its bounds is set.
+        scores: the candidate's rows of `scores@1` by metric.
+        champion: the champion's rows, None if there is no champion yet (then nothing can regress).
+    """
+    form, bound = _bound(rule)
+    row = scores.get(rule.metric)
+    text = f"{rule.metric} {form} {bound:g}"
+    problem = _problem(row)
+    if row is None or problem:
+        return _decision(rule, text, row, bound, problem)
+    if form == "regression <=":
+        return _regression(rule, text, row, champion)
+    passed = row["value"] >= bound if form == ">=" else row["value"] <= bound
+    return _decision(rule, text, row, bound, "" if passed else f"value is {row['value']:.4g}")
+
+
+def _bound(rule: Rule) -> tuple[Literal[">=", "<=", "regression <="], float]:
+    if rule.min is not None:
+        return ">=", rule.min
+    if rule.max is not None:
+        return "<=", rule.max
+    return "regression <=", rule.max_regression or 0.0
+
+
+def _problem(row: Row | None) -> str:
+    if row is None:
+        return "no such score"
+    if row["status"] != "ok":
+        return f"not evaluated: {row['reason']}"
+    if row["value"] is None or not math.isfinite(row["value"]):
+        return f"value is {row['value']}"
+    return ""
+
+
+def _regression(rule: Rule, text: str, row: Row, champion: Mapping[str, Row] | None) -> Decision:
+    allowed = rule.max_regression or 0.0
+    if champion is None:
+        return _decision(rule, text, row, None, "", "no champion to compare with")
+    other = champion.get(rule.metric)
+    problem = _problem(other)
+    if other is None or problem:
+        return _decision(rule, text, row, None, f"champion: {problem}")
+    if other["lock_digest"] != row["lock_digest"]:
+        changed = ", ".join(_lock_difference(row, other))
+        return _decision(rule, text, row, None, f"the champion's protocol differs in {changed}")
+    sign = 1 if row["higher_is_better"] else -1
+    bound = other["value"] - sign * allowed
+    passed = sign * row["value"] >= sign * bound
+    return _decision(rule, text, row, bound, "" if passed else f"champion has {other['value']:.4g}")
+
+
+def _lock_difference(row: Row, other: Row) -> list[str]:
+    a, b = json.loads(row["lock_json"]), json.loads(other["lock_json"])
+    return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
+
+
+def _decision(
+    rule: Rule, text: str, row: Row | None, bound: float | None, problem: str, note: str = "holds"
+) -> Decision:
+    return Decision(
+        rule=text,
+        metric=rule.metric,
+        value=row["value"] if row else None,
+        bound=bound,
+        passed=not problem,
+        reason=problem or note,
+    )
