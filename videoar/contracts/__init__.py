@@ -1,0 +1,1 @@
+"""Data contracts: schema and checks of every table, declared once in `schemas/`."""

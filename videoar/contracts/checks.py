@@ -1,0 +1,109 @@
+"""Row checks as pure functions of a table: each problem names a column and its first bad row."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import field_validator
+
+from videoar.core.types import Frozen
+
+
+class Checks(Frozen):
+    """What every value of a column must satisfy; nulls are judged by the column's nullability."""
+
+    min: float | None = None
+    max: float | None = None
+    enum: tuple[str | int, ...] | None = None
+    regex: str | None = None
+
+    @field_validator("regex")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+        return value
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One broken rule."""
+
+    column: str
+    rule: str
+    row: int
+    """First row that breaks it, from 0."""
+    count: int
+    """Rows that break it."""
+    value: str
+    """What the first bad row holds."""
+
+    def __str__(self) -> str:
+        rows = f"row {self.row}" + (f" and {self.count - 1} more" if self.count > 1 else "")
+        return f"column {self.column}: {self.rule}: {rows}: {self.value}"
+
+
+def find_problems(
+    table: pa.Table, checks: Mapping[str, Checks], primary_key: Sequence[str]
+) -> list[Problem]:
+    """Check all rows of a table; NaN counts as outside any bounds.
+
+    Args:
+        table: has the contract's Arrow schema, whose nullability is checked, too.
+        checks: column name to its checks.
+        primary_key: columns that together are unique.
+    """
+    problems = [
+        problem
+        for field in table.schema
+        for rule, bad in _bad_masks(table[field.name], field, checks.get(field.name, Checks()))
+        if (problem := _problem(field.name, rule, bad, table[field.name])) is not None
+    ]
+    return problems + _duplicates(table, list(primary_key))
+
+
+def _bad_masks(
+    values: pa.ChunkedArray, field: pa.Field, checks: Checks
+) -> Iterator[tuple[str, pa.ChunkedArray]]:
+    if not field.nullable:
+        yield "null not allowed", pc.is_null(values)
+    if checks.min is not None:
+        yield f"below {checks.min:g}", pc.invert(pc.greater_equal(values, checks.min))
+    if checks.max is not None:
+        yield f"above {checks.max:g}", pc.invert(pc.less_equal(values, checks.max))
+    if checks.enum is not None:
+        allowed = pa.array(checks.enum, values.type)
+        bad = pc.and_(pc.invert(pc.is_in(values, allowed)), pc.is_valid(values))
+        yield f"not one of {', '.join(map(str, checks.enum))}", bad
+    if checks.regex is not None:
+        match = pc.match_substring_regex(values, checks.regex)
+        yield f"does not match {checks.regex}", pc.invert(match)
+
+
+def _problem(name: str, rule: str, bad: pa.ChunkedArray, values: pa.ChunkedArray) -> Problem | None:
+    count = pc.sum(bad).as_py() or 0
+    if not count:
+        return None
+    row = pc.index(bad, True).as_py()
+    return Problem(name, rule, row, count, _show(values[row].as_py()))
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _duplicates(table: pa.Table, key: list[str]) -> list[Problem]:
+    """Find rows whose primary key an earlier row has."""
+    keys = table.select(key).append_column("row", pa.array(range(table.num_rows), pa.int64()))
+    first = keys.group_by(key).aggregate([("row", "min")])
+    if first.num_rows == table.num_rows:
+        return []
+    bad = pc.invert(pc.is_in(keys["row"], first["row_min"]))
+    row = pc.index(bad, True).as_py()
+    value = _show(tuple(table[name][row].as_py() for name in key))
+    return [Problem("+".join(key), "not unique", row, pc.sum(bad).as_py(), value)]

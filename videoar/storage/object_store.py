@@ -1,0 +1,407 @@
+"""Bytes under keys, and the one primitive that everything else rests on: put-if-absent.
+
+Three stores share one protocol: a folder (hard link of a synced temporary file), S3 (one single
+`PutObject` with `If-None-Match: *`) and a private temporary folder for tests. Nothing else is asked
+of a store: no `If-Match`, no conditional delete, no conditional multipart completion, no versions,
+because popular S3 servers lack or ignore them.
+"""
+
+import atexit
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from videoar.core.errors import ConfigError, StorageError, TransientStorageError
+
+MULTIPART_BYTES = 64 << 20
+"""Plain puts above this size go up in parts."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One line of a listing."""
+
+    key: str
+    size_bytes: int
+
+
+class ObjectStore(Protocol):
+    """What the platform asks of a store. Keys are relative `a/b/c` paths."""
+
+    url: str
+
+    def find(self, key: str) -> bytes | None:
+        """Return an object's bytes, None if there is no such object."""
+        ...
+
+    def get(self, key: str) -> bytes:
+        """Return an object's bytes.
+
+        Raises:
+            StorageError: there is no such object.
+        """
+        ...
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Return `length` bytes from `start`, fewer at the end of the object."""
+        ...
+
+    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
+        """Write an object whole or not at all; with `if_absent`, False means that it existed."""
+        ...
+
+    def exists(self, key: str) -> bool:
+        """Say whether there is such an object."""
+        ...
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield the objects whose keys start with `prefix`, sorted by key."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Delete an object; deleting nothing is no error."""
+        ...
+
+    def location(self, key: str) -> str:
+        """Return the address of a key for libraries that open the store by themselves."""
+        ...
+
+    def options(self) -> dict[str, str]:
+        """Return what such a library must know besides the address (endpoint, credentials)."""
+        ...
+
+
+def put_content(objects: ObjectStore, key: str, data: bytes) -> None:
+    """Write an object whose key ends in its content hash: idempotent, in parts when big."""
+    if len(data) <= MULTIPART_BYTES:
+        objects.put(key, data, if_absent=True)
+    elif not objects.exists(key):
+        objects.put(key, data)
+
+
+def _missing(url: str, key: str) -> StorageError:
+    return StorageError(f"{url}/{key}", "no such object", "deleted, or never written to this store")
+
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK}
+
+
+@contextlib.contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    """Turn what the file system says into a `StorageError` that names the path."""
+    try:
+        yield
+    except PermissionError as error:
+        raise StorageError(
+            str(error.filename or path), "no permission", "choose another store or fix its rights"
+        ) from error
+    except OSError as error:
+        where = str(error.filename or path)
+        if error.errno in _DISK_FULL:
+            raise TransientStorageError(where, "disk full", "free some, then resume") from error
+        hint = "the file system has no hard links" if error.errno in _NO_LINKS else ""
+        raise StorageError(where, error.strerror or str(error), hint) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class LocalObjectStore:
+    """A folder. Durable: files and folders are synced before a put returns."""
+
+    _TEMPORARY = ".tmp"
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.url = root.as_uri()
+
+    def _path(self, key: str) -> Path:
+        if key.startswith("/") or not key or {"", ".", ".."} & set(key.split("/")):
+            raise ConfigError(key or "''", "not a store key", "keys are relative a/b/c paths")
+        return self.root / key
+
+    def find(self, key: str) -> bytes | None:
+        path = self._path(key)
+        with _os_errors(path):
+            try:
+                return path.read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def get(self, key: str) -> bytes:
+        data = self.find(key)
+        if data is None:
+            raise _missing(self.url, key)
+        return data
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        path = self._path(key)
+        with _os_errors(path):
+            try:
+                handle = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                raise _missing(self.url, key) from None
+            try:
+                return os.pread(handle, length, start)
+            finally:
+                os.close(handle)
+
+    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
+        path = self._path(key)
+        with _os_errors(path):
+            self._make_folder(path.parent)
+            temporary = self._write_temporary(data)
+            try:
+                if if_absent:
+                    os.link(temporary, path)
+                else:
+                    temporary.rename(path)
+            except FileExistsError:
+                return False
+            finally:
+                temporary.unlink(missing_ok=True)
+            _sync_folder(path.parent)
+        return True
+
+    def _write_temporary(self, data: bytes) -> Path:
+        folder = self.root / self._TEMPORARY
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / secrets.token_hex(8)
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        return temporary
+
+    def _make_folder(self, folder: Path) -> None:
+        if folder.is_dir():
+            return
+        self._make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+    def exists(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        start = self.root / prefix.rpartition("/")[0]
+        with _os_errors(start):
+            paths = [path for path in start.rglob("*") if path.is_file()] if start.is_dir() else []
+            keys = sorted((path.relative_to(self.root).as_posix(), path) for path in paths)
+            for key, path in keys:
+                if key.startswith(prefix) and not key.startswith(self._TEMPORARY):
+                    yield ObjectInfo(key, path.stat().st_size)
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with _os_errors(path):
+            path.unlink(missing_ok=True)
+
+    def location(self, key: str) -> str:
+        return str(self._path(key))
+
+    def options(self) -> dict[str, str]:
+        return {}
+
+
+class MemoryObjectStore(LocalObjectStore):
+    """A store of this process alone: gone at exit, shared by all openers of the same name.
+
+    Kept in a temporary folder, because Delta's own writer cannot be handed a Python dictionary.
+    """
+
+    _folders: dict[str, Path] = {}
+
+    def __init__(self, name: str) -> None:
+        if name not in self._folders:
+            self._folders[name] = Path(tempfile.mkdtemp(prefix="videoar-memory-"))
+            atexit.register(shutil.rmtree, self._folders[name], ignore_errors=True)
+        super().__init__(self._folders[name])
+        self.url = f"memory://{name}"
+
+
+class S3ObjectStore:
+    """A bucket and prefix on AWS or any S3 server; credentials from the standard AWS chain."""
+
+    def __init__(self, bucket: str, prefix: str, endpoint: str = "") -> None:
+        self.url = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._endpoint = endpoint
+        self._client, self._session = _s3_client(endpoint)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel by address: every process opens its own connections and credentials."""
+        return S3ObjectStore, (self._bucket, self._prefix.rstrip("/"), self._endpoint)
+
+    @contextlib.contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        from botocore import exceptions
+
+        try:
+            yield
+        except exceptions.ClientError as error:
+            raise _client_error(f"{self.url}/{key}", self._bucket, error) from error
+        except exceptions.NoCredentialsError as error:
+            raise StorageError(
+                self.url, "no AWS credentials", "set AWS_ACCESS_KEY_ID or AWS_PROFILE"
+            ) from error
+        except (exceptions.HTTPClientError, exceptions.ConnectionError) as error:
+            where = self._endpoint or self.url
+            hint = "check the network and VIDEOAR_S3_ENDPOINT"
+            raise TransientStorageError(where, "the S3 endpoint gives no answer", hint) from error
+        except exceptions.BotoCoreError as error:
+            raise StorageError(self.url, str(error)) from error
+
+    def _call(self, operation: str, key: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401
+        return getattr(self._client, operation)(  # type: ignore[no-any-return]
+            Bucket=self._bucket, Key=self._prefix + key, **arguments
+        )
+
+    def find(self, key: str) -> bytes | None:
+        with self._errors(key):
+            try:
+                return self._call("get_object", key)["Body"].read()  # type: ignore[no-any-return]
+            except self._client.exceptions.NoSuchKey:
+                return None
+
+    def get(self, key: str) -> bytes:
+        data = self.find(key)
+        if data is None:
+            raise _missing(self.url, key)
+        return data
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        span = f"bytes={start}-{start + length - 1}"
+        with self._errors(key):
+            return self._call("get_object", key, Range=span)["Body"].read()  # type: ignore[no-any-return]
+
+    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
+        with self._errors(key):
+            if if_absent:
+                return self._put_if_absent(key, data)
+            if len(data) > MULTIPART_BYTES:
+                self._put_parts(key, data)
+            else:
+                self._call("put_object", key, Body=data)
+        return True
+
+    def _put_if_absent(self, key: str, data: bytes) -> bool:
+        from botocore.exceptions import ClientError
+
+        try:
+            self._call("put_object", key, Body=data, IfNoneMatch="*")
+        except ClientError as error:
+            if _code(error) not in {"PreconditionFailed", "412"}:
+                raise
+            # A 412 after a retry may be our own success whose answer was lost: look, then decide.
+            retried = error.response["ResponseMetadata"].get("RetryAttempts", 0) > 0
+            return retried and self.find(key) == data
+        return True
+
+    def _put_parts(self, key: str, data: bytes) -> None:
+        import io
+
+        from boto3.s3.transfer import TransferConfig
+
+        config = TransferConfig(multipart_threshold=MULTIPART_BYTES, multipart_chunksize=16 << 20)
+        self._client.upload_fileobj(
+            io.BytesIO(data), self._bucket, self._prefix + key, Config=config
+        )
+
+    def exists(self, key: str) -> bool:
+        from botocore.exceptions import ClientError
+
+        with self._errors(key):
+            try:
+                self._call("head_object", key)
+            except ClientError as error:
+                if _code(error) == "404":
+                    return False
+                raise
+        return True
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        pages = self._client.get_paginator("list_objects_v2")
+        with self._errors(prefix):
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
+                for item in page.get("Contents", ()):
+                    yield ObjectInfo(item["Key"].removeprefix(self._prefix), item["Size"])
+
+    def delete(self, key: str) -> None:
+        with self._errors(key):
+            self._call("delete_object", key)
+
+    def location(self, key: str) -> str:
+        return f"s3://{self._bucket}/{self._prefix}{key}"
+
+    def options(self) -> dict[str, str]:
+        credentials = self._session.get_credentials()
+        if credentials is None:
+            raise StorageError(
+                self.url, "no AWS credentials", "set AWS_ACCESS_KEY_ID or AWS_PROFILE"
+            )
+        frozen = credentials.get_frozen_credentials()
+        given = {
+            "AWS_ACCESS_KEY_ID": frozen.access_key,
+            "AWS_SECRET_ACCESS_KEY": frozen.secret_key,
+            "AWS_SESSION_TOKEN": frozen.token,
+            "AWS_REGION": self._client.meta.region_name,
+            "AWS_ENDPOINT_URL": self._endpoint,
+            "AWS_ALLOW_HTTP": "true" if self._endpoint.startswith("http://") else "",
+        }
+        return {name: value for name, value in given.items() if value}
+
+
+def _s3_client(endpoint: str) -> tuple[Any, Any]:
+    """Make a client that also pleases servers without trailing checksums (Ceph answers 411)."""
+    import boto3
+    from botocore.config import Config
+
+    session = boto3.session.Session()
+    config = Config(
+        retries={"mode": "standard", "max_attempts": 5},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"addressing_style": "path"} if endpoint else None,
+        connect_timeout=5,
+        max_pool_connections=32,
+    )
+    region = session.region_name or "us-east-1"
+    client = session.client("s3", endpoint_url=endpoint or None, region_name=region, config=config)
+    return client, session
+
+
+def _code(error: Any) -> str:  # noqa: ANN401 - botocore has no types
+    return str(error.response["Error"].get("Code", ""))
+
+
+_DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
+
+
+def _client_error(where: str, bucket: str, error: Any) -> StorageError:  # noqa: ANN401
+    code, status = _code(error), error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
+    if code == "NoSuchBucket":
+        return StorageError(f"s3://{bucket}", "no such bucket", "create it, or fix the store URL")
+    if code in {"NoSuchKey", "404"}:
+        return StorageError(where, "no such object", "deleted, or never written to this store")
+    if code in _DENIED:
+        return StorageError(
+            where, f"access denied ({code})", "check the AWS credentials and policy"
+        )
+    if status >= 500 or status == 429 or code in {"SlowDown", "ConditionalRequestConflict"}:
+        return TransientStorageError(where, f"the store answered {code}")
+    return StorageError(where, f"the store answered {code}: {error}")

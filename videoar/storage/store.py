@@ -1,0 +1,113 @@
+"""One address for everything that is kept: objects, records, refs and datasets."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from videoar.contracts.contract import load_contract
+from videoar.core.errors import ConfigError, SnapshotNotFoundError, StorageError
+from videoar.core.ids import sha256_hex
+from videoar.core.types import FileRef
+from videoar.storage.ledger import Ledger, Refs
+from videoar.storage.object_store import (
+    LocalObjectStore,
+    MemoryObjectStore,
+    ObjectStore,
+    S3ObjectStore,
+    put_content,
+)
+from videoar.storage.probe import ensure_put_if_absent
+from videoar.storage.tables import Dataset, Snapshot, find_snapshot
+
+
+class Store:
+    """An open store. Pickles by address, so that workers make their own connections."""
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self.objects = objects
+        self.url = objects.url
+        self.ledger = Ledger(objects)
+        self.refs = Refs(self.ledger)
+
+    def dataset(self, name: str, contract: str) -> Dataset:
+        """Return a dataset, whether or not it has commits yet."""
+        return Dataset(self.objects, self.ledger, name, load_contract(contract))
+
+    def snapshot(self, id_or_ref: str) -> Snapshot:
+        """Find a snapshot by id (`clips:0123456789abcdef`) or by ref (`champion`).
+
+        Raises:
+            SnapshotNotFoundError: no such snapshot, or the ref was never set.
+        """
+        if ":" in id_or_ref:
+            return find_snapshot(self.objects, self.ledger, id_or_ref)
+        head = self.refs.head(id_or_ref)
+        if head is None:
+            hint = "snapshot ids look like clips:0123456789abcdef"
+            raise SnapshotNotFoundError(id_or_ref, f"no such ref in {self.url}", hint)
+        return find_snapshot(self.objects, self.ledger, head)
+
+    def put_object(self, data: bytes, suffix: str) -> FileRef:
+        """Keep bytes under their content hash; idempotent."""
+        sha256 = sha256_hex(data)
+        key = f"objects/{sha256[:2]}/{sha256}{suffix}"
+        put_content(self.objects, key, data)
+        return FileRef(key=key, sha256=sha256, size_bytes=len(data))
+
+    def publish_folder(self, folder: Path) -> list[dict[str, Any]]:
+        """Keep every file of a folder; return `{path, key, sha256, size_bytes}` by path."""
+        published = []
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            ref = self.put_object(path.read_bytes(), path.suffix)
+            name = path.relative_to(folder).as_posix()
+            published.append({"path": name, **ref.model_dump(exclude={"rows"})})
+        return sorted(published, key=lambda file: str(file["path"]))
+
+    def fetch_folder(self, files: Iterable[Mapping[str, Any]], into: Path) -> Path:
+        """Bring a published folder back.
+
+        Raises:
+            StorageError: a file is gone, damaged, or would land outside of `into`.
+        """
+        for file in files:
+            target = into / file["path"]
+            if not target.resolve().is_relative_to(into.resolve()):
+                raise StorageError(file["path"], "leads out of the folder", "refuse this record")
+            data = self.objects.get(file["key"])
+            if sha256_hex(data) != file["sha256"]:
+                raise StorageError(f"{self.url}/{file['key']}", "damaged: wrong SHA-256")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+        return into
+
+
+def open_store(url: str, *, endpoint: str = "") -> Store:
+    """Open a store.
+
+    Args:
+        url: `file:///folder`, `s3://bucket/prefix` or `memory://name`.
+        endpoint: S3 server other than AWS.
+
+    Raises:
+        ConfigError: the URL cannot be used.
+        StorageError: an S3 store cannot be reached, or its put-if-absent is not atomic.
+    """
+    objects = _open_objects(url, endpoint)
+    if isinstance(objects, S3ObjectStore):  # a file system's link() is atomic by its standard
+        ensure_put_if_absent(objects)
+    return Store(objects)
+
+
+def _open_objects(url: str, endpoint: str) -> ObjectStore:
+    parts = urlsplit(url)
+    prefix = parts.path.strip("/")
+    if parts.scheme == "file" and not parts.netloc and prefix:
+        return LocalObjectStore(Path(unquote(parts.path)))
+    if parts.scheme == "s3" and parts.netloc:
+        return S3ObjectStore(parts.netloc, prefix, endpoint)
+    if parts.scheme == "memory" and parts.netloc:
+        return MemoryObjectStore(parts.netloc)
+    raise ConfigError(
+        url or "''", "not a store URL", "use file:///folder, s3://bucket/prefix or memory://name"
+    )

@@ -1,0 +1,345 @@
+"""Datasets as Delta Lake tables, and snapshots as their committed versions.
+
+A stage's files are written first, under content-hash names, seen by nobody. One Delta transaction
+then makes the snapshot exist: its file list becomes the table's file list, and its `commitInfo`
+carries the whole `Commit`. Readers go from the log to the files and never list a data folder.
+
+The digest covers the files' {sha256, bytes, rows} and the contract, not who made them: equal
+content is equal wherever and from whatever it came, so that a touched source retrains nothing.
+
+Idempotence: fingerprint and digest are application transaction ids of the Delta log, whose version
+is that of the commit which first carried them. The log alone is the truth; ledger records of the
+same facts only save loading it.
+"""
+
+import json
+import random
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from videoar.contracts.contract import Contract, load_contract
+from videoar.core.crash import crash_point
+from videoar.core.errors import ConfigError, SnapshotNotFoundError, TransientStorageError
+from videoar.core.ids import SHORT_DIGEST, digest_json, sha256_hex
+from videoar.core.types import Commit, FileRef, Provenance
+from videoar.storage.ledger import Ledger
+from videoar.storage.object_store import ObjectStore, put_content
+from videoar.storage.reader import read_file
+from videoar.storage.writer import write_parquet
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+_ATTEMPTS = 20
+_TABLE_CONFIG = {
+    "delta.enableExpiredLogCleanup": "false",  # old commits are the lineage
+    "delta.checkpointInterval": "10",
+}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One committed version of a dataset."""
+
+    objects: ObjectStore
+    ledger: Ledger
+    commit: Commit
+
+    @property
+    def id(self) -> str:
+        """`<dataset>:<first 16 hex digits of the digest>`."""
+        return self.commit.snapshot
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content."""
+        return self.commit.digest
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        return self.commit.dataset
+
+    @property
+    def contract(self) -> str:
+        """Contract id."""
+        return self.commit.contract
+
+    @property
+    def files(self) -> tuple[FileRef, ...]:
+        """Files in the order of the commit."""
+        return self.commit.files
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files."""
+        return self.commit.rows
+
+    def read(
+        self, columns: Sequence[str] | None = None, *, verify: bool = False
+    ) -> Iterator[pa.Table]:
+        """Yield one table per file, in file order."""
+        return (self.read_file(file, columns, verify=verify) for file in self.files)
+
+    def table(self, columns: Sequence[str] | None = None, *, verify: bool = False) -> pa.Table:
+        """Return all rows as one table."""
+        empty = self._schema(columns).empty_table()
+        return pa.concat_tables([empty, *self.read(columns, verify=verify)])
+
+    def read_file(
+        self, file: FileRef, columns: Sequence[str] | None = None, *, verify: bool = False
+    ) -> pa.Table:
+        """Return the rows of one file.
+
+        Raises:
+            StorageError: the file is gone or damaged.
+        """
+        table = read_file(self.objects, file, columns, verify=verify)
+        schema = self._schema(columns)
+        for missing in (f for f in schema if f.name not in table.column_names):
+            table = table.append_column(missing, pa.nulls(len(table), missing.type))
+        return table.select(schema.names).cast(schema)
+
+    def _schema(self, columns: Sequence[str] | None) -> pa.Schema:
+        schema = load_contract(self.contract).arrow_schema
+        if columns is None:
+            return schema
+        unknown = sorted(set(columns) - set(schema.names))
+        if unknown:
+            raise ConfigError(self.id, f"no column {', '.join(unknown)}", self.contract)
+        return pa.schema([schema.field(name) for name in columns])
+
+    def rejects(self) -> "Snapshot | None":
+        """Return the rows that the stage refused."""
+        refused = self.commit.rejects
+        return find_snapshot(self.objects, self.ledger, refused) if refused else None
+
+
+def find_snapshot(objects: ObjectStore, ledger: Ledger, snapshot_id: str) -> Snapshot:
+    """Find a snapshot by id; equal digests resolve to the commit that came first.
+
+    Raises:
+        SnapshotNotFoundError: never committed to this store.
+    """
+    dataset, _, digest = snapshot_id.partition(":")
+    found = _Log(objects, ledger, dataset).find(f"digest-{digest}") if digest else None
+    if found is None:
+        raise SnapshotNotFoundError(snapshot_id, f"no such snapshot in {objects.url}")
+    return Snapshot(objects, ledger, found)
+
+
+class Dataset:
+    """A named table over time; writes files, commits them, finds commits again."""
+
+    def __init__(self, objects: ObjectStore, ledger: Ledger, name: str, contract: Contract) -> None:
+        self.name = name
+        self.contract = contract
+        self._objects, self._ledger = objects, ledger
+        self._log = _Log(objects, ledger, name)
+
+    def write(self, table: pa.Table) -> FileRef:
+        """Write rows as one immutable file that nobody sees before it is committed.
+
+        Raises:
+            ContractError: names the column and the first bad row.
+        """
+        data = write_parquet(self.contract.conform(table, self.name), self.contract)
+        sha256 = sha256_hex(data)
+        crash_point("write.before_put")
+        key = f"{self._log.folder}/{_file_path(sha256)}"
+        put_content(self._objects, key, data)
+        crash_point("write.after_put")
+        return FileRef(key=key, sha256=sha256, size_bytes=len(data), rows=table.num_rows)
+
+    def find(self, fingerprint: str) -> Snapshot | None:
+        """Return what a fingerprint has already made, None if nothing."""
+        commit = self._log.find(f"fingerprint-{fingerprint}")
+        return Snapshot(self._objects, self._ledger, commit) if commit else None
+
+    def commit(
+        self,
+        files: Sequence[FileRef],
+        provenance: Provenance,
+        metrics: Mapping[str, float],
+        rejects: str | None = None,
+    ) -> Snapshot:
+        """Make a snapshot of files exist, by one Delta transaction.
+
+        A second commit of the same fingerprint returns the first one's snapshot.
+
+        Raises:
+            TransientStorageError: other writers were faster too many times.
+        """
+        unique = tuple({file.sha256: file for file in files}.values())
+        digest = snapshot_digest(unique, self.contract.id)
+        draft = Commit(
+            snapshot=f"{self.name}:{digest[:SHORT_DIGEST]}",
+            digest=digest,
+            dataset=self.name,
+            contract=self.contract.id,
+            version=0,
+            files=unique,
+            provenance=provenance,
+            metrics=dict(metrics),
+            rejects=rejects,
+        )
+        commit = self._log.append(draft, self.contract.arrow_schema)
+        return Snapshot(self._objects, self._ledger, commit)
+
+
+def snapshot_digest(files: Sequence[FileRef], contract: str) -> str:
+    """Digest a set of files: the same for any order, time, host, path and store."""
+    content = sorted([file.sha256, file.size_bytes, file.rows] for file in files)
+    return digest_json({"contract": contract, "files": content})
+
+
+def _file_path(sha256: str) -> str:
+    return f"data/{sha256[:2]}/{sha256}.parquet"
+
+
+class _Log:
+    """The Delta log of one dataset."""
+
+    def __init__(self, objects: ObjectStore, ledger: Ledger, dataset: str) -> None:
+        self._objects, self._ledger, self._dataset = objects, ledger, dataset
+        self.folder = f"tables/{dataset}"
+
+    def find(self, app_id: str) -> Commit | None:
+        """Find the commit that first carried an application transaction id."""
+        key = self._index_key(app_id)
+        record = self._ledger.read(key)
+        version = record["version"] if record else self._version_in_log(app_id)
+        if version is None:
+            return None
+        if record is None:  # the writer died between the Delta commit and this record
+            self._ledger.create(key, {"version": version})
+        return self._read(version)
+
+    def append(self, draft: Commit, schema: pa.Schema) -> Commit:
+        """Commit, or adopt what the same fingerprint has committed before."""
+        fingerprint = f"fingerprint-{draft.provenance.fingerprint}"
+        digest = f"digest-{draft.digest[:SHORT_DIGEST]}"
+        for attempt in range(_ATTEMPTS):
+            found = self.find(fingerprint)
+            if found is not None:
+                return found
+            self._try_append(draft, schema, fingerprint, digest)
+            # Whatever the answer was, only the log knows: an error may hide our own success.
+            found = self.find(fingerprint)
+            if found is not None:
+                crash_point("commit.between_records")
+                self.find(digest)
+                crash_point("commit.after_records")
+                return found
+            time.sleep(random.uniform(0, 0.02 * (attempt + 1)))  # noqa: S311 - jitter
+        raise TransientStorageError(
+            self.folder, f"lost {_ATTEMPTS} races for the next commit", "run again"
+        )
+
+    def _try_append(self, draft: Commit, schema: pa.Schema, fingerprint: str, digest: str) -> None:
+        from deltalake import CommitProperties, Transaction
+        from deltalake.exceptions import CommitFailedError
+
+        table = self._open_or_create(schema)
+        version = table.version() + 1
+        ids = [fingerprint]
+        if table.transaction_version(digest) is None:
+            ids.append(digest)
+        commit = draft.model_copy(update={"version": version})
+        crash_point("commit.before_log")
+        try:
+            table.create_write_transaction(
+                self._actions(table, commit.files),
+                mode="append",
+                schema=table.schema(),
+                commit_properties=CommitProperties(
+                    custom_metadata={"videoar": commit.model_dump(mode="json")},
+                    max_commit_retries=0,  # a lost race must re-read: our removals depend on it
+                    app_transactions=[Transaction(name, version) for name in ids],
+                ),
+            )
+        except CommitFailedError:
+            return
+        crash_point("commit.after_log")
+
+    def _actions(self, table: "DeltaTable", files: Sequence[FileRef]) -> list[Any]:
+        """Turn the table's file list into exactly `files`.
+
+        Files that stay are not mentioned: removing and adding one path in one commit is undefined.
+        """
+        from deltalake.transaction import AddAction, RemoveAction
+
+        old = table.get_add_actions()
+        sizes = dict(zip(old["path"].to_pylist(), old["size_bytes"].to_pylist(), strict=True))
+        new = {_file_path(file.sha256): file for file in files}
+        now_ms = int(time.time() * 1000)
+        return [
+            AddAction(
+                path, file.size_bytes, {}, now_ms, True, json.dumps({"numRecords": file.rows})
+            )
+            for path, file in new.items()
+            if path not in sizes
+        ] + [
+            RemoveAction(path, True, now_ms, size, {})
+            for path, size in sizes.items()
+            if path not in new
+        ]
+
+    def _open_or_create(self, schema: pa.Schema) -> "DeltaTable":
+        from deltalake import CommitProperties, DeltaTable, Schema
+        from deltalake.exceptions import DeltaError
+
+        table = self._open()
+        if table is None:
+            try:
+                table = DeltaTable.create(
+                    self._objects.location(self.folder),
+                    Schema.from_arrow(schema),
+                    mode="error",
+                    configuration=_TABLE_CONFIG,
+                    storage_options=self._objects.options(),
+                    commit_properties=CommitProperties(max_commit_retries=0),
+                )
+            except DeltaError:
+                table = self._open()
+                if table is None:
+                    raise
+        self._add_columns(table, schema)
+        return table
+
+    def _add_columns(self, table: "DeltaTable", schema: pa.Schema) -> None:
+        """Add the columns that the contract gained within its major version."""
+        from deltalake import Schema
+
+        known = {field.name for field in table.schema().fields}
+        missing = [f for f in Schema.from_arrow(schema).fields if f.name not in known]
+        if missing:
+            table.alter.add_columns(missing)
+
+    def _open(self) -> "DeltaTable | None":
+        from deltalake import DeltaTable
+        from deltalake.exceptions import TableNotFoundError
+
+        try:
+            return DeltaTable(
+                self._objects.location(self.folder), storage_options=self._objects.options()
+            )
+        except TableNotFoundError:
+            return None
+
+    def _version_in_log(self, app_id: str) -> int | None:
+        table = self._open()
+        return table.transaction_version(app_id) if table is not None else None
+
+    def _read(self, version: int) -> Commit:
+        data = self._objects.get(f"{self.folder}/_delta_log/{version:020d}.json")
+        actions = (json.loads(line) for line in data.splitlines() if line.strip())
+        info = next(action["commitInfo"] for action in actions if "commitInfo" in action)
+        return Commit.model_validate(info["videoar"])
+
+    def _index_key(self, app_id: str) -> str:
+        return f"commits/{self._dataset}/{app_id}.json"

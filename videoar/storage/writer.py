@@ -1,0 +1,127 @@
+"""Parquet as we write it: ordinary columns compressed, `payload` columns in the direct layout.
+
+Direct layout: REQUIRED FIXED_LEN_BYTE_ARRAY(w), PLAIN, uncompressed, no dictionary, no statistics,
+one data page per column chunk. The values of a chunk then are one contiguous block that ends where
+the chunk ends, so row i of a payload column is one ranged read of w bytes at `start + i * w`,
+straight into a batch: no decoding, and still plain Parquet for everybody else. Compression would
+gain nothing on bits and 9 % on fp16 latents, at a third of the read speed.
+"""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from videoar.contracts.contract import Contract
+from videoar.core.errors import ContractError, StorageError
+
+ROW_GROUP_BYTES = 16 << 20
+"""One ranged GET of this size hides an S3 round trip behind its transfer."""
+ROW_GROUP_ROWS = 16_384
+"""Bound for small rows: writers may start a new page after 20,000 rows."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of one payload column that lie side by side in a file."""
+
+    row: int
+    """First row."""
+    rows: int
+    start: int
+    """Byte position of the first row's value."""
+    width: int
+    """Bytes per row."""
+
+
+def write_parquet(table: pa.Table, contract: Contract) -> bytes:
+    """Write a conforming table as one Parquet file; equal rows give equal bytes.
+
+    Raises:
+        ContractError: the values of a payload column differ in length.
+        StorageError: this Parquet writer does not produce the direct layout.
+    """
+    widths = {name: _width(table[name], name) for name in contract.payloads} if len(table) else {}
+    sink = pa.BufferOutputStream()
+    strings = [f.name for f in table.schema if pa.types.is_string(f.type)]
+    pq.write_table(
+        _fixed(table, widths),
+        sink,
+        row_group_size=_row_group_rows(sum(widths.values())),
+        use_dictionary=strings or False,
+        compression={n: "none" if n in widths else "zstd" for n in table.column_names},
+        write_statistics=[n for n in table.column_names if n not in widths] or False,
+        data_page_size=1 << 30,
+        write_batch_size=1 << 20,
+        write_page_checksum=True,
+    )
+    data: bytes = sink.getvalue().to_pybytes()
+    for name in widths:
+        _check_layout(data, table[name], name)
+    return data
+
+
+def _width(values: pa.ChunkedArray, name: str) -> int:
+    lengths = pa.compute.unique(pa.compute.binary_length(values)).to_pylist()
+    if len(lengths) != 1 or not lengths[0]:
+        what = f"payload column {name} has values of {sorted(lengths)[:4]} bytes"
+        raise ContractError("file", what, "a file holds one non-empty shape only")
+    return int(lengths[0])
+
+
+def _row_group_rows(row_bytes: int) -> int:
+    return (
+        max(1, min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // row_bytes)) if row_bytes else ROW_GROUP_ROWS
+    )
+
+
+def _fixed(table: pa.Table, widths: dict[str, int]) -> pa.Table:
+    schema = pa.schema([
+        f.with_type(pa.binary(widths[f.name])) if f.name in widths else f for f in table.schema
+    ])
+    return table.cast(schema)
+
+
+def direct_blocks(metadata: pq.FileMetaData, name: str) -> list[Block] | None:
+    """Find a payload column's values from the footer; None when it is not in the direct layout.
+
+    Only the footer is looked at: `write_parquet` has compared the bytes when it made the file.
+    """
+    index = metadata.schema.names.index(name)
+    width = metadata.schema.column(index).length
+    blocks, row = [], 0
+    for group in range(metadata.num_row_groups):
+        chunk = metadata.row_group(group).column(index)
+        header = chunk.total_compressed_size - chunk.num_values * width
+        if not (_is_plain(chunk) and 0 < header < _MAX_HEADER):
+            return None
+        blocks.append(Block(row, chunk.num_values, chunk.data_page_offset + header, width))
+        row += chunk.num_values
+    return blocks
+
+
+_MAX_HEADER = 56
+"""Two page headers take more, one with a checksum takes less (33 bytes for 16 MiB pages)."""
+
+
+def _is_plain(chunk: pq.ColumnChunkMetaData) -> bool:
+    return (
+        chunk.physical_type == "FIXED_LEN_BYTE_ARRAY"
+        and chunk.compression == "UNCOMPRESSED"
+        and not chunk.has_dictionary_page
+        and set(chunk.encodings) <= {"PLAIN", "RLE"}
+    )
+
+
+def _check_layout(data: bytes, values: pa.ChunkedArray, name: str) -> None:
+    """Compare the blocks that the footer promises with the values themselves."""
+    blocks = direct_blocks(pq.read_metadata(pa.BufferReader(data)), name)
+    view = memoryview(data)
+    for block in blocks or ():
+        rows = values.slice(block.row, block.rows)
+        expected = b"".join(value.as_py() for value in rows)
+        if view[block.start : block.start + block.rows * block.width] != expected:
+            blocks = None
+            break
+    if blocks is None:
+        raise StorageError(name, "the Parquet writer left the direct layout", "pin pyarrow 25.0.1")
