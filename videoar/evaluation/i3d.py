@@ -29,6 +29,7 @@ NUM_BYTES = 50_818_176
 _OTHERS = {"2958652e0c9c48a65010c0ebda5c9cfd4edc7c18": "rgb_imagenet"}
 MIN_FRAMES = 9
 """The last pooling spans 2 of T / 8 (rounded up) steps, so 8 frames fail."""
+NUM_CLASSES = 400
 _BN_EPS = 1e-3  # Source: Sonnet default of the published graph; ports with 1e-5 shift the logits
 
 _BLOCKS = {
@@ -155,7 +156,7 @@ class I3D(nn.Module):
             "Mixed_5b": _Mixed("5b", 832),
             "Mixed_5c": _Mixed("5c", 832),
             "AvgPool": nn.AvgPool3d((2, 7, 7), stride=1),
-            "Logits": _chain({"Conv3d_0c_1x1": _Unit(1024, 400, is_last=True)}),
+            "Logits": _chain({"Conv3d_0c_1x1": _Unit(1024, NUM_CLASSES, is_last=True)}),
         })
         self.requires_grad_(requires_grad=False)
 
@@ -199,16 +200,21 @@ def random_i3d(seed: int) -> I3D:
     return network.eval()
 
 
-def load_i3d(path: Path) -> I3D:
+def device() -> str:
+    """Return where features are computed; part of the protocol lock."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_i3d(path: str) -> I3D:
     """Load the FVD network from its TensorFlow checkpoint data file.
 
     Raises:
         ConfigError: no such file, or any other file than that one.
     """
-    if not path.is_file():
-        raise ConfigError(str(path), "no such file", "set VIDEOAR_I3D_WEIGHTS")
-    data = path.read_bytes()
-    check_identity(data, str(path))
+    if not Path(path).is_file():
+        raise ConfigError(path or "fvd", "no I3D weights", "set VIDEOAR_I3D_WEIGHTS")
+    data = Path(path).read_bytes()
+    check_identity(data, path)
     return read_bundle(data)
 
 

@@ -33,18 +33,18 @@ def score_row(  # noqa: PLR0913 - one keyword per column of the contract
     higher_is_better: bool = True,
     details: Mapping[str, Any] | None = None,
 ) -> Row:
-    """Make the row of an evaluated metric.
+    """Make the row of an evaluated metric, in six digits: the rest is noise of the thread count.
 
     Raises:
         ContractError: the value is not finite.
     """
     if not math.isfinite(value):
         raise ContractError(metric, f"value is {value}")
-    low, high = interval or (None, None)
+    low, high = (_six_digits(end) for end in interval) if interval else (None, None)
     return {
         **_row(metric, lock, higher_is_better=higher_is_better),
         "status": "ok",
-        "value": value,
+        "value": _six_digits(value),
         "ci_low": low,
         "ci_high": high,
         "chance": chance,
@@ -52,6 +52,10 @@ def score_row(  # noqa: PLR0913 - one keyword per column of the contract
         "num_reference": num_reference,
         "details_json": canonical_json(details or {}),
     }
+
+
+def _six_digits(value: float) -> float:
+    return float(f"{value:.6g}")
 
 
 def not_evaluated(metric: str, reason: str, *, lock: Lock, higher_is_better: bool = True) -> Row:

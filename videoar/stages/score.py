@@ -1,0 +1,194 @@
+"""Score generated clips against real ones: one row per metric, each with its protocol lock."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from videoar.core.errors import ConfigError, ContractError
+from videoar.core.ids import digest_json, sha256_hex
+from videoar.core.settings import settings
+from videoar.evaluation.scorecard import not_evaluated
+from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
+from videoar.storage.store import Store
+from videoar.storage.tables import Snapshot
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from videoar.evaluation.measure import Clip
+
+Row = dict[str, Any]
+
+
+class ScoreConfig(StageConfig):
+    """Options of `score`."""
+
+    num_clips: int = Field(default=16, ge=2)
+    """Clips per side of a distance. Three sets pass through I3D, about 1.1 CPU-seconds a clip."""
+    num_reconstructions: int = Field(default=24, ge=1)
+    """Real clips that make a round trip through the tokenizer."""
+    num_examples: int = Field(default=4, ge=0)
+    """Round trips that are stored as videos."""
+    reference_split: Literal["train", "val"] = "val"
+    """Split that real clips come from; the other one rewards or hides memorizing."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the random network and of the bootstrap."""
+
+
+class ScoreStage(ReduceStage[ScoreConfig]):
+    """Samples and real clips to scores."""
+
+    name = "score"
+    consumes: ClassVar[Mapping[str, Port]] = {
+        "samples": Port("samples@1"),
+        "reference": Port("clips@1"),
+        "tokenizer": Port("models@1", optional=True),
+    }
+    produces = "scores@1"
+    config_type = ScoreConfig
+
+    def tools(self) -> Mapping[str, str]:
+        """Return which I3D weights the operator offers: FVD comes and goes with them."""
+        path = Path(settings().i3d_weights)
+        return {"i3d_weights": sha256_hex(path.read_bytes()) if path.is_file() else "none"}
+
+    def reduce(self, inputs: Inputs, store: Store) -> Iterator[Output]:
+        """Yield one table with a row per metric."""
+        from videoar.evaluation import measure
+
+        samples = sorted(inputs["samples"].table().to_pylist(), key=lambda row: row["sample_id"])
+        if not samples:
+            raise ContractError("score", "the snapshot of samples is empty")
+        clips = sorted(inputs["reference"].table().to_pylist(), key=lambda row: row["clip_id"])
+        inside = [row for row in clips if row["split"] == self.config.reference_split]
+        outside = [row for row in clips if row["split"] != self.config.reference_split]
+        lock = _sample_lock(samples)
+        streamed = measure.SampleScores()
+        for row in samples:
+            streamed.add(_clip(store, row))
+        rows = [
+            *streamed.rows("rendered", lock, self.config.seed),
+            *self._distances(store, samples, inside, outside, lock),
+            *self._reconstructions(store, inputs.get("tokenizer"), inside),
+            *measure.vbench_rows(lock),
+        ]
+        yield Output(pa.Table.from_pylist(rows), metrics=_metrics(rows))
+
+    def _distances(
+        self, store: Store, samples: list[Row], inside: list[Row], outside: list[Row], lock: Row
+    ) -> list[Row]:
+        """Return the Frechet rows at equal N; the floor is taken from real clips not used yet."""
+        from videoar.evaluation import i3d, measure
+
+        num = min(self.config.num_clips, len(samples), len(inside))
+        sets = (samples[:num], inside[:num], [*inside[num:], *outside][:num])
+        lock = {
+            **lock,
+            "reference": digest_json([row["video_sha256"] for row in inside[:num]]),
+            "device": i3d.device(),
+        }
+        problem = measure.why_no_distance([[row["num_frames"] for row in rows] for rows in sets])
+        networks = {
+            "frechet_random_i3d": partial(i3d.random_i3d, self.config.seed),
+            "fvd": partial(i3d.load_i3d, settings().i3d_weights),
+        }
+        found = []
+        for metric, load in networks.items():
+            reason = problem
+            try:
+                network = None if reason else load()
+            except ConfigError as error:
+                network, reason = None, str(error)
+            if network is None:
+                found.append(not_evaluated(metric, reason, lock=lock, higher_is_better=False))
+                continue
+            features = [
+                measure.features_ND(network, (_clip(store, row) for row in rows)) for rows in sets
+            ]
+            full = {**lock, "network": network.digest()}
+            found += measure.distance_rows(metric, *features, lock=full, seed=self.config.seed)
+        return found
+
+    def _reconstructions(
+        self, store: Store, tokenizer: Snapshot | None, inside: list[Row]
+    ) -> list[Row]:
+        """Return the scores of round trips through the tokenizer."""
+        from videoar.evaluation import measure
+        from videoar.media.transcode import encode_clips
+
+        chosen = inside[: self.config.num_reconstructions]
+        lock = {"reference": digest_json([row["video_sha256"] for row in chosen])}
+        if tokenizer is None or not chosen:
+            missing = "tokenizer" if tokenizer is None else f"{self.config.reference_split} clips"
+            return measure.reconstruction_absent(f"no {missing} given", lock)
+        round_trip = _round_trip(tokenizer, store)
+        scores = measure.ReconstructionScores()
+        for i, row in enumerate(chosen):
+            real = _clip(store, row)
+            frames_THWC = round_trip(real.frames)
+            scores.add(real, frames_THWC)
+            if i < self.config.num_examples:
+                (video,) = encode_clips([frames_THWC], real.rate_fps, crf=12)
+                key = store.put_object(video, ".mp4").key
+                scores.add_example(real.id, row["video_key"], key)
+        return scores.rows(lock, self.config.seed)
+
+
+def _clip(store: Store, row: Row) -> "Clip":
+    """Decode the video of a row of `samples@1` or `clips@1`."""
+    from videoar.evaluation.measure import Clip
+    from videoar.media.decode import decode_clip
+
+    is_sample = "sample_id" in row
+    return Clip(
+        id=row["sample_id" if is_sample else "clip_id"],
+        frames=decode_clip(store.objects.get(row["video_key"])),
+        rate_fps=row["rate_fps"],
+        text=row["prompt" if is_sample else "caption"] or "",
+    )
+
+
+def _sample_lock(samples: list[Row]) -> Row:
+    """Return what all metrics of these samples depend on, apart from the model itself."""
+    first = samples[0]
+    return {
+        "num_samples": len(samples),
+        "prompts": digest_json(
+            sorted([row["prompt"], row["index"], row["seed"]] for row in samples)
+        ),
+        "sampler": first["sampler_json"],
+        "num_frames": first["num_frames"],
+        "rate_fps": first["rate_fps"],
+        "size_px": [first["width_px"], first["height_px"]],
+        "form": "decoded H.264",
+    }
+
+
+def _round_trip(
+    tokenizer: Snapshot, store: Store
+) -> "Callable[[NDArray[np.uint8]], NDArray[np.uint8]]":
+    """Load the tokenizer; return frames -> tokens -> frames."""
+    import torch
+
+    from videoar.model.tokenizer import frames_from_video, video_from_frames
+    from videoar.training.checkpoint import load_from
+
+    network, _ = load_from(tokenizer, store)
+
+    def call(frames_THWC: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
+        with torch.inference_mode():
+            video_B3THW = video_from_frames(torch.from_numpy(frames_THWC)[None])
+            video_B3THW = network.detokenize(network.tokenize(video_B3THW))
+            frames: NDArray[np.uint8] = frames_from_video(video_B3THW)[0].cpu().numpy()
+            return frames
+
+    return call
+
+
+def _metrics(rows: list[Row]) -> dict[str, float]:
+    return {row["metric"]: row["value"] for row in rows if row["status"] == "ok"}
