@@ -1,0 +1,193 @@
+"""Scan sources in a child process that may be killed at any time.
+
+Decoders crash, hang and swallow memory on hostile files; none of that may reach the worker. One
+child serves many sources (a start costs 0.5 s) under memory and CPU limits, in its own session; a
+timer kills it at the deadline, and the next source gets a new one. The child is not trusted:
+only JSON and raw pixels come back, never pickles.
+"""
+
+import json
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from videoar.core.errors import MediaError
+from videoar.core.settings import child_environment
+from videoar.media.process import Limits, kill_group, tail
+from videoar.media.scan import Excerpt, ScanPlan, SourceFacts, scan
+
+_RECYCLE_AFTER = 1000  # chosen: bounds what a leaking decoder can pile up
+
+
+class Scanner:
+    """Runs `scan` on sources, one at a time; a context manager that leaves no child behind."""
+
+    def __init__(self, plan: ScanPlan, limits: Limits) -> None:
+        self.plan, self.limits = plan, limits
+        self._child: _Child | None = None
+
+    def __enter__(self) -> "Scanner":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the child process."""
+        if self._child:
+            self._child.end()
+            self._child = None
+
+    def scan(self, path: Path) -> Iterator[Excerpt | SourceFacts]:
+        """Yield what `videoar.media.scan.scan` yields.
+
+        Raises:
+            MediaError: the source is unusable, or its decoder hung (`TIMEOUT`), died (`CRASH`) or
+                outgrew its memory (`MEM`).
+        """
+        if self._child is None or self._child.num_served >= _RECYCLE_AFTER:
+            self.close()
+            self._child = _Child(self.limits)
+        is_done = False
+        try:
+            for item in self._child.serve(path, self.plan):
+                is_done = isinstance(item, SourceFacts)
+                yield item
+        except MediaError as error:
+            is_done = error.code not in {"TIMEOUT", "CRASH", "MEM"}
+            raise
+        finally:
+            if not is_done:
+                self.close()
+
+
+class _Child:
+    """One child process and the socket to it."""
+
+    def __init__(self, limits: Limits) -> None:
+        ours, theirs = socket.socketpair()
+        self.limits = limits
+        self.num_served = 0
+        self.is_late = False
+        self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        environment = child_environment(
+            PYTHONPATH=os.pathsep.join(filter(None, sys.path)), OMP_NUM_THREADS="1"
+        )
+        with theirs:
+            self.process = subprocess.Popen(  # noqa: S603 - our own module
+                [sys.executable, "-m", __name__, str(theirs.fileno()), str(limits.memory_bytes)],
+                stdin=subprocess.DEVNULL,
+                stderr=self.stderr,
+                env=environment,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        self.pipe = Connection(ours.detach())
+        self.end = weakref.finalize(self, _end, self.process, self.pipe, self.stderr)
+
+    def serve(self, path: Path, plan: ScanPlan) -> Iterator[Excerpt | SourceFacts]:
+        self.num_served += 1
+        deadline = threading.Timer(self.limits.wall_s, self._expire)
+        deadline.start()
+        try:
+            request = {"path": str(path), "plan": plan.model_dump(), "cpu_s": self.limits.cpu_s}
+            self.pipe.send_bytes(json.dumps(request).encode())
+            while (item := self._receive(path.name)) is not None:
+                yield item
+                if isinstance(item, SourceFacts):
+                    return
+        except (EOFError, OSError) as error:
+            raise self._obituary(path.name) from error
+        finally:
+            deadline.cancel()
+
+    def _expire(self) -> None:
+        self.is_late = True
+        kill_group(self.process)
+
+    def _receive(self, name: str) -> Excerpt | SourceFacts:
+        reply = json.loads(self.pipe.recv_bytes())
+        if reply["kind"] == "error":
+            raise MediaError(name, reply["code"], reply["what"])
+        if reply["kind"] == "source":
+            return SourceFacts(**reply["facts"])
+        pixels = np.frombuffer(self.pipe.recv_bytes(), np.uint8)
+        return Excerpt(pixels.reshape(reply["shape"]), reply["facts"])
+
+    def _obituary(self, name: str) -> MediaError:
+        code = self.process.wait()
+        last_words = tail(self.stderr).splitlines()[-1:] or [""]
+        if self.is_late or code == -signal.SIGXCPU:
+            return MediaError(name, "TIMEOUT", f"no end after {self.limits.wall_s:g} s")
+        if code == -signal.SIGKILL:
+            return MediaError(name, "MEM", "killed from outside, as when memory runs out")
+        return MediaError(name, "CRASH", f"decoder died with status {code} {last_words[0]}".strip())
+
+
+def _end(process: subprocess.Popen[bytes], pipe: Connection, stderr: IO[bytes]) -> None:
+    kill_group(process)
+    pipe.close()
+    stderr.close()
+
+
+def main(fd: int, memory_bytes: int) -> None:
+    """Serve scans over a socket until it closes: the child's side."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    pipe = Connection(fd)
+    while True:
+        try:
+            request = json.loads(pipe.recv_bytes())
+        except EOFError:
+            return
+        _allow_cpu(request["cpu_s"])
+        _answer(pipe, Path(request["path"]), ScanPlan(**request["plan"]))
+
+
+def _allow_cpu(seconds: int) -> None:
+    """Let this process use that much CPU time from now on."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    used = int(usage.ru_utime + usage.ru_stime)
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    resource.setrlimit(resource.RLIMIT_CPU, (used + seconds + 1, hard))
+
+
+def _answer(pipe: Connection, path: Path, plan: ScanPlan) -> None:
+    try:
+        for item in scan(path, plan):
+            if isinstance(item, SourceFacts):
+                _send(pipe, "source", facts=asdict(item))
+            else:
+                _send(pipe, "excerpt", facts=item.facts, shape=item.frames_THWC.shape)
+                pipe.send_bytes(item.frames_THWC.tobytes())
+    except MediaError as error:
+        _send(pipe, "error", code=error.code, what=error.what)
+    except MemoryError:
+        _send(pipe, "error", code="MEM", what="out of memory while decoding")
+
+
+def _send(pipe: Connection, kind: str, **content: Any) -> None:  # noqa: ANN401 - JSON values
+    pipe.send_bytes(json.dumps({"kind": kind, **content}).encode())
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

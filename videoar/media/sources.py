@@ -1,0 +1,256 @@
+"""List what lies under a raw input, and bring single files here.
+
+Every file gets a row, however odd its name or kind: what cannot be a video is refused later, with a
+row of its own, never by being overlooked. Local files have percent-encoded `file://` addresses, so
+that any name (newlines, bytes that are no UTF-8) is valid text and can be opened again.
+"""
+
+import csv
+import io
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
+
+import pyarrow as pa
+
+from videoar.contracts.contract import load_contract
+from videoar.core.errors import ConfigError, MediaError, StorageError
+from videoar.core.settings import settings
+from videoar.media import rendered
+from videoar.storage.object_store import S3ObjectStore
+
+logger = logging.getLogger(__name__)
+LABELS = "labels.csv"
+_NOT_SOURCES = {LABELS, "manifest.csv", "expected.csv"}
+_VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".flv", ".ts", ".mpg", ".mpeg", ".3gp"}
+_SIDECAR_BYTES = 64 << 10
+_LABEL_COLUMNS = {"label", "label_text", "split", "group", "licence", "origin", "source"}
+
+
+@dataclass(frozen=True)
+class _File:
+    """One listed file: how it is named, and how its bytes are read if they are needed here."""
+
+    uri: str
+    name: str
+    etag: str
+    size_bytes: int
+    read: Callable[[], bytes]
+    is_regular: bool = True
+
+
+def list_sources(url: str) -> pa.Table:
+    """List a raw input, sorted by uri.
+
+    Labels come from a `labels.csv` at its top (columns `file`, `label` and optionally `label_text`,
+    `split`, `group`, `licence`, `origin` or `source`), else from folder names; captions also from
+    small text files beside a video (`<stem>.txt`).
+
+    Args:
+        url: folder path, `file://`, `s3://bucket/prefix` or `rendered://shapes?num_videos=..`.
+
+    Returns:
+        Rows of `sources@1`.
+
+    Raises:
+        ConfigError: nothing there, no permission, or a `labels.csv` that cannot be used.
+    """
+    if url.startswith("rendered://"):
+        rows = rendered.list_rendered(url)
+    else:
+        files = list(_list_s3(url) if url.startswith("s3://") else _list_folder(_folder(url)))
+        rows = _rows(url, files)
+    if not rows:
+        raise ConfigError(url, "no files", "point the input at a folder of videos")
+    rows.sort(key=lambda row: str(row["uri"]))
+    contract = load_contract("sources@1")
+    return contract.conform(pa.Table.from_pylist(rows, contract.arrow_schema), url)
+
+
+def fetch(uri: str, into: Path) -> Path:
+    """Make a source readable as a local file with a harmless name.
+
+    Args:
+        uri: address from `list_sources`.
+        into: existing, empty folder.
+
+    Returns:
+        Path in that folder; a link for local files, which are never copied nor changed.
+
+    Raises:
+        MediaError: `IO_PERMANENT`, the object is gone.
+        TransientStorageError: the store may answer later.
+    """
+    if uri.startswith("rendered://"):
+        return rendered.render_file(uri, into)
+    path = into / "source"
+    if uri.startswith("file://"):
+        path.symlink_to(os.fsdecode(unquote_to_bytes(urlsplit(uri).path)))
+        return path
+    bucket, key = _bucket_and_key(uri)
+    try:
+        path.write_bytes(S3ObjectStore(bucket, "", settings().s3_endpoint).get(key))
+    except StorageError as error:
+        if error.retryable:
+            raise
+        raise MediaError(uri, "IO_PERMANENT", error.what) from error
+    return path
+
+
+def _folder(url: str) -> Path:
+    folder = Path(os.fsdecode(unquote_to_bytes(urlsplit(url).path)) if "://" in url else url)
+    if "://" in url and not url.startswith("file://"):
+        raise ConfigError(url, "unknown kind of input", "a folder, file://, s3:// or rendered://")
+    if not folder.exists():
+        raise ConfigError(str(folder), "no such folder")
+    if not folder.is_dir():
+        raise ConfigError(str(folder), "not a folder", "point the input at the folder around it")
+    return folder.absolute()
+
+
+def _list_folder(root: Path) -> Iterator[_File]:
+    def refuse(error: OSError) -> None:
+        raise ConfigError(str(error.filename), error.strerror or str(error)) from error
+
+    for folder, subfolders, names in os.walk(root, onerror=refuse):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        odd = [name for name in subfolders if Path(name).suffix.lower() in _VIDEO_SUFFIXES]
+        for name in (*names, *odd):
+            if not name.startswith("."):
+                yield _local_file(root, Path(folder) / name)
+
+
+def _local_file(root: Path, path: Path) -> _File:
+    status = path.stat() if path.exists() else path.lstat()
+    is_regular = path.is_file()
+    return _File(
+        uri="file://" + quote(os.fsencode(path)),
+        name=os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace"),
+        etag=f"{status.st_size}-{status.st_mtime_ns}",
+        size_bytes=status.st_size if is_regular else 0,
+        read=path.read_bytes,
+        is_regular=is_regular,
+    )
+
+
+def _list_s3(url: str) -> Iterator[_File]:
+    bucket, key = _bucket_and_key(url)
+    prefix = key.rstrip("/")
+    objects = S3ObjectStore(bucket, prefix, settings().s3_endpoint)
+    for info in objects.list(""):
+        if not PurePosixPath(info.key).name.startswith(".") and not info.key.endswith("/"):
+            yield _File(
+                uri=f"s3://{bucket}/{quote(f'{prefix}/{info.key}'.lstrip('/'))}",
+                name=info.key,
+                etag=info.etag,
+                size_bytes=info.size_bytes,
+                read=lambda key=info.key: objects.get(key),  # type: ignore[misc] # default argument
+            )
+
+
+def _bucket_and_key(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, unquote(key)
+
+
+def _rows(url: str, files: list[_File]) -> list[dict[str, Any]]:
+    labels = _read_labels(url, files)
+    captions = _read_sidecars(files)
+    rows = [
+        _row(file, labels, captions)
+        for file in files
+        if PurePosixPath(file.name).name not in _NOT_SOURCES and file.name not in captions.texts
+    ]
+    unknown = set(labels) - {str(row["name"]) for row in rows}
+    if unknown:
+        logger.warning("%s: %d labels without a file, such as %s", url, len(unknown), min(unknown))
+    return rows
+
+
+def _row(file: _File, labels: dict[str, dict[str, str]], captions: "_Sidecars") -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "uri": file.uri,
+        "name": file.name,
+        "etag": file.etag,
+        "size_bytes": file.size_bytes,
+    }
+    folder = PurePosixPath(file.name).parent.name
+    sidecar = captions.by_stem.get(_stem(file.name))
+    given = labels.get(file.name)
+    if given:
+        text = given.get("label_text") or given.get("label")
+        row |= {key: given.get(key) for key in ("label", "split", "group", "licence")}
+        row |= {"origin": given.get("origin") or given.get("source")}
+        row |= {"caption": text, "caption_source": "labels" if text else None}
+    elif folder and not labels:
+        row |= {"label": folder, "caption": folder.replace("_", " "), "caption_source": "folder"}
+    if sidecar:
+        row |= {"caption": sidecar, "caption_source": "sidecar"}
+    return row
+
+
+def _read_labels(url: str, files: list[_File]) -> dict[str, dict[str, str]]:
+    """Read the `labels.csv` at the top of the input, if there is one; empty cells are absent."""
+    for file in files:
+        if file.name == LABELS:
+            where = f"{url.rstrip('/')}/{LABELS}"
+            try:
+                reader = csv.DictReader(io.StringIO(file.read().decode("utf-8-sig")), strict=True)
+                return dict(_label_lines(where, reader))
+            except (UnicodeDecodeError, csv.Error) as error:
+                raise ConfigError(where, f"not a CSV file in UTF-8: {error}") from error
+            except OSError as error:
+                raise ConfigError(where, error.strerror or str(error)) from error
+    return {}
+
+
+def _label_lines(where: str, reader: "csv.DictReader[str]") -> Iterator[tuple[str, dict[str, str]]]:
+    if "file" not in (reader.fieldnames or ()):
+        raise ConfigError(where, "no column `file`", "its paths are relative to the input")
+    for line in reader:
+        given = {key: text for key, text in line.items() if key in _LABEL_COLUMNS and text}
+        if given.get("split", "train") not in {"train", "val"}:
+            what = f"line {reader.line_num}: split is {given['split']}"
+            raise ConfigError(where, what, "allowed: train, val")
+        yield line["file"], given
+
+
+@dataclass(frozen=True)
+class _Sidecars:
+    """Captions in text files, by path without suffix, and the names of these files."""
+
+    by_stem: dict[str, str]
+    texts: frozenset[str]
+
+
+def _read_sidecars(files: list[_File]) -> _Sidecars:
+    videos = {_stem(file.name) for file in files if not _is_txt(file)}
+    found = {
+        file.name: text
+        for file in files
+        if _is_txt(file) and _stem(file.name) in videos and (text := _small_text(file)) is not None
+    }
+    return _Sidecars({_stem(name): text for name, text in found.items()}, frozenset(found))
+
+
+def _is_txt(file: _File) -> bool:
+    return file.name.lower().endswith(".txt")
+
+
+def _stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def _small_text(file: _File) -> str | None:
+    """Return the text of a caption file, None if it is something else under that name."""
+    if not file.is_regular or file.size_bytes > _SIDECAR_BYTES:
+        return None
+    try:
+        text = file.read().decode("utf-8-sig")
+    except (UnicodeDecodeError, OSError):
+        return None
+    return None if "\0" in text else " ".join(text.split())

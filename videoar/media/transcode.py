@@ -1,0 +1,113 @@
+"""Frames to video files: deterministic encoding through ffmpeg.
+
+Equal frames give equal bytes on one build of ffmpeg: one thread, bit-exact flags, no metadata. A
+process start costs more than encoding a small clip, so `encode_clips` writes many clips with one
+process (one encoder each, so that a clip's bytes do not depend on its neighbours).
+"""
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videoar.core.errors import ConfigError
+from videoar.media.process import Limits, run_graph
+
+CODEC_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "libx264": {"preset": "fast"},
+    "libx265": {"preset": "fast", "x265-params": "log-level=error:pools=none:frame-threads=1"},
+    "libvpx-vp9": {"b:v": 0, "cpu-used": 4},
+    "mpeg4": {},
+    "mjpeg": {},
+}
+_QUANTIZER = {"mpeg4": "q:v", "mjpeg": "q:v"}  # these know no crf
+_EXACT = {
+    "threads": 1,
+    "sws_flags": "accurate_rnd+bitexact",
+    "fflags": "+bitexact",
+    "flags:v": "+bitexact",
+    "map_metadata": -1,
+}
+
+
+def encode(
+    frames_THWC: np.ndarray,  # noqa: N803 - shape suffix
+    path: Path,
+    rate_fps: float,
+    *,
+    codec: str = "libx264",
+    crf: int = 12,
+    pix_fmt: str = "yuv420p",
+) -> None:
+    """Encode one clip; the container follows from the path's suffix.
+
+    Args:
+        frames_THWC: uint8 RGB; even height and width unless `pix_fmt` is yuv444p.
+        path: file to write.
+        rate_fps: frame rate.
+        codec: a key of `CODEC_OPTIONS`.
+        crf: quality, smaller is better (quantizer for mpeg4 and mjpeg).
+        pix_fmt: pixel format of the file.
+    """
+    _write([frames_THWC], [path], rate_fps, _settings(codec, crf, pix_fmt))
+
+
+def encode_clips(clips_NTHWC: Sequence[np.ndarray], rate_fps: float, crf: int) -> list[bytes]:  # noqa: N803 - shape suffix
+    """Encode clips of one size as H.264 MP4 with a single process; return their bytes in order.
+
+    The header comes first in each file, so that a reader can start before the file has ended.
+    """
+    options = {**_settings("libx264", crf, "yuv420p"), "movflags": "+faststart"}
+    with tempfile.TemporaryDirectory(prefix="videoar-") as folder:
+        paths = [Path(folder) / f"{i}.mp4" for i in range(len(clips_NTHWC))]
+        _write(clips_NTHWC, paths, rate_fps, options)
+        return [path.read_bytes() for path in paths]
+
+
+@lru_cache(maxsize=1)
+def tool_versions() -> Mapping[str, str]:
+    """Return the versions that the pixels and bytes of clips depend on.
+
+    Raises:
+        ConfigError: ffmpeg is not installed.
+    """
+    tool = shutil.which("ffmpeg")
+    if tool is None:
+        raise ConfigError("ffmpeg", "not found on PATH", "install ffmpeg")
+    text = subprocess.run([tool, "-version"], capture_output=True, text=True, check=True).stdout  # noqa: S603 - found above
+    found = re.match(r"ffmpeg version (\S+)", text)
+    return {"ffmpeg": found.group(1) if found else text[:80], "av": version("av")}
+
+
+def _settings(codec: str, crf: int, pix_fmt: str) -> dict[str, Any]:
+    quality = {_QUANTIZER.get(codec, "crf"): crf}
+    return {**CODEC_OPTIONS[codec], **quality, **_EXACT, "c:v": codec, "pix_fmt": pix_fmt}
+
+
+def _write(
+    clips: Sequence[np.ndarray], paths: Sequence[Path], rate_fps: float, options: dict[str, Any]
+) -> None:
+    import ffmpeg
+
+    _, height, width, _ = clips[0].shape
+    source = ffmpeg.input(
+        "pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", framerate=rate_fps
+    )
+    parts = source.filter_multi_output("split", len(clips))
+    ends = np.cumsum([len(clip) for clip in clips]).tolist()
+    outputs = [
+        parts[i]
+        .filter("trim", start_frame=end - len(clip), end_frame=end)
+        .filter("setpts", "PTS-STARTPTS")
+        .output(f"file:{path}", vsync="passthrough", **options)
+        for i, (clip, end, path) in enumerate(zip(clips, ends, paths, strict=True))
+    ]
+    data = b"".join(np.ascontiguousarray(clip, dtype=np.uint8).tobytes() for clip in clips)
+    run_graph(ffmpeg.merge_outputs(*outputs), data, Limits())

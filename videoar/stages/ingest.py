@@ -1,0 +1,275 @@
+"""Raw videos to clips: each source is read once, in a process that may be killed.
+
+A source ends as clips or as one reject with a typed code; the sum is checked. Shards are groups of
+neighbouring sources whose borders depend on the addresses in them, so that one new file renews one
+shard and leaves all others as they were. Rows hold a reference; the clip's MP4 is an object of the
+store, named by its content.
+"""
+
+import hashlib
+import itertools
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pyarrow as pa
+from pydantic import Field, field_validator
+
+from videoar.contracts.contract import load_contract
+from videoar.core.errors import ContractError, MediaError
+from videoar.core.ids import digest_json, seed_from
+from videoar.media.codes import RETRYABLE, exit_kind
+from videoar.pipeline.stage import (
+    Inputs,
+    Mapper,
+    MapStage,
+    Output,
+    Port,
+    Shard,
+    StageConfig,
+    runtime,
+)
+from videoar.storage.store import Store
+
+if TYPE_CHECKING:
+    from videoar.media.scan import Excerpt
+
+_ENCODE_TOGETHER = 8  # clips per ffmpeg process: bounds memory, hides its start
+_MAX_OVER_MEAN = 4
+Row = dict[str, Any]
+
+
+class IngestConfig(StageConfig):
+    """What a clip is, and what a source may be."""
+
+    num_frames: int = Field(default=17, ge=5)
+    """Frames of a clip: 1 + 4m."""
+    rate_fps: float | None = Field(default=8.0, gt=0, le=120)
+    """Grid in presentation time that frames are picked on; null takes every frame."""
+    size_px: int = Field(default=64, ge=16, le=2048, multiple_of=2)
+    """Side of the square clip: short side resized to it, then the centre."""
+    cut_distance: float | None = Field(default=0.5, gt=0, lt=2)
+    """Histogram L1 distance that makes a hard cut; null keeps a source in one piece."""
+    max_clips_per_source: int = Field(default=16, ge=1)
+    """Clips taken from one source, from its start."""
+    max_duration_s: float = Field(default=600.0, gt=0)
+    """Longer sources are refused (`TOO_LONG`)."""
+    max_pixels: int = Field(default=9_437_184, ge=1)
+    """Larger pictures are refused (`TOO_LARGE_DIM`)."""
+    crf: int = Field(default=12, ge=0, le=51)
+    """Quality of the stored clips (x264); smaller is better."""
+    val_fraction: float = Field(default=0.15, ge=0, lt=1)
+    """Share of groups that become `val` where the input prescribes no split."""
+    sources_per_shard: int = Field(default=16, ge=1)
+    """Sources per shard on average."""
+    scan_timeout_s: float = runtime(120.0, gt=0)
+    """Wall-clock and CPU seconds that one source may take."""
+    scan_memory_mib: int = runtime(2048, ge=512)
+    """Address space of the scanning process."""
+
+    @field_validator("num_frames")
+    @classmethod
+    def _is_one_and_fours(cls, value: int) -> int:
+        if value % 4 != 1:
+            raise ValueError(f"{value} is not 1 + 4m (5, 9, 13, 17, ...)")
+        return value
+
+    @property
+    def cutting(self) -> Row:
+        """The part of the options that decides what a clip of given id holds."""
+        names = {"num_frames", "rate_fps", "size_px", "cut_distance", "crf"}
+        return self.model_dump(mode="json", include=names)
+
+
+class IngestStage(MapStage[IngestConfig]):
+    """Decode, cut, score and store."""
+
+    name = "ingest"
+    consumes: ClassVar[Mapping[str, Port]] = {"sources": Port("sources@1")}
+    produces = "clips@1"
+    config_type = IngestConfig
+    primary = "sources"
+
+    def tools(self) -> Mapping[str, str]:
+        """Name the decoder and the encoder: pixels depend on them."""
+        from videoar.media.transcode import tool_versions
+
+        return tool_versions()
+
+    def shards(self, inputs: Inputs) -> Sequence[Shard]:
+        """Group the sources by content."""
+        rows = sorted(inputs[self.primary].table().to_pylist(), key=lambda row: str(row["uri"]))
+        groups = group_rows(rows, self.config.sources_per_shard)
+        return [
+            Shard(index=i, digest=digest_json(group), rows=tuple(group))
+            for i, group in enumerate(groups)
+        ]
+
+    def open(self, inputs: Inputs, store: Store) -> Mapper:
+        """Start no process yet: the scanner does at the first source."""
+        return _Ingest(self.config, store)
+
+
+def group_rows(rows: Iterable[Row], mean: int) -> Iterator[list[Row]]:
+    """Cut sorted rows into groups of about `mean`; a group's borders depend on its own rows."""
+    group: list[Row] = []
+    for row in rows:
+        group.append(row)
+        if seed_from(row["uri"]) % mean == 0 or len(group) >= _MAX_OVER_MEAN * mean:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+class _Ingest:
+    """The opened stage: one scanning child for many sources."""
+
+    def __init__(self, config: IngestConfig, store: Store) -> None:
+        from videoar.media.isolate import Scanner
+        from videoar.media.process import Limits
+        from videoar.media.scan import ScanPlan
+
+        self.config, self.store = config, store
+        plan = ScanPlan(
+            num_frames=config.num_frames,
+            rate_fps=config.rate_fps,
+            size_px=config.size_px,
+            cut_distance=config.cut_distance,
+            max_clips=config.max_clips_per_source,
+            max_duration_s=config.max_duration_s,
+            max_pixels=config.max_pixels,
+        )
+        time_s = config.scan_timeout_s
+        limits = Limits(time_s, max(1, round(time_s)), config.scan_memory_mib << 20)
+        self.scanner = Scanner(plan, limits)
+
+    def __call__(self, batch: pa.Table) -> Output:
+        clips: list[Row] = []
+        rejects: list[Row] = []
+        kept: set[str] = set()
+        counts: Counter[str] = Counter(sources=batch.num_rows)
+        seen: dict[str, str] = {}
+        for row in batch.to_pylist():
+            try:
+                clips += self._ingest(row, seen)
+                kept.add(row["uri"])
+            except MediaError as error:
+                rejects.append(_reject(row, error, seen.get(row["uri"])))
+                counts[f"reject/{error.code}"] += 1
+        _account(batch, kept, rejects)
+        counts.update(sources_kept=len(kept), sources_rejected=len(rejects), clips=len(clips))
+        return Output(_table(clips, "clips@1"), _table(rejects, "rejects@1"), dict(counts))
+
+    def _ingest(self, row: Row, seen: dict[str, str]) -> list[Row]:
+        """Turn one source into rows; `seen` maps addresses to content for the whole shard."""
+        from videoar.media.probe import require_file
+        from videoar.media.sources import fetch
+
+        with tempfile.TemporaryDirectory(prefix="videoar-source-") as folder:
+            path = fetch(row["uri"], Path(folder))
+            require_file(path)
+            source_id = _digest(path)
+            twins = [uri for uri, digest in seen.items() if digest == source_id]
+            seen[row["uri"]] = source_id
+            if twins:
+                raise MediaError(row["name"], "DUPLICATE_EXACT", f"same bytes as {twins[0]}")
+            return self._clips(_described(row, source_id, self.config.val_fraction), path)
+
+    def _clips(self, common: Row, path: Path) -> list[Row]:
+        """Scan a source, storing clips in small groups as they come."""
+        from videoar.media.scan import SourceFacts
+
+        clips: list[Row] = []
+        pending: list[Excerpt] = []
+        for item in self.scanner.scan(path):
+            is_end = isinstance(item, SourceFacts)
+            if isinstance(item, SourceFacts):
+                common = {**common, **vars(item)}
+            else:
+                pending.append(item)
+            if is_end or len(pending) == _ENCODE_TOGETHER:
+                clips += self._store(pending)
+                pending = []
+        return [self._row(clip, common) for clip in clips]
+
+    def _store(self, excerpts: list["Excerpt"]) -> Iterator[Row]:
+        """Put excerpts into the store as MP4; yield what their rows say of the span."""
+        from videoar.media.transcode import encode_clips
+
+        for rate_fps, group in itertools.groupby(excerpts, key=self._rate_fps):
+            facts, frames = zip(*((e.facts, e.frames_THWC) for e in group), strict=True)
+            videos = encode_clips(frames, rate_fps, self.config.crf)
+            for fact, video in zip(facts, videos, strict=True):
+                reference = self.store.put_object(video, ".mp4")
+                yield {
+                    **fact,
+                    "rate_fps": rate_fps,
+                    "video_key": reference.key,
+                    "video_sha256": reference.sha256,
+                    "video_size_bytes": reference.size_bytes,
+                }
+
+    def _rate_fps(self, excerpt: "Excerpt") -> float:
+        """Return the grid's rate, or the mean rate of the source inside the span."""
+        span_us = excerpt.facts["span_end_us"] - excerpt.facts["span_start_us"]
+        own = 1e6 * (excerpt.facts["num_frames"] - 1) / span_us
+        return self.config.rate_fps or round(own, 3)
+
+    def _row(self, clip: Row, common: Row) -> Row:
+        span = [clip["span_start_us"], clip["span_end_us"]]
+        key = [common["source_id"], span, self.config.cutting]
+        size = self.config.size_px
+        clip_id = digest_json(key)[:32]
+        return {**common, **clip, "clip_id": clip_id, "width_px": size, "height_px": size}
+
+
+def _described(row: Row, source_id: str, val_fraction: float) -> Row:
+    """Return the columns that a clip inherits from the listing."""
+    names = ("label", "caption", "caption_source", "licence", "origin")
+    draw = seed_from("split", row["group"] or source_id) / 2**63
+    return {
+        **{name: row[name] for name in names},
+        "source_id": source_id,
+        "source_uri": row["uri"],
+        "source_name": row["name"],
+        "split": row["split"] or ("val" if draw < val_fraction else "train"),
+    }
+
+
+def _reject(row: Row, error: MediaError, source_id: str | None) -> Row:
+    return {
+        "item_id": row["name"],
+        "kind": "source",
+        "stage": IngestStage.name,
+        "source_id": source_id,
+        "uri": row["uri"],
+        "reasons": [error.code],
+        "detail": error.what,
+        "exit_kind": exit_kind(error.code),
+        "retryable": error.code in RETRYABLE,
+    }
+
+
+def _account(batch: pa.Table, kept: set[str], rejects: list[Row]) -> None:
+    """Fail unless every source ended exactly once."""
+    ended = sorted([*kept, *(row["uri"] for row in rejects)])
+    given = sorted(batch["uri"].to_pylist())
+    if ended != given:
+        what = f"{len(given)} sources in, {len(kept)} kept + {len(rejects)} refused out"
+        raise ContractError("ingest", what, "a source was lost or counted twice")
+
+
+def _table(rows: list[Row], contract: str) -> pa.Table:
+    schema = load_contract(contract).arrow_schema
+    return pa.Table.from_pylist(rows, schema)
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise MediaError(path.name, "IO_PERMANENT", error.strerror or str(error)) from error
