@@ -1,0 +1,106 @@
+"""The report page in a real browser: it opens from disk, every video plays, nothing is fetched."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.report_example import example, moving_square
+from videoar.evaluation.report import render
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        not (shutil.which("chromium") and shutil.which("chromedriver")),
+        reason="needs Debian's chromium and chromium-driver",
+    ),
+]
+
+
+def _mp4(frames_THWC, path) -> bytes:
+    height, width = frames_THWC.shape[1:3]
+    subprocess.run(
+        f"ffmpeg -v error -f rawvideo -pix_fmt rgb24 -s {width}x{height} -r 8 -i - "
+        f"-c:v libx264 -pix_fmt yuv420p -y {path}".split(),
+        input=frames_THWC.tobytes(),
+        check=True,
+        timeout=60,
+    )
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def page_path(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    real = _mp4(moving_square("red"), folder / "real.mp4")
+    generated = _mp4(moving_square("red", noise=14.0), folder / "generated.mp4")
+    page = folder / "report.html"
+    page.write_text(render(example(real, generated)))
+    return page
+
+
+@pytest.fixture(scope="module")
+def browser():
+    options = webdriver.ChromeOptions()
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def opened(browser, page_path):
+    browser.get(page_path.as_uri())
+    WebDriverWait(browser, 30).until(lambda b: all(v["readyState"] >= 2 for v in _videos(b)))
+    return browser
+
+
+def _videos(browser) -> list[dict]:
+    return browser.execute_script(
+        "return [...document.querySelectorAll('video')].map(v => ({readyState: v.readyState,"
+        " width: v.videoWidth, time: v.currentTime, paused: v.paused}))"
+    )
+
+
+def _show(browser, scheme: str, width_px: int) -> None:
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    metrics = {"width": width_px, "height": 900, "deviceScaleFactor": 1, "mobile": width_px < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+
+
+def test_every_video_plays(opened):
+    videos = _videos(opened)
+    assert len(videos) == 22
+    assert all(video["width"] == 64 and video["readyState"] >= 2 for video in videos)
+    # Chromium starts a video only once it is on the screen.
+    opened.execute_script("document.querySelector('video').scrollIntoView()")
+    WebDriverWait(opened, 10).until(lambda b: _videos(b)[0]["time"] > 0)
+    assert not _videos(opened)[0]["paused"]
+
+
+def test_no_console_error_and_no_request_beyond_the_file(opened):
+    assert opened.get_log("browser") == []
+    events = [json.loads(e["message"])["message"] for e in opened.get_log("performance")]
+    requests = [
+        e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"
+    ]
+    assert requests, "the log must at least hold the page itself"
+    assert all(url.startswith(("file:", "data:")) for url in requests)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width_px", [390, 1280])
+def test_fits_the_screen_in_both_schemes(opened, tmp_path, scheme, width_px):
+    _show(opened, scheme, width_px)
+    assert opened.execute_script("return document.documentElement.scrollWidth") <= width_px
+    background = opened.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, background[4:-1].split(","))) > 380) == (scheme == "light")
+    shot = tmp_path / "page.png"
+    assert opened.save_screenshot(str(shot))
+    assert shot.stat().st_size > 10_000
