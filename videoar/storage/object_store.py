@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from videoar.core.errors import ConfigError, StorageError, TransientStorageError
 
@@ -30,6 +30,8 @@ class ObjectInfo:
 
     key: str
     size_bytes: int
+    etag: str = ""
+    """What the store says of the content, where it says anything."""
 
 
 class ObjectStore(Protocol):
@@ -134,6 +136,7 @@ class LocalObjectStore:
         return self.root / key
 
     def find(self, key: str) -> bytes | None:
+        """Read the file, if it is there."""
         path = self._path(key)
         with _os_errors(path):
             try:
@@ -142,12 +145,14 @@ class LocalObjectStore:
                 return None
 
     def get(self, key: str) -> bytes:
+        """Read the file."""
         data = self.find(key)
         if data is None:
             raise _missing(self.url, key)
         return data
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Read a span of the file."""
         path = self._path(key)
         with _os_errors(path):
             try:
@@ -160,6 +165,7 @@ class LocalObjectStore:
                 os.close(handle)
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
+        """Sync a temporary file, then link (`if_absent`) or rename it to its place."""
         path = self._path(key)
         with _os_errors(path):
             self._make_folder(path.parent)
@@ -194,9 +200,11 @@ class LocalObjectStore:
         _sync_folder(folder.parent)
 
     def exists(self, key: str) -> bool:
+        """Say whether the file is there."""
         return self._path(key).is_file()
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Walk the folder; temporary files are not objects."""
         start = self.root / prefix.rpartition("/")[0]
         with _os_errors(start):
             paths = [path for path in start.rglob("*") if path.is_file()] if start.is_dir() else []
@@ -206,14 +214,17 @@ class LocalObjectStore:
                     yield ObjectInfo(key, path.stat().st_size)
 
     def delete(self, key: str) -> None:
+        """Unlink the file."""
         path = self._path(key)
         with _os_errors(path):
             path.unlink(missing_ok=True)
 
     def location(self, key: str) -> str:
+        """Return the path."""
         return str(self._path(key))
 
     def options(self) -> dict[str, str]:
+        """Return nothing: a path is enough."""
         return {}
 
 
@@ -223,7 +234,7 @@ class MemoryObjectStore(LocalObjectStore):
     Kept in a temporary folder, because Delta's own writer cannot be handed a Python dictionary.
     """
 
-    _folders: dict[str, Path] = {}
+    _folders: ClassVar[dict[str, Path]] = {}
 
     def __init__(self, name: str) -> None:
         if name not in self._folders:
@@ -272,6 +283,7 @@ class S3ObjectStore:
         )
 
     def find(self, key: str) -> bytes | None:
+        """GET, if it is there."""
         with self._errors(key):
             try:
                 return self._call("get_object", key)["Body"].read()  # type: ignore[no-any-return]
@@ -279,17 +291,20 @@ class S3ObjectStore:
                 return None
 
     def get(self, key: str) -> bytes:
+        """GET the object."""
         data = self.find(key)
         if data is None:
             raise _missing(self.url, key)
         return data
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
+        """GET a range."""
         span = f"bytes={start}-{start + length - 1}"
         with self._errors(key):
             return self._call("get_object", key, Range=span)["Body"].read()  # type: ignore[no-any-return]
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
+        """PUT in one request or, unconditional and big, in parts."""
         with self._errors(key):
             if if_absent:
                 return self._put_if_absent(key, data)
@@ -323,6 +338,7 @@ class S3ObjectStore:
         )
 
     def exists(self, key: str) -> bool:
+        """HEAD the object."""
         from botocore.exceptions import ClientError
 
         with self._errors(key):
@@ -335,20 +351,25 @@ class S3ObjectStore:
         return True
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """LIST page by page."""
         pages = self._client.get_paginator("list_objects_v2")
         with self._errors(prefix):
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
                 for item in page.get("Contents", ()):
-                    yield ObjectInfo(item["Key"].removeprefix(self._prefix), item["Size"])
+                    key = item["Key"].removeprefix(self._prefix)
+                    yield ObjectInfo(key, item["Size"], item.get("ETag", "").strip('"'))
 
     def delete(self, key: str) -> None:
+        """DELETE the object."""
         with self._errors(key):
             self._call("delete_object", key)
 
     def location(self, key: str) -> str:
+        """Return the `s3://` address."""
         return f"s3://{self._bucket}/{self._prefix}{key}"
 
     def options(self) -> dict[str, str]:
+        """Return endpoint, region and the credentials of this moment."""
         credentials = self._session.get_credentials()
         if credentials is None:
             raise StorageError(

@@ -1,6 +1,6 @@
 """One address for everything that is kept: objects, records, refs and datasets."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -24,9 +24,10 @@ from videoar.storage.tables import Dataset, Snapshot, find_snapshot
 class Store:
     """An open store. Pickles by address, so that workers make their own connections."""
 
-    def __init__(self, objects: ObjectStore) -> None:
+    def __init__(self, objects: ObjectStore, endpoint: str = "") -> None:
         self.objects = objects
         self.url = objects.url
+        self.endpoint = endpoint
         self.ledger = Ledger(objects)
         self.refs = Refs(self.ledger)
 
@@ -47,6 +48,14 @@ class Store:
             hint = "snapshot ids look like clips:0123456789abcdef"
             raise SnapshotNotFoundError(id_or_ref, f"no such ref in {self.url}", hint)
         return find_snapshot(self.objects, self.ledger, head)
+
+    def snapshots(self) -> Iterator[Snapshot]:
+        """Yield every snapshot of every dataset, by dataset and digest."""
+        for key in self.ledger.list("commits/"):
+            _, dataset, record = key.split("/")
+            if record.startswith("digest-"):
+                digest = record.removeprefix("digest-").removesuffix(".json")
+                yield self.snapshot(f"{dataset}:{digest}")
 
     def put_object(self, data: bytes, suffix: str) -> FileRef:
         """Keep bytes under their content hash; idempotent."""
@@ -96,7 +105,7 @@ def open_store(url: str, *, endpoint: str = "") -> Store:
     objects = _open_objects(url, endpoint)
     if isinstance(objects, S3ObjectStore):  # a file system's link() is atomic by its standard
         ensure_put_if_absent(objects)
-    return Store(objects)
+    return Store(objects, endpoint)
 
 
 def _open_objects(url: str, endpoint: str) -> ObjectStore:

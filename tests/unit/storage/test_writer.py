@@ -1,0 +1,140 @@
+"""The direct layout: every payload row is where the footer says, for any reader."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from videoar.contracts.contract import load_contract
+from videoar.core.errors import ContractError, StorageError
+from videoar.core.ids import sha256_hex
+from videoar.core.types import FileRef
+from videoar.storage import open_store
+from videoar.storage.reader import PayloadReader, read_file
+from videoar.storage.writer import direct_blocks, write_parquet
+
+TOKENS = load_contract("tokens@1")
+
+
+def tokens(rows, width=1000, seed=0):
+    random = np.random.default_rng(seed)
+    latents = [random.bytes(width) for _ in range(rows)]
+    return TOKENS.conform(
+        pa.table({
+            "clip_id": [f"{i:032x}" for i in range(rows)],
+            "source_id": [f"{i:064x}" for i in range(rows)],
+            "split": ["train"] * rows,
+            "label": ["a", None] * (rows // 2) + ["b"] * (rows % 2),
+            **dict.fromkeys(("rate_fps", "start_s", "duration_s"), [1.0] * rows),
+            **dict.fromkeys("thwk", [1] * rows),
+            "bits": [latent[:7] for latent in latents],
+            "latent": latents,
+            "bits_xxh3": [0] * rows,
+            "latent_xxh3": [0] * rows,
+        }),
+        "test",
+    )
+
+
+@pytest.fixture
+def put():
+    store = open_store(f"memory://{np.random.default_rng().integers(1 << 62)}")
+
+    def keep(data, rows):
+        store.objects.put("x.parquet", data)
+        file = FileRef(key="x.parquet", sha256=sha256_hex(data), size_bytes=len(data), rows=rows)
+        return store.objects, file
+
+    return keep
+
+
+@pytest.mark.parametrize(("rows", "width"), [(1, 1000), (5, 7_000_000), (300, 100_000)])
+def test_rows_are_read_in_any_order_across_row_groups(put, rows, width):
+    table = tokens(rows, width)
+    data = write_parquet(table, TOKENS)
+    groups = -(-rows // ((16 << 20) // (width + 7)))
+    assert pq.read_metadata(io.BytesIO(data)).num_row_groups == groups
+    reader = PayloadReader(*put(data, rows))
+    wanted = np.random.default_rng(1).permutation(rows)[:20]
+    for column in ("latent", "bits"):
+        got = reader.read_rows(column, wanted)
+        assert [row.tobytes() for row in got] == table[column].take(wanted).to_pylist()
+
+
+def test_plain_parquet_for_everybody_and_equal_bytes_for_equal_rows():
+    table = tokens(20)
+    data = write_parquet(table, TOKENS)
+    assert data == write_parquet(tokens(20), TOKENS)
+    again = pq.read_table(io.BytesIO(data))
+    assert pa.types.is_fixed_size_binary(again["latent"].type)
+    assert again.cast(TOKENS.arrow_schema).equals(table)
+    chunk = pq.read_metadata(io.BytesIO(data)).row_group(0).column(again.column_names.index("bits"))
+    assert chunk.compression == "UNCOMPRESSED"
+    assert not chunk.has_dictionary_page
+
+
+def test_another_writers_file_is_decoded_instead(put):
+    table = tokens(50)
+    sink = io.BytesIO()
+    schema = table.schema.set(
+        table.schema.get_field_index("latent"), pa.field("latent", pa.binary(1000))
+    )
+    pq.write_table(table.cast(schema), sink, data_page_size=4096, compression="snappy")
+    assert direct_blocks(pq.read_metadata(sink), "latent") is None
+    got = PayloadReader(*put(sink.getvalue(), 50)).read_rows("latent", [3, 1])
+    assert [row.tobytes() for row in got] == table["latent"].take([3, 1]).to_pylist()
+
+
+def test_many_pages_are_not_taken_for_the_direct_layout():
+    table = (
+        tokens(2000, 16)
+        .select(["latent"])
+        .cast(pa.schema([pa.field("latent", pa.binary(16), False)]))
+    )
+    sink = io.BytesIO()
+    pq.write_table(
+        table,
+        sink,
+        data_page_size=1024,
+        write_batch_size=16,
+        compression="none",
+        use_dictionary=False,
+        write_statistics=False,
+    )
+    assert direct_blocks(pq.read_metadata(sink), "latent") is None
+
+
+def test_shapes_do_not_mix_in_a_file():
+    mixed = pa.concat_tables([tokens(2, 10), tokens(2, 12)])
+    with pytest.raises(ContractError, match="latent has values of \\[10, 12\\] bytes"):
+        write_parquet(mixed, TOKENS)
+
+
+def test_column_reads_fetch_less_than_the_file(put):
+    objects, file = put(write_parquet(tokens(100, 50_000), TOKENS), 100)
+    fetched = []
+
+    class Counting:
+        url = objects.url
+
+        def get_range(self, key, start, length):
+            fetched.append(length)
+            return objects.get_range(key, start, length)
+
+    table = read_file(Counting(), file, ["clip_id"])
+    assert table.num_rows == 100
+    assert sum(fetched) < file.size_bytes / 10
+
+
+def test_damage_is_seen(put):
+    data = bytearray(write_parquet(tokens(10), TOKENS))
+    objects, file = put(bytes(data), 10)
+    data[40] ^= 1
+    objects.put("x.parquet", bytes(data))
+    with pytest.raises(StorageError, match="damaged"):
+        read_file(objects, file, None, verify=True)
+    objects.put("x.parquet", bytes(data[:-1]))
+    with pytest.raises(StorageError, match="damaged"):
+        read_file(objects, file, None)
