@@ -3,7 +3,7 @@
 The one idea: figures are vivid and backgrounds are grey, so the chroma of a pixel, divided by the
 chroma of the figure, is the share of the pixel that the figure covers. From that matte follow the
 colour (direction of the mean chroma), the motion (robust slope of the centroid) and the shape (the
-template of the same area and centroid that overlaps best). About 1 ms per frame at 64 px.
+template of the same area and centroid that overlaps best). About 2 ms per frame at 64 px.
 
 Axes: N clips, T frames, H W pixels.
 """

@@ -1,0 +1,85 @@
+"""Score rows and gate rules: no number without its protocol, no pass without a number."""
+
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from videoar.core.errors import ContractError
+from videoar.evaluation.scorecard import (
+    Rule,
+    decide,
+    mean_interval,
+    not_evaluated,
+    require_equal_counts,
+    score_row,
+)
+
+LOCK = {"num_frames": 17}
+
+
+def card(value=0.5, *, lock=LOCK, up=True):
+    row = score_row("m", value, lock=lock, num_samples=4, higher_is_better=up)
+    return {"m": row}
+
+
+ABSENT = {"m": not_evaluated("m", "no weights", lock=LOCK)}
+HOLLOW = {"m": {**card()["m"], "value": math.nan}}
+OTHER = card(0.5, lock={"num_frames": 33})
+
+
+@pytest.mark.parametrize(
+    ("bound", "scores", "champion", "passed", "reason"),
+    [
+        ({"min": 0.5}, card(0.5), None, True, "holds"),
+        ({"min": 0.5}, card(0.4), None, False, "value is 0.4"),
+        ({"max": 0.5}, card(0.5), None, True, "holds"),
+        ({"max": 0.5}, card(0.6), None, False, "value is 0.6"),
+        ({"min": 0.0}, {}, None, False, "no such score"),
+        ({"min": 0.0}, ABSENT, None, False, "not evaluated: no weights"),
+        ({"max": 9.0}, HOLLOW, None, False, "value is nan"),
+        ({"max_regression": 0.1}, card(0.5), None, True, "no champion to compare with"),
+        ({"max_regression": 0.1}, card(0.5), card(0.5), True, "holds"),
+        ({"max_regression": 0.1}, card(0.9), card(0.5), True, "holds"),
+        ({"max_regression": 0.1}, card(0.3), card(0.5), False, "champion has 0.5"),
+        ({"max_regression": 0.1}, card(0.3, up=False), card(0.5, up=False), True, "holds"),
+        ({"max_regression": 0.1}, card(0.7, up=False), card(0.5, up=False), False, "champion"),
+        ({"max_regression": 0.1}, card(0.9), {}, False, "champion: no such score"),
+        ({"max_regression": 0.1}, card(0.9), ABSENT, False, "champion: not evaluated"),
+        ({"max_regression": 0.1}, card(0.9), HOLLOW, False, "champion: value is nan"),
+        ({"max_regression": 0.1}, card(0.9), OTHER, False, "protocol differs in num_frames"),
+        ({"max_regression": 0.1}, ABSENT, card(0.5), False, "not evaluated"),
+    ],
+)
+def test_gate_table(bound, scores, champion, passed, reason):
+    decision = decide(Rule(metric="m", **bound), scores, champion)
+    assert decision.passed is passed
+    assert reason in decision.reason
+
+
+@pytest.mark.parametrize("bounds", [{}, {"min": 0.0, "max": 1.0}, {"max_regression": -1.0}])
+def test_a_rule_has_one_bound(bounds):
+    with pytest.raises(ValidationError):
+        Rule(metric="m", **bounds)
+
+
+def test_rows_refuse_what_is_no_number_and_locks_differ_by_metric():
+    for value in (math.nan, math.inf):
+        with pytest.raises(ContractError):
+            card(value)
+    a, b = (score_row(name, 1, lock=LOCK, num_samples=1) for name in "ab")
+    assert a["lock_digest"] != b["lock_digest"]
+    assert a["lock_digest"] == not_evaluated("a", "why", lock=LOCK)["lock_digest"]
+
+
+def test_unequal_counts_are_refused():
+    require_equal_counts("m", 2, 2)
+    for counts in ((2, 3), (1, 1), (0, 0)):
+        with pytest.raises(ContractError):
+            require_equal_counts("m", *counts)
+
+
+def test_mean_interval():
+    low, high = mean_interval([0.0, 1.0] * 50, seed=0)
+    assert (low, high) == (pytest.approx(0.4, abs=0.03), pytest.approx(0.6, abs=0.03))
+    assert (low, high) == mean_interval([0.0, 1.0] * 50, seed=0)
