@@ -1,0 +1,168 @@
+"""From samples to score rows to a gate's decision, on clips that our own renderer draws."""
+
+import itertools
+import json
+
+import pyarrow as pa
+import pytest
+import torch
+
+from videoar.contracts.contract import load_contract
+from videoar.core.errors import ContractError
+from videoar.core.types import Provenance
+from videoar.media.rendered import draw, scenes
+from videoar.media.transcode import encode_clips
+from videoar.stages.promote import PromoteConfig, PromoteStage
+from videoar.stages.score import ScoreConfig, ScoreStage
+from videoar.storage.store import open_store
+
+numbers = itertools.count()
+
+
+@pytest.fixture
+def store():
+    torch.set_num_threads(1)
+    return open_store(f"memory://score-{next(numbers)}")
+
+
+def commit(store, dataset, contract, rows, **parents):
+    target = store.dataset(dataset, contract)
+    schema = load_contract(contract).arrow_schema
+    table = pa.Table.from_pylist([dict.fromkeys(schema.names) | row for row in rows], schema)
+    provenance = Provenance(
+        run_id="r",
+        pipeline="p",
+        stage=dataset,
+        fingerprint=f"{dataset}{next(numbers)}",
+        code_version="0",
+        parents=parents,
+    )
+    return target.commit([target.write(table)], provenance, {})
+
+
+def videos(store, num_frames, prompt=None):
+    """Rows that samples and clips share: one video per scene, at 32 px and 8 fps."""
+    chosen = scenes()[::8]
+    clips = [draw(scene, num_frames, 32, 8.0) for scene in chosen]
+    for i, (scene, data) in enumerate(zip(chosen, encode_clips(clips, 8.0, 18), strict=True)):
+        ref = store.put_object(data, ".mp4")
+        yield (
+            i,
+            prompt or scene.prompt,
+            {
+                "num_frames": num_frames,
+                "rate_fps": 8.0,
+                "width_px": 32,
+                "height_px": 32,
+                "video_key": ref.key,
+                "video_sha256": ref.sha256,
+                "video_size_bytes": ref.size_bytes,
+            },
+        )
+
+
+def samples(store, num_frames, prompt=None):
+    fixed = {
+        "model_digest": "m",
+        "tokenizer_digest": "t",
+        "sampler_json": "{}",
+        "steps": 1,
+        "index": 0,
+    }
+    rows = [
+        {"sample_id": f"{i:032x}", "prompt": text, "seed": i, **fixed, **video}
+        for i, text, video in videos(store, num_frames, prompt)
+    ]
+    return commit(store, "samples", "samples@1", rows)
+
+
+def reference(store, num_frames):
+    zeros = {
+        field.name: [0] if pa.types.is_list(field.type) else 1
+        for field in load_contract("clips@1").arrow_schema
+        if not field.nullable and field.type != pa.string()
+    }
+    words = dict.fromkeys(("source_uri", "source_name", "container", "codec", "pix_fmt"), "x")
+    rows = [
+        {
+            **zeros,
+            **words,
+            "is_vfr": False,
+            "rotation_deg": 0,
+            "clip_id": f"{i:032x}",
+            "source_id": f"{i:064x}",
+            "caption": text,
+            "split": "val" if i % 2 else "train",
+            **video,
+        }
+        for i, text, video in videos(store, num_frames)
+    ]
+    return commit(store, "clips", "clips@1", rows)
+
+
+def score(store, given, **config):
+    (output,) = ScoreStage(ScoreConfig(**config)).reduce(given, store)
+    table = load_contract("scores@1").conform(output.rows, "test")
+    return {row["metric"]: row for row in table.to_pylist()}
+
+
+def test_every_metric_has_a_row_and_stand_ins_never_carry_the_name(store):
+    given = {"samples": samples(store, 9), "reference": reference(store, 9)}
+    rows = score(store, given, num_clips=2)
+    for name in ("colour_acc", "motion_acc", "valid_frac"):
+        assert rows[f"rendered/{name}"]["value"] == 1
+        assert rows[f"rendered/{name}"]["ci_low"] < 1
+    distance, floor = rows["frechet_random_i3d"], rows["frechet_random_i3d/floor"]
+    assert distance["num_samples"] == distance["num_reference"] == 2
+    assert distance["ci_low"] <= distance["value"] <= distance["ci_high"]
+    assert floor["value"] > 0
+    assert json.loads(distance["lock_json"])["network"]
+    assert 0 < rows["temporal_flickering"]["value"] < 1
+    absent = {name: row["reason"] for name, row in rows.items() if row["status"] != "ok"}
+    assert "VIDEOAR_I3D_WEIGHTS" in absent["fvd"]
+    assert "imaging_quality" in absent["vbench/total"]
+    assert absent["recon/psnr"] == absent["rendered_recon/colour_acc"] == "no tokenizer given"
+    assert all(name == "fvd" or "fvd" not in name for name in rows)
+    assert all(row["value"] is None for row in rows.values() if row["status"] != "ok")
+
+
+def test_what_cannot_be_measured_says_why(store):
+    given = {"samples": samples(store, 5, "a cat"), "reference": reference(store, 5)}
+    rows = score(store, given)
+    assert "no text is a prompt" in rows["rendered/all_acc"]["reason"]
+    assert "needs 9 frames" in rows["frechet_random_i3d"]["reason"]
+    assert "needs 9 frames" in rows["fvd"]["reason"]
+    empty = commit(store, "none", "samples@1", [])
+    with pytest.raises(ContractError, match="empty"):
+        score(store, {**given, "samples": empty})
+
+
+def test_promotion_needs_every_rule_and_the_champions_card(store):
+    given = {"samples": samples(store, 5), "reference": reference(store, 5)}
+    rows = list(score(store, given).values())
+    scores = commit(store, "scores", "scores@1", rows)
+    model = commit(store, "model", "models@1", [])
+    rules = [
+        {"metric": "rendered/colour_acc", "min": 0.9},
+        {"metric": "rendered/motion_acc", "max_regression": 0.1},
+        {"metric": "fvd", "max": 100.0},
+    ]
+
+    def promote():
+        stage = PromoteStage(PromoteConfig(rules=rules))
+        (output,) = stage.reduce({"model": model, "scores": scores}, store)
+        return load_contract("releases@1").conform(output.rows, "test").to_pylist()
+
+    first = promote()
+    assert [row["passed"] for row in first] == [True, True, False]
+    assert first[1]["reason"] == "no champion to compare with"
+    assert {row["candidate"] for row in first} == {model.id}
+
+    store.refs.advance("champion", model.id, expect=None, evidence={})
+    assert promote()[1]["reason"] == "champion: no such score"
+
+    release = commit(store, "release", "releases@1", first, scores=scores.id)
+    store.refs.advance("champion", model.id, expect=0, evidence={"decision": release.id})
+    again = promote()
+    assert again[1]["passed"]
+    assert again[1]["bound"] == pytest.approx(0.9)
