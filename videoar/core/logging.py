@@ -45,11 +45,12 @@ class _TextFormatter(logging.Formatter):
         )
 
 
-def configure_logging(form: str, *, verbose: bool) -> None:
-    """Send `videoar` logs to stderr in the given form (`text` or `json`)."""
+def configure_logging(form: str, *, verbose: bool, quiet: bool = False) -> None:
+    """Send `videoar` logs to stderr as `text` or `json` lines; `quiet` lets warnings through."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
     root = logging.getLogger("videoar")
     root.handlers[:] = [handler]
-    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    level = logging.DEBUG if verbose else logging.INFO
+    root.setLevel(logging.WARNING if quiet else level)
     root.propagate = False

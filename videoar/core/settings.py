@@ -1,5 +1,7 @@
-"""The only reader of the environment. Where things are, never what is computed: nothing scientific
-is set here, so nothing here enters a fingerprint."""
+"""The only reader of the environment.
+
+It says where things are, never what is computed: nothing here enters a fingerprint.
+"""
 
 import os
 from functools import lru_cache

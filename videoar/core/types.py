@@ -42,7 +42,7 @@ class Provenance(Frozen):
     """Name of the stage in the pipeline file."""
     fingerprint: str
     code_version: str
-    parents: dict[str, str] = {}
+    parents: dict[str, str] = Field(default_factory=dict)
     """Port name to snapshot id."""
 
 
@@ -59,7 +59,7 @@ class Commit(Frozen):
     """Delta version of this commit in this store (stores differ in it, digests do not)."""
     files: tuple[FileRef, ...]
     provenance: Provenance
-    metrics: dict[str, float] = {}
+    metrics: dict[str, float] = Field(default_factory=dict)
     rejects: str | None = None
     """Snapshot id of the rows that the stage refused, if it refused any."""
 

@@ -26,7 +26,7 @@ from videoar.storage.tables import Snapshot
 
 
 def runtime(default: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - same typing as pydantic.Field
-    """Declare a config field that cannot change a stage's output and stays out of the fingerprint."""
+    """Declare a config field that cannot change the output; it stays out of the fingerprint."""
     return Field(default=default, json_schema_extra={"runtime": True}, **kwargs)
 
 
@@ -35,7 +35,7 @@ class StageConfig(Frozen):
 
     resources: Resources = runtime(Resources())
     """Workers, cores, GPUs and memory of the stage."""
-    max_reject_fraction: float = Field(default=1.0, ge=0, le=1)
+    max_reject_fraction: float = runtime(1.0, ge=0, le=1)
     """Share of refused rows above which the stage fails."""
 
     def semantic(self) -> dict[str, Any]:
@@ -43,7 +43,9 @@ class StageConfig(Frozen):
         keep = {
             name
             for name, info in type(self).model_fields.items()
-            if not (isinstance(info.json_schema_extra, dict) and info.json_schema_extra["runtime"])
+            if not (
+                isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("runtime")
+            )
         }
         return self.model_dump(mode="json", include=keep)
 
@@ -133,16 +135,13 @@ class Stage(ABC, Generic[C]):
         """Return versions and digests outside the code and config that the output depends on."""
         return {}
 
-    def check(self, inputs: Inputs, output: pa.Table) -> None:  # noqa: B027 - optional hook
-        """Gate the output rows before the commit becomes visible; raise `GateError` to refuse."""
-
 
 class MapStage(Stage[C]):
     """Shards to shards."""
 
     shape = "map"
     placement: ClassVar[Literal["pool", "serve"]] = "pool"
-    """Where an engine that has both should host the mapper: an actor pool or a serving deployment."""
+    """Where an engine that has both hosts the mapper: an actor pool or a serving deployment."""
     primary: ClassVar[str]
     """Port whose files are the shards."""
 
@@ -176,3 +175,6 @@ class ReduceStage(Stage[C]):
     @abstractmethod
     def reduce(self, inputs: Inputs, store: Store) -> Iterator[Output]:
         """Yield output tables; each becomes one file. Yield them in a fixed order."""
+
+    def check(self, inputs: Inputs, output: pa.Table) -> None:
+        """Gate the output rows before the commit becomes visible; raise `GateError` to refuse."""

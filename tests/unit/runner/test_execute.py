@@ -1,0 +1,204 @@
+"""The runner's promises on toy stages: reuse, shard-exact growth, resume after kill -9, gates."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.toys import REGISTRY
+from videoar.core.errors import ConfigError, GateError, StageError
+from videoar.engine.inline import InlineEngine
+from videoar.pipeline.spec import parse_pipeline
+from videoar.runner.api import explain, rollback
+from videoar.runner.execute import Execution, resume_spec
+from videoar.runner.lineage import lineage
+from videoar.runner.plan import plan
+from videoar.runner.runs import Run, load_run, run_ids
+from videoar.storage.store import Store, open_store
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store((tmp_path / "store").as_uri())
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name in ("a", "b", "c"):
+        (folder / f"{name}.mp4").write_bytes(b"x" * 10)
+    return folder
+
+
+def document(videos: Path, **options: dict) -> dict:
+    stages = {
+        "big": {"stage": "upper", "from": {"sources": "videos"}},
+        "few": {"stage": "pick", "from": {"sources": "big"}},
+        "model": {"stage": "count", "from": {"sources": "few"}},
+        "gate": {"stage": "judge", "from": {"model": "model"}},
+    }
+    for name, extra in options.items():
+        stages[name] |= extra
+    return {"pipeline": "toy", "inputs": {"videos": str(videos)}, "stages": stages}
+
+
+def execute(store: Store, doc: dict, run_id: str | None = None, **kwargs) -> Run:
+    spec = parse_pipeline(doc, "toy.yaml", REGISTRY)
+    ids = {"run_id": run_id} if run_id else {}
+    return Execution(spec, store, InlineEngine(), registry=REGISTRY, **ids).run(**kwargs)
+
+
+def statuses(run: Run) -> dict[str, str]:
+    return {stage.name: stage.status for stage in run.stages}
+
+
+def test_a_second_run_reuses_everything(store: Store, videos: Path):
+    first = execute(store, document(videos))
+    assert set(statuses(first).values()) == {"SUCCEEDED"}
+    assert first.stage("big").rows.model_dump() == {"in_": 3, "out": 3, "rejected": 0}
+    second = execute(store, document(videos))
+    assert set(statuses(second).values()) == {"CACHED"}
+    assert second.outputs == first.outputs
+
+
+def test_a_semantic_change_reruns_what_is_below_and_explain_names_it(store: Store, videos: Path):
+    execute(store, document(videos))
+    changed = document(videos, few={"at_most_bytes": 99})
+    plans = {p.name: p for p in plan(parse_pipeline(changed, "t", REGISTRY), store, REGISTRY)}
+    assert [plans[n].action for n in ("big", "few", "model")] == ["cached", "run", "run"]
+    assert plans["few"].reason == "changed: config.at_most_bytes"
+    run = execute(store, changed)
+    # `few` ran and made the same rows, so everything under it is reused by content
+    assert statuses(run) == {
+        "big": "CACHED",
+        "few": "SUCCEEDED",
+        "model": "CACHED",
+        "gate": "CACHED",
+    }
+    assert explain(store, run.run_id, "few")["changed"] == [
+        {"component": "config.at_most_bytes", "old": 10_000, "new": 99}
+    ]
+
+
+def test_a_runtime_change_runs_nothing(store: Store, videos: Path):
+    execute(store, document(videos))
+    run = execute(store, document(videos, big={"nice": 5, "resources": {"workers": 7}}))
+    assert set(statuses(run).values()) == {"CACHED"}
+
+
+def test_planning_changes_nothing(store: Store, videos: Path, tmp_path: Path):
+    plan(parse_pipeline(document(videos), "t", REGISTRY), store, REGISTRY)
+    assert not (tmp_path / "store").exists() or not list((tmp_path / "store").rglob("*.json"))
+
+
+def test_new_files_cost_only_themselves(store: Store, videos: Path):
+    execute(store, document(videos))
+    (videos / "d.mp4").write_bytes(b"x" * 10)
+    spec = parse_pipeline(document(videos), "t", REGISTRY)
+    shown = plan(spec, store, REGISTRY)[0]
+    assert (shown.action, shown.shards.planned, shown.shards.cached) == ("partial", 4, 3)
+    run = execute(store, document(videos))
+    shards = run.stage("big").shards
+    assert (shards.planned, shards.cached, shards.done) == (4, 3, 1)
+
+
+def test_refused_rows_are_kept_with_their_reason(store: Store, videos: Path):
+    (videos / "bad.mp4").write_bytes(b"x")
+    run = execute(store, document(videos))
+    rows = run.stage("big").rows
+    assert rows.in_ == rows.out + rows.rejected == 4
+    refused = store.snapshot(run.outputs["big"]).rejects()
+    assert refused.table()["reasons"].to_pylist() == [["BAD"]]
+    with pytest.raises(StageError, match="max_reject_fraction"):
+        execute(store, document(videos, big={"max_reject_fraction": 0.1, "suffix": "y"}))
+
+
+def test_an_error_names_stage_and_shard_and_the_run_says_failed(store: Store, videos: Path):
+    (videos / "explode.mp4").write_bytes(b"x")
+    with pytest.raises(StageError, match=r"stage big, shard 3: ValueError: boom"):
+        execute(store, document(videos))
+    run = load_run(store, run_ids(store)[-1])
+    assert run.status == "FAILED"
+    assert "boom" in run.stage("big").error
+    (videos / "explode.mp4").unlink()
+    assert execute(store, document(videos)).stage("big").shards.cached == 3
+
+
+def test_from_and_until(store: Store, videos: Path):
+    with pytest.raises(ConfigError, match="no finished snapshot"):
+        execute(store, document(videos), start="few")
+    run = execute(store, document(videos), until="few")
+    assert statuses(run) == {
+        "big": "SUCCEEDED", "few": "SUCCEEDED", "model": "PENDING", "gate": "PENDING",
+    }  # fmt: skip
+    assert statuses(execute(store, document(videos), start="model"))["gate"] == "SUCCEEDED"
+
+
+def test_a_passed_gate_moves_the_ref_once_and_rollback_moves_it_back(store: Store, videos: Path):
+    first = execute(store, document(videos))
+    execute(store, document(videos))
+    assert [e["snapshot"] for e in store.refs.history("champion")] == [first.outputs["model"]]
+    second = execute(store, document(videos, model={"steps": 4}))
+    assert store.refs.head("champion") == second.outputs["model"]
+    rollback(store, "champion")
+    assert store.refs.head("champion") == first.outputs["model"]
+    execute(store, document(videos, model={"steps": 4}))  # cached: an old decision moves nothing
+    assert store.refs.head("champion") == first.outputs["model"]
+
+
+def test_a_broken_rule_blocks_and_promotes_nothing(store: Store, videos: Path):
+    with pytest.raises(GateError, match="rows >= 2"):
+        execute(store, document(videos, gate={"bound": 2.0}))
+    run = load_run(store, run_ids(store)[-1])
+    assert (run.status, run.stage("gate").status) == ("GATE_BLOCKED", "GATE_BLOCKED")
+    assert store.refs.head("champion") is None
+
+
+def test_lineage_goes_up_and_down(store: Store, videos: Path):
+    run = execute(store, document(videos))
+    up = {node["id"] for node in lineage(store, run.outputs["gate"])["nodes"]}
+    assert up >= set(run.outputs.values())
+    down = {node["id"] for node in lineage(store, run.outputs["big"], down=True)["nodes"]}
+    assert run.outputs["gate"] in down
+
+
+CRASHES = [
+    "write.after_put", "shard-written", "mapping-b.mp4", "before-commit", "commit.before_log",
+    "commit.after_log", "committed", "reduce-written", "counting-5", "checkpoint-written",
+    "checkpoint-committed",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("point", CRASHES)
+def test_kill_9_anywhere_then_resume_gives_the_same_snapshots(
+    store: Store, videos: Path, tmp_path: Path, point: str
+):
+    expected = execute(open_store((tmp_path / "other").as_uri()), document(videos)).outputs
+    doc = tmp_path / "toy.yaml"
+    doc.write_text(yaml.safe_dump(document(videos)))
+    script = (
+        "import sys; from tests.unit.runner.test_execute import *;"
+        "execute(open_store(sys.argv[1]), yaml.safe_load(open(sys.argv[2])), 'run1')"
+    )
+    command = [sys.executable, "-c", script, store.url, str(doc)]
+    environment = {**os.environ, "VIDEOAR_CRASH_AT": point}
+    killed = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=False)
+    assert killed.returncode == -9, killed.stderr.decode()
+    assert load_run(store, "run1").status == "INTERRUPTED"
+    spec = resume_spec("run1", store, REGISTRY)
+    run = Execution(spec, store, InlineEngine(), run_id="run1", registry=REGISTRY).run()
+    assert run.status == "SUCCEEDED"
+    assert {k: v for k, v in run.outputs.items() if k != "model" and k != "gate"} == {
+        k: v for k, v in expected.items() if k != "model" and k != "gate"
+    }
+    row = store.snapshot(run.outputs["model"]).table().to_pylist()[0]
+    other = open_store((tmp_path / "other").as_uri()).snapshot(expected["model"])
+    assert row["digest"] == other.table()["digest"][0].as_py()  # no step lost, none done twice
+    if point == "counting-5":
+        assert dict(row["metrics"])["began_at"] == 4.0

@@ -1,0 +1,34 @@
+"""One line about the machine, so that no measurement is reported without its hardware."""
+
+import os
+import platform
+from functools import lru_cache
+from pathlib import Path
+
+_NVIDIA = Path("/proc/driver/nvidia/gpus")
+
+
+@lru_cache(maxsize=1)
+def hardware() -> str:
+    """Return processor, usable cores, memory and GPUs of this machine."""
+    cores = len(os.sched_getaffinity(0))
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{_processor()}, {cores} cores, {memory_gib:.0f} GiB, {_gpus()}"
+
+
+def _processor() -> str:
+    return _field(Path("/proc/cpuinfo"), "model name") or platform.machine()
+
+
+def _gpus() -> str:
+    """Name the GPUs as the driver does; asking CUDA would cost seconds and a context."""
+    names = [_field(path, "Model") for path in sorted(_NVIDIA.glob("*/information"))]
+    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or "no GPU"
+
+
+def _field(path: Path, name: str) -> str:
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")

@@ -1,0 +1,54 @@
+"""The engine without an engine: everything in this process, one thing after another."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from videoar.core.errors import StageError
+from videoar.engine.base import ShardDone, with_retries
+from videoar.pipeline.stage import Shard
+from videoar.pipeline.work import (
+    ShardWorker,
+    Task,
+    WorkRecord,
+    find_record,
+    loop_key,
+    run_rank,
+    run_reduce,
+    store_progress,
+)
+
+
+class InlineEngine:
+    """For unit tests, debugging and machines without Ray."""
+
+    name = "inline"
+
+    def map(self, task: Task, shards: Sequence[Shard], done: ShardDone) -> None:
+        """Run the shards in order."""
+        worker = with_retries(lambda: ShardWorker(task))
+        for shard in shards:
+            done(shard, with_retries(partial(worker, shard)))
+
+    def loop(self, task: Task) -> WorkRecord:
+        """Run a gang of one."""
+        with_retries(lambda: run_rank(task, 0, 1, store_progress(task)))
+        return finished_loop(task)
+
+    def reduce(self, task: Task) -> WorkRecord:
+        """Run the reduction."""
+        return with_retries(lambda: run_reduce(task))
+
+    def close(self) -> None:
+        """Hold nothing."""
+
+
+def finished_loop(task: Task) -> WorkRecord:
+    """Return the record that rank 0 left; the only proof that a loop ended well.
+
+    Raises:
+        StageError: there is none.
+    """
+    record = find_record(task.store(), loop_key(task))
+    if record is None:
+        raise StageError(f"stage {task.dataset}", "ended without a result from rank 0")
+    return record

@@ -1,0 +1,66 @@
+"""The Ray engine: one verb per stage shape, on a local Ray or a cluster, by address.
+
+Ray starts at the first piece of work, so a run whose stages are all cached never pays for it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from videoar.engine.base import ShardDone
+from videoar.engine.inline import finished_loop
+from videoar.engine.ray_map import run_pool
+from videoar.engine.ray_serve import run_serve
+from videoar.engine.ray_session import connect, disconnect, unwrap
+from videoar.engine.ray_train import run_gang
+from videoar.pipeline.stage import Shard
+from videoar.pipeline.work import Task, WorkRecord, run_reduce
+
+
+class RayEngine:
+    """Ray Data for maps, Ray Serve for maps that ask for it, Ray Train for loops."""
+
+    name = "ray"
+
+    def __init__(self, address: str = "local") -> None:
+        self._address = address
+        self._connected = False
+
+    def map(self, task: Task, shards: Sequence[Shard], done: ShardDone) -> None:
+        """Run the shards on workers."""
+        run = run_serve if task.stage().placement == "serve" else run_pool
+        with self._ray(task):
+            for shard, record in run(task, shards):
+                done(shard, record)
+
+    def loop(self, task: Task) -> WorkRecord:
+        """Run the gang."""
+        with self._ray(task):
+            run_gang(task)
+        return finished_loop(task)
+
+    def reduce(self, task: Task) -> WorkRecord:
+        """Run the reduction as one task of the cluster."""
+        import ray
+
+        resources = task.stage().config.resources
+        with self._ray(task):
+            remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(run_reduce)
+            record: WorkRecord = ray.get(remote.remote(task))
+        return record
+
+    def close(self) -> None:
+        """Leave Ray."""
+        if self._connected:
+            disconnect()
+            self._connected = False
+
+    @contextmanager
+    def _ray(self, task: Task) -> Iterator[None]:
+        connect(self._address)
+        self._connected = True
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise
+        except Exception as error:  # the engine boundary: Ray wraps ours in its own
+            raise unwrap(error, f"stage {task.dataset}") from error

@@ -1,0 +1,68 @@
+"""Map stages that ask for it run on a Ray Serve deployment.
+
+The warm replicas that answer online requests also work through offline batches.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from videoar.engine.base import with_retries
+from videoar.pipeline.stage import Shard
+from videoar.pipeline.work import ShardWorker, Task, WorkRecord
+
+_IN_FLIGHT_PER_REPLICA = 2  # one running, one waiting: replicas never idle, memory stays bounded
+
+
+class ShardReplica:
+    """One replica: a shard worker behind a handle."""
+
+    def __init__(self, task: Task) -> None:
+        self._worker = with_retries(partial(ShardWorker, task))
+
+    def __call__(self, shard: Shard) -> str:
+        """Run one shard; returns the record as JSON."""
+        return with_retries(partial(self._worker, shard)).model_dump_json()
+
+
+def run_serve(task: Task, shards: Sequence[Shard]) -> Iterator[tuple[Shard, WorkRecord]]:
+    """Run shards on a deployment of the stage's size; yield them in order as they finish."""
+    from ray import serve
+
+    resources = task.stage().config.resources
+    replicas = min(resources.workers, len(shards))
+    serve.start(proxy_location="Disabled")
+    deployment = serve.deployment(
+        ShardReplica,
+        name=f"{task.dataset}-worker",
+        num_replicas=replicas,
+        max_ongoing_requests=1,
+        ray_actor_options={"num_cpus": resources.cpus, "num_gpus": resources.gpus},
+        health_check_period_s=30,
+        health_check_timeout_s=600,  # a replica is busy for as long as a shard takes
+    )
+    application = f"videoar-{task.run_id}-{task.dataset}"
+    handle = serve.run(deployment.bind(task), name=application, route_prefix=None)
+    try:
+        yield from _stream(handle, shards, replicas * _IN_FLIGHT_PER_REPLICA)
+    finally:
+        serve.delete(application)
+
+
+def _stream(
+    handle: Any,  # noqa: ANN401 - serve.DeploymentHandle
+    shards: Sequence[Shard],
+    window: int,
+) -> Iterator[tuple[Shard, WorkRecord]]:
+    waiting: deque[tuple[Shard, Any]] = deque()
+    for shard in shards:
+        if len(waiting) >= window:
+            yield _finish(*waiting.popleft())
+        waiting.append((shard, handle.remote(shard)))
+    while waiting:
+        yield _finish(*waiting.popleft())
+
+
+def _finish(shard: Shard, response: Any) -> tuple[Shard, WorkRecord]:  # noqa: ANN401 - serve.DeploymentResponse
+    return shard, WorkRecord.model_validate_json(response.result())

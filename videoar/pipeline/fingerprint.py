@@ -1,0 +1,129 @@
+"""Fingerprints: what was asked of a stage, as a digest of its parts.
+
+The parts are kept beside the digest, so that `explain` can say which of them differs. Not among
+them: worker counts, paths of the store, retries, secrets, time, host.
+
+The code part is the digest of the stage's *code closure*: every module of this package that the
+stage's module reaches through imports, as syntax trees without docstrings. A comment or a
+docstring never invalidates data; any change of behaviour in reach does. Modules below the stages
+that only move bytes (`core`, `storage`, `pipeline`) are left out: what they write is pinned by the
+contract and the layout version.
+"""
+
+import ast
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from videoar.contracts.contract import load_contract
+from videoar.core.ids import digest_json, sha256_hex
+from videoar.pipeline.stage import Inputs, Shard, Stage
+
+Components = dict[str, Any]
+_PACKAGE = __name__.partition(".")[0]
+_PLUMBING = tuple(f"{_PACKAGE}.{name}" for name in ("core", "storage", "pipeline", "contracts"))
+_ROOT = Path(__file__).parent.parent
+_CODE_DIGEST = 12
+
+
+def components(stage: Stage[Any], inputs: Inputs) -> Components:
+    """Return the parts of a stage run's fingerprint as JSON values."""
+    return {
+        "stage": stage.name,
+        "version": stage.version,
+        "code": code_closure(type(stage).__module__),
+        "config": stage.config.semantic(),
+        "inputs": {port: snapshot.digest for port, snapshot in sorted(inputs.items())},
+        "contract": {
+            stage.produces: digest_json(load_contract(stage.produces).model_dump(mode="json"))
+        },
+        "tools": dict(stage.tools()),
+    }
+
+
+def fingerprint(parts: Components) -> str:
+    """Return the digest of a fingerprint's parts."""
+    return digest_json(parts)
+
+
+def shard_fingerprint(parts: Components, primary: str, shard: Shard) -> str:
+    """Return the fingerprint of one shard: the stage's, with this shard in place of all of them."""
+    side = {port: digest for port, digest in parts["inputs"].items() if port != primary}
+    return digest_json({**parts, "inputs": side, "shard": shard.digest})
+
+
+def differences(old: Components, new: Components) -> list[dict[str, Any]]:
+    """Return the leaves in which two fingerprints differ, as {component, old, new}."""
+    before, after = _leaves(old), _leaves(new)
+    return [
+        {"component": key, "old": before.get(key), "new": after.get(key)}
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, Any]:  # noqa: ANN401 - any JSON value
+    if not isinstance(value, Mapping):
+        return {path: value}
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        found |= _leaves(item, f"{path}.{key}" if path else str(key))
+    return found
+
+
+@lru_cache(maxsize=64)
+def code_closure(module: str) -> dict[str, str]:
+    """Return module name -> digest of its syntax tree, for a module and all that it reaches."""
+    found: dict[str, str] = {}
+    queue = [module]
+    while queue:
+        name = queue.pop()
+        if name in found or name.startswith(_PLUMBING):
+            continue
+        path = _source(name)
+        if path is None:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        queue += _imports(tree)
+        found[name] = sha256_hex(ast.dump(_without_docstrings(tree)).encode())[:_CODE_DIGEST]
+    return dict(sorted(found.items()))
+
+
+def _source(name: str) -> Path | None:
+    """Return the file of one of our modules or packages; None for a name inside a module.
+
+    Found by path, because asking the import system would import the parents (and torch with them).
+    """
+    stem = _ROOT.joinpath(*name.split(".")[1:])
+    for path in (stem.with_suffix(".py"), stem / "__init__.py"):
+        if path.is_file():
+            return path
+    return None
+
+
+def _imports(tree: ast.Module) -> list[str]:
+    names: list[str] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [name for name in names if name.split(".")[0] == _PACKAGE and name != _PACKAGE]
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            kept = [item for item in body if not _is_text(item)]
+            node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
+    return tree
+
+
+def _is_text(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )

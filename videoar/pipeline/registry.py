@@ -1,0 +1,54 @@
+"""The explicit table of stages: type name -> class. A stage that is not here does not exist.
+
+Classes are imported when asked for, so that naming a stage costs nothing.
+"""
+
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from videoar.core.errors import ConfigError
+from videoar.pipeline.stage import Stage
+
+Registry = Mapping[str, str]
+"""Stage type to `module:Class`."""
+
+BUILTIN: Registry = {
+    "ingest": "videoar.stages.ingest:IngestStage",
+    "filter": "videoar.stages.filter:FilterStage",
+    "train_tokenizer": "videoar.stages.train_tokenizer:TrainTokenizerStage",
+    "tokenize": "videoar.stages.tokenize:TokenizeStage",
+    "pretrain": "videoar.stages.pretrain:PretrainStage",
+    "generate": "videoar.stages.generate:GenerateStage",
+    "score": "videoar.stages.score:ScoreStage",
+    "promote": "videoar.stages.promote:PromoteStage",
+}
+
+
+def did_you_mean(name: str, known: Iterator[str] | list[str]) -> str:
+    """Return a hint: the closest known name, or all of them."""
+    known = sorted(known)
+    close = get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+
+
+def stage_class(type_name: str, registry: Registry = BUILTIN) -> type[Stage[Any]]:
+    """Return the class of a stage type.
+
+    Raises:
+        ConfigError: no stage of this type.
+    """
+    if type_name not in registry:
+        raise ConfigError(type_name, "unknown stage type", did_you_mean(type_name, list(registry)))
+    module, _, name = registry[type_name].partition(":")
+    found: type[Stage[Any]] = getattr(import_module(module), name)
+    return found
+
+
+def make_stage(
+    type_name: str, config: Mapping[str, Any], registry: Registry = BUILTIN
+) -> Stage[Any]:
+    """Build a stage from its type and config values that were validated before."""
+    cls = stage_class(type_name, registry)
+    return cls(cls.config_type.model_validate(config))

@@ -1,0 +1,294 @@
+"""The work of one shard, one rank and one reduction: what any engine runs, on whatever machine.
+
+A task names everything by value (store URL, stage type, config, snapshot ids), so that it travels
+to another process as a few kilobytes; payloads stay in the store. Each function ends in one
+create-once record of the ledger. Whoever comes second finds the first one's record and adopts it:
+a shard may run twice, on two machines, and count once.
+"""
+
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pydantic import Field
+
+from videoar.core.crash import crash_point
+from videoar.core.errors import StageError, VideoARError
+from videoar.core.types import FileRef, Frozen
+from videoar.pipeline.fingerprint import Components, fingerprint, shard_fingerprint
+from videoar.pipeline.registry import BUILTIN, Registry, make_stage
+from videoar.pipeline.stage import Inputs, LoopStage, Mapper, MapStage, Output, ReduceStage, Shard
+from videoar.storage.store import Store, open_store
+
+logger = logging.getLogger(__name__)
+REJECTS = "rejects@1"
+_PROGRESS_EVERY_S = 1.0
+
+
+class WorkRecord(Frozen):
+    """What came out of a shard, a loop or a reduction: files that wait for their commit."""
+
+    files: tuple[FileRef, ...] = ()
+    rejects: tuple[FileRef, ...] = ()
+    rows_in: int = 0
+    rows_out: int = 0
+    rows_rejected: int = 0
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One stage run, by value."""
+
+    run_id: str
+    dataset: str
+    stage_type: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """Port to snapshot id."""
+    parts: Components
+    store_url: str
+    store_endpoint: str = ""
+    registry: Registry = field(default_factory=lambda: BUILTIN)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of what was asked."""
+        return fingerprint(self.parts)
+
+    def store(self) -> Store:
+        """Open the store in this process."""
+        return open_store(self.store_url, endpoint=self.store_endpoint)
+
+    def stage(self) -> Any:  # noqa: ANN401 - one of the three shapes, the caller knows which
+        """Build the stage in this process."""
+        return make_stage(self.stage_type, self.config, self.registry)
+
+    def open_inputs(self, store: Store) -> Inputs:
+        """Find the input snapshots in this process."""
+        return {port: store.snapshot(snapshot) for port, snapshot in self.inputs.items()}
+
+    @property
+    def ledger_prefix(self) -> str:
+        """Where the records of this dataset's stage are."""
+        return f"stages/{self.dataset}"
+
+
+def record_key(task: Task, kind: str, name: str) -> str:
+    """Return the ledger key of one create-once record."""
+    return f"{task.ledger_prefix}/{kind}/{name}.json"
+
+
+def find_record(store: Store, key: str) -> WorkRecord | None:
+    """Return the record under a key, if that work was done before."""
+    found = store.ledger.read(key)
+    return WorkRecord.model_validate(found) if found is not None else None
+
+
+def _publish(store: Store, key: str, record: WorkRecord) -> WorkRecord:
+    """Create the record, or adopt the one that another worker created first."""
+    if store.ledger.create(key, record.model_dump(mode="json")):
+        return record
+    return WorkRecord.model_validate(store.ledger.read(key))
+
+
+def _write(task: Task, store: Store, produces: str, output: Output) -> WorkRecord:
+    """Write an output's rows and rejects as files; invisible until somebody commits them."""
+    files, rejects = [], []
+    refused = output.rejects.num_rows if output.rejects is not None else 0
+    if output.rows.num_rows:
+        files.append(store.dataset(task.dataset, produces).write(output.rows))
+    if output.rejects is not None and refused:
+        rejects.append(store.dataset(f"{task.dataset}.rejects", REJECTS).write(output.rejects))
+    return WorkRecord(
+        files=tuple(files),
+        rejects=tuple(rejects),
+        rows_out=output.rows.num_rows,
+        rows_rejected=refused,
+        metrics=dict(output.metrics),
+    )
+
+
+def merge(records: list[WorkRecord]) -> WorkRecord:
+    """Add up records; metrics of shards are sums."""
+    metrics: dict[str, float] = {}
+    for record in records:
+        for name, value in record.metrics.items():
+            metrics[name] = metrics.get(name, 0.0) + value
+    return WorkRecord(
+        files=tuple(file for record in records for file in record.files),
+        rejects=tuple(file for record in records for file in record.rejects),
+        rows_in=sum(record.rows_in for record in records),
+        rows_out=sum(record.rows_out for record in records),
+        rows_rejected=sum(record.rows_rejected for record in records),
+        metrics=metrics,
+    )
+
+
+class ShardWorker:
+    """Runs shards of one map stage; made once per worker, so that weights load once."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.store = task.store()
+        self.stage: MapStage[Any] = task.stage()
+        self.inputs = task.open_inputs(self.store)
+        self.mapper: Mapper = self.stage.open(self.inputs, self.store)
+
+    def __call__(self, shard: Shard) -> WorkRecord:
+        """Run one shard, or adopt its record.
+
+        Raises:
+            StageError: the stage failed on this shard.
+        """
+        name = shard_fingerprint(self.task.parts, self.stage.primary, shard)
+        key = record_key(self.task, "shards", name)
+        if (found := find_record(self.store, key)) is not None:
+            return found
+        try:
+            output = self.mapper(self._rows(shard))
+            record = _write(self.task, self.store, self.stage.produces, output)
+        except VideoARError:
+            raise
+        except Exception as error:  # the engine boundary: whatever escaped gets its shard's name
+            raise stage_error(self.task, f"shard {shard.index}", error) from error
+        crash_point("shard-written")
+        return _publish(self.store, key, record.model_copy(update={"rows_in": shard.num_rows}))
+
+    def _rows(self, shard: Shard) -> pa.Table:
+        if shard.file is not None:
+            return self.inputs[self.stage.primary].read_file(shard.file)
+        return pa.Table.from_pylist([dict(row) for row in shard.rows])
+
+
+def stage_error(task: Task, where: str, cause: BaseException) -> StageError:
+    """Wrap what escaped a stage with the names that a reader needs."""
+    text = f"{type(cause).__name__}: {cause}"
+    return StageError(f"stage {task.dataset}, {where}", text, f"see videoar logs {task.run_id}")
+
+
+def run_reduce(task: Task) -> WorkRecord:
+    """Run a reduction: write its tables, let the stage's own gate look at them, record them.
+
+    Raises:
+        GateError: the stage's check refused the rows; nothing is recorded.
+        StageError: the stage failed.
+    """
+    store = task.store()
+    key = record_key(task, "reduced", task.fingerprint)
+    if (found := find_record(store, key)) is not None:
+        return found
+    stage: ReduceStage[Any] = task.stage()
+    inputs = task.open_inputs(store)
+    try:
+        outputs = list(stage.reduce(inputs, store))
+        stage.check(inputs, pa.concat_tables([output.rows for output in outputs]))
+    except VideoARError:
+        raise
+    except Exception as error:  # the engine boundary
+        raise stage_error(task, "reduction", error) from error
+    record = merge([_write(task, store, stage.produces, output) for output in outputs])
+    rows_in = sum(snapshot.rows for snapshot in inputs.values())
+    crash_point("reduce-written")
+    return _publish(store, key, record.model_copy(update={"rows_in": rows_in}))
+
+
+ProgressSink = Callable[[int, int, Mapping[str, float]], None]
+
+
+class StoreRank:
+    """A rank whose checkpoints live in the store, committed by one create-once record each."""
+
+    def __init__(
+        self, task: Task, index: int, world_size: int, scratch: Path, sink: ProgressSink
+    ) -> None:
+        self.index = index
+        self.world_size = world_size
+        self.scratch = scratch
+        self._task = task
+        self._store = task.store()
+        self._sink = sink
+        self._last_report = 0.0
+
+    def report(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Pass progress on, at most once a second, and at the last step."""
+        now = time.monotonic()
+        if self.index == 0 and (now - self._last_report >= _PROGRESS_EVERY_S or step >= total):
+            self._last_report = now
+            self._sink(step, total, metrics)
+
+    def save_checkpoint(self, step: int, folder: Path) -> None:
+        """Publish the folder's files, then the record that makes them a checkpoint."""
+        if self.index:
+            return
+        files = self._store.publish_folder(folder)
+        crash_point("checkpoint-written")
+        self._store.ledger.create(self._checkpoint_key(step), {"step": step, "files": files})
+        crash_point("checkpoint-committed")
+
+    def load_checkpoint(self, into: Path) -> int | None:
+        """Fetch the newest checkpoint that has a record."""
+        prefix = f"{self._task.ledger_prefix}/checkpoints/{self._task.fingerprint}/"
+        newest = max(self._store.ledger.list(prefix), default=None)
+        record = self._store.ledger.read(newest) if newest else None
+        if record is None:
+            return None
+        self._store.fetch_folder(record["files"], into)
+        step: int = record["step"]
+        logger.info("resuming from the checkpoint of step %d", step)
+        return step
+
+    def _checkpoint_key(self, step: int) -> str:
+        return record_key(self._task, "checkpoints", f"{self._task.fingerprint}/{step:09d}")
+
+
+def store_progress(task: Task) -> ProgressSink:
+    """Return a sink that rewrites one advisory object, which the driver reads for its display."""
+    store = task.store()
+    key = progress_key(task.run_id, task.dataset)
+
+    def sink(step: int, total: int, metrics: Mapping[str, float]) -> None:
+        state = {"step": step, "total": total, "metrics": dict(metrics)}
+        store.objects.put(key, json.dumps(state).encode())  # rewritten, never truth
+
+    return sink
+
+
+def progress_key(run_id: str, stage: str) -> str:
+    """Return the key of a stage's advisory progress object."""
+    return f"runs/{run_id}/progress/{stage}.json"
+
+
+def run_rank(task: Task, index: int, world_size: int, sink: ProgressSink) -> None:
+    """Run one member of a loop stage's gang; rank 0 records the output.
+
+    Raises:
+        StageError: the stage failed.
+    """
+    store = task.store()
+    stage: LoopStage[Any] = task.stage()
+    inputs = task.open_inputs(store)
+    with tempfile.TemporaryDirectory(prefix="videoar-rank-") as scratch:
+        rank = StoreRank(task, index, world_size, Path(scratch), sink)
+        try:
+            output = stage.run(inputs, store, rank)
+        except VideoARError:
+            raise
+        except Exception as error:  # the engine boundary
+            raise stage_error(task, f"rank {index}", error) from error
+    if output is None:
+        return
+    record = _write(task, store, stage.produces, output)
+    rows_in = sum(snapshot.rows for snapshot in inputs.values())
+    _publish(store, loop_key(task), record.model_copy(update={"rows_in": rows_in}))
+
+
+def loop_key(task: Task) -> str:
+    """Return the key of a loop's final record."""
+    return record_key(task, "loops", task.fingerprint)

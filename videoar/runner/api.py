@@ -1,0 +1,270 @@
+"""What the command line and the jobs call: one function per verb, values in, values out."""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from videoar.core.errors import ConfigError, GateError, VideoARError
+from videoar.engine.base import Engine
+from videoar.engine.inline import InlineEngine
+from videoar.pipeline.fingerprint import differences
+from videoar.pipeline.spec import load_pipeline
+from videoar.runner.execute import Execution, resume_spec
+from videoar.runner.runs import Run, find_run_id, load_run, previous_parts, stage_parts
+from videoar.storage.store import Store
+from videoar.storage.tables import Snapshot
+
+logger = logging.getLogger(__name__)
+Watch = Callable[[Execution], AbstractContextManager[None]]
+
+
+def make_engine(target: str) -> Engine:
+    """Return the engine of a target: `inline`, `local`, or the address of a Ray cluster.
+
+    Raises:
+        ConfigError: the target is of another kind.
+    """
+    if target == "inline":
+        return InlineEngine()
+    if target in ("job", "kuberay"):
+        raise ConfigError(f"--target {target}", "cannot be driven from here", "use --target ray://")
+    from videoar.engine.ray_engine import RayEngine
+
+    return RayEngine(target)
+
+
+def run_pipeline(  # noqa: PLR0913 - the verb's own options
+    store: Store,
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    target: str = "local",
+    start: str | None = None,
+    until: str | None = None,
+    watch: Watch = lambda _: nullcontext(),
+) -> Run:
+    """Plan and execute a pipeline file; `watch` shows the execution."""
+    execution = Execution(load_pipeline(path, overrides), store, make_engine(target))
+    return _drive(execution, watch, start, until)
+
+
+def resume_run(
+    store: Store, name: str, *, target: str, watch: Watch = lambda _: nullcontext()
+) -> Run:
+    """Execute an earlier run again under its id: what is finished is found, the rest is done."""
+    run_id = find_run_id(store, name)
+    spec = resume_spec(run_id, store)
+    return _drive(Execution(spec, store, make_engine(target), run_id=run_id), watch)
+
+
+def _drive(
+    execution: Execution, watch: Watch, start: str | None = None, until: str | None = None
+) -> Run:
+    try:
+        with watch(execution):
+            execution.run(start, until)
+    except VideoARError:
+        _afterwards(execution)
+        raise
+    finally:
+        execution.engine.close()
+    _afterwards(execution)
+    return load_run(execution.store, execution.run_id)
+
+
+def _afterwards(execution: Execution) -> None:
+    """Write the report page and the MLflow mirror; a run that ended stays ended if they fail."""
+    from videoar.runner.record import record_run
+
+    store, run_id = execution.store, execution.run_id
+    run = load_run(store, run_id)
+    page: bytes | None = None
+    try:
+        page = report(store, run_id)[1]
+    except VideoARError as error:
+        logger.error("no report page: %s", error)  # noqa: TRY400 - one line, as everywhere
+    try:
+        record_run(store, execution.spec, run, page)
+    except Exception as error:  # noqa: BLE001 - MLflow is a mirror: down, it costs a warning
+        logger.warning("not mirrored to MLflow, `videoar report %s` tries again: %s", run_id, error)
+
+
+def report(store: Store, name: str | None) -> tuple[str, bytes]:
+    """Render a run's page and keep it in the store; returns its key and bytes."""
+    from videoar.evaluation.report import render
+    from videoar.runner.report_data import collect
+
+    run_id = find_run_id(store, name)
+    page = render(collect(store, load_run(store, run_id))).encode()
+    key = f"runs/{run_id}/report.html"
+    store.objects.put(key, page)
+    return key, page
+
+
+def explain(store: Store, name: str, stage: str) -> dict[str, Any]:
+    """Say what differs between a run's stage and the same stage in the run before."""
+    run_id = find_run_id(store, name)
+    run = load_run(store, run_id)
+    state = run.stage(stage)
+    parts = stage_parts(store, run_id, stage)
+    if parts is None:
+        raise ConfigError(f"run {run_id}", f"stage {stage} did not start")
+    previous = previous_parts(store, run.pipeline, stage, run_id)
+    return {
+        "run_id": run_id,
+        "stage": stage,
+        "status": state.status,
+        "previous_run": previous[0] if previous else None,
+        "changed": differences(previous[1], parts) if previous else [],
+    }
+
+
+def show(store: Store, name: str, rows: int = 5) -> dict[str, Any]:
+    """Describe a snapshot: manifest, schema, statistics and its first rows."""
+    snapshot = store.snapshot(name)
+    commit = snapshot.commit
+    return {
+        "snapshot": snapshot.id,
+        "digest": snapshot.digest,
+        "dataset": snapshot.dataset,
+        "contract": snapshot.contract,
+        "rows": snapshot.rows,
+        "bytes": commit.size_bytes,
+        "shards": [file.model_dump() for file in snapshot.files],
+        "provenance": commit.provenance.model_dump(),
+        "metrics": commit.metrics,
+        "rejects": commit.rejects,
+        "first_rows": _first_rows(snapshot, rows),
+    }
+
+
+def _first_rows(snapshot: Snapshot, count: int) -> list[dict[str, Any]]:
+    if not snapshot.files or count < 1:
+        return []
+    rows = snapshot.read_file(snapshot.files[0]).slice(0, count).to_pylist()
+    return [
+        {
+            key: f"<{len(value)} B>" if isinstance(value, bytes) else value
+            for key, value in row.items()
+        }
+        for row in rows
+    ]
+
+
+def diff(store: Store, old: str, new: str) -> dict[str, Any]:
+    """Compare two snapshots: files that only one has, rows and metrics of both."""
+    before, after = store.snapshot(old), store.snapshot(new)
+    before_files = {file.sha256: file for file in before.files}
+    after_files = {file.sha256: file for file in after.files}
+    keys = sorted(before.commit.metrics.keys() | after.commit.metrics.keys())
+    return {
+        "old": before.id,
+        "new": after.id,
+        "same": before.digest == after.digest,
+        "rows": {"old": before.rows, "new": after.rows},
+        "only_old": [f.key for sha, f in before_files.items() if sha not in after_files],
+        "only_new": [f.key for sha, f in after_files.items() if sha not in before_files],
+        "metrics": [
+            {
+                "name": key,
+                "old": before.commit.metrics.get(key),
+                "new": after.commit.metrics.get(key),
+            }
+            for key in keys
+            if before.commit.metrics.get(key) != after.commit.metrics.get(key)
+        ],
+    }
+
+
+def gate(store: Store, name: str) -> dict[str, Any]:
+    """Return the decision of a run's promotion gate.
+
+    Raises:
+        GateError: the run has none; no answer is no pass.
+    """
+    run = load_run(store, find_run_id(store, name))
+    for snapshot_id in run.outputs.values():
+        snapshot = store.snapshot(snapshot_id)
+        if snapshot.contract == "releases@1":
+            rules = snapshot.table().to_pylist()
+            return {
+                "passed": bool(rules) and all(rule["passed"] for rule in rules),
+                "rules": [
+                    {key: rule[key] for key in ("rule", "value", "bound", "passed", "reason")}
+                    for rule in rules
+                ],
+            }
+    raise GateError(f"run {run.run_id}", "has no gate decision", "nothing is promoted without one")
+
+
+def promote(store: Store, model: str, ref: str) -> dict[str, Any]:
+    """Point a ref at a model that some gate decision passed.
+
+    Raises:
+        GateError: no decision on this model, or its newest one has a broken rule.
+    """
+    candidate = store.snapshot(model).id
+    decision: list[dict[str, Any]] = []
+    evidence = ""
+    for snapshot in store.snapshots():
+        if snapshot.contract == "releases@1":
+            rules = snapshot.table().to_pylist()
+            if rules and rules[0]["candidate"] == candidate and rules[0]["ref"] == ref:
+                decision, evidence = rules, snapshot.id
+    if not decision:
+        raise GateError(candidate, f"no gate has judged it for {ref}", "run its pipeline first")
+    broken = [rule["rule"] for rule in decision if not rule["passed"]]
+    if broken:
+        raise GateError(candidate, f"the gate refused it: {', '.join(broken)}")
+    head = store.refs.head_record(ref)
+    seq = head["seq"] if head else None
+    store.refs.advance(ref, candidate, expect=seq, evidence={"decision": evidence})
+    return {"ref": ref, "snapshot": candidate, "decision": evidence}
+
+
+def rollback(store: Store, ref: str) -> dict[str, Any]:
+    """Point a ref back at what it pointed at before its head.
+
+    Raises:
+        ConfigError: there is nothing to go back to.
+    """
+    history = store.refs.history(ref)
+    earlier = [entry for entry in history if entry["snapshot"] != history[-1]["snapshot"]]
+    if not earlier:
+        raise ConfigError(ref, "has nothing to go back to")
+    head, target = history[-1], earlier[-1]["snapshot"]
+    evidence = {"rolled_back_from": head["snapshot"]}
+    store.refs.advance(ref, target, expect=head["seq"], evidence=evidence)
+    return {"ref": ref, "snapshot": target, "was": head["snapshot"]}
+
+
+def validate(store: Store | None, name: str) -> list[dict[str, str]]:
+    """Check a pipeline file, or every row of a snapshot against its contract; return mistakes."""
+    from videoar.contracts.contract import load_contract
+
+    if name.endswith((".yaml", ".yml")):
+        return _validate_file(Path(name))
+    if store is None:
+        raise ConfigError(name, "not a pipeline file", "give a .yaml file or a snapshot id")
+    snapshot = store.snapshot(name)
+    contract = load_contract(snapshot.contract)
+    try:
+        for file in snapshot.files:
+            contract.conform(snapshot.read_file(file, verify=True), file.key)
+    except VideoARError as error:
+        return [{"path": error.where, "message": error.what}]
+    return []
+
+
+def _validate_file(path: Path) -> list[dict[str, str]]:
+    from videoar.pipeline.spec import SpecError
+
+    try:
+        load_pipeline(path)
+    except SpecError as error:
+        return [{"path": mistake.path, "message": mistake.message} for mistake in error.mistakes]
+    except ConfigError as error:
+        return [{"path": error.where, "message": error.what}]
+    return []

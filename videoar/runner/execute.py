@@ -1,0 +1,314 @@
+"""Executes a pipeline: one stage after the other, each one cached, resumed or run, then committed.
+
+Everything that is decided here is decided by what the store holds, so a run that was killed at any
+line is resumed by executing it again under its old id: finished stages are found by fingerprint,
+finished shards by their records, training by its newest checkpoint.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from videoar import __version__
+from videoar.core.crash import crash_point
+from videoar.core.errors import ConfigError, GateError, StageError
+from videoar.core.ids import new_run_id
+from videoar.core.logging import log_context
+from videoar.core.types import Provenance
+from videoar.engine.base import Engine
+from videoar.pipeline.fingerprint import (
+    Components,
+    components,
+    fingerprint,
+    shard_fingerprint,
+)
+from videoar.pipeline.registry import BUILTIN, Registry
+from videoar.pipeline.spec import PipelineSpec, StageSpec, parse_pipeline
+from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
+from videoar.pipeline.work import REJECTS, Task, WorkRecord, find_record, merge, record_key
+from videoar.runner.inputs import Listing, resolve
+from videoar.runner.plan import build, check_contracts, split_done, why
+from videoar.runner.runs import (
+    RowCounts,
+    Run,
+    RunLog,
+    ShardCounts,
+    StageRun,
+    Status,
+    load_run,
+)
+from videoar.storage.store import Store
+from videoar.storage.tables import Snapshot
+
+logger = logging.getLogger(__name__)
+_LOG_EVERY_S = 10.0
+_RELEASES = "releases@1"
+
+
+@dataclass
+class Execution:
+    """One run in progress. `stages` is live: a display may read it at any time."""
+
+    spec: PipelineSpec
+    store: Store
+    engine: Engine
+    run_id: str = field(default_factory=new_run_id)
+    registry: Registry = field(default_factory=lambda: BUILTIN)
+    stages: dict[str, StageRun] = field(default_factory=dict)
+    on_change: Callable[[], None] = lambda: None
+
+    def __post_init__(self) -> None:
+        self._log = RunLog(self.store, self.run_id)
+        self._snapshots: dict[str, Snapshot] = {}
+        self.stages = {s.name: StageRun(name=s.name, type=s.type) for s in self.spec.stages}
+
+    def run(self, start: str | None = None, until: str | None = None) -> Run:
+        """Execute the pipeline, or the part from `start` until `until`, to its end or first error.
+
+        The record of the run is complete whatever happens; errors are in it and raised as well.
+
+        Raises:
+            VideoARError: what stopped the run.
+        """
+        wanted = self._selected(start, until)
+        self._log.create(self.spec, __version__)
+        self._log.driver()
+        status: Status = "SUCCEEDED"
+        problem: str | None = None
+        try:
+            with log_context(run_id=self.run_id):
+                self._run_all(wanted, start)
+        except KeyboardInterrupt:
+            status, problem = "CANCELLED", "cancelled"
+            raise
+        except GateError as error:
+            status, problem = "GATE_BLOCKED", str(error)
+            raise
+        except BaseException as error:
+            status, problem = "FAILED", str(error)
+            raise
+        finally:
+            self._log.finish(status, problem)
+        return load_run(self.store, self.run_id)
+
+    def _selected(self, start: str | None, until: str | None) -> list[StageSpec]:
+        names = {stage.name for stage in self.spec.stages}
+        if until is not None:
+            names = self.spec.upstream(until) | {until}
+        if start is not None and self.spec.stage(start).name not in names:
+            raise ConfigError(start, f"comes after {until}", "swap --from and --until")
+        return [stage for stage in self.spec.stages if stage.name in names]
+
+    def _run_all(self, wanted: list[StageSpec], start: str | None) -> None:
+        for name, url in self.spec.inputs.items():
+            self._snapshots[name] = self._commit_input(name, resolve(self.store, name, url))
+        must_exist = self.spec.upstream(start) if start else set()
+        for stage in wanted:
+            with log_context(stage=stage.name):
+                self._run_stage(stage, must_exist=stage.name in must_exist)
+
+    def _commit_input(self, name: str, found: Snapshot | Listing) -> Snapshot:
+        if not isinstance(found, Listing):
+            return found
+        return found.commit(self.store, self._provenance(name, "", {}))
+
+    def _provenance(self, stage: str, asked: str, parents: dict[str, str]) -> Provenance:
+        return Provenance(
+            run_id=self.run_id,
+            pipeline=self.spec.name,
+            stage=stage,
+            fingerprint=asked,
+            code_version=__version__,
+            parents=parents,
+        )
+
+    def _run_stage(self, spec: StageSpec, *, must_exist: bool) -> None:
+        inputs = {port: self._snapshots[source] for port, source in spec.ports.items()}
+        check_contracts(spec, inputs, self.registry)
+        stage = build(spec, self.registry)
+        parts = components(stage, inputs)
+        asked = fingerprint(parts)
+        begun = time.monotonic()
+        self._update(
+            spec.name,
+            status="RUNNING",
+            fingerprint=asked,
+            inputs={port: snapshot.id for port, snapshot in inputs.items()},
+        )
+        found = self.store.dataset(spec.name, stage.produces).find(asked)
+        if found is not None:
+            self._reuse(spec.name, found, parts)
+        elif must_exist:
+            raise ConfigError(
+                f"stages.{spec.name}", "has no finished snapshot", "run without --from"
+            )
+        else:
+            found = self._make(spec, stage, inputs, parts, begun)
+        self._snapshots[spec.name] = found
+        if stage.produces == _RELEASES:
+            self._settle_gate(spec.name, found)
+
+    def _reuse(self, name: str, found: Snapshot, parts: Components) -> None:
+        refused = found.rejects()
+        rows = RowCounts(out=found.rows, rejected=refused.rows if refused else 0)
+        self._update(name, status="CACHED", snapshot=found.id, rows=rows, reason="nothing changed")
+        self._log.stage(self.stages[name], parts)
+        logger.info("cached as %s", found.id)
+
+    def _make(
+        self,
+        spec: StageSpec,
+        stage: Stage[Any],
+        inputs: Inputs,
+        parts: Components,
+        begun: float,
+    ) -> Snapshot:
+        reason = why(self.store, self.spec.name, spec.name, parts, self.run_id)
+        self._update(spec.name, reason=reason)
+        self._log.stage(self.stages[spec.name], parts)
+        logger.info("runs (%s)", reason)
+        task = Task(
+            run_id=self.run_id,
+            dataset=spec.name,
+            stage_type=spec.type,
+            config=spec.config.model_dump(mode="json"),
+            inputs={port: snapshot.id for port, snapshot in inputs.items()},
+            parts=parts,
+            store_url=self.store.url,
+            store_endpoint=self.store.endpoint,
+            registry=self.registry,
+        )
+        try:
+            record = self._work(task, stage, inputs)
+            self._check_rejects(spec, record)
+            snapshot = self._commit(task, stage, record)
+        except BaseException as error:
+            failed: Status = "GATE_BLOCKED" if isinstance(error, GateError) else "FAILED"
+            status: Status = "CANCELLED" if isinstance(error, KeyboardInterrupt) else failed
+            seconds = time.monotonic() - begun
+            self._update(spec.name, status=status, error=str(error) or status, seconds=seconds)
+            self._log.stage(self.stages[spec.name])
+            raise
+        self._update(
+            spec.name,
+            status="SUCCEEDED",
+            snapshot=snapshot.id,
+            seconds=round(time.monotonic() - begun, 3),
+            rows=RowCounts(in_=record.rows_in, out=record.rows_out, rejected=record.rows_rejected),
+        )
+        self._log.stage(self.stages[spec.name])
+        logger.info("made %s in %.1f s", snapshot.id, time.monotonic() - begun)
+        return snapshot
+
+    def _work(self, task: Task, stage: Stage[Any], inputs: Inputs) -> WorkRecord:
+        if isinstance(stage, MapStage):
+            return self._map(task, stage, inputs)
+        self._update(task.dataset, shards=ShardCounts(planned=1))
+        record = self.engine.loop(task) if stage.shape == "loop" else self.engine.reduce(task)
+        self._update(task.dataset, shards=ShardCounts(planned=1, done=1))
+        return record
+
+    def _map(self, task: Task, stage: MapStage[Any], inputs: Inputs) -> WorkRecord:
+        shards = list(stage.shards(inputs))
+        done, missing = split_done(self.store, task.dataset, task.parts, stage, shards)
+        counts = ShardCounts(planned=len(shards), cached=len(done))
+        self._update(task.dataset, shards=counts)
+        last_line = time.monotonic()
+
+        def finished(_: Shard, record: WorkRecord) -> None:
+            nonlocal counts, last_line
+            counts = counts.model_copy(
+                update={
+                    "done": counts.done + 1,
+                    "quarantined": counts.quarantined + record.rows_rejected,
+                }
+            )
+            rows = self.stages[task.dataset].rows
+            self._update(
+                task.dataset,
+                shards=counts,
+                rows=RowCounts(
+                    in_=rows.in_ + record.rows_in,
+                    out=rows.out + record.rows_out,
+                    rejected=rows.rejected + record.rows_rejected,
+                ),
+            )
+            if time.monotonic() - last_line >= _LOG_EVERY_S:
+                last_line = time.monotonic()
+                logger.info("%d of %d shards done", counts.done + counts.cached, counts.planned)
+
+        if missing:
+            self.engine.map(task, missing, finished)
+        total = merge([self._shard_record(task, stage, shard) for shard in shards])
+        self._update(
+            task.dataset,
+            shards=counts.model_copy(update={"quarantined": total.rows_rejected}),
+        )
+        return total
+
+    def _shard_record(self, task: Task, stage: MapStage[Any], shard: Shard) -> WorkRecord:
+        name = shard_fingerprint(task.parts, stage.primary, shard)
+        record = find_record(self.store, record_key(task, "shards", name))
+        if record is None:
+            raise StageError(f"stage {task.dataset}, shard {shard.index}", "left no record")
+        return record
+
+    def _check_rejects(self, spec: StageSpec, record: WorkRecord) -> None:
+        total = record.rows_out + record.rows_rejected
+        bound = spec.config.max_reject_fraction
+        if total and record.rows_rejected > bound * total:
+            raise StageError(
+                f"stage {spec.name}",
+                f"{record.rows_rejected} of {total} rows were refused, more than "
+                f"max_reject_fraction {bound:g}",
+                "see the reasons with: videoar show, or raise the bound",
+            )
+
+    def _commit(self, task: Task, stage: Stage[Any], record: WorkRecord) -> Snapshot:
+        crash_point("before-commit")
+        provenance = self._provenance(task.dataset, task.fingerprint, dict(task.inputs))
+        refused = self.store.dataset(f"{task.dataset}.rejects", REJECTS)
+        rejects = refused.commit(record.rejects, provenance, {}).id if record.rejects else None
+        crash_point("rejects-committed")
+        dataset = self.store.dataset(task.dataset, stage.produces)
+        snapshot = dataset.commit(record.files, provenance, record.metrics, rejects)
+        crash_point("committed")
+        return snapshot
+
+    def _settle_gate(self, name: str, decision: Snapshot) -> None:
+        """Move the ref if every rule passed and this decision has not moved it yet."""
+        rules = decision.table().to_pylist()
+        broken = [rule for rule in rules if not rule["passed"]]
+        if broken or not rules:
+            why_not = "; ".join(f"{rule['rule']}: {rule['reason']}" for rule in broken)
+            self._update(name, status="GATE_BLOCKED", error=why_not or "no rule was evaluated")
+            self._log.stage(self.stages[name])
+            raise GateError(f"gate {name}", why_not or "no rule was evaluated", "nothing promoted")
+        ref, candidate = rules[0]["ref"], rules[0]["candidate"]
+        history = self.store.refs.history(ref)
+        if all(entry["evidence"].get("decision") != decision.id for entry in history):
+            head = self.store.refs.head_record(ref)
+            self.store.refs.advance(
+                ref,
+                candidate,
+                expect=head["seq"] if head else None,
+                evidence={"decision": decision.id},
+                by_run=self.run_id,
+            )
+            logger.info("promoted %s to %s", candidate, ref)
+
+    def _update(self, name: str, **changes: Any) -> None:  # noqa: ANN401 - fields of StageRun
+        self.stages[name] = self.stages[name].model_copy(update=changes)
+        self.on_change()
+
+
+def resume_spec(run_id: str, store: Store, registry: Registry = BUILTIN) -> PipelineSpec:
+    """Return the pipeline of an earlier run, to be executed again under the same id."""
+    run = load_run(store, run_id)
+    if run.code_version != __version__:
+        logger.warning(
+            "run %s began with version %s, this is %s", run_id, run.code_version, __version__
+        )
+    return parse_pipeline(run.document, run.source, registry)
