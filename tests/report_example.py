@@ -223,8 +223,7 @@ def example(real: bytes, generated: bytes) -> ReportData:
         "stages:\n  clips: {stage: ingest}\n",
         locks=(
             Lock(
-                digest="ab" * 32,
-                metrics=("rendered/colour_acc", "rendered/motion_acc"),
+                metrics={"rendered/colour_acc": "ab" * 32, "rendered/motion_acc": "cd" * 32},
                 text='{\n  "num_samples": 64,\n  "reference": "good:0123456789abcdef"\n}',
             ),
         ),

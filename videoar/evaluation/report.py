@@ -127,10 +127,10 @@ class Licence(Frozen):
 class Lock(Frozen):
     """One protocol lock and the metrics that were taken under it."""
 
-    digest: str
-    metrics: tuple[str, ...]
+    metrics: dict[str, str]
+    """Metric to the digest of its lock."""
     text: str
-    """The lock as indented JSON."""
+    """The lock as indented JSON, without the metric's name."""
 
 
 class ReportData(Frozen):
