@@ -4,7 +4,7 @@ The one idea: modules carry the names of the published TensorFlow graph, so the 
 key map: a bundle data file is the float32 variables in order of their names, back to back, and this
 module tree lists them. Nothing is unpickled and TensorFlow is not needed.
 
-A 16 x 224 x 224 clip costs 55.6 GFLOP, about 1.1 CPU-seconds on one thread.
+A 16 x 224 x 224 clip costs 55.6 GFLOP, 1 to 2 CPU-seconds on one thread.
 Axes: B clips, T frames, H W pixels, K classes.
 Source: TF-hub deepmind/i3d-kinetics-400/1; google-deepmind/kinetics-i3d (Apache-2.0).
 """

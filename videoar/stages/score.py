@@ -28,8 +28,8 @@ Row = dict[str, Any]
 class ScoreConfig(StageConfig):
     """Options of `score`."""
 
-    num_clips: int = Field(default=16, ge=2)
-    """Clips per side of a distance. Three sets pass through I3D, about 1.1 CPU-seconds a clip."""
+    num_clips: int = Field(default=12, ge=2)
+    """Clips per side of a distance. Three sets pass through I3D, 1 to 2 CPU-seconds a clip."""
     num_reconstructions: int = Field(default=24, ge=1)
     """Real clips that make a round trip through the tokenizer."""
     num_examples: int = Field(default=4, ge=0)

@@ -106,6 +106,7 @@ def score(store, given, **config):
     return {row["metric"]: row for row in table.to_pylist()}
 
 
+@pytest.mark.slow
 def test_every_metric_has_a_row_and_stand_ins_never_carry_the_name(store):
     given = {"samples": samples(store, 9), "reference": reference(store, 9)}
     rows = score(store, given, num_clips=2)
