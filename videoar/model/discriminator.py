@@ -1,0 +1,76 @@
+"""The tokenizer's critic: a 3D PatchGAN with hinge losses and LeCAM regularisation.
+
+The one idea: the critic sees overlapping blocks of space and time and scores each, so it judges
+texture and flicker, not content. LeCAM ties its scores to the running means of the other side,
+which keeps it from winning outright when there is little data.
+
+Shape suffixes: B batch, T frames, H W height and width.
+Source: arXiv 2601.05966 equation 4; PatchGAN arXiv 1611.07004; LeCAM arXiv 2104.03310 equation 5.
+"""
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that torch code uses everywhere
+from torch import Tensor, nn
+
+
+class PatchDiscriminator(nn.Module):
+    """Score every block of a video.
+
+    Args:
+        width: channels of the first layer.
+        num_downs: strided layers; each halves height and width, all but the first also time.
+    """
+
+    def __init__(self, width: int = 64, num_downs: int = 3) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = 3
+        for i in range(num_downs):
+            out = width * min(2**i, 8)
+            stride = (2 if i else 1, 2, 2)
+            layers.append(nn.Conv3d(channels, out, (3, 4, 4), stride, padding=1))
+            layers += [nn.GroupNorm(1, out)] if i else []
+            layers.append(nn.LeakyReLU(0.2))
+            channels = out
+        layers.append(nn.Conv3d(channels, 1, 3, padding=1))
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, video_B3THW: Tensor) -> Tensor:
+        """Return logits [B, 1, t, h, w], positive for real."""
+        logits: Tensor = self.layers(video_B3THW)
+        return logits
+
+
+def hinge_critic_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Return what the critic minimises: real scores above 1, fake ones below -1."""
+    return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
+
+
+def hinge_generator_loss(fake_logits: Tensor) -> Tensor:
+    """Return what the tokenizer minimises."""
+    return -fake_logits.mean()
+
+
+class LeCam(nn.Module):
+    """Running means of the critic's scores and the penalty for leaving them far behind.
+
+    Args:
+        decay: of the means. Source: 0.999 in arXiv 2104.03310's code.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        super().__init__()
+        self.decay = decay
+        self.real: Tensor
+        self.fake: Tensor
+        self.register_buffer("real", torch.zeros(()))
+        self.register_buffer("fake", torch.zeros(()))
+
+    def forward(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+        """Take the scores into the means, then return the penalty."""
+        with torch.no_grad():
+            self.real.lerp_(real_logits.mean(), 1 - self.decay)
+            self.fake.lerp_(fake_logits.mean(), 1 - self.decay)
+        above = F.relu(real_logits - self.fake).square().mean()
+        below = F.relu(self.real - fake_logits).square().mean()
+        return above + below

@@ -1,0 +1,134 @@
+"""Shape of the tokenizer, its loss weights and the named sizes.
+
+Free of torch, so that stages and pipelines can check a configuration without loading it.
+"""
+
+from typing import NamedTuple, Self
+
+from pydantic import Field, model_validator
+
+from videoar.core.types import Frozen
+from videoar.model.schedule import SMALL_SQUARE, Scales, scale_schedule
+
+
+class Resampling(NamedTuple):
+    """What a resampling layer does."""
+
+    time_kernel: int
+    time: bool
+    """Halve or double the number of frames."""
+    space: bool
+    """Halve or double height and width."""
+
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """Extent in time and space: a layer that leaves space alone does not mix it either."""
+        return self.time_kernel, 3 if self.space else 1
+
+
+class TokenizerConfig(Frozen):
+    """Shape of a tokenizer. The defaults are the paper's 4 x 16 x 16 tokenizer at 128 x 128 px."""
+
+    num_bits: int = Field(default=48, ge=1)
+    """Channels of a latent, each of which becomes one bit per scale."""
+    scales: Scales = SMALL_SQUARE
+    """Height and width of the scales; the last one is the latent grid."""
+    patch_px: int = Field(default=1, ge=1)
+    """Pixels per side folded into channels before the first convolution. The paper has 1; larger
+    values save the full-resolution layers, which is what makes training on a CPU possible."""
+    base_width: int = Field(default=128, ge=1)
+    """Channels of the first level."""
+    multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
+    """Channels of each level, in units of `base_width`."""
+    num_res_blocks: int = Field(default=2, ge=1)
+    """Residual blocks per level, in the encoder and in the decoder."""
+    space_downs: tuple[int, ...] = (0, 1, 2, 3)
+    """Levels (from 0) after which height and width are halved."""
+    time_downs: tuple[int, ...] = (2, 3)
+    """Levels after which the number of frames is halved, the first frame standing alone."""
+    time_kernel: int = Field(default=3, ge=1)
+    """Extent in time of the convolutions that keep the number of frames. With 1 only the layers
+    that change it mix frames, a third of the work; and without those it is an image tokenizer."""
+
+    norm_groups: int = Field(default=32, ge=1)
+    """Groups of the normalisation. Few channels per group lose a frame's brightness, so narrow
+    networks want few groups."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        last = len(self.multipliers) - 1
+        if any(not 0 <= level < last for level in (*self.space_downs, *self.time_downs)):
+            raise ValueError(f"space_downs and time_downs lie between 0 and {last - 1}")
+        if any(self.base_width * multiplier % self.norm_groups for multiplier in self.multipliers):
+            raise ValueError(f"norm_groups={self.norm_groups} must divide the width of every level")
+        if not self.scales:
+            raise ValueError("scales must not be empty")
+        return self
+
+    @property
+    def space_stride(self) -> int:
+        """Pixels per latent position, in height and in width."""
+        return self.patch_px * 2 ** len(set(self.space_downs))
+
+    @property
+    def time_stride(self) -> int:
+        """Pixel frames per latent frame, except for the first one."""
+        return 2 ** len(set(self.time_downs))
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Height and width of the videos."""
+        height, width = self.scales[-1]
+        return height * self.space_stride, width * self.space_stride
+
+    def num_latent_frames(self, num_frames: int) -> int:
+        """Return the latent frames of a video.
+
+        Raises:
+            ValueError: the length is not 1 + a multiple of `time_stride`.
+        """
+        if num_frames < 1 or (num_frames - 1) % self.time_stride:
+            raise ValueError(f"{num_frames} frames are not 1 + a multiple of {self.time_stride}")
+        return 1 + (num_frames - 1) // self.time_stride
+
+    def as_image(self) -> "TokenizerConfig":
+        """Return the image tokenizer of the same shape, whose weights `inflate` takes."""
+        return self.model_copy(update={"time_kernel": 1, "time_downs": ()})
+
+    def resampling(self, level: int) -> Resampling:
+        """Return what the layer after a level halves, or doubles on the way back."""
+        halves_time = level in self.time_downs
+        kernel = max(3, self.time_kernel) if halves_time else self.time_kernel
+        return Resampling(kernel, time=halves_time, space=level in self.space_downs)
+
+
+class LossWeights(Frozen):
+    """Weights of the terms; 0 leaves a term out altogether."""
+
+    l1: float = Field(default=1.0, ge=0)
+    """Mean absolute error. Source: OmniTokenizer, Infinity (there 4)."""
+    l2: float = Field(default=0.0, ge=0)
+    """Mean squared error. Not in the paper: it makes small vivid figures appear early, which the
+    absolute error, content with the median colour, does only after long training."""
+    perceptual: float = Field(default=0.0, ge=0)
+    """Distance of deep features; the trainer brings the feature net."""
+    gan: float = Field(default=0.0, ge=0)
+    """Adversarial term; 0.1 for full-size tokenizers, after `gan_start`."""
+    gan_start: int = Field(default=0, ge=0)
+    """Step at which the critic and its term begin."""
+    lecam: float = Field(default=0.05, ge=0)
+    """LeCAM penalty, in the critic's loss."""
+    quantizer: float = Field(default=1.0, ge=0)
+    """Commitment and entropy terms, together."""
+
+
+TOKENIZERS: dict[str, TokenizerConfig] = {
+    "tiny": TokenizerConfig(
+        num_bits=8, scales=((1, 1), (2, 2), (4, 4)), patch_px=4, base_width=16,
+        multipliers=(1, 1, 1), num_res_blocks=1, space_downs=(1,), time_downs=(0, 1),
+        time_kernel=1, norm_groups=2,
+    ),
+    "ucf": TokenizerConfig(),
+    "512": TokenizerConfig(scales=scale_schedule(24, 42)),
+}  # fmt: skip
+"""`ucf` and `512` are the paper's (128 x 128 and 384 x 672 px)."""
