@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+from videoar.core.crash import crash_point
 from videoar.core.errors import ConfigError, StorageError, TransientStorageError
 
 MULTIPART_BYTES = 64 << 20
@@ -170,6 +171,7 @@ class LocalObjectStore:
         with _os_errors(path):
             self._make_folder(path.parent)
             temporary = self._write_temporary(data)
+            crash_point("put.before_publish")
             try:
                 if if_absent:
                     os.link(temporary, path)

@@ -1,0 +1,175 @@
+"""Snapshots: what a commit promises on one machine. Races and S3 are in the integration tests."""
+
+import pickle
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+
+from videoar.core.errors import (
+    ConfigError,
+    ContractError,
+    SnapshotNotFoundError,
+    StorageError,
+)
+from videoar.core.types import Provenance
+from videoar.storage import open_store
+from videoar.storage.tables import snapshot_digest
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store(tmp_path.as_uri())
+
+
+@pytest.fixture
+def dataset(store):
+    return store.dataset("videos", "sources@1")
+
+
+def rows(*names):
+    return pa.table({
+        "uri": names,
+        "name": names,
+        "etag": names,
+        "size_bytes": pa.array([1] * len(names), "i8"),
+    })
+
+
+def made_by(fingerprint):
+    return Provenance(
+        run_id="r",
+        pipeline="p",
+        stage="s",
+        fingerprint=fingerprint,
+        code_version="c",
+        parents={"in": "a:b"},
+    )
+
+
+def delta_files(store, dataset, version=None):
+    table = DeltaTable(store.objects.location(f"tables/{dataset}"), version=version)
+    return {uri.rpartition("/")[2] for uri in table.file_uris()}
+
+
+def names(files):
+    return {f"{file.sha256}.parquet" for file in files}
+
+
+def test_write_is_invisible_and_idempotent(store, dataset):
+    file = dataset.write(rows("a", "b"))
+    assert file == dataset.write(rows("a", "b"))
+    assert file.rows == 2
+    assert list(store.objects.list("tables/videos/_delta_log")) == []
+    with pytest.raises(SnapshotNotFoundError):
+        store.snapshot("videos:0123456789abcdef")
+
+
+def test_every_version_lists_exactly_its_snapshot(store, dataset):
+    a, b, c = (dataset.write(rows(name)) for name in "abc")
+    for number, files in enumerate(([a, b], [b, c], [c], [], [c, a], [a, b])):
+        snapshot = dataset.commit(files, made_by(f"f{number}"), {"n": number})
+        assert snapshot.commit.version == number + 1
+        assert snapshot.files == tuple(files)
+        assert delta_files(store, "videos") == names(files)
+    assert delta_files(store, "videos", version=2) == names([b, c])
+    assert DeltaTable(store.objects.location("tables/videos")).count() == 2
+
+
+def test_a_commit_is_found_by_fingerprint_id_and_ref(store, dataset):
+    file = dataset.write(rows("a"))
+    snapshot = dataset.commit([file], made_by("f"), {"loss": 0.5}, rejects="videos.rejects:00")
+    store.refs.advance("latest", snapshot.id, expect=None, evidence={})
+    for found in (dataset.find("f"), store.snapshot(snapshot.id), store.snapshot("latest")):
+        assert found.commit == snapshot.commit
+    assert snapshot.commit.provenance == made_by("f")
+    assert snapshot.commit.metrics == {"loss": 0.5}
+    assert snapshot.id == f"videos:{snapshot.digest[:16]}"
+    assert dataset.find("g") is None
+
+
+def test_the_log_is_the_truth_and_lost_records_come_back(store, dataset):
+    snapshot = dataset.commit([dataset.write(rows("a"))], made_by("f"), {})
+    records = list(store.ledger.list("commits/"))
+    assert len(records) == 2
+    for key in records:
+        store.objects.delete(key)
+    assert dataset.find("f").commit == snapshot.commit
+    assert store.snapshot(snapshot.id).commit == snapshot.commit
+    assert list(store.ledger.list("commits/")) == records
+
+
+def test_equal_fingerprint_adopts_and_equal_content_resolves_to_the_first(store, dataset):
+    a, b = dataset.write(rows("a")), dataset.write(rows("b"))
+    first = dataset.commit([a], made_by("f"), {"n": 1})
+    assert dataset.commit([b], made_by("f"), {"n": 2}).commit == first.commit
+    dataset.commit([b], made_by("g"), {})
+    again = dataset.commit([a], made_by("h"), {"n": 3})
+    assert again.id == first.id
+    assert store.snapshot(again.id).commit == first.commit
+    assert dataset.find("h").commit.metrics == {"n": 3}
+    assert delta_files(store, "videos") == names([a])
+
+
+def test_digest_is_of_content_alone(dataset):
+    a, b = dataset.write(rows("a")), dataset.write(rows("b"))
+    assert snapshot_digest([a, b], "x@1") == snapshot_digest([b, a], "x@1")
+    assert snapshot_digest([a, b], "x@1") != snapshot_digest([a, b], "x@2")
+    assert snapshot_digest([a], "x@1") != snapshot_digest([a, b], "x@1")
+    elsewhere = a.model_copy(update={"key": "elsewhere"})
+    assert snapshot_digest([elsewhere], "x@1") == snapshot_digest([a], "x@1")
+
+
+def test_reading(store, dataset):
+    a, b = dataset.write(rows("x", "y")), dataset.write(rows("z"))
+    snapshot = pickle.loads(pickle.dumps(dataset.commit([a, b], made_by("f"), {})))
+    assert [len(table) for table in snapshot.read()] == [2, 1]
+    assert snapshot.table().schema.equals(dataset.contract.arrow_schema)
+    assert snapshot.table(["name", "uri"]).to_pydict() == {"name": list("xyz"), "uri": list("xyz")}
+    assert snapshot.rejects() is None
+    with pytest.raises(ConfigError, match="no column colour"):
+        snapshot.table(["colour"])
+    empty = dataset.commit([], made_by("e"), {})
+    assert empty.rows == 0
+    assert empty.table().schema.equals(dataset.contract.arrow_schema)
+
+
+def test_damage_and_loss_are_errors_that_name_the_file(store, dataset):
+    file = dataset.write(rows("a"))
+    snapshot = dataset.commit([file], made_by("f"), {})
+    data = bytearray(store.objects.get(file.key))
+    data[10] ^= 1
+    store.objects.put(file.key, bytes(data))
+    with pytest.raises(StorageError, match=file.sha256):
+        snapshot.table(verify=True)
+    store.objects.delete(file.key)
+    with pytest.raises(StorageError, match=file.sha256):
+        snapshot.table()
+    with pytest.raises(StorageError, match=file.sha256):
+        snapshot.table(["uri"])
+
+
+def test_rows_that_break_the_contract_are_not_written(store, dataset):
+    with pytest.raises(ContractError, match="videos: column uri: not unique: row 1"):
+        dataset.write(rows("a", "a"))
+    assert list(store.objects.list("tables/")) == []
+
+
+def test_a_contract_that_grew_reads_old_files_and_extends_the_table(store, dataset):
+    from videoar.contracts.contract import Contract
+    from videoar.storage.tables import Dataset
+
+    full = dataset.contract
+    older = Contract.model_validate({
+        **full.model_dump(by_alias=True),
+        "columns": [c.model_dump() for c in full.columns[:-1]],
+    })
+    old = Dataset(store.objects, store.ledger, "videos", older)
+    kept = old.write(rows("a"))
+    snapshot = old.commit([kept], made_by("old"), {})
+    assert snapshot.table()["origin"].to_pylist() == [None]
+    assert snapshot.table(["origin"]).to_pydict() == {"origin": [None]}
+    dataset.commit([kept, dataset.write(rows("b"))], made_by("new"), {})
+    table = DeltaTable(store.objects.location("tables/videos"))
+    assert "origin" in [field.name for field in table.schema().fields]
+    assert table.to_pyarrow_table().num_rows == 2
