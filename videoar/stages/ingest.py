@@ -107,7 +107,7 @@ class IngestStage(MapStage[IngestConfig]):
             for i, group in enumerate(groups)
         ]
 
-    def open(self, inputs: Inputs, store: Store) -> Mapper:
+    def open(self, inputs: Inputs, store: Store) -> Mapper:  # noqa: ARG002 - shards carry the rows
         """Start no process yet: the scanner does at the first source."""
         return _Ingest(self.config, store)
 
