@@ -175,14 +175,15 @@ def _round_trip(
     """Load the tokenizer; return frames -> tokens -> frames."""
     import torch
 
+    from videoar.evaluation.i3d import device
     from videoar.model.tokenizer import frames_from_video, video_from_frames
-    from videoar.training.checkpoint import load_from
+    from videoar.training.checkpoint import load_tokenizer
 
-    network, _ = load_from(tokenizer, store)
+    network, _ = load_tokenizer(tokenizer, store, device())
 
     def call(frames_THWC: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
         with torch.inference_mode():
-            video_B3THW = video_from_frames(torch.from_numpy(frames_THWC)[None])
+            video_B3THW = video_from_frames(torch.from_numpy(frames_THWC)[None].to(device()))
             video_B3THW = network.detokenize(network.tokenize(video_B3THW))
             frames: NDArray[np.uint8] = frames_from_video(video_B3THW)[0].cpu().numpy()
             return frames

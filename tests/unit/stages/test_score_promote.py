@@ -10,11 +10,15 @@ import torch
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ContractError
 from videoar.core.types import Provenance
+from videoar.media.decode import decode_clip
 from videoar.media.rendered import draw, scenes
 from videoar.media.transcode import encode_clips
+from videoar.model.tokenizer import VideoTokenizer
+from videoar.model.tokenizer_config import TokenizerConfig
 from videoar.stages.promote import PromoteConfig, PromoteStage
 from videoar.stages.score import ScoreConfig, ScoreStage
 from videoar.storage.store import open_store
+from videoar.training.checkpoint import publish_model
 
 numbers = itertools.count()
 
@@ -136,6 +140,32 @@ def test_what_cannot_be_measured_says_why(store):
     empty = commit(store, "none", "samples@1", [])
     with pytest.raises(ContractError, match="empty"):
         score(store, {**given, "samples": empty})
+
+
+def test_round_trips_set_the_ceiling_and_leave_examples_to_look_at(store):
+    shape = {"num_bits": 8, "scales": ((1, 1), (4, 4)), "patch_px": 4, "base_width": 8}
+    levels = {"multipliers": (1, 1), "num_res_blocks": 1, "space_downs": (0,), "time_downs": (0,)}
+    network = VideoTokenizer(TokenizerConfig(**shape, **levels, norm_groups=1))
+    made = publish_model(
+        network, store, weights=network.state_dict(), step=0, metrics={}, history=[]
+    )
+    given = {
+        "samples": samples(store, 5),
+        "reference": reference(store, 5),
+        "tokenizer": commit(store, "tokenizer", "models@1", made.to_pylist()),
+    }
+    rows = score(store, given, num_reconstructions=3, num_examples=2)
+    assert 5 < rows["recon/psnr"]["value"] < 30
+    assert rows["recon/psnr"]["num_samples"] == 3
+    assert -1 < rows["recon/ssim"]["value"] < 1
+    assert rows["rendered_recon/valid_frac"]["value"] == 0  # an untrained tokenizer shows nothing
+    examples = json.loads(rows["recon/psnr"]["details_json"])["examples"]
+    assert len(examples) == 2
+    for example in examples:
+        shapes = {
+            decode_clip(store.objects.get(example[k])).shape for k in ("real_key", "recon_key")
+        }
+        assert shapes == {(5, 32, 32, 3)}
 
 
 def test_promotion_needs_every_rule_and_the_champions_card(store):
