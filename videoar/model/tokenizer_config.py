@@ -122,6 +122,25 @@ class LossWeights(Frozen):
     """Commitment and entropy terms, together."""
 
 
+class TokenizerTraining(Frozen):
+    """How a tokenizer is trained."""
+
+    steps: int = Field(default=100_000, ge=1)
+    """Optimizer steps."""
+    batch_clips: int = Field(default=128, ge=1)
+    """Clips per step, of all ranks together. Source: arXiv 2601.05966 section 6.1."""
+    excerpt_frames: int = Field(default=17, ge=1)
+    """Frames that are cut from each clip; 1 + a multiple of the time stride."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak of the schedule (Adam, betas 0.9 and 0.95, no weight decay)."""
+    ema: float = Field(default=0.999, ge=0, lt=1)
+    """Decay of the moving average of weights."""
+    seed: int = Field(default=0, ge=0)
+    """Of the first weights, the order of clips and the random feature net."""
+    weights: LossWeights = LossWeights()
+    """Weights of the loss terms."""
+
+
 TOKENIZERS: dict[str, TokenizerConfig] = {
     "tiny": TokenizerConfig(
         num_bits=8, scales=((1, 1), (2, 2), (4, 4)), patch_px=4, base_width=16,

@@ -1,0 +1,160 @@
+"""The tokenizer's contract with time: causal, chunked as a whole, an image is a video of one."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from videoar.model.tokenizer import (
+    VideoTokenizer,
+    _fold,
+    _unfold,
+    frames_from_video,
+    inflate,
+    video_from_frames,
+)
+from videoar.model.tokenizer_config import TOKENIZERS, TokenizerConfig
+
+torch.set_num_threads(1)
+
+# as the paper's network, only narrower and shallower: 3 x 3 x 3 kernels, no patches
+FULL = TokenizerConfig(
+    num_bits=6,
+    scales=((1, 1), (2, 2)),
+    base_width=8,
+    multipliers=(1, 2, 2),
+    num_res_blocks=1,
+    space_downs=(0, 1),
+    time_downs=(0, 1),
+    norm_groups=4,
+)
+CONFIGS = pytest.mark.parametrize("cfg", [FULL, TOKENIZERS["tiny"]], ids=["full", "tiny"])
+
+
+def make(cfg, seed=0):
+    torch.manual_seed(seed)
+    return VideoTokenizer(cfg).double().eval()
+
+
+def video(cfg, frames, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(2, 3, frames, *cfg.size_px, generator=generator, dtype=torch.float64) * 2 - 1
+
+
+@CONFIGS
+@torch.no_grad()
+def test_shapes_and_bits(cfg):
+    net, clip = make(cfg), video(cfg, 17)
+    latent = net.encode(clip)
+    assert latent.shape == (2, cfg.num_bits, 5, *cfg.scales[-1])
+    bits = net.tokenize(clip)
+    assert [tuple(b.shape) for b in bits] == [(2, 5, *s, cfg.num_bits) for s in cfg.scales]
+    assert net.double().decode(net.quantizer.decode(bits).double()).shape == clip.shape
+    with pytest.raises(ValueError, match="1 \\+ a multiple of 4"):
+        net.encode(clip[:, :, :16])
+    with pytest.raises(ValueError, match="does not fit"):
+        net.encode(clip[..., :-1])
+
+
+@CONFIGS
+@torch.no_grad()
+def test_a_beginning_is_encoded_as_within_the_whole(cfg):
+    net, clip = make(cfg), video(cfg, 17)
+    whole, decoded = net.encode(clip), net.decode(net.encode(clip))
+    for m in range(4):
+        torch.testing.assert_close(net.encode(clip[:, :, : 1 + 4 * m]), whole[:, :, : 1 + m])
+        torch.testing.assert_close(net.decode(whole[:, :, : 1 + m]), decoded[:, :, : 1 + 4 * m])
+
+
+@CONFIGS
+@torch.no_grad()
+def test_chunks_give_what_the_whole_gives(cfg):
+    net, clip = make(cfg), video(cfg, 17)
+    encode_carry, decode_carry = {}, {}
+    latent = net.encode(clip)
+    for chunks, latent_chunks in (((1, 4, 12), (1, 1, 3)), ((9, 8), (3, 2))):
+        encode_carry, decode_carry = {}, {}
+        parts = [net.encode(part, encode_carry) for part in clip.split(chunks, dim=2)]
+        torch.testing.assert_close(torch.cat(parts, dim=2), latent)
+        parts = [net.decode(part, decode_carry) for part in latent.split(latent_chunks, dim=2)]
+        torch.testing.assert_close(torch.cat(parts, dim=2), net.decode(latent))
+    with pytest.raises(ValueError, match="multiple"):
+        net.encode(clip[:, :, :5], encode_carry)
+
+
+@CONFIGS
+@torch.no_grad()
+def test_a_frame_first_changes_the_latent_frame_that_stands_for_it(cfg):
+    net, clip = make(cfg), video(cfg, 17)
+    latent = net.encode(clip)
+    for frame in range(17):
+        other = clip.clone()
+        other[:, :, frame] *= -1
+        changed = (net.encode(other) != latent).flatten(3).any(3).any(1)[0]
+        assert int(changed.nonzero()[0]) == -(-frame // 4)
+
+
+@torch.no_grad()
+def test_an_inflated_tokenizer_treats_still_videos_as_the_image_tokenizer_does():
+    image_net, net = make(FULL.as_image(), seed=3), make(FULL, seed=4)
+    inflate(net, image_net.state_dict())
+    still = video(FULL, 1).expand(-1, -1, 9, -1, -1)
+    image_latent = image_net.encode(still[:, :, :1])
+    torch.testing.assert_close(net.encode(still[:, :, :1]), image_latent)
+    torch.testing.assert_close(net.encode(still), image_latent.expand(-1, -1, 3, -1, -1))
+    rebuilt = image_net.decode(image_latent).expand(-1, -1, 9, -1, -1)
+    torch.testing.assert_close(net.decode(image_latent.expand(-1, -1, 3, -1, -1)), rebuilt)
+
+
+@torch.no_grad()
+def test_inflation_can_leave_the_past_random_and_some_layers_fresh():
+    image_net, net = make(FULL.as_image(), seed=3), make(FULL, seed=4)
+    flat = {name: w.squeeze(2) if w.ndim == 5 else w for name, w in image_net.state_dict().items()}
+    before = {name: weight.clone() for name, weight in net.state_dict().items()}
+    inflate(net, flat, rest="random", fresh=["encoder.conv_out"])
+    after = net.state_dict()
+    name = "encoder.conv_in.weight"
+    assert torch.equal(after[name][:, :, -1], flat[name])
+    assert torch.equal(after[name][:, :, :-1], before[name][:, :, :-1])
+    assert torch.equal(after["encoder.conv_out.weight"], before["encoder.conv_out.weight"])
+    del flat[name]
+    with pytest.raises(ValueError, match=r"no encoder\.conv_in\.weight"):
+        inflate(net, flat)
+    with pytest.raises(ValueError, match="not"):
+        inflate(net, {**flat, name: torch.zeros(1, 1, 1, 1)})
+
+
+def test_folding_and_bytes_are_undone_exactly():
+    frames = torch.randint(0, 256, (2, 5, 8, 12, 3), dtype=torch.uint8)
+    clip = video_from_frames(frames)
+    assert clip.shape == (2, 3, 5, 8, 12)
+    assert torch.equal(_unfold(_fold(clip, 4), 4), clip)
+    assert torch.equal(frames_from_video(clip), frames)
+    assert int(frames_from_video(clip * 3).min()) == 0
+
+
+def test_gradients_pass_the_quantizer_to_every_weight():
+    torch.manual_seed(0)
+    net = VideoTokenizer(FULL)
+    clip = video(FULL, 5).float()
+    quantized = net.quantizer(net.encode(clip))
+    (net.decode(quantized.latent_BKTHW) - clip).abs().mean().backward()
+    for name, weight in net.named_parameters():
+        assert weight.grad is not None, name
+        assert weight.grad.isfinite().all(), name
+    assert net.encoder.conv_in.weight.grad.abs().sum() > 0
+
+
+def test_the_papers_tokenizers_have_the_papers_shapes():
+    ucf, large = TOKENIZERS["ucf"], TOKENIZERS["512"]
+    assert (ucf.size_px, ucf.space_stride, ucf.time_stride) == ((128, 128), 16, 4)
+    assert ucf.num_latent_frames(17) == 5
+    assert (large.size_px, len(large.scales), large.num_latent_frames(33)) == ((384, 672), 10, 9)
+    with torch.device("meta"):
+        net = VideoTokenizer(ucf)
+        assert net.encode(torch.empty(1, 3, 5, 128, 128)).shape == (1, 48, 2, 8, 8)
+
+
+def test_configs_that_cannot_be_built_are_refused():
+    for wrong in ({"norm_groups": 24}, {"space_downs": (4,)}, {"scales": ()}):
+        with pytest.raises(ValidationError):
+            TokenizerConfig(**wrong)
