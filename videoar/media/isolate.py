@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -25,11 +26,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from videoar.core.errors import MediaError
+from videoar.core.errors import ConfigError, MediaError
 from videoar.core.settings import child_environment
 from videoar.media.process import Limits, kill_group, tail
 from videoar.media.scan import Excerpt, ScanPlan, SourceFacts, scan
 
+_START_S = 120  # chosen: importing the decoders takes 0.5 s on an idle machine
 _RECYCLE_AFTER = 1000  # chosen: bounds what a leaking decoder can pile up
 
 
@@ -105,18 +107,29 @@ class _Child:
         self.end = weakref.finalize(self, _end, self.process, self.pipe, self.stderr)
 
     def serve(self, path: Path, plan: ScanPlan) -> Iterator[Excerpt | SourceFacts]:
+        if self.num_served == 0 and not self.pipe.poll(_START_S):
+            raise ConfigError("scanning process", f"did not start within {_START_S} s")
         self.num_served += 1
-        deadline = threading.Timer(self.limits.wall_s, self._expire)
-        deadline.start()
+        request = {"path": str(path), "plan": plan.model_dump(), "cpu_s": self.limits.cpu_s}
+        left_s = self.limits.wall_s
         try:
-            request = {"path": str(path), "plan": plan.model_dump(), "cpu_s": self.limits.cpu_s}
             self.pipe.send_bytes(json.dumps(request).encode())
-            while (item := self._receive(path.name)) is not None:
+            while True:
+                start = time.monotonic()
+                item = self._wait(path.name, left_s)
+                left_s -= time.monotonic() - start  # what the reader does meanwhile is not counted
                 yield item
                 if isinstance(item, SourceFacts):
                     return
         except (EOFError, OSError) as error:
             raise self._obituary(path.name) from error
+
+    def _wait(self, name: str, left_s: float) -> Excerpt | SourceFacts:
+        """Receive one item; a child that takes longer dies while it is waited for."""
+        deadline = threading.Timer(left_s, self._expire)
+        deadline.start()
+        try:
+            return self._receive(name)
         finally:
             deadline.cancel()
 
@@ -126,6 +139,8 @@ class _Child:
 
     def _receive(self, name: str) -> Excerpt | SourceFacts:
         reply = json.loads(self.pipe.recv_bytes())
+        if reply["kind"] == "ready":
+            reply = json.loads(self.pipe.recv_bytes())
         if reply["kind"] == "error":
             raise MediaError(name, reply["code"], reply["what"])
         if reply["kind"] == "source":
@@ -154,6 +169,7 @@ def main(fd: int, memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     pipe = Connection(fd)
+    _send(pipe, "ready")
     while True:
         try:
             request = json.loads(pipe.recv_bytes())

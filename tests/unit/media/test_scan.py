@@ -1,0 +1,237 @@
+"""One pass over little videos: cuts, grids, rotation, damage; here and in the child process."""
+
+import os
+import signal
+import subprocess
+
+import av
+import numpy as np
+import pytest
+
+from videoar.core.errors import MediaError
+from videoar.media.decode import decode_clip
+from videoar.media.isolate import Scanner
+from videoar.media.process import Limits
+from videoar.media.scan import Excerpt, ScanPlan, SourceFacts, scan
+from videoar.media.transcode import encode, encode_clips
+
+
+def shot(num_frames, seed=0, size=(48, 64), step=2):
+    """Smooth noise that moves to the right: every frame differs, and knows its index."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (size[0] // 8, size[1] // 4, 3)).astype(np.uint8)
+    wide = coarse.repeat(8, 0).repeat(8, 1)
+    return np.stack([np.roll(wide, step * t, 1)[:, : size[1]] for t in range(num_frames)])
+
+
+def tinted(frames, level):
+    return (frames // 4 + level).astype(np.uint8)
+
+
+def write(path, frames, rate_fps=25.0, **options):
+    encode(frames, path, rate_fps, **options)
+    return path
+
+
+def ffmpeg(*arguments):
+    command = ["ffmpeg", "-nostdin", "-v", "error", *map(str, arguments)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+
+
+def run(path, **plan):
+    *excerpts, facts = scan(path, ScanPlan(**{"size_px": 48, **plan}))
+    assert all(isinstance(e, Excerpt) for e in excerpts)
+    assert isinstance(facts, SourceFacts)
+    return excerpts, facts
+
+
+def test_native_grid_takes_every_frame_once(tmp_path):
+    frames = shot(40)
+    excerpts, facts = run(write(tmp_path / "a.mp4", frames, crf=1))
+    assert [e.facts["frame_index_start"] for e in excerpts] == [0, 17]
+    assert facts.decoded_frames == facts.expected_frames == 40
+    assert facts.src_rate_fps == pytest.approx(25)
+    assert not facts.is_vfr
+    crop = frames[17:34, :, 8:56]
+    assert np.abs(excerpts[1].frames_THWC.astype(int) - crop).mean() < 8
+
+
+def test_grid_picks_the_frame_on_display(tmp_path):
+    frames = shot(80)
+    excerpts, _ = run(write(tmp_path / "a.mkv", frames, crf=1), rate_fps=10.0, num_frames=9)
+    first = excerpts[0].frames_THWC.astype(int)
+    wanted = [int(k * 25 / 10) for k in range(9)]  # 0 2 5 7 10 ...
+    errors = np.abs(first[:, None] - frames[None, :25, :, 8:56]).mean(axis=(2, 3, 4))
+    assert errors.argmin(axis=1).tolist() == wanted
+    assert [e.facts["span_start_us"] for e in excerpts] == [0, 840_000, 1_680_000]
+
+
+def test_spans_keep_clear_of_a_hard_cut(tmp_path):
+    frames = np.concatenate([tinted(shot(30, 1), 0), tinted(shot(30, 2), 180)])
+    excerpts, _ = run(write(tmp_path / "a.mp4", frames), num_frames=13)
+    starts = [e.facts["frame_index_start"] for e in excerpts]
+    assert starts == [0, 13, 32, 45]  # the cut is at 30; two frames on each side are dropped
+    assert excerpts[2].facts["cut_in_score"] > 0.5
+    assert max(e.facts["hist_delta_max"] for e in excerpts) < 0.5
+    whole, _ = run(tmp_path / "a.mp4", num_frames=13, cut_distance=None)
+    assert [e.facts["frame_index_start"] for e in whole] == [0, 13, 26, 39]
+
+
+def test_flicker_is_not_a_row_of_cuts(tmp_path):
+    frames = tinted(shot(60), 0)
+    frames[1::2] += 150
+    excerpts, _ = run(write(tmp_path / "a.mp4", frames))
+    assert len(excerpts) >= 2
+
+
+@pytest.mark.parametrize("angle", [90, 180, 270])
+def test_rotation_is_applied_once(tmp_path, angle):
+    frames = shot(17)
+    write(tmp_path / "plain.mp4", frames, crf=1)
+    turn = ["-c", "copy", "-metadata:s:v", f"rotate={angle}"]
+    ffmpeg("-i", tmp_path / "plain.mp4", *turn, tmp_path / "turned.mp4")
+    shown = ffmpeg("-i", tmp_path / "turned.mp4", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
+    (turned,), facts = run(tmp_path / "turned.mp4")
+    height, width = (48, 64) if angle == 180 else (64, 48)
+    assert (facts.src_height_px, facts.src_width_px) == (height, width)
+    assert facts.rotation_deg in {angle, 360 - angle}  # what `rotate` means differs by version
+    upright = np.frombuffer(shown, np.uint8).reshape(17, height, width, 3)
+    top, left = (height - 48) // 2, (width - 48) // 2
+    centre = upright[:, top : top + 48, left : left + 48].astype(int)
+    assert np.abs(turned.frames_THWC - centre).mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"),
+    [
+        (".webm", {"codec": "libvpx-vp9", "crf": 10}),
+        (".mov", {"codec": "libx265", "crf": 5, "pix_fmt": "yuv420p10le"}),
+        (".avi", {"codec": "mpeg4", "crf": 2}),
+        (".mkv", {"codec": "mjpeg", "crf": 2, "pix_fmt": "yuvj420p"}),
+        (".mp4", {"crf": 1, "pix_fmt": "yuv444p"}),
+    ],
+)
+def test_containers_codecs_depth_range_and_odd_sizes(tmp_path, suffix, options):
+    frames = shot(18)
+    if suffix == ".mp4":
+        frames = frames[:, :47, :61]
+    (excerpt,), facts = run(write(tmp_path / f"a{suffix}", frames, **options), size_px=46)
+    assert facts.decoded_frames == 18
+    left = (frames.shape[2] - frames.shape[1]) // 2
+    centre = frames[:17, :, left : left + frames.shape[1]]
+    assert excerpt.frames_THWC.mean() == pytest.approx(centre.mean(), abs=3)
+
+
+def test_gaps_in_time_are_never_filled(tmp_path):
+    frames = shot(40)
+    write(tmp_path / "a.mp4", frames, crf=1)
+    gap = "setpts=N/25/TB+gte(N\\,20)*2/TB"
+    gap_options = ["-vf", gap, "-vsync", "passthrough", "-c:v", "libx264"]
+    ffmpeg("-i", tmp_path / "a.mp4", *gap_options, tmp_path / "gap.mp4")
+    excerpts, facts = run(tmp_path / "gap.mp4", rate_fps=12.5, num_frames=9)
+    assert facts.is_vfr
+    assert [e.facts["frame_index_start"] for e in excerpts] == [0, 20]
+
+
+def test_damage_is_counted_and_ends_at_the_next_key_frame(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (68, 48, 64, 3)).astype(np.uint8)
+    data = bytearray(encode_clips([noise], 25.0, 20)[0])
+    middle = len(data) // 2
+    data[middle : middle + 9000] = bytes(9000)
+    (tmp_path / "a.mp4").write_bytes(data)
+    excerpts, facts = run(tmp_path / "a.mp4", cut_distance=None)
+    errors = [e.facts["decode_errors"] for e in excerpts]
+    assert errors[0] == 0
+    assert sum(errors) > 0
+    assert facts.expected_frames == 68
+
+
+def test_scores_tell_black_held_and_moving_apart(tmp_path):
+    black, moving = np.zeros((17, 48, 64, 3), np.uint8), shot(17)
+    held = np.repeat(moving[:1], 17, axis=0)
+    scores = {}
+    for name, frames in {"black": black, "held": held, "moving": moving}.items():
+        (excerpt,), _ = run(write(tmp_path / f"{name}.mp4", frames))
+        scores[name] = excerpt.facts
+    assert scores["black"]["black_frac"] == 1
+    assert scores["black"]["letterbox_frac"] == 1
+    assert scores["held"]["freeze_frac"] == 1
+    assert scores["moving"]["freeze_frac"] == 0
+    assert scores["moving"]["motion_mean"] > 2 > scores["held"]["motion_mean"]
+    assert len(set(scores["moving"]["phash"])) == 3
+
+
+def test_each_source_is_opened_once(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.mp4", shot(60))
+    opened = []
+    real = av.open
+    monkeypatch.setattr(av, "open", lambda *a, **k: opened.append(a) or real(*a, **k))
+    excerpts, _ = run(path)
+    assert len(excerpts) == 3
+    assert len(opened) == 1
+
+
+@pytest.mark.parametrize(
+    ("plan", "code"),
+    [
+        ({"max_pixels": 1000}, "TOO_LARGE_DIM"),
+        ({"max_duration_s": 0.5}, "TOO_LONG"),
+        ({"num_frames": 21}, "TOO_SHORT"),
+    ],
+)
+def test_policy_of_sources(tmp_path, plan, code):
+    path = write(tmp_path / "a.mp4", shot(20))
+    with pytest.raises(MediaError) as error:
+        run(path, **plan)
+    assert error.value.code == code
+
+
+def test_clip_files_are_exact_and_independent_of_their_neighbours():
+    one, other = shot(17, 1), shot(17, 2)
+    together = encode_clips([one, other], 8.0, 12)
+    assert together == [encode_clips([one], 8.0, 12)[0], encode_clips([other], 8.0, 12)[0]]
+    assert np.abs(decode_clip(together[0]).astype(int) - one).mean() < 8
+    with pytest.raises(MediaError, match="not a clip"):
+        decode_clip(b"no video at all")
+
+
+@pytest.fixture
+def scanner():
+    with Scanner(ScanPlan(size_px=48), Limits(wall_s=20, cpu_s=20)) as scanner:
+        yield scanner
+
+
+def test_child_gives_the_same_and_outlives_bad_files(tmp_path, scanner):
+    good = write(tmp_path / "a.mp4", shot(40))
+    (tmp_path / "b.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(500))
+    before = list(scanner.scan(good))
+    pid = scanner._child.process.pid
+    with pytest.raises(MediaError):
+        list(scanner.scan(tmp_path / "b.mp4"))
+    after = list(scanner.scan(good))
+    assert scanner._child.process.pid == pid
+    here = list(scan(good, ScanPlan(size_px=48)))
+    for ours, theirs in ((before, here), (after, here)):
+        assert [vars(x) for x in ours[-1:]] == [vars(x) for x in theirs[-1:]]
+        assert all(
+            (a.frames_THWC == b.frames_THWC).all() for a, b in zip(ours[:-1], theirs, strict=False)
+        )
+        assert [a.facts for a in ours[:-1]] == [b.facts for b in theirs[:-1]]
+
+
+@pytest.mark.parametrize(
+    ("stroke", "code"),
+    [(signal.SIGSTOP, "TIMEOUT"), (signal.SIGSEGV, "CRASH"), (signal.SIGKILL, "MEM")],
+)
+def test_a_dead_or_hanging_child_costs_one_source(tmp_path, stroke, code):
+    good = write(tmp_path / "a.mp4", shot(40))
+    with Scanner(ScanPlan(size_px=48), Limits(wall_s=2, cpu_s=20)) as scanner:
+        assert len(list(scanner.scan(good))) == 3
+        pid = scanner._child.process.pid
+        os.kill(pid, stroke)
+        with pytest.raises(MediaError) as error:
+            list(scanner.scan(good))
+        assert error.value.code == code
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        assert len(list(scanner.scan(good))) == 3
