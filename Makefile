@@ -1,0 +1,57 @@
+# Every target does its own set-up; a second call does none. `make` alone lists the targets.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+BENCHES := ingest loader tokenize train generate serve fvd runner
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup demo test check fmt bench soak clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+
+setup: $(STAMP)  ## create .venv and install, once
+	@command -v ffmpeg >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	      apt-get install -y -qq --no-install-recommends ffmpeg >/dev/null; \
+	  else echo "error: ffmpeg: not installed (sudo apt install ffmpeg, then run make again)" >&2; \
+	    exit 2; fi; }
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || { \
+	  echo "error: python: 3.11 or 3.12 is needed (make PYTHON=/path/to/python3.11)" >&2; exit 2; }
+	@echo "setting up .venv (once, a minute or two)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $(STAMP)
+
+demo: setup  ## raw video to promoted model on this machine; INPUT=FOLDER takes your own videos
+	@$(BIN)/videoar run pipelines/quickstart.yaml $(if $(INPUT),--set "inputs.videos=$(INPUT)"); \
+	  code=$$?; \
+	  echo "report page:"; $(BIN)/videoar report; \
+	  exit $$code
+
+test: setup  ## the default test suite
+	@$(BIN)/python -m pytest -m "not gpu and not shared and not soak"
+
+check: setup  ## format, lint, types, layers, generated files, dependencies
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m videoar.contracts.generate --check
+	@$(BIN)/deptry .
+
+fmt: setup  ## format and fix what can be fixed
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+bench: setup  ## all benches, or those named in BENCHES
+	@for name in $(BENCHES); do $(BIN)/videoar --json bench $$name || exit 1; done
+
+soak: setup  ## bounded random fault schedules
+	@$(BIN)/python -m pytest -m soak
+
+clean:  ## remove .venv and caches, never the store
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist

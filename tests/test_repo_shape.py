@@ -1,0 +1,107 @@
+"""Rules of the repository that no linter knows."""
+
+import resource
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from videoar.contracts.contract import schemas_folder
+from videoar.contracts.generate import stale_files
+from videoar.core.errors import ConfigError
+from videoar.pipeline.spec import load_pipeline
+
+ROOT = Path(__file__).parents[1]
+HEAVY = (
+    "torch",
+    "ray",
+    "boto3",
+    "mlflow",
+    "dask",
+    "great_expectations",
+    "deltalake",
+    "av",
+    "jinja2",
+)
+
+
+def tracked() -> list[Path]:
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    return [ROOT / name for name in listed.stdout.decode().split("\0") if name]
+
+
+def child_cpu_s(*command: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize("module", ["videoar", "videoar.cli", "videoar.runner.api"])
+def test_importing_loads_nothing_heavy(module):
+    code = f"import sys, {module}; print(*sorted(set({HEAVY}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert done.stdout.split() == []
+
+
+def test_help_costs_less_than_half_a_second_of_cpu():
+    script = Path(sys.executable).with_name("videoar")
+    assert min(child_cpu_s(str(script), "--help") for _ in range(3)) < 0.5
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.name)
+def test_jobs_stay_thin(path):
+    assert len(path.read_text().splitlines()) <= 40
+
+
+def test_generated_contract_files_are_fresh():
+    assert stale_files(schemas_folder()) == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "pipelines").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_pipelines_validate(path):
+    spec = load_pipeline(path)
+    assert "videos" in spec.inputs, "every pipeline can be pointed at other data the same way"
+    with pytest.raises(ConfigError):
+        load_pipeline(path, ["stages.no_such_stage.x=1"])
+
+
+def test_no_path_of_somebodys_machine_is_tracked():
+    private = tuple("/".join(("", *parts)) for parts in (("work", ""), ("root", ""), ("opt", "")))
+    allowed = {ROOT / "tests/test_repo_shape.py"}
+    for path in set(tracked()) - allowed:
+        if not path.is_file() or path.suffix in {".npz", ".png", ".safetensors"}:
+            continue
+        words = path.read_text(encoding="utf-8").replace('"', " ").replace("'", " ").split()
+        assert not [word for word in words if word.startswith(private)], path
+
+
+def test_no_large_or_media_file_is_tracked():
+    for path in tracked():
+        if path.is_file():
+            assert path.stat().st_size <= 500_000, path
+            assert path.suffix not in {".mp4", ".webm", ".mkv", ".avi", ".mov", ".parquet"}, path
+
+
+def test_constraints_pin_what_the_project_asks_for():
+    pins = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for text in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        wanted = Requirement(text)
+        assert wanted.name.lower() in pins, text
+        assert wanted.specifier.contains(pins[wanted.name.lower()]), text
+
+
+def test_installed_script_is_the_documented_one():
+    scripts = {e.name: e.value for e in distribution("videoar").entry_points}
+    assert scripts == {"videoar": "videoar.cli:main"}
