@@ -1,0 +1,134 @@
+"""Listing: every file gets a row, labels and captions find their way, errors name the place."""
+
+import os
+
+import pytest
+
+from videoar.core.errors import ConfigError, MediaError
+from videoar.media.probe import admit, require_file, sniff
+from videoar.media.sources import fetch, list_sources
+
+MP4 = b"\0\0\0\x18ftypisom"
+
+
+def rows(folder):
+    return {row["name"]: row for row in list_sources(str(folder)).to_pylist()}
+
+
+def test_every_file_gets_a_row_whatever_its_name_or_kind(tmp_path):
+    names = ["-dash.mp4", "a b&(1).MP4", "vid\u00e9o.mp4", "n" * 240 + ".mp4", "new\nline.mp4", "none"]
+    for name in names:
+        (tmp_path / name).write_bytes(MP4 + name.encode())
+    with open(os.fsencode(tmp_path) + b"/raw\xff.mp4", "wb") as file:
+        file.write(MP4)
+    (tmp_path / "dir.mp4").mkdir()
+    (tmp_path / "lost.mp4").symlink_to("nowhere.mp4")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    for hidden in (".hidden", "labels.csv", "manifest.csv"):
+        (tmp_path / hidden).write_text("file,label\n")
+    found = list_sources(str(tmp_path)).to_pylist()
+    expected = {*names, "raw\\xff.mp4", "dir.mp4", "lost.mp4", "pipe.mp4"}
+    assert {row["name"] for row in found} == expected
+    assert [row["uri"] for row in found] == sorted(row["uri"] for row in found)
+    for row in found:
+        (tmp_path / ".into").mkdir()
+        path = fetch(row["uri"], tmp_path / ".into")
+        if row["size_bytes"]:
+            assert path.read_bytes().startswith(MP4)
+        else:
+            with pytest.raises(MediaError) as error:
+                require_file(path)
+            assert error.value.code == "IO_PERMANENT"
+        path.unlink()
+        (tmp_path / ".into").rmdir()
+
+
+def test_labels_folders_and_sidecars(tmp_path):
+    (tmp_path / "Some_Class").mkdir()
+    (tmp_path / "Some_Class" / "a.mp4").write_bytes(MP4)
+    (tmp_path / "b.mp4").write_bytes(MP4)
+    (tmp_path / "b.txt").write_text("a red ball\nrolls\n")
+    (tmp_path / "b2.txt").write_text("no video of this name")
+    (tmp_path / "c.mp4").write_bytes(MP4)
+    (tmp_path / "c.txt").write_bytes(MP4 + bytes(range(256)))
+    found = rows(tmp_path)
+    assert set(found) == {"Some_Class/a.mp4", "b.mp4", "b2.txt", "c.mp4", "c.txt"}
+    assert found["Some_Class/a.mp4"]["label"] == "Some_Class"
+    assert found["Some_Class/a.mp4"]["caption"] == "Some Class"
+    assert (found["b.mp4"]["caption"], found["b.mp4"]["caption_source"]) == (
+        "a red ball rolls",
+        "sidecar",
+    )
+    (tmp_path / "labels.csv").write_text(
+        "file,label,label_text,split,group,source\nSome_Class/a.mp4,x,an x,val,g1,somewhere\n"
+    )
+    row = rows(tmp_path)["Some_Class/a.mp4"]
+    wanted = {"label": "x", "caption": "an x", "split": "val", "group": "g1", "origin": "somewhere"}
+    assert {key: row[key] for key in wanted} == wanted
+
+
+def test_etag_follows_the_content(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(MP4)
+    before = rows(tmp_path)["a.mp4"]
+    assert rows(tmp_path)["a.mp4"] == before
+    (tmp_path / "a.mp4").write_bytes(MP4 + b"x")
+    assert rows(tmp_path)["a.mp4"]["etag"] != before["etag"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ("name,label\na,b\n", "no column `file`"),
+        ("file,split\na.mp4,test\n", "line 2: split is test"),
+        (b"\xff\xfe", "not a CSV file in UTF-8"),
+    ],
+)
+def test_bad_labels_are_named(tmp_path, labels, message):
+    (tmp_path / "a.mp4").write_bytes(MP4)
+    (tmp_path / "labels.csv").write_bytes(labels if isinstance(labels, bytes) else labels.encode())
+    with pytest.raises(ConfigError, match=message):
+        list_sources(str(tmp_path))
+
+
+def test_nothing_to_list_is_one_clear_line(tmp_path):
+    with pytest.raises(ConfigError, match="no files"):
+        list_sources(str(tmp_path))
+    with pytest.raises(ConfigError, match="no such folder"):
+        list_sources((tmp_path / "gone").as_uri())
+    (tmp_path / "a.mp4").write_bytes(MP4)
+    with pytest.raises(ConfigError, match="not a folder"):
+        list_sources(str(tmp_path / "a.mp4"))
+    with pytest.raises(ConfigError, match="unknown kind of input"):
+        list_sources("http://host/x")
+
+
+def test_rendered_corpus_is_an_input_like_others(tmp_path):
+    listed = list_sources("rendered://shapes?num_videos=3&seed=0").to_pylist()
+    assert len(listed) == 3
+    assert fetch(listed[0]["uri"], tmp_path).stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("head", "code"),
+    [
+        (b"#EXTM3U\n#EXT-X-STREAM-INF\nfile:///etc/passwd", "PLAYLIST"),
+        (b"ffconcat version 1.0\nfile other.mp4\n", "PLAYLIST"),
+        (b"\x89PNG\r\n\x1a\n", "CONTAINER_DENIED"),
+        (b"GIF89a", "CONTAINER_DENIED"),
+        (b"\x1b[31mred\x1b[0m", "CONTAINER_DENIED"),
+        (b"<html></html>", "NOT_VIDEO"),
+        (bytes(64), "NOT_VIDEO"),
+    ],
+)
+def test_content_decides_what_a_decoder_sees(head, code):
+    with pytest.raises(MediaError) as error:
+        sniff(head, "a.mp4")
+    assert error.value.code == code
+
+
+def test_containers_are_known_by_content(tmp_path):
+    (tmp_path / "a.txt").write_bytes(MP4)
+    assert admit(tmp_path / "a.txt") == "mov"
+    assert sniff(b"\x1aE\xdf\xa3", "") == "matroska"
+    assert sniff(b"RIFF\0\0\0\0AVI LIST", "") == "avi"
+    assert sniff((b"G" + bytes(187)) * 3, "") == "mpegts"

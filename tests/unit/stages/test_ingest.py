@@ -1,0 +1,122 @@
+"""Ingest on own files, good and hostile: every source ends once, equal inputs give equal bytes."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pydantic import ValidationError
+
+from tests.stage_chain import ingest
+from videoar.media.decode import decode_clip
+from videoar.media.transcode import encode
+from videoar.stages.ingest import IngestConfig, group_rows
+from videoar.storage.store import open_store
+
+OPTIONS = {"rate_fps": None, "size_px": 32, "sources_per_shard": 2}
+
+
+def moving(seed, num_frames=20):
+    cells = np.random.default_rng(seed).integers(0, 256, (6, 24, 3)).astype(np.uint8)
+    wide = cells.repeat(8, 0).repeat(8, 1)
+    return np.stack([np.roll(wide, 2 * t, 1)[:, :64] for t in range(num_frames)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("videos")
+    for seed in range(3):
+        encode(moving(seed), folder / f"good{seed}.mp4", 12.0)
+    encode(moving(9, 5), folder / "short.mp4", 12.0)
+    data = (folder / "good0.mp4").read_bytes()
+    (folder / "good0-copy.mp4").write_bytes(data)
+    (folder / "cut.mp4").write_bytes(data[: len(data) // 2])
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "page.mp4").write_text("<html>403</html>")
+    (folder / "list.mp4").write_text(f"#EXTM3U\nfile://{folder}/good0.mp4\n")
+    (folder / "folder.mp4").mkdir()
+    (folder / "lost.mp4").symlink_to("nowhere")
+    (folder / "labels.csv").write_text(
+        "file,label,label_text,split,group\ngood1.mp4,right,moving right,val,g\n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outcome(folder, tmp_path_factory):
+    store = open_store(tmp_path_factory.mktemp("store").as_uri())
+    clips, metrics = ingest(store, str(folder), **OPTIONS)
+    return store, clips, metrics
+
+
+def test_every_source_ends_as_clips_or_as_a_typed_reject(outcome):
+    _, clips, metrics = outcome
+    reasons = {
+        row["item_id"]: row["reasons"][0] for row in clips.rejects().table().to_pylist()
+    }
+    copies = {"good0.mp4", "good0-copy.mp4"}
+    assert {name: reasons[name] for name in reasons if name not in copies} == {
+        "short.mp4": "TOO_SHORT",
+        "cut.mp4": "NOT_VIDEO",
+        "empty.mp4": "EMPTY",
+        "page.mp4": "NOT_VIDEO",
+        "list.mp4": "PLAYLIST",
+        "folder.mp4": "IO_PERMANENT",
+        "lost.mp4": "IO_PERMANENT",
+    }
+    kept = set(clips.table(["source_name"])["source_name"].to_pylist())
+    assert kept | set(reasons) == copies | {"good1.mp4", "good2.mp4"} | set(reasons)
+    assert metrics["sources"] == metrics["sources_kept"] + metrics["sources_rejected"] == 11
+
+
+def test_clips_are_stored_and_described(outcome):
+    store, clips, _ = outcome
+    row = next(r for r in clips.table().to_pylist() if r["source_name"] == "good1.mp4")
+    wanted = {"label": "right", "caption": "moving right", "caption_source": "labels"}
+    wanted |= {"split": "val", "num_frames": 17, "width_px": 32, "rate_fps": 12.0}
+    assert {key: row[key] for key in wanted} == wanted
+    frames = decode_clip(store.objects.get(row["video_key"]))
+    assert frames.shape == (17, 32, 32, 3)
+
+
+def test_same_bytes_for_any_number_of_runs_and_store(outcome, folder, tmp_path):
+    _, clips, _ = outcome
+    again, _ = ingest(open_store(tmp_path.as_uri()), str(folder), **OPTIONS)
+    assert again.digest == clips.digest
+    assert again.rejects().digest == clips.rejects().digest
+
+
+def test_clip_id_does_not_depend_on_the_path(outcome, folder, tmp_path):
+    _, clips, _ = outcome
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "other.mp4").write_bytes((folder / "good2.mp4").read_bytes())
+    moved, _ = ingest(open_store(tmp_path.as_uri()), str(tmp_path / "in"), **OPTIONS)
+    (clip_id,) = moved.table(["clip_id"])["clip_id"].to_pylist()
+    assert clip_id in clips.table(["clip_id"])["clip_id"].to_pylist()
+
+
+def test_one_more_source_changes_one_group():
+    rows = [{"uri": f"file:///{i:04d}.mp4"} for i in range(400)]
+    before = [tuple(r["uri"] for r in group) for group in group_rows(rows, 8)]
+    more = sorted([*rows, {"uri": "file:///0200a.mp4"}], key=lambda row: row["uri"])
+    after = [tuple(r["uri"] for r in group) for group in group_rows(more, 8)]
+    assert sum(map(len, before)) == 400
+    assert len(set(before) - set(after)) == 1
+    assert len(set(after) - set(before)) <= 2
+    assert max(map(len, before)) <= 32
+
+
+def test_options_are_checked():
+    with pytest.raises(ValidationError, match="not 1 \\+ 4m"):
+        IngestConfig(num_frames=16)
+    assert "scan_timeout_s" not in IngestConfig().semantic()
+
+
+def test_split_is_drawn_by_group():
+    from videoar.stages.ingest import _described
+
+    base = dict.fromkeys(("label", "caption", "caption_source", "licence", "origin", "split"))
+    splits = [
+        _described({**base, "group": f"g{i}", "uri": "u", "name": "n"}, "0" * 64, 0.15)["split"]
+        for i in range(2000)
+    ]
+    assert 0.12 < splits.count("val") / 2000 < 0.18
+    assert pa.array(splits).null_count == 0
