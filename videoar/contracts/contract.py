@@ -134,7 +134,8 @@ class Contract(Frozen):
         if extra:
             raise ContractError(where, f"columns unknown to {self.id}: {', '.join(extra)}")
         arrays = [self._column(table, field, where) for field in self.arrow_schema]
-        result = pa.Table.from_arrays(arrays, schema=self.arrow_schema)
+        schema = self.arrow_schema.with_metadata(table.schema.metadata)
+        result = pa.Table.from_arrays(arrays, schema=schema)
         checks = {column.name: column.checks for column in self.columns}
         problems = find_problems(result, checks, self.primary_key)
         if problems:

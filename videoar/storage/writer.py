@@ -76,9 +76,10 @@ def _row_group_rows(row_bytes: int) -> int:
 
 
 def _fixed(table: pa.Table, widths: dict[str, int]) -> pa.Table:
-    schema = pa.schema([
+    fields = [
         f.with_type(pa.binary(widths[f.name])) if f.name in widths else f for f in table.schema
-    ])
+    ]
+    schema = pa.schema(fields, table.schema.metadata)
     return table.cast(schema)
 
 
