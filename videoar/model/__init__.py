@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from videoar.model.config import PRESETS, ModelConfig
     from videoar.model.quantizer import MultiScaleBSQ
     from videoar.model.sampling import sample
-    from videoar.model.tokenizer import TokenizerConfig, VideoTokenizer
+    from videoar.model.tokenizer import VideoTokenizer
+    from videoar.model.tokenizer_config import TokenizerConfig
     from videoar.model.transformer import VideoAR
 
 __all__ = [
@@ -28,7 +29,7 @@ _HOMES = {
     "PRESETS": "config",
     "ModelConfig": "config",
     "MultiScaleBSQ": "quantizer",
-    "TokenizerConfig": "tokenizer",
+    "TokenizerConfig": "tokenizer_config",
     "VideoAR": "transformer",
     "VideoTokenizer": "tokenizer",
     "sample": "sampling",

@@ -1,0 +1,107 @@
+import json
+
+import pytest
+import torch
+
+from videoar.core.errors import ContractError, StageError
+from videoar.model.cfec import CFECConfig
+from videoar.model.config import PRESETS
+from videoar.model.transformer import VideoAR
+from videoar.storage.store import open_store
+from videoar.training.checkpoint import load_model, publish_model, save_model
+from videoar.training.optimizer import OptimizerConfig
+from videoar.training.train_transformer import Phase, TransformerTrainer, TransformerTraining
+
+SCALES = ((1, 1), (2, 2))
+CONFIG = PRESETS["tiny"].model_copy(update={"scales": SCALES})
+
+
+class Squares:
+    """Latents that only depend on the caption, in a loader's clothes."""
+
+    def __init__(self, batch_size):
+        self.batch_size, self.step = batch_size, 0
+
+    def __iter__(self):
+        while self.step < 4:
+            self.step += 1
+            draw = torch.Generator().manual_seed(0)
+            pair = torch.randn(2, 8, 3, 2, 2, generator=draw) * 2
+            yield {
+                "latent_BKTHW": pair.repeat(self.batch_size // 2, 1, 1, 1, 1),
+                "captions": ["red", "blue"] * (self.batch_size // 2),
+                "global_size": self.batch_size,
+            }
+        self.step = 0
+
+    def state_dict(self):
+        return {"step": self.step}
+
+    def load_state_dict(self, state):
+        self.step = state["step"]
+
+
+def make_trainer(steps=4, **options):
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    training = TransformerTraining(
+        phases=(Phase(steps=steps, batch_size=4), Phase(steps=2, batch_size=2, num_frames=5)),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
+        **options,
+    )
+    return TransformerTrainer(VideoAR(CONFIG), training, Squares)
+
+
+def test_training_halves_the_loss():
+    trainer = make_trainer(steps=50, corruption=CFECConfig(p_max=0, delta=0))
+    losses = []
+    trainer.run(lambda _trainer, metrics: losses.append(metrics["loss"]))
+    assert losses[0] == pytest.approx(0.693, rel=0.05)
+    assert losses[49] < 0.5 * losses[0]
+    assert len(losses) == 52
+
+
+def test_a_resumed_run_ends_where_the_uninterrupted_one_does(tmp_path):
+    whole = make_trainer()
+    whole.run(lambda trainer, _: trainer.save(tmp_path) if trainer.step == 3 else None)
+    resumed = make_trainer()
+    resumed.load(tmp_path)
+    assert resumed.step == 3
+    resumed.run(lambda *_: None)
+    assert resumed.history == whole.history
+    for name, weight in whole.average.weights.items():
+        assert torch.equal(weight, resumed.average.weights[name]), name
+
+
+def test_broken_losses_skip_the_step_and_soon_stop_the_run():
+    trainer = make_trainer()
+    trainer.model.features.weight.data[0, 0] = float("nan")
+    before = trainer.model.head.weight.clone()
+    with pytest.raises(StageError, match="not finite"):
+        trainer.run(lambda *_: None)
+    assert torch.equal(trainer.model.head.weight, before)
+
+
+def test_models_survive_the_store_without_pickle(tmp_path):
+    torch.manual_seed(0)
+    model = VideoAR(CONFIG)
+    store = open_store((tmp_path / "store").as_uri())
+    table = publish_model(
+        model, store, weights=model.state_dict(), step=7, metrics={"loss": 0.5}, history=[]
+    )
+    row = table.to_pylist()[0]
+    assert {file["path"] for file in row["files"]} == {"config.json", "model.safetensors"}
+    folder = tmp_path / "model"
+    folder.mkdir()
+    loaded = load_model(store.fetch_folder(row["files"], folder))
+    assert loaded.cfg == CONFIG
+    for name, weight in model.state_dict().items():
+        assert torch.equal(weight, loaded.state_dict()[name])
+
+
+def test_other_folders_are_refused(tmp_path):
+    save_model(VideoAR(CONFIG), tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "kind": "upscaler"}))
+    with pytest.raises(ContractError, match="upscaler"):
+        load_model(tmp_path)

@@ -1,0 +1,141 @@
+"""Train the transformer on a token store: tokens to a model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from videoar.core.errors import ContractError
+from videoar.model.config import PRESETS, ModelConfig
+from videoar.pipeline.stage import Inputs, LoopStage, Output, Port, Rank, StageConfig, runtime
+from videoar.storage.store import Store
+
+if TYPE_CHECKING:
+    from videoar.model import TokenizerConfig, VideoAR
+    from videoar.training.train_transformer import TransformerTrainer, TransformerTraining
+
+
+class PretrainConfig(StageConfig):
+    """Options of `pretrain`."""
+
+    preset: str = "tiny"
+    """Named size."""
+    model: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the model that differ from the preset; bits and scales follow the tokenizer."""
+    training: dict[str, Any]
+    """Phases, optimizer, corruption: see `TransformerTraining`."""
+    checkpoint_every: int = runtime(500, ge=1)
+    """Steps between checkpoints."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset={self.preset!r} is unknown; there are {sorted(PRESETS)}")
+        self.model_for({})
+        return self
+
+    def model_for(self, tokens: Mapping[str, Any]) -> ModelConfig:
+        """Return the model's shape on a tokenizer with these bits and scales."""
+        own = PRESETS[self.preset].model_dump()
+        return ModelConfig.model_validate({**own, **tokens, **self.model})
+
+
+class PretrainStage(LoopStage[PretrainConfig]):
+    """Latents and captions to a transformer; with `start`, from an earlier phase's weights."""
+
+    name = "pretrain"
+    consumes: ClassVar[Mapping[str, Port]] = {
+        "tokens": Port("tokens@1"),
+        "tokenizer": Port("models@1"),
+        "start": Port("models@1", optional=True),
+    }
+    produces = "models@1"
+    config_type = PretrainConfig
+
+    def run(self, inputs: Inputs, store: Store, rank: Rank) -> Output | None:
+        """Train to the last step, from the newest checkpoint if there is one."""
+        import torch
+
+        from videoar.training.batches import TokenLoader
+        from videoar.training.checkpoint import load_tokenizer, load_transformer, publish_model
+        from videoar.training.train_transformer import TransformerTrainer
+
+        training = self._training()
+        torch.set_num_threads(max(1, int(self.config.resources.cpus)))
+        tokenizer, tokenizer_digest = load_tokenizer(inputs["tokenizer"], store)
+        check_tokens(inputs, tokenizer.cfg)
+        start = load_transformer(inputs["start"], store)[0] if "start" in inputs else None
+        model = self._model(tokenizer.cfg, training.seed, start)
+
+        def loader(batch_size: int) -> TokenLoader:
+            tokens = inputs["tokens"]
+            return TokenLoader(tokens, batch_size, training.seed, rank.index, rank.world_size)
+
+        trainer = TransformerTrainer(model, training, loader, rank.index)
+        resume = rank.scratch / "resume"
+        resume.mkdir(parents=True)
+        if rank.load_checkpoint(resume) is not None:
+            trainer.load(resume)
+
+        def after_step(trainer: TransformerTrainer, metrics: Mapping[str, float]) -> None:
+            rank.report(trainer.step, training.steps, metrics)
+            if trainer.step % self.config.checkpoint_every == 0 and rank.index == 0:
+                _checkpoint(trainer, rank)
+
+        trainer.run(after_step)
+        if rank.index:
+            return None
+        last = {name: value for name, value in trainer.history[-1].items() if name != "step"}
+        rows = publish_model(
+            model,
+            store,
+            weights=trainer.average.weights,
+            step=trainer.step,
+            metrics=last,
+            history=trainer.history,
+            tokenizer_digest=tokenizer_digest,
+        )
+        return Output(rows, metrics=last)
+
+    def _training(self) -> "TransformerTraining":
+        from videoar.training.train_transformer import TransformerTraining
+
+        return TransformerTraining.model_validate(self.config.training)
+
+    def _model(self, tokens: "TokenizerConfig", seed: int, start: "VideoAR | None") -> "VideoAR":
+        import torch
+
+        from videoar.model import VideoAR
+
+        torch.manual_seed(seed)
+        shape = {"num_bits": tokens.num_bits, "scales": tokens.scales}
+        model = VideoAR(self.config.model_for(shape))
+        if start is not None:
+            model.load_state_dict(start.state_dict())  # scales beyond the earlier phase's are new
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        return model
+
+
+def check_tokens(inputs: Inputs, tokenizer: "TokenizerConfig") -> None:
+    """Refuse tokens that another tokenizer made.
+
+    Raises:
+        ContractError: the token store names another tokenizer, or has another shape.
+    """
+    tokens = inputs["tokens"]
+    made_by = tokens.commit.provenance.parents.get("tokenizer")
+    if made_by != inputs["tokenizer"].id:
+        what = f"made by tokenizer {made_by}, not {inputs['tokenizer'].id}"
+        raise ContractError(tokens.id, what, "tokenize the clips again")
+    shapes = set(zip(*tokens.table(["h", "w", "k"]).to_pydict().values(), strict=True))
+    wanted = (*tokenizer.scales[-1], tokenizer.num_bits)
+    if shapes != {wanted}:
+        raise ContractError(tokens.id, f"has (h, w, k) {sorted(shapes)}, the tokenizer {wanted}")
+
+
+def _checkpoint(trainer: "TransformerTrainer", rank: Rank) -> None:
+    folder = Path(rank.scratch) / f"step-{trainer.step}"
+    folder.mkdir()
+    trainer.save(folder)
+    rank.save_checkpoint(trainer.step, folder)

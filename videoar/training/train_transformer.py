@@ -1,0 +1,245 @@
+"""Train the transformer on latents: corrupt the history, predict the bits that repair it.
+
+One idea: every random choice of a step comes from a generator seeded with (seed, step, rank), so a
+run is a pure function of its inputs and a resumed run goes on exactly as the first would have.
+
+Cost: pyramids are rebuilt at every step because flips change the labels; at 8x8x5 latents that is
+under a tenth of the step.
+
+B batch, T latent frames, K bits, H W latent grid.
+Source: arXiv 2601.05966 sections 5 and 6.1.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from videoar.core.errors import StageError
+from videoar.core.ids import seed_from
+from videoar.core.types import Frozen
+from videoar.model.attention import random_frame_mask
+from videoar.model.cfec import CFECConfig, draw_flips, flip_probabilities
+from videoar.model.losses import BitLoss, bit_loss
+from videoar.model.quantizer import MultiScaleBSQ
+from videoar.model.schedule import latent_frames
+from videoar.model.transformer import VideoAR, flatten_bits, teacher_inputs
+from videoar.training.checkpoint import load_state, save_state
+from videoar.training.optimizer import MovingAverage, OptimizerConfig, make_adamw, set_rate
+
+_MAX_BAD_STEPS = 5  # chosen: a spike passes, a broken run does not
+_HISTORY = 200  # points of the loss curve that are kept
+
+
+class Phase(Frozen):
+    """One part of the curriculum. The paper's "training stage"."""
+
+    steps: int = Field(ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(default=8, ge=1)
+    """Clips per step, over all ranks."""
+    num_frames: int | None = Field(default=None, ge=1)
+    """Pixel frames, the first of each clip; None takes all that are stored."""
+    p_mask: float = Field(default=0.0, ge=0, le=1)
+    """Probability of hiding a past frame. Source: off on UCF (paper), else 0.1 (ours)."""
+
+
+class TransformerTraining(Frozen):
+    """How a transformer is trained."""
+
+    phases: tuple[Phase, ...] = Field(min_length=1)
+    """One after the other; each has its own warm-up and cosine."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    corruption: CFECConfig = CFECConfig()
+    """Cross-frame error correction."""
+    drop_text: float = Field(default=0.1, ge=0, le=1)
+    """Share of captions replaced by the unconditional features. Source: Infinity."""
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the layers; quantizer and bit head are always fp32."""
+    checkpoint_activations: bool = False
+    """Recompute layers in the backward pass: less memory, a third more work."""
+    compile: bool = False
+    """Run the network through torch.compile."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+    def phase_at(self, step: int) -> tuple[int, int]:
+        """Return the phase of a step and the step's number inside it."""
+        for index, phase in enumerate(self.phases):
+            if step < phase.steps:
+                return index, step
+            step -= phase.steps
+        raise ValueError("training is over")
+
+
+class Loader(Protocol):
+    """What the trainer needs of `TokenLoader`: iterating runs one epoch."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield batches with `latent_BKTHW`, `captions` and `global_size`."""
+        ...
+
+    def state_dict(self) -> dict[str, int | str]:
+        """Return the position."""
+        ...
+
+    def load_state_dict(self, state: dict[str, int | str]) -> None:
+        """Go to a position."""
+        ...
+
+
+class TransformerTrainer:
+    """Training as an object that can stop and go on.
+
+    Args:
+        model: trained in place; equal on all ranks.
+        training: how.
+        make_loader: global batch size to this rank's loader.
+        rank: number of this member of the gang; a gang must have joined a torch process group.
+    """
+
+    def __init__(
+        self,
+        model: VideoAR,
+        training: TransformerTraining,
+        make_loader: Callable[[int], Loader],
+        rank: int = 0,
+    ) -> None:
+        self.model, self.training, self.rank = model.train(), training, rank
+        model.checkpoint_activations = training.checkpoint_activations
+        self.network = torch.compile(model) if training.compile else model
+        self.quantizer = MultiScaleBSQ(model.cfg.num_bits, model.cfg.scales)
+        self.optimizer = make_adamw(model.parameters(), training.optimizer)
+        self.average = MovingAverage(model, training.optimizer.ema)
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self._make_loader = make_loader
+        self._loader_state: dict[str, int | str] | None = None
+        self._bad_steps = 0
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Everything that changes, by name."""
+        return {"model": self.model, "optimizer": self.optimizer, "average": self.average.weights}
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint into an existing folder."""
+        progress = {"step": self.step, "loader": self._loader_state, "history": self.history}
+        save_state(folder, self.parts, progress)
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint."""
+        progress = load_state(folder, self.parts)
+        self.step, self.history = progress["step"], progress["history"]
+        self._loader_state = progress["loader"]
+
+    def run(self, after_step: Callable[["TransformerTrainer", Mapping[str, float]], None]) -> None:
+        """Take the remaining steps, calling `after_step` after each."""
+        while self.step < self.training.steps:
+            index, done = self.training.phase_at(self.step)
+            phase = self.training.phases[index]
+            batches = self._batches(phase)
+            for inner in range(done, phase.steps):
+                metrics = self.take_step(next(batches), phase, inner)
+                self._remember(metrics)
+                after_step(self, metrics)
+            self._loader_state = None
+
+    def _batches(self, phase: Phase) -> Iterator[dict[str, Any]]:
+        loader = self._make_loader(phase.batch_size)
+        if self._loader_state is not None:
+            loader.load_state_dict(self._loader_state)
+        while True:
+            for batch in loader:
+                self._loader_state = loader.state_dict()
+                yield batch
+
+    def take_step(self, batch: Mapping[str, Any], phase: Phase, inner: int) -> dict[str, float]:
+        """Update the weights once.
+
+        Raises:
+            StageError: several steps in a row had a loss or gradient that is not finite.
+        """
+        rate = self.training.optimizer.rate(inner, phase.steps)
+        set_rate(self.optimizer, rate)
+        self.optimizer.zero_grad()
+        scored = self._score(batch, phase)
+        rows = len(batch["captions"])
+        (scored.loss * (rows / batch["global_size"])).backward()
+        _sum_gradients(self.model)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), self.training.optimizer.clip_norm
+        )
+        self._update(bool(torch.isfinite(norm)))
+        return {
+            "loss": scored.loss.item(),
+            "bit_accuracy": scored.accuracy.item(),
+            "gradient_norm": norm.item(),
+            "learning_rate": rate,
+        }
+
+    def _update(self, is_finite: bool) -> None:
+        """Apply the gradient unless it is broken: then skip the step, and give up after several."""
+        self._bad_steps = 0 if is_finite else self._bad_steps + 1
+        if self._bad_steps >= _MAX_BAD_STEPS:
+            what = f"{_MAX_BAD_STEPS} steps in a row were not finite"
+            raise StageError(f"step {self.step}", what, "lower the learning rate")
+        if is_finite:
+            self.optimizer.step()
+            self.average.update(self.model, self.step)
+        self.step += 1
+
+    def _score(self, batch: Mapping[str, Any], phase: Phase) -> BitLoss:
+        device = self.model.device
+        latent_BKTHW = batch["latent_BKTHW"].to(device)
+        if phase.num_frames:
+            latent_BKTHW = latent_BKTHW[:, :, : latent_frames(phase.num_frames)]
+        size, frames = latent_BKTHW.shape[0], latent_BKTHW.shape[2]
+        source = torch.Generator().manual_seed(seed_from(self.training.seed, self.step, self.rank))
+        drop_B = torch.rand(size, generator=source) < self.training.drop_text
+        flips = self._flips((size, frames), source)
+        keep = random_frame_mask((size, frames), phase.p_mask, source) if phase.p_mask else None
+        pyramid = self.quantizer.pyramid(latent_BKTHW, flips)
+        layout = self.model.layout(4 * frames - 3)
+        with torch.autocast(
+            device.type, dtype=torch.bfloat16, enabled=self.training.precision == "bf16"
+        ):
+            logits = self.network(
+                teacher_inputs(layout.scheme, pyramid.accumulated),
+                self.model.encode_text(batch["captions"], drop_B),
+                layout,
+                keep_BTT=None if keep is None else keep.to(device),
+            )
+        return bit_loss(logits, flatten_bits(layout.scheme, pyramid.bits), layout.weight_l)
+
+    def _flips(self, shape_BT: tuple[int, int], source: torch.Generator) -> list[Tensor] | None:
+        corruption, cfg = self.training.corruption, self.model.cfg
+        if corruption.is_clean:
+            return None
+        p_BTS = flip_probabilities((*shape_BT, len(cfg.scales)), corruption, source)
+        shapes = [(h, w, cfg.num_bits) for h, w in cfg.scales]
+        return [flip.to(self.model.device) for flip in draw_flips(p_BTS, shapes, source)]
+
+    def _remember(self, metrics: Mapping[str, float]) -> None:
+        every = max(1, self.training.steps // _HISTORY)
+        if self.step % every == 0 or self.step in {1, self.training.steps}:
+            self.history.append({"step": self.step, **metrics})
+
+
+def _sum_gradients(model: VideoAR) -> None:
+    """Add up the gradients of all ranks; their losses are already weighted by their rows."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
