@@ -1,10 +1,13 @@
 """The one place that starts or joins Ray, and that turns Ray's errors back into ours."""
 
+import logging
 import os
 
 from videoar.core.errors import ClusterUnknownError, StageError, VideoARError, WorkerLostError
 from videoar.core.settings import set_defaults
 
+logger = logging.getLogger(__name__)
+_START_TRIES = 3
 _MIN_LOGICAL_CPUS = 4  # chosen: Ray Data adds helper actors and starves with fewer
 
 
@@ -19,28 +22,47 @@ def connect(address: str) -> None:
         RAY_USAGE_STATS_ENABLED="0",
         RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5",  # its default of 2 s is paid at every report
         RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
+        RAY_agent_register_timeout_ms="120000",  # its default of 30 s kills a raylet under load
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     )
     import ray
 
-    if ray.is_initialized():
-        return
-    try:
-        if address == "local":
-            cpus = max(_MIN_LOGICAL_CPUS, os.cpu_count() or 1)
+    if not ray.is_initialized():
+        _start_local() if address == "local" else _join(address)
+        _quiet_ray_data()
+
+
+def _start_local() -> None:
+    """Start a Ray of this process's own; a loaded machine may need a second try."""
+    import ray
+
+    for attempt in range(1, _START_TRIES + 1):
+        try:
             ray.init(
                 address="local",
-                num_cpus=cpus,
+                num_cpus=max(_MIN_LOGICAL_CPUS, os.cpu_count() or 1),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level="warning",
                 object_store_memory=512 * 2**20,  # keys travel, payloads do not
+                _node_ip_address="127.0.0.1",
             )
+        except Exception as error:  # noqa: BLE001 - Ray raises bare Exception when a start times out
+            ray.shutdown()
+            if attempt == _START_TRIES:
+                raise ClusterUnknownError("local Ray", f"does not start: {error}") from error
+            logger.warning("Ray did not start, trying again: %s", error)
         else:
-            ray.init(address=address, log_to_driver=False)
-    except (ConnectionError, RuntimeError, TimeoutError) as error:
+            return
+
+
+def _join(address: str) -> None:
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False)
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
         raise ClusterUnknownError(address, f"no Ray answers: {error}") from error
-    _quiet_ray_data()
 
 
 def _quiet_ray_data() -> None:

@@ -98,7 +98,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[Any] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node)
         if key in seen:
             raise yaml.MarkedYAMLError(
                 problem=f"key {key} given twice", problem_mark=key_node.start_mark
@@ -177,7 +177,8 @@ def parse_pipeline(
         for key in document
         if key not in _TOP_KEYS
     ]
-    name, inputs, raw_stages = (document.get(key) for key in ("pipeline", "inputs", "stages"))
+    name, raw_stages = document.get("pipeline"), document.get("stages")
+    inputs: Any = document.get("inputs")
     if not isinstance(name, str) or not name:
         mistakes.append(Mistake("pipeline", "missing (give the pipeline a name)"))
     if not _is_mapping_of(inputs, str):

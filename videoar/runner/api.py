@@ -178,7 +178,7 @@ def diff(store: Store, old: str, new: str) -> dict[str, Any]:
     }
 
 
-def gate(store: Store, name: str) -> dict[str, Any]:
+def gate(store: Store, name: str | None) -> dict[str, Any]:
     """Return the decision of a run's promotion gate.
 
     Raises:

@@ -55,7 +55,8 @@ def split_done(
     store: Store, dataset: str, parts: Components, stage: MapStage[Any], shards: Sequence[Shard]
 ) -> tuple[list[Shard], list[Shard]]:
     """Split shards into those with a record and those that have to run."""
-    done, missing = [], []
+    done: list[Shard] = []
+    missing: list[Shard] = []
     known = set(store.ledger.list(f"stages/{dataset}/shards/"))
     for shard in shards:
         name = shard_fingerprint(parts, stage.primary, shard)

@@ -166,7 +166,10 @@ def driver_alive(events: list[dict[str, Any]]) -> bool:
     if not drivers:
         return False
     last = drivers[-1]
-    return last["host"] != socket.gethostname() or last["born"] == _born(last["pid"]) != ""
+    if last["host"] != socket.gethostname():
+        return True
+    born = _born(last["pid"])
+    return bool(born) and born == last["born"]
 
 
 def run_ids(store: Store) -> list[str]:

@@ -194,8 +194,8 @@ def test_kill_9_anywhere_then_resume_gives_the_same_snapshots(
     spec = resume_spec("run1", store, REGISTRY)
     run = Execution(spec, store, InlineEngine(), run_id="run1", registry=REGISTRY).run()
     assert run.status == "SUCCEEDED"
-    assert {k: v for k, v in run.outputs.items() if k != "model" and k != "gate"} == {
-        k: v for k, v in expected.items() if k != "model" and k != "gate"
+    assert {k: v for k, v in run.outputs.items() if k not in {"model", "gate"}} == {
+        k: v for k, v in expected.items() if k not in {"model", "gate"}
     }
     row = store.snapshot(run.outputs["model"]).table().to_pylist()[0]
     other = open_store((tmp_path / "other").as_uri()).snapshot(expected["model"])
