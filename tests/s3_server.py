@@ -2,8 +2,8 @@
 
 One monitor, one OSD on a sparse file, one gateway. `moto` keeps everything in one locked process
 and cannot show what a real server does under races; Ceph can. Its internal authentication is off
-it listens on 127.0.0.1 only: for tests, nothing else. The packages (Debian, 270 MB) are installed
-when the user is root; where that is impossible, the tests that need the server are skipped.
+and it listens on 127.0.0.1 only: for tests, nothing else. The packages (Debian, 270 MB) are
+installed when the user is root; where that is impossible, tests that need the server are skipped.
 """
 
 import contextlib

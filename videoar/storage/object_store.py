@@ -412,6 +412,8 @@ def _code(error: Any) -> str:  # noqa: ANN401 - botocore has no types
     return str(error.response["Error"].get("Code", ""))
 
 
+_TRANSIENT = {409, 429, 500, 502, 503, 504}
+"""409: another conditional write of the same key is under way."""
 _DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
 
 
@@ -425,6 +427,6 @@ def _client_error(where: str, bucket: str, error: Any) -> StorageError:  # noqa:
         return StorageError(
             where, f"access denied ({code})", "check the AWS credentials and policy"
         )
-    if status >= 500 or status == 429 or code in {"SlowDown", "ConditionalRequestConflict"}:
+    if status in _TRANSIENT:
         return TransientStorageError(where, f"the store answered {code}")
     return StorageError(where, f"the store answered {code}: {error}")

@@ -245,6 +245,8 @@ class _Log:
         from deltalake.exceptions import CommitFailedError
 
         table = self._open_or_create(schema)
+        if table.transaction_version(fingerprint) is not None:
+            return  # another writer of the same fingerprint came between our look and this one
         version = table.version() + 1
         ids = [fingerprint]
         if table.transaction_version(digest) is None:

@@ -1,0 +1,206 @@
+"""One conformance suite for every store, and how S3 fails."""
+
+import http.client
+import pickle
+import secrets
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from videoar.core.errors import ConfigError, StorageError, TransientStorageError
+from videoar.storage import open_store
+from videoar.storage.object_store import S3ObjectStore, put_content
+from videoar.storage.probe import MARKER, ensure_put_if_absent, race
+
+
+@pytest.fixture(params=["file", "memory", "moto", pytest.param("ceph", marks=pytest.mark.s3)])
+def objects(request, tmp_path):
+    if request.param == "file":
+        return open_store(tmp_path.as_uri()).objects
+    if request.param == "memory":
+        return open_store(f"memory://{secrets.token_hex(8)}").objects
+    fixture = {"moto": "moto_server", "ceph": "s3_server"}[request.param]
+    server = request.getfixturevalue(fixture)
+    return open_store(server.new_url(), endpoint=server.endpoint).objects
+
+
+def test_bytes_come_back(objects):
+    assert objects.find("a/b") is None
+    assert not objects.exists("a/b")
+    with pytest.raises(StorageError, match="a/b: no such object"):
+        objects.get("a/b")
+    with pytest.raises(StorageError, match="a/b: no such object"):
+        objects.get_range("a/b", 0, 1)
+    assert objects.put("a/b", b"0123456789")
+    assert objects.exists("a/b")
+    assert objects.get("a/b") == objects.find("a/b") == b"0123456789"
+    assert objects.get_range("a/b", 3, 4) == b"3456"
+    assert objects.get_range("a/b", 8, 10) == b"89"
+    assert objects.put("a/b", b"")
+    assert objects.get("a/b") == b""
+    objects.delete("a/b")
+    objects.delete("a/b")
+    assert not objects.exists("a/b")
+
+
+def test_listing_is_by_prefix_and_sorted(objects):
+    for key in ("p/b", "p/a/2", "p/a/1", "p/ab", "q"):
+        objects.put(key, key.encode())
+    assert [(i.key, i.size_bytes) for i in objects.list("p/a")] == [
+        ("p/a/1", 5),
+        ("p/a/2", 5),
+        ("p/ab", 4),
+    ]
+    assert [info.key for info in objects.list("p/a/")] == ["p/a/1", "p/a/2"]
+    assert list(objects.list("none/")) == []
+    assert {"p/b", "q"} < {info.key for info in objects.list("")}
+
+
+def test_put_if_absent_has_one_winner_and_keeps_its_content(objects):
+    assert objects.put("k", b"first", if_absent=True)
+    assert not objects.put("k", b"second", if_absent=True)
+    assert objects.get("k") == b"first"
+    assert race(objects, rounds=10, writers=8) == [1] * 10
+    ensure_put_if_absent(objects)
+    assert [info.key for info in objects.list("doctor/")] == [MARKER]
+
+
+def test_big_objects_go_up_whole(objects):
+    data = secrets.token_bytes(1 << 20) * 70
+    put_content(objects, "big", data)
+    put_content(objects, "big", data)
+    assert objects.get_range("big", (69 << 20) - 5, 10) == data[(69 << 20) - 5 : (69 << 20) + 5]
+    assert next(objects.list("big")).size_bytes == len(data)
+
+
+def test_a_store_travels_by_address(objects):
+    objects.put("k", b"x")
+    assert pickle.loads(pickle.dumps(objects)).get("k") == b"x"
+
+
+@pytest.mark.parametrize("key", ["", "/etc/passwd", "../x", "a//b", "a/./b"])
+def test_a_local_key_stays_in_its_folder(tmp_path, key):
+    with pytest.raises(ConfigError, match="not a store key"):
+        open_store(tmp_path.as_uri()).objects.put(key, b"x")
+
+
+def test_local_trouble_names_the_path(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StorageError, match=r"file.*(Not a directory|File exists)"):
+        open_store((tmp_path / "file").as_uri()).objects.put("k", b"x")
+    with pytest.raises(StorageError, match=r"/proc/"):
+        open_store("file:///proc/videoar").objects.put("k", b"x")
+
+
+class CheckThenPut:
+    """A store whose put-if-absent looks right when asked alone, and is not atomic."""
+
+    def __init__(self, objects):
+        self._objects, self.url = objects, objects.url
+
+    def __getattr__(self, name):
+        return getattr(self._objects, name)
+
+    def put(self, key, data, *, if_absent=False):
+        if if_absent and self._objects.exists(key):
+            return False
+        time.sleep(0.01)  # what a network does between the look and the write
+        return self._objects.put(key, data)
+
+
+class IgnoresPrecondition(CheckThenPut):
+    def put(self, key, data, *, if_absent=False):
+        return self._objects.put(key, data)
+
+
+@pytest.mark.parametrize("broken", [CheckThenPut, IgnoresPrecondition])
+def test_a_store_that_lets_two_win_is_refused(tmp_path, broken):
+    objects = broken(open_store(tmp_path.as_uri()).objects)
+    with pytest.raises(StorageError, match="put-if-absent is not atomic"):
+        ensure_put_if_absent(objects)
+    assert not objects.exists(MARKER)
+
+
+class DropsAnswers(BaseHTTPRequestHandler):
+    """A proxy that passes a PUT on and then hangs up, once per request path."""
+
+    protocol_version = "HTTP/1.1"
+    backend = ""
+    seen: set[str]
+
+    def do_GET(self):
+        self.answer(*self.forward(None))
+
+    def do_PUT(self):
+        answer = self.forward(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path in self.seen:
+            self.answer(*answer)
+        self.seen.add(self.path)
+        self.close_connection = True
+
+    def forward(self, body):
+        connection = http.client.HTTPConnection(self.backend)
+        connection.request(self.command, self.path, body, dict(self.headers))
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+
+    def answer(self, status, content):
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_lost_answer_is_no_lost_race(moto_server):
+    """The retry of a PUT that had succeeded gets 412: our own object decides, not the status."""
+    backend = moto_server.endpoint.removeprefix("http://")
+    handler = type("Proxy", (DropsAnswers,), {"backend": backend, "seen": set()})
+    proxy = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    bucket, _, prefix = moto_server.new_url().removeprefix("s3://").partition("/")
+    direct = S3ObjectStore(bucket, prefix, moto_server.endpoint)
+    lossy = S3ObjectStore(bucket, prefix, f"http://127.0.0.1:{proxy.server_port}")
+    try:
+        assert lossy.put("mine", b"mine", if_absent=True)
+        direct.put("theirs", b"theirs")
+        assert not lossy.put("theirs", b"mine", if_absent=True)
+    finally:
+        proxy.shutdown()
+        proxy.server_close()
+    assert direct.get("mine") == b"mine"
+    assert direct.get("theirs") == b"theirs"
+    assert handler.seen == {f"/{bucket}/{prefix}/mine", f"/{bucket}/{prefix}/theirs"}
+
+
+def test_a_missing_bucket_says_so(moto_server):
+    with pytest.raises(StorageError, match="s3://no-such-bucket: no such bucket"):
+        open_store("s3://no-such-bucket/x", endpoint=moto_server.endpoint)
+
+
+def test_an_endpoint_that_is_not_there_is_transient_and_named(moto_server):
+    with pytest.raises(
+        TransientStorageError, match=r"127\.0\.0\.1:9: the S3 endpoint gives no answer"
+    ):
+        open_store("s3://bucket/x", endpoint="http://127.0.0.1:9")
+
+
+def test_no_credentials_says_so(monkeypatch, moto_server, tmp_path):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(StorageError, match="no AWS credentials"):
+        open_store("s3://bucket/x", endpoint=moto_server.endpoint)
+
+
+@pytest.mark.s3
+def test_wrong_credentials_are_denied(monkeypatch, s3_server):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StorageError, match="access denied"):
+        open_store(s3_server.new_url(), endpoint=s3_server.endpoint)

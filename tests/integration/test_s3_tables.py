@@ -1,0 +1,179 @@
+"""Commits under races and kills, on a file system and on a real S3 server.
+
+The invariant behind every test: each version of the Delta table lists exactly the files of the
+snapshot that its commit names, so nobody's race or death is ever visible.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+
+from videoar.core.types import Provenance
+from videoar.storage import open_store
+
+# Arguments: store URL, endpoint, first number, commits, rows per commit.
+WRITER = """
+import sys
+from tests.integration.test_s3_tables import commit_numbers
+url, endpoint, first, count = sys.argv[1:]
+commit_numbers(url, endpoint, range(int(first), int(first) + int(count)))
+"""
+
+
+def made_by(number):
+    return Provenance(
+        run_id="r", pipeline="p", stage="s", fingerprint=f"f{number}", code_version="c"
+    )
+
+
+def rows(name):
+    size = pa.array([1], pa.int64())
+    return pa.table({"uri": [name], "name": [name], "etag": [name], "size_bytes": size})
+
+
+def commit_numbers(url, endpoint, numbers):
+    """Commit one snapshot of two files per number: one of its own, one that all share."""
+    dataset = open_store(url, endpoint=endpoint).dataset("videos", "sources@1")
+    for number in numbers:
+        files = [dataset.write(rows(f"own {number}")), dataset.write(rows("shared"))]
+        dataset.commit(files, made_by(number), {"number": number})
+
+
+def start_writer(url, endpoint, first, count, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, url, endpoint, str(first), str(count)],
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parents[2],
+    )
+
+
+@pytest.fixture(params=["file", pytest.param("ceph", marks=pytest.mark.s3)])
+def place(request, tmp_path):
+    if request.param == "file":
+        return tmp_path.as_uri(), ""
+    server = request.getfixturevalue("s3_server")
+    return server.new_url(), server.endpoint
+
+
+def check_log(store):
+    """Compare every Delta version with the commit it carries; return the commits."""
+    objects = store.objects
+    where = objects.location("tables/videos")
+    commits = []
+    for info in objects.list("tables/videos/_delta_log/"):
+        if not info.key.endswith(".json"):
+            continue
+        version = int(Path(info.key).stem)
+        lines = [json.loads(line) for line in objects.get(info.key).splitlines()]
+        commit = next(line["commitInfo"] for line in lines if "commitInfo" in line).get("videoar")
+        if commit is None:
+            assert version == 0
+            continue
+        table = DeltaTable(where, version=version, storage_options=objects.options())
+        listed = sorted(Path(uri).stem for uri in table.file_uris())
+        assert listed == sorted(file["sha256"] for file in commit["files"])
+        assert commit["version"] == version
+        commits.append(commit)
+    return commits
+
+
+@pytest.mark.slow
+def test_writers_in_many_processes_lose_nothing(place):
+    url, endpoint = place
+    open_store(url, endpoint=endpoint)
+    writers = [start_writer(url, endpoint, 5 * writer, 5) for writer in range(4)]
+    assert [writer.wait(120) for writer in writers] == [0] * 4
+    store = open_store(url, endpoint=endpoint)
+    commits = check_log(store)
+    assert sorted(commit["metrics"]["number"] for commit in commits) == list(range(20))
+    assert [commit["version"] for commit in commits] == list(range(1, 21))
+    dataset = store.dataset("videos", "sources@1")
+    for number in range(20):
+        uris = dataset.find(f"f{number}").table(["uri"], verify=True)["uri"].to_pylist()
+        assert uris == [f"own {number}", "shared"]
+
+
+@pytest.mark.slow
+def test_equal_fingerprints_race_to_one_commit(place):
+    url, endpoint = place
+    open_store(url, endpoint=endpoint)
+    writers = [start_writer(url, endpoint, 0, 1) for _ in range(4)]
+    assert [writer.wait(120) for writer in writers] == [0] * 4
+    assert len(check_log(open_store(url, endpoint=endpoint))) == 1
+
+
+def test_equal_rows_are_equal_files_and_digests_everywhere(s3_server, tmp_path):
+    snapshots = []
+    for url, endpoint in ((tmp_path.as_uri(), ""), (s3_server.new_url(), s3_server.endpoint)):
+        commit_numbers(url, endpoint, range(2))
+        store = open_store(url, endpoint=endpoint)
+        snapshots.append(store.dataset("videos", "sources@1").find("f1"))
+    local, remote = snapshots
+    assert local.commit == remote.commit
+    assert local.table(verify=True).equals(remote.table(verify=True))
+    assert local.table(["name"]).equals(remote.table(["name"]))
+    for file in local.files:
+        assert local.objects.get(file.key) == remote.objects.get(file.key)
+
+
+POINTS = [
+    "put.before_publish",
+    "write.before_put",
+    "write.after_put",
+    "commit.before_log",
+    "commit.after_log",
+    "commit.between_records",
+    "commit.after_records",
+]
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_step_leaves_the_old_or_the_new_state(tmp_path):
+    undisturbed = (tmp_path / "undisturbed").as_uri()
+    commit_numbers(undisturbed, "", [0])
+    expected = open_store(undisturbed).dataset("videos", "sources@1").find("f0")
+    children = {}
+    for point in POINTS:
+        url = (tmp_path / point).as_uri()
+        children[url] = start_writer(url, "", 0, 1, VIDEOAR_CRASH_AT=point), point
+    for url, (child, point) in children.items():
+        assert child.wait(60) == -signal.SIGKILL, point
+        dataset = open_store(url).dataset("videos", "sources@1")
+        after = dataset.find("f0")
+        reached = POINTS.index(point) >= POINTS.index("commit.after_log")
+        assert (after is not None) == reached, point
+        commit_numbers(url, "", [0])
+        again = dataset.find("f0")
+        assert (again.id, point) == (expected.id, point), (again.files, expected.files)
+        assert again.table(verify=True).equals(expected.table())
+        assert open_store(url).snapshot(expected.id).commit == again.commit
+        assert len(check_log(open_store(url))) == 1
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_are_survived(place):
+    url, endpoint = place
+    open_store(url, endpoint=endpoint)
+    for delay in (0.1, 0.25, 0.4):
+        writer = start_writer(url, endpoint, 0, 200)
+        end = time.monotonic() + 60
+        store = open_store(url, endpoint=endpoint)
+        known = len(list(store.ledger.list("commits/")))
+        while len(list(store.ledger.list("commits/"))) <= known and time.monotonic() < end:
+            time.sleep(0.02)
+        time.sleep(delay)
+        writer.kill()
+        assert writer.wait() == -signal.SIGKILL
+        done = len(check_log(store))
+        assert 0 < done < 200
+    commit_numbers(url, endpoint, range(done + 1))
+    numbers = [commit["metrics"]["number"] for commit in check_log(store)]
+    assert numbers == list(range(len(numbers)))
