@@ -9,7 +9,7 @@ import numpy as np
 GREY_WIDTH, GREY_HEIGHT = 64, 36
 _DARK = 24  # chosen: black in full range plus coding noise
 _BLACK_SHARE = 0.98  # blackdetect's picture_black_ratio_th
-_FREEZE_DIFF = 0.5  # grey levels
+_FREEZE_DIFF = 0.05  # chosen: a repeat after lossy coding; 0.5 took still cameras for held frames
 _BINS = 16
 
 

@@ -64,7 +64,8 @@ def test_a_container_that_announces_no_length_breaks_no_promise():
 
 
 def clip(name, hashes, **change):
-    return {**GOOD, "clip_id": name, "source_id": name, "source_uri": name, "phash": hashes, **change}
+    names = dict.fromkeys(("clip_id", "source_id", "source_uri"), name)
+    return {**GOOD, **names, "phash": hashes, **change}
 
 
 def test_duplicates_keep_the_best_in_any_order():

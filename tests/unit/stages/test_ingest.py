@@ -49,9 +49,7 @@ def outcome(folder, tmp_path_factory):
 
 def test_every_source_ends_as_clips_or_as_a_typed_reject(outcome):
     _, clips, metrics = outcome
-    reasons = {
-        row["item_id"]: row["reasons"][0] for row in clips.rejects().table().to_pylist()
-    }
+    reasons = {row["item_id"]: row["reasons"][0] for row in clips.rejects().table().to_pylist()}
     copies = {"good0.mp4", "good0-copy.mp4"}
     assert {name: reasons[name] for name in reasons if name not in copies} == {
         "short.mp4": "TOO_SHORT",
