@@ -22,7 +22,8 @@ Carry = dict[nn.Module, Tensor]
 class CausalConv3d(nn.Conv3d):
     """3D convolution with zeros on the left of time and symmetric zeros in space.
 
-    Frame j of the output depends on frames up to `j * time_stride` of the input.
+    Frame j of the output depends on frames up to `j * time_stride` of the input. Weights begin as
+    those of an inflated image network: zero but for the last slice in time.
 
     Args:
         in_channels: channels of the input.
@@ -50,6 +51,9 @@ class CausalConv3d(nn.Conv3d):
             stride=(time_stride, space_stride, space_stride),
             padding=(0, space_kernel // 2, space_kernel // 2),
         )
+        with torch.no_grad():
+            nn.init.kaiming_uniform_(self.weight[:, :, -1:], a=5**0.5)  # as torch does it in 2D
+            self.weight[:, :, :-1] = 0
 
     def forward(self, x_BCTHW: Tensor, carry: Carry | None = None) -> Tensor:
         """Convolve a whole video, or the next frames of the stream that `carry` belongs to."""

@@ -184,8 +184,9 @@ def inflate(
         image = image.squeeze(2) if image.ndim == 5 else image
         if image.shape != last.shape:
             raise ValueError(f"{name} is {tuple(image.shape)}, not {tuple(last.shape)}")
-        if weight.ndim == 5 and rest == "zeros":
-            weight.zero_()
+        if weight.ndim == 5 and weight.shape[2] > 1:
+            earlier = weight[:, :, :-1]
+            earlier.zero_() if rest == "zeros" else nn.init.kaiming_uniform_(earlier, a=5**0.5)
         last.copy_(image)
 
 
