@@ -51,7 +51,7 @@ def judge(folder, manifest, tmp_path):
     for row in refused:
         reasons[names[row["uri"]]].append(row["reasons"])
     quarantine = {r["item_id"]: r["reasons"] for r in clips.rejects().table().to_pylist()}
-    with open(manifest, encoding="utf-8", newline="") as file:
+    with manifest.open(encoding="utf-8", newline="") as file:
         expected = {row["path"]: row["expect"] for row in csv.DictReader(file)}
     return {n: (e, quarantine.get(n, []), reasons[n]) for n, e in expected.items()}
 
