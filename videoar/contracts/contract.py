@@ -124,7 +124,7 @@ class Contract(Frozen):
         """Give a table exactly this contract's columns, types and order, and check its rows.
 
         Args:
-            table: missing nullable columns are added as nulls.
+            table: missing nullable columns are added as nulls; its schema metadata is kept.
             where: what the error message shall name.
 
         Raises:
@@ -134,7 +134,9 @@ class Contract(Frozen):
         if extra:
             raise ContractError(where, f"columns unknown to {self.id}: {', '.join(extra)}")
         arrays = [self._column(table, field, where) for field in self.arrow_schema]
-        schema = self.arrow_schema.with_metadata(table.schema.metadata)
+        notes = dict(table.schema.metadata or {})
+        notes.pop(b"pandas", None)  # names library versions: equal rows would differ in bytes
+        schema = self.arrow_schema.with_metadata(notes or None)
         result = pa.Table.from_arrays(arrays, schema=schema)
         checks = {column.name: column.checks for column in self.columns}
         problems = find_problems(result, checks, self.primary_key)

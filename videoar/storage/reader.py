@@ -76,6 +76,12 @@ class PayloadReader:
             self._metadata = parquet.metadata
         self._blocks: dict[str, list[Block] | None] = {}
 
+    @property
+    def notes(self) -> dict[str, str]:
+        """Key-values of the footer, e.g. the digest of the tokenizer that made the rows."""
+        pairs = (self._metadata.metadata or {}).items()
+        return {key.decode(): value.decode(errors="replace") for key, value in pairs}
+
     def read_rows(self, column: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the values of some rows in the order asked for: uint8 [rows, width]."""
         if column not in self._blocks:

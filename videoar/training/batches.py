@@ -39,7 +39,7 @@ class TokenLoader:
         verify: check every value read against its xxh3.
 
     Raises:
-        ConfigError: the sizes do not fit, or no row is left.
+        ConfigError: the sizes do not fit, no row is left, or several tokenizers made the rows.
     """
 
     def __init__(  # noqa: PLR0913 - the public signature; both options are keyword-only
@@ -62,6 +62,9 @@ class TokenLoader:
         self._meta, self._place_N2 = _read_meta(snapshot, split)
         self._readers = [PayloadReader(snapshot.objects, file) for file in snapshot.files]
         self._epoch = self._step = 0
+        makers = sorted({reader.notes.get("tokenizer_digest", "") for reader in self._readers})
+        if len(makers) > 1:
+            raise ConfigError(snapshot.id, f"tokens of {len(makers)} tokenizers: {makers}")
         if not len(self._meta):
             raise ConfigError(snapshot.id, f"no rows in split {split!r}")
 

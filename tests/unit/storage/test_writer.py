@@ -75,6 +75,14 @@ def test_plain_parquet_for_everybody_and_equal_bytes_for_equal_rows():
     assert not chunk.has_dictionary_page
 
 
+def test_notes_reach_the_footer_and_library_versions_do_not(put):
+    table = tokens(3).replace_schema_metadata({"tokenizer_digest": "d", "pandas": "3.1"})
+    data = write_parquet(TOKENS.conform(table, "x"), TOKENS)
+    notes = PayloadReader(*put(data, 3)).notes
+    assert notes["tokenizer_digest"] == "d"
+    assert "pandas" not in notes
+
+
 def test_another_writers_file_is_decoded_instead(put):
     table = tokens(50)
     sink = io.BytesIO()

@@ -134,6 +134,15 @@ def test_splits_and_bad_sizes(snapshot):
         TokenLoader(commit(token_table(0, 2)), 4, 0, split="val")
 
 
+def test_rows_of_two_tokenizers_do_not_mix():
+    tables = [
+        token_table(start, 3).replace_schema_metadata({"tokenizer_digest": maker})
+        for start, maker in ((0, "one"), (3, "two"))
+    ]
+    with pytest.raises(ConfigError, match="tokens of 2 tokenizers"):
+        TokenLoader(commit(*tables), 2, 0)
+
+
 def test_a_wrong_checksum_names_the_clip():
     bad = commit(token_table(0, 3, corrupt=1))
     with pytest.raises(StorageError, match=f"{1:032x}: latent fails its checksum"):
