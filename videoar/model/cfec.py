@@ -12,28 +12,9 @@ range in the paper's figure 3 contradicts its equation 8; this follows the equat
 from collections.abc import Sequence
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from videoar.core.types import Frozen
-
-
-class CFECConfig(Frozen):
-    """Strength of the corruption. Source: arXiv 2601.05966 section 6.1."""
-
-    p_min: float = Field(default=0.0, ge=0, le=1)
-    """Least flip probability in the first frame."""
-    p_max: float = Field(default=0.25, ge=0, le=1)
-    """Largest flip probability in the first frame."""
-    delta: float = Field(default=0.01, ge=0, le=1)
-    """Growth of both per latent frame."""
-    inherit: bool = True
-    """Whether a frame starts at least as corrupted as its predecessor ended."""
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether no bit can ever flip."""
-        return self.p_max == self.delta == 0
+from videoar.model.config import CFECConfig
 
 
 def flip_probabilities(

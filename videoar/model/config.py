@@ -1,4 +1,4 @@
-"""Shape of the transformer, and the named sizes.
+"""Shape of the transformer, the strength of error correction, and the named sizes. Torch-free.
 
 Source: depth, width and heads of L, XL and 4B arXiv 2601.05966 table 1; `ff_width` is ours, solved
 to hit the stated parameter counts; tiny and small are ours.
@@ -67,6 +67,24 @@ class ModelConfig(Frozen):
         return SCHEMES[self.scheme](
             latent_frames(num_frames), self.scales, self.history, self.window, self.rope
         )
+
+
+class CFECConfig(Frozen):
+    """Past latent frames that are visible; None is all. Source: UCF paper, elsewhere 8 (ours)."""
+
+    p_min: float = Field(default=0.0, ge=0, le=1)
+    """Least flip probability in the first frame."""
+    p_max: float = Field(default=0.25, ge=0, le=1)
+    """Largest flip probability in the first frame."""
+    delta: float = Field(default=0.01, ge=0, le=1)
+    """Growth of both per latent frame."""
+    inherit: bool = True
+    """Whether a frame starts at least as corrupted as its predecessor ended."""
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether no bit can ever flip."""
+        return self.p_max == self.delta == 0
 
 
 PRESETS: dict[str, ModelConfig] = {

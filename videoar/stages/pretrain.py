@@ -10,10 +10,11 @@ from videoar.core.errors import ContractError
 from videoar.model.config import PRESETS, ModelConfig
 from videoar.pipeline.stage import Inputs, LoopStage, Output, Port, Rank, StageConfig, runtime
 from videoar.storage.store import Store
+from videoar.training.config import TransformerTraining
 
 if TYPE_CHECKING:
     from videoar.model import TokenizerConfig, VideoAR
-    from videoar.training.train_transformer import TransformerTrainer, TransformerTraining
+    from videoar.training.train_transformer import TransformerTrainer
 
 
 class PretrainConfig(StageConfig):
@@ -23,8 +24,8 @@ class PretrainConfig(StageConfig):
     """Named size."""
     model: dict[str, Any] = Field(default_factory=dict)
     """Fields of the model that differ from the preset; bits and scales follow the tokenizer."""
-    training: dict[str, Any]
-    """Phases, optimizer, corruption: see `TransformerTraining`."""
+    training: TransformerTraining
+    """Phases, optimizer, corruption."""
     checkpoint_every: int = runtime(500, ge=1)
     """Steps between checkpoints."""
 
@@ -61,7 +62,7 @@ class PretrainStage(LoopStage[PretrainConfig]):
         from videoar.training.checkpoint import load_tokenizer, load_transformer, publish_model
         from videoar.training.train_transformer import TransformerTrainer
 
-        training = self._training()
+        training = self.config.training
         torch.set_num_threads(max(1, int(self.config.resources.cpus)))
         tokenizer, tokenizer_digest = load_tokenizer(inputs["tokenizer"], store)
         check_tokens(inputs, tokenizer.cfg)
@@ -97,11 +98,6 @@ class PretrainStage(LoopStage[PretrainConfig]):
             tokenizer_digest=tokenizer_digest,
         )
         return Output(rows, metrics=last)
-
-    def _training(self) -> "TransformerTraining":
-        from videoar.training.train_transformer import TransformerTraining
-
-        return TransformerTraining.model_validate(self.config.training)
 
     def _model(self, tokens: "TokenizerConfig", seed: int, start: "VideoAR | None") -> "VideoAR":
         import torch

@@ -5,42 +5,12 @@ Source: arXiv 2601.05966 section 6.1 (betas, learning rate, cosine, weight decay
 share, clipping and averaging are ours.
 """
 
-import math
 from collections.abc import Iterable
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from videoar.core.types import Frozen
-
-
-class OptimizerConfig(Frozen):
-    """How weights are updated."""
-
-    learning_rate: float = Field(default=1e-4, gt=0)
-    """Peak of the schedule."""
-    warmup_fraction: float = Field(default=0.02, ge=0, le=1)
-    """Share of the steps over which the rate rises."""
-    final_fraction: float = Field(default=0.1, ge=0, le=1)
-    """Share of the peak that is left at the end of the cosine."""
-    weight_decay: float = Field(default=0.05, ge=0)
-    """On matrices and kernels alone; vectors are not decayed."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """Averaging of gradient and squared gradient."""
-    clip_norm: float = Field(default=1.0, gt=0)
-    """Largest gradient norm."""
-    ema: float = Field(default=0.999, ge=0, lt=1)
-    """Decay of the moving average of weights."""
-
-    def rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
-        warmup = max(1, round(self.warmup_fraction * steps))
-        if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
-        progress = (step - warmup) / max(1, steps - warmup)
-        cosine = 0.5 * (1 + math.cos(math.pi * progress))
-        return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * cosine)
+from videoar.training.config import OptimizerConfig
 
 
 def make_adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:

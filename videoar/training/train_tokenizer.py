@@ -36,7 +36,8 @@ from videoar.model.tokenizer_losses import (
     psnr,
 )
 from videoar.training.checkpoint import load_state, save_state
-from videoar.training.optimizer import MovingAverage, OptimizerConfig, make_adamw, set_rate
+from videoar.training.config import OptimizerConfig
+from videoar.training.optimizer import MovingAverage, make_adamw, set_rate
 
 Metrics = dict[str, float]
 _HISTORY_POINTS = 100

@@ -12,71 +12,25 @@ Source: arXiv 2601.05966 sections 5 and 6.1.
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from videoar.core.errors import StageError
 from videoar.core.ids import seed_from
-from videoar.core.types import Frozen
 from videoar.model.attention import random_frame_mask
-from videoar.model.cfec import CFECConfig, draw_flips, flip_probabilities
+from videoar.model.cfec import draw_flips, flip_probabilities
 from videoar.model.losses import BitLoss, bit_loss
 from videoar.model.quantizer import MultiScaleBSQ
 from videoar.model.schedule import latent_frames
 from videoar.model.transformer import VideoAR, flatten_bits, teacher_inputs
 from videoar.training.checkpoint import load_state, save_state
-from videoar.training.optimizer import MovingAverage, OptimizerConfig, make_adamw, set_rate
+from videoar.training.config import Phase, TransformerTraining
+from videoar.training.optimizer import MovingAverage, make_adamw, set_rate
 
 _MAX_BAD_STEPS = 5  # chosen: a spike passes, a broken run does not
 _HISTORY = 200  # points of the loss curve that are kept
-
-
-class Phase(Frozen):
-    """One part of the curriculum. The paper's "training stage"."""
-
-    steps: int = Field(ge=1)
-    """Optimizer steps."""
-    batch_size: int = Field(default=8, ge=1)
-    """Clips per step, over all ranks."""
-    num_frames: int | None = Field(default=None, ge=1)
-    """Pixel frames, the first of each clip; None takes all that are stored."""
-    p_mask: float = Field(default=0.0, ge=0, le=1)
-    """Probability of hiding a past frame. Source: off on UCF (paper), else 0.1 (ours)."""
-
-
-class TransformerTraining(Frozen):
-    """How a transformer is trained."""
-
-    phases: tuple[Phase, ...] = Field(min_length=1)
-    """One after the other; each has its own warm-up and cosine."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    corruption: CFECConfig = CFECConfig()
-    """Cross-frame error correction."""
-    drop_text: float = Field(default=0.1, ge=0, le=1)
-    """Share of captions replaced by the unconditional features. Source: Infinity."""
-    seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the layers; quantizer and bit head are always fp32."""
-    checkpoint_activations: bool = False
-    """Recompute layers in the backward pass: less memory, a third more work."""
-    compile: bool = False
-    """Run the network through torch.compile."""
-
-    @property
-    def steps(self) -> int:
-        """Steps of all phases."""
-        return sum(phase.steps for phase in self.phases)
-
-    def phase_at(self, step: int) -> tuple[int, int]:
-        """Return the phase of a step and the step's number inside it."""
-        for index, phase in enumerate(self.phases):
-            if step < phase.steps:
-                return index, step
-            step -= phase.steps
-        raise ValueError("training is over")
 
 
 class Loader(Protocol):

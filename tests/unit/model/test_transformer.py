@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from videoar.model.attention import Visibility, random_frame_mask
-from videoar.model.cfec import CFECConfig, draw_flips, flip_probabilities
-from videoar.model.config import PRESETS, ModelConfig
+from videoar.model.cfec import draw_flips, flip_probabilities
+from videoar.model.config import PRESETS, CFECConfig, ModelConfig
 from videoar.model.losses import bit_loss
 from videoar.model.quantizer import MultiScaleBSQ
 from videoar.model.rope import AXIS_OF_SLOT, rotate, rotation

@@ -4,13 +4,12 @@ import pytest
 import torch
 
 from videoar.core.errors import ContractError, StageError
-from videoar.model.cfec import CFECConfig
-from videoar.model.config import PRESETS
+from videoar.model.config import PRESETS, CFECConfig
 from videoar.model.transformer import VideoAR
 from videoar.storage.store import open_store
 from videoar.training.checkpoint import load_model, publish_model, save_model
-from videoar.training.optimizer import OptimizerConfig
-from videoar.training.train_transformer import Phase, TransformerTrainer, TransformerTraining
+from videoar.training.config import OptimizerConfig, Phase, TransformerTraining
+from videoar.training.train_transformer import TransformerTrainer
 
 SCALES = ((1, 1), (2, 2))
 CONFIG = PRESETS["tiny"].model_copy(update={"scales": SCALES})

@@ -1,0 +1,188 @@
+"""Tokens to a model to samples, on a store with tokens drawn by the test."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from pydantic import ValidationError
+
+from videoar.contracts.contract import load_contract
+from videoar.core.errors import ConfigError, ContractError
+from videoar.core.types import Provenance
+from videoar.media.decode import decode_clip
+from videoar.model.tokenizer import VideoTokenizer
+from videoar.model.tokenizer_config import TOKENIZERS
+from videoar.stages.generate import GenerateConfig, GenerateStage
+from videoar.stages.pretrain import PretrainConfig, PretrainStage
+from videoar.storage.store import open_store
+from videoar.storage.token_codec import checksum, pack_bits
+from videoar.training.checkpoint import load_transformer, publish_model
+
+CAPTIONS = ["a red circle moving left", "a blue square moving up", None]
+TRAINING = {"phases": [{"steps": 4, "batch_size": 2}], "optimizer": {"learning_rate": 1e-3}}
+
+
+class MemoryRank:
+    index, world_size = 0, 1
+
+    def __init__(self, scratch):
+        self.scratch, self.saved, self.steps = scratch, {}, []
+
+    def report(self, step, total, metrics):
+        self.steps.append(step)
+
+    def save_checkpoint(self, step, folder):
+        self.saved[step] = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def load_checkpoint(self, into):
+        for name, data in self.saved.get(max(self.saved, default=0), {}).items():
+            (into / name).write_bytes(data)
+        return max(self.saved, default=None)
+
+
+def commit(store, dataset, contract, table, **parents):
+    provenance = Provenance(
+        run_id="r", pipeline="p", stage=dataset, fingerprint=dataset, code_version="0",
+        parents=parents,
+    )  # fmt: skip
+    target = store.dataset(dataset, contract)
+    return target.commit([target.write(table)], provenance, {})
+
+
+def tokens_of(net, bits_value=0):
+    draw = np.random.default_rng(0)
+    for i, caption in enumerate(CAPTIONS):
+        latent_TKHW = (2 * draw.standard_normal((2, 8, 4, 4))).astype("<f2")
+        latent = torch.from_numpy(latent_TKHW.astype(np.float32)).transpose(0, 1)[None]
+        bits = pack_bits([scale[0].numpy() for scale in net.quantizer.encode(latent)])
+        yield {
+            "clip_id": f"{i:032x}", "source_id": f"{i:064x}", "split": "train", "label": None,
+            "caption": caption, "rate_fps": 8.0, "start_s": 0.0, "duration_s": 0.5,
+            "t": 2, "k": 8, "h": 4, "w": 4, "bits": bits, "latent": latent_TKHW.tobytes(),
+            "bits_xxh3": checksum(bits), "latent_xxh3": checksum(latent_TKHW.tobytes()),
+        }  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path):
+    torch.set_num_threads(1)
+    return open_store((tmp_path / "store").as_uri())
+
+
+@pytest.fixture
+def inputs(store):
+    torch.manual_seed(0)
+    net = VideoTokenizer(TOKENIZERS["tiny"])
+    rows = publish_model(net, store, weights=net.state_dict(), step=0, metrics={}, history=[])
+    tokenizer = commit(store, "tokenizer", "models@1", rows)
+    schema = load_contract("tokens@1").arrow_schema
+    table = pa.Table.from_pylist(list(tokens_of(net)), schema=schema)
+    tokens = commit(store, "tokens", "tokens@1", table, tokenizer=tokenizer.id)
+    return {"tokens": tokens, "tokenizer": tokenizer}
+
+
+@pytest.fixture
+def reference(store):
+    schema = load_contract("clips@1").arrow_schema
+    values = {pa.string(): "x", pa.bool_(): False, pa.list_(pa.int64()): [0, 0, 0]}
+    filler = {f.name: None if f.nullable else values.get(f.type, 2) for f in schema}
+    rows = [
+        {**filler, "clip_id": f"{i:032x}", "source_id": f"{i:064x}", "caption": caption,
+         "label": "circle", "rate_fps": 8.0, "rotation_deg": 0, "num_frames": 5, "split": "train",
+         "video_sha256": f"{i:064x}"}
+        for i, caption in enumerate([*CAPTIONS, CAPTIONS[0]])
+    ]  # fmt: skip
+    return commit(store, "good", "clips@1", pa.Table.from_pylist(rows, schema=schema))
+
+
+def pretrain(store, inputs, rank, **options):
+    return PretrainStage(PretrainConfig(training=TRAINING, **options)).run(inputs, store, rank)
+
+
+def test_a_killed_training_ends_like_the_uninterrupted_one(store, inputs, tmp_path):
+    rank = MemoryRank(tmp_path / "a")
+    output = pretrain(store, inputs, rank, checkpoint_every=2)
+    (row,) = output.rows.to_pylist()
+    assert (row["kind"], row["step"], rank.steps) == ("transformer", 4, [1, 2, 3, 4])
+    assert json.loads(row["config_json"])["scales"] == [[1, 1], [2, 2], [4, 4]]
+    assert {"loss", "bit_accuracy"} <= dict(row["metrics"]).keys()
+    killed = MemoryRank(tmp_path / "b")
+    killed.saved = {2: rank.saved[2]}
+    assert pretrain(store, inputs, killed).rows.equals(output.rows)
+    assert killed.steps == [3, 4]
+
+
+def test_a_later_phase_starts_from_the_weights_of_an_earlier_one(store, inputs, tmp_path):
+    first = pretrain(store, inputs, MemoryRank(tmp_path / "a")).rows
+    start = commit(store, "first", "models@1", first)
+    still = {**TRAINING, "optimizer": {"learning_rate": 1e-12}}
+    config = PretrainConfig(training=still)
+    output = PretrainStage(config).run(
+        {**inputs, "start": start}, store, MemoryRank(tmp_path / "b")
+    )
+    second = commit(store, "second", "models@1", output.rows)
+    old, new = (load_transformer(model, store)[0].state_dict() for model in (start, second))
+    assert all(torch.allclose(old[name], new[name], atol=1e-8) for name in old)
+
+
+def test_tokens_of_another_tokenizer_are_refused(store, inputs, tmp_path):
+    table = inputs["tokens"].table()
+    orphan = commit(store, "orphan", "tokens@1", table, tokenizer="tokenizer:0123456789abcdef")
+    with pytest.raises(ContractError, match="tokenize the clips again"):
+        pretrain(store, {**inputs, "tokens": orphan}, MemoryRank(tmp_path))
+    narrow = commit(store, "narrow", "models@1", _model_row(store, num_bits=4))
+    swapped = commit(store, "swapped", "tokens@1", table, tokenizer=narrow.id)
+    with pytest.raises(ContractError, match="8"):
+        pretrain(store, {"tokens": swapped, "tokenizer": narrow}, MemoryRank(tmp_path))
+
+
+def _model_row(store, **changes):
+    net = VideoTokenizer(TOKENIZERS["tiny"].model_copy(update=changes))
+    return publish_model(net, store, weights=net.state_dict(), step=0, metrics={}, history=[])
+
+
+def test_mistakes_in_the_config_are_found_before_anything_runs():
+    for options in (
+        {"preset": "huge", "training": TRAINING},
+        {"training": TRAINING, "model": {"depht": 3}},
+        {"training": TRAINING, "model": {"heads": 3}},
+        {"training": {"phases": []}},
+    ):
+        with pytest.raises(ValidationError):
+            PretrainConfig(**options)
+
+
+def test_samples_are_planned_made_and_repeatable(store, inputs, reference, tmp_path):
+    model = commit(store, "model", "models@1", pretrain(store, inputs, MemoryRank(tmp_path)).rows)
+    ports = {"model": model, "tokenizer": inputs["tokenizer"], "reference": reference}
+    stage = GenerateStage(GenerateConfig(num_per_prompt=2, shard_samples=3, num_frames=5))
+    shards = stage.shards(ports)
+    rows = [row for shard in shards for row in shard.rows]
+    assert [shard.num_rows for shard in shards] == [3, 1]
+    assert {row["prompt"] for row in rows} == set(CAPTIONS[:2])
+    assert len({row["seed"] for row in rows}) == 4
+    mapper = stage.open(ports, store)
+    batch = pa.Table.from_pylist([dict(row) for row in shards[0].rows])
+    made = load_contract("samples@1").conform(mapper(batch).rows, "samples")
+    assert made.equals(load_contract("samples@1").conform(mapper(batch).rows, "samples"))
+    first = made.to_pylist()[0]
+    assert (first["steps"], first["num_frames"], first["label"]) == (6, 5, "circle")
+    assert decode_clip(store.objects.get(first["video_key"])).shape == (5, 32, 32, 3)
+    stranger = commit(store, "other", "models@1", _model_row(store, base_width=8))
+    with pytest.raises(ConfigError, match="trained on tokenizer"):
+        stage.open({**ports, "tokenizer": stranger}, store)
+
+
+def test_prompts_come_from_a_file_too(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat\n\na dog\na cat\n")
+    stage = GenerateStage(GenerateConfig(prompts=str(path)))
+    rows = [row for shard in stage.shards({}) for row in shard.rows]
+    assert [(row["prompt"], row["label"]) for row in rows] == [("a cat", None), ("a dog", None)]
+    before = stage.tools()
+    path.write_text("a bird\n")
+    assert stage.tools() != before
+    with pytest.raises(ConfigError, match="no such file"):
+        GenerateStage(GenerateConfig(prompts="missing.txt")).shards({})
