@@ -2,6 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
+# uv takes half a minute where pip takes many; it does not read pip's settings, and pip is there
+# for machines whose index only pip knows.
+INSTALL := --constraint constraints.txt --editable ".[dev]"
 BENCHES := ingest loader tokenize train generate serve fvd runner
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -23,7 +26,10 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "error: python: 3.11 or 3.12 is needed (make PYTHON=/path/to/python3.11)" >&2; exit 2; }
 	@echo "setting up .venv (once, a minute or two)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@$(BIN)/pip install --quiet uv
+	@UV_FIND_LINKS="$${PIP_FIND_LINKS:-$$($(BIN)/pip config get global.find-links 2>/dev/null)}" \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python $(INSTALL) \
+	  || $(BIN)/pip install --quiet $(INSTALL)
 	@touch $(STAMP)
 
 demo: setup  ## raw video to promoted model on this machine; INPUT=FOLDER takes your own videos
