@@ -70,7 +70,7 @@ class ModelConfig(Frozen):
 
 
 class CFECConfig(Frozen):
-    """Past latent frames that are visible; None is all. Source: UCF paper, elsewhere 8 (ours)."""
+    """Strength of the corruption, see `videoar.model.cfec`. Source: arXiv 2601.05966 sec. 6.1."""
 
     p_min: float = Field(default=0.0, ge=0, le=1)
     """Least flip probability in the first frame."""
