@@ -5,12 +5,14 @@ shard from the store and writes the result to the store, so the object store sta
 large the corpus is, and Ray Data's backpressure bounds the shards in flight.
 """
 
+import pickle
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from videoar.core.errors import VideoARError
 from videoar.engine.base import with_retries
 from videoar.pipeline.stage import Shard
 from videoar.pipeline.work import ShardWorker, Task, WorkRecord
@@ -26,10 +28,18 @@ class ShardActor:
         self._shards = shards
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[Any]]:
-        """Run the shards with these numbers."""
+        """Run the shards with these numbers; an error of ours travels as a value.
+
+        Ray Data would wrap it in an exception whose cause is lost on the way to the driver.
+        """
         numbers = [int(number) for number in batch["number"]]
-        records = [with_retries(partial(self._worker, self._shards[n])) for n in numbers]
-        return {"number": numbers, "record": [record.model_dump_json() for record in records]}
+        return {"number": numbers, "outcome": [pickle.dumps(self._try(n)) for n in numbers]}
+
+    def _try(self, number: int) -> WorkRecord | VideoARError:
+        try:
+            return with_retries(partial(self._worker, self._shards[number]))
+        except VideoARError as error:
+            return error
 
 
 def run_pool(task: Task, shards: Sequence[Shard]) -> Iterator[tuple[Shard, WorkRecord]]:
@@ -46,8 +56,15 @@ def run_pool(task: Task, shards: Sequence[Shard]) -> Iterator[tuple[Shard, WorkR
         num_cpus=resources.cpus,
         num_gpus=resources.gpus or None,
         memory=int(resources.memory_gib * 2**30) or None,
-        max_restarts=_WORKER_RESTARTS,
-        max_task_retries=_WORKER_RESTARTS,
+        ray_remote_args_fn=_limited_restarts,
     )
     for row in dataset.iter_rows():
-        yield shards[int(row["number"])], WorkRecord.model_validate_json(row["record"])
+        outcome = pickle.loads(row["outcome"])  # noqa: S301 - made by our own worker just now
+        if isinstance(outcome, VideoARError):
+            raise outcome
+        yield shards[int(row["number"])], outcome
+
+
+def _limited_restarts() -> dict[str, int]:
+    """Cap what Ray Data would do without limit: a shard that kills its worker must not loop."""
+    return {"max_restarts": _WORKER_RESTARTS, "max_task_retries": _WORKER_RESTARTS}

@@ -21,6 +21,7 @@ from videoar.pipeline.registry import BUILTIN, Registry, did_you_mean, stage_cla
 from videoar.pipeline.stage import StageConfig
 
 INPUT_CONTRACT = "sources@1"
+_SHOWN_CHARS = 60
 _TOP_KEYS = ("pipeline", "description", "inputs", "stages")
 
 
@@ -241,8 +242,11 @@ def _explain(path: str, detail: Any, config_type: type[StageConfig]) -> Mistake:
         known = list(config_type.model_fields) if len(detail["loc"]) == 1 else []
         hint = f" ({did_you_mean(str(detail['loc'][-1]), known)})" if known else ""
         return Mistake(where, f"unknown key{hint}")
-    shown = "" if detail["type"] == "missing" else f", not {detail['input']!r}"
-    return Mistake(where, detail["msg"][0].lower() + detail["msg"][1:] + shown)
+    message = detail["msg"].removeprefix("Value error, ")
+    shown = repr(detail["input"])
+    if detail["type"] not in ("missing", "value_error") and len(shown) <= _SHOWN_CHARS:
+        message += f", not {shown}"
+    return Mistake(where, message[0].lower() + message[1:])
 
 
 def _check_ports(
