@@ -156,12 +156,13 @@ class TokenizerTrainer:
     def _batch(self) -> Tensor:
         """Draw this rank's clips of the step, and where their excerpts begin."""
         options = self.options
+        num_frames = 1 if self.step < options.image_steps else options.excerpt_frames
+        count = options.batch_clips * (options.excerpt_frames // num_frames)
         draw = np.random.default_rng(seed_from("tokenizer", options.seed, self.step))
-        chosen = draw.integers(len(self.clips), size=options.batch_clips)
-        places = draw.random(options.batch_clips)
+        chosen, places = draw.integers(len(self.clips), size=count), draw.random(count)
         mine = slice(self.rank, None, self.world_size)
         excerpts = [
-            _excerpt(self.clips[int(index)], options.excerpt_frames, place)
+            _excerpt(self.clips[int(index)], num_frames, place)
             for index, place in zip(chosen[mine], places[mine], strict=True)
         ]
         return video_from_frames(torch.from_numpy(np.stack(excerpts)))

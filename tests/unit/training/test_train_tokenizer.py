@@ -56,6 +56,17 @@ def test_ranks_share_one_batch():
         TokenizerTrainer(CFG, options(), CLIPS, 0, 3)
 
 
+def test_images_come_first_and_inflate():
+    trainer = TokenizerTrainer(CFG, options(image_steps=1), CLIPS)
+    assert trainer._batch().shape == (20, 3, 1, 32, 32)
+    kernel = next(w for w in trainer.net.parameters() if w.ndim == 5 and w.shape[2] == 3)
+    trainer.train_step()
+    assert not kernel[:, :, :2].any()  # nothing of the past was learned from images
+    assert trainer._batch().shape == (4, 3, 5, 32, 32)
+    trainer.train_step()
+    assert kernel[:, :, :2].any()
+
+
 def test_what_cannot_be_trained_on_is_refused():
     with pytest.raises(ConfigError, match="no clips"):
         TokenizerTrainer(CFG, options(), CLIPS[:0])
