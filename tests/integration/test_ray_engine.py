@@ -1,4 +1,4 @@
-"""The Ray engine on a real local Ray keeps the promises of the inline engine, with equal results."""
+"""The Ray engine on a real local Ray keeps the inline engine's promises, with equal results."""
 
 from pathlib import Path
 

@@ -1,37 +1,36 @@
 """The only reader of the environment.
 
-It says where things are, never what is computed: nothing here enters a fingerprint.
+It says where things are, never what is computed: nothing here enters a fingerprint. Standard
+library only, because every command starts with it.
 """
 
 import os
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from videoar.core.errors import ConfigError
+
+_PREFIX = "VIDEOAR_"
+_LOG_FORMS = ("text", "json")
 
 
-class Settings(BaseSettings):
+@dataclass(frozen=True)
+class Settings:
     """Settings from `VIDEOAR_*` variables; command-line options override them."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="VIDEOAR_", frozen=True, extra="ignore", use_attribute_docstrings=True
-    )
 
     store: str = ""
     """Store URL (`file:///...`, `s3://bucket/prefix`); empty means `.videoar` in this directory."""
     s3_endpoint: str = ""
     """Endpoint of an S3 server other than AWS."""
     target: str = "local"
-    """`local`, `inline`, `ray://host:port` or a Ray address, `job`, `kuberay`."""
+    """`local`, `inline`, or the address of a Ray cluster."""
     mlflow_uri: str = ""
     """MLflow tracking URI; empty means an SQLite file in the store's folder."""
-    log: Literal["text", "json"] = "text"
-    """Log form on stderr."""
+    log: str = "text"
+    """Log form on stderr: `text` or `json`."""
     i3d_weights: str = ""
     """Path of the I3D `rgb_scratch` checkpoint data file; `fvd` exists only with it."""
-    vbench_python: str = ""
-    vbench_cache: str = ""
     crash_at: str = ""
     """Test hook: name of the point at which the process kills itself with SIGKILL."""
 
@@ -43,8 +42,17 @@ class Settings(BaseSettings):
 
 @lru_cache(maxsize=1)
 def settings() -> Settings:
-    """Read the environment once per process."""
-    return Settings()
+    """Read the environment once per process.
+
+    Raises:
+        ConfigError: a variable has a value that it cannot have.
+    """
+    names = [field.name for field in fields(Settings)]
+    found = {name: os.environ.get(_PREFIX + name.upper()) for name in names}
+    made = Settings(**{name: value for name, value in found.items() if value is not None})
+    if made.log not in _LOG_FORMS:
+        raise ConfigError("VIDEOAR_LOG", f"cannot be {made.log}", f"use {' or '.join(_LOG_FORMS)}")
+    return made
 
 
 def child_environment(**extra: str) -> dict[str, str]:

@@ -47,7 +47,7 @@ def _start_local() -> None:
                 object_store_memory=512 * 2**20,  # keys travel, payloads do not
                 _node_ip_address="127.0.0.1",
             )
-        except Exception as error:  # noqa: BLE001 - Ray raises bare Exception when a start times out
+        except Exception as error:
             ray.shutdown()
             if attempt == _START_TRIES:
                 raise ClusterUnknownError("local Ray", f"does not start: {error}") from error
