@@ -77,3 +77,23 @@ def test_what_cannot_be_trained_on_is_refused():
         trainer.net.decoder.conv_out.bias.fill_(torch.inf)
     with pytest.raises(StageError, match="step 0"):
         trainer.train_step()
+
+
+def _train_as_rank(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    trainer = TokenizerTrainer(CFG, options(weights=ALL_TERMS), CLIPS, rank, 2)
+    for _ in range(3):
+        trainer.train_step()
+    torch.distributed.destroy_process_group()
+    parts = [*trainer.net.parameters(), *trainer.critic.parameters()]
+    np.save(f"{folder}/{rank}.npy", torch.cat([w.detach().flatten() for w in parts]).numpy())
+
+
+@pytest.mark.slow
+def test_two_ranks_on_different_clips_keep_equal_weights(tmp_path):
+    torch.multiprocessing.spawn(_train_as_rank, args=(str(tmp_path),), nprocs=2)
+    first, second = np.load(tmp_path / "0.npy"), np.load(tmp_path / "1.npy")
+    assert np.array_equal(first, second)
