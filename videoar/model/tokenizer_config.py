@@ -111,7 +111,7 @@ class LossWeights(Frozen):
     """Mean squared error. Not in the paper: it makes small vivid figures appear early, which the
     absolute error, content with the median colour, does only after long training."""
     perceptual: float = Field(default=0.0, ge=0)
-    """Distance of deep features; the trainer brings the feature net."""
+    """Distance of deep features: LPIPS where its weights are given, else of a random frozen net."""
     gan: float = Field(default=0.0, ge=0)
     """Adversarial term; 0.1 for full-size tokenizers, after `gan_start`."""
     gan_start: int = Field(default=0, ge=0)

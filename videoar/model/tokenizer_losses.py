@@ -16,11 +16,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that torch code uses everywhere
 from torch import Tensor, nn
 
+from videoar.model.lpips import unit_length
 from videoar.model.tokenizer_config import LossWeights
 
 
 class FeatureNet(Protocol):
-    """Maps images_N3HW in [-1, 1] to feature maps [N, C, h, w] of several depths."""
+    """Maps images_N3HW in [-1, 1] to feature maps [N, C, h, w] of several depths.
+
+    Features come ready to be compared: scaled to unit length, and weighed if there are weights.
+    """
 
     def __call__(self, images_N3HW: Tensor) -> Sequence[Tensor]:
         """Return the feature maps, shallow first."""
@@ -53,7 +57,7 @@ class RandomFeatures(nn.Module):
         features = [images_N3HW]
         for conv in self.convs:
             features.append(F.relu(conv(features[-1])))
-        return features[1:]
+        return [unit_length(feature) for feature in features[1:]]
 
 
 def pixel_loss(video_B3THW: Tensor, rebuilt_B3THW: Tensor, weights: LossWeights) -> Tensor:
@@ -63,14 +67,13 @@ def pixel_loss(video_B3THW: Tensor, rebuilt_B3THW: Tensor, weights: LossWeights)
 
 
 def perceptual_loss(net: FeatureNet, video_B3THW: Tensor, rebuilt_B3THW: Tensor) -> Tensor:
-    """Return the LPIPS-style distance with unit heads, mean over frames, sum over depths.
+    """Return the LPIPS distance, mean over frames, sum over depths.
 
-    Source: arXiv 1801.03924 equation 1: channels scaled to unit length at every position.
+    Source: arXiv 1801.03924 equation 1.
     """
     total = video_B3THW.new_zeros(())
     for wanted, found in zip(net(_images(video_B3THW)), net(_images(rebuilt_B3THW)), strict=True):
-        difference = F.normalize(wanted, dim=1) - F.normalize(found, dim=1)
-        total = total + difference.square().sum(dim=1).mean()
+        total = total + (wanted - found).square().sum(dim=1).mean()
     return total
 
 

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from videoar.core.errors import ConfigError, GateError
+from videoar.core.ids import sha256_hex
 from videoar.model.tokenizer_config import TOKENIZERS, TokenizerConfig, TokenizerTraining
 from videoar.pipeline.stage import Inputs, LoopStage, Output, Port, Rank, StageConfig, runtime
 from videoar.storage.store import Store
@@ -17,6 +18,7 @@ from videoar.storage.tables import Snapshot
 if TYPE_CHECKING:
     import numpy as np
 
+    from videoar.model.tokenizer_losses import FeatureNet
     from videoar.training.train_tokenizer import TokenizerTrainer
 
 _VALIDATION_CLIPS = 16  # chosen: a mean PSNR good to about 0.3 dB, for a second of work
@@ -31,6 +33,9 @@ class TrainTokenizerConfig(StageConfig):
     """Fields of the tokenizer that differ from the preset."""
     training: TokenizerTraining = TokenizerTraining()
     """Steps, batch, learning rate, loss weights."""
+    lpips_weights: str = ""
+    """Path, on every rank, of a safetensors file with the weights of AlexNet and the heads for
+    the perceptual term (see `videoar.model.lpips`); empty takes a frozen random net."""
     max_clips: int = Field(default=4096, ge=1)
     """Clips to train on; evenly spaced ones are taken where there are more."""
     cached_clips: int = runtime(4096, ge=0)
@@ -60,6 +65,11 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
     produces = "models@1"
     config_type = TrainTokenizerConfig
 
+    def tools(self) -> Mapping[str, str]:
+        """Return the digest of the LPIPS weights, if there are any."""
+        path = self.config.lpips_weights
+        return {"lpips": sha256_hex(_read(path))} if path else {}
+
     def run(self, inputs: Inputs, store: Store, rank: Rank) -> Output | None:
         """Train to the last step, from the newest checkpoint if there is one.
 
@@ -74,7 +84,12 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
         torch.set_num_threads(max(1, int(self.config.resources.cpus)))
         train, val = self._clips(inputs["clips"], store)
         trainer = TokenizerTrainer(
-            self.config.shape, self.config.training, train, rank.index, rank.world_size
+            self.config.shape,
+            self.config.training,
+            train,
+            rank.index,
+            rank.world_size,
+            features=_lpips(self.config.lpips_weights),
         )
         resume = rank.scratch / "resume"
         resume.mkdir(parents=True)
@@ -130,6 +145,24 @@ class StoredClips:
         if len(self._cache) < self._num_cached:
             self._cache[index] = frames_THWC
         return frames_THWC
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        what = f"{path} cannot be read: {error.strerror}"
+        raise ConfigError("train_tokenizer.lpips_weights", what) from error
+
+
+def _lpips(path: str) -> "FeatureNet | None":
+    if not path:
+        return None
+    from safetensors.torch import load
+
+    from videoar.model.lpips import LpipsAlex
+
+    return LpipsAlex(load(_read(path)))
 
 
 def _keys(table: pa.Table, split: str) -> list[str]:

@@ -11,6 +11,7 @@ from videoar.model.discriminator import (
     hinge_critic_loss,
     hinge_generator_loss,
 )
+from videoar.model.lpips import LpipsAlex
 from videoar.model.tokenizer_config import LossWeights
 from videoar.model.tokenizer_losses import RandomFeatures, perceptual_loss, pixel_loss, psnr
 
@@ -41,6 +42,27 @@ def test_perceptual_distance_is_zero_at_home_grows_with_noise_and_is_seeded():
     assert noisy.grad.abs().sum() > 0
     assert not any(weight.requires_grad for weight in net.parameters())
     assert torch.equal(perceptual_loss(RandomFeatures(seed=7), clip, noisy), near)
+
+
+def test_lpips_weighs_alexnet_features():
+    shapes = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3),
+              10: (256, 256, 3, 3)}  # fmt: skip
+    weights = {f"features.{i}.weight": 0.05 * torch.randn(shape) for i, shape in shapes.items()}
+    weights |= {f"features.{i}.bias": torch.zeros(shape[0]) for i, shape in shapes.items()}
+    heads = {
+        f"lin{n}.model.1.weight": torch.rand(1, shape[0], 1, 1)
+        for n, shape in enumerate(shapes.values())
+    }
+    clip = torch.rand(1, 3, 2, 64, 64) * 2 - 1
+    near = perceptual_loss(LpipsAlex({**weights, **heads}), clip, clip.flip(2)).item()
+    assert near > 0
+    four_times = {name: 4 * head for name, head in heads.items()}
+    far = perceptual_loss(LpipsAlex({**weights, **four_times}), clip, clip.flip(2)).item()
+    assert far == pytest.approx(4 * near, rel=1e-4)
+    sides = [feature.shape[-1] for feature in LpipsAlex({**weights, **heads})(clip[:, :, 0])]
+    assert sides == [15, 7, 3, 3, 3]
+    with pytest.raises(KeyError, match="lin4"):
+        LpipsAlex({**weights, **dict(list(heads.items())[:4])})
 
 
 def test_hinge_losses_at_their_corners():

@@ -113,6 +113,15 @@ def test_clips_that_cannot_train_it_are_refused(store, clips, tmp_path):
         train(store, commit(store, "val", "clips@1", only_val), MemoryRank(tmp_path))
 
 
+def test_lpips_weights_count_and_must_be_there(tmp_path):
+    path = tmp_path / "lpips.safetensors"
+    stage = TrainTokenizerStage(TrainTokenizerConfig(preset="tiny", lpips_weights=str(path)))
+    with pytest.raises(ConfigError, match="No such file"):
+        stage.tools()
+    path.write_bytes(b"weights")
+    assert len(stage.tools()["lpips"]) == 64
+
+
 def test_decoded_clips_are_kept_up_to_the_limit(store, clips):
     keys = clips.table()["video_key"].to_pylist()
     stored = StoredClips(store, keys, num_cached=1)

@@ -1,0 +1,62 @@
+"""LPIPS features: AlexNet's five activations, weighed by learned heads, for those who have weights.
+
+The one idea: the distance is a weighted sum of squares, so features scaled by the square roots of
+the heads' weights need no special case in the loss. Weights are the operator's: torchvision's
+AlexNet (`features.*`) and the heads of LPIPS v0.1 (`lin*.model.1.weight`), in one state dict.
+
+Shape suffixes: N images, C channels, H W height and width.
+Source: arXiv 1801.03924 equation 1; richzhang/PerceptualSimilarity `lpips/lpips.py`.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that torch code uses everywhere
+from torch import Tensor, nn
+
+_MEAN, _STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # Source: lpips ScalingLayer
+_LAYERS = ((0, 64, 11, 4, 2), (3, 192, 5, 1, 2), (6, 384, 3, 1, 1), (8, 256, 3, 1, 1),
+           (10, 256, 3, 1, 1))  # fmt: skip
+"""Place in torchvision's `features`, channels, kernel, stride, padding."""
+
+
+class LpipsAlex(nn.Module):
+    """A frozen `FeatureNet`.
+
+    Args:
+        weights: state dict with the trunk's and the heads' weights.
+
+    Raises:
+        KeyError: a weight is missing.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList()
+        channels = 3
+        for i, (place, out, kernel, stride, padding) in enumerate(_LAYERS):
+            conv = nn.Conv2d(channels, out, kernel, stride, padding)
+            names = {name: f"features.{place}.{name}" for name in ("weight", "bias")}
+            conv.load_state_dict({name: weights[full] for name, full in names.items()})
+            self.convs.append(conv)
+            head = weights[f"lin{i}.model.1.weight"].clamp(min=0)
+            self.register_buffer(f"head{i}", head.sqrt())
+            channels = out
+        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1))
+        self.requires_grad_(requires_grad=False)
+
+    def forward(self, images_N3HW: Tensor) -> list[Tensor]:
+        """Return the five weighed features of images in [-1, 1], at least 35 px wide."""
+        x = (images_N3HW - self.get_buffer("mean")) / self.get_buffer("std")
+        features = []
+        for i, conv in enumerate(self.convs):
+            x = F.max_pool2d(x, 3, 2) if i in {1, 2} else x
+            x = F.relu(conv(x))
+            features.append(unit_length(x) * self.get_buffer(f"head{i}"))
+        return features
+
+
+def unit_length(features_NCHW: Tensor) -> Tensor:
+    """Scale the feature of every position to length 1."""
+    return F.normalize(features_NCHW, dim=1, eps=1e-10)
