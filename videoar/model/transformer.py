@@ -161,6 +161,7 @@ class VideoAR(nn.Module):
                 last.weight.data.mul_((2 * self.cfg.depth) ** -0.5)
         for embedding in (self.unconditional, self.start, self.scales.weight):
             nn.init.normal_(embedding, std=0.5)
+        nn.init.normal_(self.features.weight, std=1.0)  # rebuilt latents have norm about 1
         self.head.weight.data.mul_(0.02)  # start at ln 2 per bit
 
     def num_parameters(self) -> int:
