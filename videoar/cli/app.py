@@ -341,10 +341,7 @@ def main() -> None:
     """Run the command line and exit with the code of what happened."""
     signal.signal(signal.SIGTERM, _stop_politely)
     try:
-        app(standalone_mode=False)
-        code = 0
-    except typer.Exit as error:
-        code = error.exit_code
+        code = app(standalone_mode=False) or 0  # typer returns the code of an Exit
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     except VideoARError as error:

@@ -66,7 +66,8 @@ def _drive(
         with watch(execution):
             execution.run(start, until)
     except VideoARError:
-        _afterwards(execution)
+        if execution.has_begun:
+            _afterwards(execution)
         raise
     finally:
         execution.engine.close()

@@ -62,6 +62,7 @@ class Execution:
     def __post_init__(self) -> None:
         self._log = RunLog(self.store, self.run_id)
         self._snapshots: dict[str, Snapshot] = {}
+        self.has_begun = False
         self.stages = {s.name: StageRun(name=s.name, type=s.type) for s in self.spec.stages}
 
     def run(self, start: str | None = None, until: str | None = None) -> Run:
@@ -73,12 +74,17 @@ class Execution:
             VideoARError: what stopped the run.
         """
         wanted = self._selected(start, until)
+        found = {name: resolve(self.store, name, url) for name, url in self.spec.inputs.items()}
+        self.has_begun = True
         self._log.create(self.spec, __version__)
         self._log.driver()
         status: Status = "SUCCEEDED"
         problem: str | None = None
         try:
             with log_context(run_id=self.run_id):
+                self._snapshots |= {
+                    name: self._commit_input(name, made) for name, made in found.items()
+                }
                 self._run_all(wanted, start)
         except KeyboardInterrupt:
             status, problem = "CANCELLED", "cancelled"
@@ -102,8 +108,6 @@ class Execution:
         return [stage for stage in self.spec.stages if stage.name in names]
 
     def _run_all(self, wanted: list[StageSpec], start: str | None) -> None:
-        for name, url in self.spec.inputs.items():
-            self._snapshots[name] = self._commit_input(name, resolve(self.store, name, url))
         must_exist = self.spec.upstream(start) if start else set()
         for stage in wanted:
             with log_context(stage=stage.name):

@@ -45,6 +45,8 @@ def record_run(store: Store, spec: PipelineSpec, run: Run, page: bytes | None) -
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
 
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # its database migrations are not news
+
     uri = tracking_uri(store)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     experiment = _experiment(client, uri, run.pipeline)

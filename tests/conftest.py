@@ -1,4 +1,4 @@
-"""Fixtures of the integration tests."""
+"""Fixtures that several kinds of tests share."""
 
 from tests.s3_server import moto_server, s3_server
 

@@ -1,0 +1,56 @@
+"""The quickstart pipeline with everything made small: same stages, same file, seconds of work."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PIPELINE = ROOT / "pipelines" / "quickstart.yaml"
+OVERRIDES = [
+    "inputs.videos=rendered://shapes?num_videos=30&seed=0",
+    "stages.clips.max_clips_per_source=1",
+    "stages.clips.sources_per_shard=6",
+    "stages.tokenizer.preset=tiny",
+    "stages.tokenizer.training.steps=6",
+    "stages.tokenizer.training.image_steps=2",
+    "stages.tokenizer.checkpoint_every=2",
+    "stages.model.preset=tiny",
+    "stages.model.model={}",
+    "stages.model.training.phases=[{steps: 6, batch_size: 4}]",
+    "stages.model.checkpoint_every=2",
+    "stages.samples.num_prompts=2",
+    "stages.samples.num_per_prompt=1",
+    "stages.scores.num_clips=2",
+    "stages.scores.num_reconstructions=2",
+    "stages.scores.num_examples=1",
+    "stages.release.rules=[{metric: recon/psnr, min: 1.0}]",
+]
+STAGES = ["clips", "good", "tokenizer", "tokens", "model", "samples", "scores", "release"]
+
+
+def sets(*extra: str) -> list[str]:
+    return [part for item in (*OVERRIDES, *extra) for part in ("--set", item)]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("VIDEOAR_")}
+    return {**clean, "OMP_NUM_THREADS": "1", **extra}
+
+
+def command(*arguments: str, store: str, target: str = "inline") -> list[str]:
+    options = ["--store", store, "--target", target, "--json"]
+    return [sys.executable, "-c", "from videoar.cli import main; main()", *options, *arguments]
+
+
+def videoar(
+    *arguments: str, store: str, target: str = "inline", code: int = 0, **extra: str
+) -> dict:
+    """Call the command line as a user does; return its JSON."""
+    done = subprocess.run(
+        command(*arguments, store=store, target=target),
+        env=environment(**extra), cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr[-3000:]
+    return json.loads(done.stdout) if code == 0 else {"stderr": done.stderr}

@@ -1,0 +1,154 @@
+"""Whatever a user gets wrong: one clear line and the right exit code, never a traceback."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.e2e.small import PIPELINE, ROOT, environment, videoar
+
+
+def fail(*arguments: str, store: str, **extra: str) -> tuple[int, str]:
+    script = [sys.executable, "-c", "from videoar.cli import main; main()", "--store", store]
+    done = subprocess.run(
+        [*script, "--target", "inline", *arguments], cwd=ROOT,
+        env=environment(**extra), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr
+    return done.returncode, done.stderr
+
+
+def edited(tmp_path: Path, change) -> str:
+    document = yaml.safe_load(PIPELINE.read_text())
+    change(document["stages"])
+    path = tmp_path / "edited.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda s: s["clips"].update(sise_px=1), "sise_px: unknown key (did you mean size_px?)"),
+        (lambda s: s["clips"].update(size_px="big"), "size_px: input should be a valid integer"),
+        (lambda s: s["good"].update({"from": {}}), "stages.good.from.clips: missing port"),
+        (lambda s: s["clips"].update({"from": {"sources": "good"}}), "stages: cycle: "),
+        (lambda s: s["tokens"].update(stage="tokenise"), "did you mean tokenize?"),
+        (lambda s: s["model"]["training"].update(phases=[]), "stages.model.training.phases"),
+    ],
+)  # fmt: skip
+def test_pipeline_files(tmp_path: Path, change, line: str):
+    path = edited(tmp_path, change)
+    code, stderr = fail("run", path, store=(tmp_path / "store").as_uri())
+    assert code == 2
+    assert line in stderr
+    assert stderr.startswith(f"error: {path}: ")
+    assert not (tmp_path / "store").exists()
+
+
+def run_on(videos: str, store: str, **extra: str) -> tuple[int, str]:
+    return fail("run", str(PIPELINE), "--set", f"inputs.videos={videos}", store=store, **extra)
+
+
+def test_inputs(tmp_path: Path):
+    store = (tmp_path / "store").as_uri()
+    (tmp_path / "empty").mkdir()
+    for videos, words in [
+        (str(tmp_path / "empty"), "no "),
+        (str(tmp_path / "absent"), "absent"),
+        ("rendered://shapes?num_video=3", "num_video"),
+        ("gopher://x", "gopher"),
+        ("ref://nobody", "nobody"),
+    ]:
+        code, stderr = run_on(videos, store)
+        assert code in (2, 7), stderr
+        assert words in stderr
+        assert len(stderr.strip().splitlines()) == 1, stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which takes root")
+def test_a_store_without_permission(tmp_path: Path):
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o700)
+    script = (
+        "import os; from videoar.storage.store import open_store\n"
+        "from videoar.core.errors import VideoARError\n"
+        "os.setuid(65534)\n"
+        f"try: open_store('file://{locked}/store').objects.put('a', b'b')\n"
+        "except VideoARError as e: print(e.exit_code, e)"
+    )
+    tmp_path.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd="/", capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("7 "), done.stderr
+    assert "locked" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("store", "words", "code"),
+    [
+        ("s3://bucket/x", "127.0.0.1:9", 7),
+        ("ftp://host/x", "not a store URL", 2),
+        ("file://", "not a store URL", 2),
+    ],
+)
+def test_stores_that_cannot_be_opened(store: str, words: str, code: int):
+    extra = {
+        "VIDEOAR_S3_ENDPOINT": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "x", "AWS_MAX_ATTEMPTS": "1",
+    }  # fmt: skip
+    got, stderr = fail("ls", store=store, **extra)
+    assert (got, len(stderr.strip().splitlines())) == (code, 1), stderr
+    assert words in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["status", "nope"], 2, "no such run"),
+        (["show", "clips:00"], 7, "no such snapshot"),
+        (["schema", "clip@1"], 3, "no such contract"),
+        (["lineage", "ffff"], 7, "no such ref"),
+        (["explain", "nope", "clips"], 2, "no such run"),
+        (["run", "absent.yaml"], 2, "cannot be read"),
+        (["run"], 2, "Missing argument"),
+        (["frobnicate"], 2, "frobnicate"),
+        (["ls", "--wrong"], 2, "--wrong"),
+    ],
+)
+def test_verbs(tmp_path: Path, arguments: list[str], code: int, words: str):
+    got, stderr = fail(*arguments, store=(tmp_path / "store").as_uri())
+    assert (got, words in stderr) == (code, True), stderr
+
+
+def test_doctor_passes_a_good_store(tmp_path: Path):
+    found = videoar("doctor", store=(tmp_path / "store").as_uri())
+    assert found["ok"], json.dumps(found)
+
+
+def test_doctor_refuses_a_store_in_which_two_racing_writers_win(tmp_path: Path):
+    store = (tmp_path / "store").as_uri()
+    script = (
+        "import sys, time, videoar.storage.object_store as o\n"
+        "def put(self, key, data, *, if_absent=False, old=o.LocalObjectStore.put):\n"
+        "    if if_absent:\n"
+        "        if self.exists(key): return False\n"
+        "        time.sleep(0.01)\n"
+        "    old(self, key, data); return True\n"
+        "o.LocalObjectStore.put = put\n"
+        "from videoar.cli import main\n"
+        f"sys.argv = ['videoar', '--json', '--store', '{store}', 'doctor']\n"
+        "main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 7
+    race = json.loads(done.stdout)["checks"][0]
+    assert not race["ok"]
+    assert "racing writers won" in race["detail"]

@@ -1,0 +1,100 @@
+"""The whole chain through the command line, on files: cached, explained, traced, reported."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.small import PIPELINE, STAGES, sets, videoar
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> dict:
+    store = (tmp_path_factory.mktemp("chain") / "store").as_uri()
+    return {"store": store, **videoar("run", str(PIPELINE), *sets(), store=store)}
+
+
+def again(first: dict, *extra: str) -> dict:
+    return videoar("run", str(PIPELINE), *sets(*extra), store=first["store"])
+
+
+def test_every_stage_succeeds_and_rows_add_up(first: dict):
+    assert first["status"] == "SUCCEEDED"
+    assert [s["name"] for s in first["stages"]] == STAGES
+    assert {s["status"] for s in first["stages"]} == {"SUCCEEDED"}
+    clips = first["stages"][0]
+    assert clips["shards"]["done"] == clips["shards"]["planned"] > 1
+    refused = videoar("show", f"{first['outputs']['clips']}", store=first["store"])["rejects"]
+    assert clips["rows"]["in"] == 30
+    assert clips["rows"]["rejected"] >= 1  # the corpus has broken files on purpose
+    assert videoar("show", refused, store=first["store"])["contract"] == "rejects@1"
+    good = first["stages"][1]["rows"]
+    assert good["in"] == good["out"] + good["rejected"]
+
+
+def test_a_second_run_reuses_every_stage(first: dict):
+    second = again(first)
+    assert {s["status"] for s in second["stages"]} == {"CACHED"}
+    assert second["outputs"] == first["outputs"]
+
+
+def test_worker_counts_change_nothing(first: dict):
+    run = again(first, "stages.clips.resources={workers: 5}", "stages.model.checkpoint_every=3")
+    assert {s["status"] for s in run["stages"]} == {"CACHED"}
+
+
+def test_a_semantic_value_reruns_only_what_is_below_and_explain_names_it(first: dict):
+    run = again(first, "stages.samples.temperature=0.7")
+    status = {s["name"]: s["status"] for s in run["stages"]}
+    assert {status[name] for name in STAGES[:5]} == {"CACHED"}
+    assert {status[name] for name in STAGES[5:]} == {"SUCCEEDED"}
+    changed = videoar("explain", run["run_id"], "samples", store=first["store"])["changed"]
+    assert [entry["component"] for entry in changed] == ["config.temperature"]
+    below = videoar("explain", run["run_id"], "scores", store=first["store"])["changed"]
+    assert [entry["component"] for entry in below] == ["inputs.samples"]
+
+
+def test_lineage_ends_at_source_videos(first: dict):
+    sample = videoar("show", first["outputs"]["samples"], store=first["store"])["first_rows"][0]
+    graph = videoar("lineage", sample["sample_id"], store=first["store"])
+    sources = [node for node in graph["nodes"] if node["kind"] == "source"]
+    assert sources
+    assert all(len(node["sha256"]) == 64 and node["licence"] for node in sources)
+
+
+def test_report_status_logs_gate(first: dict, tmp_path: Path):
+    page = tmp_path / "page.html"
+    videoar("report", first["run_id"], "--out", str(page), store=first["store"])
+    text = page.read_text()
+    assert text.count("<video") >= 4
+    assert first["run_id"] in text
+    assert videoar("status", store=first["store"])["pipeline"] == "quickstart"
+    events = videoar("logs", f"{first['run_id']}/good", store=first["store"])["events"]
+    assert [e["stage"]["status"] for e in events] == ["RUNNING", "SUCCEEDED"]
+    assert videoar("gate", first["run_id"], store=first["store"])["passed"]
+    assert videoar("validate", first["outputs"]["tokens"], store=first["store"])["ok"]
+
+
+def test_mlflow_has_the_run_its_curves_its_page_and_its_models(first: dict):
+    from mlflow import MlflowClient
+
+    folder = first["store"].removeprefix("file://")
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("quickstart").experiment_id
+    tag = f"tags.`videoar.run_id` = '{first['run_id']}'"
+    (run,) = client.search_runs([experiment], tag)
+    assert run.data.params["samples.num_prompts"] == "2"
+    assert len(client.get_metric_history(run.info.run_id, "model/loss")) >= 1
+    assert [a.path for a in client.list_artifacts(run.info.run_id)] == ["report.html"]
+    models = client.search_logged_models([experiment])
+    assert {m.model_type for m in models} == {"tokenizer", "transformer"}
+    version = client.get_model_version_by_alias("videoar-quickstart", "champion")
+    assert version.tags["videoar.snapshot"] == first["outputs"]["model"]
+
+
+def test_an_unpassed_gate_exits_4_and_promotes_nothing(first: dict):
+    rules = "stages.release.rules=[{metric: recon/psnr, min: 99.0}, {metric: no/such, min: 0}]"
+    failed = videoar("run", str(PIPELINE), *sets(rules), store=first["store"], code=4)
+    assert "recon/psnr >= 99" in failed["stderr"]
+    assert "no/such" in failed["stderr"]

@@ -1,0 +1,19 @@
+"""The same pipeline makes the same snapshots on a real S3 server as on files."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.small import PIPELINE, sets, videoar
+from tests.s3_server import S3Server
+
+
+@pytest.mark.slow
+@pytest.mark.s3
+def test_equal_digests_on_s3_and_on_files(tmp_path: Path, s3_server: S3Server):
+    on_files = videoar("run", str(PIPELINE), *sets(), store=(tmp_path / "store").as_uri())
+    url, endpoint = s3_server.new_url(), s3_server.endpoint
+    on_s3 = videoar("run", str(PIPELINE), *sets(), store=url, VIDEOAR_S3_ENDPOINT=endpoint)
+    assert on_s3["outputs"] == on_files["outputs"]
+    again = videoar("run", str(PIPELINE), *sets(), store=url, VIDEOAR_S3_ENDPOINT=endpoint)
+    assert {stage["status"] for stage in again["stages"]} == {"CACHED"}
