@@ -1,6 +1,6 @@
 """Run a pipeline as a Ray job: same verbs, options, output and exit codes as `videoar run`.
 
-    ray job submit -- python jobs/run_pipeline.py pipelines/pretrain.yaml --set inputs.videos=URL
+    ray job submit -- python jobs/run_pipeline.py pipelines/quickstart.yaml --set inputs.videos=URL
 
 The store comes from VIDEOAR_STORE; the Ray is the one that the job runs on.
 """

@@ -1,6 +1,6 @@
 """Run one stage of a pipeline as a Ray job; what comes before it must be finished.
 
-    ray job submit -- python jobs/run_stage.py pipelines/pretrain.yaml tokens
+    ray job submit -- python jobs/run_stage.py pipelines/quickstart.yaml tokens
 
 One RayJob per stage gives each its own cluster shape: processors for ingest, GPUs for training.
 """

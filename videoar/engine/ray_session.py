@@ -20,6 +20,7 @@ def connect(address: str) -> None:
     set_defaults(
         RAY_AUTH_MODE="disabled",  # never mixed: a head with auth refuses workers without it
         RAY_USAGE_STATS_ENABLED="0",
+        RAY_worker_niceness="0",  # its default of 15 starves workers beside anything else
         RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5",  # its default of 2 s is paid at every report
         RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
         RAY_agent_register_timeout_ms="120000",  # its default of 30 s kills a raylet under load
