@@ -91,7 +91,7 @@ class ResBlock(nn.Module):
         self.conv1 = CausalConv3d(in_channels, out_channels, time_kernel)
         self.norm2 = FrameNorm(out_channels, groups)
         self.conv2 = CausalConv3d(out_channels, out_channels, time_kernel)
-        nn.init.zeros_(self.conv2.weight)  # begins as the identity: trains several times faster
+        nn.init.zeros_(self.conv2.weight)  # begins as the identity, which speeds up the start
         self.shortcut = (
             CausalConv3d(in_channels, out_channels, 1, 1) if in_channels != out_channels else None
         )
