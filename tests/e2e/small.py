@@ -13,6 +13,7 @@ OVERRIDES = [
     "stages.clips.max_clips_per_source=1",
     "stages.clips.sources_per_shard=6",
     "stages.tokenizer.preset=tiny",
+    "stages.tokenizer.tokenizer={}",
     "stages.tokenizer.training.steps=6",
     "stages.tokenizer.training.image_steps=2",
     "stages.tokenizer.checkpoint_every=2",

@@ -45,7 +45,7 @@ def test_worker_counts_change_nothing(first: dict):
 
 
 def test_a_semantic_value_reruns_only_what_is_below_and_explain_names_it(first: dict):
-    run = again(first, "stages.samples.temperature=0.7")
+    run = again(first, "stages.samples.temperature=0.9")
     status = {s["name"]: s["status"] for s in run["stages"]}
     assert {status[name] for name in STAGES[:5]} == {"CACHED"}
     assert {status[name] for name in STAGES[5:]} == {"SUCCEEDED"}
