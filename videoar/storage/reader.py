@@ -55,8 +55,7 @@ def read_file(
             checked, its content with `verify`.
     """
     if columns is not None and not verify:
-        with pq.ParquetFile(pa.PythonFile(_ObjectFile(objects, file), "r")) as parquet:
-            return parquet.read(columns=list(columns))
+        return _decode(pa.PythonFile(_ObjectFile(objects, file), "r"), columns)
     data = objects.get(file.key)
     if len(data) != file.size_bytes or (verify and sha256_hex(data) != file.sha256):
         raise StorageError(
@@ -64,7 +63,13 @@ def read_file(
             "damaged: not the bytes that were committed",
             "restore it from a copy, or delete it and run the stage again",
         )
-    return pq.read_table(pa.BufferReader(data), columns=list(columns) if columns else None)
+    return _decode(pa.BufferReader(data), columns)
+
+
+def _decode(source: pa.NativeFile, columns: Sequence[str] | None) -> pa.Table:
+    """Decode in this thread: Arrow's own threads may outlive a short command and abort its exit."""
+    with pq.ParquetFile(source, pre_buffer=False) as parquet:
+        return parquet.read(columns=list(columns) if columns else None, use_threads=False)
 
 
 class PayloadReader:

@@ -1,7 +1,6 @@
 """Listing: every file gets a row, labels and captions find their way, errors name the place."""
 
 import os
-import pathlib
 
 import pytest
 
@@ -21,8 +20,7 @@ def test_every_file_gets_a_row_whatever_its_name_or_kind(tmp_path):
     names += ["new\nline.mp4", "none"]
     for name in names:
         (tmp_path / name).write_bytes(MP4 + name.encode())
-    with pathlib.Path(os.fsencode(tmp_path) + b"/raw\xff.mp4").open("wb") as file:
-        file.write(MP4)
+    (tmp_path / os.fsdecode(b"raw\xff.mp4")).write_bytes(MP4)
     (tmp_path / "dir.mp4").mkdir()
     (tmp_path / "lost.mp4").symlink_to("nowhere.mp4")
     os.mkfifo(tmp_path / "pipe.mp4")
