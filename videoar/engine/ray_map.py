@@ -1,6 +1,6 @@
 """Map stages on a Ray Data actor pool.
 
-What travels is one small row per shard: its number there, its record back. The actor reads the
+What travels is one small row per shard: its description there, its record back. The actor reads the
 shard from the store and writes the result to the store, so the object store stays empty however
 large the corpus is, and Ray Data's backpressure bounds the shards in flight.
 """
@@ -23,21 +23,21 @@ _WORKER_RESTARTS = 3
 class ShardActor:
     """The callable that Ray Data keeps one of per worker."""
 
-    def __init__(self, task: Task, shards: Sequence[Shard]) -> None:
+    def __init__(self, task: Task) -> None:
         self._worker = with_retries(partial(ShardWorker, task))
-        self._shards = shards
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[Any]]:
-        """Run the shards with these numbers; an error of ours travels as a value.
+        """Run the shards of these rows; an error of ours travels as a value.
 
         Ray Data would wrap it in an exception whose cause is lost on the way to the driver.
         """
-        numbers = [int(number) for number in batch["number"]]
-        return {"number": numbers, "outcome": [pickle.dumps(self._try(n)) for n in numbers]}
+        shards = [pickle.loads(data) for data in batch["shard"]]  # noqa: S301 - from our driver
+        outcomes = [pickle.dumps(self._try(shard)) for shard in shards]
+        return {"number": list(batch["number"]), "outcome": outcomes}
 
-    def _try(self, number: int) -> WorkRecord | VideoARError:
+    def _try(self, shard: Shard) -> WorkRecord | VideoARError:
         try:
-            return with_retries(partial(self._worker, self._shards[number]))
+            return with_retries(partial(self._worker, shard))
         except VideoARError as error:
             return error
 
@@ -47,10 +47,10 @@ def run_pool(task: Task, shards: Sequence[Shard]) -> Iterator[tuple[Shard, WorkR
     import ray.data
 
     resources = task.stage().config.resources
-    rows = [{"number": number} for number in range(len(shards))]
+    rows = [{"number": n, "shard": pickle.dumps(shard)} for n, shard in enumerate(shards)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         ShardActor,
-        fn_constructor_args=(task, list(shards)),
+        fn_constructor_args=(task,),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=min(resources.workers, len(shards))),
         num_cpus=resources.cpus,

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 
 from videoar.core.errors import ClusterUnknownError, StageError, VideoARError, WorkerLostError
 from videoar.core.settings import set_defaults
@@ -69,10 +70,13 @@ def _join(address: str) -> None:
 def _quiet_ray_data() -> None:
     """Turn Ray Data's own progress display off: the runner has one for all stages."""
     import ray.data
+    import ray.util.annotations
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=ray.util.annotations.RayDeprecationWarning)
 
 
 def disconnect() -> None:
