@@ -7,7 +7,6 @@ finished shards by their records, training by its newest checkpoint.
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,7 +56,6 @@ class Execution:
     run_id: str = field(default_factory=new_run_id)
     registry: Registry = field(default_factory=lambda: BUILTIN)
     stages: dict[str, StageRun] = field(default_factory=dict)
-    on_change: Callable[[], None] = lambda: None
 
     def __post_init__(self) -> None:
         self._log = RunLog(self.store, self.run_id)
@@ -305,7 +303,6 @@ class Execution:
 
     def _update(self, name: str, **changes: Any) -> None:  # noqa: ANN401 - fields of StageRun
         self.stages[name] = self.stages[name].model_copy(update=changes)
-        self.on_change()
 
 
 def resume_spec(run_id: str, store: Store, registry: Registry = BUILTIN) -> PipelineSpec:

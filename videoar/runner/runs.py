@@ -31,7 +31,6 @@ Status = Literal[
     "CANCELLED",
     "INTERRUPTED",
 ]
-FINISHED = ("SUCCEEDED", "FAILED", "GATE_BLOCKED", "CANCELLED")
 
 
 class ShardCounts(Frozen):
