@@ -6,8 +6,10 @@ STAMP := .venv/.installed
 # for machines whose index only pip knows.
 INSTALL := --constraint constraints.txt --editable ".[dev]"
 # The drawn corpus can be judged by arithmetic; other videos need a gate that exists for them.
-OWN_VIDEOS = $(if $(INPUT),--set "inputs.videos=$(INPUT)" \
-  --set "stages.release.rules=[{metric: recon/psnr, min: 15}]")
+ifdef INPUT
+OWN_VIDEOS := --set "inputs.videos=$(INPUT)" \
+  --set "stages.release.rules=[{metric: recon/psnr, min: 15}]"
+endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo test check fmt soak clean
