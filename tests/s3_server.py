@@ -7,8 +7,6 @@ installed when the user is root; where that is impossible, tests that need the s
 """
 
 import contextlib
-import os
-import shutil
 import socket
 import subprocess
 import time
@@ -19,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from tests.system_packages import install
 
 PACKAGES = {
     "ceph-mon": "ceph-mon",
@@ -94,33 +94,6 @@ def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
-
-
-def missing_packages() -> list[str]:
-    """Return the Debian packages whose programs are not there."""
-    return sorted({package for name, package in PACKAGES.items() if not shutil.which(name)})
-
-
-def install() -> str:
-    """Install what is missing; return the reason if that cannot be done."""
-    packages = missing_packages()
-    if not packages:
-        return ""
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
-        return f"a real S3 server needs root and apt to install {', '.join(packages)}"
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
-        done = subprocess.run(
-            ["apt-get", "-qq", *command],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        if done.returncode:
-            return f"apt-get {command[0]} failed: {done.stderr.strip()[-200:]}"
-    return ""
 
 
 class Ceph:
@@ -214,9 +187,9 @@ def aws_variables() -> Iterator[dict[str, str]]:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """Start Ceph once per test session, with one bucket; AWS variables point at it meanwhile."""
-    reason = install()
+    reason = install(PACKAGES)
     if reason:
-        pytest.skip(reason)
+        pytest.skip(f"a real S3 server: {reason}")
     ceph = Ceph(tmp_path_factory.mktemp("ceph"))
     endpoint = f"http://127.0.0.1:{ceph.port}"
     with aws_variables() as variables:

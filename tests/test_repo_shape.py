@@ -1,6 +1,7 @@
 """Rules of the repository that no linter knows."""
 
 import resource
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -53,6 +54,16 @@ def test_importing_loads_nothing_heavy(module):
 def test_help_costs_less_than_half_a_second_of_cpu():
     script = Path(sys.executable).with_name("videoar")
     assert min(child_cpu_s(str(script), "--help") for _ in range(3)) < 0.5
+
+
+@pytest.mark.parametrize("given", [[], ["INPUT=/a folder/of videos"]])
+@pytest.mark.parametrize("target", ["setup", "demo", "test", "check", "soak"])
+def test_recipes_are_what_the_shell_understands(target, given):
+    make = ["make", "--no-print-directory", "--dry-run", target, *given]
+    recipe = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert subprocess.run(["sh", "-n"], input=recipe, text=True, check=False).returncode == 0
+    if target == "demo" and given:
+        assert "inputs.videos=/a folder/of videos" in shlex.split(recipe.replace("\\\n", " "))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.name)

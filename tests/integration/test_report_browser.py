@@ -9,15 +9,10 @@ from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.report_example import example, moving_square
+from tests.system_packages import install
 from videoar.evaluation.report import render
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(
-        not (shutil.which("chromium") and shutil.which("chromedriver")),
-        reason="needs Debian's chromium and chromium-driver",
-    ),
-]
+pytestmark = pytest.mark.browser
 
 
 def _mp4(frames_THWC, path) -> bytes:
@@ -44,6 +39,9 @@ def page_path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
+    reason = install({"chromium": "chromium", "chromedriver": "chromium-driver"})
+    if reason:
+        pytest.skip(f"a real browser: {reason}")
     options = webdriver.ChromeOptions()
     for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
         options.add_argument(flag)

@@ -26,12 +26,14 @@ def connect(address: str) -> None:
         RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
         RAY_agent_register_timeout_ms="120000",  # its default of 30 s kills a raylet under load
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+        RAY_BACKEND_LOG_LEVEL="fatal",  # its C++ "errors" are hints to Ray's own developers
+        RAY_SERVE_LOG_TO_STDERR="0",  # replicas: their lines are in the session's folder
     )
     import ray
 
     if not ray.is_initialized():
         _start_local() if address == "local" else _join(address)
-        _quiet_ray_data()
+        _quiet()
 
 
 def _start_local() -> None:
@@ -67,8 +69,8 @@ def _join(address: str) -> None:
         raise ClusterUnknownError(address, f"no Ray answers: {error}") from error
 
 
-def _quiet_ray_data() -> None:
-    """Turn Ray Data's own progress display off: the runner has one for all stages."""
+def _quiet() -> None:
+    """Turn Ray's own progress displays off: the runner has one for all stages."""
     import ray.data
     import ray.util.annotations
 
@@ -76,6 +78,7 @@ def _quiet_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=ray.util.annotations.RayDeprecationWarning)
 
 

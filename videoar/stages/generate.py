@@ -1,5 +1,6 @@
 """Generate clips from prompts: a model to samples."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,7 +28,9 @@ class GenerateConfig(StageConfig):
     num_prompts: int = Field(default=16, ge=1)
     """Prompts, at most."""
     num_per_prompt: int = Field(default=1, ge=1)
-    """Samples of each prompt."""
+    """Samples of each prompt, at least."""
+    min_samples: int = Field(default=0, ge=0)
+    """Samples in all, at least: fewer prompts are drawn more often, with new seeds."""
     num_frames: int = Field(default=17, ge=1)
     """Pixel frames of a sample, 1 + 4m."""
     guidance: str | float = "t2v"
@@ -99,8 +102,10 @@ class GenerateStage(MapStage[GenerateConfig]):
         return Generator(model, tokenizer, store, self.config, constant)
 
     def _wanted(self, inputs: Inputs) -> Iterator[Row]:
-        for prompt, label in self._prompts(inputs):
-            for index in range(self.config.num_per_prompt):
+        prompts = self._prompts(inputs)
+        each = max(self.config.num_per_prompt, math.ceil(self.config.min_samples / len(prompts)))
+        for prompt, label in prompts:
+            for index in range(each):
                 seed = seed_from("sample", self.config.seed, prompt, index)
                 yield {"prompt": prompt, "label": label, "index": index, "seed": seed}
 
@@ -109,6 +114,8 @@ class GenerateStage(MapStage[GenerateConfig]):
         if self.config.prompts != CAPTIONS:
             lines = self._file().read_text().splitlines()
             texts = dict.fromkeys(line.strip() for line in lines if line.strip())
+            if not texts:
+                raise ConfigError(self.config.prompts, "holds no prompt", "one prompt a line")
             return [(text, None) for text in texts][: self.config.num_prompts]
         clips = inputs["reference"].table(["caption", "label"]).to_pydict()
         labels = dict(sorted(zip(clips["caption"], clips["label"], strict=True), key=str))
