@@ -1,34 +1,36 @@
 """Read a source once: spans, their scores and hashes, and what the file turned out to be.
 
 The only decode of a source. PyAV with one thread (a process per core beats threads by 1.3x), every
-frame at 64x36 grey for cuts and scores, RGB at clip size for the frames of spans alone. Decoding
-is tolerant, errors are counted per span: whether a damaged clip may stay is a matter of policy.
-This runs in the killable child of `isolate`; nothing else should call it on files of others.
+frame as a small grey picture for shots and scores, RGB at clip size for frames on the grid alone.
+The grid is fixed in presentation time from the start of the source, so that it does not depend on
+where shots begin. Decoding is tolerant, errors are counted per span: whether a damaged clip may
+stay is a matter of policy. This runs in the killable child of `isolate`; nothing else should call
+it on files of others.
 """
 
 import itertools
+import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 from av.logging import ERROR, Capture, set_level, set_skip_repeated
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from videoar.core.errors import MediaError
 from videoar.core.types import Frozen
 from videoar.media.phash import phash
+from videoar.media.picture import Painter
 from videoar.media.probe import CODECS, admit
-from videoar.media.quality import GREY_HEIGHT, GREY_WIDTH, histogram, measure
-from videoar.media.shots import Span, Tick, shots, spans
+from videoar.media.quality import measure
+from videoar.media.shots import MAX_GAP_US, Span, Tick, shots, spans
 
-_HD_HEIGHT = 720  # untagged video at or above it is BT.709, else BT.601, as players assume
 _VFR_SPREAD = 0.2
 _INTACT_SHARE = 0.98
+_EARLY_US = 1_500  # containers round to milliseconds
 
 
 class ScanPlan(Frozen):
@@ -37,7 +39,7 @@ class ScanPlan(Frozen):
     num_frames: int = 17
     rate_fps: float | None = None
     size_px: int = 64
-    cut_distance: float | None = 0.5
+    find_shots: bool = True
     max_clips: int = 64
     max_duration_s: float = 600.0
     max_pixels: int = 9_437_184
@@ -112,15 +114,12 @@ class _Reading:
         self.times_us: list[int] = []
         self.last_error = ""
         self.facts: dict[str, Any] = {}
-        self.grey, self.rgb = VideoReformatter(), VideoReformatter()
+        self.painter = Painter(plan.size_px, self._aspect())
 
     def excerpts(self) -> Iterator[Excerpt | SourceFacts]:
         frames = self._frames()
-        found = spans(
-            shots(self._ticks(frames), self.plan.cut_distance),
-            self.plan.num_frames,
-            self.plan.rate_fps,
-        )
+        ticks = self._ticks(frames) if self.plan.rate_fps is None else self._grid(frames)
+        found = spans(shots(ticks, find=self.plan.find_shots), self.plan.num_frames)
         count = 0
         for span in itertools.islice(found, self.plan.max_clips):
             count += 1
@@ -208,17 +207,15 @@ class _Reading:
 
     def _clock(self, frame: Any) -> None:  # noqa: ANN401 - av frame
         """Append the frame's presentation time; mend one that is missing or runs backwards."""
+        pts = frame.pts
         if not self.times_us:
-            self.start = frame.pts or 0
+            self.start = pts or 0
+            self.tick_us = float(frame.time_base * 1_000_000)  # fractions are slow
             self.times_us.append(0)
             self._note(frame)
             return
         before = self.times_us[-1]
-        time_us = (
-            before
-            if frame.pts is None
-            else round((frame.pts - self.start) * frame.time_base * 1_000_000)
-        )
+        time_us = before if pts is None else round((pts - self.start) * self.tick_us)
         if time_us <= before:
             time_us = before + round(1e6 / (self.stream.average_rate or 25))
         if time_us > self.plan.max_duration_s * 1e6:
@@ -226,55 +223,46 @@ class _Reading:
         self.times_us.append(time_us)
 
     def _ticks(self, frames: Iterator[tuple[Any, int]]) -> Iterator[Tick]:
-        before: np.ndarray | None = None
+        """Take every frame."""
         for frame, errors in frames:
-            grey = self._grey(frame)
-            now = histogram(grey)
-            distance = 0.0 if before is None else float(np.abs(now - before).sum())
-            before = now
-            yield Tick(
-                index=len(self.times_us) - 1,
-                time_us=self.times_us[-1],
-                size_px=(frame.width, frame.height),
-                errors=errors,
-                grey=grey,
-                histogram=now,
-                distance=distance,
-                image=partial(self._picture, frame),
-            )
+            yield self._tick(frame, errors, [self.painter.picture(frame)])
 
-    def _grey(self, frame: Any) -> np.ndarray:  # noqa: ANN401 - av frame
-        small = self.grey.reformat(
-            frame,
-            GREY_WIDTH,
-            GREY_HEIGHT,
-            "gray",
-            interpolation=Interpolation.AREA,
-            src_color_range=frame.color_range,
-            dst_color_range=ColorRange.JPEG,
-            threads=1,
-        )
-        grey: np.ndarray = small.to_ndarray()
-        return grey
+    def _grid(self, frames: Iterator[tuple[Any, int]]) -> Iterator[Tick]:
+        """Take the frame on display at each point of the grid."""
+        step_us = 1e6 / (self.plan.rate_fps or 1)
+        point = 0
+        shown: tuple[Any, Tick] | None = None
+        for frame, errors in frames:
+            tick = self._tick(frame, errors, [])
+            if shown is not None:
+                if tick.time_us - shown[1].time_us > MAX_GAP_US:  # time is never filled
+                    point = math.ceil((tick.time_us - _EARLY_US) / step_us)
+                due = max(0, math.ceil((tick.time_us - _EARLY_US) / step_us) - point)
+                self._show(*shown, due)
+                point += due
+                yield shown[1]
+            if point * step_us <= tick.time_us + _EARLY_US:
+                self._show(frame, tick, 1)
+                point += 1
+            shown = frame, tick
+        if shown is not None:
+            yield shown[1]
 
-    def _picture(self, frame: Any) -> np.ndarray:  # noqa: ANN401 - av frame
-        """Make the clip's picture of a frame: short side to size, turned upright, centre crop."""
-        size = self.plan.size_px
-        width, height = frame.width * self._aspect(), frame.height
-        scale = size / min(width, height)
-        is_smaller = scale < 1
-        scaled = self.rgb.reformat(
-            frame,
-            max(size, round(width * scale)),
-            max(size, round(height * scale)),
-            "rgb24",
-            src_colorspace=_colorspace(frame),
-            interpolation=Interpolation.AREA if is_smaller else Interpolation.BICUBIC,
-            threads=1,
+    def _show(self, frame: Any, tick: Tick, times: int) -> None:  # noqa: ANN401 - av frame
+        """Add the frame's picture for some points of the grid."""
+        if times:
+            picture = tick.pictures[0] if tick.pictures else self.painter.picture(frame)
+            tick.pictures += [picture] * times
+
+    def _tick(self, frame: Any, errors: int, pictures: list[np.ndarray]) -> Tick:  # noqa: ANN401 - av frame
+        return Tick(
+            index=len(self.times_us) - 1,
+            time_us=self.times_us[-1],
+            size_px=(frame.width, frame.height),
+            errors=errors,
+            grey=self.painter.grey(frame),
+            pictures=pictures,
         )
-        upright = np.rot90(scaled.to_ndarray(), round(frame.rotation / 90))
-        top, left = ((side - size) // 2 for side in upright.shape[:2])
-        return np.ascontiguousarray(upright[top : top + size, left : left + size])
 
     def _aspect(self) -> float:
         """Return the width of a pixel over its height."""
@@ -307,20 +295,14 @@ class _Reading:
         frames = np.stack(span.images)
         ends = frames[[0, len(frames) // 2, -1]]
         facts = {
-            "span_start_us": span.start_us,
+            "span_start_us": span.first.time_us,
             "span_end_us": span.last.time_us,
-            "frame_index_start": span.index_start,
+            "frame_index_start": span.first.index,
             "num_frames": len(frames),
             "decode_errors": span.errors,
-            "cut_in_score": span.cut_in_score,
-            "hist_delta_max": max(span.distances, default=0.0),
+            "cut_in": span.start.kind,
+            "cut_in_score": span.start.score,
             "phash": phash(ends),
             **measure(np.stack(span.greys)),
         }
         return Excerpt(frames, facts)
-
-
-def _colorspace(frame: Any) -> int | Colorspace:  # noqa: ANN401 - av frame
-    if frame.colorspace != 2:  # 2: unspecified
-        return int(frame.colorspace)
-    return Colorspace.ITU709 if frame.height >= _HD_HEIGHT else Colorspace.ITU601

@@ -50,8 +50,8 @@ class IngestConfig(StageConfig):
     """Grid in presentation time that frames are picked on; null takes every frame."""
     size_px: int = Field(default=64, ge=16, le=2048, multiple_of=2)
     """Side of the square clip: short side resized to it, then the centre."""
-    cut_distance: float | None = Field(default=0.5, gt=0, lt=2)
-    """Histogram L1 distance that makes a hard cut; null keeps a source in one piece."""
+    find_shots: bool = True
+    """Cut at changes of shot; without, only gaps in time and changes of size part a source."""
     max_clips_per_source: int = Field(default=16, ge=1)
     """Clips taken from one source, from its start."""
     max_duration_s: float = Field(default=600.0, gt=0)
@@ -79,7 +79,7 @@ class IngestConfig(StageConfig):
     @property
     def cutting(self) -> Row:
         """The part of the options that decides what a clip of given id holds."""
-        names = {"num_frames", "rate_fps", "size_px", "cut_distance", "crf"}
+        names = {"num_frames", "rate_fps", "size_px", "find_shots", "crf"}
         return self.model_dump(mode="json", include=names)
 
 
@@ -137,7 +137,7 @@ class _Ingest:
             num_frames=config.num_frames,
             rate_fps=config.rate_fps,
             size_px=config.size_px,
-            cut_distance=config.cut_distance,
+            find_shots=config.find_shots,
             max_clips=config.max_clips_per_source,
             max_duration_s=config.max_duration_s,
             max_pixels=config.max_pixels,
