@@ -145,7 +145,7 @@ class ImageEncoder:
 
 @contextmanager
 def _loading(folder: str, kind: str) -> Iterator[None]:
-    """Turn whatever loading raises into one line that names the folder."""
+    """Turn whatever loading raises into one line: the folder, the first sentence, what to do."""
     library_version()
     model_files(folder)
     try:
@@ -155,8 +155,11 @@ def _loading(folder: str, kind: str) -> Iterator[None]:
         logging.disable_progress_bar()
         yield
     except _LOAD_ERRORS as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(folder, f"not usable: {reason}", f"give the folder of {kind}") from error
+        first_sentence = " ".join(str(error).split()).partition(". ")[0].removesuffix(".")
+        is_package = isinstance(error, ImportError)
+        hint = "install what is missing" if is_package else f"give the folder of {kind}"
+        what = f"not usable: {first_sentence or type(error).__name__}"
+        raise ConfigError(folder, what, hint) from error
 
 
 def _network(auto: Any, folder: str, dtype: Any) -> Any:  # noqa: ANN401 - transformers is untyped

@@ -60,6 +60,28 @@ def test_a_caption_depends_on_its_own_clip_only(tmp_path):
     assert captioner(clips) == [captioner([clip])[0] for clip in clips]
 
 
+@pytest.mark.parametrize("make", [tiny_models.llava, tiny_models.qwen2_vl])
+def test_a_caption_depends_on_what_is_shown_and_asked(make, tmp_path):
+    folder = make(tmp_path, seed=2)  # most random models say one thing whatever they see
+    clips = [np.full((2, 16, 16, 3), grey, np.uint8) for grey in (0, 255)]
+    clips += [noise(seed, 2, 16, 16) for seed in range(4)]
+    texts = Captioner(folder, PROMPT, 8)(clips)
+    assert len(set(texts)) > 1
+    assert texts != Captioner(folder, "a", 8)(clips)
+
+
+@pytest.mark.parametrize("make", [tiny_models.clip, tiny_models.siglip, tiny_models.dinov2])
+def test_the_vector_of_one_still_is_the_models_own(make, tmp_path):
+    folder, still = make(tmp_path), noise(1, 20, 28)
+    pixels = tiny_models.transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+    net = tiny_models.transformers.AutoModel.from_pretrained(folder)
+    ask = net if make is tiny_models.dinov2 else net.get_image_features
+    with torch.no_grad():
+        own = ask(**pixels(images=still, return_tensors="pt")).pooler_output[0].numpy()
+    found = ImageEncoder(folder)([still[None]])[0]
+    np.testing.assert_allclose(found, own / np.linalg.norm(own), atol=1e-6)
+
+
 @pytest.mark.parametrize("make", ENCODERS, ids=lambda make: make.__name__)
 def test_embeddings_are_unit_vectors_of_what_is_shown(make, tmp_path, no_network):
     encoder = ImageEncoder(make(tmp_path))
