@@ -22,6 +22,7 @@ from av.logging import ERROR, Capture, set_level, set_skip_repeated
 
 from videoar.core.errors import MediaError
 from videoar.core.types import Frozen
+from videoar.media.changes import Change, find_changes
 from videoar.media.phash import phash
 from videoar.media.picture import Painter
 from videoar.media.probe import CODECS, admit
@@ -93,6 +94,15 @@ def scan(path: Path, plan: ScanPlan) -> Iterator[Excerpt | SourceFacts]:
             yield from _Reading(path.name, container, plan, log).excerpts()
 
 
+def detected_changes(path: Path, plan: ScanPlan) -> list[Change]:
+    """Return the changes of shot of a source, by the same reading; for measurements."""
+    with av.open(f"file:{path}", format=admit(path)) as container:
+        reading = _Reading(path.name, container, plan, [])
+        ticks = reading.ticks(reading.frames(), with_pictures=False)
+        greys = np.stack([tick.grey for tick in ticks])
+    return find_changes(greys, np.array(reading.times_us))
+
+
 def _unreadable(path: Path, error: av.FFmpegError) -> MediaError:
     if isinstance(error, av.error.MemoryError):
         return MediaError(path.name, "MEM", "out of memory while opening")
@@ -117,8 +127,8 @@ class _Reading:
         self.painter = Painter(plan.size_px, self._aspect())
 
     def excerpts(self) -> Iterator[Excerpt | SourceFacts]:
-        frames = self._frames()
-        ticks = self._ticks(frames) if self.plan.rate_fps is None else self._grid(frames)
+        frames = self.frames()
+        ticks = self.ticks(frames) if self.plan.rate_fps is None else self._grid(frames)
         found = spans(shots(ticks, find=self.plan.find_shots), self.plan.num_frames)
         count = 0
         for span in itertools.islice(found, self.plan.max_clips):
@@ -155,7 +165,7 @@ class _Reading:
             what = f"no shot of {self.plan.num_frames} frames in {seen} decoded ones"
             raise MediaError(self.name, code, what)
 
-    def _frames(self) -> Iterator[tuple[Any, int]]:
+    def frames(self) -> Iterator[tuple[Any, int]]:
         """Decode; yield each frame with the number of errors that it shows.
 
         After an error every frame counts as damaged until a key frame that comes later in time.
@@ -222,10 +232,13 @@ class _Reading:
             raise MediaError(self.name, "TOO_LONG", f"a frame at {time_us / 1e6:.0f} s")
         self.times_us.append(time_us)
 
-    def _ticks(self, frames: Iterator[tuple[Any, int]]) -> Iterator[Tick]:
+    def ticks(
+        self, frames: Iterator[tuple[Any, int]], *, with_pictures: bool = True
+    ) -> Iterator[Tick]:
         """Take every frame."""
         for frame, errors in frames:
-            yield self._tick(frame, errors, [self.painter.picture(frame)])
+            pictures = [self.painter.picture(frame)] if with_pictures else []
+            yield self._tick(frame, errors, pictures)
 
     def _grid(self, frames: Iterator[tuple[Any, int]]) -> Iterator[Tick]:
         """Take the frame on display at each point of the grid."""

@@ -23,7 +23,6 @@ from videoar.core.ids import digest_json, seed_from
 from videoar.media.codes import RETRYABLE, exit_kind
 from videoar.pipeline.stage import (
     Inputs,
-    Mapper,
     MapStage,
     Output,
     Port,
@@ -107,7 +106,7 @@ class IngestStage(MapStage[IngestConfig]):
             for i, group in enumerate(groups)
         ]
 
-    def open(self, inputs: Inputs, store: Store) -> Mapper:  # noqa: ARG002 - shards carry the rows
+    def open(self, inputs: Inputs, store: Store) -> "_Ingest":  # noqa: ARG002 - shards carry the rows
         """Start no process yet: the scanner does at the first source."""
         return _Ingest(self.config, store)
 
@@ -162,6 +161,10 @@ class _Ingest:
         _account(batch, kept, rejects)
         counts.update(sources_kept=len(kept), sources_rejected=len(rejects), clips=len(clips))
         return Output(_table(clips, "clips@1"), _table(rejects, "rejects@1"), dict(counts))
+
+    def close(self) -> None:
+        """End the scanning child."""
+        self.scanner.close()
 
     def _ingest(self, row: Row, seen: dict[str, str]) -> list[Row]:
         """Turn one source into rows; `seen` maps addresses to content for the whole shard."""
