@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from videoar.bench.films import Film
 from videoar.bench.result import BenchResult, compare, cpu_seconds, shuffled
@@ -22,7 +23,7 @@ from videoar.media.quality import measure
 from videoar.media.scan import ScanPlan, SourceFacts, scan
 from videoar.media.sources import list_sources
 from videoar.media.transcode import encode_stream
-from videoar.stages.ingest import IngestConfig, IngestStage
+from videoar.stages.ingest import IngestConfig, IngestStage, group_rows
 from videoar.storage.store import open_store
 
 _SIZES_PX = ((426, 240), (854, 480), (1280, 720))
@@ -133,9 +134,11 @@ def _stage(paths: list[Path]) -> None:
         )
         mapper = IngestStage(config).open({}, open_store(Path(folder).as_uri()))
         for parent in sorted({path.parent for path in paths}):
-            rows = list_sources(str(parent))
-            names = {path.name for path in paths if path.parent == parent}
-            mapper(rows.filter([Path(name).name in names for name in rows["name"].to_pylist()]))
+            rows = list_sources(str(parent)).to_pylist()
+            given = {str(path) for path in paths}
+            rows = [row for row in rows if str(parent / row["name"]) in given]
+            for group in group_rows(rows, config.sources_per_shard, config.part_mib << 20):
+                mapper(pa.Table.from_pylist(group))
         mapper.close()
 
 

@@ -44,6 +44,9 @@ class ScanPlan(Frozen):
     max_clips: int = 64
     max_duration_s: float = 600.0
     max_pixels: int = 9_437_184
+    part: int = 0
+    parts: int = 1
+    """A long source is read in parts of equal duration, each one by itself."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +122,13 @@ class _Reading:
         self.stream = container.streams.video[0]
         self.codec = self.stream.codec_context
         self._refuse()
+        self.start: int | None = None
+        self.tick_us = float(self.stream.time_base * 1_000_000)  # fractions are slow
         self.stream.thread_type = "NONE"
         self.codec.thread_count = 1
         self.times_us: list[int] = []
+        self.window_us = self._seek() if plan.parts > 1 else (0.0, math.inf)
+        self.last_us = -1
         self.last_error = ""
         self.facts: dict[str, Any] = {}
         self.painter = Painter(plan.size_px, self._aspect())
@@ -137,7 +144,8 @@ class _Reading:
         for _ in frames:  # the rest of the source still counts and still shows its errors
             pass
         self._judge(count)
-        yield self._source()
+        if self.times_us:
+            yield self._source()
 
     def _refuse(self) -> None:
         """Refuse what the header alone forbids, before a frame is decoded."""
@@ -153,8 +161,26 @@ class _Reading:
         if width * height > self.plan.max_pixels:
             raise MediaError(self.name, "TOO_LARGE_DIM", f"{width}x{height}")
 
+    def _seek(self) -> tuple[float, float]:
+        """Go to the key frame before this part; return the part's begin and end.
+
+        Where the container does not say how long it is, the first part is the whole.
+        """
+        part, parts = self.plan.part, self.plan.parts
+        duration_us = float(self.container.duration or 0)
+        if not duration_us:
+            return (0.0, math.inf) if part == 0 else (math.inf, math.inf)
+        self.start = self.stream.start_time or 0
+        begin, end = (duration_us * place / parts for place in (part, part + 1))
+        if part:
+            target = self.start + int(begin / self.tick_us)
+            self.container.seek(target, stream=self.stream, backward=True)
+        return (begin, end) if part < parts - 1 else (begin, math.inf)
+
     def _judge(self, count: int) -> None:
         seen = len(self.times_us)
+        if self.plan.part:
+            return  # a part without a shot long enough is no defect of the source
         if seen == 0:
             raise MediaError(
                 self.name, "CORRUPT", f"no frame decodes: {self.last_error or 'empty'}"
@@ -186,7 +212,14 @@ class _Reading:
                     damaged_from is not None and frame.key_frame and (frame.pts or 0) > damaged_from
                 ):
                     damaged_from = None
-                self._clock(frame)
+                time_us = self._clock(frame)
+                if time_us >= self.window_us[1]:
+                    return
+                if time_us < self.window_us[0]:
+                    continue
+                if not self.times_us:
+                    self._note(frame)
+                self.times_us.append(time_us)
                 yield frame, max(errors, damaged_from is not None)
                 errors = 0
 
@@ -215,22 +248,20 @@ class _Reading:
         except av.error.MemoryError as error:
             raise MediaError(self.name, "MEM", "out of memory while decoding") from error
 
-    def _clock(self, frame: Any) -> None:  # noqa: ANN401 - av frame
-        """Append the frame's presentation time; mend one that is missing or runs backwards."""
-        pts = frame.pts
-        if not self.times_us:
+    def _clock(self, frame: Any) -> int:  # noqa: ANN401 - av frame
+        """Return the frame's presentation time; mend one that is missing or runs backwards."""
+        pts, before = frame.pts, self.last_us
+        if self.start is None:
             self.start = pts or 0
-            self.tick_us = float(frame.time_base * 1_000_000)  # fractions are slow
-            self.times_us.append(0)
-            self._note(frame)
-            return
-        before = self.times_us[-1]
         time_us = before if pts is None else round((pts - self.start) * self.tick_us)
-        if time_us <= before:
-            time_us = before + round(1e6 / (self.stream.average_rate or 25))
+        if before < 0:
+            time_us = max(0, time_us)
+        elif time_us <= before:
+            time_us = before + max(1, round(1e6 / (self.stream.average_rate or 25)))
         if time_us > self.plan.max_duration_s * 1e6:
             raise MediaError(self.name, "TOO_LONG", f"a frame at {time_us / 1e6:.0f} s")
-        self.times_us.append(time_us)
+        self.last_us = time_us
+        return time_us
 
     def ticks(
         self, frames: Iterator[tuple[Any, int]], *, with_pictures: bool = True
@@ -247,13 +278,13 @@ class _Reading:
         shown: tuple[Any, Tick] | None = None
         for frame, errors in frames:
             tick = self._tick(frame, errors, [])
+            next_point = max(0, math.ceil((tick.time_us - _EARLY_US) / step_us))
+            if shown is None or tick.time_us - shown[1].time_us > MAX_GAP_US:
+                point = next_point  # time is never filled
             if shown is not None:
-                if tick.time_us - shown[1].time_us > MAX_GAP_US:  # time is never filled
-                    point = math.ceil((tick.time_us - _EARLY_US) / step_us)
-                due = max(0, math.ceil((tick.time_us - _EARLY_US) / step_us) - point)
-                self._show(*shown, due)
-                point += due
+                self._show(*shown, next_point - point)
                 yield shown[1]
+            point = max(point, next_point)
             if point * step_us <= tick.time_us + _EARLY_US:
                 self._show(frame, tick, 1)
                 point += 1
@@ -263,7 +294,7 @@ class _Reading:
 
     def _show(self, frame: Any, tick: Tick, times: int) -> None:  # noqa: ANN401 - av frame
         """Add the frame's picture for some points of the grid."""
-        if times:
+        if times > 0:
             picture = tick.pictures[0] if tick.pictures else self.painter.picture(frame)
             tick.pictures += [picture] * times
 
@@ -297,9 +328,9 @@ class _Reading:
         return SourceFacts(
             container=self.container.format.name,
             codec=self.codec.codec.canonical_name,
-            src_rate_fps=1e6 * len(steps) / self.times_us[-1] if len(steps) else 0.0,
+            src_rate_fps=1e6 * len(steps) / float(steps.sum()) if len(steps) else 0.0,
             is_vfr=bool(len(steps) and np.ptp(steps) > _VFR_SPREAD * typical),
-            expected_frames=self.stream.frames or None,
+            expected_frames=self.stream.frames or None if self.plan.parts == 1 else None,
             decoded_frames=len(self.times_us),
             **self.facts,
         )

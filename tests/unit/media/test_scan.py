@@ -137,6 +137,26 @@ def test_gaps_in_time_are_never_filled(tmp_path):
     assert [e.facts["frame_index_start"] for e in excerpts] == [0, 20]
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_parts_share_the_frames_of_the_whole(tmp_path, suffix):
+    path = write(tmp_path / f"a{suffix}", shot(100), codec="mpeg4", crf=3)
+    whole, facts = run(path, num_frames=5, find_shots=False, rate_fps=25.0)
+    shared, frames = [], 0
+    for part in range(3):
+        excerpts, of_part = run(
+            path, num_frames=5, find_shots=False, rate_fps=25.0, part=part, parts=3
+        )
+        shared += excerpts
+        frames += of_part.decoded_frames
+    assert frames == facts.decoded_frames == 100
+    assert len(shared) >= len(whole) - 3
+    seen = [e.facts["span_start_us"] for e in shared]
+    assert seen == sorted(set(seen))
+    first = {e.facts["span_start_us"]: e.frames_THWC for e in whole}
+    same = [np.array_equal(e.frames_THWC, first.get(e.facts["span_start_us"])) for e in shared]
+    assert sum(same) >= len(whole) // 3
+
+
 def test_damage_is_counted_and_ends_at_the_next_key_frame(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (68, 48, 64, 3)).astype(np.uint8)
     data = bytearray(encode_clips([noise], 25.0, 20)[0])
