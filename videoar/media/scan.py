@@ -7,6 +7,8 @@ This runs in the killable child of `isolate`; nothing else should call it on fil
 """
 
 import itertools
+import math
+import resource
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,6 +31,8 @@ from videoar.media.shots import Span, Tick, shots, spans
 _HD_HEIGHT = 720  # untagged video at or above it is BT.709, else BT.601, as players assume
 _VFR_SPREAD = 0.2
 _INTACT_SHARE = 0.98
+_PIXEL_BYTES = 4  # chosen: more than a picture needs; decoders may not say why they lost one
+_MAX_ASPECT = 100  # chosen: nothing real; bounds a frame whose long side grows with the short one
 
 
 class ScanPlan(Frozen):
@@ -166,6 +170,8 @@ class _Reading:
             frames = self._decode(packet)
             errors = len(self.log)
             if errors:
+                if _free_bytes() < _PIXEL_BYTES * self.codec.width * self.codec.height:
+                    raise MediaError(self.name, "MEM", "no memory for another picture")
                 self.last_error = self.log[-1][2].strip()
                 self.log.clear()
                 damaged_from = packet.pts or 0
@@ -220,7 +226,7 @@ class _Reading:
             else round((frame.pts - self.start) * frame.time_base * 1_000_000)
         )
         if time_us <= before:
-            time_us = before + round(1e6 / (self.stream.average_rate or 25))
+            time_us = before + max(1, round(1e6 / (self.stream.average_rate or 25)))
         if time_us > self.plan.max_duration_s * 1e6:
             raise MediaError(self.name, "TOO_LONG", f"a frame at {time_us / 1e6:.0f} s")
         self.times_us.append(time_us)
@@ -262,6 +268,8 @@ class _Reading:
         size = self.plan.size_px
         width, height = frame.width * self._aspect(), frame.height
         scale = size / min(width, height)
+        if max(width, height) * scale > _MAX_ASPECT * size:
+            raise MediaError(self.name, "TOO_LARGE_DIM", f"shown at {width:g}x{height}")
         is_smaller = scale < 1
         scaled = self.rgb.reformat(
             frame,
@@ -318,6 +326,15 @@ class _Reading:
             **measure(np.stack(span.greys)),
         }
         return Excerpt(frames, facts)
+
+
+def _free_bytes() -> float:
+    """Return how much address space this process may still take."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return math.inf
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return limit - pages * resource.getpagesize()
 
 
 def _colorspace(frame: Any) -> int | Colorspace:  # noqa: ANN401 - av frame
