@@ -18,6 +18,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from videoar.contracts.contract import load_contract
+from videoar.core.crash import crash_point
 from videoar.core.errors import ContractError, MediaError
 from videoar.core.ids import digest_json, seed_from
 from videoar.media.codes import RETRYABLE, exit_kind
@@ -192,6 +193,7 @@ class _Ingest:
                 pending.append(item)
             if is_end or len(pending) == _ENCODE_TOGETHER:
                 clips += self._store(pending)
+                crash_point("clips-stored")
                 pending = []
         return [self._row(clip, common) for clip in clips]
 
