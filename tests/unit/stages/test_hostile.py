@@ -245,7 +245,7 @@ def test_the_child_of_a_killed_worker_dies_too(mark, tmp_path):
             os.kill(pid, signal.SIGKILL)
 
 
-def wait_until(is_so, seconds=10):
+def wait_until(is_so, seconds=30):
     deadline = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < deadline, "waited too long"
