@@ -7,6 +7,7 @@ files claim and in what readers do with them.
 
 import os
 import random
+import re
 import socket
 import struct
 import subprocess
@@ -102,6 +103,18 @@ def annex_b(size: str, num_frames: int) -> bytes:
     return ffmpeg(*picture, *small, "-pix_fmt", "yuv420p", "-f", "h264", "-")
 
 
+def mutants(path: Path, count: int, seed: int) -> Iterator[bytes]:
+    """Yield the bytes of a file with a few of them changed, most often near its start."""
+    draw, whole = random.Random(seed), path.read_bytes()
+    for _ in range(count):
+        data = bytearray(whole)
+        reach = draw.choice((300, 1000, len(data)))
+        for _ in range(draw.choice((1, 2, 5, 20, 200))):
+            at = draw.randrange(4, min(reach, len(data)))
+            data[at] = draw.choice((draw.randrange(256), 255, 0, data[at] ^ 1))
+        yield bytes(data if draw.random() < 0.8 else data[: draw.randrange(len(data))])
+
+
 _Made = Iterator[tuple[object, ...]]
 
 
@@ -184,12 +197,12 @@ def _cut_and_flipped(back: bytes, front: bytes) -> _Made:
         draw, data = random.Random(seed), bytearray(front)
         for _ in range(8):
             data[draw.randrange(32, start)] ^= 1 << draw.randrange(8)
-        yield f"flipped-header{seed}.mp4", bytes(data), CLIPS, *_DAMAGE
+        yield f"flipped-header{seed}.mp4", bytes(data), CLIPS, *DAMAGE
     yield "hole.mp4", front[:start] + bytes(len(front) - start), "NOT_VIDEO", "CORRUPT", "TRUNCATED"
 
 
-_DAMAGE = ("CORRUPT", "TRUNCATED", "NOT_VIDEO", "TOO_LONG", "TOO_SHORT", "TOO_LARGE_DIM")
-_DAMAGE += ("CODEC_DENIED", "NO_VIDEO_STREAM")
+DAMAGE = ("CORRUPT", "TRUNCATED", "NOT_VIDEO", "TOO_LONG", "TOO_SHORT", "TOO_LARGE_DIM")
+DAMAGE += ("CODEC_DENIED", "NO_VIDEO_STREAM")
 
 
 def _liars(folder: Path, basis: bytes) -> _Made:
@@ -228,7 +241,7 @@ def _crowded() -> _Made:
         tracks = _ebml(b"\x16\x54\xae\x6b", _ebml(b"\xae", entry) * count)
         head = _ebml(b"\x1a\x45\xdf\xa3", b"\x42\x82\x88matroska")
         cluster = _ebml(b"\x1f\x43\xb6\x75", b"\xe7\x81\0\xa3\x85\x81\0\0\x80\0")
-        yield f"streams{count}.mkv", head + _ebml(b"\x18\x53\x80\x67", tracks + cluster), *_DAMAGE
+        yield f"streams{count}.mkv", head + _ebml(b"\x18\x53\x80\x67", tracks + cluster), *DAMAGE
 
 
 def _ebml(name: bytes, content: bytes) -> bytes:
@@ -290,19 +303,33 @@ def _encoded(folder: Path) -> dict[str, set[str]]:
     attached = ("-attach", canary, "-metadata:s:t", "mimetype=application/x-truetype-font")
     ffmpeg(*copied[:2], *words, "-c:v", "copy", *attached, folder / "attached.mkv")
     _gab2(folder)
+    colours = bytearray(video(folder / "colours.mov", "-c:v", "prores_ks").read_bytes())
+    for frame in re.finditer(b"icpf", colours):
+        colours[frame.start() + 20] = 200  # a colour matrix that is not in any standard
+    (folder / "colours.mov").write_bytes(colours)
+    if has_encoder("libtheora"):
+        path = video(folder / "tables.ogv", "-c:v", "libtheora")
+        before, mark, after = path.read_bytes().partition(b"\x82theora")
+        path.write_bytes(before + mark + bytes(33) + after[33:])
     good = (
         "backwards.mkv", "no-suffix", "wrong-suffix.avi", "video.txt", "full-range.mkv", "early.ts",
         "alpha.mov", "dot.mkv", "line.mkv", "wide-pixels.mp4", "early.mp4", "twice.ts",
         "attached.mkv", "gab2.avi",
     )  # fmt: skip
-    return {name: {CLIPS} for name in good} | {
-        "one-frame.mp4": {"TOO_SHORT"},
-        "gap.mkv": {"TOO_LONG"},
-        "codec.mkv": {"CODEC_DENIED"},
-        "sound.mp4": {"NO_VIDEO_STREAM"},
-        "needle-pixels.mp4": {"TOO_LARGE_DIM"},
-        "needle.mkv": {"TOO_LARGE_DIM"},
-    }
+    damaged = {"tables.ogv": {"CORRUPT"}} if has_encoder("libtheora") else {}
+    return (
+        damaged
+        | {name: {CLIPS} for name in good}
+        | {
+            "one-frame.mp4": {"TOO_SHORT"},
+            "colours.mov": {CLIPS, "CORRUPT"},
+            "gap.mkv": {"TOO_LONG"},
+            "codec.mkv": {"CODEC_DENIED"},
+            "sound.mp4": {"NO_VIDEO_STREAM"},
+            "needle-pixels.mp4": {"TOO_LARGE_DIM"},
+            "needle.mkv": {"TOO_LARGE_DIM"},
+        }
+    )
 
 
 _MJPEG = ("-c:v", "mjpeg", "-pix_fmt", "yuvj420p")

@@ -92,7 +92,10 @@ def scan(path: Path, plan: ScanPlan) -> Iterator[Excerpt | SourceFacts]:
         except av.FFmpegError as error:
             raise _unreadable(path, error) from error
         with container:
-            yield from _Reading(path.name, container, plan, log).excerpts()
+            try:
+                yield from _Reading(path.name, container, plan, log).excerpts()
+            except av.FFmpegError as error:  # such as a picture in colours that nothing converts
+                raise MediaError(path.name, "CORRUPT", str(error.strerror)) from error
 
 
 def _unreadable(path: Path, error: av.FFmpegError) -> MediaError:
@@ -166,10 +169,11 @@ class _Reading:
         After an error every frame counts as damaged until a key frame that comes later in time.
         """
         damaged_from: int | None = None
+        errors = 0  # a packet that gives no picture leaves its errors to the next one
         for packet in self._packets():
             frames = self._decode(packet)
-            errors = len(self.log)
-            if errors:
+            errors += len(self.log)
+            if self.log:
                 if _free_bytes() < _PIXEL_BYTES * self.codec.width * self.codec.height:
                     raise MediaError(self.name, "MEM", "no memory for another picture")
                 self.last_error = self.log[-1][2].strip()
@@ -193,8 +197,10 @@ class _Reading:
         while True:
             try:
                 packet = next(packets, None)
-            except av.FFmpegError as error:
-                self.log.append((ERROR, "demuxer", str(error.strerror)))
+            except (av.FFmpegError, IndexError) as error:
+                if isinstance(error, av.FFmpegError):
+                    self.log.append((ERROR, "demuxer", str(error.strerror)))
+                # else PyAV lost count, at the end of a file whose streams appeared on the way
                 packet = av.Packet()
                 packet.stream = self.stream
                 yield packet
@@ -206,11 +212,11 @@ class _Reading:
     def _decode(self, packet: Any) -> list[Any]:  # noqa: ANN401 - av packet
         try:
             return list(packet.decode())
-        except (av.error.InvalidDataError, av.error.PatchWelcomeError) as error:
-            self.log.append((ERROR, "decoder", str(error.strerror)))
-            return []
         except av.error.MemoryError as error:
             raise MediaError(self.name, "MEM", "out of memory while decoding") from error
+        except av.FFmpegError as error:  # decoders find many words for damage, even EPERM
+            self.log.append((ERROR, "decoder", str(error.strerror)))
+            return []
 
     def _clock(self, frame: Any) -> None:  # noqa: ANN401 - av frame
         """Append the frame's presentation time; mend one that is missing or runs backwards."""
@@ -222,7 +228,7 @@ class _Reading:
         before = self.times_us[-1]
         time_us = (
             before
-            if frame.pts is None
+            if frame.pts is None or not frame.time_base
             else round((frame.pts - self.start) * frame.time_base * 1_000_000)
         )
         if time_us <= before:

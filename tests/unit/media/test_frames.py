@@ -160,3 +160,21 @@ def test_a_grid_on_a_constant_rate_drops_and_repeats_exactly(tmp_path, rate_fps)
         first = excerpt.facts["frame_index_start"]
         wanted = due([Fraction(n, 12) for n in range(40)], 9, rate_fps, first)
         assert numbers(excerpt.frames_THWC) == wanted
+
+
+def test_a_lost_picture_counts_as_an_error_where_it_is_missing(tmp_path):
+    data = bytearray(write(tmp_path / "a.mov", "-c:v", "prores_ks").read_bytes())
+    frame = -1
+    for _ in range(13):
+        frame = data.index(b"icpf", frame + 1)
+    data[frame + 4 + int.from_bytes(data[frame + 4 : frame + 6], "big")] = 255  # a wrong size
+    (tmp_path / "a.mov").write_bytes(data)
+    excerpts, facts = clips(tmp_path / "a.mov")
+    assert facts.decoded_frames == 39
+    assert numbers(excerpts[1].frames_THWC) == [9, 10, 11, 13, 14, 15, 16, 17, 18]
+    assert [excerpt.facts["decode_errors"] > 0 for excerpt in excerpts] == [
+        False,
+        True,
+        False,
+        False,
+    ]

@@ -185,6 +185,36 @@ def test_the_canary_is_never_opened(folder, expected, outcome):
         assert is_opened()
 
 
+FORMATS = {
+    "a.mp4": ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-g", "5"),
+    "a.mkv": ("-c:v", "libx264", "-pix_fmt", "yuv420p"),
+    "a.webm": ("-c:v", "libvpx-vp9"),
+    "a.avi": ("-c:v", "mpeg4"),
+    "a.ts": ("-c:v", "mpeg4"),
+    "a.flv": ("-c:v", "libx264", "-pix_fmt", "yuv420p"),
+    "a.asf": ("-c:v", "wmv2"),
+    "a.mov": ("-c:v", "prores_ks"),
+}
+
+
+def test_changed_bytes_end_with_a_code_and_cost_no_child(tmp_path):
+    ends = Counter()
+    with Scanner(PLAN, Limits(20, 20)) as scanner:
+        for seed, (name, options) in enumerate(FORMATS.items()):
+            path = hostile.video(tmp_path / name, *options)
+            for data in hostile.mutants(path, 60, seed):
+                (tmp_path / "mutant").write_bytes(data)
+                try:
+                    *_, end = scanner.scan(tmp_path / "mutant")
+                    ends[end.container] += 1
+                except MediaError as error:
+                    ends[error.code] += 1
+    assert not {"CRASH", "TIMEOUT"} & set(ends)
+    assert len(set(ends) & {"mov", "matroska", "avi", "mpegts", "flv", "asf"}) > 4
+    assert ends["CORRUPT"]
+    assert ends["NOT_VIDEO"]
+
+
 @pytest.fixture
 def scanner():
     with Scanner(PLAN, Limits(wall_s=1.5, cpu_s=20)) as scanner:
