@@ -16,6 +16,7 @@ from videoar.media.sources import list_sources
 from videoar.stages.ingest import IngestConfig, IngestStage
 from videoar.storage.store import open_store
 
+pytestmark = pytest.mark.slow
 OPTIONS = {"rate_fps": None, "num_frames": 9, "size_px": 32, "sources_per_shard": 1}
 PLACES = {1: [0.0], 2: [0.0, 0.0], 4: [0.0, 0.25, 0.5, 0.75]}  # two race for the same shards
 SHARD_STEPS = [  # those that leave different things behind
