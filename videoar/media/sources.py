@@ -129,12 +129,23 @@ def _local_file(root: Path, path: Path) -> _File:
     is_regular = path.is_file()
     return _File(
         uri="file://" + quote(os.fsencode(path)),
-        name=os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace"),
+        name=_name(os.fsencode(path.relative_to(root))),
         etag=f"{status.st_size}-{status.st_mtime_ns}",
         size_bytes=status.st_size if is_regular else 0,
         read=path.read_bytes,
         is_regular=is_regular,
     )
+
+
+def _name(raw: bytes) -> str:
+    """Return a name as text that no other name has, since names are keys.
+
+    Names that are no UTF-8 are escaped and get `./` in front, as no listed name has by itself.
+    """
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "./" + raw.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
 
 
 def _list_s3(url: str) -> Iterator[_File]:
@@ -198,6 +209,8 @@ def _read_labels(url: str, files: list[_File]) -> dict[str, dict[str, str]]:
     for file in files:
         if file.name == LABELS:
             where = f"{url.rstrip('/')}/{LABELS}"
+            if not file.is_regular:  # a pipe would be read for ever
+                raise ConfigError(where, "not a regular file")
             try:
                 reader = csv.DictReader(io.StringIO(file.read().decode("utf-8-sig")), strict=True)
                 return dict(_label_lines(where, reader))

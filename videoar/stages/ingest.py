@@ -19,6 +19,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from videoar.contracts.contract import load_contract
+from videoar.core.crash import crash_point
 from videoar.core.errors import ContractError, MediaError
 from videoar.core.ids import digest_json, seed_from
 from videoar.media.codes import RETRYABLE, exit_kind
@@ -208,6 +209,7 @@ class _Ingest:
                 clips += self._store(pending)
                 pending = []
         clips += self._store(pending)
+        crash_point("clips-stored")
         return [self._row(clip, common) for clip in clips]
 
     def _store(self, excerpts: list["Excerpt"]) -> Iterator[Row]:

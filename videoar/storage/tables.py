@@ -226,6 +226,7 @@ class _Log:
         for attempt in range(_ATTEMPTS):
             found = self.find(fingerprint)
             if found is not None:
+                self.find(f"digest-{found.digest[:SHORT_DIGEST]}")  # its writer may have died early
                 return found
             self._try_append(draft, schema, fingerprint, digest)
             # Whatever the answer was, only the log knows: an error may hide our own success.

@@ -27,7 +27,7 @@ def test_every_file_gets_a_row_whatever_its_name_or_kind(tmp_path):
     for hidden in (".hidden", "labels.csv", "manifest.csv"):
         (tmp_path / hidden).write_text("file,label\n")
     found = list_sources(str(tmp_path)).to_pylist()
-    expected = {*names, "raw\\xff.mp4", "dir.mp4", "lost.mp4", "pipe.mp4"}
+    expected = {*names, "./raw\\xff.mp4", "dir.mp4", "lost.mp4", "pipe.mp4"}
     assert {row["name"] for row in found} == expected
     assert [row["uri"] for row in found] == sorted(row["uri"] for row in found)
     for row in found:
