@@ -312,6 +312,8 @@ def _event_line(event: dict[str, Any]) -> str:
 
 def _show_run(made: Any) -> None:  # noqa: ANN401 - a Run, whose module is imported late
     lines = [f"run {made.run_id}  {made.pipeline}  {made.status}  {made.seconds:.0f} s"]
+    for name, listed in made.inputs.items():
+        lines.append(f"  {name:12} {listed}")
     for stage in made.stages:
         rows = f"{stage.rows.out} rows" + (
             f", {stage.rows.rejected} refused" if stage.rows.rejected else ""

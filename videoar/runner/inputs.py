@@ -10,6 +10,7 @@ from videoar.core.ids import digest_json
 from videoar.core.types import Provenance
 from videoar.media.sources import list_sources
 from videoar.pipeline.spec import INPUT_CONTRACT
+from videoar.runner.runs import InputRun, previous_input
 from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot
 
@@ -47,7 +48,7 @@ def resolve(store: Store, name: str, url: str) -> Snapshot | Listing:
     """Return the snapshot that an input names, or the listing that will become one.
 
     Raises:
-        ConfigError: nothing is there, or it is empty.
+        ConfigError: nothing is there, or nothing that may be used.
         SnapshotNotFoundError: no such ref or snapshot.
     """
     for scheme in ("ref://", "snapshot://"):
@@ -55,3 +56,21 @@ def resolve(store: Store, name: str, url: str) -> Snapshot | Listing:
             return store.snapshot(url.removeprefix(scheme))
     listing = Listing(name, list_sources(url))
     return listing.committed(store) or listing
+
+
+def compare(store: Store, pipeline: str, run_id: str, name: str, listed: Snapshot) -> InputRun:
+    """Count what is new, changed and gone in a listing since the pipeline's run before."""
+    before = previous_input(store, pipeline, name, run_id)
+    old = dict(_addresses(store.snapshot(before.snapshot).table(["uri", "etag"]))) if before else {}
+    new = dict(_addresses(listed.table(["uri", "etag"])))
+    return InputRun(
+        snapshot=listed.id,
+        sources=len(new),
+        new=len(new.keys() - old.keys()),
+        changed=sum(old[uri] != new[uri] for uri in new.keys() & old.keys()),
+        gone=len(old.keys() - new.keys()),
+    )
+
+
+def _addresses(rows: pa.Table) -> list[tuple[str, str]]:
+    return list(zip(rows["uri"].to_pylist(), rows["etag"].to_pylist(), strict=True))

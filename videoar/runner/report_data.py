@@ -55,7 +55,7 @@ def collect(store: Store, run: Run) -> ReportData:
         hardware=next((e["hardware"] for e in reversed(events) if "hardware" in e), "not recorded"),
         code_version=run.code_version,
         stages=(*_input_boxes(run, inputs), *_stage_boxes(run)),
-        funnel=_funnel([*inputs.items(), *((s.dataset, s) for s in made)]),
+        funnel=_funnel(store, run, [*inputs.items(), *((s.dataset, s) for s in made)]),
         curves=tuple(_curves(by_contract.get("models@1", []))),
         generated=_generated(store, samples, clips),
         num_generated=len(samples),
@@ -116,25 +116,28 @@ def _stage_boxes(run: Run) -> Iterator[StageReport]:
         )
 
 
-def _funnel(snapshots: Iterable[tuple[str, Snapshot]]) -> tuple[FunnelStep, ...]:
+def _funnel(
+    store: Store, run: Run, snapshots: Iterable[tuple[str, Snapshot]]
+) -> tuple[FunnelStep, ...]:
+    refused = {stage.name: stage.rejects for stage in run.stages}
     units = {"sources@1": "videos", "clips@1": "clips"}
     return tuple(
         FunnelStep(
             name=name,
             unit=units[snapshot.contract],
             count=snapshot.rows,
-            reasons=_reasons(snapshot.rejects()),
+            reasons=_reasons(store, refused.get(name)),
         )
         for name, snapshot in snapshots
         if snapshot.contract in units
     )
 
 
-def _reasons(rejects: Snapshot | None) -> tuple[tuple[str, int], ...]:
+def _reasons(store: Store, rejects: str | None) -> tuple[tuple[str, int], ...]:
     """Count refused items by their decisive reason."""
     if rejects is None:
         return ()
-    reasons = rejects.table(columns=["reasons"])["reasons"].to_pylist()
+    reasons = store.snapshot(rejects).table(columns=["reasons"])["reasons"].to_pylist()
     return tuple(Counter(first for first, *_ in reasons).most_common())
 
 

@@ -104,7 +104,8 @@ def _run(ids) -> Run:
              "scores": ["samples", "clips"], "release": ["model", "scores"]}  # fmt: skip
     stages = [
         StageRun(name=name, type=name, status="SUCCEEDED", snapshot=ids[name], seconds=1.0,
-                 inputs={port: ids[port] for port in wanted}, rows=RowCounts(in_=4, out=3))
+                 rejects=ids.get(f"{name}.rejects"), rows=RowCounts(in_=4, out=3),
+                 inputs={port: ids[port] for port in wanted})
         for name, wanted in ports.items()
     ]  # fmt: skip
     late = StageRun(name="late", type="promote")
