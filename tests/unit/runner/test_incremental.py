@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.small_videos import document, draw, run, sha, shards
+from videoar.runner.api import quarantine
 from videoar.storage.store import Store, open_store
 
 pytestmark = pytest.mark.slow
@@ -87,6 +88,19 @@ def test_a_renamed_folder_keeps_clip_ids(store: Store, videos: Path):
     _, moved, after = again(store, videos.rename(videos.parent / "moved"))
     assert moved == (4, 0, 4)
     assert sorted(before["clip_id"].to_pylist()) == sorted(after["clip_id"].to_pylist())
+
+
+def test_a_refused_file_is_in_the_next_quarantine_though_the_clips_are_equal(
+    store: Store, videos: Path
+):
+    assert quarantine(store, None)["rows"] == []
+    (videos / "page.mp4").write_text("<html>403</html>")
+    made, _, _ = again(store, videos)
+    (row,) = quarantine(store, None)["rows"]
+    assert (row["item_id"], row["reasons"], row["retryable"]) == ("page.mp4", ["NOT_VIDEO"], False)
+    assert quarantine(store, row["snapshot"])["rows"] == [row]
+    assert quarantine(store, made.run_id, "TOO_SHORT")["rows"] == []
+    assert [s.status for s in made.stages] == ["SUCCEEDED", "CACHED"]
 
 
 def test_larger_shards_too(videos: Path, tmp_path: Path):
