@@ -226,14 +226,17 @@ def _rule(row: Row) -> GateRule:
 
 
 def _licences(snapshots: Iterable[Snapshot]) -> tuple[Licence, ...]:
-    """Count distinct source videos by licence, those of the kept clips if there are clips."""
-    licence_of: dict[str, str] = {}
+    """Count distinct source videos by licence and origin: of the kept clips, if there are clips."""
+    stated: dict[str, tuple[str, str]] = {}
     for snapshot in snapshots:
         is_clips = snapshot.contract == "clips@1"
         for row in sources_of(snapshot) if is_clips else _rows([snapshot]):
-            licence_of[row["sha256" if is_clips else "uri"]] = row["licence"] or "not stated"
-    counts = Counter(licence_of.values()).most_common()
-    return tuple(Licence(name=name, num_videos=count) for name, count in counts)
+            facts = (row["licence"] or "not stated", row["origin"] or "not stated")
+            stated[row["sha256" if is_clips else "uri"]] = facts
+    return tuple(
+        Licence(name=name, origin=origin, num_videos=count)
+        for (name, origin), count in Counter(stated.values()).most_common()
+    )
 
 
 def _lineage(store: Store, made: list[Snapshot]) -> tuple[LineageNode, ...]:

@@ -93,9 +93,12 @@ def heads(store: Store) -> dict[str, str]:
 
 
 def test_the_next_run_goes_on_without_it(store: Store, videos: Path):
+    old = store.snapshot(f"good:{heads(store)['good']}")
     forget(store, sha(videos / "a.mp4"))
     made = run(store, document(videos))
     assert shards(made) == (3, 3, 0)
+    # the files of all others are the old ones: shards made from them are found again
+    assert len(set(old.files) - set(store.snapshot(made.outputs["good"]).files)) == 1
     assert made.inputs["videos"].sources == 3
     assert made.inputs["videos"].gone == 1
     names = store.snapshot(made.outputs["good"]).table(["source_name"])["source_name"]
@@ -164,6 +167,13 @@ def test_a_run_that_began_before_cannot_bring_it_back(store: Store, videos: Path
     provenance = old.commit.provenance.model_copy(update={"fingerprint": "new"})
     with pytest.raises(WithdrawnError, match="meanwhile"):
         store.dataset("clips", "clips@1").commit(old.files, provenance, {})
+
+
+def test_work_that_was_never_committed_goes_as_well(store: Store, videos: Path):
+    rows = store.snapshot(f"clips:{heads(store)['clips']}").table()
+    left = store.dataset("killed", "clips@1").write(rows)
+    assert forget(store, sha(videos / "a.mp4"))["deleted"]["files"] == 3
+    assert not store.objects.exists(left.key)
 
 
 def test_two_take_downs_from_one_file(videos: Path, tmp_path: Path):
