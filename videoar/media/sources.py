@@ -28,7 +28,8 @@ LABELS = "labels.csv"
 _NOT_SOURCES = {LABELS, "manifest.csv", "expected.csv"}
 _VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".flv", ".ts", ".mpg", ".mpeg", ".3gp"}
 _SIDECAR_BYTES = 64 << 10
-_LABEL_COLUMNS = {"label", "label_text", "split", "group", "licence", "origin", "source"}
+_LABEL_COLUMNS = {"label", "label_text", "split", "group"}
+_LABEL_COLUMNS |= {"licence", "license", "origin", "source"}
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ def list_sources(url: str) -> pa.Table:
     """List a raw input, sorted by uri.
 
     Labels come from a `labels.csv` at its top (columns `file`, `label` and optionally `label_text`,
-    `split`, `group`, `licence`, `origin` or `source`), else from folder names; captions also from
-    small text files beside a video (`<stem>.txt`).
+    `split`, `group`, `licence` or `license`, `origin` or `source`), else from folder names;
+    captions also from small text files beside a video (`<stem>.txt`).
 
     Args:
         url: folder path, `file://`, `s3://bucket/prefix` or `rendered://shapes?num_videos=..`.
@@ -194,7 +195,8 @@ def _row(file: _File, labels: dict[str, dict[str, str]], captions: "_Sidecars") 
     given = labels.get(file.name)
     if given:
         text = given.get("label_text") or given.get("label")
-        row |= {key: given.get(key) for key in ("label", "split", "group", "licence")}
+        row |= {key: given.get(key) for key in ("label", "split", "group")}
+        row |= {"licence": given.get("licence") or given.get("license")}
         row |= {"origin": given.get("origin") or given.get("source")}
         row |= {"caption": text, "caption_source": "labels" if text else None}
     elif folder and not labels:

@@ -33,6 +33,7 @@ from videoar.pipeline.stage import (
     runtime,
 )
 from videoar.storage.store import Store
+from videoar.storage.takedown import find_tombstone
 
 if TYPE_CHECKING:
     from videoar.media.scan import Excerpt, SourceFacts
@@ -187,6 +188,8 @@ class _Ingest:
             path = fetch(row["uri"], Path(folder))
             require_file(path)
             source_id = _digest(path)
+            if find_tombstone(self.store.ledger, source_id) is not None:
+                raise MediaError(row["name"], "FORGOTTEN", f"taken down: sha256 {source_id}")
             twins = [uri for uri, digest in seen.items() if digest == source_id]
             seen[row["uri"]] = source_id
             if twins:

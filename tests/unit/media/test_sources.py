@@ -67,6 +67,14 @@ def test_labels_folders_and_sidecars(tmp_path):
     assert {key: row[key] for key in wanted} == wanted
 
 
+@pytest.mark.parametrize("header", ["licence,origin", "license,source"])
+def test_licence_and_origin_in_either_spelling(tmp_path, header):
+    (tmp_path / "a.mp4").write_bytes(MP4)
+    (tmp_path / "labels.csv").write_text(f"file,{header}\na.mp4,CC0,an archive\n")
+    row = rows(tmp_path)["a.mp4"]
+    assert (row["licence"], row["origin"]) == ("CC0", "an archive")
+
+
 def test_etag_follows_the_content(tmp_path):
     (tmp_path / "a.mp4").write_bytes(MP4)
     before = rows(tmp_path)["a.mp4"]
