@@ -55,6 +55,15 @@ def test_a_semantic_value_reruns_only_what_is_below_and_explain_names_it(first: 
     assert [entry["component"] for entry in below] == ["inputs.samples"]
 
 
+def test_clips_may_stay_in_their_sources(tmp_path: Path):
+    store = (tmp_path / "store").as_uri()
+    run = videoar("run", str(PIPELINE), *sets("stages.clips.keep=references"), store=store)
+    assert run["status"] == "SUCCEEDED"
+    row = videoar("show", run["outputs"]["good"], store=store)["first_rows"][0]
+    assert row["video_key"] is None
+    assert len(row["frame_times_us"]) == row["num_frames"]
+
+
 def test_lineage_ends_at_source_videos(first: dict):
     sample = videoar("show", first["outputs"]["samples"], store=first["store"])["first_rows"][0]
     graph = videoar("lineage", sample["sample_id"], store=first["store"])

@@ -2,7 +2,8 @@
 
     null     ffmpeg -threads 1 -f null -: the decoder alone, the physical limit of one core
     3-pass   the same results from three passes of ffmpeg: cuts; grey and scores; RGB and hashes
-    stage    ours, and beyond: hash of the file, killable child, clips encoded and stored
+    stage    ours, and beyond: hash of the file, killable child, references into the source
+    clips    the same, with clips encoded and stored instead of references
 
 CPU time, not wall time; what a process costs to start is measured and taken off.
 """
@@ -11,6 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +31,7 @@ from videoar.storage.store import open_store
 _SIZES_PX = ((426, 240), (854, 480), (1280, 720))
 _NUM_SHOTS = 22  # about 75 seconds
 _PLAN = ScanPlan(rate_fps=8.0, size_px=128)
+_CONTESTANTS = ("ours", "null", "3-pass", "stage", "clips")
 _FFMPEG = ("ffmpeg", "-nostdin", "-v", "error", "-threads", "1")
 
 
@@ -41,7 +44,7 @@ def run(videos: Path | None, rounds: int) -> BenchResult:
     with tempfile.TemporaryDirectory(prefix="videoar-bench-") as folder:
         cases = _given(videos) if videos else _drawn(Path(folder))
         start_s = min(cpu_seconds(_start_ffmpeg) for _ in range(5))
-        figures: dict[str, list[float]] = {"ours": [], "null": [], "3-pass": [], "stage": []}
+        figures: dict[str, list[float]] = {name: [] for name in _CONTESTANTS}
         by_case: dict[str, dict[str, float]] = {}
         for turn in range(rounds):
             frames, spent = 0.0, dict.fromkeys(figures, 0.0)
@@ -53,7 +56,7 @@ def run(videos: Path | None, rounds: int) -> BenchResult:
             for name, seconds in spent.items():
                 figures[name].append(frames / seconds)
     table = {
-        case: {f"eta_{k}": round(best["null"] / best[k], 3) for k in ("ours", "stage")}
+        case: {f"eta_{k}": round(best["null"] / best[k], 3) for k in ("ours", "stage", "clips")}
         | {"x_3-pass": round(best["3-pass"] / best["ours"], 2)}
         for case, best in by_case.items()
     }
@@ -101,7 +104,8 @@ def _once(paths: list[Path], start_s: float, turn: int) -> dict[str, float]:
         "ours": ours,
         "null": lambda: _each(_null, paths),
         "3-pass": lambda: _each(_three_passes, paths),
-        "stage": lambda: _stage(paths),
+        "stage": lambda: _stage(paths, "references"),
+        "clips": lambda: _stage(paths, "clips"),
     }
     passes = {"null": 1, "3-pass": 3}
     spent = {
@@ -126,11 +130,11 @@ def _scan(path: Path) -> int:
     return facts.decoded_frames if isinstance(facts, SourceFacts) else 0
 
 
-def _stage(paths: list[Path]) -> None:
+def _stage(paths: list[Path], keep: Literal["clips", "references"]) -> None:
     """Run the stage as a worker does, into a store of its own."""
     with tempfile.TemporaryDirectory(prefix="videoar-bench-store-") as folder:
         config = IngestConfig(
-            rate_fps=_PLAN.rate_fps, size_px=_PLAN.size_px, max_clips_per_source=64
+            keep=keep, rate_fps=_PLAN.rate_fps, size_px=_PLAN.size_px, max_clips_per_source=64
         )
         mapper = IngestStage(config).open({}, open_store(Path(folder).as_uri()))
         for parent in sorted({path.parent for path in paths}):

@@ -67,10 +67,13 @@ class Scanner:
             MediaError: the source is unusable, or its decoder hung (`TIMEOUT`), died (`CRASH`) or
                 outgrew its memory (`MEM`).
         """
+        yield from self.run(path, self.plan.model_copy(update={"part": part, "parts": parts}))
+
+    def run(self, path: Path, plan: ScanPlan) -> Iterator[Excerpt | SourceFacts]:
+        """Yield what `videoar.media.scan.scan` yields under another plan; raises as `scan`."""
         if self._child is None or self._child.num_served >= _RECYCLE_AFTER:
             self.close()
             self._child = _Child(self.limits)
-        plan = self.plan.model_copy(update={"part": part, "parts": parts})
         is_done = False
         try:
             yield from self._child.serve(path, plan)

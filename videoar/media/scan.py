@@ -50,6 +50,10 @@ class ScanPlan(Frozen):
     part: int = 0
     parts: int = 1
     """A long source is read in parts of equal duration, each one by itself."""
+    take_us: tuple[int, ...] = ()
+    """Take the frames that are shown at these times instead of looking for clips."""
+    start_pts: int | None = None
+    """Time stamp from which on times count; with `take_us`."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class SourceFacts:
     src_rate_fps: float
     is_vfr: bool
     rotation_deg: int
+    start_pts: int
     expected_frames: int | None
     decoded_frames: int
 
@@ -128,7 +133,7 @@ class _Reading:
         self.stream = container.streams.video[0]
         self.codec = self.stream.codec_context
         self._refuse()
-        self.start: int | None = None
+        self.start = plan.start_pts
         self.tick_us = float((self.stream.time_base or 0) * 1_000_000)  # fractions are slow
         self.stream.thread_type = "NONE"
         self.codec.thread_count = 1
@@ -140,6 +145,9 @@ class _Reading:
         self.painter = Painter(plan.size_px, self._aspect())
 
     def excerpts(self) -> Iterator[Excerpt | SourceFacts]:
+        if self.plan.take_us:
+            yield Excerpt(np.stack(self._taken()), {})
+            return
         frames = self.frames()
         ticks = self.ticks(frames) if self.plan.rate_fps is None else self._grid(frames)
         found = spans(shots(ticks, find=self.plan.find_shots), self.plan.num_frames)
@@ -184,6 +192,28 @@ class _Reading:
             target = self.start + int(begin / (self.tick_us or 1))
             self.container.seek(target, stream=self.stream, backward=True)
         return (begin, end) if part < parts - 1 else (begin, math.inf)
+
+    def _taken(self) -> list[np.ndarray]:
+        """Find known frames again: after a seek, or from the beginning if that leads astray."""
+        wanted = self.plan.take_us
+        target = (self.start or 0) + int(wanted[0] / (self.tick_us or 1))
+        found: dict[int, np.ndarray] = {}
+        for place in (target, None):
+            if place is not None:
+                self.container.seek(place, stream=self.stream, backward=True)
+            else:
+                self.container.seek(0)
+            self.last_us = -1
+            found.clear()
+            for frame, _ in self.frames():
+                if self.last_us in wanted:
+                    found[self.last_us] = self.painter.picture(frame)
+                if self.last_us >= wanted[-1]:
+                    break
+            if len(found) == len(set(wanted)):
+                return [found[time_us] for time_us in wanted]
+        what = f"only {len(found)} of {len(set(wanted))} frames are where they were"
+        raise MediaError(self.name, "CORRUPT", what)
 
     def _judge(self, count: int) -> None:
         seen = len(self.times_us)
@@ -342,6 +372,7 @@ class _Reading:
             container=self.container.format.name,
             codec=self.codec.codec.canonical_name,
             src_rate_fps=1e6 * len(steps) / float(steps.sum()) if len(steps) else 0.0,
+            start_pts=self.start or 0,
             is_vfr=bool(len(steps) and np.ptp(steps) > _VFR_SPREAD * typical),
             expected_frames=self.stream.frames or None if self.plan.parts == 1 else None,
             decoded_frames=len(self.times_us),
@@ -355,6 +386,7 @@ class _Reading:
             "span_start_us": span.first.time_us,
             "span_end_us": span.last.time_us,
             "frame_index_start": span.first.index,
+            "frame_times_us": span.times_us,
             "num_frames": len(frames),
             "decode_errors": span.errors,
             "cut_in": span.start.kind,

@@ -49,6 +49,8 @@ class Span:
     first: Tick
     last: Tick
     images: list[np.ndarray] = field(default_factory=list)
+    times_us: list[int] = field(default_factory=list)
+    """When the frame of each image is shown."""
     greys: list[np.ndarray] = field(default_factory=list)
     errors: int = 0
 
@@ -168,6 +170,7 @@ def spans(ticks: Iterable[tuple[Tick, Start | None]], num_frames: int) -> Iterat
                 span = Span(begins, tick, tick)
                 span.see(tick)
             span.images.append(picture)
+            span.times_us.append(tick.time_us)
             if len(span.images) == num_frames:
                 yield span
                 span = None

@@ -6,6 +6,7 @@ that any name (newlines, bytes that are no UTF-8) is valid text and can be opene
 """
 
 import csv
+import hashlib
 import io
 import logging
 import os
@@ -100,6 +101,19 @@ def fetch(uri: str, into: Path) -> Path:
             raise
         raise MediaError(uri, "IO_PERMANENT", error.what) from error
     return path
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes: the identity of a source.
+
+    Raises:
+        MediaError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise MediaError(path.name, "IO_PERMANENT", error.strerror or str(error)) from error
 
 
 def _folder(url: str) -> Path:

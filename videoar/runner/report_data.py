@@ -180,7 +180,8 @@ def _clips_by_caption(clips: Iterable[Snapshot]) -> dict[str, str]:
     for snapshot in clips:
         for table in snapshot.remaining(columns=["caption", "video_key"]):
             for row in table.to_pylist():
-                found[row["caption"]] = row["video_key"]
+                if row["video_key"]:  # a reference has no video to show
+                    found[row["caption"]] = row["video_key"]
     return found
 
 

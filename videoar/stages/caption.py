@@ -70,7 +70,10 @@ class CaptionStage(MapStage[CaptionConfig]):
 
 class _Mapper:
     def __init__(self, captioner: "Captioner", config: CaptionConfig, store: Store) -> None:
-        self._captioner, self._config, self._store = captioner, config, store
+        from videoar.media.clips import ClipReader
+
+        self._captioner, self._config = captioner, config
+        self._read = ClipReader(store.objects)
 
     def __call__(self, batch: pa.Table) -> Output:
         rows = batch.to_pylist()
@@ -83,11 +86,9 @@ class _Mapper:
 
     def _fill(self, rows: list[Row]) -> Counter[str]:
         """Write captions into rows; a row about which the model says nothing stays as it is."""
-        from videoar.media.decode import decode_clip
         from videoar.model.pretrained import pick_stills
 
-        videos = (self._store.objects.get(row["video_key"]) for row in rows)
-        stills = [pick_stills(decode_clip(video), self._config.num_frames) for video in videos]
+        stills = [pick_stills(self._read(row), self._config.num_frames) for row in rows]
         counts: Counter[str] = Counter()
         for row, text in zip(rows, self._captioner(stills), strict=True):
             counts["captions_made" if text else "captions_empty"] += 1

@@ -62,17 +62,18 @@ class _Mapper:
     def __init__(
         self, encoder: "ImageEncoder", digest: str, config: EmbedConfig, store: Store
     ) -> None:
-        self._encoder, self._digest, self._config, self._store = encoder, digest, config, store
+        from videoar.media.clips import ClipReader
+
+        self._encoder, self._digest, self._config = encoder, digest, config
+        self._read = ClipReader(store.objects)
 
     def __call__(self, batch: pa.Table) -> Output:
-        from videoar.media.decode import decode_clip
         from videoar.model.pretrained import pick_stills
 
         rows = batch.to_pylist()
         for start in range(0, len(rows), self._config.batch_clips):
             group = rows[start : start + self._config.batch_clips]
-            videos = (self._store.objects.get(row["video_key"]) for row in group)
-            stills = [pick_stills(decode_clip(video), self._config.num_frames) for video in videos]
+            stills = [pick_stills(self._read(row), self._config.num_frames) for row in group]
             for row, vector in zip(group, self._encoder(stills), strict=True):
                 row |= {"embedding": vector.tolist(), "embedding_model": self._digest}
         return Output(pa.Table.from_pylist(rows, load_contract("clips@1").arrow_schema))

@@ -6,14 +6,13 @@ shard and leaves all others as they were. Rows hold a reference; the clip's MP4 
 store, named by its content.
 """
 
-import hashlib
 import itertools
 import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field, field_validator
@@ -63,6 +62,9 @@ class IngestConfig(StageConfig):
     long film keeps many workers busy. Shots end where parts do; counts of sources count parts."""
     max_pixels: int = Field(default=9_437_184, ge=1)
     """Larger pictures are refused (`TOO_LARGE_DIM`)."""
+    keep: Literal["clips", "references"] = "clips"
+    """What is stored of a clip: a small MP4, or only where its frames are in the source. With
+    references nothing is encoded, and the sources must stay where they are."""
     crf: int = Field(default=12, ge=0, le=51)
     """Quality of the stored clips (x264); smaller is better."""
     val_fraction: float = Field(default=0.15, ge=0, lt=1)
@@ -182,12 +184,12 @@ class _Ingest:
     def _ingest(self, row: Row, seen: dict[str, str]) -> list[Row]:
         """Turn one source into rows; `seen` maps addresses to content for the whole shard."""
         from videoar.media.probe import require_file
-        from videoar.media.sources import fetch
+        from videoar.media.sources import fetch, file_sha256
 
         with tempfile.TemporaryDirectory(prefix="videoar-source-") as folder:
             path = fetch(row["uri"], Path(folder))
             require_file(path)
-            source_id = _digest(path)
+            source_id = file_sha256(path)
             if find_tombstone(self.store.ledger, source_id) is not None:
                 raise MediaError(row["name"], "FORGOTTEN", f"taken down: sha256 {source_id}")
             twins = [uri for uri, digest in seen.items() if digest == source_id]
@@ -219,6 +221,10 @@ class _Ingest:
         """Put excerpts into the store as MP4; yield what their rows say of the span."""
         from videoar.media.transcode import encode_clips
 
+        if self.config.keep == "references":
+            for excerpt in excerpts:
+                yield {**excerpt.facts, "rate_fps": self._rate_fps(excerpt)}
+            return
         for rate_fps, group in itertools.groupby(excerpts, key=self._rate_fps):
             facts, frames = zip(*((e.facts, e.frames_THWC) for e in group), strict=True)
             videos = encode_clips(frames, rate_fps, self.config.crf)
@@ -286,11 +292,3 @@ def _account(batch: pa.Table, kept: set[str], rejects: list[Row]) -> None:
 def _table(rows: list[Row], contract: str) -> pa.Table:
     schema = load_contract(contract).arrow_schema
     return pa.Table.from_pylist(rows, schema)
-
-
-def _digest(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise MediaError(path.name, "IO_PERMANENT", error.strerror or str(error)) from error

@@ -1,6 +1,7 @@
 """Score generated clips against real ones: one row per metric, each with its protocol lock."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from videoar.evaluation.measure import Clip
+    from videoar.media.clips import ClipReader
 
 Row = dict[str, Any]
 
@@ -60,7 +62,9 @@ class ScoreStage(ReduceStage[ScoreConfig]):
     def reduce(self, inputs: Inputs, store: Store) -> Iterator[Output]:
         """Yield one table with a row per metric."""
         from videoar.evaluation import measure
+        from videoar.media.clips import ClipReader
 
+        read = ClipReader(store.objects)
         samples = sorted(inputs["samples"].table().to_pylist(), key=lambda row: row["sample_id"])
         if not samples:
             raise ContractError("score", "the snapshot of samples is empty")
@@ -70,17 +74,22 @@ class ScoreStage(ReduceStage[ScoreConfig]):
         lock = _sample_lock(samples)
         streamed = measure.SampleScores()
         for row in samples:
-            streamed.add(_clip(store, row))
+            streamed.add(_clip(read, row))
         rows = [
             *streamed.rows("rendered", lock, self.config.seed),
-            *self._distances(store, samples, inside, outside, lock),
-            *self._reconstructions(store, inputs.get("tokenizer"), inside),
+            *self._distances(read, samples, inside, outside, lock),
+            *self._reconstructions(store, read, inputs.get("tokenizer"), inside),
             *measure.vbench_rows(lock),
         ]
         yield Output(pa.Table.from_pylist(rows), metrics=_metrics(rows))
 
     def _distances(
-        self, store: Store, samples: list[Row], inside: list[Row], outside: list[Row], lock: Row
+        self,
+        read: "ClipReader",
+        samples: list[Row],
+        inside: list[Row],
+        outside: list[Row],
+        lock: Row,
     ) -> list[Row]:
         """Return the Frechet rows at equal N; the floor is taken from real clips not used yet."""
         from videoar.evaluation import i3d, measure
@@ -89,7 +98,7 @@ class ScoreStage(ReduceStage[ScoreConfig]):
         sets = (samples[:num], inside[:num], [*inside[num:], *outside][:num])
         lock = {
             **lock,
-            "reference": digest_json([row["video_sha256"] for row in inside[:num]]),
+            "reference": _identity(inside[:num]),
             "device": i3d.device(),
         }
         problem = measure.why_no_distance([[row["num_frames"] for row in rows] for rows in sets])
@@ -108,49 +117,59 @@ class ScoreStage(ReduceStage[ScoreConfig]):
                 found.append(not_evaluated(metric, reason, lock=lock, higher_is_better=False))
                 continue
             features = [
-                measure.features_ND(network, (_clip(store, row) for row in rows)) for rows in sets
+                measure.features_ND(network, (_clip(read, row) for row in rows)) for rows in sets
             ]
             full = {**lock, "network": network.digest()}
             found += measure.distance_rows(metric, *features, lock=full, seed=self.config.seed)
         return found
 
     def _reconstructions(
-        self, store: Store, tokenizer: Snapshot | None, inside: list[Row]
+        self, store: Store, read: "ClipReader", tokenizer: Snapshot | None, inside: list[Row]
     ) -> list[Row]:
         """Return the scores of round trips through the tokenizer."""
         from videoar.evaluation import measure
-        from videoar.media.transcode import encode_clips
 
         chosen = inside[: self.config.num_reconstructions]
-        lock = {"reference": digest_json([row["video_sha256"] for row in chosen])}
+        lock = {"reference": _identity(chosen)}
         if tokenizer is None or not chosen:
             missing = "tokenizer" if tokenizer is None else f"{self.config.reference_split} clips"
             return measure.reconstruction_absent(f"no {missing} given", lock)
         round_trip = _round_trip(tokenizer, store)
         scores = measure.ReconstructionScores()
         for i, row in enumerate(chosen):
-            real = _clip(store, row)
+            real = _clip(read, row)
             frames_THWC = round_trip(real.frames)
             scores.add(real, frames_THWC)
             if i < self.config.num_examples:
-                (video,) = encode_clips([frames_THWC], real.rate_fps, crf=12)
-                key = store.put_object(video, ".mp4").key
-                scores.add_example(real.id, row["video_key"], key)
+                key = _stored(store, replace(real, frames=frames_THWC))
+                scores.add_example(real.id, row["video_key"] or _stored(store, real), key)
         return scores.rows(lock, self.config.seed)
 
 
-def _clip(store: Store, row: Row) -> "Clip":
-    """Decode the video of a row of `samples@1` or `clips@1`."""
+def _clip(read: "ClipReader", row: Row) -> "Clip":
+    """Read the video of a row of `samples@1` or `clips@1`."""
     from videoar.evaluation.measure import Clip
-    from videoar.media.decode import decode_clip
 
     is_sample = "sample_id" in row
     return Clip(
         id=row["sample_id" if is_sample else "clip_id"],
-        frames=decode_clip(store.objects.get(row["video_key"])),
+        frames=read(row),
         rate_fps=row["rate_fps"],
         text=row["prompt" if is_sample else "caption"] or "",
     )
+
+
+def _identity(clips: list[Row]) -> str:
+    """Digest what these clips show: the stored videos, or the ids of references."""
+    return digest_json([row["video_sha256"] or row["clip_id"] for row in clips])
+
+
+def _stored(store: Store, clip: "Clip") -> str:
+    """Keep the video of a clip that was a reference; return its key."""
+    from videoar.media.transcode import encode_clips
+
+    (video,) = encode_clips([clip.frames], clip.rate_fps, crf=12)
+    return store.put_object(video, ".mp4").key
 
 
 def _sample_lock(samples: list[Row]) -> Row:

@@ -60,7 +60,10 @@ class TokenizeStage(MapStage[TokenizeConfig]):
 
 class _Tokenizer:
     def __init__(self, net: "VideoTokenizer", digest: str, store: Store, batch_clips: int) -> None:
-        self._net, self._store, self._batch_clips = net, store, batch_clips
+        from videoar.media.clips import ClipReader
+
+        self._net, self._batch_clips = net, batch_clips
+        self._read = ClipReader(store.objects)
         self._facts = {
             "tokenizer_digest": digest,
             "scales": json.dumps(net.cfg.scales),
@@ -78,11 +81,9 @@ class _Tokenizer:
     def _decoded(self, rows: list[Row]) -> Iterator[tuple["np.ndarray", list[Row]]]:
         import numpy as np
 
-        from videoar.media.decode import decode_clip
-
         for start in range(0, len(rows), self._batch_clips):
             group = rows[start : start + self._batch_clips]
-            clips = [decode_clip(self._store.objects.get(row["video_key"])) for row in group]
+            clips = [self._read(row) for row in group]
             if len({clip.shape for clip in clips}) > 1:
                 what = f"clips of {sorted({clip.shape for clip in clips})}"
                 raise ContractError("tokenize", what, "give all clips one size and length")

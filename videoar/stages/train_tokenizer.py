@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from videoar.model.tokenizer_losses import FeatureNet
     from videoar.training.train_tokenizer import TokenizerTrainer
 
+Row = dict[str, Any]
 _VALIDATION_CLIPS = 16  # chosen: a mean PSNR good to about 0.3 dB, for a second of work
 
 
@@ -103,12 +104,14 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
         return None if rank.index else _publish(trainer, val, store)
 
     def _clips(self, clips: Snapshot, store: Store) -> tuple["StoredClips", "StoredClips"]:
-        table = clips.table(["clip_id", "video_key", "split", "height_px", "width_px"])
+        from videoar.media.clips import COLUMNS
+
+        table = clips.table(["clip_id", "split", "height_px", *COLUMNS])
         sizes = set(zip(*table.select(["height_px", "width_px"]).to_pydict().values(), strict=True))
         if sizes - {self.config.shape.size_px}:
             what = f"clips of {sorted(sizes)} px, tokenizer for {self.config.shape.size_px}"
             raise ConfigError("train_tokenizer.tokenizer", what, "change size_px or scales")
-        train, val = (_keys(table, split) for split in ("train", "val"))
+        train, val = (_rows(table, split) for split in ("train", "val"))
         if not train:
             raise GateError("train_tokenizer", "no clips of the train split came in")
         cached = self.config.cached_clips
@@ -119,29 +122,29 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
 
 
 class StoredClips:
-    """Clips in the store by number: decoded when asked for, the first ones then kept.
+    """Clips by number: decoded when asked for, the first ones then kept.
 
     Args:
-        store: where the clips' MP4 objects are.
-        keys: of these objects.
+        store: where the clips are.
+        rows: of these clips.
         num_cached: how many to keep decoded.
     """
 
-    def __init__(self, store: Store, keys: Sequence[str], num_cached: int) -> None:
-        self._store, self._keys, self._num_cached = store, keys, num_cached
+    def __init__(self, store: Store, rows: Sequence[Row], num_cached: int) -> None:
+        from videoar.media.clips import ClipReader
+
+        self._read, self._rows, self._num_cached = ClipReader(store.objects), rows, num_cached
         self._cache: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         """Return the number of clips."""
-        return len(self._keys)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> "np.ndarray":
         """Return frames_THWC of one clip, uint8."""
-        from videoar.media.decode import decode_clip
-
         if index in self._cache:
             return self._cache[index]
-        frames_THWC = decode_clip(self._store.objects.get(self._keys[index]))
+        frames_THWC = self._read(self._rows[index])
         if len(self._cache) < self._num_cached:
             self._cache[index] = frames_THWC
         return frames_THWC
@@ -165,16 +168,15 @@ def _lpips(path: str) -> "FeatureNet | None":
     return LpipsAlex(load(_read(path)))
 
 
-def _keys(table: pa.Table, split: str) -> list[str]:
-    """Return the video keys of a split, in an order that the snapshot's files do not decide."""
-    rows = table.filter(pc.field("split") == split).sort_by("clip_id")
-    keys: list[str] = rows["video_key"].to_pylist()
-    return keys
+def _rows(table: pa.Table, split: str) -> list[Row]:
+    """Return the clips of a split, in an order that the snapshot's files do not decide."""
+    rows: list[Row] = table.filter(pc.field("split") == split).sort_by("clip_id").to_pylist()
+    return rows
 
 
-def _evenly(keys: Sequence[str], at_most: int) -> list[str]:
-    count = min(len(keys), at_most)
-    return [keys[i * len(keys) // count] for i in range(count)]
+def _evenly(rows: Sequence[Row], at_most: int) -> list[Row]:
+    count = min(len(rows), at_most)
+    return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def _checkpoint(trainer: "TokenizerTrainer", rank: Rank) -> None:

@@ -80,7 +80,7 @@ def test_ingest_is_measured_on_given_files(tmp_path):
     (tmp_path / "no.mp4").write_text("no video")
     found = measure("ingest", tmp_path, 1)
     assert found.ours.median > 0
-    assert set(found.baselines) == {"null", "3-pass", "stage"}
+    assert set(found.baselines) == {"null", "3-pass", "stage", "clips"}
     assert list(found.cases) == [tmp_path.name]
 
 

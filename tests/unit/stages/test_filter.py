@@ -41,6 +41,8 @@ def row(name, **change):
         "height_px": 64,
         "cut_in_score": 0.0,
         "cut_in": "start",
+        "frame_times_us": [0],
+        "start_pts": 0,
         "motion_max": 5.0,
         "phash": [int(source_id[i : i + 15], 16) for i in (0, 15, 30)],
         "split": "train",

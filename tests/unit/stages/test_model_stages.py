@@ -91,6 +91,7 @@ def reference(store):
     rows = [
         {**filler, "clip_id": f"{i:032x}", "source_id": f"{i:064x}", "caption": caption,
          "label": "circle", "rate_fps": 8.0, "rotation_deg": 0, "num_frames": 5, "split": "train",
+         "cut_in": "start",
          "video_sha256": f"{i:064x}"}
         for i, caption in enumerate([*CAPTIONS, CAPTIONS[0]])
     ]  # fmt: skip

@@ -31,7 +31,8 @@ TRAINING = {"steps": 4, "batch_clips": 2, "excerpt_frames": 5, "learning_rate": 
 CLIPS = load_contract("clips@1").arrow_schema
 VALUES = {pa.string(): "x", pa.bool_(): False, pa.list_(pa.int64()): [0, 0, 0]}
 FILLER = {f.name: None if f.nullable else VALUES.get(f.type, 2) for f in CLIPS} | {
-    "rotation_deg": 0
+    "rotation_deg": 0,
+    "cut_in": "start",
 }
 
 
@@ -123,11 +124,11 @@ def test_lpips_weights_count_and_must_be_there(tmp_path):
 
 
 def test_decoded_clips_are_kept_up_to_the_limit(store, clips):
-    keys = clips.table()["video_key"].to_pylist()
-    stored = StoredClips(store, keys, num_cached=1)
+    rows = clips.table().to_pylist()
+    stored = StoredClips(store, rows, num_cached=1)
     assert stored[0] is stored[0]
     assert stored[1] is not stored[1]
-    assert np.array_equal(stored[1], decode_clip(store.objects.get(keys[1])))
+    assert np.array_equal(stored[1], decode_clip(store.objects.get(rows[1]["video_key"])))
 
 
 def test_tokens_hold_what_the_tokenizer_says(store, clips, tmp_path):

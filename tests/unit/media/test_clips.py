@@ -1,0 +1,81 @@
+"""A clip is read the same from the store and from its source, and never from another source."""
+
+import numpy as np
+import pytest
+
+from tests.stage_chain import ingest
+from tests.unit.media.test_scan import shot, write
+from videoar.core.errors import MediaError
+from videoar.media.clips import COLUMNS, ClipReader
+from videoar.media.decode import decode_clip
+from videoar.media.scan import ScanPlan, scan
+from videoar.storage.store import open_store
+
+OPTIONS = {"size_px": 48, "num_frames": 9, "find_shots": False, "max_clips_per_source": 50}
+
+
+@pytest.fixture(params=[None, 8.0], ids=["native", "grid"])
+def rate_fps(request):
+    return request.param
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.mp4", {"crf": 5}),
+        ("a.mkv", {"codec": "libx265", "crf": 10}),
+        ("a.webm", {"codec": "libvpx-vp9", "crf": 20}),
+        ("a.avi", {"codec": "mpeg4", "crf": 3}),
+        ("a.ts", {"crf": 5}),
+        ("a.mov", {"codec": "mjpeg", "crf": 3, "pix_fmt": "yuvj420p"}),
+    ],
+)
+def test_references_give_the_frames_that_were_scanned(tmp_path, name, options, rate_fps):
+    (tmp_path / "in").mkdir()
+    path = write(tmp_path / "in" / name, shot(90), **options)
+    plan = ScanPlan(size_px=48, num_frames=9, find_shots=False, rate_fps=rate_fps)
+    *excerpts, _ = scan(path, plan)
+    store = open_store((tmp_path / "store").as_uri())
+    clips, _ = ingest(store, str(tmp_path / "in"), keep="references", rate_fps=rate_fps, **OPTIONS)
+    assert list(store.objects.list("objects/")) == []
+    rows = sorted(clips.table(list(COLUMNS)).to_pylist(), key=lambda row: row["frame_times_us"])
+    assert len(rows) == len(excerpts) >= 2
+    read = ClipReader(store.objects)
+    for row, excerpt in zip(reversed(rows), reversed(excerpts), strict=True):
+        assert np.array_equal(read(row), excerpt.frames_THWC)
+    read.close()
+
+
+def test_stored_clips_and_references_show_the_same(tmp_path):
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in" / "a.mp4", shot(40))
+    found = {}
+    for keep in ("clips", "references"):
+        store = open_store((tmp_path / keep).as_uri())
+        clips, _ = ingest(store, str(tmp_path / "in"), keep=keep, rate_fps=None, **OPTIONS)
+        read = ClipReader(store.objects)
+        rows = clips.table().to_pylist()
+        found[keep] = [read(row) for row in rows]
+        read.close()
+        if keep == "clips":
+            stored = decode_clip(store.objects.get(rows[0]["video_key"]))
+            assert np.array_equal(found[keep][0], stored)
+        else:
+            assert {row["video_key"] for row in rows} == {None}
+    for stored, referenced in zip(found["clips"], found["references"], strict=True):
+        assert np.abs(stored.astype(int) - referenced).mean() < 8
+
+
+def test_a_source_that_changed_or_went_is_refused(tmp_path):
+    (tmp_path / "in").mkdir()
+    path = write(tmp_path / "in" / "a.mp4", shot(40))
+    store = open_store((tmp_path / "store").as_uri())
+    options = {"keep": "references", "rate_fps": None, **OPTIONS}
+    clips, _ = ingest(store, str(tmp_path / "in"), **options)
+    row = clips.table().to_pylist()[0]
+    write(path, shot(40, seed=1))
+    with pytest.raises(MediaError, match=r"ingest it again"):
+        ClipReader(store.objects)(row)
+    path.unlink()
+    with pytest.raises(MediaError, match="No such file"):
+        ClipReader(store.objects)(row)

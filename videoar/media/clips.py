@@ -1,0 +1,87 @@
+"""Frames of a clip, wherever they are: in the store as a small MP4, or still in their source.
+
+A row with a `video_key` names an object of the store. A row without one is a reference: which
+frames of which source, by presentation time. Those are read again from the source, in the same
+killable child that first read it, and only while the source still has the SHA-256 that it had.
+References keep a corpus from being stored twice; clips read them at the price of a seek.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videoar.core.errors import MediaError
+from videoar.media.decode import decode_clip
+from videoar.media.isolate import Scanner
+from videoar.media.process import Limits
+from videoar.media.scan import ScanPlan
+from videoar.media.sources import fetch, file_sha256
+from videoar.storage.object_store import ObjectStore
+
+COLUMNS = (
+    "video_key",
+    "source_id",
+    "source_uri",
+    "start_pts",
+    "frame_times_us",
+    "width_px",
+)
+"""Columns of `clips@1` that reading takes."""
+_NO_LIMIT = {"max_duration_s": 1e9, "max_pixels": 1 << 40}  # ingest has let it in
+
+
+class ClipReader:
+    """Reads clips one by one; keeps the last source at hand, since its clips come together."""
+
+    def __init__(self, objects: ObjectStore) -> None:
+        self._objects = objects
+        self._scanner: Scanner | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._source: tuple[str, Path] | None = None
+
+    def __call__(self, row: Mapping[str, Any]) -> np.ndarray:
+        """Return frames_THWC, uint8 RGB, of a row of `clips@1` (at least `COLUMNS`).
+
+        Raises:
+            MediaError: the clip or its source is damaged, or the source is another one by now.
+            StorageError: the clip's object is gone.
+        """
+        if row["video_key"] is not None:
+            return decode_clip(self._objects.get(row["video_key"]))
+        if self._scanner is None:
+            self._scanner = Scanner(ScanPlan(), Limits(wall_s=300.0, cpu_s=300))
+        plan = ScanPlan(
+            size_px=row["width_px"],
+            start_pts=row["start_pts"],
+            take_us=tuple(row["frame_times_us"]),
+            **_NO_LIMIT,
+        )
+        (excerpt,) = self._scanner.run(self._path(row["source_uri"], row["source_id"]), plan)
+        return excerpt.frames_THWC  # type: ignore[union-attr] # with `take_us` nothing else comes
+
+    def _path(self, uri: str, source_id: str) -> Path:
+        if self._source is None or self._source[0] != uri:
+            self._forget_source()
+            self._folder = tempfile.TemporaryDirectory(prefix="videoar-source-")
+            path = fetch(uri, Path(self._folder.name))
+            if file_sha256(path) != source_id:
+                what = f"is not the source with SHA-256 {source_id[:12]}... any more"
+                raise MediaError(uri, "IO_PERMANENT", f"{what}: ingest it again")
+            self._source = uri, path
+        return self._source[1]
+
+    def _forget_source(self) -> None:
+        self._source = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def close(self) -> None:
+        """End the child process and give the source back."""
+        self._forget_source()
+        if self._scanner is not None:
+            self._scanner.close()
+            self._scanner = None
