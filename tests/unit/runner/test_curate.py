@@ -1,0 +1,74 @@
+"""Curation as a user runs it: one decode, then any number of policies; gates that leave a page."""
+
+from pathlib import Path
+
+import av
+import pytest
+
+from tests.unit.stages.test_filter import clips_of, row
+from videoar.core.errors import GateError
+from videoar.engine.inline import InlineEngine
+from videoar.pipeline.spec import load_pipeline, parse_pipeline
+from videoar.pipeline.work import check_key
+from videoar.runner.execute import Execution
+from videoar.runner.runs import load_run
+from videoar.storage.store import open_store
+
+PIPELINE = Path(__file__).parents[3] / "pipelines" / "curate.yaml"
+pytestmark = pytest.mark.slow
+
+
+def curate(store, *sets):
+    videos = "inputs.videos=rendered://shapes?num_videos=16&seed=0"
+    spec = load_pipeline(PIPELINE, (videos, "stages.clips.size_px=32", *sets))
+    return Execution(spec, store, InlineEngine()).run()
+
+
+def test_another_policy_decodes_no_frame(tmp_path, monkeypatch):
+    store = open_store((tmp_path / "store").as_uri())
+    first = curate(store)
+    assert first.status == "SUCCEEDED"
+    policy = tmp_path / "my.yaml"
+    policy.write_text("max_source_fps: 25\nmin_motion: p10\n")
+
+    def refuse(*_, **__):
+        raise AssertionError("a frame was asked for")
+
+    monkeypatch.setattr(av, "open", refuse)
+    second = curate(store, f"stages.good.policy={policy}")
+    states = {stage.name: stage.status for stage in second.stages}
+    assert states == {"clips": "CACHED", "profile": "CACHED", "good": "SUCCEEDED"}
+    assert "config.policy.min_motion" in second.stage("good").reason
+    assert second.outputs["good"] != first.outputs["good"]
+
+
+def run_filter(store, clips, **options):
+    stage = {"stage": "filter", "from": {"clips": "clips"}, "policy": "permissive", **options}
+    inputs = {"clips": f"snapshot://{clips.id}"}
+    spec = parse_pipeline({"pipeline": "p", "inputs": inputs, "stages": {"good": stage}}, "t")
+    execution = Execution(spec, store, InlineEngine())
+    try:
+        return execution.run()
+    except GateError as error:
+        return load_run(store, execution.run_id), error
+
+
+def test_the_page_of_a_check_is_kept_for_good_and_for_bad(tmp_path):
+    store = open_store(tmp_path.as_uri())
+    clips = clips_of(store, [row("a"), row("still", motion_mean=0.0)])
+    passed = run_filter(store, clips).stage("good")
+    found = store.ledger.read(check_key("good", passed.fingerprint))
+    assert found["success"]
+    assert b"expect" in store.objects.get(found["page"]).lower()
+
+    run, error = run_filter(store, clips, min_keep_fraction=1)
+    failed = run.stage("good")
+    assert (run.status, failed.status, failed.snapshot) == ("GATE_BLOCKED", "GATE_BLOCKED", None)
+    found = store.ledger.read(check_key("good", failed.fingerprint))
+    assert not found["success"]
+    assert str(error).endswith(f"{store.url}/{found['page']})")
+    assert [e["name"] for e in found["expectations"] if not e["passed"]] == [
+        "expect_table_row_count_to_be_between"
+    ]
+    assert store.objects.exists(found["page"])
+    assert [s.id for s in store.snapshots() if s.dataset == "good"] == [passed.snapshot]
