@@ -43,13 +43,13 @@ class ProfileStage(ReduceStage[ProfileConfig]):
         if not clips.files:
             raise GateError(self.name, "no clips came in", "see the rejects of ingest")
         rows = [
-            describe(column, partial(_values, clips, column), len(clips.files)).model_dump()
+            describe(column, partial(column_values, clips, column), len(clips.files)).model_dump()
             for column in profiled()
         ]
         yield Output(pa.Table.from_pylist(rows, load_contract(self.produces).arrow_schema))
 
 
-def _values(clips: Snapshot, column: str, index: int) -> np.ndarray:
+def column_values(clips: Snapshot, column: str, index: int) -> np.ndarray:
     """Read one column of one file as float64, NaN for null."""
     table = clips.read_file(clips.files[index], [column])
     values: np.ndarray = table[column].cast(pa.float64()).to_numpy()

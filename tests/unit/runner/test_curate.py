@@ -8,9 +8,11 @@ import pytest
 from tests.unit.stages.test_filter import clips_of, row
 from videoar.core.errors import GateError
 from videoar.engine.inline import InlineEngine
+from videoar.evaluation.report import render
 from videoar.pipeline.spec import load_pipeline, parse_pipeline
 from videoar.pipeline.work import check_key
 from videoar.runner.execute import Execution
+from videoar.runner.report_data import collect
 from videoar.runner.runs import load_run
 from videoar.storage.store import open_store
 
@@ -40,6 +42,37 @@ def test_another_policy_decodes_no_frame(tmp_path, monkeypatch):
     assert states == {"clips": "CACHED", "profile": "CACHED", "good": "SUCCEEDED"}
     assert "config.policy.min_motion" in second.stage("good").reason
     assert second.outputs["good"] != first.outputs["good"]
+
+
+def test_the_report_shows_what_curation_did(tmp_path):
+    store = open_store((tmp_path / "store").as_uri())
+    run = curate(store, "stages.good.override={min_short_side_px: 80, max_source_fps: 26}")
+    data = collect(store, run)
+    drawn = {found.score: [text for _, text in found.bounds] for found in data.histograms}
+    assert drawn["src_rate_fps"] == ["max 26", "min 12"]
+    assert drawn["motion_mean"][0].startswith("min 0.")
+    kept, *refused = data.sheets
+    assert (kept.title, kept.count) == ("kept", run.stage("good").rows.out)
+    assert len(kept.pictures) == min(8, kept.count)
+    assert all(
+        picture.startswith(b"\xff\xd8") for sheet in data.sheets for picture in sheet.pictures
+    )
+    assert dict(data.funnel[-1].reasons) == {sheet.title: sheet.count for sheet in refused}
+    (check,) = data.checks
+    assert (check.stage, check.success) == ("good", True)
+    assert (tmp_path / "store" / "runs" / run.run_id / check.page).is_file()
+
+    clip = store.snapshot(run.outputs["good"]).table().slice(0, 1).to_pylist()[0]
+    copy = {**clip, "clip_id": "d" * 32, "source_id": "e" * 64, "src_width_px": 1}
+    again = run_filter(store, clips_of(store, [clip], [copy]), override={"min_short_side_px": 0})
+    (pair,) = collect(store, again).repeats
+    assert (pair.reason, pair.clip_id) == ("DUPLICATE_NEAR", "d" * 32)
+    assert (pair.kept_id, pair.picture) == (clip["clip_id"], pair.kept_picture)
+
+    store.objects.delete(clip["video_key"])
+    left = collect(store, again)
+    assert (left.repeats, left.sheets[0].pictures) == ((), ())
+    assert "no picture of them is left" in render(left)
 
 
 def run_filter(store, clips, **options):
