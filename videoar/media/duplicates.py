@@ -36,6 +36,7 @@ HAMMING = 6
 _BANDS = np.arange(0, 64, 16, dtype=np.uint64)
 _SAME_START_US = 250_000
 _ROUNDING = 1e-3  # more than float32 products of unit vectors lose
+_SLAB = 1024  # chosen: rows of one product; 128 MB against 32,000 others
 _KEYS = np.dtype([
     ("key", np.uint64),
     ("row", np.int64),
@@ -85,19 +86,18 @@ def _with_key(clips: np.ndarray, key: np.ndarray) -> np.ndarray:
 def links(bucket: np.ndarray) -> np.ndarray:
     """Return the pairs of one bucket of `keys` that are the same clip or near, as rows [N, 2].
 
-    Memory is linear in the clips of a key that start together, time in their pairs.
+    Memory is linear in the rows, time in the pairs of a key that start together.
     """
     found = [np.empty((0, 2), np.int64)]
     rows = bucket[np.lexsort((bucket["start_us"], bucket["key"]))]
-    for step in range(1, len(rows)):
-        first, second = rows[:-step], rows[step:]
+    open_rows, step = np.arange(len(rows)), 1
+    while len(open_rows := open_rows[open_rows + step < len(rows)]):
+        first, second = rows[open_rows], rows[open_rows + step]
         together = first["key"] == second["key"]
         together &= second["start_us"] - first["start_us"] <= _SAME_START_US
-        if not together.any():
-            break
-        first, second = first[together], second[together]
-        linked = (first["clip"] == second["clip"]) | _near(first, second)
+        linked = together & ((first["clip"] == second["clip"]) | _near(first, second))
         found.append(np.stack([first["row"][linked], second["row"][linked]], axis=1))
+        open_rows, step = open_rows[together], step + 1
     pairs: np.ndarray = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
     return pairs
 
@@ -121,14 +121,18 @@ def close(
         cosine: least cosine.
     """
     (rows_a, vectors_a), (rows_b, vectors_b) = first, second
-    if not len(rows_a) or not len(rows_b):
-        return np.empty((0, 2), np.int64)
-    rough = _unit(vectors_a).astype(np.float32) @ _unit(vectors_b).astype(np.float32).T
-    a, b = np.nonzero(rough >= cosine - _ROUNDING)
-    exact = (_unit(vectors_a[a]) * _unit(vectors_b[b])).sum(axis=1)
-    pairs = np.sort(np.stack([rows_a[a], rows_b[b]], axis=1), axis=1)
-    found: np.ndarray = pairs[(exact >= cosine) & (pairs[:, 0] < pairs[:, 1])]
-    return found
+    found = [np.empty((0, 2), np.int64)]
+    if not len(rows_b):
+        return found[0]
+    unit_b = _unit(vectors_b)
+    across = unit_b.astype(np.float32).T
+    for start in range(0, len(rows_a), _SLAB):
+        unit_a = _unit(vectors_a[start : start + _SLAB])
+        a, b = np.nonzero(unit_a.astype(np.float32) @ across >= cosine - _ROUNDING)
+        exact = (unit_a[a] * unit_b[b]).sum(axis=1)
+        pairs = np.sort(np.stack([rows_a[start + a], rows_b[b]], axis=1), axis=1)
+        found.append(pairs[(exact >= cosine) & (pairs[:, 0] < pairs[:, 1])])
+    return np.concatenate(found)
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

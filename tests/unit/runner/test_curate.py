@@ -5,6 +5,7 @@ from pathlib import Path
 import av
 import pytest
 
+from tests.stage_chain import describe
 from tests.unit.stages.test_filter import clips_of, row
 from videoar.core.errors import GateError
 from videoar.engine.inline import InlineEngine
@@ -75,15 +76,30 @@ def test_the_report_shows_what_curation_did(tmp_path):
     assert "no picture of them is left" in render(left)
 
 
-def run_filter(store, clips, **options):
-    stage = {"stage": "filter", "from": {"clips": "clips"}, "policy": "permissive", **options}
-    inputs = {"clips": f"snapshot://{clips.id}"}
+def run_filter(store, clips, profile=None, **options):
+    given = {"clips": clips} | ({"profile": profile} if profile else {})
+    ports = {port: port for port in given}
+    stage = {"stage": "filter", "from": ports, "policy": "permissive", **options}
+    inputs = {port: f"snapshot://{snapshot.id}" for port, snapshot in given.items()}
     spec = parse_pipeline({"pipeline": "p", "inputs": inputs, "stages": {"good": stage}}, "t")
     execution = Execution(spec, store, InlineEngine())
     try:
         return execution.run()
     except GateError as error:
         return load_run(store, execution.run_id), error
+
+
+def test_a_profile_is_frozen_by_naming_its_snapshot_as_an_input(tmp_path):
+    store = open_store(tmp_path.as_uri())
+    old = [row(f"old{i}", motion_mean=1.0 + i) for i in range(20)]
+    frozen = describe(store, clips_of(store, old))
+    grown = clips_of(store, old, [row(f"calm{i}", motion_mean=0.1) for i in range(20)])
+    run = run_filter(store, grown, frozen, policy={"min_motion": "p10"})
+    metrics = store.snapshot(run.outputs["good"]).commit.metrics
+    assert metrics["bound/min_motion"] == pytest.approx(2.9)  # of old alone
+    assert metrics["reject/LOW_MOTION"] == 2 + 20
+    (histogram,) = collect(store, run).histograms
+    assert (sum(histogram.counts), histogram.score) == (40, "motion_mean")  # of all that came in
 
 
 def test_the_page_of_a_check_is_kept_for_good_and_for_bad(tmp_path):
