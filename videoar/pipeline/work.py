@@ -204,13 +204,16 @@ def run_reduce(task: Task) -> WorkRecord:
 
 def _settle_check(task: Task, store: Store, report: CheckReport) -> None:
     """Keep what a check found, for good and for bad, then refuse if it was bad."""
-    page = store.put_object(report.html.encode(), ".html")
-    found = {
-        "success": report.success,
-        "page": page.key,
-        "expectations": [expectation.model_dump() for expectation in report.expectations],
-    }
-    kept = store.ledger.create_or_adopt(check_key(task.dataset, task.fingerprint), found)
+    key = check_key(task.dataset, task.fingerprint)
+    kept = store.ledger.read(key)
+    if kept is None:
+        page = store.put_object(report.html.encode(), ".html")
+        found = {
+            "success": report.success,
+            "page": page.key,
+            "expectations": [expectation.model_dump() for expectation in report.expectations],
+        }
+        kept = store.ledger.create_or_adopt(key, found)
     if not report.success:
         hint = f"all expectations: {store.url}/{kept['page']}"
         raise GateError(f"stage {task.dataset}", "; ".join(report.failures), hint)
