@@ -58,7 +58,9 @@ def main() -> None:
     parser.add_argument("--semantic", type=int, default=50_000)
     given = parser.parse_args()
     searches = {
-        f"near, {given.near} clips": lambda: grouped(partial(hashed, given.near), _FILES, links),
+        f"near, {given.near} clips": lambda: grouped(
+            partial(hashed, given.near), _FILES, partial(links, hamming=6)
+        ),
         f"semantic, {given.semantic} clips of width {_WIDTH}": lambda: paired(
             partial(embedded, given.semantic), _FILES, merge, partial(close, cosine=0.98)
         ),

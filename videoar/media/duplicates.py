@@ -32,7 +32,6 @@ COLUMNS = (
     "phash",
 )
 """Columns of `clips@1` that are needed, beside `embedding` for semantic duplicates."""
-HAMMING = 6
 _BANDS = np.arange(0, 64, 16, dtype=np.uint64)
 _SAME_START_US = 250_000
 _ROUNDING = 1e-3  # more than float32 products of unit vectors lose
@@ -83,10 +82,14 @@ def _with_key(clips: np.ndarray, key: np.ndarray) -> np.ndarray:
     return copy
 
 
-def links(bucket: np.ndarray) -> np.ndarray:
+def links(bucket: np.ndarray, hamming: int) -> np.ndarray:
     """Return the pairs of one bucket of `keys` that are the same clip or near, as rows [N, 2].
 
     Memory is linear in the rows, time in the pairs of a key that start together.
+
+    Args:
+        bucket: rows of `keys`.
+        hamming: bits in which each hash of near clips may differ.
     """
     found = [np.empty((0, 2), np.int64)]
     rows = bucket[np.lexsort((bucket["start_us"], bucket["key"]))]
@@ -95,16 +98,16 @@ def links(bucket: np.ndarray) -> np.ndarray:
         first, second = rows[open_rows], rows[open_rows + step]
         together = first["key"] == second["key"]
         together &= second["start_us"] - first["start_us"] <= _SAME_START_US
-        linked = together & ((first["clip"] == second["clip"]) | _near(first, second))
+        linked = together & ((first["clip"] == second["clip"]) | _near(first, second, hamming))
         found.append(np.stack([first["row"][linked], second["row"][linked]], axis=1))
         open_rows, step = open_rows[together], step + 1
     pairs: np.ndarray = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
     return pairs
 
 
-def _near(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+def _near(first: np.ndarray, second: np.ndarray, hamming: int) -> np.ndarray:
     bits = np.bitwise_count(first["hashes"] ^ second["hashes"]).max(axis=1)
-    near: np.ndarray = (bits <= HAMMING) & (first["source"] != second["source"])
+    near: np.ndarray = (bits <= hamming) & (first["source"] != second["source"])
     return near
 
 

@@ -50,6 +50,9 @@ class FilterConfig(StageConfig):
     """Bounds that differ from the policy; null switches one off."""
     dedup: bool = True
     """Refuse all but the best of clips that look the same."""
+    dedup_hamming: int = Field(default=6, ge=0, le=16)
+    """Bits in which each of three hashes of near duplicates may differ; fewer for corpora of more
+    than 25,000 sources. Source: benchmarks/near_duplicates.md."""
     dedup_semantic: float | None = Field(default=None, gt=0, le=1)
     """Cosine of embeddings from which on clips show the same; null asks no embeddings."""
     min_keep_fraction: float = Field(default=0.01, ge=0, le=1)
@@ -147,7 +150,8 @@ class FilterStage(ReduceStage[FilterConfig]):
         linked: set[tuple[int, int]] = set()
         alike: set[tuple[int, int]] = set()
         if self.config.dedup:
-            linked = _pairs(grouped(partial(_keys, judge), count, duplicates.links))
+            link = partial(duplicates.links, hamming=self.config.dedup_hamming)
+            linked = _pairs(grouped(partial(_keys, judge), count, link))
         if self.config.dedup_semantic is not None:
             _require_one_model(judge)
             compare = partial(duplicates.close, cosine=self.config.dedup_semantic)

@@ -1,6 +1,7 @@
 """Duplicates: the fast way gives what the obvious one gives, for any order and any partitioning."""
 
 import random
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 
 from tests.unit.media.test_policy import GOOD
 from videoar.contracts.partitions import grouped, paired
-from videoar.media.duplicates import HAMMING, _rank, close, keys, links, resolve
+from videoar.media.duplicates import _rank, close, keys, links, resolve
 
+HAMMING = 6
 BASE = [0x0123456789ABCDEF, -0x0123456789ABCDEF, 77]
 
 
@@ -21,7 +23,9 @@ def clip(name, hashes, **change):
 
 def find(clips, files=1):
     """Put clips into files, link them with dask, resolve; return reasons and what is repeated."""
-    linked = grouped(lambda i: keys([*enumerate(clips)][i::files]), files, links)
+    linked = grouped(
+        lambda i: keys([*enumerate(clips)][i::files]), files, partial(links, hamming=HAMMING)
+    )
     found = resolve(dict(enumerate(clips)), [tuple(p) for part in linked for p in part.tolist()])
     return {
         (clips[i]["clip_id"], clips[i]["source_uri"]): (reason, clips[other]["clip_id"])

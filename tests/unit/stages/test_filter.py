@@ -106,6 +106,17 @@ def test_check_names_what_failed_on_a_page_that_loads_nothing(store):
     assert "row_count" in failure
 
 
+def test_how_near_is_near_is_an_option(store):
+    first = row("a")
+    other = row("b", phash=[h ^ 0b11111 for h in first["phash"]])
+    clips = clips_of(store, [first], [other])
+    kept = [
+        sift(store, clips, gate=False, policy="permissive", dedup_hamming=bits)[0].rows
+        for bits in (4, 5)
+    ]
+    assert kept == [2, 1]
+
+
 def test_percentiles_need_a_profile_and_say_what_to_add(store):
     with pytest.raises(ConfigError, match=r"min_motion: p02 needs a profile.*from: .profile"):
         sift(store, clips_of(store, [row("a")]))
