@@ -27,6 +27,7 @@ HEAVY = (
     "deltalake",
     "av",
     "jinja2",
+    "transformers",
 )
 
 

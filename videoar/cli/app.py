@@ -297,6 +297,25 @@ def doctor() -> None:
         raise typer.Exit(7)
 
 
+@app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="ingest or cuts.")],
+    videos: Annotated[
+        Path | None, typer.Option(help="Folder to measure on; default: drawn.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns (ingest) or films (cuts).")] = 3,
+) -> None:
+    """Measure side by side with the named baselines, in turns, in CPU time."""
+    from videoar.bench import measure
+
+    found = measure(name, videos, rounds)
+    lines = [f"{found.name}: {found.ours.median:.0f} {found.unit}"]
+    lines += [f"  {ratio:6.2f} x {other}" for other, ratio in found.ratios.items()]
+    for case, row in found.cases.items():
+        lines.append(f"  {case}: " + "  ".join(f"{key} {value:g}" for key, value in row.items()))
+    _options.emit(found.model_dump(mode="json"), "\n".join(lines))
+
+
 def _when(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 

@@ -59,8 +59,8 @@ class Scanner:
             self._child.end()
             self._child = None
 
-    def scan(self, path: Path) -> Iterator[Excerpt | SourceFacts]:
-        """Yield what `videoar.media.scan.scan` yields.
+    def scan(self, path: Path, part: int = 0, parts: int = 1) -> Iterator[Excerpt | SourceFacts]:
+        """Yield what `videoar.media.scan.scan` yields of a source, or of a part of a long one.
 
         Raises:
             MediaError: the source is unusable, or its decoder hung (`TIMEOUT`), died (`CRASH`) or
@@ -69,11 +69,11 @@ class Scanner:
         if self._child is None or self._child.num_served >= _RECYCLE_AFTER:
             self.close()
             self._child = _Child(self.limits)
+        plan = self.plan.model_copy(update={"part": part, "parts": parts})
         is_done = False
         try:
-            for item in self._child.serve(path, self.plan):
-                is_done = isinstance(item, SourceFacts)
-                yield item
+            yield from self._child.serve(path, plan)
+            is_done = True
         except MediaError as error:
             is_done = error.code not in {"TIMEOUT", "CRASH", "MEM"}
             raise
@@ -118,13 +118,13 @@ class _Child:
                 start = time.monotonic()
                 item = self._wait(path.name, left_s)
                 left_s -= time.monotonic() - start  # what the reader does meanwhile is not counted
-                yield item
-                if isinstance(item, SourceFacts):
+                if item is None:
                     return
+                yield item
         except (EOFError, OSError) as error:
             raise self._obituary(path.name) from error
 
-    def _wait(self, name: str, left_s: float) -> Excerpt | SourceFacts:
+    def _wait(self, name: str, left_s: float) -> Excerpt | SourceFacts | None:
         """Receive one item; a child that takes longer dies while it is waited for."""
         deadline = threading.Timer(left_s, self._expire)
         deadline.start()
@@ -137,12 +137,14 @@ class _Child:
         self.is_late = True
         kill_group(self.process)
 
-    def _receive(self, name: str) -> Excerpt | SourceFacts:
+    def _receive(self, name: str) -> Excerpt | SourceFacts | None:
         reply = json.loads(self.pipe.recv_bytes())
         if reply["kind"] == "ready":
             reply = json.loads(self.pipe.recv_bytes())
         if reply["kind"] == "error":
             raise MediaError(name, reply["code"], reply["what"])
+        if reply["kind"] == "end":
+            return None
         if reply["kind"] == "source":
             return SourceFacts(**reply["facts"])
         pixels = np.frombuffer(self.pipe.recv_bytes(), np.uint8)
@@ -195,6 +197,7 @@ def _answer(pipe: Connection, path: Path, plan: ScanPlan) -> None:
             else:
                 _send(pipe, "excerpt", facts=item.facts, shape=item.frames_THWC.shape)
                 pipe.send_bytes(item.frames_THWC.tobytes())
+        _send(pipe, "end")
     except MediaError as error:
         _send(pipe, "error", code=error.code, what=error.what)
     except MemoryError:

@@ -11,6 +11,8 @@ import os
 import signal
 import subprocess
 import tempfile
+import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -29,8 +31,8 @@ class Limits:
     memory_bytes: int = 2 << 30
 
 
-def run_graph(graph: Any, data: bytes, limits: Limits) -> None:  # noqa: ANN401 - ffmpeg-python node
-    """Run an ffmpeg-python graph that reads `data` on standard input and writes files.
+def run_graph(graph: Any, data: Iterable[bytes], limits: Limits) -> None:  # noqa: ANN401 - ffmpeg-python node
+    """Run an ffmpeg-python graph that reads pieces of data on standard input and writes files.
 
     Raises:
         ConfigError: ffmpeg is not installed.
@@ -42,20 +44,39 @@ def run_graph(graph: Any, data: bytes, limits: Limits) -> None:  # noqa: ANN401 
     run_tool(ffmpeg.compile(graph, overwrite_output=True), data, limits)
 
 
-def run_tool(argv: list[str], data: bytes, limits: Limits) -> None:
+def run_tool(argv: list[str], data: Iterable[bytes], limits: Limits) -> None:
     """Run a command under limits with `data` on its standard input. Raises as `run_graph`."""
     shell = ["/bin/sh", "-c", _LIMIT, "sh", str(limits.memory_bytes >> 10), str(limits.cpu_s)]
     with tempfile.TemporaryFile() as stderr:
         process = subprocess.Popen(  # noqa: S603 - a list of arguments, limited by the shell line
             [*shell, *argv], stdin=subprocess.PIPE, stderr=stderr, start_new_session=True
         )
+        is_late = threading.Event()
+        deadline = threading.Timer(limits.wall_s, _expire, (process, is_late))
+        deadline.start()
         try:
-            process.communicate(data, timeout=limits.wall_s)
-        except subprocess.TimeoutExpired as error:
-            raise MediaError(argv[0], "TIMEOUT", f"no end after {limits.wall_s:g} s") from error
+            _feed(process, data)
+            process.wait()
         finally:
+            deadline.cancel()
             kill_group(process)
+        if is_late.is_set():
+            raise MediaError(argv[0], "TIMEOUT", f"no end after {limits.wall_s:g} s")
         _raise_for(process.returncode, argv[0], tail(stderr))
+
+
+def _expire(process: subprocess.Popen[bytes], is_late: threading.Event) -> None:
+    is_late.set()
+    kill_group(process)
+
+
+def _feed(process: subprocess.Popen[bytes], data: Iterable[bytes]) -> None:
+    """Write all data; a tool that stops reading says why by its exit status."""
+    if process.stdin is None:
+        raise ValueError("the tool's standard input is not a pipe")
+    with contextlib.suppress(BrokenPipeError), process.stdin as pipe:
+        for piece in data:
+            pipe.write(piece)
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:

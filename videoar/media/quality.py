@@ -10,12 +10,6 @@ GREY_WIDTH, GREY_HEIGHT = 64, 36
 _DARK = 24  # chosen: black in full range plus coding noise
 _BLACK_SHARE = 0.98  # blackdetect's picture_black_ratio_th
 _FREEZE_DIFF = 0.05  # chosen: a repeat after lossy coding; 0.5 took still cameras for held frames
-_BINS = 16
-
-
-def histogram(grey: np.ndarray) -> np.ndarray:
-    """Return the 16-bin histogram of a grey picture; sums to 1."""
-    return np.bincount((grey >> 4).ravel(), minlength=_BINS) / grey.size
 
 
 def measure(grey_Thw: np.ndarray) -> dict[str, float]:  # noqa: N803 - shape suffix
@@ -34,6 +28,7 @@ def measure(grey_Thw: np.ndarray) -> dict[str, float]:  # noqa: N803 - shape suf
         "blur_p10": float(np.percentile(_laplacian(grey).var(axis=(1, 2)), 10)),
         "motion_mean": float(motion.mean()),
         "motion_p95": float(np.percentile(motion, 95)),
+        "motion_max": float(motion.max()),
         "letterbox_frac": _letterbox(grey_Thw.max(axis=0)),
     }
 

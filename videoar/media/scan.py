@@ -1,34 +1,37 @@
 """Read a source once: spans, their scores and hashes, and what the file turned out to be.
 
 The only decode of a source. PyAV with one thread (a process per core beats threads by 1.3x), every
-frame at 64x36 grey for cuts and scores, RGB at clip size for the frames of spans alone. Decoding
-is tolerant, errors are counted per span: whether a damaged clip may stay is a matter of policy.
-This runs in the killable child of `isolate`; nothing else should call it on files of others.
+frame as a small grey picture for shots and scores, RGB at clip size for frames on the grid alone.
+The grid is fixed in presentation time from the start of the source, so that it does not depend on
+where shots begin. Decoding is tolerant, errors are counted per span: whether a damaged clip may
+stay is a matter of policy. This runs in the killable child of `isolate`; nothing else should call
+it on files of others.
 """
 
 import itertools
+import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 from av.logging import ERROR, Capture, set_level, set_skip_repeated
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from videoar.core.errors import MediaError
 from videoar.core.types import Frozen
+from videoar.media.changes import Change, find_changes
 from videoar.media.phash import phash
+from videoar.media.picture import Painter
 from videoar.media.probe import CODECS, admit
-from videoar.media.quality import GREY_HEIGHT, GREY_WIDTH, histogram, measure
-from videoar.media.shots import Span, Tick, shots, spans
+from videoar.media.quality import measure
+from videoar.media.shots import MAX_GAP_US, Span, Tick, shots, spans
 
-_HD_HEIGHT = 720  # untagged video at or above it is BT.709, else BT.601, as players assume
 _VFR_SPREAD = 0.2
 _INTACT_SHARE = 0.98
+_EARLY_US = 1_500  # containers round to milliseconds
 
 
 class ScanPlan(Frozen):
@@ -37,10 +40,13 @@ class ScanPlan(Frozen):
     num_frames: int = 17
     rate_fps: float | None = None
     size_px: int = 64
-    cut_distance: float | None = 0.5
+    find_shots: bool = True
     max_clips: int = 64
     max_duration_s: float = 600.0
     max_pixels: int = 9_437_184
+    part: int = 0
+    parts: int = 1
+    """A long source is read in parts of equal duration, each one by itself."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,15 @@ def scan(path: Path, plan: ScanPlan) -> Iterator[Excerpt | SourceFacts]:
             yield from _Reading(path.name, container, plan, log).excerpts()
 
 
+def detected_changes(path: Path, plan: ScanPlan) -> list[Change]:
+    """Return the changes of shot of a source, by the same reading; for measurements."""
+    with av.open(f"file:{path}", format=admit(path)) as container:
+        reading = _Reading(path.name, container, plan, [])
+        ticks = reading.ticks(reading.frames(), with_pictures=False)
+        greys = np.stack([tick.grey for tick in ticks])
+    return find_changes(greys, np.array(reading.times_us))
+
+
 def _unreadable(path: Path, error: av.FFmpegError) -> MediaError:
     if isinstance(error, av.error.MemoryError):
         return MediaError(path.name, "MEM", "out of memory while opening")
@@ -107,20 +122,21 @@ class _Reading:
         self.stream = container.streams.video[0]
         self.codec = self.stream.codec_context
         self._refuse()
+        self.start: int | None = None
+        self.tick_us = float(self.stream.time_base * 1_000_000)  # fractions are slow
         self.stream.thread_type = "NONE"
         self.codec.thread_count = 1
         self.times_us: list[int] = []
+        self.window_us = self._seek() if plan.parts > 1 else (0.0, math.inf)
+        self.last_us = -1
         self.last_error = ""
         self.facts: dict[str, Any] = {}
-        self.grey, self.rgb = VideoReformatter(), VideoReformatter()
+        self.painter = Painter(plan.size_px, self._aspect())
 
     def excerpts(self) -> Iterator[Excerpt | SourceFacts]:
-        frames = self._frames()
-        found = spans(
-            shots(self._ticks(frames), self.plan.cut_distance),
-            self.plan.num_frames,
-            self.plan.rate_fps,
-        )
+        frames = self.frames()
+        ticks = self.ticks(frames) if self.plan.rate_fps is None else self._grid(frames)
+        found = spans(shots(ticks, find=self.plan.find_shots), self.plan.num_frames)
         count = 0
         for span in itertools.islice(found, self.plan.max_clips):
             count += 1
@@ -128,7 +144,8 @@ class _Reading:
         for _ in frames:  # the rest of the source still counts and still shows its errors
             pass
         self._judge(count)
-        yield self._source()
+        if self.times_us:
+            yield self._source()
 
     def _refuse(self) -> None:
         """Refuse what the header alone forbids, before a frame is decoded."""
@@ -144,8 +161,26 @@ class _Reading:
         if width * height > self.plan.max_pixels:
             raise MediaError(self.name, "TOO_LARGE_DIM", f"{width}x{height}")
 
+    def _seek(self) -> tuple[float, float]:
+        """Go to the key frame before this part; return the part's begin and end.
+
+        Where the container does not say how long it is, the first part is the whole.
+        """
+        part, parts = self.plan.part, self.plan.parts
+        duration_us = float(self.container.duration or 0)
+        if not duration_us:
+            return (0.0, math.inf) if part == 0 else (math.inf, math.inf)
+        self.start = self.stream.start_time or 0
+        begin, end = (duration_us * place / parts for place in (part, part + 1))
+        if part:
+            target = self.start + int(begin / self.tick_us)
+            self.container.seek(target, stream=self.stream, backward=True)
+        return (begin, end) if part < parts - 1 else (begin, math.inf)
+
     def _judge(self, count: int) -> None:
         seen = len(self.times_us)
+        if self.plan.part:
+            return  # a part without a shot long enough is no defect of the source
         if seen == 0:
             raise MediaError(
                 self.name, "CORRUPT", f"no frame decodes: {self.last_error or 'empty'}"
@@ -156,7 +191,7 @@ class _Reading:
             what = f"no shot of {self.plan.num_frames} frames in {seen} decoded ones"
             raise MediaError(self.name, code, what)
 
-    def _frames(self) -> Iterator[tuple[Any, int]]:
+    def frames(self) -> Iterator[tuple[Any, int]]:
         """Decode; yield each frame with the number of errors that it shows.
 
         After an error every frame counts as damaged until a key frame that comes later in time.
@@ -177,7 +212,14 @@ class _Reading:
                     damaged_from is not None and frame.key_frame and (frame.pts or 0) > damaged_from
                 ):
                     damaged_from = None
-                self._clock(frame)
+                time_us = self._clock(frame)
+                if time_us >= self.window_us[1]:
+                    return
+                if time_us < self.window_us[0]:
+                    continue
+                if not self.times_us:
+                    self._note(frame)
+                self.times_us.append(time_us)
                 yield frame, max(errors, damaged_from is not None)
                 errors = 0
 
@@ -206,75 +248,65 @@ class _Reading:
         except av.error.MemoryError as error:
             raise MediaError(self.name, "MEM", "out of memory while decoding") from error
 
-    def _clock(self, frame: Any) -> None:  # noqa: ANN401 - av frame
-        """Append the frame's presentation time; mend one that is missing or runs backwards."""
-        if not self.times_us:
-            self.start = frame.pts or 0
-            self.times_us.append(0)
-            self._note(frame)
-            return
-        before = self.times_us[-1]
-        time_us = (
-            before
-            if frame.pts is None
-            else round((frame.pts - self.start) * frame.time_base * 1_000_000)
-        )
-        if time_us <= before:
-            time_us = before + round(1e6 / (self.stream.average_rate or 25))
+    def _clock(self, frame: Any) -> int:  # noqa: ANN401 - av frame
+        """Return the frame's presentation time; mend one that is missing or runs backwards."""
+        pts, before = frame.pts, self.last_us
+        if self.start is None:
+            self.start = pts or 0
+        time_us = before if pts is None else round((pts - self.start) * self.tick_us)
+        if before < 0:
+            time_us = max(0, time_us)
+        elif time_us <= before:
+            time_us = before + max(1, round(1e6 / (self.stream.average_rate or 25)))
         if time_us > self.plan.max_duration_s * 1e6:
             raise MediaError(self.name, "TOO_LONG", f"a frame at {time_us / 1e6:.0f} s")
-        self.times_us.append(time_us)
+        self.last_us = time_us
+        return time_us
 
-    def _ticks(self, frames: Iterator[tuple[Any, int]]) -> Iterator[Tick]:
-        before: np.ndarray | None = None
+    def ticks(
+        self, frames: Iterator[tuple[Any, int]], *, with_pictures: bool = True
+    ) -> Iterator[Tick]:
+        """Take every frame."""
         for frame, errors in frames:
-            grey = self._grey(frame)
-            now = histogram(grey)
-            distance = 0.0 if before is None else float(np.abs(now - before).sum())
-            before = now
-            yield Tick(
-                index=len(self.times_us) - 1,
-                time_us=self.times_us[-1],
-                size_px=(frame.width, frame.height),
-                errors=errors,
-                grey=grey,
-                histogram=now,
-                distance=distance,
-                image=partial(self._picture, frame),
-            )
+            pictures = [self.painter.picture(frame)] if with_pictures else []
+            yield self._tick(frame, errors, pictures)
 
-    def _grey(self, frame: Any) -> np.ndarray:  # noqa: ANN401 - av frame
-        small = self.grey.reformat(
-            frame,
-            GREY_WIDTH,
-            GREY_HEIGHT,
-            "gray",
-            interpolation=Interpolation.AREA,
-            src_color_range=frame.color_range,
-            dst_color_range=ColorRange.JPEG,
-            threads=1,
-        )
-        grey: np.ndarray = small.to_ndarray()
-        return grey
+    def _grid(self, frames: Iterator[tuple[Any, int]]) -> Iterator[Tick]:
+        """Take the frame on display at each point of the grid."""
+        step_us = 1e6 / (self.plan.rate_fps or 1)
+        point = 0
+        shown: tuple[Any, Tick] | None = None
+        for frame, errors in frames:
+            tick = self._tick(frame, errors, [])
+            next_point = max(0, math.ceil((tick.time_us - _EARLY_US) / step_us))
+            if shown is None or tick.time_us - shown[1].time_us > MAX_GAP_US:
+                point = next_point  # time is never filled
+            if shown is not None:
+                self._show(*shown, next_point - point)
+                yield shown[1]
+            point = max(point, next_point)
+            if point * step_us <= tick.time_us + _EARLY_US:
+                self._show(frame, tick, 1)
+                point += 1
+            shown = frame, tick
+        if shown is not None:
+            yield shown[1]
 
-    def _picture(self, frame: Any) -> np.ndarray:  # noqa: ANN401 - av frame
-        """Make the clip's picture of a frame: short side to size, turned upright, centre crop."""
-        size = self.plan.size_px
-        width, height = frame.width * self._aspect(), frame.height
-        scale = size / min(width, height)
-        is_smaller = scale < 1
-        scaled = self.rgb.reformat(
-            frame,
-            max(size, round(width * scale)),
-            max(size, round(height * scale)),
-            "rgb24",
-            src_colorspace=_colorspace(frame),
-            interpolation=Interpolation.AREA if is_smaller else Interpolation.BICUBIC,
-            threads=1,
+    def _show(self, frame: Any, tick: Tick, times: int) -> None:  # noqa: ANN401 - av frame
+        """Add the frame's picture for some points of the grid."""
+        if times > 0:
+            picture = tick.pictures[0] if tick.pictures else self.painter.picture(frame)
+            tick.pictures += [picture] * times
+
+    def _tick(self, frame: Any, errors: int, pictures: list[np.ndarray]) -> Tick:  # noqa: ANN401 - av frame
+        return Tick(
+            index=len(self.times_us) - 1,
+            time_us=self.times_us[-1],
+            size_px=(frame.width, frame.height),
+            errors=errors,
+            grey=self.painter.grey(frame),
+            pictures=pictures,
         )
-        upright = np.rot90(scaled.to_ndarray(), round(frame.rotation / 90))
-        top, left = ((side - size) // 2 for side in upright.shape[:2])
-        return np.ascontiguousarray(upright[top : top + size, left : left + size])
 
     def _aspect(self) -> float:
         """Return the width of a pixel over its height."""
@@ -296,9 +328,9 @@ class _Reading:
         return SourceFacts(
             container=self.container.format.name,
             codec=self.codec.codec.canonical_name,
-            src_rate_fps=1e6 * len(steps) / self.times_us[-1] if len(steps) else 0.0,
+            src_rate_fps=1e6 * len(steps) / float(steps.sum()) if len(steps) else 0.0,
             is_vfr=bool(len(steps) and np.ptp(steps) > _VFR_SPREAD * typical),
-            expected_frames=self.stream.frames or None,
+            expected_frames=self.stream.frames or None if self.plan.parts == 1 else None,
             decoded_frames=len(self.times_us),
             **self.facts,
         )
@@ -307,20 +339,14 @@ class _Reading:
         frames = np.stack(span.images)
         ends = frames[[0, len(frames) // 2, -1]]
         facts = {
-            "span_start_us": span.start_us,
+            "span_start_us": span.first.time_us,
             "span_end_us": span.last.time_us,
-            "frame_index_start": span.index_start,
+            "frame_index_start": span.first.index,
             "num_frames": len(frames),
             "decode_errors": span.errors,
-            "cut_in_score": span.cut_in_score,
-            "hist_delta_max": max(span.distances, default=0.0),
+            "cut_in": span.start.kind,
+            "cut_in_score": span.start.score,
             "phash": phash(ends),
             **measure(np.stack(span.greys)),
         }
         return Excerpt(frames, facts)
-
-
-def _colorspace(frame: Any) -> int | Colorspace:  # noqa: ANN401 - av frame
-    if frame.colorspace != 2:  # 2: unspecified
-        return int(frame.colorspace)
-    return Colorspace.ITU709 if frame.height >= _HD_HEIGHT else Colorspace.ITU601

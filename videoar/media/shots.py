@@ -1,171 +1,173 @@
-"""Cuts and spans, decided while the frames pass by.
+"""From frames to shots to spans, decided while the frames pass by.
 
-A frame leaves the delay line once the next four are known: then it is certain whether it lies
-within two frames of a cut. What remains are shots, and spans are laid into them back to back. At
-most a handful of decoded frames is alive at any time.
-Source of the cut rule: a 16-bin luma histogram distance (L1) above 0.5 found every known hard cut
-of the calibration set and no other. The adaptive branch adds cuts between similar pictures, the
-comparison of frame pairs keeps flicker (A B A B ...) from counting as cuts.
+Frames wait in a block until everything that matters to them has been seen; then the changes of
+shot among them are known, the frames in and around those are dropped, and spans are laid back to
+back into what is left. What waits is a small grey picture of each frame and the pictures of those
+that a clip may need, never a decoded frame: memory does not depend on the length of the source.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-_ADAPTIVE_SHARE, _ADAPTIVE_RATIO = 0.5, 5.0  # chosen: half the fixed rule, far above neighbours
-_LOOK = 2
-_TRIM = 2
+from videoar.media.changes import LOOK_US, Change, find_changes
+
+_TRIM = 2  # frames on either side of a change: encoders smear it
 MAX_GAP_US = 500_000  # a longer gap in time is a new shot: time is never filled
-_EARLY_US = 1_500  # containers round to milliseconds
+_BLOCK = 512  # chosen: looking again at the frames around a block costs a third on top
+_MOST = 4096  # frames that wait at most, however many of them a second has
 
 
 @dataclass
 class Tick:
-    """One decoded frame on its way through the planner."""
+    """One frame of the source, small."""
 
     index: int
     time_us: int
     size_px: tuple[int, int]
     errors: int
     grey: np.ndarray
-    histogram: np.ndarray
-    distance: float
-    """Histogram L1 distance to the frame before; 0 at the start."""
-    image: Callable[[], np.ndarray]
-    """Makes the frame's RGB picture at clip size."""
-    is_cut: bool = False
+    pictures: list[np.ndarray] = field(default_factory=list)
+    """RGB at clip size, one for each point of the grid at which this frame is on display."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a shot begins."""
+
+    kind: str
+    """`start` (of the source), `gap` (in time or size), or the kind of change before it."""
+    score: float = 0.0
 
 
 @dataclass
 class Span:
-    """The frames of one clip, and what was seen from the first to the last of them."""
+    """The pictures of one clip, and what was seen from the first to the last of them."""
 
-    cut_in_score: float
-    index_start: int
-    start_us: int
+    start: Start
+    first: Tick
     last: Tick
-    """Newest frame; the only one whose decoded picture is kept alive."""
     images: list[np.ndarray] = field(default_factory=list)
     greys: list[np.ndarray] = field(default_factory=list)
-    distances: list[float] = field(default_factory=list)
     errors: int = 0
 
     def see(self, tick: Tick) -> None:
         """Count a source frame as part of the span."""
-        if self.greys:
-            self.distances.append(tick.distance)
         self.greys.append(tick.grey)
         self.errors += tick.errors
         self.last = tick
 
 
-def shots(ticks: Iterable[Tick], cut_distance: float | None) -> Iterator[tuple[Tick, float | None]]:
-    """Drop the frames around cuts; mark each first frame of a shot with the cut's distance.
+def shots(ticks: Iterable[Tick], *, find: bool = True) -> Iterator[tuple[Tick, Start | None]]:
+    """Drop frames that are not of one shot alone; mark each first frame of a shot.
 
     Args:
         ticks: frames in order.
-        cut_distance: histogram L1 distance (0 to 2) of a hard cut; None never cuts.
+        find: look for changes of shot; without, only gaps in time or changes of size part shots.
     """
-    cut: float | None = 0.0
-    before: Tick | None = None
-    for around in _windows(_mark_cuts(ticks, cut_distance), _TRIM):
-        tick = around[_TRIM]
-        if tick is None:
-            continue
-        if tick.is_cut or _is_broken(before, tick):
-            cut = tick.distance
-        before = tick
-        if any(other and other.is_cut for other in around[1:]):
-            continue
-        yield tick, cut
-        cut = None
+    segment: _Segment | None = None
+    for tick in ticks:
+        if segment is None or segment.is_left_by(tick):
+            if segment is not None:
+                yield from segment.settle(len(segment.waiting))
+            segment = _Segment(Start("start" if segment is None else "gap"), find)
+        yield from segment.add(tick)
+    if segment is not None:
+        yield from segment.settle(len(segment.waiting))
 
 
-def spans(
-    ticks: Iterable[tuple[Tick, float | None]], num_frames: int, rate_fps: float | None
-) -> Iterator[Span]:
-    """Lay spans of `num_frames` frames back to back into each shot.
+class _Segment:
+    """Frames without a gap: those that wait, and small pictures of those that went before."""
 
-    Args:
-        ticks: what `shots` yields.
-        num_frames: frames of a clip.
-        rate_fps: the grid in presentation time that frames are picked on (the one on display at
-            each grid point), or None for every frame of the source.
-    """
-    step_us = 1e6 / rate_fps if rate_fps else None
+    def __init__(self, start: Start, find: bool) -> None:
+        self.waiting: list[Tick] = []
+        self._find = find
+        self._start: Start | None = start
+        self._greys: list[np.ndarray] = []
+        self._times_us: list[int] = []
+        self._offset = 0  # frame of the segment that the first kept grey is of
+        self._settled = 0  # frames of the segment that have been passed on
+        self._changes: list[Change] = []  # in frames of the segment
+
+    def is_left_by(self, tick: Tick) -> bool:
+        """Say whether a frame does not belong to this segment any more."""
+        last = self.waiting[-1]
+        return tick.time_us - last.time_us > MAX_GAP_US or tick.size_px != last.size_px
+
+    def add(self, tick: Tick) -> Iterator[tuple[Tick, Start | None]]:
+        """Take a frame; pass on those that are settled by it."""
+        self.waiting.append(tick)
+        if not self._find:
+            yield from self.settle(len(self.waiting) - 1)
+            return
+        self._greys.append(tick.grey)
+        self._times_us.append(tick.time_us)
+        ready = len(self.waiting) > _BLOCK and (
+            tick.time_us - self.waiting[_BLOCK].time_us >= LOOK_US or len(self.waiting) >= _MOST
+        )
+        if ready:
+            yield from self.settle(_BLOCK)
+
+    def settle(self, count: int) -> Iterator[tuple[Tick, Start | None]]:
+        """Pass on the first `count` waiting frames, less those in and around changes."""
+        if self._find:
+            self._look(self._settled + count)
+        ready, self.waiting = self.waiting[:count], self.waiting[count:]
+        for tick in ready:
+            number, self._settled = self._settled, self._settled + 1
+            change = next((c for c in self._changes if _covers(c, number)), None)
+            if change is not None:
+                self._start = Start(change.kind, change.score)
+            else:
+                yield tick, self._start
+                self._start = None
+        self._forget()
+
+    def _look(self, limit: int) -> None:
+        """Find the changes that matter below `limit`: those farther on are not yet seen whole."""
+        greys = np.stack(self._greys) if self._greys else np.empty((0, 0, 0), np.uint8)
+        for found in find_changes(greys, np.array(self._times_us, np.int64)):
+            change = Change(
+                found.kind, found.first + self._offset, found.last + self._offset, found.score
+            )
+            is_new = all(change.first > known.last for known in self._changes)
+            if is_new and self._settled <= change.first < limit + _TRIM:
+                self._changes.append(change)
+
+    def _forget(self) -> None:
+        """Let go of what does not matter any more."""
+        self._changes = [c for c in self._changes if c.last + _TRIM >= self._settled - 1]
+        seen = self._settled - self._offset
+        old = 0
+        while old < min(seen, len(self._times_us)):
+            is_far = self._times_us[seen - 1] - self._times_us[old] > LOOK_US
+            if not is_far and seen - old <= _MOST:
+                break
+            old += 1
+        del self._greys[:old], self._times_us[:old]
+        self._offset += old
+
+
+def _covers(change: Change, number: int) -> bool:
+    after = _TRIM - 1 if change.kind == "cut" else _TRIM  # a cut's own frame is the new shot's
+    return change.first - _TRIM <= number <= change.last + after
+
+
+def spans(ticks: Iterable[tuple[Tick, Start | None]], num_frames: int) -> Iterator[Span]:
+    """Lay spans of `num_frames` pictures back to back into each shot; `ticks` come from `shots`."""
     span: Span | None = None
-    cut_in = 0.0
-    for tick, cut in ticks:
-        if cut is not None:
-            span, cut_in = None, cut
+    begins = Start("start")
+    for tick, start in ticks:
+        if start is not None:
+            span, begins = None, start
         if span is not None:
-            _advance(span, tick, num_frames, step_us)
+            span.see(tick)
+        for picture in tick.pictures:
+            if span is None:
+                span = Span(begins, tick, tick)
+                span.see(tick)
+            span.images.append(picture)
             if len(span.images) == num_frames:
                 yield span
-                is_used = span.last is tick
                 span = None
-                if is_used:
-                    continue
-        if span is None:
-            span = Span(cut_in, tick.index, tick.time_us, tick, [tick.image()])
-            span.see(tick)
-
-
-def _advance(span: Span, tick: Tick, num_frames: int, step_us: float | None) -> None:
-    """Add a frame to a span: at once on the native grid, else when its grid points are due."""
-    if step_us is not None:
-        while len(span.images) < num_frames and _due(span, step_us) < tick.time_us - _EARLY_US:
-            span.images.append(span.last.image())
-        if len(span.images) == num_frames:
-            return
-    if step_us is None or _due(span, step_us) <= tick.time_us + _EARLY_US:
-        span.images.append(tick.image())
-    span.see(tick)
-
-
-def _due(span: Span, step_us: float) -> float:
-    return span.start_us + len(span.images) * step_us
-
-
-def _is_broken(before: Tick | None, tick: Tick) -> bool:
-    return before is not None and (
-        tick.time_us - before.time_us > MAX_GAP_US or tick.size_px != before.size_px
-    )
-
-
-def _mark_cuts(ticks: Iterable[Tick], cut_distance: float | None) -> Iterator[Tick]:
-    for around in _windows(ticks, _LOOK):
-        tick = around[_LOOK]
-        if tick is None:
-            continue
-        tick.is_cut = cut_distance is not None and _is_cut(around, tick, cut_distance)
-        yield tick
-
-
-def _is_cut(around: list[Tick | None], tick: Tick, cut_distance: float) -> bool:
-    if tick.distance <= _ADAPTIVE_SHARE * cut_distance or around[_LOOK - 1] is None:
-        return False
-    before = [other for other in around[:_LOOK] if other]
-    after = [other for other in around[_LOOK : 2 * _LOOK] if other]
-    pair = np.abs(_mean_histogram(before) - _mean_histogram(after)).sum()
-    others = [other.distance for other in around if other and other is not tick]
-    level = _ADAPTIVE_RATIO * sum(others) / len(others)
-    return bool(pair > cut_distance or pair > max(_ADAPTIVE_SHARE * cut_distance, level))
-
-
-def _mean_histogram(ticks: list[Tick]) -> np.ndarray:
-    mean: np.ndarray = np.mean([tick.histogram for tick in ticks], axis=0)
-    return mean
-
-
-def _windows(ticks: Iterable[Tick], reach: int) -> Iterator[list[Tick | None]]:
-    """Yield each tick in the middle of its `reach` neighbours to both sides (None beyond)."""
-    window: deque[Tick | None] = deque([None] * (2 * reach + 1), maxlen=2 * reach + 1)
-    for tick in ticks:
-        window.append(tick)
-        yield list(window)
-    for _ in range(reach):
-        window.append(None)
-        yield list(window)

@@ -5,11 +5,12 @@ process start costs more than encoding a small clip, so `encode_clips` writes ma
 process (one encoder each, so that a clip's bytes do not depend on its neighbours).
 """
 
+import itertools
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -71,6 +72,23 @@ def encode_clips(clips_NTHWC: Sequence[np.ndarray], rate_fps: float, crf: int) -
         return [path.read_bytes() for path in paths]
 
 
+def encode_stream(
+    frames: Iterable[np.ndarray], path: Path, rate_fps: float, codec: str, quality: int
+) -> None:
+    """Encode frames as they come, however many; see `encode`."""
+    import ffmpeg
+
+    frames = iter(frames)
+    first = next(frames)
+    height, width, _ = first.shape
+    source = ffmpeg.input(
+        "pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", framerate=rate_fps
+    )
+    graph = source.output(f"file:{path}", **_settings(codec, quality, "yuv420p"))
+    data = (np.ascontiguousarray(frame).tobytes() for frame in itertools.chain([first], frames))
+    run_graph(graph, data, Limits(wall_s=3600.0, cpu_s=3600))
+
+
 @lru_cache(maxsize=1)
 def tool_versions() -> Mapping[str, str]:
     """Return the versions that the pixels and bytes of clips depend on.
@@ -109,5 +127,5 @@ def _write(
         .output(f"file:{path}", vsync="passthrough", **options)
         for i, (clip, end, path) in enumerate(zip(clips, ends, paths, strict=True))
     ]
-    data = b"".join(np.ascontiguousarray(clip, dtype=np.uint8).tobytes() for clip in clips)
+    data = (np.ascontiguousarray(clip, dtype=np.uint8).tobytes() for clip in clips)
     run_graph(ffmpeg.merge_outputs(*outputs), data, Limits())

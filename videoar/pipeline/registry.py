@@ -17,6 +17,8 @@ BUILTIN: Registry = {
     "ingest": "videoar.stages.ingest:IngestStage",
     "profile": "videoar.stages.profile:ProfileStage",
     "filter": "videoar.stages.filter:FilterStage",
+    "caption": "videoar.stages.caption:CaptionStage",
+    "embed": "videoar.stages.embed:EmbedStage",
     "train_tokenizer": "videoar.stages.train_tokenizer:TrainTokenizerStage",
     "tokenize": "videoar.stages.tokenize:TokenizeStage",
     "pretrain": "videoar.stages.pretrain:PretrainStage",

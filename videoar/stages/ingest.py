@@ -8,6 +8,7 @@ store, named by its content.
 
 import hashlib
 import itertools
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,6 @@ from videoar.core.ids import digest_json, seed_from
 from videoar.media.codes import RETRYABLE, exit_kind
 from videoar.pipeline.stage import (
     Inputs,
-    Mapper,
     MapStage,
     Output,
     Port,
@@ -34,7 +34,7 @@ from videoar.pipeline.stage import (
 from videoar.storage.store import Store
 
 if TYPE_CHECKING:
-    from videoar.media.scan import Excerpt
+    from videoar.media.scan import Excerpt, SourceFacts
 
 _ENCODE_TOGETHER = 8  # clips per ffmpeg process: bounds memory, hides its start
 _MAX_OVER_MEAN = 4
@@ -50,12 +50,15 @@ class IngestConfig(StageConfig):
     """Grid in presentation time that frames are picked on; null takes every frame."""
     size_px: int = Field(default=64, ge=16, le=2048, multiple_of=2)
     """Side of the square clip: short side resized to it, then the centre."""
-    cut_distance: float | None = Field(default=0.5, gt=0, lt=2)
-    """Histogram L1 distance that makes a hard cut; null keeps a source in one piece."""
+    find_shots: bool = True
+    """Cut at changes of shot; without, only gaps in time and changes of size part a source."""
     max_clips_per_source: int = Field(default=16, ge=1)
     """Clips taken from one source, from its start."""
-    max_duration_s: float = Field(default=600.0, gt=0)
+    max_duration_s: float = Field(default=6 * 3600.0, gt=0)
     """Longer sources are refused (`TOO_LONG`)."""
+    part_mib: int = Field(default=256, ge=1)
+    """A larger source is read in parts of about this size, each a shard of its own, so that one
+    long film keeps many workers busy. Shots end where parts do; counts of sources count parts."""
     max_pixels: int = Field(default=9_437_184, ge=1)
     """Larger pictures are refused (`TOO_LARGE_DIM`)."""
     crf: int = Field(default=12, ge=0, le=51)
@@ -64,8 +67,8 @@ class IngestConfig(StageConfig):
     """Share of groups that become `val` where the input prescribes no split."""
     sources_per_shard: int = Field(default=16, ge=1)
     """Sources per shard on average."""
-    scan_timeout_s: float = runtime(120.0, gt=0)
-    """Wall-clock and CPU seconds that one source may take."""
+    scan_timeout_s: float = runtime(300.0, gt=0)
+    """Wall-clock and CPU seconds that one source, or one part of a long one, may take."""
     scan_memory_mib: int = runtime(2048, ge=512)
     """Address space of the scanning process."""
 
@@ -79,7 +82,7 @@ class IngestConfig(StageConfig):
     @property
     def cutting(self) -> Row:
         """The part of the options that decides what a clip of given id holds."""
-        names = {"num_frames", "rate_fps", "size_px", "cut_distance", "crf"}
+        names = {"num_frames", "rate_fps", "size_px", "find_shots", "crf"}
         return self.model_dump(mode="json", include=names)
 
 
@@ -101,22 +104,29 @@ class IngestStage(MapStage[IngestConfig]):
     def shards(self, inputs: Inputs) -> Sequence[Shard]:
         """Group the sources by content."""
         rows = sorted(inputs[self.primary].table().to_pylist(), key=lambda row: str(row["uri"]))
-        groups = group_rows(rows, self.config.sources_per_shard)
+        groups = group_rows(rows, self.config.sources_per_shard, self.config.part_mib << 20)
         return [
             Shard(index=i, digest=digest_json(group), rows=tuple(group))
             for i, group in enumerate(groups)
         ]
 
-    def open(self, inputs: Inputs, store: Store) -> Mapper:  # noqa: ARG002 - shards carry the rows
+    def open(self, inputs: Inputs, store: Store) -> "_Ingest":  # noqa: ARG002 - shards carry the rows
         """Start no process yet: the scanner does at the first source."""
         return _Ingest(self.config, store)
 
 
-def group_rows(rows: Iterable[Row], mean: int) -> Iterator[list[Row]]:
-    """Cut sorted rows into groups of about `mean`; a group's borders depend on its own rows."""
+def group_rows(rows: Iterable[Row], mean: int, part_bytes: int) -> Iterator[list[Row]]:
+    """Cut sorted rows into groups of about `mean`; a group's borders depend on its own rows.
+
+    A source larger than `part_bytes` becomes groups of one row, one for each part of it.
+    """
     group: list[Row] = []
     for row in rows:
-        group.append(row)
+        parts = max(1, math.ceil(row["size_bytes"] / part_bytes))
+        if parts > 1:
+            yield from ([{**row, "part": part, "parts": parts}] for part in range(parts))
+            continue
+        group.append({**row, "part": 0, "parts": 1})
         if seed_from(row["uri"]) % mean == 0 or len(group) >= _MAX_OVER_MEAN * mean:
             yield group
             group = []
@@ -137,7 +147,7 @@ class _Ingest:
             num_frames=config.num_frames,
             rate_fps=config.rate_fps,
             size_px=config.size_px,
-            cut_distance=config.cut_distance,
+            find_shots=config.find_shots,
             max_clips=config.max_clips_per_source,
             max_duration_s=config.max_duration_s,
             max_pixels=config.max_pixels,
@@ -163,6 +173,10 @@ class _Ingest:
         counts.update(sources_kept=len(kept), sources_rejected=len(rejects), clips=len(clips))
         return Output(_table(clips, "clips@1"), _table(rejects, "rejects@1"), dict(counts))
 
+    def close(self) -> None:
+        """End the scanning child."""
+        self.scanner.close()
+
     def _ingest(self, row: Row, seen: dict[str, str]) -> list[Row]:
         """Turn one source into rows; `seen` maps addresses to content for the whole shard."""
         from videoar.media.probe import require_file
@@ -176,23 +190,24 @@ class _Ingest:
             seen[row["uri"]] = source_id
             if twins:
                 raise MediaError(row["name"], "DUPLICATE_EXACT", f"same bytes as {twins[0]}")
-            return self._clips(_described(row, source_id, self.config.val_fraction), path)
+            common = _described(row, source_id, self.config.val_fraction)
+            return self._clips(common, self.scanner.scan(path, row["part"], row["parts"]))
 
-    def _clips(self, common: Row, path: Path) -> list[Row]:
-        """Scan a source, storing clips in small groups as they come."""
+    def _clips(self, common: Row, items: "Iterator[Excerpt | SourceFacts]") -> list[Row]:
+        """Store clips in small groups as they come."""
         from videoar.media.scan import SourceFacts
 
         clips: list[Row] = []
         pending: list[Excerpt] = []
-        for item in self.scanner.scan(path):
-            is_end = isinstance(item, SourceFacts)
+        for item in items:
             if isinstance(item, SourceFacts):
                 common = {**common, **vars(item)}
             else:
                 pending.append(item)
-            if is_end or len(pending) == _ENCODE_TOGETHER:
+            if len(pending) == _ENCODE_TOGETHER:
                 clips += self._store(pending)
                 pending = []
+        clips += self._store(pending)
         return [self._row(clip, common) for clip in clips]
 
     def _store(self, excerpts: list["Excerpt"]) -> Iterator[Row]:
@@ -240,8 +255,9 @@ def _described(row: Row, source_id: str, val_fraction: float) -> Row:
 
 
 def _reject(row: Row, error: MediaError, source_id: str | None) -> Row:
+    part = f" [{row['part'] + 1}/{row['parts']}]" if row["parts"] > 1 else ""
     return {
-        "item_id": row["name"],
+        "item_id": row["name"] + part,
         "kind": "source",
         "stage": IngestStage.name,
         "source_id": source_id,

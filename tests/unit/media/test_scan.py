@@ -63,7 +63,11 @@ def test_grid_picks_the_frame_on_display(tmp_path):
     wanted = [int(k * 25 / 10) for k in range(9)]  # 0 2 5 7 10 ...
     errors = np.abs(first[:, None] - frames[None, :25, :, 8:56]).mean(axis=(2, 3, 4))
     assert errors.argmin(axis=1).tolist() == wanted
-    assert [e.facts["span_start_us"] for e in excerpts] == [0, 840_000, 1_680_000]
+    assert [e.facts["span_start_us"] for e in excerpts] == [
+        0,
+        880_000,
+        1_800_000,
+    ]  # grid: 0, 900, 1800 ms
 
 
 def test_spans_keep_clear_of_a_hard_cut(tmp_path):
@@ -71,9 +75,9 @@ def test_spans_keep_clear_of_a_hard_cut(tmp_path):
     excerpts, _ = run(write(tmp_path / "a.mp4", frames), num_frames=13)
     starts = [e.facts["frame_index_start"] for e in excerpts]
     assert starts == [0, 13, 32, 45]  # the cut is at 30; two frames on each side are dropped
-    assert excerpts[2].facts["cut_in_score"] > 0.5
-    assert max(e.facts["hist_delta_max"] for e in excerpts) < 0.5
-    whole, _ = run(tmp_path / "a.mp4", num_frames=13, cut_distance=None)
+    assert [e.facts["cut_in"] for e in excerpts] == ["start", "start", "cut", "cut"]
+    assert excerpts[2].facts["cut_in_score"] > 100 > max(e.facts["motion_max"] for e in excerpts)
+    whole, _ = run(tmp_path / "a.mp4", num_frames=13, find_shots=False)
     assert [e.facts["frame_index_start"] for e in whole] == [0, 13, 26, 39]
 
 
@@ -133,13 +137,33 @@ def test_gaps_in_time_are_never_filled(tmp_path):
     assert [e.facts["frame_index_start"] for e in excerpts] == [0, 20]
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
+def test_parts_share_the_frames_of_the_whole(tmp_path, suffix):
+    path = write(tmp_path / f"a{suffix}", shot(100), codec="mpeg4", crf=3)
+    whole, facts = run(path, num_frames=5, find_shots=False, rate_fps=25.0)
+    shared, frames = [], 0
+    for part in range(3):
+        excerpts, of_part = run(
+            path, num_frames=5, find_shots=False, rate_fps=25.0, part=part, parts=3
+        )
+        shared += excerpts
+        frames += of_part.decoded_frames
+    assert frames == facts.decoded_frames == 100
+    assert len(shared) >= len(whole) - 3
+    seen = [e.facts["span_start_us"] for e in shared]
+    assert seen == sorted(set(seen))
+    first = {e.facts["span_start_us"]: e.frames_THWC for e in whole}
+    same = [np.array_equal(e.frames_THWC, first.get(e.facts["span_start_us"])) for e in shared]
+    assert sum(same) >= len(whole) // 3
+
+
 def test_damage_is_counted_and_ends_at_the_next_key_frame(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (68, 48, 64, 3)).astype(np.uint8)
     data = bytearray(encode_clips([noise], 25.0, 20)[0])
     middle = len(data) // 2
     data[middle : middle + 9000] = bytes(9000)
     (tmp_path / "a.mp4").write_bytes(data)
-    excerpts, facts = run(tmp_path / "a.mp4", cut_distance=None)
+    excerpts, facts = run(tmp_path / "a.mp4", find_shots=False)
     errors = [e.facts["decode_errors"] for e in excerpts]
     assert errors[0] == 0
     assert sum(errors) > 0

@@ -1,5 +1,7 @@
 """Ingest on own files, good and hostile: every source ends once, equal inputs give equal bytes."""
 
+import itertools
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -92,14 +94,38 @@ def test_clip_id_does_not_depend_on_the_path(outcome, folder, tmp_path):
 
 
 def test_one_more_source_changes_one_group():
-    rows = [{"uri": f"file:///{i:04d}.mp4"} for i in range(400)]
-    before = [tuple(r["uri"] for r in group) for group in group_rows(rows, 8)]
-    more = sorted([*rows, {"uri": "file:///0200a.mp4"}], key=lambda row: row["uri"])
-    after = [tuple(r["uri"] for r in group) for group in group_rows(more, 8)]
+    rows = [{"uri": f"file:///{i:04d}.mp4", "size_bytes": 10} for i in range(400)]
+    before = [tuple(r["uri"] for r in group) for group in group_rows(rows, 8, 100)]
+    more = sorted(
+        [*rows, {"uri": "file:///0200a.mp4", "size_bytes": 10}], key=lambda row: row["uri"]
+    )
+    after = [tuple(r["uri"] for r in group) for group in group_rows(more, 8, 100)]
     assert sum(map(len, before)) == 400
     assert len(set(before) - set(after)) == 1
     assert len(set(after) - set(before)) <= 2
     assert max(map(len, before)) <= 32
+
+
+def test_a_long_source_is_read_in_parts_by_many_workers(tmp_path):
+    (tmp_path / "in").mkdir()
+    draw = np.random.default_rng(0)
+    noise = draw.integers(0, 256, (200, 96, 96, 3)).astype(np.uint8)
+    encode(noise, tmp_path / "in" / "long.mp4", 10.0, crf=10)
+    encode(moving(1), tmp_path / "in" / "short.mp4", 12.0)
+    size_mib = (tmp_path / "in" / "long.mp4").stat().st_size / 2**20
+    assert 1 < size_mib < 4
+    options = {**OPTIONS, "find_shots": False, "part_mib": 1, "max_clips_per_source": 100}
+    clips, metrics = ingest(open_store((tmp_path / "s").as_uri()), str(tmp_path / "in"), **options)
+    parts = int(np.ceil(size_mib))
+    assert metrics["sources"] == metrics["sources_kept"] == parts + 1
+    rows = [r for r in clips.table().to_pylist() if r["source_name"] == "long.mp4"]
+    spans = sorted((r["span_start_us"], r["span_end_us"]) for r in rows)
+    assert all(end < start for (_, end), (start, _) in itertools.pairwise(spans))
+    assert len(spans) >= 200 // 17 - parts  # each part loses less than a clip at its end
+    again, _ = ingest(
+        open_store((tmp_path / "t").as_uri()), str(tmp_path / "in"), workers=2, **options
+    )
+    assert again.digest == clips.digest
 
 
 def test_options_are_checked():

@@ -12,7 +12,7 @@ from tests.stage_chain import ingest, sift
 from videoar.storage.store import open_store
 
 pytestmark = [pytest.mark.shared, pytest.mark.slow]
-NATIVE = {"rate_fps": None, "cut_distance": None, "max_clips_per_source": 100}
+NATIVE = {"rate_fps": None, "find_shots": False, "max_clips_per_source": 100}
 DUPLICATES = {"DUPLICATE_NEAR", "DUPLICATE_EXACT"}
 STILL = {"LOW_MOTION", "BLACK", "FROZEN"}
 UNMET = {

@@ -1,0 +1,87 @@
+"""Captions from a tiny random vision-language model on a handful of drawn clips."""
+
+import pytest
+
+from tests import tiny_models
+from videoar.core.errors import ConfigError
+from videoar.media.decode import decode_clip
+from videoar.model.pretrained import Captioner, pick_stills
+from videoar.pipeline.fingerprint import components, differences
+from videoar.pipeline.registry import make_stage
+from videoar.stages.caption import CaptionConfig, CaptionStage
+from videoar.storage.store import open_store
+
+PROMPT = "what is this"
+CAPTIONS = (None, "a red ball", "", None, None)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store((tmp_path / "store").as_uri())
+
+
+@pytest.fixture
+def clips(store):
+    return tiny_models.drawn_clips(store, CAPTIONS)
+
+
+def stage(model, **options):
+    options = {"prompt": PROMPT, "max_new_tokens": 5, "batch_clips": 2} | options
+    return make_stage("caption", {"model": model, **options})
+
+
+def run(store, clips, model, **options):
+    return stage(model, **options).open({"clips": clips}, store)(clips.table())
+
+
+@pytest.mark.parametrize("make", [tiny_models.llava, tiny_models.blip])
+def test_only_missing_captions_are_written(make, store, clips, tmp_path):
+    model = make(tmp_path / "model")
+    output = run(store, clips, model)
+    before, after = clips.table().to_pylist(), output.rows.to_pylist()
+    assert output.rows.schema == clips.table().schema
+    for old, new in zip(before, after, strict=True):
+        if old["caption"]:
+            assert new == old
+            continue
+        stills = pick_stills(decode_clip(store.objects.get(old["video_key"])), 4)
+        expected = Captioner(model, PROMPT, 5)([stills])[0]
+        assert new == old | {"caption": expected, "caption_source": "model"}
+    assert output.metrics == {"captions_kept": 1, "captions_made": 4, "captions_empty": 0}
+
+
+def test_a_shard_gives_the_same_bytes_twice(store, clips, tmp_path):
+    model = tiny_models.llava(tmp_path / "model")
+    first, second = (
+        store.dataset(name, "clips@1").write(run(store, clips, model).rows) for name in "ab"
+    )
+    assert first.sha256 == second.sha256
+
+
+def test_all_captions_are_replaced_on_demand(store, clips, tmp_path):
+    output = run(store, clips, tiny_models.llava(tmp_path / "model"), only_missing=False)
+    assert set(output.rows["caption_source"].to_pylist()) == {"model"}
+    assert output.rows["caption"][1].as_py() != CAPTIONS[1]
+
+
+def test_a_model_that_says_nothing_leaves_the_row_as_it_is(store, clips, tmp_path):
+    model = tiny_models.llava(tmp_path / "model", silent=True)
+    output = run(store, clips, model, only_missing=False)
+    assert output.rows.equals(clips.table())
+    assert output.metrics == {"captions_kept": 0, "captions_made": 0, "captions_empty": 5}
+
+
+def test_the_fingerprint_is_of_the_models_content_not_of_its_place(clips, tmp_path):
+    first, copy, other = (
+        components(stage(tiny_models.llava(tmp_path / name, seed=seed)), {"clips": clips})
+        for name, seed in (("first", 0), ("copy", 0), ("other", 1))
+    )
+    assert first == copy
+    assert [found["component"] for found in differences(first, other)] == ["tools.model"]
+
+
+def test_no_model_stops_a_plan_in_one_line(clips, tmp_path):
+    with pytest.raises(ConfigError, match="nowhere: no such model folder"):
+        components(stage(str(tmp_path / "nowhere")), {"clips": clips})
+    with pytest.raises(ConfigError, match=r"not usable: .*the folder of a vision-language model"):
+        CaptionStage(CaptionConfig(model=tiny_models.dinov2(tmp_path))).open({}, None)

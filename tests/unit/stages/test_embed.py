@@ -1,0 +1,69 @@
+"""Embeddings from tiny random encoders on a handful of drawn clips."""
+
+import numpy as np
+import pytest
+
+from tests import tiny_models
+from videoar.core.errors import ConfigError
+from videoar.media.decode import decode_clip
+from videoar.model.model_folder import folder_digest
+from videoar.model.pretrained import ImageEncoder, pick_stills
+from videoar.pipeline.fingerprint import components, differences
+from videoar.pipeline.registry import make_stage
+from videoar.storage.store import open_store
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store((tmp_path / "store").as_uri())
+
+
+@pytest.fixture
+def clips(store):
+    return tiny_models.drawn_clips(store, ("a red ball", None, None))
+
+
+def stage(model, **options):
+    return make_stage("embed", {"model": model, "num_frames": 3, "batch_clips": 2} | options)
+
+
+def run(store, clips, model, **options):
+    return stage(model, **options).open({"clips": clips}, store)(clips.table()).rows
+
+
+@pytest.mark.parametrize("make", [tiny_models.siglip, tiny_models.dinov2])
+def test_every_clip_gets_a_unit_vector_and_nothing_else_changes(make, store, clips, tmp_path):
+    model = make(tmp_path / "model")
+    rows = run(store, clips, model)
+    assert rows.schema == clips.table().schema
+    assert rows.drop_columns(["embedding", "embedding_model"]).equals(
+        clips.table().drop_columns(["embedding", "embedding_model"])
+    )
+    assert set(rows["embedding_model"].to_pylist()) == {folder_digest(model)}
+    vectors = np.array(rows["embedding"].to_pylist(), np.float32)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
+    for key, vector in zip(clips.table()["video_key"].to_pylist(), vectors, strict=True):
+        stills = pick_stills(decode_clip(store.objects.get(key)), 3)
+        np.testing.assert_allclose(ImageEncoder(model)([stills])[0], vector, atol=1e-5)
+
+
+def test_a_shard_gives_the_same_bytes_twice(store, clips, tmp_path):
+    model = tiny_models.clip(tmp_path / "model")
+    first, second = (
+        store.dataset(name, "clips@1").write(run(store, clips, model)) for name in "ab"
+    )
+    assert first.sha256 == second.sha256
+
+
+def test_the_fingerprint_is_of_the_models_content_not_of_its_place(clips, tmp_path):
+    first, copy, other = (
+        components(stage(tiny_models.dinov2(tmp_path / name, seed=seed)), {"clips": clips})
+        for name, seed in (("first", 0), ("copy", 0), ("other", 1))
+    )
+    assert first == copy
+    assert [found["component"] for found in differences(first, other)] == ["tools.model"]
+
+
+def test_a_model_of_another_kind_is_refused_before_the_first_clip(store, clips, tmp_path):
+    with pytest.raises(ConfigError, match="an image encoder such as CLIP"):
+        run(store, clips, tiny_models.qwen2_vl(tmp_path / "model"))

@@ -1,0 +1,32 @@
+"""Measurements against peers and physical limits: interleaved, in CPU time, ratios reported.
+
+Machines are noisy, so a number is only ever reported beside the number that it is compared with,
+taken in the same minutes by the same process tree.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from videoar.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from videoar.bench.result import BenchResult
+
+BENCHES = ("cuts", "ingest")
+
+
+def measure(name: str, videos: Path | None, rounds: int) -> "BenchResult":
+    """Run a benchmark by name.
+
+    Raises:
+        ConfigError: there is no such benchmark, or what it compares with is not installed.
+    """
+    if name == "ingest":
+        from videoar.bench import ingest
+
+        return ingest.run(videos, rounds)
+    if name == "cuts":
+        from videoar.bench import cuts
+
+        return cuts.run(rounds)
+    raise ConfigError(name, "no such benchmark", f"known: {', '.join(BENCHES)}")

@@ -1,0 +1,177 @@
+"""`bench ingest`: reading a source once against decoding it at all, and against reading it thrice.
+
+    null     ffmpeg -threads 1 -f null -: the decoder alone, the physical limit of one core
+    3-pass   the same results from three passes of ffmpeg: cuts; grey and scores; RGB and hashes
+    stage    ours, and beyond: hash of the file, killable child, clips encoded and stored
+
+CPU time, not wall time; what a process costs to start is measured and taken off.
+"""
+
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from videoar.bench.films import Film
+from videoar.bench.result import BenchResult, compare, cpu_seconds, shuffled
+from videoar.core.errors import ConfigError
+from videoar.media.phash import phash
+from videoar.media.quality import measure
+from videoar.media.scan import ScanPlan, SourceFacts, scan
+from videoar.media.sources import list_sources
+from videoar.media.transcode import encode_stream
+from videoar.stages.ingest import IngestConfig, IngestStage, group_rows
+from videoar.storage.store import open_store
+
+_SIZES_PX = ((426, 240), (854, 480), (1280, 720))
+_NUM_SHOTS = 22  # about 75 seconds
+_PLAN = ScanPlan(rate_fps=8.0, size_px=128)
+_FFMPEG = ("ffmpeg", "-nostdin", "-v", "error", "-threads", "1")
+
+
+def run(videos: Path | None, rounds: int) -> BenchResult:
+    """Measure on films drawn for it, or on the files of a folder.
+
+    Raises:
+        ConfigError: the folder holds no file that can be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="videoar-bench-") as folder:
+        cases = _given(videos) if videos else _drawn(Path(folder))
+        start_s = min(cpu_seconds(_start_ffmpeg) for _ in range(5))
+        figures: dict[str, list[float]] = {"ours": [], "null": [], "3-pass": [], "stage": []}
+        by_case: dict[str, dict[str, float]] = {}
+        for turn in range(rounds):
+            frames, spent = 0.0, dict.fromkeys(figures, 0.0)
+            for case, paths in cases.items():
+                found = _once(paths, start_s, turn)
+                frames += found.pop("frames")
+                spent = {name: spent[name] + found[name] for name in figures}
+                _keep_best(by_case.setdefault(case, {}), found)
+            for name, seconds in spent.items():
+                figures[name].append(frames / seconds)
+    table = {
+        case: {f"eta_{k}": round(best["null"] / best[k], 3) for k in ("ours", "stage")}
+        | {"x_3-pass": round(best["3-pass"] / best["ours"], 2)}
+        for case, best in by_case.items()
+    }
+    unit = "source frames per CPU-second"
+    return compare(
+        "ingest", unit, figures, cases=table, notes=("eta: null over it, best of turns",)
+    )
+
+
+def _given(folder: Path) -> dict[str, list[Path]]:
+    usable = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_readable(path)]
+    if not usable:
+        raise ConfigError(str(folder), "no video that can be read")
+    return {folder.name: usable}
+
+
+def _is_readable(path: Path) -> bool:
+    from videoar.core.errors import MediaError
+
+    try:
+        return any(isinstance(item, SourceFacts) for item in scan(path, _PLAN))
+    except MediaError:
+        return False
+
+
+def _drawn(folder: Path) -> dict[str, list[Path]]:
+    cases = {}
+    for width, height in _SIZES_PX:
+        path = folder / f"{height}p.mp4"
+        film = Film(77, _NUM_SHOTS, height, width, rate_fps=24.0)
+        encode_stream(film.frames(), path, film.rate_fps, "libx264", 23)
+        cases[path.stem] = [path]
+    return cases
+
+
+def _once(paths: list[Path], start_s: float, turn: int) -> dict[str, float]:
+    """Let each contestant read the files once; return CPU seconds, and the number of frames."""
+    frames = 0
+
+    def ours() -> None:
+        nonlocal frames
+        frames = sum(_scan(path) for path in paths)
+
+    contestants: dict[str, Callable[[], object]] = {
+        "ours": ours,
+        "null": lambda: _each(_null, paths),
+        "3-pass": lambda: _each(_three_passes, paths),
+        "stage": lambda: _stage(paths),
+    }
+    passes = {"null": 1, "3-pass": 3}
+    spent = {
+        name: cpu_seconds(contestants[name]) - start_s * passes.get(name, 0) * len(paths)
+        for name in shuffled(list(contestants), turn)
+    }
+    return spent | {"frames": frames}
+
+
+def _each(read: Callable[[Path], None], paths: list[Path]) -> None:
+    for path in paths:
+        read(path)
+
+
+def _keep_best(best: dict[str, float], found: dict[str, float]) -> None:
+    for name, value in found.items():
+        best[name] = min(value, best.get(name, value))
+
+
+def _scan(path: Path) -> int:
+    *_, facts = scan(path, _PLAN)
+    return facts.decoded_frames if isinstance(facts, SourceFacts) else 0
+
+
+def _stage(paths: list[Path]) -> None:
+    """Run the stage as a worker does, into a store of its own."""
+    with tempfile.TemporaryDirectory(prefix="videoar-bench-store-") as folder:
+        config = IngestConfig(
+            rate_fps=_PLAN.rate_fps, size_px=_PLAN.size_px, max_clips_per_source=64
+        )
+        mapper = IngestStage(config).open({}, open_store(Path(folder).as_uri()))
+        for parent in sorted({path.parent for path in paths}):
+            rows = list_sources(str(parent)).to_pylist()
+            given = {str(path) for path in paths}
+            rows = [row for row in rows if str(parent / row["name"]) in given]
+            for group in group_rows(rows, config.sources_per_shard, config.part_mib << 20):
+                mapper(pa.Table.from_pylist(group))
+        mapper.close()
+
+
+def _start_ffmpeg() -> None:
+    source = ["-f", "lavfi", "-i", "color=size=16x16:duration=0.04"]
+    subprocess.run([*_FFMPEG, *source, "-f", "null", "-"], check=True)  # noqa: S603 - fixed words
+
+
+def _null(path: Path) -> None:
+    subprocess.run([*_FFMPEG, "-i", f"file:{path}", "-f", "null", "-"], check=True)  # noqa: S603 - a drawn or given file
+
+
+def _three_passes(path: Path) -> None:
+    _raw(path, "scdet=threshold=10", 0)
+    grey = _raw(path, "scale=64:36:flags=area,format=gray", 64 * 36).reshape(-1, 36, 64)
+    rate, size = _PLAN.rate_fps, _PLAN.size_px
+    square = (
+        f"scale={size}:{size}:force_original_aspect_ratio=increase:flags=area,crop={size}:{size}"
+    )
+    rgb = _raw(path, f"fps={rate},{square},format=rgb24", 3 * size**2).reshape(-1, size, size, 3)
+    for span in _parts(rgb, _PLAN.num_frames):
+        phash(span[[0, len(span) // 2, -1]])
+    for span in _parts(grey, max(2, len(grey) * _PLAN.num_frames // max(1, len(rgb)))):
+        measure(span)
+
+
+def _raw(path: Path, filters: str, frame_bytes: int) -> np.ndarray:
+    form = ["-f", "rawvideo", "-"] if frame_bytes else ["-f", "null", "-"]
+    command = [*_FFMPEG, "-i", f"file:{path}", "-vf", filters, "-vsync", "passthrough", *form]
+    done = subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - as above
+    return np.frombuffer(done.stdout, np.uint8)
+
+
+def _parts(frames: np.ndarray, length: int) -> Iterator[np.ndarray]:
+    for start in range(0, len(frames) - length + 1, length):
+        yield frames[start : start + length]

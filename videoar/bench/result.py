@@ -1,0 +1,78 @@
+"""What a benchmark says: medians of interleaved runs, ratios, and where they were taken."""
+
+import resource
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from videoar.core.ids import seed_from
+from videoar.core.machine import hardware
+from videoar.core.types import Frozen
+
+
+class Measured(Frozen):
+    """One contestant's runs."""
+
+    median: float
+    runs: tuple[float, ...]
+
+
+class BenchResult(Frozen):
+    """Our figure beside others', taken in turns."""
+
+    name: str
+    unit: str
+    ours: Measured
+    baselines: dict[str, Measured]
+    ratios: dict[str, float]
+    """Ours over each baseline."""
+    cases: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Ratios and other figures by case, e.g. by size of the picture."""
+    hardware: str
+    commit: str
+    notes: tuple[str, ...] = ()
+
+
+def compare(name: str, unit: str, figures: Mapping[str, list[float]], **more: Any) -> BenchResult:  # noqa: ANN401 - fields of BenchResult
+    """Sum figures up; `ours` is ours, everything else is compared with it."""
+    measured = {
+        key: Measured(median=statistics.median(runs), runs=tuple(runs))
+        for key, runs in figures.items()
+    }
+    ours = measured.pop("ours")
+    ratios = {key: round(ours.median / other.median, 3) for key, other in measured.items()}
+    return BenchResult(
+        name=name, unit=unit, ours=ours, baselines=measured, ratios=ratios,
+        hardware=hardware(), commit=commit_id(), **more,
+    )  # fmt: skip
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """Return the CPU time of this process and of the children that it waited for."""
+    before = _cpu()
+    work()
+    return _cpu() - before
+
+
+def _cpu() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def shuffled(names: list[str], turn: int) -> list[str]:
+    """Return the contestants in the order of a turn: nobody always runs first."""
+    return sorted(names, key=lambda name: seed_from("turn", turn, name))
+
+
+def commit_id() -> str:
+    """Return the commit of the code, "" outside of a checkout."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],  # noqa: S607 - whatever git there is
+        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.stdout.strip()

@@ -1,0 +1,80 @@
+"""The identity of a local model folder, told without torch: planning a run asks for it."""
+
+import hashlib
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from videoar.core.errors import ConfigError
+from videoar.core.ids import digest_json
+
+_READ = {".safetensors", ".json", ".jinja", ".model", ".txt"}
+"""Kinds of files that loading may read: weights, configs, chat templates, vocabularies."""
+
+
+def identity(folder: str) -> Mapping[str, str]:
+    """Return what the output depends on: digest of the folder's content, version of the library.
+
+    Raises:
+        ConfigError: no such model folder, or transformers is not installed.
+    """
+    return {"transformers": library_version(), "model": folder_digest(folder)}
+
+
+def library_version() -> str:
+    """Return the version of transformers.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return version("transformers")
+    except PackageNotFoundError:
+        raise ConfigError("transformers", "not installed", "install videoar[caption]") from None
+
+
+def model_files(folder: str) -> list[Path]:
+    """Return the files that loading may read, in a fixed order.
+
+    Raises:
+        ConfigError: the folder holds no model whose weights are safetensors.
+    """
+    root = Path(folder)
+    hint = "give a local folder with config.json and weights as .safetensors"
+    if not root.is_dir():
+        raise ConfigError(folder, "no such model folder", hint)
+    names = sorted(path.relative_to(root) for path in root.rglob("*") if path.suffix in _READ)
+    names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    if Path("config.json") not in names:
+        raise ConfigError(folder, "holds no config.json", hint)
+    if not any(name.suffix == ".safetensors" for name in names):
+        raise ConfigError(folder, "holds no .safetensors file; pickled weights are not read", hint)
+    return [root / name for name in names]
+
+
+def folder_digest(folder: str) -> str:
+    """Return the SHA-256 over names and contents of a model's files.
+
+    Unchanged files (path, size, time of change) are hashed once per process.
+
+    Raises:
+        ConfigError: the folder holds no model, or a file cannot be read.
+    """
+    files = model_files(folder)
+    try:
+        digests = {path.relative_to(folder).as_posix(): _file_digest(path) for path in files}
+    except OSError as error:
+        raise ConfigError(folder, f"cannot be read: {error}") from error
+    return digest_json(digests)
+
+
+def _file_digest(path: Path) -> str:
+    facts = path.stat()
+    return _hashed(path, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _hashed(path: Path, _size: int, _mtime_ns: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
