@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from videoar.contracts.profile import describe
 from videoar.contracts.suites import Expectation
-from videoar.core.errors import MediaError
+from videoar.core.errors import MediaError, StorageError
 from videoar.evaluation.report import DataCheck, Histogram, Repeat, Sheet
 from videoar.media.decode import still
 from videoar.media.duplicates import REASONS as DUPLICATES
@@ -132,10 +132,10 @@ def _video_keys(clips: Snapshot, ids: list[str]) -> Mapping[str, str]:
 
 
 def _picture(store: Store, key: str | None) -> bytes | None:
-    data = store.objects.find(key) if key else None
     try:
+        data = store.objects.find(key) if key else None
         return still(data) if data else None
-    except MediaError:
+    except (MediaError, StorageError):
         return None
 
 
