@@ -184,7 +184,7 @@ def example(real: bytes, generated: bytes, picture: bytes = b"jpeg-bytes") -> Re
             DataCheck(
                 stage="good",
                 success=False,
-                page="../../objects/ab/abcd.html",
+                page="../../checks/good/abcd.html",
                 expectations=(
                     Expectation(
                         name="expect_column_values_to_be_unique",

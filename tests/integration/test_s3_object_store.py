@@ -9,9 +9,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from videoar.core.errors import ConfigError, StorageError, TransientStorageError
+from videoar.core.errors import (
+    ConfigError,
+    StorageError,
+    TransientStorageError,
+    WithdrawnError,
+)
+from videoar.core.ids import canonical_json
 from videoar.storage import open_store
-from videoar.storage.object_store import S3ObjectStore, put_content
+from videoar.storage.object_store import S3ObjectStore, note_key, put_content
 from videoar.storage.probe import MARKER, ensure_put_if_absent, race
 
 
@@ -43,6 +49,15 @@ def test_bytes_come_back(objects):
     objects.delete("a/b")
     objects.delete("a/b")
     assert not objects.exists("a/b")
+
+
+def test_what_a_take_down_withdrew_says_so(objects):
+    source = "ab" * 32
+    objects.put(note_key("a/b"), canonical_json({"source": source}).encode())
+    for read in (lambda: objects.get("a/b"), lambda: objects.get_range("a/b", 0, 1)):
+        with pytest.raises(WithdrawnError, match=f"a/b: withdrawn by the take-down .* {source}"):
+            read()
+    assert objects.find("a/b") is None
 
 
 def test_listing_is_by_prefix_and_sorted(objects):

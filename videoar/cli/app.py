@@ -284,6 +284,56 @@ def rollback(ref: Annotated[str, typer.Argument(help="Ref, e.g. champion.")]) ->
 
 
 @app.command()
+def forget(
+    source: Annotated[str, typer.Option(help="SHA-256 of the source file.")],
+    reason: Annotated[str, typer.Option(help="Why; kept in the tombstone.")] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
+) -> None:
+    """Take a source down: delete what holds its content, name what was made of it."""
+    from videoar.runner.api import forget as take_down
+
+    found = take_down(_options.open(), source, reason, dry_run=dry_run)
+    deleted = found["deleted"]
+    lines = [
+        f"{'would delete' if dry_run else 'deleted'}: {deleted['objects']} videos, "
+        f"{deleted['files']} files, {deleted['bytes']:,} bytes",
+        *(
+            f"  {entry['id']:34} {entry['contract']:12} "
+            + (f"{entry['rows']} rows of it" if entry["holds_content"] else "made of it, stays")
+            + "".join(f" ({name})" for name in entry["refs"])
+            for entry in found["derived"]
+        ),
+        f"tombstone: {found['tombstone']}" + (" (not written)" if dry_run else ""),
+    ]
+    _options.emit(found, "\n".join(lines))
+
+
+quarantine = typer.Typer(help="Look at what was refused.", rich_markup_mode=None)
+app.add_typer(quarantine, name="quarantine", no_args_is_help=True)
+
+
+@quarantine.command("ls")
+def quarantine_ls(
+    name: Annotated[
+        str | None, typer.Argument(help="Run id or a prefix, or snapshot id; default: last run.")
+    ] = None,
+    reason: Annotated[str | None, typer.Option(help="Only this code, e.g. TOO_SHORT.")] = None,
+) -> None:
+    """List the rows that were refused, with their reasons."""
+    from videoar.runner.api import quarantine as refused
+
+    found = refused(_options.open(), name, reason)
+    lines = [
+        f"{row['stage']:8} {','.join(row['reasons']):24} {row['item_id']}"
+        + (f"  {row['detail']}" if row["detail"] else "")
+        for row in found["rows"]
+    ]
+    if found["withdrawn"]:
+        lines.append(f"{found['withdrawn']} rows went with a take-down")
+    _options.emit(found, "\n".join(lines) or "nothing was refused")
+
+
+@app.command()
 def doctor() -> None:
     """Check this machine and the store; refuses a store in which two racing writers can win."""
     from videoar.runner.doctor import diagnose
@@ -331,6 +381,8 @@ def _event_line(event: dict[str, Any]) -> str:
 
 def _show_run(made: Any) -> None:  # noqa: ANN401 - a Run, whose module is imported late
     lines = [f"run {made.run_id}  {made.pipeline}  {made.status}  {made.seconds:.0f} s"]
+    for name, listed in made.inputs.items():
+        lines.append(f"  {name:12} {listed}")
     for stage in made.stages:
         rows = f"{stage.rows.out} rows" + (
             f", {stage.rows.rejected} refused" if stage.rows.rejected else ""

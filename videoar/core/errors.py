@@ -12,6 +12,7 @@ the engine (and nobody else) acts on.
     +- RunTimeoutError           6
     +- StorageError              7   the store cannot be used
     |  +- SnapshotNotFoundError
+    |  +- WithdrawnError
     |  +- SnapshotConflictError
     |  +- TransientStorageError      retryable
     +- ClusterUnknownError       8   the cluster cannot be reached: not a failure, not a success
@@ -91,6 +92,10 @@ class StorageError(VideoARError):
 
 class SnapshotNotFoundError(StorageError):
     """No committed snapshot has this id or ref."""
+
+
+class WithdrawnError(StorageError):
+    """It was there, and a take-down of its source has removed it: gone for good, not damaged."""
 
 
 class SnapshotConflictError(StorageError):

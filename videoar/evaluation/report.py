@@ -160,9 +160,10 @@ class LineageNode(Frozen):
 
 
 class Licence(Frozen):
-    """Source videos under one licence."""
+    """Source videos of one origin under one licence."""
 
     name: str
+    origin: str = "not stated"
     num_videos: int
 
 

@@ -23,11 +23,13 @@ Code = Literal[
     "IO_TRANSIENT",
     "IO_PERMANENT",
     "DUPLICATE_EXACT",
+    "FORGOTTEN",
 ]
 CODES: tuple[str, ...] = get_args(Code)
 RETRYABLE = frozenset({"IO_TRANSIENT", "TIMEOUT", "MEM"})
 _EXIT_KINDS = {"TIMEOUT": "timeout", "MEM": "rlimit", "CRASH": "signal", "TOO_SHORT": "policy"}
 _EXIT_KINDS |= {"TOO_LONG": "policy", "TOO_LARGE_DIM": "policy", "DUPLICATE_EXACT": "policy"}
+_EXIT_KINDS |= {"FORGOTTEN": "policy"}
 
 
 def exit_kind(code: str) -> str:

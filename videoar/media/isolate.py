@@ -9,6 +9,7 @@ only JSON and raw pixels come back, never pickles.
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import subprocess
@@ -92,7 +93,9 @@ class _Child:
         self.is_late = False
         self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         environment = child_environment(
-            PYTHONPATH=os.pathsep.join(filter(None, sys.path)), OMP_NUM_THREADS="1"
+            PYTHONPATH=os.pathsep.join(filter(None, sys.path)),
+            OMP_NUM_THREADS="1",
+            MALLOC_ARENA_MAX="1",  # another thread's arena would take from the address space
         )
         with theirs:
             self.process = subprocess.Popen(  # noqa: S603 - our own module
@@ -171,6 +174,7 @@ def main(fd: int, memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     pipe = Connection(fd)
+    threading.Thread(target=_follow, args=(fd,), daemon=True).start()
     _send(pipe, "ready")
     while True:
         try:
@@ -179,6 +183,14 @@ def main(fd: int, memory_bytes: int) -> None:
             return
         _allow_cpu(request["cpu_s"])
         _answer(pipe, Path(request["path"]), ScanPlan(**request["plan"]))
+
+
+def _follow(fd: int) -> None:
+    """Die when the worker does: a busy decoder looks at the socket too late or never."""
+    poll = select.poll()
+    poll.register(fd, 0)  # a hang-up is always reported
+    poll.poll()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _allow_cpu(seconds: int) -> None:

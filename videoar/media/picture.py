@@ -55,7 +55,8 @@ class Painter:
         interpolation = Interpolation.AREA if scale < 1 else Interpolation.BICUBIC
         turns = round(frame.rotation / 90)
         wide, high = max(size, round(width * scale)), max(size, round(height * scale))
-        if frame.format.name in _PLANAR and size * size < _WORTH_CUTTING * wide * high:
+        is_large = min(frame.width, frame.height) >= 2
+        if is_large and frame.format.name in _PLANAR and size * size < _WORTH_CUTTING * wide * high:
             frame, wide, high = self._cut(frame), size, size
         scaled = self._rgb.reformat(
             frame, wide, high, "rgb24", interpolation=interpolation, threads=1, **colours
@@ -66,7 +67,7 @@ class Painter:
 
     def _cut(self, frame: Any) -> Any:  # noqa: ANN401 - av frame
         side = min(frame.width * self.pixel_aspect, frame.height)
-        width, height = (int(length) & ~1 for length in (side / self.pixel_aspect, side))
+        width, height = (max(2, int(n) & ~1) for n in (side / self.pixel_aspect, side))
         if self._square is None or self._square.shape != (width, height):
             self._square = _Square(width, height)
         return self._square.cut(frame)

@@ -10,6 +10,7 @@ it on files of others.
 
 import itertools
 import math
+import resource
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from videoar.media.shots import MAX_GAP_US, Span, Tick, shots, spans
 _VFR_SPREAD = 0.2
 _INTACT_SHARE = 0.98
 _EARLY_US = 1_500  # containers round to milliseconds
+_PIXEL_BYTES = 4  # chosen: more than a picture needs; decoders may not say why they lost one
+_MAX_ASPECT = 100  # chosen: nothing real; bounds a frame whose long side grows with the short one
 
 
 class ScanPlan(Frozen):
@@ -94,7 +97,10 @@ def scan(path: Path, plan: ScanPlan) -> Iterator[Excerpt | SourceFacts]:
         except av.FFmpegError as error:
             raise _unreadable(path, error) from error
         with container:
-            yield from _Reading(path.name, container, plan, log).excerpts()
+            try:
+                yield from _Reading(path.name, container, plan, log).excerpts()
+            except av.FFmpegError as error:  # such as a picture in colours that nothing converts
+                raise MediaError(path.name, "CORRUPT", str(error.strerror)) from error
 
 
 def detected_changes(path: Path, plan: ScanPlan) -> list[Change]:
@@ -123,7 +129,7 @@ class _Reading:
         self.codec = self.stream.codec_context
         self._refuse()
         self.start: int | None = None
-        self.tick_us = float(self.stream.time_base * 1_000_000)  # fractions are slow
+        self.tick_us = float((self.stream.time_base or 0) * 1_000_000)  # fractions are slow
         self.stream.thread_type = "NONE"
         self.codec.thread_count = 1
         self.times_us: list[int] = []
@@ -158,7 +164,9 @@ class _Reading:
             raise MediaError(self.name, "TOO_LONG", f"{duration_s:.0f} s")
 
     def _refuse_size(self, width: int, height: int) -> None:
-        if width * height > self.plan.max_pixels:
+        shown = (width * self._aspect(), height)
+        is_needle = max(shown) > _MAX_ASPECT * min(shown) > 0
+        if is_needle or width * height > self.plan.max_pixels:
             raise MediaError(self.name, "TOO_LARGE_DIM", f"{width}x{height}")
 
     def _seek(self) -> tuple[float, float]:
@@ -173,7 +181,7 @@ class _Reading:
         self.start = self.stream.start_time or 0
         begin, end = (duration_us * place / parts for place in (part, part + 1))
         if part:
-            target = self.start + int(begin / self.tick_us)
+            target = self.start + int(begin / (self.tick_us or 1))
             self.container.seek(target, stream=self.stream, backward=True)
         return (begin, end) if part < parts - 1 else (begin, math.inf)
 
@@ -197,10 +205,13 @@ class _Reading:
         After an error every frame counts as damaged until a key frame that comes later in time.
         """
         damaged_from: int | None = None
+        errors = 0  # a packet that gives no picture leaves its errors to the next one
         for packet in self._packets():
             frames = self._decode(packet)
-            errors = len(self.log)
-            if errors:
+            errors += len(self.log)
+            if self.log:
+                if _free_bytes() < _PIXEL_BYTES * self.codec.width * self.codec.height:
+                    raise MediaError(self.name, "MEM", "no memory for another picture")
                 self.last_error = self.log[-1][2].strip()
                 self.log.clear()
                 damaged_from = packet.pts or 0
@@ -229,8 +240,10 @@ class _Reading:
         while True:
             try:
                 packet = next(packets, None)
-            except av.FFmpegError as error:
-                self.log.append((ERROR, "demuxer", str(error.strerror)))
+            except (av.FFmpegError, IndexError) as error:
+                if isinstance(error, av.FFmpegError):
+                    self.log.append((ERROR, "demuxer", str(error.strerror)))
+                # else PyAV lost count, at the end of a file whose streams appeared on the way
                 packet = av.Packet()
                 packet.stream = self.stream
                 yield packet
@@ -242,11 +255,11 @@ class _Reading:
     def _decode(self, packet: Any) -> list[Any]:  # noqa: ANN401 - av packet
         try:
             return list(packet.decode())
-        except (av.error.InvalidDataError, av.error.PatchWelcomeError) as error:
-            self.log.append((ERROR, "decoder", str(error.strerror)))
-            return []
         except av.error.MemoryError as error:
             raise MediaError(self.name, "MEM", "out of memory while decoding") from error
+        except av.FFmpegError as error:  # decoders find many words for damage, even EPERM
+            self.log.append((ERROR, "decoder", str(error.strerror)))
+            return []
 
     def _clock(self, frame: Any) -> int:  # noqa: ANN401 - av frame
         """Return the frame's presentation time; mend one that is missing or runs backwards."""
@@ -350,3 +363,12 @@ class _Reading:
             **measure(np.stack(span.greys)),
         }
         return Excerpt(frames, facts)
+
+
+def _free_bytes() -> float:
+    """Return how much address space this process may still take."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return math.inf
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return limit - pages * resource.getpagesize()

@@ -28,7 +28,8 @@ LABELS = "labels.csv"
 _NOT_SOURCES = {LABELS, "manifest.csv", "expected.csv"}
 _VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".flv", ".ts", ".mpg", ".mpeg", ".3gp"}
 _SIDECAR_BYTES = 64 << 10
-_LABEL_COLUMNS = {"label", "label_text", "split", "group", "licence", "origin", "source"}
+_LABEL_COLUMNS = {"label", "label_text", "split", "group"}
+_LABEL_COLUMNS |= {"licence", "license", "origin", "source"}
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ def list_sources(url: str) -> pa.Table:
     """List a raw input, sorted by uri.
 
     Labels come from a `labels.csv` at its top (columns `file`, `label` and optionally `label_text`,
-    `split`, `group`, `licence`, `origin` or `source`), else from folder names; captions also from
-    small text files beside a video (`<stem>.txt`).
+    `split`, `group`, `licence` or `license`, `origin` or `source`), else from folder names;
+    captions also from small text files beside a video (`<stem>.txt`).
 
     Args:
         url: folder path, `file://`, `s3://bucket/prefix` or `rendered://shapes?num_videos=..`.
@@ -129,12 +130,23 @@ def _local_file(root: Path, path: Path) -> _File:
     is_regular = path.is_file()
     return _File(
         uri="file://" + quote(os.fsencode(path)),
-        name=os.fsencode(path.relative_to(root)).decode("utf-8", "backslashreplace"),
+        name=_name(os.fsencode(path.relative_to(root))),
         etag=f"{status.st_size}-{status.st_mtime_ns}",
         size_bytes=status.st_size if is_regular else 0,
         read=path.read_bytes,
         is_regular=is_regular,
     )
+
+
+def _name(raw: bytes) -> str:
+    """Return a name as text that no other name has, since names are keys.
+
+    Names that are no UTF-8 are escaped and get `./` in front, as no listed name has by itself.
+    """
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return "./" + raw.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
 
 
 def _list_s3(url: str) -> Iterator[_File]:
@@ -183,7 +195,8 @@ def _row(file: _File, labels: dict[str, dict[str, str]], captions: "_Sidecars") 
     given = labels.get(file.name)
     if given:
         text = given.get("label_text") or given.get("label")
-        row |= {key: given.get(key) for key in ("label", "split", "group", "licence")}
+        row |= {key: given.get(key) for key in ("label", "split", "group")}
+        row |= {"licence": given.get("licence") or given.get("license")}
         row |= {"origin": given.get("origin") or given.get("source")}
         row |= {"caption": text, "caption_source": "labels" if text else None}
     elif folder and not labels:
@@ -198,6 +211,8 @@ def _read_labels(url: str, files: list[_File]) -> dict[str, dict[str, str]]:
     for file in files:
         if file.name == LABELS:
             where = f"{url.rstrip('/')}/{LABELS}"
+            if not file.is_regular:  # a pipe would be read for ever
+                raise ConfigError(where, "not a regular file")
             try:
                 reader = csv.DictReader(io.StringIO(file.read().decode("utf-8-sig")), strict=True)
                 return dict(_label_lines(where, reader))

@@ -205,23 +205,27 @@ def run_reduce(task: Task) -> WorkRecord:
 def _settle_check(task: Task, store: Store, report: CheckReport) -> None:
     """Keep what a check found, for good and for bad, then refuse if it was bad."""
     key = check_key(task.dataset, task.fingerprint)
-    kept = store.ledger.read(key)
-    if kept is None:
-        page = store.put_object(report.html.encode(), ".html")
-        found = {
-            "success": report.success,
-            "page": page.key,
-            "expectations": [expectation.model_dump() for expectation in report.expectations],
-        }
-        kept = store.ledger.create_or_adopt(key, found)
+    page = f"{key}.html"
+    store.objects.put(page, report.html.encode(), if_absent=True)
+    found = {
+        "success": report.success,
+        "page": page,
+        "expectations": [expectation.model_dump() for expectation in report.expectations],
+    }
+    store.ledger.create(f"{key}.json", found)
     if not report.success:
-        hint = f"all expectations: {store.url}/{kept['page']}"
+        hint = f"all expectations: {store.url}/{page}"
         raise GateError(f"stage {task.dataset}", "; ".join(report.failures), hint)
 
 
 def check_key(dataset: str, fingerprint: str) -> str:
-    """Return the key of the record of a reduction's check."""
-    return f"stages/{dataset}/checks/{fingerprint}.json"
+    """Return where the check of a reduction is kept, as `.json` and as a page, `.html`."""
+    return f"checks/{dataset}/{fingerprint}"
+
+
+def find_check(store: Store, dataset: str, fingerprint: str) -> dict[str, Any] | None:
+    """Return what a check found: `{success, page, expectations}`."""
+    return store.ledger.read(f"{check_key(dataset, fingerprint)}.json")
 
 
 ProgressSink = Callable[[int, int, Mapping[str, float]], None]

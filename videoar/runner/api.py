@@ -11,8 +11,17 @@ from videoar.engine.base import Engine
 from videoar.engine.inline import InlineEngine
 from videoar.pipeline.fingerprint import differences
 from videoar.pipeline.spec import load_pipeline
+from videoar.pipeline.work import REJECTS
 from videoar.runner.execute import Execution, resume_spec
-from videoar.runner.runs import Run, find_run_id, load_run, previous_parts, stage_parts
+from videoar.runner.forget import forget as take_down
+from videoar.runner.runs import (
+    Run,
+    find_run_id,
+    load_run,
+    previous_parts,
+    run_ids,
+    stage_parts,
+)
 from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot
 
@@ -99,9 +108,13 @@ def report(store: Store, name: str | None) -> tuple[str, bytes]:
 
     run_id = find_run_id(store, name)
     page = render(collect(store, load_run(store, run_id))).encode()
-    key = f"runs/{run_id}/report.html"
+    key = _page_key(run_id)
     store.objects.put(key, page)
     return key, page
+
+
+def _page_key(run_id: str) -> str:
+    return f"runs/{run_id}/report.html"
 
 
 def explain(store: Store, name: str, stage: str) -> dict[str, Any]:
@@ -239,6 +252,76 @@ def rollback(store: Store, ref: str) -> dict[str, Any]:
     evidence = {"rolled_back_from": head["snapshot"]}
     store.refs.advance(ref, target, expect=head["seq"], evidence=evidence)
     return {"ref": ref, "snapshot": target, "was": head["snapshot"]}
+
+
+def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False) -> dict[str, Any]:
+    """Take a source down, and render the report pages anew that showed clips of it."""
+    found = take_down(store, source, reason, dry_run=dry_run)
+    holders = {entry["id"] for entry in found["derived"] if entry["holds_content"]}
+    runs = [load_run(store, run_id) for run_id in run_ids(store)]
+    shown = [run for run in runs if holders & _used(run)]
+    if not dry_run:
+        for run in shown:
+            store.objects.delete(_page_key(run.run_id))
+        for run in shown:
+            _renew_page(store, run)
+    for run in runs:
+        if run.status == "RUNNING":
+            logger.warning("run %s is in progress: forget again when it has ended", run.run_id)
+    return {**found, "pages": [run.run_id for run in shown]}
+
+
+def _used(run: Run) -> set[str]:
+    inputs = {snapshot for stage in run.stages for snapshot in stage.inputs.values()}
+    return inputs | set(run.outputs.values())
+
+
+def _renew_page(store: Store, run: Run) -> None:
+    """Render a run's page without what is gone, and put it over MLflow's copy."""
+    from videoar.runner.record import record_run
+
+    try:
+        page = report(store, run.run_id)[1]
+        record_run(store, resume_spec(run.run_id, store), run, page)
+    except Exception as error:  # noqa: BLE001 - the old page is gone; only its mirror may be left
+        where = f"run {run.run_id}"
+        logger.warning("%s: MLflow may still show the old page, forget again: %s", where, error)
+
+
+_REJECT_KEYS = ("item_id", "kind", "stage", "reasons", "detail", "retryable", "uri")
+
+
+def quarantine(store: Store, name: str | None, reason: str | None = None) -> dict[str, Any]:
+    """Return the rows that a run's stages, or the stage of one snapshot, refused.
+
+    Args:
+        store: where to look.
+        name: run id, prefix of one or snapshot id; None means the newest run.
+        reason: only rows with this code among their reasons.
+
+    Returns:
+        `{rows, withdrawn}`; `withdrawn` counts rows that went with a take-down.
+    """
+    refused = [store.snapshot(found) for found in _rejects_of(store, name)]
+    rows = [
+        {**row, "snapshot": snapshot.id}
+        for snapshot in refused
+        for table in snapshot.remaining(_REJECT_KEYS)
+        for row in table.to_pylist()
+    ]
+    return {
+        "rows": [row for row in rows if reason is None or reason in row["reasons"]],
+        "withdrawn": sum(snapshot.rows for snapshot in refused) - len(rows),
+    }
+
+
+def _rejects_of(store: Store, name: str | None) -> list[str]:
+    if name is not None and ":" in name:
+        snapshot = store.snapshot(name)
+        refused = snapshot.id if snapshot.contract == REJECTS else snapshot.commit.rejects
+        return [refused] if refused else []
+    run = load_run(store, find_run_id(store, name))
+    return [stage.rejects for stage in run.stages if stage.rejects]
 
 
 def validate(store: Store | None, name: str) -> list[dict[str, str]]:

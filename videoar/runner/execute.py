@@ -24,10 +24,10 @@ from videoar.pipeline.fingerprint import (
     shard_fingerprint,
 )
 from videoar.pipeline.registry import BUILTIN, Registry
-from videoar.pipeline.spec import PipelineSpec, StageSpec, parse_pipeline
+from videoar.pipeline.spec import INPUT_CONTRACT, PipelineSpec, StageSpec, parse_pipeline
 from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
 from videoar.pipeline.work import REJECTS, Task, WorkRecord, find_record, merge, record_key
-from videoar.runner.inputs import Listing, resolve
+from videoar.runner.inputs import Listing, compare, resolve
 from videoar.runner.plan import build, check_contracts, split_done, why
 from videoar.runner.runs import (
     RowCounts,
@@ -112,9 +112,13 @@ class Execution:
                 self._run_stage(stage, must_exist=stage.name in must_exist)
 
     def _commit_input(self, name: str, found: Snapshot | Listing) -> Snapshot:
-        if not isinstance(found, Listing):
-            return found
-        return found.commit(self.store, self._provenance(name, "", {}))
+        if isinstance(found, Listing):
+            found = found.commit(self.store, self._provenance(name, "", {}))
+        if found.contract == INPUT_CONTRACT:
+            seen = compare(self.store, self.spec.name, self.run_id, name, found)
+            self._log.input(name, seen)
+            logger.info("input %s: %s", name, seen)
+        return found
 
     def _provenance(self, stage: str, asked: str, parents: dict[str, str]) -> Provenance:
         return Provenance(
@@ -155,7 +159,14 @@ class Execution:
     def _reuse(self, name: str, found: Snapshot, parts: Components) -> None:
         refused = found.rejects()
         rows = RowCounts(out=found.rows, rejected=refused.rows if refused else 0)
-        self._update(name, status="CACHED", snapshot=found.id, rows=rows, reason="nothing changed")
+        self._update(
+            name,
+            status="CACHED",
+            snapshot=found.id,
+            rejects=found.commit.rejects,
+            rows=rows,
+            reason="nothing changed",
+        )
         self._log.stage(self.stages[name], parts)
         logger.info("cached as %s", found.id)
 
@@ -197,6 +208,7 @@ class Execution:
             spec.name,
             status="SUCCEEDED",
             snapshot=snapshot.id,
+            rejects=snapshot.commit.rejects,
             seconds=round(time.monotonic() - begun, 3),
             rows=RowCounts(in_=record.rows_in, out=record.rows_out, rejected=record.rows_rejected),
         )

@@ -2,16 +2,26 @@
 
 folder, file://, s3://, rendered://   listed now; the listing is a snapshot of `sources@1`
 ref://NAME, snapshot://ID             a snapshot that is already in the store
+
+A listing leaves out the sources that were taken down, by address and etag; a copy of one under
+another address is known by its content when ingest reads it.
 """
+
+import logging
 
 import pyarrow as pa
 
+from videoar.core.errors import ConfigError
 from videoar.core.ids import digest_json
 from videoar.core.types import Provenance
 from videoar.media.sources import list_sources
 from videoar.pipeline.spec import INPUT_CONTRACT
+from videoar.runner.runs import InputRun, previous_input
 from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot
+from videoar.storage.takedown import Address, forgotten_addresses
+
+logger = logging.getLogger(__name__)
 
 
 class Listing:
@@ -47,11 +57,40 @@ def resolve(store: Store, name: str, url: str) -> Snapshot | Listing:
     """Return the snapshot that an input names, or the listing that will become one.
 
     Raises:
-        ConfigError: nothing is there, or it is empty.
+        ConfigError: nothing is there, or nothing that may be used.
         SnapshotNotFoundError: no such ref or snapshot.
     """
     for scheme in ("ref://", "snapshot://"):
         if url.startswith(scheme):
             return store.snapshot(url.removeprefix(scheme))
-    listing = Listing(name, list_sources(url))
+    listing = Listing(name, _without_forgotten(store, name, url, list_sources(url)))
     return listing.committed(store) or listing
+
+
+def _without_forgotten(store: Store, name: str, url: str, rows: pa.Table) -> pa.Table:
+    gone = forgotten_addresses(store.ledger)
+    keep = [Address(uri=uri, etag=etag) not in gone for uri, etag in _addresses(rows)]
+    left_out = keep.count(False)
+    if left_out:
+        logger.info("input %s: left out %d sources that were taken down", name, left_out)
+    if left_out == len(keep):
+        raise ConfigError(url, "all of its files were taken down", "add others")
+    return rows.filter(pa.array(keep))
+
+
+def compare(store: Store, pipeline: str, run_id: str, name: str, listed: Snapshot) -> InputRun:
+    """Count what is new, changed and gone in a listing since the pipeline's run before."""
+    before = previous_input(store, pipeline, name, run_id)
+    old = dict(_addresses(store.snapshot(before.snapshot).table(["uri", "etag"]))) if before else {}
+    new = dict(_addresses(listed.table(["uri", "etag"])))
+    return InputRun(
+        snapshot=listed.id,
+        sources=len(new),
+        new=len(new.keys() - old.keys()),
+        changed=sum(old[uri] != new[uri] for uri in new.keys() & old.keys()),
+        gone=len(old.keys() - new.keys()),
+    )
+
+
+def _addresses(rows: pa.Table) -> list[tuple[str, str]]:
+    return list(zip(rows["uri"].to_pylist(), rows["etag"].to_pylist(), strict=True))

@@ -1,15 +1,17 @@
 """Lineage: from anything to everything it came from, or to everything made of it.
 
 Nothing is recorded for lineage alone: commits name their parents, rows name their sources, and the
-graph is read off them. Ends are the source videos with sha256 and licence.
+graph is read off them. Ends are the source videos with sha256, licence and origin; of files that a
+take-down has withdrawn, its notes still name them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from videoar.core.errors import SnapshotNotFoundError
+from videoar.core.errors import SnapshotNotFoundError, WithdrawnError
 from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot
+from videoar.storage.takedown import find_note, find_tombstone, forgotten, withdrawn
 
 Node = dict[str, Any]
 Edge = dict[str, str]
@@ -25,25 +27,26 @@ def lineage(store: Store, name: str, *, down: bool = False) -> dict[str, list[An
 
     Raises:
         SnapshotNotFoundError: nothing in the store has this id.
+        WithdrawnError: it is a source that was taken down.
     """
     start = find(store, name)
     nodes: dict[str, Node] = {}
     edges: list[Edge] = []
     queue = [start]
-    children = _children(store) if down else {}
+    below = children(store.snapshots()) if down else {}
     while queue:
         snapshot = queue.pop()
         if snapshot.id in nodes:
             continue
         nodes[snapshot.id] = _node(snapshot)
         parents = snapshot.commit.provenance.parents
-        linked = children.get(snapshot.id, []) if down else list(parents.values())
+        linked = below.get(snapshot.id, []) if down else list(parents.values())
         for other in linked:
             pair = (snapshot.id, other) if down else (other, snapshot.id)
             edges.append({"from": pair[0], "to": pair[1]})
             queue.append(store.snapshot(other))
         if not down and snapshot.contract == "clips@1":
-            for source in _sources(snapshot):
+            for source in sources_of(snapshot):
                 nodes.setdefault(source["id"], source)
                 edges.append({"from": source["id"], "to": snapshot.id})
     return {"nodes": list(nodes.values()), "edges": edges}
@@ -54,15 +57,20 @@ def find(store: Store, name: str) -> Snapshot:
 
     Raises:
         SnapshotNotFoundError: nothing in the store has this id.
+        WithdrawnError: it is a source that was taken down.
     """
     try:
         return store.snapshot(name)
     except SnapshotNotFoundError:
         for snapshot in store.snapshots():
-            keys = _ROW_KEYS.get(snapshot.contract, ())
-            for column in keys:
-                if name in snapshot.table(columns=[column])[column].to_pylist():
-                    return snapshot
+            keys = _ROW_KEYS.get(snapshot.contract)
+            if keys is None:
+                continue
+            if any(name in column.to_pylist() for t in snapshot.remaining(keys) for column in t):
+                return snapshot
+        if find_tombstone(store.ledger, name) is not None:
+            hint = f"videoar forget --source {name} lists what was made of it"
+            raise WithdrawnError(name, "this source was taken down", hint) from None
         raise
 
 
@@ -79,25 +87,39 @@ def _node(snapshot: Snapshot) -> Node:
     }
 
 
-def _sources(clips: Snapshot) -> Iterator[Node]:
-    columns = ["source_id", "source_uri", "licence", "origin"]
+def sources_of(clips: Snapshot) -> Iterator[Node]:
+    """Yield the distinct sources of a snapshot of clips, also of files that were withdrawn."""
+    gone = forgotten(clips.ledger)
     seen: set[str] = set()
-    for row in clips.table(columns=columns).to_pylist():
-        if row["source_id"] not in seen:
-            seen.add(row["source_id"])
+    for source, facts in _facts(clips):
+        if source not in seen:
+            seen.add(source)
             yield {
-                "id": f"source:{row['source_id']}",
+                "id": f"source:{source}",
                 "kind": "source",
-                "sha256": row["source_id"],
-                "uri": row["source_uri"],
-                "licence": row["licence"],
-                "origin": row["origin"],
+                "sha256": source,
+                **facts,
+                "forgotten": source in gone,
             }
 
 
-def _children(store: Store) -> dict[str, list[str]]:
+def _facts(clips: Snapshot) -> Iterator[tuple[str, Node]]:
+    columns = ["source_id", "source_uri", "licence", "origin"]
+    for table in clips.remaining(columns):
+        for row in table.to_pylist():
+            facts = {"licence": row["licence"], "origin": row["origin"]}
+            yield row["source_id"], {"uri": row["source_uri"], **facts}
+    noted = withdrawn(clips.ledger, f"tables/{clips.dataset}/")
+    for note in (find_note(clips.ledger, f.key) for f in clips.files if f.key in noted):
+        for source, share in note.shares.items() if note else ():
+            facts = {"licence": share.licence, "origin": share.origin}
+            yield source, {"uri": share.uris[0], **facts}
+
+
+def children(snapshots: Iterable[Snapshot]) -> dict[str, list[str]]:
+    """Return the ids of what was made of each snapshot."""
     made: dict[str, list[str]] = {}
-    for snapshot in store.snapshots():
+    for snapshot in snapshots:
         for parent in snapshot.commit.provenance.parents.values():
             made.setdefault(parent, []).append(snapshot.id)
     return made

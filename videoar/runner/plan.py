@@ -20,6 +20,8 @@ from videoar.runner.runs import ShardCounts, previous_parts
 from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot
 
+_UNFINISHED = "has not finished before, or a take-down withdrew what it made"
+
 
 class StagePlan(Frozen):
     """What a run would do with one stage."""
@@ -122,4 +124,4 @@ def why(
     if previous is None:
         return "never ran before"
     changed = [entry["component"] for entry in differences(previous[1], parts)]
-    return f"changed: {', '.join(changed)}" if changed else "has not finished before"
+    return f"changed: {', '.join(changed)}" if changed else _UNFINISHED

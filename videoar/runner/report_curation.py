@@ -20,7 +20,7 @@ from videoar.evaluation.report import DataCheck, Histogram, Repeat, Sheet
 from videoar.media.decode import still
 from videoar.media.duplicates import REASONS as DUPLICATES
 from videoar.media.policy import profiled, score_of
-from videoar.pipeline.work import check_key
+from videoar.pipeline.work import find_check
 from videoar.runner.runs import Run
 from videoar.stages.profile import column_values
 from videoar.storage.store import Store
@@ -142,7 +142,7 @@ def _picture(store: Store, key: str | None) -> bytes | None:
 def checks(store: Store, run: Run) -> Iterator[DataCheck]:
     """Yield what the checks of the run's stages found, failed ones included."""
     for stage in run.stages:
-        found = stage.fingerprint and store.ledger.read(check_key(stage.name, stage.fingerprint))
+        found = stage.fingerprint and find_check(store, stage.name, stage.fingerprint)
         if found:
             yield DataCheck(
                 stage=stage.name,

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from videoar.core.errors import WithdrawnError
 from videoar.core.ids import canonical_json
 from videoar.evaluation.report import (
     Confusion,
@@ -27,6 +28,7 @@ from videoar.evaluation.report import (
     Score,
     StageReport,
 )
+from videoar.runner.lineage import sources_of
 from videoar.runner.report_curation import checks, filters, histograms, repeats, sheets
 from videoar.runner.runs import Run, events_of
 from videoar.storage.store import Store
@@ -57,7 +59,7 @@ def collect(store: Store, run: Run) -> ReportData:
         hardware=next((e["hardware"] for e in reversed(events) if "hardware" in e), "not recorded"),
         code_version=run.code_version,
         stages=(*_input_boxes(run, inputs), *_stage_boxes(run)),
-        funnel=_funnel([*inputs.items(), *((s.dataset, s) for s in made)]),
+        funnel=_funnel(store, run, [*inputs.items(), *((s.dataset, s) for s in made)]),
         histograms=tuple(histograms(curated, by_contract.get("profiles@1", []))),
         sheets=tuple(sheets(store, curated)),
         repeats=tuple(repeats(store, curated)),
@@ -122,25 +124,27 @@ def _stage_boxes(run: Run) -> Iterator[StageReport]:
         )
 
 
-def _funnel(snapshots: Iterable[tuple[str, Snapshot]]) -> tuple[FunnelStep, ...]:
+def _funnel(
+    store: Store, run: Run, snapshots: Iterable[tuple[str, Snapshot]]
+) -> tuple[FunnelStep, ...]:
+    refused = {stage.name: stage.rejects for stage in run.stages}
     units = {"sources@1": "videos", "clips@1": "clips"}
     return tuple(
         FunnelStep(
             name=name,
             unit=units[snapshot.contract],
             count=snapshot.rows,
-            reasons=_reasons(snapshot.rejects()),
+            reasons=_reasons(store, refused.get(name)),
         )
         for name, snapshot in snapshots
         if snapshot.contract in units
     )
 
 
-def _reasons(rejects: Snapshot | None) -> tuple[tuple[str, int], ...]:
-    """Count refused items by their decisive reason."""
-    if rejects is None:
-        return ()
-    reasons = rejects.table(columns=["reasons"])["reasons"].to_pylist()
+def _reasons(store: Store, rejects: str | None) -> tuple[tuple[str, int], ...]:
+    """Count refused items by their decisive reason, as far as they are still there."""
+    tables = store.snapshot(rejects).remaining(columns=["reasons"]) if rejects else ()
+    reasons = (reason for table in tables for reason in table["reasons"].to_pylist())
     return tuple(Counter(first for first, *_ in reasons).most_common())
 
 
@@ -170,7 +174,7 @@ def _generated(store: Store, samples: list[Row], clips: list[Snapshot]) -> tuple
             prompt=row["prompt"],
             seed=row["seed"],
             video=store.objects.get(row["video_key"]),
-            real=store.objects.get(real[row["prompt"]]) if row["prompt"] in real else None,
+            real=_video(store, real.get(row["prompt"])),
         )
         for row in shown
     )
@@ -180,20 +184,29 @@ def _clips_by_caption(clips: Iterable[Snapshot]) -> dict[str, str]:
     """Return a video key for each caption, from the last snapshot that has it: the kept clips."""
     found: dict[str, str] = {}
     for snapshot in clips:
-        for row in snapshot.table(columns=["caption", "video_key"]).to_pylist():
-            found[row["caption"]] = row["video_key"]
+        for table in snapshot.remaining(columns=["caption", "video_key"]):
+            for row in table.to_pylist():
+                found[row["caption"]] = row["video_key"]
     return found
 
 
+def _video(store: Store, key: str | None) -> bytes | None:
+    """Return a clip, None if there is none or a take-down has withdrawn it."""
+    try:
+        return store.objects.get(key) if key else None
+    except WithdrawnError:
+        return None
+
+
 def _reconstructions(store: Store, scores: list[Row]) -> tuple[Reconstruction, ...]:
+    examples = (
+        example for row in scores for example in json.loads(row["details_json"]).get("examples", ())
+    )
     return tuple(
-        Reconstruction(
-            name=example["clip_id"],
-            real=store.objects.get(example["real_key"]),
-            reconstruction=store.objects.get(example["recon_key"]),
-        )
-        for row in scores
-        for example in json.loads(row["details_json"]).get("examples", ())
+        Reconstruction(name=example["clip_id"], real=real, reconstruction=reconstruction)
+        for example in examples
+        if (real := _video(store, example["real_key"])) is not None
+        and (reconstruction := _video(store, example["recon_key"])) is not None
     )
 
 
@@ -219,14 +232,17 @@ def _rule(row: Row) -> GateRule:
 
 
 def _licences(snapshots: Iterable[Snapshot]) -> tuple[Licence, ...]:
-    """Count distinct source videos by licence, those of the kept clips if there are clips."""
-    licence_of: dict[str, str] = {}
+    """Count distinct source videos by licence and origin: of the kept clips, if there are clips."""
+    stated: dict[str, tuple[str, str]] = {}
     for snapshot in snapshots:
-        key = "source_id" if snapshot.contract == "clips@1" else "uri"
-        for row in snapshot.table(columns=[key, "licence"]).to_pylist():
-            licence_of[row[key]] = row["licence"] or "not stated"
-    counts = Counter(licence_of.values()).most_common()
-    return tuple(Licence(name=name, num_videos=count) for name, count in counts)
+        is_clips = snapshot.contract == "clips@1"
+        for row in sources_of(snapshot) if is_clips else _rows([snapshot]):
+            facts = (row["licence"] or "not stated", row["origin"] or "not stated")
+            stated[row["sha256" if is_clips else "uri"]] = facts
+    return tuple(
+        Licence(name=name, origin=origin, num_videos=count)
+        for (name, origin), count in Counter(stated.values()).most_common()
+    )
 
 
 def _lineage(store: Store, made: list[Snapshot]) -> tuple[LineageNode, ...]:

@@ -52,6 +52,21 @@ class RowCounts(Frozen):
     rejected: int = 0
 
 
+class InputRun(Frozen):
+    """One listed input of a run, against the same input of the pipeline's run before."""
+
+    snapshot: str
+    sources: int
+    new: int
+    changed: int
+    """Same address, other etag."""
+    gone: int
+
+    def __str__(self) -> str:
+        moved = f"{self.new} new, {self.changed} changed, {self.gone} gone"
+        return f"{self.sources} sources ({moved})"
+
+
 class StageRun(Frozen):
     """One stage of a run."""
 
@@ -60,6 +75,8 @@ class StageRun(Frozen):
     status: Status = "PENDING"
     fingerprint: str | None = None
     snapshot: str | None = None
+    rejects: str | None = None
+    """Snapshot of the rows that it refused; equal rows may come with other rejects."""
     inputs: dict[str, str] = Field(default_factory=dict)
     shards: ShardCounts = ShardCounts()
     rows: RowCounts = RowCounts()
@@ -83,6 +100,8 @@ class Run(Frozen):
     stages: tuple[StageRun, ...]
     outputs: dict[str, str]
     """Stage name to snapshot id."""
+    inputs: dict[str, InputRun] = Field(default_factory=dict)
+    """The inputs that were listed, by name."""
     error: str | None = None
 
     def stage(self, name: str) -> StageRun:
@@ -136,6 +155,10 @@ class RunLog:
             born=_born(os.getpid()),
             hardware=hardware(),
         )
+
+    def input(self, name: str, listed: InputRun) -> None:
+        """Record what an input was found to be."""
+        self.event("input", name=name, input=listed.model_dump(mode="json"))
 
     def stage(self, stage: StageRun, parts: Components | None = None) -> None:
         """Record a stage's new state."""
@@ -213,12 +236,15 @@ def load_run(store: Store, run_id: str) -> Run:
         raise ConfigError(run_id, "no such run", "videoar ls lists them")
     events = events_of(store, run_id)
     stages = {raw["name"]: StageRun(**raw) for raw in record.pop("stages")}
+    inputs: dict[str, InputRun] = {}
     status: Status = "PENDING"
     error = None
     for event in events:
         if event["kind"] == "stage":
             stage = StageRun.model_validate(event["stage"])
             stages[stage.name] = stage
+        elif event["kind"] == "input":
+            inputs[event["name"]] = InputRun.model_validate(event["input"])
         elif event["kind"] == "finish":
             status, error = event["status"], event["error"]
         elif event["kind"] == "driver":
@@ -230,6 +256,7 @@ def load_run(store: Store, run_id: str) -> Run:
         status=status,
         error=error,
         seconds=_busy_seconds(events),
+        inputs=inputs,
         stages=tuple(stages.values()),
         outputs={stage.name: stage.snapshot for stage in stages.values() if stage.snapshot},
     )
@@ -258,19 +285,28 @@ def previous_parts(
     store: Store, pipeline: str, stage: str, before: str | None = None
 ) -> tuple[str, Components] | None:
     """Return the newest earlier run of a pipeline that recorded this stage, and its parts."""
-    for run_id in _newest_first(store, before):
-        record: Mapping[str, Any] = store.ledger.read(_run_key(run_id)) or {}
-        if record.get("pipeline") == pipeline:
-            parts = stage_parts(store, run_id, stage)
-            if parts is not None:
-                return run_id, parts
+    for run_id in _newest_first(store, pipeline, before):
+        parts = stage_parts(store, run_id, stage)
+        if parts is not None:
+            return run_id, parts
     return None
 
 
-def _newest_first(store: Store, before: str | None) -> Iterator[str]:
+def previous_input(store: Store, pipeline: str, name: str, before: str) -> InputRun | None:
+    """Return what the newest earlier run of a pipeline that listed this input recorded of it."""
+    for run_id in _newest_first(store, pipeline, before):
+        found = load_run(store, run_id).inputs.get(name)
+        if found is not None:
+            return found
+    return None
+
+
+def _newest_first(store: Store, pipeline: str, before: str | None) -> Iterator[str]:
     for run_id in reversed(run_ids(store)):
         if before is None or run_id < before:
-            yield run_id
+            record: Mapping[str, Any] = store.ledger.read(_run_key(run_id)) or {}
+            if record.get("pipeline") == pipeline:
+                yield run_id
 
 
 def cancel_run(store: Store, name: str) -> str:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from videoar.contracts.contract import load_contract
+from videoar.core.crash import crash_point
 from videoar.core.errors import ContractError, MediaError
 from videoar.core.ids import digest_json, seed_from
 from videoar.media.codes import RETRYABLE, exit_kind
@@ -32,6 +33,7 @@ from videoar.pipeline.stage import (
     runtime,
 )
 from videoar.storage.store import Store
+from videoar.storage.takedown import find_tombstone
 
 if TYPE_CHECKING:
     from videoar.media.scan import Excerpt, SourceFacts
@@ -186,6 +188,8 @@ class _Ingest:
             path = fetch(row["uri"], Path(folder))
             require_file(path)
             source_id = _digest(path)
+            if find_tombstone(self.store.ledger, source_id) is not None:
+                raise MediaError(row["name"], "FORGOTTEN", f"taken down: sha256 {source_id}")
             twins = [uri for uri, digest in seen.items() if digest == source_id]
             seen[row["uri"]] = source_id
             if twins:
@@ -208,6 +212,7 @@ class _Ingest:
                 clips += self._store(pending)
                 pending = []
         clips += self._store(pending)
+        crash_point("clips-stored")
         return [self._row(clip, common) for clip in clips]
 
     def _store(self, excerpts: list["Excerpt"]) -> Iterator[Row]:

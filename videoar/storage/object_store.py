@@ -9,6 +9,7 @@ because popular S3 servers lack or ignore them.
 import atexit
 import contextlib
 import errno
+import json
 import os
 import secrets
 import shutil
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from videoar.core.crash import crash_point
-from videoar.core.errors import ConfigError, StorageError, TransientStorageError
+from videoar.core.errors import ConfigError, StorageError, TransientStorageError, WithdrawnError
 
 MULTIPART_BYTES = 64 << 20
 """Plain puts above this size go up in parts."""
+NOTES = "withdrawn/"
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,20 @@ def put_content(objects: ObjectStore, key: str, data: bytes) -> None:
         objects.put(key, data)
 
 
-def _missing(url: str, key: str) -> StorageError:
-    return StorageError(f"{url}/{key}", "no such object", "deleted, or never written to this store")
+def note_key(key: str) -> str:
+    """Return the key under which a take-down notes that it withdrew an object."""
+    return f"{NOTES}{key}.json"
+
+
+def _missing(objects: ObjectStore, key: str) -> StorageError:
+    """Say why an object is not there; asked only when it is not, so that reading costs no more."""
+    where, note = f"{objects.url}/{key}", objects.find(note_key(key))
+    if note is None:
+        return StorageError(where, "no such object", "deleted, or never written to this store")
+    source = json.loads(note)["source"]
+    return WithdrawnError(
+        where, f"withdrawn by the take-down of source {source}", "run its pipeline again"
+    )
 
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -149,7 +163,7 @@ class LocalObjectStore:
         """Read the file."""
         data = self.find(key)
         if data is None:
-            raise _missing(self.url, key)
+            raise _missing(self, key)
         return data
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
@@ -159,7 +173,7 @@ class LocalObjectStore:
             try:
                 handle = os.open(path, os.O_RDONLY)
             except FileNotFoundError:
-                raise _missing(self.url, key) from None
+                raise _missing(self, key) from None
             try:
                 return os.pread(handle, length, start)
             finally:
@@ -296,14 +310,17 @@ class S3ObjectStore:
         """GET the object."""
         data = self.find(key)
         if data is None:
-            raise _missing(self.url, key)
+            raise _missing(self, key)
         return data
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """GET a range."""
         span = f"bytes={start}-{start + length - 1}"
         with self._errors(key):
-            return self._call("get_object", key, Range=span)["Body"].read()  # type: ignore[no-any-return]
+            try:
+                return self._call("get_object", key, Range=span)["Body"].read()  # type: ignore[no-any-return]
+            except self._client.exceptions.NoSuchKey:
+                raise _missing(self, key) from None
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         """PUT in one request or, unconditional and big, in parts."""

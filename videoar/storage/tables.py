@@ -7,6 +7,9 @@ carries the whole `Commit`. Readers go from the log to the files and never list 
 The digest covers the files' {sha256, bytes, rows} and the contract, not who made them: equal
 content is equal wherever and from whatever it came, so that a touched source retrains nothing.
 
+A take-down deletes files of old snapshots for good. Their commits stay; a fingerprint that made
+them counts as never asked, and what it makes the next time is committed under a numbered id.
+
 Idempotence: fingerprint and digest are application transaction ids of the Delta log, whose version
 is that of the commit which first carried them. The log alone is the truth; ledger records of the
 same facts only save loading it.
@@ -23,12 +26,18 @@ import pyarrow as pa
 
 from videoar.contracts.contract import Contract, load_contract
 from videoar.core.crash import crash_point
-from videoar.core.errors import ConfigError, SnapshotNotFoundError, TransientStorageError
+from videoar.core.errors import (
+    ConfigError,
+    SnapshotNotFoundError,
+    TransientStorageError,
+    WithdrawnError,
+)
 from videoar.core.ids import SHORT_DIGEST, digest_json, sha256_hex
 from videoar.core.types import Commit, FileRef, Provenance
 from videoar.storage.ledger import Ledger
 from videoar.storage.object_store import ObjectStore, put_content
 from videoar.storage.reader import read_file
+from videoar.storage.takedown import refuse_forgotten, withdrawn
 from videoar.storage.writer import write_parquet
 
 if TYPE_CHECKING:
@@ -85,6 +94,15 @@ class Snapshot:
         """Yield one table per file, in file order."""
         return (self.read_file(file, columns, verify=verify) for file in self.files)
 
+    def remaining(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yield what `read` does, without the files that a take-down has withdrawn."""
+        for file in self.files:
+            try:
+                table = self.read_file(file, columns)
+            except WithdrawnError:
+                continue
+            yield table
+
     def table(self, columns: Sequence[str] | None = None, *, verify: bool = False) -> pa.Table:
         """Return all rows as one table."""
         empty = self._schema(columns).empty_table()
@@ -97,6 +115,7 @@ class Snapshot:
 
         Raises:
             StorageError: the file is gone or damaged.
+            WithdrawnError: a take-down has removed it.
         """
         table = read_file(self.objects, file, columns, verify=verify)
         schema = self._schema(columns)
@@ -146,7 +165,9 @@ class Dataset:
 
         Raises:
             ContractError: names the column and the first bad row.
+            WithdrawnError: there are rows of a source that was taken down.
         """
+        refuse_forgotten(self._ledger, table, self.name)
         data = write_parquet(self.contract.conform(table, self.name), self.contract)
         sha256 = sha256_hex(data)
         crash_point("write.before_put")
@@ -156,8 +177,11 @@ class Dataset:
         return FileRef(key=key, sha256=sha256, size_bytes=len(data), rows=table.num_rows)
 
     def find(self, fingerprint: str) -> Snapshot | None:
-        """Return what a fingerprint has already made, None if nothing."""
-        commit = self._log.find(f"fingerprint-{fingerprint}")
+        """Return what a fingerprint has already made; None if nothing, or if files of it are gone.
+
+        Asked before anything is called cached: this is where a take-down makes a stage run again.
+        """
+        _, commit = self._log.find_whole(f"fingerprint-{fingerprint}")
         return Snapshot(self._objects, self._ledger, commit) if commit else None
 
     def commit(
@@ -173,6 +197,7 @@ class Dataset:
 
         Raises:
             TransientStorageError: other writers were faster too many times.
+            WithdrawnError: a take-down has removed one of the files since it was written.
         """
         unique = tuple({file.sha256: file for file in files}.values())
         digest = snapshot_digest(unique, self.contract.id)
@@ -187,6 +212,8 @@ class Dataset:
             metrics=dict(metrics),
             rejects=rejects,
         )
+        if gone := self._log.withdrawn_of(draft):
+            raise WithdrawnError(min(gone), "withdrawn by a take-down meanwhile", "resume the run")
         commit = self._log.append(draft, self.contract.arrow_schema)
         return Snapshot(self._objects, self._ledger, commit)
 
@@ -219,17 +246,38 @@ class _Log:
             self._ledger.create(key, {"version": version})
         return self._read(version)
 
+    def find_whole(self, app_id: str) -> tuple[str, Commit | None]:
+        """Find the first commit under an id or its numbered successors that has lost no file.
+
+        Returns:
+            The commit and its id; None and the first id that is free when there is no such commit.
+        """
+        numbered, number = app_id, 0
+        while (commit := self.find(numbered)) is not None and self.withdrawn_of(commit):
+            number += 1
+            numbered = f"{app_id}.{number}"
+        return numbered, commit
+
+    def withdrawn_of(self, commit: Commit) -> frozenset[str]:
+        """Return the files of a commit, and of its rejects, that a take-down has removed."""
+        gone = withdrawn(self._ledger, f"{self.folder}/") & {file.key for file in commit.files}
+        dataset, _, digest = (commit.rejects or "").partition(":")
+        log = _Log(self._objects, self._ledger, dataset)
+        refused = log.find(f"digest-{digest}") if digest else None
+        return gone | log.withdrawn_of(refused) if refused else gone
+
     def append(self, draft: Commit, schema: pa.Schema) -> Commit:
         """Commit, or adopt what the same fingerprint has committed before."""
         fingerprint = f"fingerprint-{draft.provenance.fingerprint}"
         digest = f"digest-{draft.digest[:SHORT_DIGEST]}"
         for attempt in range(_ATTEMPTS):
-            found = self.find(fingerprint)
+            app_id, found = self.find_whole(fingerprint)
             if found is not None:
+                self.find(f"digest-{found.digest[:SHORT_DIGEST]}")  # its writer may have died early
                 return found
-            self._try_append(draft, schema, fingerprint, digest)
+            self._try_append(draft, schema, app_id, digest)
             # Whatever the answer was, only the log knows: an error may hide our own success.
-            found = self.find(fingerprint)
+            found = self.find(app_id)
             if found is not None:
                 crash_point("commit.between_records")
                 self.find(digest)

@@ -86,7 +86,7 @@ def test_loads_nothing_from_outside(html, page):
     links = [str(a["href"]) for tag, a in page.tags if tag == "a"]
     loaded = set(page.urls()) - set(links)
     assert all(url.startswith("data:") for url in loaded)
-    assert all(url.startswith(("#", "../../objects/")) for url in links)
+    assert all(url.startswith(("#", "../../checks/")) for url in links)
     style = html[html.index("<style>") : html.index("</style>")]
     assert "url(" not in style
     assert "@import" not in style
@@ -107,7 +107,7 @@ def test_curation_draws_bounds_and_shows_pictures(page):
     pictures = [a["src"] for tag, a in page.tags if tag == "img"]
     assert pictures == ["data:image/jpeg;base64,anBlZy1ieXRlcw=="] * (8 + 2 + 2)
     assert [tag for tag, a in page.tags if a.get("class") == "bound"] == ["path"] * 3
-    assert "../../objects/ab/abcd.html" in page.urls()
+    assert "../../checks/good/abcd.html" in page.urls()
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def test_every_file_gets_a_row_whatever_its_name_or_kind(tmp_path):
     for hidden in (".hidden", "labels.csv", "manifest.csv"):
         (tmp_path / hidden).write_text("file,label\n")
     found = list_sources(str(tmp_path)).to_pylist()
-    expected = {*names, "raw\\xff.mp4", "dir.mp4", "lost.mp4", "pipe.mp4"}
+    expected = {*names, "./raw\\xff.mp4", "dir.mp4", "lost.mp4", "pipe.mp4"}
     assert {row["name"] for row in found} == expected
     assert [row["uri"] for row in found] == sorted(row["uri"] for row in found)
     for row in found:
@@ -65,6 +65,14 @@ def test_labels_folders_and_sidecars(tmp_path):
     row = rows(tmp_path)["Some_Class/a.mp4"]
     wanted = {"label": "x", "caption": "an x", "split": "val", "group": "g1", "origin": "somewhere"}
     assert {key: row[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("header", ["licence,origin", "license,source"])
+def test_licence_and_origin_in_either_spelling(tmp_path, header):
+    (tmp_path / "a.mp4").write_bytes(MP4)
+    (tmp_path / "labels.csv").write_text(f"file,{header}\na.mp4,CC0,an archive\n")
+    row = rows(tmp_path)["a.mp4"]
+    assert (row["licence"], row["origin"]) == ("CC0", "an archive")
 
 
 def test_etag_follows_the_content(tmp_path):

@@ -11,7 +11,7 @@ from videoar.core.errors import GateError
 from videoar.engine.inline import InlineEngine
 from videoar.evaluation.report import render
 from videoar.pipeline.spec import load_pipeline, parse_pipeline
-from videoar.pipeline.work import check_key
+from videoar.pipeline.work import find_check
 from videoar.runner.execute import Execution
 from videoar.runner.report_data import collect
 from videoar.runner.runs import load_run
@@ -106,14 +106,14 @@ def test_the_page_of_a_check_is_kept_for_good_and_for_bad(tmp_path):
     store = open_store(tmp_path.as_uri())
     clips = clips_of(store, [row("a"), row("still", motion_mean=0.0)])
     passed = run_filter(store, clips).stage("good")
-    found = store.ledger.read(check_key("good", passed.fingerprint))
+    found = find_check(store, "good", passed.fingerprint)
     assert found["success"]
     assert b"expect" in store.objects.get(found["page"]).lower()
 
     run, error = run_filter(store, clips, min_keep_fraction=1)
     failed = run.stage("good")
     assert (run.status, failed.status, failed.snapshot) == ("GATE_BLOCKED", "GATE_BLOCKED", None)
-    found = store.ledger.read(check_key("good", failed.fingerprint))
+    found = find_check(store, "good", failed.fingerprint)
     assert not found["success"]
     assert str(error).endswith(f"{store.url}/{found['page']})")
     assert [e["name"] for e in found["expectations"] if not e["passed"]] == [

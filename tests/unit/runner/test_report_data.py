@@ -61,7 +61,8 @@ def data():
     sources = [{"uri": f"/v/{i}", "name": f"{i}", "licence": "CC0"} for i in range(4)]
     writer.commit("videos", "sources@1", sources)
     clip = {"licence": None, "caption": "blue", "video_key": blue, "source_id": "cd" * 32}
-    clips = [{"clip_id": f"{1:032x}", "caption": "red", "video_key": red, "licence": "CC0"},
+    clips = [{"clip_id": f"{1:032x}", "caption": "red", "video_key": red, "licence": "CC0",
+              "origin": "an archive"},
              {"clip_id": f"{2:032x}", **clip}, {"clip_id": f"{3:032x}", **clip}]  # fmt: skip
     refused = [
         {"item_id": f"{i}", "stage": "clips", "reasons": reasons}
@@ -105,7 +106,8 @@ def _run(ids) -> Run:
              "scores": ["samples", "clips"], "release": ["model", "scores"]}  # fmt: skip
     stages = [
         StageRun(name=name, type=name, status="SUCCEEDED", snapshot=ids[name], seconds=1.0,
-                 inputs={port: ids[port] for port in wanted}, rows=RowCounts(in_=4, out=3))
+                 rejects=ids.get(f"{name}.rejects"), rows=RowCounts(in_=4, out=3),
+                 inputs={port: ids[port] for port in wanted})
         for name, wanted in ports.items()
     ]  # fmt: skip
     late = StageRun(name="late", type="promote")
@@ -169,8 +171,8 @@ def test_lineage_goes_down_to_sources_and_their_licences(data):
     stages = {node.stage: node for node in data.lineage}
     assert data.lineage[0].stage == "release"
     assert stages.keys() == {"release", "scores", "samples", "model", "clips", "videos"}
-    licences = {licence.name: licence.num_videos for licence in data.licences}
-    assert licences == {"CC0": 1, "not stated": 1}
+    found = {(licence.name, licence.origin): licence.num_videos for licence in data.licences}
+    assert found == {("CC0", "an archive"): 1, ("not stated", "not stated"): 1}
 
 
 def test_page_of_collected_data_renders(data):

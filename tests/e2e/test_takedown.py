@@ -1,0 +1,127 @@
+"""A take-down through the command line: of a trained and reported chain, and on a folder."""
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.small import PIPELINE, ROOT, STAGES, sets, videoar
+from tests.small_videos import draw, sha
+from videoar.core.errors import WithdrawnError
+from videoar.storage.store import open_store
+
+pytestmark = pytest.mark.slow
+CURATE = str(ROOT / "pipelines" / "curate.yaml")
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory) -> dict:
+    store = (tmp_path_factory.mktemp("takedown") / "store").as_uri()
+    return {"store": store, **videoar("run", str(PIPELINE), *sets(), store=store)}
+
+
+def sources(first: dict, name: str) -> dict[str, dict]:
+    graph = videoar("lineage", first["outputs"][name], store=first["store"])
+    return {node["sha256"]: node for node in graph["nodes"] if node["kind"] == "source"}
+
+
+def test_models_and_samples_end_at_sources_with_licence_and_origin(first: dict):
+    for name in ("model", "samples", "scores"):
+        found = sources(first, name)
+        assert found
+        assert all(node["licence"] and node["origin"] for node in found.values())
+
+
+def example_of(first: dict) -> dict:
+    """Return the round trip that the report shows: a clip and its reconstruction."""
+    scores = videoar("show", first["outputs"]["scores"], "--rows", "99", store=first["store"])
+    details = [json.loads(row["details_json"]) for row in scores["first_rows"]]
+    return next(detail["examples"][0] for detail in details if detail.get("examples"))
+
+
+def source_of(first: dict, example: dict) -> str:
+    clips = open_store(first["store"]).snapshot(first["outputs"]["good"]).table().to_pylist()
+    return next(row["source_id"] for row in clips if row["clip_id"] == example["clip_id"])
+
+
+def test_a_take_down_names_what_derives_and_the_chain_goes_on(first: dict):
+    store = first["store"]
+    folder = Path(store.removeprefix("file://"))
+    example = example_of(first)
+    source = source_of(first, example)
+    page = folder / "runs" / first["run_id"] / "report.html"
+    before = page.read_bytes()
+    videos = [folder / example[key] for key in ("real_key", "recon_key")]
+    shown_as = [base64.b64encode(video.read_bytes()) for video in videos]
+    assert all(text in before for text in shown_as)
+
+    shown = videoar("forget", "--source", source, "--dry-run", store=store)
+    assert page.read_bytes() == before
+    found = videoar("forget", "--source", source, "--reason", "its owner asks", store=store)
+    assert (found["deleted"], found["derived"]) == (shown["deleted"], shown["derived"])
+    assert found["reason"] == "its owner asks"
+    kinds = {entry["dataset"]: entry["holds_content"] for entry in found["derived"]}
+    assert kinds == {name: name in ("clips", "good", "tokens") for name in STAGES}
+    assert found["pages"] == [first["run_id"]]
+    assert not any(video.exists() for video in videos)
+    copies = [page, *(folder / "mlflow-artifacts").rglob("report.html")]
+    assert len(copies) == 2
+    assert not any(text in copy.read_bytes() for text in shown_as for copy in copies)
+
+    champions = [entry["dataset"] for entry in found["derived"] if "champion" in entry["refs"]]
+    assert champions == ["model"]
+
+    with pytest.raises(WithdrawnError, match=f"withdrawn by the take-down of source {source}"):
+        open_store(store).snapshot(first["outputs"]["tokens"]).table()
+    assert sources(first, "model")[source]["forgotten"]
+    assert videoar("show", first["outputs"]["model"], store=store)["rows"] == 1
+
+    second = videoar("run", str(PIPELINE), *sets(), store=store)
+    state = {stage["name"]: stage for stage in second["stages"]}
+    assert second["inputs"]["videos"]["gone"] == 1
+    planned = first["stages"][0]["shards"]["planned"]
+    counts = state["clips"]["shards"]
+    assert (counts["planned"], counts["cached"], counts["done"]) == (planned, planned - 1, 1)
+    assert state["tokenizer"]["status"] == state["model"]["status"] == "SUCCEEDED"
+    assert source not in sources(second | {"store": store}, "model")
+    later = videoar("forget", "--source", source, store=store)["derived"]
+    assert [entry["id"] for entry in later] == [entry["id"] for entry in found["derived"]]
+    assert not any(entry["refs"] for entry in later)  # the new champion has never seen it
+
+
+def test_a_folder_through_the_command_line(tmp_path: Path):
+    store, videos = (tmp_path / "store").as_uri(), tmp_path / "videos"
+    videos.mkdir()
+    for seed, name in enumerate("abc"):
+        draw(videos / f"{name}.mp4", seed)
+    draw(videos / "short.mp4", 9, num_frames=5)
+    options = ["--set", f"inputs.videos={videos}", "--set", "stages.good.policy=permissive"]
+    options += ["--set", "stages.clips.rate_fps=null", "--set", "stages.clips.sources_per_shard=1"]
+    videoar("run", CURATE, *options, store=store)
+    (row,) = videoar("quarantine", "ls", store=store)["rows"]
+    assert (row["item_id"], row["reasons"]) == ("short.mp4", ["TOO_SHORT"])
+    assert set(row) == {
+        "item_id", "kind", "stage", "reasons", "detail", "retryable", "uri", "snapshot",
+    }  # fmt: skip
+
+    source = sha(videos / "a.mp4")
+    videoar("forget", "--source", source, store=store)
+    (videos / "renamed.mp4").write_bytes((videos / "a.mp4").read_bytes())
+    second = videoar("run", CURATE, *options, store=store)
+    assert second["inputs"]["videos"] | {"snapshot": ""} == {
+        "snapshot": "", "sources": 4, "new": 1, "changed": 0, "gone": 1,
+    }  # fmt: skip
+    counts = second["stages"][0]["shards"]
+    assert (counts["planned"], counts["cached"], counts["done"]) == (4, 3, 1)
+    (row,) = videoar("quarantine", "ls", "--reason", "FORGOTTEN", store=store)["rows"]
+    assert row["item_id"] == "renamed.mp4"
+    assert sha(videos / "a.mp4") == source
+
+
+def test_what_cannot_be_forgotten(tmp_path: Path):
+    store = (tmp_path / "store").as_uri()
+    no_sha = videoar("forget", "--source", "a.mp4", store=store, code=2)["stderr"]
+    assert "a.mp4: is no SHA-256" in no_sha
+    unknown = videoar("forget", "--source", "0" * 64, store=store, code=7)["stderr"]
+    assert "videoar lineage" in unknown

@@ -1,0 +1,44 @@
+"""A folder of small drawn videos, and the two stages that curate it, in this process."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from videoar.engine.inline import InlineEngine
+from videoar.media.transcode import encode
+from videoar.pipeline.spec import parse_pipeline
+from videoar.runner.execute import Execution
+from videoar.runner.runs import Run
+from videoar.storage.store import Store
+
+
+def draw(path: Path, seed: int, num_frames: int = 20) -> None:
+    """Write a video of noise that moves sideways; every seed another one."""
+    cells = np.random.default_rng(seed).integers(0, 256, (8, 24, 3)).astype(np.uint8)
+    wide = cells.repeat(8, 0).repeat(8, 1)
+    encode(np.stack([np.roll(wide, 2 * t, 1)[:, :64] for t in range(num_frames)]), path, 12.0)
+
+
+def sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def document(videos: Path | str, per_shard: int = 1) -> dict:
+    options = {"rate_fps": None, "size_px": 32, "sources_per_shard": per_shard}
+    stages = {
+        "clips": {"stage": "ingest", "from": {"sources": "videos"}, **options},
+        "good": {"stage": "filter", "from": {"clips": "clips"}, "policy": "permissive",
+                 "dedup": False},
+    }  # fmt: skip
+    return {"pipeline": "p", "inputs": {"videos": str(videos)}, "stages": stages}
+
+
+def run(store: Store, doc: dict) -> Run:
+    return Execution(parse_pipeline(doc, "p.yaml"), store, InlineEngine()).run()
+
+
+def shards(made: Run, stage: str = "clips") -> tuple[int, int, int]:
+    """Return how many shards were planned, cached and done."""
+    counts = made.stage(stage).shards
+    return counts.planned, counts.cached, counts.done

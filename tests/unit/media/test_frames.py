@@ -1,0 +1,183 @@
+"""The exact frames that clips hold: each picture shows its own number, read back from the clip."""
+
+import itertools
+import subprocess
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from tests.hostile import has_encoder
+from videoar.media.decode import decode_clip
+from videoar.media.scan import ScanPlan, SourceFacts, scan
+from videoar.media.transcode import encode_clips
+
+NUM_BITS = 6
+TIMES = [Fraction(n * n + 12 * n, 480) for n in range(40)]  # ever slower: 40 to 6 fps
+X264 = ["-c:v", "libx264", "-crf", "8", "-pix_fmt", "yuv420p", "-bf", "0"]
+X265 = ["-c:v", "libx265", "-crf", "8", "-x265-params", "log-level=error:pools=none"]
+AV1 = ["-c:v", "libaom-av1", "-crf", "20", "-cpu-used", "8"]
+VP9 = ["-c:v", "libvpx-vp9", "-crf", "10", "-b:v", "0", "-cpu-used", "8", "-auto-alt-ref"]
+
+
+def numbered(num_frames, height, width):
+    """Make frames that show their number: a row per bit, white for 1, across the whole width."""
+    bits = (np.arange(num_frames)[:, None] >> np.arange(NUM_BITS)) & 1
+    rows = np.arange(height) * NUM_BITS // height
+    picture = (bits[:, rows] * 255).astype(np.uint8)
+    return np.broadcast_to(picture[:, :, None, None], (num_frames, height, width, 3))
+
+
+def numbers(frames_THWC):
+    """Read the numbers of frames."""
+    height = frames_THWC.shape[1]
+    centres = (np.arange(NUM_BITS) * 2 + 1) * height // (2 * NUM_BITS)
+    bits = frames_THWC[:, centres].mean(axis=(2, 3)) > 127
+    return (bits << np.arange(NUM_BITS)).sum(axis=1).tolist()
+
+
+def write(path, *options, size=(96, 128), num_frames=40, vf="null", turns=0):
+    """Encode numbered frames at 12 fps, or with the times that `vf` sets."""
+    frames = np.rot90(numbered(num_frames, *size), turns, axes=(1, 2))
+    _, height, width, _ = frames.shape
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+    command += ["-s", f"{width}x{height}", "-r", "12", "-i", "pipe:", "-vf", vf, "-threads", "1"]
+    command += ["-vsync", "passthrough", *options, str(path)]
+    subprocess.run(command, input=np.ascontiguousarray(frames).tobytes(), check=True)
+    return path
+
+
+def remux(path, into, *options, before=()):
+    command = ["ffmpeg", "-nostdin", "-v", "error", "-y", *before, "-i", str(path)]
+    subprocess.run([*command, "-c", "copy", *options, str(into)], check=True)
+    return into
+
+
+def clips(path, **plan):
+    *excerpts, facts = scan(path, ScanPlan(find_shots=False, num_frames=9, size_px=48, **plan))
+    assert isinstance(facts, SourceFacts)
+    return excerpts, facts
+
+
+def assert_every_frame_once(path, first=0, num_frames=40):
+    """Check the native grid: clips lie back to back and hold the frames that they say."""
+    excerpts, facts = clips(path)
+    assert facts.decoded_frames == num_frames
+    assert len(excerpts) == num_frames // 9
+    for i, excerpt in enumerate(excerpts):
+        assert excerpt.facts["frame_index_start"] == 9 * i
+        assert numbers(excerpt.frames_THWC) == list(range(first + 9 * i, first + 9 * i + 9))
+    return excerpts, facts
+
+
+def test_the_numbers_can_be_read_and_survive_the_clip_encoder():
+    frames = numbered(64, 48, 48)
+    assert numbers(frames) == list(range(64))
+    (data,) = encode_clips([frames], 12.0, 12)
+    stored = decode_clip(data)
+    assert numbers(stored) == list(range(64))
+    assert numbers(stored[::-1]) != list(range(64))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options", "size"),
+    [
+        (
+            "mp4",
+            [*X264[:-1], "3", "-x264-params", "b-pyramid=normal:keyint=15:bframes=3"],
+            (96, 128),
+        ),
+        ("mkv", [*X264[:-1], "3", "-x264-params", "open-gop=1:keyint=12"], (96, 128)),
+        ("mp4", [*X264, "-x264-params", "keyint=5"], (96, 128)),
+        ("ts", [*X264[:-1], "2"], (96, 128)),
+        ("mov", [*X265, "-pix_fmt", "yuv420p10le"], (96, 128)),
+        ("webm", [*VP9, "1", "-pix_fmt", "yuv420p"], (96, 128)),
+        ("webm", [*VP9, "0", "-pix_fmt", "yuva420p"], (96, 128)),
+        ("mov", ["-c:v", "prores_ks", "-pix_fmt", "yuva444p10le"], (96, 128)),
+        ("mkv", ["-c:v", "ffv1", "-pix_fmt", "yuv444p"], (121, 161)),
+        ("mp4", [*X264[:4], "-pix_fmt", "yuv444p"], (121, 161)),
+        ("avi", ["-c:v", "mpeg4", "-q:v", "2", "-bf", "2"], (96, 128)),
+        ("mkv", ["-c:v", "mjpeg", "-q:v", "2", "-pix_fmt", "yuvj420p"], (96, 128)),
+        ("mp4", AV1, (96, 128)),
+        ("mp4", [*X264, "-aspect", "8:3"], (96, 128)),  # pixels twice as wide as high
+    ],
+)
+def test_every_frame_once_whatever_the_codec(tmp_path, suffix, options, size):
+    encoder = options[1]
+    if not has_encoder(encoder):
+        pytest.skip(f"this ffmpeg has no encoder {encoder}")
+    assert_every_frame_once(write(tmp_path / f"a.{suffix}", *options, size=size))
+
+
+@pytest.mark.parametrize("angle", [90, 180, 270])
+def test_rotated_frames_are_upright_once(tmp_path, angle):
+    # stored lying on a side, so that turned back as told by ffmpeg the rows are rows again
+    for turns in (1, 2, 3):
+        stored = write(tmp_path / "stored.mp4", *X264, size=(96, 96), turns=turns)
+        turned = remux(stored, tmp_path / "turned.mp4", "-metadata:s:v", f"rotate={angle}")
+        command = ["ffmpeg", "-nostdin", "-v", "error", "-i", str(turned), "-vsync", "passthrough"]
+        command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+        shown = np.frombuffer(subprocess.run(command, check=True, capture_output=True).stdout, "u1")
+        if numbers(shown.reshape(-1, 96, 96, 3)) == list(range(40)):
+            _, facts = assert_every_frame_once(turned)
+            assert facts.rotation_deg in {angle, 360 - angle}
+            return
+    pytest.fail("ffmpeg shows none of the turns upright")
+
+
+def test_an_edit_list_hides_frames(tmp_path):
+    whole = write(tmp_path / "whole.mp4", *X264, "-g", "10")
+    assert_every_frame_once(whole)
+    cut = remux(whole, tmp_path / "cut.mp4", before=("-ss", str(15 / 12)))
+    assert b"elst" in cut.read_bytes()
+    assert_every_frame_once(cut, first=15, num_frames=25)
+
+
+def on_display(times, rate_fps):
+    """Return which frames are on display at the points of the grid, up to the last frame."""
+    points = (Fraction(k) / Fraction(rate_fps) for k in itertools.count())
+    until = itertools.takewhile(lambda point: point <= times[-1], points)
+    return [max(i for i, time in enumerate(times) if time <= point) for point in until]
+
+
+def assert_blocks_of(shown, excerpts):
+    """Clips follow each other on the grid, without a gap and without a repeat."""
+    assert excerpts
+    for place, excerpt in enumerate(excerpts):
+        assert numbers(excerpt.frames_THWC) == shown[9 * place : 9 * place + 9]
+    assert len(excerpts) == len(shown) // 9
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_variable_frame_rates_give_every_frame_and_the_grid_those_on_display(tmp_path, suffix):
+    options = ["-enc_time_base", "1:480", *X264]
+    path = write(tmp_path / f"a.{suffix}", *options, vf="settb=1/480,setpts=N*N+12*N")
+    _, facts = assert_every_frame_once(path)
+    assert facts.is_vfr
+    excerpts, _ = clips(path, rate_fps=8.0)
+    assert_blocks_of(on_display(TIMES, 8), excerpts)
+
+
+@pytest.mark.parametrize("rate_fps", [5.0, 8.0, 12.0, 30.0])
+def test_a_grid_on_a_constant_rate_drops_and_repeats_exactly(tmp_path, rate_fps):
+    path = write(tmp_path / "a.mp4", *X264[:-1], "2")
+    excerpts, _ = clips(path, rate_fps=rate_fps)
+    assert_blocks_of(on_display([Fraction(n, 12) for n in range(40)], rate_fps), excerpts)
+
+
+def test_a_lost_picture_counts_as_an_error_where_it_is_missing(tmp_path):
+    data = bytearray(write(tmp_path / "a.mov", "-c:v", "prores_ks").read_bytes())
+    frame = -1
+    for _ in range(13):
+        frame = data.index(b"icpf", frame + 1)
+    data[frame + 4 + int.from_bytes(data[frame + 4 : frame + 6], "big")] = 255  # a wrong size
+    (tmp_path / "a.mov").write_bytes(data)
+    excerpts, facts = clips(tmp_path / "a.mov")
+    assert facts.decoded_frames == 39
+    assert numbers(excerpts[1].frames_THWC) == [9, 10, 11, 13, 14, 15, 16, 17, 18]
+    assert [excerpt.facts["decode_errors"] > 0 for excerpt in excerpts] == [
+        False,
+        True,
+        False,
+        False,
+    ]

@@ -1,0 +1,241 @@
+"""A take-down on real clips: what goes, what stays, what the next run does; kills in between."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.small_videos import document, draw, run, sha, shards
+from videoar.core.errors import ConfigError, SnapshotNotFoundError, WithdrawnError
+from videoar.pipeline.spec import parse_pipeline
+from videoar.runner.api import quarantine
+from videoar.runner.forget import forget
+from videoar.runner.lineage import lineage
+from videoar.runner.plan import plan
+from videoar.storage.store import Store, open_store
+from videoar.storage.takedown import find_tombstone
+
+ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.slow
+
+
+def objects(store: Store) -> set[str]:
+    return {info.key for info in store.objects.list("objects/")}
+
+
+def refused(store: Store) -> dict[str, list[str]]:
+    return {row["item_id"]: row["reasons"] for row in quarantine(store, None)["rows"]}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A folder with `videos`, and a `store` in which they were ingested one by one."""
+    base = tmp_path_factory.mktemp("base")
+    (base / "videos").mkdir()
+    for seed, name in enumerate("abc"):
+        draw(base / "videos" / f"{name}.mp4", seed)
+    draw(base / "videos" / "short.mp4", 9, num_frames=5)
+    (base / "videos" / "labels.csv").write_text("file,license,source\na.mp4,CC0,here\n")
+    run(open_store((base / "store").as_uri()), document(base / "videos"))
+    return base
+
+
+@pytest.fixture
+def videos(base: Path) -> Path:
+    return base / "videos"
+
+
+@pytest.fixture
+def store(base: Path, tmp_path: Path) -> Store:
+    shutil.copytree(base / "store", tmp_path / "store")
+    return open_store((tmp_path / "store").as_uri())
+
+
+def own_videos(videos: Path, tmp_path: Path) -> Path:
+    """Copy the folder to one that the test may change; every address in it is new."""
+    return Path(shutil.copytree(videos, tmp_path / "own"))
+
+
+def holders(found: dict) -> dict[str, int]:
+    return {e["dataset"]: e["rows"] for e in found["derived"] if e["holds_content"]}
+
+
+def test_what_holds_content_goes_and_says_so(store: Store, videos: Path):
+    source, before = sha(videos / "a.mp4"), objects(store)
+    old = {name: store.snapshot(f"{name}:{digest}") for name, digest in heads(store).items()}
+    found = forget(store, source, "asked by its owner")
+    assert holders(found) == {"clips": 1, "good": 1}
+    assert found["deleted"]["objects"] == len(before - objects(store)) == 1
+    assert found["deleted"]["files"] == 2
+    assert sha(videos / "a.mp4") == source
+    for snapshot in (old["clips"], old["good"]):
+        for columns in (None, ["clip_id"]):
+            with pytest.raises(WithdrawnError, match=f"withdrawn by the take-down of .* {source}"):
+                snapshot.table(columns)
+        assert sum(table.num_rows for table in snapshot.remaining()) == 2
+    stone = find_tombstone(store.ledger, source)
+    assert stone.reason == "asked by its owner"
+    assert [a.uri for a in stone.addresses] == [(videos / "a.mp4").as_uri()]
+    assert stone.addresses[0].etag
+    ends = {n["sha256"]: n for n in lineage(store, old["good"].id)["nodes"] if "sha256" in n}
+    assert set(ends) == {sha(videos / f"{name}.mp4") for name in "abc"}
+    assert ends[source]["forgotten"]
+    assert (ends[source]["licence"], ends[source]["origin"]) == ("CC0", "here")
+    with pytest.raises(WithdrawnError, match="taken down"):
+        lineage(store, source)
+
+
+def heads(store: Store) -> dict[str, str]:
+    return {s.dataset: s.id.partition(":")[2] for s in store.snapshots()}
+
+
+def test_the_next_run_goes_on_without_it(store: Store, videos: Path):
+    old = store.snapshot(f"good:{heads(store)['good']}")
+    forget(store, sha(videos / "a.mp4"))
+    made = run(store, document(videos))
+    assert shards(made) == (3, 3, 0)
+    # the files of all others are the old ones: shards made from them are found again
+    assert len(set(old.files) - set(store.snapshot(made.outputs["good"]).files)) == 1
+    assert made.inputs["videos"].sources == 3
+    assert made.inputs["videos"].gone == 1
+    names = store.snapshot(made.outputs["good"]).table(["source_name"])["source_name"]
+    assert sorted(names.to_pylist()) == ["b.mp4", "c.mp4"]
+    assert {s.status for s in run(store, document(videos)).stages} == {"CACHED"}
+
+
+def test_only_the_shard_that_held_it_is_made_anew(videos: Path, tmp_path: Path):
+    store = open_store((tmp_path / "store").as_uri())
+    own = own_videos(videos, tmp_path)
+    for seed in range(10, 16):
+        draw(own / f"{seed}.mp4", seed)
+    first = run(store, document(own, per_shard=3))
+    planned = first.stage("clips").shards.planned
+    assert planned > 1
+    forget(store, sha(own / "12.mp4"))
+    second = run(store, document(own, per_shard=3))
+    assert second.stage("clips").shards.cached >= planned - 2
+    assert second.stage("clips").shards.done <= 1
+    assert store.snapshot(second.outputs["clips"]).rows == 8
+
+
+def test_a_copy_elsewhere_is_refused_by_its_content(store: Store, videos: Path, tmp_path: Path):
+    forget(store, sha(videos / "a.mp4"))
+    own = own_videos(videos, tmp_path)
+    made = run(store, document(own))
+    assert refused(store) == {"a.mp4": ["FORGOTTEN"], "short.mp4": ["TOO_SHORT"]}
+    assert store.snapshot(made.outputs["clips"]).rows == 2
+    again = forget(store, sha(videos / "a.mp4"))  # the refusal is no row of it
+    assert holders(again) == {"clips": 1, "good": 1}
+    assert {s.status for s in run(store, document(own)).stages} == {"CACHED"}
+
+
+def test_a_stage_that_lost_files_is_not_cached(store: Store, videos: Path):
+    listing = f"snapshot://videos:{heads(store)['videos']}"  # asks for exactly what was asked
+    assert {s.status for s in run(store, document(listing)).stages} == {"CACHED"}
+    forget(store, sha(videos / "a.mp4"))
+    shown = plan(parse_pipeline(document(listing), "p.yaml"), store)[0]
+    assert (shown.action, shown.shards.planned, shown.shards.cached) == ("partial", 4, 3)
+    made = run(store, document(listing))
+    assert shards(made) == (4, 3, 1)
+    assert store.snapshot(made.outputs["clips"]).table().num_rows == 2
+    again = run(store, document(listing))
+    assert {s.status for s in again.stages} == {"CACHED"}
+    assert again.outputs == made.outputs
+
+
+def test_lost_rejects_count_as_well(store: Store, videos: Path):
+    listing = f"snapshot://videos:{heads(store)['videos']}"
+    found = forget(store, sha(videos / "short.mp4"))
+    assert holders(found) == {"clips.rejects": 1}
+    assert quarantine(store, None) == {"rows": [], "withdrawn": 1}
+    made = run(store, document(listing))
+    assert shards(made) == (4, 3, 1)
+    assert refused(store) == {"short.mp4": ["FORGOTTEN"]}
+    assert {s.status for s in run(store, document(listing)).stages} == {"CACHED"}
+    assert refused(store) == {"short.mp4": ["FORGOTTEN"]}
+
+
+def test_a_run_that_began_before_cannot_bring_it_back(store: Store, videos: Path):
+    old = store.snapshot(f"clips:{heads(store)['clips']}")
+    rows = old.table()
+    forget(store, sha(videos / "a.mp4"))
+    with pytest.raises(WithdrawnError, match="taken down"):
+        store.dataset("good", "clips@1").write(rows)
+    provenance = old.commit.provenance.model_copy(update={"fingerprint": "new"})
+    with pytest.raises(WithdrawnError, match="meanwhile"):
+        store.dataset("clips", "clips@1").commit(old.files, provenance, {})
+
+
+def test_work_that_was_never_committed_goes_as_well(store: Store, videos: Path):
+    rows = store.snapshot(f"clips:{heads(store)['clips']}").table()
+    left = store.dataset("killed", "clips@1").write(rows)
+    assert forget(store, sha(videos / "a.mp4"))["deleted"]["files"] == 3
+    assert not store.objects.exists(left.key)
+
+
+def test_two_take_downs_from_one_file(videos: Path, tmp_path: Path):
+    store = open_store((tmp_path / "store").as_uri())
+    run(store, document(videos, per_shard=100))
+    for name in "ab":
+        found = forget(store, sha(videos / f"{name}.mp4"))
+        assert holders(found) == {"clips": 1, "good": 1}
+        assert found["deleted"]["objects"] == 1
+    assert len(objects(store)) == 1
+    made = run(store, document(videos, per_shard=100))
+    assert store.snapshot(made.outputs["good"]).table().num_rows == 1
+
+
+def test_a_clip_that_two_sources_share_stays_until_both_are_gone(videos: Path, tmp_path: Path):
+    own = own_videos(videos, tmp_path)
+    (own / "twin.mp4").write_bytes((own / "a.mp4").read_bytes() + b"\0\0\0\x08free")
+    store = open_store((tmp_path / "store").as_uri())
+    run(store, document(own))
+    before = objects(store)
+    assert forget(store, sha(own / "a.mp4"))["deleted"]["objects"] == 0
+    assert objects(store) == before
+    assert forget(store, sha(own / "twin.mp4"))["deleted"]["objects"] == 1
+    assert len(objects(store)) == len(before) - 1
+
+
+def test_a_dry_run_changes_nothing(store: Store, videos: Path):
+    before = {info.key for info in store.objects.list("")}
+    shown = forget(store, sha(videos / "a.mp4"), dry_run=True)
+    assert {info.key for info in store.objects.list("")} == before
+    assert shown == {**forget(store, sha(videos / "a.mp4")), "dry_run": True}
+
+
+def test_what_is_no_source_is_one_clear_line(store: Store):
+    with pytest.raises(ConfigError, match="is no SHA-256"):
+        forget(store, "a.mp4")
+    with pytest.raises(SnapshotNotFoundError, match=r"no source of .*videoar lineage"):
+        forget(store, "0" * 64)
+
+
+POINTS = ["tombstone", "records", "notes", "objects", "file"]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_kill_9_anywhere_then_a_second_call_ends_the_same(
+    store: Store, videos: Path, tmp_path: Path, point: str
+):
+    shutil.copytree(tmp_path / "store", tmp_path / "calm")
+    calm = open_store((tmp_path / "calm").as_uri())
+    expected = forget(calm, sha(videos / "a.mp4"), "why")
+    script = (
+        "import sys; from videoar.runner.forget import forget\n"
+        "from videoar.storage.store import open_store\n"
+        "forget(open_store(sys.argv[1]), sys.argv[2], 'why')"
+    )
+    command = [sys.executable, "-c", script, store.url, sha(videos / "a.mp4")]
+    environment = {**os.environ, "VIDEOAR_CRASH_AT": f"forget.{point}"}
+    killed = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=False)
+    assert killed.returncode == -9, killed.stderr.decode()
+    made = run(store, document(videos))  # a run in between already goes on without it
+    assert shards(made) == (3, 3, 0)
+    assert forget(store, sha(videos / "a.mp4"), "another reason") == expected
+    assert objects(store) == objects(calm)
+    good = store.snapshot(made.outputs["good"])
+    assert good.table(["source_id"]).num_rows == 2

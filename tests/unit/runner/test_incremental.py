@@ -1,0 +1,115 @@
+"""A folder that changes between runs: a source costs its own shard, the run says what moved."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.small_videos import document, draw, run, sha, shards
+from videoar.runner.api import quarantine
+from videoar.storage.store import Store, open_store
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """Four videos and a store in which they were curated; tests work on copies of both."""
+    base = tmp_path_factory.mktemp("base")
+    (base / "videos").mkdir()
+    for seed, name in enumerate("abcd"):
+        draw(base / "videos" / f"{name}.mp4", seed)
+    return base
+
+
+@pytest.fixture
+def videos(base: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(base / "videos", tmp_path / "videos"))
+
+
+@pytest.fixture
+def store(videos: Path, tmp_path: Path) -> Store:
+    store = open_store((tmp_path / "store").as_uri())
+    listed = run(store, document(videos)).inputs["videos"]
+    assert (listed.sources, listed.new, listed.changed, listed.gone) == (4, 4, 0, 0)
+    return store
+
+
+def again(store: Store, videos: Path):
+    """Run again; return the run, (new, changed, gone), and the sources of the good clips."""
+    made = run(store, document(videos))
+    listed = made.inputs["videos"]
+    good = store.snapshot(made.outputs["good"]).table(["source_id", "clip_id"])
+    return made, (listed.new, listed.changed, listed.gone), good
+
+
+def test_nothing_new(store: Store, videos: Path, caplog):
+    with caplog.at_level("INFO"):
+        made, moved, _ = again(store, videos)
+    assert moved == (0, 0, 0)
+    assert {s.status for s in made.stages} == {"CACHED"}
+    assert "input videos: 4 sources (0 new, 0 changed, 0 gone)" in caplog.text
+
+
+def test_a_new_file_costs_only_its_shard(store: Store, videos: Path):
+    draw(videos / "bb.mp4", 10)
+    made, moved, good = again(store, videos)
+    assert (shards(made), moved) == ((5, 4, 1), (1, 0, 0))
+    assert sha(videos / "bb.mp4") in good["source_id"].to_pylist()
+
+
+def test_a_removed_file_leaves_the_next_snapshot(store: Store, videos: Path):
+    gone = sha(videos / "b.mp4")
+    (videos / "b.mp4").unlink()
+    made, moved, good = again(store, videos)
+    assert (shards(made), moved) == ((3, 3, 0), (0, 0, 1))
+    assert gone not in good["source_id"].to_pylist()
+
+
+def test_a_changed_file_is_seen(store: Store, videos: Path):
+    old = sha(videos / "b.mp4")
+    draw(videos / "b.mp4", 11)
+    made, moved, good = again(store, videos)
+    assert (shards(made), moved) == ((4, 3, 1), (0, 1, 0))
+    assert old not in good["source_id"].to_pylist()
+    assert sha(videos / "b.mp4") in good["source_id"].to_pylist()
+
+
+def test_a_touched_file_reruns_nothing_downstream(store: Store, videos: Path):
+    os.utime(videos / "b.mp4", (1, 1))
+    made, moved, _ = again(store, videos)
+    assert (shards(made), moved) == ((4, 3, 1), (0, 1, 0))
+    assert [stage.status for stage in made.stages] == ["SUCCEEDED", "CACHED"]
+
+
+def test_a_renamed_folder_keeps_clip_ids(store: Store, videos: Path):
+    _, _, before = again(store, videos)
+    _, moved, after = again(store, videos.rename(videos.parent / "moved"))
+    assert moved == (4, 0, 4)
+    assert sorted(before["clip_id"].to_pylist()) == sorted(after["clip_id"].to_pylist())
+
+
+def test_a_refused_file_is_in_the_next_quarantine_though_the_clips_are_equal(
+    store: Store, videos: Path
+):
+    assert quarantine(store, None)["rows"] == []
+    (videos / "page.mp4").write_text("<html>403</html>")
+    made, _, _ = again(store, videos)
+    (row,) = quarantine(store, None)["rows"]
+    assert (row["item_id"], row["reasons"], row["retryable"]) == ("page.mp4", ["NOT_VIDEO"], False)
+    assert quarantine(store, row["snapshot"])["rows"] == [row]
+    assert quarantine(store, made.run_id, "TOO_SHORT")["rows"] == []
+    assert [s.status for s in made.stages] == ["SUCCEEDED", "CACHED"]
+
+
+def test_larger_shards_too(videos: Path, tmp_path: Path):
+    store = open_store((tmp_path / "store").as_uri())
+    for seed in range(12, 20):
+        draw(videos / f"{seed}.mp4", seed)
+    planned = run(store, document(videos, per_shard=3)).stage("clips").shards.planned
+    assert planned > 2
+    draw(videos / "15b.mp4", 20)
+    counts = run(store, document(videos, per_shard=3)).stage("clips").shards
+    assert counts.cached >= planned - 1
+    assert counts.done <= 2  # the new address may be a border

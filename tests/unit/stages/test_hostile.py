@@ -1,0 +1,334 @@
+"""Hostile inputs: each ends once and as expected, opens nothing else, leaves nothing behind."""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Timer
+from types import SimpleNamespace
+from urllib.parse import quote
+
+import pytest
+
+from tests import hostile
+from tests.stage_chain import ingest
+from videoar.core.errors import ConfigError, MediaError
+from videoar.media.codes import CODES
+from videoar.media.isolate import Scanner
+from videoar.media.process import Limits, run_tool
+from videoar.media.scan import ScanPlan
+from videoar.media.sources import list_sources
+from videoar.storage.store import open_store
+
+pytestmark = pytest.mark.slow
+OPTIONS = {"rate_fps": None, "num_frames": 9, "size_px": 32, "sources_per_shard": 8}
+OPTIONS |= {"max_duration_s": 600.0}
+PLAN = ScanPlan(num_frames=9, size_px=32)
+
+
+@contextmanager
+def watched(path):
+    """Yield a function that says whether any process has opened a file since it was last asked."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    handle = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    assert libc.inotify_add_watch(handle, os.fsencode(path), 0x20 | 0x1) > 0  # IN_OPEN, IN_ACCESS
+
+    def is_opened():
+        with suppress(BlockingIOError):
+            return bool(os.read(handle, 1 << 16))
+        return False
+
+    yield is_opened
+    os.close(handle)
+
+
+def processes(mark):
+    """Return the processes (dead ones too) that we started or that inherited a mark from us."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            is_ours = int(parent) == os.getpid() or mark.encode() in (
+                folder / "environ"
+            ).read_bytes().split(b"\0")
+            if is_ours and int(folder.name) != os.getpid():
+                found.append(int(folder.name))
+    return set(found)
+
+
+def state(folder):
+    """Return what must not change: every entry's kind, size, times and, of files, its content."""
+    return {
+        str(path): (
+            (status := path.lstat()).st_mode, status.st_size, status.st_mtime_ns, status.st_ino,
+            hashlib.sha256(path.read_bytes()).digest() if path.is_file() else None,
+        )
+        for path in sorted(folder.rglob("*"))
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mark():
+    value = f"{os.getpid()}-{time.monotonic_ns()}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOSTILE_TEST", value)
+        yield f"HOSTILE_TEST={value}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("hostile")
+
+
+@pytest.fixture(scope="module")
+def expected(folder):
+    return hostile.make(folder)
+
+
+@pytest.fixture(scope="module")
+def outcome(folder, expected, mark, tmp_path_factory):
+    """Ingest everything once, with ffmpeg's arguments written down and the canary watched."""
+    root = tmp_path_factory.mktemp("run")
+    argv = root / "argv"
+    (root / "ffmpeg").write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$@" >>{argv}\nexec {shutil.which("ffmpeg")} "$@"\n'
+    )
+    (root / "ffmpeg").chmod(0o755)
+    before, running = state(folder), processes(mark)
+    with pytest.MonkeyPatch.context() as patch, watched(folder / hostile.CANARY) as is_opened:
+        patch.setenv("PATH", str(root), prepend=os.pathsep)
+        clips, metrics = ingest(open_store((root / "store").as_uri()), str(folder), **OPTIONS)
+        is_canary_opened = is_opened()
+    return SimpleNamespace(
+        kept=Counter(clips.table(["source_uri"])["source_uri"].to_pylist()),
+        rejects=clips.rejects().table().to_pylist(),
+        metrics=metrics,
+        is_canary_opened=is_canary_opened,
+        left=processes(mark) - running,
+        before=before,
+        after=state(folder),
+        argv=argv.read_text(),
+    )
+
+
+def test_every_input_ends_once_and_as_expected(folder, expected, outcome):
+    reasons = {row["uri"]: row["reasons"] for row in outcome.rejects}
+    assert len(reasons) == len(outcome.rejects)
+    assert not set(reasons) & set(outcome.kept)
+    ends = {
+        name: reasons.get(uri) or ([hostile.CLIPS] if uri in outcome.kept else [])
+        for name in expected
+        if (uri := "file://" + quote(os.fsencode(folder / name)))
+    }
+    assert len(reasons) + len(outcome.kept) == len(expected)
+    wrong = {
+        name: (end, expected[name])
+        for name, end in ends.items()
+        if len(end) != 1 or end[0] not in expected[name]
+    }
+    assert wrong == {}
+
+
+def test_the_account_is_settled_with_typed_codes(expected, outcome):
+    metrics = outcome.metrics
+    assert metrics["sources"] == len(expected)
+    assert metrics["sources"] == metrics["sources_kept"] + metrics["sources_rejected"]
+    assert metrics["sources_rejected"] == len(outcome.rejects)
+    assert metrics["clips"] == outcome.kept.total()
+    assert {row["reasons"][0] for row in outcome.rejects} <= set(CODES)
+    assert all(row["detail"] for row in outcome.rejects)
+
+
+def test_nothing_changes_in_the_folder_and_nothing_runs_on(outcome, mark):
+    assert outcome.after == outcome.before
+    assert outcome.left == set()
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as left_behind:
+        assert left_behind.pid in processes(mark)  # the check can fail
+        left_behind.kill()
+
+
+def test_names_reach_no_command_line(folder, outcome):
+    assert "libx264" in outcome.argv
+    for name in (*hostile.NAMES, str(folder)):
+        assert os.fsencode(name).decode("utf-8", "replace") not in outcome.argv
+    assert not list(Path.cwd().glob("hacked*"))
+
+
+def test_a_careless_reader_would_open_the_canary(folder, expected):
+    bitten = set()
+    with watched(folder / hostile.CANARY) as is_opened:
+        for name, options in hostile.BAITS.items():
+            command = ["ffmpeg", "-nostdin", "-v", "error", "-protocol_whitelist", "file", *options]
+            command += ["-i", f"file:{folder / name}", "-f", "null", "-"]
+            subprocess.run(command, check=False, capture_output=True, timeout=60)
+            bitten |= {name} if is_opened() else set()
+    # newer versions are more careful with playlists; these two work as they always did
+    assert {"concat-relative.mp4", "dref-absolute.mov", "dref-relative.mov"} <= bitten
+
+
+def test_the_canary_is_never_opened(folder, expected, outcome):
+    assert not outcome.is_canary_opened
+    pointers = {*hostile.BAITS, "smil.mp4", "sdp.mp4", "gab2.avi", "attached.mkv"}
+    with watched(folder / hostile.CANARY) as is_opened, Scanner(PLAN, Limits(20, 20)) as scanner:
+        for name in sorted(pointers & set(expected)):
+            with suppress(MediaError):  # under its own name, so that relative paths lead there
+                list(scanner.scan(folder / name))
+            assert not is_opened(), name
+        (folder / hostile.CANARY).open("rb").close()
+        assert is_opened()
+
+
+FORMATS = {
+    "a.mp4": ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-g", "5"),
+    "a.mkv": ("-c:v", "libx264", "-pix_fmt", "yuv420p"),
+    "a.webm": ("-c:v", "libvpx-vp9"),
+    "a.avi": ("-c:v", "mpeg4"),
+    "a.ts": ("-c:v", "mpeg4"),
+    "a.flv": ("-c:v", "libx264", "-pix_fmt", "yuv420p"),
+    "a.asf": ("-c:v", "wmv2"),
+    "a.mov": ("-c:v", "prores_ks"),
+}
+
+
+def test_changed_bytes_end_with_a_code_and_cost_no_child(tmp_path):
+    ends = Counter()
+    with Scanner(PLAN, Limits(20, 20)) as scanner:
+        for seed, (name, options) in enumerate(FORMATS.items()):
+            path = hostile.video(tmp_path / name, *options)
+            for data in hostile.mutants(path, 60, seed):
+                (tmp_path / "mutant").write_bytes(data)
+                try:
+                    *_, end = scanner.scan(tmp_path / "mutant")
+                    ends[end.container] += 1
+                except MediaError as error:
+                    ends[error.code] += 1
+    assert not {"CRASH", "TIMEOUT"} & set(ends)
+    assert len(set(ends) & {"mov", "matroska", "avi", "mpegts", "flv", "asf"}) > 4
+    assert ends["CORRUPT"]
+    assert ends["NOT_VIDEO"]
+
+
+@pytest.fixture
+def scanner():
+    with Scanner(PLAN, Limits(wall_s=1.5, cpu_s=20)) as scanner:
+        yield scanner
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    return hostile.video(tmp_path_factory.mktemp("good") / "good.mp4")
+
+
+def refusal(scanner, path):
+    """Return the code of a refused source and the seconds that this took."""
+    start = time.monotonic()
+    with pytest.raises(MediaError) as error:
+        list(scanner.scan(path))
+    return error.value.code, time.monotonic() - start
+
+
+def test_a_wedged_decoder_is_killed_in_time(scanner, good):
+    assert len(list(scanner.scan(good))) == 3
+    os.kill(scanner._child.process.pid, signal.SIGSTOP)
+    code, seconds = refusal(scanner, good)
+    assert code == "TIMEOUT"
+    assert 1.4 < seconds < 2.5
+    assert len(list(scanner.scan(good))) == 3
+
+
+def test_an_endless_film_is_cut_off_in_time(scanner, good, tmp_path):
+    film = hostile.repeated(tmp_path / "film.mp4", "3072x3072", 30, 100)
+    assert film.stat().st_size < 2 << 20
+    list(scanner.scan(good))
+    pid = scanner._child.process.pid
+    code, seconds = refusal(scanner, film)
+    assert code == "TIMEOUT"
+    assert 1.4 < seconds < 2.5
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_the_child_of_a_killed_worker_dies_too(mark, tmp_path):
+    film = hostile.repeated(tmp_path / "film.mp4", "3072x3072", 30, 100)
+    before = processes(mark)
+    script = (
+        "import sys; from pathlib import Path; from videoar.media.isolate import *;"
+        "scanner = Scanner(ScanPlan(num_frames=4097), Limits());"  # no clip for a long time
+        "list(scanner.scan(Path(sys.argv[1])))"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, film]) as worker:
+        wait_until(lambda: len(processes(mark) - before) == 2)
+        time.sleep(1.5)  # it is in the decoder now
+        assert len(processes(mark) - before) == 2
+        worker.kill()
+    try:
+        wait_until(lambda: processes(mark) == before)
+    finally:
+        for pid in processes(mark) - before:
+            os.kill(pid, signal.SIGKILL)
+
+
+def wait_until(is_so, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def test_memory_is_bounded_and_the_worker_lives_on(good, folder, expected, tmp_path):
+    (tmp_path / "in").mkdir()
+    for path in (good, folder / "bomb.mp4"):
+        shutil.copy(path, tmp_path / "in")
+    options = {**OPTIONS, "max_pixels": 1 << 30, "scan_memory_mib": 512, "scan_timeout_s": 20}
+    start = time.monotonic()
+    clips, _ = ingest(open_store((tmp_path / "s").as_uri()), str(tmp_path / "in"), **options)
+    assert time.monotonic() - start < 20
+    assert [row["reasons"] for row in clips.rejects().table().to_pylist()] == [["MEM"]]
+    assert set(clips.table(["source_name"])["source_name"].to_pylist()) == {"good.mp4"}
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        ("trap '' TERM; sleep 60 & sleep 60", "TIMEOUT"),
+        ("exec 0<&-; while :; do :; done", "TIMEOUT"),
+        (f"exec {sys.executable} -c 'bytearray(1 << 30)'", "CRASH"),
+    ],
+)
+def test_tools_are_bounded_too(mark, script, code):
+    before, start = processes(mark), time.monotonic()
+    with pytest.raises(MediaError) as error:
+        run_tool(["/bin/sh", "-c", script], [bytes(1 << 20)], Limits(1.0, 20, 256 << 20))
+    assert error.value.code == code
+    assert time.monotonic() - start < 2.5
+    wait_until(lambda: processes(mark) == before, 1)
+
+
+def test_a_pipe_named_labels_is_no_trap(good, tmp_path):
+    shutil.copy(good, tmp_path)
+    os.mkfifo(tmp_path / "labels.csv")
+    writer = Timer(5, lambda: (tmp_path / "labels.csv").write_bytes(b""))  # ends a hanging read
+    writer.daemon = True
+    writer.start()
+    with pytest.raises(ConfigError, match="not a regular file"):
+        list_sources(str(tmp_path))
+    writer.cancel()
+
+
+def test_refused_names_that_look_alike_are_told_apart(tmp_path):
+    names = (b"a\xff\\xfe.mp4", b"a\\xff\\xfe.mp4", b"a\xff\xfe.mp4", b"a\\xff\xfe.mp4")
+    (tmp_path / "in").mkdir()
+    for name in names:
+        (tmp_path / "in" / os.fsdecode(name)).touch()
+    url = str(tmp_path / "in")
+    clips, _ = ingest(open_store((tmp_path / "s").as_uri()), url, **OPTIONS)
+    refused = clips.rejects().table(["item_id"])["item_id"].to_pylist()
+    assert len(set(refused)) == len(names)
+    assert r"a\xff\xfe.mp4" in refused  # the one that has this very name
