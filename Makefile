@@ -12,7 +12,7 @@ OWN_VIDEOS := --set "inputs.videos=$(INPUT)" \
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test check fmt soak clean
+.PHONY: help setup demo test check fmt bench soak clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
@@ -43,7 +43,7 @@ demo: setup  ## raw video to promoted model on this machine; INPUT=FOLDER takes 
 	  exit $$code
 
 test: setup  ## the default test suite
-	@$(BIN)/python -m pytest -m "not gpu and not shared and not soak"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not shared and not soak"
 
 check: setup  ## format, lint, types, layers, generated files, dependencies
 	@$(BIN)/ruff check .
@@ -56,6 +56,11 @@ check: setup  ## format, lint, types, layers, generated files, dependencies
 fmt: setup  ## format and fix what can be fixed
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+bench: setup  ## measure beside peers and physical limits, on this machine
+	@$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
+	@$(BIN)/videoar bench ingest
+	@$(BIN)/videoar bench cuts --rounds 10
 
 soak: setup  ## bounded random fault schedules
 	@$(BIN)/python -m pytest -m soak

@@ -6,7 +6,8 @@ Distinct: the first clip of each file of one rendered corpus, all pairs compared
 another seed, changed and encoded anew, each compared with its own original. Folder: the first clip
 of each of its files, all pairs compared. A pair counts as at the bound b when all three hashes
 differ in at most b bits and, as in the filter, some hash shares one of its four 16-bit bands.
-Every file goes the way of ingest: encoded, read from disk, scanned. Results: near_duplicates.md.
+Every file goes the way of ingest: encoded, read from disk, scanned. Results are in
+`benchmarks/results/near_duplicates.md`.
 """
 
 import argparse

@@ -1,9 +1,12 @@
 """Debian packages that some tests need: installed where the user may, else the test is skipped."""
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
 
 def install(package_of: Mapping[str, str]) -> str:
@@ -17,6 +20,12 @@ def install(package_of: Mapping[str, str]) -> str:
         return ""
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         return f"needs root and apt to install {', '.join(packages)}"
+    with (Path(tempfile.gettempdir()) / "videoar-tests-apt.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests run in several processes, apt in one
+        return _install(packages)
+
+
+def _install(packages: list[str]) -> str:
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update"], ["install", "-y", "--no-install-recommends", *packages]):
         done = subprocess.run(

@@ -58,7 +58,7 @@ def test_help_costs_less_than_half_a_second_of_cpu():
 
 
 @pytest.mark.parametrize("given", [[], ["INPUT=/a folder/of videos"]])
-@pytest.mark.parametrize("target", ["setup", "demo", "test", "check", "soak"])
+@pytest.mark.parametrize("target", ["setup", "demo", "test", "check", "bench", "soak"])
 def test_recipes_are_what_the_shell_understands(target, given):
     make = ["make", "--no-print-directory", "--dry-run", target, *given]
     recipe = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout

@@ -159,6 +159,7 @@ def drawn_clips(store, captions):
     schema = load_contract("clips@1").arrow_schema
     values = {pa.string(): "x", pa.bool_(): False, pa.list_(pa.int64()): [0, 0, 0]}
     filler = {f.name: None if f.nullable else values.get(f.type, 2) for f in schema}
+    filler |= {"cut_in": "start"}
     drawn = [draw(scene, 9, 32, 8.0) for scene in scenes()[: len(captions)]]
     rows = []
     for i, (data, caption) in enumerate(zip(encode_clips(drawn, 8.0, 12), captions, strict=True)):

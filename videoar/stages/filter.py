@@ -52,7 +52,7 @@ class FilterConfig(StageConfig):
     """Refuse all but the best of clips that look the same."""
     dedup_hamming: int = Field(default=6, ge=0, le=16)
     """Bits in which each of three hashes of near duplicates may differ; fewer for corpora of more
-    than 25,000 sources. Source: benchmarks/near_duplicates.md."""
+    than 25,000 sources. Source: benchmarks/results/near_duplicates.md."""
     dedup_semantic: float | None = Field(default=None, gt=0, le=1)
     """Cosine of embeddings from which on clips show the same; null asks no embeddings."""
     min_keep_fraction: float = Field(default=0.01, ge=0, le=1)

@@ -15,9 +15,10 @@ from videoar.storage.store import open_store
 
 SHA = "ab" * 32
 _NEUTRAL = {pa.string(): "x", pa.bool_(): True, pa.list_(pa.int64()): [1, 2, 3]}
-_FIXED = {"source_id": SHA, "video_sha256": SHA, "digest": SHA, "files": [], "metrics": [],
-          "rotation_deg": 0, "split": "train", "kind": "clip", "status": "ok",
-          "cut_in": "start"}  # fmt: skip
+_FIXED = {
+    "cut_in": "start", "source_id": SHA, "video_sha256": SHA, "digest": SHA, "files": [],
+    "metrics": [], "rotation_deg": 0, "split": "train", "kind": "clip", "status": "ok",
+}  # fmt: skip
 
 
 def full_row(contract: str, **values) -> dict:

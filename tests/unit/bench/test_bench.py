@@ -1,0 +1,91 @@
+"""Benchmarks: the films are what they say, the counting is right, a run gives ratios."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from videoar.bench import BENCHES, measure
+from videoar.bench.cuts import _count, _row, _Tally
+from videoar.bench.films import DISTURBANCES, Disturbance, Film, Transition
+from videoar.bench.result import compare, shuffled
+from videoar.core.errors import ConfigError
+from videoar.media.transcode import encode
+
+
+def test_a_film_is_as_long_as_its_plan_and_the_same_each_time():
+    film = Film(7, num_shots=6, height_px=36, width_px=64)
+    frames, again = list(film.frames()), list(film.frames())
+    assert all((a == b).all() for a, b in zip(frames, again, strict=True))
+    shots, transitions, _ = film.plan()
+    assert len(transitions) == 5
+    assert len(frames) == shots[-1].start + shots[-1].lead + shots[-1].pure
+    steps = [np.abs(b.astype(int) - a).mean() for a, b in itertools.pairwise(frames)]
+    for cut in (t for t in transitions if t.kind == "cut"):
+        assert steps[cut.first - 1] > 10 * np.median(steps)
+
+
+def test_fades_are_flat_in_the_middle_and_dissolves_are_mixtures():
+    for seed in range(4):
+        for kind in ("fade", "dissolve"):
+            film = Film(seed, num_shots=2, height_px=36, width_px=64, kinds=(kind,))
+            frames = list(film.frames())
+            _, (transition,), _ = film.plan()
+            middle = frames[(transition.first + transition.last) // 2].astype(float)
+            old, new = (
+                frames[i].astype(float) for i in (transition.first - 1, transition.last + 1)
+            )
+            if kind == "fade":
+                assert middle.std() < 0.5 * min(old.std(), new.std())
+            else:
+                mixed = np.abs(middle - (old + new) / 2).mean()
+                assert mixed < 0.5 * np.abs(new - old).mean()
+
+
+def test_every_disturbance_occurs():
+    kinds = {d.kind for seed in range(20) for d in Film(seed).plan()[2]}
+    assert kinds == set(DISTURBANCES) - {"none"}
+
+
+def test_detections_count_once_and_the_rest_is_false():
+    tally = _Tally()
+    wanted = [
+        Transition("cut", 50, 50),
+        Transition("dissolve", 100, 120),
+        Transition("cut", 200, 200),
+    ]
+    found = [(52, 52), (110, 111), (115, 116), (300, 300), (400, 401)]
+    _count(tally, wanted, found, [Disturbance("flash", 298, 300)])
+    assert dict(tally.found) == {"cut": 1, "dissolve": 1}
+    assert dict(tally.false) == {"other": 2, "flash": 1}
+    from collections import Counter
+
+    row = _row(tally, Counter(cut=2, dissolve=1))
+    assert (row["precision"], row["recall"], row["recall_cut"]) == (0.4, 0.667, 0.5)
+
+
+def test_ratios_are_ours_over_theirs_with_hardware_beside_them():
+    found = compare("x", "per second", {"ours": [3.0, 1.0, 2.0], "peer": [4.0, 4.0, 5.0]})
+    assert (found.ours.median, found.ratios) == (2.0, {"peer": 0.5})
+    assert "cores" in found.hardware
+    orders = {tuple(shuffled(["a", "b", "c"], turn)) for turn in range(20)}
+    assert len(orders) > 2
+
+
+@pytest.mark.slow
+def test_ingest_is_measured_on_given_files(tmp_path):
+    draw = np.random.default_rng(0)
+    frames = np.repeat(draw.integers(0, 255, (40, 16, 16, 3)), 8, axis=1).repeat(8, axis=2)
+    encode(frames.astype(np.uint8), tmp_path / "a.mp4", 12.0)
+    (tmp_path / "no.mp4").write_text("no video")
+    found = measure("ingest", tmp_path, 1)
+    assert found.ours.median > 0
+    assert set(found.baselines) == {"null", "3-pass", "stage"}
+    assert list(found.cases) == [tmp_path.name]
+
+
+def test_what_cannot_be_measured_is_said(tmp_path):
+    with pytest.raises(ConfigError, match="known: " + ", ".join(BENCHES)):
+        measure("speed", None, 1)
+    with pytest.raises(ConfigError, match="no video that can be read"):
+        measure("ingest", tmp_path, 1)
