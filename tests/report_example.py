@@ -2,18 +2,23 @@
 
 import numpy as np
 
+from videoar.contracts.suites import Expectation
 from videoar.evaluation.report import (
     Confusion,
     Curve,
+    DataCheck,
     FunnelStep,
     GateRule,
     Generated,
+    Histogram,
     Licence,
     LineageNode,
     Lock,
     Reconstruction,
+    Repeat,
     ReportData,
     Score,
+    Sheet,
     StageReport,
 )
 
@@ -107,7 +112,7 @@ def _scores() -> tuple[Score, ...]:
     )
 
 
-def example(real: bytes, generated: bytes) -> ReportData:
+def example(real: bytes, generated: bytes, picture: bytes = b"jpeg-bytes") -> ReportData:
     """Return a full report around two videos.
 
     Args:
@@ -145,6 +150,55 @@ def example(real: bytes, generated: bytes) -> ReportData:
                 unit="clips",
                 count=180,
                 reasons=(("static", 21), ("duplicate", 9), ("black", 4)),
+            ),
+        ),
+        histograms=(
+            Histogram(
+                score="motion_mean",
+                edges=(0.0, 1.0, 2.0, 4.0),
+                counts=(21, 0, 193),
+                bounds=((0.31, "min 0.31"),),
+            ),
+            Histogram(
+                score="luma_mean",
+                edges=(90.0, 110.0, 130.0),
+                counts=(100, 114),
+                bounds=((235.0, "max 235"), (16.0, "min 16")),
+            ),
+        ),
+        sheets=(
+            Sheet(title="kept", count=180, pictures=(picture,) * 8),
+            Sheet(title="LOW_MOTION", count=21, pictures=(picture,) * 2),
+            Sheet(title="BLACK", count=4, pictures=()),
+        ),
+        repeats=(
+            Repeat(
+                reason="DUPLICATE_NEAR",
+                clip_id="d" * 32,
+                kept_id="e" * 32,
+                picture=picture,
+                kept_picture=picture,
+            ),
+        ),
+        checks=(
+            DataCheck(
+                stage="good",
+                success=False,
+                page="../../checks/good/abcd.html",
+                expectations=(
+                    Expectation(
+                        name="expect_column_values_to_be_unique",
+                        on="clip_id",
+                        passed=False,
+                        observed=HOSTILE,
+                    ),
+                    Expectation(
+                        name="expect_table_row_count_to_be_between",
+                        on="min_value=2, max_value=214",
+                        passed=True,
+                        observed="180",
+                    ),
+                ),
             ),
         ),
         curves=(

@@ -12,6 +12,7 @@ from videoar.core.types import Provenance
 from videoar.media.sources import list_sources
 from videoar.stages.filter import FilterConfig, FilterStage
 from videoar.stages.ingest import IngestConfig, IngestStage
+from videoar.stages.profile import ProfileConfig, ProfileStage
 from videoar.storage.store import open_store
 
 
@@ -74,14 +75,21 @@ def ingest(store, url, workers=1, **options):
     return commit(store, "clips", "clips@1", outputs, url=url, **options), metrics
 
 
-def sift(store, clips, gate=True, **options):
+def describe(store, clips):
+    """Profile a clips snapshot."""
+    outputs = list(ProfileStage(ProfileConfig()).reduce({"clips": clips}, store))
+    return commit(store, "profile", "profiles@1", outputs, clips=clips.id)
+
+
+def sift(store, clips, gate=True, profile=None, **options):
     """Filter a clips snapshot; return the good clips' snapshot and the summed metrics."""
     stage = FilterStage(FilterConfig(**options))
-    inputs = {"clips": clips}
+    inputs = {"clips": clips} | ({"profile": profile} if profile else {})
     outputs = list(stage.reduce(inputs, store))
     if gate:
-        stage.check(inputs, pa.concat_tables([output.rows for output in outputs]))
+        assert stage.check(inputs, pa.concat_tables([o.rows for o in outputs])).success
     metrics = Counter()
     for output in outputs:
         metrics.update(output.metrics)
-    return commit(store, "good", "clips@1", outputs, clips=clips.id, **options), metrics
+    asked = {"inputs": {port: found.id for port, found in inputs.items()}, **options}
+    return commit(store, "good", "clips@1", outputs, **asked), metrics

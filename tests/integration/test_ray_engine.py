@@ -6,10 +6,13 @@ import pytest
 
 from tests.toys import REGISTRY
 from tests.unit.runner.test_execute import document, execute
+from tests.unit.stages.test_filter import clips_of, row
 from videoar.core.errors import StageError
+from videoar.engine.inline import InlineEngine
 from videoar.engine.ray_engine import RayEngine
 from videoar.pipeline.spec import parse_pipeline
 from videoar.runner.execute import Execution
+from videoar.runner.runs import RowCounts
 from videoar.storage.store import open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -46,3 +49,34 @@ def test_an_error_comes_back_as_ours_with_its_shard(tmp_path: Path, engine: RayE
     videos = make_videos(tmp_path / "videos", "a", "explode")
     with pytest.raises(StageError, match="shard 1: ValueError: boom"):
         run_on_ray(open_store((tmp_path / "one").as_uri()), document(videos), engine)
+
+
+def test_a_reduction_computes_its_dask_graphs_on_ray_with_equal_results(
+    tmp_path: Path, engine: RayEngine
+):
+    same = row("best")["phash"]
+    files = [[row("best"), row("worse", phash=same, src_width_px=200)], [row("c", phash=same)]]
+    outputs = []
+    for runner in (InlineEngine(), engine):
+        store = open_store((tmp_path / runner.name).as_uri())
+        clips = clips_of(store, *files)
+        document = {
+            "pipeline": "p",
+            "inputs": {"clips": f"snapshot://{clips.id}"},
+            "stages": {
+                "profile": {"stage": "profile", "from": {"clips": "clips"}},
+                "good": {
+                    "stage": "filter",
+                    "from": {"clips": "clips", "profile": "profile"},
+                    "override": {"min_motion": "p00", "min_blur": "p00"},
+                },
+            },
+        }
+        outputs.append(Execution(parse_pipeline(document, "t"), store, runner).run())
+    inline, on_ray = outputs
+    assert on_ray.outputs == inline.outputs
+    assert (
+        on_ray.stage("good").rows
+        == inline.stage("good").rows
+        == RowCounts(in_=3, out=1, rejected=2)
+    )

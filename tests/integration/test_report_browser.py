@@ -11,6 +11,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from tests.report_example import example, moving_square
 from tests.system_packages import install
 from videoar.evaluation.report import render
+from videoar.media.decode import still
 
 pytestmark = pytest.mark.browser
 
@@ -33,7 +34,7 @@ def page_path(tmp_path_factory):
     real = _mp4(moving_square("red"), folder / "real.mp4")
     generated = _mp4(moving_square("red", noise=14.0), folder / "generated.mp4")
     page = folder / "report.html"
-    page.write_text(render(example(real, generated)))
+    page.write_text(render(example(real, generated, still(real))))
     return page
 
 
@@ -80,6 +81,11 @@ def test_every_video_plays(opened):
     opened.execute_script("document.querySelector('video').scrollIntoView()")
     WebDriverWait(opened, 10).until(lambda b: _videos(b)[0]["time"] > 0)
     assert not _videos(opened)[0]["paused"]
+
+
+def test_every_picture_is_drawn(opened):
+    widths = opened.execute_script("return [...document.images].map(i => i.naturalWidth)")
+    assert widths == [64] * 12
 
 
 def test_no_console_error_and_no_request_beyond_the_file(opened):

@@ -14,6 +14,12 @@ from videoar.contracts.contract import Contract
 from videoar.core.settings import set_defaults
 from videoar.core.types import Frozen
 
+_SHOWN_CHARS = 80
+_NO_NETWORK = (
+    '<meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+)
+
 
 class Gate(Frozen):
     """Expectations on a whole table, beyond those of its contract."""
@@ -28,15 +34,32 @@ class Gate(Frozen):
     """Fewest and most rows."""
 
 
+class Expectation(Frozen):
+    """One expectation and whether it held."""
+
+    name: str
+    """Its type, e.g. `expect_column_values_to_be_unique`."""
+    on: str
+    """The column, or what was asked of the table."""
+    passed: bool
+    observed: str
+    """Offending values, or what the table shows instead."""
+
+
 @dataclass(frozen=True)
 class CheckReport:
     """What a gate found."""
 
     success: bool
-    failures: tuple[str, ...]
-    """One line per failed expectation."""
+    expectations: tuple[Expectation, ...]
     html: str
-    """The result as a page."""
+    """The result as a page; loads nothing."""
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """One line per failed expectation."""
+        failed = (e for e in self.expectations if not e.passed)
+        return tuple(f"{e.name} on {e.on}: found {e.observed}" for e in failed)
 
 
 def check(table: pa.Table, contract: Contract, gate: Gate) -> CheckReport:
@@ -57,8 +80,7 @@ def check(table: pa.Table, contract: Contract, gate: Gate) -> CheckReport:
         .get_batch({"dataframe": frame})
     )
     result = batch.validate(suite)
-    failures = tuple(_line(item) for item in result.results if not item.success)
-    return CheckReport(bool(result.success), failures, _page(result))
+    return CheckReport(bool(result.success), tuple(map(_read, result.results)), _page(result))
 
 
 def _expectations(contract: Contract, gate: Gate) -> Iterator[Any]:
@@ -86,17 +108,22 @@ def _expectations(contract: Contract, gate: Gate) -> Iterator[Any]:
     yield gxe.ExpectTableRowCountToBeBetween(min_value=fewest, max_value=most)
 
 
-def _line(item: Any) -> str:  # noqa: ANN401 - great_expectations has no types
-    """Say which expectation failed, where, and what was found."""
+def _read(item: Any) -> Expectation:  # noqa: ANN401 - great_expectations has no types
     asked = {k: v for k, v in item.expectation_config.kwargs.items() if k != "batch_id"}
-    where = asked.pop("column", None) or ", ".join(f"{k}={v}" for k, v in asked.items())
+    on = asked.pop("column", None) or ", ".join(f"{k}={v}" for k, v in asked.items())
     found = item.result.get("partial_unexpected_list") or item.result.get("observed_value")
-    return f"{item.expectation_config.type} on {where}: found {str(found)[:80]}"
+    return Expectation(
+        name=item.expectation_config.type,
+        on=on,
+        passed=bool(item.success),
+        observed=str(found)[:_SHOWN_CHARS] if found is not None else "nothing unexpected",
+    )
 
 
 def _page(result: Any) -> str:  # noqa: ANN401 - great_expectations has no types
+    """Render the result; the page names styles and pictures of others, which it may not fetch."""
     from great_expectations.render.renderer import ValidationResultsPageRenderer
     from great_expectations.render.view import DefaultJinjaPageView
 
     html: str = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))
-    return html
+    return html.replace("<head>", f"<head>{_NO_NETWORK}", 1)

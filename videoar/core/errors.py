@@ -21,6 +21,16 @@ the engine (and nobody else) acts on.
        +- WorkerLostError            retryable
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a hint: the closest known name, or all of them."""
+    known = sorted(known)
+    close = get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+
 
 class VideoARError(Exception):
     """Say what went wrong in one line: `<file or key>: <what> (<what to do>)`.

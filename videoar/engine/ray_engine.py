@@ -5,7 +5,9 @@ Ray starts at the first piece of work, so a run whose stages are all cached neve
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+from videoar.contracts.partitions import on_scheduler
 from videoar.engine.base import ShardDone
 from videoar.engine.inline import finished_loop
 from videoar.engine.ray_map import run_pool
@@ -14,6 +16,19 @@ from videoar.engine.ray_session import connect, disconnect, unwrap
 from videoar.engine.ray_train import run_gang
 from videoar.pipeline.stage import Shard
 from videoar.pipeline.work import Task, WorkRecord, run_reduce
+
+
+def _reduce(task: Task) -> WorkRecord:
+    """Run a reduction whose dask tasks, if it has any, become tasks of the cluster."""
+    with on_scheduler(_dask_on_ray):
+        return run_reduce(task)
+
+
+def _dask_on_ray(graph: Any, keys: Any, **options: Any) -> Any:  # noqa: ANN401 - dask's protocol
+    """Compute a dask graph; most reductions have none and never pay for this import."""
+    from ray.util.dask import ray_dask_get
+
+    return ray_dask_get(graph, keys, **options)
 
 
 class RayEngine:
@@ -44,7 +59,7 @@ class RayEngine:
 
         resources = task.stage().config.resources
         with self._ray(task):
-            remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(run_reduce)
+            remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(_reduce)
             record: WorkRecord = ray.get(remote.remote(task))
         return record
 

@@ -1,8 +1,9 @@
 """The report of one run: a single HTML file that opens from disk, offline, on any screen.
 
 Everything on the page is data of the run (`ReportData`); what is missing becomes a sentence, never
-an empty box. Videos travel as data URLs. Captions, labels and names come from strangers' files:
-every value is escaped, and the page forbids itself scripts and network by its own security policy.
+an empty box. Videos and pictures travel as data URLs. Captions, labels and names come from files of
+strangers: every value is escaped, and the page forbids itself scripts and network by its own
+security policy.
 """
 
 import base64
@@ -16,8 +17,9 @@ from typing import Literal
 from jinja2 import Environment, StrictUndefined, Template
 from pydantic import Field
 
+from videoar.contracts.suites import Expectation
 from videoar.core.types import Frozen
-from videoar.evaluation.figures import Graph, Plot, layered_graph, line_plot
+from videoar.evaluation.figures import Graph, Plot, histogram, layered_graph, line_plot
 
 
 class StageReport(Frozen):
@@ -46,6 +48,46 @@ class FunnelStep(Frozen):
     count: int
     reasons: tuple[tuple[str, int], ...] = ()
     """Reason and number of refused items."""
+
+
+class Histogram(Frozen):
+    """How one score of the clips that came in is distributed, and the bounds on it."""
+
+    score: str
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+    bounds: tuple[tuple[float, str], ...] = ()
+    """Value and name of each bound."""
+
+
+class Sheet(Frozen):
+    """Pictures of some clips that met the same fate."""
+
+    title: str
+    count: int
+    """Clips that met it; the sheet shows the first few by id."""
+    pictures: tuple[bytes, ...]
+    """JPEG files."""
+
+
+class Repeat(Frozen):
+    """A refused clip beside the one that it repeats."""
+
+    reason: str
+    clip_id: str
+    kept_id: str
+    picture: bytes
+    kept_picture: bytes
+
+
+class DataCheck(Frozen):
+    """The expectations on one stage's output, and whether they held."""
+
+    stage: str
+    success: bool
+    page: str
+    """Great Expectations' own page, as a path from where the report is kept."""
+    expectations: tuple[Expectation, ...]
 
 
 class Curve(Frozen):
@@ -146,6 +188,10 @@ class ReportData(Frozen):
     code_version: str
     stages: tuple[StageReport, ...] = ()
     funnel: tuple[FunnelStep, ...] = ()
+    histograms: tuple[Histogram, ...] = ()
+    sheets: tuple[Sheet, ...] = ()
+    repeats: tuple[Repeat, ...] = ()
+    checks: tuple[DataCheck, ...] = ()
     curves: tuple[Curve, ...] = ()
     generated: tuple[Generated, ...] = ()
     num_generated: int = 0
@@ -179,6 +225,7 @@ def render(data: ReportData) -> str:
         },
         stages={stage.name: stage for stage in data.stages},
         tally=_tally(data.stages),
+        histograms=[(h, histogram(h.edges, h.counts, h.bounds)) for h in data.histograms],
         plots=[(curve, _plot(curve)) for curve in data.curves],
         score_groups=_groups(data.scores),
         guard=static_guard(data.scores),
@@ -293,6 +340,10 @@ def _video_url(mp4: bytes) -> str:
     return "data:video/mp4;base64," + base64.b64encode(mp4).decode()
 
 
+def _picture_url(jpeg: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+
+
 @lru_cache(maxsize=1)
 def _template() -> Template:
     environment = Environment(
@@ -303,6 +354,7 @@ def _template() -> Template:
         "duration": _duration,
         "tone": _tone,
         "video_url": _video_url,
+        "picture_url": _picture_url,
     }
     source = files("videoar.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source)

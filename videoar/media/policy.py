@@ -1,63 +1,29 @@
 """Which clips are good enough: a pure function of stored scores and a policy.
 
-Scores are facts written once by ingest; a policy is a set of bounds. A new policy therefore decides
-again without decoding a frame, and the verdict is the same on any machine. Near-duplicates are
-found here too, from stored hashes.
+Scores are facts written once by ingest; a policy is a file of bounds. A new policy therefore
+decides again without decoding a frame, and the verdict is the same on any machine. A bound may be
+a percentile, but of a frozen profile, never of the batch at hand: there, one new source would flip
+the verdict on another.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import math
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
 
+from pydantic import BeforeValidator, ValidationError, ValidationInfo
+
+from videoar.contracts.contract import load_contract
+from videoar.core.errors import ConfigError, did_you_mean
 from videoar.core.types import Frozen
+from videoar.core.yaml_file import read_mapping
 
 SCORE_MISSING = "SCORE_MISSING"
-DUPLICATE_EXACT = "DUPLICATE_EXACT"
-DUPLICATE_NEAR = "DUPLICATE_NEAR"
 _FRAME_SLACK = 2  # containers announce up to two frames that no decoder shows
-_HAMMING = 6
-_BANDS = 4
-_SAME_START_US = 250_000
-
-
-class Policy(Frozen):
-    """Bounds on scores; null switches a bound off.
-
-    The motion and blur floors stand for "the lowest 2 % of the corpus": they are written down as
-    numbers (from a profile), since a percentile of the batch at hand would let one new source flip
-    the verdict on another.
-    """
-
-    min_short_side_px: int | None = 128
-    min_source_fps: float | None = 12.0
-    max_source_fps: float | None = 120.0
-    min_duration_s: float | None = 2.0
-    max_duration_s: float | None = 20.0
-    min_decoded_share: float | None = 0.98
-    max_decode_errors: int | None = 0
-    min_luma: float | None = 16.0
-    max_luma: float | None = 235.0
-    max_black_frac: float | None = 0.1
-    max_freeze_frac: float | None = 0.2
-    max_letterbox_frac: float | None = 0.35
-    min_motion: float | None = 0.03  # the 2nd percentile of 1432 UCF-101 clips
-    min_blur: float | None = 20.0  # chosen: only pictures without any detail
-
-
-POLICIES: Mapping[str, Policy] = {
-    "default": Policy(),
-    "permissive": Policy(
-        min_short_side_px=64,
-        min_source_fps=8.0,
-        min_duration_s=None,
-        min_decoded_share=None,
-        min_luma=None,
-        max_luma=None,
-        max_freeze_frac=None,
-        max_letterbox_frac=None,
-        min_motion=0.04,  # chosen: above a held picture, below the stillest person on camera
-        min_blur=None,
-    ),
-}
+_FOLDER = Path(__file__).parent / "policies"
+_PERCENTILE = re.compile(r"p(\d\d)")
 _RULES = (  # reason, score, bound; the order is that of the reasons
     ("SHORT_SIDE", "short_side_px", "min_short_side_px"),
     ("FPS_LOW", "src_rate_fps", "min_source_fps"),
@@ -74,18 +40,14 @@ _RULES = (  # reason, score, bound; the order is that of the reasons
     ("LETTERBOX", "letterbox_frac", "max_letterbox_frac"),
     ("BLURRED", "blur_p10", "min_blur"),
 )
-REASONS = (*(rule[0] for rule in _RULES), SCORE_MISSING, DUPLICATE_EXACT, DUPLICATE_NEAR)
+REASONS = (*(rule[0] for rule in _RULES), SCORE_MISSING)
 COLUMNS = (
-    "clip_id",
-    "source_id",
-    "source_uri",
     "src_width_px",
     "src_height_px",
     "src_rate_fps",
     "expected_frames",
     "decoded_frames",
     "decode_errors",
-    "span_start_us",
     "num_frames",
     "rate_fps",
     "luma_mean",
@@ -94,17 +56,128 @@ COLUMNS = (
     "blur_p10",
     "motion_mean",
     "letterbox_frac",
-    "phash",
 )
 """Columns of `clips@1` that verdicts are made from."""
+Bounds = Mapping[str, float | None]
+"""A policy as numbers alone; null switches a bound off."""
 
 
-def verdict(scores: Mapping[str, Any], policy: Policy) -> tuple[bool, list[str]]:
+@lru_cache(maxsize=1)
+def profiled() -> tuple[str, ...]:
+    """Return the columns of `clips@1` that a profile describes: the floating ones."""
+    columns = load_contract("clips@1").columns
+    return tuple(column.name for column in columns if column.type in {"float32", "float64"})
+
+
+def _bound(value: object, info: ValidationInfo) -> float | str | None:
+    if value is None or (isinstance(value, str) and _PERCENTILE.fullmatch(value)):
+        score = score_of(str(info.field_name))
+        if value is not None and score not in profiled():
+            raise ValueError(f"{value}: no profile describes {score}, so give a number")
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no number, no percentile such as p02, and not null")
+    return value
+
+
+Bound = Annotated[float | str | None, BeforeValidator(_bound)]
+
+
+class Policy(Frozen):
+    """Bounds on scores: a number, a percentile of a frozen profile (`p02`), or null for off."""
+
+    min_short_side_px: Bound = None
+    min_source_fps: Bound = None
+    max_source_fps: Bound = None
+    min_duration_s: Bound = None
+    max_duration_s: Bound = None
+    min_decoded_share: Bound = None
+    max_decode_errors: Bound = None
+    min_luma: Bound = None
+    max_luma: Bound = None
+    max_black_frac: Bound = None
+    max_freeze_frac: Bound = None
+    max_letterbox_frac: Bound = None
+    min_motion: Bound = None
+    min_blur: Bound = None
+
+    @property
+    def percentiles(self) -> dict[str, str]:
+        """The bounds that need a profile."""
+        return {name: value for name, value in self if isinstance(value, str)}
+
+    def resolve(self, profile: Mapping[str, Sequence[float]] | None = None) -> Bounds:
+        """Turn percentiles into numbers.
+
+        Args:
+            profile: column of `clips@1` to its percentiles 0 to 100.
+
+        Raises:
+            ConfigError: a percentile is asked for, but there is no profile of its score.
+        """
+        bounds = dict(self)
+        for name, percentile in self.percentiles.items():
+            score = score_of(name)
+            values = (profile or {}).get(score)
+            if not values:
+                what = f"{percentile} needs a profile of {score}, and there is none"
+                raise ConfigError(f"policy, {name}", what, PROFILE_HINT)
+            bounds[name] = values[int(percentile[1:])]
+        return bounds
+
+
+PROFILE_HINT = "add a stage of type profile and feed it in: from: {profile: ...}; or give a number"
+
+
+def score_of(bound: str) -> str:
+    """Return the score that a bound judges."""
+    return next(score for _, score, name in _RULES if name == bound)
+
+
+def policy_names() -> list[str]:
+    """Return the names of the shipped policies."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def read_policy(name_or_path: str) -> Policy:
+    """Read a shipped policy by name, or a policy file.
+
+    Raises:
+        ConfigError: no such policy, or all the mistakes of its file.
+    """
+    is_path = name_or_path.endswith((".yaml", ".yml"))
+    if not is_path and name_or_path not in policy_names():
+        known = did_you_mean(name_or_path, policy_names())
+        raise ConfigError(f"policy {name_or_path}", "no such policy", f"{known}, or a .yaml file")
+    path = Path(name_or_path) if is_path else _FOLDER / f"{name_or_path}.yaml"
+    return parse_policy(read_mapping(path, "bounds such as `min_motion: p02`"), str(path))
+
+
+def parse_policy(bounds: Mapping[Any, Any], where: str) -> Policy:
+    """Make a policy of bounds by name.
+
+    Raises:
+        ConfigError: all that is wrong with them, each with its key.
+    """
+    try:
+        return Policy.model_validate({str(name): bound for name, bound in bounds.items()})
+    except ValidationError as error:
+        raise ConfigError(where, "; ".join(map(_explain, error.errors()))) from None
+
+
+def _explain(detail: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+    name = str(detail["loc"][0])
+    if detail["type"] == "extra_forbidden":
+        return f"{name}: no such bound, {did_you_mean(name, Policy.model_fields)}"
+    return f"{name}: {detail['msg'].removeprefix('Value error, ')}"
+
+
+def verdict(scores: Mapping[str, Any], bounds: Bounds) -> tuple[bool, list[str]]:
     """Decide on one clip.
 
     Args:
         scores: a row of `clips@1` (at least `COLUMNS`).
-        policy: bounds. A bound whose score is missing rejects with `SCORE_MISSING`.
+        bounds: a resolved policy. A bound whose score is missing rejects with `SCORE_MISSING`.
 
     Returns:
         Whether to keep the clip, and all reasons against it, in a fixed order.
@@ -112,7 +185,7 @@ def verdict(scores: Mapping[str, Any], policy: Policy) -> tuple[bool, list[str]]
     facts = {**scores, **_derived(scores)}
     reasons = []
     for reason, score, bound in _RULES:
-        limit, value = getattr(policy, bound), facts[score]
+        limit, value = bounds[bound], facts[score]
         if limit is None:
             continue
         if value is None:
@@ -130,59 +203,3 @@ def _derived(scores: Mapping[str, Any]) -> dict[str, float]:
         "duration_s": (scores["num_frames"] - 1) / scores["rate_fps"],
         "decoded_share": (scores["decoded_frames"] + _FRAME_SLACK) / expected,
     }
-
-
-def find_duplicates(clips: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], list[str]]:
-    """Find the clips that repeat a better one; the result does not depend on their order.
-
-    The best clip is kept: most pixels, then the source that lost fewest frames, then ids, so that
-    of equal copies one source stays whole. Others repeat it when they have
-    its id (the same bytes under another name), or when they begin at the same time of their source
-    and all three hashes differ in at most 6 of 64 bits. Candidates share a 16-bit band of a hash.
-
-    Args:
-        clips: rows of `clips@1` (at least `COLUMNS`).
-
-    Returns:
-        (clip_id, source_uri) of each repeating clip, with its reasons.
-    """
-    kept_ids: set[str] = set()
-    bands: dict[tuple[int, int, int], list[Mapping[str, Any]]] = {}
-    found: dict[tuple[str, str], list[str]] = {}
-    for clip in sorted(clips, key=_rank):
-        name = (clip["clip_id"], clip["source_uri"])
-        keys = _band_keys(clip["phash"])
-        if clip["clip_id"] in kept_ids:
-            found[name] = [DUPLICATE_EXACT]
-        elif any(_is_near(clip, other) for key in keys for other in bands.get(key, ())):
-            found[name] = [DUPLICATE_NEAR]
-        else:
-            kept_ids.add(clip["clip_id"])
-            for key in keys:
-                bands.setdefault(key, []).append(clip)
-    return found
-
-
-def _rank(clip: Mapping[str, Any]) -> tuple[Any, ...]:
-    pixels = clip["src_width_px"] * clip["src_height_px"]
-    quality = (-pixels, -clip["decoded_frames"], clip["decode_errors"])
-    return (*quality, clip["source_id"], clip["clip_id"], clip["source_uri"])
-
-
-def _band_keys(hashes: list[int]) -> list[tuple[int, int, int]]:
-    return [
-        (frame, band, value >> (16 * band) & 0xFFFF)
-        for frame, value in enumerate(hashes)
-        for band in range(_BANDS)
-    ]
-
-
-def _is_near(clip: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return (
-        clip["source_id"] != other["source_id"]
-        and abs(clip["span_start_us"] - other["span_start_us"]) <= _SAME_START_US
-        and all(
-            ((a ^ b) & (1 << 64) - 1).bit_count() <= _HAMMING
-            for a, b in zip(clip["phash"], other["phash"], strict=True)
-        )
-    )

@@ -3,12 +3,11 @@
 Classes are imported when asked for, so that naming a stage costs nothing.
 """
 
-from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from videoar.core.errors import ConfigError
+from videoar.core.errors import ConfigError, did_you_mean
 from videoar.pipeline.stage import Stage
 
 Registry = Mapping[str, str]
@@ -16,6 +15,7 @@ Registry = Mapping[str, str]
 
 BUILTIN: Registry = {
     "ingest": "videoar.stages.ingest:IngestStage",
+    "profile": "videoar.stages.profile:ProfileStage",
     "filter": "videoar.stages.filter:FilterStage",
     "caption": "videoar.stages.caption:CaptionStage",
     "embed": "videoar.stages.embed:EmbedStage",
@@ -26,13 +26,6 @@ BUILTIN: Registry = {
     "score": "videoar.stages.score:ScoreStage",
     "promote": "videoar.stages.promote:PromoteStage",
 }
-
-
-def did_you_mean(name: str, known: Iterator[str] | list[str]) -> str:
-    """Return a hint: the closest known name, or all of them."""
-    known = sorted(known)
-    close = get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 
 
 def stage_class(type_name: str, registry: Registry = BUILTIN) -> type[Stage[Any]]:

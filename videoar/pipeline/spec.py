@@ -15,9 +15,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from videoar.core.errors import ConfigError
+from videoar.core.errors import ConfigError, did_you_mean
 from videoar.core.ids import digest_json
-from videoar.pipeline.registry import BUILTIN, Registry, did_you_mean, stage_class
+from videoar.core.yaml_file import read_mapping
+from videoar.pipeline.registry import BUILTIN, Registry, stage_class
 from videoar.pipeline.stage import StageConfig
 
 INPUT_CONTRACT = "sources@1"
@@ -92,25 +93,6 @@ class PipelineSpec:
         return found
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, where YAML would keep the last one silently."""
-
-
-def _unique_mapping(loader: _UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[Any] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        if key in seen:
-            raise yaml.MarkedYAMLError(
-                problem=f"key {key} given twice", problem_mark=key_node.start_mark
-            )
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-_UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
-
-
 def load_pipeline(
     path: Path, overrides: Sequence[str] = (), registry: Registry = BUILTIN
 ) -> PipelineSpec:
@@ -125,24 +107,10 @@ def load_pipeline(
         ConfigError: the file cannot be read or is not YAML.
         SpecError: it has mistakes; all of them are in the error.
     """
-    document = _read(path)
+    document = read_mapping(path, "start with `pipeline: <name>`")
     for override in overrides:
         _apply(document, override, str(path))
     return parse_pipeline(document, str(path), registry)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506 - subclass of SafeLoader
-    except OSError as error:
-        raise ConfigError(str(path), f"cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        where = f"{path}:{line + 1}" if line is not None else str(path)
-        raise ConfigError(where, f"not YAML: {getattr(error, 'problem', error)}") from error
-    if not isinstance(document, dict):
-        raise ConfigError(str(path), "not a mapping", "start with `pipeline: <name>`")
-    return document
 
 
 def _apply(document: dict[str, Any], override: str, where: str) -> None:
@@ -262,10 +230,16 @@ def _check_ports(
         for port in stage.ports
         if port not in consumes
     ]
+    missing = {port: wanted for port, wanted in consumes.items() if port not in stage.ports}
     found += [
         Mistake(f"{path}.{port}", f"missing port (needs a snapshot of {wanted.contract})")
-        for port, wanted in consumes.items()
-        if port not in stage.ports and not wanted.optional
+        for port, wanted in missing.items()
+        if not wanted.optional
+    ]
+    found += [
+        Mistake(f"{path}.{port}", f"missing port ({why})")
+        for port, why in stage.config.needs().items()
+        if port in missing
     ]
     for port, source in stage.ports.items():
         if source in inputs:

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 import pyarrow as pa
 from pydantic import Field
 
+from videoar.contracts.suites import CheckReport
 from videoar.core.types import FileRef, Frozen, Resources
 from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot
@@ -48,6 +49,10 @@ class StageConfig(Frozen):
             )
         }
         return self.model_dump(mode="json", include=keep)
+
+    def needs(self) -> Mapping[str, str]:
+        """Return the optional ports that these options cannot do without, and why."""
+        return {}
 
 
 C = TypeVar("C", bound=StageConfig)
@@ -176,5 +181,6 @@ class ReduceStage(Stage[C]):
     def reduce(self, inputs: Inputs, store: Store) -> Iterator[Output]:
         """Yield output tables; each becomes one file. Yield them in a fixed order."""
 
-    def check(self, inputs: Inputs, output: pa.Table) -> None:
-        """Gate the output rows before the commit becomes visible; raise `GateError` to refuse."""
+    def check(self, inputs: Inputs, output: pa.Table) -> CheckReport | None:  # noqa: ARG002 - no gate
+        """Gate the output rows before the commit becomes visible; None asks nothing of them."""
+        return None

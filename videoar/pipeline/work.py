@@ -18,8 +18,9 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
+from videoar.contracts.suites import CheckReport
 from videoar.core.crash import crash_point
-from videoar.core.errors import StageError, VideoARError
+from videoar.core.errors import GateError, StageError, VideoARError
 from videoar.core.types import FileRef, Frozen
 from videoar.pipeline.fingerprint import Components, fingerprint, shard_fingerprint
 from videoar.pipeline.registry import BUILTIN, Registry, make_stage
@@ -174,10 +175,10 @@ def stage_error(task: Task, where: str, cause: BaseException) -> StageError:
 
 
 def run_reduce(task: Task) -> WorkRecord:
-    """Run a reduction: write its tables, let the stage's own gate look at them, record them.
+    """Run a reduction: let the stage's own gate look at its tables, write them, record them.
 
     Raises:
-        GateError: the stage's check refused the rows; nothing is recorded.
+        GateError: the stage's check refused the rows; its page is kept, the rows are not.
         StageError: the stage failed.
     """
     store = task.store()
@@ -188,15 +189,43 @@ def run_reduce(task: Task) -> WorkRecord:
     inputs = task.open_inputs(store)
     try:
         outputs = list(stage.reduce(inputs, store))
-        stage.check(inputs, pa.concat_tables([output.rows for output in outputs]))
+        report = stage.check(inputs, pa.concat_tables([output.rows for output in outputs]))
     except VideoARError:
         raise
     except Exception as error:  # the engine boundary
         raise stage_error(task, "reduction", error) from error
+    if report is not None:
+        _settle_check(task, store, report)
     record = merge([_write(task, store, stage.produces, output) for output in outputs])
-    rows_in = sum(snapshot.rows for snapshot in inputs.values())
+    rows_in = sum(found.rows for port, found in inputs.items() if not stage.consumes[port].optional)
     crash_point("reduce-written")
     return _publish(store, key, record.model_copy(update={"rows_in": rows_in}))
+
+
+def _settle_check(task: Task, store: Store, report: CheckReport) -> None:
+    """Keep what a check found, for good and for bad, then refuse if it was bad."""
+    key = check_key(task.dataset, task.fingerprint)
+    page = f"{key}.html"
+    store.objects.put(page, report.html.encode(), if_absent=True)
+    found = {
+        "success": report.success,
+        "page": page,
+        "expectations": [expectation.model_dump() for expectation in report.expectations],
+    }
+    store.ledger.create(f"{key}.json", found)
+    if not report.success:
+        hint = f"all expectations: {store.url}/{page}"
+        raise GateError(f"stage {task.dataset}", "; ".join(report.failures), hint)
+
+
+def check_key(dataset: str, fingerprint: str) -> str:
+    """Return where the check of a reduction is kept, as `.json` and as a page, `.html`."""
+    return f"checks/{dataset}/{fingerprint}"
+
+
+def find_check(store: Store, dataset: str, fingerprint: str) -> dict[str, Any] | None:
+    """Return what a check found: `{success, page, expectations}`."""
+    return store.ledger.read(f"{check_key(dataset, fingerprint)}.json")
 
 
 ProgressSink = Callable[[int, int, Mapping[str, float]], None]

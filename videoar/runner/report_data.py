@@ -29,6 +29,7 @@ from videoar.evaluation.report import (
     StageReport,
 )
 from videoar.runner.lineage import sources_of
+from videoar.runner.report_curation import checks, filters, histograms, repeats, sheets
 from videoar.runner.runs import Run, events_of
 from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot
@@ -46,6 +47,7 @@ def collect(store: Store, run: Run) -> ReportData:
     for snapshot in [*inputs.values(), *made]:
         by_contract.setdefault(snapshot.contract, []).append(snapshot)
     clips = by_contract.get("clips@1", [])
+    curated = filters(store, made)
     scores = _rows(by_contract.get("scores@1", []))
     samples = _rows(by_contract.get("samples@1", []))
     return ReportData(
@@ -58,6 +60,10 @@ def collect(store: Store, run: Run) -> ReportData:
         code_version=run.code_version,
         stages=(*_input_boxes(run, inputs), *_stage_boxes(run)),
         funnel=_funnel(store, run, [*inputs.items(), *((s.dataset, s) for s in made)]),
+        histograms=tuple(histograms(curated, by_contract.get("profiles@1", []))),
+        sheets=tuple(sheets(store, curated)),
+        repeats=tuple(repeats(store, curated)),
+        checks=tuple(checks(store, run)),
         curves=tuple(_curves(by_contract.get("models@1", []))),
         generated=_generated(store, samples, clips),
         num_generated=len(samples),

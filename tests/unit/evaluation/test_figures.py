@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from videoar.evaluation.figures import layered_graph, line_plot
+from videoar.evaluation.figures import histogram, layered_graph, line_plot
 
 PARENTS = {
     "videos": (),
@@ -76,3 +76,17 @@ def test_plot_of_a_constant(value):
 def test_plot_without_a_finite_point_is_refused():
     with pytest.raises(ValueError, match="finite"):
         line_plot({"x": [(0, float("inf"))]})
+
+
+def test_histogram_shows_marks_beyond_its_values():
+    bars = histogram([0, 1, 2, 3], [4, 0, 2], [(10.0, "max 10")], width=400, height=200)
+    assert bars.path.count("M") == 2
+    tops = [float(part.partition("H")[0]) for part in bars.path.split("V")[1::2]]
+    assert tops[0] == bars.y_ticks[-1][0]
+    (mark,) = bars.marks
+    assert (mark.x, mark.text, mark.anchor) == (bars.x_ticks[-1][0], "max 10", "end")
+
+
+def test_texts_of_two_marks_lean_away_from_each_other():
+    bars = histogram([0, 100], [1], [(60.0, "max"), (50.0, "min")])
+    assert [(mark.text, mark.anchor) for mark in bars.marks] == [("max", "start"), ("min", "end")]

@@ -8,8 +8,8 @@ from tests.report_example import HOSTILE, example
 from videoar.evaluation.report import ReportData, Score, render, static_guard
 
 SECTIONS = (
-    "pipeline", "survival", "videos", "reconstructions", "scores", "confusion", "gate", "training",
-    "lineage", "config", "lock",
+    "pipeline", "survival", "curation", "checks", "videos", "reconstructions", "scores",
+    "confusion", "gate", "training", "lineage", "config", "lock",
 )  # fmt: skip
 
 
@@ -25,7 +25,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in {"meta", "link", "br"}:
+        if tag not in {"meta", "link", "br", "img"}:
             self.open_tags.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -60,7 +60,7 @@ def test_markup_is_balanced_and_has_every_section(page):
 
 def test_hostile_caption_stays_text(page):
     assert HOSTILE in page.text
-    assert not {"script", "img", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
+    assert not {"script", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
 
 
@@ -83,7 +83,10 @@ def test_hostile_names_everywhere_stay_text():
 
 
 def test_loads_nothing_from_outside(html, page):
-    assert all(url.startswith(("data:", "#")) for url in page.urls())
+    links = [str(a["href"]) for tag, a in page.tags if tag == "a"]
+    loaded = set(page.urls()) - set(links)
+    assert all(url.startswith("data:") for url in loaded)
+    assert all(url.startswith(("#", "../../checks/")) for url in links)
     style = html[html.index("<style>") : html.index("</style>")]
     assert "url(" not in style
     assert "@import" not in style
@@ -100,9 +103,22 @@ def test_shows_both_videos_of_a_pair_with_prompt_and_seed(page):
     assert page.text.count("no real clip has this prompt") == 2
 
 
+def test_curation_draws_bounds_and_shows_pictures(page):
+    pictures = [a["src"] for tag, a in page.tags if tag == "img"]
+    assert pictures == ["data:image/jpeg;base64,anBlZy1ieXRlcw=="] * (8 + 2 + 2)
+    assert [tag for tag, a in page.tags if a.get("class") == "bound"] == ["path"] * 3
+    assert "../../checks/good/abcd.html" in page.urls()
+
+
 @pytest.mark.parametrize(
     "text",
     [
+        "min 0.31",
+        "21 LOW MOTION",
+        "4 BLACK no picture of them is left",
+        f"{'d' * 32} repeats {'e' * 32}",
+        "refused. 1 of 2 expectations did not hold, so nothing was published",
+        "column values to be unique",
         "gate_blocked".replace("_", " "),
         "7 executed, 1 reused, 1 unfinished".replace("7", "6"),
         "21 static, 9 duplicate, 4 black",
@@ -137,7 +153,7 @@ def test_empty_run_degrades_to_sentences():
     assert page.open_tags == []
     empty = [a for tag, a in page.tags if tag == "p" and a.get("class") == "empty"]
     assert len(empty) == len(SECTIONS) + 1  # lineage has two parts
-    assert not {"video", "table", "svg"} & {tag for tag, _ in page.tags}
+    assert not {"video", "table", "svg", "img"} & {tag for tag, _ in page.tags}
 
 
 def test_static_guard_puts_motion_next_to_flicker():

@@ -1,10 +1,19 @@
-"""Verdicts are pure; duplicates do not depend on order."""
-
-import random
+"""Verdicts are pure; policies are files whose mistakes are all named."""
 
 import pytest
 
-from videoar.media.policy import POLICIES, REASONS, SCORE_MISSING, Policy, find_duplicates, verdict
+from videoar.core.errors import ConfigError
+from videoar.media.policy import (
+    REASONS,
+    SCORE_MISSING,
+    Policy,
+    parse_policy,
+    policy_names,
+    read_policy,
+    verdict,
+)
+
+BOUNDS = {**read_policy("default").model_dump(), "min_motion": 0.03, "min_blur": 20.0}
 
 GOOD = {
     "clip_id": "c0",
@@ -49,38 +58,66 @@ GOOD = {
     ],
 )
 def test_each_bound_gives_its_reason(change, reason):
-    assert verdict(GOOD, POLICIES["default"]) == (True, [])
-    assert verdict({**GOOD, **change}, POLICIES["default"]) == (False, [reason])
+    assert verdict(GOOD, BOUNDS) == (True, [])
+    assert verdict({**GOOD, **change}, BOUNDS) == (False, [reason])
     assert reason in REASONS
 
 
 def test_bounds_that_are_off_need_no_score():
-    policy = Policy(min_motion=None, min_decoded_share=None)
-    assert verdict({**GOOD, "motion_mean": None, "expected_frames": None}, policy)[0]
+    bounds = Policy(min_luma=16).resolve()
+    assert verdict({**GOOD, "motion_mean": None, "expected_frames": None}, bounds)[0]
 
 
 def test_a_container_that_announces_no_length_breaks_no_promise():
-    assert verdict({**GOOD, "expected_frames": None}, POLICIES["default"])[0]
+    assert verdict({**GOOD, "expected_frames": None}, BOUNDS)[0]
 
 
-def clip(name, hashes, **change):
-    names = dict.fromkeys(("clip_id", "source_id", "source_uri"), name)
-    return {**GOOD, **names, "phash": hashes, **change}
+def test_percentiles_are_those_of_the_profile():
+    policy = parse_policy({"min_motion": "p02", "max_luma": 200}, "x")
+    assert policy.percentiles == {"min_motion": "p02"}
+    bounds = policy.resolve({"motion_mean": [i / 10 for i in range(101)]})
+    assert (bounds["min_motion"], bounds["max_luma"], bounds["min_blur"]) == (0.2, 200, None)
+    for profile in (None, {}, {"motion_mean": []}):
+        with pytest.raises(ConfigError, match=r"min_motion: p02 needs a profile.*type profile"):
+            policy.resolve(profile)
 
 
-def test_duplicates_keep_the_best_in_any_order():
-    base = [0x0123456789ABCDEF, -0x0123456789ABCDEF, 77]
-    near = [h ^ 0b111 for h in base]
-    clips = [
-        clip("small", near, src_width_px=160),
-        clip("big", base),
-        clip("far", [h ^ 0x1FF for h in base]),
-        clip("later", base, span_start_us=2_000_000),
-        clip("same-source", base, source_id="big", span_start_us=100_000),
-        clip("one-frame", [base[0], 0x5555, 0x3333]),
-        {**clip("big", base), "source_uri": "z-copy"},
-    ]
-    expected = {("small", "small"): ["DUPLICATE_NEAR"], ("big", "z-copy"): ["DUPLICATE_EXACT"]}
-    for seed in range(5):
-        random.Random(seed).shuffle(clips)
-        assert find_duplicates(clips) == expected
+def test_shipped_policies_name_only_bounds_and_permissive_needs_no_profile():
+    assert policy_names() == ["default", "permissive"]
+    assert read_policy("default").percentiles == {"min_motion": "p02", "min_blur": "p02"}
+    assert read_policy("permissive").percentiles == {}
+
+
+def test_all_mistakes_of_a_file_are_named_at_once(tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text(
+        "min_motoin: 1\nmax_luma: bright\nmin_duration_s: p02\nmin_blur: true\nmin_luma: .nan\n"
+    )
+    with pytest.raises(ConfigError) as error:
+        read_policy(str(path))
+    assert error.value.where == str(path)
+    for text in (
+        "min_motoin: no such bound, did you mean min_motion?",
+        "max_luma: 'bright' is no number, no percentile such as p02, and not null",
+        "min_duration_s: p02: no profile describes duration_s",
+        "min_blur: True is no number",
+        "min_luma: nan is no number",
+    ):
+        assert text in error.value.what
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("defualt", "no such policy .did you mean default"),
+        ("gone.yaml", "cannot be read: No such file"),
+        ("twice.yaml", "twice.yaml:2: not YAML: key min_luma given twice"),
+        ("list.yaml", "not a mapping .bounds such as"),
+    ],
+)
+def test_a_policy_that_cannot_be_read_says_why(tmp_path, monkeypatch, name, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "twice.yaml").write_text("min_luma: 1\nmin_luma: 2\n")
+    (tmp_path / "list.yaml").write_text("- min_luma\n")
+    with pytest.raises(ConfigError, match=text):
+        read_policy(name)

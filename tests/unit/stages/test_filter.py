@@ -1,19 +1,22 @@
 """The filter on hand-made rows: verdicts, duplicates over files, the funnel and the gate."""
 
-import pathlib
-
 import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from tests.stage_chain import commit, sift
+from tests.stage_chain import commit, describe, sift
 from tests.unit.media.test_policy import GOOD
 from videoar.contracts.contract import load_contract
-from videoar.core.errors import GateError
+from videoar.core.errors import ConfigError, ContractError, GateError
 from videoar.core.ids import sha256_hex
+from videoar.pipeline.fingerprint import components
+from videoar.pipeline.spec import SpecError, parse_pipeline
 from videoar.pipeline.stage import Output
 from videoar.stages.filter import FilterConfig, FilterStage
 from videoar.storage.store import open_store
+
+FLOORS = {"min_motion": 0.03, "min_blur": 20.0}
+"""In place of the default policy's percentiles, which need a profile."""
 
 
 @pytest.fixture
@@ -22,7 +25,7 @@ def store(tmp_path):
 
 
 def row(name, **change):
-    """A complete row of clips@1 that the default policy keeps."""
+    """A complete row of clips@1 that the default policy keeps, given `FLOORS`."""
     source_id = sha256_hex(name.encode())
     filled = {
         **GOOD,
@@ -56,48 +59,145 @@ def row(name, **change):
 def clips_of(store, *files):
     schema = load_contract("clips@1").arrow_schema
     tables = [pa.Table.from_pylist(list(rows), schema) for rows in files]
-    return commit(store, "clips", "clips@1", [Output(table) for table in tables])
+    outputs = [Output(table) for table in tables]
+    return commit(store, "clips", "clips@1", outputs, rows=[list(part) for part in files])
 
 
 def test_files_stay_files_and_the_sum_holds(store):
     best = row("best")
     worse = row("worse", phash=best["phash"], src_width_px=200)
     clips = clips_of(store, [best, row("still", motion_mean=0.0)], [worse, row("other")])
-    good, metrics = sift(store, clips)
+    good, metrics = sift(store, clips, override=FLOORS)
     kept = set(good.table(["source_name"])["source_name"].to_pylist())
     assert kept == {"best", "other"}
     assert len(good.files) == 2
-    refused = {r["uri"]: r["reasons"] for r in good.rejects().table().to_pylist()}
-    assert refused == {"file:///still": ["LOW_MOTION"], "file:///worse": ["DUPLICATE_NEAR"]}
+    refused = {r["uri"]: (r["reasons"], r["detail"]) for r in good.rejects().table().to_pylist()}
+    assert refused == {
+        "file:///still": (["LOW_MOTION"], None),
+        "file:///worse": (["DUPLICATE_NEAR"], f"repeats {best['clip_id']} of file:///best"),
+    }
     assert (metrics["clips_in"], metrics["clips_kept"]) == (4, 2)
     assert (metrics["reject/LOW_MOTION"], metrics["reject/DUPLICATE_NEAR"]) == (1, 1)
-    assert metrics["profile/motion_mean_p50"] == pytest.approx(3.0)
+    assert metrics["bound/min_motion"] == 0.03
 
 
 def test_a_copy_in_another_file_is_an_exact_duplicate(store):
     first = row("a")
     copy = {**first, "source_uri": "file:///b", "source_name": "b"}
-    good, _ = sift(store, clips_of(store, [first], [copy]), gate=False)
+    good, _ = sift(store, clips_of(store, [first], [copy]), gate=False, policy="permissive")
     assert good.table(["source_name"])["source_name"].to_pylist() == ["a"]
     assert good.rejects().table()["reasons"].to_pylist() == [["DUPLICATE_EXACT"]]
-    both, _ = sift(store, clips_of(store, [first], [copy]), gate=False, dedup=False)
+    clips = clips_of(store, [first], [copy])
+    both, _ = sift(store, clips, gate=False, policy="permissive", dedup=False)
     assert both.rows == 2
 
 
 @pytest.mark.slow
-def test_gate_names_what_failed_and_keeps_the_page(store):
+def test_check_names_what_failed_on_a_page_that_loads_nothing(store):
     stage = FilterStage(FilterConfig(min_keep_fraction=0.5))
     clips = clips_of(store, [row(str(i)) for i in range(4)])
     table = clips.table()
-    stage.check({"clips": clips}, table)
+    assert stage.check({"clips": clips}, table).success
     twice = pa.concat_tables([table.slice(0, 2), table.slice(0, 1)])
-    with pytest.raises(GateError, match="unique on clip_id") as error:
-        stage.check({"clips": clips}, twice)
-    page = error.value.hint.removeprefix("details in ")
-    with pathlib.Path(page).open(encoding="utf-8") as file:
-        assert "clip_id" in file.read()
-    with pytest.raises(GateError, match="row_count"):
-        stage.check({"clips": clips}, table.slice(0, 1))
+    report = stage.check({"clips": clips}, twice)
+    assert not report.success
+    assert any("unique on clip_id: found" in line for line in report.failures)
+    assert len(report.failures) < len(report.expectations)
+    head = report.html[: report.html.index("<link")]
+    assert "Content-Security-Policy\" content=\"default-src 'none'" in head
+    (failure,) = stage.check({"clips": clips}, table.slice(0, 1)).failures
+    assert "row_count" in failure
+
+
+def test_how_near_is_near_is_an_option(store):
+    first = row("a")
+    other = row("b", phash=[h ^ 0b11111 for h in first["phash"]])
+    clips = clips_of(store, [first], [other])
+    kept = [
+        sift(store, clips, gate=False, policy="permissive", dedup_hamming=bits)[0].rows
+        for bits in (4, 5)
+    ]
+    assert kept == [2, 1]
+
+
+def test_percentiles_need_a_profile_and_say_what_to_add(store):
+    with pytest.raises(ConfigError, match=r"min_motion: p02 needs a profile.*from: .profile"):
+        sift(store, clips_of(store, [row("a")]))
+    document = {
+        "pipeline": "p",
+        "inputs": {"clips": "ref://clips"},
+        "stages": {"good": {"stage": "filter", "from": {"clips": "clips"}}},
+    }
+    with pytest.raises(SpecError, match=r"stages.good.from.profile: missing port .min_motion is p"):
+        parse_pipeline(document, "t")
+    document["stages"]["good"]["policy"] = "permissive"
+    parse_pipeline(document, "t")
+
+
+def test_a_frozen_profile_keeps_verdicts_while_the_corpus_grows(store):
+    """Verdicts on the old clips flip only once the profile is renewed."""
+    old = [row(f"old{i}", motion_mean=1.0 + i) for i in range(60)]
+    calm = [row(f"calm{i}", motion_mean=0.2) for i in range(60)]
+    before = clips_of(store, old)
+    frozen = describe(store, before)
+    grown = clips_of(store, old, calm)
+
+    def kept(clips, profile):
+        good, _ = sift(store, clips, gate=False, profile=profile)
+        return {name for name in good.table()["source_name"].to_pylist() if name.startswith("old")}
+
+    first = kept(before, frozen)
+    assert 0 < len(first) < len(old)
+    assert kept(grown, frozen) == first
+    assert kept(grown, describe(store, grown)) == {r["source_name"] for r in old}
+
+
+def test_semantic_duplicates_name_what_they_repeat(store):
+    at = {"embedding_model": "m", "embedding": [1.0, 0.0]}
+    rows = [
+        row("best", **at),
+        row("alike", **{**at, "embedding": [0.999, 0.02]}, src_width_px=200),
+        row("other", **{**at, "embedding": [0.0, 1.0]}),
+        row("none"),
+    ]
+    clips = clips_of(store, rows[:2], rows[2:])
+    options = {"gate": False, "policy": "permissive", "dedup_semantic": 0.98}
+    good, _ = sift(store, clips, **options)
+    assert set(good.table()["source_name"].to_pylist()) == {"best", "other"}
+    refused = {r["uri"]: (r["reasons"], r["detail"]) for r in good.rejects().table().to_pylist()}
+    assert refused == {
+        "file:///alike": (
+            ["DUPLICATE_SEMANTIC"],
+            f"repeats {rows[0]['clip_id']} of file:///best",
+        ),
+        "file:///none": (["SCORE_MISSING"], None),
+    }
+    off, _ = sift(store, clips, gate=False, policy="permissive")
+    assert off.rows == 4
+    mixed = clips_of(store, [rows[0]], [row("x", **{**at, "embedding_model": "n"})])
+    with pytest.raises(ContractError, match=r"embeddings of m, n .embed all clips with one"):
+        sift(store, mixed, **options)
+
+
+def test_the_content_of_a_policy_is_what_counts(store, tmp_path):
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("min_motion: 0.5\n")
+    two.write_text("# the same, elsewhere\nmin_motion: 0.5\nmax_luma: null\n")
+    clips = clips_of(store, [row("a")])
+
+    def parts(**options):
+        return components(FilterStage(FilterConfig(**options)), {"clips": clips})
+
+    asked = parts(policy=str(one))
+    assert asked == parts(policy=str(two)) == parts(policy={"min_motion": 0.5})
+    assert asked == parts(policy={"min_motion": 1}, override={"min_motion": 0.5})
+    one.write_text("min_motion: 0.6\n")
+    changed = parts(policy=str(one))
+    assert changed["config"]["policy"]["min_motion"] == 0.6
+    assert changed["config"] != asked["config"]
+    config = FilterConfig(policy=str(one)).model_dump(mode="json")
+    one.unlink()  # a worker elsewhere has no such file
+    assert FilterConfig.model_validate(config).policy.min_motion == 0.6
 
 
 def test_nothing_in_is_refused(store):
@@ -107,8 +207,8 @@ def test_nothing_in_is_refused(store):
 
 
 def test_options_are_checked():
-    assert FilterConfig(override={"min_motion": None}).bounds.min_motion is None
-    with pytest.raises(ValidationError, match="no policy strict"):
+    assert FilterConfig(override={"min_motion": None}).resolved.min_motion is None
+    with pytest.raises(ValidationError, match="policy strict: no such policy"):
         FilterConfig(policy="strict")
-    with pytest.raises(ValidationError, match="min_motoin"):
+    with pytest.raises(ValidationError, match="min_motoin: no such bound, did you mean min_motion"):
         FilterConfig(override={"min_motoin": 1.0})

@@ -1,0 +1,123 @@
+"""Curation as a user runs it: one decode, then any number of policies; gates that leave a page."""
+
+from pathlib import Path
+
+import av
+import pytest
+
+from tests.stage_chain import describe
+from tests.unit.stages.test_filter import clips_of, row
+from videoar.core.errors import GateError
+from videoar.engine.inline import InlineEngine
+from videoar.evaluation.report import render
+from videoar.pipeline.spec import load_pipeline, parse_pipeline
+from videoar.pipeline.work import find_check
+from videoar.runner.execute import Execution
+from videoar.runner.report_data import collect
+from videoar.runner.runs import load_run
+from videoar.storage.store import open_store
+
+PIPELINE = Path(__file__).parents[3] / "pipelines" / "curate.yaml"
+pytestmark = pytest.mark.slow
+
+
+def curate(store, *sets):
+    videos = "inputs.videos=rendered://shapes?num_videos=16&seed=0"
+    spec = load_pipeline(PIPELINE, (videos, "stages.clips.size_px=32", *sets))
+    return Execution(spec, store, InlineEngine()).run()
+
+
+def test_another_policy_decodes_no_frame(tmp_path, monkeypatch):
+    store = open_store((tmp_path / "store").as_uri())
+    first = curate(store)
+    assert first.status == "SUCCEEDED"
+    policy = tmp_path / "my.yaml"
+    policy.write_text("max_source_fps: 25\nmin_motion: p10\n")
+
+    def refuse(*_, **__):
+        raise AssertionError("a frame was asked for")
+
+    monkeypatch.setattr(av, "open", refuse)
+    second = curate(store, f"stages.good.policy={policy}")
+    states = {stage.name: stage.status for stage in second.stages}
+    assert states == {"clips": "CACHED", "profile": "CACHED", "good": "SUCCEEDED"}
+    assert "config.policy.min_motion" in second.stage("good").reason
+    assert second.outputs["good"] != first.outputs["good"]
+
+
+def test_the_report_shows_what_curation_did(tmp_path):
+    store = open_store((tmp_path / "store").as_uri())
+    run = curate(store, "stages.good.override={min_short_side_px: 80, max_source_fps: 26}")
+    data = collect(store, run)
+    drawn = {found.score: [text for _, text in found.bounds] for found in data.histograms}
+    assert drawn["src_rate_fps"] == ["max 26", "min 12"]
+    assert drawn["motion_mean"][0].startswith("min 0.")
+    kept, *refused = data.sheets
+    assert (kept.title, kept.count) == ("kept", run.stage("good").rows.out)
+    assert len(kept.pictures) == min(8, kept.count)
+    assert all(
+        picture.startswith(b"\xff\xd8") for sheet in data.sheets for picture in sheet.pictures
+    )
+    assert dict(data.funnel[-1].reasons) == {sheet.title: sheet.count for sheet in refused}
+    (check,) = data.checks
+    assert (check.stage, check.success) == ("good", True)
+    assert (tmp_path / "store" / "runs" / run.run_id / check.page).is_file()
+
+    clip = store.snapshot(run.outputs["good"]).table().slice(0, 1).to_pylist()[0]
+    copy = {**clip, "clip_id": "d" * 32, "source_id": "e" * 64, "src_width_px": 1}
+    again = run_filter(store, clips_of(store, [clip], [copy]), override={"min_short_side_px": 0})
+    (pair,) = collect(store, again).repeats
+    assert (pair.reason, pair.clip_id) == ("DUPLICATE_NEAR", "d" * 32)
+    assert (pair.kept_id, pair.picture) == (clip["clip_id"], pair.kept_picture)
+
+    store.objects.delete(clip["video_key"])
+    left = collect(store, again)
+    assert (left.repeats, left.sheets[0].pictures) == ((), ())
+    assert "no picture of them is left" in render(left)
+
+
+def run_filter(store, clips, profile=None, **options):
+    given = {"clips": clips} | ({"profile": profile} if profile else {})
+    ports = {port: port for port in given}
+    stage = {"stage": "filter", "from": ports, "policy": "permissive", **options}
+    inputs = {port: f"snapshot://{snapshot.id}" for port, snapshot in given.items()}
+    spec = parse_pipeline({"pipeline": "p", "inputs": inputs, "stages": {"good": stage}}, "t")
+    execution = Execution(spec, store, InlineEngine())
+    try:
+        return execution.run()
+    except GateError as error:
+        return load_run(store, execution.run_id), error
+
+
+def test_a_profile_is_frozen_by_naming_its_snapshot_as_an_input(tmp_path):
+    store = open_store(tmp_path.as_uri())
+    old = [row(f"old{i}", motion_mean=1.0 + i) for i in range(20)]
+    frozen = describe(store, clips_of(store, old))
+    grown = clips_of(store, old, [row(f"calm{i}", motion_mean=0.1) for i in range(20)])
+    run = run_filter(store, grown, frozen, policy={"min_motion": "p10"})
+    metrics = store.snapshot(run.outputs["good"]).commit.metrics
+    assert metrics["bound/min_motion"] == pytest.approx(2.9)  # of old alone
+    assert metrics["reject/LOW_MOTION"] == 2 + 20
+    (histogram,) = collect(store, run).histograms
+    assert (sum(histogram.counts), histogram.score) == (40, "motion_mean")  # of all that came in
+
+
+def test_the_page_of_a_check_is_kept_for_good_and_for_bad(tmp_path):
+    store = open_store(tmp_path.as_uri())
+    clips = clips_of(store, [row("a"), row("still", motion_mean=0.0)])
+    passed = run_filter(store, clips).stage("good")
+    found = find_check(store, "good", passed.fingerprint)
+    assert found["success"]
+    assert b"expect" in store.objects.get(found["page"]).lower()
+
+    run, error = run_filter(store, clips, min_keep_fraction=1)
+    failed = run.stage("good")
+    assert (run.status, failed.status, failed.snapshot) == ("GATE_BLOCKED", "GATE_BLOCKED", None)
+    found = find_check(store, "good", failed.fingerprint)
+    assert not found["success"]
+    assert str(error).endswith(f"{store.url}/{found['page']})")
+    assert [e["name"] for e in found["expectations"] if not e["passed"]] == [
+        "expect_table_row_count_to_be_between"
+    ]
+    assert store.objects.exists(found["page"])
+    assert [s.id for s in store.snapshots() if s.dataset == "good"] == [passed.snapshot]

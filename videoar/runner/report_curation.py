@@ -1,0 +1,152 @@
+"""What the report says of curation: scores against bounds, pictures of both fates, duplicates.
+
+A filter is recognized by the bounds in its commit, not by its name. Pictures are decoded from the
+store's own clips; one that is gone or broken is left out, since a page must never fail for it.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from videoar.contracts.profile import describe
+from videoar.contracts.suites import Expectation
+from videoar.core.errors import MediaError, StorageError
+from videoar.evaluation.report import DataCheck, Histogram, Repeat, Sheet
+from videoar.media.decode import still
+from videoar.media.duplicates import REASONS as DUPLICATES
+from videoar.media.policy import profiled, score_of
+from videoar.pipeline.work import find_check
+from videoar.runner.runs import Run
+from videoar.stages.profile import column_values
+from videoar.storage.store import Store
+from videoar.storage.tables import Snapshot
+
+_SHOWN = 8  # per fate: a row on a laptop's screen, 30 kB of pictures
+_SHOWN_PAIRS = 6
+_FROM_REPORT = "../../"  # the page is kept as runs/<id>/report.html
+_BOUND = "bound/"
+_REPEATS = re.compile(r"repeats ([0-9a-f]{32}) ")
+Row = dict[str, Any]
+
+
+def filters(store: Store, made: Iterable[Snapshot]) -> list[tuple[Snapshot, Snapshot]]:
+    """Return the clips before and after each filter of a run."""
+    return [
+        (store.snapshot(found.commit.provenance.parents["clips"]), found)
+        for found in made
+        if found.contract == "clips@1" and any(map(_is_bound, found.commit.metrics))
+    ]
+
+
+def _is_bound(metric: str) -> bool:
+    return metric.startswith(_BOUND)
+
+
+def histograms(
+    curated: Iterable[tuple[Snapshot, Snapshot]], profiles: Iterable[Snapshot]
+) -> Iterator[Histogram]:
+    """Yield the distribution of each bounded score, from the run's own profile if it has one."""
+    known = {found.commit.provenance.parents.get("clips"): found for found in profiles}
+    for before, after in curated:
+        rows = _profile_rows(known.get(before.id))
+        bounds: dict[str, list[tuple[float, str]]] = {}
+        for metric, value in sorted(after.commit.metrics.items()):
+            name = metric.removeprefix(_BOUND)
+            if _is_bound(metric) and score_of(name) in profiled():
+                bounds.setdefault(score_of(name), []).append((value, f"{name[:3]} {value:.4g}"))
+        for score, marks in bounds.items():
+            row = rows.get(score) or _described(before, score)
+            edges, counts = row["hist_edges"], row["hist_counts"]
+            if counts:
+                yield Histogram(score=score, edges=edges, counts=counts, bounds=tuple(marks))
+
+
+def _profile_rows(profile: Snapshot | None) -> dict[str, Row]:
+    return {} if profile is None else {row["column"]: row for row in profile.table().to_pylist()}
+
+
+def _described(clips: Snapshot, column: str) -> Row:
+    read = partial(column_values, clips, column)
+    return describe(column, read, len(clips.files)).model_dump()
+
+
+def sheets(store: Store, curated: Iterable[tuple[Snapshot, Snapshot]]) -> Iterator[Sheet]:
+    """Yield a sheet of kept clips, then one per decisive reason, the most frequent first."""
+    for before, after in curated:
+        kept = sorted(after.table(["clip_id"])["clip_id"].to_pylist())
+        refused = _refused(after)
+        counts = Counter(row["reasons"][0] for row in refused)
+        fates = {"kept": kept[:_SHOWN]} | {
+            reason: [row["item_id"] for row in refused if row["reasons"][0] == reason][:_SHOWN]
+            for reason, _ in counts.most_common()
+        }
+        keys = _video_keys(before, [clip_id for ids in fates.values() for clip_id in ids])
+        for fate, ids in fates.items():
+            pictures = (_picture(store, keys.get(clip_id)) for clip_id in ids)
+            count = len(kept) if fate == "kept" else counts[fate]
+            yield Sheet(title=fate, count=count, pictures=tuple(p for p in pictures if p))
+
+
+def repeats(store: Store, curated: Iterable[tuple[Snapshot, Snapshot]]) -> Iterator[Repeat]:
+    """Yield duplicates with what they repeat."""
+    for before, after in curated:
+        pairs = [
+            (row["item_id"], match.group(1), row["reasons"][0])
+            for row in _refused(after)
+            if row["reasons"][0] in DUPLICATES and (match := _REPEATS.match(row["detail"] or ""))
+        ][:_SHOWN_PAIRS]
+        keys = _video_keys(before, [clip_id for pair in pairs for clip_id in pair[:2]])
+        for clip_id, kept_id, reason in pairs:
+            picture = _picture(store, keys.get(clip_id))
+            kept_picture = _picture(store, keys.get(kept_id))
+            if picture and kept_picture:
+                yield Repeat(
+                    reason=reason,
+                    clip_id=clip_id,
+                    kept_id=kept_id,
+                    picture=picture,
+                    kept_picture=kept_picture,
+                )
+
+
+def _refused(after: Snapshot) -> list[Row]:
+    rejects = after.rejects()
+    if rejects is None:
+        return []
+    rows: list[Row] = rejects.table(["item_id", "reasons", "detail"]).to_pylist()
+    return sorted(rows, key=lambda row: str(row["item_id"]))
+
+
+def _video_keys(clips: Snapshot, ids: list[str]) -> Mapping[str, str]:
+    wanted = pa.array(ids, pa.string())
+    found: dict[str, str] = {}
+    for table in clips.read(["clip_id", "video_key"]):
+        rows = table.filter(pc.is_in(table["clip_id"], wanted)).to_pylist()
+        found |= {row["clip_id"]: row["video_key"] for row in rows}
+    return found
+
+
+def _picture(store: Store, key: str | None) -> bytes | None:
+    try:
+        data = store.objects.find(key) if key else None
+        return still(data) if data else None
+    except (MediaError, StorageError):
+        return None
+
+
+def checks(store: Store, run: Run) -> Iterator[DataCheck]:
+    """Yield what the checks of the run's stages found, failed ones included."""
+    for stage in run.stages:
+        found = stage.fingerprint and find_check(store, stage.name, stage.fingerprint)
+        if found:
+            yield DataCheck(
+                stage=stage.name,
+                success=found["success"],
+                page=_FROM_REPORT + found["page"],
+                expectations=tuple(map(Expectation.model_validate, found["expectations"])),
+            )
