@@ -61,6 +61,7 @@ bench: setup  ## measure beside peers and physical limits, on this machine
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	@$(BIN)/videoar bench ingest
 	@$(BIN)/videoar bench cuts --rounds 10
+	@$(BIN)/videoar bench runner
 
 soak: setup  ## bounded random fault schedules
 	@$(BIN)/python -m pytest -m soak

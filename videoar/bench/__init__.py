@@ -12,7 +12,7 @@ from videoar.core.errors import ConfigError
 if TYPE_CHECKING:
     from videoar.bench.result import BenchResult
 
-BENCHES = ("cuts", "ingest")
+BENCHES = ("cuts", "ingest", "runner")
 
 
 def measure(name: str, videos: Path | None, rounds: int) -> "BenchResult":
@@ -29,4 +29,8 @@ def measure(name: str, videos: Path | None, rounds: int) -> "BenchResult":
         from videoar.bench import cuts
 
         return cuts.run(rounds)
+    if name == "runner":
+        from videoar.bench import runner
+
+        return runner.run(rounds)
     raise ConfigError(name, "no such benchmark", f"known: {', '.join(BENCHES)}")

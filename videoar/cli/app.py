@@ -349,11 +349,11 @@ def doctor() -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="ingest or cuts.")],
+    name: Annotated[str, typer.Argument(help="ingest, cuts or runner.")],
     videos: Annotated[
         Path | None, typer.Option(help="Folder to measure on; default: drawn.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns (ingest) or films (cuts).")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns, or films (cuts).")] = 3,
 ) -> None:
     """Measure side by side with the named baselines, in turns, in CPU time."""
     from videoar.bench import measure

@@ -1,0 +1,74 @@
+"""`bench runner`: what Ray costs. Ingest on two Ray workers against twice one process without Ray.
+
+Wall time of the stage alone, by its own record: starting Ray is paid once a session, by a run on
+other sources that nobody times. References are kept, so nothing is encoded. Each source is a copy
+of one drawn film with a few bytes of its own behind the end, as equal files would be refused.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from videoar.bench.films import Film
+from videoar.bench.result import BenchResult, compare
+from videoar.engine.base import Engine
+from videoar.engine.inline import InlineEngine
+from videoar.media.transcode import encode_stream
+from videoar.pipeline.spec import parse_pipeline
+from videoar.runner.execute import Execution
+from videoar.storage.store import open_store
+
+_WORKERS = 2
+_NUM_SOURCES = 24
+_FILM = Film(78, num_shots=22, height_px=480, width_px=854, rate_fps=24.0)
+
+
+def run(rounds: int) -> BenchResult:
+    """Measure in turns."""
+    from videoar.engine.ray_engine import RayEngine
+
+    with tempfile.TemporaryDirectory(prefix="videoar-bench-") as name:
+        folder = Path(name)
+        sources, few = _copies(folder, "all", _NUM_SOURCES), _copies(folder, "few", _WORKERS)
+        ray = RayEngine("local")
+        figures: dict[str, list[float]] = {"ours": [], f"{_WORKERS} x one process": []}
+        try:
+            _seconds(ray, few, folder / "warm", _WORKERS)
+            for turn in range(rounds):
+                alone_s = _seconds(InlineEngine(), sources, folder / f"inline{turn}", 1)
+                ray_s = _seconds(ray, sources, folder / f"ray{turn}", _WORKERS)
+                figures["ours"].append(_NUM_SOURCES / ray_s)
+                figures[f"{_WORKERS} x one process"].append(_WORKERS * _NUM_SOURCES / alone_s)
+        finally:
+            ray.close()
+    return compare("runner", f"75 s sources at 480p per second on {_WORKERS} workers", figures)
+
+
+def _copies(folder: Path, name: str, count: int) -> Path:
+    film, into = folder / "film.mp4", folder / name
+    if not film.exists():
+        encode_stream(_FILM.frames(), film, _FILM.rate_fps, "libx264", 23)
+    into.mkdir()
+    for number in range(count):
+        box = (16).to_bytes(4, "big") + b"free" + f"{name}{number:05d}".encode()[:8].ljust(8)
+        (into / f"{number:03d}.mp4").write_bytes(film.read_bytes() + box)
+    return into
+
+
+def _seconds(engine: Engine, videos: Path, store: Path, workers: int) -> float:
+    document: dict[str, Any] = {
+        "pipeline": "bench",
+        "inputs": {"videos": str(videos)},
+        "stages": {
+            "clips": {
+                "stage": "ingest",
+                "from": {"sources": "videos"},
+                "size_px": 128,
+                "keep": "references",
+                "sources_per_shard": 1,
+                "resources": {"workers": workers},
+            }
+        },
+    }
+    spec = parse_pipeline(document, "bench")
+    return Execution(spec, open_store(store.as_uri()), engine).run().stage("clips").seconds
