@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from videoar.contracts.profile import describe
 from videoar.contracts.suites import Expectation
-from videoar.core.errors import MediaError, StorageError
+from videoar.core.errors import MediaError, StorageError, WithdrawnError
 from videoar.evaluation.report import DataCheck, Histogram, Repeat, Sheet
 from videoar.media.decode import still
 from videoar.media.duplicates import REASONS as DUPLICATES
@@ -61,8 +61,8 @@ def histograms(
                 bounds.setdefault(score_of(name), []).append((value, f"{name[:3]} {value:.4g}"))
         for score, marks in bounds.items():
             row = rows.get(score) or _described(before, score)
-            edges, counts = row["hist_edges"], row["hist_counts"]
-            if counts:
+            edges, counts = row.get("hist_edges"), row.get("hist_counts")
+            if edges and counts:
                 yield Histogram(score=score, edges=edges, counts=counts, bounds=tuple(marks))
 
 
@@ -71,14 +71,18 @@ def _profile_rows(profile: Snapshot | None) -> dict[str, Row]:
 
 
 def _described(clips: Snapshot, column: str) -> Row:
+    """Describe a column now; nothing if a take-down has withdrawn some of it."""
     read = partial(column_values, clips, column)
-    return describe(column, read, len(clips.files)).model_dump()
+    try:
+        return describe(column, read, len(clips.files)).model_dump()
+    except WithdrawnError:
+        return {}
 
 
 def sheets(store: Store, curated: Iterable[tuple[Snapshot, Snapshot]]) -> Iterator[Sheet]:
     """Yield a sheet of kept clips, then one per decisive reason, the most frequent first."""
     for before, after in curated:
-        kept = sorted(after.table(["clip_id"])["clip_id"].to_pylist())
+        kept = sorted(row["clip_id"] for row in _remaining(after, ["clip_id"]))
         refused = _refused(after)
         counts = Counter(row["reasons"][0] for row in refused)
         fates = {"kept": kept[:_SHOWN]} | {
@@ -118,14 +122,19 @@ def _refused(after: Snapshot) -> list[Row]:
     rejects = after.rejects()
     if rejects is None:
         return []
-    rows: list[Row] = rejects.table(["item_id", "reasons", "detail"]).to_pylist()
+    rows = _remaining(rejects, ["item_id", "reasons", "detail"])
     return sorted(rows, key=lambda row: str(row["item_id"]))
+
+
+def _remaining(snapshot: Snapshot, columns: list[str]) -> list[Row]:
+    """Return the rows that no take-down has withdrawn: an old run's page is made anew after one."""
+    return [row for table in snapshot.remaining(columns) for row in table.to_pylist()]
 
 
 def _video_keys(clips: Snapshot, ids: list[str]) -> Mapping[str, str]:
     wanted = pa.array(ids, pa.string())
     found: dict[str, str] = {}
-    for table in clips.read(["clip_id", "video_key"]):
+    for table in clips.remaining(["clip_id", "video_key"]):
         rows = table.filter(pc.is_in(table["clip_id"], wanted)).to_pylist()
         found |= {row["clip_id"]: row["video_key"] for row in rows}
     return found
