@@ -43,13 +43,13 @@ def run(videos: Path | None, rounds: int) -> BenchResult:
     """
     with tempfile.TemporaryDirectory(prefix="videoar-bench-") as folder:
         cases = _given(videos) if videos else _drawn(Path(folder))
-        start_s = min(cpu_seconds(_start_ffmpeg) for _ in range(5))
+        starts_s = _starts(Path(folder))
         figures: dict[str, list[float]] = {name: [] for name in _CONTESTANTS}
         by_case: dict[str, dict[str, float]] = {}
         for turn in range(rounds):
             frames, spent = 0.0, dict.fromkeys(figures, 0.0)
             for case, paths in cases.items():
-                found = _once(paths, start_s, turn)
+                found = _once(paths, starts_s, turn)
                 frames += found.pop("frames")
                 spent = {name: spent[name] + found[name] for name in figures}
                 _keep_best(by_case.setdefault(case, {}), found)
@@ -92,7 +92,17 @@ def _drawn(folder: Path) -> dict[str, list[Path]]:
     return cases
 
 
-def _once(paths: list[Path], start_s: float, turn: int) -> dict[str, float]:
+def _starts(folder: Path) -> dict[str, float]:
+    """Return what starting costs: ffmpeg once a pass and file, a stage's child once."""
+    tiny = folder / "tiny" / "tiny.mp4"
+    tiny.parent.mkdir()
+    encode_stream(np.zeros((2, 32, 32, 3), np.uint8), tiny, 24.0, "libx264", 23)
+    ffmpeg_s = min(cpu_seconds(_start_ffmpeg) for _ in range(5))
+    stage_s = min(cpu_seconds(lambda: _stage([tiny], "references")) for _ in range(3))
+    return {"null": ffmpeg_s, "3-pass": 3 * ffmpeg_s, "stage": stage_s, "clips": stage_s}
+
+
+def _once(paths: list[Path], starts_s: dict[str, float], turn: int) -> dict[str, float]:
     """Let each contestant read the files once; return CPU seconds, and the number of frames."""
     frames = 0
 
@@ -107,9 +117,10 @@ def _once(paths: list[Path], start_s: float, turn: int) -> dict[str, float]:
         "stage": lambda: _stage(paths, "references"),
         "clips": lambda: _stage(paths, "clips"),
     }
-    passes = {"null": 1, "3-pass": 3}
+    per_file = {"null", "3-pass"}
     spent = {
-        name: cpu_seconds(contestants[name]) - start_s * passes.get(name, 0) * len(paths)
+        name: cpu_seconds(contestants[name])
+        - starts_s.get(name, 0.0) * (len(paths) if name in per_file else 1)
         for name in shuffled(list(contestants), turn)
     }
     return spent | {"frames": frames}
