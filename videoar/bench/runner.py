@@ -19,7 +19,7 @@ from videoar.runner.execute import Execution
 from videoar.storage.store import open_store
 
 _WORKERS = 2
-_NUM_SOURCES = 24
+_NUM_SOURCES = 72
 _FILM = Film(78, num_shots=22, height_px=480, width_px=854, rate_fps=24.0)
 
 
