@@ -3,6 +3,7 @@
 The warm replicas that answer online requests also work through offline batches.
 """
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -30,6 +31,7 @@ def run_serve(task: Task, shards: Sequence[Shard]) -> Iterator[tuple[Shard, Work
     """Run shards on a deployment of the stage's size; yield them in order as they finish."""
     from ray import serve
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # after the import, which sets it
     resources = task.stage().config.resources
     replicas = min(resources.workers, len(shards))
     serve.start(proxy_location="Disabled")

@@ -27,7 +27,6 @@ def connect(address: str) -> None:
         RAY_agent_register_timeout_ms="120000",  # its default of 30 s kills a raylet under load
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
         RAY_BACKEND_LOG_LEVEL="fatal",  # its C++ "errors" are hints to Ray's own developers
-        RAY_SERVE_LOG_TO_STDERR="0",  # replicas: their lines are in the session's folder
     )
     import ray
 
@@ -78,7 +77,6 @@ def _quiet() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=ray.util.annotations.RayDeprecationWarning)
 
 
