@@ -1,10 +1,12 @@
 """The whole chain through the command line, on files: cached, explained, traced, reported."""
 
+import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.small import PIPELINE, STAGES, sets, videoar
+from tests.e2e.small import PIPELINE, ROOT, STAGES, command, environment, sets, videoar
 
 pytestmark = pytest.mark.slow
 
@@ -107,3 +109,19 @@ def test_an_unpassed_gate_exits_4_and_promotes_nothing(first: dict):
     failed = videoar("run", str(PIPELINE), *sets(rules), store=first["store"], code=4)
     assert "recon/psnr >= 99" in failed["stderr"]
     assert "no/such" in failed["stderr"]
+
+
+def test_progress_is_json_lines_where_there_is_no_terminal(first: dict):
+    call = command("run", str(PIPELINE), *sets(), store=first["store"])
+    for log, is_json in (("", True), ("text", False)):
+        extra = {"VIDEOAR_LOG": log} if log else {}
+        done = subprocess.run(
+            call, env=environment(**extra), cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        lines = done.stderr.strip().splitlines()
+        assert any("cached as clips:" in line for line in lines)
+        assert all(line.startswith("{") for line in lines) == is_json
+        if is_json:
+            records = [json.loads(line) for line in lines]
+            assert {"time", "level", "message"} <= set(records[0])
+            assert any(record.get("stage") == "clips" for record in records)

@@ -72,7 +72,7 @@ def _global(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="More, and tracebacks.")] = False,
 ) -> None:
     _options.__init__(store, target or settings().target, as_json, verbose)  # type: ignore[misc]
-    configure_logging(settings().log, verbose=verbose)
+    configure_logging(_log_form(), verbose=verbose)
 
 
 @app.command()
@@ -394,9 +394,13 @@ def _show_run(made: Any) -> None:  # noqa: ANN401 - a Run, whose module is impor
     _options.emit(made.public(), "\n".join(lines))
 
 
+def _log_form() -> str:
+    return settings().log or ("text" if sys.stderr.isatty() else "json")
+
+
 def _watch(execution: "Execution") -> AbstractContextManager[None]:
     """Show a live table on a terminal; elsewhere the log lines are the progress."""
-    if not sys.stderr.isatty() or settings().log == "json":
+    if not sys.stderr.isatty() or _log_form() == "json":
         return nullcontext()
     from videoar.cli.live import follow
 

@@ -27,8 +27,8 @@ class Settings:
     """`local`, `inline`, or the address of a Ray cluster."""
     mlflow_uri: str = ""
     """MLflow tracking URI; empty means an SQLite file in the store's folder."""
-    log: str = "text"
-    """Log form on stderr: `text` or `json`."""
+    log: str = ""
+    """Log form on stderr, `text` or `json`; empty: text on a terminal, JSON lines elsewhere."""
     i3d_weights: str = ""
     """Path of the I3D `rgb_scratch` checkpoint data file; `fvd` exists only with it."""
     crash_at: str = ""
@@ -50,7 +50,7 @@ def settings() -> Settings:
     names = [field.name for field in fields(Settings)]
     found = {name: os.environ.get(_PREFIX + name.upper()) for name in names}
     made = Settings(**{name: value for name, value in found.items() if value is not None})
-    if made.log not in _LOG_FORMS:
+    if made.log and made.log not in _LOG_FORMS:
         raise ConfigError("VIDEOAR_LOG", f"cannot be {made.log}", f"use {' or '.join(_LOG_FORMS)}")
     return made
 
