@@ -13,6 +13,7 @@ import math
 import resource
 import statistics
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,20 @@ def scan(path: Path, plan: ScanPlan) -> Iterator[Excerpt | SourceFacts]:
     Raises:
         MediaError: the file cannot be used as a whole.
     """
+    with _opened(path, plan) as reading:
+        yield from reading.excerpts()
+
+
+def detected_changes(path: Path, plan: ScanPlan) -> list[Change]:
+    """Return the changes of shot of a source, by the same reading; for measurements."""
+    with _opened(path, plan) as reading:
+        greys = np.stack([reading.painter.grey(frame) for frame, _ in reading.frames()])
+        return find_changes(greys, np.array(reading.times_us))
+
+
+@contextmanager
+def _opened(path: Path, plan: ScanPlan) -> Iterator["_Reading"]:
+    """Open a source with the one demuxer that may read it; what FFmpeg raises becomes ours."""
     set_level(ERROR)
     set_skip_repeated(False)
     with Capture() as log:
@@ -103,18 +118,9 @@ def scan(path: Path, plan: ScanPlan) -> Iterator[Excerpt | SourceFacts]:
             raise _unreadable(path, error) from error
         with container:
             try:
-                yield from _Reading(path.name, container, plan, log).excerpts()
+                yield _Reading(path.name, container, plan, log)
             except av.FFmpegError as error:  # such as a picture in colours that nothing converts
                 raise MediaError(path.name, "CORRUPT", str(error.strerror)) from error
-
-
-def detected_changes(path: Path, plan: ScanPlan) -> list[Change]:
-    """Return the changes of shot of a source, by the same reading; for measurements."""
-    with av.open(f"file:{path}", format=admit(path)) as container:
-        reading = _Reading(path.name, container, plan, [])
-        ticks = reading.ticks(reading.frames(), with_pictures=False)
-        greys = np.stack([tick.grey for tick in ticks])
-    return find_changes(greys, np.array(reading.times_us))
 
 
 def _unreadable(path: Path, error: av.FFmpegError) -> MediaError:
@@ -149,7 +155,7 @@ class _Reading:
             yield Excerpt(np.stack(self._taken()), {})
             return
         frames = self.frames()
-        ticks = self.ticks(frames) if self.plan.rate_fps is None else self._grid(frames)
+        ticks = self._ticks(frames) if self.plan.rate_fps is None else self._grid(frames)
         found = spans(shots(ticks, find=self.plan.find_shots), self.plan.num_frames)
         count = 0
         for span in itertools.islice(found, self.plan.max_clips):
@@ -306,13 +312,10 @@ class _Reading:
         self.last_us = time_us
         return time_us
 
-    def ticks(
-        self, frames: Iterator[tuple[Any, int]], *, with_pictures: bool = True
-    ) -> Iterator[Tick]:
+    def _ticks(self, frames: Iterator[tuple[Any, int]]) -> Iterator[Tick]:
         """Take every frame."""
         for frame, errors in frames:
-            pictures = [self.painter.picture(frame)] if with_pictures else []
-            yield self._tick(frame, errors, pictures)
+            yield self._tick(frame, errors, [self.painter.picture(frame)])
 
     def _grid(self, frames: Iterator[tuple[Any, int]]) -> Iterator[Tick]:
         """Take the frame on display at each point of the grid."""

@@ -81,6 +81,7 @@ class ScoreStage(ReduceStage[ScoreConfig]):
             *self._reconstructions(store, read, inputs.get("tokenizer"), inside),
             *measure.vbench_rows(lock),
         ]
+        read.close()
         yield Output(pa.Table.from_pylist(rows), metrics=_metrics(rows))
 
     def _distances(
