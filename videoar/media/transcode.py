@@ -76,15 +76,11 @@ def encode_stream(
     frames: Iterable[np.ndarray], path: Path, rate_fps: float, codec: str, quality: int
 ) -> None:
     """Encode frames as they come, however many; see `encode`."""
-    import ffmpeg
-
     frames = iter(frames)
     first = next(frames)
-    height, width, _ = first.shape
-    source = ffmpeg.input(
-        "pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", framerate=rate_fps
+    graph = _raw_input(first, rate_fps).output(
+        f"file:{path}", **_settings(codec, quality, "yuv420p")
     )
-    graph = source.output(f"file:{path}", **_settings(codec, quality, "yuv420p"))
     data = (np.ascontiguousarray(frame).tobytes() for frame in itertools.chain([first], frames))
     run_graph(graph, data, Limits(wall_s=3600.0, cpu_s=3600))
 
@@ -109,16 +105,22 @@ def _settings(codec: str, crf: int, pix_fmt: str) -> dict[str, Any]:
     return {**CODEC_OPTIONS[codec], **quality, **_EXACT, "c:v": codec, "pix_fmt": pix_fmt}
 
 
+def _raw_input(frame_HWC: np.ndarray, rate_fps: float) -> Any:  # noqa: ANN401, N803 - ffmpeg node
+    """Return the node of a graph that reads such frames from a pipe."""
+    import ffmpeg
+
+    height, width, _ = frame_HWC.shape
+    return ffmpeg.input(
+        "pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", framerate=rate_fps
+    )
+
+
 def _write(
     clips: Sequence[np.ndarray], paths: Sequence[Path], rate_fps: float, options: dict[str, Any]
 ) -> None:
     import ffmpeg
 
-    _, height, width, _ = clips[0].shape
-    source = ffmpeg.input(
-        "pipe:", format="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", framerate=rate_fps
-    )
-    parts = source.filter_multi_output("split", len(clips))
+    parts = _raw_input(clips[0][0], rate_fps).filter_multi_output("split", len(clips))
     ends = np.cumsum([len(clip) for clip in clips]).tolist()
     outputs = [
         parts[i]
