@@ -8,7 +8,7 @@ from videoar.media.decode import decode_clip
 from videoar.model.pretrained import Captioner, pick_stills
 from videoar.pipeline.fingerprint import components, differences
 from videoar.pipeline.registry import make_stage
-from videoar.stages.caption import CaptionConfig, CaptionStage
+from videoar.stages.annotate import CaptionConfig, CaptionStage
 from videoar.storage.store import open_store
 
 PROMPT = "what is this"
