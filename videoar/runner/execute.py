@@ -28,7 +28,7 @@ from videoar.pipeline.spec import INPUT_CONTRACT, PipelineSpec, StageSpec, parse
 from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
 from videoar.pipeline.work import REJECTS, Task, WorkRecord, find_record, merge, record_key
 from videoar.runner.inputs import Listing, compare, resolve
-from videoar.runner.plan import build, check_contracts, split_done, why
+from videoar.runner.plan import build, check_contracts, check_tools, split_done, why
 from videoar.runner.runs import (
     RowCounts,
     Run,
@@ -72,6 +72,7 @@ class Execution:
             VideoARError: what stopped the run.
         """
         wanted = self._selected(start, until)
+        check_tools(wanted, self.registry)
         found = {name: resolve(self.store, name, url) for name, url in self.spec.inputs.items()}
         self.has_begun = True
         self._log.create(self.spec, __version__)

@@ -1,9 +1,9 @@
 """What would run, and why. No side effect: a plan reads the store and lists the raw inputs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
-from videoar.core.errors import ContractError
+from videoar.core.errors import ConfigError, ContractError
 from videoar.core.types import Frozen
 from videoar.pipeline.fingerprint import (
     Components,
@@ -53,6 +53,21 @@ def check_contracts(
             raise ContractError(where, f"needs {wanted}, but the input has {snapshot.contract}")
 
 
+def check_tools(stages: Iterable[StageSpec], registry: Registry = BUILTIN) -> None:
+    """Ask all stages for their tools, so that a missing one is known before the first stage runs.
+
+    Raises:
+        ConfigError: naming the stage, and the key if the tool is a path of its config.
+    """
+    for spec in stages:
+        try:
+            build(spec, registry).tools()
+        except ConfigError as error:
+            key = next((f".{key}" for key, value in spec.config if value == error.where), "")
+            what = f"{error.where}: {error.what}"
+            raise ConfigError(f"stages.{spec.name}{key}", what, error.hint) from error
+
+
 def split_done(
     store: Store, dataset: str, parts: Components, stage: MapStage[Any], shards: Sequence[Shard]
 ) -> tuple[list[Shard], list[Shard]]:
@@ -70,8 +85,9 @@ def plan(spec: PipelineSpec, store: Store, registry: Registry = BUILTIN) -> list
     """Say for each stage whether it would run, in the order of running.
 
     Raises:
-        ConfigError: an input cannot be used.
+        ConfigError: an input or a tool cannot be used.
     """
+    check_tools(spec.stages, registry)
     known: dict[str, Snapshot | Listing | None] = {
         name: resolve(store, name, url) for name, url in spec.inputs.items()
     }
