@@ -6,6 +6,7 @@ Distinct: the first clip of each file of one rendered corpus, all pairs compared
 another seed, changed and encoded anew, each compared with its own original. Folder: the first clip
 of each of its files, all pairs compared. A pair counts as at the bound b when all three hashes
 differ in at most b bits and, as in the filter, some hash shares one of its four 16-bit bands.
+Mirrored hashes are compared after the bits that mirroring flips (the filter's `dedup_mirrored`).
 Every file goes the way of ingest: encoded, read from disk, scanned. Results are in
 `benchmarks/results/near_duplicates.md`.
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from videoar.core.errors import MediaError
+from videoar.media.phash import MIRROR
 from videoar.media.rendered import Entry, render_file
 from videoar.media.scan import Excerpt, ScanPlan, scan
 from videoar.media.sources import fetch, list_sources
@@ -119,12 +121,12 @@ def _array(hashes: Iterable[list[int]]) -> np.ndarray:
     return np.array(list(hashes), dtype=np.int64).view(np.uint64)
 
 
-def false_rates(hashes: np.ndarray) -> tuple[list[int], list[int]]:
+def false_rates(hashes: np.ndarray, mask: int = 0) -> tuple[list[int], list[int]]:
     """Return, per bound, the clips that some other clip is near to, and the near pairs."""
     nearest = np.full(len(hashes), 64)
     pairs = np.zeros(65, dtype=int)
     for i in range(len(hashes)):
-        row = distance(hashes[i], hashes)
+        row = distance(hashes[i] ^ np.uint64(mask), hashes)
         row[i] = 64
         nearest[i] = row.min()
         pairs += np.bincount(row[:i], minlength=65)
@@ -135,18 +137,25 @@ def copies_table(results: list[Copies]) -> Iterator[str]:
     """Yield a line per kind of copy: how many are found."""
     for name in COPIES:
         pairs = [r[name] for r in results if r[name][1] is not None]
-        apart = distance(_array(a for a, _ in pairs), _array(b for _, b in pairs if b))
-        yield _line(
-            f"{name}, n = {len(pairs)}", [f"{100 * (apart <= b).mean():.0f} %" for b in BOUNDS]
-        )
+        before, after = _array(a for a, _ in pairs), _array(b for _, b in pairs if b)
+        yield _found(f"{name}, n = {len(pairs)}", distance(before, after))
+        if name == "flip":
+            mirrored = distance(before ^ np.uint64(MIRROR), after)
+            yield _found(f"flip, `dedup_mirrored`, n = {len(pairs)}", mirrored)
+
+
+def _found(name: str, apart: np.ndarray) -> str:
+    return _line(name, [f"{100 * (apart <= b).mean():.0f} %" for b in BOUNDS])
 
 
 def distinct_table(hashes: np.ndarray) -> Iterator[str]:
     """Yield what is found among clips of which none is a copy."""
-    clips, pairs = false_rates(hashes)
     count = len(hashes)
-    yield _line(f"false, per 1,000 of {count} clips", [f"{1000 * n / count:.1f}" for n in clips])
-    yield _line("false pairs", map(str, pairs))
+    for kind, mask in (("false", 0), ("false, mirrored", MIRROR)):
+        clips, pairs = false_rates(hashes, mask)
+        shares = [f"{1000 * n / count:.1f}" for n in clips]
+        yield _line(f"{kind}, per 1,000 of {count} clips", shares)
+        yield _line(f"{kind} pairs", map(str, pairs))
 
 
 def folder_table(url: str) -> Iterator[str]:

@@ -6,7 +6,7 @@ loses only b. The result depends on the clips alone, not on their order or files
 
 Near means: another source, the same start within it, and three hashes that differ in few bits.
 Two such clips almost always share one of the twelve 16-bit bands of their hashes, and only clips
-that share one are compared.
+that share one are compared. A mirrored copy is near once the bits that mirroring flips are flipped.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,8 +18,9 @@ from videoar.core.ids import seed_from
 
 DUPLICATE_EXACT = "DUPLICATE_EXACT"
 DUPLICATE_NEAR = "DUPLICATE_NEAR"
+DUPLICATE_MIRRORED = "DUPLICATE_MIRRORED"
 DUPLICATE_SEMANTIC = "DUPLICATE_SEMANTIC"
-REASONS = (DUPLICATE_EXACT, DUPLICATE_NEAR, DUPLICATE_SEMANTIC)
+REASONS = (DUPLICATE_EXACT, DUPLICATE_NEAR, DUPLICATE_MIRRORED, DUPLICATE_SEMANTIC)
 COLUMNS = (
     "clip_id",
     "source_id",
@@ -49,15 +50,16 @@ Link = tuple[int, int]
 """Row numbers of two clips."""
 
 
-def keys(rows: Iterable[tuple[int, Row]]) -> np.ndarray:
+def keys(rows: Iterable[tuple[int, Row]], mask: int = 0) -> np.ndarray:
     """Return each clip once per key under which a clip that it repeats is found.
 
     Args:
         rows: (number, row of `clips@1` with at least `COLUMNS`).
+        mask: bits in which the hashes of the copies in search differ, all of them.
     """
     made = [(0, *facts) for facts in map(_facts, rows)]
     clips = np.array(made, dtype=_KEYS)
-    return np.concatenate([_with_key(clips, key) for key in _each_key(clips)])
+    return np.concatenate([_with_key(clips, key) for key in _each_key(clips, mask)])
 
 
 def _facts(numbered: tuple[int, Row]) -> tuple[Any, ...]:
@@ -67,12 +69,16 @@ def _facts(numbered: tuple[int, Row]) -> tuple[Any, ...]:
     return (number, *ids, clip["span_start_us"], hashes)
 
 
-def _each_key(clips: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the key of the clip's id and those of its bands; the top bits tell their kinds."""
+def _each_key(clips: np.ndarray, mask: int) -> Iterator[np.ndarray]:
+    """Yield the key of the clip's id and those of its bands; the top bits tell their kinds.
+
+    A band and the same band after the mask have one key, the smaller of the two.
+    """
     yield clips["clip"].astype(np.uint64)
     for frame in range(3):
         for band, shift in enumerate(_BANDS):
-            value = clips["hashes"][:, frame] >> shift & np.uint64(0xFFFF)
+            either = [clips["hashes"][:, frame] ^ np.uint64(bits) for bits in (0, mask)]
+            value = np.minimum(*(hashes >> shift & np.uint64(0xFFFF) for hashes in either))
             yield value | np.uint64((1 << 63) + (4 * frame + band << 16))
 
 
@@ -82,14 +88,15 @@ def _with_key(clips: np.ndarray, key: np.ndarray) -> np.ndarray:
     return copy
 
 
-def links(bucket: np.ndarray, hamming: int) -> np.ndarray:
+def links(bucket: np.ndarray, hamming: int, mask: int = 0) -> np.ndarray:
     """Return the pairs of one bucket of `keys` that are the same clip or near, as rows [N, 2].
 
     Memory is linear in the rows, time in the pairs of a key that start together.
 
     Args:
         bucket: rows of `keys`.
-        hamming: bits in which each hash of near clips may differ.
+        hamming: bits in which each hash of near clips may differ, after the mask.
+        mask: the same as for `keys`.
     """
     found = [np.empty((0, 2), np.int64)]
     rows = bucket[np.lexsort((bucket["start_us"], bucket["key"]))]
@@ -98,15 +105,18 @@ def links(bucket: np.ndarray, hamming: int) -> np.ndarray:
         first, second = rows[open_rows], rows[open_rows + step]
         together = first["key"] == second["key"]
         together &= second["start_us"] - first["start_us"] <= _SAME_START_US
-        linked = together & ((first["clip"] == second["clip"]) | _near(first, second, hamming))
+        linked = together & (
+            (first["clip"] == second["clip"]) | _near(first, second, hamming, mask)
+        )
         found.append(np.stack([first["row"][linked], second["row"][linked]], axis=1))
         open_rows, step = open_rows[together], step + 1
     pairs: np.ndarray = np.unique(np.sort(np.concatenate(found), axis=1), axis=0)
     return pairs
 
 
-def _near(first: np.ndarray, second: np.ndarray, hamming: int) -> np.ndarray:
-    bits = np.bitwise_count(first["hashes"] ^ second["hashes"]).max(axis=1)
+def _near(first: np.ndarray, second: np.ndarray, hamming: int, mask: int) -> np.ndarray:
+    differing = first["hashes"] ^ second["hashes"] ^ np.uint64(mask)
+    bits = np.bitwise_count(differing).max(axis=1)
     near: np.ndarray = (bits <= hamming) & (first["source"] != second["source"])
     return near
 
@@ -146,7 +156,10 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def resolve(
-    clips: Mapping[int, Row], linked: Iterable[Link], alike: Iterable[Link] = ()
+    clips: Mapping[int, Row],
+    linked: Iterable[Link],
+    mirrored: Iterable[Link] = (),
+    alike: Iterable[Link] = (),
 ) -> dict[int, tuple[str, int]]:
     """Decide which of linked clips repeat a better one.
 
@@ -156,13 +169,14 @@ def resolve(
     Args:
         clips: number and row of every linked clip.
         linked: pairs that are the same clip or near.
+        mirrored: pairs that are near once one of them is mirrored.
         alike: pairs that are semantic duplicates.
 
     Returns:
         Number of each repeating clip, with its reason and the number of the clip that it repeats.
     """
     edges: dict[int, set[tuple[int, int]]] = {}
-    for kind, pairs in ((1, linked), (2, alike)):
+    for kind, pairs in ((1, linked), (2, mirrored), (3, alike)):
         for a, b in pairs:
             is_copy = clips[a]["clip_id"] == clips[b]["clip_id"]
             edges.setdefault(a, set()).add((0 if is_copy else kind, b))

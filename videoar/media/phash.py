@@ -10,6 +10,9 @@ from functools import lru_cache
 import numpy as np
 
 _SIDE, _LOW = 32, 8
+MIRROR = 0x5555_5555_5555_5555
+"""Bits of the odd horizontal frequencies. Mirroring a picture negates these coefficients, which
+flips their bits where the median is near 0: its hash is nearly that of the picture ^ MIRROR."""
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 

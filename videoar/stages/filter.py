@@ -53,6 +53,9 @@ class FilterConfig(StageConfig):
     dedup_hamming: int = Field(default=6, ge=0, le=16)
     """Bits in which each of three hashes of near duplicates may differ; fewer for corpora of more
     than 25,000 sources. Source: benchmarks/results/near_duplicates.md."""
+    dedup_mirrored: bool = False
+    """Refuse copies that are mirrored left to right, too. Off, because a mirrored clip is other
+    data wherever left and right mean something: writing, driving, captions that say "left"."""
     dedup_semantic: float | None = Field(default=None, gt=0, le=1)
     """Cosine of embeddings from which on clips show the same; null asks no embeddings."""
     min_keep_fraction: float = Field(default=0.01, ge=0, le=1)
@@ -145,20 +148,25 @@ class FilterStage(ReduceStage[FilterConfig]):
         """Return, by file and row, why a clip repeats another one, and the row of that one."""
         from videoar.contracts.partitions import grouped, paired
         from videoar.media import duplicates
+        from videoar.media.phash import MIRROR
 
         clips, count = judge.clips, len(judge.clips.files)
-        linked: set[tuple[int, int]] = set()
+
+        def near(mask: int) -> set[tuple[int, int]]:
+            link = partial(duplicates.links, hamming=self.config.dedup_hamming, mask=mask)
+            return _pairs(grouped(partial(_keys, judge, mask), count, link))
+
+        linked = near(0) if self.config.dedup else set()
+        mirrored = near(MIRROR) if self.config.dedup_mirrored else set()
         alike: set[tuple[int, int]] = set()
-        if self.config.dedup:
-            link = partial(duplicates.links, hamming=self.config.dedup_hamming)
-            linked = _pairs(grouped(partial(_keys, judge), count, link))
         if self.config.dedup_semantic is not None:
             _require_one_model(judge)
             compare = partial(duplicates.close, cosine=self.config.dedup_semantic)
             alike = _pairs(paired(partial(_embedded, judge), count, _merge, compare))
-        rows = _rows(clips, {number for pair in linked | alike for number in pair})
+        rows = _rows(clips, {number for pair in linked | mirrored | alike for number in pair})
+        decided = duplicates.resolve(rows, linked, mirrored, alike)
         found: dict[int, dict[int, tuple[str, Row]]] = {}
-        for number, (reason, other) in duplicates.resolve(rows, linked, alike).items():
+        for number, (reason, other) in decided.items():
             file, row = divmod(number, 1 << _ROW_BITS)
             found.setdefault(file, {})[row] = (reason, rows[other])
         return found
@@ -198,10 +206,10 @@ class _Judge:
         ]
 
 
-def _keys(judge: _Judge, index: int) -> "np.ndarray":
+def _keys(judge: _Judge, mask: int, index: int) -> "np.ndarray":
     from videoar.media import duplicates
 
-    return duplicates.keys(judge.survivors(index, duplicates.COLUMNS))
+    return duplicates.keys(judge.survivors(index, duplicates.COLUMNS), mask)
 
 
 def _embedded(judge: _Judge, index: int) -> Block:

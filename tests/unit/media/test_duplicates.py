@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from tests.unit.media.test_policy import GOOD
 from videoar.contracts.partitions import grouped, paired
 from videoar.media.duplicates import _rank, close, keys, links, resolve
+from videoar.media.phash import MIRROR, phash
+from videoar.media.rendered import draw, scenes
 
 HAMMING = 6
 BASE = [0x0123456789ABCDEF, -0x0123456789ABCDEF, 77]
@@ -21,34 +23,40 @@ def clip(name, hashes, **change):
     return {**GOOD, **names, "phash": hashes, **change}
 
 
-def find(clips, files=1):
+def find(clips, files=1, mask=0):
     """Put clips into files, link them with dask, resolve; return reasons and what is repeated."""
     linked = grouped(
-        lambda i: keys([*enumerate(clips)][i::files]), files, partial(links, hamming=HAMMING)
+        lambda i: keys([*enumerate(clips)][i::files], mask),
+        files,
+        partial(links, hamming=HAMMING, mask=mask),
     )
-    found = resolve(dict(enumerate(clips)), [tuple(p) for part in linked for p in part.tolist()])
+    pairs = [tuple(p) for part in linked for p in part.tolist()]
+    found = resolve(dict(enumerate(clips)), *(([], pairs) if mask else (pairs, [])))
     return {
         (clips[i]["clip_id"], clips[i]["source_uri"]): (reason, clips[other]["clip_id"])
         for i, (reason, other) in found.items()
     }
 
 
-def reference(clips):
+def reference(clips, mask):
     """Compare every clip with every kept one, the best first."""
     kept, found = [], {}
     for one in sorted(clips, key=_rank):
         copies = [k for k in kept if k["clip_id"] == one["clip_id"]]
-        near = [k for k in kept if is_near(one, k)]
+        near = [k for k in kept if is_near(one, k, mask)]
         if copies or near:
-            reason = "DUPLICATE_EXACT" if copies else "DUPLICATE_NEAR"
+            near_reason = "DUPLICATE_MIRRORED" if mask else "DUPLICATE_NEAR"
+            reason = "DUPLICATE_EXACT" if copies else near_reason
             found[one["clip_id"], one["source_uri"]] = (reason, (copies or near)[0]["clip_id"])
         else:
             kept.append(one)
     return found
 
 
-def is_near(a, b):
-    differing = [(x ^ y) & (1 << 64) - 1 for x, y in zip(a["phash"], b["phash"], strict=True)]
+def is_near(a, b, mask):
+    differing = [
+        (x ^ y ^ mask) & (1 << 64) - 1 for x, y in zip(a["phash"], b["phash"], strict=True)
+    ]
     return (
         a["source_id"] != b["source_id"]
         and abs(a["span_start_us"] - b["span_start_us"]) <= 250_000
@@ -57,11 +65,14 @@ def is_near(a, b):
     )
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 7))
-@settings(deadline=None, max_examples=60)
-def test_equals_the_obvious_way(seed, count, files):
+@given(
+    st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 7), st.sampled_from([0, MIRROR])
+)
+@settings(deadline=None, max_examples=100)
+def test_equals_the_obvious_way(seed, count, files, mask):
     draw = random.Random(seed)
     centres = [[draw.getrandbits(64) - 2**63 for _ in range(3)] for _ in range(3)]
+    centres += [[h ^ MIRROR for h in hashes] for hashes in centres[:2]]
 
     def one(i):
         flips = [sum(1 << draw.randrange(63) for _ in range(draw.randrange(5))) for _ in range(3)]
@@ -75,9 +86,9 @@ def test_equals_the_obvious_way(seed, count, files):
     first: dict[str, dict] = {}
     clips = [{**first.setdefault(c["clip_id"], c), "source_uri": c["source_uri"]}
              for c in map(one, range(count))]  # fmt: skip
-    expected = reference(clips)
+    expected = reference(clips, mask)
     draw.shuffle(clips)
-    assert find(clips, files) == expected
+    assert find(clips, files, mask) == expected
 
 
 def test_the_best_is_kept_in_any_order():
@@ -98,6 +109,29 @@ def test_the_best_is_kept_in_any_order():
     for seed in range(5):
         random.Random(seed).shuffle(clips)
         assert find(clips, files=1 + seed) == expected
+
+
+def test_mirrored_copies_are_found_on_demand_and_apart_from_near_ones():
+    scene = scenes()[0]
+    frames = draw(scene, 3, 64, 8.0)
+    plain, turned = phash(frames), phash(frames[:, :, ::-1])
+    clips = [
+        clip("plain", plain),
+        clip("turned", turned, src_width_px=160),
+        clip("other", phash(draw(scenes()[9], 3, 64, 8.0)[:, :, ::-1])),
+        clip("same-source", turned, source_id="plain"),
+        clip("half-turned", [plain[0], *turned[1:]]),
+    ]
+    rows = dict(enumerate(clips))
+
+    def pairs(mask):
+        made = grouped(
+            lambda i: keys([*rows.items()][i::2], mask), 2, partial(links, hamming=8, mask=mask)
+        )
+        return {tuple(pair) for part in made for pair in part.tolist()}
+
+    assert (0, 1) not in pairs(0)
+    assert pairs(MIRROR) == {(0, 1)}
 
 
 def test_a_chain_loses_only_its_middle():
@@ -132,5 +166,10 @@ def test_close_embeddings_do_not_depend_on_blocks(files):
 
 def test_semantic_links_come_last_among_reasons():
     rows = {0: clip("a", BASE), 1: clip("b", BASE), 2: clip("c", BASE)}
-    found = resolve(rows, [(0, 1)], [(0, 1), (0, 2)])
-    assert found == {1: ("DUPLICATE_NEAR", 0), 2: ("DUPLICATE_SEMANTIC", 0)}
+    rows[3] = clip("d", BASE)
+    found = resolve(rows, [(0, 1)], [(0, 1), (0, 3)], [(0, 1), (0, 2), (0, 3)])
+    assert found == {
+        1: ("DUPLICATE_NEAR", 0),
+        2: ("DUPLICATE_SEMANTIC", 0),
+        3: ("DUPLICATE_MIRRORED", 0),
+    }

@@ -9,6 +9,7 @@ from tests.unit.media.test_policy import GOOD
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, ContractError, GateError
 from videoar.core.ids import sha256_hex
+from videoar.media.phash import MIRROR
 from videoar.pipeline.fingerprint import components
 from videoar.pipeline.spec import SpecError, parse_pipeline
 from videoar.pipeline.stage import Output
@@ -118,6 +119,19 @@ def test_how_near_is_near_is_an_option(store):
         for bits in (4, 5)
     ]
     assert kept == [2, 1]
+
+
+def test_mirrored_copies_go_only_on_demand(store):
+    first = row("a")
+    turned = row("b", phash=[h ^ MIRROR ^ 0b111 for h in first["phash"]], src_width_px=200)
+    clips = clips_of(store, [first], [turned])
+    good, _ = sift(store, clips, gate=False, policy="permissive")
+    assert good.rows == 2
+    good, metrics = sift(store, clips, gate=False, policy="permissive", dedup_mirrored=True)
+    (refused,) = good.rejects().table().to_pylist()
+    assert (refused["uri"], refused["reasons"]) == ("file:///b", ["DUPLICATE_MIRRORED"])
+    assert refused["detail"] == f"repeats {first['clip_id']} of file:///a"
+    assert metrics["reject/DUPLICATE_MIRRORED"] == 1
 
 
 def test_percentiles_need_a_profile_and_say_what_to_add(store):
