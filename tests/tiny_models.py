@@ -5,15 +5,11 @@ Weights cannot be fetched in a test; everything else that loading does is the sa
 
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 import torch
 
-from tests.stage_chain import commit
-from videoar.contracts.contract import load_contract
-from videoar.media.rendered import draw, scenes
-from videoar.media.transcode import encode_clips
-from videoar.pipeline.stage import Output
+from tests.clip_rows import clips_of, drawn_rows
+from videoar.media.rendered import scenes
 
 transformers = pytest.importorskip("transformers", reason="videoar[caption] is not installed")
 
@@ -156,18 +152,7 @@ def ijepa(folder: Path, seed: int = 0) -> str:
 
 def drawn_clips(store, captions):
     """Commit one drawn clip per caption, None for a clip without."""
-    schema = load_contract("clips@1").arrow_schema
-    values = {pa.string(): "x", pa.bool_(): False, pa.list_(pa.int64()): [0, 0, 0]}
-    filler = {f.name: None if f.nullable else values.get(f.type, 2) for f in schema}
-    filler |= {"cut_in": "start"}
-    drawn = [draw(scene, 9, 32, 8.0) for scene in scenes()[: len(captions)]]
-    rows = []
-    for i, (data, caption) in enumerate(zip(encode_clips(drawn, 8.0, 12), captions, strict=True)):
-        ref = store.put_object(data, ".mp4")
-        rows.append(filler | {
-            "clip_id": f"{i:032x}", "source_id": f"{i:064x}", "rotation_deg": 0, "num_frames": 9,
-            "width_px": 32, "height_px": 32, "split": "train", "caption": caption,
-            "caption_source": caption and "labels", "motion_mean": 0.1 * i,
-            "video_key": ref.key, "video_sha256": ref.sha256, "video_size_bytes": ref.size_bytes,
-        })  # fmt: skip
-    return commit(store, "clips", "clips@1", [Output(pa.Table.from_pylist(rows, schema))])
+    rows = drawn_rows(store, scenes()[: len(captions)])
+    for row, caption in zip(rows, captions, strict=True):
+        row |= {"caption": caption, "caption_source": caption and "labels"}
+    return clips_of(store, rows)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.clip_rows import clip_row, clips_of
 from tests.toys import REGISTRY
 from tests.unit.runner.test_execute import document, execute
-from tests.unit.stages.test_filter import clips_of, row
 from videoar.core.errors import StageError
 from videoar.engine.inline import InlineEngine
 from videoar.engine.ray_engine import RayEngine
@@ -54,8 +54,11 @@ def test_an_error_comes_back_as_ours_with_its_shard(tmp_path: Path, engine: RayE
 def test_a_reduction_computes_its_dask_graphs_on_ray_with_equal_results(
     tmp_path: Path, engine: RayEngine
 ):
-    same = row("best")["phash"]
-    files = [[row("best"), row("worse", phash=same, src_width_px=200)], [row("c", phash=same)]]
+    same = clip_row("best")["phash"]
+    files = [
+        [clip_row("best"), clip_row("worse", phash=same, src_width_px=200)],
+        [clip_row("c", phash=same)],
+    ]
     outputs = []
     for runner in (InlineEngine(), engine):
         store = open_store((tmp_path / runner.name).as_uri())

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.media.test_policy import GOOD
+from tests.clip_rows import clip_row
 from videoar.contracts.partitions import grouped, paired
 from videoar.media.duplicates import _rank, close, keys, links, resolve
 from videoar.media.phash import MIRROR, phash
@@ -20,7 +20,7 @@ BASE = [0x0123456789ABCDEF, -0x0123456789ABCDEF, 77]
 
 def clip(name, hashes, **change):
     names = dict.fromkeys(("clip_id", "source_id", "source_uri"), name)
-    return {**GOOD, **names, "phash": hashes, **change}
+    return clip_row(**{**names, "phash": hashes, **change})
 
 
 def find(clips, files=1, mask=0):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.clip_rows import clip_row
 from videoar.core.errors import ConfigError
 from videoar.media.policy import (
     REASONS,
@@ -15,27 +16,7 @@ from videoar.media.policy import (
 
 BOUNDS = {**read_policy("default").model_dump(), "min_motion": 0.03, "min_blur": 20.0}
 
-GOOD = {
-    "clip_id": "c0",
-    "source_id": "s0",
-    "source_uri": "file:///a",
-    "src_width_px": 320,
-    "src_height_px": 240,
-    "src_rate_fps": 25.0,
-    "expected_frames": 100,
-    "decoded_frames": 100,
-    "decode_errors": 0,
-    "span_start_us": 0,
-    "num_frames": 17,
-    "rate_fps": 8.0,
-    "luma_mean": 100.0,
-    "black_frac": 0.0,
-    "freeze_frac": 0.0,
-    "blur_p10": 900.0,
-    "motion_mean": 3.0,
-    "letterbox_frac": 0.0,
-    "phash": [1, 2, 3],
-}
+GOOD = clip_row()
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from pathlib import Path
 import av
 import pytest
 
+from tests.clip_rows import clip_row, clips_of
 from tests.stage_chain import describe
-from tests.unit.stages.test_filter import clips_of, row
 from videoar.core.errors import GateError
 from videoar.engine.inline import InlineEngine
 from videoar.evaluation.report import render
@@ -91,9 +91,9 @@ def run_filter(store, clips, profile=None, **options):
 
 def test_a_profile_is_frozen_by_naming_its_snapshot_as_an_input(tmp_path):
     store = open_store(tmp_path.as_uri())
-    old = [row(f"old{i}", motion_mean=1.0 + i) for i in range(20)]
+    old = [clip_row(f"old{i}", motion_mean=1.0 + i) for i in range(20)]
     frozen = describe(store, clips_of(store, old))
-    grown = clips_of(store, old, [row(f"calm{i}", motion_mean=0.1) for i in range(20)])
+    grown = clips_of(store, old, [clip_row(f"calm{i}", motion_mean=0.1) for i in range(20)])
     run = run_filter(store, grown, frozen, policy={"min_motion": "p10"})
     metrics = store.snapshot(run.outputs["good"]).commit.metrics
     assert metrics["bound/min_motion"] == pytest.approx(2.9)  # of old alone
@@ -104,7 +104,7 @@ def test_a_profile_is_frozen_by_naming_its_snapshot_as_an_input(tmp_path):
 
 def test_the_page_of_a_check_is_kept_for_good_and_for_bad(tmp_path):
     store = open_store(tmp_path.as_uri())
-    clips = clips_of(store, [row("a"), row("still", motion_mean=0.0)])
+    clips = clips_of(store, [clip_row("a"), clip_row("still", motion_mean=0.0)])
     passed = run_filter(store, clips).stage("good")
     found = find_check(store, "good", passed.fingerprint)
     assert found["success"]

@@ -4,15 +4,12 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
+from tests.clip_rows import clip_row, clips_of
 from tests.stage_chain import commit, describe, sift
-from tests.unit.media.test_policy import GOOD
-from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, ContractError, GateError
-from videoar.core.ids import sha256_hex
 from videoar.media.phash import MIRROR
 from videoar.pipeline.fingerprint import components
 from videoar.pipeline.spec import SpecError, parse_pipeline
-from videoar.pipeline.stage import Output
 from videoar.stages.filter import FilterConfig, FilterStage
 from videoar.storage.store import open_store
 
@@ -25,49 +22,10 @@ def store(tmp_path):
     return open_store(tmp_path.as_uri())
 
 
-def row(name, **change):
-    """A complete row of clips@1 that the default policy keeps, given `FLOORS`."""
-    source_id = sha256_hex(name.encode())
-    filled = {
-        **GOOD,
-        "clip_id": source_id[:32],
-        "source_id": source_id,
-        "source_uri": f"file:///{name}",
-        "source_name": name,
-        "container": "mov",
-        "codec": "h264",
-        "pix_fmt": "yuv420p",
-        "is_vfr": False,
-        "rotation_deg": 0,
-        "span_end_us": 2_000_000,
-        "frame_index_start": 0,
-        "width_px": 64,
-        "height_px": 64,
-        "cut_in_score": 0.0,
-        "cut_in": "start",
-        "frame_times_us": [0],
-        "start_pts": 0,
-        "motion_max": 5.0,
-        "phash": [int(source_id[i : i + 15], 16) for i in (0, 15, 30)],
-        "split": "train",
-        "video_key": "objects/x.mp4",
-        "video_sha256": source_id,
-        "video_size_bytes": 1,
-    }
-    return {**filled, **change}
-
-
-def clips_of(store, *files):
-    schema = load_contract("clips@1").arrow_schema
-    tables = [pa.Table.from_pylist(list(rows), schema) for rows in files]
-    outputs = [Output(table) for table in tables]
-    return commit(store, "clips", "clips@1", outputs, rows=[list(part) for part in files])
-
-
 def test_files_stay_files_and_the_sum_holds(store):
-    best = row("best")
-    worse = row("worse", phash=best["phash"], src_width_px=200)
-    clips = clips_of(store, [best, row("still", motion_mean=0.0)], [worse, row("other")])
+    best = clip_row("best")
+    worse = clip_row("worse", phash=best["phash"], src_width_px=200)
+    clips = clips_of(store, [best, clip_row("still", motion_mean=0.0)], [worse, clip_row("other")])
     good, metrics = sift(store, clips, override=FLOORS)
     kept = set(good.table(["source_name"])["source_name"].to_pylist())
     assert kept == {"best", "other"}
@@ -83,7 +41,7 @@ def test_files_stay_files_and_the_sum_holds(store):
 
 
 def test_a_copy_in_another_file_is_an_exact_duplicate(store):
-    first = row("a")
+    first = clip_row("a")
     copy = {**first, "source_uri": "file:///b", "source_name": "b"}
     good, _ = sift(store, clips_of(store, [first], [copy]), gate=False, policy="permissive")
     assert good.table(["source_name"])["source_name"].to_pylist() == ["a"]
@@ -96,7 +54,7 @@ def test_a_copy_in_another_file_is_an_exact_duplicate(store):
 @pytest.mark.slow
 def test_check_names_what_failed_on_a_page_that_loads_nothing(store):
     stage = FilterStage(FilterConfig(min_keep_fraction=0.5))
-    clips = clips_of(store, [row(str(i)) for i in range(4)])
+    clips = clips_of(store, [clip_row(str(i)) for i in range(4)])
     table = clips.table()
     assert stage.check({"clips": clips}, table).success
     twice = pa.concat_tables([table.slice(0, 2), table.slice(0, 1)])
@@ -111,8 +69,8 @@ def test_check_names_what_failed_on_a_page_that_loads_nothing(store):
 
 
 def test_how_near_is_near_is_an_option(store):
-    first = row("a")
-    other = row("b", phash=[h ^ 0b11111 for h in first["phash"]])
+    first = clip_row("a")
+    other = clip_row("b", phash=[h ^ 0b11111 for h in first["phash"]])
     clips = clips_of(store, [first], [other])
     kept = [
         sift(store, clips, gate=False, policy="permissive", dedup_hamming=bits)[0].rows
@@ -122,8 +80,8 @@ def test_how_near_is_near_is_an_option(store):
 
 
 def test_mirrored_copies_go_only_on_demand(store):
-    first = row("a")
-    turned = row("b", phash=[h ^ MIRROR ^ 0b111 for h in first["phash"]], src_width_px=200)
+    first = clip_row("a")
+    turned = clip_row("b", phash=[h ^ MIRROR ^ 0b111 for h in first["phash"]], src_width_px=200)
     clips = clips_of(store, [first], [turned])
     good, _ = sift(store, clips, gate=False, policy="permissive")
     assert good.rows == 2
@@ -136,7 +94,7 @@ def test_mirrored_copies_go_only_on_demand(store):
 
 def test_percentiles_need_a_profile_and_say_what_to_add(store):
     with pytest.raises(ConfigError, match=r"min_motion: p02 needs a profile.*from: .profile"):
-        sift(store, clips_of(store, [row("a")]))
+        sift(store, clips_of(store, [clip_row("a")]))
     document = {
         "pipeline": "p",
         "inputs": {"clips": "ref://clips"},
@@ -150,8 +108,8 @@ def test_percentiles_need_a_profile_and_say_what_to_add(store):
 
 def test_a_frozen_profile_keeps_verdicts_while_the_corpus_grows(store):
     """Verdicts on the old clips flip only once the profile is renewed."""
-    old = [row(f"old{i}", motion_mean=1.0 + i) for i in range(60)]
-    calm = [row(f"calm{i}", motion_mean=0.2) for i in range(60)]
+    old = [clip_row(f"old{i}", motion_mean=1.0 + i) for i in range(60)]
+    calm = [clip_row(f"calm{i}", motion_mean=0.2) for i in range(60)]
     before = clips_of(store, old)
     frozen = describe(store, before)
     grown = clips_of(store, old, calm)
@@ -169,10 +127,10 @@ def test_a_frozen_profile_keeps_verdicts_while_the_corpus_grows(store):
 def test_semantic_duplicates_name_what_they_repeat(store):
     at = {"embedding_model": "m", "embedding": [1.0, 0.0]}
     rows = [
-        row("best", **at),
-        row("alike", **{**at, "embedding": [0.999, 0.02]}, src_width_px=200),
-        row("other", **{**at, "embedding": [0.0, 1.0]}),
-        row("none"),
+        clip_row("best", **at),
+        clip_row("alike", **{**at, "embedding": [0.999, 0.02]}, src_width_px=200),
+        clip_row("other", **{**at, "embedding": [0.0, 1.0]}),
+        clip_row("none"),
     ]
     clips = clips_of(store, rows[:2], rows[2:])
     options = {"gate": False, "policy": "permissive", "dedup_semantic": 0.98}
@@ -188,7 +146,7 @@ def test_semantic_duplicates_name_what_they_repeat(store):
     }
     off, _ = sift(store, clips, gate=False, policy="permissive")
     assert off.rows == 4
-    mixed = clips_of(store, [rows[0]], [row("x", **{**at, "embedding_model": "n"})])
+    mixed = clips_of(store, [rows[0]], [clip_row("x", **{**at, "embedding_model": "n"})])
     with pytest.raises(ContractError, match=r"embeddings of m, n .embed all clips with one"):
         sift(store, mixed, **options)
 
@@ -197,7 +155,7 @@ def test_the_content_of_a_policy_is_what_counts(store, tmp_path):
     one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
     one.write_text("min_motion: 0.5\n")
     two.write_text("# the same, elsewhere\nmin_motion: 0.5\nmax_luma: null\n")
-    clips = clips_of(store, [row("a")])
+    clips = clips_of(store, [clip_row("a")])
 
     def parts(**options):
         return components(FilterStage(FilterConfig(**options)), {"clips": clips})

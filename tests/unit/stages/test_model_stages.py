@@ -8,6 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from tests.clip_rows import clip_row, clips_of
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, ContractError
 from videoar.core.types import Provenance
@@ -85,17 +86,11 @@ def inputs(store):
 
 @pytest.fixture
 def reference(store):
-    schema = load_contract("clips@1").arrow_schema
-    values = {pa.string(): "x", pa.bool_(): False, pa.list_(pa.int64()): [0, 0, 0]}
-    filler = {f.name: None if f.nullable else values.get(f.type, 2) for f in schema}
-    rows = [
-        {**filler, "clip_id": f"{i:032x}", "source_id": f"{i:064x}", "caption": caption,
-         "label": "circle", "rate_fps": 8.0, "rotation_deg": 0, "num_frames": 5, "split": "train",
-         "cut_in": "start",
-         "video_sha256": f"{i:064x}"}
-        for i, caption in enumerate([*CAPTIONS, CAPTIONS[0]])
-    ]  # fmt: skip
-    return commit(store, "good", "clips@1", pa.Table.from_pylist(rows, schema=schema))
+    captions = [*CAPTIONS, CAPTIONS[0]]
+    return clips_of(store, [
+        clip_row(str(i), caption=caption, label="circle", num_frames=5)
+        for i, caption in enumerate(captions)
+    ])  # fmt: skip
 
 
 def pretrain(store, inputs, rank, **options):

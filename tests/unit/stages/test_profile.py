@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from tests.clip_rows import clip_row, clips_of
 from tests.stage_chain import commit, describe
-from tests.unit.stages.test_filter import clips_of, row
 from videoar.core.errors import GateError
 from videoar.media.policy import profiled
 from videoar.storage.store import open_store
@@ -17,8 +17,8 @@ def store(tmp_path):
 
 def test_percentiles_are_exact_whatever_the_files(store):
     motion = np.random.default_rng(0).gamma(2.0, 2.0, 200).astype(np.float32)
-    rows = [row(str(i), motion_mean=float(m), blur_p10=None) for i, m in enumerate(motion)]
-    rows.append(row("none", motion_mean=None, blur_p10=None))
+    rows = [clip_row(str(i), motion_mean=float(m), blur_p10=None) for i, m in enumerate(motion)]
+    rows.append(clip_row("none", motion_mean=None, blur_p10=None))
     whole = describe(store, clips_of(store, rows))
     parts = describe(store, clips_of(store, rows[150:], rows[:7], rows[7:150]))
     assert whole.digest == parts.digest

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 import torch
 
+from tests.clip_rows import clip_row, clips_of, stored
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ContractError
 from videoar.core.types import Provenance
 from videoar.media.decode import decode_clip
 from videoar.media.rendered import draw, scenes
-from videoar.media.transcode import encode_clips
 from videoar.model.tokenizer import VideoTokenizer
 from videoar.model.tokenizer_config import TokenizerConfig
 from videoar.stages.promote import PromoteConfig, PromoteStage
@@ -47,22 +47,9 @@ def commit(store, dataset, contract, rows, **parents):
 def videos(store, num_frames, prompt=None):
     """Rows that samples and clips share: one video per scene, at 32 px and 8 fps."""
     chosen = scenes()[::8]
-    clips = [draw(scene, num_frames, 32, 8.0) for scene in chosen]
-    for i, (scene, data) in enumerate(zip(chosen, encode_clips(clips, 8.0, 18), strict=True)):
-        ref = store.put_object(data, ".mp4")
-        yield (
-            i,
-            prompt or scene.prompt,
-            {
-                "num_frames": num_frames,
-                "rate_fps": 8.0,
-                "width_px": 32,
-                "height_px": 32,
-                "video_key": ref.key,
-                "video_sha256": ref.sha256,
-                "video_size_bytes": ref.size_bytes,
-            },
-        )
+    clips = stored(store, [draw(scene, num_frames, 32, 8.0) for scene in chosen], crf=18)
+    for i, (scene, video) in enumerate(zip(chosen, clips, strict=True)):
+        yield i, prompt or scene.prompt, video
 
 
 def samples(store, num_frames, prompt=None):
@@ -81,30 +68,10 @@ def samples(store, num_frames, prompt=None):
 
 
 def reference(store, num_frames):
-    zeros = {
-        field.name: [0] if pa.types.is_list(field.type) else 1
-        for field in load_contract("clips@1").arrow_schema
-        if not field.nullable and field.type != pa.string()
-    }
-    words = dict.fromkeys(("source_uri", "source_name", "container", "codec", "pix_fmt"), "x")
-    rows = [
-        {
-            **zeros,
-            **words,
-            "is_vfr": False,
-            "rotation_deg": 0,
-            "cut_in": "start",
-            "frame_times_us": [0],
-            "start_pts": 0,
-            "clip_id": f"{i:032x}",
-            "source_id": f"{i:064x}",
-            "caption": text,
-            "split": "val" if i % 2 else "train",
-            **video,
-        }
+    return clips_of(store, [
+        clip_row(str(i), caption=text, split="val" if i % 2 else "train", **video)
         for i, text, video in videos(store, num_frames)
-    ]
-    return commit(store, "clips", "clips@1", rows)
+    ])  # fmt: skip
 
 
 def score(store, given, **config):

@@ -8,12 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from videoar.contracts.contract import load_contract
+from tests.clip_rows import clips_of, drawn_rows
 from videoar.core.errors import ConfigError, GateError
 from videoar.core.types import Provenance
 from videoar.media.decode import decode_clip
-from videoar.media.rendered import draw, scenes
-from videoar.media.transcode import encode_clips
+from videoar.media.rendered import scenes
 from videoar.model.tokenizer import video_from_frames
 from videoar.stages.tokenize import TokenizeConfig, TokenizeStage
 from videoar.stages.train_tokenizer import (
@@ -26,14 +25,6 @@ from videoar.storage.token_codec import checksum, unpack_bits
 from videoar.training.checkpoint import load_tokenizer
 
 TRAINING = {"steps": 4, "batch_clips": 2, "excerpt_frames": 5, "learning_rate": 1e-3}
-
-
-CLIPS = load_contract("clips@1").arrow_schema
-VALUES = {pa.string(): "x", pa.bool_(): False, pa.list_(pa.int64()): [0, 0, 0]}
-FILLER = {f.name: None if f.nullable else VALUES.get(f.type, 2) for f in CLIPS} | {
-    "rotation_deg": 0,
-    "cut_in": "start",
-}
 
 
 class MemoryRank:
@@ -73,17 +64,9 @@ def store(tmp_path):
 
 @pytest.fixture
 def clips(store):
-    drawn = [draw(scene, 9, 32, 8.0) for scene in scenes()[:3]]
-    rows = []
-    for i, data in enumerate(encode_clips(drawn, 8.0, 12)):
-        ref = store.put_object(data, ".mp4")
-        rows.append({
-            **FILLER, "clip_id": f"{i:032x}", "source_id": f"{i:064x}", "num_frames": 9,
-            "rate_fps": 8.0, "width_px": 32, "height_px": 32, "span_start_us": 500_000,
-            "caption": None if i else scenes()[0].prompt, "split": "val" if i == 2 else "train",
-            "video_key": ref.key, "video_sha256": ref.sha256,
-        })  # fmt: skip
-    return commit(store, "clips", "clips@1", pa.Table.from_pylist(rows, schema=CLIPS))
+    rows = [row | {"span_start_us": 500_000} for row in drawn_rows(store, scenes()[:3])]
+    rows[0]["caption"], rows[2]["split"] = scenes()[0].prompt, "val"
+    return clips_of(store, rows)
 
 
 def train(store, clips, rank, **options):
