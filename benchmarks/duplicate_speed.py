@@ -1,4 +1,4 @@
-"""What finding duplicates costs: CPU seconds and memory of both searches on drawn rows.
+"""What finding duplicates costs: CPU seconds and memory of the searches on drawn rows.
 
     OMP_NUM_THREADS=1 python benchmarks/duplicate_speed.py [--near 200000] [--semantic 50000]
 
@@ -17,15 +17,16 @@ import numpy as np
 
 from videoar.contracts.partitions import grouped, paired
 from videoar.media.duplicates import close, keys, links
+from videoar.media.phash import MIRROR
 
 _FILES, _WIDTH = 20, 512
 
 
-def hashed(count: int, index: int) -> np.ndarray:
+def hashed(count: int, mask: int, index: int) -> np.ndarray:
     """Return the keys of one partition: four clips per source, 2 s apart."""
     low, high = -(2**63), 2**63 - 1
     hashes = np.random.default_rng(index).integers(low, high, (count // _FILES, 3)).tolist()
-    return keys(
+    rows = (
         (
             index << 32 | i,
             {
@@ -37,6 +38,7 @@ def hashed(count: int, index: int) -> np.ndarray:
         )
         for i in range(len(hashes))
     )
+    return keys(rows, mask)
 
 
 def embedded(count: int, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -57,10 +59,14 @@ def main() -> None:
     parser.add_argument("--near", type=int, default=200_000)
     parser.add_argument("--semantic", type=int, default=50_000)
     given = parser.parse_args()
+
+    def near(mask: int) -> list[np.ndarray]:
+        link = partial(links, hamming=6, mask=mask)
+        return grouped(partial(hashed, given.near, mask), _FILES, link)
+
     searches = {
-        f"near, {given.near} clips": lambda: grouped(
-            partial(hashed, given.near), _FILES, partial(links, hamming=6)
-        ),
+        f"near, {given.near} clips": partial(near, 0),
+        f"mirrored, {given.near} clips": partial(near, MIRROR),
         f"semantic, {given.semantic} clips of width {_WIDTH}": lambda: paired(
             partial(embedded, given.semantic), _FILES, merge, partial(close, cosine=0.98)
         ),

@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -168,12 +169,17 @@ def folder_table(url: str) -> Iterator[str]:
             hashes.append(found)
             groups.append(row["group"] or row["uri"])
     every = _array(hashes)
-    for what, own in (("file", np.arange(len(groups))), ("group", np.array(groups))):
+    kinds = product(
+        (("near", 0), ("mirrored", MIRROR)),
+        (("file", np.arange(len(groups))), ("group", np.array(groups))),
+    )
+    for (kind, mask), (what, own) in kinds:
+        turned = every ^ np.uint64(mask)
         nearest = [
-            np.where(own == own[i], 64, distance(every[i], every)).min() for i in range(len(every))
+            np.where(own == own[i], 64, distance(turned[i], every)).min() for i in range(len(every))
         ]
         counts = [str(sum(n <= b for n in nearest)) for b in BOUNDS]
-        yield _line(f"of {len(every)} clips, near one of another {what}", counts)
+        yield _line(f"of {len(every)} clips, {kind} one of another {what}", counts)
 
 
 def _line(*cells: str | Iterable[str]) -> str:
