@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -41,6 +41,8 @@ class ObjectStore(Protocol):
     """What the platform asks of a store. Keys are relative `a/b/c` paths."""
 
     url: str
+    is_local: bool
+    """Whether reading waits for no network."""
 
     def find(self, key: str) -> bytes | None:
         """Return an object's bytes, None if there is no such object."""
@@ -56,6 +58,14 @@ class ObjectStore(Protocol):
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return `length` bytes from `start`, fewer at the end of the object."""
+        ...
+
+    def read_into(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> None:
+        """Fill each piece of memory with the object's bytes from a position on.
+
+        Raises:
+            StorageError: there is no such object, or it ends too early.
+        """
         ...
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
@@ -112,7 +122,7 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK}
 
 
 @contextlib.contextmanager
-def _os_errors(path: Path) -> Iterator[None]:
+def _os_errors(path: Path | str) -> Iterator[None]:
     """Turn what the file system says into a `StorageError` that names the path."""
     try:
         yield
@@ -128,6 +138,20 @@ def _os_errors(path: Path) -> Iterator[None]:
         raise StorageError(where, error.strerror or str(error), hint) from error
 
 
+def _fill(target: memoryview, read: Callable[[memoryview], int], where: object) -> None:
+    """Read until memory is full.
+
+    Raises:
+        StorageError: the object ends before.
+    """
+    while target:
+        count = read(target)
+        if not count:
+            what = "damaged: shorter than it was when it was committed"
+            raise StorageError(str(where), what, "restore it from a copy")
+        target = target[count:]
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -140,6 +164,7 @@ class LocalObjectStore:
     """A folder. Durable: files and folders are synced before a put returns."""
 
     _TEMPORARY = ".tmp"
+    is_local = True
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -176,6 +201,23 @@ class LocalObjectStore:
                 raise _missing(self, key) from None
             try:
                 return os.pread(handle, length, start)
+            finally:
+                os.close(handle)
+
+    def read_into(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> None:
+        """Read spans of the file without a copy; one plain system call each."""
+        path = f"{self.root}/{key}"
+        with _os_errors(path):
+            try:
+                handle = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                raise _missing(self, key) from None
+            try:
+                for start, target in spans:
+                    count = os.preadv(handle, [target], start)
+                    if count != len(target):  # a signal came, or 2 GiB are full, or the end is near
+                        os.lseek(handle, start + count, os.SEEK_SET)
+                        _fill(target[count:], lambda rest: os.readv(handle, [rest]), path)
             finally:
                 os.close(handle)
 
@@ -263,6 +305,8 @@ class MemoryObjectStore(LocalObjectStore):
 class S3ObjectStore:
     """A bucket and prefix on AWS or any S3 server; credentials from the standard AWS chain."""
 
+    is_local = False
+
     def __init__(self, bucket: str, prefix: str, endpoint: str = "") -> None:
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         self._bucket = bucket
@@ -321,6 +365,17 @@ class S3ObjectStore:
                 return self._call("get_object", key, Range=span)["Body"].read()  # type: ignore[no-any-return]
             except self._client.exceptions.NoSuchKey:
                 raise _missing(self, key) from None
+
+    def read_into(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> None:
+        """GET range after range."""
+        for start, target in spans:
+            span = f"bytes={start}-{start + len(target) - 1}"
+            with self._errors(key):
+                try:
+                    body = self._call("get_object", key, Range=span)["Body"]
+                except self._client.exceptions.NoSuchKey:
+                    raise _missing(self, key) from None
+                _fill(target, body.readinto, f"{self.url}/{key}")
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         """PUT in one request or, unconditional and big, in parts."""

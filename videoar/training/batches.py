@@ -1,33 +1,52 @@
 """Batches of tokens in an order that is a pure function of (snapshot digest, seed, epoch).
 
-The order is a keyed permutation of rows, cut into global batches of one shape each. A rank takes
-its slice of every global batch, so any world size sees the same batches, every row exactly once per
-epoch; the last batch of a shape may be short. The state is a few scalars, because the position in
-the epoch is all there is to know. Reading the next batch overlaps with the work on this one.
+    order       `videoar.training.order`: global batches of one shape each, every row exactly once
+    rank        takes its slice of every global batch, so any world size sees the same batches
+    reading     threads of this process fill recycled buffers ahead of the training step
+    state       (digest, seed, batch size, epoch, step): a position is all there is to know
 
-Shapes: B batch (of this rank), T latent frames, K bits, H W latent grid.
+From a local store every value is read straight into the batch. From S3, small rows come by whole
+row groups, one ranged GET each, which stay until their last row has been used: at most one per lane
+of this rank, plus those on their way. Rows of 128 KiB and more come one by one.
+
+Small columns (captions, labels, ids) of all rows are held in memory, about 150 bytes a row.
+
+Shapes: B batch (of this rank), T latent frames, K bits, H W latent grid, N rows.
 """
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
+from weakref import finalize
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from videoar.core.errors import ConfigError, StorageError
-from videoar.core.ids import seed_from
-from videoar.storage.reader import PayloadReader
+from videoar.storage.payload import Payload, SpanCache
 from videoar.storage.tables import Snapshot
 from videoar.storage.token_codec import checksum
+from videoar.training.order import ROW_BYTES, EpochOrder, epoch_order
 
 Batch = dict[str, Any]
-_META = ["clip_id", "label", "caption", "t", "h", "w", "k", "latent_xxh3"]
+_META = ["clip_id", "label", "caption", "t", "h", "w", "k"]
+_REQUESTS = 16  # measured: so many ranged GETs hide 50 ms, more only cost memory
+_UNITS_AHEAD = 8  # measured: 8 GETs of 16 MiB hide 20 ms
+_BATCHES_AHEAD = 2
+_NO_VISIT = np.empty(0, np.int64)
+_IDLE_BATCHES = 64  # chosen: a row group that waits longer for its next row is fetched again
 
 
 class TokenLoader:
     """One rank's share of the global batches of a `tokens@1` snapshot; iterating runs one epoch.
+
+    A batch holds `latent_BTKHW` (float16) and `bits_BN` (uint8, packed as stored), as far as they
+    are among the columns, `captions`, `labels`, `clip_ids`, and `global_size`, the rows of the
+    global batch. Memory of a batch is used again once nothing refers to its tensors any more.
 
     Args:
         snapshot: the token store.
@@ -36,13 +55,17 @@ class TokenLoader:
         rank: which slice of every global batch to take.
         world_size: number of slices; divides `batch_size`.
         split: `train` or `val` keeps these rows alone, empty keeps all.
+        columns: payload columns to read: `latent`, `bits` or both.
+        equal_work: batches of smaller shapes hold more rows, so that a batch of any shape has about
+            as many latent cells as `batch_size` rows of the largest.
         verify: check every value read against its xxh3.
+        cache: folder that keeps what was fetched, for stores that are far away.
 
     Raises:
         ConfigError: the sizes do not fit, no row is left, or several tokenizers made the rows.
     """
 
-    def __init__(  # noqa: PLR0913 - the public signature; both options are keyword-only
+    def __init__(  # noqa: PLR0913 - the public signature; all options are keyword-only
         self,
         snapshot: Snapshot,
         batch_size: int,
@@ -51,22 +74,34 @@ class TokenLoader:
         world_size: int = 1,
         *,
         split: str = "train",
+        columns: Sequence[str] = ("latent",),
+        equal_work: bool = False,
         verify: bool = False,
+        cache: Path | None = None,
     ) -> None:
         if batch_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
             what = f"batch_size {batch_size} is not a multiple of world_size {world_size}"
             raise ConfigError("batch_size", what)
         self._snapshot, self._batch_size, self._seed = snapshot, batch_size, seed
         self._rank, self._world_size = rank, world_size
-        self._verify = verify
-        self._meta, self._place_N2 = _read_meta(snapshot, split)
-        self._readers = [PayloadReader(snapshot.objects, file) for file in snapshot.files]
+        self._columns, self._equal_work, self._verify = tuple(columns), equal_work, verify
+        self._is_remote = not snapshot.objects.is_local
+        keep = SpanCache(snapshot.objects, cache) if cache and self._is_remote else None
+        self._payload = Payload(snapshot.objects, snapshot.files, self._columns, keep)
+        sums = [f"{column}_xxh3" for column in self._columns] if verify else []
+        self._meta, self._row_N = _read_meta(snapshot, split, [*_META, *sums])
         self._epoch = self._step = 0
-        makers = sorted({reader.notes.get("tokenizer_digest", "") for reader in self._readers})
+        makers = sorted({notes.get("tokenizer_digest", "") for notes in self._payload.notes})
         if len(makers) > 1:
             raise ConfigError(snapshot.id, f"tokens of {len(makers)} tokenizers: {makers}")
         if not len(self._meta):
             raise ConfigError(snapshot.id, f"no rows in split {split!r}")
+        shape_N4 = np.stack([self._meta[name].to_numpy() for name in "tkhw"], axis=1)
+        self._shape_b4, self._bucket_N = np.unique(shape_N4, axis=0, return_inverse=True)
+        cells_b = self._shape_b4[:, [0, 2, 3]].prod(axis=1)
+        self._sizes_b = batch_size * (cells_b.max() // cells_b if equal_work else cells_b**0)
+        self._order_of: tuple[int, EpochOrder] | None = None
+        self._buffers = _Buffers()
 
     @property
     def num_rows(self) -> int:
@@ -75,11 +110,32 @@ class TokenLoader:
 
     def __len__(self) -> int:
         """Return the batches of one epoch."""
-        return len(self._order())
+        rows_b = np.bincount(self._bucket_N, minlength=len(self._shape_b4))
+        return int((-(-rows_b // self._sizes_b)).sum())
+
+    @property
+    def identity(self) -> dict[str, int | str]:
+        """What a position belongs to."""
+        return {
+            "digest": self._snapshot.digest,
+            "seed": self._seed,
+            "batch_size": self._batch_size,
+            "equal_work": self._equal_work,
+            "num_rows": self.num_rows,
+        }
+
+    def seek(self, position: int) -> None:
+        """Go to a number of batches after the start of epoch 0."""
+        self._epoch, self._step = divmod(position, len(self))
+
+    def endless(self) -> Iterator[Batch]:
+        """Yield the rest of this epoch and all that follow."""
+        while True:
+            yield from self
 
     def state_dict(self) -> dict[str, int | str]:
         """Return the position after the batch that was yielded last."""
-        return {**self._identity(), "epoch": self._epoch, "step": self._step}
+        return {**self.identity, "epoch": self._epoch, "step": self._step}
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
         """Go on where a state was taken, at whatever world size.
@@ -87,74 +143,98 @@ class TokenLoader:
         Raises:
             ConfigError: the state is of another snapshot, seed or batch size.
         """
-        for name, value in self._identity().items():
+        for name, value in self.identity.items():
             if state[name] != value:
                 what = f"the state has {name} {state[name]}, this loader {value}"
                 raise ConfigError("loader state", what)
         self._epoch, self._step = int(state["epoch"]), int(state["step"])
 
-    def _identity(self) -> dict[str, int | str]:
-        return {
-            "digest": self._snapshot.digest,
-            "seed": self._seed,
-            "batch_size": self._batch_size,
-            "num_rows": self.num_rows,
-        }
-
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the current epoch, then stand at the start of the next one."""
         order = self._order()
-        with ThreadPoolExecutor(1) as pool:
-            ahead = None
-            while self._step < len(order):
-                batch = (ahead or pool.submit(self._load, order[self._step])).result()
+        with ThreadPoolExecutor(self._readers()) as pool, ThreadPoolExecutor(_REQUESTS) as requests:
+            units = self._units(order, requests) if self._is_remote else None
+            ahead: deque[tuple[Future[Batch], np.ndarray]] = deque()
+            for step in range(self._step, len(order)):
+                while len(ahead) < _BATCHES_AHEAD and step + len(ahead) < len(order):
+                    mine = self._mine(order, step + len(ahead))
+                    size = int(order.size_S[step + len(ahead)])
+                    visit_B = units.expect(self._row_N[mine]) if units else _NO_VISIT
+                    ahead.append((pool.submit(self._load, mine, size, units, visit_B), visit_B))
+                loading, visit_B = ahead.popleft()
+                batch = loading.result()
+                if units:
+                    units.release(visit_B)
                 self._step += 1
-                more = self._step < len(order)
-                ahead = pool.submit(self._load, order[self._step]) if more else None
                 yield batch
         self._epoch, self._step = self._epoch + 1, 0
 
-    def _order(self) -> list[np.ndarray]:
-        """Cut the permuted rows of every shape into global batches, and permute the batches."""
-        key = seed_from(self._snapshot.digest, self._seed, self._epoch)
-        random = np.random.Generator(np.random.Philox(key=key))
-        shape_N4 = np.stack([self._meta[name].to_numpy() for name in "thwk"], axis=1)
-        _, bucket_N = np.unique(shape_N4, axis=0, return_inverse=True)
-        batches: list[np.ndarray] = []
-        for bucket in range(int(bucket_N.max()) + 1):
-            rows = random.permutation(np.flatnonzero(bucket_N == bucket))
-            batches += np.split(rows, range(self._batch_size, len(rows), self._batch_size))
-        return [batches[i] for i in random.permutation(len(batches))]
+    def _order(self) -> EpochOrder:
+        if self._order_of is None or self._order_of[0] != self._epoch:
+            rows_N = self._row_N
+            key = (self._snapshot.digest, self._seed, self._epoch)
+            order = epoch_order(
+                self._bucket_N,
+                self._payload.unit_N[rows_N],
+                self._payload.row_bytes_N[rows_N],
+                self._sizes_b,
+                key,
+            )
+            self._order_of = (self._epoch, order)
+        return self._order_of[1]
 
-    def _load(self, global_rows: np.ndarray) -> Batch:
-        """Read this rank's slice of a global batch; at a short one, slices differ by one row."""
-        rows = np.array_split(global_rows, self._world_size)[self._rank]
-        meta = self._meta.take(pa.array(rows))
-        first = self._meta.slice(int(global_rows[0]), 1)
-        shape = tuple(int(first[name][0].as_py()) for name in "tkhw")
-        values_BN = self._read("latent", rows, meta)
-        latent = torch.from_numpy(values_BN.view("<f2").astype(np.float32))
-        return {
-            "latent_BKTHW": latent.reshape(len(rows), *shape).transpose(1, 2).contiguous(),
+    def _readers(self) -> int:
+        """Return how many batches to read at once.
+
+        Two threads that make short system calls spend more on handing over the interpreter's lock
+        than they gain.
+        """
+        is_short = self._payload.row_bytes_N[self._row_N[0]] < ROW_BYTES
+        return 1 if is_short and not self._is_remote else _BATCHES_AHEAD
+
+    def _mine(self, order: EpochOrder, step: int) -> np.ndarray:
+        return order.batch(step, self._rank, self._world_size)
+
+    def _units(self, order: EpochOrder, requests: Executor) -> "_Units":
+        steps = range(self._step, len(order))
+        batches = [self._row_N[self._mine(order, step)] for step in steps]
+        return _Units(self._payload, batches, requests, self._buffers)
+
+    def _load(
+        self, mine: np.ndarray, global_size: int, units: "_Units | None", visit_B: np.ndarray
+    ) -> Batch:
+        """Read this rank's slice of a global batch."""
+        meta = self._meta.take(pa.array(mine))
+        batch: Batch = {
             "captions": [caption or "" for caption in meta["caption"].to_pylist()],
             "labels": meta["label"].to_pylist(),
             "clip_ids": meta["clip_id"].to_pylist(),
-            "global_size": len(global_rows),
+            "global_size": global_size,
         }
+        if not len(mine):
+            return batch
+        rows_B = self._row_N[mine]
+        file = int(self._payload.file_N[rows_B[0]])
+        values = {
+            column: self._buffers.take(len(mine), self._payload.width(column, file))
+            for column in self._columns
+        }
+        if units:
+            units.read(rows_B, visit_B, values)
+        else:
+            self._payload.read(rows_B, values)
+        for column, values_BW in values.items():
+            if self._verify:
+                self._check(column, values_BW, meta)
+            batch |= self._tensor(column, values_BW, mine)
+        return batch
 
-    def _read(self, column: str, rows: np.ndarray, meta: pa.Table) -> np.ndarray:
-        file_B, row_B = self._place_N2[rows].T
-        values: np.ndarray | None = None
-        for file in np.unique(file_B):
-            mine = np.flatnonzero(file_B == file)
-            part = self._readers[file].read_rows(column, row_B[mine])
-            if values is None:
-                values = np.empty((len(rows), part.shape[1]), np.uint8)
-            values[mine] = part
-        values = np.empty((0, 0), np.uint8) if values is None else values
-        if self._verify:
-            self._check(column, values, meta)
-        return values
+    def _tensor(self, column: str, values_BW: np.ndarray, mine: np.ndarray) -> Batch:
+        if column != "latent":
+            return {f"{column}_BN": torch.from_numpy(values_BW)}
+        t, k, h, w = self._shape_b4[self._bucket_N[mine[0]]].tolist()
+        flat = torch.from_numpy(values_BW).view(torch.float16)
+        return {"latent_BTKHW": flat.view(len(mine), t, k, h, w)}
 
     def _check(self, column: str, values: np.ndarray, meta: pa.Table) -> None:
         for clip, stored, value in zip(
@@ -164,13 +244,140 @@ class TokenLoader:
                 raise StorageError(f"{self._snapshot.id}/{clip}", f"{column} fails its checksum")
 
 
-def _read_meta(snapshot: Snapshot, split: str) -> tuple[pa.Table, np.ndarray]:
-    """Read the small columns of all kept rows, and where each row is: [N, 2] of (file, row)."""
-    tables, places = [], [np.empty((0, 2), np.int64)]
-    for index, table in enumerate(snapshot.read([*_META, "split"])):
+class _Units:
+    """Values from a store that answers late: requests run ahead, and none is made twice.
+
+    Small rows come out of whole row groups. A visit is the time for which a row group is wanted: it
+    is fetched for its first row and dropped after its last one. Where two lanes share a row group,
+    their visits are an epoch apart, and it is fetched twice.
+
+    One thread expects and releases; `read` may be called from any.
+
+    Args:
+        payload: what is read.
+        batches: the rows of all batches that will be read, in that order.
+        requests: threads that wait for the store.
+        buffers: memory for row groups.
+    """
+
+    def __init__(
+        self,
+        payload: Payload,
+        batches: Sequence[np.ndarray],
+        requests: Executor,
+        buffers: "_Buffers",
+    ) -> None:
+        self._payload, self._requests, self._buffers = payload, requests, buffers
+        units = [self._units_of(rows_B) for rows_B in batches]
+        unit_n = np.concatenate(units)
+        batch_n = np.repeat(np.arange(len(units)), [len(of_batch) for of_batch in units])
+        self._visit_n, self._unit_v, first_v = _visits(unit_n, batch_n)
+        self._queue = deque(np.argsort(first_v, kind="stable").tolist())
+        self._left_v = np.bincount(self._visit_n, minlength=1)
+        self._position = 0
+        self._open: dict[int, Future[np.ndarray]] = {}
+        self._touched: set[int] = set()
+
+    def expect(self, rows_B: np.ndarray) -> np.ndarray:
+        """Send for what the next batch needs, and for more; return the visits of its rows."""
+        end = self._position + len(self._units_of(rows_B))
+        visit_B, self._position = self._visit_n[self._position : end], end
+        needed = set(visit_B.tolist())
+        self._touched |= needed
+        while self._queue and (
+            needed - self._open.keys() or len(self._open.keys() - self._touched) < _UNITS_AHEAD
+        ):
+            visit = self._queue.popleft()
+            self._open[visit] = self._requests.submit(self._fetch, int(self._unit_v[visit]))
+        return visit_B
+
+    def release(self, visit_B: np.ndarray) -> None:
+        """Drop the row groups whose visit is over."""
+        visits, counts = np.unique(visit_B, return_counts=True)
+        self._left_v[visits] -= counts
+        for visit in visits[self._left_v[visits] == 0].tolist():
+            del self._open[visit]
+            self._touched.discard(visit)
+
+    def read(self, rows_B: np.ndarray, visit_B: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
+        """Do what `Payload.read` does."""
+        if len(visit_B):
+            spans = {visit: self._open[visit].result() for visit in set(visit_B.tolist())}
+            self._payload.pick(rows_B, [spans[visit] for visit in visit_B.tolist()], out)
+            return
+        parts = [slice(i, i + 1) for i in range(len(rows_B))]
+        if not self._payload.is_direct:
+            parts = [slice(None)]  # another writer's file is decoded as a whole: once a batch
+        reads = [
+            self._requests.submit(
+                self._payload.read, rows_B[part], {c: values[part] for c, values in out.items()}
+            )
+            for part in parts
+        ]
+        for done in reads:
+            done.result()
+
+    def _fetch(self, unit: int) -> np.ndarray:
+        span = self._buffers.take(self._payload.unit_bytes(unit))
+        self._payload.read_unit(unit, span)
+        return span
+
+    def _units_of(self, rows_B: np.ndarray) -> np.ndarray:
+        """Return the row groups of those rows that are not worth a request of their own."""
+        if not self._payload.is_direct:
+            return np.empty(0, np.int64)
+        return self._payload.unit_N[rows_B[self._payload.row_bytes_N[rows_B] < ROW_BYTES]]
+
+
+def _visits(unit_n: np.ndarray, batch_n: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the visit of each use of a unit, and of each visit its unit and its first use."""
+    by_unit = np.lexsort((batch_n, unit_n))
+    unit, batch = unit_n[by_unit], batch_n[by_unit]
+    starts = np.ones(len(unit), bool)
+    starts[1:] = (np.diff(unit) != 0) | (np.diff(batch) > _IDLE_BATCHES)
+    visit_n = np.empty(len(unit), np.int64)
+    visit_n[by_unit] = np.cumsum(starts) - 1
+    return visit_n, unit[starts], by_unit[starts]
+
+
+class _Buffers:
+    """Memory that is used again once nobody looks at it: fresh pages cost more than the copy."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[np.ndarray]] = {}
+
+    def take(self, *shape: int) -> np.ndarray:
+        """Return a uint8 array; the array itself must stay alive as long as its memory is used.
+
+        A tensor made by `torch.from_numpy` keeps it alive, a view of the array does not.
+        """
+        size = math.prod(shape)
+        free = self._free.setdefault(size, [])
+        try:
+            memory = free.pop()
+        except IndexError:
+            memory = _memory(size)
+        array = memory.reshape(shape)
+        finalize(array, free.append, memory).atexit = False
+        return array
+
+
+def _memory(size: int) -> np.ndarray:
+    """Allocate; pinned where there is a GPU, so that copies to it do not wait."""
+    is_pinned = torch.cuda.is_available()
+    return torch.empty(size, dtype=torch.uint8, pin_memory=is_pinned).numpy()
+
+
+def _read_meta(
+    snapshot: Snapshot, split: str, columns: Sequence[str]
+) -> tuple[pa.Table, np.ndarray]:
+    """Read the small columns of all kept rows, and the number of each among all rows."""
+    tables, numbers, first = [], [np.empty(0, np.int64)], 0
+    for table in snapshot.read([*columns, "split"]):
         splits = np.array(table["split"].to_pylist(), dtype=object)
         rows = np.flatnonzero(splits == split) if split else np.arange(len(table))
-        tables.append(table.select(_META).take(pa.array(rows)))
-        places.append(np.stack([np.full_like(rows, index), rows], axis=1))
-    meta = pa.concat_tables(tables) if tables else snapshot.table(_META)
-    return meta.combine_chunks(), np.concatenate(places)
+        tables.append(table.select(columns).take(pa.array(rows)))
+        numbers.append(first + rows)
+        first += len(table)
+    meta = pa.concat_tables(tables) if tables else snapshot.table(columns)
+    return meta.combine_chunks(), np.concatenate(numbers)

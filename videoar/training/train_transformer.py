@@ -37,7 +37,7 @@ class Loader(Protocol):
     """What the trainer needs of `TokenLoader`: iterating runs one epoch."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield batches with `latent_BKTHW`, `captions` and `global_size`."""
+        """Yield batches with `latent_BTKHW`, `captions` and `global_size`."""
         ...
 
     def state_dict(self) -> dict[str, int | str]:
@@ -152,7 +152,7 @@ class TransformerTrainer:
 
     def _score(self, batch: Mapping[str, Any], phase: Phase) -> BitLoss:
         device = self.model.device
-        latent_BKTHW = batch["latent_BKTHW"].to(device)
+        latent_BKTHW = batch["latent_BTKHW"].to(device, non_blocking=True).transpose(1, 2)
         if phase.num_frames:
             latent_BKTHW = latent_BKTHW[:, :, : latent_frames(phase.num_frames)]
         size, frames = latent_BKTHW.shape[0], latent_BKTHW.shape[2]

@@ -12,7 +12,8 @@ from videoar.core.errors import ContractError, StorageError
 from videoar.core.ids import sha256_hex
 from videoar.core.types import FileRef
 from videoar.storage import open_store
-from videoar.storage.reader import PayloadReader, read_file
+from videoar.storage.payload import Payload
+from videoar.storage.reader import read_file
 from videoar.storage.writer import direct_blocks, write_parquet
 
 TOKENS = load_contract("tokens@1")
@@ -56,10 +57,13 @@ def test_rows_are_read_in_any_order_across_row_groups(put, rows, width):
     data = write_parquet(table, TOKENS)
     groups = -(-rows // ((16 << 20) // (width + 7)))
     assert pq.read_metadata(io.BytesIO(data)).num_row_groups == groups
-    reader = PayloadReader(*put(data, rows))
+    objects, file = put(data, rows)
+    payload = Payload(objects, [file], ["bits", "latent"])
+    assert payload.is_direct
     wanted = np.random.default_rng(1).permutation(rows)[:20]
     for column in ("latent", "bits"):
-        got = reader.read_rows(column, wanted)
+        got = np.empty((len(wanted), payload.width(column, 0)), np.uint8)
+        payload.read(wanted, {column: got})
         assert [row.tobytes() for row in got] == table[column].take(wanted).to_pylist()
 
 
@@ -78,7 +82,8 @@ def test_plain_parquet_for_everybody_and_equal_bytes_for_equal_rows():
 def test_notes_reach_the_footer_and_library_versions_do_not(put):
     table = tokens(3).replace_schema_metadata({"tokenizer_digest": "d", "pandas": "3.1"})
     data = write_parquet(TOKENS.conform(table, "x"), TOKENS)
-    notes = PayloadReader(*put(data, 3)).notes
+    objects, file = put(data, 3)
+    (notes,) = Payload(objects, [file], ["bits"]).notes
     assert notes["tokenizer_digest"] == "d"
     assert "pandas" not in notes
 
@@ -91,7 +96,11 @@ def test_another_writers_file_is_decoded_instead(put):
     )
     pq.write_table(table.cast(schema), sink, data_page_size=4096, compression="snappy")
     assert direct_blocks(pq.read_metadata(sink), "latent") is None
-    got = PayloadReader(*put(sink.getvalue(), 50)).read_rows("latent", [3, 1])
+    objects, file = put(sink.getvalue(), 50)
+    payload = Payload(objects, [file], ["latent"])
+    assert not payload.is_direct
+    got = np.empty((2, 1000), np.uint8)
+    payload.read(np.array([3, 1]), {"latent": got})
     assert [row.tobytes() for row in got] == table["latent"].take([3, 1]).to_pylist()
 
 

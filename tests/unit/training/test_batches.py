@@ -1,6 +1,9 @@
 """The loader's order: pure, exactly once, the same at any world size, resumable anywhere."""
 
+import dataclasses
+import gc
 import itertools
+import threading
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +14,9 @@ from videoar.core.errors import ConfigError, StorageError
 from videoar.core.types import Provenance
 from videoar.storage import open_store
 from videoar.storage.token_codec import checksum
+from videoar.training import order
 from videoar.training.batches import TokenLoader
+from videoar.training.mixture import BLOCK, TokenMixture
 
 torch.set_num_threads(1)
 
@@ -36,7 +41,10 @@ def token_table(start, rows, shape=(2, 3, 4, 5), corrupt=None):
 
 
 def commit(*tables):
-    store = open_store(f"memory://{np.random.default_rng().integers(1 << 62)}")
+    return commit_to(open_store(f"memory://{np.random.default_rng().integers(1 << 62)}"), *tables)
+
+
+def commit_to(store, *tables):
     dataset = store.dataset("tokens", "tokens@1")
     files = [dataset.write(table) for table in tables]
     made = Provenance(run_id="r", pipeline="p", stage="s", fingerprint="f", code_version="c")
@@ -59,9 +67,9 @@ def ids(batches):
 def test_every_row_exactly_once_and_its_own_values(snapshot):
     seen = []
     for batch in TokenLoader(snapshot, 4, seed=0):
-        latent = batch["latent_BKTHW"]
-        assert latent.dtype == torch.float32
-        assert latent.shape[1:] in {(3, 2, 4, 5), (3, 2, 4, 4)}
+        latent = batch["latent_BTKHW"]
+        assert latent.dtype == torch.float16
+        assert latent.shape[1:] in {(2, 3, 4, 5), (2, 3, 4, 4)}
         assert latent.is_contiguous()
         for clip, row, caption, label in zip(
             batch["clip_ids"], latent, batch["captions"], batch["labels"], strict=True
@@ -79,8 +87,8 @@ def test_latent_axes_are_those_of_the_store():
     table = token_table(0, 1)
     values = np.arange(np.prod(shape)).astype("<f2").reshape(shape)
     table = table.set_column(table.column_names.index("latent"), "latent", [[values.tobytes()]])
-    latent = next(iter(TokenLoader(commit(table), 1, 0)))["latent_BKTHW"][0]
-    np.testing.assert_array_equal(latent.numpy(), values.astype(np.float32).transpose(1, 0, 2, 3))
+    latent = next(iter(TokenLoader(commit(table), 1, 0)))["latent_BTKHW"][0]
+    np.testing.assert_array_equal(latent.numpy(), values)
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
@@ -148,3 +156,182 @@ def test_a_wrong_checksum_names_the_clip():
     with pytest.raises(StorageError, match=f"{1:032x}: latent fails its checksum"):
         list(TokenLoader(bad, 3, 0, verify=True))
     assert len(ids(TokenLoader(bad, 3, 0))) == 1
+
+
+class Far:
+    """A store behind a network, as far as the loader can tell; counts what is read."""
+
+    is_local = False
+
+    def __init__(self, near):
+        self.near, self.url, self.reads = near, near.url, []
+        self._lock = threading.Lock()
+
+    def __getattr__(self, name):
+        return getattr(self.near, name)
+
+    def read_into(self, key, spans):
+        with self._lock:
+            self.reads += [(key, start, len(target)) for start, target in spans]
+        self.near.read_into(key, spans)
+
+
+def far(snapshot):
+    return dataclasses.replace(snapshot, objects=Far(snapshot.objects))
+
+
+@pytest.fixture(scope="module")
+def many_units():
+    """Twelve row groups: more than the windows of a batch of 4 hold, which are one each here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(order, "WINDOW_BYTES", 10 * 240)
+        yield commit(*[token_table(start, 10) for start in range(0, 120, 10)])
+
+
+def contents(loader):
+    """Return what the batches hold, copied at once; each row must hold its own number."""
+    batches = [(batch["clip_ids"], batch["latent_BTKHW"].numpy().copy()) for batch in loader]
+    for clips, latents in batches:
+        assert [int(clip, 16) for clip in clips] == latents[:, 0, 0, 0, 0].tolist()
+    return batches
+
+
+def assert_equal(some, others):
+    assert [clips for clips, _ in some] == [clips for clips, _ in others]
+    for (_, one), (_, other) in zip(some, others, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_from_far_the_same_batches_by_one_request_per_row_group(many_units, world_size):
+    for rank in range(world_size):
+        store = far(many_units)
+        loader = TokenLoader(store, 4, 7, rank, world_size)
+        got = contents(loader)
+        assert_equal(got, contents(TokenLoader(many_units, 4, 7, rank, world_size)))
+        assert len(store.objects.reads) == len(set(store.objects.reads))
+        # every row group that this rank meets, once; those that two lanes share, twice
+        assert len(store.objects.reads) <= 12 / world_size + order.num_lanes(4)
+
+
+def test_both_columns_of_a_row_group_come_together(many_units):
+    store = far(many_units)
+    batch = next(iter(TokenLoader(store, 4, 7, columns=["bits", "latent"])))
+    assert bytes(batch["bits_BN"].flatten().tolist()) == b"xxxx"
+    first = {key for key, *_ in store.objects.reads}
+    assert len(first) == len(store.objects.reads)
+
+
+def test_large_rows_from_far_come_one_by_one():
+    wide = commit(token_table(0, 10, (2, 8, 64, 128)))
+    store = far(wide)
+    width = 2 * 8 * 64 * 128 * 2
+    assert width >= order.ROW_BYTES
+    assert_equal(contents(TokenLoader(store, 4, 0)), contents(TokenLoader(wide, 4, 0)))
+    assert [length for *_, length in store.objects.reads] == [width] * 8
+
+
+def test_resume_from_far_reads_only_what_is_left(many_units):
+    loader = TokenLoader(many_units, 4, 7)
+    whole = contents(loader)
+    again = TokenLoader(far(many_units), 4, 7)
+    again.load_state_dict({**loader.state_dict(), "epoch": 0, "step": 20})
+    assert_equal(contents(again), whole[20:])
+    assert len(again._snapshot.objects.reads) <= 8
+
+
+def test_a_local_cache_asks_the_store_once(many_units, tmp_path):
+    once = far(many_units)
+    first = contents(TokenLoader(once, 4, 7, cache=tmp_path / "cache"))
+    assert once.objects.reads
+    again = far(many_units)
+    assert_equal(contents(TokenLoader(again, 4, 7, cache=tmp_path / "cache")), first)
+    assert not again.objects.reads
+
+
+def test_batches_that_are_kept_stay_and_memory_of_others_is_used_again(many_units):
+    kept = list(TokenLoader(many_units, 4, 7))
+    for batch in kept:
+        for clip, row in zip(batch["clip_ids"], batch["latent_BTKHW"], strict=True):
+            assert torch.all(row == int(clip, 16))
+    places = {batch["latent_BTKHW"].data_ptr() for batch in TokenLoader(many_units, 4, 7)}
+    assert len(places) <= 6
+    part = next(iter(TokenLoader(many_units, 4, 7)))["latent_BTKHW"][1:]
+    before = part.clone()
+    gc.collect()
+    list(TokenLoader(many_units, 4, 7))
+    assert torch.equal(part, before)
+
+
+def test_a_file_cut_short_is_named(many_units):
+    snapshot = commit(*[token_table(start, 10) for start in range(0, 20, 10)])
+    loader = TokenLoader(snapshot, 4, 7)
+    victim = snapshot.files[1].key
+    snapshot.objects.put(victim, snapshot.objects.get(victim)[:200])
+    with pytest.raises(StorageError, match=f"{victim}.*shorter than"):
+        list(loader)
+    with pytest.raises(StorageError, match=victim):
+        TokenLoader(snapshot, 4, 7)
+
+
+def test_smaller_shapes_fill_batches_of_equal_work():
+    tables = token_table(0, 40, (2, 3, 4, 4)), token_table(40, 40, (1, 3, 2, 4))
+    batches = list(TokenLoader(commit(*tables), 2, 0, split="", equal_work=True))
+    sizes = {(b["latent_BTKHW"].shape[1:], len(b["clip_ids"])) for b in batches}
+    assert sizes == {((2, 3, 4, 4), 2), ((1, 3, 2, 4), 8)}
+    assert len(batches) == 25 == len(TokenLoader(commit(*tables), 2, 0, split="", equal_work=True))
+
+
+def mixture(snapshots, weights, world=(0, 1)):
+    loaders = {name: TokenLoader(snapshot, 4, 0, *world) for name, snapshot in snapshots.items()}
+    return TokenMixture(loaders, weights, seed=5)
+
+
+@pytest.fixture(scope="module")
+def two_stores(many_units):
+    return {"video": many_units, "image": commit(token_table(500, 30, (1, 3, 4, 5)))}
+
+
+def test_a_mixture_keeps_its_shares_and_each_store_its_order(two_stores):
+    mixed = mixture(two_stores, {"video": 2, "image": 1})
+    blocks = [[(b["store"], b["clip_ids"]) for b in mixed] for _ in range(2)]
+    assert [len(block) for block in blocks] == [BLOCK] * 2
+    for block in blocks:
+        assert sum(store == "video" for store, _ in block) == 667
+    assert [store for store, _ in blocks[0]] != [store for store, _ in blocks[1]]
+    for name, snapshot in two_stores.items():
+        alone = TokenLoader(snapshot, 4, 0).endless()
+        seen = [clips for block in blocks for store, clips in block if store == name]
+        assert seen == [next(alone)["clip_ids"] for _ in seen]
+
+
+def test_a_mixture_resumes_anywhere_at_another_world_size(two_stores):
+    weights = {"video": 0.7, "image": 0.3}
+    mixed = mixture(two_stores, weights)
+    whole = [b["clip_ids"] for _ in range(2) for b in mixed]
+    for stop in (1, 700, BLOCK, BLOCK + 3):
+        first = mixture(two_stores, weights)
+        seen = 0
+        while seen < stop:
+            for _ in first:
+                seen += 1
+                if seen == stop:
+                    break
+        ranks = [mixture(two_stores, weights, (rank, 2)) for rank in range(2)]
+        for rank in ranks:
+            rank.load_state_dict(first.state_dict())
+        rest = zip(*([b["clip_ids"] for b in rank] for rank in ranks), strict=True)
+        joined = [one + other for one, other in rest]
+        assert joined == whole[stop : stop + len(joined)]
+
+
+def test_bad_mixtures_are_refused(two_stores):
+    with pytest.raises(ConfigError, match="less than one step in 1000"):
+        mixture(two_stores, {"video": 1e6, "image": 1})
+    with pytest.raises(ConfigError, match="not all positive"):
+        mixture(two_stores, {"video": -1, "image": 1})
+    with pytest.raises(ConfigError, match="loaders"):
+        mixture(two_stores, {"video": 1})
+    state = mixture(two_stores, {"video": 1, "image": 1}).state_dict()
+    with pytest.raises(ConfigError, match=r"image.quota 500, this mixture 250"):
+        mixture(two_stores, {"video": 3, "image": 1}).load_state_dict(state)

@@ -27,7 +27,7 @@ class Squares:
             draw = torch.Generator().manual_seed(0)
             pair = torch.randn(2, 8, 3, 2, 2, generator=draw) * 2
             yield {
-                "latent_BKTHW": pair.repeat(self.batch_size // 2, 1, 1, 1, 1),
+                "latent_BTKHW": pair.repeat(self.batch_size // 2, 1, 1, 1, 1).transpose(1, 2),
                 "captions": ["red", "blue"] * (self.batch_size // 2),
                 "global_size": self.batch_size,
             }

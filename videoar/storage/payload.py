@@ -1,0 +1,207 @@
+"""Random access to the payload columns of many files, straight into the caller's memory.
+
+In the direct layout (`videoar.storage.writer`) a value is `width` bytes at a known place. The
+places are worked out once, as arrays over all rows; a batch then costs one read per run of
+neighbours, no decoding and no copy. Row groups are the larger unit: all values of some columns of
+one row group lie in one span, which is what one ranged GET is for.
+
+Shapes: N rows of all files in order, F files, U row groups, B rows asked for
+(b: of one file).
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from videoar.core.ids import sha256_hex
+from videoar.core.types import FileRef
+from videoar.storage.object_store import ObjectStore
+from videoar.storage.reader import read_file, read_footer
+from videoar.storage.writer import direct_blocks
+
+_FOOTERS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class _Column:
+    """Where the values of a column are."""
+
+    width_F: np.ndarray
+    offset_N: np.ndarray
+    """Byte position in the file; -1 in files of other writers, which are decoded instead."""
+
+
+class Payload:
+    """The payload columns of some files.
+
+    Args:
+        objects: where the files are.
+        files: in the order in which their rows are numbered.
+        columns: payload columns to give access to.
+        cache: reads through it.
+    """
+
+    def __init__(
+        self,
+        objects: ObjectStore,
+        files: Sequence[FileRef],
+        columns: Sequence[str],
+        cache: "SpanCache | None" = None,
+    ) -> None:
+        self._objects, self._files = objects, files
+        self._read_into = cache or objects.read_into
+        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+            footers = list(pool.map(lambda file: read_footer(objects, file), files))
+        groups = [
+            [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
+            for footer in footers
+        ]
+        self.notes = [_notes(footer) for footer in footers]
+        """Per file, the key-values of its footer, e.g. the digest of the tokenizer."""
+        rows_F = np.array([footer.num_rows for footer in footers], np.int64)
+        self.file_N = np.repeat(np.arange(len(files)), rows_F)
+        self.unit_N = np.repeat(
+            np.arange(sum(map(len, groups))), [rows for of_file in groups for rows in of_file]
+        )
+        """Row group of each row, counted over all files."""
+        self._first_F = np.cumsum(rows_F) - rows_F
+        self._columns = {name: _column(footers, name) for name in columns}
+        self._first_row_U = np.flatnonzero(np.diff(self.unit_N, prepend=-1))
+        self._start_U, self._end_U = self._ends()
+        widths_F = sum(column.width_F for column in self._columns.values())
+        self.row_bytes_N = np.asarray(widths_F)[self.file_N]
+        """Payload bytes of each row."""
+        self.is_direct = all((c.offset_N >= 0).all() for c in self._columns.values())
+        """Whether every file is in the direct layout."""
+
+    def width(self, column: str, file: int) -> int:
+        """Return the bytes of one value of a column in a file."""
+        return int(self._columns[column].width_F[file])
+
+    def read(self, rows_B: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
+        """Read some rows' values of one width, in the order asked for.
+
+        Args:
+            rows_B: numbers of the rows.
+            out: by column, C-contiguous uint8 [B, width] that is filled.
+
+        Raises:
+            StorageError: an object is gone or shorter than its footer promises.
+        """
+        file_B = self.file_N[rows_B]
+        for file in np.unique(file_B).tolist():
+            mine = np.flatnonzero(file_B == file)
+            spans: list[tuple[int, memoryview]] = []
+            for column, out_BW in out.items():
+                offset_b = self._columns[column].offset_N[rows_B[mine]]
+                if offset_b[0] < 0:
+                    out_BW[mine] = self._decoded(column, file, rows_B[mine])
+                else:
+                    spans += _spans(offset_b, mine, out_BW)
+            self._read_into(self._files[file].key, spans)
+
+    def unit_bytes(self, unit: int) -> int:
+        """Return the length of a row group's span."""
+        return int(self._end_U[unit] - self._start_U[unit])
+
+    def read_unit(self, unit: int, out: np.ndarray) -> None:
+        """Read the span of one row group's values, of all columns, by one request."""
+        file = int(self.file_N[self._first_row_U[unit]])
+        self._read_into(self._files[file].key, [(int(self._start_U[unit]), out.data)])
+
+    def pick(
+        self, rows_B: np.ndarray, spans: Sequence[np.ndarray], out: Mapping[str, np.ndarray]
+    ) -> None:
+        """Do what `read` does, out of what `read_unit` has read for each of the rows."""
+        start_B = self._start_U[self.unit_N[rows_B]]
+        for column, out_BW in out.items():
+            width = out_BW.shape[1]
+            begin_B = self._columns[column].offset_N[rows_B] - start_B
+            for row, (span, begin) in enumerate(zip(spans, begin_B.tolist(), strict=True)):
+                out_BW[row] = span[begin : begin + width]
+
+    def _decoded(self, column: str, file: int, rows_B: np.ndarray) -> list[np.ndarray]:
+        values = read_file(self._objects, self._files[file], [column])[column]
+        picked = values.take(pa.array(rows_B - self._first_F[file]))
+        return [np.frombuffer(value.as_py(), np.uint8) for value in picked]
+
+    def _ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return where the values of each row group begin and end in their file."""
+        first_U = self._first_row_U
+        last_U = np.append(first_U[1:], len(self.unit_N))[: len(first_U)] - 1
+        width_FC = np.stack([column.width_F for column in self._columns.values()], axis=1)
+        offset_NC = np.stack([column.offset_N for column in self._columns.values()], axis=1)
+        ends_UC = offset_NC[last_U] + width_FC[self.file_N[last_U]]
+        return offset_NC[first_U].min(axis=1), ends_UC.max(axis=1)
+
+
+class SpanCache:
+    """Keeps what was read in a local folder, for stores that are far away.
+
+    Objects never change under their key, so neither do spans of them. Nothing is ever evicted: give
+    it a folder of its own with room for what is read, and delete it after a take-down.
+
+    Args:
+        objects: the store.
+        folder: made if it is not there; shared safely by processes.
+    """
+
+    def __init__(self, objects: ObjectStore, folder: Path) -> None:
+        self._objects, self._folder = objects, folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> None:
+        """Do what the store's `read_into` does."""
+        for start, target in spans:
+            name = sha256_hex(f"{self._objects.url}/{key}:{start}:{len(target)}".encode())
+            path = self._folder / name
+            try:
+                with path.open("rb") as file:
+                    file.readinto(target)
+            except FileNotFoundError:
+                self._objects.read_into(key, [(start, target)])
+                with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as temporary:
+                    temporary.write(target)
+                Path(temporary.name).rename(path)
+
+
+def _spans(
+    offset_b: np.ndarray, place_b: np.ndarray, out_BW: np.ndarray
+) -> Iterator[tuple[int, memoryview]]:
+    """Yield what to read where; neighbours in the file that become neighbours are one span."""
+    width, target = out_BW.shape[1], out_BW.data.cast("B")
+    is_break = (np.diff(offset_b) != width) | (np.diff(place_b) != 1)
+    begin_r = np.concatenate([[0], np.flatnonzero(is_break) + 1])
+    end_r = np.append(begin_r[1:], len(offset_b)) - 1
+    begins, ends = place_b[begin_r] * width, (place_b[end_r] + 1) * width
+    for offset, begin, end in zip(
+        offset_b[begin_r].tolist(), begins.tolist(), ends.tolist(), strict=True
+    ):
+        yield offset, target[begin:end]
+
+
+def _notes(footer: pq.FileMetaData) -> dict[str, str]:
+    pairs = (footer.metadata or {}).items()
+    return {key.decode(): value.decode(errors="replace") for key, value in pairs}
+
+
+def _column(footers: Sequence[pq.FileMetaData], name: str) -> _Column:
+    widths, offsets = [], [np.empty(0, np.int64)]
+    for footer in footers:
+        widths.append(footer.schema.column(footer.schema.names.index(name)).length)
+        offsets.extend(_offsets(footer, name))
+    return _Column(np.array(widths, np.int64), np.concatenate(offsets))
+
+
+def _offsets(footer: pq.FileMetaData, name: str) -> Iterator[np.ndarray]:
+    blocks = direct_blocks(footer, name)
+    if blocks is None:
+        yield np.full(footer.num_rows, -1, np.int64)
+    for block in blocks or ():
+        yield block.start + np.arange(block.rows, dtype=np.int64) * block.width
