@@ -157,10 +157,10 @@ class TokenLoader:
             ahead: deque[tuple[Future[Batch], np.ndarray]] = deque()
             for step in range(self._step, len(order)):
                 while len(ahead) < _BATCHES_AHEAD and step + len(ahead) < len(order):
-                    mine = self._mine(order, step + len(ahead))
-                    size = int(order.size_S[step + len(ahead)])
-                    visit_B = units.expect(self._row_N[mine]) if units else _NO_VISIT
-                    ahead.append((pool.submit(self._load, mine, size, units, visit_B), visit_B))
+                    later = step + len(ahead)
+                    visit_B = units.expect(self._mine(order, later)) if units else _NO_VISIT
+                    load = pool.submit(self._load, order, later, units, visit_B)
+                    ahead.append((load, visit_B))
                 loading, visit_B = ahead.popleft()
                 batch = loading.result()
                 if units:
@@ -193,30 +193,31 @@ class TokenLoader:
         return 1 if is_short and not self._is_remote else _BATCHES_AHEAD
 
     def _mine(self, order: EpochOrder, step: int) -> np.ndarray:
-        return order.batch(step, self._rank, self._world_size)
+        return self._row_N[order.batch(step, self._rank, self._world_size)]
 
     def _units(self, order: EpochOrder, requests: Executor) -> "_Units":
         steps = range(self._step, len(order))
-        batches = [self._row_N[self._mine(order, step)] for step in steps]
+        batches = [self._mine(order, step) for step in steps]
         return _Units(self._payload, batches, requests, self._buffers)
 
     def _load(
-        self, mine: np.ndarray, global_size: int, units: "_Units | None", visit_B: np.ndarray
+        self, order: EpochOrder, step: int, units: "_Units | None", visit_B: np.ndarray
     ) -> Batch:
         """Read this rank's slice of a global batch."""
-        meta = self._meta.take(pa.array(mine))
+        whole = order.batch(step)
+        kept_B = order.batch(step, self._rank, self._world_size)
+        meta = self._meta.take(pa.array(kept_B))
         batch: Batch = {
             "captions": [caption or "" for caption in meta["caption"].to_pylist()],
             "labels": meta["label"].to_pylist(),
             "clip_ids": meta["clip_id"].to_pylist(),
-            "global_size": global_size,
+            "global_size": len(whole),
         }
-        if not len(mine):
-            return batch
-        rows_B = self._row_N[mine]
-        file = int(self._payload.file_N[rows_B[0]])
+        rows_B = self._row_N[kept_B]
+        file = int(self._payload.file_N[self._row_N[whole[0]]])
+        shape = self._shape_b4[self._bucket_N[whole[0]]].tolist()
         values = {
-            column: self._buffers.take(len(mine), self._payload.width(column, file))
+            column: self._buffers.take(len(rows_B), self._payload.width(column, file))
             for column in self._columns
         }
         if units:
@@ -226,15 +227,8 @@ class TokenLoader:
         for column, values_BW in values.items():
             if self._verify:
                 self._check(column, values_BW, meta)
-            batch |= self._tensor(column, values_BW, mine)
+            batch |= _tensor(column, values_BW, shape)
         return batch
-
-    def _tensor(self, column: str, values_BW: np.ndarray, mine: np.ndarray) -> Batch:
-        if column != "latent":
-            return {f"{column}_BN": torch.from_numpy(values_BW)}
-        t, k, h, w = self._shape_b4[self._bucket_N[mine[0]]].tolist()
-        flat = torch.from_numpy(values_BW).view(torch.float16)
-        return {"latent_BTKHW": flat.view(len(mine), t, k, h, w)}
 
     def _check(self, column: str, values: np.ndarray, meta: pa.Table) -> None:
         for clip, stored, value in zip(
@@ -360,6 +354,14 @@ class _Buffers:
         array = memory.reshape(shape)
         finalize(array, free.append, memory).atexit = False
         return array
+
+
+def _tensor(column: str, values_BW: np.ndarray, shape: Sequence[int]) -> Batch:
+    t, k, h, w = shape
+    if column != "latent":
+        return {f"{column}_BN": torch.from_numpy(values_BW)}
+    flat = torch.from_numpy(values_BW).view(torch.float16)
+    return {"latent_BTKHW": flat.view(len(values_BW), t, k, h, w)}
 
 
 def _memory(size: int) -> np.ndarray:

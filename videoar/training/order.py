@@ -45,9 +45,12 @@ class EpochOrder:
         return len(self.start_S)
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> np.ndarray:
-        """Return a rank's rows of a global batch; of a short one, slices differ by one row."""
+        """Return a rank's rows of a global batch.
+
+        Slices of a short one differ by one row: the last ranks may have none, rank 0 never.
+        """
         start, size = int(self.start_S[step]), int(self.size_S[step])
-        begin, end = (size * part // world_size for part in (rank, rank + 1))
+        begin, end = (-(-size * part // world_size) for part in (rank, rank + 1))
         return self.rows_N[start + begin : start + end]
 
 

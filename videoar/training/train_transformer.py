@@ -30,6 +30,7 @@ from videoar.training.config import Phase, TransformerTraining
 from videoar.training.optimizer import MovingAverage, make_adamw, set_rate
 
 _MAX_BAD_STEPS = 5  # chosen: a spike passes, a broken run does not
+_NOTHING = BitLoss(torch.zeros(()), torch.zeros(()))
 _HISTORY = 200  # points of the loss curve that are kept
 
 
@@ -124,9 +125,10 @@ class TransformerTrainer:
         rate = self.training.optimizer.rate(inner, phase.steps)
         set_rate(self.optimizer, rate)
         self.optimizer.zero_grad()
-        scored = self._score(batch, phase)
         rows = len(batch["captions"])
-        (scored.loss * (rows / batch["global_size"])).backward()
+        scored = self._score(batch, phase) if rows else _NOTHING  # a short batch may leave us none
+        if rows:
+            (scored.loss * (rows / batch["global_size"])).backward()
         _sum_gradients(self.model)
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.training.optimizer.clip_norm
@@ -192,8 +194,10 @@ def _sum_gradients(model: VideoAR) -> None:
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
         return
-    gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    gradients = [w.grad if w.grad is not None else torch.zeros_like(w) for w in weights]
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     distributed.all_reduce(flat)
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    parts = flat.split([weight.numel() for weight in weights])
+    for weight, part in zip(weights, parts, strict=True):
+        weight.grad = part.view_as(weight)

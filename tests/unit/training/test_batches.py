@@ -222,6 +222,15 @@ def test_both_columns_of_a_row_group_come_together(many_units):
     assert len(first) == len(store.objects.reads)
 
 
+def test_a_rank_without_rows_of_a_short_batch_gets_an_empty_one(many_units):
+    shares = [list(TokenLoader(many_units, 64, 7, rank, 64)) for rank in (0, 63)]
+    assert shares[0][-1]["latent_BTKHW"].shape == (1, 2, 3, 4, 5)
+    last = shares[1][-1]
+    assert last["latent_BTKHW"].shape == (0, 2, 3, 4, 5)
+    assert last["global_size"] == 32
+    assert last["clip_ids"] == []
+
+
 def test_large_rows_from_far_come_one_by_one():
     wide = commit(token_table(0, 10, (2, 8, 64, 128)))
     store = far(wide)

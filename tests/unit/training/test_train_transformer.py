@@ -1,5 +1,7 @@
 import json
+import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -104,3 +106,24 @@ def test_other_folders_are_refused(tmp_path):
     config.write_text(json.dumps({**json.loads(config.read_text()), "kind": "upscaler"}))
     with pytest.raises(ContractError, match="upscaler"):
         load_model(tmp_path)
+
+
+def _step_of_rank(rank, folder):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    trainer = make_trainer()
+    batch = next(iter(Squares(4)))
+    if rank:
+        batch |= {"captions": [], "latent_BTKHW": batch["latent_BTKHW"][:0]}
+    metrics = trainer.take_step(batch, trainer.training.phases[0], 0)
+    assert math.isfinite(metrics["gradient_norm"])
+    torch.distributed.destroy_process_group()
+    flat = torch.cat([weight.detach().flatten() for weight in trainer.model.parameters()])
+    np.save(f"{folder}/{rank}.npy", flat.numpy())
+
+
+@pytest.mark.slow
+def test_a_rank_without_rows_of_a_short_batch_takes_part(tmp_path):
+    torch.multiprocessing.spawn(_step_of_rank, args=(str(tmp_path),), nprocs=2)
+    np.testing.assert_array_equal(np.load(tmp_path / "0.npy"), np.load(tmp_path / "1.npy"))
