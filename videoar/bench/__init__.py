@@ -12,7 +12,7 @@ from videoar.core.errors import ConfigError
 if TYPE_CHECKING:
     from videoar.bench.result import BenchResult
 
-BENCHES = ("cuts", "ingest", "runner")
+BENCHES = ("cuts", "ingest", "loader", "runner")
 
 
 def measure(name: str, videos: Path | None, rounds: int) -> "BenchResult":
@@ -29,6 +29,10 @@ def measure(name: str, videos: Path | None, rounds: int) -> "BenchResult":
         from videoar.bench import cuts
 
         return cuts.run(rounds)
+    if name == "loader":
+        from videoar.bench import loader
+
+        return loader.run(rounds)
     if name == "runner":
         from videoar.bench import runner
 

@@ -349,7 +349,7 @@ def doctor() -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="ingest, cuts or runner.")],
+    name: Annotated[str, typer.Argument(help="cuts, ingest, loader or runner.")],
     videos: Annotated[
         Path | None, typer.Option(help="Folder to measure on; default: drawn.")
     ] = None,

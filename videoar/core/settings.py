@@ -31,6 +31,8 @@ class Settings:
     """Log form on stderr, `text` or `json`; empty: text on a terminal, JSON lines elsewhere."""
     i3d_weights: str = ""
     """Path of the I3D `rgb_scratch` checkpoint data file; `fvd` exists only with it."""
+    bench_peers: str = ""
+    """Python interpreter that has the peers of `bench loader`; empty: this one."""
     crash_at: str = ""
     """Test hook: name of the point at which the process kills itself with SIGKILL."""
 

@@ -1,11 +1,12 @@
 """Benchmarks: the films are what they say, the counting is right, a run gives ratios."""
 
+import importlib.util
 import itertools
 
 import numpy as np
 import pytest
 
-from videoar.bench import BENCHES, measure
+from videoar.bench import BENCHES, loader, loader_cell, measure
 from videoar.bench.cuts import _count, _row, _Tally
 from videoar.bench.films import DISTURBANCES, Disturbance, Film, Transition
 from videoar.bench.result import compare, shuffled
@@ -89,3 +90,28 @@ def test_what_cannot_be_measured_is_said(tmp_path):
         measure("speed", None, 1)
     with pytest.raises(ConfigError, match="no video that can be read"):
         measure("ingest", tmp_path, 1)
+
+
+def test_contestants_of_the_loader_read_every_row(tmp_path):
+    random = np.random.default_rng(0)
+    for name, width in (("bits", 30), ("latent", 4 * 3 * 2 * 2 * 2)):
+        np.save(tmp_path / f"{name}.npy", random.integers(0, 256, (50, width), np.uint8))
+    (tmp_path / "shape.json").write_text("[4, 3, 2, 2]")
+    for name in ("raw", "ours"):
+        write, read = loader_cell.CONTESTANTS[name]
+        (tmp_path / name).mkdir()
+        write(tmp_path, tmp_path / name)
+        assert list(read(tmp_path, tmp_path / name, 8, 1)) == [8] * 6 + [2]
+
+
+def test_a_peer_that_is_not_installed_is_left_out_by_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(loader._SHAPES, "A", ((4, 3, 2, 2), 30, 50, 8))
+    absent = {name: loader_cell.CONTESTANTS[name] for name in ("raw", "ours", "webdataset")}
+    monkeypatch.setattr(loader_cell, "CONTESTANTS", absent)
+    if importlib.util.find_spec("webdataset"):
+        pytest.skip("webdataset is installed here")
+    notes = set()
+    found = loader._measure(tmp_path, "A", 1, notes)
+    assert found.keys() == {"raw", "ours"}
+    assert found["ours"][0]["samples_per_s"] > 0
+    assert [note for note in notes if "webdataset was left out: ModuleNotFoundError" in note]

@@ -1,0 +1,82 @@
+"""`bench loader`: shuffled batches of tokens, beside other formats and plain reads.
+
+Payload of two shapes: A, as clips of UCF-101 have it at 128 px, and B, as clips of 384 x 672. Each
+contestant reads in a fresh process, from the page cache, into recycled buffers; contestants are
+shuffled within a turn and compared with `raw` of that turn. Peers need not be installed here:
+`VIDEOAR_BENCH_PEERS` names a Python interpreter that has them, because MDS replaces torch.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from videoar.bench import loader_cell
+from videoar.bench.result import BenchResult, compare, shuffled
+from videoar.core.errors import StageError
+from videoar.core.settings import settings
+
+_SHAPES = {  # latent shape, bytes of bits, rows, batch size
+    "A": ((5, 48, 8, 8), 3900, 16_384, 64),
+    "B": ((9, 48, 24, 42), 141_912, 640, 8),
+}
+
+
+def run(rounds: int) -> BenchResult:
+    """Measure in turns."""
+    figures: dict[str, list[float]] = {"ours": []}
+    cases: dict[str, dict[str, float]] = {}
+    notes: set[str] = set()
+    for shape in _SHAPES:
+        with tempfile.TemporaryDirectory(prefix="videoar-bench-") as name:
+            found = _measure(Path(name), shape, rounds, notes)
+        for contestant, turns in found.items():
+            rates = [turn["samples_per_s"] for turn in turns]
+            if shape == "A":
+                figures[contestant] = rates
+            raw = [turn["samples_per_s"] for turn in found["raw"]]
+            ratios = [rate / limit for rate, limit in zip(rates, raw, strict=True)]
+            means = {key: float(np.median([turn[key] for turn in turns])) for key in turns[0]}
+            cases[f"{shape} {contestant}"] = {"to_raw": float(np.median(ratios)), **means}
+    return compare(
+        "loader", "shuffled samples (shape A) per second", figures,
+        cases={case: {k: round(v, 3) for k, v in row.items()} for case, row in cases.items()},
+        notes=tuple(sorted(notes)),
+    )  # fmt: skip
+
+
+def _measure(
+    folder: Path, shape: str, rounds: int, notes: set[str]
+) -> dict[str, list[dict[str, float]]]:
+    latent_shape, bits_bytes, rows, batch_size = _SHAPES[shape]
+    random = np.random.default_rng(0)
+    for name, width in (("bits", bits_bytes), ("latent", int(np.prod(latent_shape)) * 2)):
+        np.save(folder / f"{name}.npy", random.integers(0, 256, (rows, width), np.uint8))
+    (folder / "shape.json").write_text(json.dumps(latent_shape))
+    found: dict[str, list[dict[str, float]]] = {}
+    for name in loader_cell.CONTESTANTS:
+        try:
+            _cell("write", name, folder, batch_size)
+            found[name] = []
+        except StageError as error:
+            if name in {"raw", "ours"}:
+                raise
+            notes.add(f"{name} was left out: {str(error).splitlines()[-1][:200]}")
+    for turn in range(rounds):
+        for name in shuffled(list(found), turn):
+            found[name].append(_cell("read", name, folder, batch_size))
+    return found
+
+
+def _cell(action: str, name: str, folder: Path, batch_size: int) -> dict[str, float]:
+    own = name in {"raw", "ours"}
+    python = sys.executable if own else settings().bench_peers or sys.executable
+    command = [python, loader_cell.__file__, action, name, str(folder), str(batch_size)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - ours
+    if done.returncode:
+        raise StageError(f"bench loader, {name}", done.stderr.strip() or f"exit {done.returncode}")
+    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return answer
