@@ -18,7 +18,6 @@ from videoar.media.decode import decode_clip
 from videoar.media.isolate import Scanner
 from videoar.media.process import Limits
 from videoar.media.scan import ScanPlan
-from videoar.media.sources import fetch, file_sha256
 from videoar.storage.object_store import ObjectStore
 
 COLUMNS = (
@@ -38,7 +37,7 @@ class ClipReader:
 
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
-        self._scanner: Scanner | None = None
+        self._scanner = Scanner(ScanPlan(), Limits(wall_s=300.0, cpu_s=300))
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._source: tuple[str, Path] | None = None
 
@@ -51,8 +50,6 @@ class ClipReader:
         """
         if row["video_key"] is not None:
             return decode_clip(self._objects.get(row["video_key"]))
-        if self._scanner is None:
-            self._scanner = Scanner(ScanPlan(), Limits(wall_s=300.0, cpu_s=300))
         plan = ScanPlan(
             size_px=row["width_px"],
             start_pts=row["start_pts"],
@@ -66,8 +63,8 @@ class ClipReader:
         if self._source is None or self._source[0] != uri:
             self._forget_source()
             self._folder = tempfile.TemporaryDirectory(prefix="videoar-source-")
-            path = fetch(uri, Path(self._folder.name))
-            if file_sha256(path) != source_id:
+            path, found = self._scanner.fetch(uri, Path(self._folder.name))
+            if found != source_id:
                 what = f"is not the source with SHA-256 {source_id[:12]}... any more"
                 raise MediaError(uri, "IO_PERMANENT", f"{what}: ingest it again")
             self._source = uri, path
@@ -82,6 +79,4 @@ class ClipReader:
     def close(self) -> None:
         """End the child process and give the source back."""
         self._forget_source()
-        if self._scanner is not None:
-            self._scanner.close()
-            self._scanner = None
+        self._scanner.close()

@@ -1,9 +1,9 @@
-"""Scan sources in a child process that may be killed at any time.
+"""Fetch and scan sources in child processes that may be killed at any time.
 
-Decoders crash, hang and swallow memory on hostile files; none of that may reach the worker. One
-child serves many sources (a start costs 0.5 s) under memory and CPU limits, in its own session; a
-timer kills it at the deadline, and the next source gets a new one. The child is not trusted:
-only JSON and raw pixels come back, never pickles.
+Decoders crash, hang and swallow memory on hostile files, drives and servers stop answering; none of
+that may reach the worker. One child of each kind serves many sources (a start costs 0.5 s) under
+memory and CPU limits, in its own session; a timer kills it at the deadline, and the next source
+gets a new one. The child is not trusted: only JSON and raw pixels come back, never pickles.
 """
 
 import json
@@ -19,7 +19,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
@@ -27,21 +27,23 @@ from typing import IO, Any
 
 import numpy as np
 
-from videoar.core.errors import ConfigError, MediaError
+from videoar.core.errors import ConfigError, MediaError, TransientStorageError
 from videoar.core.settings import child_environment
+from videoar.media.fetch import SOURCE, Fetched, fetch
 from videoar.media.process import Limits, kill_group, tail
 from videoar.media.scan import Excerpt, ScanPlan, SourceFacts, scan
 
 _START_S = 120  # chosen: importing the decoders takes 0.5 s on an idle machine
+_FETCH_MEMORY_BYTES = 4 << 30  # address space, most of it of libraries; it reads in small pieces
 _RECYCLE_AFTER = 1000  # chosen: bounds what a leaking decoder can pile up
 
 
 class Scanner:
-    """Runs `scan` on sources, one at a time; a context manager that leaves no child behind."""
+    """Fetches and scans sources, one at a time; a context manager that leaves no child behind."""
 
     def __init__(self, plan: ScanPlan, limits: Limits) -> None:
         self.plan, self.limits = plan, limits
-        self._child: _Child | None = None
+        self._children: dict[str, _Child] = {}
 
     def __enter__(self) -> "Scanner":
         return self
@@ -55,10 +57,32 @@ class Scanner:
         self.close()
 
     def close(self) -> None:
-        """End the child process."""
-        if self._child:
-            self._child.end()
-            self._child = None
+        """End the child processes."""
+        for kind in list(self._children):
+            self._children.pop(kind).end()
+
+    def fetch(self, uri: str, into: Path) -> tuple[Path, str]:
+        """Bring a source into a folder; return its path there and its SHA-256.
+
+        The wall-clock limit counts anew for every piece of some megabytes. A child of its own does
+        it: one that has decoded a hostile file could lie about the next file's identity.
+
+        Raises:
+            MediaError: it is gone or no regular file, or does not answer (`TIMEOUT`).
+            TransientStorageError: the store may answer later.
+        """
+        from videoar.media import rendered
+
+        if uri.startswith("rendered://"):  # drawn here, by tools that have their own limits
+            uri = rendered.render_file(uri, into).as_uri()
+        limits = replace(self.limits, memory_bytes=_FETCH_MEMORY_BYTES)
+        try:
+            *_, last = self._ask("fetch", limits, uri, {"uri": uri, "into": str(into)})
+        except MediaError as error:
+            if error.code == "IO_TRANSIENT":
+                raise TransientStorageError(uri, error.what) from error
+            raise
+        return into / SOURCE, last.sha256
 
     def scan(self, path: Path, part: int = 0, parts: int = 1) -> Iterator[Excerpt | SourceFacts]:
         """Yield what `videoar.media.scan.scan` yields of a source, or of a part of a long one.
@@ -71,19 +95,26 @@ class Scanner:
 
     def run(self, path: Path, plan: ScanPlan) -> Iterator[Excerpt | SourceFacts]:
         """Yield what `videoar.media.scan.scan` yields under another plan; raises as `scan`."""
-        if self._child is None or self._child.num_served >= _RECYCLE_AFTER:
-            self.close()
-            self._child = _Child(self.limits)
+        request = {"path": str(path), "plan": plan.model_dump()}
+        yield from self._ask("scan", self.limits, path.name, request)
+
+    def _ask(self, kind: str, limits: Limits, name: str, request: dict[str, Any]) -> Iterator[Any]:
+        """Let the child of a kind answer; one that failed us is not asked again."""
+        child = self._children.get(kind)
+        if child is None or child.num_served >= _RECYCLE_AFTER:
+            if child is not None:
+                child.end()
+            child = self._children[kind] = _Child(limits)
         is_done = False
         try:
-            yield from self._child.serve(path, plan)
+            yield from child.serve(name, request)
             is_done = True
         except MediaError as error:
             is_done = error.code not in {"TIMEOUT", "CRASH", "MEM"}
             raise
         finally:
             if not is_done:
-                self.close()
+                self._children.pop(kind).end()
 
 
 class _Child:
@@ -112,25 +143,28 @@ class _Child:
         self.pipe = Connection(ours.detach())
         self.end = weakref.finalize(self, _end, self.process, self.pipe, self.stderr)
 
-    def serve(self, path: Path, plan: ScanPlan) -> Iterator[Excerpt | SourceFacts]:
+    def serve(
+        self, name: str, request: dict[str, Any]
+    ) -> Iterator[Excerpt | SourceFacts | Fetched]:
         if self.num_served == 0 and not self.pipe.poll(_START_S):
             raise ConfigError("scanning process", f"did not start within {_START_S} s")
         self.num_served += 1
-        request = {"path": str(path), "plan": plan.model_dump(), "cpu_s": self.limits.cpu_s}
         left_s = self.limits.wall_s
         try:
-            self.pipe.send_bytes(json.dumps(request).encode())
+            self.pipe.send_bytes(json.dumps({**request, "cpu_s": self.limits.cpu_s}).encode())
             while True:
                 start = time.monotonic()
-                item = self._wait(path.name, left_s)
+                item = self._wait(name, left_s)
                 left_s -= time.monotonic() - start  # what the reader does meanwhile is not counted
                 if item is None:
                     return
+                if isinstance(item, Fetched):
+                    left_s = self.limits.wall_s
                 yield item
         except (EOFError, OSError) as error:
-            raise self._obituary(path.name) from error
+            raise self._obituary(name) from error
 
-    def _wait(self, name: str, left_s: float) -> Excerpt | SourceFacts | None:
+    def _wait(self, name: str, left_s: float) -> Excerpt | SourceFacts | Fetched | None:
         """Receive one item; a child that takes longer dies while it is waited for."""
         deadline = threading.Timer(left_s, self._expire)
         deadline.start()
@@ -143,7 +177,7 @@ class _Child:
         self.is_late = True
         kill_group(self.process)
 
-    def _receive(self, name: str) -> Excerpt | SourceFacts | None:
+    def _receive(self, name: str) -> Excerpt | SourceFacts | Fetched | None:
         reply = json.loads(self.pipe.recv_bytes())
         if reply["kind"] == "ready":
             reply = json.loads(self.pipe.recv_bytes())
@@ -153,6 +187,8 @@ class _Child:
             return None
         if reply["kind"] == "source":
             return SourceFacts(**reply["facts"])
+        if reply["kind"] == "fetched":
+            return Fetched(**reply["facts"])
         pixels = np.frombuffer(self.pipe.recv_bytes(), np.uint8)
         return Excerpt(pixels.reshape(reply["shape"]), reply["facts"])
 
@@ -185,7 +221,10 @@ def main(fd: int, memory_bytes: int) -> None:
         except EOFError:
             return
         _allow_cpu(request["cpu_s"])
-        _answer(pipe, Path(request["path"]), ScanPlan(**request["plan"]))
+        if "uri" in request:
+            _answer_fetch(pipe, request)
+        else:
+            _answer(pipe, Path(request["path"]), ScanPlan(**request["plan"]))
 
 
 def _follow(fd: int) -> None:
@@ -217,6 +256,18 @@ def _answer(pipe: Connection, path: Path, plan: ScanPlan) -> None:
         _send(pipe, "error", code=error.code, what=error.what)
     except MemoryError:
         _send(pipe, "error", code="MEM", what="out of memory while decoding")
+
+
+def _answer_fetch(pipe: Connection, request: dict[str, Any]) -> None:
+    try:
+        for state in fetch(request["uri"], Path(request["into"])):
+            _allow_cpu(request["cpu_s"])
+            _send(pipe, "fetched", facts=asdict(state))
+        _send(pipe, "end")
+    except MediaError as error:
+        _send(pipe, "error", code=error.code, what=error.what)
+    except TransientStorageError as error:
+        _send(pipe, "error", code="IO_TRANSIENT", what=str(error))
 
 
 def _send(pipe: Connection, kind: str, **content: Any) -> None:  # noqa: ANN401 - JSON values

@@ -1,4 +1,4 @@
-"""List what lies under a raw input, and bring single files here.
+"""List what lies under a raw input.
 
 Every file gets a row, however odd its name or kind: what cannot be a video is refused later, with a
 row of its own, never by being overlooked. Local files have percent-encoded `file://` addresses, so
@@ -6,7 +6,6 @@ that any name (newlines, bytes that are no UTF-8) is valid text and can be opene
 """
 
 import csv
-import hashlib
 import io
 import logging
 import os
@@ -14,14 +13,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import pyarrow as pa
 
 from videoar.contracts.contract import load_contract
-from videoar.core.errors import ConfigError, MediaError, StorageError
+from videoar.core.errors import ConfigError
 from videoar.core.settings import settings
 from videoar.media import rendered
+from videoar.media.fetch import bucket_and_key
 from videoar.storage.object_store import S3ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -73,49 +73,6 @@ def list_sources(url: str) -> pa.Table:
     return contract.conform(pa.Table.from_pylist(rows, contract.arrow_schema), url)
 
 
-def fetch(uri: str, into: Path) -> Path:
-    """Make a source readable as a local file with a harmless name.
-
-    Args:
-        uri: address from `list_sources`.
-        into: existing, empty folder.
-
-    Returns:
-        Path in that folder; a link for local files, which are never copied nor changed.
-
-    Raises:
-        MediaError: `IO_PERMANENT`, the object is gone.
-        TransientStorageError: the store may answer later.
-    """
-    if uri.startswith("rendered://"):
-        return rendered.render_file(uri, into)
-    path = into / "source"
-    if uri.startswith("file://"):
-        path.symlink_to(os.fsdecode(unquote_to_bytes(urlsplit(uri).path)))
-        return path
-    bucket, key = _bucket_and_key(uri)
-    try:
-        path.write_bytes(S3ObjectStore(bucket, "", settings().s3_endpoint).get(key))
-    except StorageError as error:
-        if error.retryable:
-            raise
-        raise MediaError(uri, "IO_PERMANENT", error.what) from error
-    return path
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes: the identity of a source.
-
-    Raises:
-        MediaError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise MediaError(path.name, "IO_PERMANENT", error.strerror or str(error)) from error
-
-
 def _folder(url: str) -> Path:
     folder = Path(os.fsdecode(unquote_to_bytes(urlsplit(url).path)) if "://" in url else url)
     if "://" in url and not url.startswith("file://"):
@@ -164,7 +121,7 @@ def _name(raw: bytes) -> str:
 
 
 def _list_s3(url: str) -> Iterator[_File]:
-    bucket, key = _bucket_and_key(url)
+    bucket, key = bucket_and_key(url)
     prefix = key.rstrip("/")
     objects = S3ObjectStore(bucket, prefix, settings().s3_endpoint)
     for info in objects.list(""):
@@ -176,11 +133,6 @@ def _list_s3(url: str) -> Iterator[_File]:
                 size_bytes=info.size_bytes,
                 read=lambda key=info.key: objects.get(key),  # type: ignore[misc] # default argument
             )
-
-
-def _bucket_and_key(uri: str) -> tuple[str, str]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket, unquote(key)
 
 
 def _rows(url: str, files: list[_File]) -> list[dict[str, Any]]:

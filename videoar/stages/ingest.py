@@ -72,7 +72,8 @@ class IngestConfig(StageConfig):
     sources_per_shard: int = Field(default=16, ge=1)
     """Sources per shard on average."""
     scan_timeout_s: float = runtime(300.0, gt=0)
-    """Wall-clock and CPU seconds that one source, or one part of a long one, may take."""
+    """Wall-clock and CPU seconds that decoding one source, or one part of a long one, may take; and
+    that fetching one may take for every 64 MiB."""
     scan_memory_mib: int = runtime(2048, ge=512)
     """Address space of the scanning process."""
 
@@ -183,13 +184,8 @@ class _Ingest:
 
     def _ingest(self, row: Row, seen: dict[str, str]) -> list[Row]:
         """Turn one source into rows; `seen` maps addresses to content for the whole shard."""
-        from videoar.media.probe import require_file
-        from videoar.media.sources import fetch, file_sha256
-
         with tempfile.TemporaryDirectory(prefix="videoar-source-") as folder:
-            path = fetch(row["uri"], Path(folder))
-            require_file(path)
-            source_id = file_sha256(path)
+            path, source_id = self.scanner.fetch(row["uri"], Path(folder))
             if find_tombstone(self.store.ledger, source_id) is not None:
                 raise MediaError(row["name"], "FORGOTTEN", f"taken down: sha256 {source_id}")
             twins = [uri for uri, digest in seen.items() if digest == source_id]

@@ -24,6 +24,7 @@ from videoar.core.errors import ConfigError, StorageError, TransientStorageError
 
 MULTIPART_BYTES = 64 << 20
 """Plain puts above this size go up in parts."""
+_PIECE_BYTES = 1 << 20
 NOTES = "withdrawn/"
 
 
@@ -330,7 +331,11 @@ class S3ObjectStore:
             raise StorageError(
                 self.url, "no AWS credentials", "set AWS_ACCESS_KEY_ID or AWS_PROFILE"
             ) from error
-        except (exceptions.HTTPClientError, exceptions.ConnectionError) as error:
+        except (
+            exceptions.HTTPClientError,
+            exceptions.ConnectionError,
+            exceptions.IncompleteReadError,
+        ) as error:
             where = self._endpoint or self.url
             hint = "check the network and VIDEOAR_S3_ENDPOINT"
             raise TransientStorageError(where, "the S3 endpoint gives no answer", hint) from error
@@ -376,6 +381,20 @@ class S3ObjectStore:
                 except self._client.exceptions.NoSuchKey:
                     raise _missing(self, key) from None
                 _fill(target, body.readinto, f"{self.url}/{key}")
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        """GET the object piece by piece, for those too big for memory.
+
+        Raises:
+            StorageError: there is no such object.
+            TransientStorageError: the connection broke on the way.
+        """
+        with self._errors(key):
+            try:
+                body = self._call("get_object", key)["Body"]
+            except self._client.exceptions.NoSuchKey:
+                raise _missing(self, key) from None
+            yield from body.iter_chunks(_PIECE_BYTES)
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
         """PUT in one request or, unconditional and big, in parts."""

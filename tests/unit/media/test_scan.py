@@ -229,11 +229,11 @@ def test_child_gives_the_same_and_outlives_bad_files(tmp_path, scanner):
     good = write(tmp_path / "a.mp4", shot(40))
     (tmp_path / "b.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(500))
     before = list(scanner.scan(good))
-    pid = scanner._child.process.pid
+    pid = scanner._children["scan"].process.pid
     with pytest.raises(MediaError):
         list(scanner.scan(tmp_path / "b.mp4"))
     after = list(scanner.scan(good))
-    assert scanner._child.process.pid == pid
+    assert scanner._children["scan"].process.pid == pid
     here = list(scan(good, ScanPlan(size_px=48)))
     for ours, theirs in ((before, here), (after, here)):
         assert [vars(x) for x in ours[-1:]] == [vars(x) for x in theirs[-1:]]
@@ -251,7 +251,7 @@ def test_a_dead_or_hanging_child_costs_one_source(tmp_path, stroke, code):
     good = write(tmp_path / "a.mp4", shot(40))
     with Scanner(ScanPlan(size_px=48), Limits(wall_s=2, cpu_s=20)) as scanner:
         assert len(list(scanner.scan(good))) == 3
-        pid = scanner._child.process.pid
+        pid = scanner._children["scan"].process.pid
         os.kill(pid, stroke)
         with pytest.raises(MediaError) as error:
             list(scanner.scan(good))

@@ -1,12 +1,17 @@
 """Listing: every file gets a row, labels and captions find their way, errors name the place."""
 
+import hashlib
 import os
 
 import pytest
 
 from videoar.core.errors import ConfigError, MediaError
-from videoar.media.probe import admit, require_file, sniff
-from videoar.media.sources import fetch, list_sources
+from videoar.media.fetch import fetch
+from videoar.media.isolate import Scanner
+from videoar.media.probe import admit, sniff
+from videoar.media.process import Limits
+from videoar.media.scan import ScanPlan
+from videoar.media.sources import list_sources
 
 MP4 = b"\0\0\0\x18ftypisom"
 
@@ -32,12 +37,14 @@ def test_every_file_gets_a_row_whatever_its_name_or_kind(tmp_path):
     assert [row["uri"] for row in found] == sorted(row["uri"] for row in found)
     for row in found:
         (tmp_path / ".into").mkdir()
-        path = fetch(row["uri"], tmp_path / ".into")
+        path = tmp_path / ".into" / "source"
         if row["size_bytes"]:
+            *_, last = fetch(row["uri"], tmp_path / ".into")
             assert path.read_bytes().startswith(MP4)
+            assert last.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         else:
             with pytest.raises(MediaError) as error:
-                require_file(path)
+                list(fetch(row["uri"], tmp_path / ".into"))
             assert error.value.code == "IO_PERMANENT"
         path.unlink()
         (tmp_path / ".into").rmdir()
@@ -113,7 +120,9 @@ def test_nothing_to_list_is_one_clear_line(tmp_path):
 def test_rendered_corpus_is_an_input_like_others(tmp_path):
     listed = list_sources("rendered://shapes?num_videos=3&seed=0").to_pylist()
     assert len(listed) == 3
-    assert fetch(listed[0]["uri"], tmp_path).stat().st_size > 0
+    with Scanner(ScanPlan(), Limits(wall_s=20)) as scanner:
+        path, sha256 = scanner.fetch(listed[0]["uri"], tmp_path)
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def refusal(scanner, path):
 
 def test_a_wedged_decoder_is_killed_in_time(scanner, good):
     assert len(list(scanner.scan(good))) == 3
-    os.kill(scanner._child.process.pid, signal.SIGSTOP)
+    os.kill(scanner._children["scan"].process.pid, signal.SIGSTOP)
     code, seconds = refusal(scanner, good)
     assert code == "TIMEOUT"
     assert 1.4 < seconds < 2.5
@@ -247,7 +247,7 @@ def test_an_endless_film_is_cut_off_in_time(scanner, good, tmp_path):
     film = hostile.repeated(tmp_path / "film.mp4", "3072x3072", 30, 100)
     assert film.stat().st_size < 2 << 20
     list(scanner.scan(good))
-    pid = scanner._child.process.pid
+    pid = scanner._children["scan"].process.pid
     code, seconds = refusal(scanner, film)
     assert code == "TIMEOUT"
     assert 1.4 < seconds < 2.5
