@@ -6,7 +6,6 @@ killable child that first read it, and only while the source still has the SHA-2
 References keep a corpus from being stored twice; clips read them at the price of a seek.
 """
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from videoar.media.decode import decode_clip
 from videoar.media.isolate import Scanner
 from videoar.media.process import Limits
 from videoar.media.scan import ScanPlan
+from videoar.media.scratch import Scratch, sweep
 from videoar.storage.object_store import ObjectStore
 
 COLUMNS = (
@@ -38,7 +38,8 @@ class ClipReader:
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
         self._scanner = Scanner(ScanPlan(), Limits(wall_s=300.0, cpu_s=300))
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Scratch | None = None
+        sweep()
         self._source: tuple[str, Path] | None = None
 
     def __call__(self, row: Mapping[str, Any]) -> np.ndarray:
@@ -62,8 +63,8 @@ class ClipReader:
     def _path(self, uri: str, source_id: str) -> Path:
         if self._source is None or self._source[0] != uri:
             self._forget_source()
-            self._folder = tempfile.TemporaryDirectory(prefix="videoar-source-")
-            path, found = self._scanner.fetch(uri, Path(self._folder.name))
+            self._folder = Scratch()
+            path, found = self._scanner.fetch(uri, self._folder.path)
             if found != source_id:
                 what = f"is not the source with SHA-256 {source_id[:12]}... any more"
                 raise MediaError(uri, "IO_PERMANENT", f"{what}: ingest it again")
@@ -73,7 +74,7 @@ class ClipReader:
     def _forget_source(self) -> None:
         self._source = None
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.close()
             self._folder = None
 
     def close(self) -> None:

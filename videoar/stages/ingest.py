@@ -8,10 +8,8 @@ store, named by its content.
 
 import itertools
 import math
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pyarrow as pa
@@ -146,7 +144,9 @@ class _Ingest:
         from videoar.media.isolate import Scanner
         from videoar.media.process import Limits
         from videoar.media.scan import ScanPlan
+        from videoar.media.scratch import sweep
 
+        sweep()
         self.config, self.store = config, store
         plan = ScanPlan(
             num_frames=config.num_frames,
@@ -184,8 +184,10 @@ class _Ingest:
 
     def _ingest(self, row: Row, seen: dict[str, str]) -> list[Row]:
         """Turn one source into rows; `seen` maps addresses to content for the whole shard."""
-        with tempfile.TemporaryDirectory(prefix="videoar-source-") as folder:
-            path, source_id = self.scanner.fetch(row["uri"], Path(folder))
+        from videoar.media.scratch import Scratch
+
+        with Scratch() as folder:
+            path, source_id = self.scanner.fetch(row["uri"], folder)
             if find_tombstone(self.store.ledger, source_id) is not None:
                 raise MediaError(row["name"], "FORGOTTEN", f"taken down: sha256 {source_id}")
             twins = [uri for uri, digest in seen.items() if digest == source_id]
