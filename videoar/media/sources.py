@@ -3,6 +3,9 @@
 Every file gets a row, however odd its name or kind: what cannot be a video is refused later, with a
 row of its own, never by being overlooked. Local files have percent-encoded `file://` addresses, so
 that any name (newlines, bytes that are no UTF-8) is valid text and can be opened again.
+
+A video may be a link to anywhere: what is no video is refused by its content. A text may not leave
+the input, since any file's text would pass as a caption and be copied into the store.
 """
 
 import csv
@@ -11,6 +14,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes, urlsplit
@@ -104,9 +108,18 @@ def _local_file(root: Path, path: Path) -> _File:
         name=_name(os.fsencode(path.relative_to(root))),
         etag=f"{status.st_size}-{status.st_mtime_ns}",
         size_bytes=status.st_size if is_regular else 0,
-        read=path.read_bytes,
+        read=partial(_read_inside, root, path),
         is_regular=is_regular,
     )
+
+
+def _read_inside(root: Path, path: Path) -> bytes:
+    """Read a text of the input; refuse one that is a link out of it."""
+    real = path.resolve()
+    if not real.is_relative_to(root.resolve()):
+        hint = "put the file itself there, or take the link away"
+        raise ConfigError(str(path), "is a link that leads out of the input folder", hint)
+    return real.read_bytes()
 
 
 def _name(raw: bytes) -> str:
@@ -232,6 +245,9 @@ def _small_text(file: _File) -> str | None:
         return None
     try:
         text = file.read().decode("utf-8-sig")
+    except ConfigError as error:
+        logger.warning("%s; it is no caption", error)
+        return None
     except (UnicodeDecodeError, OSError):
         return None
     return None if "\0" in text else " ".join(text.split())

@@ -74,6 +74,36 @@ def test_labels_folders_and_sidecars(tmp_path):
     assert {key: row[key] for key in wanted} == wanted
 
 
+def test_a_text_that_is_a_link_stays_inside_the_input(tmp_path, caplog):
+    (tmp_path / "secret").write_text("root:x:0:0\n")
+    (tmp_path / "film").write_bytes(MP4)
+    folder = tmp_path / "in"
+    (folder / "texts").mkdir(parents=True)
+    (folder / "texts" / "words").write_text("a red ball\n")
+    for name in "abc":
+        (folder / f"{name}.mp4").symlink_to(tmp_path / "film")  # a video may be anywhere
+    (folder / "a.txt").symlink_to(tmp_path / "secret")
+    (folder / "b.txt").symlink_to("texts/words")
+    (folder / "over").symlink_to(tmp_path)
+    (folder / "c.txt").symlink_to("over/secret")
+    (tmp_path / "link").symlink_to(folder)  # the input itself may be a link
+    for top in (folder, tmp_path / "link"):
+        caplog.clear()
+        found = rows(top)
+        captions = {name: row["caption"] for name, row in found.items() if row["caption"]}
+        assert captions == {"b.mp4": "a red ball", "texts/words": "texts"}
+        assert {"a.txt", "c.txt"} < set(found)  # not overlooked: ingest will refuse them
+        for name in ("a.txt", "c.txt"):
+            assert f"{top / name}: is a link that leads out of the input folder" in caplog.text
+    (folder / "labels.csv").symlink_to(tmp_path / "secret")
+    with pytest.raises(ConfigError, match=r"labels\.csv: is a link that leads out of the input"):
+        rows(folder)
+    (folder / "labels.csv").unlink()
+    (folder / "texts" / "all").write_text("file,label\na.mp4,ball\n")
+    (folder / "labels.csv").symlink_to("texts/all")
+    assert rows(folder)["a.mp4"]["label"] == "ball"
+
+
 @pytest.mark.parametrize("header", ["licence,origin", "license,source"])
 def test_licence_and_origin_in_either_spelling(tmp_path, header):
     (tmp_path / "a.mp4").write_bytes(MP4)
