@@ -6,13 +6,14 @@ killable child that first read it, and only while the source still has the SHA-2
 References keep a corpus from being stored twice; clips read them at the price of a seek.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from videoar.core.errors import MediaError
+from videoar.media.codes import RETRYABLE, exit_kind
 from videoar.media.decode import decode_clip
 from videoar.media.isolate import Scanner
 from videoar.media.process import Limits
@@ -29,6 +30,7 @@ COLUMNS = (
     "width_px",
 )
 """Columns of `clips@1` that reading takes."""
+Row = dict[str, Any]
 _NO_LIMIT = {"max_duration_s": 1e9, "max_pixels": 1 << 40}  # ingest has let it in
 
 
@@ -59,6 +61,32 @@ class ClipReader:
         )
         (excerpt,) = self._scanner.run(self._path(row["source_uri"], row["source_id"]), plan)
         return excerpt.frames_THWC  # type: ignore[union-attr] # with `take_us` nothing else comes
+
+    def each(
+        self, rows: Iterable[Row], stage: str, refused: list[Row]
+    ) -> Iterator[tuple[Row, np.ndarray]]:
+        """Yield the rows that can be read, with their frames.
+
+        Every other row goes to `refused`, as a row of `rejects@1`: a source that has changed or
+        gone costs its own clips, not the work on all others.
+        """
+        for row in rows:
+            try:
+                frames = self(row)
+            except MediaError as error:
+                refused.append({
+                    "item_id": row["clip_id"],
+                    "kind": "clip",
+                    "stage": stage,
+                    "source_id": row["source_id"],
+                    "uri": row["source_uri"],
+                    "reasons": [error.code],
+                    "detail": error.what,
+                    "exit_kind": exit_kind(error.code),
+                    "retryable": error.code in RETRYABLE,
+                })
+            else:
+                yield row, frames
 
     def _path(self, uri: str, source_id: str) -> Path:
         if self._source is None or self._source[0] != uri:

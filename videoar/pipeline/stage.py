@@ -149,6 +149,8 @@ class MapStage(Stage[C]):
     """Where an engine that has both hosts the mapper: an actor pool or a serving deployment."""
     primary: ClassVar[str]
     """Port whose files are the shards."""
+    may_refuse_all: ClassVar[bool] = False
+    """That nothing is left is a finding here; elsewhere it is a failure."""
 
     def shards(self, inputs: Inputs) -> Sequence[Shard]:
         """Plan the work: cheap, pure, in a fixed order. Default: one shard per primary file."""

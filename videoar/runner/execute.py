@@ -38,6 +38,7 @@ from videoar.runner.runs import (
     Status,
     load_run,
 )
+from videoar.storage.reader import read_file
 from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot
 
@@ -261,7 +262,25 @@ class Execution:
             task.dataset,
             shards=counts.model_copy(update={"quarantined": total.rows_rejected}),
         )
+        if total.rows_rejected and not total.rows_out and not stage.may_refuse_all:
+            self._fail_empty(task, stage, shards, total)
         return total
+
+    def _fail_empty(
+        self, task: Task, stage: MapStage[Any], shards: list[Shard], total: WorkRecord
+    ) -> None:
+        """Fail a stage that has refused all of its rows, and let the next run try them again."""
+        keys = ["reasons", "uri", "detail"]
+        (first, *_) = read_file(self.store.objects, total.rejects[0], keys).to_pylist()
+        for shard in shards:
+            name = shard_fingerprint(task.parts, stage.primary, shard)
+            self.store.objects.delete(record_key(task, "shards", name))
+        raise StageError(
+            f"stage {task.dataset}",
+            f"all of its {total.rows_rejected} rows were refused, such as "
+            f"{first['reasons'][0]}: {first['uri']} {first['detail']}",
+            "are the sources where they were?",
+        )
 
     def _shard_record(self, task: Task, stage: MapStage[Any], shard: Shard) -> WorkRecord:
         name = shard_fingerprint(task.parts, stage.primary, shard)

@@ -84,15 +84,21 @@ class AnnotateStage(MapStage[A]):
         rows = batch.to_pylist()
         asked = [row for row in rows if self.asks(row)]
         counts = Counter(kept=len(rows) - len(asked), made=0, empty=0)
+        refused: list[Row] = []
         for start in range(0, len(asked), cfg.batch_clips):
-            group = asked[start : start + cfg.batch_clips]
-            stills = [pick_stills(read(row), cfg.num_frames) for row in group]
-            for row, columns in zip(group, answer(stills), strict=True):
+            group = list(read.each(asked[start : start + cfg.batch_clips], self.name, refused))
+            stills = [pick_stills(frames, cfg.num_frames) for _, frames in group]
+            answers = answer(stills) if group else []
+            for (row, _), columns in zip(group, answers, strict=True):
                 counts["made" if columns else "empty"] += 1
                 row.update(columns)
-        table = pa.Table.from_pylist(rows, load_contract(self.produces).arrow_schema)
-        metrics = {f"{self.makes}_{fate}": float(count) for fate, count in counts.items()}
-        return Output(table, metrics=metrics)
+        lost = {row["item_id"] for row in refused}
+        kept = [row for row in rows if row["clip_id"] not in lost]
+        return Output(
+            pa.Table.from_pylist(kept, load_contract(self.produces).arrow_schema),
+            pa.Table.from_pylist(refused, load_contract("rejects@1").arrow_schema),
+            {f"{self.makes}_{fate}": float(count) for fate, count in counts.items()},
+        )
 
 
 class CaptionConfig(AnnotateConfig):

@@ -97,6 +97,7 @@ class IngestStage(MapStage[IngestConfig]):
     produces = "clips@1"
     config_type = IngestConfig
     primary = "sources"
+    may_refuse_all = True
 
     def tools(self) -> Mapping[str, str]:
         """Name the decoder and the encoder: pixels depend on them."""

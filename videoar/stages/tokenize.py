@@ -72,22 +72,27 @@ class _Tokenizer:
         }
 
     def __call__(self, batch: pa.Table) -> Output:
-        rows = batch.to_pylist()
-        groups = self._decoded(rows)
+        refused: list[Row] = []
+        groups = self._decoded(batch.to_pylist(), refused)
         made = [row for frames, group in groups for row in self._tokens(frames, group)]
         table = pa.Table.from_pylist(made, schema=load_contract("tokens@1").arrow_schema)
-        return Output(table.replace_schema_metadata(self._facts))
+        rejects = pa.Table.from_pylist(refused, load_contract("rejects@1").arrow_schema)
+        return Output(table.replace_schema_metadata(self._facts), rejects)
 
-    def _decoded(self, rows: list[Row]) -> Iterator[tuple["np.ndarray", list[Row]]]:
+    def _decoded(
+        self, rows: list[Row], refused: list[Row]
+    ) -> Iterator[tuple["np.ndarray", list[Row]]]:
         import numpy as np
 
         for start in range(0, len(rows), self._batch_clips):
-            group = rows[start : start + self._batch_clips]
-            clips = [self._read(row) for row in group]
-            if len({clip.shape for clip in clips}) > 1:
-                what = f"clips of {sorted({clip.shape for clip in clips})}"
+            given = rows[start : start + self._batch_clips]
+            read = list(self._read.each(given, TokenizeStage.name, refused))
+            shapes = sorted({clip.shape for _, clip in read})
+            if len(shapes) > 1:
+                what = f"clips of {shapes}"
                 raise ContractError("tokenize", what, "give all clips one size and length")
-            yield np.stack(clips), group
+            if read:
+                yield np.stack([clip for _, clip in read]), [row for row, _ in read]
 
     def _tokens(self, frames_NTHWC: "np.ndarray", rows: list[Row]) -> Iterator[Row]:
         import torch
