@@ -14,6 +14,7 @@ from videoar.evaluation.report import (
     Licence,
     LineageNode,
     Lock,
+    Picture,
     Reconstruction,
     Repeat,
     ReportData,
@@ -167,8 +168,12 @@ def example(real: bytes, generated: bytes, picture: bytes = b"jpeg-bytes") -> Re
             ),
         ),
         sheets=(
-            Sheet(title="kept", count=180, pictures=(picture,) * 8),
-            Sheet(title="LOW_MOTION", count=21, pictures=(picture,) * 2),
+            Sheet(title="kept", count=180, pictures=(Picture(jpeg=picture),) * 8),
+            Sheet(
+                title="LOW_MOTION",
+                count=21,
+                pictures=(Picture(jpeg=picture), Picture(why="IO_PERMANENT: <No> such file")),
+            ),
             Sheet(title="BLACK", count=4, pictures=()),
         ),
         repeats=(
@@ -176,8 +181,8 @@ def example(real: bytes, generated: bytes, picture: bytes = b"jpeg-bytes") -> Re
                 reason="DUPLICATE_NEAR",
                 clip_id="d" * 32,
                 kept_id="e" * 32,
-                picture=picture,
-                kept_picture=picture,
+                picture=Picture(jpeg=picture),
+                kept_picture=Picture(jpeg=picture),
             ),
         ),
         checks=(

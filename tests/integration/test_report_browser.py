@@ -11,7 +11,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 from tests.report_example import example, moving_square
 from tests.system_packages import install
 from videoar.evaluation.report import render
-from videoar.media.decode import still
+from videoar.media.decode import decode_clip, still
 
 pytestmark = pytest.mark.browser
 
@@ -34,7 +34,7 @@ def page_path(tmp_path_factory):
     real = _mp4(moving_square("red"), folder / "real.mp4")
     generated = _mp4(moving_square("red", noise=14.0), folder / "generated.mp4")
     page = folder / "report.html"
-    page.write_text(render(example(real, generated, still(real))))
+    page.write_text(render(example(real, generated, still(decode_clip(real)))))
     return page
 
 

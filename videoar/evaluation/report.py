@@ -60,14 +60,20 @@ class Histogram(Frozen):
     """Value and name of each bound."""
 
 
+class Picture(Frozen):
+    """One frame of a clip, or why there is none."""
+
+    jpeg: bytes = b""
+    why: str = ""
+
+
 class Sheet(Frozen):
     """Pictures of some clips that met the same fate."""
 
     title: str
     count: int
     """Clips that met it; the sheet shows the first few by id."""
-    pictures: tuple[bytes, ...]
-    """JPEG files."""
+    pictures: tuple[Picture, ...]
 
 
 class Repeat(Frozen):
@@ -76,8 +82,8 @@ class Repeat(Frozen):
     reason: str
     clip_id: str
     kept_id: str
-    picture: bytes
-    kept_picture: bytes
+    picture: Picture
+    kept_picture: Picture
 
 
 class DataCheck(Frozen):

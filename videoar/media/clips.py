@@ -31,15 +31,16 @@ COLUMNS = (
 )
 """Columns of `clips@1` that reading takes."""
 Row = dict[str, Any]
+_LIMITS = Limits(wall_s=300.0, cpu_s=300)
 _NO_LIMIT = {"max_duration_s": 1e9, "max_pixels": 1 << 40}  # ingest has let it in
 
 
 class ClipReader:
     """Reads clips one by one; keeps the last source at hand, since its clips come together."""
 
-    def __init__(self, objects: ObjectStore) -> None:
+    def __init__(self, objects: ObjectStore, limits: Limits = _LIMITS) -> None:
         self._objects = objects
-        self._scanner = Scanner(ScanPlan(), Limits(wall_s=300.0, cpu_s=300))
+        self._scanner = Scanner(ScanPlan(), limits)
         self._folder: Scratch | None = None
         sweep()
         self._source: tuple[str, Path] | None = None

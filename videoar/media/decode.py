@@ -37,16 +37,11 @@ def decode_clip(data: bytes | Path) -> np.ndarray:
     return np.stack(frames)
 
 
-def still(data: bytes, side_px: int = 112) -> bytes:
-    """Return the middle frame of a clip as a small JPEG, at most `side_px` wide and high.
-
-    Raises:
-        MediaError: the bytes are no clip.
-    """
+def still(frames_THWC: np.ndarray, side_px: int = 112) -> bytes:  # noqa: N803 - shape suffix
+    """Return the middle frame of a clip as a small JPEG, at most `side_px` wide and high."""
     import av
 
-    frames = decode_clip(data)
-    middle = av.VideoFrame.from_ndarray(frames[len(frames) // 2], format="rgb24")
+    middle = av.VideoFrame.from_ndarray(frames_THWC[len(frames_THWC) // 2], format="rgb24")
     scale = min(1.0, side_px / max(middle.width, middle.height))
     codec = av.CodecContext.create("mjpeg", "w")
     codec.width = max(2, round(middle.width * scale))

@@ -1,10 +1,12 @@
 """What the report says of curation: scores against bounds, pictures of both fates, duplicates.
 
-A filter is recognized by the bounds in its commit, not by its name. Pictures are decoded from the
-store's own clips; one that is gone or broken is left out, since a page must never fail for it.
+A filter is recognized by the bounds in its commit, not by its name. Pictures come from the store's
+own clips or, of references, from the sources; for one that is gone or broken the page says why,
+since it must never fail for it.
 """
 
 import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -16,10 +18,12 @@ import pyarrow.compute as pc
 from videoar.contracts.profile import describe
 from videoar.contracts.suites import Expectation
 from videoar.core.errors import MediaError, StorageError, WithdrawnError
-from videoar.evaluation.report import DataCheck, Histogram, Repeat, Sheet
+from videoar.evaluation.report import DataCheck, Histogram, Picture, Repeat, Sheet
+from videoar.media.clips import COLUMNS, ClipReader
 from videoar.media.decode import still
 from videoar.media.duplicates import REASONS as DUPLICATES
 from videoar.media.policy import profiled, score_of
+from videoar.media.process import Limits
 from videoar.pipeline.work import find_check
 from videoar.runner.runs import Run
 from videoar.stages.profile import column_values
@@ -28,6 +32,8 @@ from videoar.storage.tables import Snapshot
 
 _SHOWN = 8  # per fate: a row on a laptop's screen, 30 kB of pictures
 _SHOWN_PAIRS = 6
+_LIMITS = Limits(wall_s=20.0, cpu_s=20)
+_PATIENCE_S = 60.0  # chosen: a page is worth a minute of reading long sources, not an hour
 _FROM_REPORT = "../../"  # the page is kept as runs/<id>/report.html
 _BOUND = "bound/"
 _REPEATS = re.compile(r"repeats ([0-9a-f]{32}) ")
@@ -89,11 +95,11 @@ def sheets(store: Store, curated: Iterable[tuple[Snapshot, Snapshot]]) -> Iterat
             reason: [row["item_id"] for row in refused if row["reasons"][0] == reason][:_SHOWN]
             for reason, _ in counts.most_common()
         }
-        keys = _video_keys(before, [clip_id for ids in fates.values() for clip_id in ids])
+        found = _pictures(store, before, [clip_id for ids in fates.values() for clip_id in ids])
         for fate, ids in fates.items():
-            pictures = (_picture(store, keys.get(clip_id)) for clip_id in ids)
+            pictures = tuple(found[clip_id] for clip_id in ids if clip_id in found)
             count = len(kept) if fate == "kept" else counts[fate]
-            yield Sheet(title=fate, count=count, pictures=tuple(p for p in pictures if p))
+            yield Sheet(title=fate, count=count, pictures=pictures)
 
 
 def repeats(store: Store, curated: Iterable[tuple[Snapshot, Snapshot]]) -> Iterator[Repeat]:
@@ -104,17 +110,15 @@ def repeats(store: Store, curated: Iterable[tuple[Snapshot, Snapshot]]) -> Itera
             for row in _refused(after)
             if row["reasons"][0] in DUPLICATES and (match := _REPEATS.match(row["detail"] or ""))
         ][:_SHOWN_PAIRS]
-        keys = _video_keys(before, [clip_id for pair in pairs for clip_id in pair[:2]])
+        found = _pictures(store, before, [clip_id for pair in pairs for clip_id in pair[:2]])
         for clip_id, kept_id, reason in pairs:
-            picture = _picture(store, keys.get(clip_id))
-            kept_picture = _picture(store, keys.get(kept_id))
-            if picture and kept_picture:
+            if clip_id in found and kept_id in found:
                 yield Repeat(
                     reason=reason,
                     clip_id=clip_id,
                     kept_id=kept_id,
-                    picture=picture,
-                    kept_picture=kept_picture,
+                    picture=found[clip_id],
+                    kept_picture=found[kept_id],
                 )
 
 
@@ -131,21 +135,30 @@ def _remaining(snapshot: Snapshot, columns: list[str]) -> list[Row]:
     return [row for table in snapshot.remaining(columns) for row in table.to_pylist()]
 
 
-def _video_keys(clips: Snapshot, ids: list[str]) -> Mapping[str, str]:
+def _pictures(store: Store, clips: Snapshot, ids: list[str]) -> Mapping[str, Picture]:
+    """Return a picture of each clip whose row no take-down has withdrawn."""
     wanted = pa.array(ids, pa.string())
-    found: dict[str, str] = {}
-    for table in clips.remaining(["clip_id", "video_key"]):
-        rows = table.filter(pc.is_in(table["clip_id"], wanted)).to_pylist()
-        found |= {row["clip_id"]: row["video_key"] for row in rows}
-    return found
-
-
-def _picture(store: Store, key: str | None) -> bytes | None:
+    rows: list[Row] = []
+    for table in clips.remaining(["clip_id", *COLUMNS]):
+        rows += table.filter(pc.is_in(table["clip_id"], wanted)).to_pylist()
+    rows.sort(key=lambda row: str(row["source_uri"]))  # so that each source is fetched once
+    read = ClipReader(store.objects, _LIMITS)
+    until = time.monotonic() + _PATIENCE_S
     try:
-        data = store.objects.find(key) if key else None
-        return still(data) if data else None
-    except (MediaError, StorageError):
-        return None
+        return {row["clip_id"]: _picture(read, row, until) for row in rows}
+    finally:
+        read.close()
+
+
+def _picture(read: ClipReader, row: Row, until: float) -> Picture:
+    times = row["frame_times_us"]
+    middle = {"frame_times_us": times[len(times) // 2 :][:1]}  # a stored clip is decoded whole
+    try:
+        if time.monotonic() > until:
+            return Picture(why="reading the sources took too long")
+        return Picture(jpeg=still(read({**row, **middle})))
+    except (MediaError, StorageError) as error:
+        return Picture(why=f"{getattr(error, 'code', 'GONE')}: {error.what}")
 
 
 def checks(store: Store, run: Run) -> Iterator[DataCheck]:

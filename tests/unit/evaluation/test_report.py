@@ -105,7 +105,7 @@ def test_shows_both_videos_of_a_pair_with_prompt_and_seed(page):
 
 def test_curation_draws_bounds_and_shows_pictures(page):
     pictures = [a["src"] for tag, a in page.tags if tag == "img"]
-    assert pictures == ["data:image/jpeg;base64,anBlZy1ieXRlcw=="] * (8 + 2 + 2)
+    assert pictures == ["data:image/jpeg;base64,anBlZy1ieXRlcw=="] * (8 + 1 + 2)
     assert [tag for tag, a in page.tags if a.get("class") == "bound"] == ["path"] * 3
     assert "../../checks/good/abcd.html" in page.urls()
 
@@ -114,7 +114,7 @@ def test_curation_draws_bounds_and_shows_pictures(page):
     "text",
     [
         "min 0.31",
-        "21 LOW MOTION",
+        "21 LOW MOTION IO_PERMANENT: <No> such file",
         "4 BLACK no picture of them is left",
         f"{'d' * 32} repeats {'e' * 32}",
         "refused. 1 of 2 expectations did not hold, so nothing was published",

@@ -1,17 +1,22 @@
 """Curation as a user runs it: one decode, then any number of policies; gates that leave a page."""
 
+import io
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 
 from tests.clip_rows import clip_row, clips_of
+from tests.small_videos import document, draw
+from tests.small_videos import run as run_small
 from tests.stage_chain import describe
 from videoar.core.errors import GateError
 from videoar.engine.inline import InlineEngine
-from videoar.evaluation.report import render
+from videoar.evaluation.report import Picture, render
 from videoar.pipeline.spec import load_pipeline, parse_pipeline
 from videoar.pipeline.work import find_check
+from videoar.runner import report_curation
 from videoar.runner.execute import Execution
 from videoar.runner.report_data import collect
 from videoar.runner.runs import load_run
@@ -56,7 +61,7 @@ def test_the_report_shows_what_curation_did(tmp_path):
     assert (kept.title, kept.count) == ("kept", run.stage("good").rows.out)
     assert len(kept.pictures) == min(8, kept.count)
     assert all(
-        picture.startswith(b"\xff\xd8") for sheet in data.sheets for picture in sheet.pictures
+        picture.jpeg.startswith(b"\xff\xd8") for sheet in data.sheets for picture in sheet.pictures
     )
     assert dict(data.funnel[-1].reasons) == {sheet.title: sheet.count for sheet in refused}
     (check,) = data.checks
@@ -72,8 +77,52 @@ def test_the_report_shows_what_curation_did(tmp_path):
 
     store.objects.delete(clip["video_key"])
     left = collect(store, again)
-    assert (left.repeats, left.sheets[0].pictures) == ((), ())
-    assert "no picture of them is left" in render(left)
+    assert (
+        left.repeats[0].picture == left.sheets[0].pictures[0] == Picture(why="GONE: no such object")
+    )
+    assert "GONE: no such object</span>" in render(left)
+
+
+def test_referenced_clips_are_shown_from_their_sources(tmp_path):
+    (tmp_path / "videos").mkdir()
+    for seed, name in enumerate("abc"):
+        draw(tmp_path / "videos" / f"{name}.mp4", seed)
+    shown = {}
+    for keep in ("clips", "references"):
+        store = open_store((tmp_path / keep).as_uri())
+        doc = document(tmp_path / "videos")
+        doc["stages"]["clips"] |= {"keep": keep, "size_px": 64}
+        made = run_small(store, doc)
+        shown[keep] = collect(store, made).sheets[0].pictures
+    assert len(shown["references"]) == 3
+    middles = {}
+    for keep, pictures in shown.items():
+        for i, picture in enumerate(pictures):
+            with av.open(io.BytesIO(picture.jpeg)) as jpeg:
+                middles[keep, i] = next(jpeg.decode(video=0)).to_ndarray(format="rgb24").astype(int)
+    for i in range(3):
+        apart = [np.abs(middles["references", i] - middles["clips", j]).mean() for j in range(3)]
+        assert sorted(apart)[0] == apart[i] < 8 < sorted(apart)[1]
+    draw(tmp_path / "videos" / "a.mp4", 7)
+    (tmp_path / "videos" / "b.mp4").unlink()
+    data = collect(store, made)
+    whys = {picture.why.partition(" ")[2] for picture in data.sheets[0].pictures}
+    assert "" in whys
+    assert "No such file or directory" in whys
+    assert any("any more: ingest it again" in why for why in whys)
+    assert "IO_PERMANENT: No such file or directory</span>" in render(data)
+
+
+def test_a_page_waits_for_sources_only_so_long(tmp_path, monkeypatch):
+    (tmp_path / "videos").mkdir()
+    draw(tmp_path / "videos" / "a.mp4", 0)
+    store = open_store((tmp_path / "store").as_uri())
+    doc = document(tmp_path / "videos")
+    doc["stages"]["clips"] |= {"keep": "references"}
+    made = run_small(store, doc)
+    monkeypatch.setattr(report_curation, "_PATIENCE_S", -1.0)
+    (picture,) = collect(store, made).sheets[0].pictures
+    assert (picture.jpeg, picture.why) == (b"", "reading the sources took too long")
 
 
 def run_filter(store, clips, profile=None, **options):
