@@ -4,10 +4,13 @@ import base64
 import json
 from pathlib import Path
 
+import boto3
 import pytest
 
 from tests.e2e.small import PIPELINE, ROOT, STAGES, sets, videoar
+from tests.s3_server import S3Server, make_bucket
 from tests.small_videos import draw, sha
+from tests.stored_text import holds
 from videoar.core.errors import WithdrawnError
 from videoar.storage.store import open_store
 
@@ -117,6 +120,57 @@ def test_a_folder_through_the_command_line(tmp_path: Path):
     (row,) = videoar("quarantine", "ls", "--reason", "FORGOTTEN", store=store)["rows"]
     assert row["item_id"] == "renamed.mp4"
     assert sha(videos / "a.mp4") == source
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("is_versioned", [False, True], ids=["plain", "versioned"])
+def test_nothing_of_it_is_left_in_a_bucket(tmp_path: Path, s3_server: S3Server, is_versioned):
+    client = boto3.client("s3", endpoint_url=s3_server.endpoint)
+    bucket = make_bucket(s3_server.endpoint)
+    url, endpoint = f"s3://{bucket}/store", {"VIDEOAR_S3_ENDPOINT": s3_server.endpoint}
+    store = open_store(url, endpoint=s3_server.endpoint)
+    if is_versioned:  # somebody turns it on later: a store that begins in such a bucket is refused
+        enabled = {"Status": "Enabled"}
+        client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration=enabled)
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for seed, name in enumerate("abc"):
+        draw(videos / f"{name}.mp4", seed)
+    (videos / "labels.csv").write_text("file,label_text\na.mp4,a quite private day\nb.mp4,a hill\n")
+    options = ["--set", f"inputs.videos={videos}", "--set", "stages.good.policy=permissive"]
+    options += ["--set", "stages.clips.rate_fps=null"]
+    first = videoar("run", CURATE, *options, store=url, **endpoint)
+    rows = store.snapshot(first["outputs"]["clips"]).table().to_pylist()
+    (clip,) = (row for row in rows if row["source_name"] == "a.mp4")
+    payload = store.objects.get(clip["video_key"])
+    traces = {"clip": payload, "picture": base64.b64encode(payload), "caption": clip["caption"]}
+    traces |= {"address": clip["source_uri"], "name": "a.mp4"}
+
+    def left() -> dict[str, list[str]]:
+        pages = client.get_paginator("list_object_versions").paginate(Bucket=bucket)
+        versions = [v for page in pages for v in page.get("Versions", ())]
+        found: dict[str, list[str]] = {trace: [] for trace in traces}
+        for v in versions:
+            body = client.get_object(Bucket=bucket, Key=v["Key"], VersionId=v["VersionId"])["Body"]
+            data = body.read()
+            for trace, wanted in traces.items():
+                found[trace] += [v["Key"]] if holds(data, wanted) else []
+        return {trace: keys for trace, keys in found.items() if keys}
+
+    assert set(left()) >= {"clip", "caption", "address", "name"}
+    found = videoar("forget", "--source", clip["source_id"], store=url, **endpoint)
+    assert found["rewritten"] == 1
+    assert left() == {}
+    listing = store.snapshot(first["inputs"]["videos"]["snapshot"])
+    assert sorted(listing.table(["name"])["name"].to_pylist()) == ["b.mp4", "c.mp4"]
+    for name in ("clips", "good"):
+        with pytest.raises(WithdrawnError, match="take-down"):
+            store.snapshot(first["outputs"][name]).table()
+    with pytest.raises(WithdrawnError, match="take-down"):
+        store.objects.get(clip["video_key"])
+    second = videoar("run", CURATE, *options, store=url, **endpoint)
+    assert store.snapshot(second["outputs"]["good"]).table().num_rows == 2
+    assert left() == {}
 
 
 def test_what_cannot_be_forgotten(tmp_path: Path):

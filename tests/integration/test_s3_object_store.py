@@ -7,8 +7,10 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import boto3
 import pytest
 
+from tests.s3_server import make_bucket
 from videoar.core.errors import (
     ConfigError,
     StorageError,
@@ -49,6 +51,31 @@ def test_bytes_come_back(objects):
     objects.delete("a/b")
     objects.delete("a/b")
     assert not objects.exists("a/b")
+    objects.put("a/b", b"x")
+    objects.put("a/bc", b"y")
+    objects.purge("a/b")
+    objects.purge("a/b")
+    assert [info.key for info in objects.list("a/b")] == ["a/bc"]
+
+
+def test_a_purge_leaves_no_older_version(moto_server):
+    bucket = make_bucket(moto_server.endpoint)
+    client = boto3.client("s3", endpoint_url=moto_server.endpoint)
+    enabled = {"Status": "Enabled"}
+    client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration=enabled)
+    objects = S3ObjectStore(bucket, "p", moto_server.endpoint)
+    for data in (b"1", b"2"):
+        objects.put("a", data)
+        objects.put("ab", data)
+    objects.delete("a")
+
+    def versions() -> list[str]:
+        return [v["Key"] for v in client.list_object_versions(Bucket=bucket).get("Versions", ())]
+
+    assert sorted(versions()) == ["p/a", "p/a", "p/ab", "p/ab"]
+    objects.purge("a")
+    assert sorted(versions()) == ["p/ab", "p/ab"]
+    assert not client.list_object_versions(Bucket=bucket).get("DeleteMarkers")
 
 
 def test_what_a_take_down_withdrew_says_so(objects):

@@ -296,7 +296,8 @@ def forget(
     deleted = found["deleted"]
     lines = [
         f"{'would delete' if dry_run else 'deleted'}: {deleted['objects']} videos, "
-        f"{deleted['files']} files, {deleted['bytes']:,} bytes",
+        f"{deleted['files']} files, {deleted['bytes']:,} bytes; "
+        f"{'would take' if dry_run else 'took'} its address out of {found['rewritten']} listings",
         *(
             f"  {entry['id']:34} {entry['contract']:12} "
             + (f"{entry['rows']} rows of it" if entry["holds_content"] else "made of it, stays")

@@ -262,7 +262,7 @@ def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False
     shown = [run for run in runs if holders & _used(run)]
     if not dry_run:
         for run in shown:
-            store.objects.delete(_page_key(run.run_id))
+            store.objects.purge(_page_key(run.run_id))
         for run in shown:
             _renew_page(store, run)
     for run in runs:

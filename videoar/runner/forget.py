@@ -3,9 +3,10 @@
 First comes the tombstone, which keeps the source out from then on; then everything that holds its
 content is deleted. Each step finds again what it has to do, from the files or from the notes of
 those that are gone: killed anywhere, a second call finishes it and answers the same. Deleted are
-the clips, every Parquet file with rows of the source and the reconstructions of its clips; models
-and samples derive from it statistically, they are named and stay. Commits stay, they hold no
-content. Source files outside of the store are never touched.
+the clips, every Parquet file with rows of the source and the reconstructions of its clips; listings
+are written anew without it, and its address goes from the records of runs. Models and samples
+derive from it statistically, they are named and stay. Commits stay, they hold no content. Source
+files outside of the store are never touched.
 """
 
 import json
@@ -20,30 +21,35 @@ import pyarrow.compute as pc
 from videoar.contracts.contract import load_contract
 from videoar.core.crash import crash_point
 from videoar.core.errors import ConfigError, SnapshotNotFoundError
-from videoar.core.types import FileRef
+from videoar.core.types import Commit, FileRef
 from videoar.pipeline.spec import INPUT_CONTRACT
 from videoar.runner.lineage import children
 from videoar.storage.object_store import note_key
 from videoar.storage.reader import read_file
 from videoar.storage.store import Store
-from videoar.storage.tables import Snapshot
+from videoar.storage.tables import Snapshot, every_commit
 from videoar.storage.takedown import (
+    ADDRESS_COLUMNS,
     SOURCE_COLUMN,
-    Address,
     Note,
     Share,
     Tombstone,
+    address_digest,
     data_files,
     find_note,
     find_tombstone,
     forgotten,
     holding,
+    listings,
+    place_digest,
     tombstone_key,
     withdrawn,
 )
 
 Held = Mapping[str, Note]
 """Parquet files with rows of the source, by key."""
+Naming = Mapping[str, tuple[FileRef, set[str]]]
+"""Listings, by key, and the addresses of the source that they name."""
 _HINT = "videoar lineage SNAPSHOT shows the sha256 of each source"
 
 
@@ -54,8 +60,9 @@ def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False
     before is found by calling this again when it has ended.
 
     Returns:
-        `{source, reason, deleted, derived, tombstone, dry_run}`; `deleted` counts all that this
-        take-down has removed, by whichever call. In `derived`, `rows` are those of the source.
+        `{source, reason, deleted, rewritten, derived, tombstone, dry_run}`; `deleted` counts all
+        that this take-down has removed, `rewritten` the listings that named it, by whichever call.
+        In `derived`, `rows` are those of the source.
 
     Raises:
         ConfigError: this is no SHA-256.
@@ -71,40 +78,90 @@ def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False
     snapshots = {snapshot.id: snapshot for snapshot in store.snapshots()}
     derived = _derived(snapshots, _heads(store), held, source)
     removable = _removable_objects(store, snapshots.values(), held, source)
+    addresses = set(stone.addresses) if stone else _addresses(store, held, source)
+    naming = _naming(store, addresses)
+    rewritten = naming.keys() | _rewritten_before(store, source)
     if not dry_run:
         stone = stone or Tombstone(
             source=source,
             reason=reason,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
-            addresses=tuple(_addresses(store, snapshots.values(), held, source)),
+            addresses=tuple(sorted(addresses)),
         )
-        _withdraw(store, stone, held, removable)
+        _withdraw(store, stone, held, removable, naming)
     size_bytes = sum(note.size_bytes for note in held.values()) + sum(removable.values())
     return {
         "source": source,
         "reason": stone.reason if stone else reason,
         "deleted": {"objects": len(removable), "files": len(held), "bytes": size_bytes},
+        "rewritten": len(rewritten),
         "derived": derived,
         "tombstone": tombstone_key(source),
         "dry_run": dry_run,
     }
 
 
-def _withdraw(store: Store, stone: Tombstone, held: Held, removable: Mapping[str, int]) -> None:
+def _withdraw(
+    store: Store, stone: Tombstone, held: Held, removable: Mapping[str, int], naming: Naming
+) -> None:
     store.ledger.create(tombstone_key(stone.source), stone.model_dump())
     crash_point("forget.tombstone")
     _drop_work_records(store, held)
     crash_point("forget.records")
+    _scrub(store, {uri for _, uris in naming.values() for uri in uris})
+    for file, uris in naming.values():
+        _rewrite(store, stone.source, file, uris)
+        crash_point("forget.listing")
     notes = {key: Note(source=stone.source, size_bytes=n) for key, n in removable.items()}
     for key, note in [*held.items(), *notes.items()]:
         store.ledger.create(note_key(key), note.model_dump())
     crash_point("forget.notes")
     for key in removable:
-        store.objects.delete(key)
+        store.objects.purge(key)
     crash_point("forget.objects")
     for key in held:
-        store.objects.delete(key)
+        store.objects.purge(key)
         crash_point("forget.file")
+
+
+def _naming(store: Store, addresses: Collection[str]) -> Naming:
+    """Return the listings that name one of these addresses."""
+    found: dict[str, tuple[FileRef, set[str]]] = {}
+    for file, rows in listings(store.objects):
+        uris = {uri for uri, etag in rows if address_digest(uri, etag) in addresses}
+        if uris:
+            found[file.key] = (file, uris)
+    return found
+
+
+def _rewritten_before(store: Store, source: str) -> set[str]:
+    """Return the listings that this take-down has already written anew."""
+    noted = withdrawn(store.ledger, "tables/")
+    notes = {key: find_note(store.ledger, key) for key in noted}
+    return {key for key, n in notes.items() if n and n.source == source and n.instead}
+
+
+def _rewrite(store: Store, source: str, file: FileRef, uris: Collection[str]) -> None:
+    """Put a listing without some addresses in a listing's place."""
+    rows = read_file(store.objects, file, None)
+    kept = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(list(uris), pa.string()))))
+    dataset = file.key.split("/")[1]
+    instead = store.dataset(dataset, INPUT_CONTRACT).write(kept)
+    note = Note(source=source, size_bytes=file.size_bytes, instead=instead)
+    store.ledger.create(note_key(file.key), note.model_dump())
+    store.objects.purge(file.key)
+
+
+def _scrub(store: Store, uris: Collection[str]) -> None:
+    """Take addresses out of the records of runs, whose errors may name a source."""
+    for key in store.ledger.list("runs/"):
+        data = store.objects.find(key) if key.endswith(".json") else None
+        clean = data
+        for uri in sorted(uris, key=len, reverse=True):
+            clean = clean.replace(uri.encode(), b"(taken down)") if clean else clean
+        if clean is not None and clean != data:
+            store.objects.purge(key)
+            store.objects.put(key, clean)
 
 
 def _drop_work_records(store: Store, held: Held) -> None:
@@ -169,26 +226,27 @@ def _names_sources(contract: str) -> bool:
     return SOURCE_COLUMN in load_contract(contract).arrow_schema.names
 
 
-def _addresses(
-    store: Store, snapshots: Collection[Snapshot], held: Held, source: str
-) -> Iterator[Address]:
-    """Yield where the source was found; etags are in the listing that a snapshot was made from."""
-    uris = {uri for note in held.values() for uri in note.shares[source].uris}
-    found: set[Address] = set()
-    for snapshot in snapshots:
-        here = {uri for f in snapshot.files for uri in _share(held, f.key, source).uris}
-        if here:
-            found |= {address for address in _listed(store, snapshot) if address.uri in here}
-    found |= {Address(uri=uri) for uri in uris - {address.uri for address in found}}
-    yield from sorted(found, key=lambda address: (address.uri, address.etag or ""))
+def _addresses(store: Store, held: Held, source: str) -> set[str]:
+    """Return where the source was found: what the listings say that its rows were made from."""
+    found: set[str] = set()
+    for commit in every_commit(store.objects, store.ledger):
+        shares = [_share(held, file.key, source) for file in commit.files]
+        places = {place for share in shares for place in share.places}
+        if places:
+            found |= {
+                address_digest(uri, etag)
+                for uri, etag in _listed(store, commit)
+                if place_digest(uri) in places
+            }
+    return found
 
 
-def _listed(store: Store, snapshot: Snapshot) -> Iterator[Address]:
-    for parent in snapshot.commit.provenance.parents.values():
+def _listed(store: Store, commit: Commit) -> Iterator[tuple[str, str]]:
+    for parent in commit.provenance.parents.values():
         listing = store.snapshot(parent)
         if listing.contract == INPUT_CONTRACT:
-            for row in listing.table(["uri", "etag"]).to_pylist():
-                yield Address(**row)
+            for row in listing.table(list(ADDRESS_COLUMNS)).to_pylist():
+                yield row["uri"], row["etag"]
 
 
 def _removable_objects(

@@ -19,7 +19,7 @@ from videoar.pipeline.spec import INPUT_CONTRACT
 from videoar.runner.runs import InputRun, previous_input
 from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot
-from videoar.storage.takedown import Address, forgotten_addresses
+from videoar.storage.takedown import address_digest, forgotten_addresses
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def resolve(store: Store, name: str, url: str) -> Snapshot | Listing:
 
 def _without_forgotten(store: Store, name: str, url: str, rows: pa.Table) -> pa.Table:
     gone = forgotten_addresses(store.ledger)
-    keep = [Address(uri=uri, etag=etag) not in gone for uri, etag in _addresses(rows)]
+    keep = [address_digest(uri, etag) not in gone for uri, etag in _addresses(rows)]
     left_out = keep.count(False)
     if left_out:
         logger.info("input %s: left out %d sources that were taken down", name, left_out)
@@ -88,7 +88,8 @@ def compare(store: Store, pipeline: str, run_id: str, name: str, listed: Snapsho
         sources=len(new),
         new=len(new.keys() - old.keys()),
         changed=sum(old[uri] != new[uri] for uri in new.keys() & old.keys()),
-        gone=len(old.keys() - new.keys()),
+        # a take-down has removed rows of the old listing, so its own count is asked
+        gone=(before.sources if before else 0) - len(old.keys() & new.keys()),
     )
 
 

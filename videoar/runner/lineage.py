@@ -113,7 +113,7 @@ def _facts(clips: Snapshot) -> Iterator[tuple[str, Node]]:
     for note in (find_note(clips.ledger, f.key) for f in clips.files if f.key in noted):
         for source, share in note.shares.items() if note else ():
             facts = {"licence": share.licence, "origin": share.origin}
-            yield source, {"uri": share.uris[0], **facts}
+            yield source, {"uri": None, **facts}
 
 
 def children(snapshots: Iterable[Snapshot]) -> dict[str, list[str]]:

@@ -36,7 +36,7 @@ _LIMITS = Limits(wall_s=20.0, cpu_s=20)
 _PATIENCE_S = 60.0  # chosen: a page is worth a minute of reading long sources, not an hour
 _FROM_REPORT = "../../"  # the page is kept as runs/<id>/report.html
 _BOUND = "bound/"
-_REPEATS = re.compile(r"repeats ([0-9a-f]{32}) ")
+_REPEATS = re.compile(r"repeats ([0-9a-f]{32})")
 Row = dict[str, Any]
 
 

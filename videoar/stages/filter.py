@@ -287,7 +287,7 @@ def _reject(row: Row, reasons: list[str], repeat: tuple[str, Row] | None) -> Row
         "source_id": row["source_id"],
         "uri": row["source_uri"],
         "reasons": reasons or [reason],
-        "detail": f"repeats {other['clip_id']} of {other['source_uri']}" if repeat else None,
+        "detail": f"repeats {other['clip_id']}" if repeat else None,
         "exit_kind": "policy",
         "retryable": False,
     }

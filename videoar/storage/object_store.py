@@ -85,6 +85,10 @@ class ObjectStore(Protocol):
         """Delete an object; deleting nothing is no error."""
         ...
 
+    def purge(self, key: str) -> None:
+        """Delete an object with all of its older versions, where the store keeps them."""
+        ...
+
     def location(self, key: str) -> str:
         """Return the address of a key for libraries that open the store by themselves."""
         ...
@@ -278,6 +282,10 @@ class LocalObjectStore:
         with _os_errors(path):
             path.unlink(missing_ok=True)
 
+    def purge(self, key: str) -> None:
+        """Unlink the file: a folder keeps no versions."""
+        self.delete(key)
+
     def location(self, key: str) -> str:
         """Return the path."""
         return str(self._path(key))
@@ -456,6 +464,15 @@ class S3ObjectStore:
         """DELETE the object."""
         with self._errors(key):
             self._call("delete_object", key)
+
+    def purge(self, key: str) -> None:
+        """DELETE every version: in a versioned bucket a plain DELETE only hides the object."""
+        pages = self._client.get_paginator("list_object_versions")
+        with self._errors(key):
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + key):
+                for item in [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]:
+                    if item["Key"] == self._prefix + key:
+                        self._call("delete_object", key, VersionId=item["VersionId"])
 
     def location(self, key: str) -> str:
         """Return the `s3://` address."""

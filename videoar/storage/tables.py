@@ -37,7 +37,7 @@ from videoar.core.types import Commit, FileRef, Provenance
 from videoar.storage.ledger import Ledger
 from videoar.storage.object_store import ObjectStore, put_content
 from videoar.storage.reader import read_file
-from videoar.storage.takedown import refuse_forgotten, withdrawn
+from videoar.storage.takedown import find_note, refuse_forgotten, withdrawn
 from videoar.storage.writer import write_parquet
 
 if TYPE_CHECKING:
@@ -117,7 +117,13 @@ class Snapshot:
             StorageError: the file is gone or damaged.
             WithdrawnError: a take-down has removed it.
         """
-        table = read_file(self.objects, file, columns, verify=verify)
+        try:
+            table = read_file(self.objects, file, columns, verify=verify)
+        except WithdrawnError:
+            note = find_note(self.ledger, file.key)
+            if note is None or note.instead is None:
+                raise
+            return self.read_file(note.instead, columns, verify=verify)
         schema = self._schema(columns)
         for missing in (f for f in schema if f.name not in table.column_names):
             table = table.append_column(missing, pa.nulls(len(table), missing.type))
@@ -136,6 +142,16 @@ class Snapshot:
         """Return the rows that the stage refused."""
         refused = self.commit.rejects
         return find_snapshot(self.objects, self.ledger, refused) if refused else None
+
+
+def every_commit(objects: ObjectStore, ledger: Ledger) -> Iterator[Commit]:
+    """Yield all commits, also those that made content which was there before."""
+    for key in ledger.list("commits/"):
+        _, dataset, record = key.split("/")
+        if record.startswith("fingerprint-"):
+            found = _Log(objects, ledger, dataset).find(record.removesuffix(".json"))
+            if found is not None:
+                yield found
 
 
 def find_snapshot(objects: ObjectStore, ledger: Ledger, snapshot_id: str) -> Snapshot:

@@ -1,8 +1,10 @@
 """What a take-down leaves in a store: a tombstone per source and a note per withdrawn object.
 
-Both are create-once and hold no content. The tombstone, `forgotten/<sha256>.json`, keeps a source
+Both are create-once and hold no content, and of addresses only digests: enough to know one again,
+not to read it. The tombstone, `forgotten/<sha256>.json`, keeps a source
 out for good. A note, `withdrawn/<key>.json`, says why an object is gone and, for a Parquet file,
-what it held of which source: lineage and later take-downs still know what the file knew.
+what it held of which source: lineage and later take-downs still know what the file knew. A listing
+names many sources, so it is written anew without the one; its note leads readers there.
 """
 
 from collections.abc import Iterator
@@ -12,21 +14,16 @@ import pyarrow as pa
 from pydantic import Field
 
 from videoar.core.errors import WithdrawnError
+from videoar.core.ids import digest_json
 from videoar.core.types import FileRef, Frozen
 from videoar.storage.ledger import Ledger
 from videoar.storage.object_store import NOTES, ObjectStore, note_key
 from videoar.storage.reader import read_file
 
 SOURCE_COLUMN = "source_id"
+ADDRESS_COLUMNS = ("uri", "etag")
 _FORGOTTEN = "forgotten/"
 _COLUMNS = ("clip_id", "licence", "origin", "source_uri", "uri", "video_key", "video_size_bytes")
-
-
-class Address(Frozen):
-    """Where a source was found; without an etag when no listing tells it."""
-
-    uri: str
-    etag: str | None = None
 
 
 class Tombstone(Frozen):
@@ -36,14 +33,16 @@ class Tombstone(Frozen):
     """SHA-256 of the file."""
     reason: str
     time: str
-    addresses: tuple[Address, ...]
+    addresses: tuple[str, ...]
+    """Digests of where it was found, see `address_digest`."""
 
 
 class Share(Frozen):
     """What one Parquet file holds of one source."""
 
     rows: int = 0
-    uris: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
+    """Digests of its uris."""
     licence: str | None = None
     origin: str | None = None
     clips: tuple[str, ...] = ()
@@ -59,6 +58,18 @@ class Note(Frozen):
     size_bytes: int
     shares: dict[str, Share] = Field(default_factory=dict)
     """Parquet files: what they held, by source."""
+    instead: FileRef | None = None
+    """Listings: the file with the rows of all other sources."""
+
+
+def address_digest(uri: str, etag: str) -> str:
+    """Return what is remembered of a file at an address in one state."""
+    return digest_json([uri, etag])
+
+
+def place_digest(uri: str) -> str:
+    """Return what is remembered of an address, whatever was there."""
+    return digest_json([uri])
 
 
 def tombstone_key(source: str) -> str:
@@ -78,8 +89,8 @@ def forgotten(ledger: Ledger) -> frozenset[str]:
     return frozenset(key.removeprefix(_FORGOTTEN).removesuffix(".json") for key in keys)
 
 
-def forgotten_addresses(ledger: Ledger) -> frozenset[Address]:
-    """Return where the taken-down sources were found."""
+def forgotten_addresses(ledger: Ledger) -> frozenset[str]:
+    """Return digests of where the taken-down sources were found."""
     stones = (find_tombstone(ledger, source) for source in forgotten(ledger))
     return frozenset(address for stone in stones if stone for address in stone.addresses)
 
@@ -122,7 +133,7 @@ def _share(rows: list[dict[str, Any]]) -> Share:
     uris = {row.get("source_uri") or row.get("uri") for row in rows}
     return Share(
         rows=len(rows),
-        uris=tuple(sorted(uri for uri in uris if uri)),
+        places=tuple(sorted(place_digest(uri) for uri in uris if uri)),
         licence=rows[0].get("licence"),
         origin=rows[0].get("origin"),
         clips=tuple(row["clip_id"] for row in rows if row.get("clip_id")),
@@ -143,6 +154,14 @@ def holding(objects: ObjectStore, ledger: Ledger, source: str) -> Iterator[tuple
             if ids.num_columns and source in ids[SOURCE_COLUMN].unique().to_pylist():
                 shares = shares_of(objects, file)
                 yield file.key, Note(source=source, size_bytes=file.size_bytes, shares=shares)
+
+
+def listings(objects: ObjectStore) -> Iterator[tuple[FileRef, list[tuple[str, str]]]]:
+    """Yield every file of a listing, committed or not, with the uris and etags in it."""
+    for file in data_files(objects):
+        rows = read_file(objects, file, list(ADDRESS_COLUMNS))
+        if rows.column_names == list(ADDRESS_COLUMNS):
+            yield file, [(row["uri"], row["etag"]) for row in rows.to_pylist()]
 
 
 def data_files(objects: ObjectStore) -> Iterator[FileRef]:

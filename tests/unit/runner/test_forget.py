@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.small_videos import document, draw, run, sha, shards
+from tests.stored_text import holding_text
 from videoar.core.errors import ConfigError, SnapshotNotFoundError, WithdrawnError
+from videoar.media.sources import list_sources
 from videoar.pipeline.spec import parse_pipeline
 from videoar.runner.api import quarantine
 from videoar.runner.forget import forget
 from videoar.runner.lineage import lineage
 from videoar.runner.plan import plan
 from videoar.storage.store import Store, open_store
-from videoar.storage.takedown import find_tombstone
+from videoar.storage.takedown import address_digest, find_tombstone
 
 ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.slow
@@ -78,8 +80,8 @@ def test_what_holds_content_goes_and_says_so(store: Store, videos: Path):
         assert sum(table.num_rows for table in snapshot.remaining()) == 2
     stone = find_tombstone(store.ledger, source)
     assert stone.reason == "asked by its owner"
-    assert [a.uri for a in stone.addresses] == [(videos / "a.mp4").as_uri()]
-    assert stone.addresses[0].etag
+    (listed,) = (row for row in list_sources(str(videos)).to_pylist() if row["name"] == "a.mp4")
+    assert stone.addresses == (address_digest(listed["uri"], listed["etag"]),)
     ends = {n["sha256"]: n for n in lineage(store, old["good"].id)["nodes"] if "sha256" in n}
     assert set(ends) == {sha(videos / f"{name}.mp4") for name in "abc"}
     assert ends[source]["forgotten"]
@@ -137,9 +139,9 @@ def test_a_stage_that_lost_files_is_not_cached(store: Store, videos: Path):
     assert {s.status for s in run(store, document(listing)).stages} == {"CACHED"}
     forget(store, sha(videos / "a.mp4"))
     shown = plan(parse_pipeline(document(listing), "p.yaml"), store)[0]
-    assert (shown.action, shown.shards.planned, shown.shards.cached) == ("partial", 4, 3)
+    assert (shown.action, shown.shards.planned, shown.shards.cached) == ("partial", 3, 3)
     made = run(store, document(listing))
-    assert shards(made) == (4, 3, 1)
+    assert shards(made) == (3, 3, 0)
     assert store.snapshot(made.outputs["clips"]).table().num_rows == 2
     again = run(store, document(listing))
     assert {s.status for s in again.stages} == {"CACHED"}
@@ -152,10 +154,10 @@ def test_lost_rejects_count_as_well(store: Store, videos: Path):
     assert holders(found) == {"clips.rejects": 1}
     assert quarantine(store, None) == {"rows": [], "withdrawn": 1}
     made = run(store, document(listing))
-    assert shards(made) == (4, 3, 1)
-    assert refused(store) == {"short.mp4": ["FORGOTTEN"]}
+    assert shards(made) == (3, 3, 0)
+    assert refused(store) == {}
     assert {s.status for s in run(store, document(listing)).stages} == {"CACHED"}
-    assert refused(store) == {"short.mp4": ["FORGOTTEN"]}
+    assert refused(store) == {}
 
 
 def test_a_run_that_began_before_cannot_bring_it_back(store: Store, videos: Path):
@@ -174,6 +176,40 @@ def test_work_that_was_never_committed_goes_as_well(store: Store, videos: Path):
     left = store.dataset("killed", "clips@1").write(rows)
     assert forget(store, sha(videos / "a.mp4"))["deleted"]["files"] == 3
     assert not store.objects.exists(left.key)
+
+
+def test_listings_go_on_without_its_address_and_caption(videos: Path, tmp_path: Path):
+    own = own_videos(videos, tmp_path)
+    (own / "labels.csv").write_text("file,label_text\na.mp4,a quite private day\n")
+    store = open_store((tmp_path / "store").as_uri())
+    first = store.snapshot(run(store, document(own)).inputs["videos"].snapshot)
+    (own / "c.mp4").touch()  # another listing, with the same content
+    again = store.snapshot(run(store, document(own)).inputs["videos"].snapshot)
+    texts = ("a quite private day", (own / "a.mp4").as_uri())
+    assert all(holding_text(store, text) for text in texts)
+    forgotten = [sha(own / f"{name}.mp4") for name in ("a", "b", "c", "short")]
+    found = forget(store, forgotten[0])
+    assert found["rewritten"] == 2
+    assert not any(holding_text(store, text) for text in texts)
+    for listing in (first, again):
+        for columns in (None, ["name"]):
+            names = listing.table(columns)["name"].to_pylist()
+            assert sorted(names) == ["b.mp4", "c.mp4", "short.mp4"]
+    # what the one before has written; without c, whose etag changed, both listings are one
+    assert [forget(store, source)["rewritten"] for source in forgotten[1:]] == [2, 2, 1]
+    assert first.table().num_rows == again.table().num_rows == 0
+    assert forget(store, forgotten[0])["rewritten"] == 2
+    assert not any(holding_text(store, f"{name}.mp4") for name in "abc")
+    with pytest.raises(ConfigError, match="all of its files were taken down"):
+        run(store, document(own))
+
+
+def test_an_address_goes_from_the_errors_of_runs_too(store: Store, videos: Path):
+    uri = (videos / "a.mp4").as_uri()
+    key = "runs/x/events/0000.json"
+    store.ledger.create(key, {"kind": "stage", "error": f"{uri}: is broken"})
+    forget(store, sha(videos / "a.mp4"))
+    assert store.ledger.read(key) == {"kind": "stage", "error": "(taken down): is broken"}
 
 
 def test_two_take_downs_from_one_file(videos: Path, tmp_path: Path):
@@ -214,7 +250,7 @@ def test_what_is_no_source_is_one_clear_line(store: Store):
         forget(store, "0" * 64)
 
 
-POINTS = ["tombstone", "records", "notes", "objects", "file"]
+POINTS = ["tombstone", "records", "listing", "notes", "objects", "file"]
 
 
 @pytest.mark.parametrize("point", POINTS)
