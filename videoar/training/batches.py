@@ -36,7 +36,7 @@ Batch = dict[str, Any]
 _META = ["clip_id", "label", "caption", "t", "h", "w", "k"]
 _REQUESTS = 16  # measured: so many ranged GETs hide 50 ms, more only cost memory
 _UNITS_AHEAD = 8  # measured: 8 GETs of 16 MiB hide 20 ms
-_BATCHES_AHEAD = 2
+_BATCHES_FROM_FAR = 4
 _NO_VISIT = np.empty(0, np.int64)
 _IDLE_BATCHES = 64  # chosen: a row group that waits longer for its next row is fetched again
 
@@ -152,11 +152,12 @@ class TokenLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the current epoch, then stand at the start of the next one."""
         order = self._order()
-        with ThreadPoolExecutor(self._readers()) as pool, ThreadPoolExecutor(_REQUESTS) as requests:
+        threads = self._num_ahead()
+        with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(_REQUESTS) as requests:
             units = self._units(order, requests) if self._is_remote else None
             ahead: deque[tuple[Future[Batch], np.ndarray]] = deque()
             for step in range(self._step, len(order)):
-                while len(ahead) < _BATCHES_AHEAD and step + len(ahead) < len(order):
+                while len(ahead) <= threads and step + len(ahead) < len(order):
                     later = step + len(ahead)
                     visit_B = units.expect(self._mine(order, later)) if units else _NO_VISIT
                     load = pool.submit(self._load, order, later, units, visit_B)
@@ -183,14 +184,16 @@ class TokenLoader:
             self._order_of = (self._epoch, order)
         return self._order_of[1]
 
-    def _readers(self) -> int:
+    def _num_ahead(self) -> int:
         """Return how many batches to read at once.
 
         Two threads that make short system calls spend more on handing over the interpreter's lock
-        than they gain.
+        than they gain; requests of several batches keep all connections busy.
         """
+        if self._is_remote:
+            return _BATCHES_FROM_FAR
         is_short = self._payload.row_bytes_N[self._row_N[0]] < ROW_BYTES
-        return 1 if is_short and not self._is_remote else _BATCHES_AHEAD
+        return 1 if is_short else 2
 
     def _mine(self, order: EpochOrder, step: int) -> np.ndarray:
         return self._row_N[order.batch(step, self._rank, self._world_size)]
@@ -303,10 +306,9 @@ class _Units:
         if not self._payload.is_direct:
             parts = [slice(None)]  # another writer's file is decoded as a whole: once a batch
         reads = [
-            self._requests.submit(
-                self._payload.read, rows_B[part], {c: values[part] for c, values in out.items()}
-            )
+            self._requests.submit(self._payload.read, rows_B[part], {column: values[part]})
             for part in parts
+            for column, values in out.items()
         ]
         for done in reads:
             done.result()

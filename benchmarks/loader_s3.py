@@ -1,0 +1,134 @@
+"""How near the loader comes to bare ranged GETs, on an S3 server with added latency.
+
+    VIDEOAR_S3_ENDPOINT=http://127.0.0.1:7480 python benchmarks/loader_s3.py s3://bucket/prefix
+
+Both sides use the same client and as many threads as the loader. The bare side fetches every row
+group (small rows) or value (large rows) once into recycled memory and does nothing with it. Writes
+a store of about 600 MB per shape under the given prefix, and leaves it there.
+"""
+
+import argparse
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import cycle
+
+import numpy as np
+import pyarrow as pa
+
+from videoar.core.settings import settings
+from videoar.core.types import Provenance
+from videoar.storage.object_store import S3ObjectStore
+from videoar.storage.payload import Payload
+from videoar.storage.store import open_store
+from videoar.storage.tables import Snapshot
+from videoar.training.batches import _REQUESTS, _UNITS_AHEAD, TokenLoader
+
+_SHAPES = {"A": ((5, 48, 8, 8), 3900, 16_384, 64), "B": ((9, 48, 24, 42), 141_912, 640, 8)}
+_COLUMNS = ("bits", "latent")
+
+
+class Slow:
+    """The server, further away."""
+
+    is_local = False
+
+    def __init__(self, objects: S3ObjectStore, latency_s: float) -> None:
+        self._objects, self._latency_s, self.url = objects, latency_s, objects.url
+        self.requests = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._objects, name)
+
+    def read_into(self, key: str, spans: list[tuple[int, memoryview]]) -> None:
+        """Wait, then read."""
+        self.requests += len(spans)
+        time.sleep(self._latency_s * len(spans))
+        self._objects.read_into(key, spans)
+
+
+def stored(url: str, shape: str) -> Snapshot:
+    """Write random rows."""
+    latent_shape, bits_bytes, rows, _ = _SHAPES[shape]
+    random = np.random.default_rng(0)
+    dataset = open_store(f"{url}/{shape}", endpoint=settings().s3_endpoint).dataset(
+        "tokens", "tokens@1"
+    )
+    files = []
+    for part in np.array_split(np.arange(rows), 4):
+        count = len(part)
+        table = {
+            "clip_id": [f"{i:032x}" for i in part],
+            "source_id": [f"{i:064x}" for i in part],
+            "split": ["train"] * count,
+            "label": ["one"] * count,
+            "caption": ["one"] * count,
+            **{name: [1.0] * count for name in ("rate_fps", "start_s", "duration_s")},
+            **{n: [size] * count for n, size in zip("tkhw", latent_shape, strict=True)},
+            **{f"{name}_xxh3": [0] * count for name in _COLUMNS},
+        }
+        for name, width in (("bits", bits_bytes), ("latent", int(np.prod(latent_shape)) * 2)):
+            table[name] = [random.bytes(width) for _ in part]
+        files.append(dataset.write(pa.table(table)))
+    made = Provenance(run_id="b", pipeline="b", stage="s", fingerprint="f", code_version="c")
+    return dataset.commit(files, made, {})
+
+
+def loader_s(snapshot: Snapshot, batch_size: int) -> float:
+    """Return the seconds of one epoch."""
+    loader = TokenLoader(snapshot, batch_size, 0, columns=_COLUMNS)
+    start = time.perf_counter()
+    rows = sum(len(batch["clip_ids"]) for batch in loader)
+    if rows != snapshot.rows:
+        raise SystemExit(f"{rows} rows instead of {snapshot.rows}")
+    return time.perf_counter() - start
+
+
+def bare_s(snapshot: Snapshot, shape: str) -> float:
+    """Return the seconds of fetching the same bytes by the same requests."""
+    payload = Payload(snapshot.objects, snapshot.files, _COLUMNS)
+    if shape == "A":
+        units = range(int(payload.unit_N[-1]) + 1)
+        largest = max(map(payload.unit_bytes, units))
+        ring = cycle([np.empty(largest, np.uint8) for _ in range(2 * _UNITS_AHEAD)])
+        jobs = [(payload.read_unit, u, next(ring)[: payload.unit_bytes(u)]) for u in units]
+        threads = _UNITS_AHEAD
+    else:
+        outs = {c: np.empty((1, payload.width(c, 0)), np.uint8) for c in _COLUMNS}
+        ring = cycle([{c: o.copy() for c, o in outs.items()} for _ in range(2 * _REQUESTS)])
+        jobs = [(payload.read, np.array([row]), next(ring)) for row in range(snapshot.rows)]
+        threads = _REQUESTS
+    start = time.perf_counter()
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(lambda job: job[0](*job[1:]), jobs))
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print one line per shape and latency."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("url")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    for shape, (latent_shape, bits_bytes, rows, batch_size) in _SHAPES.items():
+        near = stored(arguments.url, shape)
+        num_bytes = rows * (bits_bytes + 2 * int(np.prod(latent_shape)))
+        for latency_s in (0.0, 0.02, 0.05):
+            slow = Slow(near.objects, latency_s)
+            snapshot = replace(near, objects=slow)
+            ours, bare = [], []
+            for _ in range(arguments.rounds):
+                slow.requests = 0
+                ours.append(loader_s(snapshot, batch_size))
+                requests = slow.requests
+                bare.append(bare_s(snapshot, shape))
+            ratios = [b / o for o, b in zip(ours, bare, strict=True)]
+            rate, limit = (num_bytes / 1e6 / np.median(seconds) for seconds in (ours, bare))
+            print(  # noqa: T201 - the result
+                f"{shape} {latency_s * 1000:.0f} ms: {rate:.0f} MB/s, bare {limit:.0f} MB/s, "
+                f"ratio {np.median(ratios):.2f}, {requests} GETs for {rows} rows"
+            )
+
+
+if __name__ == "__main__":
+    main()
