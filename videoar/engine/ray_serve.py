@@ -4,11 +4,10 @@ The warm replicas that answer online requests also work through offline batches.
 """
 
 import logging
-from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
+from videoar.core.ahead import ahead
 from videoar.engine.base import with_retries
 from videoar.pipeline.stage import Shard
 from videoar.pipeline.work import ShardWorker, Task, WorkRecord
@@ -47,24 +46,7 @@ def run_serve(task: Task, shards: Sequence[Shard]) -> Iterator[tuple[Shard, Work
     application = f"videoar-{task.run_id}-{task.dataset}"
     handle = serve.run(deployment.bind(task), name=application, route_prefix=None)
     try:
-        yield from _stream(handle, shards, replicas * _IN_FLIGHT_PER_REPLICA)
+        for shard, response in ahead(handle.remote, shards, replicas * _IN_FLIGHT_PER_REPLICA - 1):
+            yield shard, WorkRecord.model_validate_json(response.result())
     finally:
         serve.delete(application)
-
-
-def _stream(
-    handle: Any,  # noqa: ANN401 - serve.DeploymentHandle
-    shards: Sequence[Shard],
-    window: int,
-) -> Iterator[tuple[Shard, WorkRecord]]:
-    waiting: deque[tuple[Shard, Any]] = deque()
-    for shard in shards:
-        if len(waiting) >= window:
-            yield _finish(*waiting.popleft())
-        waiting.append((shard, handle.remote(shard)))
-    while waiting:
-        yield _finish(*waiting.popleft())
-
-
-def _finish(shard: Shard, response: Any) -> tuple[Shard, WorkRecord]:  # noqa: ANN401 - serve.DeploymentResponse
-    return shard, WorkRecord.model_validate_json(response.result())

@@ -6,7 +6,8 @@ killable child that first read it, and only while the source still has the SHA-2
 References keep a corpus from being stored twice; clips read them at the price of a seek.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,23 +72,7 @@ class ClipReader:
         Every other row goes to `refused`, as a row of `rejects@1`: a source that has changed or
         gone costs its own clips, not the work on all others.
         """
-        for row in rows:
-            try:
-                frames = self(row)
-            except MediaError as error:
-                refused.append({
-                    "item_id": row["clip_id"],
-                    "kind": "clip",
-                    "stage": stage,
-                    "source_id": row["source_id"],
-                    "uri": row["source_uri"],
-                    "reasons": [error.code],
-                    "detail": error.what,
-                    "exit_kind": exit_kind(error.code),
-                    "retryable": error.code in RETRYABLE,
-                })
-            else:
-                yield row, frames
+        return sort_out(((row, partial(self, row)) for row in rows), stage, refused)
 
     def _path(self, uri: str, source_id: str) -> Path:
         if self._source is None or self._source[0] != uri:
@@ -110,3 +95,26 @@ class ClipReader:
         """End the child process and give the source back."""
         self._forget_source()
         self._scanner.close()
+
+
+def sort_out(
+    reads: Iterable[tuple[Row, Callable[[], np.ndarray]]], stage: str, refused: list[Row]
+) -> Iterator[tuple[Row, np.ndarray]]:
+    """Yield rows with their frames, as `ClipReader.each` does, from whatever reads them."""
+    for row, read in reads:
+        try:
+            frames = read()
+        except MediaError as error:
+            refused.append({
+                "item_id": row["clip_id"],
+                "kind": "clip",
+                "stage": stage,
+                "source_id": row["source_id"],
+                "uri": row["source_uri"],
+                "reasons": [error.code],
+                "detail": error.what,
+                "exit_kind": exit_kind(error.code),
+                "retryable": error.code in RETRYABLE,
+            })
+        else:
+            yield row, frames
