@@ -1,8 +1,14 @@
-"""The engine without an engine: everything in this process, one thing after another."""
+"""The engine without an engine: everything in this process, one thing after another.
+
+Except for stages that ask for it (`overlap`): then some shards run at once, in threads.
+"""
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 
+from videoar.core.ahead import ahead
 from videoar.core.errors import StageError
 from videoar.engine.base import ShardDone, with_retries
 from videoar.pipeline.stage import Shard
@@ -26,6 +32,9 @@ class InlineEngine:
     def map(self, task: Task, shards: Sequence[Shard], done: ShardDone) -> None:
         """Run the shards in order."""
         worker = with_retries(lambda: ShardWorker(task))
+        if worker.stage.overlap > 1:
+            _overlap(worker, shards, done)
+            return
         for shard in shards:
             done(shard, with_retries(partial(worker, shard)))
 
@@ -40,6 +49,20 @@ class InlineEngine:
 
     def close(self) -> None:
         """Hold nothing."""
+
+
+def _overlap(worker: ShardWorker, shards: Sequence[Shard], done: ShardDone) -> None:
+    with ThreadPoolExecutor(worker.stage.overlap, "shard") as pool:
+
+        def submit(shard: Shard) -> Future[WorkRecord]:
+            return pool.submit(copy_context().run, with_retries, partial(worker, shard))
+
+        try:
+            for shard, record in ahead(submit, shards, worker.stage.overlap - 1):
+                done(shard, record.result())
+        except BaseException:
+            worker.stop()  # the pool waits for its threads
+            raise
 
 
 def finished_loop(task: Task) -> WorkRecord:

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import pyarrow as pa
 from pydantic import Field
@@ -70,7 +70,7 @@ class Port:
 
 @dataclass(frozen=True)
 class Output:
-    """Rows that a stage made, and the rows that it refused (contract `rejects@1`)."""
+    """Rows that a stage made, which become one file, and the rows that it refused (`rejects@1`)."""
 
     rows: pa.Table
     rejects: pa.Table | None = None
@@ -96,8 +96,20 @@ class Shard:
 class Mapper(Protocol):
     """The opened form of a map stage: weights are loaded, rows go in, rows come out."""
 
-    def __call__(self, batch: pa.Table) -> Output:
-        """Turn the rows of one shard into output rows; pure, so that a shard may run twice."""
+    def __call__(self, batch: pa.Table) -> Output | Sequence[Output]:
+        """Turn the rows of one shard into output rows; pure, so that a shard may run twice.
+
+        Of a stage with an `overlap`, several threads call this at once.
+        """
+        ...
+
+
+@runtime_checkable
+class Stoppable(Protocol):
+    """A mapper with an `overlap` that can be asked to end."""
+
+    def stop(self) -> None:
+        """Let the calls that other threads are in fail soon."""
         ...
 
 
@@ -147,6 +159,8 @@ class MapStage(Stage[C]):
     shape = "map"
     placement: ClassVar[Literal["pool", "serve"]] = "pool"
     """Where an engine that has both hosts the mapper: an actor pool or a serving deployment."""
+    overlap: ClassVar[int] = 1
+    """Shards that one worker runs at once: while one computes, others read and write."""
     primary: ClassVar[str]
     """Port whose files are the shards."""
     may_refuse_all: ClassVar[bool] = False

@@ -24,7 +24,16 @@ from videoar.core.errors import GateError, StageError, VideoARError
 from videoar.core.types import FileRef, Frozen
 from videoar.pipeline.fingerprint import Components, fingerprint, shard_fingerprint
 from videoar.pipeline.registry import BUILTIN, Registry, make_stage
-from videoar.pipeline.stage import Inputs, LoopStage, Mapper, MapStage, Output, ReduceStage, Shard
+from videoar.pipeline.stage import (
+    Inputs,
+    LoopStage,
+    Mapper,
+    MapStage,
+    Output,
+    ReduceStage,
+    Shard,
+    Stoppable,
+)
 from videoar.storage.store import Store, open_store
 
 logger = logging.getLogger(__name__)
@@ -153,14 +162,22 @@ class ShardWorker:
         if (found := find_record(self.store, key)) is not None:
             return found
         try:
-            output = self.mapper(self._rows(shard))
-            record = _write(self.task, self.store, self.stage.produces, output)
+            made = self.mapper(self._rows(shard))
+            outputs = [made] if isinstance(made, Output) else made
+            record = merge([
+                _write(self.task, self.store, self.stage.produces, output) for output in outputs
+            ])
         except VideoARError:
             raise
         except Exception as error:  # the engine boundary: whatever escaped gets its shard's name
             raise stage_error(self.task, f"shard {shard.index}", error) from error
         crash_point("shard-written")
         return _publish(self.store, key, record.model_copy(update={"rows_in": shard.num_rows}))
+
+    def stop(self) -> None:
+        """Let shards that other threads are running end early, where the stage can."""
+        if isinstance(self.mapper, Stoppable):
+            self.mapper.stop()
 
     def _rows(self, shard: Shard) -> pa.Table:
         if shard.file is not None:
