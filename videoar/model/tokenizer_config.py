@@ -91,6 +91,22 @@ class TokenizerConfig(Frozen):
             raise ValueError(f"{num_frames} frames are not 1 + a multiple of {self.time_stride}")
         return 1 + (num_frames - 1) // self.time_stride
 
+    def for_size(self, height_px: int, width_px: int) -> "TokenizerConfig":
+        """Return the same network for videos of another size; weights fit, as all is convolution.
+
+        Its own size keeps its own scales, any other grid gets those of its template.
+
+        Raises:
+            ValueError: the size is no multiple of `space_stride`.
+        """
+        stride = self.space_stride
+        if height_px % stride or width_px % stride or min(height_px, width_px) < stride:
+            raise ValueError(f"{height_px}x{width_px} px are not a multiple of {stride} px")
+        if (height_px, width_px) == self.size_px:
+            return self
+        scales = scale_schedule(height_px // stride, width_px // stride)
+        return self.model_copy(update={"scales": scales})
+
     def as_image(self) -> "TokenizerConfig":
         """Return the image tokenizer of the same shape, whose weights `inflate` takes."""
         return self.model_copy(update={"time_kernel": 1, "time_downs": ()})

@@ -2,17 +2,24 @@
 
 Latents are rounded to fp16 first and bits derive from the rounded values, so that whoever reads the
 latents later finds the stored bits again, bit by bit.
+
+Clips of several sizes and lengths are told apart by their rows: equal ones are encoded together and
+fill a file of their own, whose footer names the scales of its grid. Clips are decoded ahead, and
+two shards run at once, so that the accelerator does not wait for a file to be read or written.
 """
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
 
 from videoar.contracts.contract import load_contract
+from videoar.core.crash import crash_point
 from videoar.core.errors import ContractError
+from videoar.pipeline.accelerator import Accelerator, Share
 from videoar.pipeline.stage import Inputs, Mapper, MapStage, Output, Port, StageConfig
 from videoar.storage.store import Store
 
@@ -24,6 +31,8 @@ if TYPE_CHECKING:
 LAYOUT_VERSION = 1
 _CARRIED = ("clip_id", "source_id", "split", "label", "caption", "rate_fps")
 Row = dict[str, Any]
+Shape = tuple[int, int, int]
+"""Frames, height and width of a clip."""
 
 
 class TokenizeConfig(StageConfig):
@@ -35,7 +44,7 @@ class TokenizeConfig(StageConfig):
 
 
 class TokenizeStage(MapStage[TokenizeConfig]):
-    """One file of clips to one file of tokens; all clips have the same shape."""
+    """One file of clips to a file of tokens for each shape among them."""
 
     name = "tokenize"
     consumes: ClassVar[Mapping[str, Port]] = {
@@ -45,6 +54,7 @@ class TokenizeStage(MapStage[TokenizeConfig]):
     produces = "tokens@1"
     config_type = TokenizeConfig
     primary = "clips"
+    overlap = 2
 
     def open(self, inputs: Inputs, store: Store) -> Mapper:
         """Load the tokenizer."""
@@ -55,56 +65,102 @@ class TokenizeStage(MapStage[TokenizeConfig]):
         torch.set_num_threads(max(1, int(self.config.resources.cpus)))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         net, digest = load_tokenizer(inputs["tokenizer"], store, device)
-        return _Tokenizer(net, digest, store, self.config.batch_clips)
+        return _Tokenizer(net, digest, store, self.config)
 
 
 class _Tokenizer:
-    def __init__(self, net: "VideoTokenizer", digest: str, store: Store, batch_clips: int) -> None:
-        from videoar.media.clips import ClipReader
+    """The opened stage. Calls share the network in turns, and the lanes that read clips."""
 
-        self._net, self._batch_clips = net, batch_clips
-        self._read = ClipReader(store.objects)
-        self._facts = {
-            "tokenizer_digest": digest,
-            "scales": json.dumps(net.cfg.scales),
-            "interpolation": "area down, bilinear up",
-            "layout_version": str(LAYOUT_VERSION),
-        }
+    def __init__(
+        self, net: "VideoTokenizer", digest: str, store: Store, config: TokenizeConfig
+    ) -> None:
+        from videoar.media.lanes import ReadAhead
 
-    def __call__(self, batch: pa.Table) -> Output:
-        refused: list[Row] = []
-        groups = self._decoded(batch.to_pylist(), refused)
-        made = [row for frames, group in groups for row in self._tokens(frames, group)]
-        table = pa.Table.from_pylist(made, schema=load_contract("tokens@1").arrow_schema)
-        rejects = pa.Table.from_pylist(refused, load_contract("rejects@1").arrow_schema)
-        return Output(table.replace_schema_metadata(self._facts), rejects)
+        self._nets = {net.cfg.size_px: net}
+        self._net, self._digest, self._batch_clips = net, digest, config.batch_clips
+        self._read = ReadAhead(store.objects, threads=max(1, int(config.resources.cpus) - 1))
+        self._accelerator = Accelerator()
 
-    def _decoded(
-        self, rows: list[Row], refused: list[Row]
-    ) -> Iterator[tuple["np.ndarray", list[Row]]]:
+    def __call__(self, batch: pa.Table) -> Sequence[Output]:
         import numpy as np
 
-        for start in range(0, len(rows), self._batch_clips):
-            given = rows[start : start + self._batch_clips]
-            read = list(self._read.each(given, TokenizeStage.name, refused))
-            shapes = sorted({clip.shape for _, clip in read})
-            if len(shapes) > 1:
-                what = f"clips of {shapes}"
-                raise ContractError("tokenize", what, "give all clips one size and length")
-            if read:
-                yield np.stack([clip for _, clip in read]), [row for row, _ in read]
+        share = self._accelerator.share()
+        by_shape: dict[Shape, list[Row]] = {}
+        for row in batch.to_pylist():
+            by_shape.setdefault(_shape(row), []).append(row)
+        made: dict[Shape, list[Row]] = {shape: [] for shape in by_shape}
+        refused: list[Row] = []
+        home = self._batches(by_shape)
+        rows = itertools.chain.from_iterable(by_shape.values())
+        read = self._read.each(rows, TokenizeStage.name, refused, 2 * self._batch_clips)
+        for _, pairs in itertools.groupby(read, lambda pair: home[pair[0]["clip_id"]]):
+            group, clips = zip(*map(_checked, pairs), strict=True)
+            made[_shape(group[0])] += self._tokens(np.stack(clips), group, share)
+        rejects = pa.Table.from_pylist(refused, load_contract("rejects@1").arrow_schema)
+        first, *others = (self._table(shape, tokens) for shape, tokens in made.items())
+        return [Output(first, rejects, share.metrics()), *map(Output, others)]
 
-    def _tokens(self, frames_NTHWC: "np.ndarray", rows: list[Row]) -> Iterator[Row]:
+    def stop(self) -> None:
+        """End the calls that wait for the network."""
+        self._accelerator.stop()
+
+    def _batches(self, by_shape: Mapping[Shape, list[Row]]) -> dict[str, int]:
+        """Return clip to batch, decided before any is read: a refused clip moves no other."""
+        numbers = itertools.count()
+        return {
+            row["clip_id"]: number
+            for rows in by_shape.values()
+            for start, number in zip(range(0, len(rows), self._batch_clips), numbers, strict=False)
+            for row in rows[start : start + self._batch_clips]
+        }
+
+    def _at(self, shape: Shape) -> "VideoTokenizer":
+        """Return the network for clips of a shape; those of all sizes share their weights."""
+        import torch
+
+        from videoar.model.tokenizer import VideoTokenizer
+
+        frames, *size_px = shape
+        try:
+            cfg = self._net.cfg.for_size(*size_px)
+            cfg.num_latent_frames(frames)
+        except ValueError as error:
+            what = f"do not fit the tokenizer: {error}"
+            hint = "change size_px or num_frames where clips are made"
+            raise ContractError(
+                f"clips of {frames}x{size_px[0]}x{size_px[1]}", what, hint
+            ) from error
+        if cfg.size_px not in self._nets:
+            with torch.device("meta"):
+                net = VideoTokenizer(cfg).eval()
+            net.load_state_dict(self._net.state_dict(), assign=True)
+            self._nets[cfg.size_px] = net
+        return self._nets[cfg.size_px]
+
+    def _table(self, shape: Shape, tokens: list[Row]) -> pa.Table:
+        table = pa.Table.from_pylist(tokens, schema=load_contract("tokens@1").arrow_schema)
+        return table.replace_schema_metadata({
+            "tokenizer_digest": self._digest,
+            "scales": json.dumps(self._at(shape).cfg.scales),
+            "interpolation": "area down, bilinear up",
+            "layout_version": str(LAYOUT_VERSION),
+        })
+
+    def _tokens(
+        self, frames_NTHWC: "np.ndarray", rows: Sequence[Row], share: Share
+    ) -> Iterator[Row]:
         import torch
 
         from videoar.model.tokenizer import video_from_frames
         from videoar.storage.token_codec import checksum, pack_bits
 
-        with torch.no_grad():
-            frames = torch.from_numpy(frames_NTHWC).to(next(self._net.parameters()).device)
-            latent_NKTHW = self._net.encode(video_from_frames(frames)).half()
-            scale_bits = [bits.cpu().numpy() for bits in self._net.quantizer.encode(latent_NKTHW)]
-        latent_NTKHW = latent_NKTHW.transpose(1, 2).contiguous().cpu().numpy()
+        net = self._at(_shape(rows[0]))
+        with share.turn(len(rows)), torch.no_grad():
+            frames = torch.from_numpy(frames_NTHWC).to(next(net.parameters()).device)
+            latent_NKTHW = net.encode(video_from_frames(frames)).half()
+            scale_bits = [bits.cpu().numpy() for bits in net.quantizer.encode(latent_NKTHW)]
+            latent_NTKHW = latent_NKTHW.transpose(1, 2).contiguous().cpu().numpy()
+        crash_point("batch-encoded")
         t, k, h, w = latent_NTKHW.shape[1:]
         for i, row in enumerate(rows):
             bits = pack_bits([of_scale[i] for of_scale in scale_bits])
@@ -117,3 +173,15 @@ class _Tokenizer:
                 "bits": bits, "latent": latent,
                 "bits_xxh3": checksum(bits), "latent_xxh3": checksum(latent),
             }  # fmt: skip
+
+
+def _shape(row: Row) -> Shape:
+    return row["num_frames"], row["height_px"], row["width_px"]
+
+
+def _checked(pair: tuple[Row, "np.ndarray"]) -> tuple[Row, "np.ndarray"]:
+    row, frames = pair
+    if frames.shape != (*_shape(row), 3):
+        what = f"has frames of {frames.shape}, its row says {_shape(row)}"
+        raise ContractError(f"clip {row['clip_id']}", what, "ingest its source again")
+    return pair

@@ -9,11 +9,15 @@ import pytest
 import torch
 
 from tests.clip_rows import clips_of, drawn_rows
-from videoar.core.errors import ConfigError, GateError
+from tests.token_runs import SHAPES, execute, prepare, shape_rows, untrained
+from videoar.core.errors import ConfigError, ContractError, GateError
 from videoar.core.types import Provenance
+from videoar.engine.inline import InlineEngine
 from videoar.media.decode import decode_clip
 from videoar.media.rendered import scenes
-from videoar.model.tokenizer import video_from_frames
+from videoar.model.schedule import SMALL_SQUARE
+from videoar.model.tokenizer import VideoTokenizer, video_from_frames
+from videoar.pipeline.work import ShardWorker
 from videoar.stages.tokenize import TokenizeConfig, TokenizeStage
 from videoar.stages.train_tokenizer import (
     StoredClips,
@@ -119,8 +123,8 @@ def test_tokens_hold_what_the_tokenizer_says(store, clips, tmp_path):
     net, digest = load_tokenizer(models, store)
     inputs = {"clips": clips, "tokenizer": models}
     mapper = TokenizeStage(TokenizeConfig(batch_clips=2)).open(inputs, store)
-    output = mapper(clips.table())
-    assert mapper(clips.table()).rows.equals(output.rows)
+    (output,), (again,) = mapper(clips.table()), mapper(clips.table())
+    assert again.rows.equals(output.rows)
     tokens = commit(store, "tokens", "tokens@1", output.rows)
     rows, clip_rows = tokens.table().to_pylist(), clips.table().to_pylist()
     assert [row["caption"] for row in rows] == [scenes()[0].prompt, None, None]
@@ -141,3 +145,111 @@ def test_tokens_hold_what_the_tokenizer_says(store, clips, tmp_path):
     footer = pq.read_metadata(pa.BufferReader(store.objects.get(tokens.files[0].key))).metadata
     assert footer[b"tokenizer_digest"].decode() == digest
     assert json.loads(footer[b"scales"]) == [[1, 1], [2, 2], [4, 4]]
+
+
+@pytest.fixture
+def models(store):
+    return untrained(store)
+
+
+def open_mapper(store, models, rows, **options):
+    clips = clips_of(store, rows)
+    stage = TokenizeStage(TokenizeConfig(**options))
+    return stage.open({"clips": clips, "tokenizer": models}, store), clips.table()
+
+
+def test_each_shape_fills_a_file_of_its_own(store, models):
+    long, short, large = SHAPES
+    rows = shape_rows(store, [long, short, large, long, large])
+    mapper, table = open_mapper(store, models, rows, batch_clips=1)
+    outputs = mapper(table)
+    small_scales = [[1, 1], [2, 2], [4, 4]]
+    large_scales = [[side, side] for side in (1, 2, 3, 4, 6, 8)]
+    found = [
+        (output.rows["clip_id"].to_pylist(), json.loads(output.rows.schema.metadata[b"scales"]))
+        for output in outputs
+    ]
+    ids = [row["clip_id"] for row in rows]
+    assert found == [
+        ([ids[0], ids[3]], small_scales),
+        ([ids[1]], small_scales),
+        ([ids[2], ids[4]], large_scales),
+    ]
+    assert [output.rows["t"].to_pylist() for output in outputs] == [[3, 3], [2], [3, 3]]
+    dataset = store.dataset("tokens", "tokens@1")
+    assert len({dataset.write(output.rows).key for output in outputs}) == 3
+
+    row = outputs[2].rows.to_pylist()[0]
+    net, _ = load_tokenizer(models, store)
+    other = VideoTokenizer(net.cfg.model_copy(update={"scales": SMALL_SQUARE}))
+    other.load_state_dict(net.state_dict())
+    stored = torch.from_numpy(np.frombuffer(row["latent"], "<f2").reshape(3, 8, 8, 8).copy())
+    frames = torch.from_numpy(decode_clip(store.objects.get(rows[2]["video_key"])))
+    with torch.no_grad():
+        latent = other.eval().encode(video_from_frames(frames[None]))[0].transpose(0, 1)
+    torch.testing.assert_close(stored.float(), latent, atol=2e-3, rtol=2e-3)
+    expected = other.quantizer.encode(stored.transpose(0, 1)[None])
+    bits = unpack_bits(row["bits"], 3, SMALL_SQUARE, 8)
+    assert all(np.array_equal(f, e[0]) for f, e in zip(bits, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("shape", "claimed", "message"),
+    [
+        ((9, 36, 36), (9, 36, 36), "clips of 9x36x36.*multiple of 8 px"),
+        ((7, 32, 32), (7, 32, 32), "clips of 7x32x32.*7 frames"),
+        ((9, 32, 32), (9, 64, 64), r"clip [0-9a-f]{32}: .*\(9, 32, 32, 3\).*\(9, 64, 64\)"),
+    ],
+)
+def test_clips_that_do_not_fit_are_named(store, models, shape, claimed, message):
+    (row,) = shape_rows(store, [shape])
+    names = ("num_frames", "height_px", "width_px")
+    mapper, table = open_mapper(store, models, [row | dict(zip(names, claimed, strict=True))])
+    with pytest.raises(ContractError, match=message):
+        mapper(table)
+
+
+def test_a_refused_clip_changes_no_other_and_busy_time_is_counted(store, models):
+    rows = shape_rows(store, [SHAPES[0]] * 6)
+    mapper, table = open_mapper(store, models, rows, batch_clips=2, resources={"cpus": 4})
+    (whole,) = mapper(table)
+    rows[2]["video_key"] = store.put_object(b"no clip", ".mp4").key
+    (rest,) = mapper(pa.Table.from_pylist(rows, schema=table.schema))
+    assert rest.rejects["item_id"].to_pylist() == [rows[2]["clip_id"]]
+    assert rest.rows["clip_id"].to_pylist() == [r["clip_id"] for i, r in enumerate(rows) if i != 2]
+    in_whole_batches = [0, 1, 4, 5]
+    assert (
+        rest.rows.take([0, 1, 3, 4])["latent"].to_pylist()
+        == whole.rows.take(in_whole_batches)["latent"].to_pylist()
+    )
+    assert (whole.metrics["accelerator_items"], rest.metrics["accelerator_items"]) == (6, 5)
+
+
+def test_two_shards_at_once_give_what_one_gives(store, tmp_path):
+    run = execute(store, prepare(store))
+    other = open_store((tmp_path / "other").as_uri())
+    assert execute(other, prepare(other), _OneByOne()).outputs == run.outputs
+    metrics = run.stage("tokens").metrics
+    assert metrics["accelerator_items"] == 18
+    assert 0 < metrics["accelerator_busy_percent"] < 100
+    assert metrics == store.snapshot(run.outputs["tokens"]).commit.metrics
+
+
+def test_one_shard_that_fails_stops_the_other(store):
+    document = prepare(store)
+    bad = shape_rows(store, [(7, 32, 32)])
+    good = [shape_rows(store, SHAPES, str(n)) for n in range(4)]
+    clips = clips_of(store, good[0], bad, *good[1:])
+    document["inputs"]["clips"] = f"snapshot://{clips.id}"
+    with pytest.raises(ContractError, match="clips of 7x32x32"):
+        execute(store, document)
+    assert len(list(store.ledger.list("stages/tokens/shards/"))) < 4
+
+
+class _OneByOne(InlineEngine):
+    """Two shards never run at once."""
+
+    def map(self, task, shards, done):
+        worker = ShardWorker(task)
+        for shard in shards:
+            done(shard, worker(shard))

@@ -1,0 +1,50 @@
+"""Tokenize with two shards at once, killed at every step: always the same snapshot."""
+
+import pytest
+
+from tests.token_runs import prepare, run_in_child
+from videoar.runner.api import find_run_id
+from videoar.runner.runs import load_run
+from videoar.storage.store import open_store
+
+pytestmark = pytest.mark.slow
+KILLS = [
+    {"batch": 1},
+    {"batch": 4},  # of 9: in the second shard
+    {"batch": 8},
+    {"crash_at": "write.after_put"},
+    {"crash_at": "shard-written"},
+    {"crash_at": "before-commit"},
+    {"crash_at": "commit.before_log"},
+    {"crash_at": "commit.after_log"},
+]
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """The digest that an undisturbed run commits."""
+    return run_and_read(tmp_path_factory.mktemp("calm").as_uri())
+
+
+def run_and_read(url, *kills):
+    store = open_store(url)
+    document = prepare(store)
+    for kill in kills:
+        assert run_in_child(url, document, **kill) == -9
+    assert run_in_child(url, document) == 0
+    run = load_run(store, find_run_id(store, None))
+    tokens = store.snapshot(run.outputs["tokens"])
+    table = tokens.table(verify=True)
+    assert len(set(table["clip_id"].to_pylist())) == table.num_rows == 18
+    assert len(tokens.files) == 9  # three files of clips, three shapes in each
+    return tokens.digest
+
+
+@pytest.mark.parametrize("kill", KILLS, ids=str)
+def test_a_killed_run_ends_as_a_calm_one(calm, tmp_path, kill):
+    assert run_and_read(tmp_path.as_uri(), kill) == calm
+
+
+def test_killed_again_and_again(calm, tmp_path):
+    kills = ({"batch": 2}, {"batch": 7}, {"crash_at": "shard-written"}, {"batch": 1})
+    assert run_and_read(tmp_path.as_uri(), *kills) == calm
