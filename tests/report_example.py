@@ -64,6 +64,7 @@ def _stages() -> tuple[StageReport, ...]:
             rows_out=rows_out,
             seconds=seconds,
             snapshot=f"{name}:0123456789abcdef",
+            metrics={"accelerator_busy_percent": 93.25} if kind == "tokenize" else {},
         )
         for name, kind, status, parents, rows_in, rows_out, seconds in chain
     )

@@ -96,6 +96,10 @@ def test_mlflow_has_the_run_its_curves_its_page_and_its_models(first: dict):
     tag = f"tags.`videoar.run_id` = '{first['run_id']}'"
     (run,) = client.search_runs([experiment], tag)
     assert run.data.params["samples.num_prompts"] == "2"
+    tokens = next(stage for stage in first["stages"] if stage["name"] == "tokens")
+    assert 0 < tokens["metrics"]["accelerator_busy_percent"] < 100
+    for name, value in tokens["metrics"].items():
+        assert run.data.metrics[f"tokens/{name}"] == value
     assert len(client.get_metric_history(run.info.run_id, "model/loss")) >= 1
     assert [a.path for a in client.list_artifacts(run.info.run_id)] == ["report.html"]
     models = client.search_logged_models([experiment])

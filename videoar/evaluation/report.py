@@ -37,6 +37,7 @@ class StageReport(Frozen):
     rows_in: int | None = None
     rows_out: int | None = None
     seconds: float | None = None
+    metrics: dict[str, float] = Field(default_factory=dict)
 
 
 class FunnelStep(Frozen):

@@ -17,6 +17,7 @@ from videoar.core.ids import new_run_id
 from videoar.core.logging import log_context
 from videoar.core.types import Provenance
 from videoar.engine.base import Engine
+from videoar.pipeline.accelerator import summary
 from videoar.pipeline.fingerprint import (
     Components,
     components,
@@ -264,7 +265,9 @@ class Execution:
         )
         if total.rows_rejected and not total.rows_out and not stage.may_refuse_all:
             self._fail_empty(task, stage, shards, total)
-        return total
+        metrics = summary(total.metrics)
+        self._update(task.dataset, metrics=metrics)
+        return total.model_copy(update={"metrics": metrics})
 
     def _fail_empty(
         self, task: Task, stage: MapStage[Any], shards: list[Shard], total: WorkRecord

@@ -99,6 +99,7 @@ def _metrics(store: Store, run: Run) -> Iterator[tuple[str, float, int]]:
         yield f"{stage.name}/seconds", stage.seconds, 0
         yield f"{stage.name}/rows_out", float(stage.rows.out), 0
         yield f"{stage.name}/rows_rejected", float(stage.rows.rejected), 0
+        yield from ((f"{stage.name}/{name}", value, 0) for name, value in stage.metrics.items())
     for snapshot in _snapshots(store, run, "models@1"):
         for row in snapshot.table(columns=["history_json"]).to_pylist():
             yield from _curves(snapshot.dataset, json.loads(row["history_json"]))

@@ -121,6 +121,7 @@ def _stage_boxes(run: Run) -> Iterator[StageReport]:
             rows_in=stage.rows.in_ or None,
             rows_out=stage.rows.out if stage.snapshot else None,
             seconds=stage.seconds,
+            metrics=stage.metrics,
         )
 
 

@@ -81,6 +81,8 @@ class StageRun(Frozen):
     shards: ShardCounts = ShardCounts()
     rows: RowCounts = RowCounts()
     seconds: float = 0.0
+    metrics: dict[str, float] = Field(default_factory=dict)
+    """Sums over the shards of a map stage, of all attempts, and what they mean."""
     reason: str = ""
     error: str | None = None
 

@@ -130,6 +130,7 @@ def test_curation_draws_bounds_and_shows_pictures(page):
         "No finite value was recorded.",
         "rendered://shapes?num_videos=120&seed=0",
         '"reference": "good:0123456789abcdef"',
+        "accelerator busy percent93.25",
     ],
 )
 def test_says(page, text):

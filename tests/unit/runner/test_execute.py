@@ -113,6 +113,7 @@ def test_refused_rows_are_kept_with_their_reason(store: Store, videos: Path):
     run = execute(store, document(videos))
     rows = run.stage("big").rows
     assert rows.in_ == rows.out + rows.rejected == 4
+    assert run.stage("big").metrics == {"seen": 4.0}
     refused = store.snapshot(run.outputs["big"]).rejects()
     assert refused.table()["reasons"].to_pylist() == [["BAD"]]
     with pytest.raises(StageError, match="max_reject_fraction"):
