@@ -1,9 +1,15 @@
 """The Ray engine on a real local Ray keeps the inline engine's promises, with equal results."""
 
+import contextlib
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from tests import token_runs
 from tests.clip_rows import clip_row, clips_of
 from tests.toys import REGISTRY
 from tests.unit.runner.test_execute import document, execute
@@ -83,3 +89,62 @@ def test_a_reduction_computes_its_dask_graphs_on_ray_with_equal_results(
         == inline.stage("good").rows
         == RowCounts(in_=3, out=1, rejected=2)
     )
+
+
+def tokens_on_ray(document: dict, **resources) -> dict:
+    """Return the document with its stage's resources; they change no fingerprint."""
+    stage = document["stages"]["tokens"] | {"resources": {"cpus": 0.5, **resources}}
+    return document | {"stages": {"tokens": stage}}
+
+
+@pytest.fixture(scope="module")
+def tokens_inline(tmp_path_factory):
+    store = open_store(tmp_path_factory.mktemp("inline").as_uri())
+    return token_runs.execute(store, token_runs.prepare(store, 4, 40)).outputs
+
+
+def test_two_shards_at_once_in_a_worker(tmp_path: Path, engine: RayEngine, tokens_inline: dict):
+    store = open_store(tmp_path.as_uri())
+    run = token_runs.execute(store, tokens_on_ray(token_runs.prepare(store, 4, 40)), engine)
+    assert run.outputs == tokens_inline
+    assert run.stage("tokens").metrics["accelerator_items"] == 160
+
+
+def test_killed_readers_and_workers_change_nothing(
+    tmp_path: Path, engine: RayEngine, tokens_inline: dict
+):
+    store = open_store(tmp_path.as_uri())
+    document = tokens_on_ray(token_runs.prepare(store, 4, 40), readers=2)
+    killed = []
+    killer = threading.Thread(target=kill_each_once, args=(killed, tmp_path))
+    killer.start()
+    run = token_runs.execute(store, document, engine)
+    killer.join(60)
+    assert killed == ["ray::Reader.read", "ray::MapWorker"]
+    assert run.outputs == tokens_inline
+
+
+def kill_each_once(killed: list, store: Path) -> None:
+    """Kill a reader at work, then, once a shard is done, a worker."""
+    deadline = time.monotonic() + 100
+    while len(killed) < 2 and time.monotonic() < deadline:
+        if not killed:
+            killed += kill_one("ray::Reader.read")
+        elif list((store / "stages" / "tokens" / "shards").rglob("*.json")):
+            killed += kill_one("ray::MapWorker")
+        time.sleep(0.005)
+
+
+def kill_one(title: str) -> list[str]:
+    """Kill a process of ours by its title; Ray's workers are grandchildren of this process."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            is_one = (folder / "cmdline").read_text().startswith(title)
+            if is_one and parent(parent(int(folder.name))) == os.getpid():
+                os.kill(int(folder.name), signal.SIGKILL)
+                return [title]
+    return []
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])

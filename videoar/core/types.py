@@ -20,6 +20,9 @@ class Resources(Frozen):
     """Memory reserved per worker; 0 reserves none."""
     workers: int = Field(default=1, ge=1, le=100_000)
     """Workers (map stages) or ranks (loop stages)."""
+    readers: int = Field(default=0, ge=0, le=1_000)
+    """Processes per worker, a core each, that read clips for it wherever the cluster has cores (on
+    Ray; `tokenize`). 0 reads in threads of the worker, on all of its cores but one."""
 
 
 class FileRef(Frozen):

@@ -2,11 +2,14 @@
 
 What travels is one small row per shard: its description there, its record back. The actor reads the
 shard from the store and writes the result to the store, so the object store stays empty however
-large the corpus is, and Ray Data's backpressure bounds the shards in flight.
+large the corpus is, and Ray Data's backpressure bounds the shards in flight. With `readers` there
+is a second pool, of actors that read clips for these (`videoar.engine.ray_lanes`).
 """
 
+import logging
 import pickle
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,9 +17,12 @@ import numpy as np
 
 from videoar.core.errors import VideoARError
 from videoar.engine.base import with_retries
+from videoar.engine.ray_lanes import reading_actors
+from videoar.media.lanes import lending
 from videoar.pipeline.stage import Shard
 from videoar.pipeline.work import ShardWorker, Task, WorkRecord
 
+logger = logging.getLogger(__name__)
 _WORKER_RESTARTS = 3
 
 
@@ -24,7 +30,9 @@ class ShardActor:
     """The callable that Ray Data keeps one of per worker."""
 
     def __init__(self, task: Task) -> None:
-        self._worker = with_retries(partial(ShardWorker, task))
+        readers = task.stage().config.resources.readers
+        with lending(partial(reading_actors, task, readers)) if readers else nullcontext():
+            self._worker = with_retries(partial(ShardWorker, task))
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[Any]]:
         """Run the shards of these rows; an error of ours travels as a value.
@@ -46,13 +54,22 @@ def run_pool(task: Task, shards: Sequence[Shard]) -> Iterator[tuple[Shard, WorkR
     """Run shards on an actor pool of the stage's size; yield each one as it finishes."""
     import ray.data
 
-    resources = task.stage().config.resources
+    stage = task.stage()
+    resources = stage.config.resources
+    workers = min(resources.workers, len(shards))
+    wanted, there = workers * (resources.cpus + resources.readers), ray.cluster_resources()
+    if wanted > there.get("CPU", 0):
+        logger.warning("%g cores wanted, %g there: waits for more", wanted, there.get("CPU", 0))
     rows = [{"number": n, "shard": pickle.dumps(shard)} for n, shard in enumerate(shards)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         ShardActor,
         fn_constructor_args=(task,),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(resources.workers, len(shards))),
+        compute=ray.data.ActorPoolStrategy(
+            size=workers,
+            max_concurrent_calls_per_actor=stage.overlap,
+            enable_true_multi_threading=stage.overlap > 1,
+        ),
         num_cpus=resources.cpus,
         num_gpus=resources.gpus or None,
         memory=int(resources.memory_gib * 2**30) or None,
