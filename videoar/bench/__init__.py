@@ -12,7 +12,7 @@ from videoar.core.errors import ConfigError
 if TYPE_CHECKING:
     from videoar.bench.result import BenchResult
 
-BENCHES = ("cuts", "ingest", "loader", "runner")
+BENCHES = ("cuts", "ingest", "loader", "runner", "tokenize")
 
 
 def measure(name: str, videos: Path | None, rounds: int) -> "BenchResult":
@@ -37,4 +37,8 @@ def measure(name: str, videos: Path | None, rounds: int) -> "BenchResult":
         from videoar.bench import runner
 
         return runner.run(rounds)
+    if name == "tokenize":
+        from videoar.bench import tokens
+
+        return tokens.run(rounds)
     raise ConfigError(name, "no such benchmark", f"known: {', '.join(BENCHES)}")

@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from videoar.bench.films import Film
+from videoar.bench.films import Film, copies
 from videoar.bench.result import BenchResult, compare
 from videoar.engine.base import Engine
 from videoar.engine.inline import InlineEngine
@@ -67,10 +67,7 @@ def _copies(folder: Path, name: str, count: int) -> Path:
     film, into = folder / "film.mp4", folder / name
     if not film.exists():
         encode_stream(_FILM.frames(), film, _FILM.rate_fps, "libx264", 23)
-    into.mkdir()
-    for number in range(count):
-        box = (16).to_bytes(4, "big") + b"free" + f"{name}{number:05d}".encode()[:8].ljust(8)
-        (into / f"{number:03d}.mp4").write_bytes(film.read_bytes() + box)
+    copies(film, into, count)
     return into
 
 

@@ -350,13 +350,13 @@ def doctor() -> None:
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="cuts, ingest, loader or runner.")],
+    name: Annotated[str, typer.Argument(help="cuts, ingest, loader, runner or tokenize.")],
     videos: Annotated[
         Path | None, typer.Option(help="Folder to measure on; default: drawn.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Turns, or films (cuts).")] = 3,
 ) -> None:
-    """Measure side by side with the named baselines, in turns, in CPU time."""
+    """Measure side by side with the named baselines, in turns."""
     from videoar.bench import measure
 
     found = measure(name, videos, rounds)

@@ -115,3 +115,16 @@ def test_a_peer_that_is_not_installed_is_left_out_by_name(tmp_path, monkeypatch)
     assert found.keys() == {"raw", "ours"}
     assert found["ours"][0]["samples_per_s"] > 0
     assert [note for note in notes if "webdataset was left out: ModuleNotFoundError" in note]
+
+
+@pytest.mark.slow
+def test_tokenizing_is_measured_beside_its_network(monkeypatch):
+    from videoar.bench import tokens
+
+    monkeypatch.setattr(tokens, "_FILM", Film(79, num_shots=3, height_px=48, width_px=64))
+    monkeypatch.setattr(tokens, "_NUM_SOURCES", 2)
+    monkeypatch.setattr(tokens, "_SIZES_PX", (32,))
+    found = measure("tokenize", None, 2)
+    assert set(found.ratios) == {"encode loop", "simple loop"}
+    assert [len(runs.runs) for runs in (found.ours, *found.baselines.values())] == [2, 2, 2]
+    assert 0 < found.cases["32px"]["busy_percent"] < 100

@@ -1,0 +1,146 @@
+"""`bench tokenize`: the stage, from stored clips to a snapshot, against its network alone.
+
+    encode loop    the network over the same clips, decoded in memory beforehand, in equal batches:
+                   what there would be if nobody ever waited for a file
+    simple loop    read, decode and encode a batch, then the next; nothing is packed or stored
+
+Wall time, since overlap is the point: a stage wants a core for the network and another one for
+everything else. Weights are as they were drawn, speed does not depend on them.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from videoar.bench.films import Film, copies
+from videoar.bench.result import BenchResult, compare, shuffled
+from videoar.core.types import Provenance
+from videoar.engine.inline import InlineEngine
+from videoar.media.clips import ClipReader
+from videoar.media.transcode import encode_stream
+from videoar.model.tokenizer_config import TOKENIZERS
+from videoar.pipeline.spec import parse_pipeline
+from videoar.runner.execute import Execution
+from videoar.storage.store import Store, open_store
+from videoar.storage.tables import Snapshot
+
+if TYPE_CHECKING:
+    from videoar.model.tokenizer import VideoTokenizer
+
+_SIZES_PX = (64, 32)  # the first one is the headline; the smaller, the more a file costs beside it
+_PRESET = "demo"  # the sizes of the paper take half a minute per clip and core
+_BATCH = 8
+_NUM_SOURCES = 20  # of some 35 clips each
+_FILM = Film(79, num_shots=22, height_px=240, width_px=426, rate_fps=24.0)
+_ENCODE, _SIMPLE = "encode loop", "simple loop"
+Rows = list[dict[str, Any]]
+
+
+def run(rounds: int) -> BenchResult:
+    """Measure in turns."""
+    figures: dict[str, list[float]] = {}
+    table: dict[str, dict[str, float]] = {}
+    with tempfile.TemporaryDirectory(prefix="videoar-bench-") as folder:
+        film = Path(folder) / "film.mp4"
+        encode_stream(_FILM.frames(), film, _FILM.rate_fps, "libx264", 23)
+        copies(film, Path(folder) / "videos", _NUM_SOURCES)
+        for size_px in _SIZES_PX:
+            store = open_store((Path(folder) / f"{size_px}px").as_uri())
+            contest = _Contest(store, Path(folder) / "videos", size_px)
+            found = [contest.turn(turn) for turn in range(rounds)]
+            runs = {name: [each[name] for each in found] for name in found[0]}
+            figures = figures or {name: runs[name] for name in ("ours", _ENCODE, _SIMPLE)}
+            case = compare("tokenize", "", {name: runs[name] for name in figures})
+            table[f"{size_px}px"] = {
+                **{f"x_{name}".replace(" ", "_"): x for name, x in case.ratios.items()},
+                "clips_per_s": round(case.ours.median, 1),
+                "busy_percent": round(float(np.median(runs["busy_percent"])), 1),
+            }
+    unit = f"clips of 17 frames at {_SIZES_PX[0]} px per second, tokenizer `{_PRESET}`"
+    return compare("tokenize", unit, figures, cases=table)
+
+
+class _Contest:
+    """The clips of one size, in the store and in memory, and who encodes them."""
+
+    def __init__(self, store: Store, videos: Path, size_px: int) -> None:
+        import torch
+
+        from videoar.model.tokenizer import VideoTokenizer
+
+        self.store = store
+        ingest = {
+            "stage": "ingest", "from": {"sources": "videos"}, "size_px": size_px,
+            "rate_fps": 8.0, "find_shots": False, "max_clips_per_source": 64,
+            "sources_per_shard": 4,
+        }  # fmt: skip
+        self.clips = self._made({"videos": str(videos)}, {"clips": ingest})
+        torch.manual_seed(0)
+        self.net = VideoTokenizer(TOKENIZERS[_PRESET].for_size(size_px, size_px)).eval()
+        self.tokenizer = _committed(store, self.net)
+        self.rows: Rows = self.clips.table().to_pylist()
+        read = ClipReader(store.objects)
+        self.frames = [read(row) for row in self.rows]
+
+    def turn(self, turn: int) -> dict[str, float]:
+        """Let everybody encode all clips once; return clips per second, and how busy we were."""
+        contestants = {"ours": self._stage, _ENCODE: self._encode, _SIMPLE: self._simple}
+        found: dict[str, float] = {}
+        for name in shuffled(list(contestants), turn):
+            start = time.perf_counter()
+            found |= contestants[name](turn)
+            found[name] = len(self.rows) / (time.perf_counter() - start)
+        return found
+
+    def _stage(self, turn: int) -> dict[str, float]:
+        inputs = {
+            "clips": f"snapshot://{self.clips.id}",
+            "tokenizer": f"snapshot://{self.tokenizer.id}",
+        }
+        ports = {port: port for port in inputs}
+        stage = {"stage": "tokenize", "from": ports, "batch_clips": _BATCH}
+        made = self._made(inputs, {f"tokens{turn}": stage})  # a name of its own: nothing is reused
+        return {"busy_percent": made.commit.metrics["accelerator_busy_percent"]}
+
+    def _made(self, inputs: dict[str, str], stages: dict[str, Any]) -> Snapshot:
+        document = {"pipeline": "bench", "inputs": inputs, "stages": stages}
+        spec = parse_pipeline(document, "bench")
+        (snapshot_id,) = Execution(spec, self.store, InlineEngine()).run().outputs.values()
+        return self.store.snapshot(snapshot_id)
+
+    def _encode(self, _: int) -> dict[str, float]:
+        return self._through(
+            self.frames[i : i + _BATCH] for i in range(0, len(self.frames), _BATCH)
+        )
+
+    def _simple(self, _: int) -> dict[str, float]:
+        read = ClipReader(self.store.objects)
+        groups = (self.rows[i : i + _BATCH] for i in range(0, len(self.rows), _BATCH))
+        return self._through([read(row) for row in group] for group in groups)
+
+    def _through(self, batches: Iterator[list[np.ndarray]]) -> dict[str, float]:
+        import torch
+
+        from videoar.model.tokenizer import video_from_frames
+
+        torch.set_num_threads(1)  # as the stage does with one core
+        with torch.no_grad():
+            for clips in batches:
+                video = video_from_frames(torch.from_numpy(np.stack(clips)))
+                self.net.quantizer.encode(self.net.encode(video).half())
+        return {}
+
+
+def _committed(store: Store, net: "VideoTokenizer") -> Snapshot:
+    from videoar.training.checkpoint import publish_model
+
+    rows = publish_model(net, store, weights=net.state_dict(), step=0, metrics={}, history=[])
+    dataset = store.dataset("tokenizer", "models@1")
+    made_by = Provenance(
+        run_id="bench", pipeline="bench", stage="tokenizer", fingerprint="drawn", code_version=""
+    )
+    return dataset.commit([dataset.write(rows)], made_by, {})
