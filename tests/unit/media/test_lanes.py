@@ -1,12 +1,16 @@
 """Reading ahead: in order, with a bound, one source to one lane, errors where they belong."""
 
+import io
 import threading
 
+import av
+import numpy as np
 import pytest
 
 from tests.token_runs import SHAPES, shape_rows
 from videoar.core.ahead import ahead
 from videoar.core.errors import MediaError, StorageError
+from videoar.media.decode import decode_clip
 from videoar.media.lanes import ReadAhead, lending
 from videoar.storage.store import open_store
 
@@ -78,3 +82,11 @@ def test_lanes_read_at_the_same_time(store):
     refused = []
     assert not list(ReadAhead(Objects(), 2).each(rows, "s", refused, 2))
     assert {reject["detail"] for reject in refused} == {"met"}
+
+
+def test_pixels_are_those_of_each_frame_by_itself(store):
+    for row in shape_rows(store, SHAPES):
+        data = store.objects.get(row["video_key"])
+        with av.open(io.BytesIO(data)) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert np.array_equal(decode_clip(data), np.stack(frames))
