@@ -41,6 +41,8 @@ class Quantized:
     """Rebuilt latent; gradients pass straight through to the encoder."""
     loss: Tensor
     """Commitment plus entropy terms, mean over scales."""
+    mean_p_SK: Tensor
+    """Mean soft bit per scale and bit, without gradient; 0 at a scale that was left out."""
 
 
 def resize(x_nKHW: Tensor, size: tuple[int, int]) -> Tensor:
@@ -125,34 +127,62 @@ class MultiScaleBSQ(nn.Module):
         """Return the latent [B, K, T, H, W] that the bits stand for."""
         return self.accumulate(bits)[-1].transpose(1, 2)
 
-    def forward(self, latent_BKTHW: Tensor) -> Quantized:
-        """Quantize with a straight-through gradient, for training the tokenizer."""
+    def forward(
+        self,
+        latent_BKTHW: Tensor,
+        kept: Sequence[bool] | None = None,
+        whole_mean_p_SK: Tensor | None = None,
+    ) -> Quantized:
+        """Quantize with a straight-through gradient, for training the tokenizer.
+
+        Args:
+            latent_BKTHW: continuous latent.
+            kept: which scales take part, all by default. Leaving out late ones at random makes the
+                early ones carry more. Source: "stochastic quantizer depth", arXiv 2511.04675.
+            whole_mean_p_SK: `mean_p_SK` of the whole batch that this is a part of. The entropy of
+                a mean is not the mean of entropies: with it, the gradients of parts add up to that
+                of the batch.
+        """
         with torch.autocast(latent_BKTHW.device.type, enabled=False):
             batch = latent_BKTHW.shape[0]
             latent = rearrange(latent_BKTHW.float(), "b k t h w -> (b t) k h w")
             rebuilt = torch.zeros_like(latent)
             loss = latent.new_zeros(())
-            for scale in self.scales:
+            mean_p_SK = latent.new_zeros((len(self.scales), self.num_bits))
+            for k, scale in enumerate(self.scales):
+                if kept is not None and not kept[k]:
+                    continue
                 z = self._down(latent - rebuilt.detach(), scale)
                 code = torch.where(z > 0, 1.0, -1.0) / math.sqrt(self.num_bits)
                 rebuilt = rebuilt + resize(code + (z - z.detach()), self.grid)  # exactly the code
-                loss = loss + self._penalty(z, code)
+                whole = None if whole_mean_p_SK is None else whole_mean_p_SK[k]
+                penalty, mean_p_SK[k] = self._penalty(z, code, whole)
+                loss = loss + penalty
         latent_BKTHW = rearrange(rebuilt, "(b t) k h w -> b k t h w", b=batch)
-        return Quantized(latent_BKTHW, loss / len(self.scales))
+        num_kept = len(self.scales) if kept is None else sum(kept)
+        return Quantized(latent_BKTHW, loss / num_kept, mean_p_SK)
 
     @staticmethod
     def _down(residual_nKHW: Tensor, scale: tuple[int, int]) -> Tensor:
         return F.adaptive_avg_pool2d(residual_nKHW, scale)  # "area"; the identity at the grid
 
-    def _penalty(self, z_nKhw: Tensor, code_nKhw: Tensor) -> Tensor:
+    def _penalty(
+        self, z_nKhw: Tensor, code_nKhw: Tensor, whole_mean_p_K: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Pull residuals to their codes; make single bits sure and all codes used.
+
+        Returns:
+            The penalty, and the mean soft bits without gradient.
 
         Source: Infinity and InfinityStar (arXiv 2511.04675); analytic, O(K).
         """
         logits = -4 * z_nKhw * self.INVERSE_TEMPERATURE / math.sqrt(self.num_bits)
         mean_p = torch.sigmoid(logits).mean(dim=(0, 2, 3))
+        own_mean_p = mean_p.detach()
+        if whole_mean_p_K is not None:
+            mean_p = whole_mean_p_K + (mean_p - own_mean_p)  # the batch's value, our gradient
         per_sample = binary_entropy(logits).mean(dim=(0, 2, 3)).sum()
         per_codebook = binary_entropy(torch.logit(mean_p, eps=1e-6)).sum()
         entropy = (per_sample - per_codebook) / self.INVERSE_TEMPERATURE
         commit = F.mse_loss(z_nKhw, code_nKhw)
-        return self.COMMIT_WEIGHT * commit + self.ENTROPY_WEIGHT * entropy
+        return self.COMMIT_WEIGHT * commit + self.ENTROPY_WEIGHT * entropy, own_mean_p

@@ -9,13 +9,17 @@ Shape suffixes: B batch, T frames (pixel or latent), H W height and width, C cha
 Source: arXiv 2601.05966 section 4.1 and appendix A.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that torch code uses everywhere
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from videoar.core.errors import ConfigError
 from videoar.model.causal_conv import (
     Carry,
     CausalConv3d,
@@ -117,6 +121,21 @@ class VideoTokenizer(nn.Module):
         """Return the video [B, 3, T, H, W], about [-1, 1], of latents or of a stream's next."""
         return _unfold(self.decoder(latent_BKTHW, carry), self.cfg.patch_px)
 
+    def encode_chunks(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Encode a video of any length, given in parts as `encode` takes them.
+
+        The latents are those of the whole video; memory is that of one part and a few frames.
+        """
+        carry: Carry = {}
+        for chunk_B3THW in chunks:
+            yield self.encode(chunk_B3THW, carry)
+
+    def decode_chunks(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Decode latents of any length, given in parts of whole latent frames."""
+        carry: Carry = {}
+        for chunk_BKTHW in chunks:
+            yield self.decode(chunk_BKTHW, carry)
+
     def tokenize(self, video_B3THW: Tensor) -> list[Tensor]:
         """Return the bits of a video: per scale bool [B, T, h, w, K]."""
         return self.quantizer.encode(self.encode(video_B3THW))
@@ -188,6 +207,18 @@ def inflate(
             earlier = weight[:, :, :-1]
             earlier.zero_() if rest == "zeros" else nn.init.kaiming_uniform_(earlier, a=5**0.5)
         last.copy_(image)
+
+
+def load_image_weights(path: Path) -> dict[str, Tensor]:
+    """Read the weights that `inflate` takes: a safetensors file with this network's names.
+
+    Raises:
+        ConfigError: the file is not there, or is something else.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(str(path), f"holds no image tokenizer: {error}") from error
 
 
 def video_from_frames(frames_BTHWC: Tensor) -> Tensor:

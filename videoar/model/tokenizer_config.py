@@ -3,7 +3,7 @@
 Free of torch, so that stages and pipelines can check a configuration without loading it.
 """
 
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -108,7 +108,13 @@ class TokenizerConfig(Frozen):
         return self.model_copy(update={"scales": scales})
 
     def as_image(self) -> "TokenizerConfig":
-        """Return the image tokenizer of the same shape, whose weights `inflate` takes."""
+        """Return the image tokenizer of the same shape, whose weights `inflate` takes.
+
+        Raises:
+            ValueError: there is none, as a level halves time alone.
+        """
+        if set(self.time_downs) - set(self.space_downs):
+            raise ValueError("a level that halves time alone is in no image tokenizer")
         return self.model_copy(update={"time_kernel": 1, "time_downs": ()})
 
     def resampling(self, level: int) -> Resampling:
@@ -153,6 +159,20 @@ class TokenizerTraining(Frozen):
     on the rendered corpus, half of the steps brought 24.7 to 28.2 dB at equal cost (one seed)."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak of the schedule (Adam, betas 0.9 and 0.95, no weight decay)."""
+    image_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of every step's items that are single frames, after `image_steps`. Each item counts
+    the same in the loss, whatever its length."""
+    drop_scales: int = Field(default=0, ge=0)
+    """Of so many last scales each is left out of a step with `drop_probability`: the early scales
+    learn to carry more. Source: "stochastic quantizer depth", arXiv 2511.04675 (VBench 81.07 to
+    81.28)."""
+    drop_probability: float = Field(default=0.5, ge=0, le=1)
+    """See `drop_scales`. Chosen: every set of the last scales is equally likely."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts in which a rank works through its share of a batch: less memory, the same step up to
+    rounding, one more pass through the encoder (for the entropy of the whole batch)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the layers; the quantizer and all losses are always fp32."""
     ema: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the moving average of weights."""
     seed: int = Field(default=0, ge=0)
@@ -172,8 +192,13 @@ TOKENIZERS: dict[str, TokenizerConfig] = {
         multipliers=(1, 1, 1), num_res_blocks=1, space_downs=(), time_downs=(0, 1),
         time_kernel=1, norm_groups=4,
     ),
+    "small": TokenizerConfig(
+        num_bits=16, patch_px=2, base_width=64, multipliers=(1, 2, 2), num_res_blocks=1,
+        space_downs=(0, 1), time_downs=(0, 1), norm_groups=8,
+    ),
     "ucf": TokenizerConfig(),
     "512": TokenizerConfig(scales=scale_schedule(24, 42)),
 }  # fmt: skip
-"""`ucf` and `512` are the paper's (128 x 128 and 384 x 672 px); `demo` was chosen
-among about 20 for 32 px clips and minutes of CPU time; `tiny` is for tests."""
+"""`ucf` and `512` are the paper's (128 x 128 and 384 x 672 px); `small` has the tokens of `ucf` at
+64 x 64 px, for one GPU or hours of a CPU; `demo` was chosen among about 20 for 32 px clips and
+minutes of CPU time; `tiny` is for tests."""

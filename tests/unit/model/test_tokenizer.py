@@ -2,14 +2,19 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
+from safetensors.torch import save_file
 
+from videoar.core.errors import ConfigError
 from videoar.model.tokenizer import (
     VideoTokenizer,
     _fold,
     _unfold,
     frames_from_video,
     inflate,
+    load_image_weights,
     video_from_frames,
 )
 from videoar.model.tokenizer_config import TOKENIZERS, TokenizerConfig
@@ -27,6 +32,7 @@ FULL = TokenizerConfig(
     time_downs=(0, 1),
     norm_groups=4,
 )
+TINY = TOKENIZERS["tiny"]
 CONFIGS = pytest.mark.parametrize("cfg", [FULL, TOKENIZERS["tiny"]], ids=["full", "tiny"])
 
 
@@ -85,6 +91,31 @@ def test_chunks_give_what_the_whole_gives(cfg):
         net.encode(clip[:, :, :5], encode_carry)
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=5), st.sampled_from([FULL, TINY]))
+@torch.no_grad()
+def test_any_parts_in_any_order_of_sizes_give_the_whole(sizes, cfg):
+    net = make(cfg)
+    lengths = [1 + 4 * (sizes[0] - 1), *(4 * m for m in sizes[1:])]
+    clip = video(cfg, sum(lengths))
+    latent = net.encode(clip)
+    parts = list(net.encode_chunks(clip.split(lengths, dim=2)))
+    assert [part.shape[2] for part in parts] == sizes
+    torch.testing.assert_close(torch.cat(parts, dim=2), latent)
+    decoded = net.decode_chunks(latent.split(sizes, dim=2))
+    torch.testing.assert_close(torch.cat(list(decoded), dim=2), net.decode(latent))
+
+
+@CONFIGS
+@torch.no_grad()
+def test_a_stream_remembers_the_same_few_frames_however_long_it_is(cfg):
+    net, carry, held = make(cfg), {}, []
+    for length in (1, *[4] * 6):
+        net.decode(net.encode(video(cfg, length), carry), carry)
+        held.append(sum(kept.numel() for kept in carry.values()))
+    assert len(set(held[1:])) == 1
+
+
 @CONFIGS
 @torch.no_grad()
 def test_a_frame_first_changes_the_latent_frame_that_stands_for_it(cfg):
@@ -127,6 +158,21 @@ def test_inflation_can_leave_the_past_random_and_some_layers_fresh():
 
 
 @torch.no_grad()
+def test_an_image_tokenizer_is_read_from_safetensors(tmp_path):
+    image_net, net = make(FULL.as_image(), seed=3), make(FULL, seed=4)
+    flat = {name: w.squeeze(2) if w.ndim == 5 else w for name, w in image_net.state_dict().items()}
+    save_file(flat, tmp_path / "image.safetensors")
+    inflate(net, load_image_weights(tmp_path / "image.safetensors"))
+    image = video(FULL, 1)
+    torch.testing.assert_close(net.decode(net.encode(image)),
+                               image_net.decode(image_net.encode(image)))  # fmt: skip
+    (tmp_path / "other.pt").write_bytes(b"PK")
+    for name in ("other.pt", "none.safetensors"):
+        with pytest.raises(ConfigError, match="no image tokenizer"):
+            load_image_weights(tmp_path / name)
+
+
+@torch.no_grad()
 def test_a_new_network_treats_every_frame_as_an_image():
     torch.manual_seed(0)
     net, clip = VideoTokenizer(FULL).double(), video(FULL, 5)
@@ -159,12 +205,18 @@ def test_the_papers_tokenizers_have_the_papers_shapes():
     assert (ucf.size_px, ucf.space_stride, ucf.time_stride) == ((128, 128), 16, 4)
     assert ucf.num_latent_frames(17) == 5
     assert (large.size_px, len(large.scales), large.num_latent_frames(33)) == ((384, 672), 10, 9)
+    small = TOKENIZERS["small"]
+    assert (small.size_px, small.scales, small.time_stride) == ((64, 64), ucf.scales, 4)
     with torch.device("meta"):
+        net = VideoTokenizer(small)
+        assert net.encode(torch.empty(1, 3, 5, 64, 64)).shape == (1, 16, 2, 8, 8)
         net = VideoTokenizer(ucf)
         assert net.encode(torch.empty(1, 3, 5, 128, 128)).shape == (1, 48, 2, 8, 8)
 
 
 def test_configs_that_cannot_be_built_are_refused():
+    with pytest.raises(ValueError, match="time alone"):
+        TINY.as_image()
     for wrong in ({"norm_groups": 24}, {"space_downs": (4,)}, {"scales": ()}):
         with pytest.raises(ValidationError):
             TokenizerConfig(**wrong)
