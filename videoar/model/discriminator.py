@@ -36,8 +36,14 @@ class PatchDiscriminator(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, video_B3THW: Tensor) -> Tensor:
-        """Return logits [B, 1, t, h, w], positive for real."""
-        logits: Tensor = self.layers(video_B3THW)
+        """Return logits [B, 1, t, h, w] in fp32, positive for real.
+
+        The last layer never runs in bf16: on CPUs, torch 2.13 then fills the gradient of its weight
+        with chance where it sees two frames (time padded by the convolution itself, stride 1).
+        """
+        features = self.layers[:-1](video_B3THW)
+        with torch.autocast(video_B3THW.device.type, enabled=False):
+            logits: Tensor = self.layers[-1](features.float())
         return logits
 
 
@@ -54,6 +60,9 @@ def hinge_generator_loss(fake_logits: Tensor) -> Tensor:
 class LeCam(nn.Module):
     """Running means of the critic's scores and the penalty for leaving them far behind.
 
+    A step's penalty looks at the means of the steps before it, so that it is the same for a batch
+    as a whole, in parts or on several ranks; `update` then takes in the batch's own means.
+
     Args:
         decay: of the means. Source: 0.999 in arXiv 2104.03310's code.
     """
@@ -67,10 +76,13 @@ class LeCam(nn.Module):
         self.register_buffer("fake", torch.zeros(()))
 
     def forward(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        """Take the scores into the means, then return the penalty."""
-        with torch.no_grad():
-            self.real.lerp_(real_logits.mean(), 1 - self.decay)
-            self.fake.lerp_(fake_logits.mean(), 1 - self.decay)
+        """Return the penalty, a mean over scores."""
         above = F.relu(real_logits - self.fake).square().mean()
         below = F.relu(self.real - fake_logits).square().mean()
         return above + below
+
+    @torch.no_grad()
+    def update(self, real_mean: Tensor, fake_mean: Tensor) -> None:
+        """Take a batch's mean scores into the running means."""
+        self.real.lerp_(real_mean, 1 - self.decay)
+        self.fake.lerp_(fake_mean, 1 - self.decay)

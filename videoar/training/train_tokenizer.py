@@ -10,9 +10,10 @@ Source: arXiv 2601.05966 section 4.1, equation 4; constants of `TokenizerTrainin
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -55,6 +56,15 @@ class Clips(Protocol):
         ...
 
 
+class _Part(NamedTuple):
+    """Some items of a rank's share of the batch, all of one length."""
+
+    video: Tensor
+    """[B, 3, T, H, W]"""
+    weight: float
+    """Share of the rank's items: the weights of its parts add up to 1."""
+
+
 class TokenizerTrainer:
     """One rank of a training run.
 
@@ -65,12 +75,14 @@ class TokenizerTrainer:
         rank: this rank's number; ranks share the work of every batch.
         world_size: number of ranks; divides `options.batch_clips`.
         features: feature net of the perceptual term; a frozen random one by default.
+        start: changes the new network before training, e.g. inflates an image tokenizer into it.
+        device: where to train.
 
     Raises:
-        ConfigError: the batch cannot be shared evenly, or there are no clips.
+        ConfigError: the batch cannot be shared evenly, there are no clips, or no scale is left.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the last three are keyword-only
         self,
         cfg: TokenizerConfig,
         options: TokenizerTraining,
@@ -79,14 +91,19 @@ class TokenizerTrainer:
         world_size: int = 1,
         *,
         features: FeatureNet | None = None,
+        start: Callable[[VideoTokenizer], None] | None = None,
+        device: str = "cpu",
     ) -> None:
-        if options.batch_clips % world_size:
-            raise ConfigError("batch_clips", f"is no multiple of {world_size} ranks")
+        if options.batch_clips % (world_size * options.accumulate):
+            what = f"is no multiple of {world_size} ranks x {options.accumulate} parts"
+            raise ConfigError("batch_clips", what)
         if not len(clips):
             raise ConfigError("clips", "there are no clips to train on")
+        if options.drop_scales >= len(cfg.scales):
+            raise ConfigError("drop_scales", f"leaves none of {len(cfg.scales)} scales")
         cfg.num_latent_frames(options.excerpt_frames)
         self.options, self.clips = options, clips
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.device = rank, world_size, device
         self.step = 0
         self.history: list[dict[str, float]] = []
         self._optimizer_config = OptimizerConfig(
@@ -95,8 +112,14 @@ class TokenizerTrainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(options.seed)
             self.net = VideoTokenizer(cfg)
-            self.critic = _Critic(self._optimizer_config) if options.weights.gan else None
+            if start is not None:
+                start(self.net)
+            self.net.to(device)
+            judged = options.weights.gan > 0
+            self.critic = _Critic(self._optimizer_config, device) if judged else None
         self.features = features or RandomFeatures(options.seed)
+        if isinstance(self.features, nn.Module):
+            self.features.to(device)
         self.optimizer = make_adamw(self.net.parameters(), self._optimizer_config)
         self.average = MovingAverage(self.net, options.ema)
 
@@ -107,28 +130,39 @@ class TokenizerTrainer:
             StageError: the loss is not finite.
         """
         self._set_rates()
-        video_B3THW = self._batch()
-        latent = self.net.encode(video_B3THW)
-        quantized = self.net.quantizer(latent)
-        rebuilt_B3THW = self.net.decode(quantized.latent_BKTHW)
+        draw = np.random.default_rng(seed_from("tokenizer", self.options.seed, self.step))
+        parts, kept = self._parts(draw), self._kept_scales(draw)
         critic = self.critic if self.step >= self.options.weights.gan_start else None
-        terms = {
-            "quantizer": self.options.weights.quantizer * quantized.loss,
-            **self._terms(video_B3THW, rebuilt_B3THW, critic),
-        }
-        loss = torch.stack(list(terms.values())).sum()
-        if not math.isfinite(loss.item()):
-            raise StageError("train_tokenizer", f"the loss of step {self.step} is {loss.item()}")
-        self._descend(self.optimizer, loss)
+        latents, whole_mean_p_SK = self._look_ahead(parts, kept)
+        terms: dict[str, Tensor] = {}
+        rebuilt = []
+        self.optimizer.zero_grad()
+        for part in parts:
+            with self._autocast():
+                latent = latents.pop() if latents else self.net.encode(part.video)
+                quantized = self.net.quantizer(latent, kept, whole_mean_p_SK)
+                rebuilt_B3THW = self.net.decode(quantized.latent_BKTHW).float()
+            own = {
+                "quantizer": self.options.weights.quantizer * quantized.loss,
+                **self._terms(part.video, rebuilt_B3THW, critic),
+            }
+            loss = torch.stack(list(own.values())).sum()
+            (part.weight * loss).backward()
+            rebuilt.append(rebuilt_B3THW.detach())
+            own |= {
+                "loss": loss,
+                "psnr_db": psnr(part.video, rebuilt[-1]),
+                "latent_norm": latent.float().norm(dim=1).mean(),
+            }
+            _add(terms, own, part.weight)
+        if not math.isfinite(terms["loss"].item()):
+            what = f"the loss of step {self.step} is {terms['loss'].item()}"
+            raise StageError("train_tokenizer", what)
+        self._update(self.optimizer)
         self.average.update(self.net, self.step)
         if critic is not None:
-            terms["critic"] = self._train_critic(critic, video_B3THW, rebuilt_B3THW.detach())
-        metrics = {
-            "loss": loss.item(),
-            **{name: term.item() for name, term in terms.items()},
-            "psnr_db": psnr(video_B3THW, rebuilt_B3THW.detach()).item(),
-            "latent_norm": latent.detach().norm(dim=1).mean().item(),
-        }
+            terms["critic"] = self._train_critic(critic, parts, rebuilt)
+        metrics = {name: term.item() for name, term in terms.items()}
         self._remember(metrics)
         return metrics
 
@@ -136,36 +170,75 @@ class TokenizerTrainer:
         """Return the network with averaged weights, in evaluation mode: what is published."""
         net = VideoTokenizer(self.net.cfg)
         net.load_state_dict(self.average.weights)
-        return net.eval()
+        return net.to(self.device).eval()
 
     def save(self, folder: Path) -> None:
         """Write everything that the next step depends on into an existing folder."""
-        save_state(folder, self._parts(), {"step": self.step, "history": self.history})
+        save_state(folder, self._state(), {"step": self.step, "history": self.history})
 
     def load(self, folder: Path) -> None:
         """Go on where `save` was called."""
-        progress = load_state(folder, self._parts())
+        progress = load_state(folder, self._state())
         self.step, self.history = progress["step"], progress["history"]
 
-    def _parts(self) -> dict[str, Any]:
-        parts = {"net": self.net, "adam": self.optimizer, "average": self.average.weights}
+    def _state(self) -> dict[str, Any]:
+        state = {"net": self.net, "adam": self.optimizer, "average": self.average.weights}
         if self.critic is not None:
-            parts |= {"critic": self.critic, "critic_adam": self.critic.optimizer}
-        return parts
+            state |= {"critic": self.critic, "critic_adam": self.critic.optimizer}
+        return state
 
-    def _batch(self) -> Tensor:
-        """Draw this rank's clips of the step, and where their excerpts begin."""
+    def _parts(self, draw: np.random.Generator) -> list[_Part]:
+        """Draw this rank's items of the step, where they begin, and which are single frames."""
         options = self.options
         num_frames = 1 if self.step < options.image_steps else options.excerpt_frames
         count = options.batch_clips * (options.excerpt_frames // num_frames)
-        draw = np.random.default_rng(seed_from("tokenizer", options.seed, self.step))
         chosen, places = draw.integers(len(self.clips), size=count), draw.random(count)
-        mine = slice(self.rank, None, self.world_size)
-        excerpts = [
-            _excerpt(self.clips[int(index)], num_frames, place)
-            for index, place in zip(chosen[mine], places[mine], strict=True)
-        ]
-        return video_from_frames(torch.from_numpy(np.stack(excerpts)))
+        num_images = round(options.image_share * count)
+        lengths = np.where(np.arange(count) < num_images, 1, num_frames)
+        mine = np.arange(self.rank, count, self.world_size)
+        parts = []
+        for length in sorted({1, num_frames}):
+            items = mine[lengths[mine] == length]
+            for some in np.array_split(items, min(options.accumulate, len(items)) or 1):
+                excerpts = [_excerpt(self.clips[int(chosen[i])], length, places[i]) for i in some]
+                if excerpts:
+                    frames_BTHWC = torch.from_numpy(np.stack(excerpts)).to(self.device)
+                    weight = len(some) / len(mine)
+                    parts.append(_Part(video_from_frames(frames_BTHWC), weight))
+        return parts
+
+    def _kept_scales(self, draw: np.random.Generator) -> list[bool] | None:
+        """Draw which scales take part in the step: the same on all ranks."""
+        num_scales, num_risky = len(self.net.cfg.scales), self.options.drop_scales
+        if not num_risky:
+            return None
+        kept = draw.random(num_risky) >= self.options.drop_probability
+        return [True] * (num_scales - num_risky) + kept.tolist()
+
+    def _look_ahead(
+        self, parts: Sequence[_Part], kept: Sequence[bool] | None
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Return how the whole batch uses the bits, unless the only part will show that itself.
+
+        Beside it the latents of the only part of a rank, so that nothing is encoded twice.
+        """
+        if len(parts) == self.world_size == 1:
+            return [], None
+        alone = len(parts) == 1
+        mean_p_SK, latents = torch.zeros((), device=self.device), []
+        for part in parts:
+            with torch.set_grad_enabled(alone), self._autocast():
+                latents.append(self.net.encode(part.video))
+            with torch.no_grad():
+                used = self.net.quantizer(latents[-1], kept).mean_p_SK
+            mean_p_SK = mean_p_SK + part.weight * used
+            if not alone:
+                latents.clear()
+        return latents, _mean_over_ranks(mean_p_SK, self.world_size)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        enabled = self.options.precision == "bf16"
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=enabled)
 
     def _terms(
         self, video_B3THW: Tensor, rebuilt_B3THW: Tensor, critic: "_Critic | None"
@@ -176,18 +249,27 @@ class TokenizerTrainer:
             distance = perceptual_loss(self.features, video_B3THW, rebuilt_B3THW)
             terms["perceptual"] = weights.perceptual * distance
         if critic is not None:
-            logits = critic.judge(rebuilt_B3THW)
+            with self._autocast():
+                logits = critic.judge(rebuilt_B3THW)
             terms["gan"] = weights.gan * hinge_generator_loss(logits)
         return terms
 
     def _train_critic(
-        self, critic: "_Critic", video_B3THW: Tensor, rebuilt_B3THW: Tensor
+        self, critic: "_Critic", parts: Sequence[_Part], rebuilt: Sequence[Tensor]
     ) -> Tensor:
-        real, fake = critic.judge(video_B3THW), critic.judge(rebuilt_B3THW)
-        loss = hinge_critic_loss(real, fake)
-        loss = loss + self.options.weights.lecam * critic.lecam(real, fake)
-        self._descend(critic.optimizer, loss)
-        return loss.detach()
+        sums: dict[str, Tensor] = {}
+        critic.optimizer.zero_grad()  # also what the tokenizer's loss has left in these weights
+        for part, rebuilt_B3THW in zip(parts, rebuilt, strict=True):
+            with self._autocast():
+                real, fake = critic.judge(part.video), critic.judge(rebuilt_B3THW)
+            loss = hinge_critic_loss(real, fake)
+            loss = loss + self.options.weights.lecam * critic.lecam(real, fake)
+            (part.weight * loss).backward()
+            _add(sums, {"loss": loss, "real": real.mean(), "fake": fake.mean()}, part.weight)
+        self._update(critic.optimizer)
+        scores = _mean_over_ranks(torch.stack([sums["real"], sums["fake"]]), self.world_size)
+        critic.lecam.update(*scores)
+        return sums["loss"]
 
     def _set_rates(self) -> None:
         rate = self._optimizer_config.rate(self.step, self.options.steps)
@@ -195,39 +277,36 @@ class TokenizerTrainer:
         if self.critic is not None:
             set_rate(self.critic.optimizer, rate)
 
-    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        optimizer.zero_grad()  # also what the other network's loss has left in these weights
-        loss.backward()
+    def _update(self, optimizer: torch.optim.Optimizer) -> None:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         _average_gradients(weights, self.world_size)
         torch.nn.utils.clip_grad_norm_(weights, self._optimizer_config.clip_norm)
         optimizer.step()
 
+    def remember(self, metrics: Metrics) -> None:
+        """Add what was measured after the last step to the history."""
+        last = self.step - 1
+        if not self.history or self.history[-1]["step"] != last:
+            self.history.append({"step": last})
+        self.history[-1] |= metrics
+
     def _remember(self, metrics: Metrics) -> None:
         every = max(1, self.options.steps // _HISTORY_POINTS)
-        if self.step % every == 0 or self.step == self.options.steps - 1:
-            self.history.append({"step": self.step, **metrics})
+        is_point = self.step % every == 0 or self.step == self.options.steps - 1
         self.step += 1
+        if is_point:
+            self.remember(metrics)
 
 
 class _Critic(nn.Module):
     """The discriminator with what belongs to it."""
 
-    def __init__(self, config: OptimizerConfig) -> None:
+    def __init__(self, config: OptimizerConfig, device: str) -> None:
         super().__init__()
         self.judge = PatchDiscriminator()
         self.lecam = LeCam()
+        self.to(device)
         self.optimizer = make_adamw(self.judge.parameters(), config)
-
-
-@torch.no_grad()
-def reconstruction_psnr(net: VideoTokenizer, clips: Iterable[np.ndarray]) -> float:
-    """Return the mean PSNR in dB of clips that went through bits."""
-    values = []
-    for frames_THWC in clips:
-        video_B3THW = video_from_frames(torch.from_numpy(frames_THWC)[None])
-        values.append(psnr(video_B3THW, net.detokenize(net.tokenize(video_B3THW))).item())
-    return float(np.mean(values))
 
 
 def _excerpt(frames_THWC: np.ndarray, num_frames: int, place: float) -> np.ndarray:
@@ -244,14 +323,24 @@ def _excerpt(frames_THWC: np.ndarray, num_frames: int, place: float) -> np.ndarr
     return frames_THWC[start : start + num_frames]
 
 
+def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], weight: float) -> None:
+    for name, value in values.items():
+        sums[name] = sums.get(name, 0) + weight * value.detach()
+
+
+def _mean_over_ranks(values: Tensor, world_size: int) -> Tensor:
+    if world_size > 1:
+        torch.distributed.all_reduce(values)
+    return values / world_size
+
+
 def _average_gradients(weights: Sequence[nn.Parameter], world_size: int) -> None:
     """Replace gradients by their mean over the ranks, in one exchange."""
     if world_size == 1:
         return
     gradients = [weight.grad for weight in weights if weight.grad is not None]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    torch.distributed.all_reduce(flat)
-    for gradient, mean in zip(gradients, _split_like(flat / world_size, gradients), strict=True):
+    flat = _mean_over_ranks(torch.cat([g.flatten() for g in gradients]), world_size)
+    for gradient, mean in zip(gradients, _split_like(flat, gradients), strict=True):
         gradient.copy_(mean)
 
 

@@ -31,3 +31,26 @@ def test_more_noise_is_worse():
         for noisy in ((image + noise * scale).astype(np.uint8) for scale in (4, 8, 16))
     ]
     assert scores == sorted(scores, reverse=True)
+
+
+def test_ssim_is_the_published_formula():
+    """Windows one by one, weights written out, on grey values of 255; two windows by two."""
+    draw_from = np.random.default_rng(1)
+    a = draw_from.integers(0, 256, (1, 12, 12, 3)).astype(np.uint8)
+    b = (0.7 * a + 0.3 * draw_from.integers(0, 256, a.shape)).astype(np.uint8)
+    offsets = np.arange(11) - 5
+    weights = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
+    weights /= weights.sum()
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    values = []
+    for channel in range(3):
+        for i in range(2):
+            for j in range(2):
+                x = a[0, i : i + 11, j : j + 11, channel].astype(float)
+                y = b[0, i : i + 11, j : j + 11, channel].astype(float)
+                mx, my = (weights * x).sum(), (weights * y).sum()
+                vx, vy = (weights * (x - mx) ** 2).sum(), (weights * (y - my) ** 2).sum()
+                cov = (weights * (x - mx) * (y - my)).sum()
+                luminance = (2 * mx * my + c1) / (mx**2 + my**2 + c1)
+                values.append(luminance * (2 * cov + c2) / (vx + vy + c2))
+    assert ssim_T(a, b) == pytest.approx([np.mean(values)], rel=1e-9)

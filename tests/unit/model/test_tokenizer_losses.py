@@ -74,9 +74,11 @@ def test_hinge_losses_at_their_corners():
 
 def test_lecam_punishes_distance_from_the_running_mean_of_the_other_side():
     lecam = LeCam(decay=0.5)
-    penalty = lecam(torch.full((4,), 2.0), torch.full((4,), -2.0))
+    real, fake = torch.full((4,), 2.0), torch.full((4,), -2.0)
+    assert lecam(real, fake).item() == pytest.approx(2.0**2 + 2.0**2)  # the means are 0 at first
+    lecam.update(real.mean(), fake.mean())
     assert (lecam.real.item(), lecam.fake.item()) == (1.0, -1.0)
-    assert penalty.item() == pytest.approx(3.0**2 + 3.0**2)
+    assert lecam(real, fake).item() == pytest.approx(3.0**2 + 3.0**2)
     assert set(lecam.state_dict()) == {"real", "fake"}
 
 

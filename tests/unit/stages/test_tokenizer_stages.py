@@ -7,6 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
 
 from tests.clip_rows import clips_of, drawn_rows
 from tests.token_runs import SHAPES, execute, prepare, shape_rows, untrained
@@ -17,6 +19,7 @@ from videoar.media.decode import decode_clip
 from videoar.media.rendered import scenes
 from videoar.model.schedule import SMALL_SQUARE
 from videoar.model.tokenizer import VideoTokenizer, video_from_frames
+from videoar.model.tokenizer_config import TOKENIZERS
 from videoar.pipeline.work import ShardWorker
 from videoar.stages.tokenize import TokenizeConfig, TokenizeStage
 from videoar.stages.train_tokenizer import (
@@ -83,8 +86,11 @@ def test_training_publishes_the_average_and_resumes_exactly(store, clips, tmp_pa
     output = train(store, clips, rank, checkpoint_every=2)
     (row,) = output.rows.to_pylist()
     assert (row["kind"], row["step"], rank.steps) == ("tokenizer", 4, [1, 2, 3, 4])
-    assert {"psnr_db", "val_psnr_db", "latent_norm"} <= dict(row["metrics"]).keys()
-    assert [point["step"] for point in json.loads(row["history_json"])] == [0, 1, 2, 3]
+    measured = {"val/psnr_db", "val/ssim", "val/scale_3/bit_entropy", "val/bits_per_frame"}
+    assert {"psnr_db", "latent_norm", *measured} <= dict(row["metrics"]).keys()
+    history = json.loads(row["history_json"])
+    assert [point["step"] for point in history] == [0, 1, 2, 3]
+    assert history[-1]["val/psnr_db"] == dict(row["metrics"])["val/psnr_db"]
     killed = MemoryRank(tmp_path / "b")
     killed.saved = {2: rank.saved[2]}
     again = train(store, clips, killed)
@@ -92,7 +98,57 @@ def test_training_publishes_the_average_and_resumes_exactly(store, clips, tmp_pa
     assert again.rows.equals(output.rows)
 
 
+def test_measurements_are_spread_evenly_over_the_run(store, clips, tmp_path):
+    output = train(store, clips, MemoryRank(tmp_path), validations=2)
+    history = json.loads(output.rows["history_json"][0].as_py())
+    assert [point["step"] for point in history if "val/psnr_db" in point] == [1, 3]
+    stage = TrainTokenizerStage(
+        TrainTokenizerConfig(preset="tiny", training={**TRAINING, "steps": 7}, validations=3)
+    )
+    assert [step for step in range(1, 8) if stage._is_due(step)] == [3, 5, 7]
+
+
+def test_a_tokenizer_that_is_not_good_enough_is_not_published(store, clips, tmp_path):
+    with pytest.raises(GateError, match=r"min_psnr_db.*\d+\.\d\d dB, 60 dB are asked for"):
+        train(store, clips, MemoryRank(tmp_path / "a"), min_psnr_db=60)
+    assert train(store, clips, MemoryRank(tmp_path / "b"), min_psnr_db=3).rows.num_rows == 1
+
+
+def test_training_starts_from_an_image_tokenizer(store, clips, tmp_path):
+    both = {"patch_px": 2, "space_downs": (0, 1)}
+    cfg = TOKENIZERS["tiny"].model_copy(update=both)
+    image_net, path = VideoTokenizer(cfg.as_image()), tmp_path / "image.safetensors"
+    weights = image_net.state_dict()
+    save_file({n: w.squeeze(2) if w.ndim == 5 else w for n, w in weights.items()}, path)
+    given = {"tokenizer": both, "image_weights": str(path), "image_fresh": ["decoder.conv_in"]}
+    stage = TrainTokenizerStage(TrainTokenizerConfig(preset="tiny", training=TRAINING, **given))
+    net = VideoTokenizer(cfg)
+    fresh = net.decoder.conv_in.weight.clone()
+    stage._start(net)
+    first = net.encoder.conv_in.weight
+    assert torch.equal(first[:, :, -1], weights["encoder.conv_in.weight"][:, :, 0])
+    assert torch.equal(net.decoder.conv_in.weight, fresh)
+    assert len(stage.tools()["image_weights"]) == 64
+    train(store, clips, MemoryRank(tmp_path / "run"), **given)
+    path.write_bytes(b"?")
+    with pytest.raises(ConfigError, match="no image tokenizer"):
+        train(store, clips, MemoryRank(tmp_path / "other"), **given)
+
+
+@pytest.mark.slow
+def test_a_distance_is_a_curve_of_the_history(store, clips, tmp_path):
+    rows = clips.table().to_pylist()
+    another = {**rows[2], "clip_id": "f" * 32, "span_start_us": 0}
+    more = clips_of(store, [*rows, another])
+    output = train(store, more, MemoryRank(tmp_path), distance=True, validations=1)
+    assert dict(output.rows["metrics"][0].as_py())["val/frechet_random_i3d_n2"] > 0
+    with pytest.raises(GateError, match="needs 2 clips"):
+        train(store, clips, MemoryRank(tmp_path / "few"), distance=True)
+
+
 def test_clips_that_cannot_train_it_are_refused(store, clips, tmp_path):
+    with pytest.raises(ValidationError, match="none of the 3 scales"):
+        TrainTokenizerConfig(preset="tiny", training={**TRAINING, "drop_scales": 3})
     with pytest.raises(ConfigError, match=r"\(32, 32\).*\(64, 64\)"):
         train(store, clips, MemoryRank(tmp_path), tokenizer={"patch_px": 8})
     table = clips.table()
@@ -107,7 +163,7 @@ def test_lpips_weights_count_and_must_be_there(tmp_path):
     with pytest.raises(ConfigError, match="No such file"):
         stage.tools()
     path.write_bytes(b"weights")
-    assert len(stage.tools()["lpips"]) == 64
+    assert len(stage.tools()["lpips_weights"]) == 64
 
 
 def test_decoded_clips_are_kept_up_to_the_limit(store, clips):

@@ -5,14 +5,19 @@ import pytest
 import torch
 
 from videoar.core.errors import ConfigError, StageError
+from videoar.evaluation.reconstruction import Validation
 from videoar.media.rendered import draw, scenes
 from videoar.model.tokenizer_config import TOKENIZERS, LossWeights, TokenizerTraining
-from videoar.training.train_tokenizer import TokenizerTrainer, reconstruction_psnr
+from videoar.training.train_tokenizer import TokenizerTrainer
 
 torch.set_num_threads(1)
 CFG = TOKENIZERS["tiny"]
 CLIPS = np.stack([draw(scene, 9, 32, 8.0) for scene in scenes()[:6]])
 ALL_TERMS = LossWeights(l2=1, perceptual=0.1, gan=0.1, gan_start=1)
+EVERYTHING = {"weights": ALL_TERMS, "image_share": 0.5, "drop_scales": 2}
+
+
+RANK_CASES = {"whole": {}, "parts": {"accumulate": 2}, "video": {"image_share": 0.0}}
 
 
 def options(**changes):
@@ -22,20 +27,22 @@ def options(**changes):
 
 def test_the_loss_falls_and_the_average_reconstructs():
     trainer = TokenizerTrainer(CFG, options(ema=0.9, weights=LossWeights(l2=2)), CLIPS)
-    before = reconstruction_psnr(trainer.averaged(), CLIPS)
+    val = Validation(CLIPS, {})
+    before = val.measure(trainer.averaged())["psnr_db"]
     metrics = [trainer.train_step() for _ in range(40)]
     assert metrics[-1]["pixel"] < 0.6 * metrics[0]["pixel"]
-    assert reconstruction_psnr(trainer.averaged(), CLIPS) > before + 3
+    assert val.measure(trainer.averaged())["psnr_db"] > before + 3
     assert metrics[-1]["latent_norm"] > 0.9  # small latents overshoot
     assert trainer.history[-1]["step"] == 39
 
 
-def test_every_term_is_finite_and_resuming_is_exact(tmp_path):
-    straight = TokenizerTrainer(CFG, options(weights=ALL_TERMS), CLIPS)
+@pytest.mark.parametrize("extra", [{}, {"accumulate": 2, "precision": "bf16"}], ids=str)
+def test_every_term_is_finite_and_resuming_is_exact(extra, tmp_path):
+    straight = TokenizerTrainer(CFG, options(**EVERYTHING | extra), CLIPS)
     for _ in range(2):
         straight.train_step()
     straight.save(tmp_path)
-    resumed = TokenizerTrainer(CFG, options(weights=ALL_TERMS), CLIPS)
+    resumed = TokenizerTrainer(CFG, options(**EVERYTHING | extra), CLIPS)
     resumed.load(tmp_path)
     assert resumed.step == 2
     for _ in range(2):
@@ -45,26 +52,95 @@ def test_every_term_is_finite_and_resuming_is_exact(tmp_path):
     assert resumed.history == straight.history
     for name, weight in straight.average.weights.items():
         assert torch.equal(weight, resumed.average.weights[name])
+    for name, weight in straight.critic.state_dict().items():
+        assert torch.equal(weight, resumed.critic.state_dict()[name]), name
+
+
+def parts_of(trainer):
+    return trainer._parts(np.random.default_rng(0))
+
+
+def videos_of(trainer):
+    return [part.video for part in parts_of(trainer)]
 
 
 def test_ranks_share_one_batch():
-    whole = TokenizerTrainer(CFG, options(), CLIPS)._batch()
-    halves = [TokenizerTrainer(CFG, options(), CLIPS, rank, 2)._batch() for rank in range(2)]
+    (whole,) = videos_of(TokenizerTrainer(CFG, options(), CLIPS))
+    halves = [videos_of(TokenizerTrainer(CFG, options(), CLIPS, rank, 2))[0] for rank in range(2)]
     assert torch.equal(whole[0::2], halves[0])
     assert torch.equal(whole[1::2], halves[1])
+    with pytest.raises(ConfigError, match="2 ranks x 4 parts"):
+        TokenizerTrainer(CFG, options(accumulate=4), CLIPS, 0, 2)
     with pytest.raises(ConfigError, match="multiple of 3"):
         TokenizerTrainer(CFG, options(), CLIPS, 0, 3)
 
 
 def test_images_come_first_and_inflate():
     trainer = TokenizerTrainer(CFG, options(image_steps=1), CLIPS)
-    assert trainer._batch().shape == (20, 3, 1, 32, 32)
+    assert videos_of(trainer)[0].shape == (20, 3, 1, 32, 32)
     kernel = next(w for w in trainer.net.parameters() if w.ndim == 5 and w.shape[2] == 3)
     trainer.train_step()
     assert not kernel[:, :, :2].any()  # nothing of the past was learned from images
-    assert trainer._batch().shape == (4, 3, 5, 32, 32)
+    assert videos_of(trainer)[0].shape == (4, 3, 5, 32, 32)
     trainer.train_step()
     assert kernel[:, :, :2].any()
+
+
+def test_a_batch_mixes_images_and_videos_that_count_the_same_each():
+    def parts(**more):
+        shared = options(batch_clips=8, image_share=0.25, **more)
+        return parts_of(TokenizerTrainer(CFG, shared, CLIPS))
+
+    found = parts()
+    assert [part.video.shape[::2] for part in found] == [(2, 1, 32), (6, 5, 32)]
+    assert [part.weight for part in found] == [0.25, 0.75]
+    split = parts(accumulate=4)
+    assert [len(part.video) for part in split] == [1, 1, 2, 2, 1, 1]
+    assert sum(part.weight for part in split) == 1
+    joined = torch.cat([part.video for part in split[2:]])
+    assert torch.equal(joined, found[1].video_B3THW)
+
+
+@pytest.mark.parametrize("extra", [{}, {"image_share": 0.25}, EVERYTHING], ids=str)
+def test_a_batch_in_parts_takes_the_same_step_as_the_whole(extra):
+    def trained(accumulate):
+        trainer = TokenizerTrainer(CFG, options(accumulate=accumulate, **extra), CLIPS)
+        trainer.metrics = [trainer.train_step() for _ in range(3)]
+        return trainer
+
+    whole, parts = trained(1), trained(2)
+    for a, b in zip(whole.metrics, parts.metrics, strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+    for a, b in zip(whole.net.parameters(), parts.net.parameters(), strict=True):
+        assert (a.grad - b.grad).norm() <= 1e-3 * a.grad.norm()  # of the third step
+
+
+def test_the_last_scales_are_left_out_now_and_then_and_never_all():
+    trainer = TokenizerTrainer(CFG, options(drop_scales=2), CLIPS)
+    drawn = {tuple(trainer._kept_scales(np.random.default_rng(seed))) for seed in range(40)}
+    assert drawn == {(True, a, b) for a in (True, False) for b in (True, False)}
+    with pytest.raises(ConfigError, match="none of 3 scales"):
+        TokenizerTrainer(CFG, options(drop_scales=3), CLIPS)
+
+
+def test_half_precision_trains_and_keeps_full_precision_weights():
+    full = TokenizerTrainer(CFG, options(), CLIPS).train_step()
+    trainer = TokenizerTrainer(CFG, options(precision="bf16", ema=0.9), CLIPS)
+    metrics = [trainer.train_step() for _ in range(40)]
+    assert metrics[0]["pixel"] == pytest.approx(full["pixel"], rel=0.02)
+    assert metrics[0]["pixel"] != full["pixel"]
+    assert metrics[-1]["pixel"] < 0.6 * metrics[0]["pixel"]
+    assert {weight.dtype for weight in trainer.average.weights.values()} == {torch.float32}
+
+
+def test_a_network_can_start_from_another_one():
+    def halve(net):
+        net.decoder.conv_out.weight.mul_(0.5)
+
+    plain = TokenizerTrainer(CFG, options(), CLIPS)
+    started = TokenizerTrainer(CFG, options(), CLIPS, start=torch.no_grad()(halve))
+    name = "decoder.conv_out.weight"
+    assert torch.equal(started.average.weights[name], 0.5 * plain.average.weights[name])
 
 
 def test_what_cannot_be_trained_on_is_refused():
@@ -79,21 +155,31 @@ def test_what_cannot_be_trained_on_is_refused():
         trainer.train_step()
 
 
+def flat_weights(trainer):
+    parts = [*trainer.net.parameters(), *trainer.critic.state_dict().values()]
+    return torch.cat([w.detach().flatten() for w in parts]).numpy()
+
+
 def _train_as_rank(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )
-    trainer = TokenizerTrainer(CFG, options(weights=ALL_TERMS), CLIPS, rank, 2)
-    for _ in range(3):
-        trainer.train_step()
+    for name, more in RANK_CASES.items():
+        trainer = TokenizerTrainer(CFG, options(**EVERYTHING | more), CLIPS, rank, 2)
+        for _ in range(3):
+            trainer.train_step()
+        np.save(f"{folder}/{name}{rank}.npy", flat_weights(trainer))
     torch.distributed.destroy_process_group()
-    parts = [*trainer.net.parameters(), *trainer.critic.parameters()]
-    np.save(f"{folder}/{rank}.npy", torch.cat([w.detach().flatten() for w in parts]).numpy())
 
 
 @pytest.mark.slow
-def test_two_ranks_on_different_clips_keep_equal_weights(tmp_path):
+def test_two_ranks_on_different_clips_do_what_one_does_with_all(tmp_path):
     torch.multiprocessing.spawn(_train_as_rank, args=(str(tmp_path),), nprocs=2)
-    first, second = np.load(tmp_path / "0.npy"), np.load(tmp_path / "1.npy")
-    assert np.array_equal(first, second)
+    for name, more in RANK_CASES.items():
+        first, second = np.load(tmp_path / f"{name}0.npy"), np.load(tmp_path / f"{name}1.npy")
+        assert np.array_equal(first, second)
+        alone = TokenizerTrainer(CFG, options(**EVERYTHING | more), CLIPS)
+        for _ in range(3):
+            alone.train_step()
+        assert np.abs(first - flat_weights(alone)).max() < 2e-4

@@ -1,0 +1,117 @@
+"""Round trips: in parts as the whole, measured by known values, refused when too poor."""
+
+import numpy as np
+import pytest
+import torch
+
+from videoar.core.errors import ContractError, GateError
+from videoar.evaluation import reconstruction
+from videoar.evaluation.i3d import random_i3d
+from videoar.evaluation.metrics import psnr_T
+from videoar.evaluation.reconstruction import (
+    BitUsage,
+    Validation,
+    after_each_scale,
+    require_round_trip,
+    round_trip,
+)
+from videoar.media.rendered import draw, scenes
+from videoar.model.tokenizer import VideoTokenizer
+from videoar.model.tokenizer_config import TOKENIZERS
+
+torch.set_num_threads(1)
+CLIPS = [draw(scene, 9, 32, 8.0) for scene in scenes()[:3]]
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    net = VideoTokenizer(TOKENIZERS["tiny"]).eval()
+    for weight in net.parameters():
+        if weight.ndim == 5:  # a new network does not look back; this one does
+            torch.nn.init.kaiming_uniform_(weight, a=5**0.5)
+    return net
+
+
+def test_a_long_clip_passes_in_parts_as_it_does_whole(net, monkeypatch):
+    clip = np.concatenate([CLIPS[0], CLIPS[1], CLIPS[2], CLIPS[0][:2]])  # 29 = 1 + 4 * 7 frames
+    whole, bits = round_trip(net, clip)
+    assert whole.shape == clip.shape
+    monkeypatch.setattr(reconstruction, "_CHUNK_FRAMES", 8)
+    lengths = [part.shape[2] for part in reconstruction._chunks(net, clip)]
+    assert lengths == [9, 8, 8, 4]
+    parts, bits_of_parts = round_trip(net, clip)
+    assert [tuple(b.shape) for b in bits_of_parts] == [tuple(b.shape) for b in bits]
+    changed = [(a != b).float().mean() for a, b in zip(bits, bits_of_parts, strict=True)]
+    assert max(changed) < 1e-3  # rounding
+    assert np.abs(whole.astype(int) - parts).mean() < 0.1
+
+
+def test_the_last_scale_is_the_reconstruction(net):
+    steps = after_each_scale(net, CLIPS[0])
+    assert len(steps) == 3
+    assert np.array_equal(steps[-1], round_trip(net, CLIPS[0])[0])
+    assert not np.array_equal(steps[0], steps[-1])
+
+
+def test_bits_that_never_change_say_nothing():
+    even = torch.tensor([0, 1, 1, 0], dtype=torch.bool).view(1, 1, 2, 2, 1)
+    rare = torch.tensor([0, 0, 0, 1], dtype=torch.bool).view(1, 1, 2, 2, 1)
+    stuck = torch.ones(1, 1, 2, 2, 2, dtype=torch.bool)
+    usage = BitUsage()
+    for _ in range(2):
+        usage.add([torch.cat([even, rare, stuck], dim=-1), stuck[:, :, :1, :1]])
+    quarter = -(0.25 * np.log2(0.25) + 0.75 * np.log2(0.75))
+    assert usage.metrics() == {
+        "scale_1/bit_entropy": pytest.approx((1 + quarter) / 4),
+        "scale_1/live_bits": 0.5,
+        "scale_2/bit_entropy": pytest.approx(0, abs=1e-9),
+        "scale_2/live_bits": 0,
+        "entropy_bits_per_frame": pytest.approx(4 * (1 + quarter)),
+        "bits_per_frame": 4 * 4 + 1 * 2,
+    }
+
+
+def test_validation_measures_what_it_says(net):
+    found = Validation(CLIPS, {}).measure(net)
+    made = [round_trip(net, clip)[0] for clip in CLIPS]
+    by_hand = np.mean([psnr_T(a, b).mean() for a, b in zip(CLIPS, made, strict=True)])
+    assert found["psnr_db"] == pytest.approx(by_hand)
+    assert found["bits_per_frame"] == (1 + 4 + 16) * 8
+    assert 0 < found["entropy_bits_per_frame"] <= found["bits_per_frame"]
+    assert not any("frechet" in name or "fvd" in name for name in found)
+    assert Validation([], {}).measure(net) == {}
+
+
+@pytest.mark.slow
+def test_a_distance_carries_its_name_and_its_n(net):
+    validation = Validation(CLIPS[:2], {"frechet_random_i3d": random_i3d(0)})
+    assert validation.measure(net)["frechet_random_i3d_n2"] > 0
+    for too_few in (CLIPS[:1], [clip[:5] for clip in CLIPS]):
+        with pytest.raises(GateError, match="no distance"):
+            Validation(too_few, {"frechet_random_i3d": random_i3d(0)})
+
+
+def test_a_tokenizer_that_is_too_poor_is_named_with_its_value(net):
+    psnr_db = require_round_trip(net, CLIPS, 1.0, "tokenize")
+    assert psnr_db == pytest.approx(Validation(CLIPS, {}).measure(net)["psnr_db"])
+    with pytest.raises(GateError, match=rf"tokenize.*{psnr_db:.2f} dB.*40 dB"):
+        require_round_trip(net, CLIPS, 40.0, "tokenize")
+    with pytest.raises(GateError, match="no clip"):
+        require_round_trip(net, [], 1.0, "tokenize")
+    with torch.no_grad():
+        net.decoder.conv_out.bias.fill_(torch.nan)  # black at best, and no pass by accident
+    with pytest.raises(GateError):
+        require_round_trip(net, CLIPS, 15.0, "tokenize")
+
+
+def test_bits_that_do_not_rebuild_the_stored_latents_are_refused(net, monkeypatch):
+    def flipped(*arguments):
+        unpacked = unpack(*arguments)
+        unpacked[1][0, 0, 0, 0] ^= 1
+        return unpacked
+
+    unpack = reconstruction.unpack_bits
+    monkeypatch.setattr(reconstruction, "unpack_bits", flipped)
+    with pytest.raises(ContractError, match="different latents"):
+        require_round_trip(net, CLIPS, 1.0, "tokenize")

@@ -1,0 +1,191 @@
+"""Round trips through a tokenizer: what of a clip is left when it has been tokens.
+
+The one idea: whatever is measured here has been exactly what the token store keeps. Latents are
+rounded to fp16, bits derive from the rounded ones, pixels from the bits. Clips of any length pass
+in parts, so memory does not grow with them.
+
+Axes: N clips, T frames, H W pixels, C colour channels; K bits, S scales.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from videoar.core.errors import ContractError, GateError
+from videoar.evaluation.frechet import frechet_of_vectors
+from videoar.evaluation.i3d import I3D
+from videoar.evaluation.measure import Clip, features_ND, why_no_distance
+from videoar.evaluation.metrics import psnr_T, ssim_T
+from videoar.model.tokenizer import VideoTokenizer, frames_from_video, video_from_frames
+from videoar.storage.token_codec import pack_bits, unpack_bits
+
+Frames = NDArray[np.uint8]
+_CHUNK_FRAMES = 64  # chosen: clips up to 65 frames pass as a whole
+_LIVE = (0.1, 0.9)  # chosen: a bit whose mean lies outside says less than half of what it could
+
+
+@torch.inference_mode()
+def round_trip(net: VideoTokenizer, frames_THWC: Frames) -> tuple[Frames, list[Tensor]]:
+    """Return a clip after its round trip, and its bits: per scale bool [1, T, h, w, K].
+
+    Raises:
+        ContractError: the bits do not rebuild what the stored latents are quantized to.
+    """
+    bits: list[list[Tensor]] = []
+    video = net.decode_chunks(_rebuilt(net, frames_THWC, bits))
+    frames = torch.cat([frames_from_video(part)[0].cpu() for part in video])
+    return frames.numpy(), [torch.cat(parts, dim=1) for parts in zip(*bits, strict=True)]
+
+
+def _rebuilt(
+    net: VideoTokenizer, frames_THWC: Frames, bits: list[list[Tensor]]
+) -> Iterator[Tensor]:
+    """Yield the latents that the token store gives back; append their bits."""
+    cfg, quantizer = net.cfg, net.quantizer
+    for latent_BKTHW in net.encode_chunks(_chunks(net, frames_THWC)):
+        stored = latent_BKTHW.half()
+        pyramid = quantizer.pyramid(stored)
+        packed = pack_bits([of_scale[0].cpu().numpy() for of_scale in pyramid.bits])
+        unpacked = unpack_bits(packed, stored.shape[2], cfg.scales, cfg.num_bits)
+        read = [torch.from_numpy(part)[None].bool().to(stored.device) for part in unpacked]
+        rebuilt_BKTHW = quantizer.decode(read)
+        if not torch.equal(rebuilt_BKTHW.transpose(1, 2), pyramid.accumulated[-1]):
+            raise ContractError("tokens", "bits and stored latents decode to different latents")
+        bits.append(read)
+        yield rebuilt_BKTHW
+
+
+def _chunks(net: VideoTokenizer, frames_THWC: Frames) -> Iterator[Tensor]:
+    device = next(net.parameters()).device
+    ends = [*range(1 + _CHUNK_FRAMES, len(frames_THWC), _CHUNK_FRAMES), len(frames_THWC)]
+    for begin, end in zip([0, *ends], ends, strict=False):
+        part = torch.from_numpy(np.ascontiguousarray(frames_THWC[begin:end]))
+        yield video_from_frames(part[None].to(device))
+
+
+@torch.inference_mode()
+def after_each_scale(net: VideoTokenizer, frames_THWC: Frames) -> list[Frames]:
+    """Return a short clip as the first 1, 2, ... all scales of its tokens show it."""
+    (video_B3THW,) = _chunks(net, frames_THWC)
+    bits = net.quantizer.encode(net.encode(video_B3THW).half())
+    return [
+        frames_from_video(net.decode(latent_BTKHW.transpose(1, 2)))[0].cpu().numpy()
+        for latent_BTKHW in net.quantizer.accumulate(bits)
+    ]
+
+
+class BitUsage:
+    """How much of what the bits could say they say, scale by scale."""
+
+    def __init__(self) -> None:
+        self._ones: list[NDArray[np.float64]] | None = None
+        self._sizes: list[int] = []
+        self._frames = 0
+
+    def add(self, bits: Sequence[Tensor]) -> None:
+        """Count the bits of some clips: per scale bool [N, T, h, w, K]."""
+        self._frames += bits[0].shape[0] * bits[0].shape[1]
+        ones = [of_scale.flatten(0, 3).sum(0).double().cpu().numpy() for of_scale in bits]
+        before = self._ones or [np.zeros_like(of_scale) for of_scale in ones]
+        self._ones = [a + b for a, b in zip(before, ones, strict=True)]
+        self._sizes = [of_scale.shape[2] * of_scale.shape[3] for of_scale in bits]
+
+    def metrics(self) -> dict[str, float]:
+        """Return for each scale its entropy, in bits per bit, and its share of live bits.
+
+        Entropies are those of each bit by itself, so `entropy_bits_per_frame` is what a coder that
+        knows no neighbours would need; all bits are even and independent at `bits_per_frame`.
+        """
+        found, entropy, capacity = {}, 0.0, 0.0
+        for scale, (ones, size) in enumerate(
+            zip(self._ones or [], self._sizes, strict=True), start=1
+        ):
+            p = ones / (size * self._frames)
+            per_bit = _binary_entropy(p)
+            entropy += float(per_bit.sum()) * size
+            capacity += len(p) * size
+            found[f"scale_{scale}/bit_entropy"] = float(per_bit.mean())
+            found[f"scale_{scale}/live_bits"] = float(((p > _LIVE[0]) & (p < _LIVE[1])).mean())
+        return {**found, "entropy_bits_per_frame": entropy, "bits_per_frame": capacity}
+
+
+def _binary_entropy(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    q = np.clip(p, 1e-12, 1 - 1e-12)
+    return np.asarray(-(q * np.log2(q) + (1 - q) * np.log2(1 - q)))
+
+
+class Validation:
+    """Measures a tokenizer in training on clips that it is not trained on.
+
+    Args:
+        clips: what to measure on.
+        networks: feature networks by the name of their distance; their features of the real clips
+            are taken once. See `evaluation.i3d` for what may be called FVD.
+
+    Raises:
+        GateError: clips are too few or too short for a distance.
+    """
+
+    def __init__(self, clips: Iterable[Frames], networks: Mapping[str, I3D]) -> None:
+        self._clips = list(clips)
+        self._networks = networks
+        if networks and (why := why_no_distance([[len(frames) for frames in self._clips]])):
+            raise GateError("train_tokenizer", f"no distance on the val clips: {why}")
+        self._real = {
+            name: features_ND(net, _as_clips(self._clips)) for name, net in networks.items()
+        }
+
+    def measure(self, net: VideoTokenizer) -> dict[str, float]:
+        """Return mean PSNR (dB) and SSIM, the use of bits and the distances, N in their names."""
+        if not self._clips:
+            return {}
+        usage, made = BitUsage(), []
+        for frames_THWC in self._clips:
+            rebuilt_THWC, bits = round_trip(net, frames_THWC)
+            made.append(rebuilt_THWC)
+            usage.add(bits)
+        pairs = list(zip(self._clips, made, strict=True))
+        distances = {
+            f"{name}_n{len(made)}": frechet_of_vectors(
+                self._real[name], features_ND(network, _as_clips(made))
+            )
+            for name, network in self._networks.items()
+        }
+        return {
+            "psnr_db": float(np.mean([psnr_T(real, other).mean() for real, other in pairs])),
+            "ssim": float(np.mean([ssim_T(real, other).mean() for real, other in pairs])),
+            **usage.metrics(),
+            **distances,
+        }
+
+
+def _as_clips(clips: Iterable[Frames]) -> Iterator[Clip]:
+    return (Clip(id="", frames=frames, rate_fps=1.0, text="") for frames in clips)
+
+
+def require_round_trip(
+    net: VideoTokenizer, clips: Iterable[Frames], min_psnr_db: float, where: str
+) -> float:
+    """Gate a tokenizer before anything is built on its tokens; return the mean PSNR in dB.
+
+    Args:
+        net: to be judged.
+        clips: a sample of what it is for.
+        min_psnr_db: lowest mean PSNR.
+        where: named in the error.
+
+    Raises:
+        GateError: the PSNR is lower, or there is no clip to tell.
+        ContractError: bits and stored latents decode to different latents.
+    """
+    values = [float(psnr_T(frames, round_trip(net, frames)[0]).mean()) for frames in clips]
+    if not values:
+        raise GateError(where, "there is no clip to test the tokenizer on")
+    psnr_db = float(np.mean(values))
+    if not psnr_db >= min_psnr_db:
+        what = f"reconstructions have {psnr_db:.2f} dB, {min_psnr_db:g} dB are asked for"
+        raise GateError(where, what, "train the tokenizer longer, or give it more bits")
+    return psnr_db
