@@ -4,6 +4,7 @@ import numpy as np
 
 from videoar.contracts.suites import Expectation
 from videoar.evaluation.report import (
+    ByScale,
     Confusion,
     Curve,
     DataCheck,
@@ -227,6 +228,13 @@ def example(real: bytes, generated: bytes, picture: bytes = b"jpeg-bytes") -> Re
         num_generated=64,
         reconstructions=tuple(
             Reconstruction(name=f"{i:032x}", real=real, reconstruction=generated) for i in range(3)
+        ),
+        by_scale=(
+            ByScale(
+                name=f"{0:032x}",
+                real=real,
+                steps=tuple((f"up to {n} x {n}", generated) for n in (1, 2, 3, 4, 6, 8)),
+            ),
         ),
         scores=_scores(),
         confusions=(

@@ -38,9 +38,13 @@ def test_models_and_samples_end_at_sources_with_licence_and_origin(first: dict):
 
 def example_of(first: dict) -> dict:
     """Return the round trip that the report shows: a clip and its reconstruction."""
+    return shown(first, "examples")[0]
+
+
+def shown(first: dict, name: str) -> list[dict]:
     scores = videoar("show", first["outputs"]["scores"], "--rows", "99", store=first["store"])
     details = [json.loads(row["details_json"]) for row in scores["first_rows"]]
-    return next(detail["examples"][0] for detail in details if detail.get("examples"))
+    return next(detail[name] for detail in details if detail.get(name))
 
 
 def source_of(first: dict, example: dict) -> str:
@@ -55,14 +59,17 @@ def test_a_take_down_names_what_derives_and_the_chain_goes_on(first: dict):
     source = source_of(first, example)
     page = folder / "runs" / first["run_id"] / "report.html"
     before = page.read_bytes()
-    videos = [folder / example[key] for key in ("real_key", "recon_key")]
+    steps = [step for step in shown(first, "by_scale") if step["clip_id"] == example["clip_id"]]
+    assert len(steps) == 3
+    keys = {example["real_key"], example["recon_key"], *(step["recon_key"] for step in steps)}
+    videos = [folder / key for key in keys]
     shown_as = [base64.b64encode(video.read_bytes()) for video in videos]
     assert all(text in before for text in shown_as)
 
-    shown = videoar("forget", "--source", source, "--dry-run", store=store)
+    asked = videoar("forget", "--source", source, "--dry-run", store=store)
     assert page.read_bytes() == before
     found = videoar("forget", "--source", source, "--reason", "its owner asks", store=store)
-    assert (found["deleted"], found["derived"]) == (shown["deleted"], shown["derived"])
+    assert (found["deleted"], found["derived"]) == (asked["deleted"], asked["derived"])
     assert found["reason"] == "its owner asks"
     kinds = {entry["dataset"]: entry["holds_content"] for entry in found["derived"]}
     assert kinds == {name: name in ("clips", "good", "tokens") for name in STAGES}

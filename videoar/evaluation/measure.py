@@ -195,6 +195,7 @@ class ReconstructionScores:
         self._psnr: list[float] = []
         self._ssim: list[float] = []
         self._examples: list[Mapping[str, str]] = []
+        self._by_scale: list[Mapping[str, str]] = []
 
     def add(self, real: Clip, frames_THWC: Frames) -> None:
         """Compare a real clip with its reconstruction."""
@@ -206,10 +207,15 @@ class ReconstructionScores:
         """Remember where a real clip and its reconstruction can be seen."""
         self._examples.append({"clip_id": clip_id, "real_key": real_key, "recon_key": recon_key})
 
+    def add_scale(self, clip_id: str, grid: str, recon_key: str) -> None:
+        """Remember where a clip can be seen as its scales up to a grid rebuild it."""
+        self._by_scale.append({"clip_id": clip_id, "grid": grid, "recon_key": recon_key})
+
     def rows(self, lock: Lock, seed: int) -> list[Row]:
         """Return mean PSNR (dB) and SSIM, and the rendered scores of the reconstructions."""
+        seen = {"examples": self._examples, "by_scale": self._by_scale}
         return [
-            self._row("recon/psnr", self._psnr, lock, seed, {"examples": self._examples}),
+            self._row("recon/psnr", self._psnr, lock, seed, seen),
             self._row("recon/ssim", self._ssim, lock, seed, {}),
             *self._judged.rendered_rows("rendered_recon", lock),
         ]

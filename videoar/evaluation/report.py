@@ -122,6 +122,15 @@ class Reconstruction(Frozen):
     reconstruction: bytes
 
 
+class ByScale(Frozen):
+    """A real clip beside what its tokens show after each scale."""
+
+    name: str
+    real: bytes
+    steps: tuple[tuple[str, bytes], ...]
+    """Grid of the last scale that took part, and the video."""
+
+
 class Score(Frozen):
     """One row of `scores@1`."""
 
@@ -204,6 +213,7 @@ class ReportData(Frozen):
     num_generated: int = 0
     """Samples of the run; the page shows the first of them."""
     reconstructions: tuple[Reconstruction, ...] = ()
+    by_scale: tuple[ByScale, ...] = ()
     scores: tuple[Score, ...] = ()
     confusions: tuple[Confusion, ...] = ()
     gate: tuple[GateRule, ...] = ()

@@ -301,6 +301,7 @@ def _reconstructions(
     for snapshot in snapshots:
         if snapshot.contract == "scores@1":
             for text in snapshot.table(["details_json"])["details_json"].to_pylist():
-                for example in json.loads(text).get("examples", ()):
-                    made_of.setdefault(example["recon_key"], set()).add(example["clip_id"])
+                details = json.loads(text)
+                for shown in (*details.get("examples", ()), *details.get("by_scale", ())):
+                    made_of.setdefault(shown["recon_key"], set()).add(shown["clip_id"])
     return {key for key, of in made_of.items() if of <= clips}

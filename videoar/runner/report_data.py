@@ -15,6 +15,7 @@ import yaml
 from videoar.core.errors import WithdrawnError
 from videoar.core.ids import canonical_json
 from videoar.evaluation.report import (
+    ByScale,
     Confusion,
     Curve,
     FunnelStep,
@@ -68,6 +69,7 @@ def collect(store: Store, run: Run) -> ReportData:
         generated=_generated(store, samples, clips),
         num_generated=len(samples),
         reconstructions=_reconstructions(store, scores),
+        by_scale=tuple(_by_scale(store, scores)),
         scores=tuple(_score(row) for row in scores),
         confusions=tuple(_confusions(scores)),
         gate=tuple(_rule(row) for row in _rows(by_contract.get("releases@1", []))),
@@ -210,6 +212,21 @@ def _reconstructions(store: Store, scores: list[Row]) -> tuple[Reconstruction, .
         if (real := _video(store, example["real_key"])) is not None
         and (reconstruction := _video(store, example["recon_key"])) is not None
     )
+
+
+def _by_scale(store: Store, scores: list[Row]) -> Iterator[ByScale]:
+    """Yield the clips whose videos are all still there."""
+    details = [json.loads(row["details_json"]) for row in scores]
+    real_key = {e["clip_id"]: e["real_key"] for d in details for e in d.get("examples", ())}
+    steps: dict[str, list[tuple[str, bytes | None]]] = {}
+    for shown in (shown for found in details for shown in found.get("by_scale", ())):
+        step = (f"up to {shown['grid']}", _video(store, shown["recon_key"]))
+        steps.setdefault(shown["clip_id"], []).append(step)
+    for clip_id, found in steps.items():
+        real = _video(store, real_key[clip_id])
+        videos = tuple((grid, video) for grid, video in found if video is not None)
+        if real is not None and len(videos) == len(found):
+            yield ByScale(name=clip_id, real=real, steps=videos)
 
 
 def _score(row: Row) -> Score:

@@ -1,6 +1,6 @@
 """Score generated clips against real ones: one row per metric, each with its protocol lock."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,6 @@ from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from videoar.evaluation.measure import Clip
     from videoar.media.clips import ClipReader
 
@@ -35,7 +32,7 @@ class ScoreConfig(StageConfig):
     num_reconstructions: int = Field(default=24, ge=1)
     """Real clips that make a round trip through the tokenizer."""
     num_examples: int = Field(default=4, ge=0)
-    """Round trips that are stored as videos."""
+    """Round trips that are stored as videos, the first of them also scale by scale."""
     reference_split: Literal["train", "val"] = "val"
     """Split that real clips come from; the other one rewards or hides memorizing."""
     seed: int = Field(default=0, ge=0)
@@ -128,19 +125,26 @@ class ScoreStage(ReduceStage[ScoreConfig]):
         self, store: Store, read: "ClipReader", tokenizer: Snapshot | None, inside: list[Row]
     ) -> list[Row]:
         """Return the scores of round trips through the tokenizer."""
-        from videoar.evaluation import measure
+        from videoar.evaluation import measure, reconstruction
+        from videoar.evaluation.i3d import device
+        from videoar.training.checkpoint import load_tokenizer
 
         chosen = inside[: self.config.num_reconstructions]
         lock = {"reference": _identity(chosen)}
         if tokenizer is None or not chosen:
             missing = "tokenizer" if tokenizer is None else f"{self.config.reference_split} clips"
             return measure.reconstruction_absent(f"no {missing} given", lock)
-        round_trip = _round_trip(tokenizer, store)
+        network, _ = load_tokenizer(tokenizer, store, device())
         scores = measure.ReconstructionScores()
         for i, row in enumerate(chosen):
             real = _clip(read, row)
-            frames_THWC = round_trip(real.frames)
+            frames_THWC, _ = reconstruction.round_trip(network, real.frames)
             scores.add(real, frames_THWC)
+            if i == 0 and self.config.num_examples:
+                steps = reconstruction.after_each_scale(network, real.frames)
+                for (height, width), step in zip(network.cfg.scales, steps, strict=True):
+                    key = _stored(store, replace(real, frames=step))
+                    scores.add_scale(real.id, f"{height} x {width}", key)
             if i < self.config.num_examples:
                 key = _stored(store, replace(real, frames=frames_THWC))
                 scores.add_example(real.id, row["video_key"] or _stored(store, real), key)
@@ -187,28 +191,6 @@ def _sample_lock(samples: list[Row]) -> Row:
         "size_px": [first["width_px"], first["height_px"]],
         "form": "decoded H.264",
     }
-
-
-def _round_trip(
-    tokenizer: Snapshot, store: Store
-) -> "Callable[[NDArray[np.uint8]], NDArray[np.uint8]]":
-    """Load the tokenizer; return frames -> tokens -> frames."""
-    import torch
-
-    from videoar.evaluation.i3d import device
-    from videoar.model.tokenizer import frames_from_video, video_from_frames
-    from videoar.training.checkpoint import load_tokenizer
-
-    network, _ = load_tokenizer(tokenizer, store, device())
-
-    def call(frames_THWC: "NDArray[np.uint8]") -> "NDArray[np.uint8]":
-        with torch.inference_mode():
-            video_B3THW = video_from_frames(torch.from_numpy(frames_THWC)[None].to(device()))
-            video_B3THW = network.detokenize(network.tokenize(video_B3THW))
-            frames: NDArray[np.uint8] = frames_from_video(video_B3THW)[0].cpu().numpy()
-            return frames
-
-    return call
 
 
 def _metrics(rows: list[Row]) -> dict[str, float]:

@@ -96,8 +96,8 @@ def test_loads_nothing_from_outside(html, page):
 
 def test_shows_both_videos_of_a_pair_with_prompt_and_seed(page):
     videos = [a["src"] for tag, a in page.tags if tag == "video"]
-    assert videos.count("data:video/mp4;base64,Z2VuZXJhdGVkLWJ5dGVz") == 9 + 3
-    assert videos.count("data:video/mp4;base64,cmVhbC1ieXRlcw==") == 7 + 3
+    assert videos.count("data:video/mp4;base64,Z2VuZXJhdGVkLWJ5dGVz") == 9 + 3 + 6
+    assert videos.count("data:video/mp4;base64,cmVhbC1ieXRlcw==") == 7 + 3 + 1
     assert "a red square moves right" in page.text
     assert "seed 2" in page.text
     assert page.text.count("no real clip has this prompt") == 2
@@ -128,6 +128,7 @@ def test_curation_draws_bounds_and_shows_pictures(page):
         "96",
         "model:1b 1 rows, shown above",
         "No finite value was recorded.",
+        "up to 8 x 8",
         "rendered://shapes?num_videos=120&seed=0",
         '"reference": "good:0123456789abcdef"',
         "accelerator busy percent93.25",

@@ -80,9 +80,11 @@ def data():
     ]
     writer.commit("samples", "samples@1", samples, ["model"])
     example = {"clip_id": f"{1:032x}", "real_key": red, "recon_key": recon}
+    steps = [{"clip_id": f"{1:032x}", "grid": grid, "recon_key": key}
+             for grid, key in (("1 x 1", made), ("4 x 4", recon))]  # fmt: skip
     confusion = {"red": {"red": 3, "none": 1}, "blue": {"red": 1, "none": 0}}
     details = {
-        "recon/psnr": {"examples": [example]},
+        "recon/psnr": {"examples": [example], "by_scale": steps},
         "rendered/colour_acc": {"confusion": confusion},
     }
     scores = [
@@ -148,6 +150,9 @@ def test_gallery_pairs_samples_with_real_clips_of_their_prompt(data):
     ]  # fmt: skip
     (pair,) = data.reconstructions
     assert (pair.real, pair.reconstruction) == (b"red", b"recon")
+    (strip,) = data.by_scale
+    assert (strip.name, strip.real) == (f"{1:032x}", b"red")
+    assert strip.steps == (("up to 1 x 1", b"made"), ("up to 4 x 4", b"recon"))
 
 
 def test_curves_of_one_quantity_share_a_panel(data):

@@ -136,6 +136,11 @@ def test_round_trips_set_the_ceiling_and_leave_examples_to_look_at(store):
             decode_clip(store.objects.get(example[k])).shape for k in ("real_key", "recon_key")
         }
         assert shapes == {(5, 32, 32, 3)}
+    steps = json.loads(rows["recon/psnr"]["details_json"])["by_scale"]
+    assert [step["grid"] for step in steps] == ["1 x 1", "4 x 4"]
+    assert {step["clip_id"] for step in steps} == {examples[0]["clip_id"]}
+    assert steps[1]["recon_key"] == examples[0]["recon_key"]  # all scales: stored once
+    assert decode_clip(store.objects.get(steps[0]["recon_key"])).shape == (5, 32, 32, 3)
 
 
 def test_promotion_needs_every_rule_and_the_champions_card(store):
