@@ -24,7 +24,6 @@ from videoar.storage.token_codec import pack_bits, unpack_bits
 
 Frames = NDArray[np.uint8]
 _CHUNK_FRAMES = 64  # chosen: clips up to 65 frames pass as a whole
-_LIVE = (0.1, 0.9)  # chosen: a bit whose mean lies outside says less than half of what it could
 
 
 @torch.inference_mode()
@@ -94,10 +93,10 @@ class BitUsage:
         self._sizes = [of_scale.shape[2] * of_scale.shape[3] for of_scale in bits]
 
     def metrics(self) -> dict[str, float]:
-        """Return for each scale its entropy, in bits per bit, and its share of live bits.
+        """Return each scale's entropy, in bits per bit: 1 if all are even, 0 if all are stuck.
 
-        Entropies are those of each bit by itself, so `entropy_bits_per_frame` is what a coder that
-        knows no neighbours would need; all bits are even and independent at `bits_per_frame`.
+        Entropies are those of each bit by itself, so per frame they are what a coder that knows no
+        neighbours would need, and the capacity is what is stored.
         """
         found, entropy, capacity = {}, 0.0, 0.0
         for scale, (ones, size) in enumerate(
@@ -108,8 +107,8 @@ class BitUsage:
             entropy += float(per_bit.sum()) * size
             capacity += len(p) * size
             found[f"scale_{scale}/bit_entropy"] = float(per_bit.mean())
-            found[f"scale_{scale}/live_bits"] = float(((p > _LIVE[0]) & (p < _LIVE[1])).mean())
-        return {**found, "entropy_bits_per_frame": entropy, "bits_per_frame": capacity}
+        per_frame = {"entropy/bits_per_frame": entropy, "capacity/bits_per_frame": capacity}
+        return found | per_frame
 
 
 def _binary_entropy(p: NDArray[np.float64]) -> NDArray[np.float64]:

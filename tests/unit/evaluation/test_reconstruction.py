@@ -64,11 +64,9 @@ def test_bits_that_never_change_say_nothing():
     quarter = -(0.25 * np.log2(0.25) + 0.75 * np.log2(0.75))
     assert usage.metrics() == {
         "scale_1/bit_entropy": pytest.approx((1 + quarter) / 4),
-        "scale_1/live_bits": 0.5,
         "scale_2/bit_entropy": pytest.approx(0, abs=1e-9),
-        "scale_2/live_bits": 0,
-        "entropy_bits_per_frame": pytest.approx(4 * (1 + quarter)),
-        "bits_per_frame": 4 * 4 + 1 * 2,
+        "entropy/bits_per_frame": pytest.approx(4 * (1 + quarter)),
+        "capacity/bits_per_frame": 4 * 4 + 1 * 2,
     }
 
 
@@ -77,8 +75,8 @@ def test_validation_measures_what_it_says(net):
     made = [round_trip(net, clip)[0] for clip in CLIPS]
     by_hand = np.mean([psnr_T(a, b).mean() for a, b in zip(CLIPS, made, strict=True)])
     assert found["psnr_db"] == pytest.approx(by_hand)
-    assert found["bits_per_frame"] == (1 + 4 + 16) * 8
-    assert 0 < found["entropy_bits_per_frame"] <= found["bits_per_frame"]
+    assert found["capacity/bits_per_frame"] == (1 + 4 + 16) * 8
+    assert 0 < found["entropy/bits_per_frame"] <= found["capacity/bits_per_frame"]
     assert not any("frechet" in name or "fvd" in name for name in found)
     assert Validation([], {}).measure(net) == {}
 
