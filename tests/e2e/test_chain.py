@@ -87,6 +87,11 @@ def test_report_status_logs_gate(first: dict, tmp_path: Path):
     assert videoar("validate", first["outputs"]["tokens"], store=first["store"])["ok"]
 
 
+def test_every_byte_of_every_snapshot_is_what_was_committed(first: dict):
+    for snapshot in first["outputs"].values():
+        assert videoar("validate", snapshot, "--deep", store=first["store"])["ok"]
+
+
 def test_mlflow_has_the_run_its_curves_its_page_and_its_models(first: dict):
     from mlflow import MlflowClient
 

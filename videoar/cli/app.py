@@ -212,15 +212,30 @@ def lineage(
 @app.command()
 def validate(
     name: Annotated[str, typer.Argument(help="Pipeline file or snapshot id.")],
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Every byte: hashes, pages, layout, payload, objects.")
+    ] = False,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="With --deep: tokenizer that must have made the tokens.")
+    ] = None,
 ) -> None:
     """Check a pipeline file, or every row of a snapshot against its contract."""
-    from videoar.runner.api import validate as find_mistakes
+    from videoar.runner.validate import validate_pipeline, validate_snapshot
 
-    mistakes = find_mistakes(None if name.endswith((".yaml", ".yml")) else _options.open(), name)
+    is_file = name.endswith((".yaml", ".yml"))
+    if is_file and deep:
+        raise ConfigError("--deep", "is for snapshots", "leave it out for a pipeline file")
+    if tokenizer is not None and not deep:
+        raise ConfigError("--tokenizer", "is compared by a deep look only", "add --deep")
+    mistakes = (
+        validate_pipeline(Path(name))
+        if is_file
+        else validate_snapshot(_options.open(), name, deep=deep, tokenizer=tokenizer)
+    )
     lines = [f"error: {name}: {m['path']}: {m['message']}" for m in mistakes]
     _options.emit({"ok": not mistakes, "errors": mistakes}, "\n".join(lines) or f"{name}: ok")
     if mistakes:
-        raise typer.Exit(2 if name.endswith((".yaml", ".yml")) else 3)
+        raise typer.Exit(2 if is_file else 3)
 
 
 @app.command()

@@ -55,7 +55,7 @@ def find_problems(
     Args:
         table: has the contract's Arrow schema, whose nullability is checked, too.
         checks: column name to its checks.
-        primary_key: columns that together are unique.
+        primary_key: columns that together are unique; empty asks for nothing.
     """
     problems = [
         problem
@@ -63,7 +63,7 @@ def find_problems(
         for rule, bad in _bad_masks(table[field.name], field, checks.get(field.name, Checks()))
         if (problem := _problem(field.name, rule, bad, table[field.name])) is not None
     ]
-    return problems + _duplicates(table, list(primary_key))
+    return problems + (_duplicates(table, list(primary_key)) if primary_key else [])
 
 
 def _bad_masks(

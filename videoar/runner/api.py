@@ -322,33 +322,3 @@ def _rejects_of(store: Store, name: str | None) -> list[str]:
         return [refused] if refused else []
     run = load_run(store, find_run_id(store, name))
     return [stage.rejects for stage in run.stages if stage.rejects]
-
-
-def validate(store: Store | None, name: str) -> list[dict[str, str]]:
-    """Check a pipeline file, or every row of a snapshot against its contract; return mistakes."""
-    from videoar.contracts.contract import load_contract
-
-    if name.endswith((".yaml", ".yml")):
-        return _validate_file(Path(name))
-    if store is None:
-        raise ConfigError(name, "not a pipeline file", "give a .yaml file or a snapshot id")
-    snapshot = store.snapshot(name)
-    contract = load_contract(snapshot.contract)
-    try:
-        for file in snapshot.files:
-            contract.conform(snapshot.read_file(file, verify=True), file.key)
-    except VideoARError as error:
-        return [{"path": error.where, "message": error.what}]
-    return []
-
-
-def _validate_file(path: Path) -> list[dict[str, str]]:
-    from videoar.pipeline.spec import SpecError
-
-    try:
-        load_pipeline(path)
-    except SpecError as error:
-        return [{"path": mistake.path, "message": mistake.message} for mistake in error.mistakes]
-    except ConfigError as error:
-        return [{"path": error.where, "message": error.what}]
-    return []

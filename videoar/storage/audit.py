@@ -1,0 +1,359 @@
+"""Is every byte of a snapshot what was committed, and every row what its contract says?
+
+Believes nothing: bytes are hashed, pages are read with their checksums, payload is compared with
+where the footer says that it lies, and the bits of tokens are derived anew from their latents. One
+damage may show several times (the file's hash, a page, a row): each finding says where to look.
+
+Cost: a file is read three times (hash, Arrow, direct blocks), in pieces of one row group at most.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from videoar.contracts.checks import find_problems
+from videoar.contracts.contract import Contract, load_contract
+from videoar.core.errors import StorageError, WithdrawnError
+from videoar.core.types import FileRef, Frozen
+from videoar.storage.object_store import ObjectStore
+from videoar.storage.reader import _ObjectFile
+from videoar.storage.tables import Snapshot, snapshot_digest
+from videoar.storage.token_codec import Grid, checksum, frame_bytes
+from videoar.storage.writer import Block, direct_blocks
+
+_PIECE_BYTES = 16 << 20
+_DERIVE_BYTES = 4 << 20
+"""chosen: latents quantized at once; the quantizer keeps a float32 copy per scale."""
+_LAYOUT_VERSIONS = ("1",)
+_UNREADABLE = (OSError, pa.ArrowException)
+
+Derive = Callable[[np.ndarray, Sequence[Grid]], list[bytes]]
+"""Latents, fp16 [N, T, K, H, W], and scales to the packed bits of each row."""
+
+
+class Finding(Frozen):
+    """One thing that is wrong."""
+
+    path: str
+    """Key of the object, or the snapshot's id."""
+    kind: str
+    """Typed reason."""
+    message: str
+    row: int | None = None
+    """Row of the file, from 0; the first one where several are wrong in the same way."""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}"
+
+
+def audit(snapshot: Snapshot, derive: Derive, tokenizer: str | None = None) -> Iterator[Finding]:
+    """Read everything that a snapshot consists of and yield all that is wrong with it.
+
+    Args:
+        snapshot: any snapshot; those of `tokens@1` are looked at more closely.
+        derive: makes bits from latents.
+        tokenizer: digest of the tokenizer that must have made the tokens; by default the one that
+            made the first file.
+
+    Raises:
+        StorageError: the store itself does not answer.
+    """
+    if snapshot_digest(snapshot.files, snapshot.contract) != snapshot.digest:
+        yield Finding(path=snapshot.id, kind="DIGEST", message="is not the digest of its files")
+    contract = load_contract(snapshot.contract)
+    for file in snapshot.files:
+        one = _FileAudit(snapshot.objects, file, contract, derive, tokenizer)
+        yield from one.findings()
+        tokenizer = tokenizer or one.notes.get("tokenizer_digest")
+
+
+def _audit_bytes(
+    objects: ObjectStore, key: str, sha256: str, size_bytes: int | None
+) -> Iterator[Finding]:
+    """Compare one object with its committed size and hash."""
+    size = _size(objects, key)
+    if size is None:
+        try:
+            objects.get(key)
+        except WithdrawnError as error:
+            yield Finding(path=key, kind="WITHDRAWN", message=error.what)
+        except StorageError as error:
+            yield Finding(path=key, kind="MISSING", message=error.what)
+        return
+    if size_bytes is not None and size != size_bytes:
+        what = f"has {size} bytes, {size_bytes} were committed"
+        yield Finding(path=key, kind="SIZE", message=what)
+    digest = hashlib.sha256()
+    for start in range(0, size, _PIECE_BYTES):
+        digest.update(objects.get_range(key, start, _PIECE_BYTES))
+    if digest.hexdigest() != sha256:
+        what = f"damaged: its SHA-256 is {digest.hexdigest()}, committed was {sha256}"
+        yield Finding(path=key, kind="SHA256", message=what)
+
+
+def _size(objects: ObjectStore, key: str) -> int | None:
+    """Return an object's size by listing: no answer is an error there, unlike "not there"."""
+    return next((info.size_bytes for info in objects.list(key) if info.key == key), None)
+
+
+class _FileAudit:
+    """The audit of one Parquet file."""
+
+    def __init__(
+        self,
+        objects: ObjectStore,
+        file: FileRef,
+        contract: Contract,
+        derive: Derive,
+        tokenizer: str | None,
+    ) -> None:
+        self._objects, self._file, self._contract = objects, file, contract
+        self._derive, self._tokenizer = derive, tokenizer
+        self._shapes: dict[tuple[int, ...], int] = {}
+        self.notes: dict[str, str] = {}
+
+    def findings(self) -> Iterator[Finding]:
+        """Yield all that is wrong with the file."""
+        file, size = self._file, _size(self._objects, self._file.key)
+        yield from _audit_bytes(self._objects, file.key, file.sha256, file.size_bytes)
+        if size is None:
+            return
+        source = _ObjectFile(self._objects, file.model_copy(update={"size_bytes": size}))
+        try:
+            parquet = pq.ParquetFile(pa.PythonFile(source, "r"), page_checksum_verification=True)
+            schema = parquet.schema_arrow
+        except _UNREADABLE as error:
+            yield self._finding("PARQUET", f"not readable as Parquet: {_line(error)}")
+            return
+        with parquet:
+            yield from self._table(parquet, schema)
+
+    def _finding(self, kind: str, message: str, row: int | None = None) -> Finding:
+        where = "" if row is None else f"row {row}: "
+        return Finding(path=self._file.key, kind=kind, message=where + message, row=row)
+
+    def _table(self, parquet: pq.ParquetFile, schema: pa.Schema) -> Iterator[Finding]:
+        metadata = parquet.metadata
+        notes = (metadata.metadata or {}).items()
+        self.notes = {key.decode(): value.decode(errors="replace") for key, value in notes}
+        if metadata.num_rows != self._file.rows:
+            what = f"has {metadata.num_rows} rows, {self._file.rows} were committed"
+            yield self._finding("ROW_COUNT", what)
+        wrong = dict(self._wrong_columns(schema))
+        yield from (self._finding("SCHEMA", f"column {name}: {e}") for name, e in wrong.items())
+        names = [name for name in self._contract.arrow_schema.names if name in schema.names]
+        names = [name for name in names if name not in wrong]
+        scales, found = self._scales()
+        yield from found
+        blocks: dict[str, list[Block]] = {}
+        for name in (name for name in names if name in self._contract.payloads):
+            direct = direct_blocks(metadata, name)
+            if direct is None:
+                yield self._finding("LAYOUT", f"column {name} is not in the direct layout")
+            else:
+                blocks[name] = direct
+        yield from self._row_groups(parquet, names, blocks, scales)
+
+    def _row_groups(
+        self,
+        parquet: pq.ParquetFile,
+        names: Sequence[str],
+        blocks: Mapping[str, list[Block]],
+        scales: Sequence[Grid] | None,
+    ) -> Iterator[Finding]:
+        key, keys, row = self._contract.primary_key, [], 0
+        for group in range(parquet.num_row_groups):
+            columns: dict[str, pa.ChunkedArray] = {}
+            for name in names:
+                try:
+                    read = parquet.read_row_group(group, columns=[name], use_threads=False)
+                except _UNREADABLE as error:
+                    what = f"column {name}, row group {group}: {_line(error)}"
+                    yield self._finding("PAGES", what, row)
+                else:
+                    columns[name] = read[name]
+            own = {name: direct[group] for name, direct in blocks.items()}
+            yield from self._rows(columns, row, own, scales)
+            if columns.keys() >= set(key):
+                keys.append(pa.table({name: columns[name] for name in key}))
+            row += parquet.metadata.row_group(group).num_rows
+        if keys and len(keys) == parquet.num_row_groups:
+            for problem in find_problems(pa.concat_tables(keys), {}, key):
+                yield self._finding("ROWS", str(problem), problem.row)
+
+    def _wrong_columns(self, schema: pa.Schema) -> Iterator[tuple[str, str]]:
+        for field in self._contract.arrow_schema:
+            if field.name not in schema.names:
+                if not field.nullable:
+                    yield field.name, "is missing"
+                continue
+            there = schema.field(field.name).type
+            is_payload = field.name in self._contract.payloads
+            if not there.equals(field.type) and not (
+                is_payload and pa.types.is_fixed_size_binary(there)
+            ):
+                yield field.name, f"is {there}, {self._contract.id} says {field.type}"
+        for name in sorted(set(schema.names) - set(self._contract.arrow_schema.names)):
+            yield name, f"unknown to {self._contract.id}"
+
+    def _rows(
+        self,
+        columns: Mapping[str, pa.ChunkedArray],
+        first: int,
+        blocks: Mapping[str, Block],
+        scales: Sequence[Grid] | None,
+    ) -> Iterator[Finding]:
+        """Look at the rows of one row group."""
+        payloads = {n: columns[n] for n in self._contract.payloads if n in columns}
+        small = {name: values for name, values in columns.items() if name not in payloads}
+        fields = [self._contract.arrow_schema.field(name) for name in small]
+        table = pa.table(small, schema=pa.schema(fields))
+        checks = {column.name: column.checks for column in self._contract.columns}
+        for problem in find_problems(table, checks, ()):  # keys are unique in the whole file
+            moved = dataclasses.replace(problem, row=problem.row + first)
+            yield self._finding("ROWS", str(moved), moved.row)
+        for name, values in payloads.items():
+            if values.null_count:
+                yield self._finding("ROWS", f"column {name} has nulls", first)
+            if name in blocks:
+                yield from self._block(name, values, blocks[name])
+            if f"{name}_xxh3" in small:
+                yield from self._checksums(name, values, small[f"{name}_xxh3"], first)
+        yield from self._objects_of(small, first)
+        if scales is not None:
+            yield from self._tokens(columns, first, scales)
+
+    def _block(self, name: str, values: pa.ChunkedArray, block: Block) -> Iterator[Finding]:
+        raw = self._objects.get_range(self._file.key, block.start, block.rows * block.width)
+        if raw != b"".join(_bytes(values)):
+            what = f"column {name}: the values do not lie where the footer says"
+            yield self._finding("LAYOUT", what, block.row)
+
+    def _checksums(
+        self, name: str, values: pa.ChunkedArray, sums: pa.ChunkedArray, first: int
+    ) -> Iterator[Finding]:
+        for row, (value, stored) in enumerate(zip(_bytes(values), sums.to_pylist(), strict=True)):
+            if checksum(value) != stored:
+                yield self._finding("XXH3", f"{name} fails its checksum", first + row)
+
+    def _objects_of(self, small: Mapping[str, pa.ChunkedArray], first: int) -> Iterator[Finding]:
+        """Follow the keys of videos and of files of models into the store."""
+        if small.keys() >= {"video_key", "video_sha256"}:
+            sizes = small.get(
+                "video_size_bytes", pa.chunked_array([pa.nulls(len(small["video_key"]))])
+            )
+            columns = (small["video_key"], small["video_sha256"], sizes)
+            for row, object_ in enumerate(zip(*(c.to_pylist() for c in columns), strict=True)):
+                if object_[0] is not None:
+                    yield from self._object(first + row, *object_)
+        if "files" in small:
+            for row, files in enumerate(small["files"].to_pylist()):
+                for file in files:
+                    yield from self._object(
+                        first + row, file["key"], file["sha256"], file["size_bytes"]
+                    )
+
+    def _object(self, row: int, key: str, sha256: str, size: int | None) -> Iterator[Finding]:
+        for found in _audit_bytes(self._objects, key, sha256, size):
+            what = f"{found.message} (row {row} of {self._file.key})"
+            yield found.model_copy(update={"message": what, "row": row})
+
+    def _scales(self) -> tuple[list[Grid] | None, list[Finding]]:
+        """Read what the footer says of tokens; no scales where it cannot be trusted."""
+        if self._contract.id.partition("@")[0] != "tokens":
+            return None, []
+        found = []
+        version, maker = self.notes.get("layout_version"), self.notes.get("tokenizer_digest")
+        if version not in _LAYOUT_VERSIONS:
+            what = f"layout version {version!r}, this version reads {', '.join(_LAYOUT_VERSIONS)}"
+            return None, [self._finding("LAYOUT_VERSION", what)]
+        if maker is None:
+            found.append(self._finding("FOOTER", "does not say which tokenizer made it"))
+        elif self._tokenizer not in (None, maker):
+            what = f"made by tokenizer {maker}, not by {self._tokenizer}"
+            found.append(self._finding("TOKENIZER", what))
+        try:
+            scales = [(int(h), int(w)) for h, w in json.loads(self.notes["scales"])]
+            if not scales or min(map(min, scales)) < 1:
+                raise ValueError("no grids")  # noqa: TRY301 - the same answer to all of them
+        except (KeyError, TypeError, ValueError):
+            what = f"has no list of scales: {self.notes.get('scales')!r}"
+            return None, [*found, self._finding("FOOTER", what)]
+        return scales, found
+
+    def _tokens(
+        self, columns: Mapping[str, pa.ChunkedArray], first: int, scales: Sequence[Grid]
+    ) -> Iterator[Finding]:
+        if not columns.keys() >= {*"thwk", "bits", "latent"}:
+            return  # that they are missing or unreadable has been said
+        for row, shape in enumerate(zip(*(columns[n].to_pylist() for n in "thwk"), strict=True)):
+            if shape not in self._shapes:
+                self._shapes[shape] = first + row
+                yield from self._shape(shape, first + row, columns, scales)
+        shape = next(iter(self._shapes))
+        if len(self._shapes) == 1 and not list(self._shape(shape, first, columns, scales)):
+            yield from self._derived(shape, columns, first, scales)
+
+    def _shape(
+        self,
+        shape: tuple[int, ...],
+        row: int,
+        columns: Mapping[str, pa.ChunkedArray],
+        scales: Sequence[Grid],
+    ) -> Iterator[Finding]:
+        """Compare a row's shape with the file's first one, the scales and the widths."""
+        t, h, w, k = shape
+        if shape != next(iter(self._shapes)):
+            yield self._finding("SHAPE", f"(t, h, w, k) is {shape}, other rows have another", row)
+            return
+        if scales[-1] != (h, w):
+            yield self._finding("SCALES", f"the last of {scales} is not the grid {(h, w)}", row)
+        wanted = {"bits": t * frame_bytes(scales, k), "latent": 2 * t * k * h * w}
+        for name, width in wanted.items():
+            there = {len(value) for value in _bytes(columns[name])}
+            if there != {width}:
+                what = f"{name} is {min(there)} bytes wide, (t, h, w, k) {shape} and the scales ask"
+                yield self._finding("WIDTH", f"{what} for {width}", row)
+
+    def _derived(
+        self,
+        shape: tuple[int, ...],
+        columns: Mapping[str, pa.ChunkedArray],
+        first: int,
+        scales: Sequence[Grid],
+    ) -> Iterator[Finding]:
+        """Derive the bits from the stored latents."""
+        t, h, w, k = shape
+        latents, bits = list(_bytes(columns["latent"])), list(_bytes(columns["bits"]))
+        step = max(1, _DERIVE_BYTES // len(latents[0]))
+        for start in range(0, len(latents), step):
+            joined = np.frombuffer(b"".join(latents[start : start + step]), "<f2")
+            batch = joined.reshape(-1, t, k, h, w)
+            finite = np.isfinite(batch).all(axis=(1, 2, 3, 4))
+            derived = self._derive(batch, scales)
+            for i, value in enumerate(derived):
+                row = first + start + i
+                if not finite[i]:
+                    yield self._finding("LATENT", "latent has values that are not finite", row)
+                if value != bits[start + i]:
+                    pair = (np.frombuffer(b, np.uint8) for b in (value, bits[start + i]))
+                    count = int(np.unpackbits(np.bitwise_xor(*pair)).sum())
+                    what = f"{count} bits do not follow from the latent"
+                    yield self._finding("BITS", what, row)
+
+
+def _bytes(values: pa.ChunkedArray) -> Iterator[memoryview]:
+    """Yield the values of a binary column without copying them."""
+    for chunk in values.chunks:
+        for value in chunk:
+            buffer = value.as_buffer() if value.is_valid else b""
+            yield memoryview(buffer).cast("B")  # Arrow's own are of signed bytes
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
