@@ -24,6 +24,7 @@ from videoar.runner.runs import (
 )
 from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot
+from videoar.storage.takedown import withdrawn
 
 logger = logging.getLogger(__name__)
 Watch = Callable[[Execution], AbstractContextManager[None]]
@@ -137,8 +138,14 @@ def explain(store: Store, name: str, stage: str) -> dict[str, Any]:
 
 def show(store: Store, name: str, rows: int = 5) -> dict[str, Any]:
     """Describe a snapshot: manifest, schema, statistics and its first rows."""
+    from videoar.contracts.contract import load_contract
+    from videoar.storage.statistics import merge, read_statistics
+
     snapshot = store.snapshot(name)
-    commit = snapshot.commit
+    commit, contract = snapshot.commit, load_contract(snapshot.contract)
+    gone = withdrawn(store.ledger, f"tables/{snapshot.dataset}/")
+    there = [file for file in snapshot.files if file.key not in gone]
+    statistics = merge(read_statistics(store.objects, there, contract))
     return {
         "snapshot": snapshot.id,
         "digest": snapshot.digest,
@@ -147,6 +154,8 @@ def show(store: Store, name: str, rows: int = 5) -> dict[str, Any]:
         "rows": snapshot.rows,
         "bytes": commit.size_bytes,
         "shards": [file.model_dump() for file in snapshot.files],
+        "schema": {column.name: column.type for column in contract.columns},
+        "statistics": {name: column.model_dump() for name, column in statistics.items()},
         "provenance": commit.provenance.model_dump(),
         "metrics": commit.metrics,
         "rejects": commit.rejects,

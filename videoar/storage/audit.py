@@ -27,7 +27,7 @@ from videoar.storage.token_codec import Grid, checksum, frame_bytes
 from videoar.storage.writer import Block, direct_blocks
 
 _PIECE_BYTES = 16 << 20
-_DERIVE_BYTES = 4 << 20
+_DERIVE_BYTES = 1 << 20
 """chosen: latents quantized at once; the quantizer keeps a float32 copy per scale."""
 _LAYOUT_VERSIONS = ("1",)
 _UNREADABLE = (OSError, pa.ArrowException)
@@ -166,7 +166,7 @@ class _FileAudit:
         blocks: Mapping[str, list[Block]],
         scales: Sequence[Grid] | None,
     ) -> Iterator[Finding]:
-        key, keys, row = self._contract.primary_key, [], 0
+        row, key, damaged = 0, list(self._contract.primary_key), False
         for group in range(parquet.num_row_groups):
             columns: dict[str, pa.ChunkedArray] = {}
             for name in names:
@@ -175,15 +175,16 @@ class _FileAudit:
                 except _UNREADABLE as error:
                     what = f"column {name}, row group {group}: {_line(error)}"
                     yield self._finding("PAGES", what, row)
+                    damaged = damaged or name in key
                 else:
                     columns[name] = read[name]
             own = {name: direct[group] for name, direct in blocks.items()}
             yield from self._rows(columns, row, own, scales)
-            if columns.keys() >= set(key):
-                keys.append(pa.table({name: columns[name] for name in key}))
             row += parquet.metadata.row_group(group).num_rows
-        if keys and len(keys) == parquet.num_row_groups:
-            for problem in find_problems(pa.concat_tables(keys), {}, key):
+        if row and not damaged and set(key) <= set(names):
+            # read again: keys kept on the way would lie between freed payloads and keep their pages
+            keys = parquet.read(columns=key, use_threads=False)
+            for problem in find_problems(keys, {}, key):
                 yield self._finding("ROWS", str(problem), problem.row)
 
     def _wrong_columns(self, schema: pa.Schema) -> Iterator[tuple[str, str]]:

@@ -37,6 +37,7 @@ from videoar.core.types import Commit, FileRef, Provenance
 from videoar.storage.ledger import Ledger
 from videoar.storage.object_store import ObjectStore, put_content
 from videoar.storage.reader import read_file
+from videoar.storage.statistics import delta_statistics, read_statistics
 from videoar.storage.takedown import find_note, refuse_forgotten, withdrawn
 from videoar.storage.writer import write_parquet
 
@@ -47,6 +48,7 @@ _ATTEMPTS = 20
 _TABLE_CONFIG = {
     "delta.enableExpiredLogCleanup": "false",  # old commits are the lineage
     "delta.checkpointInterval": "10",
+    "delta.dataSkippingNumIndexedCols": "-1",  # readers take statistics of all columns, not of 32
 }
 
 
@@ -319,7 +321,7 @@ class _Log:
         crash_point("commit.before_log")
         try:
             table.create_write_transaction(
-                self._actions(table, commit.files),
+                self._actions(table, commit),
                 mode="append",
                 schema=table.schema(),
                 commit_properties=CommitProperties(
@@ -332,8 +334,8 @@ class _Log:
             return
         crash_point("commit.after_log")
 
-    def _actions(self, table: "DeltaTable", files: Sequence[FileRef]) -> list[Any]:
-        """Turn the table's file list into exactly `files`.
+    def _actions(self, table: "DeltaTable", commit: Commit) -> list[Any]:
+        """Turn the table's file list into exactly that of the commit.
 
         Files that stay are not mentioned: removing and adding one path in one commit is undefined.
         """
@@ -341,18 +343,24 @@ class _Log:
 
         old = table.get_add_actions()
         sizes = dict(zip(old["path"].to_pylist(), old["size_bytes"].to_pylist(), strict=True))
-        new = {_file_path(file.sha256): file for file in files}
         now_ms = int(time.time() * 1000)
+        paths = {_file_path(file.sha256) for file in commit.files}
+        new = [file for file in commit.files if _file_path(file.sha256) not in sizes]
+        statistics = read_statistics(self._objects, new, load_contract(commit.contract))
         return [
             AddAction(
-                path, file.size_bytes, {}, now_ms, True, json.dumps({"numRecords": file.rows})
+                _file_path(file.sha256),
+                file.size_bytes,
+                {},
+                now_ms,
+                True,
+                delta_statistics(file.rows, columns),
             )
-            for path, file in new.items()
-            if path not in sizes
+            for file, columns in zip(new, statistics, strict=True)
         ] + [
             RemoveAction(path, True, now_ms, size, {})
             for path, size in sizes.items()
-            if path not in new
+            if path not in paths
         ]
 
     def _open_or_create(self, schema: pa.Schema) -> "DeltaTable":

@@ -1,5 +1,6 @@
 """A deep look finds every kind of damage, names the file and the row, and lists all of it."""
 
+import dataclasses
 import io
 import json
 
@@ -16,7 +17,8 @@ from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, StorageError
 from videoar.core.ids import sha256_hex
 from videoar.runner.forget import forget
-from videoar.runner.validate import validate_snapshot
+from videoar.runner.validate import derive_bits, validate_snapshot
+from videoar.storage.audit import audit
 from videoar.storage.store import Store, open_store
 from videoar.storage.token_codec import checksum
 
@@ -83,6 +85,28 @@ def test_many_row_groups_are_read_one_by_one(local, monkeypatch):
     snapshot = commit_tables(local, bad)
     key = snapshot.files[0].key
     assert deep(local, snapshot) == [("XXH3", key, 7), ("BITS", key, 7)]
+
+
+def test_no_file_is_read_whole(local, monkeypatch):
+    monkeypatch.setattr("videoar.storage.writer.ROW_GROUP_BYTES", 600)
+    monkeypatch.setattr("videoar.storage.audit._PIECE_BYTES", 600)
+    snapshot = commit_tables(local, token_rows(0, 60))
+    lengths = []
+
+    class Counting:
+        get = None
+
+        def __getattr__(self, name):
+            return getattr(local.objects, name)
+
+        def get_range(self, key, start, length):
+            lengths.append(length)
+            return local.objects.get_range(key, start, length)
+
+    assert list(audit(dataclasses.replace(snapshot, objects=Counting()), derive_bits)) == []
+    footer = 32 << 10  # Arrow reads the end of a file at once
+    assert max(length for length in lengths if length < footer) <= 600
+    assert sum(length >= footer for length in lengths) <= 2
 
 
 def test_a_truncated_file(store):

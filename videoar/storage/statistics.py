@@ -1,0 +1,106 @@
+"""Smallest and largest values and nulls of a file's columns, as its Parquet footer has them.
+
+They go into the Delta log, by which other readers leave out files that cannot hold what they look
+for. The log outlives a take-down, so it says nothing of what a source shows or where it was found:
+of texts, only ids and enumerations (columns whose contract has a regex or enum) have a range.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow.parquet as pq
+
+from videoar.contracts.contract import Column, Contract
+from videoar.core.types import FileRef, Frozen
+from videoar.storage.object_store import ObjectStore
+from videoar.storage.reader import read_footer
+
+_THREADS = 16
+_RANGED = {"int16", "int32", "int64", "float32", "float64"}
+Value = int | float | str
+
+
+class Range(Frozen):
+    """What the values of a column lie between."""
+
+    min: Value | None = None
+    """None: there is no value, or it is not told."""
+    max: Value | None = None
+    nulls: int
+
+
+Statistics = dict[str, Range]
+"""Column name to range; nested columns and payloads have none."""
+
+
+def read_statistics(
+    objects: ObjectStore, files: Iterable[FileRef], contract: Contract
+) -> list[Statistics]:
+    """Read the statistics of files from their footers, many at once: one small read each."""
+
+    def read(file: FileRef) -> Statistics:
+        return footer_statistics(read_footer(objects, file), contract)
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(read, files))
+
+
+def footer_statistics(footer: pq.FileMetaData, contract: Contract) -> Statistics:
+    """Merge the statistics of a file's row groups."""
+    index = {footer.schema.column(i).path: i for i in range(footer.num_columns)}
+    columns = [column for column in contract.columns if column.name in index]
+    parts: list[Statistics] = []
+    for group in range(footer.num_row_groups):
+        row_group = footer.row_group(group)
+        ranges = {c.name: _range(c, row_group.column(index[c.name])) for c in columns}
+        parts.append({name: own for name, own in ranges.items() if own is not None})
+    return merge(parts)
+
+
+def _range(column: Column, chunk: pq.ColumnChunkMetaData) -> Range | None:
+    """Return a chunk's range; None where it is not known, which is not the same as no values."""
+    found = chunk.statistics
+    if found is None or not found.has_null_count:
+        return None
+    is_id = column.type == "string" and (column.checks.regex or column.checks.enum)
+    if column.type not in _RANGED and not is_id:
+        return Range(nulls=found.null_count)
+    if not found.has_min_max:
+        return Range(nulls=found.null_count) if found.null_count == chunk.num_values else None
+    if isinstance(found.min, float) and not math.isfinite(found.min + found.max):
+        return None  # JSON has no infinity
+    return Range(min=found.min, max=found.max, nulls=found.null_count)
+
+
+def merge(parts: Iterable[Statistics]) -> Statistics:
+    """Return the statistics of all rows together; of columns that every part knows."""
+    merged: Statistics | None = None
+    for part in parts:
+        if merged is None:
+            merged = dict(part)
+        else:
+            merged = {name: _union(own, part[name]) for name, own in merged.items() if name in part}
+    return merged or {}
+
+
+def _union(one: Range, other: Range) -> Range:
+    lows = [r.min for r in (one, other) if r.min is not None]
+    highs = [r.max for r in (one, other) if r.max is not None]
+    return Range(
+        min=min(lows, default=None),
+        max=max(highs, default=None),
+        nulls=one.nulls + other.nulls,
+    )
+
+
+def delta_statistics(rows: int, columns: Mapping[str, Range]) -> str:
+    """Return the `stats` of a file in a Delta log."""
+    known = {name: own for name, own in columns.items() if own.min is not None}
+    return json.dumps({
+        "numRecords": rows,
+        "minValues": {name: own.min for name, own in known.items()},
+        "maxValues": {name: own.max for name, own in known.items()},
+        "nullCount": {name: own.nulls for name, own in columns.items()},
+    })
