@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pyarrow as pa
 
+from videoar.core.ids import digest_json
 from videoar.core.types import Provenance
 from videoar.runner.validate import derive_bits
 from videoar.storage.token_codec import checksum
@@ -60,7 +61,7 @@ def commit_tables(store, *tables, dataset="tokens", contract="tokens@1", **paren
         run_id="r",
         pipeline="p",
         stage=dataset,
-        fingerprint="".join(file.sha256 for file in files),
+        fingerprint=digest_json([file.sha256 for file in files]),
         code_version="c",
         parents=parents,
     )

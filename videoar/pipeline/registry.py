@@ -21,6 +21,7 @@ BUILTIN: Registry = {
     "embed": "videoar.stages.annotate:EmbedStage",
     "train_tokenizer": "videoar.stages.train_tokenizer:TrainTokenizerStage",
     "tokenize": "videoar.stages.tokenize:TokenizeStage",
+    "compact": "videoar.stages.compact:CompactStage",
     "pretrain": "videoar.stages.pretrain:PretrainStage",
     "generate": "videoar.stages.generate:GenerateStage",
     "score": "videoar.stages.score:ScoreStage",

@@ -1,0 +1,71 @@
+"""Any rows of a snapshot with payload, in any order, checked against their checksums.
+
+Small columns of all rows are held (about 0.3 kB per row of tokens); payload is fetched row by row.
+For those who rearrange a snapshot: nothing damaged is copied on.
+"""
+
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+
+from videoar.contracts.contract import load_contract
+from videoar.core.errors import StorageError
+from videoar.storage.payload import Payload
+from videoar.storage.tables import Snapshot
+from videoar.storage.token_codec import checksum
+
+
+class RowSource:
+    """The rows of a snapshot, numbered in file order.
+
+    Raises:
+        StorageError: a file is gone or damaged.
+        WithdrawnError: a take-down has removed one.
+    """
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        contract = load_contract(snapshot.contract)
+        self._schema, self._names = contract.arrow_schema, contract.payloads
+        small = [name for name in self._schema.names if name not in self._names]
+        self.small = snapshot.table(small).combine_chunks()
+        self.payload = Payload(snapshot.objects, snapshot.files, self._names)
+        self.first = np.cumsum([0, *(file.rows for file in snapshot.files)])
+        """Number of each file's first row, and of all rows."""
+
+    @cached_property
+    def notes(self) -> list[dict[str, str]]:
+        """What each file's footer says, without what the Parquet library adds.
+
+        Sorted: the library gives them in any order, and equal rows shall be equal bytes.
+        """
+        return [
+            {key: value for key, value in sorted(notes.items()) if key[:6] != "ARROW:"}
+            for notes in self.payload.notes
+        ]
+
+    def take(self, rows: np.ndarray) -> pa.Table:
+        """Return rows of one shape by number, in this order, with the notes of the first's file."""
+        file = int(self.payload.file_N[rows[0]])
+        values = {
+            name: np.empty((len(rows), self.payload.width(name, file)), np.uint8)
+            for name in self._names
+        }
+        self.payload.read(rows, values)
+        table = self.small.take(pa.array(rows))
+        for name, of_rows in values.items():
+            self._check(name, of_rows, table[f"{name}_xxh3"].to_pylist(), rows)
+            fixed, buffers = pa.binary(of_rows.shape[1]), [None, pa.py_buffer(of_rows)]
+            column = pa.FixedSizeBinaryArray.from_buffers(fixed, len(rows), buffers)
+            table = table.append_column(name, column)
+        schema = self._schema.with_metadata(self.notes[file])
+        return table.select(self._schema.names).cast(schema)
+
+    def _check(self, name: str, values: np.ndarray, sums: list[int], rows: np.ndarray) -> None:
+        for number, value, stored in zip(rows.tolist(), values, sums, strict=True):
+            if checksum(value.data) != stored:
+                file = int(self.payload.file_N[number])
+                what = f"row {number - self.first[file]}: {name} fails its checksum"
+                hint = f"see videoar validate {self.snapshot.id} --deep"
+                raise StorageError(self.snapshot.files[file].key, what, hint)
