@@ -239,6 +239,23 @@ def validate(
 
 
 @app.command()
+def export(
+    snapshot: Name,
+    form: Annotated[str, typer.Option("--format", help="webdataset or parquet.")],
+    to: Annotated[str, typer.Option(help="Empty folder, file:///... or s3://bucket/prefix.")],
+    shard_mib: Annotated[
+        float, typer.Option(min=0.001, help="Stored bytes per file; a tar adds its headers.")
+    ] = 256,
+) -> None:
+    """Write a snapshot of tokens for other readers; the manifest comes last."""
+    from videoar.runner.export import export as write
+
+    found = write(_options.open(), snapshot, form, to, shard_mib=shard_mib)
+    lines = [f"{file['name']}  {file['rows']} rows" for file in found["files"]]
+    _options.emit(found, "\n".join(lines) or "no rows")
+
+
+@app.command()
 def schema(name: Annotated[str, typer.Argument(help="Contract, e.g. clips@1.")]) -> None:
     """Print a data contract."""
     from videoar.contracts.contract import load_contract
