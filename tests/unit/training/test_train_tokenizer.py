@@ -98,7 +98,7 @@ def test_a_batch_mixes_images_and_videos_that_count_the_same_each():
     assert [len(part.video) for part in split] == [1, 1, 2, 2, 1, 1]
     assert sum(part.weight for part in split) == 1
     joined = torch.cat([part.video for part in split[2:]])
-    assert torch.equal(joined, found[1].video_B3THW)
+    assert torch.equal(joined, found[1].video)
 
 
 @pytest.mark.parametrize("extra", [{}, {"image_share": 0.25}, EVERYTHING], ids=str)
