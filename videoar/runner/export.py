@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from videoar.core.errors import ConfigError, ContractError, did_you_mean
 from videoar.core.ids import canonical_json, sha256_hex
+from videoar.storage.audit import LAYOUT_VERSIONS
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.rows import RowSource
 from videoar.storage.store import Store, open_store
@@ -106,7 +107,8 @@ def _parts(source: RowSource, rows: np.ndarray) -> Iterator[tuple[pa.Table, dict
     file = source.payload.file_N[rows]
     for number in np.unique(file):
         notes, where = source.notes[number], source.snapshot.files[number].key
-        if notes.get("layout_version") != "1" or not {"scales", "tokenizer_digest"} <= notes.keys():
+        said = notes.keys() >= {"scales", "tokenizer_digest"}
+        if not said or notes.get("layout_version") not in LAYOUT_VERSIONS:
             hint = f"see videoar validate {source.snapshot.id} --deep"
             raise ContractError(where, "its footer does not say how its bits are laid out", hint)
         own = {"scales": json.loads(notes["scales"]), "tokenizer": notes["tokenizer_digest"]}

@@ -29,7 +29,7 @@ from videoar.storage.writer import Block, direct_blocks
 _PIECE_BYTES = 16 << 20
 _DERIVE_BYTES = 1 << 20
 """chosen: latents quantized at once; the quantizer keeps a float32 copy per scale."""
-_LAYOUT_VERSIONS = ("1",)
+LAYOUT_VERSIONS = ("1",)
 _UNREADABLE = (OSError, pa.ArrowException)
 
 Derive = Callable[[np.ndarray, Sequence[Grid]], list[bytes]]
@@ -270,8 +270,8 @@ class _FileAudit:
             return None, []
         found = []
         version, maker = self.notes.get("layout_version"), self.notes.get("tokenizer_digest")
-        if version not in _LAYOUT_VERSIONS:
-            what = f"layout version {version!r}, this version reads {', '.join(_LAYOUT_VERSIONS)}"
+        if version not in LAYOUT_VERSIONS:
+            what = f"layout version {version!r}, this version reads {', '.join(LAYOUT_VERSIONS)}"
             return None, [self._finding("LAYOUT_VERSION", what)]
         if maker is None:
             found.append(self._finding("FOOTER", "does not say which tokenizer made it"))

@@ -23,11 +23,11 @@ from videoar.storage.store import Store, open_store
 from videoar.storage.token_codec import checksum
 
 
-@pytest.fixture(params=["file", "moto"])
+@pytest.fixture(params=["file", "moto", pytest.param("ceph", marks=pytest.mark.s3)])
 def store(request, tmp_path) -> Store:
     if request.param == "file":
         return open_store((tmp_path / "store").as_uri())
-    server = request.getfixturevalue("moto_server")
+    server = request.getfixturevalue({"moto": "moto_server", "ceph": "s3_server"}[request.param])
     return open_store(server.new_url(), endpoint=server.endpoint)
 
 
