@@ -20,7 +20,7 @@ from videoar.contracts.contract import load_contract
 from videoar.core.crash import crash_point
 from videoar.core.errors import ContractError
 from videoar.pipeline.accelerator import Accelerator, Share
-from videoar.pipeline.stage import Inputs, Mapper, MapStage, Output, Port, StageConfig
+from videoar.pipeline.stage import Inputs, Mapper, MapStage, Output, Port, StageConfig, runtime
 from videoar.storage.store import Store
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from videoar.model.tokenizer import VideoTokenizer
 
 LAYOUT_VERSION = 1
+_JUDGED_CLIPS = 4  # chosen: enough to tell a wrong tokenizer, cheap beside a shard
 _CARRIED = ("clip_id", "source_id", "split", "label", "caption", "rate_fps")
 Row = dict[str, Any]
 Shape = tuple[int, int, int]
@@ -41,6 +42,9 @@ class TokenizeConfig(StageConfig):
     batch_clips: int = Field(default=8, ge=1)
     """Clips that are encoded together: memory against speed. It counts for the fingerprint, because
     convolutions of other batch sizes may round the last bit differently."""
+    min_psnr_db: float = runtime(0.0, ge=0)
+    """Lowest mean PSNR of a round trip of the first clips of each shape that a worker meets: no
+    tokens are written by a tokenizer that cannot show them."""
 
 
 class TokenizeStage(MapStage[TokenizeConfig]):
@@ -80,6 +84,8 @@ class _Tokenizer:
         self._net, self._digest, self._batch_clips = net, digest, config.batch_clips
         self._read = ReadAhead(store.objects, threads=max(1, int(config.resources.cpus) - 1))
         self._accelerator = Accelerator()
+        self._min_psnr_db = config.min_psnr_db
+        self._judged: set[Shape] = set()
 
     def __call__(self, batch: pa.Table) -> Sequence[Output]:
         import numpy as np
@@ -95,6 +101,7 @@ class _Tokenizer:
         read = self._read.each(rows, TokenizeStage.name, refused, 2 * self._batch_clips)
         for _, pairs in itertools.groupby(read, lambda pair: home[pair[0]["clip_id"]]):
             group, clips = zip(*map(_checked, pairs), strict=True)
+            self._judge(_shape(group[0]), clips, share)
             made[_shape(group[0])] += self._tokens(np.stack(clips), group, share)
         rejects = pa.Table.from_pylist(refused, load_contract("rejects@1").arrow_schema)
         first, *others = (self._table(shape, tokens) for shape, tokens in made.items())
@@ -113,6 +120,23 @@ class _Tokenizer:
             for start, number in zip(range(0, len(rows), self._batch_clips), numbers, strict=False)
             for row in rows[start : start + self._batch_clips]
         }
+
+    def _judge(self, shape: Shape, clips: Sequence["np.ndarray"], share: Share) -> None:
+        """Let the first clips of a shape go through tokens and back before any are written.
+
+        Raises:
+            GateError: they lose more than they may.
+            ContractError: the bits do not rebuild what the stored latents are quantized to.
+        """
+        from videoar.evaluation.reconstruction import require_round_trip
+
+        if shape in self._judged:
+            return
+        with share.turn(items=0):
+            require_round_trip(
+                self._at(shape), clips[:_JUDGED_CLIPS], self._min_psnr_db, "tokenize.min_psnr_db"
+            )
+        self._judged.add(shape)
 
     def _at(self, shape: Shape) -> "VideoTokenizer":
         """Return the network for clips of a shape; those of all sizes share their weights."""

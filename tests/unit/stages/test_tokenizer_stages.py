@@ -214,6 +214,15 @@ def open_mapper(store, models, rows, **options):
     return stage.open({"clips": clips, "tokenizer": models}, store), clips.table()
 
 
+def test_no_tokens_are_written_by_a_tokenizer_that_cannot_show_them(store, models):
+    rows = shape_rows(store, SHAPES[:1])
+    mapper, table = open_mapper(store, models, rows, min_psnr_db=60)
+    with pytest.raises(GateError, match=r"tokenize.min_psnr_db: reconstructions have .* 60 dB"):
+        mapper(table)
+    mapper, table = open_mapper(store, models, rows, min_psnr_db=1)
+    assert len(mapper(table)) == 1
+
+
 def test_each_shape_fills_a_file_of_its_own(store, models):
     long, short, large = SHAPES
     rows = shape_rows(store, [long, short, large, long, large])
@@ -288,7 +297,7 @@ def test_two_shards_at_once_give_what_one_gives(store, tmp_path):
     metrics = run.stage("tokens").metrics
     assert metrics["accelerator_items"] == 18
     assert 0 < metrics["accelerator_busy_percent"] < 100
-    assert metrics == store.snapshot(run.outputs["tokens"]).commit.metrics
+    assert metrics == pytest.approx(store.snapshot(run.outputs["tokens"]).commit.metrics)
 
 
 def test_one_shard_that_fails_stops_the_other(store):
