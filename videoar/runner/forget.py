@@ -229,7 +229,7 @@ def _names_sources(contract: str) -> bool:
 def _addresses(store: Store, held: Held, source: str) -> set[str]:
     """Return where the source was found: what the listings say that its rows were made from."""
     found: set[str] = set()
-    for commit in every_commit(store.objects, store.ledger):
+    for commit in every_commit(store.objects):
         shares = [_share(held, file.key, source) for file in commit.files]
         places = {place for share in shares for place in share.places}
         if places:

@@ -18,7 +18,7 @@ from videoar.storage.object_store import (
     put_content,
 )
 from videoar.storage.probe import ensure_put_if_absent
-from videoar.storage.tables import Dataset, Snapshot, find_snapshot
+from videoar.storage.tables import Dataset, Snapshot, every_commit, find_snapshot
 
 
 class Store:
@@ -50,12 +50,9 @@ class Store:
         return find_snapshot(self.objects, self.ledger, head)
 
     def snapshots(self) -> Iterator[Snapshot]:
-        """Yield every snapshot of every dataset, by dataset and digest."""
-        for key in self.ledger.list("commits/"):
-            _, dataset, record = key.split("/")
-            if record.startswith("digest-"):
-                digest = record.removeprefix("digest-").removesuffix(".json")
-                yield self.snapshot(f"{dataset}:{digest}")
+        """Yield every snapshot of every dataset, by dataset and age."""
+        for snapshot_id in dict.fromkeys(commit.snapshot for commit in every_commit(self.objects)):
+            yield self.snapshot(snapshot_id)
 
     def put_object(self, data: bytes, suffix: str) -> FileRef:
         """Keep bytes under their content hash; idempotent."""

@@ -29,6 +29,7 @@ from videoar.core.crash import crash_point
 from videoar.core.errors import (
     ConfigError,
     SnapshotNotFoundError,
+    StorageError,
     TransientStorageError,
     WithdrawnError,
 )
@@ -146,14 +147,27 @@ class Snapshot:
         return find_snapshot(self.objects, self.ledger, refused) if refused else None
 
 
-def every_commit(objects: ObjectStore, ledger: Ledger) -> Iterator[Commit]:
-    """Yield all commits, also those that made content which was there before."""
-    for key in ledger.list("commits/"):
-        _, dataset, record = key.split("/")
-        if record.startswith("fingerprint-"):
-            found = _Log(objects, ledger, dataset).find(record.removesuffix(".json"))
-            if found is not None:
-                yield found
+def every_commit(objects: ObjectStore) -> Iterator[Commit]:
+    """Yield all commits of all datasets, also those that made content which was there before.
+
+    From the logs, not from the ledger's records of them: whoever committed may have died before it
+    wrote its record, and a take-down must see what it left.
+    """
+    for info in objects.list("tables/"):
+        folder, _, name = info.key.rpartition("/")
+        if folder.endswith("/_delta_log") and name.removesuffix(".json").isdigit():
+            commit = _commit_of(objects.get(info.key))
+            if commit is not None:
+                yield commit
+
+
+def _commit_of(data: bytes) -> Commit | None:
+    """Read a version of a Delta log; the first one makes the table and holds no commit of ours."""
+    actions = (json.loads(line) for line in data.splitlines() if line.strip())
+    for action in actions:
+        if "videoar" in action.get("commitInfo", {}):
+            return Commit.model_validate(action["commitInfo"]["videoar"])
+    return None
 
 
 def find_snapshot(objects: ObjectStore, ledger: Ledger, snapshot_id: str) -> Snapshot:
@@ -410,10 +424,11 @@ class _Log:
         return table.transaction_version(app_id) if table is not None else None
 
     def _read(self, version: int) -> Commit:
-        data = self._objects.get(f"{self.folder}/_delta_log/{version:020d}.json")
-        actions = (json.loads(line) for line in data.splitlines() if line.strip())
-        info = next(action["commitInfo"] for action in actions if "commitInfo" in action)
-        return Commit.model_validate(info["videoar"])
+        key = f"{self.folder}/_delta_log/{version:020d}.json"
+        commit = _commit_of(self._objects.get(key))
+        if commit is None:
+            raise StorageError(f"{self._objects.url}/{key}", "holds no commit of this project")
+        return commit
 
     def _index_key(self, app_id: str) -> str:
         return f"commits/{self._dataset}/{app_id}.json"

@@ -99,6 +99,13 @@ def test_the_log_is_the_truth_and_lost_records_come_back(store, dataset):
     assert list(store.ledger.list("commits/")) == records
 
 
+def test_listing_sees_commits_whose_writer_died_before_its_records(store, dataset):
+    made = dataset.commit([dataset.write(rows("a"))], made_by("f1"), {})
+    for key in list(store.ledger.list("commits/")):
+        store.objects.delete(key)
+    assert [snapshot.id for snapshot in store.snapshots()] == [made.id]
+
+
 def test_equal_fingerprint_adopts_and_equal_content_resolves_to_the_first(store, dataset):
     a, b = dataset.write(rows("a")), dataset.write(rows("b"))
     first = dataset.commit([a], made_by("f"), {"n": 1})
