@@ -181,9 +181,11 @@ class _Tokenizer:
         net = self._at(_shape(rows[0]))
         with share.turn(len(rows)), torch.no_grad():
             frames = torch.from_numpy(frames_NTHWC).to(next(net.parameters()).device)
-            latent_NKTHW = net.encode(video_from_frames(frames)).half()
-            scale_bits = [bits.cpu().numpy() for bits in net.quantizer.encode(latent_NKTHW)]
-            latent_NTKHW = latent_NKTHW.transpose(1, 2).contiguous().cpu().numpy()
+            latent_NKTHW = net.encode(video_from_frames(frames)).half().cpu()
+        # always on the CPU: another device may round a residual near 0 to the other side, and
+        # whoever derives the bits from stored latents must find them again
+        scale_bits = [bits.numpy() for bits in net.quantizer.encode(latent_NKTHW)]
+        latent_NTKHW = latent_NKTHW.transpose(1, 2).contiguous().numpy()
         crash_point("batch-encoded")
         t, k, h, w = latent_NTKHW.shape[1:]
         for i, row in enumerate(rows):
