@@ -75,7 +75,7 @@ def _show(browser, scheme: str, width_px: int) -> None:
 
 def test_every_video_plays(opened):
     videos = _videos(opened)
-    assert len(videos) == 22
+    assert len(videos) == 22 + 7  # and the strip after each scale
     assert all(video["width"] == 64 and video["readyState"] >= 2 for video in videos)
     # Chromium starts a video only once it is on the screen.
     opened.execute_script("document.querySelector('video').scrollIntoView()")
@@ -85,7 +85,9 @@ def test_every_video_plays(opened):
 
 def test_every_picture_is_drawn(opened):
     widths = opened.execute_script("return [...document.images].map(i => i.naturalWidth)")
-    assert widths == [64] * 12
+    assert widths == [64] * 11
+    (missing,) = opened.find_elements("css selector", ".sheet .missing")
+    assert missing.text == "IO_PERMANENT: <No> such file"
 
 
 def test_no_console_error_and_no_request_beyond_the_file(opened):
