@@ -21,7 +21,7 @@ from videoar.contracts.contract import Contract, load_contract
 from videoar.core.errors import StorageError, WithdrawnError
 from videoar.core.types import FileRef, Frozen
 from videoar.storage.object_store import ObjectStore
-from videoar.storage.reader import _ObjectFile
+from videoar.storage.reader import ObjectFile
 from videoar.storage.tables import Snapshot, snapshot_digest
 from videoar.storage.token_codec import Grid, checksum, frame_bytes
 from videoar.storage.writer import Block, direct_blocks
@@ -123,7 +123,7 @@ class _FileAudit:
         yield from _audit_bytes(self._objects, file.key, file.sha256, file.size_bytes)
         if size is None:
             return
-        source = _ObjectFile(self._objects, file.model_copy(update={"size_bytes": size}))
+        source = ObjectFile(self._objects, file.model_copy(update={"size_bytes": size}))
         try:
             parquet = pq.ParquetFile(pa.PythonFile(source, "r"), page_checksum_verification=True)
             schema = parquet.schema_arrow

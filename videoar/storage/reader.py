@@ -12,27 +12,32 @@ from videoar.core.types import FileRef
 from videoar.storage.object_store import ObjectStore
 
 
-class _ObjectFile(io.RawIOBase):
+class ObjectFile(io.RawIOBase):
     """A stored object as a seekable file that fetches only what is read."""
 
     def __init__(self, objects: ObjectStore, file: FileRef) -> None:
         self._objects, self._file, self._position = objects, file, 0
 
     def readable(self) -> bool:
+        """Say that it can be read."""
         return True
 
     def seekable(self) -> bool:
+        """Say that it can be read anywhere."""
         return True
 
     def tell(self) -> int:
+        """Return where the next read begins."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go somewhere else; fetches nothing."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size_bytes}
         self._position = base[whence] + offset
         return self._position
 
     def read(self, size: int = -1) -> bytes:
+        """Fetch up to `size` bytes, by one request."""
         left = self._file.size_bytes - self._position
         length = left if size < 0 else min(size, left)
         data = self._objects.get_range(self._file.key, self._position, length) if length else b""
@@ -50,7 +55,7 @@ def read_file(
             checked, its content with `verify`.
     """
     if columns is not None and not verify:
-        return _decode(pa.PythonFile(_ObjectFile(objects, file), "r"), columns)
+        return _decode(pa.PythonFile(ObjectFile(objects, file), "r"), columns)
     data = objects.get(file.key)
     if len(data) != file.size_bytes or (verify and sha256_hex(data) != file.sha256):
         raise _damaged(objects, file)
@@ -64,7 +69,7 @@ def read_footer(objects: ObjectStore, file: FileRef) -> pq.FileMetaData:
         StorageError: the object is gone, or is no Parquet file any more.
     """
     try:
-        with pq.ParquetFile(pa.PythonFile(_ObjectFile(objects, file), "r")) as parquet:
+        with pq.ParquetFile(pa.PythonFile(ObjectFile(objects, file), "r")) as parquet:
             return parquet.metadata
     except pa.ArrowInvalid as error:
         raise _damaged(objects, file) from error
