@@ -198,6 +198,21 @@ class LocalObjectStore:
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Read a span of the file."""
+        with self._reading(key) as handle:
+            return os.pread(handle, length, start)
+
+    def read_into(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> None:
+        """Read spans of the file without a copy; one plain system call each."""
+        with self._reading(key) as handle:
+            for start, target in spans:
+                count = os.preadv(handle, [target], start)
+                if count != len(target):  # a signal came, or 2 GiB are full, or the end is near
+                    os.lseek(handle, start + count, os.SEEK_SET)
+                    where = f"{self.root}/{key}"
+                    _fill(target[count:], lambda rest: os.readv(handle, [rest]), where)
+
+    @contextlib.contextmanager
+    def _reading(self, key: str) -> Iterator[int]:
         path = self._path(key)
         with _os_errors(path):
             try:
@@ -205,24 +220,7 @@ class LocalObjectStore:
             except FileNotFoundError:
                 raise _missing(self, key) from None
             try:
-                return os.pread(handle, length, start)
-            finally:
-                os.close(handle)
-
-    def read_into(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> None:
-        """Read spans of the file without a copy; one plain system call each."""
-        path = f"{self.root}/{key}"
-        with _os_errors(path):
-            try:
-                handle = os.open(path, os.O_RDONLY)
-            except FileNotFoundError:
-                raise _missing(self, key) from None
-            try:
-                for start, target in spans:
-                    count = os.preadv(handle, [target], start)
-                    if count != len(target):  # a signal came, or 2 GiB are full, or the end is near
-                        os.lseek(handle, start + count, os.SEEK_SET)
-                        _fill(target[count:], lambda rest: os.readv(handle, [rest]), path)
+                yield handle
             finally:
                 os.close(handle)
 

@@ -9,7 +9,6 @@ Shapes: N rows of all files in order, F files, U row groups, B rows asked for
 (b: of one file).
 """
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 
 from videoar.core.ids import sha256_hex
 from videoar.core.types import FileRef
-from videoar.storage.object_store import ObjectStore
+from videoar.storage.object_store import LocalObjectStore, ObjectStore
 from videoar.storage.reader import read_file, read_footer
 from videoar.storage.writer import direct_blocks
 
@@ -153,22 +152,18 @@ class SpanCache:
     """
 
     def __init__(self, objects: ObjectStore, folder: Path) -> None:
-        self._objects, self._folder = objects, folder
-        folder.mkdir(parents=True, exist_ok=True)
+        self._objects, self._near = objects, LocalObjectStore(folder)
 
     def __call__(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> None:
         """Do what the store's `read_into` does."""
         for start, target in spans:
             name = sha256_hex(f"{self._objects.url}/{key}:{start}:{len(target)}".encode())
-            path = self._folder / name
-            try:
-                with path.open("rb") as file:
-                    file.readinto(target)
-            except FileNotFoundError:
+            data = self._near.find(name)
+            if data is None:
                 self._objects.read_into(key, [(start, target)])
-                with tempfile.NamedTemporaryFile(dir=self._folder, delete=False) as temporary:
-                    temporary.write(target)
-                Path(temporary.name).rename(path)
+                self._near.put(name, bytes(target), if_absent=True)
+            else:
+                target[:] = data
 
 
 def _spans(

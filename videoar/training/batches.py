@@ -348,12 +348,13 @@ class _Buffers:
         A tensor made by `torch.from_numpy` keeps it alive, a view of the array does not.
         """
         size = math.prod(shape)
-        free = self._free.setdefault(size, [])
+        room = 1 << max(0, size - 1).bit_length()  # few sizes: else every odd one would be kept
+        free = self._free.setdefault(room, [])
         try:
             memory = free.pop()
         except IndexError:
-            memory = _memory(size)
-        array = memory.reshape(shape)
+            memory = _memory(room)
+        array = memory[:size].reshape(shape)
         finalize(array, free.append, memory).atexit = False
         return array
 

@@ -15,7 +15,7 @@ from videoar.core.types import Provenance
 from videoar.storage import open_store
 from videoar.storage.token_codec import checksum
 from videoar.training import order
-from videoar.training.batches import TokenLoader
+from videoar.training.batches import TokenLoader, _Buffers
 from videoar.training.mixture import BLOCK, TokenMixture
 
 torch.set_num_threads(1)
@@ -270,6 +270,15 @@ def test_batches_that_are_kept_stay_and_memory_of_others_is_used_again(many_unit
     gc.collect()
     list(TokenLoader(many_units, 4, 7))
     assert torch.equal(part, before)
+
+
+def test_memory_of_odd_sizes_does_not_pile_up():
+    buffers = _Buffers()
+    for size in range(1000, 3000):
+        assert buffers.take(size).shape == (size,)
+    assert (
+        sum(len(memory) for kept in buffers._free.values() for memory in kept) <= 1024 + 2048 + 4096
+    )
 
 
 def test_a_file_cut_short_is_named(many_units):
