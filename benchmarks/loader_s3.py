@@ -14,8 +14,9 @@ from dataclasses import replace
 from itertools import cycle
 
 import numpy as np
-import pyarrow as pa
 
+from videoar.bench.loader import SHAPES
+from videoar.bench.loader_cell import token_table
 from videoar.core.settings import settings
 from videoar.core.types import Provenance
 from videoar.storage.object_store import S3ObjectStore
@@ -24,7 +25,6 @@ from videoar.storage.store import open_store
 from videoar.storage.tables import Snapshot
 from videoar.training.batches import _REQUESTS, _UNITS_AHEAD, TokenLoader
 
-_SHAPES = {"A": ((5, 48, 8, 8), 3900, 16_384, 64), "B": ((9, 48, 24, 42), 141_912, 640, 8)}
 _COLUMNS = ("bits", "latent")
 
 
@@ -49,27 +49,15 @@ class Slow:
 
 def stored(url: str, shape: str) -> Snapshot:
     """Write random rows."""
-    latent_shape, bits_bytes, rows, _ = _SHAPES[shape]
+    latent_shape, bits_bytes, rows, _ = SHAPES[shape]
     random = np.random.default_rng(0)
     dataset = open_store(f"{url}/{shape}", endpoint=settings().s3_endpoint).dataset(
         "tokens", "tokens@1"
     )
-    files = []
-    for part in np.array_split(np.arange(rows), 4):
-        count = len(part)
-        table = {
-            "clip_id": [f"{i:032x}" for i in part],
-            "source_id": [f"{i:064x}" for i in part],
-            "split": ["train"] * count,
-            "label": ["one"] * count,
-            "caption": ["one"] * count,
-            **{name: [1.0] * count for name in ("rate_fps", "start_s", "duration_s")},
-            **{n: [size] * count for n, size in zip("tkhw", latent_shape, strict=True)},
-            **{f"{name}_xxh3": [0] * count for name in _COLUMNS},
-        }
-        for name, width in (("bits", bits_bytes), ("latent", int(np.prod(latent_shape)) * 2)):
-            table[name] = [random.bytes(width) for _ in part]
-        files.append(dataset.write(pa.table(table)))
+    widths = bits_bytes, int(np.prod(latent_shape)) * 2
+    payload = [random.integers(0, 256, (rows, width), np.uint8) for width in widths]
+    parts = np.array_split(np.arange(rows), 4)
+    files = [dataset.write(token_table(payload, part, list(latent_shape))) for part in parts]
     made = Provenance(run_id="b", pipeline="b", stage="s", fingerprint="f", code_version="c")
     return dataset.commit(files, made, {})
 
@@ -110,7 +98,7 @@ def main() -> None:
     parser.add_argument("url")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    for shape, (latent_shape, bits_bytes, rows, batch_size) in _SHAPES.items():
+    for shape, (latent_shape, bits_bytes, rows, batch_size) in SHAPES.items():
         near = stored(arguments.url, shape)
         num_bytes = rows * (bits_bytes + 2 * int(np.prod(latent_shape)))
         for latency_s in (0.0, 0.02, 0.05):

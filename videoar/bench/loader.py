@@ -19,7 +19,7 @@ from videoar.bench.result import BenchResult, compare, shuffled
 from videoar.core.errors import StageError
 from videoar.core.settings import settings
 
-_SHAPES = {  # latent shape, bytes of bits, rows, batch size
+SHAPES = {  # latent shape, bytes of bits, rows, batch size
     "A": ((5, 48, 8, 8), 3900, 16_384, 64),
     "B": ((9, 48, 24, 42), 141_912, 640, 8),
 }
@@ -30,7 +30,7 @@ def run(rounds: int) -> BenchResult:
     figures: dict[str, list[float]] = {"ours": []}
     cases: dict[str, dict[str, float]] = {}
     notes: set[str] = set()
-    for shape in _SHAPES:
+    for shape in SHAPES:
         with tempfile.TemporaryDirectory(prefix="videoar-bench-") as name:
             found = _measure(Path(name), shape, rounds, notes)
         for contestant, turns in found.items():
@@ -51,7 +51,7 @@ def run(rounds: int) -> BenchResult:
 def _measure(
     folder: Path, shape: str, rounds: int, notes: set[str]
 ) -> dict[str, list[dict[str, float]]]:
-    latent_shape, bits_bytes, rows, batch_size = _SHAPES[shape]
+    latent_shape, bits_bytes, rows, batch_size = SHAPES[shape]
     random = np.random.default_rng(0)
     for name, width in (("bits", bits_bytes), ("latent", int(np.prod(latent_shape)) * 2)):
         np.save(folder / f"{name}.npy", random.integers(0, 256, (rows, width), np.uint8))

@@ -100,12 +100,13 @@ def write_ours(folder: Path, out: Path) -> None:
     shape = json.loads((folder / "shape.json").read_text())
     dataset = open_store(out.as_uri()).dataset("tokens", "tokens@1")
     parts = np.array_split(np.arange(len(payload(folder)[0])), 4)
-    files = [dataset.write(_table(payload(folder), part, shape)) for part in parts]
+    files = [dataset.write(token_table(payload(folder), part, shape)) for part in parts]
     made = Provenance(run_id="bench", pipeline="b", stage="s", fingerprint="f", code_version="c")
     (out / "snapshot").write_text(dataset.commit(files, made, {}).id)
 
 
-def _table(payload: list[np.ndarray], numbers: np.ndarray, shape: list[int]) -> Any:  # noqa: ANN401 - pa.Table, which peers need not have
+def token_table(payload: list[np.ndarray], numbers: np.ndarray, shape: list[int]) -> Any:  # noqa: ANN401 - pa.Table, which peers need not have
+    """Return rows of `tokens@1` that hold a payload, with small columns as they may be."""
     import pyarrow as pa
 
     from videoar.storage.token_codec import checksum

@@ -21,7 +21,7 @@ from videoar.contracts.contract import Contract, load_contract
 from videoar.core.errors import StorageError, WithdrawnError
 from videoar.core.types import FileRef, Frozen
 from videoar.storage.object_store import ObjectStore
-from videoar.storage.reader import ObjectFile
+from videoar.storage.reader import ObjectFile, footer_notes
 from videoar.storage.tables import Snapshot, snapshot_digest
 from videoar.storage.token_codec import Grid, checksum, frame_bytes
 from videoar.storage.writer import Block, direct_blocks
@@ -139,8 +139,7 @@ class _FileAudit:
 
     def _table(self, parquet: pq.ParquetFile, schema: pa.Schema) -> Iterator[Finding]:
         metadata = parquet.metadata
-        notes = (metadata.metadata or {}).items()
-        self.notes = {key.decode(): value.decode(errors="replace") for key, value in notes}
+        self.notes = footer_notes(metadata)
         if metadata.num_rows != self._file.rows:
             what = f"has {metadata.num_rows} rows, {self._file.rows} were committed"
             yield self._finding("ROW_COUNT", what)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from videoar.core.ids import sha256_hex
 from videoar.core.types import FileRef
 from videoar.storage.object_store import LocalObjectStore, ObjectStore
-from videoar.storage.reader import read_file, read_footer
+from videoar.storage.reader import footer_notes, read_file, read_footer
 from videoar.storage.writer import direct_blocks
 
 _FOOTERS_AT_ONCE = 16
@@ -61,7 +61,7 @@ class Payload:
             [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
             for footer in footers
         ]
-        self.notes = [_notes(footer) for footer in footers]
+        self.notes = [footer_notes(footer) for footer in footers]
         """Per file, the key-values of its footer, e.g. the digest of the tokenizer."""
         rows_F = np.array([footer.num_rows for footer in footers], np.int64)
         self.file_N = np.repeat(np.arange(len(files)), rows_F)
@@ -179,11 +179,6 @@ def _spans(
         offset_b[begin_r].tolist(), begins.tolist(), ends.tolist(), strict=True
     ):
         yield offset, target[begin:end]
-
-
-def _notes(footer: pq.FileMetaData) -> dict[str, str]:
-    pairs = (footer.metadata or {}).items()
-    return {key.decode(): value.decode(errors="replace") for key, value in pairs}
 
 
 def _column(footers: Sequence[pq.FileMetaData], name: str) -> _Column:

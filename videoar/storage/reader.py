@@ -75,6 +75,12 @@ def read_footer(objects: ObjectStore, file: FileRef) -> pq.FileMetaData:
         raise _damaged(objects, file) from error
 
 
+def footer_notes(footer: pq.FileMetaData) -> dict[str, str]:
+    """Return the key-values of a footer, e.g. the digest of the tokenizer that made the rows."""
+    pairs = (footer.metadata or {}).items()
+    return {key.decode(): value.decode(errors="replace") for key, value in pairs}
+
+
 def _damaged(objects: ObjectStore, file: FileRef) -> StorageError:
     return StorageError(
         f"{objects.url}/{file.key}",

@@ -105,7 +105,7 @@ def test_contestants_of_the_loader_read_every_row(tmp_path):
 
 
 def test_a_peer_that_is_not_installed_is_left_out_by_name(tmp_path, monkeypatch):
-    monkeypatch.setitem(loader._SHAPES, "A", ((4, 3, 2, 2), 30, 50, 8))
+    monkeypatch.setitem(loader.SHAPES, "A", ((4, 3, 2, 2), 30, 50, 8))
     absent = {name: loader_cell.CONTESTANTS[name] for name in ("raw", "ours", "webdataset")}
     monkeypatch.setattr(loader_cell, "CONTESTANTS", absent)
     if importlib.util.find_spec("webdataset"):
