@@ -27,7 +27,7 @@ class CompactConfig(StageConfig):
     """Options of `compact`."""
 
     file_mib: float = Field(default=512, gt=0, le=1024)
-    """Payload of a file at most; files of one shape are equal in rows. A worker needs about five
+    """Payload of a file at most; files of one shape are equal in rows. A worker needs about 3.5
     times as much memory."""
 
 

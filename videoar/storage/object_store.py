@@ -69,7 +69,7 @@ class ObjectStore(Protocol):
         """
         ...
 
-    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
+    def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> bool:
         """Write an object whole or not at all; with `if_absent`, False means that it existed."""
         ...
 
@@ -98,7 +98,7 @@ class ObjectStore(Protocol):
         ...
 
 
-def put_content(objects: ObjectStore, key: str, data: bytes) -> None:
+def put_content(objects: ObjectStore, key: str, data: bytes | memoryview) -> None:
     """Write an object whose key ends in its content hash: idempotent, in parts when big."""
     if len(data) <= MULTIPART_BYTES:
         objects.put(key, data, if_absent=True)
@@ -224,7 +224,7 @@ class LocalObjectStore:
             finally:
                 os.close(handle)
 
-    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
+    def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> bool:
         """Sync a temporary file, then link (`if_absent`) or rename it to its place."""
         path = self._path(key)
         with _os_errors(path):
@@ -243,7 +243,7 @@ class LocalObjectStore:
             _sync_folder(path.parent)
         return True
 
-    def _write_temporary(self, data: bytes) -> Path:
+    def _write_temporary(self, data: bytes | memoryview) -> Path:
         folder = self.root / self._TEMPORARY
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / secrets.token_hex(8)
@@ -402,7 +402,7 @@ class S3ObjectStore:
                 raise _missing(self, key) from None
             yield from body.iter_chunks(_PIECE_BYTES)
 
-    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> bool:
+    def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> bool:
         """PUT in one request or, unconditional and big, in parts."""
         with self._errors(key):
             if if_absent:
@@ -410,14 +410,14 @@ class S3ObjectStore:
             if len(data) > MULTIPART_BYTES:
                 self._put_parts(key, data)
             else:
-                self._call("put_object", key, Body=data)
+                self._call("put_object", key, Body=bytes(data))
         return True
 
-    def _put_if_absent(self, key: str, data: bytes) -> bool:
+    def _put_if_absent(self, key: str, data: bytes | memoryview) -> bool:
         from botocore.exceptions import ClientError
 
         try:
-            self._call("put_object", key, Body=data, IfNoneMatch="*")
+            self._call("put_object", key, Body=bytes(data), IfNoneMatch="*")
         except ClientError as error:
             if _code(error) not in {"PreconditionFailed", "412"}:
                 raise
@@ -426,7 +426,7 @@ class S3ObjectStore:
             return retried and self.find(key) == data
         return True
 
-    def _put_parts(self, key: str, data: bytes) -> None:
+    def _put_parts(self, key: str, data: bytes | memoryview) -> None:
         import io
 
         from boto3.s3.transfer import TransferConfig

@@ -57,6 +57,8 @@ class Payload:
         self._read_into = cache or objects.read_into
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
             footers = list(pool.map(lambda file: read_footer(objects, file), files))
+        self.footers = footers
+        """Of the files, for whoever reads their other columns."""
         groups = [
             [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
             for footer in footers

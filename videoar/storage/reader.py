@@ -46,16 +46,21 @@ class ObjectFile(io.RawIOBase):
 
 
 def read_file(
-    objects: ObjectStore, file: FileRef, columns: Sequence[str] | None, *, verify: bool = False
+    objects: ObjectStore,
+    file: FileRef,
+    columns: Sequence[str] | None,
+    *,
+    verify: bool = False,
+    footer: pq.FileMetaData | None = None,
 ) -> pa.Table:
-    """Read a file, or only some columns of it by ranged reads.
+    """Read a file, or only some columns of it by ranged reads; a footer at hand saves one more.
 
     Raises:
         StorageError: the object is gone, or differs from what was committed. Its size is always
             checked, its content with `verify`.
     """
     if columns is not None and not verify:
-        return _decode(pa.PythonFile(ObjectFile(objects, file), "r"), columns)
+        return _decode(pa.PythonFile(ObjectFile(objects, file), "r"), columns, footer)
     data = objects.get(file.key)
     if len(data) != file.size_bytes or (verify and sha256_hex(data) != file.sha256):
         raise _damaged(objects, file)
@@ -89,7 +94,9 @@ def _damaged(objects: ObjectStore, file: FileRef) -> StorageError:
     )
 
 
-def _decode(source: pa.NativeFile, columns: Sequence[str] | None) -> pa.Table:
+def _decode(
+    source: pa.NativeFile, columns: Sequence[str] | None, footer: pq.FileMetaData | None = None
+) -> pa.Table:
     """Decode in this thread: Arrow's own threads may outlive a short command and abort its exit."""
-    with pq.ParquetFile(source, pre_buffer=False) as parquet:
+    with pq.ParquetFile(source, metadata=footer, pre_buffer=False) as parquet:
         return parquet.read(columns=list(columns) if columns else None, use_threads=False)

@@ -29,8 +29,8 @@ class RowSource:
         contract = load_contract(snapshot.contract)
         self._schema, self._names = contract.arrow_schema, contract.payloads
         small = [name for name in self._schema.names if name not in self._names]
-        self.small = snapshot.table(small).combine_chunks()
         self.payload = Payload(snapshot.objects, snapshot.files, self._names)
+        self.small = snapshot.table(small, footers=self.payload.footers).combine_chunks()
         self.first = np.cumsum([0, *(file.rows for file in snapshot.files)])
         """Number of each file's first row, and of all rows."""
 

@@ -44,6 +44,7 @@ from videoar.storage.writer import write_parquet
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
+    from pyarrow.parquet import FileMetaData
 
 _ATTEMPTS = 20
 _TABLE_CONFIG = {
@@ -92,10 +93,16 @@ class Snapshot:
         return self.commit.rows
 
     def read(
-        self, columns: Sequence[str] | None = None, *, verify: bool = False
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        verify: bool = False,
+        footers: "Sequence[FileMetaData] | None" = None,
     ) -> Iterator[pa.Table]:
-        """Yield one table per file, in file order."""
-        return (self.read_file(file, columns, verify=verify) for file in self.files)
+        """Yield one table per file, in file order; by footers of the files, if they are at hand."""
+        known = footers if footers is not None else [None] * len(self.files)
+        for file, footer in zip(self.files, known, strict=True):
+            yield self.read_file(file, columns, verify=verify, footer=footer)
 
     def remaining(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield what `read` does, without the files that a take-down has withdrawn."""
@@ -106,13 +113,24 @@ class Snapshot:
                 continue
             yield table
 
-    def table(self, columns: Sequence[str] | None = None, *, verify: bool = False) -> pa.Table:
+    def table(
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        verify: bool = False,
+        footers: "Sequence[FileMetaData] | None" = None,
+    ) -> pa.Table:
         """Return all rows as one table."""
         empty = self._schema(columns).empty_table()
-        return pa.concat_tables([empty, *self.read(columns, verify=verify)])
+        return pa.concat_tables([empty, *self.read(columns, verify=verify, footers=footers)])
 
     def read_file(
-        self, file: FileRef, columns: Sequence[str] | None = None, *, verify: bool = False
+        self,
+        file: FileRef,
+        columns: Sequence[str] | None = None,
+        *,
+        verify: bool = False,
+        footer: "FileMetaData | None" = None,
     ) -> pa.Table:
         """Return the rows of one file.
 
@@ -121,7 +139,7 @@ class Snapshot:
             WithdrawnError: a take-down has removed it.
         """
         try:
-            table = read_file(self.objects, file, columns, verify=verify)
+            table = read_file(self.objects, file, columns, verify=verify, footer=footer)
         except WithdrawnError:
             note = find_note(self.ledger, file.key)
             if note is None or note.instead is None:

@@ -34,8 +34,10 @@ class Block:
     """Bytes per row."""
 
 
-def write_parquet(table: pa.Table, contract: Contract) -> bytes:
+def write_parquet(table: pa.Table, contract: Contract) -> memoryview:
     """Write a conforming table as one Parquet file; equal rows give equal bytes.
+
+    Beside the rows, memory holds the file once and one row group.
 
     Raises:
         ContractError: the values of a payload column differ in length.
@@ -44,18 +46,20 @@ def write_parquet(table: pa.Table, contract: Contract) -> bytes:
     widths = {name: _width(table[name], name) for name in contract.payloads} if len(table) else {}
     sink = pa.BufferOutputStream()
     strings = [f.name for f in table.schema if pa.types.is_string(f.type)]
-    pq.write_table(
-        _fixed(table, widths),
+    schema, rows = _fixed(table.schema, widths), _row_group_rows(sum(widths.values()))
+    with pq.ParquetWriter(
         sink,
-        row_group_size=_row_group_rows(sum(widths.values())),
+        schema,
         use_dictionary=strings or False,
         compression={n: "none" if n in widths else "zstd" for n in table.column_names},
         write_statistics=[n for n in table.column_names if n not in widths] or False,
         data_page_size=1 << 30,
         write_batch_size=1 << 20,
         write_page_checksum=True,
-    )
-    data: bytes = sink.getvalue().to_pybytes()
+    ) as writer:
+        for start in range(0, len(table), rows):
+            writer.write_table(table.slice(start, rows).cast(schema), row_group_size=rows)
+    data = memoryview(sink.getvalue()).cast("B")
     for name in widths:
         _check_layout(data, table[name], name)
     return data
@@ -75,12 +79,9 @@ def _row_group_rows(row_bytes: int) -> int:
     )
 
 
-def _fixed(table: pa.Table, widths: dict[str, int]) -> pa.Table:
-    fields = [
-        f.with_type(pa.binary(widths[f.name])) if f.name in widths else f for f in table.schema
-    ]
-    schema = pa.schema(fields, table.schema.metadata)
-    return table.cast(schema)
+def _fixed(schema: pa.Schema, widths: dict[str, int]) -> pa.Schema:
+    fields = [f.with_type(pa.binary(widths[f.name])) if f.name in widths else f for f in schema]
+    return pa.schema(fields, schema.metadata)
 
 
 def direct_blocks(metadata: pq.FileMetaData, name: str) -> list[Block] | None:
@@ -114,10 +115,9 @@ def _is_plain(chunk: pq.ColumnChunkMetaData) -> bool:
     )
 
 
-def _check_layout(data: bytes, values: pa.ChunkedArray, name: str) -> None:
+def _check_layout(view: memoryview, values: pa.ChunkedArray, name: str) -> None:
     """Compare the blocks that the footer promises with the values themselves."""
-    blocks = direct_blocks(pq.read_metadata(pa.BufferReader(data)), name)
-    view = memoryview(data)
+    blocks = direct_blocks(pq.read_metadata(pa.BufferReader(view)), name)
     for block in blocks or ():
         rows = values.slice(block.row, block.rows)
         expected = b"".join(value.as_py() for value in rows)

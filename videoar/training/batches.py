@@ -89,7 +89,7 @@ class TokenLoader:
         keep = SpanCache(snapshot.objects, cache) if cache and self._is_remote else None
         self._payload = Payload(snapshot.objects, snapshot.files, self._columns, keep)
         sums = [f"{column}_xxh3" for column in self._columns] if verify else []
-        self._meta, self._row_N = _read_meta(snapshot, split, [*_META, *sums])
+        self._meta, self._row_N = self._read_meta(split, [*_META, *sums])
         self._epoch = self._step = 0
         makers = sorted({notes.get("tokenizer_digest", "") for notes in self._payload.notes})
         if len(makers) > 1:
@@ -169,6 +169,18 @@ class TokenLoader:
                 self._step += 1
                 yield batch
         self._epoch, self._step = self._epoch + 1, 0
+
+    def _read_meta(self, split: str, columns: Sequence[str]) -> tuple[pa.Table, np.ndarray]:
+        """Read the small columns of all kept rows, and the number of each among all rows."""
+        tables, numbers, first = [], [np.empty(0, np.int64)], 0
+        for table in self._snapshot.read([*columns, "split"], footers=self._payload.footers):
+            splits = np.array(table["split"].to_pylist(), dtype=object)
+            rows = np.flatnonzero(splits == split) if split else np.arange(len(table))
+            tables.append(table.select(columns).take(pa.array(rows)))
+            numbers.append(first + rows)
+            first += len(table)
+        meta = pa.concat_tables(tables) if tables else self._snapshot.table(columns)
+        return meta.combine_chunks(), np.concatenate(numbers)
 
     def _order(self) -> EpochOrder:
         if self._order_of is None or self._order_of[0] != self._epoch:
@@ -373,16 +385,3 @@ def _memory(size: int) -> np.ndarray:
     return torch.empty(size, dtype=torch.uint8, pin_memory=is_pinned).numpy()
 
 
-def _read_meta(
-    snapshot: Snapshot, split: str, columns: Sequence[str]
-) -> tuple[pa.Table, np.ndarray]:
-    """Read the small columns of all kept rows, and the number of each among all rows."""
-    tables, numbers, first = [], [np.empty(0, np.int64)], 0
-    for table in snapshot.read([*columns, "split"]):
-        splits = np.array(table["split"].to_pylist(), dtype=object)
-        rows = np.flatnonzero(splits == split) if split else np.arange(len(table))
-        tables.append(table.select(columns).take(pa.array(rows)))
-        numbers.append(first + rows)
-        first += len(table)
-    meta = pa.concat_tables(tables) if tables else snapshot.table(columns)
-    return meta.combine_chunks(), np.concatenate(numbers)
