@@ -32,6 +32,7 @@ class CausalConv3d(nn.Conv3d):
         space_kernel: extent in space, odd.
         time_stride: 2 maps 1 + 2m frames to 1 + m.
         space_stride: stride in height and width.
+        pad_end: pad space on the right and at the bottom alone, as for a stride of 2.
     """
 
     def __init__(
@@ -43,14 +44,17 @@ class CausalConv3d(nn.Conv3d):
         *,
         time_stride: int = 1,
         space_stride: int = 1,
+        pad_end: bool = False,
     ) -> None:
+        border = 0 if pad_end else space_kernel // 2
         super().__init__(
             in_channels,
             out_channels,
             (time_kernel, space_kernel, space_kernel),
             stride=(time_stride, space_stride, space_stride),
-            padding=(0, space_kernel // 2, space_kernel // 2),
+            padding=(0, border, border),
         )
+        self._end = space_kernel // 2 if pad_end else 0
         with torch.no_grad():
             nn.init.kaiming_uniform_(self.weight[:, :, -1:], a=5**0.5)  # as torch does it in 2D
             self.weight[:, :, :-1] = 0
@@ -58,6 +62,8 @@ class CausalConv3d(nn.Conv3d):
     def forward(self, x_BCTHW: Tensor, carry: Carry | None = None) -> Tensor:
         """Convolve a whole video, or the next frames of the stream that `carry` belongs to."""
         history = self.kernel_size[0] - 1
+        if self._end:
+            x_BCTHW = F.pad(x_BCTHW, (0, self._end, 0, self._end))
         if carry is not None and self in carry:
             x_BCTHW = torch.cat([carry[self], x_BCTHW], dim=2)
         elif history:
@@ -114,6 +120,7 @@ class Downsample(nn.Module):
             *how.kernel,
             time_stride=1 + how.time,
             space_stride=1 + how.space,
+            pad_end=how.pad_end,
         )
 
     def forward(self, x_BCTHW: Tensor, carry: Carry | None = None) -> Tensor:

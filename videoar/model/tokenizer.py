@@ -9,6 +9,7 @@ Shape suffixes: B batch, T frames (pixel or latent), H W height and width, C cha
 Source: arXiv 2601.05966 section 4.1 and appendix A.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -47,6 +48,8 @@ class _Encoder(nn.Module):
                 width = next_width
             if level in (*cfg.space_downs, *cfg.time_downs):
                 self.layers.append(Downsample(width, cfg.resampling(level)))
+        for _ in range(2 * cfg.infinity_layout):
+            self.layers.append(ResBlock(width, width, kernel, cfg.norm_groups))
         self.norm_out = FrameNorm(width, cfg.norm_groups)
         self.conv_out = CausalConv3d(width, cfg.num_bits, kernel)
 
@@ -66,10 +69,12 @@ class _Decoder(nn.Module):
         kernel, width = cfg.time_kernel, widths[-1]
         self.conv_in = CausalConv3d(cfg.num_bits, width, kernel)
         self.layers = nn.ModuleList()
+        for _ in range(2 * cfg.infinity_layout):
+            self.layers.append(ResBlock(width, width, kernel, cfg.norm_groups))
         for level, next_width in reversed(list(enumerate(widths))):
             if level in (*cfg.space_downs, *cfg.time_downs):
                 self.layers.append(Upsample(width, cfg.resampling(level)))
-            for _ in range(cfg.num_res_blocks):
+            for _ in range(cfg.num_res_blocks + cfg.infinity_layout):
                 self.layers.append(ResBlock(width, next_width, kernel, cfg.norm_groups))
                 width = next_width
         self.norm_out = FrameNorm(width, cfg.norm_groups)
@@ -184,7 +189,7 @@ def inflate(
     Args:
         tokenizer: changed in place.
         image_weights: state dict of a `VideoTokenizer` with `cfg.as_image()`; kernels may also be
-            plain 2D [out, in, h, w].
+            plain 2D [out, in, h, w]. See `load_image_weights`.
         rest: what the earlier slices are.
         fresh: prefixes of weights that keep their random start, e.g. because the number of bits
             differs (`encoder.conv_out`, `decoder.conv_in`).
@@ -209,16 +214,58 @@ def inflate(
         last.copy_(image)
 
 
-def load_image_weights(path: Path) -> dict[str, Tensor]:
-    """Read the weights that `inflate` takes: a safetensors file with this network's names.
+def load_image_weights(path: Path, cfg: TokenizerConfig) -> dict[str, Tensor]:
+    """Read the weights that `inflate` takes: a safetensors file with our names or Infinity's.
 
     Raises:
         ConfigError: the file is not there, or is something else.
     """
+    hint = "weights are read as .safetensors; a pickled .pth has to be saved anew"
     try:
-        return load_file(path)
+        weights = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ConfigError(str(path), f"holds no image tokenizer: {error}") from error
+        raise ConfigError(str(path), f"holds no image tokenizer: {error}", hint) from error
+    plain = {_WRAPPERS.sub(r"\1", name): weight for name, weight in weights.items()}
+    theirs = [name for name in plain if name.startswith(("encoder.down.", "decoder.up."))]
+    if not theirs:
+        return weights
+    if foreign := sorted(name for name in plain if ".attn" in name):
+        raise ConfigError(str(path), f"has attention ({foreign[0]}), this network has none")
+    if not cfg.infinity_layout:
+        hint = "set infinity_layout: true"
+        raise ConfigError(str(path), f"is laid out as Infinity's ({theirs[0]})", hint)
+    names = dict(_infinity_names(cfg))
+    ours = {}
+    for name, weight in plain.items():
+        layer, _, rest = name.replace(".nin_shortcut.", ".shortcut.").rpartition(".")
+        for prefix in (layer, layer.rpartition(".")[0]):
+            if prefix in names:
+                ours[f"{names[prefix]}{layer[len(prefix):]}.{rest}"] = weight
+    return ours
+
+
+_WRAPPERS = re.compile(r"(?:\.conv|\.norm)+(\.(?:weight|bias))$")
+"""Infinity wraps each convolution and norm in a module of its own; others of its kind do not."""
+
+
+def _infinity_names(cfg: TokenizerConfig) -> Iterator[tuple[str, str]]:
+    """Yield Infinity's and our name of each layer."""
+    halves = {*cfg.space_downs, *cfg.time_downs}
+    levels = range(len(cfg.multipliers))
+    mid = ["mid.block_1", "mid.block_2"]
+    down, up = [], list(mid)
+    for level in levels:
+        down += [f"down.{level}.block.{block}" for block in range(cfg.num_res_blocks)]
+        down += [f"down.{level}.downsample"] * (level in halves)
+    for level in reversed(levels):
+        up += [f"up.{level + 1}.upsample"] * (level in halves)
+        up += [f"up.{level}.block.{block}" for block in range(cfg.num_res_blocks + 1)]
+    for half, layers in (("encoder", [*down, *mid]), ("decoder", up)):
+        for name in ("conv_in", "norm_out", "conv_out"):
+            yield f"{half}.{name}", f"{half}.{name}"
+        for number, name in enumerate(layers):
+            is_resampling = name.endswith("sample")
+            yield f"{half}.{name}", f"{half}.layers.{number}" + ".conv" * is_resampling
 
 
 def video_from_frames(frames_BTHWC: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ class Resampling(NamedTuple):
     """Halve or double the number of frames."""
     space: bool
     """Halve or double height and width."""
+    pad_end: bool = False
+    """Where it halves space, pad on the right and at the bottom alone."""
 
     @property
     def kernel(self) -> tuple[int, int]:
@@ -27,7 +29,7 @@ class Resampling(NamedTuple):
 
 
 class TokenizerConfig(Frozen):
-    """Shape of a tokenizer. The defaults are the paper's 4 x 16 x 16 tokenizer at 128 x 128 px."""
+    """Shape of a tokenizer. The defaults are the paper's widths, strides and bits."""
 
     num_bits: int = Field(default=48, ge=1)
     """Channels of a latent, each of which becomes one bit per scale."""
@@ -50,6 +52,10 @@ class TokenizerConfig(Frozen):
     """Extent in time of the convolutions that keep the number of frames. With 1 only the layers
     that change it mix frames, a third of the work; and without those it is an image tokenizer."""
 
+    infinity_layout: bool = False
+    """Lay blocks out as Infinity's image tokenizers do, so that their weights fit (`inflate`): two
+    more residual blocks next to the latents, one more per level of the decoder, and downsampling
+    that pads on the right and at the bottom alone. Source: FoundationVision/Infinity."""
     norm_groups: int = Field(default=32, ge=1)
     """Groups of the normalisation. Few channels per group lose a frame's brightness, so narrow
     networks want few groups."""
@@ -121,7 +127,9 @@ class TokenizerConfig(Frozen):
         """Return what the layer after a level halves, or doubles on the way back."""
         halves_time = level in self.time_downs
         kernel = max(3, self.time_kernel) if halves_time else self.time_kernel
-        return Resampling(kernel, time=halves_time, space=level in self.space_downs)
+        halves_space = level in self.space_downs
+        at_end = self.infinity_layout and halves_space
+        return Resampling(kernel, time=halves_time, space=halves_space, pad_end=at_end)
 
 
 class LossWeights(Frozen):
@@ -196,9 +204,9 @@ TOKENIZERS: dict[str, TokenizerConfig] = {
         num_bits=16, patch_px=2, base_width=64, multipliers=(1, 2, 2), num_res_blocks=1,
         space_downs=(0, 1), time_downs=(0, 1), norm_groups=8,
     ),
-    "ucf": TokenizerConfig(),
-    "512": TokenizerConfig(scales=scale_schedule(24, 42)),
+    "ucf": TokenizerConfig(infinity_layout=True),
+    "512": TokenizerConfig(infinity_layout=True, scales=scale_schedule(24, 42)),
 }  # fmt: skip
-"""`ucf` and `512` are the paper's (128 x 128 and 384 x 672 px); `small` has the tokens of `ucf` at
+"""`ucf` and `512` are the paper's (128 x 128 and 384 x 672 px), which start from Infinity's; `small` has the tokens of `ucf` at
 64 x 64 px, for one GPU or hours of a CPU; `demo` was chosen among about 20 for 32 px clips and
 minutes of CPU time; `tiny` is for tests."""

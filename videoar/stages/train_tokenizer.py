@@ -41,9 +41,11 @@ class TrainTokenizerConfig(StageConfig):
     the perceptual term (see `videoar.model.lpips`); empty takes a frozen random net."""
     image_weights: str = ""
     """Path, on every rank, of a safetensors file of an image tokenizer of the same shape, which is
-    inflated into the new network (see `videoar.model.tokenizer.inflate`)."""
+    inflated into the new network (see `videoar.model.tokenizer.inflate`): one of ours, or one of
+    Infinity's where the tokenizer has `infinity_layout`, as `ucf` and `512` have."""
     image_fresh: tuple[str, ...] = ()
-    """Prefixes of weights that the image tokenizer does not give."""
+    """Prefixes of weights that the image tokenizer does not give. Where it has another number of
+    bits: `encoder.conv_out`, `decoder.conv_in`."""
     validations: int = Field(default=5, ge=1)
     """How often, evenly over the run and at its end, the averaged weights meet the val clips."""
     validation_clips: int = Field(default=16, ge=1)
@@ -151,7 +153,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
         from videoar.model.tokenizer import inflate, load_image_weights
 
         if self.config.image_weights:
-            weights = load_image_weights(Path(self.config.image_weights))
+            weights = load_image_weights(Path(self.config.image_weights), net.cfg)
             inflate(net, weights, fresh=self.config.image_fresh)
 
     def _networks(self) -> "dict[str, I3D]":

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import save_file
 
+from tests.infinity_reference import InfinityReference
 from videoar.core.errors import ConfigError
 from videoar.model.tokenizer import (
     VideoTokenizer,
@@ -33,7 +34,8 @@ FULL = TokenizerConfig(
     norm_groups=4,
 )
 TINY = TOKENIZERS["tiny"]
-CONFIGS = pytest.mark.parametrize("cfg", [FULL, TOKENIZERS["tiny"]], ids=["full", "tiny"])
+INFINITY = FULL.model_copy(update={"infinity_layout": True, "num_res_blocks": 2})
+CONFIGS = pytest.mark.parametrize("cfg", [FULL, TINY, INFINITY], ids=["full", "tiny", "infinity"])
 
 
 def make(cfg, seed=0):
@@ -162,14 +164,38 @@ def test_an_image_tokenizer_is_read_from_safetensors(tmp_path):
     image_net, net = make(FULL.as_image(), seed=3), make(FULL, seed=4)
     flat = {name: w.squeeze(2) if w.ndim == 5 else w for name, w in image_net.state_dict().items()}
     save_file(flat, tmp_path / "image.safetensors")
-    inflate(net, load_image_weights(tmp_path / "image.safetensors"))
+    inflate(net, load_image_weights(tmp_path / "image.safetensors", net.cfg))
     image = video(FULL, 1)
     torch.testing.assert_close(net.decode(net.encode(image)),
                                image_net.decode(image_net.encode(image)))  # fmt: skip
     (tmp_path / "other.pt").write_bytes(b"PK")
     for name in ("other.pt", "none.safetensors"):
         with pytest.raises(ConfigError, match="no image tokenizer"):
-            load_image_weights(tmp_path / name)
+            load_image_weights(tmp_path / name, FULL)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_weights_laid_out_as_infinitys_give_what_their_network_gives(tmp_path, wrapped):
+    theirs = InfinityReference(INFINITY, wrapped=wrapped)
+    save_file(theirs.weights, tmp_path / "vae.safetensors")
+    net = make(INFINITY)
+    inflate(net, load_image_weights(tmp_path / "vae.safetensors", INFINITY))
+    still = video(INFINITY, 1).expand(-1, -1, 5, -1, -1)
+    latent, pixels = theirs.encode(still[:, :, 0]), theirs.decode(theirs.encode(still[:, :, 0]))
+    torch.testing.assert_close(net.encode(still), latent[:, :, None].expand(-1, -1, 2, -1, -1))
+    found = net.decode(net.encode(still))
+    torch.testing.assert_close(found, pixels[:, :, None].expand(-1, -1, 5, -1, -1))
+
+
+def test_weights_of_networks_that_do_not_fit_are_refused(tmp_path):
+    theirs, path = InfinityReference(INFINITY, wrapped=False), tmp_path / "vae.safetensors"
+    save_file(theirs.weights, path)
+    with pytest.raises(ConfigError, match="infinity_layout"):
+        load_image_weights(path, FULL)
+    save_file({**theirs.weights, "encoder.mid.attn_1.q.weight": torch.zeros(1)}, path)
+    with pytest.raises(ConfigError, match="attention"):
+        load_image_weights(path, INFINITY)
 
 
 @torch.no_grad()
