@@ -73,7 +73,7 @@ class InfinityReference:
 
     def weight(self, name, *shape):
         if not self.wrapped:
-            *layers, wrapper, last = name.split(".")
+            *layers, _wrapper, last = name.split(".")
             name = ".".join([*layers, last])
         if self.is_drawing:
             drawn = torch.randn(*shape, generator=self.generator, dtype=torch.float64)

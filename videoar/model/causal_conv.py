@@ -35,7 +35,7 @@ class CausalConv3d(nn.Conv3d):
         pad_end: pad space on the right and at the bottom alone, as for a stride of 2.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - a convolution has as many
         self,
         in_channels: int,
         out_channels: int,

@@ -240,7 +240,7 @@ def load_image_weights(path: Path, cfg: TokenizerConfig) -> dict[str, Tensor]:
         layer, _, rest = name.replace(".nin_shortcut.", ".shortcut.").rpartition(".")
         for prefix in (layer, layer.rpartition(".")[0]):
             if prefix in names:
-                ours[f"{names[prefix]}{layer[len(prefix):]}.{rest}"] = weight
+                ours[f"{names[prefix]}{layer[len(prefix) :]}.{rest}"] = weight
     return ours
 
 

@@ -207,6 +207,6 @@ TOKENIZERS: dict[str, TokenizerConfig] = {
     "ucf": TokenizerConfig(infinity_layout=True),
     "512": TokenizerConfig(infinity_layout=True, scales=scale_schedule(24, 42)),
 }  # fmt: skip
-"""`ucf` and `512` are the paper's (128 x 128 and 384 x 672 px), which start from Infinity's; `small` has the tokens of `ucf` at
-64 x 64 px, for one GPU or hours of a CPU; `demo` was chosen among about 20 for 32 px clips and
-minutes of CPU time; `tiny` is for tests."""
+"""`ucf` and `512` are the paper's (128 x 128 and 384 x 672 px), which start from Infinity and so
+are laid out as those; `small` has the tokens of `ucf` at 64 x 64 px, for one GPU or hours of a CPU;
+`demo` was chosen among about 20 for 32 px clips and minutes of CPU time; `tiny` is for tests."""

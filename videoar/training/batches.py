@@ -383,5 +383,3 @@ def _memory(size: int) -> np.ndarray:
     """Allocate; pinned where there is a GPU, so that copies to it do not wait."""
     is_pinned = torch.cuda.is_available()
     return torch.empty(size, dtype=torch.uint8, pin_memory=is_pinned).numpy()
-
-
