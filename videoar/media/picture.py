@@ -78,10 +78,11 @@ class _Square:
 
     def __init__(self, width: int, height: int) -> None:
         self.shape = width, height
-        buffer = np.empty((height * 3 // 2, width), np.uint8)
-        self._frame = av.VideoFrame.from_numpy_buffer(buffer, format="yuv420p")
-        chroma = buffer[height:].reshape(2, height // 2, width // 2)
-        self._planes = (buffer[:height], chroma[0], chroma[1])
+        self._frame = av.VideoFrame(width, height, "yuv420p")
+        self._planes = [
+            np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:, : plane.width]
+            for plane in self._frame.planes
+        ]
 
     def cut(self, frame: Any) -> Any:  # noqa: ANN401 - av frame
         """Fill the buffer with the middle of a frame; chroma is not split."""
