@@ -23,7 +23,7 @@ from videoar.storage.object_store import S3ObjectStore
 from videoar.storage.payload import Payload
 from videoar.storage.store import open_store
 from videoar.storage.tables import Snapshot
-from videoar.training.batches import _REQUESTS, _UNITS_AHEAD, TokenLoader
+from videoar.training.batches import REQUESTS, UNITS_AHEAD, TokenLoader
 
 _COLUMNS = ("bits", "latent")
 
@@ -78,14 +78,14 @@ def bare_s(snapshot: Snapshot, shape: str) -> float:
     if shape == "A":
         units = range(int(payload.unit_N[-1]) + 1)
         largest = max(map(payload.unit_bytes, units))
-        ring = cycle([np.empty(largest, np.uint8) for _ in range(2 * _UNITS_AHEAD)])
+        ring = cycle([np.empty(largest, np.uint8) for _ in range(2 * UNITS_AHEAD)])
         jobs = [(payload.read_unit, u, next(ring)[: payload.unit_bytes(u)]) for u in units]
-        threads = _UNITS_AHEAD
+        threads = UNITS_AHEAD
     else:
         outs = {c: np.empty((1, payload.width(c, 0)), np.uint8) for c in _COLUMNS}
-        ring = cycle([{c: o.copy() for c, o in outs.items()} for _ in range(2 * _REQUESTS)])
+        ring = cycle([{c: o.copy() for c, o in outs.items()} for _ in range(2 * REQUESTS)])
         jobs = [(payload.read, np.array([row]), next(ring)) for row in range(snapshot.rows)]
-        threads = _REQUESTS
+        threads = REQUESTS
     start = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda job: job[0](*job[1:]), jobs))

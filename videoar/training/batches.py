@@ -34,8 +34,8 @@ from videoar.training.order import ROW_BYTES, EpochOrder, epoch_order
 
 Batch = dict[str, Any]
 _META = ["clip_id", "label", "caption", "t", "h", "w", "k"]
-_REQUESTS = 16  # measured: so many ranged GETs hide 50 ms, more only cost memory
-_UNITS_AHEAD = 8  # measured: 8 GETs of 16 MiB hide 20 ms
+REQUESTS = 16  # measured: so many ranged GETs hide 50 ms, more only cost memory
+UNITS_AHEAD = 8  # measured: 8 GETs of 16 MiB hide 20 ms
 _BATCHES_FROM_FAR = 4
 _NO_VISIT = np.empty(0, np.int64)
 _IDLE_BATCHES = 64  # chosen: a row group that waits longer for its next row is fetched again
@@ -153,7 +153,7 @@ class TokenLoader:
         """Yield the rest of the current epoch, then stand at the start of the next one."""
         order = self._order()
         threads = self._num_ahead()
-        with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(_REQUESTS) as requests:
+        with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(REQUESTS) as requests:
             units = self._units(order, requests) if self._is_remote else None
             ahead: deque[tuple[Future[Batch], np.ndarray]] = deque()
             for step in range(self._step, len(order)):
@@ -294,7 +294,7 @@ class _Units:
         needed = set(visit_B.tolist())
         self._touched |= needed
         while self._queue and (
-            needed - self._open.keys() or len(self._open.keys() - self._touched) < _UNITS_AHEAD
+            needed - self._open.keys() or len(self._open.keys() - self._touched) < UNITS_AHEAD
         ):
             visit = self._queue.popleft()
             self._open[visit] = self._requests.submit(self._fetch, int(self._unit_v[visit]))
