@@ -38,14 +38,12 @@ _HEADER = (
 
 def find_clips(videos: str, preset: str, folder: str) -> tuple[list[Clip], list[Clip]]:
     """Ingest and filter an input; return clips to train on and clips to measure on, decoded."""
-    height, width = TOKENIZERS[preset].size_px
-    if height != width:
-        sys.exit(f"{preset} is {height} x {width} px, and ingest makes square clips")
+    sizes = [list(TOKENIZERS[preset].size_px)]
     document = {
         "pipeline": "reconstruction",
         "inputs": {"videos": videos},
         "stages": {
-            "clips": {"stage": "ingest", "from": {"sources": "videos"}, "size_px": height},
+            "clips": {"stage": "ingest", "from": {"sources": "videos"}, "size_px": sizes},
             "good": {"stage": "filter", "from": {"clips": "clips"}, "policy": "permissive"},
         },
     }

@@ -13,11 +13,15 @@ from videoar.runner.runs import Run
 from videoar.storage.store import Store
 
 
-def draw(path: Path, seed: int, num_frames: int = 20) -> None:
+def draw(
+    path: Path, seed: int, num_frames: int = 20, height_px: int = 64, width_px: int = 64
+) -> None:
     """Write a video of noise that moves sideways; every seed another one."""
-    cells = np.random.default_rng(seed).integers(0, 256, (8, 24, 3)).astype(np.uint8)
+    shape = (height_px // 8, 3 * width_px // 8, 3)
+    cells = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
     wide = cells.repeat(8, 0).repeat(8, 1)
-    encode(np.stack([np.roll(wide, 2 * t, 1)[:, :64] for t in range(num_frames)]), path, 12.0)
+    frames = [np.roll(wide, 2 * t, 1)[:, :width_px] for t in range(num_frames)]
+    encode(np.stack(frames), path, 12.0)
 
 
 def sha(path: Path) -> str:

@@ -34,7 +34,7 @@ def edited(tmp_path: Path, change) -> str:
     ("change", "line"),
     [
         (lambda s: s["clips"].update(sise_px=1), "sise_px: unknown key (did you mean size_px?)"),
-        (lambda s: s["clips"].update(size_px="big"), "size_px: input should be a valid integer"),
+        (lambda s: s["clips"].update(size_px="big"), "size_px: 'big' is neither an even side"),
         (lambda s: s["good"].update({"from": {}}), "stages.good.from.clips: missing port"),
         (lambda s: s["clips"].update({"from": {"sources": "good"}}), "stages: cycle: "),
         (lambda s: s["tokens"].update(stage="tokenise"), "did you mean tokenize?"),

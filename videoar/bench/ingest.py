@@ -30,7 +30,8 @@ from videoar.storage.store import open_store
 
 _SIZES_PX = ((426, 240), (854, 480), (1280, 720))
 _NUM_SHOTS = 22  # about 75 seconds
-_PLAN = ScanPlan(rate_fps=8.0, size_px=128)
+_SIZE_PX = 128
+_PLAN = ScanPlan(rate_fps=8.0, size_px=_SIZE_PX)
 _CONTESTANTS = ("ours", "null", "3-pass", "stage", "clips")
 _FFMPEG = ("ffmpeg", "-nostdin", "-v", "error", "-threads", "1")
 
@@ -145,7 +146,7 @@ def _stage(paths: list[Path], keep: Literal["clips", "references"]) -> None:
     """Run the stage as a worker does, into a store of its own."""
     with tempfile.TemporaryDirectory(prefix="videoar-bench-store-") as folder:
         config = IngestConfig(
-            keep=keep, rate_fps=_PLAN.rate_fps, size_px=_PLAN.size_px, max_clips_per_source=64
+            keep=keep, rate_fps=_PLAN.rate_fps, size_px=_SIZE_PX, max_clips_per_source=64
         )
         mapper = IngestStage(config).open({}, open_store(Path(folder).as_uri()))
         for parent in sorted({path.parent for path in paths}):
@@ -169,7 +170,7 @@ def _null(path: Path) -> None:
 def _three_passes(path: Path) -> None:
     _raw(path, "scdet=threshold=10", 0)
     grey = _raw(path, "scale=64:36:flags=area,format=gray", 64 * 36).reshape(-1, 36, 64)
-    rate, size = _PLAN.rate_fps, _PLAN.size_px
+    rate, size = _PLAN.rate_fps, _SIZE_PX
     square = (
         f"scale={size}:{size}:force_original_aspect_ratio=increase:flags=area,crop={size}:{size}"
     )

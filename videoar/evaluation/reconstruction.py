@@ -26,13 +26,31 @@ Frames = NDArray[np.uint8]
 _CHUNK_FRAMES = 64  # chosen: clips up to 65 frames pass as a whole
 
 
-@torch.inference_mode()
-def round_trip(net: VideoTokenizer, frames_THWC: Frames) -> tuple[Frames, list[Tensor]]:
-    """Return a clip after its round trip, and its bits: per scale bool [1, T, h, w, K].
+def fitted(net: VideoTokenizer, num_frames: int, height_px: int, width_px: int) -> VideoTokenizer:
+    """Return a network for clips of some shape; those for all sizes share their weights.
 
     Raises:
-        ContractError: the bits do not rebuild what the stored latents are quantized to.
+        ContractError: the shape does not fit.
     """
+    try:
+        sized = net.for_size(height_px, width_px)
+        sized.cfg.num_latent_frames(num_frames)
+    except ValueError as error:
+        where = f"clips of {num_frames}x{height_px}x{width_px}"
+        hint = "change size_px or num_frames where clips are made"
+        raise ContractError(where, f"do not fit the tokenizer: {error}", hint) from error
+    return sized
+
+
+@torch.inference_mode()
+def round_trip(net: VideoTokenizer, frames_THWC: Frames) -> tuple[Frames, list[Tensor]]:
+    """Return a clip of any size after its round trip, and its bits: per scale bool [1, T, h, w, K].
+
+    Raises:
+        ContractError: the clip does not fit the tokenizer, or the bits do not rebuild what the
+            stored latents are quantized to.
+    """
+    net = fitted(net, *frames_THWC.shape[:3])
     bits: list[list[Tensor]] = []
     video = net.decode_chunks(_rebuilt(net, frames_THWC, bits))
     frames = torch.cat([frames_from_video(part)[0].cpu() for part in video])
@@ -67,7 +85,12 @@ def _chunks(net: VideoTokenizer, frames_THWC: Frames) -> Iterator[Tensor]:
 
 @torch.inference_mode()
 def after_each_scale(net: VideoTokenizer, frames_THWC: Frames) -> list[Frames]:
-    """Return a short clip as the first 1, 2, ... all scales of its tokens show it."""
+    """Return a short clip as the first 1, 2, ... all scales of its tokens show it.
+
+    Raises:
+        ContractError: the clip does not fit the tokenizer.
+    """
+    net = fitted(net, *frames_THWC.shape[:3])
     (video_B3THW,) = _chunks(net, frames_THWC)
     bits = net.quantizer.encode(net.encode(video_B3THW).half())
     return [
@@ -77,20 +100,26 @@ def after_each_scale(net: VideoTokenizer, frames_THWC: Frames) -> list[Frames]:
 
 
 class BitUsage:
-    """How much of what the bits could say they say, scale by scale."""
+    """How much of what the bits could say they say, scale by scale.
+
+    Clips of several sizes count together, scale k of all of them as one scale.
+    """
 
     def __init__(self) -> None:
-        self._ones: list[NDArray[np.float64]] | None = None
-        self._sizes: list[int] = []
+        self._ones: list[NDArray[np.float64]] = []
+        self._positions: list[int] = []
         self._frames = 0
 
     def add(self, bits: Sequence[Tensor]) -> None:
-        """Count the bits of some clips: per scale bool [N, T, h, w, K]."""
+        """Count the bits of some clips of one size: per scale bool [N, T, h, w, K]."""
         self._frames += bits[0].shape[0] * bits[0].shape[1]
-        ones = [of_scale.flatten(0, 3).sum(0).double().cpu().numpy() for of_scale in bits]
-        before = self._ones or [np.zeros_like(of_scale) for of_scale in ones]
-        self._ones = [a + b for a, b in zip(before, ones, strict=True)]
-        self._sizes = [of_scale.shape[2] * of_scale.shape[3] for of_scale in bits]
+        for scale, of_scale in enumerate(bits):
+            if scale == len(self._ones):
+                self._ones.append(np.zeros(of_scale.shape[-1]))
+                self._positions.append(0)
+            flat = of_scale.flatten(0, 3)
+            self._ones[scale] += flat.sum(0).double().cpu().numpy()
+            self._positions[scale] += len(flat)
 
     def metrics(self) -> dict[str, float]:
         """Return each scale's entropy, in bits per bit: 1 if all are even, 0 if all are stuck.
@@ -99,13 +128,13 @@ class BitUsage:
         neighbours would need, and the capacity is what is stored.
         """
         found, entropy, capacity = {}, 0.0, 0.0
-        for scale, (ones, size) in enumerate(
-            zip(self._ones or [], self._sizes, strict=True), start=1
+        for scale, (ones, positions) in enumerate(
+            zip(self._ones, self._positions, strict=True), start=1
         ):
-            p = ones / (size * self._frames)
-            per_bit = _binary_entropy(p)
+            size = positions / self._frames
+            per_bit = _binary_entropy(ones / positions)
             entropy += float(per_bit.sum()) * size
-            capacity += len(p) * size
+            capacity += len(ones) * size
             found[f"scale_{scale}/bit_entropy"] = float(per_bit.mean())
         per_frame = {"entropy/bits_per_frame": entropy, "capacity/bits_per_frame": capacity}
         return found | per_frame
@@ -178,7 +207,7 @@ def require_round_trip(
 
     Raises:
         GateError: the PSNR is lower, or there is no clip to tell.
-        ContractError: bits and stored latents decode to different latents.
+        ContractError: a clip does not fit, or its bits and stored latents decode to different ones.
     """
     values = [float(psnr_T(frames, round_trip(net, frames)[0]).mean()) for frames in clips]
     if not values:

@@ -44,7 +44,7 @@ class Verdict:
     shape: str | None = None
     motion: str | None = None
     speed: float = 0.0
-    """Sides per second along the main axis."""
+    """Short sides per second along the main axis."""
 
     @property
     def is_valid(self) -> bool:
@@ -67,7 +67,7 @@ def judge(frames_THWC: NDArray[np.uint8], rate_fps: float) -> Verdict:
     """Say which figure a clip shows and where it goes.
 
     Args:
-        frames_THWC: RGB, uint8, square.
+        frames_THWC: RGB, uint8.
         rate_fps: frames per second.
 
     Returns:
@@ -78,7 +78,8 @@ def judge(frames_THWC: NDArray[np.uint8], rate_fps: float) -> Verdict:
     seen = [(t / rate_fps, figure) for t, figure in enumerate(figures) if figure is not None]
     if len(seen) < max(2, _MIN_FOUND * len(found)):
         return Verdict(found)
-    centres = np.array([figure.centre_yx for _, figure in seen]) / len(frames_THWC[0])
+    side = min(frames_THWC.shape[1:3])
+    centres = np.array([figure.centre_yx for _, figure in seen]) / side
     motion, speed = _motion(np.array([time_s for time_s, _ in seen]), centres)
     colour = _nearest_colour(np.mean([figure.chroma for _, figure in seen], axis=0))
     overlaps = np.mean([figure.overlaps() for _, figure in seen], axis=0)

@@ -28,6 +28,7 @@ COLUMNS = (
     "source_uri",
     "start_pts",
     "frame_times_us",
+    "height_px",
     "width_px",
 )
 """Columns of `clips@1` that reading takes."""
@@ -56,7 +57,7 @@ class ClipReader:
         if row["video_key"] is not None:
             return decode_clip(self._objects.get(row["video_key"]))
         plan = ScanPlan(
-            size_px=row["width_px"],
+            size_px=((row["height_px"], row["width_px"]),),
             start_pts=row["start_pts"],
             take_us=tuple(row["frame_times_us"]),
             **_NO_LIMIT,

@@ -1,10 +1,12 @@
 """The two small pictures that are made of a decoded frame.
 
 Resizing costs more than anything else that is done beside decoding, so the grey one is sampled
-(it serves statistics) and the RGB one averages over the clip's square alone: what the crop throws
+(it serves statistics) and the RGB one averages over the clip's part alone: what the crop throws
 away is not resized first, which halves the cost of wide pictures.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import av
@@ -15,21 +17,44 @@ from videoar.media.quality import GREY_HEIGHT, GREY_WIDTH
 
 _HD_HEIGHT = 720  # untagged video at or above it is BT.709, else BT.601, as players assume
 _PLANAR = {"yuv420p", "yuvj420p"}
-_WORTH_CUTTING = 0.9  # of the picture; larger squares are cut out afterwards
+_WORTH_CUTTING = 0.9  # of the picture; larger rectangles are cut out afterwards
+Size = tuple[int, int]
+"""Height and width, px."""
+
+
+def nearest_size(sizes: Sequence[Size], height: float, width: float) -> Size:
+    """Return the size whose aspect ratio is nearest to a picture's, in log ratio; ties: the first.
+
+    Args:
+        sizes: what there is to choose from.
+        height: of the picture as it is shown.
+        width: of the picture as it is shown, in the same unit.
+    """
+
+    def distance(size: Size) -> float:  # its exp, so that equal distances are equal floats
+        across, down = width * size[0], height * size[1]
+        return max(across, down) / min(across, down)
+
+    return min(sizes, key=distance)
 
 
 class Painter:
     """Makes the pictures of one source's frames.
 
+    The first RGB picture chooses their size. It holds for all that follow, so that a source gives
+    clips of one size, whatever its frames change to later.
+
     Args:
-        size_px: side of the RGB picture.
+        size_px: side of a square, or sizes to choose from: the one nearest to the source's shape.
         pixel_aspect: width of a source pixel over its height.
     """
 
-    def __init__(self, size_px: int, pixel_aspect: float) -> None:
-        self.size_px, self.pixel_aspect = size_px, pixel_aspect
+    def __init__(self, size_px: int | Sequence[Size], pixel_aspect: float) -> None:
+        self.pixel_aspect = pixel_aspect
+        self._sizes = [(size_px, size_px)] if isinstance(size_px, int) else size_px
+        self._size: Size | None = None
         self._grey, self._rgb = VideoReformatter(), VideoReformatter()
-        self._square: _Square | None = None
+        self._cutout: _Cutout | None = None
 
     def grey(self, frame: Any) -> np.ndarray:  # noqa: ANN401 - av frame
         """Return luma as uint8 [36, 64], full range."""
@@ -47,33 +72,42 @@ class Painter:
         return grey
 
     def picture(self, frame: Any) -> np.ndarray:  # noqa: ANN401 - av frame
-        """Return the middle square of a frame, resized and upright: uint8 [size, size, 3]."""
-        size = self.size_px
+        """Return the middle of a frame, resized and upright: uint8 [height, width, 3]."""
+        turns = round(frame.rotation / 90)
         width, height = frame.width * self.pixel_aspect, frame.height
-        scale = size / min(width, height)
+        if self._size is None:
+            shown = (width, height) if turns % 2 else (height, width)
+            self._size = nearest_size(self._sizes, *shown)
+        wide, high = self._size if turns % 2 else self._size[::-1]  # before the frame is turned
+        scale = max(wide / width, high / height)
         colours = {"src_colorspace": _colorspace(frame), "src_color_range": frame.color_range}
         interpolation = Interpolation.AREA if scale < 1 else Interpolation.BICUBIC
-        turns = round(frame.rotation / 90)
-        wide, high = max(size, round(width * scale)), max(size, round(height * scale))
+        whole = max(wide, round(width * scale)), max(high, round(height * scale))
         is_large = min(frame.width, frame.height) >= 2
-        if is_large and frame.format.name in _PLANAR and size * size < _WORTH_CUTTING * wide * high:
-            frame, wide, high = self._cut(frame), size, size
+        is_worth = wide * high < _WORTH_CUTTING * whole[0] * whole[1]
+        if is_large and is_worth and frame.format.name in _PLANAR:
+            frame, whole = self._cut(frame, wide, high), (wide, high)
         scaled = self._rgb.reformat(
-            frame, wide, high, "rgb24", interpolation=interpolation, threads=1, **colours
+            frame, *whole, "rgb24", interpolation=interpolation, threads=1, **colours
         )
         upright = np.rot90(scaled.to_ndarray(), turns)
-        top, left = ((side - size) // 2 for side in upright.shape[:2])
-        return np.ascontiguousarray(upright[top : top + size, left : left + size])
+        height, width = self._size
+        top, left = (upright.shape[0] - height) // 2, (upright.shape[1] - width) // 2
+        return np.ascontiguousarray(upright[top : top + height, left : left + width])
 
-    def _cut(self, frame: Any) -> Any:  # noqa: ANN401 - av frame
-        side = min(frame.width * self.pixel_aspect, frame.height)
-        width, height = (max(2, int(n) & ~1) for n in (side / self.pixel_aspect, side))
-        if self._square is None or self._square.shape != (width, height):
-            self._square = _Square(width, height)
-        return self._square.cut(frame)
+    def _cut(self, frame: Any, wide: int, high: int) -> Any:  # noqa: ANN401 - av frame
+        """Return the largest middle part of a frame that is shown in the shape wide x high."""
+        common = math.gcd(wide, high)
+        across, down = wide // common, high // common
+        tall = min(frame.height, frame.width * self.pixel_aspect * down / across)
+        broad = tall * across / down / self.pixel_aspect  # in this order, which rounds least
+        width, height = (max(2, int(n) & ~1) for n in (broad, tall))
+        if self._cutout is None or self._cutout.shape != (width, height):
+            self._cutout = _Cutout(width, height)
+        return self._cutout.cut(frame)
 
 
-class _Square:
+class _Cutout:
     """A frame in one buffer that is filled again and again: fresh pages would cost more."""
 
     def __init__(self, width: int, height: int) -> None:

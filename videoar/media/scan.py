@@ -26,7 +26,7 @@ from videoar.core.errors import MediaError
 from videoar.core.types import Frozen
 from videoar.media.changes import Change, find_changes
 from videoar.media.phash import phash
-from videoar.media.picture import Painter
+from videoar.media.picture import Painter, Size
 from videoar.media.probe import CODECS, admit
 from videoar.media.quality import measure
 from videoar.media.shots import MAX_GAP_US, Span, Tick, shots, spans
@@ -43,7 +43,8 @@ class ScanPlan(Frozen):
 
     num_frames: int = 17
     rate_fps: float | None = None
-    size_px: int = 64
+    size_px: int | tuple[Size, ...] = 64
+    """Side of square clips, or sizes (height, width) to choose from: see `Painter`."""
     find_shots: bool = True
     max_clips: int = 64
     max_duration_s: float = 600.0
@@ -391,6 +392,8 @@ class _Reading:
             "frame_index_start": span.first.index,
             "frame_times_us": span.times_us,
             "num_frames": len(frames),
+            "height_px": frames.shape[1],
+            "width_px": frames.shape[2],
             "decode_errors": span.errors,
             "cut_in": span.start.kind,
             "cut_in_score": span.start.score,

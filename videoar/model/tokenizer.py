@@ -11,6 +11,7 @@ Source: arXiv 2601.05966 section 4.1 and appendix A.
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Literal
 
@@ -148,6 +149,22 @@ class VideoTokenizer(nn.Module):
     def detokenize(self, bits: Sequence[Tensor]) -> Tensor:
         """Return the video of bits."""
         return self.decode(self.quantizer.decode(list(bits)))
+
+    def for_size(self, height_px: int, width_px: int) -> "VideoTokenizer":
+        """Return this network for videos of another size: the same weights, not a copy of them.
+
+        Only the quantizer knows the size, and it has no weights.
+
+        Raises:
+            ValueError: the size is no multiple of the space stride.
+        """
+        cfg = self.cfg.for_size(height_px, width_px)
+        if cfg is self.cfg:
+            return self
+        other = copy(self)
+        other.cfg = cfg
+        other._modules = {**self._modules, "quantizer": MultiScaleBSQ(cfg.num_bits, cfg.scales)}
+        return other
 
     @property
     def num_parameters(self) -> int:

@@ -10,10 +10,10 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import pyarrow as pa
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from videoar.contracts.contract import load_contract
 from videoar.core.crash import crash_point
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 _ENCODE_TOGETHER = 8  # clips per ffmpeg process: bounds memory, hides its start
 _MAX_OVER_MEAN = 4
 Row = dict[str, Any]
+Side = Annotated[int, Field(ge=16, le=2048, multiple_of=2)]
+Sizes = Annotated[tuple[tuple[Side, Side], ...], Field(min_length=1)]
 
 
 class IngestConfig(StageConfig):
@@ -47,8 +49,10 @@ class IngestConfig(StageConfig):
     """Frames of a clip: 1 + 4m."""
     rate_fps: float | None = Field(default=8.0, gt=0, le=120)
     """Grid in presentation time that frames are picked on; null takes every frame."""
-    size_px: int = Field(default=64, ge=16, le=2048, multiple_of=2)
-    """Side of the square clip: short side resized to it, then the centre."""
+    size_px: Side | Sizes = 64
+    """Side of square clips, or a list of [height, width] of which a source takes the one nearest to
+    its first picture in aspect ratio (of a long source each part by itself). Pictures are resized
+    to cover the size, then the centre is cut out."""
     find_shots: bool = True
     """Cut at changes of shot; without, only gaps in time and changes of size part a source."""
     max_clips_per_source: int = Field(default=16, ge=1)
@@ -81,6 +85,15 @@ class IngestConfig(StageConfig):
         if value % 4 != 1:
             raise ValueError(f"{value} is not 1 + 4m (5, 9, 13, 17, ...)")
         return value
+
+    @field_validator("size_px", mode="wrap")
+    @classmethod
+    def _is_side_or_sizes(cls, value: object, handler: ValidatorFunctionWrapHandler) -> object:
+        try:
+            return handler(value)
+        except ValidationError as error:  # in place of one message for each kind of value
+            what = "an even side of 16 to 2048 px, nor a list of such [height, width]"
+            raise ValueError(f"{value!r} is neither {what}") from error
 
     @property
     def cutting(self) -> Row:
@@ -245,10 +258,11 @@ class _Ingest:
 
     def _row(self, clip: Row, common: Row) -> Row:
         span = [clip["span_start_us"], clip["span_end_us"]]
-        key = [common["source_id"], span, self.config.cutting]
-        size = self.config.size_px
-        clip_id = digest_json(key)[:32]
-        return {**common, **clip, "clip_id": clip_id, "width_px": size, "height_px": size}
+        height, width = clip["height_px"], clip["width_px"]
+        # the size itself, not the choice: a longer list renews none but the clips that change
+        size = height if height == width else [height, width]
+        key = [common["source_id"], span, {**self.config.cutting, "size_px": size}]
+        return {**common, **clip, "clip_id": digest_json(key)[:32]}
 
 
 def _described(row: Row, source_id: str, val_fraction: float) -> Row:

@@ -142,7 +142,8 @@ class ScoreStage(ReduceStage[ScoreConfig]):
             scores.add(real, frames_THWC)
             if i == 0 and self.config.num_examples:
                 steps = reconstruction.after_each_scale(network, real.frames)
-                for (height, width), step in zip(network.cfg.scales, steps, strict=True):
+                sized = network.for_size(*real.frames.shape[1:3])
+                for (height, width), step in zip(sized.cfg.scales, steps, strict=True):
                     key = _stored(store, replace(real, frames=step))
                     scores.add_scale(real.id, f"{height} x {width}", key)
             if i < self.config.num_examples:

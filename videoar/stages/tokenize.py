@@ -80,7 +80,6 @@ class _Tokenizer:
     ) -> None:
         from videoar.media.lanes import ReadAhead
 
-        self._nets = {net.cfg.size_px: net}
         self._net, self._digest, self._batch_clips = net, digest, config.batch_clips
         self._read = ReadAhead(store.objects, threads=max(1, int(config.resources.cpus) - 1))
         self._accelerator = Accelerator()
@@ -126,7 +125,8 @@ class _Tokenizer:
 
         Raises:
             GateError: they lose more than they may.
-            ContractError: the bits do not rebuild what the stored latents are quantized to.
+            ContractError: the shape does not fit, or the bits do not rebuild what the stored
+                latents are quantized to.
         """
         from videoar.evaluation.reconstruction import require_round_trip
 
@@ -134,38 +134,17 @@ class _Tokenizer:
             return
         with share.turn(items=0):
             require_round_trip(
-                self._at(shape), clips[:_JUDGED_CLIPS], self._min_psnr_db, "tokenize.min_psnr_db"
+                self._net, clips[:_JUDGED_CLIPS], self._min_psnr_db, "tokenize.min_psnr_db"
             )
         self._judged.add(shape)
 
-    def _at(self, shape: Shape) -> "VideoTokenizer":
-        """Return the network for clips of a shape; those of all sizes share their weights."""
-        import torch
-
-        from videoar.model.tokenizer import VideoTokenizer
-
-        frames, *size_px = shape
-        try:
-            cfg = self._net.cfg.for_size(*size_px)
-            cfg.num_latent_frames(frames)
-        except ValueError as error:
-            what = f"do not fit the tokenizer: {error}"
-            hint = "change size_px or num_frames where clips are made"
-            raise ContractError(
-                f"clips of {frames}x{size_px[0]}x{size_px[1]}", what, hint
-            ) from error
-        if cfg.size_px not in self._nets:
-            with torch.device("meta"):
-                net = VideoTokenizer(cfg).eval()
-            net.load_state_dict(self._net.state_dict(), assign=True)
-            self._nets[cfg.size_px] = net
-        return self._nets[cfg.size_px]
-
     def _table(self, shape: Shape, tokens: list[Row]) -> pa.Table:
+        from videoar.evaluation.reconstruction import fitted
+
         table = pa.Table.from_pylist(tokens, schema=load_contract("tokens@1").arrow_schema)
         return table.replace_schema_metadata({
             "tokenizer_digest": self._digest,
-            "scales": json.dumps(self._at(shape).cfg.scales),
+            "scales": json.dumps(fitted(self._net, *shape).cfg.scales),
             "interpolation": "area down, bilinear up",
             "layout_version": str(LAYOUT_VERSION),
         })
@@ -178,7 +157,7 @@ class _Tokenizer:
         from videoar.model.tokenizer import video_from_frames
         from videoar.storage.token_codec import checksum, pack_bits
 
-        net = self._at(_shape(rows[0]))
+        net = self._net.for_size(*frames_NTHWC.shape[2:4])
         with share.turn(len(rows)), torch.no_grad():
             frames = torch.from_numpy(frames_NTHWC).to(next(net.parameters()).device)
             latent_NKTHW = net.encode(video_from_frames(frames)).half().cpu()

@@ -83,7 +83,10 @@ class TrainTokenizerConfig(StageConfig):
 
 
 class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
-    """Clips of the train split to a tokenizer; the val split only measures it."""
+    """Clips of the train split to a tokenizer; the val split only measures it.
+
+    Clips may have several sizes, if one of them is the tokenizer's own: see `TokenizerTrainer`.
+    """
 
     name = "train_tokenizer"
     consumes: ClassVar[Mapping[str, Port]] = {"clips": Port("clips@1")}
@@ -103,7 +106,8 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
         """Train to the last step, from the newest checkpoint if there is one.
 
         Raises:
-            ConfigError: the clips do not have the tokenizer's size.
+            ConfigError: the tokenizer's size is not among those of the clips, or one of them does
+                not fit.
             GateError: there is no clip to train on, or the tokenizer is not good enough.
         """
         import torch
@@ -119,6 +123,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
             train,
             rank.index,
             rank.world_size,
+            sizes_px=train.sizes_px,
             features=_lpips(self.config.lpips_weights),
             start=self._start,
             device="cuda" if torch.cuda.is_available() else "cpu",
@@ -168,11 +173,8 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
     def _clips(self, clips: Snapshot, store: Store) -> tuple["StoredClips", "StoredClips"]:
         from videoar.media.clips import COLUMNS
 
-        table = clips.table(["clip_id", "split", "height_px", *COLUMNS])
-        sizes = set(zip(*table.select(["height_px", "width_px"]).to_pydict().values(), strict=True))
-        if sizes - {self.config.shape.size_px}:
-            what = f"clips of {sorted(sizes)} px, tokenizer for {self.config.shape.size_px}"
-            raise ConfigError("train_tokenizer.tokenizer", what, "change size_px or scales")
+        table = clips.table(["clip_id", "split", *COLUMNS])
+        self._check_sizes(set(map(_size, table.select(["height_px", "width_px"]).to_pylist())))
         train, val = (_rows(table, split) for split in ("train", "val"))
         if not train:
             raise GateError("train_tokenizer", "no clips of the train split came in")
@@ -181,6 +183,19 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
             StoredClips(store, _evenly(train, self.config.max_clips), cached),
             StoredClips(store, _evenly(val, self.config.validation_clips), 0),
         )
+
+    def _check_sizes(self, sizes_px: set[tuple[int, int]]) -> None:
+        """Refuse clips that the tokenizer cannot take, or none of which has its own size."""
+        where, shape = "train_tokenizer.tokenizer", self.config.shape
+        what = f"clips of {sorted(sizes_px)} px, tokenizer for {shape.size_px}"
+        hint = "change size_px or scales"
+        if sizes_px and shape.size_px not in sizes_px:
+            raise ConfigError(where, what, hint)
+        try:
+            for size in sorted(sizes_px):
+                shape.for_size(*size)
+        except ValueError as error:
+            raise ConfigError(where, f"{what}: {error}", hint) from error
 
 
 class StoredClips:
@@ -197,6 +212,11 @@ class StoredClips:
 
         self._read, self._rows, self._num_cached = ClipReader(store.objects), rows, num_cached
         self._cache: dict[int, np.ndarray] = {}
+
+    @property
+    def sizes_px(self) -> list[tuple[int, int]]:
+        """Height and width of each clip."""
+        return [_size(row) for row in self._rows]
 
     def __len__(self) -> int:
         """Return the number of clips."""
@@ -232,6 +252,10 @@ def _lpips(path: str) -> "FeatureNet | None":
     from videoar.model.lpips import LpipsAlex
 
     return LpipsAlex(load(_read("lpips_weights", path)))
+
+
+def _size(row: Row) -> tuple[int, int]:
+    return row["height_px"], row["width_px"]
 
 
 def _rows(table: pa.Table, split: str) -> list[Row]:

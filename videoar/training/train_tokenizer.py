@@ -1,9 +1,10 @@
 """Train a tokenizer: reconstruct short excerpts of clips through the quantizer.
 
 The one idea: the network is causal and convolutional, so excerpts of a few frames train what runs
-on clips of any length, and cost less. Every step draws its clips from a generator seeded by the
-step alone: a run that was killed goes on as it would have, and any number of ranks sees the same
-batches.
+on clips of any length and size, and cost less. Every step draws its clips from a generator seeded
+by the step alone: a run that was killed goes on as it would have, and any number of ranks sees the
+same batches. Where clips have several sizes, a step has those of one, drawn in proportion to its
+clips; all sizes share all weights, each has scales of its own.
 
 Shape suffixes: B batch (of this rank), T frames, H W height and width, C channels.
 Source: arXiv 2601.05966 section 4.1, equation 4; constants of `TokenizerTraining`.
@@ -74,15 +75,17 @@ class TokenizerTrainer:
         clips: what to train on, in the same order on every rank.
         rank: this rank's number; ranks share the work of every batch.
         world_size: number of ranks; divides `options.batch_clips`.
+        sizes_px: height and width of each clip; that of `cfg` by default.
         features: feature net of the perceptual term; a frozen random one by default.
         start: changes the new network before training, e.g. inflates an image tokenizer into it.
         device: where to train.
 
     Raises:
         ConfigError: the batch cannot be shared evenly, there are no clips, or no scale is left.
+        ValueError: a size is no multiple of the space stride.
     """
 
-    def __init__(  # noqa: PLR0913 - the last three are keyword-only
+    def __init__(  # noqa: PLR0913 - the last four are keyword-only
         self,
         cfg: TokenizerConfig,
         options: TokenizerTraining,
@@ -90,6 +93,7 @@ class TokenizerTrainer:
         rank: int = 0,
         world_size: int = 1,
         *,
+        sizes_px: Sequence[tuple[int, int]] | None = None,
         features: FeatureNet | None = None,
         start: Callable[[VideoTokenizer], None] | None = None,
         device: str = "cpu",
@@ -99,10 +103,13 @@ class TokenizerTrainer:
             raise ConfigError("batch_clips", what)
         if not len(clips):
             raise ConfigError("clips", "there are no clips to train on")
-        if options.drop_scales >= len(cfg.scales):
-            raise ConfigError("drop_scales", f"leaves none of {len(cfg.scales)} scales")
+        sizes_px = sizes_px or [cfg.size_px] * len(clips)
+        fewest = min(len(cfg.for_size(*size).scales) for size in set(sizes_px))
+        if options.drop_scales >= fewest:
+            raise ConfigError("drop_scales", f"leaves none of {fewest} scales")
         cfg.num_latent_frames(options.excerpt_frames)
         self.options, self.clips = options, clips
+        _, self._size_N = np.unique(np.array(sizes_px), axis=0, return_inverse=True)
         self.rank, self.world_size, self.device = rank, world_size, device
         self.step = 0
         self.history: list[dict[str, float]] = []
@@ -131,16 +138,18 @@ class TokenizerTrainer:
         """
         self._set_rates()
         draw = np.random.default_rng(seed_from("tokenizer", self.options.seed, self.step))
-        parts, kept = self._parts(draw), self._kept_scales(draw)
+        parts = self._parts(draw)
+        net = self.net.for_size(*parts[0].video.shape[-2:])
+        kept = self._kept_scales(draw, len(net.cfg.scales))
         critic = self.critic if self.step >= self.options.weights.gan_start else None
-        latents, whole_mean_p_SK = self._look_ahead(parts, kept)
+        latents, whole_mean_p_SK = self._look_ahead(net, parts, kept)
         terms: dict[str, Tensor] = {}
         rebuilt: list[Tensor] = []
         for part in parts:
             with self._autocast():
-                latent = latents.pop() if latents else self.net.encode(part.video)
-                quantized = self.net.quantizer(latent, kept, whole_mean_p_SK)
-                rebuilt_B3THW = self.net.decode(quantized.latent_BKTHW).float()
+                latent = latents.pop() if latents else net.encode(part.video)
+                quantized = net.quantizer(latent, kept, whole_mean_p_SK)
+                rebuilt_B3THW = net.decode(quantized.latent_BKTHW).float()
             own = {
                 "quantizer": self.options.weights.quantizer * quantized.loss,
                 **self._terms(part.video, rebuilt_B3THW, critic),
@@ -193,7 +202,8 @@ class TokenizerTrainer:
         options = self.options
         num_frames = 1 if self.step < options.image_steps else options.excerpt_frames
         count = options.batch_clips * (options.excerpt_frames // num_frames)
-        chosen, places = draw.integers(len(self.clips), size=count), draw.random(count)
+        pool = self._pool()
+        chosen, places = pool[draw.integers(len(pool), size=count)], draw.random(count)
         num_images = round(options.image_share * count)
         lengths = np.where(np.arange(count) < num_images, 1, num_frames)
         mine = np.arange(self.rank, count, self.world_size)
@@ -208,16 +218,25 @@ class TokenizerTrainer:
                     parts.append(_Part(video_from_frames(frames_BTHWC), weight))
         return parts
 
-    def _kept_scales(self, draw: np.random.Generator) -> list[bool] | None:
+    def _pool(self) -> np.ndarray:
+        """Return the numbers of the clips that the step may draw: all those of one size.
+
+        The size is that of a clip drawn from all, by a generator of its own: with one size the
+        clips are then drawn as if there were no others.
+        """
+        draw = np.random.default_rng(seed_from("tokenizer size", self.options.seed, self.step))
+        return np.flatnonzero(self._size_N == self._size_N[draw.integers(len(self._size_N))])
+
+    def _kept_scales(self, draw: np.random.Generator, num_scales: int) -> list[bool] | None:
         """Draw which scales take part in the step: the same on all ranks."""
-        num_scales, num_risky = len(self.net.cfg.scales), self.options.drop_scales
+        num_risky = self.options.drop_scales
         if not num_risky:
             return None
         kept = draw.random(num_risky) >= self.options.drop_probability
         return [True] * (num_scales - num_risky) + kept.tolist()
 
     def _look_ahead(
-        self, parts: Sequence[_Part], kept: Sequence[bool] | None
+        self, net: VideoTokenizer, parts: Sequence[_Part], kept: Sequence[bool] | None
     ) -> tuple[list[Tensor], Tensor | None]:
         """Return how the whole batch uses the bits, unless the only part will show that itself.
 
@@ -229,9 +248,9 @@ class TokenizerTrainer:
         mean_p_SK, latents = torch.zeros((), device=self.device), []
         for part in parts:
             with torch.set_grad_enabled(alone), self._autocast():
-                latents.append(self.net.encode(part.video))
+                latents.append(net.encode(part.video))
             with torch.no_grad():
-                used = self.net.quantizer(latents[-1], kept).mean_p_SK
+                used = net.quantizer(latents[-1], kept).mean_p_SK
             mean_p_SK = mean_p_SK + part.weight * used
             if not alone:
                 latents.clear()

@@ -81,6 +81,24 @@ def test_validation_measures_what_it_says(net):
     assert Validation([], {}).measure(net) == {}
 
 
+def test_each_clip_is_measured_at_its_size(net):
+    wide = draw(scenes()[3], 9, 48, 8.0)[:, :24]
+    scales = [(1, 1), (2, 2), (2, 4), (3, 6)]
+    rebuilt, bits = round_trip(net, wide)
+    assert rebuilt.shape == wide.shape
+    assert [tuple(of_scale.shape) for of_scale in bits] == [(1, 3, *s, 8) for s in scales]
+    steps = after_each_scale(net, wide)
+    assert len(steps) == 4
+    assert np.array_equal(steps[-1], rebuilt)
+    found = Validation([CLIPS[0], wide], {}).measure(net)
+    alone = [Validation([clip], {}).measure(net) for clip in (CLIPS[0], wide)]
+    for name in ("psnr_db", "ssim", "capacity/bits_per_frame"):
+        assert found[name] == pytest.approx(np.mean([each[name] for each in alone]))
+    assert found["scale_4/bit_entropy"] == pytest.approx(alone[1]["scale_4/bit_entropy"])
+    with pytest.raises(ContractError, match=r"clips of 9x24x44 do not fit|9x24x44: do not fit"):
+        round_trip(net, wide[:, :, :44])
+
+
 @pytest.mark.slow
 def test_a_distance_carries_its_name_and_its_n(net):
     validation = Validation(CLIPS[:2], {"frechet_random_i3d": random_i3d(0)})

@@ -38,6 +38,21 @@ def test_real_clips_are_read_right(judged):
     assert max(speeds) < 0.19
 
 
+@pytest.mark.parametrize("is_tall", [False, True])
+def test_a_clip_need_not_be_square(is_tall):
+    for scene in EVERY[:8]:
+        clip = draw(scene, 17, 64, 8.0)
+        edge = np.repeat(clip[:, :, :1] // 2 + clip[:, :, -1:] // 2, 16, axis=2)
+        clip = np.concatenate([edge, clip, edge], axis=2)
+        if is_tall:
+            clip = clip.transpose(0, 2, 1, 3)
+        verdict = judge(clip, 8.0)
+        ways = {"left": "up", "right": "down", "up": "left", "down": "right"}
+        assert verdict.colour == scene.colour
+        assert verdict.motion == (ways[scene.motion] if is_tall else scene.motion)
+        assert 0.12 < verdict.speed < 0.19
+
+
 def test_shuffled_prompts_are_at_chance(judged):
     _, verdicts = judged
     order = np.random.default_rng(0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.stage_chain import ingest
-from tests.unit.media.test_scan import shot, write
+from tests.unit.media.test_scan import ffmpeg, shot, write
 from videoar.core.errors import MediaError
 from videoar.media.clips import COLUMNS, ClipReader
 from videoar.media.decode import decode_clip
@@ -46,13 +46,38 @@ def test_references_give_the_frames_that_were_scanned(tmp_path, name, options, r
     read.close()
 
 
-def test_stored_clips_and_references_show_the_same(tmp_path):
+def test_references_give_the_same_frames_at_any_size(tmp_path):
+    (tmp_path / "in").mkdir()
+    plain = write(tmp_path / "plain.mp4", shot(20, size=(72, 128)))
+    ffmpeg("-i", plain, "-c", "copy", "-metadata:s:v", "rotate=90", tmp_path / "in" / "turned.mp4")
+    plain.rename(tmp_path / "in" / "wide.mp4")
+    write(tmp_path / "in" / "square.mp4", shot(20, size=(64, 64)))
+    sizes = ((32, 32), (24, 42), (42, 24))
+    store = open_store((tmp_path / "store").as_uri())
+    options = {**OPTIONS, "size_px": sizes, "keep": "references", "rate_fps": None}
+    rows = ingest(store, str(tmp_path / "in"), **options)[0].table().to_pylist()
+    read = ClipReader(store.objects)
+    seen = {}
+    for row in rows:
+        plan = ScanPlan(size_px=sizes, num_frames=9, find_shots=False)
+        excerpts = list(scan(tmp_path / "in" / row["source_name"], plan))[:-1]
+        (same,) = (e for e in excerpts if e.facts["frame_times_us"] == row["frame_times_us"])
+        assert np.array_equal(read(row), same.frames_THWC)
+        seen[row["source_name"]] = row["height_px"], row["width_px"]
+        assert same.frames_THWC.shape[1:3] == seen[row["source_name"]]
+    read.close()
+    assert seen == {"square.mp4": (32, 32), "wide.mp4": (24, 42), "turned.mp4": (42, 24)}
+
+
+@pytest.mark.parametrize("size_px", [48, [[32, 56]]], ids=["square", "wide"])
+def test_stored_clips_and_references_show_the_same(tmp_path, size_px):
     (tmp_path / "in").mkdir()
     write(tmp_path / "in" / "a.mp4", shot(40))
     found = {}
     for keep in ("clips", "references"):
         store = open_store((tmp_path / keep).as_uri())
-        clips, _ = ingest(store, str(tmp_path / "in"), keep=keep, rate_fps=None, **OPTIONS)
+        options = {**OPTIONS, "size_px": size_px, "keep": keep, "rate_fps": None}
+        clips, _ = ingest(store, str(tmp_path / "in"), **options)
         read = ClipReader(store.objects)
         rows = clips.table().to_pylist()
         found[keep] = [read(row) for row in rows]

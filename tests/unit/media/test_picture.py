@@ -1,11 +1,41 @@
-"""Pictures of frames: the middle of the whole, upright."""
+"""Pictures of frames: of the size nearest in shape, the middle of the whole, upright."""
 
 import av
 import numpy as np
 import pytest
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from videoar.media.picture import Painter
+from tests.unit.media.test_scan import ffmpeg, shot, write
+from videoar.media.picture import Painter, nearest_size
+from videoar.media.scan import ScanPlan, scan
+
+SIZES = ((32, 32), (24, 42), (42, 24))
+WIDE, TALL = SIZES[1:]
+ROUNDING = 5  # levels: half a pixel of a small picture, where places are rounded before or after
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [
+        (480, 854, WIDE),
+        (854, 480, TALL),
+        (480, 480, SIZES[0]),
+        (480, 600, SIZES[0]),
+        (480, 650, WIDE),
+        (10, 900, WIDE),
+        (900, 10, TALL),
+    ],
+)
+def test_the_nearest_shape_is_taken(height, width, size):
+    assert nearest_size(SIZES, height, width) == size
+
+
+@pytest.mark.parametrize(
+    "sizes", [(WIDE, TALL), (TALL, WIDE), ((84, 48), WIDE), ((26, 14), (7, 13))]
+)
+def test_of_equally_near_shapes_the_first_is_taken(sizes):
+    for side in (3, 77, 480):
+        assert nearest_size(sizes, side, side) == sizes[0]
 
 
 def smooth(height, width):
@@ -17,6 +47,29 @@ def smooth(height, width):
 
 def frame_of(height, width, form="yuv420p"):
     return av.VideoFrame.from_ndarray(smooth(height, width), format="rgb24").reformat(format=form)
+
+
+def covered(frame, size, pixel_aspect=1.0):
+    """Resize all of an upright frame to cover a size, then cut out the middle: slow and obvious."""
+    height, width = size
+    scale = max(width / (frame.width * pixel_aspect), height / frame.height)
+    wide, high = round(frame.width * pixel_aspect * scale), round(frame.height * scale)
+    how = Interpolation.AREA if scale < 1 else Interpolation.BICUBIC
+    whole = frame.reformat(wide, high, "rgb24", interpolation=how, src_colorspace="ITU601")
+    top, left = (high - height) // 2, (wide - width) // 2
+    return whole.to_ndarray()[top : top + height, left : left + width].astype(int)
+
+
+@pytest.mark.parametrize("form", ["yuv420p", "yuv444p"])
+@pytest.mark.parametrize("pixel_aspect", [1.0, 4 / 3, 0.5])
+@pytest.mark.parametrize("size", [*SIZES, (16, 64), (200, 300)])
+@pytest.mark.parametrize("source", [(240, 426), (426, 240), (121, 161), (96, 96)])
+def test_a_picture_is_the_middle_of_the_whole(source, size, pixel_aspect, form):
+    frame = frame_of(*source, form)
+    found = Painter([size], pixel_aspect).picture(frame)
+    assert found.shape == (*size, 3)
+    apart = np.abs(found - covered(frame, size, pixel_aspect)).mean()
+    assert apart == 0 or (form == "yuv420p" and apart < ROUNDING)
 
 
 @pytest.mark.parametrize("source", [(240, 426), (426, 240), (98, 121)])
@@ -35,3 +88,45 @@ def test_squares_are_those_of_the_even_middle_square(source):
     how = {"interpolation": Interpolation.AREA, "src_colorspace": "ITU601"}
     wanted = VideoReformatter().reformat(square, 48, 48, "rgb24", **how).to_ndarray()
     assert np.array_equal(Painter(48, 1.0).picture(frame), wanted)
+    assert np.array_equal(Painter([(48, 48)], 1.0).picture(frame), wanted)
+
+
+def test_the_first_picture_decides_for_all_of_a_source():
+    painter = Painter(SIZES, 1.0)
+    assert [painter.picture(frame_of(*s)).shape[:2] for s in ((90, 160), (160, 90))] == [WIDE] * 2
+    assert Painter(SIZES, 16 / 9).picture(frame_of(160, 90)).shape[:2] == SIZES[0]
+
+
+@pytest.mark.parametrize("angle", [0, 90, 180, 270])
+@pytest.mark.parametrize(
+    ("shown_as", "size", "turned"),
+    [("16:9", WIDE, TALL), ("1:1", SIZES[0], SIZES[0]), ("9:16", TALL, WIDE)],
+)
+def test_turned_sources_with_oblong_pixels(tmp_path, angle, shown_as, size, turned):
+    frames = np.stack([smooth(144, 160)[:, t : t + 144] for t in range(9)])
+    plain = write(tmp_path / "plain.mp4", frames, crf=1)
+    told = ["-c", "copy", "-aspect", shown_as, "-metadata:s:v", f"rotate={angle}"]
+    path = tmp_path / "told.mp4"
+    ffmpeg("-i", plain, *told, path)
+    raw = ffmpeg("-i", path, "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
+    shown = np.frombuffer(raw, np.uint8).reshape(9, 144, 144, 3)  # as stored, but upright
+    (excerpt, _) = scan(path, ScanPlan(size_px=SIZES, num_frames=9, find_shots=False))
+    size = turned if angle in {90, 270} else size
+    assert excerpt.frames_THWC.shape == (9, *size, 3)
+    assert (excerpt.facts["height_px"], excerpt.facts["width_px"]) == size
+    wide, high = map(int, shown_as.split(":"))
+    aspect = high / wide if angle in {90, 270} else wide / high
+    for found, picture in zip(excerpt.frames_THWC, shown, strict=True):
+        whole = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+        assert np.abs(found - covered(whole, size, aspect)).mean() < ROUNDING
+
+
+def test_a_source_whose_frames_change_size_keeps_the_size_of_its_clips(tmp_path):
+    wide = write(tmp_path / "wide.ts", shot(20, size=(72, 128)))
+    tall = write(tmp_path / "tall.ts", shot(20, size=(128, 72)))
+    both = tmp_path / "both.ts"
+    both.write_bytes(wide.read_bytes() + tall.read_bytes())
+    *excerpts, facts = scan(both, ScanPlan(size_px=SIZES, num_frames=9))
+    assert facts.decoded_frames == 40
+    assert {e.facts["cut_in"] for e in excerpts} == {"start", "gap"}
+    assert {e.frames_THWC.shape for e in excerpts} == {(9, *WIDE, 3)}

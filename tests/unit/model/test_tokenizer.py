@@ -68,6 +68,26 @@ def test_shapes_and_bits(cfg):
 
 
 @CONFIGS
+def test_a_network_for_another_size_is_the_same_network(cfg):
+    net, stride = make(cfg), cfg.space_stride
+    assert net.for_size(*cfg.size_px) is net
+    wide = net.for_size(3 * stride, 5 * stride)
+    assert net.cfg == cfg
+    assert (wide.cfg.scales[-1], wide.quantizer.scales) == ((3, 5), wide.cfg.scales)
+    assert [id(w) for w in wide.parameters()] == [id(w) for w in net.parameters()]
+    assert wide.training == net.training
+    alone = VideoTokenizer(wide.cfg).double()
+    alone.load_state_dict(net.state_dict())
+    clip = video(wide.cfg, 5)
+    for mine, other in zip(wide.tokenize(clip), alone.tokenize(clip), strict=True):
+        assert torch.equal(mine, other)
+    wide.decode(wide.encode(clip)).sum().backward()
+    assert all(weight.grad is not None for weight in net.parameters())
+    with pytest.raises(ValueError, match="multiple of"):
+        net.for_size(3 * stride, 5 * stride + 1)
+
+
+@CONFIGS
 @torch.no_grad()
 def test_a_beginning_is_encoded_as_within_the_whole(cfg):
     net, clip = make(cfg), video(cfg, 17)

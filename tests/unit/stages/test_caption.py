@@ -3,6 +3,8 @@
 import pytest
 
 from tests import tiny_models
+from tests.clip_rows import clips_of
+from tests.token_runs import shape_rows
 from videoar.core.errors import ConfigError
 from videoar.media.decode import decode_clip
 from videoar.model.pretrained import Captioner, pick_stills
@@ -48,6 +50,13 @@ def test_only_missing_captions_are_written(make, store, clips, tmp_path):
         expected = Captioner(model, PROMPT, 5)([stills])[0]
         assert new == old | {"caption": expected, "caption_source": "model"}
     assert output.metrics == {"captions_kept": 1, "captions_made": 4, "captions_empty": 0}
+
+
+@pytest.mark.parametrize("make", [tiny_models.llava, tiny_models.qwen2_vl, tiny_models.blip])
+def test_clips_of_several_sizes_go_together(make, store, tmp_path):
+    clips = clips_of(store, shape_rows(store, [(9, 32, 32), (9, 24, 42), (9, 42, 24)]))
+    output = run(store, clips, make(tmp_path / "model"), batch_clips=3)
+    assert (output.metrics["captions_kept"], output.rows.num_rows) == (0, 3)
 
 
 def test_a_shard_gives_the_same_bytes_twice(store, clips, tmp_path):

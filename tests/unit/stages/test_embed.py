@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from tests import tiny_models
+from tests.clip_rows import clips_of
+from tests.token_runs import shape_rows
 from videoar.core.errors import ConfigError
 from videoar.media.decode import decode_clip
 from videoar.model.model_folder import folder_digest
@@ -45,6 +47,16 @@ def test_every_clip_gets_a_unit_vector_and_nothing_else_changes(make, store, cli
     for key, vector in zip(clips.table()["video_key"].to_pylist(), vectors, strict=True):
         stills = pick_stills(decode_clip(store.objects.get(key)), 3)
         np.testing.assert_allclose(ImageEncoder(model)([stills])[0], vector, atol=1e-5)
+
+
+def test_clips_of_several_sizes_go_together(store, tmp_path):
+    clips = clips_of(store, shape_rows(store, [(9, 32, 32), (9, 24, 42), (9, 42, 24)]))
+    model = tiny_models.clip(tmp_path / "model")
+    together, alone = (
+        np.array(run(store, clips, model, batch_clips=batch)["embedding"].to_pylist())
+        for batch in (3, 1)
+    )
+    np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
 def test_a_shard_gives_the_same_bytes_twice(store, clips, tmp_path):

@@ -132,6 +132,38 @@ def test_options_are_checked():
     with pytest.raises(ValidationError, match="not 1 \\+ 4m"):
         IngestConfig(num_frames=16)
     assert "scan_timeout_s" not in IngestConfig().semantic()
+    for size_px in (15, 33, 4096, "big", [], [64], [[64]], [[64, 33]], [[64, 64], [8, 64]]):
+        with pytest.raises(ValidationError, match=r"is neither an even side of 16 to 2048 px, nor"):
+            IngestConfig(size_px=size_px)
+    assert IngestConfig(size_px=32).cutting == {
+        "num_frames": 17, "rate_fps": 8.0, "size_px": 32, "find_shots": True, "crf": 12
+    }  # fmt: skip
+    sizes = [[64, 64], [48, 84]]
+    assert IngestConfig(size_px=sizes).semantic()["size_px"] == sizes
+
+
+def test_a_list_of_sizes_renews_only_the_clips_that_change(outcome, folder, tmp_path):
+    _, square, _ = outcome
+    (tmp_path / "in").mkdir()
+    for name in ("good1.mp4", "good2.mp4"):
+        (tmp_path / "in" / name).write_bytes((folder / name).read_bytes())
+    encode(moving(7)[:, :24].repeat(2, 2), tmp_path / "in" / "wide.mp4", 12.0)
+    store = open_store((tmp_path / "store").as_uri())
+    options = {**OPTIONS, "size_px": [[32, 32], [24, 48]]}
+    clips, _ = ingest(store, str(tmp_path / "in"), **options)
+    rows = {row["source_name"]: row for row in clips.table().to_pylist()}
+    before = {row["source_name"]: row for row in square.table().to_pylist()}
+    for name in ("good1.mp4", "good2.mp4"):
+        assert [rows[name][key] for key in ("clip_id", "video_sha256")] == [
+            before[name][key] for key in ("clip_id", "video_sha256")
+        ]
+    wide = rows["wide.mp4"]
+    assert (wide["height_px"], wide["width_px"]) == (24, 48)
+    assert decode_clip(store.objects.get(wide["video_key"])).shape == (17, 24, 48, 3)
+    alone, _ = ingest(
+        open_store((tmp_path / "alone").as_uri()), str(tmp_path / "in"), **OPTIONS | {"size_px": 32}
+    )
+    assert wide["clip_id"] not in alone.table(["clip_id"])["clip_id"].to_pylist()
 
 
 def test_split_is_drawn_by_group():

@@ -44,10 +44,11 @@ def commit(store, dataset, contract, rows, **parents):
     return target.commit([target.write(table)], provenance, {})
 
 
-def videos(store, num_frames, prompt=None):
-    """Rows that samples and clips share: one video per scene, at 32 px and 8 fps."""
+def videos(store, num_frames, prompt=None, width_px=32):
+    """Rows that samples and clips share: one video per scene, 32 px high at 8 fps."""
     chosen = scenes()[::8]
-    clips = stored(store, [draw(scene, num_frames, 32, 8.0) for scene in chosen], crf=18)
+    drawn = [draw(scene, num_frames, max(32, width_px), 8.0)[:, :32] for scene in chosen]
+    clips = stored(store, [frames[:, :, :width_px] for frames in drawn], crf=18)
     for i, (scene, video) in enumerate(zip(chosen, clips, strict=True)):
         yield i, prompt or scene.prompt, video
 
@@ -67,10 +68,10 @@ def samples(store, num_frames, prompt=None):
     return commit(store, "samples", "samples@1", rows)
 
 
-def reference(store, num_frames):
+def reference(store, num_frames, width_px=32):
     return clips_of(store, [
         clip_row(str(i), caption=text, split="val" if i % 2 else "train", **video)
-        for i, text, video in videos(store, num_frames)
+        for i, text, video in videos(store, num_frames, width_px=width_px)
     ])  # fmt: skip
 
 
@@ -112,17 +113,33 @@ def test_what_cannot_be_measured_says_why(store):
         score(store, {**given, "samples": empty})
 
 
-def test_round_trips_set_the_ceiling_and_leave_examples_to_look_at(store):
+@pytest.fixture
+def tokenizer(store):
     shape = {"num_bits": 8, "scales": ((1, 1), (4, 4)), "patch_px": 4, "base_width": 8}
     levels = {"multipliers": (1, 1), "num_res_blocks": 1, "space_downs": (0,), "time_downs": (0,)}
     network = VideoTokenizer(TokenizerConfig(**shape, **levels, norm_groups=1))
     made = publish_model(
         network, store, weights=network.state_dict(), step=0, metrics={}, history=[]
     )
+    return commit(store, "tokenizer", "models@1", made.to_pylist())
+
+
+def test_round_trips_are_at_the_size_of_the_clips(store, tokenizer):
+    wide = {"samples": samples(store, 5), "reference": reference(store, 5, 56)}
+    rows = score(store, {**wide, "tokenizer": tokenizer}, num_reconstructions=2, num_examples=1)
+    steps = json.loads(rows["recon/psnr"]["details_json"])["by_scale"]
+    assert [step["grid"] for step in steps] == ["1 x 1", "2 x 2", "3 x 3", "4 x 7"]
+    assert decode_clip(store.objects.get(steps[0]["recon_key"])).shape == (5, 32, 56, 3)
+    odd = {"samples": samples(store, 5), "reference": reference(store, 5, 52)}
+    with pytest.raises(ContractError, match=r"5x32x52.*32x52 px are not a multiple of 8"):
+        score(store, {**odd, "tokenizer": tokenizer})
+
+
+def test_round_trips_set_the_ceiling_and_leave_examples_to_look_at(store, tokenizer):
     given = {
         "samples": samples(store, 5),
         "reference": reference(store, 5),
-        "tokenizer": commit(store, "tokenizer", "models@1", made.to_pylist()),
+        "tokenizer": tokenizer,
     }
     rows = score(store, given, num_reconstructions=3, num_examples=2)
     assert 5 < rows["recon/psnr"]["value"] < 30

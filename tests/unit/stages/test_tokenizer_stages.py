@@ -157,6 +157,27 @@ def test_clips_that_cannot_train_it_are_refused(store, clips, tmp_path):
         train(store, commit(store, "val", "clips@1", only_val), MemoryRank(tmp_path))
 
 
+def test_clips_of_several_sizes_train_one_network(store, clips, tmp_path):
+    shapes = [(9, 32, 56), (9, 56, 32), (9, 32, 56), (9, 32, 56)]
+    others = shape_rows(store, shapes, "other")
+    others[0]["split"] = "val"
+    mixed = clips_of(store, [*clips.table().to_pylist(), *others])
+    rank = MemoryRank(tmp_path / "a")
+    output = train(store, mixed, rank, checkpoint_every=2, min_psnr_db=1)
+    metrics = dict(output.rows["metrics"][0].as_py())
+    assert {"val/psnr_db", "val/scale_4/bit_entropy"} <= metrics.keys()
+    killed = MemoryRank(tmp_path / "b")
+    killed.saved = {2: rank.saved[2]}
+    assert train(store, mixed, killed).rows.equals(output.rows)
+    net, _ = load_tokenizer(commit(store, "tok", "models@1", output.rows), store)
+    assert net.cfg.size_px == (32, 32)
+    with pytest.raises(ConfigError, match=r"\(32, 56\).*tokenizer for \(32, 32\)"):
+        train(store, clips_of(store, others), MemoryRank(tmp_path / "c"))
+    odd = clips_of(store, [*others, *shape_rows(store, [(9, 32, 32), (9, 32, 44)])])
+    with pytest.raises(ConfigError, match="32x44 px are not a multiple of 8 px"):
+        train(store, odd, MemoryRank(tmp_path / "d"))
+
+
 def test_lpips_weights_count_and_must_be_there(tmp_path):
     path = tmp_path / "lpips.safetensors"
     stage = TrainTokenizerStage(TrainTokenizerConfig(preset="tiny", lpips_weights=str(path)))

@@ -13,6 +13,11 @@ from videoar.training.train_tokenizer import TokenizerTrainer
 torch.set_num_threads(1)
 CFG = TOKENIZERS["tiny"]
 CLIPS = np.stack([draw(scene, 9, 32, 8.0) for scene in scenes()[:6]])
+SIZES = [(32, 32), (32, 56), (56, 32), (32, 56), (32, 56), (32, 32)]
+MIXED = [
+    draw(scene, 9, 56, 8.0)[:, :height, :width]
+    for scene, (height, width) in zip(scenes(), SIZES, strict=False)
+]
 ALL_TERMS = LossWeights(l2=1, perceptual=0.1, gan=0.1, gan_start=1)
 EVERYTHING = {"weights": ALL_TERMS, "image_share": 0.5, "drop_scales": 2}
 
@@ -117,10 +122,63 @@ def test_a_batch_in_parts_takes_the_same_step_as_the_whole(extra):
 
 def test_the_last_scales_are_left_out_now_and_then_and_never_all():
     trainer = TokenizerTrainer(CFG, options(drop_scales=2), CLIPS)
-    drawn = {tuple(trainer._kept_scales(np.random.default_rng(seed))) for seed in range(40)}
+    drawn = {tuple(trainer._kept_scales(np.random.default_rng(seed), 3)) for seed in range(40)}
     assert drawn == {(True, a, b) for a in (True, False) for b in (True, False)}
     with pytest.raises(ConfigError, match="none of 3 scales"):
         TokenizerTrainer(CFG, options(drop_scales=3), CLIPS)
+
+
+def mixed(rank=0, world_size=1, **changes):
+    return TokenizerTrainer(CFG, options(**changes), MIXED, rank, world_size, sizes_px=SIZES)
+
+
+def test_every_batch_has_one_size_drawn_in_proportion_to_its_clips():
+    trainer, seen = mixed(), []
+    for trainer.step in range(300):
+        (video,) = videos_of(trainer)
+        seen.append(tuple(video.shape[-2:]))
+    shares = {size: seen.count(size) / 300 for size in SIZES}
+    wanted = {size: SIZES.count(size) / 6 for size in SIZES}
+    assert shares == pytest.approx(wanted, abs=0.08)
+    other = mixed(rank=1, world_size=2)
+    for other.step in (0, 7, 299):
+        (video,) = videos_of(other)
+        assert tuple(video.shape[-2:]) == seen[other.step]
+
+
+def test_clips_of_one_size_are_drawn_as_they_always_were():
+    (batch,) = videos_of(TokenizerTrainer(CFG, options(), CLIPS))
+    (same,) = videos_of(TokenizerTrainer(CFG, options(), CLIPS, sizes_px=[(32, 32)] * 6))
+    draw = np.random.default_rng(0)
+    chosen, places = draw.integers(6, size=4), draw.random(4)
+    wanted = [
+        CLIPS[i][(start := int(place * 5)) : start + 5]
+        for i, place in zip(chosen, places, strict=True)
+    ]
+    video = torch.from_numpy(np.stack(wanted)).permute(0, 4, 1, 2, 3) / 127.5 - 1
+    assert torch.equal(batch, video)
+    assert torch.equal(batch, same)
+
+
+def test_sizes_share_one_network_and_resuming_is_exact(tmp_path):
+    everything = {**EVERYTHING, "accumulate": 2, "seed": 4}
+    straight, sizes = mixed(**everything), []
+    for step in range(6):
+        if step == 2:
+            straight.save(tmp_path)
+        sizes.append(tuple(parts_of(straight)[0].video.shape[-2:]))
+        expected = straight.train_step()
+    assert len(set(sizes[2:])) == 3
+    resumed = mixed(**everything)
+    resumed.load(tmp_path)
+    for _ in range(4):
+        found = resumed.train_step()
+    assert found == expected
+    for name, weight in straight.average.weights.items():
+        assert torch.equal(weight, resumed.average.weights[name])
+    assert resumed.averaged().cfg == CFG
+    with pytest.raises(ConfigError, match="none of 3 scales"):
+        mixed(drop_scales=3)
 
 
 def test_half_precision_trains_and_keeps_full_precision_weights():
