@@ -38,11 +38,12 @@ def run(rounds: int) -> BenchResult:
     from videoar.engine.ray_engine import RayEngine
 
     with tempfile.TemporaryDirectory(prefix="videoar-bench-") as name:
-        contest = _Contest(Path(name), RayEngine("local"))
+        ray = RayEngine("local")
         try:
+            contest = _Contest(Path(name), ray)
             found = [contest.turn(turn) for turn in range(rounds)]
         finally:
-            contest.ray.close()
+            ray.close()
     figures = {
         name: [(_LONG - _SHORT) / (turn[name, _LONG] - turn[name, _SHORT]) for turn in found]
         for name in ("ours", _TWICE, _PLAIN)
@@ -79,7 +80,7 @@ class _Contest:
     """The sources, and who ingests them."""
 
     def __init__(self, folder: Path, ray: Engine) -> None:
-        self._folder, self.ray = folder, ray
+        self._folder, self._ray = folder, ray
         self._all = {count: _copies(folder, f"all{count}", count) for count in (_SHORT, _LONG)}
         self._halves = {
             count: [_copies(folder, f"{count}h{n}", count // _WORKERS) for n in range(_WORKERS)]
@@ -94,7 +95,7 @@ class _Contest:
         for count in (_SHORT, _LONG):
             stores = self._folder / f"stores{turn}" / str(count)
             videos = self._all[count]
-            taken["ours", count] = _seconds(self.ray, videos, stores / "ray", _WORKERS)
+            taken["ours", count] = _seconds(self._ray, videos, stores / "ray", _WORKERS)
             taken[_PLAIN, count] = _plain_seconds(self._halves[count], stores)
             alone_s = _seconds(InlineEngine(), videos, stores / "inline", 1)
             taken[_TWICE, count] = alone_s / _WORKERS

@@ -163,7 +163,7 @@ class SpanCache:
             data = self._near.find(name)
             if data is None:
                 self._objects.read_into(key, [(start, target)])
-                self._near.put(name, bytes(target), if_absent=True)
+                self._near.put(name, target, if_absent=True)
             else:
                 target[:] = data
 
