@@ -5,10 +5,12 @@ places are worked out once, as arrays over all rows; a batch then costs one read
 neighbours, no decoding and no copy. Row groups are the larger unit: all values of some columns of
 one row group lie in one span, which is what one ranged GET is for.
 
-Shapes: N rows of all files in order, F files, U row groups, B rows asked for
-(b: of one file).
+Shapes: N rows of all files in order, F files, U row groups, B rows asked for, r runs of neighbours
+among them.
 """
 
+import itertools
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -95,17 +97,29 @@ class Payload:
         Raises:
             StorageError: an object is gone or shorter than its footer promises.
         """
-        file_B = self.file_N[rows_B]
-        for file in np.unique(file_B).tolist():
-            mine = np.flatnonzero(file_B == file)
-            spans: list[tuple[int, memoryview]] = []
-            for column, out_BW in out.items():
-                offset_b = self._columns[column].offset_N[rows_B[mine]]
-                if offset_b[0] < 0:
-                    out_BW[mine] = self._decoded(column, file, rows_B[mine])
-                else:
-                    spans += _spans(offset_b, mine, out_BW)
-            self._read_into(self._files[file].key, spans)
+        if not len(rows_B):
+            return  # there is no view of empty memory
+        unit_B = self.unit_N[rows_B]
+        is_next_B = np.zeros(
+            len(rows_B), bool
+        )  # neighbours in the files as well: one read for both
+        is_next_B[1:] = (rows_B[1:] == rows_B[:-1] + 1) & (unit_B[1:] == unit_B[:-1])
+        begin_r = np.flatnonzero(~is_next_B)
+        row_r = rows_B[begin_r]
+        places = list(itertools.pairwise([*begin_r.tolist(), len(rows_B)]))
+        files = self.file_N[row_r].tolist()
+        spans: dict[int, list[tuple[int, memoryview]]] = defaultdict(list)
+        for column, out_BW in out.items():
+            width, target = out_BW.shape[1], out_BW.data.cast("B")
+            offsets = self._columns[column].offset_N[row_r].tolist()
+            for file, offset, (begin, end) in zip(files, offsets, places, strict=True):
+                if offset >= 0:
+                    spans[file].append((offset, target[begin * width : end * width]))
+            for file in {f for f, offset in zip(files, offsets, strict=True) if offset < 0}:
+                mine = self.file_N[rows_B] == file
+                out_BW[mine] = self._decoded(column, file, rows_B[mine])
+        for file, of_file in spans.items():
+            self._read_into(self._files[file].key, of_file)
 
     def unit_bytes(self, unit: int) -> int:
         """Return the length of a row group's span."""
@@ -166,21 +180,6 @@ class SpanCache:
                 self._near.put(name, target, if_absent=True)
             else:
                 target[:] = data
-
-
-def _spans(
-    offset_b: np.ndarray, place_b: np.ndarray, out_BW: np.ndarray
-) -> Iterator[tuple[int, memoryview]]:
-    """Yield what to read where; neighbours in the file that become neighbours are one span."""
-    width, target = out_BW.shape[1], out_BW.data.cast("B")
-    is_break = (np.diff(offset_b) != width) | (np.diff(place_b) != 1)
-    begin_r = np.concatenate([[0], np.flatnonzero(is_break) + 1])
-    end_r = np.append(begin_r[1:], len(offset_b)) - 1
-    begins, ends = place_b[begin_r] * width, (place_b[end_r] + 1) * width
-    for offset, begin, end in zip(
-        offset_b[begin_r].tolist(), begins.tolist(), ends.tolist(), strict=True
-    ):
-        yield offset, target[begin:end]
 
 
 def _column(footers: Sequence[pq.FileMetaData], name: str) -> _Column:

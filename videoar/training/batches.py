@@ -14,6 +14,7 @@ Small columns (captions, labels, ids) of all rows are held in memory, about 150 
 Shapes: B batch (of this rank), T latent frames, K bits, H W latent grid, N rows.
 """
 
+import itertools
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,10 +34,12 @@ from videoar.storage.token_codec import checksum
 from videoar.training.order import ROW_BYTES, EpochOrder, epoch_order
 
 Batch = dict[str, Any]
-_META = ["clip_id", "label", "caption", "t", "h", "w", "k"]
+_META = ["clip_id", "label", "caption"]
+_SHAPE = ["t", "k", "h", "w"]
 REQUESTS = 16  # measured: so many ranged GETs hide 50 ms, more only cost memory
 UNITS_AHEAD = 8  # measured: 8 GETs of 16 MiB hide 20 ms
 _BATCHES_FROM_FAR = 4
+_BATCHES_A_LOOKUP = 32
 _NO_VISIT = np.empty(0, np.int64)
 _IDLE_BATCHES = 64  # chosen: a row group that waits longer for its next row is fetched again
 
@@ -89,14 +92,15 @@ class TokenLoader:
         keep = SpanCache(snapshot.objects, cache) if cache and self._is_remote else None
         self._payload = Payload(snapshot.objects, snapshot.files, self._columns, keep)
         sums = [f"{column}_xxh3" for column in self._columns] if verify else []
-        self._meta, self._row_N = self._read_meta(split, [*_META, *sums])
+        meta, self._row_N = self._read_meta(split, [*_META, *_SHAPE, *sums])
+        self._meta = meta.drop_columns(_SHAPE)
         self._epoch = self._step = 0
         makers = sorted({notes.get("tokenizer_digest", "") for notes in self._payload.notes})
         if len(makers) > 1:
             raise ConfigError(snapshot.id, f"tokens of {len(makers)} tokenizers: {makers}")
-        if not len(self._meta):
+        if not len(meta):
             raise ConfigError(snapshot.id, f"no rows in split {split!r}")
-        shape_N4 = np.stack([self._meta[name].to_numpy() for name in "tkhw"], axis=1)
+        shape_N4 = np.stack([meta[name].to_numpy() for name in _SHAPE], axis=1)
         self._shape_b4, self._bucket_N = np.unique(shape_N4, axis=0, return_inverse=True)
         cells_b = self._shape_b4[:, [0, 2, 3]].prod(axis=1)
         self._sizes_b = batch_size * (cells_b.max() // cells_b if equal_work else cells_b**0)
@@ -156,7 +160,7 @@ class TokenLoader:
         with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(REQUESTS) as requests:
             units = self._units(order, requests) if self._is_remote else None
             ahead: deque[tuple[Future[Batch], np.ndarray]] = deque()
-            for step in range(self._step, len(order)):
+            for step, small in enumerate(self._small_columns(order), self._step):
                 while len(ahead) <= threads and step + len(ahead) < len(order):
                     later = step + len(ahead)
                     visit_B = units.expect(self._mine(order, later)) if units else _NO_VISIT
@@ -167,7 +171,7 @@ class TokenLoader:
                 if units:
                     units.release(visit_B)
                 self._step += 1
-                yield batch
+                yield batch | small
         self._epoch, self._step = self._epoch + 1, 0
 
     def _read_meta(self, split: str, columns: Sequence[str]) -> tuple[pa.Table, np.ndarray]:
@@ -221,13 +225,6 @@ class TokenLoader:
         """Read this rank's slice of a global batch."""
         whole = order.batch(step)
         kept_B = order.batch(step, self._rank, self._world_size)
-        meta = self._meta.take(pa.array(kept_B))
-        batch: Batch = {
-            "captions": [caption or "" for caption in meta["caption"].to_pylist()],
-            "labels": meta["label"].to_pylist(),
-            "clip_ids": meta["clip_id"].to_pylist(),
-            "global_size": len(whole),
-        }
         rows_B = self._row_N[kept_B]
         file = int(self._payload.file_N[self._row_N[whole[0]]])
         shape = self._shape_b4[self._bucket_N[whole[0]]].tolist()
@@ -239,18 +236,41 @@ class TokenLoader:
             units.read(rows_B, visit_B, values)
         else:
             self._payload.read(rows_B, values)
+        if self._verify:
+            self._check(kept_B, values)
+        batch: Batch = {"global_size": len(whole)}
         for column, values_BW in values.items():
-            if self._verify:
-                self._check(column, values_BW, meta)
             batch |= _tensor(column, values_BW, shape)
         return batch
 
-    def _check(self, column: str, values: np.ndarray, meta: pa.Table) -> None:
-        for clip, stored, value in zip(
-            meta["clip_id"].to_pylist(), meta[f"{column}_xxh3"].to_pylist(), values, strict=True
-        ):
-            if checksum(value.data) != stored:
-                raise StorageError(f"{self._snapshot.id}/{clip}", f"{column} fails its checksum")
+    def _check(self, kept_B: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
+        meta = self._meta.take(pa.array(kept_B))
+        for column, values_BW in values.items():
+            for clip, stored, value in zip(
+                _listed(meta["clip_id"]), _listed(meta[f"{column}_xxh3"]), values_BW, strict=True
+            ):
+                if checksum(value.data) != stored:
+                    what = f"{column} fails its checksum"
+                    raise StorageError(f"{self._snapshot.id}/{clip}", what)
+
+    def _small_columns(self, order: EpochOrder) -> Iterator[Batch]:
+        """Yield captions, labels and ids of this rank's batches from the current step on.
+
+        Looked up for many batches at once: a look-up costs more than the rows that it finds.
+        """
+        for start in range(self._step, len(order), _BATCHES_A_LOOKUP):
+            steps = range(start, min(start + _BATCHES_A_LOOKUP, len(order)))
+            kept = [order.batch(step, self._rank, self._world_size) for step in steps]
+            meta = self._meta.take(pa.array(np.concatenate(kept)))
+            captions = [caption or "" for caption in _listed(meta["caption"])]
+            labels, clip_ids = _listed(meta["label"]), _listed(meta["clip_id"])
+            ends = itertools.accumulate(map(len, kept), initial=0)
+            for mine in itertools.starmap(slice, itertools.pairwise(ends)):
+                yield {
+                    "captions": captions[mine],
+                    "labels": labels[mine],
+                    "clip_ids": clip_ids[mine],
+                }
 
 
 class _Units:
@@ -369,6 +389,12 @@ class _Buffers:
         array = memory[:size].reshape(shape)
         finalize(array, free.append, memory).atexit = False
         return array
+
+
+def _listed(column: pa.ChunkedArray) -> list[Any]:
+    """Do what `to_pylist` does, which makes an Arrow scalar of each value first."""
+    values: list[Any] = column.to_numpy().tolist()
+    return values
 
 
 def _tensor(column: str, values_BW: np.ndarray, shape: Sequence[int]) -> Batch:
