@@ -9,9 +9,9 @@ import torch
 from pydantic import ValidationError
 
 from tests.clip_rows import clip_row, clips_of
+from tests.loop_rank import MemoryRank, commit
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, ContractError
-from videoar.core.types import Provenance
 from videoar.media.decode import decode_clip
 from videoar.model.tokenizer import VideoTokenizer
 from videoar.model.tokenizer_config import TOKENIZERS
@@ -23,33 +23,6 @@ from videoar.training.checkpoint import load_transformer, publish_model
 
 CAPTIONS = ["a red circle moving left", "a blue square moving up", None]
 TRAINING = {"phases": [{"steps": 4, "batch_size": 2}], "optimizer": {"learning_rate": 1e-3}}
-
-
-class MemoryRank:
-    index, world_size = 0, 1
-
-    def __init__(self, scratch):
-        self.scratch, self.saved, self.steps = scratch, {}, []
-
-    def report(self, step, total, metrics):
-        self.steps.append(step)
-
-    def save_checkpoint(self, step, folder):
-        self.saved[step] = {path.name: path.read_bytes() for path in folder.iterdir()}
-
-    def load_checkpoint(self, into):
-        for name, data in self.saved.get(max(self.saved, default=0), {}).items():
-            (into / name).write_bytes(data)
-        return max(self.saved, default=None)
-
-
-def commit(store, dataset, contract, table, **parents):
-    provenance = Provenance(
-        run_id="r", pipeline="p", stage=dataset, fingerprint=dataset, code_version="0",
-        parents=parents,
-    )  # fmt: skip
-    target = store.dataset(dataset, contract)
-    return target.commit([target.write(table)], provenance, {})
 
 
 def tokens_of(net, bits_value=0):

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from tests.clip_rows import clips_of, drawn_rows
+from tests.loop_rank import MemoryRank, commit
 from tests.token_runs import SHAPES, execute, prepare, shape_rows, untrained
 from videoar.core.errors import ConfigError, ContractError, GateError
-from videoar.core.types import Provenance
 from videoar.engine.inline import InlineEngine
 from videoar.media.decode import decode_clip
 from videoar.media.rendered import scenes
@@ -32,36 +32,6 @@ from videoar.storage.token_codec import checksum, unpack_bits
 from videoar.training.checkpoint import load_tokenizer
 
 TRAINING = {"steps": 4, "batch_clips": 2, "excerpt_frames": 5, "learning_rate": 1e-3}
-
-
-class MemoryRank:
-    """A rank whose checkpoints stay in its folder."""
-
-    index, world_size = 0, 1
-
-    def __init__(self, scratch):
-        self.scratch, self.saved, self.steps = scratch, {}, []
-
-    def report(self, step, total, metrics):
-        self.steps.append(step)
-
-    def save_checkpoint(self, step, folder):
-        self.saved[step] = {path.name: path.read_bytes() for path in folder.iterdir()}
-
-    def load_checkpoint(self, into):
-        if not self.saved:
-            return None
-        for name, data in self.saved[max(self.saved)].items():
-            (into / name).write_bytes(data)
-        return max(self.saved)
-
-
-def commit(store, dataset, contract, table):
-    target = store.dataset(dataset, contract)
-    provenance = Provenance(
-        run_id="r", pipeline="p", stage=dataset, fingerprint=dataset, code_version="0"
-    )
-    return target.commit([target.write(table)], provenance, {})
 
 
 @pytest.fixture
