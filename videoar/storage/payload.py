@@ -100,9 +100,8 @@ class Payload:
         if not len(rows_B):
             return  # there is no view of empty memory
         unit_B = self.unit_N[rows_B]
-        is_next_B = np.zeros(
-            len(rows_B), bool
-        )  # neighbours in the files as well: one read for both
+        # a row after its neighbour in the file: one read for both
+        is_next_B = np.zeros(len(rows_B), bool)
         is_next_B[1:] = (rows_B[1:] == rows_B[:-1] + 1) & (unit_B[1:] == unit_B[:-1])
         begin_r = np.flatnonzero(~is_next_B)
         row_r = rows_B[begin_r]

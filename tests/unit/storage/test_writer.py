@@ -17,6 +17,7 @@ from videoar.storage.reader import read_file
 from videoar.storage.writer import direct_blocks, write_parquet
 
 TOKENS = load_contract("tokens@1")
+COLUMNS = ["bits", "latent"]
 
 
 def tokens(rows, width=1000, seed=0):
@@ -65,6 +66,36 @@ def test_rows_are_read_in_any_order_across_row_groups(put, rows, width):
         got = np.empty((len(wanted), payload.width(column, 0)), np.uint8)
         payload.read(wanted, {column: got})
         assert [row.tobytes() for row in got] == table[column].take(wanted).to_pylist()
+
+
+def test_neighbours_are_one_read_within_their_row_group(monkeypatch):
+    store = open_store("memory://neighbours")
+    tables = [tokens(300, 100_000, seed) for seed in (0, 1)]
+    files = []
+    for number, table in enumerate(tables):
+        data = write_parquet(table, TOKENS)
+        assert pq.read_metadata(io.BytesIO(data)).num_row_groups == 2
+        store.objects.put(f"{number}.parquet", data)
+        key, sha = f"{number}.parquet", sha256_hex(data)
+        files.append(FileRef(key=key, sha256=sha, size_bytes=len(data), rows=300))
+    payload = Payload(store.objects, files, COLUMNS)
+    whole = pa.concat_tables(tables)
+    reads = []
+    read_into = payload._read_into
+    monkeypatch.setattr(
+        payload,
+        "_read_into",
+        lambda key, spans: (reads.extend((key, len(t)) for _, t in spans), read_into(key, spans)),
+    )
+    end = int((payload.unit_N == 0).sum())  # of the first row group
+    wanted = [end - 2, end - 1, end, end + 1, 299, 300, 301, 7, 6, 5, 299]
+    out = {name: np.empty((len(wanted), payload.width(name, 0)), np.uint8) for name in COLUMNS}
+    payload.read(np.array(wanted), out)
+    for name in COLUMNS:
+        assert [row.tobytes() for row in out[name]] == whole[name].take(wanted).to_pylist()
+    runs = [length // 7 for key, length in reads if length < 100_000]
+    assert sorted(runs) == [1, 1, 1, 1, 1, 2, 2, 2]
+    assert {key for key, _ in reads} == {"0.parquet", "1.parquet"}
 
 
 def test_plain_parquet_for_everybody_and_equal_bytes_for_equal_rows():
