@@ -43,8 +43,7 @@ demo: setup  ## raw video to promoted model on this machine; INPUT=FOLDER takes 
 	  exit $$code
 
 test: setup  ## the default test suite
-	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder \
-	  -m "not gpu and not shared and not soak"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not shared and not soak"
 
 check: setup  ## format, lint, types, layers, generated files, dependencies
 	@$(BIN)/ruff check .
