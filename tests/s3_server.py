@@ -9,6 +9,7 @@ installed when the user is root; where that is impossible, tests that need the s
 import contextlib
 import socket
 import subprocess
+import threading
 import time
 import urllib.request
 import uuid
@@ -203,14 +204,21 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 @pytest.fixture(scope="session")
 def moto_server() -> Iterator[S3Server]:
     """Start the quick in-process imitation, for what needs no real server."""
-    from moto.server import ThreadedMotoServer
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
 
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
+    app, lock = DomainDispatcherApplication(create_backend_app), threading.Lock()
+
+    def one_by_one(environ, start_response):  # its own threads race between a check and a write
+        with lock:
+            return app(environ, start_response)
+
+    server = make_server("127.0.0.1", 0, one_by_one, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
     with aws_variables() as variables:
-        yield S3Server(f"http://{host}:{port}", make_bucket(f"http://{host}:{port}"), variables)
-    server.stop()
+        yield S3Server(endpoint, make_bucket(endpoint), variables)
+    server.shutdown()
 
 
 def make_bucket(endpoint: str) -> str:
