@@ -247,7 +247,10 @@ class TokenLoader:
         meta = self._meta.take(pa.array(kept_B))
         for column, values_BW in values.items():
             for clip, stored, value in zip(
-                _listed(meta["clip_id"]), _listed(meta[f"{column}_xxh3"]), values_BW, strict=True
+                meta["clip_id"].to_pylist(),
+                meta[f"{column}_xxh3"].to_pylist(),
+                values_BW,
+                strict=True,
             ):
                 if checksum(value.data) != stored:
                     what = f"{column} fails its checksum"
@@ -262,8 +265,8 @@ class TokenLoader:
             steps = range(start, min(start + _BATCHES_A_LOOKUP, len(order)))
             kept = [order.batch(step, self._rank, self._world_size) for step in steps]
             meta = self._meta.take(pa.array(np.concatenate(kept)))
-            captions = [caption or "" for caption in _listed(meta["caption"])]
-            labels, clip_ids = _listed(meta["label"]), _listed(meta["clip_id"])
+            captions = [caption or "" for caption in meta["caption"].to_pylist()]
+            labels, clip_ids = meta["label"].to_pylist(), meta["clip_id"].to_pylist()
             ends = itertools.accumulate(map(len, kept), initial=0)
             for mine in itertools.starmap(slice, itertools.pairwise(ends)):
                 yield {
@@ -389,12 +392,6 @@ class _Buffers:
         array = memory[:size].reshape(shape)
         finalize(array, free.append, memory).atexit = False
         return array
-
-
-def _listed(column: pa.ChunkedArray) -> list[Any]:
-    """Do what `to_pylist` does, which makes an Arrow scalar of each value first."""
-    values: list[Any] = column.to_numpy().tolist()
-    return values
 
 
 def _tensor(column: str, values_BW: np.ndarray, shape: Sequence[int]) -> Batch:
