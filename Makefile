@@ -11,6 +11,8 @@ OWN_VIDEOS := --set "inputs.videos=$(INPUT)" \
   --set "stages.release.rules=[{metric: recon/psnr, min: 15}]"
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Containers often set this: every start of Python would then compile torch and the rest anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo test check fmt bench soak clean
 
