@@ -21,6 +21,7 @@ from videoar.core.settings import settings
 from videoar.core.types import Provenance
 from videoar.storage.object_store import S3ObjectStore
 from videoar.storage.payload import Payload
+from videoar.storage.reader import read_footers
 from videoar.storage.store import open_store
 from videoar.storage.tables import Snapshot
 from videoar.training.batches import REQUESTS, UNITS_AHEAD, TokenLoader
@@ -74,7 +75,8 @@ def loader_s(snapshot: Snapshot, batch_size: int) -> float:
 
 def bare_s(snapshot: Snapshot, shape: str) -> float:
     """Return the seconds of fetching the same bytes by the same requests."""
-    payload = Payload(snapshot.objects, snapshot.files, _COLUMNS)
+    footers = read_footers(snapshot.objects, snapshot.files)
+    payload = Payload(snapshot.objects, snapshot.files, footers, _COLUMNS)
     if shape == "A":
         units = range(int(payload.unit_N[-1]) + 1)
         largest = max(map(payload.unit_bytes, units))

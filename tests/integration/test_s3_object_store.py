@@ -1,6 +1,8 @@
 """One conformance suite for every store, and how S3 fails."""
 
+import errno
 import http.client
+import os
 import pickle
 import secrets
 import threading
@@ -18,7 +20,7 @@ from videoar.core.errors import (
     WithdrawnError,
 )
 from videoar.core.ids import canonical_json
-from videoar.storage import open_store
+from videoar.storage import object_store, open_store
 from videoar.storage.object_store import S3ObjectStore, note_key, put_content
 from videoar.storage.probe import MARKER, ensure_put_if_absent, race
 
@@ -56,6 +58,43 @@ def test_bytes_come_back(objects):
     objects.purge("a/b")
     objects.purge("a/b")
     assert [info.key for info in objects.list("a/b")] == ["a/bc"]
+
+
+def read_cached(objects, key, start, length):
+    """Return what was read, None if that would have waited."""
+    target = bytearray(length)
+    return bytes(target) if objects.read_cached(key, [(start, memoryview(target))]) else None
+
+
+def test_what_is_in_memory_is_read_at_once_and_nothing_else(objects, monkeypatch):
+    if objects.is_local:
+        with pytest.raises(StorageError, match="a/b: no such object"):
+            read_cached(objects, "a/b", 0, 1)
+    objects.put("a/b", b"0123456789")
+    objects.get("a/b")
+    assert read_cached(objects, "a/b", 3, 4) == (b"3456" if objects.is_local else None)
+    assert read_cached(objects, "a/b", 8, 10) is None
+    for number in (errno.EAGAIN, errno.EOPNOTSUPP):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "preadv", refuse(number))
+            assert read_cached(objects, "a/b", 3, 4) is None
+    monkeypatch.setattr(object_store, "_NO_WAIT", 0)
+    assert read_cached(objects, "a/b", 3, 4) is None
+
+
+def test_a_bad_disk_is_no_reason_to_wait(tmp_path, monkeypatch):
+    objects = open_store(tmp_path.as_uri()).objects
+    objects.put("a/b", b"0123456789")
+    monkeypatch.setattr(os, "preadv", refuse(errno.EIO))
+    with pytest.raises(StorageError, match=r"a/b: Input/output error"):
+        read_cached(objects, "a/b", 3, 4)
+
+
+def refuse(number):
+    def preadv(*_):
+        raise OSError(number, os.strerror(number))
+
+    return preadv
 
 
 def test_a_purge_leaves_no_older_version(moto_server):

@@ -69,6 +69,16 @@ class ObjectStore(Protocol):
         """
         ...
 
+    def read_cached(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> bool:
+        """Do what `read_into` does if all of it is in this machine's memory; else return False.
+
+        Then the memory is partly filled. An object that ends too early counts as not there.
+
+        Raises:
+            StorageError: there is no such object.
+        """
+        ...
+
     def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> bool:
         """Write an object whole or not at all; with `if_absent`, False means that it existed."""
         ...
@@ -123,6 +133,8 @@ def _missing(objects: ObjectStore, key: str) -> StorageError:
 
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_WOULD_WAIT = {errno.EAGAIN, errno.EOPNOTSUPP}  # not cached; the file system cannot say
+_NO_WAIT = getattr(os, "RWF_NOWAIT", 0)  # Linux alone has it
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK}
 
 
@@ -210,6 +222,19 @@ class LocalObjectStore:
                     os.lseek(handle, start + count, os.SEEK_SET)
                     where = f"{self.root}/{key}"
                     _fill(target[count:], lambda rest: os.readv(handle, [rest]), where)
+
+    def read_cached(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> bool:
+        """Read out of the page cache."""
+        with self._reading(key) as handle:
+            try:
+                return _NO_WAIT != 0 and all(
+                    os.preadv(handle, [target], start, _NO_WAIT) == len(target)
+                    for start, target in spans
+                )
+            except OSError as error:
+                if error.errno not in _WOULD_WAIT:
+                    raise
+                return False
 
     @contextlib.contextmanager
     def _reading(self, key: str) -> Iterator[int]:
@@ -387,6 +412,10 @@ class S3ObjectStore:
                 except self._client.exceptions.NoSuchKey:
                     raise _missing(self, key) from None
                 _fill(target, body.readinto, f"{self.url}/{key}")
+
+    def read_cached(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> bool:  # noqa: ARG002
+        """Nothing of it is here."""
+        return False
 
     def stream(self, key: str) -> Iterator[bytes]:
         """GET the object piece by piece, for those too big for memory.

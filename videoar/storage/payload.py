@@ -12,7 +12,6 @@ among them.
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +22,8 @@ import pyarrow.parquet as pq
 from videoar.core.ids import sha256_hex
 from videoar.core.types import FileRef
 from videoar.storage.object_store import LocalObjectStore, ObjectStore
-from videoar.storage.reader import footer_notes, read_file, read_footer
+from videoar.storage.reader import footer_notes, read_file
 from videoar.storage.writer import direct_blocks
-
-_FOOTERS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,7 @@ class Payload:
     Args:
         objects: where the files are.
         files: in the order in which their rows are numbered.
+        footers: of the files; not kept, they take more memory than what is worked out of them.
         columns: payload columns to give access to.
         cache: reads through it.
     """
@@ -52,15 +50,12 @@ class Payload:
         self,
         objects: ObjectStore,
         files: Sequence[FileRef],
+        footers: Sequence[pq.FileMetaData],
         columns: Sequence[str],
         cache: "SpanCache | None" = None,
     ) -> None:
         self._objects, self._files = objects, files
         self._read_into = cache or objects.read_into
-        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-            footers = list(pool.map(lambda file: read_footer(objects, file), files))
-        self.footers = footers
-        """Of the files, for whoever reads their other columns."""
         groups = [
             [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
             for footer in footers
@@ -77,9 +72,9 @@ class Payload:
         self._columns = {name: _column(footers, name) for name in columns}
         self._first_row_U = np.flatnonzero(np.diff(self.unit_N, prepend=-1))
         self._start_U, self._end_U = self._ends()
-        widths_F = sum(column.width_F for column in self._columns.values())
-        self.row_bytes_N = np.asarray(widths_F)[self.file_N]
-        """Payload bytes of each row."""
+        row_bytes_F = np.array([_row_bytes(footer) for footer in footers], np.int64)
+        self.row_bytes_N = row_bytes_F[self.file_N]
+        """Payload bytes of each row, be its columns read or not."""
         self.is_direct = all((c.offset_N >= 0).all() for c in self._columns.values())
         """Whether every file is in the direct layout."""
 
@@ -87,18 +82,19 @@ class Payload:
         """Return the bytes of one value of a column in a file."""
         return int(self._columns[column].width_F[file])
 
-    def read(self, rows_B: np.ndarray, out: Mapping[str, np.ndarray]) -> None:
+    def read(self, rows_B: np.ndarray, out: Mapping[str, np.ndarray], *, wait: bool = True) -> bool:
         """Read some rows' values of one width, in the order asked for.
 
         Args:
             rows_B: numbers of the rows.
             out: by column, C-contiguous uint8 [B, width] that is filled.
+            wait: otherwise give up, and return False, where the store would have to be waited for.
 
         Raises:
             StorageError: an object is gone or shorter than its footer promises.
         """
         if not len(rows_B):
-            return  # there is no view of empty memory
+            return True  # there is no view of empty memory
         unit_B = self.unit_N[rows_B]
         # a row after its neighbour in the file: one read for both
         is_next_B = np.zeros(len(rows_B), bool)
@@ -115,10 +111,17 @@ class Payload:
                 if offset >= 0:
                     spans[file].append((offset, target[begin * width : end * width]))
             for file in {f for f, offset in zip(files, offsets, strict=True) if offset < 0}:
+                if not wait:
+                    return False
                 mine = self.file_N[rows_B] == file
                 out_BW[mine] = self._decoded(column, file, rows_B[mine])
         for file, of_file in spans.items():
-            self._read_into(self._files[file].key, of_file)
+            key = self._files[file].key
+            if wait:
+                self._read_into(key, of_file)
+            elif not self._objects.read_cached(key, of_file):
+                return False
+        return True
 
     def unit_bytes(self, unit: int) -> int:
         """Return the length of a row group's span."""
@@ -179,6 +182,11 @@ class SpanCache:
                 self._near.put(name, target, if_absent=True)
             else:
                 target[:] = data
+
+
+def _row_bytes(footer: pq.FileMetaData) -> int:
+    columns = map(footer.schema.column, range(len(footer.schema)))
+    return sum(c.length for c in columns if c.physical_type == "FIXED_LEN_BYTE_ARRAY")
 
 
 def _column(footers: Sequence[pq.FileMetaData], name: str) -> _Column:

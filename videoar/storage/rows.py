@@ -12,6 +12,7 @@ import pyarrow as pa
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import StorageError
 from videoar.storage.payload import Payload
+from videoar.storage.reader import read_footers
 from videoar.storage.tables import Snapshot
 from videoar.storage.token_codec import checksum
 
@@ -29,8 +30,9 @@ class RowSource:
         contract = load_contract(snapshot.contract)
         self._schema, self._names = contract.arrow_schema, contract.payloads
         small = [name for name in self._schema.names if name not in self._names]
-        self.payload = Payload(snapshot.objects, snapshot.files, self._names)
-        self.small = snapshot.table(small, footers=self.payload.footers).combine_chunks()
+        footers = read_footers(snapshot.objects, snapshot.files)
+        self.payload = Payload(snapshot.objects, snapshot.files, footers, self._names)
+        self.small = snapshot.table(small, footers=footers).combine_chunks()
         self.first = np.cumsum([0, *(file.rows for file in snapshot.files)])
         """Number of each file's first row, and of all rows."""
 

@@ -2,23 +2,28 @@
 
     order       `videoar.training.order`: global batches of one shape each, every row exactly once
     rank        takes its slice of every global batch, so any world size sees the same batches
-    reading     threads of this process fill recycled buffers ahead of the training step
+    reading     threads of this process fill recycled buffers ahead of the training step; a caller
+                who comes back sooner than they are done reads what the page cache holds himself
     state       (digest, seed, batch size, epoch, step): a position is all there is to know
 
 From a local store every value is read straight into the batch. From S3, small rows come by whole
 row groups, one ranged GET each, which stay until their last row has been used: at most one per lane
-of this rank, plus those on their way. Rows of 128 KiB and more come one by one.
+of this rank, plus those on their way. A store of up to 1 GiB is permuted as a whole, so each rank
+may hold all of it. Rows of 128 KiB and more come one by one.
 
 Small columns (captions, labels, ids) of all rows are held in memory, about 150 bytes a row.
 
 Shapes: B batch (of this rank), T latent frames, K bits, H W latent grid, N rows.
 """
 
+import contextlib
 import itertools
 import math
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import finalize
@@ -27,8 +32,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, StorageError
 from videoar.storage.payload import Payload, SpanCache
+from videoar.storage.reader import read_footers
 from videoar.storage.tables import Snapshot
 from videoar.storage.token_codec import checksum
 from videoar.training.order import ROW_BYTES, EpochOrder, epoch_order
@@ -40,6 +47,7 @@ REQUESTS = 16  # measured: so many ranged GETs hide 50 ms, more only cost memory
 UNITS_AHEAD = 8  # measured: 8 GETs of 16 MiB hide 20 ms
 _BATCHES_FROM_FAR = 4
 _BATCHES_A_LOOKUP = 32
+_LARGE = {pa.string(): pa.large_string()}
 _NO_VISIT = np.empty(0, np.int64)
 _IDLE_BATCHES = 64  # chosen: a row group that waits longer for its next row is fetched again
 
@@ -65,7 +73,8 @@ class TokenLoader:
         cache: folder that keeps what was fetched, for stores that are far away.
 
     Raises:
-        ConfigError: the sizes do not fit, no row is left, or several tokenizers made the rows.
+        ConfigError: the sizes do not fit, there is no such payload column, no row is left, or
+            several tokenizers made the rows.
     """
 
     def __init__(  # noqa: PLR0913 - the public signature; all options are keyword-only
@@ -82,19 +91,33 @@ class TokenLoader:
         verify: bool = False,
         cache: Path | None = None,
     ) -> None:
-        if batch_size < 1 or batch_size % world_size or not 0 <= rank < world_size:
+        if batch_size < 1 or not 0 <= rank < world_size or batch_size % world_size:
             what = f"batch_size {batch_size} is not a multiple of world_size {world_size}"
-            raise ConfigError("batch_size", what)
+            raise ConfigError("batch_size", f"{what}, or there is no rank {rank}")
+        payloads = load_contract(snapshot.contract).payloads
+        if not columns or not set(columns) <= set(payloads):
+            raise ConfigError("columns", f"{list(columns)} are not among {sorted(payloads)}")
         self._snapshot, self._batch_size, self._seed = snapshot, batch_size, seed
         self._rank, self._world_size = rank, world_size
         self._columns, self._equal_work, self._verify = tuple(columns), equal_work, verify
         self._is_remote = not snapshot.objects.is_local
         keep = SpanCache(snapshot.objects, cache) if cache and self._is_remote else None
-        self._payload = Payload(snapshot.objects, snapshot.files, self._columns, keep)
+        # as the digest has them: equal stores whose files were committed in another order are equal
+        files = sorted(snapshot.files, key=lambda file: file.sha256)
+        if not files:
+            raise ConfigError(snapshot.id, "no rows")
+        footers = read_footers(snapshot.objects, files)
+        self._payload = Payload(snapshot.objects, files, footers, self._columns, keep)
         sums = [f"{column}_xxh3" for column in self._columns] if verify else []
-        meta, self._row_N = self._read_meta(split, [*_META, *_SHAPE, *sums])
-        self._meta = meta.drop_columns(_SHAPE)
+        tables = (
+            snapshot.read_file(file, [*_META, *_SHAPE, *sums, "split"], footer=footer)
+            for file, footer in zip(files, footers, strict=True)
+        )
+        meta, self._row_N = _kept(tables, split)
+        self._meta = meta.drop_columns([*_SHAPE, "split"])
+        self._split = split
         self._epoch = self._step = 0
+        self._read_s = 0.0
         makers = sorted({notes.get("tokenizer_digest", "") for notes in self._payload.notes})
         if len(makers) > 1:
             raise ConfigError(snapshot.id, f"tokens of {len(makers)} tokenizers: {makers}")
@@ -125,6 +148,7 @@ class TokenLoader:
             "seed": self._seed,
             "batch_size": self._batch_size,
             "equal_work": self._equal_work,
+            "split": self._split,
             "num_rows": self.num_rows,
         }
 
@@ -145,46 +169,38 @@ class TokenLoader:
         """Go on where a state was taken, at whatever world size.
 
         Raises:
-            ConfigError: the state is of another snapshot, seed or batch size.
+            ConfigError: the state is of another snapshot, split, seed or batch size.
         """
         for name, value in self.identity.items():
-            if state[name] != value:
-                what = f"the state has {name} {state[name]}, this loader {value}"
+            if state.get(name) != value:
+                what = f"the state has {name} {state.get(name)}, this loader {value}"
                 raise ConfigError("loader state", what)
         self._epoch, self._step = int(state["epoch"]), int(state["step"])
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the current epoch, then stand at the start of the next one."""
         order = self._order()
-        threads = self._num_ahead()
-        with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(REQUESTS) as requests:
+        threads, away_s = self._num_ahead(), 0.0
+        with _threads(threads) as pool, _threads(REQUESTS) as requests:
             units = self._units(order, requests) if self._is_remote else None
-            ahead: deque[tuple[Future[Batch], np.ndarray]] = deque()
+            ahead: deque[tuple[Batch | Future[Batch], np.ndarray]] = deque()
             for step, small in enumerate(self._small_columns(order), self._step):
                 while len(ahead) <= threads and step + len(ahead) < len(order):
                     later = step + len(ahead)
                     visit_B = units.expect(self._mine(order, later)) if units else _NO_VISIT
-                    load = pool.submit(self._load, order, later, units, visit_B)
-                    ahead.append((load, visit_B))
+                    load = partial(self._load, order, later, units, visit_B)
+                    is_idle = self._is_short and away_s <= self._read_s
+                    batch = load(wait=False) if is_idle else {}
+                    ahead.append((batch or pool.submit(load), visit_B))
                 loading, visit_B = ahead.popleft()
-                batch = loading.result()
+                batch = loading.result() if isinstance(loading, Future) else loading
                 if units:
                     units.release(visit_B)
                 self._step += 1
+                left = time.perf_counter()
                 yield batch | small
+                away_s = time.perf_counter() - left
         self._epoch, self._step = self._epoch + 1, 0
-
-    def _read_meta(self, split: str, columns: Sequence[str]) -> tuple[pa.Table, np.ndarray]:
-        """Read the small columns of all kept rows, and the number of each among all rows."""
-        tables, numbers, first = [], [np.empty(0, np.int64)], 0
-        for table in self._snapshot.read([*columns, "split"], footers=self._payload.footers):
-            splits = np.array(table["split"].to_pylist(), dtype=object)
-            rows = np.flatnonzero(splits == split) if split else np.arange(len(table))
-            tables.append(table.select(columns).take(pa.array(rows)))
-            numbers.append(first + rows)
-            first += len(table)
-        meta = pa.concat_tables(tables) if tables else self._snapshot.table(columns)
-        return meta.combine_chunks(), np.concatenate(numbers)
 
     def _order(self) -> EpochOrder:
         if self._order_of is None or self._order_of[0] != self._epoch:
@@ -208,8 +224,16 @@ class TokenLoader:
         """
         if self._is_remote:
             return _BATCHES_FROM_FAR
-        is_short = self._payload.row_bytes_N[self._row_N[0]] < ROW_BYTES
-        return 1 if is_short else 2
+        return 1 if self._is_short else 2
+
+    @property
+    def _is_short(self) -> bool:
+        """Whether a thread that reads a batch from memory takes more than it saves.
+
+        Each of its many short reads hands over the interpreter's lock.
+        """
+        is_small = self._payload.row_bytes_N[self._row_N[0]] < ROW_BYTES
+        return bool(is_small) and not self._is_remote
 
     def _mine(self, order: EpochOrder, step: int) -> np.ndarray:
         return self._row_N[order.batch(step, self._rank, self._world_size)]
@@ -220,27 +244,36 @@ class TokenLoader:
         return _Units(self._payload, batches, requests, self._buffers)
 
     def _load(
-        self, order: EpochOrder, step: int, units: "_Units | None", visit_B: np.ndarray
+        self,
+        order: EpochOrder,
+        step: int,
+        units: "_Units | None",
+        visit_B: np.ndarray,
+        *,
+        wait: bool = True,
     ) -> Batch:
-        """Read this rank's slice of a global batch."""
+        """Read this rank's slice of a global batch; nothing if that would have to wait."""
+        began = time.perf_counter()
         whole = order.batch(step)
         kept_B = order.batch(step, self._rank, self._world_size)
         rows_B = self._row_N[kept_B]
         file = int(self._payload.file_N[self._row_N[whole[0]]])
         shape = self._shape_b4[self._bucket_N[whole[0]]].tolist()
-        values = {
+        memory = {
             column: self._buffers.take(len(rows_B), self._payload.width(column, file))
             for column in self._columns
         }
+        values = {column: tensor.numpy() for column, tensor in memory.items()}
         if units:
             units.read(rows_B, visit_B, values)
-        else:
-            self._payload.read(rows_B, values)
+        elif not self._payload.read(rows_B, values, wait=wait):
+            return {}
         if self._verify:
             self._check(kept_B, values)
         batch: Batch = {"global_size": len(whole)}
-        for column, values_BW in values.items():
-            batch |= _tensor(column, values_BW, shape)
+        for column, tensor in memory.items():
+            batch |= _view(column, tensor, shape)
+        self._read_s = time.perf_counter() - began
         return batch
 
     def _check(self, kept_B: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
@@ -274,6 +307,30 @@ class TokenLoader:
                     "labels": labels[mine],
                     "clip_ids": clip_ids[mine],
                 }
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
+    """Open a pool that ends with what is at work: what waits is for nobody any more."""
+    pool = ThreadPoolExecutor(number)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _kept(tables: Iterable[pa.Table], split: str) -> tuple[pa.Table, np.ndarray]:
+    """Return the rows of a split, and the number of each among all rows."""
+    kept, numbers, first = [], [np.empty(0, np.int64)], 0
+    for table in tables:
+        splits = np.array(table["split"].to_pylist(), dtype=object)
+        rows = np.flatnonzero(splits == split) if split else np.arange(len(table))
+        # 64-bit offsets: ids of 67 million rows take more than 2 GiB
+        large = [f.with_type(_LARGE.get(f.type, f.type)) for f in table.schema]
+        kept.append(table.take(pa.array(rows)).cast(pa.schema(large)))
+        numbers.append(first + rows)
+        first += len(table)
+    return pa.concat_tables(kept).combine_chunks(), np.concatenate(numbers)
 
 
 class _Units:
@@ -349,7 +406,7 @@ class _Units:
             done.result()
 
     def _fetch(self, unit: int) -> np.ndarray:
-        span = self._buffers.take(self._payload.unit_bytes(unit))
+        span = self._buffers.take(self._payload.unit_bytes(unit)).numpy()
         self._payload.read_unit(unit, span)
         return span
 
@@ -376,33 +433,31 @@ class _Buffers:
 
     def __init__(self) -> None:
         self._free: dict[int, list[np.ndarray]] = {}
+        self._is_pinned = torch.cuda.is_available()
 
-    def take(self, *shape: int) -> np.ndarray:
-        """Return a uint8 array; the array itself must stay alive as long as its memory is used.
+    def take(self, *shape: int) -> torch.Tensor:
+        """Return a uint8 tensor; its memory lives as long as it, its arrays and its views.
 
-        A tensor made by `torch.from_numpy` keeps it alive, a view of the array does not.
+        Where there is a GPU it is pinned, so that copies to it do not wait. torch then is the one
+        who uses it again: it alone knows when a copy that was asked for is done.
         """
+        if self._is_pinned:
+            return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         size = math.prod(shape)
         room = 1 << max(0, size - 1).bit_length()  # few sizes: else every odd one would be kept
         free = self._free.setdefault(room, [])
         try:
             memory = free.pop()
         except IndexError:
-            memory = _memory(room)
+            memory = np.empty(room, np.uint8)
         array = memory[:size].reshape(shape)
-        finalize(array, free.append, memory).atexit = False
-        return array
+        finalize(array, free.append, memory).atexit = False  # the tensor keeps the array
+        return torch.from_numpy(array)
 
 
-def _tensor(column: str, values_BW: np.ndarray, shape: Sequence[int]) -> Batch:
+def _view(column: str, values_BW: torch.Tensor, shape: Sequence[int]) -> Batch:
     t, k, h, w = shape
     if column != "latent":
-        return {f"{column}_BN": torch.from_numpy(values_BW)}
-    flat = torch.from_numpy(values_BW).view(torch.float16)
+        return {f"{column}_BN": values_BW}
+    flat = values_BW.view(torch.float16)
     return {"latent_BTKHW": flat.view(len(values_BW), t, k, h, w)}
-
-
-def _memory(size: int) -> np.ndarray:
-    """Allocate; pinned where there is a GPU, so that copies to it do not wait."""
-    is_pinned = torch.cuda.is_available()
-    return torch.empty(size, dtype=torch.uint8, pin_memory=is_pinned).numpy()

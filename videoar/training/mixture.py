@@ -80,10 +80,11 @@ class TokenMixture:
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the current block, then stand at the start of the next one."""
         order = self._order()
-        streams = self._streams = self._streams or self._opened(order)
+        streams = self._streams or self._opened(order)
         for index in order[self._step :].tolist():
+            self._streams = None  # a stream that fails is over: the next iteration opens it anew
             batch = next(streams[index])
-            self._step += 1
+            self._step, self._streams = self._step + 1, streams
             yield {**batch, "store": self._names[index]}
         self._block, self._step = self._block + 1, 0
 

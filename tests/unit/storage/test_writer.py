@@ -13,7 +13,7 @@ from videoar.core.ids import sha256_hex
 from videoar.core.types import FileRef
 from videoar.storage import open_store
 from videoar.storage.payload import Payload
-from videoar.storage.reader import read_file
+from videoar.storage.reader import read_file, read_footers
 from videoar.storage.writer import direct_blocks, write_parquet
 
 TOKENS = load_contract("tokens@1")
@@ -52,6 +52,10 @@ def put():
     return keep
 
 
+def payload_of(objects, files, columns):
+    return Payload(objects, files, read_footers(objects, files), columns)
+
+
 @pytest.mark.parametrize(("rows", "width"), [(1, 1000), (5, 7_000_000), (300, 100_000)])
 def test_rows_are_read_in_any_order_across_row_groups(put, rows, width):
     table = tokens(rows, width)
@@ -59,7 +63,7 @@ def test_rows_are_read_in_any_order_across_row_groups(put, rows, width):
     groups = -(-rows // ((16 << 20) // (width + 7)))
     assert pq.read_metadata(io.BytesIO(data)).num_row_groups == groups
     objects, file = put(data, rows)
-    payload = Payload(objects, [file], ["bits", "latent"])
+    payload = payload_of(objects, [file], ["bits", "latent"])
     assert payload.is_direct
     wanted = np.random.default_rng(1).permutation(rows)[:20]
     for column in ("latent", "bits"):
@@ -78,7 +82,7 @@ def test_neighbours_are_one_read_within_their_row_group(monkeypatch):
         store.objects.put(f"{number}.parquet", data)
         key, sha = f"{number}.parquet", sha256_hex(data)
         files.append(FileRef(key=key, sha256=sha, size_bytes=len(data), rows=300))
-    payload = Payload(store.objects, files, COLUMNS)
+    payload = payload_of(store.objects, files, COLUMNS)
     whole = pa.concat_tables(tables)
     reads = []
     read_into = payload._read_into
@@ -114,7 +118,7 @@ def test_notes_reach_the_footer_and_library_versions_do_not(put):
     table = tokens(3).replace_schema_metadata({"tokenizer_digest": "d", "pandas": "3.1"})
     data = write_parquet(TOKENS.conform(table, "x"), TOKENS)
     objects, file = put(data, 3)
-    (notes,) = Payload(objects, [file], ["bits"]).notes
+    (notes,) = payload_of(objects, [file], ["bits"]).notes
     assert notes["tokenizer_digest"] == "d"
     assert "pandas" not in notes
 
@@ -128,7 +132,7 @@ def test_another_writers_file_is_decoded_instead(put):
     pq.write_table(table.cast(schema), sink, data_page_size=4096, compression="snappy")
     assert direct_blocks(pq.read_metadata(sink), "latent") is None
     objects, file = put(sink.getvalue(), 50)
-    payload = Payload(objects, [file], ["latent"])
+    payload = payload_of(objects, [file], ["latent"])
     assert not payload.is_direct
     got = np.empty((2, 1000), np.uint8)
     payload.read(np.array([3, 1]), {"latent": got})

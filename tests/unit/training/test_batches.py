@@ -4,18 +4,20 @@ import dataclasses
 import gc
 import itertools
 import threading
+import time
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
-from videoar.core.errors import ConfigError, StorageError
+from videoar.core.errors import ConfigError, StorageError, TransientStorageError
 from videoar.core.types import Provenance
 from videoar.storage import open_store
+from videoar.storage.payload import Payload
 from videoar.storage.token_codec import checksum
 from videoar.training import order
-from videoar.training.batches import TokenLoader, _Buffers
+from videoar.training.batches import REQUESTS, TokenLoader, _Buffers
 from videoar.training.mixture import BLOCK, TokenMixture
 
 torch.set_num_threads(1)
@@ -214,6 +216,28 @@ def test_from_far_the_same_batches_by_one_request_per_row_group(many_units, worl
         assert len(store.objects.reads) <= 12 / world_size + order.num_lanes(4)
 
 
+class Cold:
+    """A folder of which the page cache holds nothing, every second time."""
+
+    def __init__(self, near):
+        self.near, self.answers = near, []
+
+    def __getattr__(self, name):
+        return getattr(self.near, name)
+
+    def read_cached(self, key, spans):
+        self.answers.append(len(self.answers) % 2 == 0 and self.near.read_cached(key, spans))
+        return self.answers[-1]
+
+
+def test_what_is_not_cached_is_read_all_the_same(many_units):
+    store = dataclasses.replace(many_units, objects=Cold(many_units.objects))
+    loader = TokenLoader(store, 4, 7)
+    assert_equal(contents(loader), contents(TokenLoader(many_units, 4, 7)))
+    assert True in store.objects.answers
+    assert False in store.objects.answers
+
+
 def test_both_columns_of_a_row_group_come_together(many_units):
     store = far(many_units)
     batch = next(iter(TokenLoader(store, 4, 7, columns=["bits", "latent"])))
@@ -353,3 +377,103 @@ def test_bad_mixtures_are_refused(two_stores):
     state = mixture(two_stores, {"video": 1, "image": 1}).state_dict()
     with pytest.raises(ConfigError, match=r"image.quota 500, this mixture 250"):
         mixture(two_stores, {"video": 3, "image": 1}).load_state_dict(state)
+
+
+def test_the_order_is_that_of_the_digest(many_units):
+    tables = [token_table(start, 10) for start in range(0, 40, 10)]
+    one, other = commit(*tables), commit(*reversed(tables))
+    assert one.digest == other.digest
+    assert [f.sha256 for f in one.files] != [f.sha256 for f in other.files]
+    assert ids(TokenLoader(one, 4, 7)) == ids(TokenLoader(other, 4, 7))
+    # several windows: here the bytes of a row matter to the order
+    by_columns = [
+        ids(TokenLoader(many_units, 4, 7, columns=columns))
+        for columns in (["bits"], ["latent"], ["bits", "latent"])
+    ]
+    assert by_columns[0] == by_columns[1] == by_columns[2]
+
+
+def test_a_state_is_of_its_split(snapshot):
+    rows = token_table(0, 10)
+    half = rows.set_column(2, "split", [["val", "train"] * 5])
+    state = TokenLoader(commit(half), 1, 0).state_dict()
+    with pytest.raises(ConfigError, match="split train, this loader val"):
+        TokenLoader(commit(half), 1, 0, split="val").load_state_dict(state)
+    del state["split"]
+    with pytest.raises(ConfigError, match="split None, this loader train"):
+        TokenLoader(commit(half), 1, 0).load_state_dict(state)
+
+
+@pytest.mark.parametrize("columns", [[], ["latents"], ["label"]])
+def test_columns_that_are_no_payload_are_refused(snapshot, columns):
+    with pytest.raises(ConfigError, match=r"are not among \['bits', 'latent'\]"):
+        TokenLoader(snapshot, 4, 0, columns=columns)
+
+
+@pytest.mark.parametrize("rank_of", [(0, 0), (2, 2), (-1, 2), (0, 3)])
+def test_ranks_that_do_not_fit_are_refused(snapshot, rank_of):
+    with pytest.raises(ConfigError, match="batch_size 4 is not"):
+        TokenLoader(snapshot, 4, 0, *rank_of)
+    with pytest.raises(ConfigError, match="no rows"):
+        TokenLoader(commit(), 4, 0)
+
+
+def by_whom(snapshot, work_s):
+    """Return whether a thread of its own read each batch, for a caller who works between them."""
+    loader, readers = TokenLoader(snapshot, 4, 7), []
+    read = loader._payload.read
+
+    def noting(*args, wait):
+        readers.append(threading.current_thread() is not threading.main_thread())
+        time.sleep(0.005)
+        return read(*args, wait=wait)
+
+    loader._payload.read = noting
+    for _ in loader:
+        time.sleep(work_s)
+    return readers
+
+
+def test_threads_read_for_a_caller_who_works_and_only_for_him(many_units):
+    assert not any(by_whom(many_units, 0))
+    readers = by_whom(many_units, 0.02)
+    assert all(readers[2:])  # the first two fill what was empty
+    assert len(readers) == len(TokenLoader(many_units, 4, 7))
+
+
+class Failing(Far):
+    def read_into(self, key, spans):
+        super().read_into(key, spans)
+        time.sleep(0.05)
+        raise TransientStorageError(key, "no answer")
+
+
+def test_a_failure_does_not_wait_for_the_queue():
+    wide = commit(token_table(0, 200, (2, 8, 64, 128)))
+    store = dataclasses.replace(wide, objects=Failing(wide.objects))
+    with pytest.raises(TransientStorageError, match="no answer"):
+        next(iter(TokenLoader(store, 32, 0)))
+    assert len(store.objects.reads) <= 2 * REQUESTS  # of 128 that were asked for
+
+
+def test_a_mixture_goes_on_after_a_failure(two_stores, monkeypatch):
+    weights = {"video": 1, "image": 1}
+    whole = ids(mixture(two_stores, weights))
+    mixed, seen = mixture(two_stores, weights), []
+    with monkeypatch.context() as patch:
+        patch.setattr(Payload, "read", fails_at(9, Payload.read))
+        with pytest.raises(TransientStorageError):
+            seen.extend(batch["clip_ids"] for batch in mixed)
+    seen.extend(batch["clip_ids"] for batch in mixed)
+    assert seen == whole
+
+
+def fails_at(call, read):
+    calls = itertools.count()
+
+    def failing(*args, **options):
+        if next(calls) == call:
+            raise TransientStorageError("a", "no answer")
+        return read(*args, **options)
+
+    return failing
