@@ -225,16 +225,18 @@ class LocalObjectStore:
 
     def read_cached(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> bool:
         """Read out of the page cache."""
+        if not _NO_WAIT:
+            return False
         with self._reading(key) as handle:
             try:
-                return _NO_WAIT != 0 and all(
-                    os.preadv(handle, [target], start, _NO_WAIT) == len(target)
-                    for start, target in spans
-                )
+                for start, target in spans:
+                    if os.preadv(handle, [target], start, _NO_WAIT) != len(target):
+                        return False
             except OSError as error:
                 if error.errno not in _WOULD_WAIT:
                     raise
                 return False
+        return True
 
     @contextlib.contextmanager
     def _reading(self, key: str) -> Iterator[int]:
