@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parents[2]
 PIPELINE = ROOT / "pipelines" / "quickstart.yaml"
 OVERRIDES = [
-    "inputs.videos=rendered://shapes?num_videos=30&seed=0",
+    "inputs.videos=rendered://shapes?num_videos=12&seed=0",
     "stages.clips.max_clips_per_source=1",
-    "stages.clips.sources_per_shard=6",
+    "stages.clips.sources_per_shard=4",
     "stages.tokenizer.preset=tiny",
     "stages.tokenizer.tokenizer={}",
     "stages.tokenizer.training.steps=6",
@@ -28,11 +30,24 @@ OVERRIDES = [
     "stages.scores.num_examples=1",
     "stages.release.rules=[{metric: recon/psnr, min: 1.0}]",
 ]
+MORE_VIDEOS = "inputs.videos=rendered://shapes?num_videos=30&seed=0"
+"""Some are broken, and there are enough to compare distances."""
 STAGES = ["clips", "good", "tokenizer", "tokens", "model", "samples", "scores", "release"]
 
 
 def sets(*extra: str) -> list[str]:
     return [part for item in (*OVERRIDES, *extra) for part in ("--set", item)]
+
+
+def up_to_the_model(folder: Path) -> list[str]:
+    """Write the pipeline without what comes after its model; return the arguments to run it."""
+    document = yaml.safe_load(PIPELINE.read_text())
+    kept = STAGES[:5]
+    document["stages"] = {name: document["stages"][name] for name in kept}
+    path = folder / "short.yaml"
+    path.write_text(yaml.safe_dump(document))
+    known = [o for o in OVERRIDES if not o.startswith("stages.") or o.split(".")[1] in kept]
+    return [str(path), *(part for item in known for part in ("--set", item))]
 
 
 def environment(**extra: str) -> dict[str, str]:

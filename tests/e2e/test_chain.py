@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.small import PIPELINE, ROOT, STAGES, command, environment, sets, videoar
+from tests.e2e.small import (
+    MORE_VIDEOS,
+    PIPELINE,
+    ROOT,
+    STAGES,
+    command,
+    environment,
+    sets,
+    up_to_the_model,
+    videoar,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -14,11 +24,11 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def first(tmp_path_factory) -> dict:
     store = (tmp_path_factory.mktemp("chain") / "store").as_uri()
-    return {"store": store, **videoar("run", str(PIPELINE), *sets(), store=store)}
+    return {"store": store, **videoar("run", str(PIPELINE), *sets(MORE_VIDEOS), store=store)}
 
 
 def again(first: dict, *extra: str) -> dict:
-    return videoar("run", str(PIPELINE), *sets(*extra), store=first["store"])
+    return videoar("run", str(PIPELINE), *sets(MORE_VIDEOS, *extra), store=first["store"])
 
 
 def test_every_stage_succeeds_and_rows_add_up(first: dict):
@@ -59,7 +69,8 @@ def test_a_semantic_value_reruns_only_what_is_below_and_explain_names_it(first: 
 
 def test_clips_may_stay_in_their_sources(tmp_path: Path):
     store = (tmp_path / "store").as_uri()
-    run = videoar("run", str(PIPELINE), *sets("stages.clips.keep=references"), store=store)
+    call = ["run", *up_to_the_model(tmp_path), "--set", "stages.clips.keep=references"]
+    run = videoar(*call, store=store)
     assert run["status"] == "SUCCEEDED"
     row = videoar("show", run["outputs"]["good"], store=store)["first_rows"][0]
     assert row["video_key"] is None
@@ -115,13 +126,14 @@ def test_mlflow_has_the_run_its_curves_its_page_and_its_models(first: dict):
 
 def test_an_unpassed_gate_exits_4_and_promotes_nothing(first: dict):
     rules = "stages.release.rules=[{metric: recon/psnr, min: 99.0}, {metric: no/such, min: 0}]"
-    failed = videoar("run", str(PIPELINE), *sets(rules), store=first["store"], code=4)
+    call = ["run", str(PIPELINE), *sets(MORE_VIDEOS, rules)]
+    failed = videoar(*call, store=first["store"], code=4)
     assert "recon/psnr >= 99" in failed["stderr"]
     assert "no/such" in failed["stderr"]
 
 
 def test_progress_is_json_lines_where_there_is_no_terminal(first: dict):
-    call = command("run", str(PIPELINE), *sets(), store=first["store"])
+    call = command("run", str(PIPELINE), *sets(MORE_VIDEOS), store=first["store"])
     for log, is_json in (("", True), ("text", False)):
         extra = {"VIDEOAR_LOG": log} if log else {}
         done = subprocess.run(
