@@ -52,9 +52,8 @@ def round_trip(net: VideoTokenizer, frames_THWC: Frames) -> tuple[Frames, list[T
     """
     net = fitted(net, *frames_THWC.shape[:3])
     bits: list[list[Tensor]] = []
-    video = net.decode_chunks(_rebuilt(net, frames_THWC, bits))
-    frames = torch.cat([frames_from_video(part)[0].cpu() for part in video])
-    return frames.numpy(), [torch.cat(parts, dim=1) for parts in zip(*bits, strict=True)]
+    frames = _shown(net, _rebuilt(net, frames_THWC, bits))
+    return frames, [torch.cat(parts, dim=1) for parts in zip(*bits, strict=True)]
 
 
 def _rebuilt(
@@ -83,20 +82,26 @@ def _chunks(net: VideoTokenizer, frames_THWC: Frames) -> Iterator[Tensor]:
         yield video_from_frames(part[None].to(device))
 
 
+def _shown(net: VideoTokenizer, latents: Iterable[Tensor]) -> Frames:
+    """Return the frames [T, H, W, 3] that the parts of a clip's latents decode to."""
+    video = net.decode_chunks(latents)
+    return torch.cat([frames_from_video(part)[0].cpu() for part in video]).numpy()
+
+
 @torch.inference_mode()
-def after_each_scale(net: VideoTokenizer, frames_THWC: Frames) -> list[Frames]:
-    """Return a short clip as the first 1, 2, ... all scales of its tokens show it.
+def after_each_scale(net: VideoTokenizer, frames_THWC: Frames) -> Iterator[Frames]:
+    """Yield a clip of any length as the first 1, 2, ... all scales of its tokens show it.
+
+    One of them is held at a time.
 
     Raises:
         ContractError: the clip does not fit the tokenizer.
     """
     net = fitted(net, *frames_THWC.shape[:3])
-    (video_B3THW,) = _chunks(net, frames_THWC)
-    bits = net.quantizer.encode(net.encode(video_B3THW).half())
-    return [
-        frames_from_video(net.decode(latent_BTKHW.transpose(1, 2)))[0].cpu().numpy()
-        for latent_BTKHW in net.quantizer.accumulate(bits)
-    ]
+    latents = net.encode_chunks(_chunks(net, frames_THWC))
+    parts = [net.quantizer.encode(latent_BKTHW.half()) for latent_BKTHW in latents]
+    for count in range(1, len(net.cfg.scales) + 1):
+        yield _shown(net, (net.quantizer.decode(bits[:count]) for bits in parts))
 
 
 class BitUsage:

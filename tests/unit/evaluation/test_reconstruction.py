@@ -47,8 +47,18 @@ def test_a_long_clip_passes_in_parts_as_it_does_whole(net, monkeypatch):
     assert np.abs(whole.astype(int) - parts).mean() < 0.1
 
 
+def test_scales_of_a_long_clip_are_shown_in_parts(net):
+    clip = np.concatenate([CLIPS[0]] * 9)[:73]  # 8 frames more than pass as a whole
+    lengths = []
+    net.decoder.register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[2]))
+    steps = list(after_each_scale(net, clip))
+    assert lengths == [17, 2] * 3
+    assert {step.shape for step in steps} == {clip.shape}
+    assert np.array_equal(steps[-1], round_trip(net, clip)[0])
+
+
 def test_the_last_scale_is_the_reconstruction(net):
-    steps = after_each_scale(net, CLIPS[0])
+    steps = list(after_each_scale(net, CLIPS[0]))
     assert len(steps) == 3
     assert np.array_equal(steps[-1], round_trip(net, CLIPS[0])[0])
     assert not np.array_equal(steps[0], steps[-1])
@@ -87,7 +97,7 @@ def test_each_clip_is_measured_at_its_size(net):
     rebuilt, bits = round_trip(net, wide)
     assert rebuilt.shape == wide.shape
     assert [tuple(of_scale.shape) for of_scale in bits] == [(1, 3, *s, 8) for s in scales]
-    steps = after_each_scale(net, wide)
+    steps = list(after_each_scale(net, wide))
     assert len(steps) == 4
     assert np.array_equal(steps[-1], rebuilt)
     found = Validation([CLIPS[0], wide], {}).measure(net)
