@@ -20,6 +20,7 @@ from videoar.media.rendered import scenes
 from videoar.model.schedule import SMALL_SQUARE
 from videoar.model.tokenizer import VideoTokenizer, video_from_frames
 from videoar.model.tokenizer_config import TOKENIZERS
+from videoar.pipeline.spec import parse_pipeline
 from videoar.pipeline.work import ShardWorker
 from videoar.stages.tokenize import TokenizeConfig, TokenizeStage
 from videoar.stages.train_tokenizer import (
@@ -125,6 +126,14 @@ def test_clips_that_cannot_train_it_are_refused(store, clips, tmp_path):
     only_val = table.set_column(table.column_names.index("split"), "split", pa.array(["val"] * 3))
     with pytest.raises(GateError, match="no clips"):
         train(store, commit(store, "val", "clips@1", only_val), MemoryRank(tmp_path))
+
+
+def test_scales_that_cannot_be_a_pyramid_are_refused_with_their_pipeline():
+    options = {"preset": "tiny", "tokenizer": {"scales": [[1, 1], [8, 8], [4, 4]]}}
+    stage = {"stage": "train_tokenizer", "from": {"clips": "clips"}, **options}
+    document = {"pipeline": "p", "inputs": {"clips": "x"}, "stages": {"tok": stage}}
+    with pytest.raises(ConfigError, match=r"stages\.tok\..*scales: scale \(4, 4\) is smaller"):
+        parse_pipeline(document, "t")
 
 
 def test_clips_of_several_sizes_train_one_network(store, clips, tmp_path):
