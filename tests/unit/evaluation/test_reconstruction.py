@@ -125,10 +125,25 @@ def test_a_tokenizer_that_is_too_poor_is_named_with_its_value(net):
         require_round_trip(net, CLIPS, 40.0, "tokenize")
     with pytest.raises(GateError, match="no clip"):
         require_round_trip(net, [], 1.0, "tokenize")
+
+
+@pytest.mark.parametrize(
+    ("half", "value", "message"),
+    [
+        ("encoder", torch.nan, "clip 0: latents are not finite"),
+        ("encoder", 1e5, "clip 0: latents are not finite"),  # more than fp16 holds
+        ("decoder", torch.nan, "clip 0: reconstructed pixels are not finite"),
+    ],
+)
+def test_no_clip_becomes_bits_or_pixels_by_way_of_nan(net, half, value, message):
     with torch.no_grad():
-        net.decoder.conv_out.bias.fill_(torch.nan)  # black at best, and no pass by accident
-    with pytest.raises(GateError):
-        require_round_trip(net, CLIPS, 15.0, "tokenize")
+        net.get_submodule(half).conv_out.bias.fill_(value)
+    with pytest.raises(ContractError, match=message):
+        require_round_trip(net, CLIPS, 0.0, "tokenize")
+    with pytest.raises(ContractError, match=f"val {message}"):
+        Validation(CLIPS, {}).measure(net)
+    with pytest.raises(ContractError, match=r"clip 0: .* not finite"):
+        list(after_each_scale(net, CLIPS[0], "clip 0"))
 
 
 def test_bits_that_do_not_rebuild_the_stored_latents_are_refused(net, monkeypatch):

@@ -30,7 +30,7 @@ from videoar.stages.train_tokenizer import (
 )
 from videoar.storage.store import open_store
 from videoar.storage.token_codec import checksum, unpack_bits
-from videoar.training.checkpoint import load_tokenizer
+from videoar.training.checkpoint import load_tokenizer, publish_model
 
 TRAINING = {"steps": 4, "batch_clips": 2, "excerpt_frames": 5, "learning_rate": 1e-3}
 
@@ -221,6 +221,38 @@ def test_no_tokens_are_written_by_a_tokenizer_that_cannot_show_them(store, model
         mapper(table)
     mapper, table = open_mapper(store, models, rows, min_psnr_db=1)
     assert len(mapper(table)) == 1
+
+
+def commit_net(store, net):
+    row = publish_model(net, store, weights=net.state_dict(), step=0, metrics={}, history=[])
+    return commit(store, "tok", "models@1", row)
+
+
+def test_a_clip_whose_latents_are_not_finite_stops_before_anything_is_written(store):
+    rows = shape_rows(store, SHAPES[:1] * 2)
+    torch.manual_seed(0)
+    net = VideoTokenizer(TOKENIZERS["tiny"]).eval()
+    frames = [torch.from_numpy(decode_clip(store.objects.get(r["video_key"]))) for r in rows]
+    with torch.no_grad():
+        peaks = [net.encode(video_from_frames(clip[None])).abs().max() for clip in frames]
+        small, large = np.argsort(peaks).tolist()
+        factor = 65504 / (peaks[small] * peaks[large]).sqrt()  # between them is fp16's end
+        for weight in net.encoder.conv_out.parameters():
+            weight.mul_(factor)
+    rows = [rows[small], rows[large]]
+    mapper, table = open_mapper(store, commit_net(store, net), rows, batch_clips=1)
+    assert len(mapper(table[:1])) == 1
+    with pytest.raises(ContractError, match=f"clip {rows[1]['clip_id']}: latents are not finite"):
+        mapper(table)  # the gate has seen the first clip alone
+
+
+def test_the_gate_names_the_clip_whose_latents_are_not_finite(store):
+    rows = shape_rows(store, SHAPES[:1])
+    net = VideoTokenizer(TOKENIZERS["tiny"])
+    torch.nn.init.constant_(net.encoder.conv_out.bias, torch.nan)
+    mapper, table = open_mapper(store, commit_net(store, net), rows)
+    with pytest.raises(ContractError, match=f"clip {rows[0]['clip_id']}: latents are not finite"):
+        mapper(table)
 
 
 def test_each_shape_fills_a_file_of_its_own(store, models):
