@@ -20,7 +20,7 @@ from videoar.contracts.contract import load_contract
 from videoar.core.crash import crash_point
 from videoar.core.errors import ContractError
 from videoar.pipeline.accelerator import Accelerator, Share
-from videoar.pipeline.stage import Inputs, Mapper, MapStage, Output, Port, StageConfig, runtime
+from videoar.pipeline.stage import Inputs, Mapper, MapStage, Output, Port, StageConfig
 from videoar.storage.store import Store
 
 if TYPE_CHECKING:
@@ -42,9 +42,10 @@ class TokenizeConfig(StageConfig):
     batch_clips: int = Field(default=8, ge=1)
     """Clips that are encoded together: memory against speed. It counts for the fingerprint, because
     convolutions of other batch sizes may round the last bit differently."""
-    min_psnr_db: float = runtime(0.0, ge=0)
+    min_psnr_db: float = Field(default=0.0, ge=0)
     """Lowest mean PSNR of a round trip of the first clips of each shape that a worker meets: no
-    tokens are written by a tokenizer that cannot show them."""
+    tokens are written by a tokenizer that cannot show them. It counts for the fingerprint, because
+    tokens that passed a lower gate have not passed this one: another value encodes again."""
 
 
 class TokenizeStage(MapStage[TokenizeConfig]):

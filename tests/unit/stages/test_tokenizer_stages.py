@@ -223,6 +223,14 @@ def test_no_tokens_are_written_by_a_tokenizer_that_cannot_show_them(store, model
     assert len(mapper(table)) == 1
 
 
+def test_tokens_of_a_lower_gate_are_not_those_of_a_higher_one(store):
+    document = prepare(store, num_files=1, clips_per_file=1)
+    execute(store, document)
+    document["stages"]["tokens"]["min_psnr_db"] = 60
+    with pytest.raises(GateError, match="60 dB are asked for"):
+        execute(store, document)
+
+
 def commit_net(store, net):
     row = publish_model(net, store, weights=net.state_dict(), step=0, metrics={}, history=[])
     return commit(store, "tok", "models@1", row)
