@@ -8,6 +8,7 @@ Axes: N clips, T frames, H W pixels, C colour channels; K bits, S scales.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
 
 import numpy as np
 import torch
@@ -42,28 +43,55 @@ def fitted(net: VideoTokenizer, num_frames: int, height_px: int, width_px: int) 
     return sized
 
 
-@torch.inference_mode()
-def round_trip(net: VideoTokenizer, frames_THWC: Frames) -> tuple[Frames, list[Tensor]]:
-    """Return a clip of any size after its round trip, and its bits: per scale bool [1, T, h, w, K].
+def require_finite(values: Tensor, what: str, clip: str) -> None:
+    """Refuse NaN and what fp16 cannot hold: a NaN has bits, and its pixel would be black.
+
+    Cost: one pass over the values. On a CPU core with the presets `tiny` to `small`, latents take
+    0.6 to 0.01 % of encoding, pixels 3 to 0.05 % of decoding.
 
     Raises:
-        ContractError: the clip does not fit the tokenizer, or the bits do not rebuild what the
-            stored latents are quantized to.
+        ContractError: some value is not finite; names the clip.
+    """
+    if not values.isfinite().all():
+        hint = "the tokenizer's weights are broken or its numbers too large: train it again"
+        raise ContractError(clip, f"{what} are not finite", hint)
+
+
+@torch.inference_mode()
+def round_trip(
+    net: VideoTokenizer, frames_THWC: Frames, clip: str = "clip"
+) -> tuple[Frames, list[Tensor]]:
+    """Return a clip of any size after its round trip, and its bits: per scale bool [1, T, h, w, K].
+
+    Args:
+        net: tokenizer.
+        frames_THWC: the clip.
+        clip: names it in errors.
+
+    Raises:
+        ContractError: the clip does not fit the tokenizer, its latents or pixels are not finite, or
+            the bits do not rebuild what the stored latents are quantized to.
     """
     net = fitted(net, *frames_THWC.shape[:3])
     bits: list[list[Tensor]] = []
-    video = net.decode_chunks(_rebuilt(net, frames_THWC, bits))
-    frames = torch.cat([frames_from_video(part)[0].cpu() for part in video])
-    return frames.numpy(), [torch.cat(parts, dim=1) for parts in zip(*bits, strict=True)]
+    frames = _shown(net, _rebuilt(net, _stored(net, frames_THWC, clip), bits), clip)
+    return frames, [torch.cat(parts, dim=1) for parts in zip(*bits, strict=True)]
+
+
+def _stored(net: VideoTokenizer, frames_THWC: Frames, clip: str) -> Iterator[Tensor]:
+    """Yield the latents that the token store keeps: finite, fp16."""
+    for latent_BKTHW in net.encode_chunks(_chunks(net, frames_THWC)):
+        stored = latent_BKTHW.half()
+        require_finite(stored, "latents", clip)
+        yield stored
 
 
 def _rebuilt(
-    net: VideoTokenizer, frames_THWC: Frames, bits: list[list[Tensor]]
+    net: VideoTokenizer, latents: Iterable[Tensor], bits: list[list[Tensor]]
 ) -> Iterator[Tensor]:
     """Yield the latents that the token store gives back; append their bits."""
     cfg, quantizer = net.cfg, net.quantizer
-    for latent_BKTHW in net.encode_chunks(_chunks(net, frames_THWC)):
-        stored = latent_BKTHW.half()
+    for stored in latents:
         pyramid = quantizer.pyramid(stored)
         packed = pack_bits([of_scale[0].cpu().numpy() for of_scale in pyramid.bits])
         unpacked = unpack_bits(packed, stored.shape[2], cfg.scales, cfg.num_bits)
@@ -83,20 +111,30 @@ def _chunks(net: VideoTokenizer, frames_THWC: Frames) -> Iterator[Tensor]:
         yield video_from_frames(part[None].to(device))
 
 
+def _shown(net: VideoTokenizer, latents: Iterable[Tensor], clip: str) -> Frames:
+    """Return the frames [T, H, W, 3] that the parts of a clip's latents decode to."""
+    frames = []
+    for part_B3THW in net.decode_chunks(latents):
+        require_finite(part_B3THW, "reconstructed pixels", clip)
+        frames.append(frames_from_video(part_B3THW)[0].cpu())
+    return torch.cat(frames).numpy()
+
+
 @torch.inference_mode()
-def after_each_scale(net: VideoTokenizer, frames_THWC: Frames) -> list[Frames]:
-    """Return a short clip as the first 1, 2, ... all scales of its tokens show it.
+def after_each_scale(
+    net: VideoTokenizer, frames_THWC: Frames, clip: str = "clip"
+) -> Iterator[Frames]:
+    """Yield a clip of any length as the first 1, 2, ... all scales of its tokens show it.
+
+    One of them is held at a time. See `round_trip` for the rest.
 
     Raises:
-        ContractError: the clip does not fit the tokenizer.
+        ContractError: the clip does not fit the tokenizer, its latents or pixels are not finite.
     """
     net = fitted(net, *frames_THWC.shape[:3])
-    (video_B3THW,) = _chunks(net, frames_THWC)
-    bits = net.quantizer.encode(net.encode(video_B3THW).half())
-    return [
-        frames_from_video(net.decode(latent_BTKHW.transpose(1, 2)))[0].cpu().numpy()
-        for latent_BTKHW in net.quantizer.accumulate(bits)
-    ]
+    parts = [net.quantizer.encode(stored) for stored in _stored(net, frames_THWC, clip)]
+    for end in range(1, len(net.cfg.scales) + 1):
+        yield _shown(net, (net.quantizer.decode(bits[:end]) for bits in parts), clip)
 
 
 class BitUsage:
@@ -171,8 +209,8 @@ class Validation:
         if not self._clips:
             return {}
         usage, made = BitUsage(), []
-        for frames_THWC in self._clips:
-            rebuilt_THWC, bits = round_trip(net, frames_THWC)
+        for i, frames_THWC in enumerate(self._clips):
+            rebuilt_THWC, bits = round_trip(net, frames_THWC, f"val clip {i}")
             made.append(rebuilt_THWC)
             usage.add(bits)
         pairs = list(zip(self._clips, made, strict=True))
@@ -195,7 +233,11 @@ def _as_clips(clips: Iterable[Frames]) -> Iterator[Clip]:
 
 
 def require_round_trip(
-    net: VideoTokenizer, clips: Iterable[Frames], min_psnr_db: float, where: str
+    net: VideoTokenizer,
+    clips: Iterable[Frames],
+    min_psnr_db: float,
+    where: str,
+    names: Iterable[str] | None = None,
 ) -> float:
     """Gate a tokenizer before anything is built on its tokens; return the mean PSNR in dB.
 
@@ -204,12 +246,16 @@ def require_round_trip(
         clips: a sample of what it is for.
         min_psnr_db: lowest mean PSNR.
         where: named in the error.
+        names: those of the clips in errors, by default their numbers.
 
     Raises:
         GateError: the PSNR is lower, or there is no clip to tell.
-        ContractError: a clip does not fit, or its bits and stored latents decode to different ones.
+        ContractError: see `round_trip`.
     """
-    values = [float(psnr_T(frames, round_trip(net, frames)[0]).mean()) for frames in clips]
+    values = [
+        float(psnr_T(frames, round_trip(net, frames, name)[0]).mean())
+        for frames, name in zip(clips, names or map("clip {}".format, count()), strict=False)
+    ]
     if not values:
         raise GateError(where, "there is no clip to test the tokenizer on")
     psnr_db = float(np.mean(values))

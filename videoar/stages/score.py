@@ -138,10 +138,11 @@ class ScoreStage(ReduceStage[ScoreConfig]):
         scores = measure.ReconstructionScores()
         for i, row in enumerate(chosen):
             real = _clip(read, row)
-            frames_THWC, _ = reconstruction.round_trip(network, real.frames)
+            name = f"clip {real.id}"
+            frames_THWC, _ = reconstruction.round_trip(network, real.frames, name)
             scores.add(real, frames_THWC)
             if i == 0 and self.config.num_examples:
-                steps = reconstruction.after_each_scale(network, real.frames)
+                steps = reconstruction.after_each_scale(network, real.frames, name)
                 sized = network.for_size(*real.frames.shape[1:3])
                 for (height, width), step in zip(sized.cfg.scales, steps, strict=True):
                     key = _stored(store, replace(real, frames=step))

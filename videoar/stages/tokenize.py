@@ -20,7 +20,7 @@ from videoar.contracts.contract import load_contract
 from videoar.core.crash import crash_point
 from videoar.core.errors import ContractError
 from videoar.pipeline.accelerator import Accelerator, Share
-from videoar.pipeline.stage import Inputs, Mapper, MapStage, Output, Port, StageConfig, runtime
+from videoar.pipeline.stage import Inputs, Mapper, MapStage, Output, Port, StageConfig
 from videoar.storage.store import Store
 
 if TYPE_CHECKING:
@@ -42,9 +42,10 @@ class TokenizeConfig(StageConfig):
     batch_clips: int = Field(default=8, ge=1)
     """Clips that are encoded together: memory against speed. It counts for the fingerprint, because
     convolutions of other batch sizes may round the last bit differently."""
-    min_psnr_db: float = runtime(0.0, ge=0)
+    min_psnr_db: float = Field(default=0.0, ge=0)
     """Lowest mean PSNR of a round trip of the first clips of each shape that a worker meets: no
-    tokens are written by a tokenizer that cannot show them."""
+    tokens are written by a tokenizer that cannot show them. It counts for the fingerprint, because
+    tokens that passed a lower gate have not passed this one: another value encodes again."""
 
 
 class TokenizeStage(MapStage[TokenizeConfig]):
@@ -100,7 +101,7 @@ class _Tokenizer:
         read = self._read.each(rows, TokenizeStage.name, refused, 2 * self._batch_clips)
         for _, pairs in itertools.groupby(read, lambda pair: home[pair[0]["clip_id"]]):
             group, clips = zip(*map(_checked, pairs), strict=True)
-            self._judge(_shape(group[0]), clips, share)
+            self._judge(group, clips, share)
             made[_shape(group[0])] += self._tokens(np.stack(clips), group, share)
         rejects = pa.Table.from_pylist(refused, load_contract("rejects@1").arrow_schema)
         first, *others = (self._table(shape, tokens) for shape, tokens in made.items())
@@ -120,22 +121,22 @@ class _Tokenizer:
             for row in rows[start : start + self._batch_clips]
         }
 
-    def _judge(self, shape: Shape, clips: Sequence["np.ndarray"], share: Share) -> None:
+    def _judge(self, rows: Sequence[Row], clips: Sequence["np.ndarray"], share: Share) -> None:
         """Let the first clips of a shape go through tokens and back before any are written.
 
         Raises:
             GateError: they lose more than they may.
-            ContractError: the shape does not fit, or the bits do not rebuild what the stored
-                latents are quantized to.
+            ContractError: the shape does not fit, latents or pixels are not finite, or the bits do
+                not rebuild what the stored latents are quantized to.
         """
         from videoar.evaluation.reconstruction import require_round_trip
 
+        shape = _shape(rows[0])
         if shape in self._judged:
             return
+        where, judged = "tokenize.min_psnr_db", clips[:_JUDGED_CLIPS]
         with share.turn(items=0):
-            require_round_trip(
-                self._net, clips[:_JUDGED_CLIPS], self._min_psnr_db, "tokenize.min_psnr_db"
-            )
+            require_round_trip(self._net, judged, self._min_psnr_db, where, map(_name, rows))
         self._judged.add(shape)
 
     def _table(self, shape: Shape, tokens: list[Row]) -> pa.Table:
@@ -154,6 +155,7 @@ class _Tokenizer:
     ) -> Iterator[Row]:
         import torch
 
+        from videoar.evaluation.reconstruction import require_finite
         from videoar.model.tokenizer import video_from_frames
         from videoar.storage.token_codec import checksum, pack_bits
 
@@ -161,6 +163,8 @@ class _Tokenizer:
         with share.turn(len(rows)), torch.no_grad():
             frames = torch.from_numpy(frames_NTHWC).to(next(net.parameters()).device)
             latent_NKTHW = net.encode(video_from_frames(frames)).half().cpu()
+        for row, latent_KTHW in zip(rows, latent_NKTHW, strict=True):
+            require_finite(latent_KTHW, "latents", _name(row))
         # always on the CPU: another device may round a residual near 0 to the other side, and
         # whoever derives the bits from stored latents must find them again
         scale_bits = [bits.numpy() for bits in net.quantizer.encode(latent_NKTHW)]
@@ -184,9 +188,13 @@ def _shape(row: Row) -> Shape:
     return row["num_frames"], row["height_px"], row["width_px"]
 
 
+def _name(row: Row) -> str:
+    return f"clip {row['clip_id']}"
+
+
 def _checked(pair: tuple[Row, "np.ndarray"]) -> tuple[Row, "np.ndarray"]:
     row, frames = pair
     if frames.shape != (*_shape(row), 3):
         what = f"has frames of {frames.shape}, its row says {_shape(row)}"
-        raise ContractError(f"clip {row['clip_id']}", what, "ingest its source again")
+        raise ContractError(_name(row), what, "ingest its source again")
     return pair

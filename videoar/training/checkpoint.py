@@ -6,12 +6,15 @@ optimizer and the moving average, enough to go on as if nothing had happened.
 
 import json
 import tempfile
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -28,6 +31,7 @@ from videoar.storage.tables import Snapshot
 _WEIGHTS, _CONFIG, _STATE, _PROGRESS = (
     "model.safetensors", "config.json", "state.safetensors", "progress.json",
 )  # fmt: skip
+_SIZES = "num_tensors"
 
 Network = VideoAR | VideoTokenizer
 
@@ -49,17 +53,35 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> Network:
     """Build the network of a folder, in evaluation mode.
 
     Raises:
-        ContractError: the folder holds something else.
+        ContractError: the folder holds something else, or a file of it is damaged.
     """
-    config = json.loads((folder / _CONFIG).read_text())
-    if config["kind"] == "transformer":
-        model: Network = VideoAR(ModelConfig.model_validate(config["config"]))
-    elif config["kind"] == "tokenizer":
-        model = VideoTokenizer(TokenizerConfig.model_validate(config["config"]))
-    else:
-        raise ContractError(str(folder / _CONFIG), f"no such kind of network: {config['kind']!r}")
-    model.load_state_dict(load_file(folder / _WEIGHTS))
+    with _reading(folder / _CONFIG) as path:
+        config = json.loads(path.read_text())
+        kind, fields = config["kind"], config["config"]
+        if kind not in ("transformer", "tokenizer"):
+            raise ContractError(str(path), f"no such kind of network: {kind!r}")
+        shape = (ModelConfig if kind == "transformer" else TokenizerConfig).model_validate(fields)
+    model = VideoAR(shape) if isinstance(shape, ModelConfig) else VideoTokenizer(shape)
+    with _reading(folder / _WEIGHTS) as path:
+        model.load_state_dict(load_file(path))
     return model.to(device).eval()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[Path]:
+    """Name the file in whatever its content does to its reader.
+
+    Raises:
+        ContractError: it is missing, damaged, or that of another network.
+    """
+    try:
+        yield path
+    except torch.OutOfMemoryError:  # the device's fault, not the file's
+        raise
+    except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        what = textwrap.shorten(f"cannot be used: {type(error).__name__}: {error}", 400)
+        hint = "it is damaged or another network's: bring it anew, or train again"
+        raise ContractError(str(path), what, hint) from error
 
 
 def load_from(
@@ -114,24 +136,37 @@ def save_state(folder: Path, parts: Mapping[str, Any], progress: Mapping[str, An
         parts: name to module, optimizer or plain dictionary of tensors.
         progress: JSON values: step, loader position, history.
     """
+    held = {part: _tensors(holder) for part, holder in parts.items()}
     tensors = {
         f"{part}/{name}": tensor.contiguous()
-        for part, holder in parts.items()
-        for name, tensor in _tensors(holder).items()
+        for part, own in held.items()
+        for name, tensor in own.items()
     }
     save_file(tensors, folder / _STATE)
-    (folder / _PROGRESS).write_text(json.dumps(progress))
+    # an optimizer that has not stepped yet holds nothing: only the writer knows it from a lost one
+    sizes = {_SIZES: {part: len(own) for part, own in held.items()}}
+    (folder / _PROGRESS).write_text(json.dumps({**progress, **sizes}))
 
 
 def load_state(folder: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Fill the parts in place from a folder that `save_state` wrote; return the progress."""
-    tensors = load_file(folder / _STATE)
-    for part, holder in parts.items():
-        own = {
-            k.removeprefix(f"{part}/"): v for k, v in tensors.items() if k.startswith(f"{part}/")
-        }
-        _restore(holder, own)
-    progress: dict[str, Any] = json.loads((folder / _PROGRESS).read_text())
+    """Fill the parts in place from a folder that `save_state` wrote; return the progress.
+
+    Raises:
+        ContractError: a file is damaged, or does not hold exactly these parts.
+    """
+    with _reading(folder / _PROGRESS) as path:
+        progress: dict[str, Any] = json.loads(path.read_text())
+        sizes = dict(progress.pop(_SIZES))
+    with _reading(folder / _STATE) as path:
+        held: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
+        for key, tensor in load_file(path).items():
+            part, name = key.split("/", 1)
+            held.setdefault(part, {})[name] = tensor
+        found = {part: len(own) for part, own in held.items()}
+        if found != sizes:
+            raise ValueError(f"it has {found} tensors for {sorted(parts)}, {sizes} were written")
+        for part, holder in parts.items():
+            _restore(part, holder, held[part])
     return progress
 
 
@@ -142,18 +177,29 @@ def _tensors(holder: Any) -> dict[str, Tensor]:  # noqa: ANN401 - module, optimi
     return dict(holder.state_dict() if isinstance(holder, nn.Module) else holder)
 
 
-def _restore(holder: Any, tensors: dict[str, Tensor]) -> None:  # noqa: ANN401 - see `_tensors`
+def _restore(part: str, holder: Any, tensors: dict[str, Tensor]) -> None:  # noqa: ANN401 - see `_tensors`
     if isinstance(holder, torch.optim.Optimizer):
+        weights = [weight for group in holder.param_groups for weight in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             index, name = key.split(".", 1)
+            if value.ndim:  # steps are scalars
+                _require_shape(f"{part}/{key}", value, weights[int(index)])
             state.setdefault(int(index), {})[name] = value
         holder.load_state_dict({**holder.state_dict(), "state": state})
     elif isinstance(holder, nn.Module):
         holder.load_state_dict(tensors)
     else:
+        if strange := sorted(tensors.keys() ^ holder.keys()):
+            raise ValueError(f"{part}/{strange[0]} is in one of file and network only")
         for name, tensor in tensors.items():
+            _require_shape(f"{part}/{name}", tensor, holder[name])
             holder[name].copy_(tensor)
+
+
+def _require_shape(key: str, tensor: Tensor, like: Tensor) -> None:
+    if tensor.shape != like.shape:  # `copy_` would broadcast it
+        raise ValueError(f"{key} is {tuple(tensor.shape)}, not {tuple(like.shape)}")
 
 
 def publish_model(  # noqa: PLR0913 - the columns of `models@1`

@@ -47,8 +47,18 @@ def test_a_long_clip_passes_in_parts_as_it_does_whole(net, monkeypatch):
     assert np.abs(whole.astype(int) - parts).mean() < 0.1
 
 
+def test_scales_of_a_long_clip_are_shown_in_parts(net):
+    clip = np.concatenate([CLIPS[0]] * 9)[:73]  # 8 frames more than pass as a whole
+    lengths = []
+    net.decoder.register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[2]))
+    steps = list(after_each_scale(net, clip))
+    assert lengths == [17, 2] * 3
+    assert {step.shape for step in steps} == {clip.shape}
+    assert np.array_equal(steps[-1], round_trip(net, clip)[0])
+
+
 def test_the_last_scale_is_the_reconstruction(net):
-    steps = after_each_scale(net, CLIPS[0])
+    steps = list(after_each_scale(net, CLIPS[0]))
     assert len(steps) == 3
     assert np.array_equal(steps[-1], round_trip(net, CLIPS[0])[0])
     assert not np.array_equal(steps[0], steps[-1])
@@ -87,7 +97,7 @@ def test_each_clip_is_measured_at_its_size(net):
     rebuilt, bits = round_trip(net, wide)
     assert rebuilt.shape == wide.shape
     assert [tuple(of_scale.shape) for of_scale in bits] == [(1, 3, *s, 8) for s in scales]
-    steps = after_each_scale(net, wide)
+    steps = list(after_each_scale(net, wide))
     assert len(steps) == 4
     assert np.array_equal(steps[-1], rebuilt)
     found = Validation([CLIPS[0], wide], {}).measure(net)
@@ -115,10 +125,25 @@ def test_a_tokenizer_that_is_too_poor_is_named_with_its_value(net):
         require_round_trip(net, CLIPS, 40.0, "tokenize")
     with pytest.raises(GateError, match="no clip"):
         require_round_trip(net, [], 1.0, "tokenize")
+
+
+@pytest.mark.parametrize(
+    ("half", "value", "message"),
+    [
+        ("encoder", torch.nan, "clip 0: latents are not finite"),
+        ("encoder", 1e5, "clip 0: latents are not finite"),  # more than fp16 holds
+        ("decoder", torch.nan, "clip 0: reconstructed pixels are not finite"),
+    ],
+)
+def test_no_clip_becomes_bits_or_pixels_by_way_of_nan(net, half, value, message):
     with torch.no_grad():
-        net.decoder.conv_out.bias.fill_(torch.nan)  # black at best, and no pass by accident
-    with pytest.raises(GateError):
-        require_round_trip(net, CLIPS, 15.0, "tokenize")
+        net.get_submodule(half).conv_out.bias.fill_(value)
+    with pytest.raises(ContractError, match=message):
+        require_round_trip(net, CLIPS, 0.0, "tokenize")
+    with pytest.raises(ContractError, match=f"val {message}"):
+        Validation(CLIPS, {}).measure(net)
+    with pytest.raises(ContractError, match=r"clip 0: .* not finite"):
+        list(after_each_scale(net, CLIPS[0], "clip 0"))
 
 
 def test_bits_that_do_not_rebuild_the_stored_latents_are_refused(net, monkeypatch):

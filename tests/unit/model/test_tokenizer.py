@@ -1,5 +1,7 @@
 """The tokenizer's contract with time: causal, chunked as a whole, an image is a video of one."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from safetensors.torch import save_file
 
 from tests.infinity_reference import InfinityReference
 from videoar.core.errors import ConfigError
+from videoar.model.schedule import scale_schedule
 from videoar.model.tokenizer import (
     VideoTokenizer,
     _fold,
@@ -266,3 +269,24 @@ def test_configs_that_cannot_be_built_are_refused():
     for wrong in ({"norm_groups": 24}, {"space_downs": (4,)}, {"scales": ()}):
         with pytest.raises(ValidationError):
             TokenizerConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("scales", "message"),
+    [
+        (((1, 1), (8, 8), (4, 4)), r"\(4, 4\) is smaller than \(8, 8\)"),
+        (((1, 1), (8, 1), (4, 4)), r"\(4, 4\) is smaller than \(8, 1\)"),
+        (((4, 4), (2, 2), (1, 1)), r"\(2, 2\) is smaller than \(4, 4\)"),
+        (((1, 1), (2, 2), (2, 2)), r"\(2, 2\) is there twice"),
+        (((0, 1), (4, 4)), r"\(0, 1\) has a side below 1"),
+        (((-2, -2), (4, 4)), r"\(-2, -2\) has a side below 1"),
+    ],
+)
+def test_scales_that_cannot_be_a_pyramid_are_named(scales, message):
+    with pytest.raises(ValidationError, match=rf"scales\n.*scale {message}"):
+        TokenizerConfig(scales=scales)
+
+
+def test_the_scales_of_every_grid_are_accepted():
+    for h, w in itertools.product(range(1, 49), repeat=2):
+        assert TokenizerConfig(scales=scale_schedule(h, w)).scales[-1] == (h, w)

@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -133,6 +134,15 @@ def test_round_trips_are_at_the_size_of_the_clips(store, tokenizer):
     odd = {"samples": samples(store, 5), "reference": reference(store, 5, 52)}
     with pytest.raises(ContractError, match=r"5x32x52.*32x52 px are not a multiple of 8"):
         score(store, {**odd, "tokenizer": tokenizer})
+
+
+def test_the_first_clip_may_be_longer_than_what_passes_at_once(store, tokenizer):
+    (video,) = stored(store, [np.resize(draw(scenes()[0], 9, 32, 8.0), (67, 32, 32, 3))])
+    long = clips_of(store, [clip_row("0", split="val", **video)])
+    given = {"samples": samples(store, 5), "reference": long, "tokenizer": tokenizer}
+    details = json.loads(score(store, given)["recon/psnr"]["details_json"])
+    keys = [details["examples"][0]["real_key"], *(s["recon_key"] for s in details["by_scale"])]
+    assert [len(decode_clip(store.objects.get(key))) for key in keys] == [67, 67, 67]
 
 
 def test_round_trips_set_the_ceiling_and_leave_examples_to_look_at(store, tokenizer):

@@ -20,6 +20,7 @@ from videoar.media.rendered import scenes
 from videoar.model.schedule import SMALL_SQUARE
 from videoar.model.tokenizer import VideoTokenizer, video_from_frames
 from videoar.model.tokenizer_config import TOKENIZERS
+from videoar.pipeline.spec import parse_pipeline
 from videoar.pipeline.work import ShardWorker
 from videoar.stages.tokenize import TokenizeConfig, TokenizeStage
 from videoar.stages.train_tokenizer import (
@@ -29,7 +30,7 @@ from videoar.stages.train_tokenizer import (
 )
 from videoar.storage.store import open_store
 from videoar.storage.token_codec import checksum, unpack_bits
-from videoar.training.checkpoint import load_tokenizer
+from videoar.training.checkpoint import load_tokenizer, publish_model
 
 TRAINING = {"steps": 4, "batch_clips": 2, "excerpt_frames": 5, "learning_rate": 1e-3}
 
@@ -127,6 +128,14 @@ def test_clips_that_cannot_train_it_are_refused(store, clips, tmp_path):
         train(store, commit(store, "val", "clips@1", only_val), MemoryRank(tmp_path))
 
 
+def test_scales_that_cannot_be_a_pyramid_are_refused_with_their_pipeline():
+    options = {"preset": "tiny", "tokenizer": {"scales": [[1, 1], [8, 8], [4, 4]]}}
+    stage = {"stage": "train_tokenizer", "from": {"clips": "clips"}, **options}
+    document = {"pipeline": "p", "inputs": {"clips": "x"}, "stages": {"tok": stage}}
+    with pytest.raises(ConfigError, match=r"stages\.tok\..*scales: scale \(4, 4\) is smaller"):
+        parse_pipeline(document, "t")
+
+
 def test_clips_of_several_sizes_train_one_network(store, clips, tmp_path):
     shapes = [(9, 32, 56), (9, 56, 32), (9, 32, 56), (9, 32, 56)]
     others = shape_rows(store, shapes, "other")
@@ -212,6 +221,46 @@ def test_no_tokens_are_written_by_a_tokenizer_that_cannot_show_them(store, model
         mapper(table)
     mapper, table = open_mapper(store, models, rows, min_psnr_db=1)
     assert len(mapper(table)) == 1
+
+
+def test_tokens_of_a_lower_gate_are_not_those_of_a_higher_one(store):
+    document = prepare(store, num_files=1, clips_per_file=1)
+    execute(store, document)
+    document["stages"]["tokens"]["min_psnr_db"] = 60
+    with pytest.raises(GateError, match="60 dB are asked for"):
+        execute(store, document)
+
+
+def commit_net(store, net):
+    row = publish_model(net, store, weights=net.state_dict(), step=0, metrics={}, history=[])
+    return commit(store, "tok", "models@1", row)
+
+
+def test_a_clip_whose_latents_are_not_finite_stops_before_anything_is_written(store):
+    rows = shape_rows(store, SHAPES[:1] * 2)
+    torch.manual_seed(0)
+    net = VideoTokenizer(TOKENIZERS["tiny"]).eval()
+    frames = [torch.from_numpy(decode_clip(store.objects.get(r["video_key"]))) for r in rows]
+    with torch.no_grad():
+        peaks = [net.encode(video_from_frames(clip[None])).abs().max() for clip in frames]
+        small, large = np.argsort(peaks).tolist()
+        factor = 65504 / (peaks[small] * peaks[large]).sqrt()  # between them is fp16's end
+        for weight in net.encoder.conv_out.parameters():
+            weight.mul_(factor)
+    rows = [rows[small], rows[large]]
+    mapper, table = open_mapper(store, commit_net(store, net), rows, batch_clips=1)
+    assert len(mapper(table[:1])) == 1
+    with pytest.raises(ContractError, match=f"clip {rows[1]['clip_id']}: latents are not finite"):
+        mapper(table)  # the gate has seen the first clip alone
+
+
+def test_the_gate_names_the_clip_whose_latents_are_not_finite(store):
+    rows = shape_rows(store, SHAPES[:1])
+    net = VideoTokenizer(TOKENIZERS["tiny"])
+    torch.nn.init.constant_(net.encoder.conv_out.bias, torch.nan)
+    mapper, table = open_mapper(store, commit_net(store, net), rows)
+    with pytest.raises(ContractError, match=f"clip {rows[0]['clip_id']}: latents are not finite"):
+        mapper(table)
 
 
 def test_each_shape_fills_a_file_of_its_own(store, models):
