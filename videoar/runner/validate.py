@@ -66,8 +66,16 @@ def _shallow(snapshot: Snapshot, file: Any) -> list[Mistake]:  # noqa: ANN401 - 
     return []
 
 
+def _tokenizer_of(store: Store, snapshot: Snapshot) -> str | None:
+    """Return the tokenizer of a snapshot, or of the tokens that it was rearranged from."""
+    parents = snapshot.commit.provenance.parents
+    while "tokenizer" not in parents and "tokens" in parents:
+        parents = store.snapshot(parents["tokens"]).commit.provenance.parents
+    return parents.get("tokenizer")
+
+
 def _tokenizer_digest(store: Store, snapshot: Snapshot, name: str | None) -> str | None:
-    name = name or snapshot.commit.provenance.parents.get("tokenizer")
+    name = name or _tokenizer_of(store, snapshot)
     if name is None:
         return None
     model = store.snapshot(name)

@@ -225,6 +225,9 @@ def test_tokens_of_another_tokenizer_than_the_one_given(local):
     assert deep(local, snapshot, tokenizer=other.id) == [("TOKENIZER", key, None)]
     lied = commit_tables(local, token_rows(3, 3), tokenizer=other.id)
     assert deep(local, lied) == [("TOKENIZER", lied.files[0].key, None)]
+    # as `compact` commits: it names what it has rearranged, not who made that
+    packed = commit_tables(local, token_rows(3, 3), dataset="packed", tokens=lied.id)
+    assert [kind for kind, *_ in deep(local, packed)] == ["TOKENIZER"]
     mixed = commit_tables(local, token_rows(0, 3), token_rows(6, 3, tokenizer_digest="c" * 64))
     assert deep(local, mixed) == [("TOKENIZER", mixed.files[1].key, None)]
     for wrong in (snapshot.id, model(local, "d" * 64, "transformer").id):
