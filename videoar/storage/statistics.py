@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from videoar.contracts.contract import Column, Contract
 from videoar.core.types import FileRef, Frozen
 from videoar.storage.object_store import ObjectStore
-from videoar.storage.reader import read_footers
+from videoar.storage.reader import arrow_errors, read_footers
 
 _RANGED = {"int16", "int32", "int64", "float32", "float64"}
 Value = int | float | str
@@ -36,8 +36,16 @@ Statistics = dict[str, Range]
 def read_statistics(
     objects: ObjectStore, files: Iterable[FileRef], contract: Contract
 ) -> list[Statistics]:
-    """Read the statistics of files from their footers."""
-    return [footer_statistics(footer, contract) for footer in read_footers(objects, files)]
+    """Read the statistics of files from their footers.
+
+    Raises:
+        StorageError: a file is gone or damaged.
+    """
+    files, read = list(files), []
+    for file, footer in zip(files, read_footers(objects, files), strict=True):
+        with arrow_errors(objects, file):
+            read.append(footer_statistics(footer, contract))
+    return read
 
 
 def footer_statistics(footer: pq.FileMetaData, contract: Contract) -> Statistics:

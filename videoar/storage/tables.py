@@ -37,7 +37,7 @@ from videoar.core.ids import SHORT_DIGEST, digest_json, sha256_hex
 from videoar.core.types import Commit, FileRef, Provenance
 from videoar.storage.ledger import Ledger
 from videoar.storage.object_store import ObjectStore, put_content
-from videoar.storage.reader import read_file
+from videoar.storage.reader import arrow_errors, read_file
 from videoar.storage.statistics import delta_statistics, read_statistics
 from videoar.storage.takedown import find_note, refuse_forgotten, withdrawn
 from videoar.storage.writer import write_parquet
@@ -148,7 +148,8 @@ class Snapshot:
         schema = self._schema(columns)
         for missing in (f for f in schema if f.name not in table.column_names):
             table = table.append_column(missing, pa.nulls(len(table), missing.type))
-        return table.select(schema.names).cast(schema)
+        with arrow_errors(self.objects, file):  # a column that must be there is not
+            return table.select(schema.names).cast(schema)
 
     def _schema(self, columns: Sequence[str] | None) -> pa.Schema:
         schema = load_contract(self.contract).arrow_schema

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.token_files import changed, commit_tables, token_rows
+from tests.token_files import changed, commit_tables, flip_silently, token_rows
 from videoar.core.errors import ContractError, StorageError, WithdrawnError
 from videoar.engine.inline import InlineEngine
 from videoar.pipeline.spec import parse_pipeline
 from videoar.runner.execute import Execution
+from videoar.runner.export import export
 from videoar.runner.forget import forget
 from videoar.runner.lineage import lineage
 from videoar.runner.validate import validate_snapshot
@@ -109,6 +110,22 @@ def test_damage_is_not_copied_on(store):
     words = f"{tokens.files[1].key}: row 1: latent fails its checksum"
     with pytest.raises(StorageError, match=words):
         compact(store, tokens.id)
+
+
+@pytest.mark.parametrize("column", ["caption", "latent_xxh3", "start_s"])
+def test_damage_of_small_columns_is_not_copied_on(store, column):
+    tokens = commit_tables(store, token_rows(0, 30), token_rows(30, 30))
+    file = tokens.files[1]
+    flip_silently(store, file, column)
+    words = f"{file.key}: damaged"
+    with pytest.raises(StorageError, match=words):
+        tokens.table([column])
+    with pytest.raises(StorageError, match=words):
+        RowSource(tokens)
+    with pytest.raises(StorageError, match=words):
+        compact(store, tokens.id)
+    with pytest.raises(StorageError, match=words):
+        export(store, tokens.id, "parquet", f"{store.url}-export")
 
 
 def test_a_clip_that_is_there_twice_is_refused(store):
