@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, TransientStorageError, VideoARError
 from videoar.pipeline.spec import SpecError, load_pipeline
+from videoar.storage.keys import repeated_keys
 from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot
 
@@ -48,7 +49,9 @@ def validate_snapshot(
     """
     snapshot = store.snapshot(name)
     if not deep:
-        return [mistake for file in snapshot.files for mistake in _shallow(snapshot, file)]
+        of_files = [mistake for file in snapshot.files for mistake in _shallow(snapshot, file)]
+        twice = repeated_keys(snapshot)
+        return of_files + [{"path": found.second.key, "message": str(found)} for found in twice]
     from videoar.storage.audit import audit
 
     digest = _tokenizer_digest(store, snapshot, tokenizer)

@@ -4,7 +4,8 @@ Believes nothing: bytes are hashed, pages are read with their checksums, payload
 where the footer says that it lies, and the bits of tokens are derived anew from their latents. One
 damage may show several times (the file's hash, a page, a row): each finding says where to look.
 
-Cost: a file is read three times (hash, Arrow, direct blocks), in pieces of one row group at most.
+Cost: a file is read three times (hash, Arrow, direct blocks), in pieces of one row group at most;
+its keys are read twice more, for the file alone and for all files together.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from videoar.contracts.checks import find_problems
 from videoar.contracts.contract import Contract, load_contract
 from videoar.core.errors import StorageError, WithdrawnError
 from videoar.core.types import FileRef, Frozen
+from videoar.storage.keys import repeated_keys
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.reader import UNREADABLE, ObjectFile, footer_notes
 from videoar.storage.tables import Snapshot, snapshot_digest
@@ -69,6 +71,8 @@ def audit(snapshot: Snapshot, derive: Derive, tokenizer: str | None = None) -> I
         one = _FileAudit(snapshot.objects, file, contract, derive, tokenizer)
         yield from one.findings()
         tokenizer = tokenizer or one.notes.get("tokenizer_digest")
+    for twice in repeated_keys(snapshot):
+        yield Finding(path=twice.second.key, kind="KEYS", message=str(twice), row=twice.second_row)
 
 
 def _audit_bytes(
