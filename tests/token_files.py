@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from videoar.core.ids import digest_json
 from videoar.core.types import Provenance
@@ -66,3 +67,23 @@ def commit_tables(store, *tables, dataset="tokens", contract="tokens@1", **paren
         parents=parents,
     )
     return target.commit(files, made, {})
+
+
+def flip_silently(store, file, column):
+    """Flip a bit so that whoever does not look at checksums reads other values, and no error."""
+    good = store.objects.get(file.key)
+    there = pq.read_table(pa.BufferReader(good), columns=[column])
+    metadata = pq.read_metadata(pa.BufferReader(good))
+    chunk = metadata.row_group(0).column(metadata.schema.names.index(column))
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    for place in range(start, start + chunk.total_compressed_size):
+        data = bytearray(good)
+        data[place] ^= 1
+        try:
+            read = pq.read_table(pa.BufferReader(data), columns=[column])
+            if read.num_rows == there.num_rows and read.to_pylist() != there.to_pylist():
+                store.objects.put(file.key, bytes(data))
+                return
+        except (OSError, ValueError):
+            continue
+    raise AssertionError(f"no such bit in {column}")

@@ -60,6 +60,7 @@ def export(
     done = _done(objects, to, head, set(names))
     if done is not None:
         return done
+    objects.delete(MANIFEST)  # of files that have gone or shrunk since: unfinished until the end
     files = []
     for file, rows in zip(names, shards, strict=True):
         data = write(source, rows)
@@ -79,16 +80,21 @@ def _open(to: str, endpoint: str) -> ObjectStore:
 def _done(
     objects: ObjectStore, to: str, head: dict[str, str], names: set[str]
 ) -> dict[str, Any] | None:
-    """Return the manifest of the same export; refuse a folder that has anything else."""
-    there = {i.key for i in objects.list("") if not i.key.startswith("doctor/")}
+    """Return the manifest of the same export, if all of its files are there.
+
+    Raises:
+        ConfigError: the folder has anything else in it.
+    """
+    there = {i.key: i.size_bytes for i in objects.list("") if not i.key.startswith("doctor/")}
     found = objects.find(MANIFEST)
     manifest: dict[str, Any] = json.loads(found) if found else {}
-    listed = {file["name"] for file in manifest.get("files", ())}
-    other = sorted(there - names - {MANIFEST})
-    if other or (manifest and ({k: manifest.get(k) for k in head} != head or listed != names)):
+    listed = {file["name"]: file["size_bytes"] for file in manifest.get("files", ())}
+    other = sorted(there.keys() - names - {MANIFEST})
+    is_other = {k: manifest.get(k) for k in head} != head or listed.keys() != names
+    if other or (manifest and is_other):
         what = f"has {other[0] if other else 'another export'} in it"
         raise ConfigError(f"--to {to}", what, "give an empty folder")
-    return manifest or None
+    return manifest if manifest and listed.items() <= there.items() else None
 
 
 def _shards(source: RowSource, shard_bytes: int) -> list[np.ndarray]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, TransientStorageError, VideoARError
 from videoar.pipeline.spec import SpecError, load_pipeline
+from videoar.storage.keys import repeated_keys
 from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot
 
@@ -48,7 +49,9 @@ def validate_snapshot(
     """
     snapshot = store.snapshot(name)
     if not deep:
-        return [mistake for file in snapshot.files for mistake in _shallow(snapshot, file)]
+        of_files = [mistake for file in snapshot.files for mistake in _shallow(snapshot, file)]
+        twice = repeated_keys(snapshot)
+        return of_files + [{"path": found.second.key, "message": str(found)} for found in twice]
     from videoar.storage.audit import audit
 
     digest = _tokenizer_digest(store, snapshot, tokenizer)
@@ -66,8 +69,16 @@ def _shallow(snapshot: Snapshot, file: Any) -> list[Mistake]:  # noqa: ANN401 - 
     return []
 
 
+def _tokenizer_of(store: Store, snapshot: Snapshot) -> str | None:
+    """Return the tokenizer of a snapshot, or of the tokens that it was rearranged from."""
+    parents = snapshot.commit.provenance.parents
+    while "tokenizer" not in parents and "tokens" in parents:
+        parents = store.snapshot(parents["tokens"]).commit.provenance.parents
+    return parents.get("tokenizer")
+
+
 def _tokenizer_digest(store: Store, snapshot: Snapshot, name: str | None) -> str | None:
-    name = name or snapshot.commit.provenance.parents.get("tokenizer")
+    name = name or _tokenizer_of(store, snapshot)
     if name is None:
         return None
     model = store.snapshot(name)

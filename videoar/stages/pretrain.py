@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from videoar.core.errors import ContractError
 from videoar.model.config import PRESETS, ModelConfig
 from videoar.pipeline.stage import Inputs, LoopStage, Output, Port, Rank, StageConfig, runtime
+from videoar.storage.reader import footer_notes, read_footers
 from videoar.storage.store import Store
 from videoar.training.config import TransformerTraining
 
@@ -65,7 +66,7 @@ class PretrainStage(LoopStage[PretrainConfig]):
         training = self.config.training
         torch.set_num_threads(max(1, int(self.config.resources.cpus)))
         tokenizer, tokenizer_digest = load_tokenizer(inputs["tokenizer"], store)
-        check_tokens(inputs, tokenizer.cfg)
+        check_tokens(inputs, tokenizer.cfg, tokenizer_digest)
         start = load_transformer(inputs["start"], store)[0] if "start" in inputs else None
         model = self._model(tokenizer.cfg, training.seed, start)
 
@@ -113,18 +114,24 @@ class PretrainStage(LoopStage[PretrainConfig]):
         return model
 
 
-def check_tokens(inputs: Inputs, tokenizer: "TokenizerConfig") -> None:
+def check_tokens(inputs: Inputs, tokenizer: "TokenizerConfig", digest: str) -> None:
     """Refuse tokens that another tokenizer made.
 
+    The files themselves say who made them, whatever has rearranged them since.
+
     Raises:
-        ContractError: the token store names another tokenizer, or has another shape.
+        ContractError: a file names another tokenizer or none, or rows have another shape.
     """
     tokens = inputs["tokens"]
-    made_by = tokens.commit.provenance.parents.get("tokenizer")
-    if made_by != inputs["tokenizer"].id:
-        what = f"made by tokenizer {made_by}, not {inputs['tokenizer'].id}"
-        raise ContractError(tokens.id, what, "tokenize the clips again")
-    shapes = set(zip(*tokens.table(["h", "w", "k"]).to_pydict().values(), strict=True))
+    footers = read_footers(tokens.objects, tokens.files)
+    for file, footer in zip(tokens.files, footers, strict=True):
+        made_by = footer_notes(footer).get("tokenizer_digest")
+        if made_by != digest:
+            what = f"{file.key} was made by tokenizer {made_by}, not {digest}"
+            hint = f"tokenize the clips again, by {inputs['tokenizer'].id}"
+            raise ContractError(tokens.id, what, hint)
+    columns = tokens.table(["h", "w", "k"], footers=footers)
+    shapes = set(zip(*columns.to_pydict().values(), strict=True))
     wanted = (*tokenizer.scales[-1], tokenizer.num_bits)
     if shapes != {wanted}:
         raise ContractError(tokens.id, f"has (h, w, k) {sorted(shapes)}, the tokenizer {wanted}")

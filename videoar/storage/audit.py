@@ -4,7 +4,8 @@ Believes nothing: bytes are hashed, pages are read with their checksums, payload
 where the footer says that it lies, and the bits of tokens are derived anew from their latents. One
 damage may show several times (the file's hash, a page, a row): each finding says where to look.
 
-Cost: a file is read three times (hash, Arrow, direct blocks), in pieces of one row group at most.
+Cost: a file is read three times (hash, Arrow, direct blocks), in pieces of one row group at most;
+its keys are read twice more, for the file alone and for all files together.
 """
 
 import dataclasses
@@ -20,8 +21,9 @@ from videoar.contracts.checks import find_problems
 from videoar.contracts.contract import Contract, load_contract
 from videoar.core.errors import StorageError, WithdrawnError
 from videoar.core.types import FileRef, Frozen
+from videoar.storage.keys import repeated_keys
 from videoar.storage.object_store import ObjectStore
-from videoar.storage.reader import ObjectFile, footer_notes
+from videoar.storage.reader import UNREADABLE, ObjectFile, footer_notes
 from videoar.storage.tables import Snapshot, snapshot_digest
 from videoar.storage.token_codec import Grid, checksum, frame_bytes
 from videoar.storage.writer import Block, direct_blocks
@@ -30,7 +32,6 @@ _PIECE_BYTES = 16 << 20
 _DERIVE_BYTES = 1 << 20
 """chosen: latents quantized at once; the quantizer keeps a float32 copy per scale."""
 LAYOUT_VERSIONS = ("1",)
-_UNREADABLE = (OSError, pa.ArrowException)
 
 Derive = Callable[[np.ndarray, Sequence[Grid]], list[bytes]]
 """Latents, fp16 [N, T, K, H, W], and scales to the packed bits of each row."""
@@ -70,6 +71,8 @@ def audit(snapshot: Snapshot, derive: Derive, tokenizer: str | None = None) -> I
         one = _FileAudit(snapshot.objects, file, contract, derive, tokenizer)
         yield from one.findings()
         tokenizer = tokenizer or one.notes.get("tokenizer_digest")
+    for twice in repeated_keys(snapshot):
+        yield Finding(path=twice.second.key, kind="KEYS", message=str(twice), row=twice.second_row)
 
 
 def _audit_bytes(
@@ -127,7 +130,7 @@ class _FileAudit:
         try:
             parquet = pq.ParquetFile(pa.PythonFile(source, "r"), page_checksum_verification=True)
             schema = parquet.schema_arrow
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             yield self._finding("PARQUET", f"not readable as Parquet: {_line(error)}")
             return
         with parquet:
@@ -171,7 +174,7 @@ class _FileAudit:
             for name in names:
                 try:
                     read = parquet.read_row_group(group, columns=[name], use_threads=False)
-                except _UNREADABLE as error:
+                except UNREADABLE as error:
                     what = f"column {name}, row group {group}: {_line(error)}"
                     yield self._finding("PAGES", what, row)
                     damaged = damaged or name in key

@@ -1,7 +1,12 @@
-"""Read a stored Parquet file: whole, by columns, or its footer alone."""
+"""Read a stored Parquet file: whole, by columns, or its footer alone.
 
+Pages are read with their checksums, so that a damaged one is an error and not other values. The
+footer has none: of its damage, only `verify` sees all.
+"""
+
+import contextlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -13,6 +18,8 @@ from videoar.core.types import FileRef
 from videoar.storage.object_store import ObjectStore
 
 _FOOTERS_AT_ONCE = 16
+UNREADABLE = (OSError, ValueError, pa.ArrowException)
+"""What Arrow raises on damaged files; errors of the store are none of these."""
 
 
 class ObjectFile(io.RawIOBase):
@@ -59,15 +66,16 @@ def read_file(
     """Read a file, or only some columns of it by ranged reads; a footer at hand saves one more.
 
     Raises:
-        StorageError: the object is gone, or differs from what was committed. Its size is always
-            checked, its content with `verify`.
+        StorageError: the object is gone, or differs from what was committed. The pages that are
+            read are always checked, all bytes with `verify`.
     """
-    if columns is not None and not verify:
-        return _decode(pa.PythonFile(ObjectFile(objects, file), "r"), columns, footer)
-    data = objects.get(file.key)
-    if len(data) != file.size_bytes or (verify and sha256_hex(data) != file.sha256):
-        raise _damaged(objects, file)
-    return _decode(pa.BufferReader(data), columns)
+    with arrow_errors(objects, file):
+        if columns is not None and not verify:
+            return _decode(pa.PythonFile(ObjectFile(objects, file), "r"), columns, footer)
+        data = objects.get(file.key)
+        if len(data) != file.size_bytes or (verify and sha256_hex(data) != file.sha256):
+            raise _damaged(objects, file, "not the bytes that were committed")
+        return _decode(pa.BufferReader(data), columns)
 
 
 def read_footer(objects: ObjectStore, file: FileRef) -> pq.FileMetaData:
@@ -76,15 +84,15 @@ def read_footer(objects: ObjectStore, file: FileRef) -> pq.FileMetaData:
     Raises:
         StorageError: the object is gone, or is no Parquet file any more.
     """
-    try:
-        with pq.ParquetFile(pa.PythonFile(ObjectFile(objects, file), "r")) as parquet:
-            return parquet.metadata
-    except pa.ArrowInvalid as error:
-        raise _damaged(objects, file) from error
+    with (
+        arrow_errors(objects, file),
+        pq.ParquetFile(pa.PythonFile(ObjectFile(objects, file), "r")) as parquet,
+    ):
+        return parquet.metadata
 
 
-def read_footers(objects: ObjectStore, files: Sequence[FileRef]) -> list[pq.FileMetaData]:
-    """Read what many files say of themselves, several at once."""
+def read_footers(objects: ObjectStore, files: Iterable[FileRef]) -> list[pq.FileMetaData]:
+    """Read the footers of files, many at once: one small read each."""
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
         return list(pool.map(lambda file: read_footer(objects, file), files))
 
@@ -92,20 +100,32 @@ def read_footers(objects: ObjectStore, files: Sequence[FileRef]) -> list[pq.File
 def footer_notes(footer: pq.FileMetaData) -> dict[str, str]:
     """Return the key-values of a footer, e.g. the digest of the tokenizer that made the rows."""
     pairs = (footer.metadata or {}).items()
-    return {key.decode(): value.decode(errors="replace") for key, value in pairs}
+    return {k.decode(errors="replace"): v.decode(errors="replace") for k, v in pairs}
 
 
-def _damaged(objects: ObjectStore, file: FileRef) -> StorageError:
-    return StorageError(
-        f"{objects.url}/{file.key}",
-        "damaged: not the bytes that were committed",
-        "restore it from a copy, or delete it and run the stage again",
-    )
+@contextlib.contextmanager
+def arrow_errors(objects: ObjectStore, file: FileRef) -> Iterator[None]:
+    """Turn what Arrow says of bytes that make no sense into a `StorageError` naming the file."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise _damaged(objects, file, " ".join(str(error).split())) from error
+
+
+def _damaged(objects: ObjectStore, file: FileRef, what: str) -> StorageError:
+    hint = "restore it from a copy, or delete it and run the stage again"
+    return StorageError(f"{objects.url}/{file.key}", f"damaged: {what}", hint)
 
 
 def _decode(
     source: pa.NativeFile, columns: Sequence[str] | None, footer: pq.FileMetaData | None = None
 ) -> pa.Table:
     """Decode in this thread: Arrow's own threads may outlive a short command and abort its exit."""
-    with pq.ParquetFile(source, metadata=footer, pre_buffer=False) as parquet:
-        return parquet.read(columns=list(columns) if columns else None, use_threads=False)
+    with pq.ParquetFile(
+        source, metadata=footer, pre_buffer=False, page_checksum_verification=True
+    ) as parquet:
+        table = parquet.read(columns=list(columns) if columns else None, use_threads=False)
+        rows = parquet.metadata.num_rows
+    if table.num_columns and table.num_rows != rows:  # counts of pages have no checksum
+        raise ValueError(f"pages of {table.num_rows} rows, the footer says {rows}")
+    return table

@@ -8,16 +8,14 @@ of texts, only ids and enumerations (columns whose contract has a regex or enum)
 import json
 import math
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet as pq
 
 from videoar.contracts.contract import Column, Contract
 from videoar.core.types import FileRef, Frozen
 from videoar.storage.object_store import ObjectStore
-from videoar.storage.reader import read_footer
+from videoar.storage.reader import arrow_errors, read_footers
 
-_THREADS = 16
 _RANGED = {"int16", "int32", "int64", "float32", "float64"}
 Value = int | float | str
 
@@ -38,13 +36,16 @@ Statistics = dict[str, Range]
 def read_statistics(
     objects: ObjectStore, files: Iterable[FileRef], contract: Contract
 ) -> list[Statistics]:
-    """Read the statistics of files from their footers, many at once: one small read each."""
+    """Read the statistics of files from their footers.
 
-    def read(file: FileRef) -> Statistics:
-        return footer_statistics(read_footer(objects, file), contract)
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(read, files))
+    Raises:
+        StorageError: a file is gone or damaged.
+    """
+    files, read = list(files), []
+    for file, footer in zip(files, read_footers(objects, files), strict=True):
+        with arrow_errors(objects, file):
+            read.append(footer_statistics(footer, contract))
+    return read
 
 
 def footer_statistics(footer: pq.FileMetaData, contract: Contract) -> Statistics:

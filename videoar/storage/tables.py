@@ -37,7 +37,7 @@ from videoar.core.ids import SHORT_DIGEST, digest_json, sha256_hex
 from videoar.core.types import Commit, FileRef, Provenance
 from videoar.storage.ledger import Ledger
 from videoar.storage.object_store import ObjectStore, put_content
-from videoar.storage.reader import read_file
+from videoar.storage.reader import arrow_errors, read_file
 from videoar.storage.statistics import delta_statistics, read_statistics
 from videoar.storage.takedown import find_note, refuse_forgotten, withdrawn
 from videoar.storage.writer import write_parquet
@@ -148,7 +148,8 @@ class Snapshot:
         schema = self._schema(columns)
         for missing in (f for f in schema if f.name not in table.column_names):
             table = table.append_column(missing, pa.nulls(len(table), missing.type))
-        return table.select(schema.names).cast(schema)
+        with arrow_errors(self.objects, file):  # a column that must be there is not
+            return table.select(schema.names).cast(schema)
 
     def _schema(self, columns: Sequence[str] | None) -> pa.Schema:
         schema = load_contract(self.contract).arrow_schema
@@ -317,15 +318,25 @@ class _Log:
         return gone | log.withdrawn_of(refused) if refused else gone
 
     def append(self, draft: Commit, schema: pa.Schema) -> Commit:
-        """Commit, or adopt what the same fingerprint has committed before."""
+        """Commit, or adopt what the same fingerprint has committed before.
+
+        Raises:
+            TransientStorageError: no attempt came through; carries what the last one said.
+        """
+        from deltalake.exceptions import DeltaError
+
         fingerprint = f"fingerprint-{draft.provenance.fingerprint}"
         digest = f"digest-{draft.digest[:SHORT_DIGEST]}"
+        last: Exception | None = None
         for attempt in range(_ATTEMPTS):
             app_id, found = self.find_whole(fingerprint)
             if found is not None:
                 self.find(f"digest-{found.digest[:SHORT_DIGEST]}")  # its writer may have died early
                 return found
-            self._try_append(draft, schema, app_id, digest)
+            try:
+                self._try_append(draft, schema, app_id, digest)
+            except (DeltaError, OSError) as error:
+                last = error
             # Whatever the answer was, only the log knows: an error may hide our own success.
             found = self.find(app_id)
             if found is not None:
@@ -334,13 +345,11 @@ class _Log:
                 crash_point("commit.after_records")
                 return found
             time.sleep(random.uniform(0, 0.02 * (attempt + 1)))  # noqa: S311 - jitter
-        raise TransientStorageError(
-            self.folder, f"lost {_ATTEMPTS} races for the next commit", "run again"
-        )
+        what = f"nothing committed in {_ATTEMPTS} attempts, the last one said: {_line(last)}"
+        raise TransientStorageError(self.folder, what, "run again") from last
 
     def _try_append(self, draft: Commit, schema: pa.Schema, fingerprint: str, digest: str) -> None:
         from deltalake import CommitProperties, Transaction
-        from deltalake.exceptions import CommitFailedError
 
         table = self._open_or_create(schema)
         if table.transaction_version(fingerprint) is not None:
@@ -351,19 +360,16 @@ class _Log:
             ids.append(digest)
         commit = draft.model_copy(update={"version": version})
         crash_point("commit.before_log")
-        try:
-            table.create_write_transaction(
-                self._actions(table, commit),
-                mode="append",
-                schema=table.schema(),
-                commit_properties=CommitProperties(
-                    custom_metadata={"videoar": commit.model_dump(mode="json")},
-                    max_commit_retries=0,  # a lost race must re-read: our removals depend on it
-                    app_transactions=[Transaction(name, version) for name in ids],
-                ),
-            )
-        except CommitFailedError:
-            return
+        table.create_write_transaction(
+            self._actions(table, commit),
+            mode="append",
+            schema=table.schema(),
+            commit_properties=CommitProperties(
+                custom_metadata={"videoar": commit.model_dump(mode="json")},
+                max_commit_retries=0,  # a lost race must re-read: our removals depend on it
+                app_transactions=[Transaction(name, version) for name in ids],
+            ),
+        )
         crash_point("commit.after_log")
 
     def _actions(self, table: "DeltaTable", commit: Commit) -> list[Any]:
@@ -428,7 +434,7 @@ class _Log:
 
     def _open(self) -> "DeltaTable | None":
         from deltalake import DeltaTable
-        from deltalake.exceptions import TableNotFoundError
+        from deltalake.exceptions import DeltaError, TableNotFoundError
 
         try:
             return DeltaTable(
@@ -436,6 +442,10 @@ class _Log:
             )
         except TableNotFoundError:
             return None
+        except (DeltaError, OSError) as error:
+            what = f"its log cannot be read: {_line(error)}"
+            hint = "run again; if that does not help, the log is damaged"
+            raise TransientStorageError(self.folder, what, hint) from error
 
     def _version_in_log(self, app_id: str) -> int | None:
         table = self._open()
@@ -450,3 +460,7 @@ class _Log:
 
     def _index_key(self, app_id: str) -> str:
         return f"commits/{self._dataset}/{app_id}.json"
+
+
+def _line(error: Exception | None) -> str:
+    return " ".join(str(error).split())

@@ -120,6 +120,30 @@ def test_equal_bytes_and_done_once(store, tokens, tmp_path, form):
     assert (made["snapshot"], made["rows"]) == (tokens.id, 11)
 
 
+def test_an_export_that_has_lost_a_file_is_written_again(store, tokens, tmp_path):
+    def again():
+        return export(store, tokens.id, "webdataset", str(out), shard_mib=0.01)
+
+    out = tmp_path / "out"
+    made = again()
+    first, *_, last = (out / file["name"] for file in made["files"])
+    whole = {path.name: path.read_bytes() for path in (first, last)}
+    first.unlink()
+    assert again() == made
+    last.write_bytes(whole[last.name][:-1])
+    assert again() == made
+    assert {path.name: path.read_bytes() for path in (first, last)} == whole
+    last.unlink()
+    key, latent = tokens.files[1].key, tokens.table(["latent"])["latent"][-1].as_py()
+    data = store.objects.get(key)
+    store.objects.put(key, data.replace(latent, bytes(len(latent))))
+    with pytest.raises(StorageError, match="latent fails its checksum"):
+        again()
+    assert not (out / "manifest.json").exists()  # it would say that all is there
+    store.objects.put(key, data)
+    assert again() == made
+
+
 def test_a_bucket(store, tokens, tmp_path, moto_server):
     far = open_store(moto_server.new_url(), endpoint=moto_server.endpoint)
     same = commit_tables(far, token_rows(0, 7), token_rows(50, 4))

@@ -172,6 +172,34 @@ def test_a_checksum_of_something_else_names_the_row(local):
     assert sorted(deep(local, snapshot)) == [("XXH3", key, 2), ("XXH3", key, 5)]
 
 
+@pytest.mark.parametrize("hashes_at_once", [1 << 23, 2])
+def test_a_clip_in_two_files_names_both(local, monkeypatch, hashes_at_once):
+    monkeypatch.setattr("videoar.storage.keys.HASHES_AT_ONCE", hashes_at_once)
+    tables = [token_rows(0, 5), token_rows(5, 3), token_rows(8, 4)]
+    for row, clip in ((2, 3), (3, 7)):
+        tables[2] = changed(tables[2], "clip_id", row, f"{clip:032x}")
+    snapshot = commit_tables(local, *tables)
+    first, second, third = (file.key for file in snapshot.files)
+    shallow = validate_snapshot(local, snapshot.id)
+    assert sorted((m["path"], m["message"]) for m in shallow) == sorted([
+        (third, f"clip_id {3:032x} is in row 3 of {first}, too"),
+        (third, f"clip_id {7:032x} is in row 2 of {second}, too"),
+    ])
+    assert sorted(deep(local, snapshot)) == [("KEYS", third, 2), ("KEYS", third, 3)]
+
+
+def test_two_files_that_share_many_clips_are_said_once(local):
+    snapshot = commit_tables(local, token_rows(0, 6), token_rows(0, 6, source=9))
+    (found,) = validate_snapshot(local, snapshot.id)
+    assert found["message"] == f"clip_id {0:032x} is in row 0 of {snapshot.files[0].key}, too"
+
+
+def test_keys_of_equal_hash_are_compared(local, monkeypatch):
+    monkeypatch.setattr("videoar.storage.keys.checksum", len)
+    snapshot = commit_tables(local, token_rows(0, 4), token_rows(4, 4))
+    assert validate_snapshot(local, snapshot.id) == []
+
+
 def test_latents_that_are_not_finite(local):
     table = token_rows(0, 2)
     latents = np.frombuffer(b"".join(table["latent"].to_pylist()), "<f2").reshape(2, *SHAPE).copy()
@@ -225,6 +253,9 @@ def test_tokens_of_another_tokenizer_than_the_one_given(local):
     assert deep(local, snapshot, tokenizer=other.id) == [("TOKENIZER", key, None)]
     lied = commit_tables(local, token_rows(3, 3), tokenizer=other.id)
     assert deep(local, lied) == [("TOKENIZER", lied.files[0].key, None)]
+    # as `compact` commits: it names what it has rearranged, not who made that
+    packed = commit_tables(local, token_rows(3, 3), dataset="packed", tokens=lied.id)
+    assert [kind for kind, *_ in deep(local, packed)] == ["TOKENIZER"]
     mixed = commit_tables(local, token_rows(0, 3), token_rows(6, 3, tokenizer_digest="c" * 64))
     assert deep(local, mixed) == [("TOKENIZER", mixed.files[1].key, None)]
     for wrong in (snapshot.id, model(local, "d" * 64, "transformer").id):

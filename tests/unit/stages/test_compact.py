@@ -1,22 +1,28 @@
 """Small files become large ones with the same rows, spread; kills and take-downs as everywhere."""
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from tests.token_files import changed, commit_tables, token_rows
+from tests.token_files import changed, commit_tables, flip_silently, token_rows
+from tests.unit.training.test_batches import Far
 from videoar.core.errors import ContractError, StorageError, WithdrawnError
 from videoar.engine.inline import InlineEngine
 from videoar.pipeline.spec import parse_pipeline
 from videoar.runner.execute import Execution
+from videoar.runner.export import export
 from videoar.runner.forget import forget
 from videoar.runner.lineage import lineage
 from videoar.runner.validate import validate_snapshot
+from videoar.stages.compact import CompactConfig, CompactStage
 from videoar.storage.rows import RowSource
 from videoar.storage.store import open_store
 
@@ -91,6 +97,51 @@ def test_it_is_done_once_and_again_makes_the_same_bytes(store, tmp_path):
     assert compact(store, packed.id)[1].id == packed.id
 
 
+class Slow(Far):
+    """Answers late, and knows how many requests wait for it."""
+
+    waiting = most = 0
+
+    def read_into(self, key, spans):
+        with self._lock:
+            self.waiting += 1
+            self.most = max(self.most, self.waiting)
+        time.sleep(0.005)
+        super().read_into(key, spans)
+        with self._lock:
+            self.waiting -= 1
+
+
+def test_from_far_the_same_rows_by_many_requests_at_once(store):
+    tokens = many(store)
+    far = dataclasses.replace(tokens, objects=Slow(tokens.objects))
+    stage = CompactStage(CompactConfig())
+    shards = stage.shards({"tokens": tokens})
+    assert stage.shards({"tokens": far}) == shards
+    near, from_far = (stage.open({"tokens": source}, store) for source in (tokens, far))
+    for shard in shards:
+        places = pa.Table.from_pylist(list(shard.rows))
+        assert from_far(places).rows.equals(near(places).rows, check_metadata=True)
+    assert 8 <= far.objects.most <= 16
+    source, every = RowSource(far), RowSource(tokens)
+    for rows in (np.arange(3, 6), np.array([5, 3, 4]), np.array([4])):
+        assert source.take(rows).equals(every.take(rows))
+    far.objects.reads.clear()
+    source.take(np.arange(3, 6))
+    assert len(far.objects.reads) == 2  # neighbours: one request a column
+
+
+def test_damage_is_not_copied_on_from_far(store):
+    bad = changed(token_rows(3, 3), "latent_xxh3", 1, 7)
+    tokens = commit_tables(store, token_rows(0, 3), bad)
+    source = RowSource(dataclasses.replace(tokens, objects=Slow(tokens.objects)))
+    with pytest.raises(StorageError, match="row 1: latent fails its checksum"):
+        source.take(np.arange(6)[::-1].copy())
+    store.objects.delete(tokens.files[0].key)
+    with pytest.raises(StorageError, match=tokens.files[0].key):
+        source.take(np.array([0, 2, 5]))
+
+
 def test_tokenizers_do_not_mix_and_notes_are_kept(store):
     tokens = commit_tables(store, token_rows(0, 3), token_rows(3, 3, tokenizer_digest="b" * 64))
     _, packed = compact(store, tokens.id)
@@ -109,6 +160,22 @@ def test_damage_is_not_copied_on(store):
     words = f"{tokens.files[1].key}: row 1: latent fails its checksum"
     with pytest.raises(StorageError, match=words):
         compact(store, tokens.id)
+
+
+@pytest.mark.parametrize("column", ["caption", "latent_xxh3", "start_s"])
+def test_damage_of_small_columns_is_not_copied_on(store, column):
+    tokens = commit_tables(store, token_rows(0, 30), token_rows(30, 30))
+    file = tokens.files[1]
+    flip_silently(store, file, column)
+    words = f"{file.key}: damaged"
+    with pytest.raises(StorageError, match=words):
+        tokens.table([column])
+    with pytest.raises(StorageError, match=words):
+        RowSource(tokens)
+    with pytest.raises(StorageError, match=words):
+        compact(store, tokens.id)
+    with pytest.raises(StorageError, match=words):
+        export(store, tokens.id, "parquet", f"{store.url}-export")
 
 
 def test_a_clip_that_is_there_twice_is_refused(store):

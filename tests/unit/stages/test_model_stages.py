@@ -10,16 +10,17 @@ from pydantic import ValidationError
 
 from tests.clip_rows import clip_row, clips_of
 from tests.loop_rank import MemoryRank, commit
+from tests.unit.stages.test_compact import compact
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, ContractError
 from videoar.media.decode import decode_clip
 from videoar.model.tokenizer import VideoTokenizer
 from videoar.model.tokenizer_config import TOKENIZERS
 from videoar.stages.generate import GenerateConfig, GenerateStage
-from videoar.stages.pretrain import PretrainConfig, PretrainStage
+from videoar.stages.pretrain import PretrainConfig, PretrainStage, check_tokens
 from videoar.storage.store import open_store
 from videoar.storage.token_codec import checksum, pack_bits
-from videoar.training.checkpoint import load_transformer, publish_model
+from videoar.training.checkpoint import load_tokenizer, load_transformer, publish_model
 
 CAPTIONS = ["a red circle moving left", "a blue square moving up", None]
 TRAINING = {"phases": [{"steps": 4, "batch_size": 2}], "optimizer": {"learning_rate": 1e-3}}
@@ -53,6 +54,11 @@ def inputs(store):
     tokenizer = commit(store, "tokenizer", "models@1", rows)
     schema = load_contract("tokens@1").arrow_schema
     table = pa.Table.from_pylist(list(tokens_of(net)), schema=schema)
+    table = table.replace_schema_metadata({
+        "tokenizer_digest": rows["digest"][0].as_py(),
+        "scales": json.dumps(net.cfg.scales),
+        "layout_version": "1",
+    })
     tokens = commit(store, "tokens", "tokens@1", table, tokenizer=tokenizer.id)
     return {"tokens": tokens, "tokenizer": tokenizer}
 
@@ -97,14 +103,32 @@ def test_a_later_phase_starts_from_the_weights_of_an_earlier_one(store, inputs, 
 
 
 def test_tokens_of_another_tokenizer_are_refused(store, inputs, tmp_path):
+    other = commit(store, "other", "models@1", _model_row(store, base_width=8))
+    rank = MemoryRank(tmp_path)
+    with pytest.raises(ContractError, match=f"tokenize the clips again, by {other.id}"):
+        pretrain(store, {**inputs, "tokenizer": other}, rank)
     table = inputs["tokens"].table()
-    orphan = commit(store, "orphan", "tokens@1", table, tokenizer="tokenizer:0123456789abcdef")
-    with pytest.raises(ContractError, match="tokenize the clips again"):
-        pretrain(store, {**inputs, "tokens": orphan}, MemoryRank(tmp_path))
-    narrow = commit(store, "narrow", "models@1", _model_row(store, num_bits=4))
-    swapped = commit(store, "swapped", "tokens@1", table, tokenizer=narrow.id)
+    mute = commit(store, "mute", "tokens@1", table, tokenizer=inputs["tokenizer"].id)
+    with pytest.raises(ContractError, match=f"{mute.files[0].key} was made by tokenizer None"):
+        pretrain(store, {**inputs, "tokens": mute}, rank)
+    row = _model_row(store, num_bits=4)
+    narrow = commit(store, "narrow", "models@1", row)
+    liar = table.replace_schema_metadata({"tokenizer_digest": row["digest"][0].as_py()})
+    tokens = commit(store, "liar", "tokens@1", liar)
     with pytest.raises(ContractError, match="8"):
-        pretrain(store, {"tokens": swapped, "tokenizer": narrow}, MemoryRank(tmp_path))
+        pretrain(store, {"tokens": tokens, "tokenizer": narrow}, rank)
+
+
+def test_compacted_tokens_are_those_of_the_same_tokenizer(store, inputs, tmp_path):
+    _, packed = compact(store, inputs["tokens"].id)
+    assert "tokenizer" not in packed.commit.provenance.parents
+    config = load_tokenizer(inputs["tokenizer"], store)[0].cfg
+    digest = inputs["tokenizer"].table(["digest"])["digest"][0].as_py()
+    check_tokens({**inputs, "tokens": packed}, config, digest)
+    assert pretrain(store, {**inputs, "tokens": packed}, MemoryRank(tmp_path)) is not None
+    other = commit(store, "other", "models@1", _model_row(store, base_width=8))
+    with pytest.raises(ContractError, match="tokenize the clips again"):
+        pretrain(store, {"tokens": packed, "tokenizer": other}, MemoryRank(tmp_path / "b"))
 
 
 def _model_row(store, **changes):

@@ -5,12 +5,14 @@ import pickle
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError
 
 from videoar.core.errors import (
     ConfigError,
     ContractError,
     SnapshotNotFoundError,
     StorageError,
+    TransientStorageError,
 )
 from videoar.core.types import Provenance
 from videoar.storage import open_store
@@ -180,3 +182,61 @@ def test_a_contract_that_grew_reads_old_files_and_extends_the_table(store, datas
     table = DeltaTable(store.objects.location("tables/videos"))
     assert "origin" in [field.name for field in table.schema().fields]
     assert table.to_pyarrow_table().num_rows == 2
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Let the Delta library answer commits as told: (whether it commits, what it then raises)."""
+    told = []
+    real = DeltaTable.create_write_transaction
+
+    def create_write_transaction(table, *arguments, **options):
+        commits, error = told.pop(0) if told else (True, None)
+        if commits:
+            real(table, *arguments, **options)
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(DeltaTable, "create_write_transaction", create_write_transaction)
+    return told
+
+
+ERRORS = [OSError("500 after PUT"), DeltaError("Generic S3 error: timed out")]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["OSError", "DeltaError"])
+def test_an_error_after_the_commit_was_written_is_no_error(store, dataset, answers, error):
+    old = dataset.commit([dataset.write(rows("a"))], made_by("f"), {})
+    answers += [(True, error)]
+    made = dataset.commit([dataset.write(rows("b"))], made_by("g"), {})
+    assert dataset.find("g").commit == made.commit == store.snapshot(made.id).commit
+    assert made.commit.version == old.commit.version + 1
+    assert DeltaTable(store.objects.location("tables/videos")).version() == made.commit.version
+    assert made.table(["uri"], verify=True)["uri"].to_pylist() == ["b"]
+    assert old.table(["uri"], verify=True)["uri"].to_pylist() == ["a"]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["OSError", "DeltaError"])
+def test_a_commit_that_was_not_written_is_tried_again(store, dataset, answers, error):
+    answers += [(False, error)] * 2
+    made = dataset.commit([dataset.write(rows("a"))], made_by("f"), {})
+    assert not answers
+    assert (made.commit.version, dataset.find("f").commit) == (1, made.commit)
+
+
+def test_a_store_that_takes_no_commit_is_a_transient_error_with_its_words(dataset, answers):
+    answers += [(False, OSError("503\n slow down"))] * 20
+    with pytest.raises(TransientStorageError, match="the last one said: 503 slow down") as caught:
+        dataset.commit([dataset.write(rows("a"))], made_by("f"), {})
+    assert isinstance(caught.value.__cause__, OSError)
+    assert not answers
+    assert dataset.find("f") is None
+    assert dataset.commit([dataset.write(rows("a"))], made_by("f"), {}).rows == 1
+
+
+def test_a_log_that_cannot_be_read_is_named(store, dataset):
+    made = dataset.commit([dataset.write(rows("a"))], made_by("f"), {})
+    store.objects.put("tables/videos/_delta_log/00000000000000000000.json", b"{")
+    assert store.snapshot(made.id).commit == made.commit
+    with pytest.raises(TransientStorageError, match="tables/videos: its log cannot be read"):
+        dataset.find("g")

@@ -316,6 +316,17 @@ def test_a_file_cut_short_is_named(many_units):
         TokenLoader(snapshot, 4, 7)
 
 
+@pytest.mark.parametrize("place", [-100, -500])
+def test_a_damaged_footer_is_named(place):
+    snapshot = commit(token_table(0, 10), token_table(10, 10))
+    victim = snapshot.files[1].key
+    data = bytearray(snapshot.objects.get(victim))
+    data[place : place + 50] = bytes(50)
+    snapshot.objects.put(victim, bytes(data))
+    with pytest.raises(StorageError, match=f"{victim}: damaged"):
+        TokenLoader(snapshot, 4, 7)
+
+
 def test_smaller_shapes_fill_batches_of_equal_work():
     tables = token_table(0, 40, (2, 3, 4, 4)), token_table(40, 40, (1, 3, 2, 4))
     batches = list(TokenLoader(commit(*tables), 2, 0, split="", equal_work=True))
