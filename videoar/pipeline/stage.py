@@ -11,8 +11,9 @@ another stage. Everything in a config counts for the fingerprint unless the fiel
 `runtime(...)`: those may change the speed of a stage, never its output.
 """
 
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
@@ -132,6 +133,20 @@ class Rank(Protocol):
     def load_checkpoint(self, into: Path) -> int | None:
         """Fill `into` with the newest committed checkpoint; return its step, None without one."""
         ...
+
+
+def keep_checkpoint(rank: Rank, step: int, save: Callable[[Path], None]) -> None:
+    """Commit what `save` writes into a folder; the folder goes, so that none fills the disk."""
+    with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=rank.scratch) as folder:
+        save(Path(folder))
+        rank.save_checkpoint(step, Path(folder))
+
+
+def resume(rank: Rank, load: Callable[[Path], None]) -> None:
+    """Let `load` read the newest committed checkpoint, if there is one, from a passing folder."""
+    with tempfile.TemporaryDirectory(prefix="resume-", dir=rank.scratch) as folder:
+        if rank.load_checkpoint(Path(folder)) is not None:
+            load(Path(folder))
 
 
 class Stage(ABC, Generic[C]):

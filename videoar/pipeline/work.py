@@ -8,7 +8,6 @@ a shard may run twice, on two machines, and count once.
 
 import json
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from videoar.contracts.suites import CheckReport
 from videoar.core.crash import crash_point
 from videoar.core.errors import GateError, StageError, VideoARError
 from videoar.core.types import FileRef, Frozen
+from videoar.media.scratch import Scratch, sweep
 from videoar.pipeline.fingerprint import Components, fingerprint, shard_fingerprint
 from videoar.pipeline.registry import BUILTIN, Registry, make_stage
 from videoar.pipeline.stage import (
@@ -320,8 +320,9 @@ def run_rank(task: Task, index: int, world_size: int, sink: ProgressSink) -> Non
     store = task.store()
     stage: LoopStage[Any] = task.stage()
     inputs = task.open_inputs(store)
-    with tempfile.TemporaryDirectory(prefix="videoar-rank-") as scratch:
-        rank = StoreRank(task, index, world_size, Path(scratch), sink)
+    sweep()
+    with Scratch() as scratch:
+        rank = StoreRank(task, index, world_size, scratch, sink)
         try:
             output = stage.run(inputs, store, rank)
         except VideoARError:

@@ -12,7 +12,17 @@ from videoar.core.errors import ConfigError, GateError
 from videoar.core.ids import sha256_hex
 from videoar.core.settings import settings
 from videoar.model.tokenizer_config import TOKENIZERS, TokenizerConfig, TokenizerTraining
-from videoar.pipeline.stage import Inputs, LoopStage, Output, Port, Rank, StageConfig, runtime
+from videoar.pipeline.stage import (
+    Inputs,
+    LoopStage,
+    Output,
+    Port,
+    Rank,
+    StageConfig,
+    keep_checkpoint,
+    resume,
+    runtime,
+)
 from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot
 
@@ -128,10 +138,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
             start=self._start,
             device="cuda" if torch.cuda.is_available() else "cpu",
         )
-        resume = rank.scratch / "resume"
-        resume.mkdir(parents=True)
-        if rank.load_checkpoint(resume) is not None:
-            trainer.load(resume)
+        resume(rank, trainer.load)
         validation = None if rank.index else Validation(list(val), self._networks())
         while trainer.step < self.config.training.steps:
             metrics = trainer.train_step()
@@ -140,7 +147,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
                 trainer.remember({f"val/{name}": value for name, value in found.items()})
             rank.report(trainer.step, self.config.training.steps, metrics)
             if trainer.step % self.config.checkpoint_every == 0 and rank.index == 0:
-                _checkpoint(trainer, rank)
+                keep_checkpoint(rank, trainer.step, trainer.save)
         if rank.index:
             return None
         if self.config.min_psnr_db:
@@ -267,13 +274,6 @@ def _rows(table: pa.Table, split: str) -> list[Row]:
 def _evenly(rows: Sequence[Row], at_most: int) -> list[Row]:
     count = min(len(rows), at_most)
     return [rows[i * len(rows) // count] for i in range(count)]
-
-
-def _checkpoint(trainer: "TokenizerTrainer", rank: Rank) -> None:
-    folder = Path(rank.scratch) / f"step-{trainer.step}"
-    folder.mkdir()
-    trainer.save(folder)
-    rank.save_checkpoint(trainer.step, folder)
 
 
 def _publish(trainer: "TokenizerTrainer", store: Store) -> Output:

@@ -65,6 +65,7 @@ def test_training_publishes_the_average_and_resumes_exactly(store, clips, tmp_pa
     killed.saved = {2: rank.saved[2]}
     again = train(store, clips, killed)
     assert killed.steps == [3, 4]
+    assert not [*rank.scratch.iterdir(), *killed.scratch.iterdir()]  # no checkpoint stays there
     assert again.rows.equals(output.rows)
 
 
