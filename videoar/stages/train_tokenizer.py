@@ -67,8 +67,9 @@ class TrainTokenizerConfig(StageConfig):
     """Gate: no tokenizer is published whose val clips come back worse, in dB; 0 asks nothing."""
     max_clips: int = Field(default=4096, ge=1)
     """Clips to train on; evenly spaced ones are taken where there are more."""
-    cached_clips: int = runtime(4096, ge=0)
-    """Decoded clips that a rank keeps in memory; the others are decoded again when drawn."""
+    cache_mib: int = runtime(4096, ge=0)
+    """Memory in which a rank keeps decoded clips, in MiB; those beyond it are decoded again when
+    drawn. Chosen: room for `max_clips` of 17 frames at 128 x 128 px."""
     checkpoint_every: int = runtime(500, ge=1)
     """Steps between checkpoints."""
 
@@ -185,10 +186,9 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
         train, val = (_rows(table, split) for split in ("train", "val"))
         if not train:
             raise GateError("train_tokenizer", "no clips of the train split came in")
-        cached = self.config.cached_clips
         return (
-            StoredClips(store, _evenly(train, self.config.max_clips), cached),
-            StoredClips(store, _evenly(val, self.config.validation_clips), 0),
+            StoredClips(store, _evenly(train, self.config.max_clips), self.config.cache_mib << 20),
+            StoredClips(store, _evenly(val, self.config.validation_clips)),
         )
 
     def _check_sizes(self, sizes_px: set[tuple[int, int]]) -> None:
@@ -206,18 +206,18 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
 
 
 class StoredClips:
-    """Clips by number: decoded when asked for, the first ones then kept.
+    """Clips by number: decoded when asked for, then kept while there is room.
 
     Args:
         store: where the clips are.
         rows: of these clips.
-        num_cached: how many to keep decoded.
+        cache_bytes: room for decoded ones.
     """
 
-    def __init__(self, store: Store, rows: Sequence[Row], num_cached: int) -> None:
+    def __init__(self, store: Store, rows: Sequence[Row], cache_bytes: int = 0) -> None:
         from videoar.media.clips import ClipReader
 
-        self._read, self._rows, self._num_cached = ClipReader(store.objects), rows, num_cached
+        self._read, self._rows, self._room_bytes = ClipReader(store.objects), rows, cache_bytes
         self._cache: dict[int, np.ndarray] = {}
 
     @property
@@ -238,8 +238,9 @@ class StoredClips:
         if index in self._cache:
             return self._cache[index]
         frames_THWC = self._read(self._rows[index])
-        if len(self._cache) < self._num_cached:
+        if frames_THWC.nbytes <= self._room_bytes:
             self._cache[index] = frames_THWC
+            self._room_bytes -= frames_THWC.nbytes
         return frames_THWC
 
 

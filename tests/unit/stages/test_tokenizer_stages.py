@@ -160,7 +160,9 @@ def test_lpips_weights_count_and_must_be_there(tmp_path):
 
 def test_decoded_clips_are_kept_up_to_the_limit(store, clips):
     rows = clips.table().to_pylist()
-    stored = StoredClips(store, rows, num_cached=1)
+    size_bytes = 9 * 32 * 32 * 3
+    stored = StoredClips(store, rows, cache_bytes=2 * size_bytes - 1)
+    assert stored[0].nbytes == size_bytes
     assert stored[0] is stored[0]
     assert stored[1] is not stored[1]
     assert np.array_equal(stored[1], decode_clip(store.objects.get(rows[1]["video_key"])))
