@@ -134,7 +134,8 @@ class TokenizerTrainer:
         """Take one step; return its losses, PSNR in dB and the mean norm of the latents.
 
         Raises:
-            StageError: the loss is not finite.
+            StageError: on all ranks, as the loss or the norm of a gradient is not finite; the
+                weights that it belongs to are as they were before the step.
         """
         self._set_rates()
         draw = np.random.default_rng(seed_from("tokenizer", self.options.seed, self.step))
@@ -165,10 +166,8 @@ class TokenizerTrainer:
                 "latent_norm": latent.float().norm(dim=1).mean(),
             }
             _add(terms, own, part.weight)
-        if not math.isfinite(terms["loss"].item()):
-            what = f"the loss of step {self.step} is {terms['loss'].item()}"
-            raise StageError("train_tokenizer", what)
-        self._update(self.optimizer)
+        self._require_finite("loss", _mean_over_ranks(terms["loss"].clone(), self.world_size))
+        self._update(self.optimizer, "gradient norm of the tokenizer")
         self.average.update(self.net, self.step)
         if critic is not None:
             terms["critic"] = self._train_critic(critic, parts, rebuilt)
@@ -286,7 +285,7 @@ class TokenizerTrainer:
             loss = loss + self.options.weights.lecam * critic.lecam(real, fake)
             (part.weight * loss).backward()
             _add(sums, {"loss": loss, "real": real.mean(), "fake": fake.mean()}, part.weight)
-        self._update(critic.optimizer)
+        self._update(critic.optimizer, "gradient norm of the critic")
         scores = _mean_over_ranks(torch.stack([sums["real"], sums["fake"]]), self.world_size)
         critic.lecam.update(*scores)
         return sums["loss"]
@@ -297,11 +296,18 @@ class TokenizerTrainer:
         if self.critic is not None:
             set_rate(self.critic.optimizer, rate)
 
-    def _update(self, optimizer: torch.optim.Optimizer) -> None:
+    def _update(self, optimizer: torch.optim.Optimizer, name: str) -> None:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         _average_gradients(weights, self.world_size)
-        torch.nn.utils.clip_grad_norm_(weights, self._optimizer_config.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(weights, self._optimizer_config.clip_norm)
+        self._require_finite(name, norm)  # clipped by an infinite one, all weights are lost
         optimizer.step()
+
+    def _require_finite(self, name: str, value: Tensor) -> None:
+        """Stop all ranks, which have the same value, before it reaches any weight."""
+        if not math.isfinite(value.item()):
+            what = f"the {name} is {value.item()} at step {self.step}"
+            raise StageError("train_tokenizer", what, "lower training.learning_rate")
 
     def remember(self, metrics: Metrics) -> None:
         """Add what was measured after the last step to the history."""

@@ -213,6 +213,29 @@ def test_what_cannot_be_trained_on_is_refused():
         trainer.train_step()
 
 
+def steep(images_N3HW):
+    """Features without a difference, whose gradient is not finite."""
+    return [(images_N3HW * 0).sqrt()]
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_weight():
+    only = options(weights=LossWeights(perceptual=1))
+    trainer = TokenizerTrainer(CFG, only, CLIPS, features=steep)
+    before = [weight.clone() for weight in trainer.net.parameters()]
+    with pytest.raises(StageError, match="gradient norm of the tokenizer is nan at step 0"):
+        trainer.train_step()
+    assert all(map(torch.equal, before, trainer.net.parameters()))
+    assert all(weight.isfinite().all() for weight in trainer.average.weights.values())
+
+    trainer = TokenizerTrainer(CFG, options(**EVERYTHING), CLIPS)
+    trainer.train_step()
+    before = [weight.clone() for weight in trainer.critic.parameters()]
+    next(trainer.critic.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(StageError, match="gradient norm of the critic is (nan|inf) at step 1"):
+        trainer.train_step()
+    assert all(map(torch.equal, before, trainer.critic.parameters()))
+
+
 def flat_weights(trainer):
     parts = [*trainer.net.parameters(), *trainer.critic.state_dict().values()]
     return torch.cat([w.detach().flatten() for w in parts]).numpy()
