@@ -120,6 +120,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
             ConfigError: the tokenizer's size is not among those of the clips, or one of them does
                 not fit.
             GateError: there is no clip to train on, or the tokenizer is not good enough.
+            StageError: ranks begin differently, or a loss or gradient is not finite.
         """
         import torch
 
@@ -140,6 +141,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
             device="cuda" if torch.cuda.is_available() else "cpu",
         )
         resume(rank, trainer.load)
+        trainer.require_equal_ranks()
         validation = None if rank.index else Validation(list(val), self._networks())
         while trainer.step < self.config.training.steps:
             metrics = trainer.train_step()

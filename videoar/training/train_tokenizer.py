@@ -10,8 +10,9 @@ Shape suffixes: B batch (of this rank), T frames, H W height and width, C channe
 Source: arXiv 2601.05966 section 4.1, equation 4; constants of `TokenizerTraining`.
 """
 
+import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -190,6 +191,28 @@ class TokenizerTrainer:
         progress = load_state(folder, self._state())
         self.step, self.history = progress["step"], progress["history"]
 
+    def require_equal_ranks(self) -> None:
+        """Compare all ranks by one exchange, before the first step: nothing would tell them later.
+
+        Raises:
+            StageError: on all ranks, as some begin at another step or with other weights.
+        """
+        if self.world_size == 1:
+            return
+        nets = [self.net, self.critic, self.features]
+        tensors = [
+            w for net in nets if isinstance(net, nn.Module) for w in net.state_dict().values()
+        ]
+        weights = _digest([*tensors, *self.average.weights.values()])
+        mine = torch.tensor([self.step, int(weights[:15], 16)], device=self.device)
+        found = [torch.empty_like(mine) for _ in range(self.world_size)]
+        torch.distributed.all_gather(found, mine)
+        others = [rank for rank, own in enumerate(found) if not torch.equal(own, found[0])]
+        if others:
+            what = f"ranks {others} begin at another step or with other weights than rank 0"
+            hint = "let every rank find the same lpips_weights and image_weights"
+            raise StageError("train_tokenizer", what, hint)
+
     def _state(self) -> dict[str, Any]:
         state = {"net": self.net, "adam": self.optimizer, "average": self.average.weights}
         if self.critic is not None:
@@ -347,6 +370,14 @@ def _excerpt(frames_THWC: np.ndarray, num_frames: int, place: float) -> np.ndarr
         raise ConfigError("excerpt_frames", what)
     start = int(place * (spare + 1))
     return frames_THWC[start : start + num_frames]
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    """Return the SHA-256 of the values of tensors, in hex."""
+    sha256 = hashlib.sha256()
+    for tensor in tensors:
+        sha256.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha256.hexdigest()
 
 
 def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], weight: float) -> None:

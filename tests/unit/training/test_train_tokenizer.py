@@ -241,13 +241,18 @@ def flat_weights(trainer):
     return torch.cat([w.detach().flatten() for w in parts]).numpy()
 
 
-def _train_as_rank(rank, folder):
+def _join(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )
+
+
+def _train_as_rank(rank, folder):
+    _join(rank, folder)
     for name, more in RANK_CASES.items():
         trainer = TokenizerTrainer(CFG, options(**EVERYTHING | more), CLIPS, rank, 2)
+        trainer.require_equal_ranks()
         for _ in range(3):
             trainer.train_step()
         np.save(f"{folder}/{name}{rank}.npy", flat_weights(trainer))
@@ -264,3 +269,37 @@ def test_two_ranks_on_different_clips_do_what_one_does_with_all(tmp_path):
         for _ in range(3):
             alone.train_step()
         assert np.abs(first - flat_weights(alone)).max() < 2e-4
+
+
+@torch.no_grad()
+def _change(net):
+    net.decoder.conv_out.bias[0] += 1e-6
+
+
+def _fail_as_rank(rank, folder):
+    _join(rank, folder)
+    trainer = TokenizerTrainer(CFG, options(), CLIPS, rank, 2, start=_change if rank else None)
+    with pytest.raises(
+        StageError, match=r"ranks \[1\] begin at another step or with other weights"
+    ):
+        trainer.require_equal_ranks()
+    trainer = TokenizerTrainer(CFG, options(), CLIPS, rank, 2)
+    trainer.step = rank
+    with pytest.raises(StageError, match=r"ranks \[1\] begin at another step"):
+        trainer.require_equal_ranks()
+    trainer = TokenizerTrainer(
+        CFG,
+        options(weights=LossWeights(perceptual=1)),
+        CLIPS,
+        rank,
+        2,
+        features=steep if rank else None,
+    )
+    with pytest.raises(StageError, match="gradient norm of the tokenizer is nan"):
+        trainer.train_step()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_what_one_rank_gets_wrong_stops_both(tmp_path):
+    torch.multiprocessing.spawn(_fail_as_rank, args=(str(tmp_path),), nprocs=2)
