@@ -141,7 +141,6 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
             device="cuda" if torch.cuda.is_available() else "cpu",
         )
         resume(rank, trainer.load)
-        trainer.require_equal_ranks()
         validation = None if rank.index else Validation(list(val), self._networks())
         while trainer.step < self.config.training.steps:
             metrics = trainer.train_step()

@@ -113,6 +113,7 @@ class TokenizerTrainer:
         _, self._size_N = np.unique(np.array(sizes_px), axis=0, return_inverse=True)
         self.rank, self.world_size, self.device = rank, world_size, device
         self.step = 0
+        self._compared = world_size == 1
         self.history: list[dict[str, float]] = []
         self._optimizer_config = OptimizerConfig(
             learning_rate=options.learning_rate, weight_decay=0.0, ema=options.ema
@@ -135,9 +136,12 @@ class TokenizerTrainer:
         """Take one step; return its losses, PSNR in dB and the mean norm of the latents.
 
         Raises:
-            StageError: on all ranks, as the loss or the norm of a gradient is not finite; the
-                weights that it belongs to are as they were before the step.
+            StageError: on all ranks. They begin at another step or with other weights; or the loss
+                or the norm of a gradient is not finite, and the weights that it belongs to are as
+                they were before the step.
         """
+        if not self._compared:
+            self._compare_ranks()
         self._set_rates()
         draw = np.random.default_rng(seed_from("tokenizer", self.options.seed, self.step))
         parts = self._parts(draw)
@@ -191,19 +195,11 @@ class TokenizerTrainer:
         progress = load_state(folder, self._state())
         self.step, self.history = progress["step"], progress["history"]
 
-    def require_equal_ranks(self) -> None:
-        """Compare all ranks by one exchange, before the first step: nothing would tell them later.
-
-        Raises:
-            StageError: on all ranks, as some begin at another step or with other weights.
-        """
-        if self.world_size == 1:
-            return
-        nets = [self.net, self.critic, self.features]
-        tensors = [
-            w for net in nets if isinstance(net, nn.Module) for w in net.state_dict().values()
-        ]
-        weights = _digest([*tensors, *self.average.weights.values()])
+    def _compare_ranks(self) -> None:
+        """Refuse, by one exchange, ranks that would train apart: nothing would tell them later."""
+        nets = (self.net, self.critic, self.features)
+        states = [net.state_dict() for net in nets if isinstance(net, nn.Module)]
+        weights = _digest(w for state in (*states, self.average.weights) for w in state.values())
         mine = torch.tensor([self.step, int(weights[:15], 16)], device=self.device)
         found = [torch.empty_like(mine) for _ in range(self.world_size)]
         torch.distributed.all_gather(found, mine)
@@ -212,6 +208,7 @@ class TokenizerTrainer:
             what = f"ranks {others} begin at another step or with other weights than rank 0"
             hint = "let every rank find the same lpips_weights and image_weights"
             raise StageError("train_tokenizer", what, hint)
+        self._compared = True
 
     def _state(self) -> dict[str, Any]:
         state = {"net": self.net, "adam": self.optimizer, "average": self.average.weights}

@@ -218,6 +218,10 @@ def steep(images_N3HW):
     return [(images_N3HW * 0).sqrt()]
 
 
+def flat(images_N3HW):
+    return [images_N3HW]
+
+
 def test_a_gradient_that_is_not_finite_reaches_no_weight():
     only = options(weights=LossWeights(perceptual=1))
     trainer = TokenizerTrainer(CFG, only, CLIPS, features=steep)
@@ -231,7 +235,7 @@ def test_a_gradient_that_is_not_finite_reaches_no_weight():
     trainer.train_step()
     before = [weight.clone() for weight in trainer.critic.parameters()]
     next(trainer.critic.parameters()).register_hook(lambda gradient: gradient * torch.inf)
-    with pytest.raises(StageError, match="gradient norm of the critic is (nan|inf) at step 1"):
+    with pytest.raises(StageError, match=r"gradient norm of the critic is (nan|inf) at step 1"):
         trainer.train_step()
     assert all(map(torch.equal, before, trainer.critic.parameters()))
 
@@ -252,7 +256,6 @@ def _train_as_rank(rank, folder):
     _join(rank, folder)
     for name, more in RANK_CASES.items():
         trainer = TokenizerTrainer(CFG, options(**EVERYTHING | more), CLIPS, rank, 2)
-        trainer.require_equal_ranks()
         for _ in range(3):
             trainer.train_step()
         np.save(f"{folder}/{name}{rank}.npy", flat_weights(trainer))
@@ -279,22 +282,14 @@ def _change(net):
 def _fail_as_rank(rank, folder):
     _join(rank, folder)
     trainer = TokenizerTrainer(CFG, options(), CLIPS, rank, 2, start=_change if rank else None)
-    with pytest.raises(
-        StageError, match=r"ranks \[1\] begin at another step or with other weights"
-    ):
-        trainer.require_equal_ranks()
+    with pytest.raises(StageError, match=r"ranks \[1\] begin at .* other weights"):
+        trainer.train_step()
     trainer = TokenizerTrainer(CFG, options(), CLIPS, rank, 2)
     trainer.step = rank
     with pytest.raises(StageError, match=r"ranks \[1\] begin at another step"):
-        trainer.require_equal_ranks()
-    trainer = TokenizerTrainer(
-        CFG,
-        options(weights=LossWeights(perceptual=1)),
-        CLIPS,
-        rank,
-        2,
-        features=steep if rank else None,
-    )
+        trainer.train_step()
+    deep, features = options(weights=LossWeights(perceptual=1)), steep if rank else flat
+    trainer = TokenizerTrainer(CFG, deep, CLIPS, rank, 2, features=features)
     with pytest.raises(StageError, match="gradient norm of the tokenizer is nan"):
         trainer.train_step()
     torch.distributed.destroy_process_group()
