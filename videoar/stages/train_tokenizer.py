@@ -117,8 +117,8 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
         """Train to the last step, from the newest checkpoint if there is one.
 
         Raises:
-            ConfigError: the tokenizer's size is not among those of the clips, or one of them does
-                not fit.
+            ConfigError: the tokenizer's size is not among those of the clips, one of them does
+                not fit, is too short, or there is none for the gate.
             GateError: there is no clip to train on, or the tokenizer is not good enough.
             StageError: ranks begin differently, or a loss or gradient is not finite.
         """
@@ -182,15 +182,15 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
     def _clips(self, clips: Snapshot, store: Store) -> tuple["StoredClips", "StoredClips"]:
         from videoar.media.clips import COLUMNS
 
-        table = clips.table(["clip_id", "split", *COLUMNS])
+        table = clips.table(["clip_id", "split", "num_frames", *COLUMNS])
         self._check_sizes(set(map(_size, table.select(["height_px", "width_px"]).to_pylist())))
         train, val = (_rows(table, split) for split in ("train", "val"))
         if not train:
             raise GateError("train_tokenizer", "no clips of the train split came in")
-        return (
-            StoredClips(store, _evenly(train, self.config.max_clips), self.config.cache_mib << 20),
-            StoredClips(store, _evenly(val, self.config.validation_clips)),
-        )
+        train = _evenly(train, self.config.max_clips)
+        val = _evenly(val, self.config.validation_clips)
+        self._check_lengths(train, val)
+        return StoredClips(store, train, self.config.cache_mib << 20), StoredClips(store, val)
 
     def _check_sizes(self, sizes_px: set[tuple[int, int]]) -> None:
         """Refuse clips that the tokenizer cannot take, or none of which has its own size."""
@@ -204,6 +204,28 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
                 shape.for_size(*size)
         except ValueError as error:
             raise ConfigError(where, f"{what}: {error}", hint) from error
+
+    def _check_lengths(self, train: Sequence[Row], val: Sequence[Row]) -> None:
+        """Refuse now what would otherwise be found when it is drawn or measured."""
+        training, shape = self.config.training, self.config.shape
+        needed = training.excerpt_frames if training.steps > training.image_steps else 1
+        if short := [row for row in train if row["num_frames"] < needed]:
+            what = (
+                f"{needed} frames are longer than {len(short)} of {len(train)} train clips,"
+                f" e.g. {short[0]['clip_id']} of {short[0]['num_frames']}"
+            )
+            hint = "lower it, or filter the clips"
+            raise ConfigError("train_tokenizer.training.excerpt_frames", what, hint)
+        for row in val:
+            try:
+                shape.num_latent_frames(row["num_frames"])
+            except ValueError as error:
+                what = f"val clip {row['clip_id']} does not fit: {error}"
+                hint = "change time_downs, or num_frames where clips are made"
+                raise ConfigError("train_tokenizer.tokenizer", what, hint) from error
+        if self.config.min_psnr_db and not val:
+            what = "there is no clip of the val split to measure it on"
+            raise ConfigError("train_tokenizer.min_psnr_db", what, "leave it out, or add val clips")
 
 
 class StoredClips:

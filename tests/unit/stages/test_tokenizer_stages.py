@@ -47,7 +47,7 @@ def clips(store):
 
 
 def train(store, clips, rank, **options):
-    config = TrainTokenizerConfig(preset="tiny", training=TRAINING, **options)
+    config = TrainTokenizerConfig(**{"preset": "tiny", "training": TRAINING, **options})
     return TrainTokenizerStage(config).run({"clips": clips}, store, rank)
 
 
@@ -126,6 +126,23 @@ def test_clips_that_cannot_train_it_are_refused(store, clips, tmp_path):
     only_val = table.set_column(table.column_names.index("split"), "split", pa.array(["val"] * 3))
     with pytest.raises(GateError, match="no clips"):
         train(store, commit(store, "val", "clips@1", only_val), MemoryRank(tmp_path))
+
+
+def test_clips_that_would_stop_it_later_are_refused_before_the_first_step(store, tmp_path):
+    def refused(match, rows, **options):
+        rank = MemoryRank(tmp_path / "run")
+        with pytest.raises(ConfigError, match=match):
+            train(store, clips_of(store, rows), rank, **options)
+        assert rank.steps == []
+
+    long, short, odd = shape_rows(store, [(9, 32, 32), (5, 32, 32), (7, 32, 32)])
+    needs = {"training": {**TRAINING, "excerpt_frames": 9}}
+    named = f"excerpt_frames: 9 frames are longer than 1 of 2 .*{short['clip_id']} of 5"
+    refused(named, [long, short], **needs)
+    refused(f"tokenizer: val clip {odd['clip_id']}.* 7 frames", [long, odd | {"split": "val"}])
+    refused("min_psnr_db: there is no clip of the val split", [long, short], min_psnr_db=1)
+    images = {"training": {**needs["training"], "image_steps": 4}}
+    train(store, clips_of(store, [long, short]), MemoryRank(tmp_path / "images"), **images)
 
 
 def test_clips_of_several_sizes_train_one_network(store, clips, tmp_path):
