@@ -1,5 +1,6 @@
 """Train a tokenizer on clips: videos to a model."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from videoar.core.errors import ConfigError, GateError
+from videoar.core.errors import ConfigError, GateError, MediaError, StageError
 from videoar.core.ids import sha256_hex
 from videoar.core.settings import settings
 from videoar.model.tokenizer_config import TOKENIZERS, TokenizerConfig, TokenizerTraining
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
     from videoar.model.tokenizer_losses import FeatureNet
     from videoar.training.train_tokenizer import TokenizerTrainer
 
+logger = logging.getLogger(__name__)
 Row = dict[str, Any]
+_MAX_UNREADABLE = 0.01  # chosen: a damaged file passes, a missing disk does not
 
 
 class TrainTokenizerConfig(StageConfig):
@@ -120,7 +123,8 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
             ConfigError: the tokenizer's size is not among those of the clips, one of them does
                 not fit, is too short, or there is none for the gate.
             GateError: there is no clip to train on, or the tokenizer is not good enough.
-            StageError: ranks begin differently, or a loss or gradient is not finite.
+            StageError: ranks begin differently, a loss or gradient is not finite, or clips cannot
+                be read.
         """
         import torch
 
@@ -231,10 +235,17 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
 class StoredClips:
     """Clips by number: decoded when asked for, then kept while there is room.
 
+    In place of a clip that cannot be read comes the next one of its size: the same on every rank,
+    and the same again when a killed training goes on. (A store that does not answer is no such
+    clip: its error is retryable and passes.)
+
     Args:
         store: where the clips are.
         rows: of these clips.
         cache_bytes: room for decoded ones.
+
+    Raises:
+        StageError: by whatever reads: too many of the clips, or all of a size, cannot be read.
     """
 
     def __init__(self, store: Store, rows: Sequence[Row], cache_bytes: int = 0) -> None:
@@ -242,6 +253,8 @@ class StoredClips:
 
         self._read, self._rows, self._room_bytes = ClipReader(store.objects), rows, cache_bytes
         self._cache: dict[int, np.ndarray] = {}
+        self._unreadable: set[int] = set()
+        self._may_miss = min(max(1, int(_MAX_UNREADABLE * len(rows))), len(rows) - 1)
 
     @property
     def sizes_px(self) -> list[tuple[int, int]]:
@@ -253,18 +266,46 @@ class StoredClips:
         return len(self._rows)
 
     def __iter__(self) -> "Iterator[np.ndarray]":
-        """Yield all clips."""
-        return (self[index] for index in range(len(self)))
+        """Yield the clips that can be read, each once."""
+        found = map(self._frames, range(len(self)))
+        return (frames_THWC for frames_THWC in found if frames_THWC is not None)
 
     def __getitem__(self, index: int) -> "np.ndarray":
-        """Return frames_THWC of one clip, uint8."""
+        """Return frames_THWC of one clip, uint8, or of the next one of its size."""
+        size, count = _size(self._rows[index]), len(self._rows)
+        for number in ((index + step) % count for step in range(count)):
+            if _size(self._rows[number]) == size:
+                frames_THWC = self._frames(number)
+                if frames_THWC is not None:
+                    return frames_THWC
+        raise self._too_many(f"all of {size} px")
+
+    def _frames(self, index: int) -> "np.ndarray | None":
         if index in self._cache:
             return self._cache[index]
-        frames_THWC = self._read(self._rows[index])
+        if index in self._unreadable:
+            return None
+        try:
+            frames_THWC = self._read(self._rows[index])
+        except MediaError as error:
+            self._leave_out(index, error)
+            return None
         if frames_THWC.nbytes <= self._room_bytes:
             self._cache[index] = frames_THWC
             self._room_bytes -= frames_THWC.nbytes
         return frames_THWC
+
+    def _leave_out(self, index: int, error: MediaError) -> None:
+        clip_id = self._rows[index]["clip_id"]
+        logger.warning("clip %s cannot be read, the next takes its place: %s", clip_id, error)
+        self._unreadable.add(index)
+        if len(self._unreadable) > self._may_miss:
+            raise self._too_many(f"more than {self._may_miss} of {len(self)}") from error
+
+    def _too_many(self, what: str) -> StageError:
+        ids = ", ".join(self._rows[index]["clip_id"] for index in sorted(self._unreadable))
+        hint = "ingest their sources again"
+        return StageError("train_tokenizer", f"{what} clips cannot be read: {ids}", hint)
 
 
 def _read(option: str, path: str) -> bytes:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from tests.clip_rows import clips_of, drawn_rows
 from tests.loop_rank import MemoryRank, commit
 from tests.token_runs import SHAPES, execute, prepare, shape_rows, untrained
-from videoar.core.errors import ConfigError, ContractError, GateError
+from videoar.core.errors import ConfigError, ContractError, GateError, StageError
 from videoar.engine.inline import InlineEngine
 from videoar.media.decode import decode_clip
 from videoar.media.rendered import scenes
@@ -183,6 +183,37 @@ def test_decoded_clips_are_kept_up_to_the_limit(store, clips):
     assert stored[0] is stored[0]
     assert stored[1] is not stored[1]
     assert np.array_equal(stored[1], decode_clip(store.objects.get(rows[1]["video_key"])))
+
+
+def damaged(store, row):
+    return row | {"video_key": store.put_object(b"no clip", ".mp4").key}
+
+
+def test_the_next_clip_of_its_size_takes_the_place_of_an_unreadable_one(store, caplog):
+    rows = shape_rows(store, [(9, 32, 32), (9, 32, 56), (9, 32, 32), (9, 32, 56)])
+    rows[2] = damaged(store, rows[2])
+    stored = StoredClips(store, rows)
+    for _ in range(2):
+        assert np.array_equal(stored[2], stored[0])
+    assert stored[1].shape == stored[3].shape == (9, 32, 56, 3)
+    assert len(list(stored)) == 3
+    assert caplog.text.count(rows[2]["clip_id"]) == 1
+    rows[3] = damaged(store, rows[3])
+    names = f"more than 1 of 4 clips.*{rows[2]['clip_id']}, {rows[3]['clip_id']}"
+    with pytest.raises(StageError, match=names):
+        list(StoredClips(store, rows))
+    with pytest.raises(StageError, match=rf"all of \(32, 32\) px .*{rows[2]['clip_id']}"):
+        StoredClips(store, rows[1:3])[1]
+
+
+def test_training_goes_on_over_an_unreadable_clip_and_resumes_exactly(store, clips, tmp_path):
+    first, *others = clips.table().to_pylist()
+    broken = clips_of(store, [damaged(store, first), *others])
+    rank, killed = MemoryRank(tmp_path / "a"), MemoryRank(tmp_path / "b")
+    output = train(store, broken, rank, checkpoint_every=2)
+    killed.saved = {2: rank.saved[2]}
+    assert train(store, broken, killed).rows.equals(output.rows)
+    assert not train(store, clips, MemoryRank(tmp_path / "c")).rows.equals(output.rows)
 
 
 def test_tokens_hold_what_the_tokenizer_says(store, clips, tmp_path):
