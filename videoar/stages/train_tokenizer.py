@@ -286,13 +286,20 @@ class StoredClips:
         if index in self._unreadable:
             return None
         try:
-            frames_THWC = self._read(self._rows[index])
+            frames_THWC = self._decode(self._rows[index])
         except MediaError as error:
             self._leave_out(index, error)
             return None
         if frames_THWC.nbytes <= self._room_bytes:
             self._cache[index] = frames_THWC
             self._room_bytes -= frames_THWC.nbytes
+        return frames_THWC
+
+    def _decode(self, row: Row) -> "np.ndarray":
+        frames_THWC = self._read(row)
+        wanted, found = (row["num_frames"], *_size(row)), frames_THWC.shape[:3]
+        if found != wanted:
+            raise MediaError(row["clip_id"], "CORRUPT", f"is {found}, {wanted} in its row")
         return frames_THWC
 
     def _leave_out(self, index: int, error: MediaError) -> None:

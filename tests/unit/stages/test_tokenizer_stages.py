@@ -202,6 +202,8 @@ def test_the_next_clip_of_its_size_takes_the_place_of_an_unreadable_one(store, c
     names = f"more than 1 of 4 clips.*{rows[2]['clip_id']}, {rows[3]['clip_id']}"
     with pytest.raises(StageError, match=names):
         list(StoredClips(store, rows))
+    long = rows[1] | {"num_frames": 13}  # and the file has 9
+    assert np.array_equal(StoredClips(store, [long, *rows[:2]])[0], stored[1])
     with pytest.raises(StageError, match=rf"all of \(32, 32\) px .*{rows[2]['clip_id']}"):
         StoredClips(store, rows[1:3])[1]
 
