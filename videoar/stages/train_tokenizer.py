@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from videoar.core.errors import ConfigError, GateError, MediaError, StageError
+from videoar.core.errors import ConfigError, GateError, MediaError, StageError, did_you_mean
 from videoar.core.ids import sha256_hex
 from videoar.core.settings import settings
 from videoar.model.tokenizer_config import TOKENIZERS, TokenizerConfig, TokenizerTraining
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]
+_IMAGE, _FRESH = "train_tokenizer.image_weights", "train_tokenizer.image_fresh"
 _MAX_UNREADABLE = 0.01  # chosen: a damaged file passes, a missing disk does not
 
 
@@ -121,7 +122,8 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
 
         Raises:
             ConfigError: the tokenizer's size is not among those of the clips, one of them does
-                not fit, is too short, or there is none for the gate.
+                not fit, is too short, or there is none for the gate; or a file of weights holds
+                something else.
             GateError: there is no clip to train on, or the tokenizer is not good enough.
             StageError: ranks begin differently, a loss or gradient is not finite, or clips cannot
                 be read.
@@ -168,11 +170,27 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
         return step * times // steps > (step - 1) * times // steps
 
     def _start(self, net: "VideoTokenizer") -> None:
+        """Inflate the image tokenizer, if there is one, into a new network."""
         from videoar.model.tokenizer import inflate, load_image_weights
 
-        if self.config.image_weights:
-            weights = load_image_weights(Path(self.config.image_weights), net.cfg)
-            inflate(net, weights, fresh=self.config.image_fresh)
+        path, fresh = self.config.image_weights, self.config.image_fresh
+        if not path:
+            return
+        names = [name for name, _ in net.named_parameters()]
+        for prefix in fresh:
+            if not any(name.startswith(prefix) for name in names):
+                layers = {".".join(name.split(".")[:2]) for name in names}
+                what = f"{prefix!r} is the beginning of no weight"
+                raise ConfigError(_FRESH, what, did_you_mean(prefix, layers))
+        if all(name.startswith(fresh) for name in names):
+            raise ConfigError(_FRESH, f"leaves no weight to take from {path}", "name fewer of them")
+        try:
+            inflate(net, load_image_weights(Path(path), net.cfg), fresh=fresh)
+        except ConfigError as error:
+            raise ConfigError(_IMAGE, f"{path}: {error.what}", error.hint) from error
+        except ValueError as error:
+            hint = "give the file of the same tokenizer, or list in image_fresh what it has not"
+            raise ConfigError(_IMAGE, f"{path}: {error}", hint) from error
 
     def _networks(self) -> "dict[str, I3D]":
         from videoar.evaluation.i3d import load_i3d, random_i3d
@@ -326,11 +344,19 @@ def _read(option: str, path: str) -> bytes:
 def _lpips(path: str) -> "FeatureNet | None":
     if not path:
         return None
+    import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     from videoar.model.lpips import LpipsAlex
 
-    return LpipsAlex(load(_read("lpips_weights", path)))
+    try:
+        net = LpipsAlex(load(_read("lpips_weights", path)))
+        net(torch.zeros(1, 3, 64, 64))  # heads of another network fit nowhere else
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        what = f"{path} holds no AlexNet with heads of LPIPS: {error}"
+        raise ConfigError("train_tokenizer.lpips_weights", what) from error
+    return net
 
 
 def _size(row: Row) -> tuple[int, int]:

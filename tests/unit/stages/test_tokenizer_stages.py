@@ -26,6 +26,7 @@ from videoar.stages.train_tokenizer import (
     StoredClips,
     TrainTokenizerConfig,
     TrainTokenizerStage,
+    _lpips,
 )
 from videoar.storage.store import open_store
 from videoar.storage.token_codec import checksum, unpack_bits
@@ -173,6 +174,50 @@ def test_lpips_weights_count_and_must_be_there(tmp_path):
         stage.tools()
     path.write_bytes(b"weights")
     assert len(stage.tools()["lpips_weights"]) == 64
+
+
+def test_files_of_weights_that_hold_something_else_are_named(store, clips, tmp_path):
+    def refused(key, what, **options):
+        with pytest.raises(ConfigError, match=rf"train_tokenizer\.{key}: .*{what}"):
+            train(store, clips, MemoryRank(tmp_path / "run"), **options)
+
+    path = tmp_path / "w.safetensors"
+    lpips = {"lpips_weights": str(path)}
+    image = {"image_weights": str(path), "tokenizer": {"patch_px": 2, "space_downs": (0, 1)}}
+    path.write_bytes(b"cut off")
+    refused("lpips_weights", "w.safetensors holds no AlexNet", **lpips)
+    refused("image_weights", "w.safetensors: holds no image tokenizer", **image)
+    save_file({"other": torch.zeros(1)}, path)
+    refused("lpips_weights", r"w.safetensors holds no AlexNet.*features\.0\.weight", **lpips)
+    refused("image_weights", r"w.safetensors: .*has no encoder\.conv_in", **image)
+    cfg = TOKENIZERS["tiny"].model_copy(update={**image["tokenizer"], "num_bits": 4})
+    save_file(VideoTokenizer(cfg.as_image()).state_dict(), path)
+    refused("image_weights", r"w.safetensors: encoder\.conv_out\.weight is \(4,", **image)
+    typo = {"image_fresh": ["encodr.conv_in"]}
+    refused("image_fresh", r"encodr\.conv_in.*did you mean encoder\.conv_in", **image, **typo)
+    everything = {"image_fresh": ["encoder", "decoder"]}
+    refused("image_fresh", "leaves no weight to take from .*w.safetensors", **image, **everything)
+
+
+def test_heads_of_another_network_are_refused(tmp_path):
+    path = tmp_path / "w.safetensors"
+    shapes = [
+        (0, 64, 3, 11),
+        (3, 192, 64, 5),
+        (6, 384, 192, 3),
+        (8, 256, 384, 3),
+        (10, 256, 256, 3),
+    ]
+    weights = {}
+    for i, (place, out, into, side) in enumerate(shapes):
+        weights[f"features.{place}.weight"] = torch.zeros(out, into, side, side)
+        weights[f"features.{place}.bias"] = torch.zeros(out)
+        weights[f"lin{i}.model.1.weight"] = torch.zeros(1, out, 1, 1)
+    save_file(weights, path)
+    assert _lpips(str(path)) is not None
+    save_file({**weights, "lin1.model.1.weight": torch.zeros(1, 128, 1, 1)}, path)
+    with pytest.raises(ConfigError, match=r"lpips_weights: .*w.safetensors holds no AlexNet"):
+        _lpips(str(path))
 
 
 def test_decoded_clips_are_kept_up_to_the_limit(store, clips):
