@@ -257,8 +257,11 @@ class StoreRank:
         self.index = index
         self.world_size = world_size
         self.scratch = scratch
-        self._task = task
         self._store = task.store()
+        config, gates = task.parts["config"], task.stage().config.gates()
+        asked = {name: value for name, value in config.items() if name not in gates}
+        name = fingerprint({**task.parts, "config": asked})
+        self._checkpoints = f"{task.ledger_prefix}/checkpoints/{name}"
         self._sink = sink
         self._last_report = 0.0
 
@@ -275,13 +278,13 @@ class StoreRank:
             return
         files = self._store.publish_folder(folder)
         crash_point("checkpoint-written")
-        self._store.ledger.create(self._checkpoint_key(step), {"step": step, "files": files})
+        key = f"{self._checkpoints}/{step:09d}.json"
+        self._store.ledger.create(key, {"step": step, "files": files})
         crash_point("checkpoint-committed")
 
     def load_checkpoint(self, into: Path) -> int | None:
         """Fetch the newest checkpoint that has a record."""
-        prefix = f"{self._task.ledger_prefix}/checkpoints/{self._task.fingerprint}/"
-        newest = max(self._store.ledger.list(prefix), default=None)
+        newest = max(self._store.ledger.list(f"{self._checkpoints}/"), default=None)
         record = self._store.ledger.read(newest) if newest else None
         if record is None:
             return None
@@ -289,9 +292,6 @@ class StoreRank:
         step: int = record["step"]
         logger.info("resuming from the checkpoint of step %d", step)
         return step
-
-    def _checkpoint_key(self, step: int) -> str:
-        return record_key(self._task, "checkpoints", f"{self._task.fingerprint}/{step:09d}")
 
 
 def store_progress(task: Task) -> ProgressSink:

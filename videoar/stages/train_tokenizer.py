@@ -20,6 +20,7 @@ from videoar.pipeline.stage import (
     Port,
     Rank,
     StageConfig,
+    gate,
     keep_checkpoint,
     resume,
     runtime,
@@ -67,7 +68,7 @@ class TrainTokenizerConfig(StageConfig):
     distance: bool = False
     """Measure a Frechet distance too: `fvd` where the operator's weights pass their check, else
     `frechet_random_i3d`. 1 to 2 CPU-seconds a clip, each time."""
-    min_psnr_db: float = Field(default=0.0, ge=0)
+    min_psnr_db: float = gate(0.0, ge=0)
     """Gate: no tokenizer is published whose val clips come back worse, in dB; 0 asks nothing."""
     max_clips: int = Field(default=4096, ge=1)
     """Clips to train on; evenly spaced ones are taken where there are more."""

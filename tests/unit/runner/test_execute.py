@@ -170,6 +170,19 @@ def test_lineage_goes_up_and_down(store: Store, videos: Path):
     assert run.outputs["gate"] in down
 
 
+def test_a_loop_that_missed_its_gate_goes_on_when_the_gate_is_lowered(store: Store, videos: Path):
+    with pytest.raises(GateError, match=r"count\.at_most"):
+        execute(store, document(videos, model={"at_most": 5}))
+    run = execute(store, document(videos, model={"at_most": 6}))
+    row = store.snapshot(run.outputs["model"]).table().to_pylist()[0]
+    assert dict(row["metrics"])["began_at"] == 6.0
+    other = execute(store, document(videos, model={"at_most": 7}))
+    assert statuses(other)["model"] == "SUCCEEDED"  # for reuse the gate counts
+    changed = execute(store, document(videos, model={"at_most": 7, "checkpoint_every": 3}))
+    row = store.snapshot(changed.outputs["model"]).table().to_pylist()[0]
+    assert dict(row["metrics"])["began_at"] == 0.0
+
+
 CRASHES = [
     "write.after_put", "shard-written", "mapping-b.mp4", "before-commit", "commit.before_log",
     "commit.after_log", "committed", "reduce-written", "counting-5", "checkpoint-written",

@@ -84,6 +84,8 @@ def test_a_tokenizer_that_is_not_good_enough_is_not_published(store, clips, tmp_
     with pytest.raises(GateError, match=r"min_psnr_db.*\d+\.\d\d dB, 60 dB are asked for"):
         train(store, clips, MemoryRank(tmp_path / "a"), min_psnr_db=60)
     assert train(store, clips, MemoryRank(tmp_path / "b"), min_psnr_db=3).rows.num_rows == 1
+    config = TrainTokenizerConfig(min_psnr_db=3)
+    assert config.gates() == {"min_psnr_db"} <= config.semantic().keys()
 
 
 def test_training_starts_from_an_image_tokenizer(store, clips, tmp_path):
