@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 
 from tests.clip_rows import clips_of, drawn_rows
 from tests.loop_rank import MemoryRank, commit
@@ -68,6 +68,18 @@ def test_training_publishes_the_average_and_resumes_exactly(store, clips, tmp_pa
     assert killed.steps == [3, 4]
     assert not [*rank.scratch.iterdir(), *killed.scratch.iterdir()]  # no checkpoint stays there
     assert again.rows.equals(output.rows)
+
+
+def test_the_average_is_published_and_not_the_last_weights(store, clips, tmp_path):
+    rank = MemoryRank(tmp_path / "run")
+    output = train(store, clips, rank, checkpoint_every=4)
+    state = load(rank.saved[4]["state.safetensors"])
+    keys = {file["path"]: file["key"] for file in output.rows["files"][0].as_py()}
+    published = load(store.objects.get(keys["model.safetensors"]))
+    assert published.keys() == {n.removeprefix("net/") for n in state if n.startswith("net/")}
+    for name, weight in published.items():
+        assert torch.equal(weight, state[f"average/{name}"]), name
+    assert not all(torch.equal(weight, state[f"net/{name}"]) for name, weight in published.items())
 
 
 def test_measurements_are_spread_evenly_over_the_run(store, clips, tmp_path):

@@ -1,10 +1,13 @@
 """Training a tokenizer: it learns, it resumes exactly, ranks share one batch."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from videoar.core.errors import ConfigError, StageError
+from videoar.core.ids import seed_from
 from videoar.evaluation.reconstruction import Validation
 from videoar.media.rendered import draw, scenes
 from videoar.model.tokenizer_config import TOKENIZERS, LossWeights, TokenizerTraining
@@ -216,6 +219,36 @@ def test_what_cannot_be_trained_on_is_refused():
 def steep(images_N3HW):
     """Features without a difference, whose gradient is not finite."""
     return [(images_N3HW * 0).sqrt()]
+
+
+def test_a_step_against_the_critic_is_the_one_of_the_paper():
+    weights = LossWeights(gan=0.3, lecam=0.7)
+    trainer = TokenizerTrainer(CFG, options(weights=weights), CLIPS)
+    lecam = trainer.critic.lecam
+    lecam.real.fill_(0.2), lecam.fake.fill_(-0.4)
+    draw = np.random.default_rng(seed_from("tokenizer", 0, 0))  # of the step, see the module
+    (part,) = trainer._parts(draw)
+    with torch.no_grad():
+        latent = trainer.net.encode(part.video)
+        rebuilt = trainer.net.decode(trainer.net.quantizer(latent).latent_BKTHW)
+    judge = copy.deepcopy(trainer.critic.judge)
+    real, fake = judge(part.video), judge(rebuilt)
+    gan = -0.3 * fake.mean().item()
+    hinge = ((1 - real).relu().mean() + (1 + fake).relu().mean()) / 2
+    penalty = (real + 0.4).relu().square().mean() + (0.2 - fake).relu().square().mean()
+    critic = hinge + 0.7 * penalty
+    critic.backward()
+
+    metrics = trainer.train_step()
+    assert metrics["gan"] == pytest.approx(gan, rel=1e-4)
+    assert metrics["critic"] == pytest.approx(critic.item(), rel=1e-4)
+    parts = metrics["pixel"] + metrics["quantizer"] + metrics["gan"]
+    assert metrics["loss"] == pytest.approx(parts, rel=1e-5)
+    assert lecam.real.item() == pytest.approx(0.999 * 0.2 + 0.001 * real.mean().item(), abs=1e-6)
+    assert lecam.fake.item() == pytest.approx(0.999 * -0.4 + 0.001 * fake.mean().item(), abs=1e-6)
+    torch.nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
+    for own, by_hand in zip(trainer.critic.judge.parameters(), judge.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, by_hand.grad, rtol=1e-3, atol=1e-5)
 
 
 def flat(images_N3HW):
