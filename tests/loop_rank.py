@@ -9,6 +9,7 @@ class MemoryRank:
     index, world_size = 0, 1
 
     def __init__(self, scratch):
+        scratch.mkdir(exist_ok=True)
         self.scratch, self.saved, self.steps = scratch, {}, []
 
     def report(self, step, total, metrics):

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from videoar.contracts.contract import load_contract
 from videoar.core.crash import crash_point
+from videoar.core.errors import GateError
 from videoar.core.ids import digest_json
 from videoar.pipeline.stage import (
     Inputs,
@@ -23,6 +24,7 @@ from videoar.pipeline.stage import (
     ReduceStage,
     Shard,
     StageConfig,
+    gate,
     runtime,
 )
 from videoar.storage.store import Store
@@ -88,6 +90,7 @@ class Pick(ReduceStage[PickConfig]):
 class CountConfig(StageConfig):
     steps: int = 6
     checkpoint_every: int = 2
+    at_most: int = gate(100)
 
 
 class Count(LoopStage[CountConfig]):
@@ -108,6 +111,8 @@ class Count(LoopStage[CountConfig]):
                 (folder / "trace").write_text(trace)
                 rank.save_checkpoint(step, folder)
             rank.report(step, self.config.steps, {"loss": 1.0 / step})
+        if self.config.steps > self.config.at_most:
+            raise GateError("count.at_most", f"{self.config.steps} steps are too many")
         schema = load_contract("models@1").arrow_schema
         return Output(pa.Table.from_pylist([self._row(store, folder, trace, begin)], schema))
 

@@ -1,4 +1,4 @@
-"""Folders for sources that are being read, which nobody has to clean up after a kill.
+"""Folders for sources being read and ranks in training, which nobody cleans up after a kill.
 
 The owner holds a lock on its folder as long as it lives; the kernel takes the lock from the dead.
 So a folder that can be locked has no owner, on any container that shares this temporary folder.
@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
-_PREFIX = "videoar-source-"
+_PREFIX = "videoar-scratch-"
 
 
 class Scratch:

@@ -11,8 +11,9 @@ another stage. Everything in a config counts for the fingerprint unless the fiel
 `runtime(...)`: those may change the speed of a stage, never its output.
 """
 
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
@@ -31,6 +32,15 @@ def runtime(default: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - same typing a
     return Field(default=default, json_schema_extra={"runtime": True}, **kwargs)
 
 
+def gate(default: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - same typing as pydantic.Field
+    """Declare a config field that decides whether a loop's output counts, not what it is.
+
+    It is in the fingerprint, but not in the keys of checkpoints: a training that has missed its
+    gate goes on from them when the gate has been changed.
+    """
+    return Field(default=default, json_schema_extra={"gate": True}, **kwargs)
+
+
 class StageConfig(Frozen):
     """Base of every stage's options: the keys under the stage's name in the pipeline file."""
 
@@ -41,14 +51,18 @@ class StageConfig(Frozen):
 
     def semantic(self) -> dict[str, Any]:
         """Return the part of the config that can change the output, as JSON values."""
-        keep = {
+        return self.model_dump(mode="json", exclude=self._declared("runtime"))
+
+    def gates(self) -> set[str]:
+        """Return the names of the fields declared with `gate(...)`."""
+        return self._declared("gate")
+
+    def _declared(self, kind: str) -> set[str]:
+        return {
             name
             for name, info in type(self).model_fields.items()
-            if not (
-                isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("runtime")
-            )
+            if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get(kind)
         }
-        return self.model_dump(mode="json", include=keep)
 
     def needs(self) -> Mapping[str, str]:
         """Return the optional ports that these options cannot do without, and why."""
@@ -132,6 +146,20 @@ class Rank(Protocol):
     def load_checkpoint(self, into: Path) -> int | None:
         """Fill `into` with the newest committed checkpoint; return its step, None without one."""
         ...
+
+
+def keep_checkpoint(rank: Rank, step: int, save: Callable[[Path], None]) -> None:
+    """Commit what `save` writes into a folder; the folder goes, so that none fills the disk."""
+    with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=rank.scratch) as folder:
+        save(Path(folder))
+        rank.save_checkpoint(step, Path(folder))
+
+
+def resume(rank: Rank, load: Callable[[Path], None]) -> None:
+    """Let `load` read the newest committed checkpoint, if there is one, from a passing folder."""
+    with tempfile.TemporaryDirectory(prefix="resume-", dir=rank.scratch) as folder:
+        if rank.load_checkpoint(Path(folder)) is not None:
+            load(Path(folder))
 
 
 class Stage(ABC, Generic[C]):

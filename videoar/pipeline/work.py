@@ -8,7 +8,6 @@ a shard may run twice, on two machines, and count once.
 
 import json
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from videoar.contracts.suites import CheckReport
 from videoar.core.crash import crash_point
 from videoar.core.errors import GateError, StageError, VideoARError
 from videoar.core.types import FileRef, Frozen
+from videoar.media.scratch import Scratch, sweep
 from videoar.pipeline.fingerprint import Components, fingerprint, shard_fingerprint
 from videoar.pipeline.registry import BUILTIN, Registry, make_stage
 from videoar.pipeline.stage import (
@@ -257,8 +257,11 @@ class StoreRank:
         self.index = index
         self.world_size = world_size
         self.scratch = scratch
-        self._task = task
         self._store = task.store()
+        config, gates = task.parts["config"], task.stage().config.gates()
+        asked = {name: value for name, value in config.items() if name not in gates}
+        name = fingerprint({**task.parts, "config": asked})
+        self._checkpoints = f"{task.ledger_prefix}/checkpoints/{name}"
         self._sink = sink
         self._last_report = 0.0
 
@@ -275,13 +278,13 @@ class StoreRank:
             return
         files = self._store.publish_folder(folder)
         crash_point("checkpoint-written")
-        self._store.ledger.create(self._checkpoint_key(step), {"step": step, "files": files})
+        key = f"{self._checkpoints}/{step:09d}.json"
+        self._store.ledger.create(key, {"step": step, "files": files})
         crash_point("checkpoint-committed")
 
     def load_checkpoint(self, into: Path) -> int | None:
         """Fetch the newest checkpoint that has a record."""
-        prefix = f"{self._task.ledger_prefix}/checkpoints/{self._task.fingerprint}/"
-        newest = max(self._store.ledger.list(prefix), default=None)
+        newest = max(self._store.ledger.list(f"{self._checkpoints}/"), default=None)
         record = self._store.ledger.read(newest) if newest else None
         if record is None:
             return None
@@ -289,9 +292,6 @@ class StoreRank:
         step: int = record["step"]
         logger.info("resuming from the checkpoint of step %d", step)
         return step
-
-    def _checkpoint_key(self, step: int) -> str:
-        return record_key(self._task, "checkpoints", f"{self._task.fingerprint}/{step:09d}")
 
 
 def store_progress(task: Task) -> ProgressSink:
@@ -320,8 +320,9 @@ def run_rank(task: Task, index: int, world_size: int, sink: ProgressSink) -> Non
     store = task.store()
     stage: LoopStage[Any] = task.stage()
     inputs = task.open_inputs(store)
-    with tempfile.TemporaryDirectory(prefix="videoar-rank-") as scratch:
-        rank = StoreRank(task, index, world_size, Path(scratch), sink)
+    sweep()
+    with Scratch() as scratch:
+        rank = StoreRank(task, index, world_size, scratch, sink)
         try:
             output = stage.run(inputs, store, rank)
         except VideoARError:

@@ -1,21 +1,29 @@
 """Train the transformer on a token store: tokens to a model."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
 from videoar.core.errors import ContractError
 from videoar.model.config import PRESETS, ModelConfig
-from videoar.pipeline.stage import Inputs, LoopStage, Output, Port, Rank, StageConfig, runtime
+from videoar.pipeline.stage import (
+    Inputs,
+    LoopStage,
+    Output,
+    Port,
+    Rank,
+    StageConfig,
+    keep_checkpoint,
+    resume,
+    runtime,
+)
 from videoar.storage.reader import footer_notes, read_footers
 from videoar.storage.store import Store
 from videoar.training.config import TransformerTraining
 
 if TYPE_CHECKING:
     from videoar.model import TokenizerConfig, VideoAR
-    from videoar.training.train_transformer import TransformerTrainer
 
 
 class PretrainConfig(StageConfig):
@@ -75,15 +83,12 @@ class PretrainStage(LoopStage[PretrainConfig]):
             return TokenLoader(tokens, batch_size, training.seed, rank.index, rank.world_size)
 
         trainer = TransformerTrainer(model, training, loader, rank.index)
-        resume = rank.scratch / "resume"
-        resume.mkdir(parents=True)
-        if rank.load_checkpoint(resume) is not None:
-            trainer.load(resume)
+        resume(rank, trainer.load)
 
         def after_step(trainer: TransformerTrainer, metrics: Mapping[str, float]) -> None:
             rank.report(trainer.step, training.steps, metrics)
             if trainer.step % self.config.checkpoint_every == 0 and rank.index == 0:
-                _checkpoint(trainer, rank)
+                keep_checkpoint(rank, trainer.step, trainer.save)
 
         trainer.run(after_step)
         if rank.index:
@@ -135,10 +140,3 @@ def check_tokens(inputs: Inputs, tokenizer: "TokenizerConfig", digest: str) -> N
     wanted = (*tokenizer.scales[-1], tokenizer.num_bits)
     if shapes != {wanted}:
         raise ContractError(tokens.id, f"has (h, w, k) {sorted(shapes)}, the tokenizer {wanted}")
-
-
-def _checkpoint(trainer: "TransformerTrainer", rank: Rank) -> None:
-    folder = Path(rank.scratch) / f"step-{trainer.step}"
-    folder.mkdir()
-    trainer.save(folder)
-    rank.save_checkpoint(trainer.step, folder)

@@ -1,5 +1,6 @@
 """Train a tokenizer on clips: videos to a model."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -8,11 +9,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from videoar.core.errors import ConfigError, GateError
+from videoar.core.errors import ConfigError, GateError, MediaError, StageError, did_you_mean
 from videoar.core.ids import sha256_hex
 from videoar.core.settings import settings
 from videoar.model.tokenizer_config import TOKENIZERS, TokenizerConfig, TokenizerTraining
-from videoar.pipeline.stage import Inputs, LoopStage, Output, Port, Rank, StageConfig, runtime
+from videoar.pipeline.stage import (
+    Inputs,
+    LoopStage,
+    Output,
+    Port,
+    Rank,
+    StageConfig,
+    gate,
+    keep_checkpoint,
+    resume,
+    runtime,
+)
 from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot
 
@@ -24,7 +36,10 @@ if TYPE_CHECKING:
     from videoar.model.tokenizer_losses import FeatureNet
     from videoar.training.train_tokenizer import TokenizerTrainer
 
+logger = logging.getLogger(__name__)
 Row = dict[str, Any]
+_IMAGE, _FRESH = "train_tokenizer.image_weights", "train_tokenizer.image_fresh"
+_MAX_UNREADABLE = 0.01  # chosen: a damaged file passes, a missing disk does not
 
 
 class TrainTokenizerConfig(StageConfig):
@@ -53,12 +68,13 @@ class TrainTokenizerConfig(StageConfig):
     distance: bool = False
     """Measure a Frechet distance too: `fvd` where the operator's weights pass their check, else
     `frechet_random_i3d`. 1 to 2 CPU-seconds a clip, each time."""
-    min_psnr_db: float = Field(default=0.0, ge=0)
+    min_psnr_db: float = gate(0.0, ge=0)
     """Gate: no tokenizer is published whose val clips come back worse, in dB; 0 asks nothing."""
     max_clips: int = Field(default=4096, ge=1)
     """Clips to train on; evenly spaced ones are taken where there are more."""
-    cached_clips: int = runtime(4096, ge=0)
-    """Decoded clips that a rank keeps in memory; the others are decoded again when drawn."""
+    cache_mib: int = runtime(4096, ge=0)
+    """Memory in which a rank keeps decoded clips, in MiB; those beyond it are decoded again when
+    drawn. Chosen: room for `max_clips` of 17 frames at 128 x 128 px."""
     checkpoint_every: int = runtime(500, ge=1)
     """Steps between checkpoints."""
 
@@ -106,9 +122,12 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
         """Train to the last step, from the newest checkpoint if there is one.
 
         Raises:
-            ConfigError: the tokenizer's size is not among those of the clips, or one of them does
-                not fit.
+            ConfigError: the tokenizer's size is not among those of the clips, one of them does
+                not fit, is too short, or there is none for the gate; or a file of weights holds
+                something else.
             GateError: there is no clip to train on, or the tokenizer is not good enough.
+            StageError: ranks begin differently, a loss or gradient is not finite, or clips cannot
+                be read.
         """
         import torch
 
@@ -128,10 +147,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
             start=self._start,
             device="cuda" if torch.cuda.is_available() else "cpu",
         )
-        resume = rank.scratch / "resume"
-        resume.mkdir(parents=True)
-        if rank.load_checkpoint(resume) is not None:
-            trainer.load(resume)
+        resume(rank, trainer.load)
         validation = None if rank.index else Validation(list(val), self._networks())
         while trainer.step < self.config.training.steps:
             metrics = trainer.train_step()
@@ -140,7 +156,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
                 trainer.remember({f"val/{name}": value for name, value in found.items()})
             rank.report(trainer.step, self.config.training.steps, metrics)
             if trainer.step % self.config.checkpoint_every == 0 and rank.index == 0:
-                _checkpoint(trainer, rank)
+                keep_checkpoint(rank, trainer.step, trainer.save)
         if rank.index:
             return None
         if self.config.min_psnr_db:
@@ -155,11 +171,27 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
         return step * times // steps > (step - 1) * times // steps
 
     def _start(self, net: "VideoTokenizer") -> None:
+        """Inflate the image tokenizer, if there is one, into a new network."""
         from videoar.model.tokenizer import inflate, load_image_weights
 
-        if self.config.image_weights:
-            weights = load_image_weights(Path(self.config.image_weights), net.cfg)
-            inflate(net, weights, fresh=self.config.image_fresh)
+        path, fresh = self.config.image_weights, self.config.image_fresh
+        if not path:
+            return
+        names = [name for name, _ in net.named_parameters()]
+        for prefix in fresh:
+            if not any(name.startswith(prefix) for name in names):
+                layers = {".".join(name.split(".")[:2]) for name in names}
+                what = f"{prefix!r} is the beginning of no weight"
+                raise ConfigError(_FRESH, what, did_you_mean(prefix, layers))
+        if all(name.startswith(fresh) for name in names):
+            raise ConfigError(_FRESH, f"leaves no weight to take from {path}", "name fewer of them")
+        try:
+            inflate(net, load_image_weights(Path(path), net.cfg), fresh=fresh)
+        except ConfigError as error:
+            raise ConfigError(_IMAGE, f"{path}: {error.what}", error.hint) from error
+        except ValueError as error:
+            hint = "give the file of the same tokenizer, or list in image_fresh what it has not"
+            raise ConfigError(_IMAGE, f"{path}: {error}", hint) from error
 
     def _networks(self) -> "dict[str, I3D]":
         from videoar.evaluation.i3d import load_i3d, random_i3d
@@ -173,16 +205,15 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
     def _clips(self, clips: Snapshot, store: Store) -> tuple["StoredClips", "StoredClips"]:
         from videoar.media.clips import COLUMNS
 
-        table = clips.table(["clip_id", "split", *COLUMNS])
+        table = clips.table(["clip_id", "split", "num_frames", *COLUMNS])
         self._check_sizes(set(map(_size, table.select(["height_px", "width_px"]).to_pylist())))
         train, val = (_rows(table, split) for split in ("train", "val"))
         if not train:
             raise GateError("train_tokenizer", "no clips of the train split came in")
-        cached = self.config.cached_clips
-        return (
-            StoredClips(store, _evenly(train, self.config.max_clips), cached),
-            StoredClips(store, _evenly(val, self.config.validation_clips), 0),
-        )
+        train = _evenly(train, self.config.max_clips)
+        val = _evenly(val, self.config.validation_clips)
+        self._check_lengths(train, val)
+        return StoredClips(store, train, self.config.cache_mib << 20), StoredClips(store, val)
 
     def _check_sizes(self, sizes_px: set[tuple[int, int]]) -> None:
         """Refuse clips that the tokenizer cannot take, or none of which has its own size."""
@@ -197,21 +228,52 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
         except ValueError as error:
             raise ConfigError(where, f"{what}: {error}", hint) from error
 
+    def _check_lengths(self, train: Sequence[Row], val: Sequence[Row]) -> None:
+        """Refuse now what would otherwise be found when it is drawn or measured."""
+        training, shape = self.config.training, self.config.shape
+        needed = training.excerpt_frames if training.steps > training.image_steps else 1
+        if short := [row for row in train if row["num_frames"] < needed]:
+            what = (
+                f"{needed} frames are longer than {len(short)} of {len(train)} train clips,"
+                f" e.g. {short[0]['clip_id']} of {short[0]['num_frames']}"
+            )
+            hint = "lower it, or filter the clips"
+            raise ConfigError("train_tokenizer.training.excerpt_frames", what, hint)
+        for row in val:
+            try:
+                shape.num_latent_frames(row["num_frames"])
+            except ValueError as error:
+                what = f"val clip {row['clip_id']} does not fit: {error}"
+                hint = "change time_downs, or num_frames where clips are made"
+                raise ConfigError("train_tokenizer.tokenizer", what, hint) from error
+        if self.config.min_psnr_db and not val:
+            what = "there is no clip of the val split to measure it on"
+            raise ConfigError("train_tokenizer.min_psnr_db", what, "leave it out, or add val clips")
+
 
 class StoredClips:
-    """Clips by number: decoded when asked for, the first ones then kept.
+    """Clips by number: decoded when asked for, then kept while there is room.
+
+    In place of a clip that cannot be read comes the next one of its size: the same on every rank,
+    and the same again when a killed training goes on. (A store that does not answer is no such
+    clip: its error is retryable and passes.)
 
     Args:
         store: where the clips are.
         rows: of these clips.
-        num_cached: how many to keep decoded.
+        cache_bytes: room for decoded ones.
+
+    Raises:
+        StageError: by whatever reads: too many of the clips, or all of a size, cannot be read.
     """
 
-    def __init__(self, store: Store, rows: Sequence[Row], num_cached: int) -> None:
+    def __init__(self, store: Store, rows: Sequence[Row], cache_bytes: int = 0) -> None:
         from videoar.media.clips import ClipReader
 
-        self._read, self._rows, self._num_cached = ClipReader(store.objects), rows, num_cached
+        self._read, self._rows, self._room_bytes = ClipReader(store.objects), rows, cache_bytes
         self._cache: dict[int, np.ndarray] = {}
+        self._unreadable: set[int] = set()
+        self._may_miss = min(max(1, int(_MAX_UNREADABLE * len(rows))), len(rows) - 1)
 
     @property
     def sizes_px(self) -> list[tuple[int, int]]:
@@ -223,17 +285,53 @@ class StoredClips:
         return len(self._rows)
 
     def __iter__(self) -> "Iterator[np.ndarray]":
-        """Yield all clips."""
-        return (self[index] for index in range(len(self)))
+        """Yield the clips that can be read, each once."""
+        found = map(self._frames, range(len(self)))
+        return (frames_THWC for frames_THWC in found if frames_THWC is not None)
 
     def __getitem__(self, index: int) -> "np.ndarray":
-        """Return frames_THWC of one clip, uint8."""
+        """Return frames_THWC of one clip, uint8, or of the next one of its size."""
+        size, count = _size(self._rows[index]), len(self._rows)
+        for number in ((index + step) % count for step in range(count)):
+            if _size(self._rows[number]) == size:
+                frames_THWC = self._frames(number)
+                if frames_THWC is not None:
+                    return frames_THWC
+        raise self._too_many(f"all of {size} px")
+
+    def _frames(self, index: int) -> "np.ndarray | None":
         if index in self._cache:
             return self._cache[index]
-        frames_THWC = self._read(self._rows[index])
-        if len(self._cache) < self._num_cached:
+        if index in self._unreadable:
+            return None
+        try:
+            frames_THWC = self._decode(self._rows[index])
+        except MediaError as error:
+            self._leave_out(index, error)
+            return None
+        if frames_THWC.nbytes <= self._room_bytes:
             self._cache[index] = frames_THWC
+            self._room_bytes -= frames_THWC.nbytes
         return frames_THWC
+
+    def _decode(self, row: Row) -> "np.ndarray":
+        frames_THWC = self._read(row)
+        wanted, found = (row["num_frames"], *_size(row)), frames_THWC.shape[:3]
+        if found != wanted:
+            raise MediaError(row["clip_id"], "CORRUPT", f"is {found}, {wanted} in its row")
+        return frames_THWC
+
+    def _leave_out(self, index: int, error: MediaError) -> None:
+        clip_id = self._rows[index]["clip_id"]
+        logger.warning("clip %s cannot be read, the next takes its place: %s", clip_id, error)
+        self._unreadable.add(index)
+        if len(self._unreadable) > self._may_miss:
+            raise self._too_many(f"more than {self._may_miss} of {len(self)}") from error
+
+    def _too_many(self, what: str) -> StageError:
+        ids = ", ".join(self._rows[index]["clip_id"] for index in sorted(self._unreadable))
+        hint = "ingest their sources again"
+        return StageError("train_tokenizer", f"{what} clips cannot be read: {ids}", hint)
 
 
 def _read(option: str, path: str) -> bytes:
@@ -247,11 +345,19 @@ def _read(option: str, path: str) -> bytes:
 def _lpips(path: str) -> "FeatureNet | None":
     if not path:
         return None
+    import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     from videoar.model.lpips import LpipsAlex
 
-    return LpipsAlex(load(_read("lpips_weights", path)))
+    try:
+        net = LpipsAlex(load(_read("lpips_weights", path)))
+        net(torch.zeros(1, 3, 64, 64))  # heads of another network fit nowhere else
+    except (SafetensorError, KeyError, RuntimeError) as error:
+        what = f"{path} holds no AlexNet with heads of LPIPS: {error}"
+        raise ConfigError("train_tokenizer.lpips_weights", what) from error
+    return net
 
 
 def _size(row: Row) -> tuple[int, int]:
@@ -267,13 +373,6 @@ def _rows(table: pa.Table, split: str) -> list[Row]:
 def _evenly(rows: Sequence[Row], at_most: int) -> list[Row]:
     count = min(len(rows), at_most)
     return [rows[i * len(rows) // count] for i in range(count)]
-
-
-def _checkpoint(trainer: "TokenizerTrainer", rank: Rank) -> None:
-    folder = Path(rank.scratch) / f"step-{trainer.step}"
-    folder.mkdir()
-    trainer.save(folder)
-    rank.save_checkpoint(trainer.step, folder)
 
 
 def _publish(trainer: "TokenizerTrainer", store: Store) -> Output:

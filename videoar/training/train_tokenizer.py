@@ -10,8 +10,9 @@ Shape suffixes: B batch (of this rank), T frames, H W height and width, C channe
 Source: arXiv 2601.05966 section 4.1, equation 4; constants of `TokenizerTraining`.
 """
 
+import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -112,6 +113,7 @@ class TokenizerTrainer:
         _, self._size_N = np.unique(np.array(sizes_px), axis=0, return_inverse=True)
         self.rank, self.world_size, self.device = rank, world_size, device
         self.step = 0
+        self._compared = world_size == 1
         self.history: list[dict[str, float]] = []
         self._optimizer_config = OptimizerConfig(
             learning_rate=options.learning_rate, weight_decay=0.0, ema=options.ema
@@ -134,8 +136,12 @@ class TokenizerTrainer:
         """Take one step; return its losses, PSNR in dB and the mean norm of the latents.
 
         Raises:
-            StageError: the loss is not finite.
+            StageError: on all ranks. They begin at another step or with other weights; or the loss
+                or the norm of a gradient is not finite, and the weights that it belongs to are as
+                they were before the step.
         """
+        if not self._compared:
+            self._compare_ranks()
         self._set_rates()
         draw = np.random.default_rng(seed_from("tokenizer", self.options.seed, self.step))
         parts = self._parts(draw)
@@ -165,10 +171,8 @@ class TokenizerTrainer:
                 "latent_norm": latent.float().norm(dim=1).mean(),
             }
             _add(terms, own, part.weight)
-        if not math.isfinite(terms["loss"].item()):
-            what = f"the loss of step {self.step} is {terms['loss'].item()}"
-            raise StageError("train_tokenizer", what)
-        self._update(self.optimizer)
+        self._require_finite("loss", _mean_over_ranks(terms["loss"].clone(), self.world_size))
+        self._update(self.optimizer, "gradient norm of the tokenizer")
         self.average.update(self.net, self.step)
         if critic is not None:
             terms["critic"] = self._train_critic(critic, parts, rebuilt)
@@ -190,6 +194,21 @@ class TokenizerTrainer:
         """Go on where `save` was called."""
         progress = load_state(folder, self._state())
         self.step, self.history = progress["step"], progress["history"]
+
+    def _compare_ranks(self) -> None:
+        """Refuse, by one exchange, ranks that would train apart: nothing would tell them later."""
+        nets = (self.net, self.critic, self.features)
+        states = [net.state_dict() for net in nets if isinstance(net, nn.Module)]
+        weights = _digest(w for state in (*states, self.average.weights) for w in state.values())
+        mine = torch.tensor([self.step, int(weights[:15], 16)], device=self.device)
+        found = [torch.empty_like(mine) for _ in range(self.world_size)]
+        torch.distributed.all_gather(found, mine)
+        others = [rank for rank, own in enumerate(found) if not torch.equal(own, found[0])]
+        if others:
+            what = f"ranks {others} begin at another step or with other weights than rank 0"
+            hint = "let every rank find the same lpips_weights and image_weights"
+            raise StageError("train_tokenizer", what, hint)
+        self._compared = True
 
     def _state(self) -> dict[str, Any]:
         state = {"net": self.net, "adam": self.optimizer, "average": self.average.weights}
@@ -286,7 +305,7 @@ class TokenizerTrainer:
             loss = loss + self.options.weights.lecam * critic.lecam(real, fake)
             (part.weight * loss).backward()
             _add(sums, {"loss": loss, "real": real.mean(), "fake": fake.mean()}, part.weight)
-        self._update(critic.optimizer)
+        self._update(critic.optimizer, "gradient norm of the critic")
         scores = _mean_over_ranks(torch.stack([sums["real"], sums["fake"]]), self.world_size)
         critic.lecam.update(*scores)
         return sums["loss"]
@@ -297,11 +316,18 @@ class TokenizerTrainer:
         if self.critic is not None:
             set_rate(self.critic.optimizer, rate)
 
-    def _update(self, optimizer: torch.optim.Optimizer) -> None:
+    def _update(self, optimizer: torch.optim.Optimizer, name: str) -> None:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         _average_gradients(weights, self.world_size)
-        torch.nn.utils.clip_grad_norm_(weights, self._optimizer_config.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(weights, self._optimizer_config.clip_norm)
+        self._require_finite(name, norm)  # clipped by an infinite one, all weights are lost
         optimizer.step()
+
+    def _require_finite(self, name: str, value: Tensor) -> None:
+        """Stop all ranks, which have the same value, before it reaches any weight."""
+        if not math.isfinite(value.item()):
+            what = f"the {name} is {value.item()} at step {self.step}"
+            raise StageError("train_tokenizer", what, "lower training.learning_rate")
 
     def remember(self, metrics: Metrics) -> None:
         """Add what was measured after the last step to the history."""
@@ -341,6 +367,14 @@ def _excerpt(frames_THWC: np.ndarray, num_frames: int, place: float) -> np.ndarr
         raise ConfigError("excerpt_frames", what)
     start = int(place * (spare + 1))
     return frames_THWC[start : start + num_frames]
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    """Return the SHA-256 of the values of tensors, in hex."""
+    sha256 = hashlib.sha256()
+    for tensor in tensors:
+        sha256.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return sha256.hexdigest()
 
 
 def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], weight: float) -> None:

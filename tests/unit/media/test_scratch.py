@@ -33,7 +33,7 @@ def temp(tmp_path, monkeypatch):
 
 
 def folders(temp: Path) -> set[Path]:
-    return set(temp.glob("videoar-source-*"))
+    return set(temp.glob("videoar-scratch-*"))
 
 
 def test_what_a_killed_ingest_leaves_goes_with_the_next(temp, tmp_path, monkeypatch):
@@ -72,14 +72,14 @@ def test_the_living_keep_theirs_whoever_sweeps(temp):
 
 def test_links_and_folders_of_others_stay(temp, tmp_path):
     (tmp_path / "mine").mkdir()
-    (temp / "videoar-source-link").symlink_to(tmp_path / "mine")
-    (temp / "videoar-source-file").touch()
+    (temp / "videoar-scratch-link").symlink_to(tmp_path / "mine")
+    (temp / "videoar-scratch-file").touch()
     (temp / "videoar-other").mkdir()
     before = set(temp.iterdir())
     if os.geteuid() == 0:
-        (temp / "videoar-source-foreign").mkdir()
-        os.chown(temp / "videoar-source-foreign", 65534, 65534)
-        before.add(temp / "videoar-source-foreign")
+        (temp / "videoar-scratch-foreign").mkdir()
+        os.chown(temp / "videoar-scratch-foreign", 65534, 65534)
+        before.add(temp / "videoar-scratch-foreign")
     sweep()
     assert set(temp.iterdir()) == before
     assert (tmp_path / "mine").exists()

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,19 @@ def test_lineage_goes_up_and_down(store: Store, videos: Path):
     assert run.outputs["gate"] in down
 
 
+def test_a_loop_that_missed_its_gate_goes_on_when_the_gate_is_lowered(store: Store, videos: Path):
+    with pytest.raises(GateError, match=r"count\.at_most"):
+        execute(store, document(videos, model={"at_most": 5}))
+    run = execute(store, document(videos, model={"at_most": 6}))
+    row = store.snapshot(run.outputs["model"]).table().to_pylist()[0]
+    assert dict(row["metrics"])["began_at"] == 6.0
+    other = execute(store, document(videos, model={"at_most": 7}))
+    assert statuses(other)["model"] == "SUCCEEDED"  # for reuse the gate counts
+    changed = execute(store, document(videos, model={"at_most": 7, "checkpoint_every": 3}))
+    row = store.snapshot(changed.outputs["model"]).table().to_pylist()[0]
+    assert dict(row["metrics"])["began_at"] == 0.0
+
+
 CRASHES = [
     "write.after_put", "shard-written", "mapping-b.mp4", "before-commit", "commit.before_log",
     "commit.after_log", "committed", "reduce-written", "counting-5", "checkpoint-written",
@@ -178,8 +192,11 @@ CRASHES = [
 
 @pytest.mark.parametrize("point", CRASHES)
 def test_kill_9_anywhere_then_resume_gives_the_same_snapshots(
-    store: Store, videos: Path, tmp_path: Path, point: str
+    store: Store, videos: Path, tmp_path: Path, point: str, monkeypatch: pytest.MonkeyPatch
 ):
+    temp = tmp_path / "temp"
+    temp.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temp))
     expected = execute(open_store((tmp_path / "other").as_uri()), document(videos)).outputs
     doc = tmp_path / "toy.yaml"
     doc.write_text(yaml.safe_dump(document(videos)))
@@ -188,10 +205,12 @@ def test_kill_9_anywhere_then_resume_gives_the_same_snapshots(
         "execute(open_store(sys.argv[1]), yaml.safe_load(open(sys.argv[2])), 'run1')"
     )
     command = [sys.executable, "-c", script, store.url, str(doc)]
-    environment = {**os.environ, "VIDEOAR_CRASH_AT": point}
+    environment = {**os.environ, "VIDEOAR_CRASH_AT": point, "TMPDIR": str(temp)}
     killed = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=False)
     assert killed.returncode == -9, killed.stderr.decode()
     assert load_run(store, "run1").status == "INTERRUPTED"
+    if point == "counting-5":
+        assert any(temp.iterdir())
     spec = resume_spec("run1", store, REGISTRY)
     run = Execution(spec, store, InlineEngine(), run_id="run1", registry=REGISTRY).run()
     assert run.status == "SUCCEEDED"
@@ -203,3 +222,4 @@ def test_kill_9_anywhere_then_resume_gives_the_same_snapshots(
     assert row["digest"] == other.table()["digest"][0].as_py()  # no step lost, none done twice
     if point == "counting-5":
         assert dict(row["metrics"])["began_at"] == 4.0
+    assert not any(temp.iterdir())  # what the killed rank had there is gone too

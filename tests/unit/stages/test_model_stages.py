@@ -87,6 +87,7 @@ def test_a_killed_training_ends_like_the_uninterrupted_one(store, inputs, tmp_pa
     killed.saved = {2: rank.saved[2]}
     assert pretrain(store, inputs, killed).rows.equals(output.rows)
     assert killed.steps == [3, 4]
+    assert not [*rank.scratch.iterdir(), *killed.scratch.iterdir()]  # no checkpoint stays there
 
 
 def test_a_later_phase_starts_from_the_weights_of_an_earlier_one(store, inputs, tmp_path):

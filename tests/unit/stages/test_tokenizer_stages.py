@@ -8,12 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 
 from tests.clip_rows import clips_of, drawn_rows
 from tests.loop_rank import MemoryRank, commit
 from tests.token_runs import SHAPES, execute, prepare, shape_rows, untrained
-from videoar.core.errors import ConfigError, ContractError, GateError
+from videoar.core.errors import ConfigError, ContractError, GateError, StageError
 from videoar.engine.inline import InlineEngine
 from videoar.media.decode import decode_clip
 from videoar.media.rendered import scenes
@@ -27,6 +27,7 @@ from videoar.stages.train_tokenizer import (
     StoredClips,
     TrainTokenizerConfig,
     TrainTokenizerStage,
+    _lpips,
 )
 from videoar.storage.store import open_store
 from videoar.storage.token_codec import checksum, unpack_bits
@@ -48,7 +49,7 @@ def clips(store):
 
 
 def train(store, clips, rank, **options):
-    config = TrainTokenizerConfig(preset="tiny", training=TRAINING, **options)
+    config = TrainTokenizerConfig(**{"preset": "tiny", "training": TRAINING, **options})
     return TrainTokenizerStage(config).run({"clips": clips}, store, rank)
 
 
@@ -66,7 +67,20 @@ def test_training_publishes_the_average_and_resumes_exactly(store, clips, tmp_pa
     killed.saved = {2: rank.saved[2]}
     again = train(store, clips, killed)
     assert killed.steps == [3, 4]
+    assert not [*rank.scratch.iterdir(), *killed.scratch.iterdir()]  # no checkpoint stays there
     assert again.rows.equals(output.rows)
+
+
+def test_the_average_is_published_and_not_the_last_weights(store, clips, tmp_path):
+    rank = MemoryRank(tmp_path / "run")
+    output = train(store, clips, rank, checkpoint_every=4)
+    state = load(rank.saved[4]["state.safetensors"])
+    keys = {file["path"]: file["key"] for file in output.rows["files"][0].as_py()}
+    published = load(store.objects.get(keys["model.safetensors"]))
+    assert published.keys() == {n.removeprefix("net/") for n in state if n.startswith("net/")}
+    for name, weight in published.items():
+        assert torch.equal(weight, state[f"average/{name}"]), name
+    assert not all(torch.equal(weight, state[f"net/{name}"]) for name, weight in published.items())
 
 
 def test_measurements_are_spread_evenly_over_the_run(store, clips, tmp_path):
@@ -83,6 +97,8 @@ def test_a_tokenizer_that_is_not_good_enough_is_not_published(store, clips, tmp_
     with pytest.raises(GateError, match=r"min_psnr_db.*\d+\.\d\d dB, 60 dB are asked for"):
         train(store, clips, MemoryRank(tmp_path / "a"), min_psnr_db=60)
     assert train(store, clips, MemoryRank(tmp_path / "b"), min_psnr_db=3).rows.num_rows == 1
+    config = TrainTokenizerConfig(min_psnr_db=3)
+    assert config.gates() == {"min_psnr_db"} <= config.semantic().keys()
 
 
 def test_training_starts_from_an_image_tokenizer(store, clips, tmp_path):
@@ -136,6 +152,23 @@ def test_scales_that_cannot_be_a_pyramid_are_refused_with_their_pipeline():
         parse_pipeline(document, "t")
 
 
+def test_clips_that_would_stop_it_later_are_refused_before_the_first_step(store, tmp_path):
+    def refused(match, rows, **options):
+        rank = MemoryRank(tmp_path / "run")
+        with pytest.raises(ConfigError, match=match):
+            train(store, clips_of(store, rows), rank, **options)
+        assert rank.steps == []
+
+    long, short, odd = shape_rows(store, [(9, 32, 32), (5, 32, 32), (7, 32, 32)])
+    needs = {"training": {**TRAINING, "excerpt_frames": 9}}
+    named = f"excerpt_frames: 9 frames are longer than 1 of 2 .*{short['clip_id']} of 5"
+    refused(named, [long, short], **needs)
+    refused(f"tokenizer: val clip {odd['clip_id']}.* 7 frames", [long, odd | {"split": "val"}])
+    refused("min_psnr_db: there is no clip of the val split", [long, short], min_psnr_db=1)
+    images = {"training": {**needs["training"], "image_steps": 4}}
+    train(store, clips_of(store, [long, short]), MemoryRank(tmp_path / "images"), **images)
+
+
 def test_clips_of_several_sizes_train_one_network(store, clips, tmp_path):
     shapes = [(9, 32, 56), (9, 56, 32), (9, 32, 56), (9, 32, 56)]
     others = shape_rows(store, shapes, "other")
@@ -166,12 +199,91 @@ def test_lpips_weights_count_and_must_be_there(tmp_path):
     assert len(stage.tools()["lpips_weights"]) == 64
 
 
+def test_files_of_weights_that_hold_something_else_are_named(store, clips, tmp_path):
+    def refused(key, what, **options):
+        with pytest.raises(ConfigError, match=rf"train_tokenizer\.{key}: .*{what}"):
+            train(store, clips, MemoryRank(tmp_path / "run"), **options)
+
+    path = tmp_path / "w.safetensors"
+    lpips = {"lpips_weights": str(path)}
+    image = {"image_weights": str(path), "tokenizer": {"patch_px": 2, "space_downs": (0, 1)}}
+    path.write_bytes(b"cut off")
+    refused("lpips_weights", "w.safetensors holds no AlexNet", **lpips)
+    refused("image_weights", "w.safetensors: holds no image tokenizer", **image)
+    save_file({"other": torch.zeros(1)}, path)
+    refused("lpips_weights", r"w.safetensors holds no AlexNet.*features\.0\.weight", **lpips)
+    refused("image_weights", r"w.safetensors: .*has no encoder\.conv_in", **image)
+    cfg = TOKENIZERS["tiny"].model_copy(update={**image["tokenizer"], "num_bits": 4})
+    save_file(VideoTokenizer(cfg.as_image()).state_dict(), path)
+    refused("image_weights", r"w.safetensors: encoder\.conv_out\.weight is \(4,", **image)
+    typo = {"image_fresh": ["encodr.conv_in"]}
+    refused("image_fresh", r"encodr\.conv_in.*did you mean encoder\.conv_in", **image, **typo)
+    everything = {"image_fresh": ["encoder", "decoder"]}
+    refused("image_fresh", "leaves no weight to take from .*w.safetensors", **image, **everything)
+
+
+def test_heads_of_another_network_are_refused(tmp_path):
+    path = tmp_path / "w.safetensors"
+    shapes = [
+        (0, 64, 3, 11),
+        (3, 192, 64, 5),
+        (6, 384, 192, 3),
+        (8, 256, 384, 3),
+        (10, 256, 256, 3),
+    ]
+    weights = {}
+    for i, (place, out, into, side) in enumerate(shapes):
+        weights[f"features.{place}.weight"] = torch.zeros(out, into, side, side)
+        weights[f"features.{place}.bias"] = torch.zeros(out)
+        weights[f"lin{i}.model.1.weight"] = torch.zeros(1, out, 1, 1)
+    save_file(weights, path)
+    assert _lpips(str(path)) is not None
+    save_file({**weights, "lin1.model.1.weight": torch.zeros(1, 128, 1, 1)}, path)
+    with pytest.raises(ConfigError, match=r"lpips_weights: .*w.safetensors holds no AlexNet"):
+        _lpips(str(path))
+
+
 def test_decoded_clips_are_kept_up_to_the_limit(store, clips):
     rows = clips.table().to_pylist()
-    stored = StoredClips(store, rows, num_cached=1)
+    size_bytes = 9 * 32 * 32 * 3
+    stored = StoredClips(store, rows, cache_bytes=2 * size_bytes - 1)
+    assert stored[0].nbytes == size_bytes
     assert stored[0] is stored[0]
     assert stored[1] is not stored[1]
     assert np.array_equal(stored[1], decode_clip(store.objects.get(rows[1]["video_key"])))
+
+
+def damaged(store, row):
+    return row | {"video_key": store.put_object(b"no clip", ".mp4").key}
+
+
+def test_the_next_clip_of_its_size_takes_the_place_of_an_unreadable_one(store, caplog):
+    rows = shape_rows(store, [(9, 32, 32), (9, 32, 56), (9, 32, 32), (9, 32, 56)])
+    rows[2] = damaged(store, rows[2])
+    stored = StoredClips(store, rows)
+    for _ in range(2):
+        assert np.array_equal(stored[2], stored[0])
+    assert stored[1].shape == stored[3].shape == (9, 32, 56, 3)
+    assert len(list(stored)) == 3
+    assert caplog.text.count(rows[2]["clip_id"]) == 1
+    rows[3] = damaged(store, rows[3])
+    names = f"more than 1 of 4 clips.*{rows[2]['clip_id']}, {rows[3]['clip_id']}"
+    with pytest.raises(StageError, match=names):
+        list(StoredClips(store, rows))
+    long = rows[1] | {"num_frames": 13}  # and the file has 9
+    assert np.array_equal(StoredClips(store, [long, *rows[:2]])[0], stored[1])
+    with pytest.raises(StageError, match=rf"all of \(32, 32\) px .*{rows[2]['clip_id']}"):
+        StoredClips(store, rows[1:3])[1]
+
+
+def test_training_goes_on_over_an_unreadable_clip_and_resumes_exactly(store, clips, tmp_path):
+    first, *others = clips.table().to_pylist()
+    broken = clips_of(store, [damaged(store, first), *others])
+    rank, killed = MemoryRank(tmp_path / "a"), MemoryRank(tmp_path / "b")
+    output = train(store, broken, rank, checkpoint_every=2)
+    killed.saved = {2: rank.saved[2]}
+    assert train(store, broken, killed).rows.equals(output.rows)
+    assert not train(store, clips, MemoryRank(tmp_path / "c")).rows.equals(output.rows)
 
 
 def test_tokens_hold_what_the_tokenizer_says(store, clips, tmp_path):

@@ -1,10 +1,13 @@
 """Training a tokenizer: it learns, it resumes exactly, ranks share one batch."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 from videoar.core.errors import ConfigError, StageError
+from videoar.core.ids import seed_from
 from videoar.evaluation.reconstruction import Validation
 from videoar.media.rendered import draw, scenes
 from videoar.model.tokenizer_config import TOKENIZERS, LossWeights, TokenizerTraining
@@ -213,16 +216,77 @@ def test_what_cannot_be_trained_on_is_refused():
         trainer.train_step()
 
 
+def steep(images_N3HW):
+    """Features without a difference, whose gradient is not finite."""
+    return [(images_N3HW * 0).sqrt()]
+
+
+def test_a_step_against_the_critic_is_the_one_of_the_paper():
+    weights = LossWeights(gan=0.3, lecam=0.7)
+    trainer = TokenizerTrainer(CFG, options(weights=weights), CLIPS)
+    lecam = trainer.critic.lecam
+    lecam.real.fill_(0.2), lecam.fake.fill_(-0.4)
+    draw = np.random.default_rng(seed_from("tokenizer", 0, 0))  # of the step, see the module
+    (part,) = trainer._parts(draw)
+    with torch.no_grad():
+        latent = trainer.net.encode(part.video)
+        rebuilt = trainer.net.decode(trainer.net.quantizer(latent).latent_BKTHW)
+    judge = copy.deepcopy(trainer.critic.judge)
+    real, fake = judge(part.video), judge(rebuilt)
+    gan = -0.3 * fake.mean().item()
+    hinge = ((1 - real).relu().mean() + (1 + fake).relu().mean()) / 2
+    penalty = (real + 0.4).relu().square().mean() + (0.2 - fake).relu().square().mean()
+    critic = hinge + 0.7 * penalty
+    critic.backward()
+
+    metrics = trainer.train_step()
+    assert metrics["gan"] == pytest.approx(gan, rel=1e-4)
+    assert metrics["critic"] == pytest.approx(critic.item(), rel=1e-4)
+    parts = metrics["pixel"] + metrics["quantizer"] + metrics["gan"]
+    assert metrics["loss"] == pytest.approx(parts, rel=1e-5)
+    assert lecam.real.item() == pytest.approx(0.999 * 0.2 + 0.001 * real.mean().item(), abs=1e-6)
+    assert lecam.fake.item() == pytest.approx(0.999 * -0.4 + 0.001 * fake.mean().item(), abs=1e-6)
+    torch.nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
+    for own, by_hand in zip(trainer.critic.judge.parameters(), judge.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, by_hand.grad, rtol=1e-3, atol=1e-5)
+
+
+def flat(images_N3HW):
+    return [images_N3HW]
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_weight():
+    only = options(weights=LossWeights(perceptual=1))
+    trainer = TokenizerTrainer(CFG, only, CLIPS, features=steep)
+    before = [weight.clone() for weight in trainer.net.parameters()]
+    with pytest.raises(StageError, match="gradient norm of the tokenizer is nan at step 0"):
+        trainer.train_step()
+    assert all(map(torch.equal, before, trainer.net.parameters()))
+    assert all(weight.isfinite().all() for weight in trainer.average.weights.values())
+
+    trainer = TokenizerTrainer(CFG, options(**EVERYTHING), CLIPS)
+    trainer.train_step()
+    before = [weight.clone() for weight in trainer.critic.parameters()]
+    next(trainer.critic.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(StageError, match=r"gradient norm of the critic is (nan|inf) at step 1"):
+        trainer.train_step()
+    assert all(map(torch.equal, before, trainer.critic.parameters()))
+
+
 def flat_weights(trainer):
     parts = [*trainer.net.parameters(), *trainer.critic.state_dict().values()]
     return torch.cat([w.detach().flatten() for w in parts]).numpy()
 
 
-def _train_as_rank(rank, folder):
+def _join(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
     )
+
+
+def _train_as_rank(rank, folder):
+    _join(rank, folder)
     for name, more in RANK_CASES.items():
         trainer = TokenizerTrainer(CFG, options(**EVERYTHING | more), CLIPS, rank, 2)
         for _ in range(3):
@@ -241,3 +305,29 @@ def test_two_ranks_on_different_clips_do_what_one_does_with_all(tmp_path):
         for _ in range(3):
             alone.train_step()
         assert np.abs(first - flat_weights(alone)).max() < 2e-4
+
+
+@torch.no_grad()
+def _change(net):
+    net.decoder.conv_out.bias[0] += 1e-6
+
+
+def _fail_as_rank(rank, folder):
+    _join(rank, folder)
+    trainer = TokenizerTrainer(CFG, options(), CLIPS, rank, 2, start=_change if rank else None)
+    with pytest.raises(StageError, match=r"ranks \[1\] begin at .* other weights"):
+        trainer.train_step()
+    trainer = TokenizerTrainer(CFG, options(), CLIPS, rank, 2)
+    trainer.step = rank
+    with pytest.raises(StageError, match=r"ranks \[1\] begin at another step"):
+        trainer.train_step()
+    deep, features = options(weights=LossWeights(perceptual=1)), steep if rank else flat
+    trainer = TokenizerTrainer(CFG, deep, CLIPS, rank, 2, features=features)
+    with pytest.raises(StageError, match="gradient norm of the tokenizer is nan"):
+        trainer.train_step()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_what_one_rank_gets_wrong_stops_both(tmp_path):
+    torch.multiprocessing.spawn(_fail_as_rank, args=(str(tmp_path),), nprocs=2)
