@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from videoar.core.ids import sha256_hex
 from videoar.core.types import FileRef
 from videoar.storage.object_store import LocalObjectStore, ObjectStore
-from videoar.storage.reader import footer_notes, read_file
+from videoar.storage.reader import arrow_errors, footer_notes, read_file
 from videoar.storage.writer import direct_blocks
 
 
@@ -69,7 +69,7 @@ class Payload:
         )
         """Row group of each row, counted over all files."""
         self._first_F = np.cumsum(rows_F) - rows_F
-        self._columns = {name: _column(footers, name) for name in columns}
+        self._columns = {name: self._column(footers, name) for name in columns}
         self._first_row_U = np.flatnonzero(np.diff(self.unit_N, prepend=-1))
         self._start_U, self._end_U = self._ends()
         row_bytes_F = np.array([_row_bytes(footer) for footer in footers], np.int64)
@@ -148,6 +148,14 @@ class Payload:
         picked = values.take(pa.array(rows_B - self._first_F[file]))
         return [np.frombuffer(value.as_py(), np.uint8) for value in picked]
 
+    def _column(self, footers: Sequence[pq.FileMetaData], name: str) -> _Column:
+        widths, offsets = [], [np.empty(0, np.int64)]
+        for file, footer in zip(self._files, footers, strict=True):
+            with arrow_errors(self._objects, file):
+                widths.append(footer.schema.column(footer.schema.names.index(name)).length)
+                offsets.extend(_offsets(footer, name))
+        return _Column(np.array(widths, np.int64), np.concatenate(offsets))
+
     def _ends(self) -> tuple[np.ndarray, np.ndarray]:
         """Return where the values of each row group begin and end in their file."""
         first_U = self._first_row_U
@@ -187,14 +195,6 @@ class SpanCache:
 def _row_bytes(footer: pq.FileMetaData) -> int:
     columns = map(footer.schema.column, range(len(footer.schema)))
     return sum(c.length for c in columns if c.physical_type == "FIXED_LEN_BYTE_ARRAY")
-
-
-def _column(footers: Sequence[pq.FileMetaData], name: str) -> _Column:
-    widths, offsets = [], [np.empty(0, np.int64)]
-    for footer in footers:
-        widths.append(footer.schema.column(footer.schema.names.index(name)).length)
-        offsets.extend(_offsets(footer, name))
-    return _Column(np.array(widths, np.int64), np.concatenate(offsets))
 
 
 def _offsets(footer: pq.FileMetaData, name: str) -> Iterator[np.ndarray]:

@@ -305,6 +305,16 @@ def test_memory_of_odd_sizes_does_not_pile_up():
     )
 
 
+def test_a_file_whose_footer_calls_a_column_otherwise_is_named():
+    snapshot = commit(token_table(0, 10))
+    (file,) = snapshot.files
+    data = snapshot.objects.get(file.key)
+    assert data.count(b"latent\x00") == 1  # its name in the schema
+    snapshot.objects.put(file.key, data.replace(b"latent\x00", b"lbtent\x00"))
+    with pytest.raises(StorageError, match=f"{file.key}: damaged"):
+        TokenLoader(snapshot, 4, 7)
+
+
 def test_a_file_cut_short_is_named(many_units):
     snapshot = commit(*[token_table(start, 10) for start in range(0, 20, 10)])
     loader = TokenLoader(snapshot, 4, 7)
