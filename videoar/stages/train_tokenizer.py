@@ -210,6 +210,10 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
         train, val = (_rows(table, split) for split in ("train", "val"))
         if not train:
             raise GateError("train_tokenizer", "no clips of the train split came in")
+        if len(train) > self.config.max_clips:
+            logger.warning(
+                "trains on max_clips = %d of %d clips", self.config.max_clips, len(train)
+            )
         train = _evenly(train, self.config.max_clips)
         val = _evenly(val, self.config.validation_clips)
         self._check_lengths(train, val)

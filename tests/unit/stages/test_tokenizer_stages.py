@@ -83,6 +83,13 @@ def test_the_average_is_published_and_not_the_last_weights(store, clips, tmp_pat
     assert not all(torch.equal(weight, state[f"net/{name}"]) for name, weight in published.items())
 
 
+def test_clips_that_are_left_out_are_said(store, clips, tmp_path, caplog):
+    train(store, clips, MemoryRank(tmp_path / "a"))
+    assert "max_clips" not in caplog.text
+    train(store, clips, MemoryRank(tmp_path / "b"), max_clips=1)
+    assert "trains on max_clips = 1 of " in caplog.text
+
+
 def test_measurements_are_spread_evenly_over_the_run(store, clips, tmp_path):
     output = train(store, clips, MemoryRank(tmp_path), validations=2)
     history = json.loads(output.rows["history_json"][0].as_py())
