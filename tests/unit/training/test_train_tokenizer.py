@@ -1,6 +1,7 @@
 """Training a tokenizer: it learns, it resumes exactly, ranks share one batch."""
 
 import copy
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -286,7 +287,11 @@ def flat_weights(trainer):
 def _join(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+        "gloo",
+        init_method=f"file://{folder}/meet",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),  # a rank that is left alone fails its test, soon
     )
 
 
