@@ -143,16 +143,18 @@ def _os_errors(path: Path | str) -> Iterator[None]:
     """Turn what the file system says into a `StorageError` that names the path."""
     try:
         yield
-    except PermissionError as error:
-        raise StorageError(
-            str(error.filename or path), "no permission", "choose another store or fix its rights"
-        ) from error
     except OSError as error:
-        where = str(error.filename or path)
-        if error.errno in _DISK_FULL:
-            raise TransientStorageError(where, "disk full", "free some, then resume") from error
-        hint = "the file system has no hard links" if error.errno in _NO_LINKS else ""
-        raise StorageError(where, error.strerror or str(error), hint) from error
+        raise _told(error, path) from error
+
+
+def _told(error: OSError, path: Path | str) -> StorageError:
+    where = str(error.filename or path)
+    if isinstance(error, PermissionError):
+        return StorageError(where, "no permission", "choose another store or fix its rights")
+    if error.errno in _DISK_FULL:
+        return TransientStorageError(where, "disk full", "free some, then resume")
+    hint = "the file system has no hard links" if error.errno in _NO_LINKS else ""
+    return StorageError(where, error.strerror or str(error), hint)
 
 
 def _fill(target: memoryview, read: Callable[[memoryview], int], where: object) -> None:
@@ -188,9 +190,12 @@ class LocalObjectStore:
         self.url = root.as_uri()
 
     def _path(self, key: str) -> Path:
+        return Path(self._name(key))
+
+    def _name(self, key: str) -> str:
         if key.startswith("/") or not key or {"", ".", ".."} & set(key.split("/")):
             raise ConfigError(key or "''", "not a store key", "keys are relative a/b/c paths")
-        return self.root / key
+        return f"{self.root}/{key}"
 
     def find(self, key: str) -> bytes | None:
         """Read the file, if it is there."""
@@ -224,18 +229,27 @@ class LocalObjectStore:
                     _fill(target[count:], lambda rest: os.readv(handle, [rest]), where)
 
     def read_cached(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> bool:
-        """Read out of the page cache."""
+        """Read out of the page cache.
+
+        Called so often that the context managers of the other methods would be a tenth of it.
+        """
         if not _NO_WAIT:
             return False
-        with self._reading(key) as handle:
-            try:
-                for start, target in spans:
-                    if os.preadv(handle, [target], start, _NO_WAIT) != len(target):
-                        return False
-            except OSError as error:
-                if error.errno not in _WOULD_WAIT:
-                    raise
+        handle, path = -1, self._name(key)
+        try:
+            handle = os.open(path, os.O_RDONLY)
+            for start, target in spans:
+                if os.preadv(handle, [target], start, _NO_WAIT) != len(target):
+                    return False
+        except FileNotFoundError:
+            raise _missing(self, key) from None
+        except OSError as error:
+            if error.errno in _WOULD_WAIT:
                 return False
+            raise _told(error, path) from error
+        finally:
+            if handle >= 0:
+                os.close(handle)
         return True
 
     @contextlib.contextmanager
