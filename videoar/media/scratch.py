@@ -1,4 +1,4 @@
-"""Folders for sources being read and ranks in training, which nobody cleans up after a kill.
+"""Folders for sources, ranks in training and models, which nobody cleans up after a kill.
 
 The owner holds a lock on its folder as long as it lives; the kernel takes the lock from the dead.
 So a folder that can be locked has no owner, on any container that shares this temporary folder.

@@ -5,7 +5,6 @@ optimizer and the moving average, enough to go on as if nothing had happened.
 """
 
 import json
-import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ContractError
 from videoar.core.ids import canonical_json, digest_json
+from videoar.media.scratch import Scratch
 from videoar.model.config import ModelConfig
 from videoar.model.tokenizer import VideoTokenizer
 from videoar.model.tokenizer_config import TokenizerConfig
@@ -95,8 +95,8 @@ def load_from(
     rows = snapshot.table(["digest", "files"]).to_pylist()
     if len(rows) != 1:
         raise ContractError(snapshot.id, f"holds {len(rows)} models, not one")
-    with tempfile.TemporaryDirectory(prefix="videoar-model-") as folder:
-        model = load_model(store.fetch_folder(rows[0]["files"], Path(folder)), device)
+    with Scratch() as folder:
+        model = load_model(store.fetch_folder(rows[0]["files"], folder), device)
     return model, rows[0]["digest"]
 
 
@@ -223,9 +223,9 @@ def publish_model(  # noqa: PLR0913 - the columns of `models@1`
         history: loss curve.
         tokenizer_digest: tokenizer that a transformer was trained on.
     """
-    with tempfile.TemporaryDirectory(prefix="videoar-model-") as folder:
-        save_model(model, Path(folder), weights)
-        files = store.publish_folder(Path(folder))
+    with Scratch() as folder:
+        save_model(model, folder, weights)
+        files = store.publish_folder(folder)
     row = {
         "name": kind_of(model),
         "kind": kind_of(model),
