@@ -44,8 +44,9 @@ demo: setup  ## raw video to promoted model on this machine; INPUT=FOLDER takes 
 	  echo "report page:"; $(BIN)/videoar report; \
 	  exit $$code
 
+# In the order of their names: the end-to-end files are few tests that take long, and come first.
 test: setup  ## the default test suite
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not gpu and not shared and not soak"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not shared and not soak"
 
 check: setup  ## format, lint, types, layers, generated files, dependencies
 	@$(BIN)/ruff check .
