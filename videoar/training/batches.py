@@ -449,7 +449,8 @@ class _Buffers:
         try:
             memory = free.pop()
         except IndexError:
-            memory = np.empty(room, np.uint8)
+            # not `np.empty`: the huge pages that it asks for cost more to find than they save
+            memory = torch.empty(room, dtype=torch.uint8).numpy()
         array = memory[:size].reshape(shape)
         finalize(array, free.append, memory).atexit = False  # the tensor keeps the array
         return torch.from_numpy(array)
