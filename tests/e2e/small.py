@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -35,8 +36,8 @@ MORE_VIDEOS = "inputs.videos=rendered://shapes?num_videos=30&seed=0"
 STAGES = ["clips", "good", "tokenizer", "tokens", "model", "samples", "scores", "release"]
 
 
-def sets(*extra: str) -> list[str]:
-    return [part for item in (*OVERRIDES, *extra) for part in ("--set", item)]
+def sets(*extra: str, base: Sequence[str] = OVERRIDES) -> list[str]:
+    return [part for item in (*base, *extra) for part in ("--set", item)]
 
 
 def up_to_the_model(folder: Path) -> list[str]:
@@ -47,7 +48,7 @@ def up_to_the_model(folder: Path) -> list[str]:
     path = folder / "short.yaml"
     path.write_text(yaml.safe_dump(document))
     known = [o for o in OVERRIDES if not o.startswith("stages.") or o.split(".")[1] in kept]
-    return [str(path), *(part for item in known for part in ("--set", item))]
+    return [str(path), *sets(base=known)]
 
 
 def environment(**extra: str) -> dict[str, str]:

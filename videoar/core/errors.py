@@ -32,6 +32,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 
 
+def one_line(error: object) -> str:
+    """Return what an error says, with its line breaks and runs of spaces as single spaces."""
+    return " ".join(str(error).split())
+
+
 class VideoARError(Exception):
     """Say what went wrong in one line: `<file or key>: <what> (<what to do>)`.
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name that torch code uses everywhere
 from safetensors import SafetensorError
 
-from videoar.core.errors import ConfigError
+from videoar.core.errors import ConfigError, one_line
 from videoar.model.model_folder import library_version, model_files
 
 _SAFE = {"local_files_only": True, "trust_remote_code": False}
@@ -155,7 +155,7 @@ def _loading(folder: str, kind: str) -> Iterator[None]:
         logging.disable_progress_bar()
         yield
     except _LOAD_ERRORS as error:
-        first_sentence = " ".join(str(error).split()).partition(". ")[0].removesuffix(".")
+        first_sentence = one_line(error).partition(". ")[0].removesuffix(".")
         is_package = isinstance(error, ImportError)
         hint = "install what is missing" if is_package else f"give the folder of {kind}"
         what = f"not usable: {first_sentence or type(error).__name__}"

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from videoar.contracts.checks import find_problems
 from videoar.contracts.contract import Contract, load_contract
-from videoar.core.errors import StorageError, WithdrawnError
+from videoar.core.errors import StorageError, WithdrawnError, one_line
 from videoar.core.types import FileRef, Frozen
 from videoar.storage.keys import repeated_keys
 from videoar.storage.object_store import ObjectStore
@@ -131,7 +131,7 @@ class _FileAudit:
             parquet = pq.ParquetFile(pa.PythonFile(source, "r"), page_checksum_verification=True)
             schema = parquet.schema_arrow
         except UNREADABLE as error:
-            yield self._finding("PARQUET", f"not readable as Parquet: {_line(error)}")
+            yield self._finding("PARQUET", f"not readable as Parquet: {one_line(error)}")
             return
         with parquet:
             yield from self._table(parquet, schema)
@@ -175,7 +175,7 @@ class _FileAudit:
                 try:
                     read = parquet.read_row_group(group, columns=[name], use_threads=False)
                 except UNREADABLE as error:
-                    what = f"column {name}, row group {group}: {_line(error)}"
+                    what = f"column {name}, row group {group}: {one_line(error)}"
                     yield self._finding("PAGES", what, row)
                     damaged = damaged or name in key
                 else:
@@ -356,7 +356,3 @@ def _bytes(values: pa.ChunkedArray) -> Iterator[memoryview]:
         for value in chunk:
             buffer = value.as_buffer() if value.is_valid else b""
             yield memoryview(buffer).cast("B")  # Arrow's own are of signed bytes
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from videoar.core.errors import StorageError
+from videoar.core.errors import StorageError, one_line
 from videoar.core.ids import sha256_hex
 from videoar.core.types import FileRef
 from videoar.storage.object_store import ObjectStore
@@ -109,7 +109,7 @@ def arrow_errors(objects: ObjectStore, file: FileRef) -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
-        raise _damaged(objects, file, " ".join(str(error).split())) from error
+        raise _damaged(objects, file, one_line(error)) from error
 
 
 def _damaged(objects: ObjectStore, file: FileRef, what: str) -> StorageError:

@@ -32,6 +32,7 @@ from videoar.core.errors import (
     StorageError,
     TransientStorageError,
     WithdrawnError,
+    one_line,
 )
 from videoar.core.ids import SHORT_DIGEST, digest_json, sha256_hex
 from videoar.core.types import Commit, FileRef, Provenance
@@ -345,7 +346,7 @@ class _Log:
                 crash_point("commit.after_records")
                 return found
             time.sleep(random.uniform(0, 0.02 * (attempt + 1)))  # noqa: S311 - jitter
-        what = f"nothing committed in {_ATTEMPTS} attempts, the last one said: {_line(last)}"
+        what = f"nothing committed in {_ATTEMPTS} attempts, the last one said: {one_line(last)}"
         raise TransientStorageError(self.folder, what, "run again") from last
 
     def _try_append(self, draft: Commit, schema: pa.Schema, fingerprint: str, digest: str) -> None:
@@ -443,7 +444,7 @@ class _Log:
         except TableNotFoundError:
             return None
         except (DeltaError, OSError) as error:
-            what = f"its log cannot be read: {_line(error)}"
+            what = f"its log cannot be read: {one_line(error)}"
             hint = "run again; if that does not help, the log is damaged"
             raise TransientStorageError(self.folder, what, hint) from error
 
@@ -460,7 +461,3 @@ class _Log:
 
     def _index_key(self, app_id: str) -> str:
         return f"commits/{self._dataset}/{app_id}.json"
-
-
-def _line(error: Exception | None) -> str:
-    return " ".join(str(error).split())

@@ -5,6 +5,7 @@ import gc
 import itertools
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ from videoar.core.types import Provenance
 from videoar.storage import open_store
 from videoar.storage.payload import Payload
 from videoar.storage.token_codec import checksum
-from videoar.training import order
+from videoar.training import batches, order
 from videoar.training.batches import REQUESTS, TokenLoader, _Buffers
 from videoar.training.mixture import BLOCK, TokenMixture
 
@@ -439,25 +440,33 @@ def test_ranks_that_do_not_fit_are_refused(snapshot, rank_of):
         TokenLoader(commit(), 4, 0)
 
 
-def by_whom(snapshot, work_s):
-    """Return whether a thread of its own read each batch, for a caller who works between them."""
-    loader, readers = TokenLoader(snapshot, 4, 7), []
+def by_whom(snapshot, work_s, monkeypatch):
+    """Return whether a thread of its own read each batch, for a caller who works between them.
+
+    By a clock of each thread, which reading and working advance: no load makes it run faster.
+    """
+    loader, readers, clock = TokenLoader(snapshot, 4, 7), [], threading.local()
     read = loader._payload.read
+
+    def passes(seconds):
+        clock.now = getattr(clock, "now", 0.0) + seconds
+        return clock.now
 
     def noting(*args, wait):
         readers.append(threading.current_thread() is not threading.main_thread())
-        time.sleep(0.005)
+        passes(0.005)
         return read(*args, wait=wait)
 
     loader._payload.read = noting
+    monkeypatch.setattr(batches, "time", SimpleNamespace(perf_counter=lambda: passes(0)))
     for _ in loader:
-        time.sleep(work_s)
+        passes(work_s)
     return readers
 
 
-def test_threads_read_for_a_caller_who_works_and_only_for_him(many_units):
-    assert not any(by_whom(many_units, 0))
-    readers = by_whom(many_units, 0.02)
+def test_threads_read_for_a_caller_who_works_and_only_for_him(many_units, monkeypatch):
+    assert not any(by_whom(many_units, 0, monkeypatch))
+    readers = by_whom(many_units, 0.02, monkeypatch)
     assert all(readers[2:])  # the first two fill what was empty
     assert len(readers) == len(TokenLoader(many_units, 4, 7))
 
@@ -465,7 +474,8 @@ def test_threads_read_for_a_caller_who_works_and_only_for_him(many_units):
 class Failing(Far):
     def read_into(self, key, spans):
         super().read_into(key, spans)
-        time.sleep(0.05)
+        if len(self.reads) > 1:
+            time.sleep(0.5)  # the first failure is known long before the queue could move on
         raise TransientStorageError(key, "no answer")
 
 
