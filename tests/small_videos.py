@@ -1,10 +1,12 @@
 """A folder of small drawn videos, and the two stages that curate it, in this process."""
 
 import hashlib
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 
+from videoar.core.ids import seed_from
 from videoar.engine.inline import InlineEngine
 from videoar.media.transcode import encode
 from videoar.pipeline.spec import parse_pipeline
@@ -22,6 +24,12 @@ def draw(
     wide = cells.repeat(8, 0).repeat(8, 1)
     frames = [np.roll(wide, 2 * t, 1)[:, :width_px] for t in range(num_frames)]
     encode(np.stack(frames), path, 12.0)
+
+
+def address(folder: Path, stem: str, per_shard: int, *, ends_shard: bool) -> Path:
+    """Name a video whose address ends a shard of that mean size, or one whose does not."""
+    paths = (folder / f"{stem}-{k}.mp4" for k in count())
+    return next(path for path in paths if (seed_from(path.as_uri()) % per_shard == 0) == ends_shard)
 
 
 def sha(path: Path) -> str:
