@@ -24,7 +24,7 @@ from videoar.model.tokenizer import VideoTokenizer, frames_from_video, video_fro
 from videoar.storage.token_codec import pack_bits, unpack_bits
 
 Frames = NDArray[np.uint8]
-_CHUNK_FRAMES = 64  # chosen: clips up to 65 frames pass as a whole
+_CHUNK_PIXELS = 1 << 21  # chosen: 128 frames of 128 x 128 px at a time, 8 of 384 x 672 px
 
 
 def fitted(net: VideoTokenizer, num_frames: int, height_px: int, width_px: int) -> VideoTokenizer:
@@ -105,7 +105,10 @@ def _rebuilt(
 
 def _chunks(net: VideoTokenizer, frames_THWC: Frames) -> Iterator[Tensor]:
     device = next(net.parameters()).device
-    ends = [*range(1 + _CHUNK_FRAMES, len(frames_THWC), _CHUNK_FRAMES), len(frames_THWC)]
+    frames, height_px, width_px, _ = frames_THWC.shape
+    stride = net.cfg.time_stride
+    step = stride * max(1, _CHUNK_PIXELS // (height_px * width_px * stride))
+    ends = [*range(1 + step, frames, step), frames]
     for begin, end in zip([0, *ends], ends, strict=False):
         part = torch.from_numpy(np.ascontiguousarray(frames_THWC[begin:end]))
         yield video_from_frames(part[None].to(device))

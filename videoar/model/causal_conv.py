@@ -70,7 +70,8 @@ class CausalConv3d(nn.Conv3d):
             x_BCTHW = F.pad(x_BCTHW, (0, 0, 0, 0, history, 0))
         if carry is not None:
             overlap = self.kernel_size[0] - self.stride[0]
-            carry[self] = x_BCTHW[:, :, x_BCTHW.shape[2] - overlap :]
+            # a copy: a view would keep all of the input alive, in every layer
+            carry[self] = x_BCTHW[:, :, x_BCTHW.shape[2] - overlap :].clone()
         return super().forward(x_BCTHW)
 
 

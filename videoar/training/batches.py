@@ -182,7 +182,8 @@ class TokenLoader:
         order = self._order()
         threads, away_s = self._num_ahead(), 0.0
         with _threads(threads) as pool, _threads(REQUESTS) as requests:
-            units = self._units(order, requests) if self._is_remote else None
+            is_over = self._step >= len(order)  # as after the last batch of an epoch
+            units = self._units(order, requests) if self._is_remote and not is_over else None
             ahead: deque[tuple[Batch | Future[Batch], np.ndarray]] = deque()
             for step, small in enumerate(self._small_columns(order), self._step):
                 while len(ahead) <= threads and step + len(ahead) < len(order):

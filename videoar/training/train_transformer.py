@@ -103,9 +103,10 @@ class TransformerTrainer:
             batches = self._batches(phase)
             for inner in range(done, phase.steps):
                 metrics = self.take_step(next(batches), phase, inner)
+                if inner == phase.steps - 1:  # a checkpoint of now goes on with the next phase
+                    self._loader_state = None
                 self._remember(metrics)
                 after_step(self, metrics)
-            self._loader_state = None
 
     def _batches(self, phase: Phase) -> Iterator[dict[str, Any]]:
         loader = self._make_loader(phase.batch_size)

@@ -37,7 +37,7 @@ def test_a_long_clip_passes_in_parts_as_it_does_whole(net, monkeypatch):
     clip = np.concatenate([CLIPS[0], CLIPS[1], CLIPS[2], CLIPS[0][:2]])  # 29 = 1 + 4 * 7 frames
     whole, bits = round_trip(net, clip)
     assert whole.shape == clip.shape
-    monkeypatch.setattr(reconstruction, "_CHUNK_FRAMES", 8)
+    monkeypatch.setattr(reconstruction, "_CHUNK_PIXELS", 11 * 32 * 32)  # rounds to 8 frames
     lengths = [part.shape[2] for part in reconstruction._chunks(net, clip)]
     assert lengths == [9, 8, 8, 4]
     parts, bits_of_parts = round_trip(net, clip)
@@ -47,7 +47,8 @@ def test_a_long_clip_passes_in_parts_as_it_does_whole(net, monkeypatch):
     assert np.abs(whole.astype(int) - parts).mean() < 0.1
 
 
-def test_scales_of_a_long_clip_are_shown_in_parts(net):
+def test_scales_of_a_long_clip_are_shown_in_parts(net, monkeypatch):
+    monkeypatch.setattr(reconstruction, "_CHUNK_PIXELS", 64 * 32 * 32)
     clip = np.concatenate([CLIPS[0]] * 9)[:73]  # 8 frames more than pass as a whole
     lengths = []
     net.decoder.register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[2]))

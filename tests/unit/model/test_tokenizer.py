@@ -135,9 +135,9 @@ def test_any_parts_in_any_order_of_sizes_give_the_whole(sizes, cfg):
 @torch.no_grad()
 def test_a_stream_remembers_the_same_few_frames_however_long_it_is(cfg):
     net, carry, held = make(cfg), {}, []
-    for length in (1, *[4] * 6):
+    for length in (1, 4, 4, 8, 40):
         net.decode(net.encode(video(cfg, length), carry), carry)
-        held.append(sum(kept.numel() for kept in carry.values()))
+        held.append(sum(kept.untyped_storage().nbytes() for kept in carry.values()))
     assert len(set(held[1:])) == 1
 
 

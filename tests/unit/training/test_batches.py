@@ -274,6 +274,19 @@ def test_resume_from_far_reads_only_what_is_left(many_units):
     assert len(again._snapshot.objects.reads) <= 8
 
 
+@pytest.mark.parametrize("away", [False, True])
+def test_a_state_after_the_last_batch_goes_on_with_the_next_epoch(many_units, away):
+    loader = TokenLoader(many_units, 4, 7)
+    steps = loader.endless()
+    for _ in range(len(loader)):
+        next(steps)
+    state = loader.state_dict()
+    assert state["step"] == len(loader)
+    again = TokenLoader(far(many_units) if away else many_units, 4, 7)
+    again.load_state_dict(state)
+    assert next(again.endless())["clip_ids"] == next(steps)["clip_ids"]
+
+
 def test_a_local_cache_asks_the_store_once(many_units, tmp_path):
     once = far(many_units)
     first = contents(TokenLoader(once, 4, 7, cache=tmp_path / "cache"))

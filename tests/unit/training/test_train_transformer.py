@@ -36,9 +36,10 @@ class Squares:
         self.step = 0
 
     def state_dict(self):
-        return {"step": self.step}
+        return {"step": self.step, "batch_size": self.batch_size}
 
     def load_state_dict(self, state):
+        assert state["batch_size"] == self.batch_size
         self.step = state["step"]
 
 
@@ -62,12 +63,13 @@ def test_training_halves_the_loss():
     assert len(losses) == 52
 
 
-def test_a_resumed_run_ends_where_the_uninterrupted_one_does(tmp_path):
+@pytest.mark.parametrize("stop", [3, 4, 5])  # the first phase has 4 steps
+def test_a_resumed_run_ends_where_the_uninterrupted_one_does(stop, tmp_path):
     whole = make_trainer()
-    whole.run(lambda trainer, _: trainer.save(tmp_path) if trainer.step == 3 else None)
+    whole.run(lambda trainer, _: trainer.save(tmp_path) if trainer.step == stop else None)
     resumed = make_trainer()
     resumed.load(tmp_path)
-    assert resumed.step == 3
+    assert resumed.step == stop
     resumed.run(lambda *_: None)
     assert resumed.history == whole.history
     for name, weight in whole.average.weights.items():
