@@ -8,14 +8,17 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 
 from tests import token_runs
 from tests.clip_rows import clip_row, clips_of
 from tests.toys import REGISTRY
 from tests.unit.runner.test_execute import document, execute
 from videoar.core.errors import StageError
+from videoar.core.types import Resources
 from videoar.engine.inline import InlineEngine
 from videoar.engine.ray_engine import RayEngine
+from videoar.engine.ray_session import connect, environment
 from videoar.pipeline.spec import parse_pipeline
 from videoar.runner.execute import Execution
 from videoar.runner.runs import RowCounts
@@ -55,6 +58,15 @@ def test_an_error_comes_back_as_ours_with_its_shard(tmp_path: Path, engine: RayE
     videos = make_videos(tmp_path / "videos", "a", "explode")
     with pytest.raises(StageError, match="shard 1: ValueError: boom"):
         run_on_ray(open_store((tmp_path / "one").as_uri()), document(videos), engine)
+
+
+def test_a_worker_that_reserves_no_gpu_sees_none(engine: RayEngine, monkeypatch):
+    connect("local")
+    assert environment(Resources()) == {}
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4, "GPU": 2})
+    assert environment(Resources(gpus=1)) == {}
+    seen = ray.remote(num_cpus=0.5, runtime_env=environment(Resources()))(os.getenv)
+    assert ray.get(seen.remote("CUDA_VISIBLE_DEVICES")) == ""
 
 
 def test_a_reduction_computes_its_dask_graphs_on_ray_with_equal_results(

@@ -62,6 +62,12 @@ def child_environment(**extra: str) -> dict[str, str]:
     return {**os.environ, **extra}
 
 
+def given_gpus() -> str:
+    """Return which GPUs this process has been given; empty where it was given none, or any."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return "" if given in {"-1", "NoDevFiles"} else given  # the ways of CUDA and Slurm to say none
+
+
 def set_defaults(**values: str) -> None:
     """Set environment variables that libraries read at import, unless the user has set them."""
     for name, value in values.items():

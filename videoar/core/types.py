@@ -15,7 +15,7 @@ class Resources(Frozen):
     cpus: float = Field(default=1.0, gt=0)
     """CPU cores per worker."""
     gpus: float = Field(default=0.0, ge=0)
-    """GPUs per worker."""
+    """GPUs per worker. On Ray a worker sees these and no others; in this process, all there are."""
     memory_gib: float = Field(default=0.0, ge=0)
     """Memory reserved per worker; 0 reserves none."""
     workers: int = Field(default=1, ge=1, le=100_000)

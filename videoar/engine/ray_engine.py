@@ -12,7 +12,7 @@ from videoar.engine.base import ShardDone
 from videoar.engine.inline import finished_loop
 from videoar.engine.ray_map import run_pool
 from videoar.engine.ray_serve import run_serve
-from videoar.engine.ray_session import connect, disconnect, unwrap
+from videoar.engine.ray_session import connect, disconnect, environment, unwrap
 from videoar.engine.ray_train import run_gang
 from videoar.pipeline.stage import Shard
 from videoar.pipeline.work import Task, WorkRecord, run_reduce
@@ -59,7 +59,11 @@ class RayEngine:
 
         resources = task.stage().config.resources
         with self._ray(task):
-            remote = ray.remote(num_cpus=resources.cpus, num_gpus=resources.gpus)(_reduce)
+            remote = ray.remote(
+                num_cpus=resources.cpus,
+                num_gpus=resources.gpus,
+                runtime_env=environment(resources),
+            )(_reduce)
             record: WorkRecord = ray.get(remote.remote(task))
         return record
 

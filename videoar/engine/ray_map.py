@@ -18,6 +18,7 @@ import numpy as np
 from videoar.core.errors import VideoARError
 from videoar.engine.base import with_retries
 from videoar.engine.ray_lanes import reading_actors
+from videoar.engine.ray_session import environment
 from videoar.media.lanes import lending
 from videoar.pipeline.stage import Shard
 from videoar.pipeline.work import ShardWorker, Task, WorkRecord
@@ -73,6 +74,7 @@ def run_pool(task: Task, shards: Sequence[Shard]) -> Iterator[tuple[Shard, WorkR
         num_cpus=resources.cpus,
         num_gpus=resources.gpus or None,
         memory=int(resources.memory_gib * 2**30) or None,
+        runtime_env=environment(resources),
         ray_remote_args_fn=_limited_restarts,
     )
     for row in dataset.iter_rows():

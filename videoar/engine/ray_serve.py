@@ -9,6 +9,7 @@ from functools import partial
 
 from videoar.core.ahead import ahead
 from videoar.engine.base import with_retries
+from videoar.engine.ray_session import environment
 from videoar.pipeline.stage import Shard
 from videoar.pipeline.work import ShardWorker, Task, WorkRecord
 
@@ -39,7 +40,11 @@ def run_serve(task: Task, shards: Sequence[Shard]) -> Iterator[tuple[Shard, Work
         name=f"{task.dataset}-worker",
         num_replicas=replicas,
         max_ongoing_requests=1,
-        ray_actor_options={"num_cpus": resources.cpus, "num_gpus": resources.gpus},
+        ray_actor_options={
+            "num_cpus": resources.cpus,
+            "num_gpus": resources.gpus,
+            "runtime_env": environment(resources),
+        },
         health_check_period_s=30,
         health_check_timeout_s=600,  # a replica is busy for as long as a shard takes
     )

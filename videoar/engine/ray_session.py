@@ -3,9 +3,11 @@
 import logging
 import os
 import warnings
+from typing import Any
 
 from videoar.core.errors import ClusterUnknownError, StageError, VideoARError, WorkerLostError
 from videoar.core.settings import set_defaults
+from videoar.core.types import Resources
 
 logger = logging.getLogger(__name__)
 _START_TRIES = 3
@@ -25,7 +27,6 @@ def connect(address: str) -> None:
         RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5",  # its default of 2 s is paid at every report
         RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
         RAY_agent_register_timeout_ms="120000",  # its default of 30 s kills a raylet under load
-        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
         RAY_BACKEND_LOG_LEVEL="fatal",  # its C++ "errors" are hints to Ray's own developers
     )
     import ray
@@ -33,6 +34,19 @@ def connect(address: str) -> None:
     if not ray.is_initialized():
         _start_local() if address == "local" else _join(address)
         _quiet()
+
+
+def environment(resources: Resources) -> dict[str, Any]:
+    """Return the runtime environment of workers: those that reserve no GPU see none.
+
+    Ray leaves all GPUs of a machine visible to them, and each would take the first one. Where the
+    cluster has no GPU there is nothing to hide, and an environment would cost seconds a worker.
+    """
+    import ray
+
+    if resources.gpus or not ray.cluster_resources().get("GPU"):
+        return {}
+    return {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
 
 
 def _start_local() -> None:

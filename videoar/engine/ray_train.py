@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from videoar.engine.ray_session import environment
 from videoar.pipeline.work import Task, run_rank, store_progress
 
 _MAX_FAILURES = 2  # chosen: a lost machine or two are weather, more are a defect
@@ -42,6 +43,7 @@ def run_gang(task: Task) -> None:
             run_config=RunConfig(
                 name=f"{task.run_id}-{task.dataset}",
                 storage_path=str(Path(folder)),
+                worker_runtime_env=environment(resources),
                 failure_config=FailureConfig(max_failures=_MAX_FAILURES),
             ),
         )

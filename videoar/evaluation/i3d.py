@@ -200,11 +200,6 @@ def random_i3d(seed: int) -> I3D:
     return network.eval()
 
 
-def device() -> str:
-    """Return where features are computed; part of the protocol lock."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def load_i3d(path: str) -> I3D:
     """Load the FVD network from its TensorFlow checkpoint data file.
 

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from videoar.evaluation import rendered, scorecard
 from videoar.evaluation.frechet import FeatureStats, frechet_distance, frechet_interval
-from videoar.evaluation.i3d import I3D, MIN_FRAMES, NUM_CLASSES, device, preprocess
+from videoar.evaluation.i3d import I3D, MIN_FRAMES, NUM_CLASSES, preprocess
 from videoar.evaluation.metrics import psnr_T, ssim_T
 from videoar.evaluation.scorecard import Lock, Row
 from videoar.evaluation.vbench import DIMENSIONS, temporal_flickering
 from videoar.media.rendered import parse_prompt
+from videoar.model.device import device
 
 Frames = NDArray[np.uint8]
 Array = NDArray[np.float64]

@@ -28,6 +28,8 @@ class ModelConfig(Frozen):
     """Bits per position, as the tokenizer has them."""
     scales: Scales = SMALL_SQUARE
     """Scale schedule, as the tokenizer has it."""
+    time_stride: int = Field(default=4, ge=1)
+    """Pixel frames per latent frame, except for the first one, as the tokenizer has it."""
     max_scales: int = Field(default=16, ge=1)
     """Scale embeddings; more than `scales` leaves room for a later phase at higher resolution."""
     text_width: int = Field(default=2048, ge=1)
@@ -65,7 +67,11 @@ class ModelConfig(Frozen):
     def scheme_for(self, num_frames: int) -> Scheme:
         """Return the order of prediction of a clip with that many pixel frames."""
         return SCHEMES[self.scheme](
-            latent_frames(num_frames), self.scales, self.history, self.window, self.rope
+            latent_frames(num_frames, self.time_stride),
+            self.scales,
+            self.history,
+            self.window,
+            self.rope,
         )
 
 

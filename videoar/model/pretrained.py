@@ -18,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812 - the name that torch code uses ev
 from safetensors import SafetensorError
 
 from videoar.core.errors import ConfigError, one_line
+from videoar.model.device import device
 from videoar.model.model_folder import library_version, model_files
 
 _SAFE = {"local_files_only": True, "trust_remote_code": False}
@@ -173,7 +174,7 @@ def _network(auto: Any, folder: str, dtype: Any) -> Any:  # noqa: ANN401 - trans
     )
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"{type(net).__name__} misses {len(missing)} weights ({missing[0]} ...)")
-    return net.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return net.to(device()).eval()
 
 
 def _processor(folder: str) -> Any:  # noqa: ANN401 - transformers is untyped

@@ -174,7 +174,7 @@ def sample_bits(
     Args:
         model: the transformer.
         prompts: one per sample.
-        num_frames: pixel frames, 1 + 4m.
+        num_frames: pixel frames, 1 + a multiple of the time stride.
         seeds: one per sample; decides its bits, whatever else is in the batch.
         settings: how bits are drawn.
         prefix_bits: per scale bool [B, t, h, w, K], the first latent frames, taken as they are
@@ -227,7 +227,7 @@ def sample(  # noqa: PLR0913 - the public entry point, one keyword per choice of
         model: the transformer.
         tokenizer: the tokenizer that it was trained on.
         prompts: texts.
-        num_frames: pixel frames, 1 + 4m.
+        num_frames: pixel frames, 1 + a multiple of the time stride.
         guidance: `ucf`, `t2v` or a constant.
         temperature: below 1 bits become surer.
         greedy: take the likelier value of every bit.
@@ -237,7 +237,15 @@ def sample(  # noqa: PLR0913 - the public entry point, one keyword per choice of
 
     Returns:
         video_B3THW in [-1, 1]; its attribute `steps` is the number of forward passes.
+
+    Raises:
+        ValueError: the tokenizer has other bits, scales or time stride than the model; or see
+            `sample_bits`.
     """
+    for name in ("num_bits", "scales", "time_stride"):
+        theirs, ours = getattr(tokenizer.cfg, name), getattr(model.cfg, name)
+        if theirs != ours:
+            raise ValueError(f"the tokenizer has {name} {theirs}, the model {ours}")
     if seeds is None and generator is not None:
         seeds = torch.randint(2**62, (len(prompts),), generator=generator).tolist()
     chosen = range(len(prompts)) if seeds is None else seeds

@@ -65,12 +65,12 @@ def tokens_per_frame(scales: Scales) -> int:
     return sum(h * w for h, w in scales)
 
 
-def latent_frames(num_frames: int) -> int:
-    """Return the latent frames of 1 + 4m pixel frames.
+def latent_frames(num_frames: int, time_stride: int) -> int:
+    """Return the latent frames of 1 + m * `time_stride` pixel frames.
 
     Raises:
         ValueError: the number has another form, which the causal tokenizer cannot map.
     """
-    if num_frames < 1 or num_frames % 4 != 1:
-        raise ValueError(f"{num_frames} frames; the tokenizer takes 1 + 4m of them")
-    return 1 + num_frames // 4
+    if num_frames < 1 or (num_frames - 1) % time_stride:
+        raise ValueError(f"{num_frames} frames are not 1 + a multiple of {time_stride}")
+    return 1 + (num_frames - 1) // time_stride

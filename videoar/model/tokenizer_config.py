@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, Self
 from pydantic import Field, field_validator, model_validator
 
 from videoar.core.types import Frozen
-from videoar.model.schedule import SMALL_SQUARE, Scales, scale_schedule
+from videoar.model.schedule import SMALL_SQUARE, Scales, latent_frames, scale_schedule
 
 
 class Resampling(NamedTuple):
@@ -108,9 +108,7 @@ class TokenizerConfig(Frozen):
         Raises:
             ValueError: the length is not 1 + a multiple of `time_stride`.
         """
-        if num_frames < 1 or (num_frames - 1) % self.time_stride:
-            raise ValueError(f"{num_frames} frames are not 1 + a multiple of {self.time_stride}")
-        return 1 + (num_frames - 1) // self.time_stride
+        return latent_frames(num_frames, self.time_stride)
 
     def for_size(self, height_px: int, width_px: int) -> "TokenizerConfig":
         """Return the same network for videos of another size; weights fit, as all is convolution.

@@ -32,7 +32,7 @@ class GenerateConfig(StageConfig):
     min_samples: int = Field(default=0, ge=0)
     """Samples in all, at least: fewer prompts are drawn more often, with new seeds."""
     num_frames: int = Field(default=17, ge=1)
-    """Pixel frames of a sample, 1 + 4m."""
+    """Pixel frames of a sample, 1 + a multiple of the tokenizer's time stride."""
     guidance: str | float = "t2v"
     """`ucf`, `t2v` or a constant strength."""
     temperature: float = Field(default=1.0, gt=0)
@@ -82,12 +82,12 @@ class GenerateStage(MapStage[GenerateConfig]):
         """
         import torch
 
+        from videoar.model.device import device
         from videoar.training.checkpoint import load_tokenizer, load_transformer
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(max(1, int(self.config.resources.cpus)))
-        model, model_digest = load_transformer(inputs["model"], store, device)
-        tokenizer, tokenizer_digest = load_tokenizer(inputs["tokenizer"], store, device)
+        model, model_digest = load_transformer(inputs["model"], store, device())
+        tokenizer, tokenizer_digest = load_tokenizer(inputs["tokenizer"], store, device())
         (trained_on,) = inputs["model"].table(["tokenizer_digest"])["tokenizer_digest"].to_pylist()
         if trained_on != tokenizer_digest:
             what = f"was trained on tokenizer {trained_on}, not {tokenizer_digest}"

@@ -109,13 +109,15 @@ class PretrainStage(LoopStage[PretrainConfig]):
         import torch
 
         from videoar.model import VideoAR
+        from videoar.model.device import device
 
         torch.manual_seed(seed)
-        shape = {"num_bits": tokens.num_bits, "scales": tokens.scales}
+        own = ("num_bits", "scales", "time_stride")
+        shape = {name: getattr(tokens, name) for name in own}
         model = VideoAR(self.config.model_for(shape))
         if start is not None:
             model.load_state_dict(start.state_dict())  # scales beyond the earlier phase's are new
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        model.to(device())
         return model
 
 

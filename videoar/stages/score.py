@@ -91,13 +91,14 @@ class ScoreStage(ReduceStage[ScoreConfig]):
     ) -> list[Row]:
         """Return the Frechet rows at equal N; the floor is taken from real clips not used yet."""
         from videoar.evaluation import i3d, measure
+        from videoar.model.device import device
 
         num = min(self.config.num_clips, len(samples), len(inside))
         sets = (samples[:num], inside[:num], [*inside[num:], *outside][:num])
         lock = {
             **lock,
             "reference": _identity(inside[:num]),
-            "device": i3d.device(),
+            "device": device(),
         }
         problem = measure.why_no_distance([[row["num_frames"] for row in rows] for rows in sets])
         networks = {
@@ -126,7 +127,7 @@ class ScoreStage(ReduceStage[ScoreConfig]):
     ) -> list[Row]:
         """Return the scores of round trips through the tokenizer."""
         from videoar.evaluation import measure, reconstruction
-        from videoar.evaluation.i3d import device
+        from videoar.model.device import device
         from videoar.training.checkpoint import load_tokenizer
 
         chosen = inside[: self.config.num_reconstructions]

@@ -65,11 +65,11 @@ class TokenizeStage(MapStage[TokenizeConfig]):
         """Load the tokenizer."""
         import torch
 
+        from videoar.model.device import device
         from videoar.training.checkpoint import load_tokenizer
 
         torch.set_num_threads(max(1, int(self.config.resources.cpus)))
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        net, digest = load_tokenizer(inputs["tokenizer"], store, device)
+        net, digest = load_tokenizer(inputs["tokenizer"], store, device())
         return _Tokenizer(net, digest, store, self.config)
 
 

@@ -132,6 +132,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
         import torch
 
         from videoar.evaluation.reconstruction import Validation, require_round_trip
+        from videoar.model.device import device
         from videoar.training.train_tokenizer import TokenizerTrainer
 
         torch.set_num_threads(max(1, int(self.config.resources.cpus)))
@@ -145,7 +146,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
             sizes_px=train.sizes_px,
             features=_lpips(self.config.lpips_weights),
             start=self._start,
-            device="cuda" if torch.cuda.is_available() else "cpu",
+            device=device(),
         )
         resume(rank, trainer.load)
         validation = None if rank.index else Validation(list(val), self._networks())

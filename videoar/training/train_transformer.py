@@ -154,17 +154,17 @@ class TransformerTrainer:
         self.step += 1
 
     def _score(self, batch: Mapping[str, Any], phase: Phase) -> BitLoss:
-        device = self.model.device
+        device, stride = self.model.device, self.model.cfg.time_stride
         latent_BKTHW = batch["latent_BTKHW"].to(device, non_blocking=True).transpose(1, 2)
         if phase.num_frames:
-            latent_BKTHW = latent_BKTHW[:, :, : latent_frames(phase.num_frames)]
+            latent_BKTHW = latent_BKTHW[:, :, : latent_frames(phase.num_frames, stride)]
         size, frames = latent_BKTHW.shape[0], latent_BKTHW.shape[2]
         source = torch.Generator().manual_seed(seed_from(self.training.seed, self.step, self.rank))
         drop_B = torch.rand(size, generator=source) < self.training.drop_text
         flips = self._flips((size, frames), source)
         keep = random_frame_mask((size, frames), phase.p_mask, source) if phase.p_mask else None
         pyramid = self.quantizer.pyramid(latent_BKTHW, flips)
-        layout = self.model.layout(4 * frames - 3)
+        layout = self.model.layout(1 + stride * (frames - 1))
         with torch.autocast(
             device.type, dtype=torch.bfloat16, enabled=self.training.precision == "bf16"
         ):

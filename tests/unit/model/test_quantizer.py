@@ -35,9 +35,9 @@ def test_published_schedules_and_token_counts():
     assert tokens_per_frame(scale_schedule(12, 21)) == 472
     wide = scale_schedule(24, 42)
     assert (tokens_per_frame(wide), len(wide), wide[:7]) == (2628, 10, scale_schedule(12, 21))
-    assert [latent_frames(n) for n in (1, 17, 65)] == [1, 5, 17]
-    with pytest.raises(ValueError, match="1 \\+ 4m"):
-        latent_frames(16)
+    assert [latent_frames(n, 4) for n in (1, 17, 65)] == [1, 5, 17]
+    with pytest.raises(ValueError, match="16 frames are not 1 \\+ a multiple of 4"):
+        latent_frames(16, 4)
 
 
 def test_bits_rebuild_the_latent_exactly(bsq):

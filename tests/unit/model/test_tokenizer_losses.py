@@ -44,23 +44,50 @@ def test_perceptual_distance_is_zero_at_home_grows_with_noise_and_is_seeded():
     assert torch.equal(perceptual_loss(RandomFeatures(seed=7), clip, noisy), near)
 
 
-def test_lpips_weighs_alexnet_features():
+def lpips_by_its_formula(weights, images, others):
+    """Equation 1 of LPIPS on AlexNet, layer by layer: the mean over images."""
+    shift, scale = torch.tensor([-0.030, -0.088, -0.188]), torch.tensor([0.458, 0.448, 0.450])
+    sides = [(x - shift[:, None, None]) / scale[:, None, None] for x in (images, others)]
+    distance = 0
+    places = [
+        (0, 4, 2, False),
+        (3, 1, 2, True),
+        (6, 1, 1, True),
+        (8, 1, 1, False),
+        (10, 1, 1, False),
+    ]
+    for n, (place, stride, padding, is_pooled) in enumerate(places):
+        kernel, bias = weights[f"features.{place}.weight"], weights[f"features.{place}.bias"]
+        if is_pooled:
+            sides = [torch.nn.functional.max_pool2d(x, 3, stride=2) for x in sides]
+        sides = [torch.conv2d(x, kernel, bias, stride, padding).clamp(min=0) for x in sides]
+        one, other = (x / x.square().sum(1, keepdim=True).sqrt().clamp(min=1e-10) for x in sides)
+        head = weights[f"lin{n}.model.1.weight"]
+        distance += (head * (one - other).square()).sum(1).mean()
+    return distance.item()
+
+
+def test_lpips_is_its_formula():
     shapes = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3),
               10: (256, 256, 3, 3)}  # fmt: skip
-    weights = {f"features.{i}.weight": 0.05 * torch.randn(shape) for i, shape in shapes.items()}
-    weights |= {f"features.{i}.bias": torch.zeros(shape[0]) for i, shape in shapes.items()}
+    draw = torch.Generator().manual_seed(0)
+    weights = {
+        f"features.{i}.weight": 0.05 * torch.randn(shape, generator=draw)
+        for i, shape in shapes.items()
+    }
+    weights |= {
+        f"features.{i}.bias": 0.1 * torch.randn(shape[0], generator=draw)
+        for i, shape in shapes.items()
+    }
     heads = {
-        f"lin{n}.model.1.weight": torch.rand(1, shape[0], 1, 1)
+        f"lin{n}.model.1.weight": torch.rand(1, shape[0], 1, 1, generator=draw)
         for n, shape in enumerate(shapes.values())
     }
-    clip = torch.rand(1, 3, 2, 64, 64) * 2 - 1
-    near = perceptual_loss(LpipsAlex({**weights, **heads}), clip, clip.flip(2)).item()
-    assert near > 0
-    four_times = {name: 4 * head for name, head in heads.items()}
-    far = perceptual_loss(LpipsAlex({**weights, **four_times}), clip, clip.flip(2)).item()
-    assert far == pytest.approx(4 * near, rel=1e-4)
-    sides = [feature.shape[-1] for feature in LpipsAlex({**weights, **heads})(clip[:, :, 0])]
-    assert sides == [15, 7, 3, 3, 3]
+    clip = torch.rand(1, 3, 2, 64, 64, generator=draw) * 2 - 1
+    other = clip.flip(4) * 0.5
+    found = perceptual_loss(LpipsAlex(weights | heads), clip, other).item()
+    frames = [video[0].transpose(0, 1) for video in (clip, other)]
+    assert found == pytest.approx(lpips_by_its_formula(weights | heads, *frames), rel=1e-4)
     with pytest.raises(KeyError, match="lin4"):
         LpipsAlex({**weights, **dict(list(heads.items())[:4])})
 

@@ -9,10 +9,12 @@ from videoar.model.config import PRESETS, CFECConfig, ModelConfig
 from videoar.model.losses import bit_loss
 from videoar.model.quantizer import MultiScaleBSQ
 from videoar.model.rope import AXIS_OF_SLOT, rotate, rotation
-from videoar.model.sampling import SamplerSettings, guidance_schedule, sample_bits
+from videoar.model.sampling import SamplerSettings, guidance_schedule, sample, sample_bits
 from videoar.model.schedule import SMALL_SQUARE
 from videoar.model.schemes import NextFrameNextScale, attention_cells
 from videoar.model.text import Text
+from videoar.model.tokenizer import VideoTokenizer
+from videoar.model.tokenizer_config import TOKENIZERS
 from videoar.model.transformer import VideoAR, flatten_bits, kv_bytes, teacher_inputs
 
 TINY = PRESETS["tiny"].model_copy(update={"scales": ((1, 1), (2, 2), (3, 3))})
@@ -244,6 +246,18 @@ def test_flips_change_later_labels_only_and_zero_is_the_clean_pipeline():
     touched = {(b.frame, b.scale) for i, b in enumerate(scheme.blocks) if moved.split(
         [block.num_tokens for block in scheme.blocks])[i].any()}  # fmt: skip
     assert touched == {(2, 0)}
+
+
+def test_a_clip_has_the_frames_that_were_asked_for_whatever_the_time_stride():
+    shape = TOKENIZERS["tiny"].model_copy(update={"time_downs": (0,)})
+    same = {"scales": shape.scales, "time_stride": 2}
+    tokenizer = VideoTokenizer(shape)
+    halved = VideoAR(TINY.model_copy(update=same))
+    assert sample(halved, tokenizer, PROMPTS, num_frames=7).shape == (2, 3, 7, 32, 32)
+    for change in ({"time_stride": 4}, {"scales": TINY.scales}):
+        other = VideoAR(TINY.model_copy(update={**same, **change}))
+        with pytest.raises(ValueError, match=f"has {next(iter(change))} .*, the model"):
+            sample(other, tokenizer, PROMPTS, num_frames=9)
 
 
 def test_guidance_ends_where_the_paper_says():

@@ -1,0 +1,24 @@
+"""Where networks run: one rule for all of them."""
+
+import torch
+
+from videoar.core.errors import StageError
+from videoar.core.settings import given_gpus
+
+
+def device() -> str:
+    """Return `cuda` where this process sees a GPU, else `cpu`.
+
+    A stage on Ray sees the GPUs of its `resources.gpus` and no others.
+
+    Raises:
+        StageError: the process has been given a GPU that torch cannot use. On a CPU the same
+            training would take weeks, and nothing would say why.
+    """
+    if torch.cuda.is_available():
+        return "cuda"
+    if given := given_gpus():
+        what = f"CUDA_VISIBLE_DEVICES={given}, but torch {torch.__version__} finds no GPU"
+        hint = "install a torch with CUDA, check the driver (nvidia-smi), or ask for no GPU"
+        raise StageError("device", what, hint)
+    return "cpu"
