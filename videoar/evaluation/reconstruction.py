@@ -110,7 +110,7 @@ def _chunks(net: VideoTokenizer, frames_THWC: Frames) -> Iterator[Tensor]:
     step = stride * max(1, _CHUNK_PIXELS // (height_px * width_px * stride))
     ends = [*range(1 + step, frames, step), frames]
     for begin, end in zip([0, *ends], ends, strict=False):
-        part = torch.from_numpy(np.ascontiguousarray(frames_THWC[begin:end]))
+        part = torch.tensor(frames_THWC[begin:end])
         yield video_from_frames(part[None].to(device))
 
 
