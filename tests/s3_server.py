@@ -66,7 +66,8 @@ bluestore_block_size = 21474836480
 osd_memory_target = 939524096
 osd_client_watch_timeout = 5
 [client]
-rgw_frontends = beast endpoint=127.0.0.1:{port}
+# with Nagle's algorithm every answer to a small GET waits 40 ms for an acknowledgement
+rgw_frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1
 rgw_data = {folder}/rgw
 rgw_run_sync_thread = false
 rgw_override_bucket_index_max_shards = 1
