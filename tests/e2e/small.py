@@ -93,6 +93,7 @@ def in_a_process(call: Sequence[str], env: dict[str, str]) -> tuple[int, str, st
 def in_this_process(call: Sequence[str], env: dict[str, str]) -> tuple[int, str, str]:
     """Do the same by a call of `main`."""
     out, err, on_term = io.StringIO(), io.StringIO(), signal.getsignal(signal.SIGTERM)
+    settings.cache_clear()
     with (
         patch.dict(os.environ, env, clear=True),
         patch.object(sys, "argv", ["videoar", *call[call.index("--store") :]]),
@@ -100,7 +101,6 @@ def in_this_process(call: Sequence[str], env: dict[str, str]) -> tuple[int, str,
         redirect_stderr(err),
         pytest.raises(SystemExit) as end,
     ):
-        settings.cache_clear()
         main()
     settings.cache_clear()
     signal.signal(signal.SIGTERM, on_term)

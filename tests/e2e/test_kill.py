@@ -1,7 +1,7 @@
 """kill -9 of the driver in the middle of ingest, tokenize and pretrain, then resume.
 
-One run is killed in each of them in turn and still ends where an undisturbed one does. On Ray, which
-takes long to start, it is killed in the last two.
+One run is killed in each of them in turn and still ends where an undisturbed one does. On Ray,
+which takes long to start, it is killed in the last two.
 """
 
 import contextlib
