@@ -92,15 +92,15 @@ def _rebuilt(
     """Yield the latents that the token store gives back; append their bits."""
     cfg, quantizer = net.cfg, net.quantizer
     for stored in latents:
-        pyramid = quantizer.pyramid(stored)
-        packed = pack_bits([of_scale[0].cpu().numpy() for of_scale in pyramid.bits])
+        pyramid = quantizer.pyramid(stored.cpu())  # where `tokenize` takes them, too
+        packed = pack_bits([of_scale[0].numpy() for of_scale in pyramid.bits])
         unpacked = unpack_bits(packed, stored.shape[2], cfg.scales, cfg.num_bits)
-        read = [torch.from_numpy(part)[None].bool().to(stored.device) for part in unpacked]
+        read = [torch.from_numpy(part)[None].bool() for part in unpacked]
         rebuilt_BKTHW = quantizer.decode(read)
         if not torch.equal(rebuilt_BKTHW.transpose(1, 2), pyramid.accumulated[-1]):
             raise ContractError("tokens", "bits and stored latents decode to different latents")
         bits.append(read)
-        yield rebuilt_BKTHW
+        yield rebuilt_BKTHW.to(stored.device)
 
 
 def _chunks(net: VideoTokenizer, frames_THWC: Frames) -> Iterator[Tensor]:
@@ -135,9 +135,10 @@ def after_each_scale(
         ContractError: the clip does not fit the tokenizer, its latents or pixels are not finite.
     """
     net = fitted(net, *frames_THWC.shape[:3])
-    parts = [net.quantizer.encode(stored) for stored in _stored(net, frames_THWC, clip)]
+    device, decode = next(net.parameters()).device, net.quantizer.decode
+    parts = [net.quantizer.encode(stored.cpu()) for stored in _stored(net, frames_THWC, clip)]
     for end in range(1, len(net.cfg.scales) + 1):
-        yield _shown(net, (net.quantizer.decode(bits[:end]) for bits in parts), clip)
+        yield _shown(net, (decode(bits[:end]).to(device) for bits in parts), clip)
 
 
 class BitUsage:

@@ -1,7 +1,8 @@
 """Train the transformer on latents: corrupt the history, predict the bits that repair it.
 
 One idea: every random choice of a step comes from a generator seeded with (seed, step, rank), so a
-run is a pure function of its inputs and a resumed run goes on exactly as the first would have.
+run is a pure function of its inputs and a resumed run goes on as the first would have: on a CPU to
+the bit, on a GPU up to the order in which some kernels add.
 
 Cost: pyramids are rebuilt at every step because flips change the labels; at 8x8x5 latents that is
 under a tenth of the step.
