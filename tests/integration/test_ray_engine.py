@@ -14,7 +14,7 @@ from tests import token_runs
 from tests.clip_rows import clip_row, clips_of
 from tests.toys import REGISTRY
 from tests.unit.runner.test_execute import document, execute
-from videoar.core.errors import StageError
+from videoar.core.errors import ConfigError, StageError
 from videoar.core.types import Resources
 from videoar.engine.inline import InlineEngine
 from videoar.engine.ray_engine import RayEngine
@@ -58,6 +58,23 @@ def test_an_error_comes_back_as_ours_with_its_shard(tmp_path: Path, engine: RayE
     videos = make_videos(tmp_path / "videos", "a", "explode")
     with pytest.raises(StageError, match="shard 1: ValueError: boom"):
         run_on_ray(open_store((tmp_path / "one").as_uri()), document(videos), engine)
+
+
+@pytest.mark.parametrize(
+    ("stage", "resources", "what"),
+    [
+        ("big", {"gpus": 1}, "stages.big.resources.gpus: 1 asked for at once.* has 0"),
+        ("big", {"cpus": 4096}, "stages.big.resources.cpus: 4096 asked for"),
+        ("big", {"readers": 2, "workers": 100}, "stages.big.resources.cpus: 300 asked for"),
+        ("model", {"cpus": 3, "workers": 1000}, "stages.model.resources.cpus: 3000 asked for"),
+    ],
+)
+def test_what_this_machine_never_has_is_not_waited_for(
+    tmp_path: Path, engine: RayEngine, stage: str, resources: dict, what: str
+):
+    doc = document(make_videos(tmp_path / "videos", "a"), **{stage: {"resources": resources}})
+    with pytest.raises(ConfigError, match=what):
+        run_on_ray(open_store((tmp_path / "one").as_uri()), doc, engine)
 
 
 def test_a_worker_that_reserves_no_gpu_sees_none(engine: RayEngine, monkeypatch):

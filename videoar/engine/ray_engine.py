@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from typing import Any
 
 from videoar.contracts.partitions import on_scheduler
+from videoar.core.errors import ConfigError
 from videoar.engine.base import ShardDone
 from videoar.engine.inline import finished_loop
 from videoar.engine.ray_map import run_pool
 from videoar.engine.ray_serve import run_serve
 from videoar.engine.ray_session import connect, disconnect, environment, unwrap
 from videoar.engine.ray_train import run_gang
-from videoar.pipeline.stage import Shard
+from videoar.pipeline.stage import LoopStage, Shard
 from videoar.pipeline.work import Task, WorkRecord, run_reduce
 
 
@@ -29,6 +30,27 @@ def _dask_on_ray(graph: Any, keys: Any, **options: Any) -> Any:  # noqa: ANN401 
     from ray.util.dask import ray_dask_get
 
     return ray_dask_get(graph, keys, **options)
+
+
+def _require_room(task: Task) -> None:
+    """Refuse what a Ray that cannot grow would wait for, for ever.
+
+    Raises:
+        ConfigError: a worker, the gang of a loop stage or the workers with all their readers ask
+            for more than the machine has.
+    """
+    import ray
+
+    resources, there = task.stage().config.resources, ray.cluster_resources()
+    is_gang = isinstance(task.stage(), LoopStage) or resources.readers
+    at_once = resources.workers if is_gang else 1
+    each = {"cpus": resources.cpus + resources.readers, "gpus": resources.gpus}
+    for name, kind in (("cpus", "CPU"), ("gpus", "GPU")):
+        wanted, found = at_once * each[name], there.get(kind, 0)
+        if wanted > found:
+            key = f"stages.{task.dataset}.resources.{name}"
+            what = f"{wanted:g} asked for at once, this machine's Ray has {found:g}"
+            raise ConfigError(key, what, f"--set {key}=..., or a --target with room for it")
 
 
 class RayEngine:
@@ -77,6 +99,8 @@ class RayEngine:
     def _ray(self, task: Task) -> Iterator[None]:
         connect(self._address)
         self._connected = True
+        if self._address == "local":
+            _require_room(task)
         try:
             yield
         except KeyboardInterrupt:

@@ -193,8 +193,8 @@ class TokenizerTraining(Frozen):
     """Parts in which a rank works through its share of a batch: less memory, the same step up to
     rounding, one more pass through the encoder (for the entropy of the whole batch)."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the layers; the quantizer and all losses are always fp32. (Convolutions of fp32 use TF32 on
-    GPUs that have it, as torch does by default; the quantizer has none.)"""
+    """Of the layers; the quantizer and all losses are always fp32. (Convolutions of fp32 use TF32
+    on GPUs that have it, as torch does by default; the quantizer has none.)"""
     ema: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the moving average of weights."""
     seed: int = Field(default=0, ge=0)
