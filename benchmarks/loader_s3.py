@@ -3,8 +3,9 @@
     VIDEOAR_S3_ENDPOINT=http://127.0.0.1:7480 python benchmarks/loader_s3.py s3://bucket/prefix
 
 Both sides use the same client and as many threads as the loader. The bare side fetches every row
-group (small rows) or value (large rows) once into recycled memory and does nothing with it. Writes
-a store of about 600 MB per shape under the given prefix, and leaves it there.
+group (small rows) or value (large rows) once into recycled memory and does nothing with it. Opening
+(footers and small columns of all rows) is timed and counted on its own: the bare side has none.
+Writes a store of about 600 MB per shape under the given prefix, and leaves it there.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import cycle
+from threading import Lock
 
 import numpy as np
 
@@ -36,16 +38,25 @@ class Slow:
 
     def __init__(self, objects: S3ObjectStore, latency_s: float) -> None:
         self._objects, self._latency_s, self.url = objects, latency_s, objects.url
-        self.requests = 0
+        self.requests, self._lock = 0, Lock()
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._objects, name)
 
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Wait, then read."""
+        self._wait(1)
+        return self._objects.get_range(key, start, length)
+
     def read_into(self, key: str, spans: list[tuple[int, memoryview]]) -> None:
         """Wait, then read."""
-        self.requests += len(spans)
-        time.sleep(self._latency_s * len(spans))
+        self._wait(len(spans))
         self._objects.read_into(key, spans)
+
+    def _wait(self, requests: int) -> None:
+        with self._lock:
+            self.requests += requests
+        time.sleep(self._latency_s * requests)
 
 
 def stored(url: str, shape: str) -> Snapshot:
@@ -63,14 +74,16 @@ def stored(url: str, shape: str) -> Snapshot:
     return dataset.commit(files, made, {})
 
 
-def loader_s(snapshot: Snapshot, batch_size: int) -> float:
-    """Return the seconds of one epoch."""
+def loader_s(snapshot: Snapshot, batch_size: int) -> tuple[float, float, int, int]:
+    """Return the seconds of opening and of one epoch, and the requests of each."""
+    slow: Slow = snapshot.objects
+    slow.requests, start = 0, time.perf_counter()
     loader = TokenLoader(snapshot, batch_size, 0, columns=_COLUMNS)
-    start = time.perf_counter()
+    opened, opening = time.perf_counter(), slow.requests
     rows = sum(len(batch["clip_ids"]) for batch in loader)
     if rows != snapshot.rows:
         raise SystemExit(f"{rows} rows instead of {snapshot.rows}")
-    return time.perf_counter() - start
+    return opened - start, time.perf_counter() - opened, opening, slow.requests - opening
 
 
 def bare_s(snapshot: Snapshot, shape: str) -> float:
@@ -106,17 +119,18 @@ def main() -> None:
         for latency_s in (0.0, 0.02, 0.05):
             slow = Slow(near.objects, latency_s)
             snapshot = replace(near, objects=slow)
-            ours, bare = [], []
+            opening, ours, bare, gets = [], [], [], (0, 0)
             for _ in range(arguments.rounds):
-                slow.requests = 0
-                ours.append(loader_s(snapshot, batch_size))
-                requests = slow.requests
+                open_s, epoch_s, *gets = loader_s(snapshot, batch_size)
+                opening.append(open_s)
+                ours.append(epoch_s)
                 bare.append(bare_s(snapshot, shape))
             ratios = [b / o for o, b in zip(ours, bare, strict=True)]
             rate, limit = (num_bytes / 1e6 / np.median(seconds) for seconds in (ours, bare))
             print(  # noqa: T201 - the result
                 f"{shape} {latency_s * 1000:.0f} ms: {rate:.0f} MB/s, bare {limit:.0f} MB/s, "
-                f"ratio {np.median(ratios):.2f}, {requests} GETs for {rows} rows"
+                f"ratio {np.median(ratios):.2f}, {gets[1]} GETs for {rows} rows; "
+                f"opening {np.median(opening):.2f} s, {gets[0]} GETs"
             )
 
 

@@ -38,7 +38,7 @@ from videoar.core.ids import SHORT_DIGEST, digest_json, sha256_hex
 from videoar.core.types import Commit, FileRef, Provenance
 from videoar.storage.ledger import Ledger
 from videoar.storage.object_store import ObjectStore, put_content
-from videoar.storage.reader import arrow_errors, read_file
+from videoar.storage.reader import arrow_errors, read_columns, read_file
 from videoar.storage.statistics import delta_statistics, read_statistics
 from videoar.storage.takedown import find_note, refuse_forgotten, withdrawn
 from videoar.storage.writer import write_parquet
@@ -100,10 +100,16 @@ class Snapshot:
         verify: bool = False,
         footers: "Sequence[FileMetaData] | None" = None,
     ) -> Iterator[pa.Table]:
-        """Yield one table per file, in file order; by footers of the files, if they are at hand."""
-        known = footers if footers is not None else [None] * len(self.files)
-        for file, footer in zip(self.files, known, strict=True):
-            yield self.read_file(file, columns, verify=verify, footer=footer)
+        """Yield one table per file, in file order; by footers of the files, if they are at hand.
+
+        With those, `columns` of a far store come by few requests, many at once.
+        """
+        if footers is None or columns is None or verify:
+            yield from (self.read_file(file, columns, verify=verify) for file in self.files)
+            return
+        tables = read_columns(self.objects, self.files, footers, columns)
+        for file, table in zip(self.files, tables, strict=True):
+            yield self._conforming(table, file, columns)
 
     def remaining(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield what `read` does, without the files that a take-down has withdrawn."""
@@ -131,7 +137,6 @@ class Snapshot:
         columns: Sequence[str] | None = None,
         *,
         verify: bool = False,
-        footer: "FileMetaData | None" = None,
     ) -> pa.Table:
         """Return the rows of one file.
 
@@ -140,12 +145,17 @@ class Snapshot:
             WithdrawnError: a take-down has removed it.
         """
         try:
-            table = read_file(self.objects, file, columns, verify=verify, footer=footer)
+            table = read_file(self.objects, file, columns, verify=verify)
         except WithdrawnError:
             note = find_note(self.ledger, file.key)
             if note is None or note.instead is None:
                 raise
             return self.read_file(note.instead, columns, verify=verify)
+        return self._conforming(table, file, columns)
+
+    def _conforming(
+        self, table: pa.Table, file: FileRef, columns: Sequence[str] | None
+    ) -> pa.Table:
         schema = self._schema(columns)
         for missing in (f for f in schema if f.name not in table.column_names):
             table = table.append_column(missing, pa.nulls(len(table), missing.type))

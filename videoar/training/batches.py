@@ -23,6 +23,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,22 +98,21 @@ class TokenLoader:
         payloads = load_contract(snapshot.contract).payloads
         if not columns or not set(columns) <= set(payloads):
             raise ConfigError("columns", f"{list(columns)} are not among {sorted(payloads)}")
+        # as the digest has them: equal stores whose files were committed in another order are equal
+        files = tuple(sorted(snapshot.files, key=lambda file: file.sha256))
+        if not files:
+            raise ConfigError(snapshot.id, "no rows")
+        commit = snapshot.commit.model_copy(update={"files": files})
+        snapshot = replace(snapshot, commit=commit)
         self._snapshot, self._batch_size, self._seed = snapshot, batch_size, seed
         self._rank, self._world_size = rank, world_size
         self._columns, self._equal_work, self._verify = tuple(columns), equal_work, verify
         self._is_remote = not snapshot.objects.is_local
         keep = SpanCache(snapshot.objects, cache) if cache and self._is_remote else None
-        # as the digest has them: equal stores whose files were committed in another order are equal
-        files = sorted(snapshot.files, key=lambda file: file.sha256)
-        if not files:
-            raise ConfigError(snapshot.id, "no rows")
         footers = read_footers(snapshot.objects, files)
         self._payload = Payload(snapshot.objects, files, footers, self._columns, keep)
         sums = [f"{column}_xxh3" for column in self._columns] if verify else []
-        tables = (
-            snapshot.read_file(file, [*_META, *_SHAPE, *sums, "split"], footer=footer)
-            for file, footer in zip(files, footers, strict=True)
-        )
+        tables = snapshot.read([*_META, *_SHAPE, *sums, "split"], footers=footers)
         meta, self._row_N = _kept(tables, split)
         self._meta = meta.drop_columns([*_SHAPE, "split"])
         self._split = split

@@ -14,8 +14,10 @@ import torch
 
 from videoar.core.errors import ConfigError, StorageError, TransientStorageError
 from videoar.core.types import Provenance
-from videoar.storage import open_store
+from videoar.stages.pretrain import check_tokens
+from videoar.storage import open_store, writer
 from videoar.storage.payload import Payload
+from videoar.storage.rows import RowSource
 from videoar.storage.token_codec import checksum
 from videoar.training import batches, order
 from videoar.training.batches import REQUESTS, TokenLoader, _Buffers
@@ -177,6 +179,49 @@ class Far:
         with self._lock:
             self.reads += [(key, start, len(target)) for start, target in spans]
         self.near.read_into(key, spans)
+
+
+class Ranges(Far):
+    """Notes ranged reads; those of columns wait until eight are under way."""
+
+    def __init__(self, near):
+        super().__init__(near)
+        self.sizes = {info.key: info.size_bytes for info in near.list("")}
+        self.footers, self.spans, self._now, self._are_eight = 0, [], 0, threading.Event()
+
+    def get_range(self, key, start, length):
+        if start + length == self.sizes[key]:
+            self.footers += 1
+            return self.near.get_range(key, start, length)
+        with self._lock:
+            self.spans.append(length)
+            self._now += 1
+            if self._now == 8:
+                self._are_eight.set()
+        assert self._are_eight.wait(5), "one after the other"
+        with self._lock:
+            self._now -= 1
+        return self.near.get_range(key, start, length)
+
+
+def checked(snapshot):
+    tokenizer = SimpleNamespace(scales=[(64, 64)], num_bits=8)
+    check_tokens({"tokens": snapshot}, tokenizer, "a" * 64)
+
+
+@pytest.mark.parametrize("opened", [lambda s: TokenLoader(s, 4, 7), RowSource, checked])
+def test_opening_from_far_asks_once_per_row_group_and_many_at_once(opened, monkeypatch):
+    monkeypatch.setattr(writer, "ROW_GROUP_BYTES", 300_000)
+    tables = [token_table(start, 20, (2, 8, 64, 64)) for start in (0, 20)]
+    notes = {"tokenizer_digest": "a" * 64, "layout_version": "1"}
+    wide = commit(*[table.replace_schema_metadata(notes) for table in tables])
+    store = dataclasses.replace(wide, objects=Ranges(wide.objects))
+    opened(store)
+    groups, files = 20, 2  # checksums of a group lie beside the small columns of the next one
+    assert store.objects.footers == files
+    assert len(store.objects.spans) <= groups + files
+    assert sum(store.objects.spans) < 0.02 * sum(file.size_bytes for file in wide.files)
+    assert not store.objects.reads
 
 
 def far(snapshot):
