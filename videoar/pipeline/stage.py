@@ -100,10 +100,14 @@ class Shard:
     """Content digest: equal shards have equal digests, whatever the snapshot they came from."""
     file: FileRef | None = None
     rows: tuple[Mapping[str, Any], ...] = ()
+    count: int | None = None
+    """Rows that go in, where `rows` says how to find them."""
 
     @property
     def num_rows(self) -> int:
         """Rows that go in."""
+        if self.count is not None:
+            return self.count
         return self.file.rows if self.file else len(self.rows)
 
 

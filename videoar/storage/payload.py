@@ -72,7 +72,7 @@ class Payload:
         self._columns = {name: self._column(footers, name) for name in columns}
         self._first_row_U = np.flatnonzero(np.diff(self.unit_N, prepend=-1))
         self._start_U, self._end_U = self._ends()
-        row_bytes_F = np.array([_row_bytes(footer) for footer in footers], np.int64)
+        row_bytes_F = np.array([row_bytes(footer) for footer in footers], np.int64)
         self.row_bytes_N = row_bytes_F[self.file_N]
         """Payload bytes of each row, be its columns read or not."""
         self.is_direct = all((c.offset_N >= 0).all() for c in self._columns.values())
@@ -192,7 +192,8 @@ class SpanCache:
                 target[:] = data
 
 
-def _row_bytes(footer: pq.FileMetaData) -> int:
+def row_bytes(footer: pq.FileMetaData) -> int:
+    """Return the payload bytes of each row of a file."""
     columns = map(footer.schema.column, range(len(footer.schema)))
     return sum(c.length for c in columns if c.physical_type == "FIXED_LEN_BYTE_ARRAY")
 

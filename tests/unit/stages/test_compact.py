@@ -25,6 +25,7 @@ from videoar.runner.validate import validate_snapshot
 from videoar.stages.compact import CompactConfig, CompactStage
 from videoar.storage.rows import RowSource
 from videoar.storage.store import open_store
+from videoar.storage.token_codec import checksum
 
 ROOT = Path(__file__).parents[3]
 SMALL = {"shape": (1, 3, 2, 2), "scales": [(2, 2)]}
@@ -76,14 +77,52 @@ def test_clips_of_a_source_are_spread(store):
 
 
 def test_files_have_the_size_that_is_asked_for(store):
-    tokens = many(store)
-    size = int(RowSource(tokens).payload.row_bytes_N.sum())
-    _, packed = compact(store, tokens.id, file_mib=size / 4 / (1 << 20))
-    assert len(packed.files) == 5
-    rows = sorted(file.rows for file in packed.files)
-    assert rows[0] == 18
-    assert rows[-1] - rows[1] <= 1
-    assert by_clip(packed) == by_clip(tokens)
+    tokens = commit_tables(store, *[token_rows(20 * i, 20, source=i) for i in range(20)])
+    source = RowSource(tokens)
+    for most in (100, 40, 1):
+        size = most * int(source.payload.row_bytes_N[0])
+        _, packed = compact(store, tokens.id, file_mib=size / (1 << 20))
+        rows = [file.rows for file in packed.files]
+        assert max(rows) <= most
+        assert min(rows) >= most // 3
+        assert by_clip(packed) == by_clip(tokens)
+        clips = [table["clip_id"].to_pylist() for table in packed.read(["clip_id"])]
+        ranges = [[hash_of(clip) for clip in of_file] for of_file in clips]
+        assert all(hashes == sorted(hashes) for hashes in ranges)
+        assert [h for hashes in sorted(ranges) for h in hashes] == sorted(
+            map(hash_of, by_clip(tokens))
+        )
+
+
+def hash_of(clip):
+    return checksum(clip.encode()) % (1 << 64) >> 1
+
+
+def test_new_clips_and_clips_that_go_cost_their_own_files_alone(store):
+    tables = [token_rows(20 * i, 20, source=i) for i in range(20)]
+    tokens = commit_tables(store, *tables)
+    size = int(RowSource(tokens).payload.row_bytes_N.sum()) / 16 / (1 << 20)
+    _, packed = compact(store, tokens.id, file_mib=size)
+    assert len(packed.files) >= 16
+
+    def touched(*tables):
+        """How many of the files are no more."""
+        _, again = compact(store, commit_tables(store, *tables).id, file_mib=size)
+        return len(set(packed.files) - set(again.files))
+
+    assert touched(*tables, token_rows(400, 1)) == 1
+    assert touched(*tables, token_rows(400, 3, **SMALL)) == 0
+    assert touched(*tables, token_rows(400, 3, tokenizer_digest="0" * 64)) == 0
+    assert touched(*tables[1:], tables[0].slice(1)) == 1  # in a file that was written anew
+    assert touched(pa.concat_tables(tables[:10]), pa.concat_tables(tables[10:])) == 0
+    assert touched(*tables[1:], changed(tables[0], "caption", 3, "another")) == 1
+
+
+def test_the_plan_is_small_however_many_rows_there_are(store):
+    stage = CompactStage(CompactConfig())
+    many_rows = commit_tables(store, token_rows(0, 1000, (1, 3, 2, 2), [(2, 2)]))
+    (shard,) = stage.shards({"tokens": many_rows})
+    assert (shard.num_rows, len(shard.rows)) == (1000, 1)
 
 
 def test_it_is_done_once_and_again_makes_the_same_bytes(store, tmp_path):
@@ -209,6 +248,7 @@ SCRIPT = """
 import sys
 from tests.unit.stages.test_compact import compact
 from videoar.storage.store import open_store
+from videoar.storage.token_codec import checksum
 compact(open_store(sys.argv[1]), sys.argv[2])
 """
 
