@@ -94,22 +94,39 @@ def test_lanes_divide_the_batch():
     assert LANES == 64
 
 
-def test_it_mixes_about_as_well_as_a_full_shuffle():
-    """Clips of a source side by side: the worst case. Fewer units only make means steadier."""
-    num_units, per_unit, per_source, size = 1024, 64, 16, 64
-    order, unit_N = make([per_unit] * num_units, size)
-    full = np.random.default_rng(0).permutation(len(unit_N))
-    count = len(unit_N) // size
+def figures(rows, size, source_N):
+    """Pairs of one source in a batch, and how far the batches' mean places are from each other."""
+    count = len(rows) // size
+    batches = rows[: count * size].reshape(count, size)
+    sources = np.sort(source_N[batches], axis=1)
+    return (np.diff(sources, axis=1) == 0).sum(axis=1).mean(), batches.mean(axis=1).std()
 
-    def figures(rows):
-        batches = rows[: count * size].reshape(count, size)
-        source = np.sort(batches // per_source, axis=1)
-        pairs = (np.diff(source, axis=1) == 0).sum(axis=1).mean()
-        return pairs, batches.mean(axis=1).std()
 
-    (pairs, spread), (full_pairs, full_spread) = figures(order.rows_N), figures(full)
-    assert pairs < 1.5 * full_pairs + 0.2
-    assert 0.7 * full_spread < spread < 1.2 * full_spread
+@pytest.mark.parametrize("size", [LANES, 2 * LANES, 4 * LANES])
+def test_it_mixes_about_as_well_as_a_full_shuffle(size):
+    """Where a batch has more rows than lanes, some of it are of one row group."""
+    num_units, per_unit, per_source = 1024, 64, 16
+    rows_N = make([per_unit] * num_units, size)[0].rows_N
+    random = np.random.default_rng(0)
+    full_N = random.permutation(len(rows_N))
+    side_by_side_N = np.arange(len(rows_N)) // per_source
+    spread_N = random.permutation(side_by_side_N)  # as compaction stores them: in hash order
+    full_pairs, full_spread = figures(full_N, size, spread_N)
+    pairs, spread = figures(rows_N, size, spread_N)
+    assert 0.8 * full_pairs < pairs < 1.2 * full_pairs
+    assert 0.7 * full_spread < spread < 1.4 * full_spread * (size / LANES) ** 0.5
+    assert figures(rows_N, size, side_by_side_N)[0] < full_pairs
+
+
+def test_shapes_share_the_bound():
+    """A rank meets its own lanes alone where all shapes together do not fit into the windows."""
+    rows, per_unit, lanes, kinds = 160, 10, 8, 3
+    unit_N = np.arange(kinds * rows) // per_unit
+    bucket_N = np.arange(kinds * rows) // rows
+    sizes = np.full(kinds, lanes)
+    order = epoch_order(bucket_N, unit_N, np.full(kinds * rows, SMALL), sizes, ("digest", 0, 0))
+    mine = np.concatenate([order.batch(step, 0, lanes) for step in range(len(order))])
+    assert len(set(unit_N[mine])) <= kinds * (rows // per_unit // lanes + 1)
 
 
 def test_small_units_share_a_window():
