@@ -35,12 +35,13 @@ import pyarrow as pa
 import torch
 
 from videoar.contracts.contract import load_contract
-from videoar.core.errors import ConfigError, StorageError
+from videoar.core.errors import ConfigError, ContractError, StorageError
+from videoar.storage.audit import LAYOUT_VERSIONS
 from videoar.storage.payload import Payload, SpanCache
 from videoar.storage.reader import read_footers
 from videoar.storage.tables import Snapshot
 from videoar.storage.token_codec import checksum
-from videoar.training.order import ROW_BYTES, EpochOrder, epoch_order
+from videoar.training.order import ROW_BYTES, EpochOrder, epoch_order, order_rules
 
 Batch = dict[str, Any]
 _META = ["clip_id", "label", "caption"]
@@ -77,6 +78,7 @@ class TokenLoader:
     Raises:
         ConfigError: the sizes do not fit, there is no such payload column, no row is left, or
             several tokenizers made the rows.
+        ContractError: a file has another layout.
     """
 
     def __init__(  # noqa: PLR0913 - the public signature; all options are keyword-only
@@ -106,7 +108,7 @@ class TokenLoader:
         commit = snapshot.commit.model_copy(update={"files": files})
         snapshot = replace(snapshot, commit=commit)
         self._snapshot, self._batch_size, self._seed = snapshot, batch_size, seed
-        self._rank, self._world_size = rank, world_size
+        self.rank, self.world_size = rank, world_size
         self._columns, self._equal_work, self._verify = tuple(columns), equal_work, verify
         self._is_remote = not snapshot.objects.is_local
         keep = SpanCache(snapshot.objects, cache) if cache and self._is_remote else None
@@ -119,9 +121,16 @@ class TokenLoader:
         self._split = split
         self._epoch = self._step = 0
         self._read_s = 0.0
+        for file, notes in zip(files, self._payload.notes, strict=True):
+            version = notes.get("layout_version", LAYOUT_VERSIONS[-1])
+            if version not in LAYOUT_VERSIONS:
+                what = f"layout version {version}, this version reads {', '.join(LAYOUT_VERSIONS)}"
+                raise ContractError(file.key, what, "tokenize its clips again")
         makers = sorted({notes.get("tokenizer_digest", "") for notes in self._payload.notes})
         if len(makers) > 1:
             raise ConfigError(snapshot.id, f"tokens of {len(makers)} tokenizers: {makers}")
+        self.tokenizer_digest = makers[0]
+        """Of the tokenizer that made the rows; empty if their files do not say it."""
         if not len(meta):
             raise ConfigError(snapshot.id, f"no rows in split {split!r}")
         shape_N4 = np.stack([meta[name].to_numpy() for name in _SHAPE], axis=1)
@@ -151,6 +160,7 @@ class TokenLoader:
             "equal_work": self._equal_work,
             "split": self._split,
             "num_rows": self.num_rows,
+            "order": order_rules(),
         }
 
     def seek(self, position: int) -> None:
@@ -170,12 +180,12 @@ class TokenLoader:
         """Go on where a state was taken, at whatever world size.
 
         Raises:
-            ConfigError: the state is of another snapshot, split, seed or batch size.
+            ConfigError: the state is of another snapshot, split, seed, batch size or order.
         """
         for name, value in self.identity.items():
             if state.get(name) != value:
                 what = f"the state has {name} {state.get(name)}, this loader {value}"
-                raise ConfigError("loader state", what)
+                raise ConfigError("loader state", what, "go on with what it was saved with")
         self._epoch, self._step = int(state["epoch"]), int(state["step"])
 
     def __iter__(self) -> Iterator[Batch]:
@@ -238,7 +248,7 @@ class TokenLoader:
         return bool(is_small) and not self._is_remote
 
     def _mine(self, order: EpochOrder, step: int) -> np.ndarray:
-        return self._row_N[order.batch(step, self._rank, self._world_size)]
+        return self._row_N[order.batch(step, self.rank, self.world_size)]
 
     def _units(self, order: EpochOrder, requests: Executor) -> "_Units":
         steps = range(self._step, len(order))
@@ -257,7 +267,7 @@ class TokenLoader:
         """Read this rank's slice of a global batch; nothing if that would have to wait."""
         began = time.perf_counter()
         whole = order.batch(step)
-        kept_B = order.batch(step, self._rank, self._world_size)
+        kept_B = order.batch(step, self.rank, self.world_size)
         rows_B = self._row_N[kept_B]
         file = int(self._payload.file_N[self._row_N[whole[0]]])
         shape = self._shape_b4[self._bucket_N[whole[0]]].tolist()
@@ -298,7 +308,7 @@ class TokenLoader:
         """
         for start in range(self._step, len(order), _BATCHES_A_LOOKUP):
             steps = range(start, min(start + _BATCHES_A_LOOKUP, len(order)))
-            kept = [order.batch(step, self._rank, self._world_size) for step in steps]
+            kept = [order.batch(step, self.rank, self.world_size) for step in steps]
             meta = self._meta.take(pa.array(np.concatenate(kept)))
             captions = [caption or "" for caption in meta["caption"].to_pylist()]
             labels, clip_ids = meta["label"].to_pylist(), meta["clip_id"].to_pylist()

@@ -29,7 +29,8 @@ class TokenMixture:
         seed: of the order of stores.
 
     Raises:
-        ConfigError: names differ, or a weight is so small that its store would never be read.
+        ConfigError: names differ, a weight is so small that its store would never be read, or the
+            loaders are of several tokenizers or ranks.
     """
 
     def __init__(
@@ -38,6 +39,8 @@ class TokenMixture:
         if loaders.keys() != weights.keys():
             what = f"loaders {sorted(loaders)}, weights {sorted(weights)}"
             raise ConfigError("mixture", what)
+        _same("tokenizers", {name: of.tokenizer_digest for name, of in loaders.items()})
+        _same("ranks", {name: f"{of.rank} of {of.world_size}" for name, of in loaders.items()})
         self._names = sorted(loaders)
         self._loaders, self._seed = loaders, seed
         self._quota = _quotas([weights[name] for name in self._names])
@@ -97,6 +100,11 @@ class TokenMixture:
     def _order(self) -> np.ndarray:
         random = np.random.Generator(np.random.Philox(key=seed_from(self._seed, self._block)))
         return random.permutation(np.repeat(np.arange(len(self._names)), self._quota))
+
+
+def _same(what: str, by_name: Mapping[str, str]) -> None:
+    if len(set(by_name.values())) > 1:
+        raise ConfigError("mixture", f"loaders of several {what}: {dict(sorted(by_name.items()))}")
 
 
 def _quotas(weights: list[float]) -> list[int]:

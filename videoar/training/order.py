@@ -27,6 +27,8 @@ import numpy as np
 
 from videoar.core.ids import seed_from
 
+VERSION = 2
+"""Raise it when any order changes: positions in the old one mean nothing in the new one."""
 LANES = 64
 """At most: a batch smaller than that has fewer."""
 WINDOW_BYTES = 16 << 20
@@ -95,6 +97,11 @@ def epoch_order(
     return EpochOrder(
         np.concatenate(rows), np.concatenate(starts)[place], np.concatenate(sizes)[place]
     )
+
+
+def order_rules() -> str:
+    """Return all that an order depends on beside its key and rows."""
+    return f"version {VERSION}, {LANES} lanes of {WINDOW_BYTES} bytes, rows of {ROW_BYTES} alone"
 
 
 def num_lanes(batch_size: int) -> int:

@@ -12,7 +12,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from videoar.core.errors import ConfigError, StorageError, TransientStorageError
+from videoar.core.errors import (
+    ConfigError,
+    ContractError,
+    StorageError,
+    TransientStorageError,
+)
 from videoar.core.types import Provenance
 from videoar.stages.pretrain import check_tokens
 from videoar.storage import open_store, writer
@@ -154,6 +159,22 @@ def test_rows_of_two_tokenizers_do_not_mix():
     ]
     with pytest.raises(ConfigError, match="tokens of 2 tokenizers"):
         TokenLoader(commit(*tables), 2, 0)
+
+
+def test_another_layout_is_refused():
+    odd = commit(token_table(0, 3).replace_schema_metadata({"layout_version": "99"}))
+    with pytest.raises(ContractError, match=rf"{odd.files[0].key}: layout version 99"):
+        TokenLoader(odd, 2, 0)
+
+
+def test_a_state_of_another_order_is_refused(snapshot, monkeypatch):
+    state = TokenLoader(snapshot, 4, 0).state_dict()
+    for name in ("LANES", "WINDOW_BYTES", "ROW_BYTES", "VERSION"):
+        with monkeypatch.context() as patch:
+            patch.setattr(order, name, 3)
+            with pytest.raises(ConfigError, match="state has order"):
+                TokenLoader(snapshot, 4, 0).load_state_dict(state)
+    TokenLoader(snapshot, 4, 0).load_state_dict(state)
 
 
 def test_a_wrong_checksum_names_the_clip():
@@ -454,6 +475,13 @@ def test_bad_mixtures_are_refused(two_stores):
         mixture(two_stores, {"video": -1, "image": 1})
     with pytest.raises(ConfigError, match="loaders"):
         mixture(two_stores, {"video": 1})
+    sizes = {"video": 1, "image": 2}
+    ranks = {name: TokenLoader(two_stores[name], 4, 0, 0, sizes[name]) for name in sizes}
+    with pytest.raises(ConfigError, match=r"several ranks: .'image': '0 of 2', 'video': '0 of 1'"):
+        TokenMixture(ranks, {"video": 1, "image": 1}, 0)
+    made = token_table(500, 30).replace_schema_metadata({"tokenizer_digest": "b" * 64})
+    with pytest.raises(ConfigError, match=r"several tokenizers: .'image': 'bbb"):
+        mixture({**two_stores, "image": commit(made)}, {"video": 1, "image": 1})
     state = mixture(two_stores, {"video": 1, "image": 1}).state_dict()
     with pytest.raises(ConfigError, match=r"image.quota 500, this mixture 250"):
         mixture(two_stores, {"video": 3, "image": 1}).load_state_dict(state)
