@@ -20,7 +20,7 @@ from videoar.core.errors import (
 )
 from videoar.core.types import Provenance
 from videoar.stages.pretrain import check_tokens
-from videoar.storage import open_store, writer
+from videoar.storage import open_store, reader, writer
 from videoar.storage.payload import Payload
 from videoar.storage.rows import RowSource
 from videoar.storage.token_codec import checksum
@@ -203,12 +203,13 @@ class Far:
 
 
 class Ranges(Far):
-    """Notes ranged reads; those of columns wait until eight are under way."""
+    """Notes ranged reads; those of columns wait until so many are under way."""
 
-    def __init__(self, near):
+    def __init__(self, near, together=8):
         super().__init__(near)
         self.sizes = {info.key: info.size_bytes for info in near.list("")}
-        self.footers, self.spans, self._now, self._are_eight = 0, [], 0, threading.Event()
+        self.footers, self.spans, self._now = 0, [], 0
+        self._together, self._are_together = together, threading.Event()
 
     def get_range(self, key, start, length):
         if start + length == self.sizes[key]:
@@ -217,9 +218,9 @@ class Ranges(Far):
         with self._lock:
             self.spans.append(length)
             self._now += 1
-            if self._now == 8:
-                self._are_eight.set()
-        assert self._are_eight.wait(5), "one after the other"
+            if self._now == self._together:
+                self._are_together.set()
+        assert self._are_together.wait(30), "one after the other"
         with self._lock:
             self._now -= 1
         return self.near.get_range(key, start, length)
@@ -243,6 +244,15 @@ def test_opening_from_far_asks_once_per_row_group_and_many_at_once(opened, monke
     assert len(store.objects.spans) <= groups + files
     assert sum(store.objects.spans) < 0.02 * sum(file.size_bytes for file in wide.files)
     assert not store.objects.reads
+
+
+def test_what_is_fetched_at_once_is_bounded_where_row_groups_are_tiny(monkeypatch):
+    monkeypatch.setattr(writer, "ROW_GROUP_BYTES", 1000)
+    monkeypatch.setattr(reader, "_SPAN_BYTES", 8000)
+    tiny = commit(token_table(0, 200))
+    store = dataclasses.replace(tiny, objects=Ranges(tiny.objects, together=1))
+    assert_equal(contents(TokenLoader(store, 4, 7)), contents(TokenLoader(tiny, 4, 7)))
+    assert 4000 < max(store.objects.spans[1:]) <= 8000  # the first is of a long footer
 
 
 def far(snapshot):
