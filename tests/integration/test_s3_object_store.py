@@ -23,6 +23,7 @@ from videoar.core.ids import canonical_json
 from videoar.storage import object_store, open_store
 from videoar.storage.object_store import S3ObjectStore, note_key, put_content
 from videoar.storage.probe import MARKER, ensure_put_if_absent, race
+from videoar.storage.store import Store
 
 
 @pytest.fixture(params=["file", "memory", "moto", pytest.param("ceph", marks=pytest.mark.s3)])
@@ -148,10 +149,19 @@ def test_put_if_absent_has_one_winner_and_keeps_its_content(objects):
     assert [info.key for info in objects.list("doctor/")] == [MARKER]
 
 
-def test_big_objects_go_up_whole(objects):
+def test_big_objects_go_up_whole(objects, tmp_path):
     data = secrets.token_bytes(1 << 20) * 70
     put_content(objects, "big", data)
     put_content(objects, "big", data)
+    folder, back = tmp_path / "folder", tmp_path / "back"
+    folder.mkdir()
+    (folder / "big").write_bytes(data)
+    (folder / "empty").touch()
+    store = Store(objects)
+    store.fetch_folder(store.publish_folder(folder, "a/b-"), back)
+    assert [info.size_bytes for info in objects.list("a/b-")].count(len(data)) == 1
+    assert (back / "big").read_bytes() == data
+    assert (back / "empty").read_bytes() == b""
     assert objects.get_range("big", (69 << 20) - 5, 10) == data[(69 << 20) - 5 : (69 << 20) + 5]
     assert next(objects.list("big")).size_bytes == len(data)
 

@@ -144,7 +144,10 @@ class Rank(Protocol):
         ...
 
     def save_checkpoint(self, step: int, folder: Path) -> None:
-        """Commit a folder as the checkpoint of `step`. Atomic: it counts entirely or not at all."""
+        """Commit a folder as the checkpoint of `step`. Atomic: it counts entirely or not at all.
+
+        The newest two stay, also when the stage has ended: see `gate`.
+        """
         ...
 
     def load_checkpoint(self, into: Path) -> int | None:

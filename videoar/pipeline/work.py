@@ -19,7 +19,13 @@ from pydantic import Field
 
 from videoar.contracts.suites import CheckReport
 from videoar.core.crash import crash_point
-from videoar.core.errors import GateError, StageError, VideoARError
+from videoar.core.errors import (
+    GateError,
+    StageError,
+    StorageError,
+    TransientStorageError,
+    VideoARError,
+)
 from videoar.core.types import FileRef, Frozen
 from videoar.media.scratch import Scratch, sweep
 from videoar.pipeline.fingerprint import Components, fingerprint, shard_fingerprint
@@ -39,6 +45,8 @@ from videoar.storage.store import Store, open_store
 logger = logging.getLogger(__name__)
 REJECTS = "rejects@1"
 _PROGRESS_EVERY_S = 1.0
+_CHECKPOINTS_KEPT = 2
+"""chosen: the newest, and the one that a rank may still be reading when that is committed."""
 
 
 class WorkRecord(Frozen):
@@ -249,7 +257,13 @@ ProgressSink = Callable[[int, int, Mapping[str, float]], None]
 
 
 class StoreRank:
-    """A rank whose checkpoints live in the store, committed by one create-once record each."""
+    """A rank whose checkpoints live in the store, committed by one create-once record each.
+
+    All of a training's lie under a prefix of their own, `checkpoints/<stage>/<digest>/`: records as
+    `<step>.json`, files as `<step>-<sha256>`. So a file is named by records of its step alone, and
+    goes with them. The newest two checkpoints stay, for good: with another gate a stage that has
+    ended goes on from there. Whoever wants the space deletes the prefix.
+    """
 
     def __init__(
         self, task: Task, index: int, world_size: int, scratch: Path, sink: ProgressSink
@@ -261,7 +275,7 @@ class StoreRank:
         config, gates = task.parts["config"], task.stage().config.gates()
         asked = {name: value for name, value in config.items() if name not in gates}
         name = fingerprint({**task.parts, "config": asked})
-        self._checkpoints = f"{task.ledger_prefix}/checkpoints/{name}"
+        self._checkpoints = f"checkpoints/{task.dataset}/{name}/"
         self._sink = sink
         self._last_report = 0.0
 
@@ -276,22 +290,55 @@ class StoreRank:
         """Publish the folder's files, then the record that makes them a checkpoint."""
         if self.index:
             return
-        files = self._store.publish_folder(folder)
+        place = f"{self._checkpoints}{step:09d}"
+        files = self._store.publish_folder(folder, f"{place}-")
         crash_point("checkpoint-written")
-        key = f"{self._checkpoints}/{step:09d}.json"
-        self._store.ledger.create(key, {"step": step, "files": files})
+        self._store.ledger.create(f"{place}.json", {"step": step, "files": files})
         crash_point("checkpoint-committed")
+        self._remove_older()
 
     def load_checkpoint(self, into: Path) -> int | None:
-        """Fetch the newest checkpoint that has a record."""
-        newest = max(self._store.ledger.list(f"{self._checkpoints}/"), default=None)
-        record = self._store.ledger.read(newest) if newest else None
-        if record is None:
+        """Fetch the newest checkpoint that has a record.
+
+        Raises:
+            TransientStorageError: another gang trains the same, and has removed it meanwhile.
+        """
+        self._remove_older()
+        records = [key for key in self._keys() if not self._is_file(key)]
+        if not records:
             return None
+        newest = records[-1]
+        record = self._store.ledger.read(newest)
+        if record is None:
+            raise TransientStorageError(newest, "removed meanwhile: another run trains the same")
         self._store.fetch_folder(record["files"], into)
         step: int = record["step"]
         logger.info("resuming from the checkpoint of step %d", step)
         return step
+
+    def _keys(self) -> list[str]:
+        return [info.key for info in self._store.objects.list(self._checkpoints)]
+
+    def _is_file(self, key: str) -> bool:
+        return "-" in key.removeprefix(self._checkpoints)
+
+    def _remove_older(self) -> None:
+        """Remove all but the newest checkpoints, with what killed attempts have left before them.
+
+        Records go first, so that each that is there can be loaded. Nothing newer is touched, be it
+        of a gang that was taken for dead. A store that refuses costs space, not the training.
+        """
+        if self.index:
+            return
+        try:
+            keys = self._keys()
+            kept = [key for key in keys if not self._is_file(key)][-_CHECKPOINTS_KEPT:]
+            old = [key for key in keys if kept and key < kept[0].removesuffix(".json")]
+            for key in sorted(old, key=self._is_file):
+                self._store.objects.delete(key)
+                crash_point("checkpoint-removing")
+        except StorageError as error:
+            logger.warning("older checkpoints stay for now: %s", error)
 
 
 def store_progress(task: Task) -> ProgressSink:

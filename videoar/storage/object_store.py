@@ -9,6 +9,7 @@ because popular S3 servers lack or ignore them.
 import atexit
 import contextlib
 import errno
+import io
 import json
 import os
 import secrets
@@ -17,7 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 from videoar.core.crash import crash_point
 from videoar.core.errors import ConfigError, StorageError, TransientStorageError, WithdrawnError
@@ -83,6 +84,10 @@ class ObjectStore(Protocol):
         """Write an object whole or not at all; with `if_absent`, False means that it existed."""
         ...
 
+    def put_file(self, key: str, path: Path) -> None:
+        """Write a file's content, as `put` does, without holding it in memory."""
+        ...
+
     def exists(self, key: str) -> bool:
         """Say whether there is such an object."""
         ...
@@ -114,6 +119,14 @@ def put_content(objects: ObjectStore, key: str, data: bytes | memoryview) -> Non
         objects.put(key, data, if_absent=True)
     elif not objects.exists(key):
         objects.put(key, data)
+
+
+def put_content_of(objects: ObjectStore, key: str, path: Path) -> None:
+    """Do what `put_content` does with a file; a big one is never whole in memory."""
+    if path.stat().st_size <= MULTIPART_BYTES:
+        put_content(objects, key, path.read_bytes())
+    elif not objects.exists(key):
+        objects.put_file(key, path)
 
 
 def note_key(key: str) -> str:
@@ -267,10 +280,20 @@ class LocalObjectStore:
 
     def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> bool:
         """Sync a temporary file, then link (`if_absent`) or rename it to its place."""
+        return self._publish(key, lambda file: file.write(data), if_absent)
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Copy the file, then do as `put` does."""
+        with path.open("rb") as source:
+            self._publish(key, lambda file: shutil.copyfileobj(source, file, _PIECE_BYTES))
+
+    def _publish(
+        self, key: str, write: Callable[[BinaryIO], object], if_absent: bool = False
+    ) -> bool:
         path = self._path(key)
         with _os_errors(path):
             self._make_folder(path.parent)
-            temporary = self._write_temporary(data)
+            temporary = self._write_temporary(write)
             crash_point("put.before_publish")
             try:
                 if if_absent:
@@ -284,12 +307,12 @@ class LocalObjectStore:
             _sync_folder(path.parent)
         return True
 
-    def _write_temporary(self, data: bytes | memoryview) -> Path:
+    def _write_temporary(self, write: Callable[[BinaryIO], object]) -> Path:
         folder = self.root / self._TEMPORARY
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / secrets.token_hex(8)
         with temporary.open("xb") as file:
-            file.write(data)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         return temporary
@@ -453,7 +476,7 @@ class S3ObjectStore:
             if if_absent:
                 return self._put_if_absent(key, data)
             if len(data) > MULTIPART_BYTES:
-                self._put_parts(key, data)
+                self._put_parts(key, io.BytesIO(data))
             else:
                 self._call("put_object", key, Body=bytes(data))
         return True
@@ -471,15 +494,16 @@ class S3ObjectStore:
             return retried and self.find(key) == data
         return True
 
-    def _put_parts(self, key: str, data: bytes | memoryview) -> None:
-        import io
+    def put_file(self, key: str, path: Path) -> None:
+        """PUT in parts, some of them at a time in memory."""
+        with self._errors(key), path.open("rb") as file:
+            self._put_parts(key, file)
 
+    def _put_parts(self, key: str, file: BinaryIO) -> None:
         from boto3.s3.transfer import TransferConfig
 
         config = TransferConfig(multipart_threshold=MULTIPART_BYTES, multipart_chunksize=16 << 20)
-        self._client.upload_fileobj(
-            io.BytesIO(data), self._bucket, self._prefix + key, Config=config
-        )
+        self._client.upload_fileobj(file, self._bucket, self._prefix + key, Config=config)
 
     def exists(self, key: str) -> bool:
         """HEAD the object."""

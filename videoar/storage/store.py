@@ -1,5 +1,6 @@
 """One address for everything that is kept: objects, records, refs and datasets."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ from videoar.storage.object_store import (
     ObjectStore,
     S3ObjectStore,
     put_content,
+    put_content_of,
 )
 from videoar.storage.probe import ensure_put_if_absent
 from videoar.storage.tables import Dataset, Snapshot, every_commit, find_snapshot
+
+_PIECE_BYTES = 64 << 20
+"""chosen: what a file that is fetched takes of the memory."""
 
 
 class Store:
@@ -57,21 +62,35 @@ class Store:
     def put_object(self, data: bytes, suffix: str) -> FileRef:
         """Keep bytes under their content hash; idempotent."""
         sha256 = sha256_hex(data)
-        key = f"objects/{sha256[:2]}/{sha256}{suffix}"
+        key = _object_key(sha256, suffix)
         put_content(self.objects, key, data)
         return FileRef(key=key, sha256=sha256, size_bytes=len(data))
 
-    def publish_folder(self, folder: Path) -> list[dict[str, Any]]:
-        """Keep every file of a folder; return `{path, key, sha256, size_bytes}` by path."""
+    def publish_folder(self, folder: Path, prefix: str = "") -> list[dict[str, Any]]:
+        """Keep every file of a folder; return `{path, key, sha256, size_bytes}` by path.
+
+        Args:
+            folder: its files are read in pieces.
+            prefix: what their keys begin with, for files that will be deleted again: an object
+                among the others may be one that somebody else names, too.
+        """
         published = []
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            ref = self.put_object(path.read_bytes(), path.suffix)
-            name = path.relative_to(folder).as_posix()
-            published.append({"path": name, **ref.model_dump(exclude={"rows"})})
+            with path.open("rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            named = f"{prefix}{sha256}{path.suffix}" if prefix else ""
+            key = named or _object_key(sha256, path.suffix)
+            put_content_of(self.objects, key, path)
+            published.append({
+                "path": path.relative_to(folder).as_posix(),
+                "key": key,
+                "sha256": sha256,
+                "size_bytes": path.stat().st_size,
+            })
         return sorted(published, key=lambda file: str(file["path"]))
 
     def fetch_folder(self, files: Iterable[Mapping[str, Any]], into: Path) -> Path:
-        """Bring a published folder back.
+        """Bring a published folder back, in pieces.
 
         Raises:
             StorageError: a file is gone, damaged, or would land outside of `into`.
@@ -80,12 +99,25 @@ class Store:
             target = into / file["path"]
             if not target.resolve().is_relative_to(into.resolve()):
                 raise StorageError(file["path"], "leads out of the folder", "refuse this record")
-            data = self.objects.get(file["key"])
-            if sha256_hex(data) != file["sha256"]:
-                raise StorageError(f"{self.url}/{file['key']}", "damaged: wrong SHA-256")
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
+            if self._fetch(file["key"], file["size_bytes"], target) != file["sha256"]:
+                raise StorageError(f"{self.url}/{file['key']}", "damaged: wrong SHA-256")
         return into
+
+    def _fetch(self, key: str, size_bytes: int, target: Path) -> str:
+        """Copy an object into a file; return the SHA-256 of what came."""
+        sha256, memory = hashlib.sha256(), memoryview(bytearray(min(size_bytes, _PIECE_BYTES)))
+        with target.open("wb") as copy:
+            for start in range(0, size_bytes, _PIECE_BYTES):
+                piece = memory[: size_bytes - start]
+                self.objects.read_into(key, [(start, piece)])
+                sha256.update(piece)
+                copy.write(piece)
+        return sha256.hexdigest()
+
+
+def _object_key(sha256: str, suffix: str) -> str:
+    return f"objects/{sha256[:2]}/{sha256}{suffix}"
 
 
 def open_store(url: str, *, endpoint: str = "") -> Store:

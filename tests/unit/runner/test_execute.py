@@ -186,7 +186,7 @@ def test_a_loop_that_missed_its_gate_goes_on_when_the_gate_is_lowered(store: Sto
 CRASHES = [
     "write.after_put", "shard-written", "mapping-b.mp4", "before-commit", "commit.before_log",
     "commit.after_log", "committed", "reduce-written", "counting-5", "checkpoint-written",
-    "checkpoint-committed",
+    "checkpoint-committed", "checkpoint-removing",
 ]  # fmt: skip
 
 
@@ -222,4 +222,6 @@ def test_kill_9_anywhere_then_resume_gives_the_same_snapshots(
     assert row["digest"] == other.table()["digest"][0].as_py()  # no step lost, none done twice
     if point == "counting-5":
         assert dict(row["metrics"])["began_at"] == 4.0
+    left = [info.key.rpartition("/")[2][:9] for info in store.objects.list("checkpoints/")]
+    assert sorted(left) == ["000000004", "000000004", "000000006", "000000006"]
     assert not any(temp.iterdir())  # what the killed rank had there is gone too

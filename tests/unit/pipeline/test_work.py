@@ -1,0 +1,99 @@
+"""A rank's checkpoints: the newest two stay, and nothing that others name goes with the rest."""
+
+import pytest
+
+from tests.toys import REGISTRY
+from videoar.core.errors import StorageError, TransientStorageError
+from videoar.pipeline.work import StoreRank, Task
+
+CONFIG = {"steps": 6, "checkpoint_every": 2, "at_most": 100}
+
+
+@pytest.fixture
+def task(tmp_path):
+    return Task(
+        run_id="r", dataset="model", stage_type="count", config=CONFIG, inputs={},
+        parts={"config": CONFIG}, store_url=(tmp_path / "store").as_uri(), registry=REGISTRY,
+    )  # fmt: skip
+
+
+def rank_of(task, tmp_path, index=0):
+    return StoreRank(task, index, 2, tmp_path, lambda *_: None)
+
+
+def save(rank, folder, step):
+    folder.mkdir(exist_ok=True)
+    (folder / "state").write_bytes(bytes(step))
+    (folder / "same.json").write_text("{}")
+    rank.save_checkpoint(step, folder)
+
+
+def load(rank, folder):
+    folder.mkdir(exist_ok=True)
+    return rank.load_checkpoint(folder)
+
+
+def kept(task):
+    """Return the steps that have a record, and those that have files."""
+    names = [info.key.rpartition("/")[2] for info in task.store().objects.list("checkpoints/")]
+    records = [int(name.split(".")[0]) for name in names if "-" not in name]
+    return records, sorted({int(name.split("-")[0]) for name in names if "-" in name})
+
+
+def test_the_newest_two_checkpoints_stay(task, tmp_path):
+    rank, other = rank_of(task, tmp_path), task.store()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "same.json").write_text("{}")
+    published = other.publish_folder(tmp_path / "model")  # as small and equal as files can be
+    for step in (1, 2, 3, 10):
+        save(rank, tmp_path / "state", step)
+    assert kept(task) == ([3, 10], [3, 10])
+    other.fetch_folder(published, tmp_path / "back")
+    assert load(rank, tmp_path / "into") == 10
+    assert (tmp_path / "into" / "state").read_bytes() == bytes(10)
+    assert (tmp_path / "into" / "same.json").read_text() == "{}"
+
+
+def test_what_a_killed_attempt_left_goes_with_the_checkpoints_before_it(task, tmp_path):
+    rank, objects = rank_of(task, tmp_path), task.store().objects
+    for step in (2, 4):
+        save(rank, tmp_path / "state", step)
+    place = next(objects.list("checkpoints/")).key.rpartition("/")[0]
+    for half in ("000000001-a", "000000003-a", "000000009-a"):  # the last by a gang that is ahead
+        objects.put(f"{place}/{half}", b"x")
+    assert load(rank_of(task, tmp_path, index=1), tmp_path / "into") == 4
+    assert kept(task) == ([2, 4], [1, 2, 3, 4, 9])
+    assert load(rank, tmp_path / "into") == 4
+    assert kept(task) == ([2, 4], [2, 3, 4, 9])
+    save(rank, tmp_path / "state", 6)
+    assert kept(task) == ([4, 6], [4, 6, 9])
+
+
+class Stubborn:
+    """Objects of a store that deletes nothing."""
+
+    def __init__(self, objects):
+        self._objects = objects
+
+    def __getattr__(self, name):
+        return getattr(self._objects, name)
+
+    def delete(self, key):
+        raise StorageError(key, "access denied")
+
+
+def test_a_store_that_does_not_delete_costs_space_and_no_training(task, tmp_path, caplog):
+    rank = rank_of(task, tmp_path)
+    rank._store.objects = Stubborn(rank._store.objects)
+    for step in (1, 2, 3):
+        save(rank, tmp_path / "state", step)
+    assert kept(task)[0] == [1, 2, 3]
+    assert "access denied" in caplog.text
+
+
+def test_a_checkpoint_that_goes_while_it_is_chosen_does_not_start_from_nothing(task, tmp_path):
+    rank = rank_of(task, tmp_path)
+    save(rank, tmp_path / "state", 1)
+    rank._store.ledger.read = lambda key: None
+    with pytest.raises(TransientStorageError, match="another run trains the same"):
+        load(rank, tmp_path / "into")
