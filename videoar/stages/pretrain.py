@@ -36,7 +36,7 @@ class PretrainConfig(StageConfig):
     training: TransformerTraining
     """Phases, optimizer, corruption."""
     checkpoint_every: int = runtime(500, ge=1)
-    """Steps between checkpoints."""
+    """Steps between checkpoints; one more follows the last step."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -87,7 +87,9 @@ class PretrainStage(LoopStage[PretrainConfig]):
 
         def after_step(trainer: TransformerTrainer, metrics: Mapping[str, float]) -> None:
             rank.report(trainer.step, training.steps, metrics)
-            if trainer.step % self.config.checkpoint_every == 0 and rank.index == 0:
+            every = self.config.checkpoint_every
+            is_due = trainer.step % every == 0 or trainer.step == training.steps
+            if is_due and rank.index == 0:
                 keep_checkpoint(rank, trainer.step, trainer.save)
 
         trainer.run(after_step)

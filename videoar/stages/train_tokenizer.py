@@ -76,7 +76,7 @@ class TrainTokenizerConfig(StageConfig):
     """Memory in which a rank keeps decoded clips, in MiB; those beyond it are decoded again when
     drawn. Chosen: room for `max_clips` of 17 frames at 128 x 128 px."""
     checkpoint_every: int = runtime(500, ge=1)
-    """Steps between checkpoints."""
+    """Steps between checkpoints; one more follows the last step, and serves a changed gate."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -150,13 +150,15 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
         )
         resume(rank, trainer.load)
         validation = None if rank.index else Validation(list(val), self._networks())
-        while trainer.step < self.config.training.steps:
+        steps = self.config.training.steps
+        while trainer.step < steps:
             metrics = trainer.train_step()
             if validation is not None and self._is_due(trainer.step):
                 found = validation.measure(trainer.averaged())
                 trainer.remember({f"val/{name}": value for name, value in found.items()})
-            rank.report(trainer.step, self.config.training.steps, metrics)
-            if trainer.step % self.config.checkpoint_every == 0 and rank.index == 0:
+            rank.report(trainer.step, steps, metrics)
+            is_due = trainer.step % self.config.checkpoint_every == 0 or trainer.step == steps
+            if is_due and rank.index == 0:
                 keep_checkpoint(rank, trainer.step, trainer.save)
         if rank.index:
             return None

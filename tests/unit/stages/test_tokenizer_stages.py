@@ -101,9 +101,12 @@ def test_measurements_are_spread_evenly_over_the_run(store, clips, tmp_path):
 
 
 def test_a_tokenizer_that_is_not_good_enough_is_not_published(store, clips, tmp_path):
+    rank = MemoryRank(tmp_path / "a")
     with pytest.raises(GateError, match=r"min_psnr_db.*\d+\.\d\d dB, 60 dB are asked for"):
-        train(store, clips, MemoryRank(tmp_path / "a"), min_psnr_db=60)
-    assert train(store, clips, MemoryRank(tmp_path / "b"), min_psnr_db=3).rows.num_rows == 1
+        train(store, clips, rank, min_psnr_db=60, checkpoint_every=3)
+    assert (rank.steps, [*rank.saved]) == ([1, 2, 3, 4], [3, 4])
+    assert train(store, clips, rank, min_psnr_db=3).rows.num_rows == 1
+    assert rank.steps == [1, 2, 3, 4]  # nothing trained again
     config = TrainTokenizerConfig(min_psnr_db=3)
     assert config.gates() == {"min_psnr_db"} <= config.semantic().keys()
 
