@@ -12,7 +12,7 @@ Source: arXiv 2601.05966 section 4.1, equation 4; constants of `TokenizerTrainin
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -41,6 +41,7 @@ from videoar.model.tokenizer_losses import (
 from videoar.training.checkpoint import load_state, save_state
 from videoar.training.config import OptimizerConfig
 from videoar.training.optimizer import MovingAverage, make_adamw, set_rate
+from videoar.training.ranks import of_all_ranks, sum_gradients, sum_over_ranks
 
 Metrics = dict[str, float]
 _HISTORY_POINTS = 100
@@ -64,7 +65,7 @@ class _Part(NamedTuple):
     video: Tensor
     """[B, 3, T, H, W]"""
     weight: float
-    """Share of the rank's items: the weights of its parts add up to 1."""
+    """Share of the batch: the weights of all parts of all ranks add up to 1."""
 
 
 class TokenizerTrainer:
@@ -135,6 +136,8 @@ class TokenizerTrainer:
     def train_step(self) -> Metrics:
         """Take one step; return its losses, PSNR in dB and the mean norm of the latents.
 
+        All are means over the whole batch, on whatever ranks it lies.
+
         Raises:
             StageError: on all ranks. They begin at another step or with other weights; or the loss
                 or the norm of a gradient is not finite, and the weights that it belongs to are as
@@ -148,12 +151,12 @@ class TokenizerTrainer:
         net = self.net.for_size(*parts[0].video.shape[-2:])
         kept = self._kept_scales(draw, len(net.cfg.scales))
         critic = self.critic if self.step >= self.options.weights.gan_start else None
-        latents, whole_mean_p_SK = self._look_ahead(net, parts, kept)
+        ready, whole_mean_p_SK = self._look_ahead(net, parts, kept)
         terms: dict[str, Tensor] = {}
         rebuilt: list[Tensor] = []
         for part in parts:
             with self._autocast():
-                latent = latents.pop() if latents else net.encode(part.video)
+                latent = net.encode(part.video) if ready is None else ready
                 quantized = net.quantizer(latent, kept, whole_mean_p_SK)
                 rebuilt_B3THW = net.decode(quantized.latent_BKTHW).float()
             own = {
@@ -171,12 +174,13 @@ class TokenizerTrainer:
                 "latent_norm": latent.float().norm(dim=1).mean(),
             }
             _add(terms, own, part.weight)
-        self._require_finite("loss", _mean_over_ranks(terms["loss"].clone(), self.world_size))
+        terms = _over_ranks(terms)
+        self._require_finite("loss", terms["loss"])
         self._update(self.optimizer, "gradient norm of the tokenizer")
         self.average.update(self.net, self.step)
         if critic is not None:
             terms["critic"] = self._train_critic(critic, parts, rebuilt)
-        metrics = {name: term.item() for name, term in terms.items()}
+        metrics = dict(zip(terms, torch.stack([*terms.values()]).tolist(), strict=True))
         self._remember(metrics)
         return metrics
 
@@ -201,8 +205,7 @@ class TokenizerTrainer:
         states = [net.state_dict() for net in nets if isinstance(net, nn.Module)]
         weights = _digest(w for state in (*states, self.average.weights) for w in state.values())
         mine = torch.tensor([self.step, int(weights[:15], 16)], device=self.device)
-        found = [torch.empty_like(mine) for _ in range(self.world_size)]
-        torch.distributed.all_gather(found, mine)
+        found = of_all_ranks(mine)
         others = [rank for rank, own in enumerate(found) if not torch.equal(own, found[0])]
         if others:
             what = f"ranks {others} begin at another step or with other weights than rank 0"
@@ -233,7 +236,7 @@ class TokenizerTrainer:
                 excerpts = [_excerpt(self.clips[int(chosen[i])], length, places[i]) for i in some]
                 if excerpts:
                     frames_BTHWC = torch.from_numpy(np.stack(excerpts)).to(self.device)
-                    weight = len(some) / len(mine)
+                    weight = len(some) / count
                     parts.append(_Part(video_from_frames(frames_BTHWC), weight))
         return parts
 
@@ -256,24 +259,22 @@ class TokenizerTrainer:
 
     def _look_ahead(
         self, net: VideoTokenizer, parts: Sequence[_Part], kept: Sequence[bool] | None
-    ) -> tuple[list[Tensor], Tensor | None]:
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Return how the whole batch uses the bits, unless the only part will show that itself.
 
-        Beside it the latents of the only part of a rank, so that nothing is encoded twice.
+        Before it the latents of the only part of a rank, so that nothing is encoded twice.
         """
         if len(parts) == self.world_size == 1:
-            return [], None
+            return None, None
         alone = len(parts) == 1
-        mean_p_SK, latents = torch.zeros((), device=self.device), []
+        mean_p_SK, latent = torch.zeros((), device=self.device), None
         for part in parts:
             with torch.set_grad_enabled(alone), self._autocast():
-                latents.append(net.encode(part.video))
+                latent = net.encode(part.video)
             with torch.no_grad():
-                used = net.quantizer(latents[-1], kept).mean_p_SK
+                used = net.quantizer(latent, kept).mean_p_SK
             mean_p_SK = mean_p_SK + part.weight * used
-            if not alone:
-                latents.clear()
-        return latents, _mean_over_ranks(mean_p_SK, self.world_size)
+        return latent if alone else None, sum_over_ranks(mean_p_SK)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         enabled = self.options.precision == "bf16"
@@ -306,8 +307,8 @@ class TokenizerTrainer:
             (part.weight * loss).backward()
             _add(sums, {"loss": loss, "real": real.mean(), "fake": fake.mean()}, part.weight)
         self._update(critic.optimizer, "gradient norm of the critic")
-        scores = _mean_over_ranks(torch.stack([sums["real"], sums["fake"]]), self.world_size)
-        critic.lecam.update(*scores)
+        sums = _over_ranks(sums)
+        critic.lecam.update(sums["real"], sums["fake"])
         return sums["loss"]
 
     def _set_rates(self) -> None:
@@ -318,7 +319,7 @@ class TokenizerTrainer:
 
     def _update(self, optimizer: torch.optim.Optimizer, name: str) -> None:
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        _average_gradients(weights, self.world_size)
+        sum_gradients(weights)
         norm = torch.nn.utils.clip_grad_norm_(weights, self._optimizer_config.clip_norm)
         self._require_finite(name, norm)  # clipped by an infinite one, all weights are lost
         optimizer.step()
@@ -379,25 +380,10 @@ def _digest(tensors: Iterable[Tensor]) -> str:
 
 def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], weight: float) -> None:
     for name, value in values.items():
-        sums[name] = sums.get(name, 0) + weight * value.detach()
+        sums[name] = sums.get(name, 0) + weight * value.detach().float()
 
 
-def _mean_over_ranks(values: Tensor, world_size: int) -> Tensor:
-    if world_size > 1:
-        torch.distributed.all_reduce(values)
-    return values / world_size
-
-
-def _average_gradients(weights: Sequence[nn.Parameter], world_size: int) -> None:
-    """Replace gradients by their mean over the ranks, in one exchange."""
-    if world_size == 1:
-        return
-    gradients = [weight.grad for weight in weights if weight.grad is not None]
-    flat = _mean_over_ranks(torch.cat([g.flatten() for g in gradients]), world_size)
-    for gradient, mean in zip(gradients, _split_like(flat, gradients), strict=True):
-        gradient.copy_(mean)
-
-
-def _split_like(flat: Tensor, shapes: Sequence[Tensor]) -> Iterator[Tensor]:
-    for part, like in zip(flat.split([s.numel() for s in shapes]), shapes, strict=True):
-        yield part.view_as(like)
+def _over_ranks(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add up the shares of all ranks, in one exchange."""
+    whole = sum_over_ranks(torch.stack([*sums.values()]))
+    return dict(zip(sums, whole, strict=True))

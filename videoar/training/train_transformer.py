@@ -29,6 +29,7 @@ from videoar.model.transformer import VideoAR, flatten_bits, teacher_inputs
 from videoar.training.checkpoint import load_state, save_state
 from videoar.training.config import Phase, TransformerTraining
 from videoar.training.optimizer import MovingAverage, make_adamw, set_rate
+from videoar.training.ranks import sum_gradients, sum_over_ranks
 
 _MAX_BAD_STEPS = 5  # chosen: a spike passes, a broken run does not
 _NOTHING = BitLoss(torch.zeros(()), torch.zeros(()))
@@ -119,7 +120,7 @@ class TransformerTrainer:
                 yield batch
 
     def take_step(self, batch: Mapping[str, Any], phase: Phase, inner: int) -> dict[str, float]:
-        """Update the weights once.
+        """Update the weights once; return metrics of the whole batch, on whatever ranks it lies.
 
         Raises:
             StageError: several steps in a row had a loss or gradient that is not finite.
@@ -129,16 +130,19 @@ class TransformerTrainer:
         self.optimizer.zero_grad()
         rows = len(batch["captions"])
         scored = self._score(batch, phase) if rows else _NOTHING  # a short batch may leave us none
+        share = rows / batch["global_size"]
         if rows:
-            (scored.loss * (rows / batch["global_size"])).backward()
-        _sum_gradients(self.model)
+            (scored.loss * share).backward()
+        sum_gradients(self.model.parameters())
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.training.optimizer.clip_norm
         )
         self._update(bool(torch.isfinite(norm)))
+        own = share * torch.stack([scored.loss.detach(), scored.accuracy.detach()])
+        loss, accuracy = sum_over_ranks(own.to(norm.device)).tolist()
         return {
-            "loss": scored.loss.item(),
-            "bit_accuracy": scored.accuracy.item(),
+            "loss": loss,
+            "bit_accuracy": accuracy,
             "gradient_norm": norm.item(),
             "learning_rate": rate,
         }
@@ -189,17 +193,3 @@ class TransformerTrainer:
         every = max(1, self.training.steps // _HISTORY)
         if self.step % every == 0 or self.step in {1, self.training.steps}:
             self.history.append({"step": self.step, **metrics})
-
-
-def _sum_gradients(model: VideoAR) -> None:
-    """Add up the gradients of all ranks; their losses are already weighted by their rows."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    gradients = [w.grad if w.grad is not None else torch.zeros_like(w) for w in weights]
-    flat = torch.cat([gradient.flatten() for gradient in gradients])
-    distributed.all_reduce(flat)
-    parts = flat.split([weight.numel() for weight in weights])
-    for weight, part in zip(weights, parts, strict=True):
-        weight.grad = part.view_as(weight)

@@ -1,7 +1,9 @@
 """Training a tokenizer: it learns, it resumes exactly, ranks share one batch."""
 
 import copy
+import json
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -300,8 +302,9 @@ def _train_as_rank(rank, folder):
     for name, more in RANK_CASES.items():
         trainer = TokenizerTrainer(CFG, options(**EVERYTHING | more), CLIPS, rank, 2)
         for _ in range(3):
-            trainer.train_step()
+            metrics = trainer.train_step()
         np.save(f"{folder}/{name}{rank}.npy", flat_weights(trainer))
+        Path(f"{folder}/{name}{rank}.json").write_text(json.dumps(metrics))
     torch.distributed.destroy_process_group()
 
 
@@ -313,7 +316,10 @@ def test_two_ranks_on_different_clips_do_what_one_does_with_all(tmp_path):
         assert np.array_equal(first, second)
         alone = TokenizerTrainer(CFG, options(**EVERYTHING | more), CLIPS)
         for _ in range(3):
-            alone.train_step()
+            metrics = alone.train_step()
+        for rank in range(2):
+            found = json.loads((tmp_path / f"{name}{rank}.json").read_text())
+            assert found == pytest.approx(metrics, rel=1e-4, abs=1e-5)
         assert np.abs(first - flat_weights(alone)).max() < 2e-4
 
 
