@@ -1,9 +1,12 @@
 """Toy stages of all three shapes on the real contracts, so that the runner is tested for itself.
 
 `upper` (map) refuses names with a "bad" in them; `count` (loop) counts to `steps` with checkpoints;
-`pick` (reduce) keeps rows up to a size; `judge` (reduce) makes a gate decision.
+`gang` (loop) has a rank in trouble; `pick` (reduce) keeps rows up to a size; `judge` (reduce) makes
+a gate decision.
 """
 
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +14,7 @@ import pyarrow as pa
 
 from videoar.contracts.contract import load_contract
 from videoar.core.crash import crash_point
-from videoar.core.errors import GateError
+from videoar.core.errors import ConfigError, GateError
 from videoar.core.ids import digest_json
 from videoar.pipeline.stage import (
     Inputs,
@@ -29,7 +32,8 @@ from videoar.pipeline.stage import (
 )
 from videoar.storage.store import Store
 
-REGISTRY = {name: f"tests.toys:{name.capitalize()}" for name in ("upper", "pick", "count", "judge")}
+NAMES = ("upper", "pick", "count", "gang", "judge")
+REGISTRY = {name: f"tests.toys:{name.capitalize()}" for name in NAMES}
 
 
 class UpperConfig(StageConfig):
@@ -124,6 +128,29 @@ class Count(LoopStage[CountConfig]):
             "step": self.config.steps, "metrics": [("began_at", float(begin))],
             "history_json": '[{"step": 1, "loss": 1.0}]',
         }  # fmt: skip
+
+
+class Gang(LoopStage[StageConfig]):
+    """Ranks that add up their numbers, counted from 1; the second one dies first, then refuses."""
+
+    name = "gang"
+    consumes = {"sources": Port("sources@1")}
+    produces = "models@1"
+    config_type = StageConfig
+
+    def run(self, inputs: Inputs, store: Store, rank: Rank) -> Output | None:
+        import torch
+
+        from videoar.training.ranks import sum_over_ranks
+
+        attempt = store.ledger.append(f"attempts/{rank.index}", {})
+        if rank.index and attempt == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        total = sum_over_ranks(torch.tensor([rank.index + 1.0])).item()
+        if rank.index:
+            raise ConfigError("gang", f"adds up to {total:g}")
+        sum_over_ranks(torch.zeros(1))  # waits for who will never come
+        return None
 
 
 class JudgeConfig(StageConfig):

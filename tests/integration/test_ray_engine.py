@@ -86,6 +86,18 @@ def test_a_worker_that_reserves_no_gpu_sees_none(engine: RayEngine, monkeypatch)
     assert ray.get(seen.remote("CUDA_VISIBLE_DEVICES")) == ""
 
 
+def test_a_gang_starts_again_when_a_rank_died_and_not_when_one_refuses(
+    tmp_path: Path, engine: RayEngine
+):
+    store, videos = open_store((tmp_path / "store").as_uri()), make_videos(tmp_path / "videos", "a")
+    stage = {"stage": "gang", "from": {"sources": "videos"}}
+    stage["resources"] = {"workers": 2, "cpus": 0.5}
+    document = {"pipeline": "p", "inputs": {"videos": str(videos)}, "stages": {"gang": stage}}
+    with pytest.raises(ConfigError, match="gang: adds up to 3"):
+        run_on_ray(store, document, engine)
+    assert [store.ledger.length(f"attempts/{rank}") for rank in range(2)] == [2, 2]
+
+
 def test_a_reduction_computes_its_dask_graphs_on_ray_with_equal_results(
     tmp_path: Path, engine: RayEngine
 ):

@@ -5,11 +5,12 @@ Ray starts at the first piece of work, so a run whose stages are all cached neve
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from videoar.contracts.partitions import on_scheduler
 from videoar.core.errors import ConfigError
-from videoar.engine.base import ShardDone
+from videoar.engine.base import ShardDone, with_retries
 from videoar.engine.inline import finished_loop
 from videoar.engine.ray_map import run_pool
 from videoar.engine.ray_serve import run_serve
@@ -70,10 +71,13 @@ class RayEngine:
                 done(shard, record)
 
     def loop(self, task: Task) -> WorkRecord:
-        """Run the gang."""
+        """Run the gang; one that a rank has left starts anew, from its checkpoints."""
+        with_retries(partial(self._gang, task))
+        return finished_loop(task)
+
+    def _gang(self, task: Task) -> None:
         with self._ray(task):
             run_gang(task)
-        return finished_loop(task)
 
     def reduce(self, task: Task) -> WorkRecord:
         """Run the reduction as one task of the cluster."""

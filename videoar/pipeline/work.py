@@ -362,20 +362,23 @@ def run_rank(task: Task, index: int, world_size: int, sink: ProgressSink) -> Non
     """Run one member of a loop stage's gang; rank 0 records the output.
 
     Raises:
-        StageError: the stage failed.
+        VideoARError: the stage failed; nothing else is raised.
     """
+    try:
+        _run_rank(task, index, world_size, sink)
+    except VideoARError:
+        raise
+    except Exception as error:  # the engine boundary
+        raise stage_error(task, f"rank {index}", error) from error
+
+
+def _run_rank(task: Task, index: int, world_size: int, sink: ProgressSink) -> None:
     store = task.store()
     stage: LoopStage[Any] = task.stage()
     inputs = task.open_inputs(store)
     sweep()
     with Scratch() as scratch:
-        rank = StoreRank(task, index, world_size, scratch, sink)
-        try:
-            output = stage.run(inputs, store, rank)
-        except VideoARError:
-            raise
-        except Exception as error:  # the engine boundary
-            raise stage_error(task, f"rank {index}", error) from error
+        output = stage.run(inputs, store, StoreRank(task, index, world_size, scratch, sink))
     if output is None:
         return
     record = _write(task, store, stage.produces, output)
