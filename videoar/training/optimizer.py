@@ -1,16 +1,22 @@
-"""AdamW as both networks use it: parameter groups, warm-up and cosine, clipping, moving average.
+"""AdamW as both networks use it: parameter groups, warm-up, cosine, broken steps, moving average.
 
 The moving average is what is published; the optimizer's own weights are only a means.
 Source: arXiv 2601.05966 section 6.1 (betas, learning rate, cosine, weight decay); warm-up, final
-share, clipping and averaging are ours.
+share, skipping and averaging are ours.
 """
 
-from collections.abc import Iterable
+import logging
+import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from videoar.core.errors import StageError
 from videoar.training.config import OptimizerConfig
+
+logger = logging.getLogger(__name__)
+_MAX_BAD_STEPS = 5  # chosen: a spike passes, a broken run does not
 
 
 def make_adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
@@ -43,3 +49,36 @@ class MovingAverage:
         current: dict[str, Tensor] = model.state_dict()
         averaged = list(self.weights.values())
         torch._foreach_lerp_(averaged, [current[name] for name in self.weights], 1 - decay)
+
+
+class Patience:
+    """Lets steps be skipped whose numbers are not finite, but not many in a row.
+
+    All ranks must show it the same numbers: then they skip the same steps.
+    """
+
+    def __init__(self) -> None:
+        self.bad_steps = 0
+        """Skipped since the last good one; part of a checkpoint's progress."""
+
+    def allows(self, step: int, numbers: Mapping[str, float]) -> bool:
+        """Say whether a step may change weights.
+
+        Raises:
+            StageError: it may not, and neither might those before it.
+        """
+        bad = [
+            f"{name} is {number}" for name, number in numbers.items() if not math.isfinite(number)
+        ]
+        self.bad_steps = self.bad_steps + 1 if bad else 0
+        if self.bad_steps >= _MAX_BAD_STEPS:
+            what = f"not finite, as were {_MAX_BAD_STEPS - 1} steps before it: {', '.join(bad)}"
+            raise StageError(f"training step {step}", what, "lower the learning rate")
+        if bad:
+            logger.warning("training step %d is skipped: %s", step, ", ".join(bad))
+        return not bad
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics that a curve can show, and JSON can hold."""
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -11,7 +11,6 @@ Source: arXiv 2601.05966 section 4.1, equation 4; constants of `TokenizerTrainin
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -40,11 +39,12 @@ from videoar.model.tokenizer_losses import (
 )
 from videoar.training.checkpoint import load_state, save_state
 from videoar.training.config import OptimizerConfig
-from videoar.training.optimizer import MovingAverage, make_adamw, set_rate
+from videoar.training.optimizer import MovingAverage, Patience, finite, make_adamw, set_rate
 from videoar.training.ranks import of_all_ranks, sum_gradients, sum_over_ranks
 
 Metrics = dict[str, float]
 _HISTORY_POINTS = 100
+_SCORES = ("real", "fake")
 
 
 class Clips(Protocol):
@@ -114,6 +114,7 @@ class TokenizerTrainer:
         _, self._size_N = np.unique(np.array(sizes_px), axis=0, return_inverse=True)
         self.rank, self.world_size, self.device = rank, world_size, device
         self.step = 0
+        self._patience = Patience()
         self._compared = world_size == 1
         self.history: list[dict[str, float]] = []
         self._optimizer_config = OptimizerConfig(
@@ -136,12 +137,13 @@ class TokenizerTrainer:
     def train_step(self) -> Metrics:
         """Take one step; return its losses, PSNR in dB and the mean norm of the latents.
 
-        All are means over the whole batch, on whatever ranks it lies.
+        All are means over the whole batch, on whatever ranks it lies. A step whose loss or gradient
+        is not finite is skipped: it changes neither weights nor running means.
 
         Raises:
-            StageError: on all ranks. They begin at another step or with other weights; or the loss
-                or the norm of a gradient is not finite, and the weights that it belongs to are as
-                they were before the step.
+            StageError: on all ranks. They begin at another step or with other weights; or several
+                steps in a row were not finite.
+            WorkerLostError: another rank is gone.
         """
         if not self._compared:
             self._compare_ranks()
@@ -174,13 +176,19 @@ class TokenizerTrainer:
                 "latent_norm": latent.float().norm(dim=1).mean(),
             }
             _add(terms, own, part.weight)
-        terms = _over_ranks(terms)
-        self._require_finite("loss", terms["loss"])
-        self._update(self.optimizer, "gradient norm of the tokenizer")
-        self.average.update(self.net, self.step)
+        norms = {"gradient norm of the tokenizer": self._clip(self.optimizer)}
         if critic is not None:
-            terms["critic"] = self._train_critic(critic, parts, rebuilt)
+            terms |= self._criticize(critic, parts, rebuilt)
+            norms["gradient norm of the critic"] = self._clip(critic.optimizer)
+        terms = _over_ranks(terms)
+        scores = [terms.pop(name) for name in _SCORES if name in terms]
         metrics = dict(zip(terms, torch.stack([*terms.values()]).tolist(), strict=True))
+        if self._patience.allows(self.step, {"loss": metrics["loss"], **norms}):
+            self.optimizer.step()
+            self.average.update(self.net, self.step)
+            if critic is not None:
+                critic.optimizer.step()
+                critic.lecam.update(*scores)
         self._remember(metrics)
         return metrics
 
@@ -192,12 +200,14 @@ class TokenizerTrainer:
 
     def save(self, folder: Path) -> None:
         """Write everything that the next step depends on into an existing folder."""
-        save_state(folder, self._state(), {"step": self.step, "history": self.history})
+        progress = {"step": self.step, "history": self.history}
+        save_state(folder, self._state(), progress | {"bad_steps": self._patience.bad_steps})
 
     def load(self, folder: Path) -> None:
         """Go on where `save` was called."""
         progress = load_state(folder, self._state())
         self.step, self.history = progress["step"], progress["history"]
+        self._patience.bad_steps = progress["bad_steps"]
 
     def _compare_ranks(self) -> None:
         """Refuse, by one exchange, ranks that would train apart: nothing would tell them later."""
@@ -294,10 +304,11 @@ class TokenizerTrainer:
             terms["gan"] = weights.gan * hinge_generator_loss(logits)
         return terms
 
-    def _train_critic(
+    def _criticize(
         self, critic: "_Critic", parts: Sequence[_Part], rebuilt: Sequence[Tensor]
-    ) -> Tensor:
-        sums: dict[str, Tensor] = {}
+    ) -> dict[str, Tensor]:
+        """Leave the critic's gradients; return its loss and scores of this rank's share."""
+        terms: dict[str, Tensor] = {}
         critic.optimizer.zero_grad()  # also what the tokenizer's loss has left in these weights
         for part, rebuilt_B3THW in zip(parts, rebuilt, strict=True):
             with self._autocast():
@@ -305,11 +316,9 @@ class TokenizerTrainer:
             loss = hinge_critic_loss(real, fake)
             loss = loss + self.options.weights.lecam * critic.lecam(real, fake)
             (part.weight * loss).backward()
-            _add(sums, {"loss": loss, "real": real.mean(), "fake": fake.mean()}, part.weight)
-        self._update(critic.optimizer, "gradient norm of the critic")
-        sums = _over_ranks(sums)
-        critic.lecam.update(sums["real"], sums["fake"])
-        return sums["loss"]
+            scores = dict(zip(_SCORES, (real.mean(), fake.mean()), strict=True))
+            _add(terms, {"critic": loss, **scores}, part.weight)
+        return terms
 
     def _set_rates(self) -> None:
         rate = self._optimizer_config.rate(self.step, self.options.steps)
@@ -317,18 +326,15 @@ class TokenizerTrainer:
         if self.critic is not None:
             set_rate(self.critic.optimizer, rate)
 
-    def _update(self, optimizer: torch.optim.Optimizer, name: str) -> None:
+    def _clip(self, optimizer: torch.optim.Optimizer) -> float:
+        """Make an optimizer's gradients those of the batch, and no longer than they may be.
+
+        Returns:
+            How long they were; where that is not finite, they are lost.
+        """
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         sum_gradients(weights)
-        norm = torch.nn.utils.clip_grad_norm_(weights, self._optimizer_config.clip_norm)
-        self._require_finite(name, norm)  # clipped by an infinite one, all weights are lost
-        optimizer.step()
-
-    def _require_finite(self, name: str, value: Tensor) -> None:
-        """Stop all ranks, which have the same value, before it reaches any weight."""
-        if not math.isfinite(value.item()):
-            what = f"the {name} is {value.item()} at step {self.step}"
-            raise StageError("train_tokenizer", what, "lower training.learning_rate")
+        return torch.nn.utils.clip_grad_norm_(weights, self._optimizer_config.clip_norm).item()
 
     def remember(self, metrics: Metrics) -> None:
         """Add what was measured after the last step to the history."""
@@ -342,7 +348,7 @@ class TokenizerTrainer:
         is_point = self.step % every == 0 or self.step == self.options.steps - 1
         self.step += 1
         if is_point:
-            self.remember(metrics)
+            self.remember(finite(metrics))
 
 
 class _Critic(nn.Module):

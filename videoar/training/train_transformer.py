@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from videoar.core.errors import StageError
 from videoar.core.ids import seed_from
 from videoar.model.attention import random_frame_mask
 from videoar.model.cfec import draw_flips, flip_probabilities
@@ -28,10 +27,9 @@ from videoar.model.schedule import latent_frames
 from videoar.model.transformer import VideoAR, flatten_bits, teacher_inputs
 from videoar.training.checkpoint import load_state, save_state
 from videoar.training.config import Phase, TransformerTraining
-from videoar.training.optimizer import MovingAverage, make_adamw, set_rate
+from videoar.training.optimizer import MovingAverage, Patience, finite, make_adamw, set_rate
 from videoar.training.ranks import sum_gradients, sum_over_ranks
 
-_MAX_BAD_STEPS = 5  # chosen: a spike passes, a broken run does not
 _NOTHING = BitLoss(torch.zeros(()), torch.zeros(()))
 _HISTORY = 200  # points of the loss curve that are kept
 
@@ -79,7 +77,7 @@ class TransformerTrainer:
         self.history: list[dict[str, float]] = []
         self._make_loader = make_loader
         self._loader_state: dict[str, int | str] | None = None
-        self._bad_steps = 0
+        self._patience = Patience()
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -89,13 +87,14 @@ class TransformerTrainer:
     def save(self, folder: Path) -> None:
         """Write a checkpoint into an existing folder."""
         progress = {"step": self.step, "loader": self._loader_state, "history": self.history}
-        save_state(folder, self.parts, progress)
+        save_state(folder, self.parts, progress | {"bad_steps": self._patience.bad_steps})
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint."""
         progress = load_state(folder, self.parts)
         self.step, self.history = progress["step"], progress["history"]
         self._loader_state = progress["loader"]
+        self._patience.bad_steps = progress["bad_steps"]
 
     def run(self, after_step: Callable[["TransformerTrainer", Mapping[str, float]], None]) -> None:
         """Take the remaining steps, calling `after_step` after each."""
@@ -122,6 +121,8 @@ class TransformerTrainer:
     def take_step(self, batch: Mapping[str, Any], phase: Phase, inner: int) -> dict[str, float]:
         """Update the weights once; return metrics of the whole batch, on whatever ranks it lies.
 
+        A step whose loss or gradient is not finite is skipped.
+
         Raises:
             StageError: several steps in a row had a loss or gradient that is not finite.
         """
@@ -137,26 +138,14 @@ class TransformerTrainer:
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.training.optimizer.clip_norm
         )
-        self._update(bool(torch.isfinite(norm)))
         own = share * torch.stack([scored.loss.detach(), scored.accuracy.detach()])
         loss, accuracy = sum_over_ranks(own.to(norm.device)).tolist()
-        return {
-            "loss": loss,
-            "bit_accuracy": accuracy,
-            "gradient_norm": norm.item(),
-            "learning_rate": rate,
-        }
-
-    def _update(self, is_finite: bool) -> None:
-        """Apply the gradient unless it is broken: then skip the step, and give up after several."""
-        self._bad_steps = 0 if is_finite else self._bad_steps + 1
-        if self._bad_steps >= _MAX_BAD_STEPS:
-            what = f"{_MAX_BAD_STEPS} steps in a row were not finite"
-            raise StageError(f"step {self.step}", what, "lower the learning rate")
-        if is_finite:
+        checked = {"loss": loss, "gradient_norm": norm.item()}
+        if self._patience.allows(self.step, checked):
             self.optimizer.step()
             self.average.update(self.model, self.step)
         self.step += 1
+        return {**checked, "bit_accuracy": accuracy, "learning_rate": rate}
 
     def _score(self, batch: Mapping[str, Any], phase: Phase) -> BitLoss:
         device, stride = self.model.device, self.model.cfg.time_stride
@@ -192,4 +181,4 @@ class TransformerTrainer:
     def _remember(self, metrics: Mapping[str, float]) -> None:
         every = max(1, self.training.steps // _HISTORY)
         if self.step % every == 0 or self.step in {1, self.training.steps}:
-            self.history.append({"step": self.step, **metrics})
+            self.history.append({"step": self.step, **finite(metrics)})

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from videoar.core.errors import ConfigError, StageError
-from videoar.core.ids import seed_from
+from videoar.core.ids import canonical_json, seed_from
 from videoar.evaluation.reconstruction import Validation
 from videoar.media.rendered import draw, scenes
 from videoar.model.tokenizer_config import TOKENIZERS, LossWeights, TokenizerTraining
@@ -215,8 +215,8 @@ def test_what_cannot_be_trained_on_is_refused():
     trainer = TokenizerTrainer(CFG, options(), CLIPS)
     with torch.no_grad():
         trainer.net.decoder.conv_out.bias.fill_(torch.inf)
-    with pytest.raises(StageError, match=r"the loss is (nan|inf) at step 0"):
-        trainer.train_step()
+    with pytest.raises(StageError, match=r"training step 4: .* loss is (nan|inf)"):
+        train(trainer, 5)
 
 
 def lost(images_N3HW):
@@ -263,22 +263,59 @@ def flat(images_N3HW):
     return [images_N3HW]
 
 
-def test_a_gradient_that_is_not_finite_reaches_no_weight():
-    only = options(weights=LossWeights(perceptual=1))
-    trainer = TokenizerTrainer(CFG, only, CLIPS, features=steep)
-    before = [weight.clone() for weight in trainer.net.parameters()]
-    with pytest.raises(StageError, match="gradient norm of the tokenizer is nan at step 0"):
-        trainer.train_step()
-    assert all(map(torch.equal, before, trainer.net.parameters()))
-    assert all(weight.isfinite().all() for weight in trainer.average.weights.values())
+def watched_by(features, rank=0, world_size=1):
+    deep = options(weights=LossWeights(perceptual=1))
+    return TokenizerTrainer(CFG, deep, CLIPS, rank, world_size, features=features)
 
+
+def train(trainer, steps):
+    for _ in range(steps):
+        metrics = trainer.train_step()
+    return metrics
+
+
+def state_of(trainer):
+    """Return all that a step may change."""
+    critic = trainer.critic.state_dict() if trainer.critic else {}
+    adams = [trainer.optimizer, *([trainer.critic.optimizer] if trainer.critic else [])]
+    moments = [m for adam in adams for own in adam.state.values() for m in own.values()]
+    weights = [*trainer.net.parameters(), *trainer.average.weights.values(), *critic.values()]
+    return [tensor.detach().clone() for tensor in (*weights, *moments)]
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_soon_stops_the_run(tmp_path, caplog):
+    for features, what in ((lost, "loss is nan"), (steep, "gradient norm of the tokenizer is nan")):
+        trainer = watched_by(features)
+        before = state_of(trainer)
+        train(trainer, 4)
+        assert (trainer.step, caplog.text.count(what)) == (4, 4)
+        assert all(map(torch.equal, before, state_of(trainer)))
+        trainer.save(tmp_path)
+        resumed = watched_by(features)
+        resumed.load(tmp_path)
+        with pytest.raises(StageError, match=f"training step 4: .*{what}.*lower the learning rate"):
+            resumed.train_step()
+        resumed.load(tmp_path)
+        resumed.features = flat  # a spike passes
+        metrics = train(resumed, 1)
+        assert np.isfinite([*metrics.values()]).all()
+        assert not all(map(torch.equal, before, state_of(resumed)))
+        assert "loss" not in resumed.history[0] or features is steep
+        canonical_json(resumed.history)  # has no word for what is no number
+        resumed.features = features
+        train(resumed, 4)
+
+
+def test_what_breaks_the_critic_alone_skips_the_whole_step():
     trainer = TokenizerTrainer(CFG, options(**EVERYTHING), CLIPS)
-    trainer.train_step()
-    before = [weight.clone() for weight in trainer.critic.parameters()]
-    next(trainer.critic.parameters()).register_hook(lambda gradient: gradient * torch.inf)
-    with pytest.raises(StageError, match=r"gradient norm of the critic is (nan|inf) at step 1"):
-        trainer.train_step()
-    assert all(map(torch.equal, before, trainer.critic.parameters()))
+    train(trainer, 2)
+    before = state_of(trainer)
+    hook = next(trainer.critic.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    train(trainer, 1)
+    assert all(map(torch.equal, before, state_of(trainer)))
+    hook.remove()
+    train(trainer, 1)
+    assert not any(map(torch.equal, before[:3], state_of(trainer)))
 
 
 def flat_weights(trainer):
@@ -337,11 +374,12 @@ def _fail_as_rank(rank, folder):
     trainer.step = rank
     with pytest.raises(StageError, match=r"ranks \[1\] begin at another step"):
         trainer.train_step()
-    deep = options(weights=LossWeights(perceptual=1))
     for wrong, what in ((lost, "loss"), (steep, "gradient norm of the tokenizer")):
-        features = wrong if rank else flat
-        trainer = TokenizerTrainer(CFG, deep, CLIPS, rank, 2, features=features)
-        with pytest.raises(StageError, match=f"the {what} is nan"):
+        trainer = watched_by(wrong if rank else flat, rank, 2)
+        before = state_of(trainer)
+        train(trainer, 4)
+        assert all(map(torch.equal, before, state_of(trainer)))
+        with pytest.raises(StageError, match=f"{what} is nan"):
             trainer.train_step()
     torch.distributed.destroy_process_group()
 

@@ -76,13 +76,20 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(stop, tmp_path):
         assert torch.equal(weight, resumed.average.weights[name]), name
 
 
-def test_broken_losses_skip_the_step_and_soon_stop_the_run():
-    trainer = make_trainer()
+def test_broken_losses_skip_the_step_and_soon_stop_the_run(tmp_path):
+    trainer = make_trainer(steps=6)
     trainer.model.features.weight.data[0, 0] = float("nan")
     before = trainer.model.head.weight.clone()
-    with pytest.raises(StageError, match="not finite"):
-        trainer.run(lambda *_: None)
+    with pytest.raises(StageError, match="training step 4: not finite"):
+        trainer.run(lambda trainer, _: trainer.save(tmp_path) if trainer.step == 3 else None)
     assert torch.equal(trainer.model.head.weight, before)
+    assert {tuple(point) for point in trainer.history} == {
+        ("step", "bit_accuracy", "learning_rate")
+    }
+    resumed = make_trainer(steps=6)
+    resumed.load(tmp_path)
+    with pytest.raises(StageError, match="training step 4: not finite"):
+        resumed.run(lambda *_: None)
 
 
 def test_models_survive_the_store_without_pickle(tmp_path):
