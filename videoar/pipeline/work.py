@@ -44,7 +44,8 @@ from videoar.storage.store import Store, open_store
 
 logger = logging.getLogger(__name__)
 REJECTS = "rejects@1"
-_PROGRESS_EVERY_S = 1.0
+_PROGRESS_EVERY_S = 2.0  # chosen: for a display
+_PROGRESS_SHARE = 0.05  # chosen: of a rank's time, at most
 _CHECKPOINTS_KEPT = 2
 """chosen: the newest, and the one that a rank may still be reading when that is committed."""
 
@@ -277,14 +278,15 @@ class StoreRank:
         name = fingerprint({**task.parts, "config": asked})
         self._checkpoints = f"checkpoints/{task.dataset}/{name}/"
         self._sink = sink
-        self._last_report = 0.0
+        self._next_report = 0.0
 
     def report(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
-        """Pass progress on, at most once a second, and at the last step."""
-        now = time.monotonic()
-        if self.index == 0 and (now - self._last_report >= _PROGRESS_EVERY_S or step >= total):
-            self._last_report = now
+        """Pass progress on, now and then and at the last step; a slow sink gets it less often."""
+        began = time.monotonic()
+        if self.index == 0 and (began >= self._next_report or step >= total):
             self._sink(step, total, metrics)
+            ended = time.monotonic()
+            self._next_report = ended + max(_PROGRESS_EVERY_S, (ended - began) / _PROGRESS_SHARE)
 
     def save_checkpoint(self, step: int, folder: Path) -> None:
         """Publish the folder's files, then the record that makes them a checkpoint."""
@@ -342,13 +344,23 @@ class StoreRank:
 
 
 def store_progress(task: Task) -> ProgressSink:
-    """Return a sink that rewrites one advisory object, which the driver reads for its display."""
+    """Return a sink that rewrites one advisory object, which the driver reads for its display.
+
+    Nothing hangs on it: a store that refuses it is no reason to train any step again.
+    """
     store = task.store()
     key = progress_key(task.run_id, task.dataset)
+    is_told = False
 
     def sink(step: int, total: int, metrics: Mapping[str, float]) -> None:
+        nonlocal is_told
         state = {"step": step, "total": total, "metrics": dict(metrics)}
-        store.objects.put(key, json.dumps(state).encode())  # rewritten, never truth
+        try:
+            store.objects.put(key, json.dumps(state).encode())  # rewritten, never truth
+        except StorageError as error:
+            if not is_told:
+                logger.warning("progress is not shown for now: %s", error)
+            is_told = True
 
     return sink
 

@@ -1,10 +1,17 @@
-"""A rank's checkpoints: the newest two stay, and nothing that others name goes with the rest."""
+"""A rank's checkpoints: the newest two stay, and nothing that others name goes with the rest.
+
+And its progress, on which nothing hangs.
+"""
+
+import dataclasses
+import itertools
+import time
 
 import pytest
 
 from tests.toys import REGISTRY
 from videoar.core.errors import StorageError, TransientStorageError
-from videoar.pipeline.work import StoreRank, Task
+from videoar.pipeline.work import StoreRank, Task, store_progress
 
 CONFIG = {"steps": 6, "checkpoint_every": 2, "at_most": 100}
 
@@ -97,3 +104,32 @@ def test_a_checkpoint_that_goes_while_it_is_chosen_does_not_start_from_nothing(t
     rank._store.ledger.read = lambda key: None
     with pytest.raises(TransientStorageError, match="another run trains the same"):
         load(rank, tmp_path / "into")
+
+
+def test_progress_that_cannot_be_written_is_said_once_and_stops_nothing(task, caplog):
+    sink = store_progress(dataclasses.replace(task, store_url="file:///proc/videoar"))
+    for step in range(3):
+        sink(step, 3, {"loss": 1.0})
+    assert caplog.text.count("progress is not shown for now: /proc/videoar") == 1
+
+
+@pytest.mark.parametrize(("takes_s", "every_s"), [(0.01, 2), (1, 20)])
+def test_a_slow_sink_gets_progress_less_often(task, tmp_path, monkeypatch, takes_s, every_s):
+    now_s, seen = 100.0, []
+
+    def sink(step, total, metrics):
+        nonlocal now_s
+        seen.append(now_s)
+        now_s += takes_s
+
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    rank = StoreRank(task, 0, 1, tmp_path, sink)
+    for step in range(1, 100):
+        rank.report(step, 100, {})
+        now_s += 0.5
+    gaps = [after - before - takes_s for before, after in itertools.pairwise(seen)]
+    assert gaps
+    assert all(every_s - 0.01 < gap < every_s + 0.51 for gap in gaps)
+    count = len(seen)
+    rank.report(100, 100, {})
+    assert len(seen) == count + 1
