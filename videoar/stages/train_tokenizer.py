@@ -89,6 +89,13 @@ class TrainTokenizerConfig(StageConfig):
             )
         if self.image_weights:
             self.shape.as_image()
+        parts = self.resources.workers * self.training.accumulate
+        if self.training.batch_clips % parts:
+            raise ValueError(
+                f"training.batch_clips={self.training.batch_clips} is no multiple of {parts}:"
+                f" resources.workers={self.resources.workers}"
+                f" x training.accumulate={self.training.accumulate}"
+            )
         return self
 
     @property

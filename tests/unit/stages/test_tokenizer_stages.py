@@ -162,6 +162,16 @@ def test_scales_that_cannot_be_a_pyramid_are_refused_with_their_pipeline():
         parse_pipeline(document, "t")
 
 
+def test_a_batch_that_its_workers_cannot_share_is_refused_before_any_of_them_starts():
+    def config(workers, accumulate):
+        training = {**TRAINING, "batch_clips": 4, "accumulate": accumulate}
+        return TrainTokenizerConfig(training=training, resources={"workers": workers})
+
+    assert config(2, 2).resources.workers == 2
+    with pytest.raises(ValidationError, match=r"batch_clips=4 is no multiple of 6: .*workers=3"):
+        config(3, 2)
+
+
 def test_clips_that_would_stop_it_later_are_refused_before_the_first_step(store, tmp_path):
     def refused(match, rows, **options):
         rank = MemoryRank(tmp_path / "run")
