@@ -9,9 +9,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from videoar.core.errors import ConfigError, GateError, MediaError, StageError, did_you_mean
+from videoar.core.errors import (
+    ConfigError,
+    GateError,
+    MediaError,
+    StageError,
+    TransientStorageError,
+    did_you_mean,
+)
 from videoar.core.ids import sha256_hex
 from videoar.core.settings import settings
+from videoar.media.codes import RETRYABLE
 from videoar.model.tokenizer_config import TOKENIZERS, TokenizerConfig, TokenizerTraining
 from videoar.pipeline.stage import (
     Inputs,
@@ -269,8 +277,8 @@ class StoredClips:
     """Clips by number: decoded when asked for, then kept while there is room.
 
     In place of a clip that cannot be read comes the next one of its size: the same on every rank,
-    and the same again when a killed training goes on. (A store that does not answer is no such
-    clip: its error is retryable and passes.)
+    and the same again when a killed training goes on. (One whose store or source does not answer is
+    no such clip: the error is retryable and passes.)
 
     Args:
         store: where the clips are.
@@ -279,6 +287,7 @@ class StoredClips:
 
     Raises:
         StageError: by whatever reads: too many of the clips, or all of a size, cannot be read.
+        TransientStorageError: by whatever reads: the source of a clip may give it another time.
     """
 
     def __init__(self, store: Store, rows: Sequence[Row], cache_bytes: int = 0) -> None:
@@ -321,6 +330,10 @@ class StoredClips:
         try:
             frames_THWC = self._decode(self._rows[index])
         except MediaError as error:
+            if error.code in RETRYABLE:  # leaving it out would hang on the moment
+                raise TransientStorageError(
+                    error.where, f"{error.code}: {error.what}", "see that its source answers"
+                ) from error
             self._leave_out(index, error)
             return None
         if frames_THWC.nbytes <= self._room_bytes:

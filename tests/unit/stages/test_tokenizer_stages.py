@@ -13,8 +13,16 @@ from safetensors.torch import load, save_file
 from tests.clip_rows import clips_of, drawn_rows
 from tests.loop_rank import MemoryRank, commit
 from tests.token_runs import SHAPES, execute, prepare, shape_rows, untrained
-from videoar.core.errors import ConfigError, ContractError, GateError, StageError
+from videoar.core.errors import (
+    ConfigError,
+    ContractError,
+    GateError,
+    MediaError,
+    StageError,
+    TransientStorageError,
+)
 from videoar.engine.inline import InlineEngine
+from videoar.media.codes import RETRYABLE
 from videoar.media.decode import decode_clip
 from videoar.media.rendered import scenes
 from videoar.model.schedule import SMALL_SQUARE
@@ -294,6 +302,21 @@ def test_the_next_clip_of_its_size_takes_the_place_of_an_unreadable_one(store, c
     assert np.array_equal(StoredClips(store, [long, *rows[:2]])[0], stored[1])
     with pytest.raises(StageError, match=rf"all of \(32, 32\) px .*{rows[2]['clip_id']}"):
         StoredClips(store, rows[1:3])[1]
+
+
+@pytest.mark.parametrize("code", sorted(RETRYABLE))
+def test_a_clip_whose_source_does_not_answer_is_tried_again_not_left_out(store, clips, code):
+    stored = StoredClips(store, clips.table().to_pylist())
+    read = stored._read
+
+    def no_answer(row):
+        raise MediaError("//server/a.mp4", code, "no end after 300 s")
+
+    stored._read = no_answer
+    with pytest.raises(TransientStorageError, match=rf"a\.mp4: {code}: no end after 300 s"):
+        stored[0]
+    stored._read = read
+    assert np.array_equal(stored[0], next(iter(StoredClips(store, clips.table().to_pylist()))))
 
 
 def test_training_goes_on_over_an_unreadable_clip_and_resumes_exactly(store, clips, tmp_path):
