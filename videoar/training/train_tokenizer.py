@@ -2,9 +2,10 @@
 
 The one idea: the network is causal and convolutional, so excerpts of a few frames train what runs
 on clips of any length and size, and cost less. Every step draws its clips from a generator seeded
-by the step alone: a run that was killed goes on as it would have, and any number of ranks sees the
-same batches. Where clips have several sizes, a step has those of one, drawn in proportion to its
-clips; all sizes share all weights, each has scales of its own.
+by the step alone: a run that was killed goes on as it would have, any number of ranks sees the same
+batches, and clips of the next one are read while this one computes. Where clips have several sizes,
+a step has those of one, drawn in proportion to its clips; all sizes share all weights, each has
+scales of its own.
 
 Shape suffixes: B batch (of this rank), T frames, H W height and width, C channels.
 Source: arXiv 2601.05966 section 4.1, equation 4; constants of `TokenizerTraining`.
@@ -12,7 +13,9 @@ Source: arXiv 2601.05966 section 4.1, equation 4; constants of `TokenizerTrainin
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -57,6 +60,15 @@ class Clips(Protocol):
     def __getitem__(self, index: int, /) -> np.ndarray:
         """Return one clip."""
         ...
+
+
+class _Batch(NamedTuple):
+    """A rank's share of a batch, in memory."""
+
+    parts: list[tuple[np.ndarray, float]]
+    """frames_BTHWC, uint8, and weight of each part."""
+    draw: np.random.Generator
+    """Of the step, for what else is drawn."""
 
 
 class _Part(NamedTuple):
@@ -115,6 +127,8 @@ class TokenizerTrainer:
         self.rank, self.world_size, self.device = rank, world_size, device
         self.step = 0
         self._patience = Patience()
+        self._reader = ThreadPoolExecutor(1, "clips")  # one: clips need not bear more
+        self._reading: dict[int, Future[_Batch]] = {}
         self._compared = world_size == 1
         self.history: list[dict[str, float]] = []
         self._optimizer_config = OptimizerConfig(
@@ -148,10 +162,10 @@ class TokenizerTrainer:
         if not self._compared:
             self._compare_ranks()
         self._set_rates()
-        draw = np.random.default_rng(seed_from("tokenizer", self.options.seed, self.step))
-        parts = self._parts(draw)
+        batch = self._next_batch()
+        parts = [self._part(*part) for part in batch.parts]
         net = self.net.for_size(*parts[0].video.shape[-2:])
-        kept = self._kept_scales(draw, len(net.cfg.scales))
+        kept = self._kept_scales(batch.draw, len(net.cfg.scales))
         critic = self.critic if self.step >= self.options.weights.gan_start else None
         ready, whole_mean_p_SK = self._look_ahead(net, parts, kept)
         terms: dict[str, Tensor] = {}
@@ -229,12 +243,24 @@ class TokenizerTrainer:
             state |= {"critic": self.critic, "critic_adam": self.critic.optimizer}
         return state
 
-    def _parts(self, draw: np.random.Generator) -> list[_Part]:
-        """Draw this rank's items of the step, where they begin, and which are single frames."""
+    def _next_batch(self) -> _Batch:
+        """Return what this step trains on, and begin to read what the next one does."""
+        wanted = self._reading.pop(self.step, None) or self._read(self.step)
+        batch = wanted.result()
+        if (later := self.step + 1) < self.options.steps:
+            self._reading = {later: self._read(later)}
+        return batch
+
+    def _read(self, step: int) -> Future[_Batch]:
+        return self._reader.submit(copy_context().run, self._batch, step)
+
+    def _batch(self, step: int) -> _Batch:
+        """Draw this rank's items of a step, where they begin, and which are single frames."""
         options = self.options
-        num_frames = 1 if self.step < options.image_steps else options.excerpt_frames
+        draw = np.random.default_rng(seed_from("tokenizer", options.seed, step))
+        num_frames = 1 if step < options.image_steps else options.excerpt_frames
         count = options.batch_clips * (options.excerpt_frames // num_frames)
-        pool = self._pool()
+        pool = self._pool(step)
         chosen, places = pool[draw.integers(len(pool), size=count)], draw.random(count)
         num_images = round(options.image_share * count)
         lengths = np.where(np.arange(count) < num_images, 1, num_frames)
@@ -245,18 +271,19 @@ class TokenizerTrainer:
             for some in np.array_split(items, min(options.accumulate, len(items)) or 1):
                 excerpts = [_excerpt(self.clips[int(chosen[i])], length, places[i]) for i in some]
                 if excerpts:
-                    frames_BTHWC = torch.from_numpy(np.stack(excerpts)).to(self.device)
-                    weight = len(some) / count
-                    parts.append(_Part(video_from_frames(frames_BTHWC), weight))
-        return parts
+                    parts.append((np.stack(excerpts), len(some) / count))
+        return _Batch(parts, draw)
 
-    def _pool(self) -> np.ndarray:
+    def _part(self, frames_BTHWC: np.ndarray, weight: float) -> _Part:
+        return _Part(video_from_frames(torch.from_numpy(frames_BTHWC).to(self.device)), weight)
+
+    def _pool(self, step: int) -> np.ndarray:
         """Return the numbers of the clips that the step may draw: all those of one size.
 
         The size is that of a clip drawn from all, by a generator of its own: with one size the
         clips are then drawn as if there were no others.
         """
-        draw = np.random.default_rng(seed_from("tokenizer size", self.options.seed, self.step))
+        draw = np.random.default_rng(seed_from("tokenizer size", self.options.seed, step))
         return np.flatnonzero(self._size_N == self._size_N[draw.integers(len(self._size_N))])
 
     def _kept_scales(self, draw: np.random.Generator, num_scales: int) -> list[bool] | None:

@@ -68,7 +68,7 @@ def test_every_term_is_finite_and_resuming_is_exact(extra, tmp_path):
 
 
 def parts_of(trainer):
-    return trainer._parts(np.random.default_rng(0))
+    return [trainer._part(*part) for part in trainer._batch(trainer.step).parts]
 
 
 def videos_of(trainer):
@@ -134,6 +134,41 @@ def test_the_last_scales_are_left_out_now_and_then_and_never_all():
         TokenizerTrainer(CFG, options(drop_scales=3), CLIPS)
 
 
+class Read:
+    """Clips that note which of them were asked for, and fail at one of them."""
+
+    def __init__(self, bad=None):
+        self.numbers, self.bad = [], bad
+
+    def __len__(self):
+        return len(CLIPS)
+
+    def __getitem__(self, index):
+        self.numbers.append(index)
+        if len(self.numbers) - 1 == self.bad:
+            raise ConfigError("clip", "is bad")
+        return CLIPS[index]
+
+
+def test_the_next_step_is_read_while_this_one_computes_and_fails_only_when_it_comes():
+    def read(steps, bad=None):
+        clips = Read(bad)
+        trainer = TokenizerTrainer(CFG, options(steps=steps), clips)
+        trainer.train_step()
+        trainer._reader.submit(int).result()  # after what is being read
+        return trainer, clips
+
+    trainer, clips = read(steps=3)
+    for step in range(3):
+        trainer._batch(step)
+    assert clips.numbers[:8] == clips.numbers[8:16]  # of the first two steps, in their order
+    assert len(read(steps=1)[1].numbers) == 4  # nothing beyond the last
+    trainer, clips = read(steps=3, bad=5)
+    with pytest.raises(ConfigError, match="is bad"):
+        trainer.train_step()
+    assert trainer.step == 1
+
+
 def mixed(rank=0, world_size=1, **changes):
     return TokenizerTrainer(CFG, options(**changes), MIXED, rank, world_size, sizes_px=SIZES)
 
@@ -155,7 +190,7 @@ def test_every_batch_has_one_size_drawn_in_proportion_to_its_clips():
 def test_clips_of_one_size_are_drawn_as_they_always_were():
     (batch,) = videos_of(TokenizerTrainer(CFG, options(), CLIPS))
     (same,) = videos_of(TokenizerTrainer(CFG, options(), CLIPS, sizes_px=[(32, 32)] * 6))
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed_from("tokenizer", 0, 0))
     chosen, places = draw.integers(6, size=4), draw.random(4)
     wanted = [
         CLIPS[i][(start := int(place * 5)) : start + 5]
@@ -234,8 +269,7 @@ def test_a_step_against_the_critic_is_the_one_of_the_paper():
     trainer = TokenizerTrainer(CFG, options(weights=weights), CLIPS)
     lecam = trainer.critic.lecam
     lecam.real.fill_(0.2), lecam.fake.fill_(-0.4)
-    draw = np.random.default_rng(seed_from("tokenizer", 0, 0))  # of the step, see the module
-    (part,) = trainer._parts(draw)
+    (part,) = parts_of(trainer)
     with torch.no_grad():
         latent = trainer.net.encode(part.video)
         rebuilt = trainer.net.decode(trainer.net.quantizer(latent).latent_BKTHW)
