@@ -26,14 +26,13 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def of_all_ranks(values: Tensor) -> list[Tensor]:
-    """Return the values of each rank.
+    """Return the values of each rank of a gang.
 
     Raises:
+        ValueError: there is none, no process group was joined.
         WorkerLostError: another rank is gone.
     """
-    found = [torch.empty_like(values) for _ in range(_world_size())]
-    if len(found) == 1:
-        return [values]
+    found = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
     with _exchange():
         torch.distributed.all_gather(found, values)
     return found

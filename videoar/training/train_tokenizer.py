@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from videoar.core.errors import ConfigError, StageError
+from videoar.core.errors import ConfigError, StageError, TransientStorageError
 from videoar.core.ids import seed_from
 from videoar.model.discriminator import (
     LeCam,
@@ -155,8 +155,9 @@ class TokenizerTrainer:
         is not finite is skipped: it changes neither weights nor running means.
 
         Raises:
-            StageError: on all ranks. They begin at another step or with other weights; or several
-                steps in a row were not finite.
+            StageError: on all ranks. They begin with other weights, or several steps in a row were
+                not finite.
+            TransientStorageError: on all ranks. They begin at other steps.
             WorkerLostError: another rank is gone.
         """
         if not self._compared:
@@ -230,9 +231,11 @@ class TokenizerTrainer:
         weights = _digest(w for state in (*states, self.average.weights) for w in state.values())
         mine = torch.tensor([self.step, int(weights[:15], 16)], device=self.device)
         found = of_all_ranks(mine)
-        others = [rank for rank, own in enumerate(found) if not torch.equal(own, found[0])]
-        if others:
-            what = f"ranks {others} begin at another step or with other weights than rank 0"
+        if late := [rank for rank, own in enumerate(found) if own[0] != found[0][0]]:
+            what = f"ranks {late} begin at another step than rank 0: one was committed meanwhile"
+            raise TransientStorageError("train_tokenizer", what)
+        if others := [rank for rank, own in enumerate(found) if not torch.equal(own, found[0])]:
+            what = f"ranks {others} begin with other weights than rank 0"
             hint = "let every rank find the same lpips_weights and image_weights"
             raise StageError("train_tokenizer", what, hint)
         self._compared = True
