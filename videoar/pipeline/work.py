@@ -60,6 +60,11 @@ class WorkRecord(Frozen):
     rows_rejected: int = 0
     metrics: dict[str, float] = Field(default_factory=dict)
 
+    @property
+    def all_files(self) -> tuple[FileRef, ...]:
+        """Files of rows and of rejects."""
+        return self.files + self.rejects
+
 
 @dataclass(frozen=True)
 class Task:

@@ -27,7 +27,15 @@ from videoar.pipeline.fingerprint import (
 from videoar.pipeline.registry import BUILTIN, Registry
 from videoar.pipeline.spec import INPUT_CONTRACT, PipelineSpec, StageSpec, parse_pipeline
 from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
-from videoar.pipeline.work import REJECTS, Task, WorkRecord, find_record, merge, record_key
+from videoar.pipeline.work import (
+    REJECTS,
+    Task,
+    WorkRecord,
+    find_record,
+    loop_key,
+    merge,
+    record_key,
+)
 from videoar.runner.inputs import Listing, compare, resolve
 from videoar.runner.plan import build, check_contracts, check_tools, split_done, why
 from videoar.runner.runs import (
@@ -41,7 +49,7 @@ from videoar.runner.runs import (
 )
 from videoar.storage.reader import read_file
 from videoar.storage.store import Store
-from videoar.storage.tables import Snapshot
+from videoar.storage.tables import Snapshot, lost
 
 logger = logging.getLogger(__name__)
 _LOG_EVERY_S = 10.0
@@ -223,19 +231,27 @@ class Execution:
         if isinstance(stage, MapStage):
             return self._map(task, stage, inputs)
         self._update(task.dataset, shards=ShardCounts(planned=1))
-        record = self.engine.loop(task) if stage.shape == "loop" else self.engine.reduce(task)
+        loops = stage.shape == "loop"
+        key = loop_key(task) if loops else record_key(task, "reduced", task.fingerprint)
+        before = find_record(self.store, key)
+        if before is not None and any(lost(self.store.objects, before.all_files)):
+            self.store.objects.delete(key)
+        record = self.engine.loop(task) if loops else self.engine.reduce(task)
         self._update(task.dataset, shards=ShardCounts(planned=1, done=1))
         return record
 
     def _map(self, task: Task, stage: MapStage[Any], inputs: Inputs) -> WorkRecord:
         shards = list(stage.shards(inputs))
-        done, missing = split_done(self.store, task.dataset, task.parts, stage, shards)
-        counts = ShardCounts(planned=len(shards), cached=len(done))
+        records, missing, stale = split_done(self.store, task.dataset, task.parts, stage, shards)
+        for key in stale:  # whoever runs the shard would adopt it
+            self.store.objects.delete(key)
+        counts = ShardCounts(planned=len(shards), cached=len(records))
         self._update(task.dataset, shards=counts)
         last_line = time.monotonic()
 
-        def finished(_: Shard, record: WorkRecord) -> None:
+        def finished(shard: Shard, record: WorkRecord) -> None:
             nonlocal counts, last_line
+            records[shard.index] = record
             counts = counts.model_copy(
                 update={
                     "done": counts.done + 1,
@@ -258,7 +274,10 @@ class Execution:
 
         if missing:
             self.engine.map(task, missing, finished)
-        total = merge([self._shard_record(task, stage, shard) for shard in shards])
+        for shard in shards:
+            if shard.index not in records:
+                raise StageError(f"stage {task.dataset}, shard {shard.index}", "left no record")
+        total = merge([records[shard.index] for shard in shards])
         self._update(
             task.dataset,
             shards=counts.model_copy(update={"quarantined": total.rows_rejected}),
@@ -284,13 +303,6 @@ class Execution:
             f"{first['reasons'][0]}: {first['uri']} {first['detail']}",
             "are the sources where they were?",
         )
-
-    def _shard_record(self, task: Task, stage: MapStage[Any], shard: Shard) -> WorkRecord:
-        name = shard_fingerprint(task.parts, stage.primary, shard)
-        record = find_record(self.store, record_key(task, "shards", name))
-        if record is None:
-            raise StageError(f"stage {task.dataset}, shard {shard.index}", "left no record")
-        return record
 
     def _check_rejects(self, spec: StageSpec, record: WorkRecord) -> None:
         total = record.rows_out + record.rows_rejected

@@ -11,7 +11,7 @@ import logging
 
 import pyarrow as pa
 
-from videoar.core.errors import ConfigError
+from videoar.core.errors import ConfigError, StorageError
 from videoar.core.ids import digest_json
 from videoar.core.types import Provenance
 from videoar.media.sources import list_sources
@@ -81,7 +81,14 @@ def _without_forgotten(store: Store, name: str, url: str, rows: pa.Table) -> pa.
 def compare(store: Store, pipeline: str, run_id: str, name: str, listed: Snapshot) -> InputRun:
     """Count what is new, changed and gone in a listing since the pipeline's run before."""
     before = previous_input(store, pipeline, name, run_id)
-    old = dict(_addresses(store.snapshot(before.snapshot).table(["uri", "etag"]))) if before else {}
+    try:
+        rows = store.snapshot(before.snapshot).table(["uri", "etag"]) if before else None
+    except StorageError as error:
+        if error.retryable:
+            raise
+        logger.warning("input %s: compared with nothing: %s", name, error)
+        before = rows = None
+    old = dict(_addresses(rows)) if rows else {}
     new = dict(_addresses(listed.table(["uri", "etag"])))
     return InputRun(
         snapshot=listed.id,

@@ -1,6 +1,7 @@
 """What would run, and why. No side effect: a plan reads the store and lists the raw inputs."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, cast
 
 from videoar.core.errors import ConfigError, ContractError
@@ -15,12 +16,14 @@ from videoar.pipeline.fingerprint import (
 from videoar.pipeline.registry import BUILTIN, Registry, make_stage, stage_class
 from videoar.pipeline.spec import PipelineSpec, StageSpec
 from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
+from videoar.pipeline.work import WorkRecord, find_record
 from videoar.runner.inputs import Listing, resolve
 from videoar.runner.runs import ShardCounts, previous_parts
 from videoar.storage.store import Store
-from videoar.storage.tables import Snapshot
+from videoar.storage.tables import Snapshot, lost
 
-_UNFINISHED = "has not finished before, or a take-down withdrew what it made"
+_RECORDS_AT_ONCE = 16
+_UNFINISHED = "has not finished before, or files that it made were withdrawn or lost"
 
 
 class StagePlan(Frozen):
@@ -70,15 +73,25 @@ def check_tools(stages: Iterable[StageSpec], registry: Registry = BUILTIN) -> No
 
 def split_done(
     store: Store, dataset: str, parts: Components, stage: MapStage[Any], shards: Sequence[Shard]
-) -> tuple[list[Shard], list[Shard]]:
-    """Split shards into those with a record and those that have to run."""
-    done: list[Shard] = []
-    missing: list[Shard] = []
-    known = set(store.ledger.list(f"stages/{dataset}/shards/"))
-    for shard in shards:
-        name = shard_fingerprint(parts, stage.primary, shard)
-        (done if f"stages/{dataset}/shards/{name}.json" in known else missing).append(shard)
-    return done, missing
+) -> tuple[dict[int, WorkRecord], list[Shard], list[str]]:
+    """Split shards into those with a record and those that have to run.
+
+    Returns:
+        Records of what is done, by the shard's index; the shards to run; the keys of records that
+        do not count, because files are gone which they speak of.
+    """
+    prefix = f"stages/{dataset}/shards"
+    known = set(store.ledger.list(f"{prefix}/"))
+    names = {shard.index: shard_fingerprint(parts, stage.primary, shard) for shard in shards}
+    keys = {index: f"{prefix}/{name}.json" for index, name in names.items()}
+    there = {index: key for index, key in keys.items() if key in known}
+    with ThreadPoolExecutor(_RECORDS_AT_ONCE) as pool:
+        found = list(pool.map(lambda key: find_record(store, key), there.values()))
+    records = {index: record for index, record in zip(there, found, strict=True) if record}
+    gone = set(lost(store.objects, [file for r in records.values() for file in r.all_files]))
+    done = {i: r for i, r in records.items() if gone.isdisjoint(f.key for f in r.all_files)}
+    missing = [shard for shard in shards if shard.index not in done]
+    return done, missing, [keys[index] for index in records.keys() - done.keys()]
 
 
 def plan(spec: PipelineSpec, store: Store, registry: Registry = BUILTIN) -> list[StagePlan]:
@@ -123,7 +136,7 @@ def _plan_stage(
     if not isinstance(stage, MapStage):
         return StagePlan(name=stage_spec.name, action="run", reason=reason)
     shards = stage.shards(inputs)
-    done, _ = split_done(store, stage_spec.name, parts, stage, shards)
+    done, *_ = split_done(store, stage_spec.name, parts, stage, shards)
     return StagePlan(
         name=stage_spec.name,
         action="partial" if done else "run",

@@ -114,10 +114,12 @@ class ObjectStore(Protocol):
 
 
 def put_content(objects: ObjectStore, key: str, data: bytes | memoryview) -> None:
-    """Write an object whose key ends in its content hash: idempotent, in parts when big."""
-    if len(data) <= MULTIPART_BYTES:
-        objects.put(key, data, if_absent=True)
-    elif not objects.exists(key):
+    """Write an object whose key ends in its content hash: idempotent, in parts when big.
+
+    What is there already may be damaged, so it is replaced; if it is big, only if it was cut.
+    """
+    big = len(data) > MULTIPART_BYTES
+    if not big or all((i.key, i.size_bytes) != (key, len(data)) for i in objects.list(key)):
         objects.put(key, data)
 
 

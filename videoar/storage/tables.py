@@ -7,8 +7,9 @@ carries the whole `Commit`. Readers go from the log to the files and never list 
 The digest covers the files' {sha256, bytes, rows} and the contract, not who made them: equal
 content is equal wherever and from whatever it came, so that a touched source retrains nothing.
 
-A take-down deletes files of old snapshots for good. Their commits stay; a fingerprint that made
-them counts as never asked, and what it makes the next time is committed under a numbered id.
+A take-down deletes files of old snapshots for good, and disks lose some. Their commits stay; a
+fingerprint that made them counts as never asked. If what it makes the next time is the same, the
+commit is whole again; if not, it is committed under a numbered id.
 
 Idempotence: fingerprint and digest are application transaction ids of the Delta log, whose version
 is that of the commit which first carried them. The log alone is the truth; ledger records of the
@@ -18,7 +19,7 @@ same facts only save loading it.
 import json
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from pyarrow.parquet import FileMetaData
 
 _ATTEMPTS = 20
+_LISTED_ALONE = 16
+"""chosen: so many files are looked for one by one, more of them by their whole folder."""
 _TABLE_CONFIG = {
     "delta.enableExpiredLogCleanup": "false",  # old commits are the lineage
     "delta.checkpointInterval": "10",
@@ -200,6 +203,22 @@ def _commit_of(data: bytes) -> Commit | None:
     return None
 
 
+def lost(objects: ObjectStore, files: Iterable[FileRef]) -> Iterator[str]:
+    """Yield the keys of files that are gone or are not as long as they were when written.
+
+    Costs a request per file for a few, for many a listing of their datasets' data: a request per
+    1,000 files that ever were. Listings may be late, so what they lack is asked for by its name.
+    """
+    sizes = {file.key: file.size_bytes for file in files}
+    folders = {f"{key.rsplit('/', 2)[0]}/" for key in sizes}
+    prefixes = folders if len(sizes) > _LISTED_ALONE else sizes.keys()
+    infos = (info for prefix in sorted(prefixes) for info in objects.list(prefix))
+    found = {info.key: info.size_bytes for info in infos if info.key in sizes}
+    for key, size in sizes.items():
+        if found.get(key, size) != size or (key not in found and not objects.exists(key)):
+            yield key
+
+
 def find_snapshot(objects: ObjectStore, ledger: Ledger, snapshot_id: str) -> Snapshot:
     """Find a snapshot by id; equal digests resolve to the commit that came first.
 
@@ -241,7 +260,8 @@ class Dataset:
     def find(self, fingerprint: str) -> Snapshot | None:
         """Return what a fingerprint has already made; None if nothing, or if files of it are gone.
 
-        Asked before anything is called cached: this is where a take-down makes a stage run again.
+        Asked before anything is called cached: this is where a take-down, or a file that was lost
+        or cut, makes a stage run again.
         """
         _, commit = self._log.find_whole(f"fingerprint-{fingerprint}")
         return Snapshot(self._objects, self._ledger, commit) if commit else None
@@ -315,18 +335,30 @@ class _Log:
             The commit and its id; None and the first id that is free when there is no such commit.
         """
         numbered, number = app_id, 0
-        while (commit := self.find(numbered)) is not None and self.withdrawn_of(commit):
+        while (commit := self.find(numbered)) is not None and not self._is_whole(commit):
             number += 1
             numbered = f"{app_id}.{number}"
         return numbered, commit
 
+    def _is_whole(self, commit: Commit) -> bool:
+        """Say whether all files of a commit, and of its rejects, are there."""
+        return not self.withdrawn_of(commit) and not any(lost(self._objects, self._files(commit)))
+
     def withdrawn_of(self, commit: Commit) -> frozenset[str]:
         """Return the files of a commit, and of its rejects, that a take-down has removed."""
-        gone = withdrawn(self._ledger, f"{self.folder}/") & {file.key for file in commit.files}
+        keys = {file.key for file in self._files(commit)}
+        folders = {key.partition("/data/")[0] for key in keys}
+        return frozenset(
+            key for folder in folders for key in withdrawn(self._ledger, f"{folder}/") & keys
+        )
+
+    def _files(self, commit: Commit) -> tuple[FileRef, ...]:
+        """Return the files of a commit and of its rejects."""
         dataset, _, digest = (commit.rejects or "").partition(":")
-        log = _Log(self._objects, self._ledger, dataset)
-        refused = log.find(f"digest-{digest}") if digest else None
-        return gone | log.withdrawn_of(refused) if refused else gone
+        refused = (
+            _Log(self._objects, self._ledger, dataset).find(f"digest-{digest}") if digest else None
+        )
+        return commit.files + (refused.files if refused else ())
 
     def append(self, draft: Commit, schema: pa.Schema) -> Commit:
         """Commit, or adopt what the same fingerprint has committed before.

@@ -142,6 +142,62 @@ def test_from_and_until(store: Store, videos: Path):
     assert statuses(execute(store, document(videos), start="model"))["gate"] == "SUCCEEDED"
 
 
+def harm(store: Store, key: str, damage: str) -> None:
+    data = store.objects.get(key)
+    store.objects.delete(key)
+    if damage != "deleted":
+        store.objects.put(key, data[:-1])
+
+
+def assert_readable(store: Store, run: Run) -> None:
+    found = [store.snapshot(made) for made in run.outputs.values()]
+    for snapshot in [*found, *filter(None, (snapshot.rejects() for snapshot in found))]:
+        snapshot.table(verify=True)
+
+
+@pytest.mark.parametrize("damage", ["deleted", "cut"])
+@pytest.mark.parametrize("dataset", ["videos", "big", "big.rejects", "few", "model"])
+def test_what_lost_a_file_is_made_again(store: Store, videos: Path, dataset: str, damage: str):
+    (videos / "bad.mp4").write_bytes(b"x")
+    first = execute(store, document(videos))
+    harm(store, next(store.objects.list(f"tables/{dataset}/data/")).key, damage)
+    (shown, *_) = plan(parse_pipeline(document(videos), "t", REGISTRY), store, REGISTRY)
+    again = execute(store, document(videos))
+    ran = {name for name, status in statuses(again).items() if status == "SUCCEEDED"}
+    if dataset == "model":  # goes on from its last checkpoint and says so: other bytes
+        assert ran == {"model", "gate"}
+    else:
+        assert ran == {dataset.partition(".")[0]} - {"videos"}
+        assert again.outputs == first.outputs
+    if "big" in ran:
+        assert (shown.action, shown.shards.planned, shown.shards.cached) == ("partial", 4, 3)
+    assert_readable(store, again)
+    third = execute(store, document(videos))
+    assert (set(statuses(third).values()), third.outputs) == ({"CACHED"}, again.outputs)
+
+
+def test_a_lost_listing_of_the_run_before_stops_no_run(store: Store, videos: Path):
+    execute(store, document(videos))
+    harm(store, next(store.objects.list("tables/videos/data/")).key, "deleted")
+    (videos / "d.mp4").write_bytes(b"x" * 10)
+    seen = execute(store, document(videos)).inputs["videos"]
+    assert (seen.sources, seen.new, seen.gone) == (4, 4, 0)
+
+
+@pytest.mark.parametrize("dataset", ["big", "big.rejects", "few", "model"])
+def test_what_was_lost_before_its_commit_is_made_again(store: Store, videos: Path, dataset: str):
+    (videos / "bad.mp4").write_bytes(b"x")
+    stage = dataset.partition(".")[0]
+    execute(store, document(videos), until=stage)
+    for folder in (f"tables/{stage}/_delta_log/", f"commits/{stage}/"):
+        for info in list(store.objects.list(folder)):  # what a kill before the commit leaves
+            store.objects.delete(info.key)
+    harm(store, next(store.objects.list(f"tables/{dataset}/data/")).key, "deleted")
+    run = execute(store, document(videos))
+    assert run.stage(stage).status == "SUCCEEDED"
+    assert_readable(store, run)
+
+
 def test_a_passed_gate_moves_the_ref_once_and_rollback_moves_it_back(store: Store, videos: Path):
     first = execute(store, document(videos))
     execute(store, document(videos))

@@ -15,8 +15,8 @@ from videoar.core.errors import (
     TransientStorageError,
 )
 from videoar.core.types import Provenance
-from videoar.storage import open_store
-from videoar.storage.tables import snapshot_digest
+from videoar.storage import object_store, open_store
+from videoar.storage.tables import lost, snapshot_digest
 
 
 @pytest.fixture
@@ -156,6 +156,62 @@ def test_damage_and_loss_are_errors_that_name_the_file(store, dataset):
         snapshot.table()
     with pytest.raises(StorageError, match=file.sha256):
         snapshot.table(["uri"])
+
+
+def test_a_commit_that_lost_a_file_counts_as_never_made(store, dataset):
+    some = [dataset.write(rows(str(n))) for n in range(3)]
+    many = [dataset.write(rows(str(n))) for n in range(40)]
+    refused = store.dataset("videos.rejects", "sources@1")
+    rejects = refused.commit([refused.write(rows("x"))], made_by("r"), {})
+    made = {
+        "f": dataset.commit(some, made_by("f"), {}),
+        "g": dataset.commit(many, made_by("g"), {}),
+        "h": dataset.commit([], made_by("h"), {}, rejects.id),
+    }
+    for fingerprint, file in (("f", some[1]), ("g", many[30]), ("h", rejects.files[0])):
+        data = store.objects.get(file.key)
+        for there in (b"", data[:-1]):
+            store.objects.put(file.key, there)
+            assert dataset.find(fingerprint) is None
+        store.objects.delete(file.key)
+        assert dataset.find(fingerprint) is None
+        store.objects.put(file.key, data)
+        assert dataset.find(fingerprint).commit == made[fingerprint].commit
+    store.objects.delete(some[0].key)
+    other = dataset.commit([many[5]], made_by("f"), {})  # made again, and otherwise
+    assert dataset.find("f").commit == other.commit
+
+
+class ListsLate:
+    """A store whose listings do not show what was written just now."""
+
+    def __init__(self, objects):
+        self._objects = objects
+
+    def __getattr__(self, name):
+        return getattr(self._objects, name)
+
+    def list(self, prefix):
+        return iter(())
+
+
+def test_what_a_listing_does_not_show_yet_is_not_lost(store, dataset):
+    few = [dataset.write(rows("a"))]
+    many = [dataset.write(rows(str(n))) for n in range(40)]
+    for files in (few, many):
+        assert list(lost(ListsLate(store.objects), files)) == []
+        store.objects.delete(files[0].key)
+        assert list(lost(ListsLate(store.objects), files)) == [files[0].key]
+
+
+def test_what_is_damaged_is_replaced_when_it_is_written_again(store, monkeypatch):
+    for most in (object_store.MULTIPART_BYTES, 3):
+        monkeypatch.setattr(object_store, "MULTIPART_BYTES", most)
+        for there in (b"12345", b"123456"[: 6 if most > 3 else 5]):
+            store.objects.put("a", there)
+            store.objects.put("ab", b"12345x")
+            object_store.put_content(store.objects, "a", b"12345x")
+            assert store.objects.get("a") == b"12345x"
 
 
 def test_rows_that_break_the_contract_are_not_written(store, dataset):
