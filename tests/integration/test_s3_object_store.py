@@ -116,6 +116,15 @@ def test_a_purge_leaves_no_older_version(moto_server):
     objects.purge("a")
     assert sorted(versions()) == ["p/ab", "p/ab"]
     assert not client.list_object_versions(Bucket=bucket).get("DeleteMarkers")
+    objects.put("runs/a", b"1")
+    objects.delete("runs/a")
+    for data in (b"2", b"3"):
+        objects.put("runs/a", data)
+    objects.purge_older("runs/")
+    objects.purge_older("runs/")
+    assert sorted(versions()) == ["p/ab", "p/ab", "p/runs/a"]
+    assert not client.list_object_versions(Bucket=bucket).get("DeleteMarkers")
+    assert objects.get("runs/a") == b"3"
 
 
 def test_what_a_take_down_withdrew_says_so(objects):

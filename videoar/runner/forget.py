@@ -153,15 +153,21 @@ def _rewrite(store: Store, source: str, file: FileRef, uris: Collection[str]) ->
 
 
 def _scrub(store: Store, uris: Collection[str]) -> None:
-    """Take addresses out of the records of runs, whose errors may name a source."""
+    """Take addresses out of the records of runs, whose errors may name a source.
+
+    A record is replaced, never absent. Older versions go at the end, also those that a call which
+    was killed in between has left.
+    """
     for key in store.ledger.list("runs/"):
         data = store.objects.find(key) if key.endswith(".json") else None
         clean = data
         for uri in sorted(uris, key=len, reverse=True):
             clean = clean.replace(uri.encode(), b"(taken down)") if clean else clean
         if clean is not None and clean != data:
-            store.objects.purge(key)
             store.objects.put(key, clean)
+            crash_point("forget.scrub")
+    if uris:
+        store.objects.purge_older("runs/")
 
 
 def _drop_work_records(store: Store, held: Held) -> None:

@@ -104,6 +104,10 @@ class ObjectStore(Protocol):
         """Delete an object with all of its older versions, where the store keeps them."""
         ...
 
+    def purge_older(self, prefix: str) -> None:
+        """Delete all but the newest versions of the objects whose keys start with `prefix`."""
+        ...
+
     def location(self, key: str) -> str:
         """Return the address of a key for libraries that open the store by themselves."""
         ...
@@ -350,6 +354,9 @@ class LocalObjectStore:
         """Unlink the file: a folder keeps no versions."""
         self.delete(key)
 
+    def purge_older(self, prefix: str) -> None:
+        """Do nothing: a folder keeps no versions."""
+
     def location(self, key: str) -> str:
         """Return the path."""
         return str(self._path(key))
@@ -536,11 +543,19 @@ class S3ObjectStore:
 
     def purge(self, key: str) -> None:
         """DELETE every version: in a versioned bucket a plain DELETE only hides the object."""
+        self._delete_versions(key, lambda item: item["Key"] == self._prefix + key)
+
+    def purge_older(self, prefix: str) -> None:
+        """DELETE the versions that others have replaced."""
+        self._delete_versions(prefix, lambda item: not item["IsLatest"])
+
+    def _delete_versions(self, prefix: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
         pages = self._client.get_paginator("list_object_versions")
-        with self._errors(key):
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + key):
+        with self._errors(prefix):
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
                 for item in [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]:
-                    if item["Key"] == self._prefix + key:
+                    if wanted(item):
+                        key = item["Key"].removeprefix(self._prefix)
                         self._call("delete_object", key, VersionId=item["VersionId"])
 
     def location(self, key: str) -> str:

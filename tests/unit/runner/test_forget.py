@@ -252,13 +252,15 @@ def test_what_is_no_source_is_one_clear_line(store: Store):
         forget(store, "0" * 64)
 
 
-POINTS = ["tombstone", "records", "listing", "notes", "objects", "file"]
+POINTS = ["tombstone", "records", "scrub", "listing", "notes", "objects", "file"]
 
 
 @pytest.mark.parametrize("point", POINTS)
 def test_kill_9_anywhere_then_a_second_call_ends_the_same(
     store: Store, videos: Path, tmp_path: Path, point: str
 ):
+    record, uri = "runs/x/events/0000.json", (videos / "a.mp4").as_uri()
+    store.ledger.create(record, {"kind": "stage", "error": f"{uri}: is broken"})
     shutil.copytree(tmp_path / "store", tmp_path / "calm")
     calm = open_store((tmp_path / "calm").as_uri())
     expected = forget(calm, sha(videos / "a.mp4"), "why")
@@ -271,9 +273,11 @@ def test_kill_9_anywhere_then_a_second_call_ends_the_same(
     environment = {**os.environ, "VIDEOAR_CRASH_AT": f"forget.{point}"}
     killed = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=False)
     assert killed.returncode == -9, killed.stderr.decode()
+    assert store.ledger.read(record)["kind"] == "stage"
     made = run(store, document(videos))  # a run in between already goes on without it
     assert shards(made) == (3, 3, 0)
     assert forget(store, sha(videos / "a.mp4"), "another reason") == expected
     assert objects(store) == objects(calm)
+    assert store.ledger.read(record)["error"] == "(taken down): is broken"
     good = store.snapshot(made.outputs["good"])
     assert good.table(["source_id"]).num_rows == 2
