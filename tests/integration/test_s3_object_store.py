@@ -127,6 +127,24 @@ def test_a_purge_leaves_no_older_version(moto_server):
     assert objects.get("runs/a") == b"3"
 
 
+def test_uploads_that_were_never_finished_are_aborted(moto_server, monkeypatch):
+    bucket = make_bucket(moto_server.endpoint)
+    client = boto3.client("s3", endpoint_url=moto_server.endpoint)
+    for key in ("p/a", "q/a"):
+        client.create_multipart_upload(Bucket=bucket, Key=key)
+
+    def left() -> list[str]:
+        return [u["Key"] for u in client.list_multipart_uploads(Bucket=bucket).get("Uploads", ())]
+
+    objects = S3ObjectStore(bucket, "p", moto_server.endpoint)
+    with monkeypatch.context() as patch:
+        patch.setattr(object_store, "_LEFT_AFTER_S", 1e9)  # this server says that all are of 2010
+        objects.sweep()
+    assert sorted(left()) == ["p/a", "q/a"]
+    objects.sweep()
+    assert left() == ["q/a"]
+
+
 def test_what_a_take_down_withdrew_says_so(objects):
     source = "ab" * 32
     objects.put(note_key("a/b"), canonical_json({"source": source}).encode())

@@ -122,6 +122,7 @@ def _withdraw(
     for key in held:
         store.objects.purge(key)
         crash_point("forget.file")
+    store.objects.sweep()
 
 
 def _naming(store: Store, addresses: Collection[str]) -> Naming:

@@ -9,14 +9,17 @@ because popular S3 servers lack or ignore them.
 import atexit
 import contextlib
 import errno
+import fcntl
 import io
 import json
 import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol
 
@@ -26,6 +29,8 @@ from videoar.core.errors import ConfigError, StorageError, TransientStorageError
 MULTIPART_BYTES = 64 << 20
 """Plain puts above this size go up in parts."""
 _PIECE_BYTES = 1 << 20
+_LEFT_AFTER_S = 3600.0
+"""chosen: no put takes as long; for file systems whose locks other machines do not see, and S3."""
 NOTES = "withdrawn/"
 
 
@@ -106,6 +111,10 @@ class ObjectStore(Protocol):
 
     def purge_older(self, prefix: str) -> None:
         """Delete all but the newest versions of the objects whose keys start with `prefix`."""
+        ...
+
+    def sweep(self) -> None:
+        """Remove what killed writers have left half-written, which no listing shows."""
         ...
 
     def location(self, key: str) -> str:
@@ -207,6 +216,7 @@ class LocalObjectStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.url = root.as_uri()
+        self._has_swept = False
 
     def _path(self, key: str) -> Path:
         return Path(self._name(key))
@@ -299,29 +309,58 @@ class LocalObjectStore:
         path = self._path(key)
         with _os_errors(path):
             self._make_folder(path.parent)
-            temporary = self._write_temporary(write)
-            crash_point("put.before_publish")
-            try:
-                if if_absent:
-                    os.link(temporary, path)
-                else:
-                    temporary.rename(path)
-            except FileExistsError:
-                return False
-            finally:
-                temporary.unlink(missing_ok=True)
+            with self._temporary(write) as temporary:
+                crash_point("put.before_publish")
+                try:
+                    if if_absent:
+                        os.link(temporary, path)
+                    else:
+                        temporary.rename(path)
+                except FileExistsError:
+                    return False
             _sync_folder(path.parent)
         return True
 
-    def _write_temporary(self, write: Callable[[BinaryIO], object]) -> Path:
+    @contextlib.contextmanager
+    def _temporary(self, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
+        """Yield a synced file as `write` fills it, which afterwards is gone from where it was."""
+        if not self._has_swept:
+            self._has_swept = True
+            self._sweep(_LEFT_AFTER_S)
+        temporary, file = self._locked()
+        with file:
+            try:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+                yield temporary
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def _locked(self) -> tuple[Path, BinaryIO]:
+        """Make a file with a lock that the kernel takes from us when we die."""
         folder = self.root / self._TEMPORARY
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / secrets.token_hex(8)
-        with temporary.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        return temporary
+        while True:
+            path = folder / secrets.token_hex(8)
+            file = path.open("xb")
+            with contextlib.suppress(OSError):  # a file system without locks: nobody sweeps there
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if path.exists():
+                return path, file
+            file.close()  # swept before it was ours
+
+    def sweep(self) -> None:
+        """Unlink the temporary files whose writers are dead."""
+        self._sweep(0.0)
+
+    def _sweep(self, older_than_s: float) -> None:
+        for path in (self.root / self._TEMPORARY).glob("*"):
+            # its writer lives, or it or another sweeper was faster, or it is another user's
+            with contextlib.suppress(OSError), path.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - path.stat().st_mtime >= older_than_s:
+                    path.unlink()
 
     def _make_folder(self, folder: Path) -> None:
         if folder.is_dir():
@@ -548,6 +587,20 @@ class S3ObjectStore:
     def purge_older(self, prefix: str) -> None:
         """DELETE the versions that others have replaced."""
         self._delete_versions(prefix, lambda item: not item["IsLatest"])
+
+    def sweep(self) -> None:
+        """Abort uploads in parts that began long ago; nothing else tells the dead from the living.
+
+        A bucket may do so by itself, after some days, by a lifecycle rule.
+        """
+        before = datetime.now(UTC) - timedelta(seconds=_LEFT_AFTER_S)
+        pages = self._client.get_paginator("list_multipart_uploads")
+        with self._errors(""):
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
+                for item in page.get("Uploads", ()):
+                    if item["Initiated"] < before:
+                        key = item["Key"].removeprefix(self._prefix)
+                        self._call("abort_multipart_upload", key, UploadId=item["UploadId"])
 
     def _delete_versions(self, prefix: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
         pages = self._client.get_paginator("list_object_versions")

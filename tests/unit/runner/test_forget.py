@@ -176,8 +176,11 @@ def test_a_run_that_began_before_cannot_bring_it_back(store: Store, videos: Path
 def test_work_that_was_never_committed_goes_as_well(store: Store, videos: Path):
     rows = store.snapshot(f"clips:{heads(store)['clips']}").table()
     left = store.dataset("killed", "clips@1").write(rows)
+    half = store.objects.root / ".tmp" / "half"  # what a kill amid a put leaves
+    half.hardlink_to(store.objects.location(left.key))
     assert forget(store, sha(videos / "a.mp4"))["deleted"]["files"] == 3
     assert not store.objects.exists(left.key)
+    assert not half.exists()
 
 
 def test_listings_go_on_without_its_address_and_caption(videos: Path, tmp_path: Path):

@@ -1,11 +1,24 @@
 """Opening stores, and content-addressed objects and folders."""
 
+import errno
+import fcntl
+import os
 import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from videoar.core.errors import ConfigError, SnapshotNotFoundError, StorageError
+from videoar.core.errors import (
+    ConfigError,
+    SnapshotNotFoundError,
+    StorageError,
+    TransientStorageError,
+)
 from videoar.storage import open_store
+from videoar.storage.object_store import LocalObjectStore
 
 
 @pytest.mark.parametrize("url", ["", "ftp://x/y", "s3://", "file://host/x", "x/y", "file:///"])
@@ -20,6 +33,54 @@ def test_memory_stores_are_shared_by_name_and_survive_pickling():
     assert pickle.loads(pickle.dumps(store)).objects.get("a") == b"1"
     assert open_store("memory://shared-by-name").objects.get("a") == b"1"
     assert not open_store("memory://another-name").objects.exists("a")
+
+
+def test_what_killed_writers_left_goes_and_nothing_of_the_living(tmp_path):
+    root, old = tmp_path / "store", time.time() - 7200
+    script = "import sys; from videoar.storage import open_store\n"
+    command = [sys.executable, "-c", script + "open_store(sys.argv[1]).objects.put('a', b'1')"]
+    environment = {**os.environ, "VIDEOAR_CRASH_AT": "put.before_publish"}
+    killed = subprocess.run([*command, root.as_uri()], env=environment, check=False)
+    assert killed.returncode == -9
+    (left,) = (root / ".tmp").iterdir()
+    open_store(root.as_uri()).objects.put("a", b"2")
+    assert left.exists()  # not old enough where locks of other machines may not show
+    os.utime(left, (old, old))
+    with LocalObjectStore(root)._temporary(b"3") as ours:
+        os.utime(ours, (old, old))
+        assert not left.exists()
+        left.touch()
+        store = open_store(root.as_uri())
+        store.objects.put("a", b"4")
+        store.objects.sweep()
+        assert list((root / ".tmp").iterdir()) == [ours]
+    assert list((root / ".tmp").iterdir()) == []
+    assert store.objects.get("a") == b"4"
+
+
+def test_a_sweeper_that_is_faster_than_a_writer_costs_nothing(tmp_path, monkeypatch):
+    swept = []
+
+    def sweep_once(file, how):
+        if not swept:
+            swept.append(Path(file.name))
+            swept[0].unlink()
+
+    monkeypatch.setattr(fcntl, "flock", sweep_once)
+    objects = LocalObjectStore(tmp_path)
+    objects.put("a", b"1")
+    assert objects.get("a") == b"1"
+    assert swept
+
+
+def test_a_put_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TransientStorageError, match="disk full"):
+        LocalObjectStore(tmp_path).put("a", b"1")
+    assert list((tmp_path / ".tmp").iterdir()) == []
 
 
 def test_objects_are_named_by_their_content(tmp_path):
