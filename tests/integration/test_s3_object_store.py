@@ -49,6 +49,15 @@ def test_bytes_come_back(objects):
     assert objects.get("a/b") == objects.find("a/b") == b"0123456789"
     assert objects.get_range("a/b", 3, 4) == b"3456"
     assert objects.get_range("a/b", 8, 10) == b"89"
+    assert objects.get_range("a/b", 10, 1) == objects.get_range("a/b", 99, 9) == b""
+    target = bytearray(3)
+    objects.read_into("a/b", [(7, memoryview(target))])
+    assert target == b"789"
+    for start in (8, 10, 99):
+        with pytest.raises(StorageError, match="a/b: damaged: shorter than it was"):
+            objects.read_into("a/b", [(start, memoryview(target))])
+    with pytest.raises(StorageError, match="a/c: no such object"):
+        objects.read_into("a/c", [(0, memoryview(target))])
     assert objects.put("a/b", b"")
     assert objects.get("a/b") == b""
     objects.delete("a/b")
@@ -293,6 +302,81 @@ def test_a_lost_answer_is_no_lost_race(moto_server):
     assert direct.get("mine") == b"mine"
     assert direct.get("theirs") == b"theirs"
     assert handler.seen == {f"/{bucket}/{prefix}/mine", f"/{bucket}/{prefix}/theirs"}
+
+
+class Troubled(BaseHTTPRequestHandler):
+    """A server of one object whose next answers are wrong, as told."""
+
+    protocol_version = "HTTP/1.1"
+    data = bytes(range(200))
+    told: list[str]
+
+    def do_GET(self):
+        how = self.told.pop(0) if self.told else "well"
+        first, last = 0, len(self.data) - 1
+        if (asked := self.headers["Range"]) and how != "whole":
+            first, last = map(int, asked.removeprefix("bytes=").split("-"))
+            first += how == "others"
+        part = self.data[first : last + 1]
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(len(part)))
+        if asked and how != "whole":
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(self.data)}")
+        self.end_headers()
+        self.wfile.write(part[: len(part) // 2] if how == "broken" else part)
+        self.close_connection = how == "broken"
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def troubled(moto_server):
+    """The server, for its credentials: a store of one object that answers as `told`."""
+    handler = type("Handler", (Troubled,), {"told": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield S3ObjectStore("b", "p", f"http://127.0.0.1:{server.server_port}"), handler.told
+    server.shutdown()
+    server.server_close()
+
+
+def filled(objects, start, length):
+    target = bytearray(length)
+    objects.read_into("k", [(start, memoryview(target))])
+    return bytes(target)
+
+
+READS = [
+    lambda objects: objects.get("k")[50:150],
+    lambda objects: objects.find("k")[50:150],
+    lambda objects: objects.get_range("k", 50, 100),
+    lambda objects: filled(objects, 50, 100),
+]
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_connection_that_breaks_in_a_body_is_tried_again_for_a_while(troubled, read, monkeypatch):
+    objects, told = troubled
+    told += ["broken", "broken", "well", "left"]
+    assert read(objects) == Troubled.data[50:150]
+    assert told == ["left"]
+    told[:] = ["broken"] * 3
+    monkeypatch.setattr(object_store, "_BROKEN_S", -1)
+    with pytest.raises(TransientStorageError, match="the S3 endpoint gives no answer"):
+        read(objects)
+    assert told == ["broken"] * 2
+
+
+@pytest.mark.parametrize("how", ["whole", "others"])
+def test_bytes_that_were_not_asked_for_are_refused(troubled, how):
+    objects, told = troubled
+    for read in READS[2:]:
+        told[:] = [how]
+        with pytest.raises(StorageError, match=r"p/k: asked for 100 .* gave others"):
+            read(objects)
+    told[:] = ["whole"] * 2  # all of it was asked for
+    assert objects.get_range("k", 0, 500) == filled(objects, 0, 200) == Troubled.data
 
 
 def test_a_missing_bucket_says_so(moto_server):

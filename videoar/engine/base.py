@@ -24,7 +24,7 @@ _FIRST_WAIT_S = 0.5
 def with_retries(work: Callable[[], T]) -> T:
     """Call `work`; try again, with jittered and doubling waits, if its error says it may help.
 
-    The only retry loop of the platform: stages and storage raise, engines decide.
+    Stages and storage raise, engines decide; a store repeats only what breaks on the way by chance.
     """
     for attempt in range(1, _TRIES):
         try:

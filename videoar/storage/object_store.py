@@ -13,6 +13,7 @@ import fcntl
 import io
 import json
 import os
+import random
 import secrets
 import shutil
 import tempfile
@@ -20,15 +21,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol, TypeVar
 
 from videoar.core.crash import crash_point
 from videoar.core.errors import ConfigError, StorageError, TransientStorageError, WithdrawnError
 
+T = TypeVar("T")
 MULTIPART_BYTES = 64 << 20
 """Plain puts above this size go up in parts."""
 _PIECE_BYTES = 1 << 20
+_BROKEN_S = 60.0
+"""chosen: so long a body that breaks is asked for again."""
 _LEFT_AFTER_S = 3600.0
 """chosen: no put takes as long; for file systems whose locks other machines do not see, and S3."""
 NOTES = "withdrawn/"
@@ -197,6 +202,14 @@ def _fill(target: memoryview, read: Callable[[memoryview], int], where: object) 
             what = "damaged: shorter than it was when it was committed"
             raise StorageError(str(where), what, "restore it from a copy")
         target = target[count:]
+
+
+def _whole(body: Any) -> bytes:  # noqa: ANN401 - botocore has no types
+    return body.read()  # type: ignore[no-any-return]
+
+
+def _fill_from(target: memoryview, url: str, key: str, body: Any) -> None:  # noqa: ANN401 - same
+    _fill(target, body.readinto, f"{url}/{key}")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -444,6 +457,8 @@ class S3ObjectStore:
         try:
             yield
         except exceptions.ClientError as error:
+            if _code(error) == "NoSuchKey":
+                raise _missing(self, key) from None
             raise _client_error(f"{self.url}/{key}", self._bucket, error) from error
         except exceptions.NoCredentialsError as error:
             raise StorageError(
@@ -469,36 +484,66 @@ class S3ObjectStore:
         """GET, if it is there."""
         with self._errors(key):
             try:
-                return self._call("get_object", key)["Body"].read()  # type: ignore[no-any-return]
+                return self._read(key, _whole)
             except self._client.exceptions.NoSuchKey:
                 return None
 
     def get(self, key: str) -> bytes:
         """GET the object."""
-        data = self.find(key)
-        if data is None:
-            raise _missing(self, key)
-        return data
+        with self._errors(key):
+            return self._read(key, _whole)
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """GET a range."""
-        span = f"bytes={start}-{start + length - 1}"
         with self._errors(key):
-            try:
-                return self._call("get_object", key, Range=span)["Body"].read()  # type: ignore[no-any-return]
-            except self._client.exceptions.NoSuchKey:
-                raise _missing(self, key) from None
+            return self._read(key, _whole, (start, length))
 
     def read_into(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> None:
         """GET range after range."""
-        for start, target in spans:
-            span = f"bytes={start}-{start + len(target) - 1}"
-            with self._errors(key):
-                try:
-                    body = self._call("get_object", key, Range=span)["Body"]
-                except self._client.exceptions.NoSuchKey:
-                    raise _missing(self, key) from None
-                _fill(target, body.readinto, f"{self.url}/{key}")
+        with self._errors(key):
+            for start, target in spans:
+                self._read(key, partial(_fill_from, target, self.url, key), (start, len(target)))
+
+    def _read(self, key: str, read: Callable[[Any], T], span: tuple[int, int] | None = None) -> T:
+        """GET an object, or (start, length) of it, and read the body.
+
+        A connection that breaks in the body is tried again for a while: the client's own attempts
+        end with the headers.
+        """
+        from botocore import exceptions as s3
+
+        until, wait_s = time.monotonic() + _BROKEN_S, 0.1
+        while True:
+            try:
+                return read(self._body(key, span))
+            except (s3.ResponseStreamingError, s3.IncompleteReadError, s3.ReadTimeoutError):
+                if time.monotonic() > until:
+                    raise
+            time.sleep(random.uniform(0, wait_s))  # noqa: S311 - jitter
+            wait_s = min(2 * wait_s, 5.0)
+
+    def _body(self, key: str, span: tuple[int, int] | None) -> Any:  # noqa: ANN401
+        """GET; the body is empty where a span begins behind the end.
+
+        Raises:
+            StorageError: the answer is not the span that was asked for.
+        """
+        from botocore.exceptions import ClientError
+
+        if span is None:
+            return self._call("get_object", key)["Body"]
+        start, length = span
+        try:
+            answer = self._call("get_object", key, Range=f"bytes={start}-{start + length - 1}")
+        except ClientError as error:
+            if _code(error) not in {"InvalidRange", "416"}:
+                raise
+            return io.BytesIO()
+        begin, *_ = answer.get("ContentRange", "bytes 0-").removeprefix("bytes ").split("-")
+        if begin != str(start) or answer["ContentLength"] > length:
+            what = f"asked for {length} bytes from {start}, the S3 server gave others"
+            raise StorageError(f"{self.url}/{key}", what, "does a proxy on the way ignore ranges?")
+        return answer["Body"]
 
     def read_cached(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> bool:  # noqa: ARG002
         """Nothing of it is here."""
@@ -512,11 +557,7 @@ class S3ObjectStore:
             TransientStorageError: the connection broke on the way.
         """
         with self._errors(key):
-            try:
-                body = self._call("get_object", key)["Body"]
-            except self._client.exceptions.NoSuchKey:
-                raise _missing(self, key) from None
-            yield from body.iter_chunks(_PIECE_BYTES)
+            yield from self._body(key, None).iter_chunks(_PIECE_BYTES)
 
     def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> bool:
         """PUT in one request or, unconditional and big, in parts."""
@@ -666,8 +707,6 @@ def _client_error(where: str, bucket: str, error: Any) -> StorageError:  # noqa:
     code, status = _code(error), error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
     if code == "NoSuchBucket":
         return StorageError(f"s3://{bucket}", "no such bucket", "create it, or fix the store URL")
-    if code in {"NoSuchKey", "404"}:
-        return StorageError(where, "no such object", "deleted, or never written to this store")
     if code in _DENIED:
         return StorageError(
             where, f"access denied ({code})", "check the AWS credentials and policy"
