@@ -82,12 +82,13 @@ def _audit_bytes(
     size = _size(objects, key)
     if size is None:
         try:
-            objects.get(key)
+            size = len(objects.get(key))  # a listing may be late
         except WithdrawnError as error:
             yield Finding(path=key, kind="WITHDRAWN", message=error.what)
+            return
         except StorageError as error:
             yield Finding(path=key, kind="MISSING", message=error.what)
-        return
+            return
     if size_bytes is not None and size != size_bytes:
         what = f"has {size} bytes, {size_bytes} were committed"
         yield Finding(path=key, kind="SIZE", message=what)
@@ -122,10 +123,12 @@ class _FileAudit:
 
     def findings(self) -> Iterator[Finding]:
         """Yield all that is wrong with the file."""
-        file, size = self._file, _size(self._objects, self._file.key)
-        yield from _audit_bytes(self._objects, file.key, file.sha256, file.size_bytes)
-        if size is None:
+        file = self._file
+        wrong = list(_audit_bytes(self._objects, file.key, file.sha256, file.size_bytes))
+        yield from wrong
+        if any(finding.kind in {"WITHDRAWN", "MISSING"} for finding in wrong):
             return
+        size = _size(self._objects, file.key) or file.size_bytes
         source = ObjectFile(self._objects, file.model_copy(update={"size_bytes": size}))
         try:
             parquet = pq.ParquetFile(pa.PythonFile(source, "r"), page_checksum_verification=True)

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.clip_rows import clip_row, clips_of
-from tests.token_files import NOTES, SCALES, SHAPE, changed, commit_tables, token_rows
+from tests.token_files import NOTES, SCALES, SHAPE, ListsLate, changed, commit_tables, token_rows
 from videoar.cli.app import app
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, StorageError
@@ -115,6 +115,17 @@ def test_a_truncated_file(store):
     store.objects.put(file.key, store.objects.get(file.key)[:-100])
     kinds = ["SIZE", "SHA256", "PARQUET"]
     assert deep(store, snapshot) == [(kind, file.key, None) for kind in kinds]
+
+
+def test_a_file_that_listings_do_not_show_yet_is_read_all_the_same(local):
+    snapshot = commit_tables(local, token_rows(0, 5), token_rows(5, 5))
+    late = dataclasses.replace(snapshot, objects=ListsLate(local.objects))
+    assert list(audit(late, derive_bits)) == []
+    flip(local, snapshot.files[1], 100)
+    seen, hidden = (list(audit(of, derive_bits)) for of in (snapshot, late))
+    assert seen == hidden != []
+    local.objects.delete(snapshot.files[1].key)
+    assert [finding.kind for finding in audit(late, derive_bits)] == ["MISSING"]
 
 
 def test_a_missing_file_hides_no_other_damage(store):

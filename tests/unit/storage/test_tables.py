@@ -7,6 +7,7 @@ import pytest
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
+from tests.token_files import ListsLate
 from videoar.core.errors import (
     ConfigError,
     ContractError,
@@ -180,19 +181,6 @@ def test_a_commit_that_lost_a_file_counts_as_never_made(store, dataset):
     store.objects.delete(some[0].key)
     other = dataset.commit([many[5]], made_by("f"), {})  # made again, and otherwise
     assert dataset.find("f").commit == other.commit
-
-
-class ListsLate:
-    """A store whose listings do not show what was written just now."""
-
-    def __init__(self, objects):
-        self._objects = objects
-
-    def __getattr__(self, name):
-        return getattr(self._objects, name)
-
-    def list(self, prefix):
-        return iter(())
 
 
 def test_what_a_listing_does_not_show_yet_is_not_lost(store, dataset):
