@@ -10,20 +10,26 @@ among them.
 """
 
 import itertools
+import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from videoar.core.errors import StorageError
 from videoar.core.ids import sha256_hex
 from videoar.core.types import FileRef
 from videoar.storage.object_store import LocalObjectStore, ObjectStore
 from videoar.storage.reader import arrow_errors, footer_notes, read_file
 from videoar.storage.writer import direct_blocks
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,8 @@ class SpanCache:
     """Keeps what was read in a local folder, for stores that are far away.
 
     Objects never change under their key, so neither do spans of them. Nothing is ever evicted: give
-    it a folder of its own with room for what is read, and delete it after a take-down.
+    it a folder of its own with room for what is read, and delete it after a take-down. What the
+    folder cannot keep or give back, the store is asked for.
 
     Args:
         objects: the store.
@@ -178,18 +185,28 @@ class SpanCache:
     """
 
     def __init__(self, objects: ObjectStore, folder: Path) -> None:
-        self._objects, self._near = objects, LocalObjectStore(folder)
+        self._objects, self._near = objects, LocalObjectStore(folder.absolute())
+        self._has_warned = False
 
     def __call__(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> None:
         """Do what the store's `read_into` does."""
         for start, target in spans:
             name = sha256_hex(f"{self._objects.url}/{key}:{start}:{len(target)}".encode())
-            data = self._near.find(name)
-            if data is None:
-                self._objects.read_into(key, [(start, target)])
-                self._near.put(name, target, if_absent=True)
-            else:
+            data = self._tried(self._near.find, name)
+            if data is not None and len(data) == len(target):
                 target[:] = data
+            else:
+                self._objects.read_into(key, [(start, target)])
+                self._tried(self._near.put, name, target)
+
+    def _tried(self, act: Callable[..., T], *arguments: object) -> T | None:
+        try:
+            return act(*arguments)
+        except StorageError as error:
+            if not self._has_warned:
+                self._has_warned = True
+                logger.warning("the cache is of no use: %s", error)
+            return None
 
 
 def row_bytes(footer: pq.FileMetaData) -> int:

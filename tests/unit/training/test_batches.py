@@ -5,6 +5,7 @@ import gc
 import itertools
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -370,6 +371,25 @@ def test_a_local_cache_asks_the_store_once(many_units, tmp_path):
     again = far(many_units)
     assert_equal(contents(TokenLoader(again, 4, 7, cache=tmp_path / "cache")), first)
     assert not again.objects.reads
+
+
+def test_a_local_cache_that_is_of_no_use_ends_no_training(
+    many_units, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    first = contents(TokenLoader(far(many_units), 4, 7, cache=Path("cache")))
+    cut, folder, *_ = (path for path in Path("cache").iterdir() if path.is_file())
+    cut.write_bytes(cut.read_bytes()[:-1])
+    folder.unlink()
+    folder.mkdir()
+    for unread in (2, 1):  # the one that was cut is kept anew
+        again = far(many_units)
+        assert_equal(contents(TokenLoader(again, 4, 7, cache=Path("cache"))), first)
+        assert len(again.objects.reads) == unread
+    (tmp_path / "file").touch()
+    caplog.clear()
+    assert_equal(contents(TokenLoader(far(many_units), 4, 7, cache=tmp_path / "file")), first)
+    assert {record.getMessage()[:24] for record in caplog.records} == {"the cache is of no use: "}
 
 
 def test_batches_that_are_kept_stay_and_memory_of_others_is_used_again(many_units):
