@@ -19,13 +19,14 @@ from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from videoar.core.errors import StorageError
 from videoar.core.ids import sha256_hex
 from videoar.core.types import FileRef
 from videoar.storage.object_store import LocalObjectStore, ObjectStore
-from videoar.storage.reader import arrow_errors, footer_notes, read_file
+from videoar.storage.reader import ObjectFile, arrow_errors, footer_notes, read_file
 from videoar.storage.writer import direct_blocks
 
 logger = logging.getLogger(__name__)
@@ -120,7 +121,7 @@ class Payload:
                 if not wait:
                     return False
                 mine = self.file_N[rows_B] == file
-                out_BW[mine] = self._decoded(column, file, rows_B[mine])
+                out_BW[mine] = self._decoded(column, file, rows_B[mine], width)
         for file, of_file in spans.items():
             key = self._files[file].key
             if wait:
@@ -149,18 +150,32 @@ class Payload:
             for row, (span, begin) in enumerate(zip(spans, begin_B.tolist(), strict=True)):
                 out_BW[row] = span[begin : begin + width]
 
-    def _decoded(self, column: str, file: int, rows_B: np.ndarray) -> list[np.ndarray]:
+    def _decoded(self, column: str, file: int, rows_B: np.ndarray, width: int) -> np.ndarray:
         values = read_file(self._objects, self._files[file], [column])[column]
-        picked = values.take(pa.array(rows_B - self._first_F[file]))
-        return [np.frombuffer(value.as_py(), np.uint8) for value in picked]
+        with arrow_errors(self._objects, self._files[file]):
+            picked = values.take(pa.array(rows_B - self._first_F[file]))
+            if pc.unique(pc.binary_length(picked)).to_pylist() != [width]:
+                raise ValueError(f"column {column} has values that are not of {width} bytes")
+            return np.frombuffer(b"".join(picked.to_pylist()), np.uint8).reshape(-1, width)
 
     def _column(self, footers: Sequence[pq.FileMetaData], name: str) -> _Column:
         widths, offsets = [], [np.empty(0, np.int64)]
         for file, footer in zip(self._files, footers, strict=True):
             with arrow_errors(self._objects, file):
-                widths.append(footer.schema.column(footer.schema.names.index(name)).length)
+                fixed = footer.schema.column(footer.schema.names.index(name)).length
+                widths.append(fixed or self._first_length(file, footer, name))
                 offsets.extend(_offsets(footer, name))
         return _Column(np.array(widths, np.int64), np.concatenate(offsets))
+
+    def _first_length(self, file: FileRef, footer: pq.FileMetaData, name: str) -> int:
+        """Return the bytes of a column's first value, for files of writers that fix no width."""
+        source = pa.PythonFile(ObjectFile(self._objects, file), "r")
+        with pq.ParquetFile(source, metadata=footer, page_checksum_verification=True) as parquet:
+            for batch in parquet.iter_batches(1, columns=[name], use_threads=False):
+                if value := batch.column(0)[0].as_py():
+                    return len(value)
+                raise ValueError(f"column {name} begins with an empty value")
+        return 0
 
     def _ends(self) -> tuple[np.ndarray, np.ndarray]:
         """Return where the values of each row group begin and end in their file."""
@@ -210,9 +225,12 @@ class SpanCache:
 
 
 def row_bytes(footer: pq.FileMetaData) -> int:
-    """Return the payload bytes of each row of a file."""
+    """Return the payload bytes of a row: of all columns, where none has a fixed width."""
     columns = map(footer.schema.column, range(len(footer.schema)))
-    return sum(c.length for c in columns if c.physical_type == "FIXED_LEN_BYTE_ARRAY")
+    fixed = sum(c.length for c in columns if c.physical_type == "FIXED_LEN_BYTE_ARRAY")
+    groups = map(footer.row_group, range(footer.num_row_groups))
+    some = sum(group.total_byte_size for group in groups) // max(1, footer.num_rows)
+    return int(fixed or some)
 
 
 def _offsets(footer: pq.FileMetaData, name: str) -> Iterator[np.ndarray]:

@@ -1,6 +1,7 @@
 """Small files become large ones with the same rows, spread; kills and take-downs as everywhere."""
 
 import dataclasses
+import io
 import os
 import signal
 import subprocess
@@ -10,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.token_files import changed, commit_tables, flip_silently, token_rows
 from tests.unit.training.test_batches import Far
 from videoar.core.errors import ContractError, StorageError, WithdrawnError
+from videoar.core.ids import sha256_hex
+from videoar.core.types import FileRef
 from videoar.engine.inline import InlineEngine
 from videoar.pipeline.spec import parse_pipeline
 from videoar.runner.execute import Execution
@@ -26,6 +30,7 @@ from videoar.stages.compact import CompactConfig, CompactStage
 from videoar.storage.rows import RowSource
 from videoar.storage.store import open_store
 from videoar.storage.token_codec import checksum
+from videoar.training import TokenLoader
 
 ROOT = Path(__file__).parents[3]
 SMALL = {"shape": (1, 3, 2, 2), "scales": [(2, 2)]}
@@ -187,6 +192,29 @@ def test_tokenizers_do_not_mix_and_notes_are_kept(store):
     notes = RowSource(packed).notes
     assert {note["tokenizer_digest"] for note in notes} == {"a" * 64, "b" * 64}
     assert set(notes[0]) == {"tokenizer_digest", "scales", "interpolation", "layout_version"}
+
+
+def test_files_of_another_writer_come_out_in_our_layout(store):
+    """Payload that is plain binary, of no fixed width: as any Parquet library writes it."""
+    ours = commit_tables(store, token_rows(0, 6), token_rows(6, 4, **SMALL))
+    files = []
+    for table in (token_rows(0, 6), token_rows(6, 4, **SMALL)):
+        sink = io.BytesIO()
+        pq.write_table(table, sink)
+        sha256 = sha256_hex(sink.getvalue())
+        key = f"tables/tokens/data/{sha256[:2]}/{sha256}.parquet"
+        store.objects.put(key, sink.getvalue())
+        size = len(sink.getvalue())
+        files.append(FileRef(key=key, sha256=sha256, size_bytes=size, rows=table.num_rows))
+    made = ours.commit.provenance.model_copy(update={"fingerprint": "theirs"})
+    theirs = store.dataset("tokens", "tokens@1").commit(files, made, {})
+    for snapshot in (theirs, dataclasses.replace(theirs, objects=Far(theirs.objects))):
+        batches = list(TokenLoader(snapshot, 4, 0, columns=["bits", "latent"]))
+        clips = [int(clip, 16) for batch in batches for clip in batch["clip_ids"]]
+        assert sorted(clips) == list(range(10))
+    _, packed = compact(store, theirs.id)
+    assert validate_snapshot(store, packed.id, deep=True) == []
+    assert by_clip(packed) == by_clip(ours)
 
 
 def test_nothing_comes_of_nothing(store):

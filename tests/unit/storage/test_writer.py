@@ -123,20 +123,38 @@ def test_notes_reach_the_footer_and_library_versions_do_not(put):
     assert "pandas" not in notes
 
 
-def test_another_writers_file_is_decoded_instead(put):
+@pytest.mark.parametrize("width", [1000, -1])  # -1: of no fixed width
+def test_another_writers_file_is_decoded_instead(put, width):
     table = tokens(50)
     sink = io.BytesIO()
     schema = table.schema.set(
-        table.schema.get_field_index("latent"), pa.field("latent", pa.binary(1000))
+        table.schema.get_field_index("latent"), pa.field("latent", pa.binary(width))
     )
     pq.write_table(table.cast(schema), sink, data_page_size=4096, compression="snappy")
     assert direct_blocks(pq.read_metadata(sink), "latent") is None
     objects, file = put(sink.getvalue(), 50)
     payload = payload_of(objects, [file], ["latent"])
     assert not payload.is_direct
+    assert payload.width("latent", 0) == 1000
+    assert 1000 <= payload.row_bytes_N[0] < 1500
     got = np.empty((2, 1000), np.uint8)
     payload.read(np.array([3, 1]), {"latent": got})
     assert [row.tobytes() for row in got] == table["latent"].take([3, 1]).to_pylist()
+
+
+@pytest.mark.parametrize("odd", [b"", b"x" * 999, None])
+def test_values_of_other_sizes_in_another_writers_file_are_named(put, odd):
+    def read(*values):
+        sink = io.BytesIO()
+        pq.write_table(pa.table({"latent": values}), sink)
+        objects, file = put(sink.getvalue(), 2)
+        payload = payload_of(objects, [file], ["latent"])
+        got = np.empty((2, payload.width("latent", 0)), np.uint8)
+        payload.read(np.array([0, 1]), {"latent": got})
+
+    for values in ([odd, b"x" * 1000], [b"x" * 1000, odd]):
+        with pytest.raises(StorageError, match=r"x\.parquet: damaged: column latent"):
+            read(*values)
 
 
 def test_many_pages_are_not_taken_for_the_direct_layout():
