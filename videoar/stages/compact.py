@@ -124,7 +124,7 @@ def _kinds(tokens: Snapshot) -> Iterator[_Kind]:
         hash_n, digest_n = np.concatenate(hashes), np.concatenate(digests)
         order = np.lexsort((digest_n, hash_n))
         named = dict(zip(("notes", *_SHAPE), key, strict=True))
-        size = max(1, *(row_bytes(footers[file]) for file in files))  # 0 if others wrote them all
+        size = max(1, *(row_bytes(footers[file]) for file in files))
         yield _Kind(named, notes[files[0]], size, hash_n[order], digest_n[order])
 
 

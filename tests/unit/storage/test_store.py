@@ -46,7 +46,7 @@ def test_what_killed_writers_left_goes_and_nothing_of_the_living(tmp_path):
     open_store(root.as_uri()).objects.put("a", b"2")
     assert left.exists()  # not old enough where locks of other machines may not show
     os.utime(left, (old, old))
-    with LocalObjectStore(root)._temporary(b"3") as ours:
+    with LocalObjectStore(root)._temporary(lambda file: file.write(b"3")) as ours:
         os.utime(ours, (old, old))
         assert not left.exists()
         left.touch()
