@@ -69,7 +69,8 @@ def test_a_semantic_value_reruns_only_what_is_below_and_explain_names_it(first: 
 
 def test_clips_may_stay_in_their_sources(tmp_path: Path):
     store = (tmp_path / "store").as_uri()
-    call = ["run", *up_to_the_model(tmp_path), "--set", "stages.clips.keep=references"]
+    call = ["run", *up_to_the_model(tmp_path), "--until", "tokens"]
+    call += ["--set", "stages.clips.keep=references"]
     run = videoar(*call, store=store)
     assert run["status"] == "SUCCEEDED"
     row = videoar("show", run["outputs"]["good"], store=store)["first_rows"][0]
@@ -133,7 +134,8 @@ def test_an_unpassed_gate_exits_4_and_promotes_nothing(first: dict):
 
 
 def test_progress_is_json_lines_where_there_is_no_terminal(first: dict):
-    call = command("run", str(PIPELINE), *sets(MORE_VIDEOS), store=first["store"])
+    call = ["run", str(PIPELINE), "--until", "clips", *sets(MORE_VIDEOS)]
+    call = command(*call, store=first["store"])
     for log, is_json in (("", True), ("text", False)):
         extra = {"VIDEOAR_LOG": log} if log else {}
         done = subprocess.run(
