@@ -39,13 +39,13 @@ def objects(request, tmp_path):
 
 def test_bytes_come_back(objects):
     assert objects.find("a/b") is None
-    assert not objects.exists("a/b")
+    assert objects.size("a/b") is None
     with pytest.raises(StorageError, match="a/b: no such object"):
         objects.get("a/b")
     with pytest.raises(StorageError, match="a/b: no such object"):
         objects.get_range("a/b", 0, 1)
     assert objects.put("a/b", b"0123456789")
-    assert objects.exists("a/b")
+    assert objects.size("a/b") is not None
     assert objects.get("a/b") == objects.find("a/b") == b"0123456789"
     assert objects.get_range("a/b", 3, 4) == b"3456"
     assert objects.get_range("a/b", 8, 10) == b"89"
@@ -62,7 +62,7 @@ def test_bytes_come_back(objects):
     assert objects.get("a/b") == b""
     objects.delete("a/b")
     objects.delete("a/b")
-    assert not objects.exists("a/b")
+    assert objects.size("a/b") is None
     objects.put("a/b", b"x")
     objects.put("a/bc", b"y")
     objects.purge("a/b")
@@ -231,7 +231,7 @@ class CheckThenPut:
         return getattr(self._objects, name)
 
     def put(self, key, data, *, if_absent=False):
-        if if_absent and self._objects.exists(key):
+        if if_absent and self._objects.size(key) is not None:
             return False
         time.sleep(0.01)  # what a network does between the look and the write
         return self._objects.put(key, data)
@@ -247,7 +247,7 @@ def test_a_store_that_lets_two_win_is_refused(tmp_path, broken):
     objects = broken(open_store(tmp_path.as_uri()).objects)
     with pytest.raises(StorageError, match="put-if-absent is not atomic"):
         ensure_put_if_absent(objects)
-    assert not objects.exists(MARKER)
+    assert objects.size(MARKER) is None
 
 
 class DropsAnswers(BaseHTTPRequestHandler):

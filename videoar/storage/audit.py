@@ -79,10 +79,10 @@ def _audit_bytes(
     objects: ObjectStore, key: str, sha256: str, size_bytes: int | None
 ) -> Iterator[Finding]:
     """Compare one object with its committed size and hash."""
-    size = _size(objects, key)
+    size = objects.size(key)
     if size is None:
         try:
-            size = len(objects.get(key))  # a listing may be late
+            size = len(objects.get(key))  # raises why it is not there
         except WithdrawnError as error:
             yield Finding(path=key, kind="WITHDRAWN", message=error.what)
             return
@@ -98,11 +98,6 @@ def _audit_bytes(
     if digest.hexdigest() != sha256:
         what = f"damaged: its SHA-256 is {digest.hexdigest()}, committed was {sha256}"
         yield Finding(path=key, kind="SHA256", message=what)
-
-
-def _size(objects: ObjectStore, key: str) -> int | None:
-    """Return an object's size by listing: no answer is an error there, unlike "not there"."""
-    return next((info.size_bytes for info in objects.list(key) if info.key == key), None)
 
 
 class _FileAudit:
@@ -128,7 +123,7 @@ class _FileAudit:
         yield from wrong
         if any(finding.kind in {"WITHDRAWN", "MISSING"} for finding in wrong):
             return
-        size = _size(self._objects, file.key) or file.size_bytes
+        size = self._objects.size(file.key) or file.size_bytes
         source = ObjectFile(self._objects, file.model_copy(update={"size_bytes": size}))
         try:
             parquet = pq.ParquetFile(pa.PythonFile(source, "r"), page_checksum_verification=True)

@@ -53,7 +53,7 @@ class Ledger:
         """Return the number of records of a log."""
         listed = [key.rpartition("/")[2].removesuffix(".json") for key in self.list(f"{prefix}/")]
         number = max((int(name) + 1 for name in listed if name.isdigit()), default=0)
-        while self._objects.exists(numbered(prefix, number)):
+        while self._objects.size(numbered(prefix, number)) is not None:
             number += 1
         return number
 

@@ -98,8 +98,8 @@ class ObjectStore(Protocol):
         """Write a file's content, as `put` does, without holding it in memory."""
         ...
 
-    def exists(self, key: str) -> bool:
-        """Say whether there is such an object."""
+    def size(self, key: str) -> int | None:
+        """Return how many bytes an object has; None if there is none. No answer is an error."""
         ...
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -132,21 +132,23 @@ class ObjectStore(Protocol):
 
 
 def put_content(objects: ObjectStore, key: str, data: bytes | memoryview) -> None:
-    """Write an object whose key ends in its content hash: idempotent, in parts when big.
-
-    What is there already may be damaged, so it is replaced; if it is big, only if it was cut.
-    """
-    big = len(data) > MULTIPART_BYTES
-    if not big or all((i.key, i.size_bytes) != (key, len(data)) for i in objects.list(key)):
+    """Write an object whose key ends in its content hash: idempotent, in parts when big."""
+    if not _is_kept(objects, key, len(data)):
         objects.put(key, data)
 
 
 def put_content_of(objects: ObjectStore, key: str, path: Path) -> None:
-    """Do what `put_content` does with a file; a big one is never whole in memory."""
-    if path.stat().st_size <= MULTIPART_BYTES:
-        put_content(objects, key, path.read_bytes())
-    elif not objects.exists(key):
+    """Do what `put_content` does with a file, which is never whole in memory."""
+    if not _is_kept(objects, key, path.stat().st_size):
         objects.put_file(key, path)
+
+
+def _is_kept(objects: ObjectStore, key: str, size_bytes: int) -> bool:
+    """Say whether a big object is there as a whole.
+
+    A small one is written anew: it may be damaged, and asking costs as much as writing.
+    """
+    return size_bytes > MULTIPART_BYTES and objects.size(key) == size_bytes
 
 
 def note_key(key: str) -> str:
@@ -382,9 +384,14 @@ class LocalObjectStore:
         folder.mkdir(exist_ok=True)
         _sync_folder(folder.parent)
 
-    def exists(self, key: str) -> bool:
-        """Say whether the file is there."""
-        return self._path(key).is_file()
+    def size(self, key: str) -> int | None:
+        """Ask the file system."""
+        path = self._path(key)
+        with _os_errors(path):
+            try:
+                return path.stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Walk the folder; temporary files are not objects."""
@@ -594,18 +601,17 @@ class S3ObjectStore:
         config = TransferConfig(multipart_threshold=MULTIPART_BYTES, multipart_chunksize=16 << 20)
         self._client.upload_fileobj(file, self._bucket, self._prefix + key, Config=config)
 
-    def exists(self, key: str) -> bool:
+    def size(self, key: str) -> int | None:
         """HEAD the object."""
         from botocore.exceptions import ClientError
 
         with self._errors(key):
             try:
-                self._call("head_object", key)
+                return int(self._call("head_object", key)["ContentLength"])
             except ClientError as error:
                 if _code(error) == "404":
-                    return False
+                    return None
                 raise
-        return True
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """LIST page by page."""

@@ -40,7 +40,7 @@ def ensure_put_if_absent(objects: ObjectStore) -> None:
     Raises:
         StorageError: two racing writers won, or the precondition is ignored.
     """
-    if objects.exists(MARKER):
+    if objects.size(MARKER) is not None:
         return
     winners = race(objects)
     if any(count != 1 for count in winners):

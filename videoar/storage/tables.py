@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from pyarrow.parquet import FileMetaData
 
 _ATTEMPTS = 20
-_LISTED_ALONE = 16
-"""chosen: so many files are looked for one by one, more of them by their whole folder."""
+_ASKED_ONE_BY_ONE = 16
+"""chosen: so many files are asked for by name, more of them are looked for in a listing."""
 _TABLE_CONFIG = {
     "delta.enableExpiredLogCleanup": "false",  # old commits are the lineage
     "delta.checkpointInterval": "10",
@@ -209,13 +209,13 @@ def lost(objects: ObjectStore, files: Iterable[FileRef]) -> Iterator[str]:
     Costs a request per file for a few, for many a listing of their datasets' data: a request per
     1,000 files that ever were. Listings may be late, so what they lack is asked for by its name.
     """
-    sizes = {file.key: file.size_bytes for file in files}
-    folders = {f"{key.rsplit('/', 2)[0]}/" for key in sizes}
-    prefixes = folders if len(sizes) > _LISTED_ALONE else sizes.keys()
-    infos = (info for prefix in sorted(prefixes) for info in objects.list(prefix))
-    found = {info.key: info.size_bytes for info in infos if info.key in sizes}
+    sizes, found = {file.key: file.size_bytes for file in files}, {}
+    if len(sizes) > _ASKED_ONE_BY_ONE:
+        folders = sorted({f"{key.rsplit('/', 2)[0]}/" for key in sizes})
+        infos = (info for folder in folders for info in objects.list(folder))
+        found = {info.key: info.size_bytes for info in infos if info.key in sizes}
     for key, size in sizes.items():
-        if found.get(key, size) != size or (key not in found and not objects.exists(key)):
+        if (found[key] if key in found else objects.size(key)) != size:
             yield key
 
 

@@ -168,5 +168,5 @@ def test_the_page_of_a_check_is_kept_for_good_and_for_bad(tmp_path):
     assert [e["name"] for e in found["expectations"] if not e["passed"]] == [
         "expect_table_row_count_to_be_between"
     ]
-    assert store.objects.exists(found["page"])
+    assert store.objects.size(found["page"]) is not None
     assert [s.id for s in store.snapshots() if s.dataset == "good"] == [passed.snapshot]

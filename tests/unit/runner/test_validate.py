@@ -368,10 +368,8 @@ def test_a_store_that_does_not_answer_is_no_finding(local):
         def __getattr__(self, name):
             return getattr(local.objects, name)
 
-        def list(self, prefix):
-            if prefix.endswith(".parquet"):
-                raise StorageError(prefix, "access denied")
-            return local.objects.list(prefix)
+        def size(self, key):
+            raise StorageError(key, "access denied")
 
     with pytest.raises(StorageError, match="access denied"):
         validate_snapshot(Store(Denied()), snapshot.id, deep=True)
