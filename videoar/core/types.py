@@ -25,6 +25,13 @@ class Resources(Frozen):
     Ray; `tokenize`). 0 reads in threads of the worker, on all of its cores but one."""
 
 
+class Footer(Frozen):
+    """What a Parquet file ends in, as it was written: nothing in the file protects it."""
+
+    size_bytes: int
+    xxh3: int
+
+
 class FileRef(Frozen):
     """One immutable, content-addressed object of the store."""
 
@@ -34,6 +41,8 @@ class FileRef(Frozen):
     size_bytes: int
     rows: int = 0
     """Rows for Parquet files, 0 for anything else."""
+    footer: Footer | None = None
+    """None for anything but Parquet files, and for those written before it was recorded."""
 
 
 class Provenance(Frozen):

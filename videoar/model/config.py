@@ -53,8 +53,8 @@ class ModelConfig(Frozen):
     def _check(self) -> Self:
         if self.width % (16 * self.heads):
             raise ValueError(f"width={self.width} over heads={self.heads} is no multiple of 16")
-        if not 1 <= len(self.scales) <= self.max_scales:
-            raise ValueError(f"{len(self.scales)} scales; 1 to max_scales={self.max_scales} fit")
+        if len(self.scales) > self.max_scales:
+            raise ValueError(f"{len(self.scales)} scales; max_scales={self.max_scales} fit")
         if self.scheme not in SCHEMES:
             raise ValueError(f"scheme={self.scheme!r} is unknown; there are {sorted(SCHEMES)}")
         return self

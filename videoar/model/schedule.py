@@ -9,8 +9,31 @@ first 7/10/12/13 scales are the 0.06M/0.25M/0.60M/1M pixel buckets); the six squ
 8x8 grid are ours, K=6 follows from the 30 steps of arXiv 2601.05966 table 3.
 """
 
+from itertools import pairwise
+from typing import Annotated
+
+from pydantic import AfterValidator
+
 Scale = tuple[int, int]
-Scales = tuple[Scale, ...]
+
+
+def _check(scales: tuple[Scale, ...]) -> tuple[Scale, ...]:
+    if not scales:
+        raise ValueError("scales must not be empty")
+    for scale in scales:
+        if min(scale) < 1:
+            raise ValueError(f"scale {scale} has a side below 1")
+    for before, scale in pairwise(scales):
+        if scale == before:
+            raise ValueError(f"scale {scale} is there twice")
+        if scale[0] < before[0] or scale[1] < before[1]:
+            raise ValueError(f"scale {scale} is smaller than {before}, the one before it")
+    return scales
+
+
+Scales = Annotated[tuple[Scale, ...], AfterValidator(_check)]
+"""From coarse to fine: no scale is there twice or below the one before it, in height or in width.
+The last one is the latent grid. Checked wherever a config holds them."""
 
 
 def _square(*sides: int) -> Scales:

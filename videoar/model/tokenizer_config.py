@@ -3,10 +3,9 @@
 Free of torch, so that stages and pipelines can check a configuration without loading it.
 """
 
-from itertools import pairwise
 from typing import Literal, NamedTuple, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from videoar.core.types import Frozen
 from videoar.model.schedule import SMALL_SQUARE, Scales, latent_frames, scale_schedule
@@ -35,8 +34,7 @@ class TokenizerConfig(Frozen):
     num_bits: int = Field(default=48, ge=1)
     """Channels of a latent, each of which becomes one bit per scale."""
     scales: Scales = SMALL_SQUARE
-    """Height and width of the scales, from coarse to fine: no scale is there twice or below the one
-    before it, in height or in width. The last one is the latent grid."""
+    """Height and width of the scales."""
     patch_px: int = Field(default=1, ge=1)
     """Pixels per side folded into channels before the first convolution. The paper has 1; larger
     values save the full-resolution layers, which is what makes training on a CPU possible."""
@@ -70,21 +68,6 @@ class TokenizerConfig(Frozen):
         if any(self.base_width * multiplier % self.norm_groups for multiplier in self.multipliers):
             raise ValueError(f"norm_groups={self.norm_groups} must divide the width of every level")
         return self
-
-    @field_validator("scales")
-    @classmethod
-    def _check_scales(cls, scales: Scales) -> Scales:
-        if not scales:
-            raise ValueError("scales must not be empty")
-        for scale in scales:
-            if min(scale) < 1:
-                raise ValueError(f"scale {scale} has a side below 1")
-        for before, scale in pairwise(scales):
-            if scale == before:
-                raise ValueError(f"scale {scale} is there twice")
-            if scale[0] < before[0] or scale[1] < before[1]:
-                raise ValueError(f"scale {scale} is smaller than {before}, the one before it")
-        return scales
 
     @property
     def space_stride(self) -> int:

@@ -1,9 +1,9 @@
 """Train the transformer on a token store: tokens to a model."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from videoar.core.errors import ContractError
 from videoar.model.config import PRESETS, ModelConfig
@@ -38,17 +38,27 @@ class PretrainConfig(StageConfig):
     checkpoint_every: int = runtime(500, ge=1)
     """Steps between checkpoints; one more follows the last step."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.preset not in PRESETS:
-            raise ValueError(f"preset={self.preset!r} is unknown; there are {sorted(PRESETS)}")
-        self.model_for({})
-        return self
+    @field_validator("preset")
+    @classmethod
+    def _check_preset(cls, preset: str) -> str:
+        if preset not in PRESETS:
+            raise ValueError(f"{preset!r} is unknown; there are {sorted(PRESETS)}")
+        return preset
+
+    @field_validator("model")
+    @classmethod
+    def _check_model(cls, changes: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "preset" in info.data:  # mistakes are named under the key that they are in
+            _changed(info.data["preset"], changes)
+        return changes
 
     def model_for(self, tokens: Mapping[str, Any]) -> ModelConfig:
         """Return the model's shape on a tokenizer with these bits and scales."""
-        own = PRESETS[self.preset].model_dump()
-        return ModelConfig.model_validate({**own, **tokens, **self.model})
+        return _changed(self.preset, {**tokens, **self.model})
+
+
+def _changed(preset: str, changes: Mapping[str, Any]) -> ModelConfig:
+    return ModelConfig.model_validate({**PRESETS[preset].model_dump(), **changes})
 
 
 class PretrainStage(LoopStage[PretrainConfig]):

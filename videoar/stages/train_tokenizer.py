@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from videoar.core.errors import (
     ConfigError,
@@ -86,10 +86,22 @@ class TrainTokenizerConfig(StageConfig):
     checkpoint_every: int = runtime(500, ge=1)
     """Steps between checkpoints; one more follows the last step, and serves a changed gate."""
 
+    @field_validator("preset")
+    @classmethod
+    def _check_preset(cls, preset: str) -> str:
+        if preset not in TOKENIZERS:
+            raise ValueError(f"{preset!r} is unknown; there are {sorted(TOKENIZERS)}")
+        return preset
+
+    @field_validator("tokenizer")
+    @classmethod
+    def _check_tokenizer(cls, changes: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "preset" in info.data:  # mistakes are named under the key that they are in
+            _changed(info.data["preset"], changes)
+        return changes
+
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.preset not in TOKENIZERS:
-            raise ValueError(f"preset={self.preset!r} is unknown; there are {sorted(TOKENIZERS)}")
         self.shape.num_latent_frames(self.training.excerpt_frames)
         if self.training.drop_scales >= len(self.shape.scales):
             raise ValueError(
@@ -109,8 +121,11 @@ class TrainTokenizerConfig(StageConfig):
     @property
     def shape(self) -> TokenizerConfig:
         """The preset with its changes."""
-        own = TOKENIZERS[self.preset].model_dump()
-        return TokenizerConfig.model_validate({**own, **self.tokenizer})
+        return _changed(self.preset, self.tokenizer)
+
+
+def _changed(preset: str, changes: dict[str, Any]) -> TokenizerConfig:
+    return TokenizerConfig.model_validate({**TOKENIZERS[preset].model_dump(), **changes})
 
 
 class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):

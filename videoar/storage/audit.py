@@ -19,11 +19,16 @@ import pyarrow.parquet as pq
 
 from videoar.contracts.checks import find_problems
 from videoar.contracts.contract import Contract, load_contract
-from videoar.core.errors import StorageError, WithdrawnError, one_line
+from videoar.core.errors import (
+    StorageError,
+    TransientStorageError,
+    WithdrawnError,
+    one_line,
+)
 from videoar.core.types import FileRef, Frozen
 from videoar.storage.keys import repeated_keys
 from videoar.storage.object_store import ObjectStore
-from videoar.storage.reader import UNREADABLE, ObjectFile, footer_notes
+from videoar.storage.reader import UNREADABLE, ObjectFile, footer_notes, read_footer
 from videoar.storage.tables import Snapshot, snapshot_digest
 from videoar.storage.token_codec import Grid, checksum, frame_bytes
 from videoar.storage.writer import Block, direct_blocks
@@ -123,13 +128,16 @@ class _FileAudit:
         yield from wrong
         if any(finding.kind in {"WITHDRAWN", "MISSING"} for finding in wrong):
             return
-        size = self._objects.size(file.key) or file.size_bytes
-        source = ObjectFile(self._objects, file.model_copy(update={"size_bytes": size}))
         try:
-            parquet = pq.ParquetFile(pa.PythonFile(source, "r"), page_checksum_verification=True)
+            footer = read_footer(self._objects, file)
+            source = pa.PythonFile(ObjectFile(self._objects, file), "r")
+            parquet = pq.ParquetFile(source, metadata=footer, page_checksum_verification=True)
             schema = parquet.schema_arrow
-        except UNREADABLE as error:
-            yield self._finding("PARQUET", f"not readable as Parquet: {one_line(error)}")
+        except TransientStorageError:
+            raise
+        except (StorageError, *UNREADABLE) as error:
+            what = error.what if isinstance(error, StorageError) else one_line(error)
+            yield self._finding("PARQUET", f"not readable as Parquet: {what}")
             return
         with parquet:
             yield from self._table(parquet, schema)

@@ -1,7 +1,7 @@
 """Read a stored Parquet file: whole, by columns, or its footer alone.
 
 Pages are read with their checksums, so that a damaged one is an error and not other values. The
-footer has none: of its damage, only `verify` sees all.
+footer has none of its own and Arrow may die of a damaged one, so its checksum is in the commit.
 
 From a store behind a network, some columns of many files come by one ranged GET per row group: its
 small columns lie almost side by side, before and after the payload, which is left out.
@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 
 from videoar.core.errors import StorageError, one_line
 from videoar.core.ids import sha256_hex
-from videoar.core.types import FileRef
+from videoar.core.types import FileRef, Footer
 from videoar.storage.object_store import ObjectStore
+from videoar.storage.token_codec import checksum
 
 _AT_ONCE = 16
 _GAP_BYTES = 128 << 10
@@ -88,11 +89,14 @@ def read_file(
     """
     with arrow_errors(objects, file):
         if columns is not None and not verify:
+            footer = footer or read_footer(objects, file)
             return _decode(pa.PythonFile(ObjectFile(objects, file), "r"), columns, footer)
         data = objects.get(file.key)
         if len(data) != file.size_bytes or (verify and sha256_hex(data) != file.sha256):
             raise _damaged(objects, file, "not the bytes that were committed")
-        return _decode(pa.BufferReader(data), columns)
+        if file.footer is not None:
+            footer = _parse(objects, file, file.footer, data)
+        return _decode(pa.BufferReader(data), columns, footer)
 
 
 def read_columns(
@@ -164,13 +168,26 @@ def read_footer(objects: ObjectStore, file: FileRef) -> pq.FileMetaData:
     """Read what a file says of itself.
 
     Raises:
-        StorageError: the object is gone, or is no Parquet file any more.
+        StorageError: the object is gone, or its end is not what was committed.
     """
+    if file.footer is not None:
+        length = file.footer.size_bytes
+        data = objects.get_range(file.key, file.size_bytes - length, length)
+        return _parse(objects, file, file.footer, data)
     with (
         arrow_errors(objects, file),
         pq.ParquetFile(pa.PythonFile(ObjectFile(objects, file), "r")) as parquet,
     ):
         return parquet.metadata
+
+
+def _parse(objects: ObjectStore, file: FileRef, footer: Footer, data: bytes) -> pq.FileMetaData:
+    """Parse the footer at the end of some bytes, if it is the one that was committed."""
+    ending = memoryview(data)[-footer.size_bytes :]
+    if checksum(ending) != footer.xxh3:
+        raise _damaged(objects, file, "its footer is not what was committed")
+    with arrow_errors(objects, file):
+        return pq.read_metadata(pa.BufferReader(ending))
 
 
 def read_footers(objects: ObjectStore, files: Iterable[FileRef]) -> list[pq.FileMetaData]:

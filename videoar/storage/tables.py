@@ -42,7 +42,7 @@ from videoar.storage.object_store import ObjectStore, put_content
 from videoar.storage.reader import arrow_errors, read_columns, read_file
 from videoar.storage.statistics import delta_statistics, read_statistics
 from videoar.storage.takedown import find_note, refuse_forgotten, withdrawn
-from videoar.storage.writer import write_parquet
+from videoar.storage.writer import find_footer, write_parquet
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -255,7 +255,13 @@ class Dataset:
         key = f"{self._log.folder}/{_file_path(sha256)}"
         put_content(self._objects, key, data)
         crash_point("write.after_put")
-        return FileRef(key=key, sha256=sha256, size_bytes=len(data), rows=table.num_rows)
+        return FileRef(
+            key=key,
+            sha256=sha256,
+            size_bytes=len(data),
+            rows=table.num_rows,
+            footer=find_footer(data),
+        )
 
     def find(self, fingerprint: str) -> Snapshot | None:
         """Return what a fingerprint has already made; None if nothing, or if files of it are gone.

@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 
 from videoar.contracts.contract import Contract
 from videoar.core.errors import ContractError, StorageError
+from videoar.core.types import Footer
+from videoar.storage.token_codec import checksum
 
 ROW_GROUP_BYTES = 16 << 20
 """One ranged GET of this size hides an S3 round trip behind its transfer."""
@@ -63,6 +65,12 @@ def write_parquet(table: pa.Table, contract: Contract) -> memoryview:
     for name in widths:
         _check_layout(data, table[name], name)
     return data
+
+
+def find_footer(data: memoryview) -> Footer:
+    """Return the size and checksum of a Parquet file's footer, with its length and magic number."""
+    size = int.from_bytes(data[-8:-4], "little") + 8
+    return Footer(size_bytes=size, xxh3=checksum(data[-size:]))
 
 
 def _width(values: pa.ChunkedArray, name: str) -> int:

@@ -21,6 +21,7 @@ from videoar.runner.validate import derive_bits, validate_snapshot
 from videoar.storage.audit import audit
 from videoar.storage.store import Store, open_store
 from videoar.storage.token_codec import checksum
+from videoar.storage.writer import find_footer
 
 
 @pytest.fixture(params=["file", "moto", pytest.param("ceph", marks=pytest.mark.s3)])
@@ -60,7 +61,13 @@ def replace(store, snapshot, data, rows):
     key = f"tables/tokens/data/{sha256[:2]}/{sha256}.parquet"
     store.objects.put(key, data)
     file = snapshot.files[0].model_copy(
-        update={"key": key, "sha256": sha256, "size_bytes": len(data), "rows": rows}
+        update={
+            "key": key,
+            "sha256": sha256,
+            "size_bytes": len(data),
+            "rows": rows,
+            "footer": find_footer(memoryview(data)),
+        }
     )
     made = snapshot.commit.provenance.model_copy(update={"fingerprint": sha256})
     return store.dataset("tokens", "tokens@1").commit([file], made, {})

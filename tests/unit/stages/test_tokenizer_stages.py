@@ -162,11 +162,35 @@ def test_clips_that_cannot_train_it_are_refused(store, clips, tmp_path):
         train(store, commit(store, "val", "clips@1", only_val), MemoryRank(tmp_path))
 
 
-def test_scales_that_cannot_be_a_pyramid_are_refused_with_their_pipeline():
-    options = {"preset": "tiny", "tokenizer": {"scales": [[1, 1], [8, 8], [4, 4]]}}
-    stage = {"stage": "train_tokenizer", "from": {"clips": "clips"}, **options}
-    document = {"pipeline": "p", "inputs": {"clips": "x"}, "stages": {"tok": stage}}
-    with pytest.raises(ConfigError, match=r"stages\.tok\..*scales: scale \(4, 4\) is smaller"):
+@pytest.mark.parametrize(
+    ("type_name", "ports", "options", "match"),
+    [
+        (
+            "train_tokenizer",
+            {"clips": "x"},
+            {"preset": "tiny", "tokenizer": {"scales": [[1, 1], [8, 8], [4, 4]]}},
+            r"stages\.s\.tokenizer\.scales: scale \(4, 4\) is smaller",
+        ),
+        (
+            "train_tokenizer",
+            {"clips": "x"},
+            {"preset": "nope", "tokenizer": {"scales": []}},
+            r"stages\.s\.preset: 'nope' is unknown; there are \['512', ",
+        ),
+        (
+            "pretrain",
+            {"tokens": "x", "tokenizer": "x"},
+            {"preset": "tiny", "model": {"scales": [[1, 1], [1, 1]]}, "training": {"phases": []}},
+            r"stages\.s\.model\.scales: scale \(1, 1\) is there twice",
+        ),
+    ],
+)
+def test_mistakes_in_a_shape_are_refused_with_their_pipeline_and_named_where_they_are(
+    type_name, ports, options, match
+):
+    stage = {"stage": type_name, "from": ports, **options}
+    document = {"pipeline": "p", "inputs": {"x": "x"}, "stages": {"s": stage}}
+    with pytest.raises(ConfigError, match=match):
         parse_pipeline(document, "t")
 
 

@@ -14,7 +14,7 @@ from videoar.core.types import FileRef
 from videoar.storage import open_store
 from videoar.storage.payload import Payload
 from videoar.storage.reader import read_file, read_footer, read_footers
-from videoar.storage.writer import direct_blocks, write_parquet
+from videoar.storage.writer import direct_blocks, find_footer, write_parquet
 
 TOKENS = load_contract("tokens@1")
 COLUMNS = ["bits", "latent"]
@@ -44,9 +44,15 @@ def tokens(rows, width=1000, seed=0):
 def put():
     store = open_store(f"memory://{np.random.default_rng().integers(1 << 62)}")
 
-    def keep(data, rows):
+    def keep(data, rows, footer=None):
         store.objects.put("x.parquet", data)
-        file = FileRef(key="x.parquet", sha256=sha256_hex(data), size_bytes=len(data), rows=rows)
+        file = FileRef(
+            key="x.parquet",
+            sha256=sha256_hex(data),
+            size_bytes=len(data),
+            rows=rows,
+            footer=footer,
+        )
         return store.objects, file
 
     return keep
@@ -238,17 +244,40 @@ def test_a_flipped_bit_in_any_column_is_an_error_that_names_the_file(put, name):
     assert set(named) == {f"{objects.url}/x.parquet"}
 
 
-def test_a_flipped_bit_in_the_footer_is_an_error_that_names_the_file(put):
+READS = {
+    "footer": read_footer,
+    "columns": lambda objects, file: read_file(objects, file, ["clip_id", "label"]),
+    "whole": lambda objects, file: read_file(objects, file, None),
+}
+
+
+@pytest.mark.parametrize("how", READS)
+def test_any_flipped_bit_of_the_footer_is_an_error_that_names_the_file(put, how):
     data = bytes(write_parquet(tokens(5), TOKENS))
-    length = int.from_bytes(data[-8:-4], "little")
-    named = {read_footer: [], read_file: []}
-    for place in range(len(data) - length - 8, len(data), 7):
-        objects, file = put(flipped(data, place), 5)
-        for read, more in {read_footer: (), read_file: (["clip_id", "label"],)}.items():
-            try:
-                read(objects, file, *more)
-            except StorageError as error:
-                named[read].append(error.where)
-    for places in named.values():
-        assert len(places) > 50
-        assert set(places) == {f"{objects.url}/x.parquet"}
+    footer = find_footer(memoryview(data))
+    objects, file = put(data, 5, footer)
+    READS[how](objects, file)
+    for place in range(len(data) - footer.size_bytes, len(data)):
+        objects, file = put(flipped(data, place), 5, footer)
+        with pytest.raises(StorageError, match="its footer is not what was committed") as error:
+            READS[how](objects, file)
+        assert error.value.where == f"{objects.url}/x.parquet"
+
+
+def test_a_cut_file_fails_by_its_footer(put):
+    data = bytes(write_parquet(tokens(5), TOKENS))
+    for length in (len(data) - 1, len(data) // 2, 3, 0):
+        objects, file = put(data, 5, find_footer(memoryview(data)))
+        objects.put("x.parquet", data[:length])
+        with pytest.raises(StorageError, match="its footer is not what was committed"):
+            read_footer(objects, file)
+
+
+def test_footers_of_files_from_before_their_checksums_are_read(put):
+    data = bytes(write_parquet(tokens(5), TOKENS))
+    objects, file = put(data, 5)
+    assert read_footer(objects, file).num_rows == 5
+    assert len(read_file(objects, file, ["label"])) == 5
+    objects.put("x.parquet", data[:-1])
+    with pytest.raises(StorageError, match="damaged"):
+        read_footer(objects, file)
