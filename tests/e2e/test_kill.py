@@ -5,6 +5,7 @@ which takes long to start, it is killed in tokenize alone, and everywhere in `ma
 """
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.small import ROOT, command, environment, up_to_the_model, videoar
+from tests.e2e.small import ROOT, command, environment, sets, up_to_the_model, videoar
 from videoar.storage.store import open_store
 
 pytestmark = pytest.mark.slow
@@ -31,17 +32,23 @@ def wait_for_record(driver: subprocess.Popen, store: Path, pattern: str) -> None
         time.sleep(0.02)
 
 
-def workers_with(mark: str) -> list[str]:
-    """Return the processes that inherited a mark in their environment and can still do work.
-
-    Two agents of Ray's, which serve its raylet, notice only after a minute that it is gone.
-    """
-    found = []
+def processes_with(mark: str) -> dict[int, str]:
+    """Return the processes that inherited a mark in their environment, with their names."""
+    found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended meanwhile
             if mark.encode() in (folder / "environ").read_bytes():
-                found.append((folder / "cmdline").read_text().strip("\0 "))
-    return [name for name in found if not name.startswith("ray::") or not name.endswith("Agent")]
+                found[int(folder.name)] = (folder / "cmdline").read_text().strip("\0 ")
+    return found
+
+
+def workers_with(mark: str) -> list[str]:
+    """Return those of them that can still do work.
+
+    Two agents of Ray's, which serve its raylet, notice only after a minute that it is gone.
+    """
+    names = processes_with(mark).values()
+    return [name for name in names if not name.startswith("ray::") or not name.endswith("Agent")]
 
 
 IN_INGEST, IN_TOKENIZE = "stages/clips/shards/**/*.json", "stages/tokens/shards/**/*.json"
@@ -96,3 +103,32 @@ def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
     kept = ["000000004", "000000004.json", "000000006", "000000006.json"]
     assert sorted({key.split("-")[0] for key in keys}) == kept
     assert len(keys) == 6  # a record and two files each
+
+
+@pytest.mark.ray
+@pytest.mark.soak
+def test_two_ranks_of_which_one_is_killed_end_where_undisturbed_ones_do(tmp_path: Path):
+    changes = (
+        "stages.tokenizer.training.steps=100",
+        "stages.tokenizer.checkpoint_every=20",
+        "stages.tokenizer.resources={workers: 2, cpus: 0.5}",
+        "stages.model.training.phases=[{steps: 100, batch_size: 4}]",
+        "stages.model.checkpoint_every=20",
+        "stages.model.resources={workers: 2, cpus: 0.5}",
+    )
+    verb = ["run", *up_to_the_model(tmp_path), *sets(*changes, base=())]
+    calm = videoar(*verb, store=(tmp_path / "calm").as_uri(), target="local")
+    mark = f"KILLED_RANK={tmp_path.name}-{os.getpid()}"
+    driver = subprocess.Popen(
+        command(*verb, store=(tmp_path / "store").as_uri(), target="local"),
+        env=environment(**dict([mark.split("=")])), cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    for stage in ("tokenizer", "model"):
+        wait_for_record(driver, tmp_path / "store", f"checkpoints/{stage}/*/?????????.json")
+        ranks = [p for p, name in processes_with(mark).items() if name == "ray::RayTrainWorker"]
+        assert len(ranks) == 2
+        os.kill(ranks[1], signal.SIGKILL)
+    out, err = driver.communicate()
+    assert err.count("lost ranks") == 2, err
+    assert json.loads(out)["outputs"] == calm["outputs"]

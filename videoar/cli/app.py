@@ -9,7 +9,7 @@ import json
 import signal
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -85,15 +85,16 @@ def run(
     """Plan and execute a pipeline."""
     from videoar.runner.api import run_pipeline
 
-    made = run_pipeline(
-        _options.open(),
-        pipeline,
-        overrides or [],
-        target=_options.target,
-        start=start,
-        until=until,
-        watch=_watch,
-    )
+    with redirect_stdout(sys.stderr):  # where Ray prints of workers that were killed
+        made = run_pipeline(
+            _options.open(),
+            pipeline,
+            overrides or [],
+            target=_options.target,
+            start=start,
+            until=until,
+            watch=_watch,
+        )
     _show_run(made)
 
 
@@ -102,7 +103,9 @@ def resume(run_id: RunId) -> None:
     """Continue a run that was killed, cancelled or failed, under its own id."""
     from videoar.runner.api import resume_run
 
-    _show_run(resume_run(_options.open(), run_id, target=_options.target, watch=_watch))
+    with redirect_stdout(sys.stderr):
+        made = resume_run(_options.open(), run_id, target=_options.target, watch=_watch)
+    _show_run(made)
 
 
 @app.command()
@@ -391,7 +394,8 @@ def bench(
     """Measure side by side with the named baselines, in turns."""
     from videoar.bench import measure
 
-    found = measure(name, videos, rounds)
+    with redirect_stdout(sys.stderr):
+        found = measure(name, videos, rounds)
     lines = [f"{found.name}: {found.ours.median:.0f} {found.unit}"]
     lines += [f"  {ratio:6.2f} x {other}" for other, ratio in found.ratios.items()]
     for case, row in found.cases.items():

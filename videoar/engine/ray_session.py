@@ -79,7 +79,8 @@ def _join(address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False)
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
-        raise ClusterUnknownError(address, f"no Ray answers: {error}") from error
+        hint = "--target takes local, inline, or an address like host:6379 or ray://host:10001"
+        raise ClusterUnknownError(address, f"no Ray answers: {error}", hint) from error
 
 
 def _quiet() -> None:
