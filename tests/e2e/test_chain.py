@@ -76,6 +76,10 @@ def test_clips_may_stay_in_their_sources(tmp_path: Path):
     row = videoar("show", run["outputs"]["good"], store=store)["first_rows"][0]
     assert row["video_key"] is None
     assert len(row["frame_times_us"]) == row["num_frames"]
+    resumed = videoar("resume", run["run_id"], store=store)
+    assert (resumed["until"], resumed["outputs"]) == ("tokens", run["outputs"])
+    statuses = {stage["name"]: stage["status"] for stage in resumed["stages"]}
+    assert statuses == {**dict.fromkeys(STAGES[:4], "CACHED"), "model": "PENDING"}
 
 
 def test_lineage_ends_at_source_videos(first: dict):

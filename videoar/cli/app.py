@@ -100,7 +100,7 @@ def run(
 
 @app.command()
 def resume(run_id: RunId) -> None:
-    """Continue a run that was killed, cancelled or failed, under its own id."""
+    """Continue a run that was killed, cancelled or failed, under its own id, up to its --until."""
     from videoar.runner.api import resume_run
 
     with redirect_stdout(sys.stderr):

@@ -63,10 +63,14 @@ def run_pipeline(  # noqa: PLR0913 - the verb's own options
 def resume_run(
     store: Store, name: str, *, target: str, watch: Watch = lambda _: nullcontext()
 ) -> Run:
-    """Execute an earlier run again under its id: what is finished is found, the rest is done."""
+    """Execute an earlier run again under its id: what is finished is found, the rest is done.
+
+    The rest of what was asked for: a run with `until` ends there again.
+    """
     run_id = find_run_id(store, name)
-    spec = resume_spec(run_id, store)
-    return _drive(Execution(spec, store, make_engine(target), run_id=run_id), watch)
+    spec, asked = resume_spec(run_id, store), load_run(store, run_id)
+    execution = Execution(spec, store, make_engine(target), run_id=run_id)
+    return _drive(execution, watch, asked.from_, asked.until)
 
 
 def _drive(

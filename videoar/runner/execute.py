@@ -85,7 +85,7 @@ class Execution:
         check_tools(wanted, self.registry)
         found = {name: resolve(self.store, name, url) for name, url in self.spec.inputs.items()}
         self.has_begun = True
-        self._log.create(self.spec, __version__)
+        self._log.create(self.spec, __version__, start, until)
         self._log.driver()
         status: Status = "SUCCEEDED"
         problem: str | None = None

@@ -99,6 +99,10 @@ class Run(Frozen):
     pipeline_digest: str
     document: dict[str, Any]
     source: str
+    from_: str | None = Field(default=None, alias="from")
+    """The first stage that was asked for; None: all."""
+    until: str | None = None
+    """The last one."""
     stages: tuple[StageRun, ...]
     outputs: dict[str, str]
     """Stage name to snapshot id."""
@@ -129,7 +133,9 @@ class RunLog:
         self.run_id = run_id
         self._store = store
 
-    def create(self, spec: PipelineSpec, code_version: str) -> None:
+    def create(
+        self, spec: PipelineSpec, code_version: str, start: str | None, until: str | None
+    ) -> None:
         """Create `run.json`; a resumed run finds its own and keeps it."""
         record = {
             "run_id": self.run_id,
@@ -137,6 +143,8 @@ class RunLog:
             "pipeline_digest": spec.digest,
             "document": dict(spec.document),
             "source": spec.source,
+            "from": start,
+            "until": until,
             "code_version": code_version,
             "started_at": time.time(),
             "stages": [{"name": stage.name, "type": stage.type} for stage in spec.stages],
