@@ -99,6 +99,10 @@ class SnapshotNotFoundError(StorageError):
     """No committed snapshot has this id or ref."""
 
 
+class DamagedError(StorageError):
+    """It is there, and its bytes are not those that were written."""
+
+
 class WithdrawnError(StorageError):
     """It was there, and a take-down of its source has removed it: gone for good, not damaged."""
 

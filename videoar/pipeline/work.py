@@ -20,6 +20,7 @@ from pydantic import Field
 from videoar.contracts.suites import CheckReport
 from videoar.core.crash import crash_point
 from videoar.core.errors import (
+    DamagedError,
     GateError,
     StageError,
     StorageError,
@@ -308,7 +309,9 @@ class StoreRank:
         """Fetch the newest checkpoint that has a record.
 
         Raises:
-            TransientStorageError: another gang trains the same, and has removed it meanwhile.
+            TransientStorageError: another gang trains the same, and has removed it meanwhile; or
+                files of it are lost or damaged. It is removed then: the next attempt of the whole
+                gang goes on from the one before.
         """
         self._remove_older()
         records = [key for key in self._keys() if not self._is_file(key)]
@@ -318,10 +321,28 @@ class StoreRank:
         record = self._store.ledger.read(newest)
         if record is None:
             raise TransientStorageError(newest, "removed meanwhile: another run trains the same")
-        self._store.fetch_folder(record["files"], into)
+        try:
+            self._store.fetch_folder(record["files"], into)
+        except StorageError as error:
+            if not (isinstance(error, DamagedError) or self._has_lost(record["files"])):
+                raise
+            self._remove(newest)
+            hint = "removed, the next attempt goes on from the one before"
+            raise TransientStorageError(newest, f"cannot be loaded: {error}", hint) from error
         step: int = record["step"]
         logger.info("resuming from the checkpoint of step %d", step)
         return step
+
+    def _has_lost(self, files: list[dict[str, Any]]) -> bool:
+        return any(self._store.objects.size(file["key"]) != file["size_bytes"] for file in files)
+
+    def _remove(self, record: str) -> None:
+        """Remove a checkpoint and its files, which the same steps would take for kept."""
+        if self.index:
+            return
+        files = record.replace(".json", "-")
+        for key in (record, *(key for key in self._keys() if key.startswith(files))):
+            self._store.objects.delete(key)
 
     def _keys(self) -> list[str]:
         return [info.key for info in self._store.objects.list(self._checkpoints)]

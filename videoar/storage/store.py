@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from videoar.contracts.contract import load_contract
-from videoar.core.errors import ConfigError, SnapshotNotFoundError, StorageError
+from videoar.core.errors import ConfigError, DamagedError, SnapshotNotFoundError, StorageError
 from videoar.core.ids import sha256_hex
 from videoar.core.types import FileRef
 from videoar.storage.ledger import Ledger, Refs
@@ -93,7 +93,8 @@ class Store:
         """Bring a published folder back, in pieces.
 
         Raises:
-            StorageError: a file is gone, damaged, or would land outside of `into`.
+            DamagedError: a file is not what was kept.
+            StorageError: a file is gone, or would land outside of `into`.
         """
         for file in files:
             target = into / file["path"]
@@ -101,7 +102,7 @@ class Store:
                 raise StorageError(file["path"], "leads out of the folder", "refuse this record")
             target.parent.mkdir(parents=True, exist_ok=True)
             if self._fetch(file["key"], file["size_bytes"], target) != file["sha256"]:
-                raise StorageError(f"{self.url}/{file['key']}", "damaged: wrong SHA-256")
+                raise DamagedError(f"{self.url}/{file['key']}", "damaged: wrong SHA-256")
         return into
 
     def _fetch(self, key: str, size_bytes: int, target: Path) -> str:

@@ -89,6 +89,13 @@ class Stubborn:
         raise StorageError(key, "access denied")
 
 
+class Silent(Stubborn):
+    """Objects of a store that gives none out."""
+
+    def read_into(self, key, spans):
+        raise StorageError(key, "access denied")
+
+
 def test_a_store_that_does_not_delete_costs_space_and_no_training(task, tmp_path, caplog):
     rank = rank_of(task, tmp_path)
     rank._store.objects = Stubborn(rank._store.objects)
@@ -104,6 +111,35 @@ def test_a_checkpoint_that_goes_while_it_is_chosen_does_not_start_from_nothing(t
     rank._store.ledger.read = lambda key: None
     with pytest.raises(TransientStorageError, match="another run trains the same"):
         load(rank, tmp_path / "into")
+
+
+@pytest.mark.parametrize("damage", ["lost", "cut", "flipped"])
+def test_after_a_damaged_checkpoint_the_gang_goes_on_from_the_one_before(task, tmp_path, damage):
+    rank, objects = rank_of(task, tmp_path), task.store().objects
+    for step in (2, 4):
+        save(rank, tmp_path / "state", step)
+    key = next(i.key for i in objects.list("checkpoints/") if "4-" in i.key and i.size_bytes == 4)
+    objects.delete(key)
+    if damage != "lost":
+        objects.put(key, bytes(3) if damage == "cut" else b"\0\0\0\1")
+    with pytest.raises(TransientStorageError, match="goes on from the one before"):
+        load(rank_of(task, tmp_path, index=1), tmp_path / "into")
+    assert kept(task) == ([2, 4], [2, 4])  # the first rank removes it, for all
+    with pytest.raises(TransientStorageError, match="goes on from the one before"):
+        load(rank, tmp_path / "into")
+    assert kept(task) == ([2], [2])
+    assert load(rank, tmp_path / "again") == 2
+    save(rank, tmp_path / "state", 4)
+    assert load(rank, tmp_path / "anew") == 4
+
+
+def test_a_store_that_gives_no_answer_costs_no_checkpoint(task, tmp_path):
+    rank = rank_of(task, tmp_path)
+    save(rank, tmp_path / "state", 2)
+    rank._store.objects = Silent(rank._store.objects)
+    with pytest.raises(StorageError, match="access denied"):
+        load(rank, tmp_path / "into")
+    assert kept(task) == ([2], [2])
 
 
 def test_progress_that_cannot_be_written_is_said_once_and_stops_nothing(task, caplog):

@@ -176,6 +176,17 @@ def test_what_lost_a_file_is_made_again(store: Store, videos: Path, dataset: str
     assert (set(statuses(third).values()), third.outputs) == ({"CACHED"}, again.outputs)
 
 
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(store: Store, videos: Path):
+    first = execute(store, document(videos))
+    harm(store, next(store.objects.list("tables/model/data/")).key, "deleted")
+    newest = next(i for i in store.objects.list("checkpoints/") if "/000000006-" in i.key)
+    store.objects.put(newest.key, bytes(newest.size_bytes))
+    again = execute(store, document(videos))
+    row = store.snapshot(again.outputs["model"]).table().to_pylist()[0]
+    assert dict(row["metrics"])["began_at"] == 4.0
+    assert again.outputs["few"] == first.outputs["few"]
+
+
 def test_a_lost_listing_of_the_run_before_stops_no_run(store: Store, videos: Path):
     execute(store, document(videos))
     harm(store, next(store.objects.list("tables/videos/data/")).key, "deleted")
