@@ -1,5 +1,7 @@
 """Tokenize with two shards at once, killed at every step: always the same snapshot."""
 
+import shutil
+
 import pytest
 
 from tests.token_runs import prepare, run_in_child
@@ -21,17 +23,25 @@ KILLS = [
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory):
+def prepared(tmp_path_factory):
+    """A store with clips and a tokenizer, to be copied, and the pipeline."""
+    folder = tmp_path_factory.mktemp("prepared")
+    return folder, prepare(open_store(folder.as_uri()))
+
+
+@pytest.fixture(scope="module")
+def calm(prepared, tmp_path_factory):
     """The digest that an undisturbed run commits."""
-    return run_and_read(tmp_path_factory.mktemp("calm").as_uri())
+    return run_and_read(prepared, tmp_path_factory.mktemp("calm"))
 
 
-def run_and_read(url, *kills):
-    store = open_store(url)
-    document = prepare(store)
+def run_and_read(prepared, folder, *kills):
+    copied, document = prepared
+    url = shutil.copytree(copied, folder, dirs_exist_ok=True).as_uri()
     for kill in kills:
         assert run_in_child(url, document, **kill) == -9
     assert run_in_child(url, document) == 0
+    store = open_store(url)
     run = load_run(store, find_run_id(store, None))
     tokens = store.snapshot(run.outputs["tokens"])
     table = tokens.table(verify=True)
@@ -41,10 +51,10 @@ def run_and_read(url, *kills):
 
 
 @pytest.mark.parametrize("kill", KILLS, ids=str)
-def test_a_killed_run_ends_as_a_calm_one(calm, tmp_path, kill):
-    assert run_and_read(tmp_path.as_uri(), kill) == calm
+def test_a_killed_run_ends_as_a_calm_one(prepared, calm, tmp_path, kill):
+    assert run_and_read(prepared, tmp_path, kill) == calm
 
 
-def test_killed_again_and_again(calm, tmp_path):
+def test_killed_again_and_again(prepared, calm, tmp_path):
     kills = ({"batch": 2}, {"batch": 7}, {"crash_at": "shard-written"}, {"batch": 1})
-    assert run_and_read(tmp_path.as_uri(), *kills) == calm
+    assert run_and_read(prepared, tmp_path, *kills) == calm
