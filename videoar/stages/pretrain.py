@@ -1,12 +1,13 @@
 """Train the transformer on a token store: tokens to a model."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field
 
 from videoar.core.errors import ContractError
 from videoar.model.config import PRESETS, ModelConfig
+from videoar.pipeline.presets import changed, fitting, known
 from videoar.pipeline.stage import (
     Inputs,
     LoopStage,
@@ -29,36 +30,18 @@ if TYPE_CHECKING:
 class PretrainConfig(StageConfig):
     """Options of `pretrain`."""
 
-    preset: str = "tiny"
+    preset: Annotated[str, AfterValidator(known(PRESETS))] = "tiny"
     """Named size."""
-    model: dict[str, Any] = Field(default_factory=dict)
+    model: Annotated[dict[str, Any], AfterValidator(fitting(PRESETS))] = Field(default_factory=dict)
     """Fields of the model that differ from the preset; bits and scales follow the tokenizer."""
     training: TransformerTraining
     """Phases, optimizer, corruption."""
     checkpoint_every: int = runtime(500, ge=1)
     """Steps between checkpoints; one more follows the last step."""
 
-    @field_validator("preset")
-    @classmethod
-    def _check_preset(cls, preset: str) -> str:
-        if preset not in PRESETS:
-            raise ValueError(f"{preset!r} is unknown; there are {sorted(PRESETS)}")
-        return preset
-
-    @field_validator("model")
-    @classmethod
-    def _check_model(cls, changes: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        if "preset" in info.data:  # mistakes are named under the key that they are in
-            _changed(info.data["preset"], changes)
-        return changes
-
     def model_for(self, tokens: Mapping[str, Any]) -> ModelConfig:
         """Return the model's shape on a tokenizer with these bits and scales."""
-        return _changed(self.preset, {**tokens, **self.model})
-
-
-def _changed(preset: str, changes: Mapping[str, Any]) -> ModelConfig:
-    return ModelConfig.model_validate({**PRESETS[preset].model_dump(), **changes})
+        return changed(PRESETS[self.preset], {**tokens, **self.model})
 
 
 class PretrainStage(LoopStage[PretrainConfig]):

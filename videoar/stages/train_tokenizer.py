@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from videoar.core.errors import (
     ConfigError,
@@ -21,6 +21,7 @@ from videoar.core.ids import sha256_hex
 from videoar.core.settings import settings
 from videoar.media.codes import RETRYABLE
 from videoar.model.tokenizer_config import TOKENIZERS, TokenizerConfig, TokenizerTraining
+from videoar.pipeline.presets import changed, fitting, known
 from videoar.pipeline.stage import (
     Inputs,
     LoopStage,
@@ -53,9 +54,11 @@ _MAX_UNREADABLE = 0.01  # chosen: a damaged file passes, a missing disk does not
 class TrainTokenizerConfig(StageConfig):
     """Options of `train_tokenizer`."""
 
-    preset: str = "ucf"
+    preset: Annotated[str, AfterValidator(known(TOKENIZERS))] = "ucf"
     """Named size."""
-    tokenizer: dict[str, Any] = Field(default_factory=dict)
+    tokenizer: Annotated[dict[str, Any], AfterValidator(fitting(TOKENIZERS))] = Field(
+        default_factory=dict
+    )
     """Fields of the tokenizer that differ from the preset."""
     training: TokenizerTraining = TokenizerTraining()
     """Steps, batch, learning rate, loss weights."""
@@ -86,20 +89,6 @@ class TrainTokenizerConfig(StageConfig):
     checkpoint_every: int = runtime(500, ge=1)
     """Steps between checkpoints; one more follows the last step, and serves a changed gate."""
 
-    @field_validator("preset")
-    @classmethod
-    def _check_preset(cls, preset: str) -> str:
-        if preset not in TOKENIZERS:
-            raise ValueError(f"{preset!r} is unknown; there are {sorted(TOKENIZERS)}")
-        return preset
-
-    @field_validator("tokenizer")
-    @classmethod
-    def _check_tokenizer(cls, changes: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        if "preset" in info.data:  # mistakes are named under the key that they are in
-            _changed(info.data["preset"], changes)
-        return changes
-
     @model_validator(mode="after")
     def _check(self) -> Self:
         self.shape.num_latent_frames(self.training.excerpt_frames)
@@ -121,11 +110,7 @@ class TrainTokenizerConfig(StageConfig):
     @property
     def shape(self) -> TokenizerConfig:
         """The preset with its changes."""
-        return _changed(self.preset, self.tokenizer)
-
-
-def _changed(preset: str, changes: dict[str, Any]) -> TokenizerConfig:
-    return TokenizerConfig.model_validate({**TOKENIZERS[preset].model_dump(), **changes})
+        return changed(TOKENIZERS[self.preset], self.tokenizer)
 
 
 class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
