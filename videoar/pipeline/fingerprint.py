@@ -22,7 +22,8 @@ from videoar.pipeline.stage import Inputs, Shard, Stage
 
 Components = dict[str, Any]
 _PACKAGE = __name__.partition(".")[0]
-_PLUMBING = tuple(f"{_PACKAGE}.{name}" for name in ("core", "storage", "pipeline", "contracts"))
+_PLUMBING = frozenset({"core", "storage", "pipeline", "contracts"})
+"""Subpackages that only move bytes. Matched by whole name: `storage_x` would be code in reach."""
 _ROOT = Path(__file__).parent.parent
 _CODE_DIGEST = 12
 
@@ -73,15 +74,20 @@ def _leaves(value: Any, path: str = "") -> dict[str, Any]:  # noqa: ANN401 - any
 
 
 @lru_cache(maxsize=64)
-def code_closure(module: str) -> dict[str, str]:
-    """Return module name -> digest of its syntax tree, for a module and all that it reaches."""
+def code_closure(module: str, root: Path = _ROOT) -> dict[str, str]:
+    """Return module name -> digest of its syntax tree, for a module and all that it imports.
+
+    Args:
+        module: dotted name of the first module.
+        root: folder of the package.
+    """
     found: dict[str, str] = {}
     queue = [module]
     while queue:
         name = queue.pop()
-        if name in found or name.startswith(_PLUMBING):
+        if name in found or _is_plumbing(name):
             continue
-        path = _source(name)
+        path = _source(name, root)
         if path is None:
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -90,12 +96,16 @@ def code_closure(module: str) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _source(name: str) -> Path | None:
+def _is_plumbing(name: str) -> bool:
+    return name.removeprefix(f"{_PACKAGE}.").partition(".")[0] in _PLUMBING
+
+
+def _source(name: str, root: Path) -> Path | None:
     """Return the file of one of our modules or packages; None for a name inside a module.
 
     Found by path, because asking the import system would import the parents (and torch with them).
     """
-    stem = _ROOT.joinpath(*name.split(".")[1:])
+    stem = root.joinpath(*name.split(".")[1:])
     for path in (stem.with_suffix(".py"), stem / "__init__.py"):
         if path.is_file():
             return path
