@@ -53,7 +53,7 @@ check: setup  ## format, lint, types, layers, generated files, dependencies
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m videoar.contracts.generate --check
+	@$(BIN)/python -m videoar.contracts.codegen --check
 	@$(BIN)/deptry .
 
 fmt: setup  ## format and fix what can be fixed

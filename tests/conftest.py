@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from tests.s3_server import moto_server, s3_server
+from tests.support.s3_server import moto_server, s3_server
 
 __all__ = ["moto_server", "s3_server"]
 

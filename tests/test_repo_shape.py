@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from videoar.contracts.codegen import stale_files
 from videoar.contracts.contract import schemas_folder
-from videoar.contracts.generate import stale_files
 from videoar.core.errors import ConfigError
 from videoar.pipeline.spec import load_pipeline
 
@@ -45,7 +45,7 @@ def child_cpu_s(*command: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-@pytest.mark.parametrize("module", ["videoar", "videoar.cli", "videoar.runner.api"])
+@pytest.mark.parametrize("module", ["videoar", "videoar.cli", "videoar.api"])
 def test_importing_loads_nothing_heavy(module):
     code = f"import sys, {module}; print(*sorted(set({HEAVY}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)

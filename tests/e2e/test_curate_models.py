@@ -8,14 +8,14 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from tests import tiny_models
 from tests.e2e.small import ROOT
-from tests.small_videos import sha
+from tests.support import tiny_models
+from tests.support.small_videos import sha
+from videoar.api import report, run_pipeline
 from videoar.core.errors import ConfigError
-from videoar.media.rendered import draw, scenes
+from videoar.media.synthetic import draw, scenes
 from videoar.media.transcode import encode
 from videoar.pipeline.spec import load_pipeline
-from videoar.runner.api import report, run_pipeline
 from videoar.runner.plan import plan
 from videoar.storage.store import open_store
 

@@ -5,11 +5,11 @@ import io
 import av
 import pytest
 
-from tests.small_videos import document, draw, run
-from videoar.evaluation.report import render
-from videoar.runner.report_data import collect
+from tests.support.small_videos import document, draw, run
+from videoar.report.collect import collect
+from videoar.report.page import render
 from videoar.storage.store import open_store
-from videoar.training.batches import TokenLoader
+from videoar.training.data.token_loader import TokenLoader
 
 SIZES = {"square": (64, 64), "wide": (64, 112), "tall": (112, 64)}
 TAKEN = {"square": (32, 32), "wide": (32, 56), "tall": (56, 32)}

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from tests.e2e.small import ROOT, environment
-from tests.toys import REGISTRY
+from tests.support.toys import REGISTRY
 from tests.unit.runner.test_execute import document, execute
 from videoar.engine.inline import InlineEngine
+from videoar.records.run_record import run_ids
 from videoar.runner.execute import Execution, resume_spec
-from videoar.runner.runs import run_ids
 from videoar.storage.store import open_store
 
 _ROUNDS = 5

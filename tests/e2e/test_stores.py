@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.small import PIPELINE, sets, videoar
-from tests.s3_server import S3Server
+from tests.support.s3_server import S3Server
 
 
 @pytest.mark.slow

@@ -8,9 +8,9 @@ import boto3
 import pytest
 
 from tests.e2e.small import PIPELINE, ROOT, STAGES, sets, videoar
-from tests.s3_server import S3Server, make_bucket
-from tests.small_videos import draw, sha
-from tests.stored_text import holds
+from tests.support.s3_server import S3Server, make_bucket
+from tests.support.small_videos import draw, sha
+from tests.support.stored_text import holds
 from videoar.core.errors import WithdrawnError
 from videoar.storage.store import open_store
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from tests import token_runs
-from tests.clip_rows import clip_row, clips_of
-from tests.toys import REGISTRY
+from tests.support import token_runs
+from tests.support.clip_rows import clip_row, clips_of
+from tests.support.toys import REGISTRY
 from tests.unit.runner.test_execute import document, execute
 from videoar.core.errors import ConfigError, StageError
 from videoar.core.types import Resources
@@ -20,8 +20,8 @@ from videoar.engine.inline import InlineEngine
 from videoar.engine.ray_engine import RayEngine
 from videoar.engine.ray_session import connect, environment
 from videoar.pipeline.spec import parse_pipeline
+from videoar.records.run_record import RowCounts
 from videoar.runner.execute import Execution
-from videoar.runner.runs import RowCounts
 from videoar.storage.store import open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

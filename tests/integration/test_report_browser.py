@@ -8,10 +8,10 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.report_example import example, moving_square
-from tests.system_packages import install
-from videoar.evaluation.report import render
+from tests.support.report_example import example, moving_square
+from tests.support.system_packages import install
 from videoar.media.decode import decode_clip, still
+from videoar.report.page import render
 
 pytestmark = pytest.mark.browser
 

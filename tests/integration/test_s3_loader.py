@@ -2,15 +2,21 @@
 
 import pytest
 
-from tests.unit.training.test_batches import assert_equal, commit_to, contents, token_table
+from tests.unit.training.data.test_token_loader import (
+    assert_equal,
+    commit_to,
+    contents,
+    token_table,
+)
 from videoar.storage import open_store
-from videoar.training import TokenLoader, order
+from videoar.training import TokenLoader
+from videoar.training.data import epoch_order
 
 pytestmark = pytest.mark.s3
 
 
 def test_batches_from_s3_are_those_of_a_folder(s3_server, tmp_path, monkeypatch):
-    monkeypatch.setattr(order, "WINDOW_BYTES", 10 * 240)
+    monkeypatch.setattr(epoch_order, "WINDOW_BYTES", 10 * 240)
     tables = [token_table(start, 10) for start in range(0, 120, 10)]
     tables.append(token_table(120, 6, (2, 8, 64, 128)))  # rows that are fetched one by one
     far = commit_to(open_store(s3_server.new_url(), endpoint=s3_server.endpoint), *tables)

@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import boto3
 import pytest
 
-from tests.s3_server import make_bucket
+from tests.support.s3_server import make_bucket
 from videoar.core.errors import (
     ConfigError,
     StorageError,
@@ -21,8 +21,8 @@ from videoar.core.errors import (
 )
 from videoar.core.ids import canonical_json
 from videoar.storage import object_store, open_store
+from videoar.storage.conformance import MARKER, ensure_put_if_absent, race
 from videoar.storage.object_store import S3ObjectStore, note_key, put_content
-from videoar.storage.probe import MARKER, ensure_put_if_absent, race
 from videoar.storage.store import Store
 
 

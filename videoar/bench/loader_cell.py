@@ -137,7 +137,7 @@ def read_ours(folder: Path, out: Path, batch_size: int, epoch: int) -> Iterator[
 
 def _open_ours(out: Path, batch_size: int) -> Any:  # noqa: ANN401 - our loader, which peers need not have
     from videoar.storage.store import open_store
-    from videoar.training.batches import TokenLoader
+    from videoar.training.data.token_loader import TokenLoader
 
     snapshot = open_store(out.as_uri()).snapshot((out / "snapshot").read_text())
     return TokenLoader(snapshot, batch_size, 0, split="", columns=WIDTHS)

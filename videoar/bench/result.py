@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import Field
 
+from videoar.core.hardware import hardware
 from videoar.core.ids import seed_from
-from videoar.core.machine import hardware
 from videoar.core.types import Frozen
 
 

@@ -22,14 +22,14 @@ from videoar.core.types import Provenance
 from videoar.engine.inline import InlineEngine
 from videoar.media.clips import ClipReader
 from videoar.media.transcode import encode_stream
-from videoar.model.tokenizer_config import TOKENIZERS
+from videoar.model.tokenizer.config import TOKENIZERS
 from videoar.pipeline.spec import parse_pipeline
 from videoar.runner.execute import Execution
 from videoar.storage.store import Store, open_store
 from videoar.storage.tables import Snapshot
 
 if TYPE_CHECKING:
-    from videoar.model.tokenizer import VideoTokenizer
+    from videoar.model.tokenizer.network import VideoTokenizer
 
 _SIZES_PX = (64, 32)  # the first one is the headline; the smaller, the more a file costs beside it
 _PRESET = "demo"  # the sizes of the paper take half a minute per clip and core
@@ -70,7 +70,7 @@ class _Contest:
     def __init__(self, store: Store, videos: Path, size_px: int) -> None:
         import torch
 
-        from videoar.model.tokenizer import VideoTokenizer
+        from videoar.model.tokenizer.network import VideoTokenizer
 
         self.store = store
         ingest = {
@@ -125,7 +125,7 @@ class _Contest:
     def _through(self, batches: Iterator[list[np.ndarray]]) -> dict[str, float]:
         import torch
 
-        from videoar.model.tokenizer import video_from_frames
+        from videoar.model.tokenizer.network import video_from_frames
 
         torch.set_num_threads(1)  # as the stage does with one core
         with torch.no_grad():

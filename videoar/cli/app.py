@@ -83,7 +83,7 @@ def run(
     until: Annotated[str | None, typer.Option(help="Last stage to run.")] = None,
 ) -> None:
     """Plan and execute a pipeline."""
-    from videoar.runner.api import run_pipeline
+    from videoar.api import run_pipeline
 
     with redirect_stdout(sys.stderr):  # where Ray prints of workers that were killed
         made = run_pipeline(
@@ -101,7 +101,7 @@ def run(
 @app.command()
 def resume(run_id: RunId) -> None:
     """Continue a run that was killed, cancelled or failed, under its own id, up to its --until."""
-    from videoar.runner.api import resume_run
+    from videoar.api import resume_run
 
     with redirect_stdout(sys.stderr):
         made = resume_run(_options.open(), run_id, target=_options.target, watch=_watch)
@@ -122,7 +122,7 @@ def plan(pipeline: Pipeline, overrides: Overrides = None) -> None:
 @app.command()
 def status(run_id: OptionalRun = None) -> None:
     """Show a run."""
-    from videoar.runner.runs import find_run_id, load_run
+    from videoar.records.run_record import find_run_id, load_run
 
     store = _options.open()
     _show_run(load_run(store, find_run_id(store, run_id)))
@@ -131,7 +131,7 @@ def status(run_id: OptionalRun = None) -> None:
 @app.command()
 def ls() -> None:
     """List runs, newest first."""
-    from videoar.runner.runs import load_run, run_ids
+    from videoar.records.run_record import load_run, run_ids
 
     store = _options.open()
     runs = [load_run(store, run_id) for run_id in reversed(run_ids(store))]
@@ -144,7 +144,7 @@ def ls() -> None:
 @app.command()
 def logs(where: Annotated[str, typer.Argument(help="RUN or RUN/STAGE.")]) -> None:
     """Print what a run recorded, in order."""
-    from videoar.runner.runs import events_of, find_run_id
+    from videoar.records.run_record import events_of, find_run_id
 
     store = _options.open()
     run_id, _, stage = where.partition("/")
@@ -161,7 +161,7 @@ def logs(where: Annotated[str, typer.Argument(help="RUN or RUN/STAGE.")]) -> Non
 @app.command()
 def cancel(run_id: RunId) -> None:
     """Stop a run that is driven from this machine; finished shards stay."""
-    from videoar.runner.runs import cancel_run
+    from videoar.records.run_record import cancel_run
 
     stopped = cancel_run(_options.open(), run_id)
     _options.emit({"run_id": stopped, "cancelled": True}, f"{stopped}: told to stop")
@@ -170,7 +170,7 @@ def cancel(run_id: RunId) -> None:
 @app.command()
 def explain(run_id: RunId, stage: Annotated[str, typer.Argument(help="Stage name.")]) -> None:
     """Say what changed since the previous run of a stage."""
-    from videoar.runner.api import explain as make_explanation
+    from videoar.api import explain as make_explanation
 
     found = make_explanation(_options.open(), run_id, stage)
     lines = [f"{c['component']}: {c['old']} -> {c['new']}" for c in found["changed"]]
@@ -181,7 +181,7 @@ def explain(run_id: RunId, stage: Annotated[str, typer.Argument(help="Stage name
 @app.command()
 def show(snapshot: Name, rows: Annotated[int, typer.Option(help="Rows to print.")] = 3) -> None:
     """Describe a snapshot and print its first rows."""
-    from videoar.runner.api import show as describe
+    from videoar.api import show as describe
 
     found = describe(_options.open(), snapshot, rows)
     _options.emit(found, json.dumps(found, indent=2, default=str))
@@ -190,7 +190,7 @@ def show(snapshot: Name, rows: Annotated[int, typer.Option(help="Rows to print."
 @app.command()
 def diff(old: Name, new: Name) -> None:
     """Compare two snapshots."""
-    from videoar.runner.api import diff as compare
+    from videoar.api import diff as compare
 
     found = compare(_options.open(), old, new)
     _options.emit(found, json.dumps(found, indent=2, default=str))
@@ -203,7 +203,7 @@ def lineage(
     down: Annotated[bool, typer.Option("--down", help="What was made of it.")] = False,
 ) -> None:
     """Trace anything back to its source videos, or forward to everything made of it."""
-    from videoar.runner.lineage import lineage as trace
+    from videoar.records.lineage import lineage as trace
 
     if up and down:
         raise ConfigError("--up --down", "exclude each other", "give one of them")
@@ -223,7 +223,7 @@ def validate(
     ] = None,
 ) -> None:
     """Check a pipeline file, or every row of a snapshot against its contract."""
-    from videoar.runner.validate import validate_pipeline, validate_snapshot
+    from videoar.admin.validate import validate_pipeline, validate_snapshot
 
     is_file = name.endswith((".yaml", ".yml"))
     if is_file and deep:
@@ -251,7 +251,7 @@ def export(
     ] = 256,
 ) -> None:
     """Write a snapshot of tokens for other readers; the manifest comes last."""
-    from videoar.runner.export import export as write
+    from videoar.admin.export import export as write
 
     found = write(_options.open(), snapshot, form, to, shard_mib=shard_mib)
     lines = [f"{file['name']}  {file['rows']} rows" for file in found["files"]]
@@ -274,7 +274,7 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
 ) -> None:
     """Write a run's report page, one self-contained HTML file."""
-    from videoar.runner.api import report as render
+    from videoar.api import report as render
 
     store = _options.open()
     key, page = render(store, run_id)
@@ -287,7 +287,7 @@ def report(
 @app.command()
 def gate(run_id: OptionalRun = None) -> None:
     """Show the decision of a run's promotion gate; exit code 4 when it blocked."""
-    from videoar.runner.api import gate as decision
+    from videoar.api import gate as decision
 
     found = decision(_options.open(), run_id)
     lines = [
@@ -303,7 +303,7 @@ def promote(
     model: Name, to: Annotated[str, typer.Option(help="Ref to move.")] = "champion"
 ) -> None:
     """Point a ref at a model that its gate has passed."""
-    from videoar.runner.api import promote as move
+    from videoar.api import promote as move
 
     found = move(_options.open(), model, to)
     _options.emit(found, f"{found['ref']} -> {found['snapshot']}")
@@ -312,7 +312,7 @@ def promote(
 @app.command()
 def rollback(ref: Annotated[str, typer.Argument(help="Ref, e.g. champion.")]) -> None:
     """Point a ref back at what it pointed at before."""
-    from videoar.runner.api import rollback as move
+    from videoar.api import rollback as move
 
     found = move(_options.open(), ref)
     _options.emit(found, f"{found['ref']}: {found['was']} -> {found['snapshot']}")
@@ -325,7 +325,7 @@ def forget(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
 ) -> None:
     """Take a source down: delete what holds its content, name what was made of it."""
-    from videoar.runner.api import forget as take_down
+    from videoar.api import forget as take_down
 
     found = take_down(_options.open(), source, reason, dry_run=dry_run)
     deleted = found["deleted"]
@@ -356,7 +356,7 @@ def quarantine_ls(
     reason: Annotated[str | None, typer.Option(help="Only this code, e.g. TOO_SHORT.")] = None,
 ) -> None:
     """List the rows that were refused, with their reasons."""
-    from videoar.runner.api import quarantine as refused
+    from videoar.api import quarantine as refused
 
     found = refused(_options.open(), name, reason)
     lines = [
@@ -372,7 +372,7 @@ def quarantine_ls(
 @app.command()
 def doctor() -> None:
     """Check this machine and the store; refuses a store in which two racing writers can win."""
-    from videoar.runner.doctor import diagnose
+    from videoar.admin.doctor import diagnose
 
     checks = diagnose(_options.open())
     good = all(check.ok for check in checks)

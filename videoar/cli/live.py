@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.table import Table
 
 from videoar.pipeline.work import progress_key
+from videoar.records.run_record import StageRun
 from videoar.runner.execute import Execution
-from videoar.runner.runs import StageRun
 
 _REFRESH_PER_S = 4
 _STYLES = {

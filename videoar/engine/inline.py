@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 
-from videoar.core.ahead import ahead
 from videoar.core.errors import StageError
+from videoar.core.prefetch import ahead
 from videoar.engine.base import ShardDone, with_retries
 from videoar.pipeline.stage import Shard
 from videoar.pipeline.work import (

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from videoar.contracts.partitions import on_scheduler
 from videoar.core.errors import ConfigError
 from videoar.engine.base import ShardDone, with_retries
 from videoar.engine.inline import finished_loop
@@ -18,6 +17,7 @@ from videoar.engine.ray_session import connect, disconnect, environment, unwrap
 from videoar.engine.ray_train import run_gang
 from videoar.pipeline.stage import LoopStage, Shard
 from videoar.pipeline.work import Task, WorkRecord, run_reduce
+from videoar.storage.partitions import on_scheduler
 
 
 def _reduce(task: Task) -> WorkRecord:

@@ -3,7 +3,7 @@
 What travels is one small row per shard: its description there, its record back. The actor reads the
 shard from the store and writes the result to the store, so the object store stays empty however
 large the corpus is, and Ray Data's backpressure bounds the shards in flight. With `readers` there
-is a second pool, of actors that read clips for these (`videoar.engine.ray_lanes`).
+is a second pool, of actors that read clips for these (`videoar.engine.ray_clip_readers`).
 """
 
 import logging
@@ -17,9 +17,9 @@ import numpy as np
 
 from videoar.core.errors import VideoARError
 from videoar.engine.base import with_retries
-from videoar.engine.ray_lanes import reading_actors
+from videoar.engine.ray_clip_readers import reading_actors
 from videoar.engine.ray_session import environment
-from videoar.media.lanes import lending
+from videoar.media.clip_prefetch import lending
 from videoar.pipeline.stage import Shard
 from videoar.pipeline.work import ShardWorker, Task, WorkRecord
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from videoar.core.ahead import ahead
+from videoar.core.prefetch import ahead
 from videoar.engine.base import with_retries
 from videoar.engine.ray_session import environment
 from videoar.pipeline.stage import Shard

@@ -14,20 +14,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from videoar.evaluation import rendered, scorecard
+from videoar.evaluation import scorecard, synthetic
 from videoar.evaluation.frechet import FeatureStats, frechet_distance, frechet_interval
 from videoar.evaluation.i3d import I3D, MIN_FRAMES, NUM_CLASSES, preprocess
 from videoar.evaluation.metrics import psnr_T, ssim_T
 from videoar.evaluation.scorecard import Lock, Row
 from videoar.evaluation.vbench import DIMENSIONS, temporal_flickering
-from videoar.media.rendered import parse_prompt
+from videoar.media.synthetic import parse_prompt
 from videoar.model.device import device
 
 Frames = NDArray[np.uint8]
 Array = NDArray[np.float64]
 
 DISTANCE_FRAMES = 16  # Source: StyleGAN-V and TATS protocols, 16 frames per clip
-RENDERED = (*(f"{name}_acc" for name in (*rendered.ATTRIBUTES, "all")), "valid_frac")
+RENDERED = (*(f"{name}_acc" for name in (*synthetic.ATTRIBUTES, "all")), "valid_frac")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class SampleScores:
     def __init__(self) -> None:
         self.ids: list[str] = []
         self.texts: list[str] = []
-        self.verdicts: list[rendered.Verdict] = []
+        self.verdicts: list[synthetic.Verdict] = []
         self.flicker: list[float] = []
         self.motion: list[float] = []
 
@@ -114,7 +114,7 @@ class SampleScores:
         """Look at one clip."""
         self.ids.append(clip.id)
         self.texts.append(clip.text)
-        self.verdicts.append(rendered.judge(clip.frames, clip.rate_fps))
+        self.verdicts.append(synthetic.judge(clip.frames, clip.rate_fps))
         self.flicker.append(temporal_flickering(clip.frames))
         self.motion.append(frame_difference(clip.frames))
 
@@ -138,7 +138,7 @@ class SampleScores:
 
     def rendered_rows(self, prefix: str, lock: Lock) -> list[Row]:
         """Judge the clips whose text is a prompt of the rendered corpus."""
-        full = {**lock, "judge": rendered.JUDGE_VERSION}
+        full = {**lock, "judge": synthetic.JUDGE_VERSION}
         scenes = [parse_prompt(text) for text in self.texts]
         pairs = [
             (id_, verdict, scene)
@@ -149,7 +149,7 @@ class SampleScores:
             reason = "no text is a prompt of the rendered corpus"
             return rendered_absent(prefix, reason, full)
         ids, verdicts, wanted = zip(*pairs, strict=True)
-        scores = rendered.rendered_scores(verdicts, wanted)
+        scores = synthetic.rendered_scores(verdicts, wanted)
         seen = {id_: [v.colour, v.shape, v.motion] for id_, v in zip(ids, verdicts, strict=True)}
         scores["all_acc"].details["seen"] = seen
         return [

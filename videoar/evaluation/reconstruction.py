@@ -20,7 +20,7 @@ from videoar.evaluation.frechet import frechet_of_vectors
 from videoar.evaluation.i3d import I3D
 from videoar.evaluation.measure import Clip, features_ND, why_no_distance
 from videoar.evaluation.metrics import psnr_T, ssim_T
-from videoar.model.tokenizer import VideoTokenizer, frames_from_video, video_from_frames
+from videoar.model.tokenizer.network import VideoTokenizer, frames_from_video, video_from_frames
 from videoar.storage.token_codec import pack_bits, unpack_bits
 
 Frames = NDArray[np.uint8]

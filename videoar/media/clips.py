@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from videoar.core.errors import MediaError
+from videoar.core.scratch import Scratch, sweep
 from videoar.media.codes import RETRYABLE, exit_kind
 from videoar.media.decode import decode_clip
-from videoar.media.isolate import Scanner
 from videoar.media.process import Limits
+from videoar.media.sandbox import Scanner
 from videoar.media.scan import ScanPlan
-from videoar.media.scratch import Scratch, sweep
 from videoar.storage.object_store import ObjectStore
 
 COLUMNS = (

@@ -1,7 +1,7 @@
 """Bring one source here and name it by its bytes.
 
 A network drive or a server that has died answers nothing, for ever, even to a question such as how
-long a file is. So this runs in a child process that may be killed (`videoar.media.isolate`), and it
+long a file is. So this runs in a child process that may be killed (`videoar.media.sandbox`), and it
 tells how far it is: the deadline counts from one sign of life to the next.
 """
 

@@ -24,12 +24,12 @@ from av.logging import ERROR, Capture, set_level, set_skip_repeated
 
 from videoar.core.errors import MediaError
 from videoar.core.types import Frozen
-from videoar.media.changes import Change, find_changes
 from videoar.media.phash import phash
 from videoar.media.picture import Painter, Size
 from videoar.media.probe import CODECS, admit
 from videoar.media.quality import measure
 from videoar.media.shots import MAX_GAP_US, Span, Tick, shots, spans
+from videoar.media.transitions import Change, find_changes
 
 _VFR_SPREAD = 0.2
 _INTACT_SHARE = 0.98

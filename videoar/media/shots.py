@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from videoar.media.changes import LOOK_US, Change, find_changes
+from videoar.media.transitions import LOOK_US, Change, find_changes
 
 _TRIM = 2  # frames on either side of a change: encoders smear it
 MAX_GAP_US = 500_000  # a longer gap in time is a new shot: time is never filled

@@ -24,7 +24,7 @@ import pyarrow as pa
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError
 from videoar.core.settings import settings
-from videoar.media import rendered
+from videoar.media import synthetic
 from videoar.media.fetch import bucket_and_key
 from videoar.storage.object_store import S3ObjectStore
 
@@ -66,7 +66,7 @@ def list_sources(url: str) -> pa.Table:
         ConfigError: nothing there, no permission, or a `labels.csv` that cannot be used.
     """
     if url.startswith("rendered://"):
-        rows = rendered.list_rendered(url)
+        rows = synthetic.list_rendered(url)
     else:
         files = list(_list_s3(url) if url.startswith("s3://") else _list_folder(_folder(url)))
         rows = _rows(url, files)

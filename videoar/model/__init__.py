@@ -8,12 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from videoar.model.config import PRESETS, ModelConfig
-    from videoar.model.quantizer import MultiScaleBSQ
-    from videoar.model.sampling import sample
-    from videoar.model.tokenizer import VideoTokenizer
-    from videoar.model.tokenizer_config import TokenizerConfig
-    from videoar.model.transformer import VideoAR
+    from videoar.model.tokenizer.config import TokenizerConfig
+    from videoar.model.tokenizer.network import VideoTokenizer
+    from videoar.model.tokenizer.quantizer import MultiScaleBSQ
+    from videoar.model.transformer.config import PRESETS, ModelConfig
+    from videoar.model.transformer.network import VideoAR
+    from videoar.model.transformer.sampling import sample
 
 __all__ = [
     "PRESETS",
@@ -26,13 +26,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "PRESETS": "config",
-    "ModelConfig": "config",
-    "MultiScaleBSQ": "quantizer",
-    "TokenizerConfig": "tokenizer_config",
-    "VideoAR": "transformer",
-    "VideoTokenizer": "tokenizer",
-    "sample": "sampling",
+    "PRESETS": "transformer.config",
+    "ModelConfig": "transformer.config",
+    "MultiScaleBSQ": "tokenizer.quantizer",
+    "TokenizerConfig": "tokenizer.config",
+    "VideoAR": "transformer.network",
+    "VideoTokenizer": "tokenizer.network",
+    "sample": "transformer.sampling",
 }
 
 

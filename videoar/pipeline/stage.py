@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_c
 import pyarrow as pa
 from pydantic import Field
 
-from videoar.contracts.suites import CheckReport
+from videoar.contracts.expectations import CheckReport
 from videoar.core.types import FileRef, Frozen, Resources
 from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot

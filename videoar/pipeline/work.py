@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
-from videoar.contracts.suites import CheckReport
-from videoar.core.crash import crash_point
+from videoar.contracts.expectations import CheckReport
+from videoar.core.crash_points import crash_point
 from videoar.core.errors import (
     DamagedError,
     GateError,
@@ -27,8 +27,8 @@ from videoar.core.errors import (
     TransientStorageError,
     VideoARError,
 )
+from videoar.core.scratch import Scratch, sweep
 from videoar.core.types import FileRef, Frozen
-from videoar.media.scratch import Scratch, sweep
 from videoar.pipeline.fingerprint import Components, fingerprint, shard_fingerprint
 from videoar.pipeline.registry import BUILTIN, Registry, make_stage
 from videoar.pipeline.stage import (

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from videoar import __version__
-from videoar.core.crash import crash_point
+from videoar.core.crash_points import crash_point
 from videoar.core.errors import ConfigError, GateError, StageError
 from videoar.core.ids import new_run_id
 from videoar.core.logging import log_context
 from videoar.core.types import Provenance
 from videoar.engine.base import Engine
-from videoar.pipeline.accelerator import summary
+from videoar.pipeline.device_queue import summary
 from videoar.pipeline.fingerprint import (
     Components,
     components,
@@ -36,9 +36,7 @@ from videoar.pipeline.work import (
     merge,
     record_key,
 )
-from videoar.runner.inputs import Listing, compare, resolve
-from videoar.runner.plan import build, check_contracts, check_tools, split_done, why
-from videoar.runner.runs import (
+from videoar.records.run_record import (
     RowCounts,
     Run,
     RunLog,
@@ -47,6 +45,8 @@ from videoar.runner.runs import (
     Status,
     load_run,
 )
+from videoar.runner.inputs import Listing, compare, resolve
+from videoar.runner.plan import build, check_contracts, check_tools, split_done, why
 from videoar.storage.reader import read_file
 from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot, lost

@@ -17,8 +17,8 @@ from videoar.pipeline.registry import BUILTIN, Registry, make_stage, stage_class
 from videoar.pipeline.spec import PipelineSpec, StageSpec
 from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
 from videoar.pipeline.work import WorkRecord, find_record
+from videoar.records.run_record import ShardCounts, previous_parts
 from videoar.runner.inputs import Listing, resolve
-from videoar.runner.runs import ShardCounts, previous_parts
 from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot, lost
 

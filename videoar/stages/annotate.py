@@ -64,7 +64,7 @@ class AnnotateStage(MapStage[A]):
 
     def tools(self) -> Mapping[str, str]:
         """Return the digest of the model and the version of the library that runs it."""
-        from videoar.model.model_folder import identity
+        from videoar.model.pretrained.model_folder import identity
 
         return identity(self.config.model)
 
@@ -78,7 +78,7 @@ class AnnotateStage(MapStage[A]):
         return partial(self._annotate, self.load(), ClipReader(store.objects))
 
     def _annotate(self, answer: Answer, read: "ClipReader", batch: pa.Table) -> Output:
-        from videoar.model.pretrained import pick_stills
+        from videoar.model.pretrained.networks import pick_stills
 
         cfg = self.config
         rows = batch.to_pylist()
@@ -123,7 +123,7 @@ class CaptionStage(AnnotateStage[CaptionConfig]):
 
     def load(self) -> Answer:
         """Load the captioner; a clip about which it says nothing keeps the caption it has."""
-        from videoar.model.pretrained import Captioner
+        from videoar.model.pretrained.networks import Captioner
 
         cfg = self.config
         captioner = Captioner(cfg.model, cfg.prompt, cfg.max_new_tokens)
@@ -157,8 +157,8 @@ class EmbedStage(AnnotateStage[EmbedConfig]):
 
     def load(self) -> Answer:
         """Load the encoder; the vectors of a clip's frames are averaged."""
-        from videoar.model.model_folder import folder_digest
-        from videoar.model.pretrained import ImageEncoder
+        from videoar.model.pretrained.model_folder import folder_digest
+        from videoar.model.pretrained.networks import ImageEncoder
 
         encoder, digest = ImageEncoder(self.config.model), folder_digest(self.config.model)
 

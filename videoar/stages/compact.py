@@ -26,7 +26,7 @@ from videoar.core.ids import canonical_json, digest_json, sha256_hex
 from videoar.pipeline.stage import Inputs, Mapper, MapStage, Output, Port, Shard, StageConfig
 from videoar.storage.payload import row_bytes
 from videoar.storage.reader import read_footers
-from videoar.storage.rows import RowSource, own_notes
+from videoar.storage.row_reader import RowSource, own_notes
 from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot
 from videoar.storage.token_codec import checksum

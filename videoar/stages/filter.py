@@ -2,7 +2,7 @@
 
 Rows only; the media stay where they are and no frame is decoded. Each input file gives one output
 file, so that whatever works on single files later keeps its results for those that did not change.
-Rows of all files meet only where they share a key (`videoar.contracts.partitions`).
+Rows of all files meet only where they share a key (`videoar.storage.partitions`).
 """
 
 from collections import Counter
@@ -14,9 +14,9 @@ import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from videoar.contracts.contract import load_contract
-from videoar.contracts.suites import CheckReport
+from videoar.contracts.expectations import CheckReport
 from videoar.core.errors import ConfigError, ContractError, GateError
-from videoar.media.policy import (
+from videoar.curation.policy import (
     COLUMNS,
     PROFILE_HINT,
     SCORE_MISSING,
@@ -133,7 +133,7 @@ class FilterStage(ReduceStage[FilterConfig]):
 
     def check(self, inputs: Inputs, output: pa.Table) -> CheckReport:
         """Gate the kept rows with Great Expectations."""
-        from videoar.contracts.suites import Gate, check
+        from videoar.contracts.expectations import Gate, check
 
         rows_in = inputs["clips"].rows
         gate = Gate(
@@ -146,9 +146,9 @@ class FilterStage(ReduceStage[FilterConfig]):
 
     def _repeats(self, judge: "_Judge") -> dict[int, dict[int, tuple[str, Row]]]:
         """Return, by file and row, why a clip repeats another one, and the row of that one."""
-        from videoar.contracts.partitions import grouped, paired
-        from videoar.media import duplicates
+        from videoar.curation import duplicates
         from videoar.media.phash import MIRROR
+        from videoar.storage.partitions import grouped, paired
 
         clips, count = judge.clips, len(judge.clips.files)
 
@@ -207,7 +207,7 @@ class _Judge:
 
 
 def _keys(judge: _Judge, mask: int, index: int) -> "np.ndarray":
-    from videoar.media import duplicates
+    from videoar.curation import duplicates
 
     return duplicates.keys(judge.survivors(index, duplicates.COLUMNS), mask)
 
@@ -230,7 +230,7 @@ def _merge(blocks: list[Block]) -> Block:
 
 def _require_one_model(judge: _Judge) -> None:
     """Refuse to compare embeddings of different models."""
-    from videoar.contracts.partitions import each
+    from videoar.storage.partitions import each
 
     def models(index: int) -> set[str | None]:
         rows = judge.survivors(index, ["embedding_model"])
@@ -248,7 +248,7 @@ def _pairs(found: Iterable["np.ndarray"]) -> set[tuple[int, int]]:
 
 def _rows(clips: Snapshot, numbers: set[int]) -> dict[int, Row]:
     """Read what ranks the given rows."""
-    from videoar.media import duplicates
+    from videoar.curation import duplicates
 
     found: dict[int, Row] = {}
     for index in sorted({number >> _ROW_BITS for number in numbers}):

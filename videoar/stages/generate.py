@@ -155,7 +155,7 @@ class Generator:
         """Generate one batch."""
         from videoar.media.transcode import encode_clips
         from videoar.model import sample
-        from videoar.model.tokenizer import frames_from_video
+        from videoar.model.tokenizer.network import frames_from_video
 
         rows = batch.to_pylist()
         video_B3THW = sample(

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from videoar.contracts.contract import load_contract
-from videoar.core.crash import crash_point
+from videoar.core.crash_points import crash_point
 from videoar.core.errors import ContractError, MediaError
 from videoar.core.ids import digest_json, seed_from
 from videoar.media.codes import RETRYABLE, exit_kind
@@ -155,10 +155,10 @@ class _Ingest:
     """The opened stage: one scanning child for many sources."""
 
     def __init__(self, config: IngestConfig, store: Store) -> None:
-        from videoar.media.isolate import Scanner
+        from videoar.core.scratch import sweep
         from videoar.media.process import Limits
+        from videoar.media.sandbox import Scanner
         from videoar.media.scan import ScanPlan
-        from videoar.media.scratch import sweep
 
         sweep()
         self.config, self.store = config, store
@@ -198,7 +198,7 @@ class _Ingest:
 
     def _ingest(self, row: Row, seen: dict[str, str]) -> list[Row]:
         """Turn one source into rows; `seen` maps addresses to content for the whole shard."""
-        from videoar.media.scratch import Scratch
+        from videoar.core.scratch import Scratch
 
         with Scratch() as folder:
             path, source_id = self.scanner.fetch(row["uri"], folder)

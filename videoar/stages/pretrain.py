@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import AfterValidator, Field
 
 from videoar.core.errors import ContractError
-from videoar.model.config import PRESETS, ModelConfig
+from videoar.model.transformer.config import PRESETS, ModelConfig
 from videoar.pipeline.presets import changed, fitting, known
 from videoar.pipeline.stage import (
     Inputs,
@@ -60,9 +60,9 @@ class PretrainStage(LoopStage[PretrainConfig]):
         """Train to the last step, from the newest checkpoint if there is one."""
         import torch
 
-        from videoar.training.batches import TokenLoader
         from videoar.training.checkpoint import load_tokenizer, load_transformer, publish_model
-        from videoar.training.train_transformer import TransformerTrainer
+        from videoar.training.data.token_loader import TokenLoader
+        from videoar.training.transformer import TransformerTrainer
 
         training = self.config.training
         torch.set_num_threads(max(1, int(self.config.resources.cpus)))

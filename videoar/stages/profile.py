@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import GateError
-from videoar.media.policy import profiled
+from videoar.curation.policy import profiled
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
 from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot
@@ -37,7 +37,7 @@ class ProfileStage(ReduceStage[ProfileConfig]):
         Raises:
             GateError: there is no clip at all.
         """
-        from videoar.contracts.profile import describe
+        from videoar.storage.column_profile import describe
 
         clips = inputs["clips"]
         if not clips.files:

@@ -17,16 +17,16 @@ import pyarrow as pa
 from pydantic import Field
 
 from videoar.contracts.contract import load_contract
-from videoar.core.crash import crash_point
+from videoar.core.crash_points import crash_point
 from videoar.core.errors import ContractError
-from videoar.pipeline.accelerator import Accelerator, Share
+from videoar.pipeline.device_queue import Accelerator, Share
 from videoar.pipeline.stage import Inputs, Mapper, MapStage, Output, Port, StageConfig
 from videoar.storage.store import Store
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from videoar.model.tokenizer import VideoTokenizer
+    from videoar.model.tokenizer.network import VideoTokenizer
 
 LAYOUT_VERSION = 1
 _JUDGED_CLIPS = 4  # chosen: enough to tell a wrong tokenizer, cheap beside a shard
@@ -79,7 +79,7 @@ class _Tokenizer:
     def __init__(
         self, net: "VideoTokenizer", digest: str, store: Store, config: TokenizeConfig
     ) -> None:
-        from videoar.media.lanes import ReadAhead
+        from videoar.media.clip_prefetch import ReadAhead
 
         self._net, self._digest, self._batch_clips = net, digest, config.batch_clips
         self._read = ReadAhead(store.objects, threads=max(1, int(config.resources.cpus) - 1))
@@ -156,7 +156,7 @@ class _Tokenizer:
         import torch
 
         from videoar.evaluation.reconstruction import require_finite
-        from videoar.model.tokenizer import video_from_frames
+        from videoar.model.tokenizer.network import video_from_frames
         from videoar.storage.token_codec import checksum, pack_bits
 
         net = self._net.for_size(*frames_NTHWC.shape[2:4])

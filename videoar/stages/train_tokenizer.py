@@ -20,7 +20,7 @@ from videoar.core.errors import (
 from videoar.core.ids import sha256_hex
 from videoar.core.settings import settings
 from videoar.media.codes import RETRYABLE
-from videoar.model.tokenizer_config import TOKENIZERS, TokenizerConfig, TokenizerTraining
+from videoar.model.tokenizer.config import TOKENIZERS, TokenizerConfig, TokenizerTraining
 from videoar.pipeline.presets import changed, fitting, known
 from videoar.pipeline.stage import (
     Inputs,
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from videoar.evaluation.i3d import I3D
-    from videoar.model.tokenizer import VideoTokenizer
-    from videoar.model.tokenizer_losses import FeatureNet
-    from videoar.training.train_tokenizer import TokenizerTrainer
+    from videoar.model.tokenizer.losses import FeatureNet
+    from videoar.model.tokenizer.network import VideoTokenizer
+    from videoar.training.tokenizer import TokenizerTrainer
 
 logger = logging.getLogger(__name__)
 Row = dict[str, Any]
@@ -64,10 +64,10 @@ class TrainTokenizerConfig(StageConfig):
     """Steps, batch, learning rate, loss weights."""
     lpips_weights: str = ""
     """Path, on every rank, of a safetensors file with the weights of AlexNet and the heads for
-    the perceptual term (see `videoar.model.lpips`); empty takes a frozen random net."""
+    the perceptual term (see `videoar.model.tokenizer.lpips`); empty takes a frozen random net."""
     image_weights: str = ""
     """Path, on every rank, of a safetensors file of an image tokenizer of the same shape, which is
-    inflated into the new network (see `videoar.model.tokenizer.inflate`): one of ours, or one of
+    inflated into the new network (see `model.tokenizer.network.inflate`): one of ours, or one of
     Infinity's where the tokenizer has `infinity_layout`, as `ucf` and `512` have."""
     image_fresh: tuple[str, ...] = ()
     """Prefixes of weights that the image tokenizer does not give. Where it has another number of
@@ -148,7 +148,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
 
         from videoar.evaluation.reconstruction import Validation, require_round_trip
         from videoar.model.device import device
-        from videoar.training.train_tokenizer import TokenizerTrainer
+        from videoar.training.tokenizer import TokenizerTrainer
 
         torch.set_num_threads(max(1, int(self.config.resources.cpus)))
         train, val = self._clips(inputs["clips"], store)
@@ -190,7 +190,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
 
     def _start(self, net: "VideoTokenizer") -> None:
         """Inflate the image tokenizer, if there is one, into a new network."""
-        from videoar.model.tokenizer import inflate, load_image_weights
+        from videoar.model.tokenizer.network import inflate, load_image_weights
 
         path, fresh = self.config.image_weights, self.config.image_fresh
         if not path:
@@ -376,7 +376,7 @@ def _lpips(path: str) -> "FeatureNet | None":
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    from videoar.model.lpips import LpipsAlex
+    from videoar.model.tokenizer.lpips import LpipsAlex
 
     try:
         net = LpipsAlex(load(_read("lpips_weights", path)))

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Protocol, TypeVar
 
-from videoar.core.crash import crash_point
+from videoar.core.crash_points import crash_point
 from videoar.core.errors import ConfigError, StorageError, TransientStorageError, WithdrawnError
 
 T = TypeVar("T")

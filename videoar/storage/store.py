@@ -10,6 +10,7 @@ from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, DamagedError, SnapshotNotFoundError, StorageError
 from videoar.core.ids import sha256_hex
 from videoar.core.types import FileRef
+from videoar.storage.conformance import ensure_put_if_absent
 from videoar.storage.ledger import Ledger, Refs
 from videoar.storage.object_store import (
     LocalObjectStore,
@@ -19,7 +20,6 @@ from videoar.storage.object_store import (
     put_content,
     put_content_of,
 )
-from videoar.storage.probe import ensure_put_if_absent
 from videoar.storage.tables import Dataset, Snapshot, every_commit, find_snapshot
 
 _PIECE_BYTES = 64 << 20

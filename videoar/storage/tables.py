@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from videoar.contracts.contract import Contract, load_contract
-from videoar.core.crash import crash_point
+from videoar.core.crash_points import crash_point
 from videoar.core.errors import (
     ConfigError,
     SnapshotNotFoundError,

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ContractError
 from videoar.core.ids import canonical_json, digest_json
-from videoar.media.scratch import Scratch
-from videoar.model.config import ModelConfig
-from videoar.model.tokenizer import VideoTokenizer
-from videoar.model.tokenizer_config import TokenizerConfig
-from videoar.model.transformer import VideoAR
+from videoar.core.scratch import Scratch
+from videoar.model.tokenizer.config import TokenizerConfig
+from videoar.model.tokenizer.network import VideoTokenizer
+from videoar.model.transformer.config import ModelConfig
+from videoar.model.transformer.network import VideoAR
 from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot
 

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from videoar.core.types import Frozen
-from videoar.model.config import CFECConfig
+from videoar.model.transformer.config import CFECConfig
 
 
 class OptimizerConfig(Frozen):

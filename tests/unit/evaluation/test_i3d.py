@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.shared_data import shared_json
+from tests.support.shared_data import shared_json
 from videoar.core.errors import ConfigError
 from videoar.evaluation import i3d
 

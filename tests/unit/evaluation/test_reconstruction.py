@@ -15,9 +15,9 @@ from videoar.evaluation.reconstruction import (
     require_round_trip,
     round_trip,
 )
-from videoar.media.rendered import draw, scenes
-from videoar.model.tokenizer import VideoTokenizer
-from videoar.model.tokenizer_config import TOKENIZERS
+from videoar.media.synthetic import draw, scenes
+from videoar.model.tokenizer.config import TOKENIZERS
+from videoar.model.tokenizer.network import VideoTokenizer
 
 torch.set_num_threads(1)
 CLIPS = [draw(scene, 9, 32, 8.0) for scene in scenes()[:3]]

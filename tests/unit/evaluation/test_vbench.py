@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.shared_data import shared_json
+from tests.support.shared_data import shared_json
 from videoar.core.errors import ContractError
 from videoar.evaluation import temporal_flickering, vbench_scores
 from videoar.evaluation.vbench import DIMENSIONS, QUALITY, SEMANTIC

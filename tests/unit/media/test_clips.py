@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.stage_chain import ingest
+from tests.support.stage_chain import ingest
 from tests.unit.media.test_scan import ffmpeg, shot, write
 from videoar.core.errors import MediaError
 from videoar.media.clips import COLUMNS, ClipReader

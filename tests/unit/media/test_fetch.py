@@ -10,14 +10,14 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.s3_server import aws_variables
-from tests.small_videos import draw
-from tests.stage_chain import ingest
+from tests.support.s3_server import aws_variables
+from tests.support.small_videos import draw
+from tests.support.stage_chain import ingest
 from videoar.core.errors import MediaError, TransientStorageError
 from videoar.core.settings import settings
 from videoar.media import fetch as fetching
-from videoar.media.isolate import Scanner
 from videoar.media.process import Limits
+from videoar.media.sandbox import Scanner
 from videoar.media.scan import ScanPlan
 from videoar.storage.object_store import S3ObjectStore
 from videoar.storage.store import open_store

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from tests.hostile import has_encoder
+from tests.support.hostile import has_encoder
 from videoar.media.decode import decode_clip
 from videoar.media.scan import ScanPlan, SourceFacts, scan
 from videoar.media.transcode import encode_clips

@@ -10,8 +10,8 @@ import pytest
 
 from videoar.core.errors import MediaError
 from videoar.media.decode import decode_clip
-from videoar.media.isolate import Scanner
 from videoar.media.process import Limits
+from videoar.media.sandbox import Scanner
 from videoar.media.scan import Excerpt, ScanPlan, SourceFacts, scan
 from videoar.media.transcode import encode, encode_clips
 

@@ -7,9 +7,9 @@ import pytest
 
 from videoar.core.errors import ConfigError, MediaError
 from videoar.media.fetch import fetch
-from videoar.media.isolate import Scanner
 from videoar.media.probe import admit, sniff
 from videoar.media.process import Limits
+from videoar.media.sandbox import Scanner
 from videoar.media.scan import ScanPlan
 from videoar.media.sources import list_sources
 

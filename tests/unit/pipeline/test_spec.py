@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toys import REGISTRY
+from tests.support.toys import REGISTRY
 from videoar.core.errors import ConfigError
 from videoar.pipeline.spec import SpecError, load_pipeline
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.toys import REGISTRY
+from tests.support.toys import REGISTRY
 from videoar.core.errors import StorageError, TransientStorageError
 from videoar.pipeline.work import StoreRank, Task, store_progress
 

@@ -7,19 +7,19 @@ import av
 import numpy as np
 import pytest
 
-from tests.clip_rows import clip_row, clips_of
-from tests.small_videos import document, draw
-from tests.small_videos import run as run_small
-from tests.stage_chain import describe
+from tests.support.clip_rows import clip_row, clips_of
+from tests.support.small_videos import document, draw
+from tests.support.small_videos import run as run_small
+from tests.support.stage_chain import describe
 from videoar.core.errors import GateError
 from videoar.engine.inline import InlineEngine
-from videoar.evaluation.report import Picture, render
 from videoar.pipeline.spec import load_pipeline, parse_pipeline
 from videoar.pipeline.work import find_check
-from videoar.runner import report_curation
+from videoar.records.run_record import load_run
+from videoar.report import curation
+from videoar.report.collect import collect
+from videoar.report.page import Picture, render
 from videoar.runner.execute import Execution
-from videoar.runner.report_data import collect
-from videoar.runner.runs import load_run
 from videoar.storage.store import open_store
 
 PIPELINE = Path(__file__).parents[3] / "pipelines" / "curate.yaml"
@@ -120,7 +120,7 @@ def test_a_page_waits_for_sources_only_so_long(tmp_path, monkeypatch):
     doc = document(tmp_path / "videos")
     doc["stages"]["clips"] |= {"keep": "references"}
     made = run_small(store, doc)
-    monkeypatch.setattr(report_curation, "_PATIENCE_S", -1.0)
+    monkeypatch.setattr(curation, "_PATIENCE_S", -1.0)
     (picture,) = collect(store, made).sheets[0].pictures
     assert (picture.jpeg, picture.why) == (b"", "reading the sources took too long")
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.toys import REGISTRY
+from tests.support.toys import REGISTRY
+from videoar.api import explain, rollback
 from videoar.core.errors import ConfigError, GateError, StageError
 from videoar.engine.inline import InlineEngine
 from videoar.pipeline.spec import parse_pipeline
-from videoar.runner.api import explain, rollback
+from videoar.records.lineage import lineage
+from videoar.records.run_record import Run, load_run, run_ids
 from videoar.runner.execute import Execution, resume_spec
-from videoar.runner.lineage import lineage
 from videoar.runner.plan import plan
-from videoar.runner.runs import Run, load_run, run_ids
 from videoar.storage.store import Store, open_store
 
 ROOT = Path(__file__).parents[3]

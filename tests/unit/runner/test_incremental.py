@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_videos import address, document, draw, run, sha, shards
-from videoar.runner.api import quarantine
+from tests.support.small_videos import address, document, draw, run, sha, shards
+from videoar.api import quarantine
 from videoar.storage.store import Store, open_store
 
 pytestmark = pytest.mark.slow

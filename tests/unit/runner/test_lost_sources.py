@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny_models
-from tests.small_videos import document, draw, run, sha
+from tests.support import tiny_models
+from tests.support.small_videos import document, draw, run, sha
 from tests.unit.stages.test_tokenizer_stages import commit
+from videoar.api import quarantine
 from videoar.core.errors import StageError
-from videoar.model.tokenizer import VideoTokenizer
-from videoar.model.tokenizer_config import TOKENIZERS
-from videoar.runner.api import quarantine
+from videoar.model.tokenizer.config import TOKENIZERS
+from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.stages.annotate import CaptionConfig, CaptionStage
 from videoar.storage.store import Store, open_store
 from videoar.training.checkpoint import publish_model

@@ -2,12 +2,12 @@
 
 import pytest
 
-from tests import tiny_models
-from tests.clip_rows import clips_of
-from tests.token_runs import shape_rows
+from tests.support import tiny_models
+from tests.support.clip_rows import clips_of
+from tests.support.token_runs import shape_rows
 from videoar.core.errors import ConfigError
 from videoar.media.decode import decode_clip
-from videoar.model.pretrained import Captioner, pick_stills
+from videoar.model.pretrained.networks import Captioner, pick_stills
 from videoar.pipeline.fingerprint import components, differences
 from videoar.pipeline.registry import make_stage
 from videoar.stages.annotate import CaptionConfig, CaptionStage

@@ -14,20 +14,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.token_files import changed, commit_tables, flip_silently, token_rows
-from tests.unit.training.test_batches import Far
+from tests.support.token_files import changed, commit_tables, flip_silently, token_rows
+from tests.unit.training.data.test_token_loader import Far
+from videoar.admin.export import export
+from videoar.admin.forget import forget
+from videoar.admin.validate import validate_snapshot
 from videoar.core.errors import ContractError, StorageError, WithdrawnError
 from videoar.core.ids import sha256_hex
 from videoar.core.types import FileRef
 from videoar.engine.inline import InlineEngine
 from videoar.pipeline.spec import parse_pipeline
+from videoar.records.lineage import lineage
 from videoar.runner.execute import Execution
-from videoar.runner.export import export
-from videoar.runner.forget import forget
-from videoar.runner.lineage import lineage
-from videoar.runner.validate import validate_snapshot
 from videoar.stages.compact import CompactConfig, CompactStage
-from videoar.storage.rows import RowSource
+from videoar.storage.row_reader import RowSource
 from videoar.storage.store import open_store
 from videoar.storage.token_codec import checksum
 from videoar.training import TokenLoader

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from tests import tiny_models
-from tests.clip_rows import clips_of
-from tests.token_runs import shape_rows
+from tests.support import tiny_models
+from tests.support.clip_rows import clips_of
+from tests.support.token_runs import shape_rows
 from videoar.core.errors import ConfigError
 from videoar.media.decode import decode_clip
-from videoar.model.model_folder import folder_digest
-from videoar.model.pretrained import ImageEncoder, pick_stills
+from videoar.model.pretrained.model_folder import folder_digest
+from videoar.model.pretrained.networks import ImageEncoder, pick_stills
 from videoar.pipeline.fingerprint import components, differences
 from videoar.pipeline.registry import make_stage
 from videoar.storage.store import open_store

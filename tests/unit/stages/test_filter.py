@@ -4,8 +4,8 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from tests.clip_rows import clip_row, clips_of
-from tests.stage_chain import commit, describe, sift
+from tests.support.clip_rows import clip_row, clips_of
+from tests.support.stage_chain import commit, describe, sift
 from videoar.core.errors import ConfigError, ContractError, GateError
 from videoar.media.phash import MIRROR
 from videoar.pipeline.fingerprint import components

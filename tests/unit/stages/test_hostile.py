@@ -17,12 +17,12 @@ from urllib.parse import quote
 
 import pytest
 
-from tests import hostile
-from tests.stage_chain import ingest
+from tests.support import hostile
+from tests.support.stage_chain import ingest
 from videoar.core.errors import ConfigError, MediaError
 from videoar.media.codes import CODES
-from videoar.media.isolate import Scanner
 from videoar.media.process import Limits, run_tool
+from videoar.media.sandbox import Scanner
 from videoar.media.scan import ScanPlan
 from videoar.media.sources import list_sources
 from videoar.storage.store import open_store
@@ -259,7 +259,7 @@ def test_the_child_of_a_killed_worker_dies_too(mark, tmp_path):
     film = hostile.repeated(tmp_path / "film.mp4", "3072x3072", 30, 100)
     before = processes(mark)
     script = (
-        "import sys; from pathlib import Path; from videoar.media.isolate import *;"
+        "import sys; from pathlib import Path; from videoar.media.sandbox import *;"
         "scanner = Scanner(ScanPlan(num_frames=4097), Limits());"  # no clip for a long time
         "list(scanner.scan(Path(sys.argv[1])))"
     )

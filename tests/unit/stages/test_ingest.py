@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from tests.stage_chain import ingest
+from tests.support.stage_chain import ingest
 from videoar.media.decode import decode_clip
 from videoar.media.transcode import encode
 from videoar.stages.ingest import IngestConfig, group_rows

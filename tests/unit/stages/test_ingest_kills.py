@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tests.hostile import video
-from tests.ingest_worker import make_task, run_workers
-from tests.stage_chain import commit, provenance, sources_snapshot
+from tests.support.hostile import video
+from tests.support.ingest_worker import make_task, run_workers
+from tests.support.stage_chain import commit, provenance, sources_snapshot
 from videoar.core.ids import sha256_hex
 from videoar.media.sources import list_sources
 from videoar.stages.ingest import IngestConfig, IngestStage

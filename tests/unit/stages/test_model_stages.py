@@ -8,14 +8,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.clip_rows import clip_row, clips_of
-from tests.loop_rank import MemoryRank, commit
+from tests.support.clip_rows import clip_row, clips_of
+from tests.support.loop_rank import MemoryRank, commit
 from tests.unit.stages.test_compact import compact
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, ContractError
 from videoar.media.decode import decode_clip
-from videoar.model.tokenizer import VideoTokenizer
-from videoar.model.tokenizer_config import TOKENIZERS
+from videoar.model.tokenizer.config import TOKENIZERS
+from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.stages.generate import GenerateConfig, GenerateStage
 from videoar.stages.pretrain import PretrainConfig, PretrainStage, check_tokens
 from videoar.storage.store import open_store

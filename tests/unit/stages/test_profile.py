@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from tests.clip_rows import clip_row, clips_of
-from tests.stage_chain import commit, describe
+from tests.support.clip_rows import clip_row, clips_of
+from tests.support.stage_chain import commit, describe
 from videoar.core.errors import GateError
-from videoar.media.policy import profiled
+from videoar.curation.policy import profiled
 from videoar.storage.store import open_store
 
 

@@ -8,14 +8,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from tests.clip_rows import clip_row, clips_of, stored
+from tests.support.clip_rows import clip_row, clips_of, stored
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ContractError
 from videoar.core.types import Provenance
 from videoar.media.decode import decode_clip
-from videoar.media.rendered import draw, scenes
-from videoar.model.tokenizer import VideoTokenizer
-from videoar.model.tokenizer_config import TokenizerConfig
+from videoar.media.synthetic import draw, scenes
+from videoar.model.tokenizer.config import TokenizerConfig
+from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.stages.promote import PromoteConfig, PromoteStage
 from videoar.stages.score import ScoreConfig, ScoreStage
 from videoar.storage.store import open_store

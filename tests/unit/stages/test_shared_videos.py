@@ -7,8 +7,8 @@ from collections import defaultdict
 
 import pytest
 
-from tests.shared_data import ROOT
-from tests.stage_chain import ingest, sift
+from tests.support.shared_data import ROOT
+from tests.support.stage_chain import ingest, sift
 from videoar.storage.store import open_store
 
 pytestmark = [pytest.mark.shared, pytest.mark.slow]

@@ -4,9 +4,9 @@ import shutil
 
 import pytest
 
-from tests.token_runs import prepare, run_in_child
-from videoar.runner.api import find_run_id
-from videoar.runner.runs import load_run
+from tests.support.token_runs import prepare, run_in_child
+from videoar.api import find_run_id
+from videoar.records.run_record import load_run
 from videoar.storage.store import open_store
 
 pytestmark = pytest.mark.slow

@@ -10,9 +10,9 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load, save_file
 
-from tests.clip_rows import clips_of, drawn_rows
-from tests.loop_rank import MemoryRank, commit
-from tests.token_runs import SHAPES, execute, prepare, shape_rows, untrained
+from tests.support.clip_rows import clips_of, drawn_rows
+from tests.support.loop_rank import MemoryRank, commit
+from tests.support.token_runs import SHAPES, execute, prepare, shape_rows, untrained
 from videoar.core.errors import (
     ConfigError,
     ContractError,
@@ -24,10 +24,10 @@ from videoar.core.errors import (
 from videoar.engine.inline import InlineEngine
 from videoar.media.codes import RETRYABLE
 from videoar.media.decode import decode_clip
-from videoar.media.rendered import scenes
+from videoar.media.synthetic import scenes
 from videoar.model.schedule import SMALL_SQUARE
-from videoar.model.tokenizer import VideoTokenizer, video_from_frames
-from videoar.model.tokenizer_config import TOKENIZERS
+from videoar.model.tokenizer.config import TOKENIZERS
+from videoar.model.tokenizer.network import VideoTokenizer, video_from_frames
 from videoar.pipeline.spec import parse_pipeline
 from videoar.pipeline.work import ShardWorker
 from videoar.stages.tokenize import TokenizeConfig, TokenizeStage

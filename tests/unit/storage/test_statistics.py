@@ -5,10 +5,10 @@ import pyarrow.dataset as pds
 import pytest
 from deltalake import DeltaTable, QueryBuilder
 
-from tests.clip_rows import clip_row, clips_of
-from tests.token_files import changed, commit_tables, token_rows
-from videoar.runner.api import show
-from videoar.runner.forget import forget
+from tests.support.clip_rows import clip_row, clips_of
+from tests.support.token_files import changed, commit_tables, token_rows
+from videoar.admin.forget import forget
+from videoar.api import show
 from videoar.storage.store import open_store
 from videoar.storage.writer import write_parquet
 

@@ -7,7 +7,7 @@ import pytest
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
-from tests.token_files import ListsLate
+from tests.support.token_files import ListsLate
 from videoar.core.errors import (
     ConfigError,
     ContractError,

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.loop_rank import commit
+from tests.support.loop_rank import commit
 from videoar.core.errors import ContractError, StorageError
-from videoar.media.rendered import draw, scenes
-from videoar.model.config import PRESETS
-from videoar.model.tokenizer import VideoTokenizer
-from videoar.model.tokenizer_config import TOKENIZERS, LossWeights, TokenizerTraining
+from videoar.media.synthetic import draw, scenes
+from videoar.model.tokenizer.config import TOKENIZERS, LossWeights, TokenizerTraining
+from videoar.model.tokenizer.network import VideoTokenizer
+from videoar.model.transformer.config import PRESETS
 from videoar.storage.store import open_store
 from videoar.training.checkpoint import (
     load_model,
@@ -20,7 +20,7 @@ from videoar.training.checkpoint import (
     publish_model,
     save_model,
 )
-from videoar.training.train_tokenizer import TokenizerTrainer
+from videoar.training.tokenizer import TokenizerTrainer
 
 torch.set_num_threads(1)
 TINY = TOKENIZERS["tiny"]

@@ -1,0 +1,66 @@
+"""One worker of an ingest that several processes do together on one store, and its commit.
+
+It stands in a module of its own so that a fork server can import it once for all workers.
+"""
+
+import os
+from collections.abc import Sequence
+from multiprocessing import get_context
+
+from videoar.core.crash_points import crash_point
+from videoar.core.types import Provenance
+from videoar.media import sandbox, sources, transcode  # noqa: F401 - once, before the forks
+from videoar.pipeline.fingerprint import components
+from videoar.pipeline.work import REJECTS, ShardWorker, Task, merge
+from videoar.stages.ingest import IngestConfig, IngestStage
+
+_CONTEXT = get_context("forkserver")
+_CONTEXT.set_forkserver_preload([__name__, "pytest", "deltalake", "ffmpeg", "pandas"])
+
+
+def make_task(store, snapshot, **options):
+    stage = IngestStage(IngestConfig(**options))
+    return Task(
+        run_id="run",
+        dataset="clips",
+        stage_type="ingest",
+        config=stage.config.model_dump(mode="json"),
+        inputs={"sources": snapshot.id},
+        parts=components(stage, {"sources": snapshot}),
+        store_url=store.url,
+    )
+
+
+def work(task: Task, place: float, crash_at: str) -> None:
+    """Run all shards from a place (0 to 1) in their list on, then commit: as the runner does."""
+    os.environ["VIDEOAR_CRASH_AT"] = crash_at  # nothing has read the environment before
+    worker = ShardWorker(task)
+    shards = list(worker.stage.shards(worker.inputs))
+    first = int(place * len(shards))
+    for shard in (*shards[first:], *shards[:first]):
+        worker(shard)
+    record = merge([worker(shard) for shard in shards])
+    crash_point("before-commit")
+    provenance = Provenance(
+        run_id=task.run_id, pipeline="test", stage="clips", fingerprint=task.fingerprint,
+        code_version="test",
+    )  # fmt: skip
+    refused = worker.store.dataset("clips.rejects", REJECTS)
+    rejects = refused.commit(record.rejects, provenance, {}).id
+    crash_point("rejects-committed")
+    dataset = worker.store.dataset("clips", "clips@1")
+    dataset.commit(record.files, provenance, record.metrics, rejects)
+    crash_point("committed")
+
+
+def run_workers(task: Task, places: Sequence[float], crash_at: str = "") -> list[int | None]:
+    """Run workers at once, every second one with a crash point; return their exit codes."""
+    processes = [
+        _CONTEXT.Process(target=work, args=(task, place, "" if i % 2 else crash_at))
+        for i, place in enumerate(places)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]

@@ -1,0 +1,174 @@
+"""Toy stages of all three shapes on the real contracts, so that the runner is tested for itself.
+
+`upper` (map) refuses names with a "bad" in them; `count` (loop) counts to `steps` with checkpoints;
+`gang` (loop) has a rank in trouble; `pick` (reduce) keeps rows up to a size; `judge` (reduce) makes
+a gate decision.
+"""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from videoar.contracts.contract import load_contract
+from videoar.core.crash_points import crash_point
+from videoar.core.errors import ConfigError, GateError
+from videoar.core.ids import digest_json
+from videoar.pipeline.stage import (
+    Inputs,
+    LoopStage,
+    Mapper,
+    MapStage,
+    Output,
+    Port,
+    Rank,
+    ReduceStage,
+    Shard,
+    StageConfig,
+    gate,
+    runtime,
+)
+from videoar.storage.store import Store
+
+NAMES = ("upper", "pick", "count", "gang", "judge")
+REGISTRY = {name: f"tests.support.toys:{name.capitalize()}" for name in NAMES}
+
+
+class UpperConfig(StageConfig):
+    suffix: str = ""
+    nice: int = runtime(0)
+
+
+class Upper(MapStage[UpperConfig]):
+    name = "upper"
+    consumes = {"sources": Port("sources@1")}
+    produces = "sources@1"
+    config_type = UpperConfig
+    primary = "sources"
+
+    def shards(self, inputs: Inputs) -> Sequence[Shard]:
+        rows = inputs["sources"].table().to_pylist()
+        return [Shard(i, digest_json(row), rows=(row,)) for i, row in enumerate(rows)]
+
+    def open(self, inputs: Inputs, store: Store) -> Mapper:
+        def mapper(batch: pa.Table) -> Output:
+            rows = batch.to_pylist()
+            crash_point(f"mapping-{rows[0]['name']}")
+            if any("explode" in row["name"] for row in rows):
+                raise ValueError("boom")
+            good = [row for row in rows if "bad" not in row["name"]]
+            bad = [row["name"] for row in rows if "bad" in row["name"]]
+            made = [{**row, "name": row["name"].upper() + self.config.suffix} for row in good]
+            rejects = [
+                {"item_id": name, "kind": "source", "stage": "upper", "reasons": ["BAD"],
+                 "retryable": False}
+                for name in bad
+            ]  # fmt: skip
+            return Output(
+                pa.Table.from_pylist(made),
+                pa.Table.from_pylist(rejects) if rejects else None,
+                {"seen": float(len(rows))},
+            )
+
+        return mapper
+
+
+class PickConfig(StageConfig):
+    at_most_bytes: int = 10_000
+
+
+class Pick(ReduceStage[PickConfig]):
+    name = "pick"
+    consumes = {"sources": Port("sources@1")}
+    produces = "sources@1"
+    config_type = PickConfig
+
+    def reduce(self, inputs: Inputs, store: Store) -> Iterator[Output]:
+        table = inputs["sources"].table()
+        keep = [size <= self.config.at_most_bytes for size in table["size_bytes"].to_pylist()]
+        yield Output(table.filter(pa.array(keep)))
+
+
+class CountConfig(StageConfig):
+    steps: int = 6
+    checkpoint_every: int = 2
+    at_most: int = gate(100)
+
+
+class Count(LoopStage[CountConfig]):
+    name = "count"
+    consumes = {"sources": Port("sources@1")}
+    produces = "models@1"
+    config_type = CountConfig
+
+    def run(self, inputs: Inputs, store: Store, rank: Rank) -> Output | None:
+        folder = rank.scratch / "state"
+        folder.mkdir()
+        begin = rank.load_checkpoint(folder) or 0
+        trace = (folder / "trace").read_text() if begin else ""
+        for step in range(begin + 1, self.config.steps + 1):
+            trace += f"{step} "
+            crash_point(f"counting-{step}")
+            if step % self.config.checkpoint_every == 0:
+                (folder / "trace").write_text(trace)
+                rank.save_checkpoint(step, folder)
+            rank.report(step, self.config.steps, {"loss": 1.0 / step})
+        if self.config.steps > self.config.at_most:
+            raise GateError("count.at_most", f"{self.config.steps} steps are too many")
+        schema = load_contract("models@1").arrow_schema
+        return Output(pa.Table.from_pylist([self._row(store, folder, trace, begin)], schema))
+
+    def _row(self, store: Store, folder: Path, trace: str, begin: int) -> dict[str, object]:
+        (folder / "trace").write_text(trace)
+        return {
+            "name": "count", "kind": "tokenizer", "digest": digest_json(trace),
+            "config_json": "{}", "files": store.publish_folder(folder), "num_parameters": 1,
+            "step": self.config.steps, "metrics": [("began_at", float(begin))],
+            "history_json": '[{"step": 1, "loss": 1.0}]',
+        }  # fmt: skip
+
+
+class Gang(LoopStage[StageConfig]):
+    """Ranks that add up their numbers, counted from 1; the second one dies first, then refuses."""
+
+    name = "gang"
+    consumes = {"sources": Port("sources@1")}
+    produces = "models@1"
+    config_type = StageConfig
+
+    def run(self, inputs: Inputs, store: Store, rank: Rank) -> Output | None:
+        import torch
+
+        from videoar.training.collectives import sum_over_ranks
+
+        attempt = store.ledger.append(f"attempts/{rank.index}", {})
+        if rank.index and attempt == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        total = sum_over_ranks(torch.tensor([rank.index + 1.0])).item()
+        if rank.index:
+            raise ConfigError("gang", f"adds up to {total:g}")
+        sum_over_ranks(torch.zeros(1))  # waits for who will never come
+        return None
+
+
+class JudgeConfig(StageConfig):
+    bound: float = 1.0
+
+
+class Judge(ReduceStage[JudgeConfig]):
+    name = "judge"
+    consumes = {"model": Port("models@1")}
+    produces = "releases@1"
+    config_type = JudgeConfig
+
+    def reduce(self, inputs: Inputs, store: Store) -> Iterator[Output]:
+        rows = float(inputs["model"].rows)
+        passed = rows >= self.config.bound
+        row = {
+            "rule": f"rows >= {self.config.bound}", "metric": "rows", "value": rows,
+            "bound": self.config.bound, "passed": passed, "reason": f"rows is {rows}",
+            "candidate": inputs["model"].id, "ref": "champion",
+        }  # fmt: skip
+        yield Output(pa.Table.from_pylist([row]))

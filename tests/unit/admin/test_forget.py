@@ -1,0 +1,286 @@
+"""A take-down on real clips: what goes, what stays, what the next run does; kills in between."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.small_videos import address, document, draw, run, sha, shards
+from tests.support.stored_text import holding_text
+from videoar.admin.forget import forget
+from videoar.api import quarantine
+from videoar.core.errors import ConfigError, SnapshotNotFoundError, WithdrawnError
+from videoar.media.sources import list_sources
+from videoar.pipeline.spec import parse_pipeline
+from videoar.records.lineage import lineage
+from videoar.runner.plan import plan
+from videoar.storage.store import Store, open_store
+from videoar.storage.takedown import address_digest, find_tombstone
+
+ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.slow
+
+
+def objects(store: Store) -> set[str]:
+    return {info.key for info in store.objects.list("objects/")}
+
+
+def refused(store: Store) -> dict[str, list[str]]:
+    return {row["item_id"]: row["reasons"] for row in quarantine(store, None)["rows"]}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A folder with `videos`, and a `store` in which they were ingested one by one."""
+    base = tmp_path_factory.mktemp("base")
+    (base / "videos").mkdir()
+    for seed, name in enumerate("abc"):
+        draw(base / "videos" / f"{name}.mp4", seed)
+    draw(base / "videos" / "short.mp4", 9, num_frames=5)
+    (base / "videos" / "labels.csv").write_text("file,license,source\na.mp4,CC0,here\n")
+    run(open_store((base / "store").as_uri()), document(base / "videos"))
+    return base
+
+
+@pytest.fixture
+def videos(base: Path) -> Path:
+    return base / "videos"
+
+
+@pytest.fixture
+def store(base: Path, tmp_path: Path) -> Store:
+    shutil.copytree(base / "store", tmp_path / "store")
+    return open_store((tmp_path / "store").as_uri())
+
+
+def own_videos(videos: Path, tmp_path: Path) -> Path:
+    """Copy the folder to one that the test may change; every address in it is new."""
+    return Path(shutil.copytree(videos, tmp_path / "own"))
+
+
+def holders(found: dict) -> dict[str, int]:
+    return {e["dataset"]: e["rows"] for e in found["derived"] if e["holds_content"]}
+
+
+def test_what_holds_content_goes_and_says_so(store: Store, videos: Path):
+    source, before = sha(videos / "a.mp4"), objects(store)
+    old = {name: store.snapshot(f"{name}:{digest}") for name, digest in heads(store).items()}
+    found = forget(store, source, "asked by its owner")
+    assert holders(found) == {"clips": 1, "good": 1}
+    assert found["deleted"]["objects"] == len(before - objects(store)) == 1
+    assert found["deleted"]["files"] == 2
+    assert sha(videos / "a.mp4") == source
+    for snapshot in (old["clips"], old["good"]):
+        for columns in (None, ["clip_id"]):
+            with pytest.raises(WithdrawnError, match=f"withdrawn by the take-down of .* {source}"):
+                snapshot.table(columns)
+        assert sum(table.num_rows for table in snapshot.remaining()) == 2
+    stone = find_tombstone(store.ledger, source)
+    assert stone.reason == "asked by its owner"
+    (listed,) = (row for row in list_sources(str(videos)).to_pylist() if row["name"] == "a.mp4")
+    assert stone.addresses == (address_digest(listed["uri"], listed["etag"]),)
+    ends = {n["sha256"]: n for n in lineage(store, old["good"].id)["nodes"] if "sha256" in n}
+    assert set(ends) == {sha(videos / f"{name}.mp4") for name in "abc"}
+    assert ends[source]["forgotten"]
+    assert (ends[source]["licence"], ends[source]["origin"]) == ("CC0", "here")
+    with pytest.raises(WithdrawnError, match="taken down"):
+        lineage(store, source)
+
+
+def heads(store: Store) -> dict[str, str]:
+    return {s.dataset: s.id.partition(":")[2] for s in store.snapshots()}
+
+
+def test_the_next_run_goes_on_without_it(store: Store, videos: Path):
+    old = store.snapshot(f"good:{heads(store)['good']}")
+    forget(store, sha(videos / "a.mp4"))
+    made = run(store, document(videos))
+    assert shards(made) == (3, 3, 0)
+    # the files of all others are the old ones: shards made from them are found again
+    assert len(set(old.files) - set(store.snapshot(made.outputs["good"]).files)) == 1
+    assert made.inputs["videos"].sources == 3
+    assert made.inputs["videos"].gone == 1
+    names = store.snapshot(made.outputs["good"]).table(["source_name"])["source_name"]
+    assert sorted(names.to_pylist()) == ["b.mp4", "c.mp4"]
+    assert {s.status for s in run(store, document(videos)).stages} == {"CACHED"}
+
+
+def test_only_the_shard_that_held_it_is_made_anew(videos: Path, tmp_path: Path):
+    store = open_store((tmp_path / "store").as_uri())
+    own = own_videos(videos, tmp_path)
+    drawn = [
+        address(own, str(seed), per_shard=3, ends_shard=seed in (11, 14)) for seed in range(10, 16)
+    ]
+    for seed, path in enumerate(drawn, start=10):
+        draw(path, seed)
+    first = run(store, document(own, per_shard=3))
+    planned = first.stage("clips").shards.planned
+    assert planned >= 3
+    forget(store, sha(drawn[2]))
+    second = run(store, document(own, per_shard=3))
+    assert shards(second) == (planned, planned - 1, 1)
+    assert store.snapshot(second.outputs["clips"]).rows == 8
+
+
+def test_a_copy_elsewhere_is_refused_by_its_content(store: Store, videos: Path, tmp_path: Path):
+    forget(store, sha(videos / "a.mp4"))
+    own = own_videos(videos, tmp_path)
+    made = run(store, document(own))
+    assert refused(store) == {"a.mp4": ["FORGOTTEN"], "short.mp4": ["TOO_SHORT"]}
+    assert store.snapshot(made.outputs["clips"]).rows == 2
+    again = forget(store, sha(videos / "a.mp4"))  # the refusal is no row of it
+    assert holders(again) == {"clips": 1, "good": 1}
+    assert {s.status for s in run(store, document(own)).stages} == {"CACHED"}
+
+
+def test_a_stage_that_lost_files_is_not_cached(store: Store, videos: Path):
+    listing = f"snapshot://videos:{heads(store)['videos']}"  # asks for exactly what was asked
+    assert {s.status for s in run(store, document(listing)).stages} == {"CACHED"}
+    forget(store, sha(videos / "a.mp4"))
+    shown = plan(parse_pipeline(document(listing), "p.yaml"), store)[0]
+    assert (shown.action, shown.shards.planned, shown.shards.cached) == ("partial", 3, 3)
+    made = run(store, document(listing))
+    assert shards(made) == (3, 3, 0)
+    assert store.snapshot(made.outputs["clips"]).table().num_rows == 2
+    again = run(store, document(listing))
+    assert {s.status for s in again.stages} == {"CACHED"}
+    assert again.outputs == made.outputs
+
+
+def test_lost_rejects_count_as_well(store: Store, videos: Path):
+    listing = f"snapshot://videos:{heads(store)['videos']}"
+    found = forget(store, sha(videos / "short.mp4"))
+    assert holders(found) == {"clips.rejects": 1}
+    assert quarantine(store, None) == {"rows": [], "withdrawn": 1}
+    made = run(store, document(listing))
+    assert shards(made) == (3, 3, 0)
+    assert refused(store) == {}
+    assert {s.status for s in run(store, document(listing)).stages} == {"CACHED"}
+    assert refused(store) == {}
+
+
+def test_a_run_that_began_before_cannot_bring_it_back(store: Store, videos: Path):
+    old = store.snapshot(f"clips:{heads(store)['clips']}")
+    rows = old.table()
+    forget(store, sha(videos / "a.mp4"))
+    with pytest.raises(WithdrawnError, match="taken down"):
+        store.dataset("good", "clips@1").write(rows)
+    provenance = old.commit.provenance.model_copy(update={"fingerprint": "new"})
+    with pytest.raises(WithdrawnError, match="meanwhile"):
+        store.dataset("clips", "clips@1").commit(old.files, provenance, {})
+
+
+def test_work_that_was_never_committed_goes_as_well(store: Store, videos: Path):
+    rows = store.snapshot(f"clips:{heads(store)['clips']}").table()
+    left = store.dataset("killed", "clips@1").write(rows)
+    half = store.objects.root / ".tmp" / "half"  # what a kill amid a put leaves
+    half.hardlink_to(store.objects.location(left.key))
+    assert forget(store, sha(videos / "a.mp4"))["deleted"]["files"] == 3
+    assert store.objects.size(left.key) is None
+    assert not half.exists()
+
+
+def test_listings_go_on_without_its_address_and_caption(videos: Path, tmp_path: Path):
+    own = own_videos(videos, tmp_path)
+    (own / "labels.csv").write_text("file,label_text\na.mp4,a quite private day\n")
+    store = open_store((tmp_path / "store").as_uri())
+    first = store.snapshot(run(store, document(own)).inputs["videos"].snapshot)
+    (own / "c.mp4").touch()  # another listing, with the same content
+    again = store.snapshot(run(store, document(own)).inputs["videos"].snapshot)
+    texts = ("a quite private day", (own / "a.mp4").as_uri())
+    assert all(holding_text(store, text) for text in texts)
+    forgotten = [sha(own / f"{name}.mp4") for name in ("a", "b", "c", "short")]
+    found = forget(store, forgotten[0])
+    assert found["rewritten"] == 2
+    assert not any(holding_text(store, text) for text in texts)
+    for listing in (first, again):
+        for columns in (None, ["name"]):
+            names = listing.table(columns)["name"].to_pylist()
+            assert sorted(names) == ["b.mp4", "c.mp4", "short.mp4"]
+    # what the one before has written; without c, whose etag changed, both listings are one
+    assert [forget(store, source)["rewritten"] for source in forgotten[1:]] == [2, 2, 1]
+    assert first.table().num_rows == again.table().num_rows == 0
+    assert forget(store, forgotten[0])["rewritten"] == 2
+    assert not any(holding_text(store, f"{name}.mp4") for name in "abc")
+    with pytest.raises(ConfigError, match="all of its files were taken down"):
+        run(store, document(own))
+
+
+def test_an_address_goes_from_the_errors_of_runs_too(store: Store, videos: Path):
+    uri = (videos / "a.mp4").as_uri()
+    key = "runs/x/events/0000.json"
+    store.ledger.create(key, {"kind": "stage", "error": f"{uri}: is broken"})
+    forget(store, sha(videos / "a.mp4"))
+    assert store.ledger.read(key) == {"kind": "stage", "error": "(taken down): is broken"}
+
+
+def test_two_take_downs_from_one_file(videos: Path, tmp_path: Path):
+    store = open_store((tmp_path / "store").as_uri())
+    run(store, document(videos, per_shard=100))
+    for name in "ab":
+        found = forget(store, sha(videos / f"{name}.mp4"))
+        assert holders(found) == {"clips": 1, "good": 1}
+        assert found["deleted"]["objects"] == 1
+    assert len(objects(store)) == 1
+    made = run(store, document(videos, per_shard=100))
+    assert store.snapshot(made.outputs["good"]).table().num_rows == 1
+
+
+def test_a_clip_that_two_sources_share_stays_until_both_are_gone(videos: Path, tmp_path: Path):
+    own = own_videos(videos, tmp_path)
+    (own / "twin.mp4").write_bytes((own / "a.mp4").read_bytes() + b"\0\0\0\x08free")
+    store = open_store((tmp_path / "store").as_uri())
+    run(store, document(own))
+    before = objects(store)
+    assert forget(store, sha(own / "a.mp4"))["deleted"]["objects"] == 0
+    assert objects(store) == before
+    assert forget(store, sha(own / "twin.mp4"))["deleted"]["objects"] == 1
+    assert len(objects(store)) == len(before) - 1
+
+
+def test_a_dry_run_changes_nothing(store: Store, videos: Path):
+    before = {info.key for info in store.objects.list("")}
+    shown = forget(store, sha(videos / "a.mp4"), dry_run=True)
+    assert {info.key for info in store.objects.list("")} == before
+    assert shown == {**forget(store, sha(videos / "a.mp4")), "dry_run": True}
+
+
+def test_what_is_no_source_is_one_clear_line(store: Store):
+    with pytest.raises(ConfigError, match="is no SHA-256"):
+        forget(store, "a.mp4")
+    with pytest.raises(SnapshotNotFoundError, match=r"no source of .*videoar lineage"):
+        forget(store, "0" * 64)
+
+
+POINTS = ["tombstone", "records", "scrub", "listing", "notes", "objects", "file"]
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_kill_9_anywhere_then_a_second_call_ends_the_same(
+    store: Store, videos: Path, tmp_path: Path, point: str
+):
+    record, uri = "runs/x/events/0000.json", (videos / "a.mp4").as_uri()
+    store.ledger.create(record, {"kind": "stage", "error": f"{uri}: is broken"})
+    shutil.copytree(tmp_path / "store", tmp_path / "calm")
+    calm = open_store((tmp_path / "calm").as_uri())
+    expected = forget(calm, sha(videos / "a.mp4"), "why")
+    script = (
+        "import sys; from videoar.admin.forget import forget\n"
+        "from videoar.storage.store import open_store\n"
+        "forget(open_store(sys.argv[1]), sys.argv[2], 'why')"
+    )
+    command = [sys.executable, "-c", script, store.url, sha(videos / "a.mp4")]
+    environment = {**os.environ, "VIDEOAR_CRASH_AT": f"forget.{point}"}
+    killed = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=False)
+    assert killed.returncode == -9, killed.stderr.decode()
+    assert store.ledger.read(record)["kind"] == "stage"
+    made = run(store, document(videos))  # a run in between already goes on without it
+    assert shards(made) == (3, 3, 0)
+    assert forget(store, sha(videos / "a.mp4"), "another reason") == expected
+    assert objects(store) == objects(calm)
+    assert store.ledger.read(record)["error"] == "(taken down): is broken"
+    good = store.snapshot(made.outputs["good"])
+    assert good.table(["source_id"]).num_rows == 2

@@ -1,0 +1,99 @@
+"""Folders of killed workers go with the next start; those of the living and of others stay."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.support.small_videos import draw
+from tests.support.stage_chain import ingest
+from videoar.core.scratch import Scratch, sweep
+from videoar.storage.store import open_store
+
+INGEST = """
+import sys
+from tests.support.stage_chain import ingest
+from videoar.storage.store import open_store
+ingest(open_store(sys.argv[1]), sys.argv[2], rate_fps=None, size_px=32)
+"""
+
+
+@pytest.fixture(autouse=True)
+def temp(tmp_path, monkeypatch):
+    """Give this test and its children a temporary folder of their own."""
+    (tmp_path / "temp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield tmp_path / "temp"
+    tempfile.tempdir = None
+
+
+def folders(temp: Path) -> set[Path]:
+    return set(temp.glob("videoar-scratch-*"))
+
+
+def test_what_a_killed_ingest_leaves_goes_with_the_next(temp, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    draw(tmp_path / "in" / "a.mp4", 0)
+    store = (tmp_path / "store").as_uri()
+    command = [sys.executable, "-c", INGEST, store, str(tmp_path / "in")]
+    environment = {**os.environ, "VIDEOAR_CRASH_AT": "clips-stored"}
+    killed = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert killed.returncode == -9, killed.stderr.decode()
+    assert len(folders(temp)) == 1
+    with Scratch() as ours:
+        _, metrics = ingest(open_store(store), str(tmp_path / "in"), rate_fps=None, size_px=32)
+        assert folders(temp) == {ours}
+    assert metrics["sources_kept"] == 1
+    assert folders(temp) == set()
+    assert (tmp_path / "in" / "a.mp4").exists()  # the folder that went held a link to it
+
+
+def test_the_living_keep_theirs_whoever_sweeps(temp):
+    script = (
+        "from videoar.core.scratch import Scratch; import time;"
+        "print(Scratch().path, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as owner:
+        path = Path(owner.stdout.readline().strip())
+        (path / "source").write_bytes(b"x")
+        sweep()
+        assert (path / "source").exists()
+        owner.kill()
+        owner.wait()
+        sweep()
+        assert not path.exists()
+
+
+def test_links_and_folders_of_others_stay(temp, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (temp / "videoar-scratch-link").symlink_to(tmp_path / "mine")
+    (temp / "videoar-scratch-file").touch()
+    (temp / "videoar-other").mkdir()
+    before = set(temp.iterdir())
+    if os.geteuid() == 0:
+        (temp / "videoar-scratch-foreign").mkdir()
+        os.chown(temp / "videoar-scratch-foreign", 65534, 65534)
+        before.add(temp / "videoar-scratch-foreign")
+    sweep()
+    assert set(temp.iterdir()) == before
+    assert (tmp_path / "mine").exists()
+
+
+def test_makers_and_sweepers_at_once(temp):
+    def make(_):
+        for _ in range(100):
+            sweep()
+            with Scratch() as folder:
+                (folder / "source").write_bytes(b"x")
+                sweep()
+                assert (folder / "source").read_bytes() == b"x"
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(make, range(8)))
+    assert folders(temp) == set()

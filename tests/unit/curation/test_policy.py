@@ -1,0 +1,104 @@
+"""Verdicts are pure; policies are files whose mistakes are all named."""
+
+import pytest
+
+from tests.support.clip_rows import clip_row
+from videoar.core.errors import ConfigError
+from videoar.curation.policy import (
+    REASONS,
+    SCORE_MISSING,
+    Policy,
+    parse_policy,
+    policy_names,
+    read_policy,
+    verdict,
+)
+
+BOUNDS = {**read_policy("default").model_dump(), "min_motion": 0.03, "min_blur": 20.0}
+
+GOOD = clip_row()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"src_height_px": 127}, "SHORT_SIDE"),
+        ({"src_rate_fps": 10.0}, "FPS_LOW"),
+        ({"src_rate_fps": 240.0}, "FPS_HIGH"),
+        ({"rate_fps": 25.0}, "CLIP_SHORT"),
+        ({"decoded_frames": 90}, "TRUNCATED"),
+        ({"decode_errors": 1}, "DECODE_ERRORS"),
+        ({"black_frac": 0.5}, "BLACK"),
+        ({"freeze_frac": 0.9}, "FROZEN"),
+        ({"motion_mean": 0.0}, "LOW_MOTION"),
+        ({"luma_mean": 5.0}, "DARK"),
+        ({"luma_mean": 250.0}, "BRIGHT"),
+        ({"letterbox_frac": 0.5}, "LETTERBOX"),
+        ({"blur_p10": 0.1}, "BLURRED"),
+        ({"motion_mean": None}, SCORE_MISSING),
+    ],
+)
+def test_each_bound_gives_its_reason(change, reason):
+    assert verdict(GOOD, BOUNDS) == (True, [])
+    assert verdict({**GOOD, **change}, BOUNDS) == (False, [reason])
+    assert reason in REASONS
+
+
+def test_bounds_that_are_off_need_no_score():
+    bounds = Policy(min_luma=16).resolve()
+    assert verdict({**GOOD, "motion_mean": None, "expected_frames": None}, bounds)[0]
+
+
+def test_a_container_that_announces_no_length_breaks_no_promise():
+    assert verdict({**GOOD, "expected_frames": None}, BOUNDS)[0]
+
+
+def test_percentiles_are_those_of_the_profile():
+    policy = parse_policy({"min_motion": "p02", "max_luma": 200}, "x")
+    assert policy.percentiles == {"min_motion": "p02"}
+    bounds = policy.resolve({"motion_mean": [i / 10 for i in range(101)]})
+    assert (bounds["min_motion"], bounds["max_luma"], bounds["min_blur"]) == (0.2, 200, None)
+    for profile in (None, {}, {"motion_mean": []}):
+        with pytest.raises(ConfigError, match=r"min_motion: p02 needs a profile.*type profile"):
+            policy.resolve(profile)
+
+
+def test_shipped_policies_name_only_bounds_and_permissive_needs_no_profile():
+    assert policy_names() == ["default", "permissive"]
+    assert read_policy("default").percentiles == {"min_motion": "p02", "min_blur": "p02"}
+    assert read_policy("permissive").percentiles == {}
+
+
+def test_all_mistakes_of_a_file_are_named_at_once(tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text(
+        "min_motoin: 1\nmax_luma: bright\nmin_duration_s: p02\nmin_blur: true\nmin_luma: .nan\n"
+    )
+    with pytest.raises(ConfigError) as error:
+        read_policy(str(path))
+    assert error.value.where == str(path)
+    for text in (
+        "min_motoin: no such bound, did you mean min_motion?",
+        "max_luma: 'bright' is no number, no percentile such as p02, and not null",
+        "min_duration_s: p02: no profile describes duration_s",
+        "min_blur: True is no number",
+        "min_luma: nan is no number",
+    ):
+        assert text in error.value.what
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("defualt", "no such policy .did you mean default"),
+        ("gone.yaml", "cannot be read: No such file"),
+        ("twice.yaml", "twice.yaml:2: not YAML: key min_luma given twice"),
+        ("list.yaml", "not a mapping .bounds such as"),
+    ],
+)
+def test_a_policy_that_cannot_be_read_says_why(tmp_path, monkeypatch, name, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "twice.yaml").write_text("min_luma: 1\nmin_luma: 2\n")
+    (tmp_path / "list.yaml").write_text("- min_luma\n")
+    with pytest.raises(ConfigError, match=text):
+        read_policy(name)

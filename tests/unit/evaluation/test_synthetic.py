@@ -1,0 +1,99 @@
+"""The judge: near 1 on real clips, chance on shuffled prompts, 0 where nothing moves."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from videoar.evaluation.synthetic import judge, rendered_scores, wilson
+from videoar.media.decode import decode_clip
+from videoar.media.synthetic import draw, held_out, scenes
+from videoar.media.transcode import encode_clips
+
+EVERY = [  # every other combination, like the white fields of a chess board
+    replace(scene, seed=1000 + i)
+    for i, scene in enumerate((*scenes(), *held_out()))
+    if (i + i // 4) % 2 == 0
+]
+
+
+@pytest.fixture(scope="module", params=[32, 64])
+def judged(request):
+    """Verdicts on one clip of every combination, after H.264."""
+    clips = [draw(scene, 17, request.param, 8.0) for scene in EVERY]
+    verdicts = [judge(decode_clip(data), 8.0) for data in encode_clips(clips, 8.0, crf=18)]
+    return request.param, verdicts
+
+
+def test_real_clips_are_read_right(judged):
+    size_px, verdicts = judged
+    scores = rendered_scores(verdicts, EVERY)
+    assert scores["valid_frac"].value == 1
+    assert scores["colour_acc"].value >= 0.99
+    assert scores["motion_acc"].value >= 0.99
+    assert scores["shape_acc"].value >= (0.99 if size_px == 64 else 0.85)  # 9 pixels wide at 32
+    assert scores["all_acc"].details["held_out"]["num_samples"] > 0
+    speeds = [verdict.speed for verdict in verdicts]
+    assert min(speeds) > 0.12
+    assert max(speeds) < 0.19
+
+
+@pytest.mark.parametrize("is_tall", [False, True])
+def test_a_clip_need_not_be_square(is_tall):
+    for scene in EVERY[:8]:
+        clip = draw(scene, 17, 64, 8.0)
+        edge = np.repeat(clip[:, :, :1] // 2 + clip[:, :, -1:] // 2, 16, axis=2)
+        clip = np.concatenate([edge, clip, edge], axis=2)
+        if is_tall:
+            clip = clip.transpose(0, 2, 1, 3)
+        verdict = judge(clip, 8.0)
+        ways = {"left": "up", "right": "down", "up": "left", "down": "right"}
+        assert verdict.colour == scene.colour
+        assert verdict.motion == (ways[scene.motion] if is_tall else scene.motion)
+        assert 0.12 < verdict.speed < 0.19
+
+
+def test_shuffled_prompts_are_at_chance(judged):
+    _, verdicts = judged
+    order = np.random.default_rng(0)
+    rounds = [
+        rendered_scores(verdicts, [EVERY[i] for i in order.permutation(len(EVERY))])
+        for _ in range(20)
+    ]
+    for name in ("colour_acc", "shape_acc", "motion_acc", "all_acc"):
+        mean = np.mean([scores[name].value for scores in rounds])
+        assert mean == pytest.approx(rounds[0][name].chance, abs=0.04)
+
+
+def test_frozen_clip_scores_nothing_on_motion():
+    clips = [np.repeat(draw(scene, 17, 32, 8.0)[8:9], 17, axis=0) for scene in EVERY[:12]]
+    scores = rendered_scores([judge(clip, 8.0) for clip in clips], EVERY[:12])
+    assert scores["motion_acc"].value == 0
+    assert scores["colour_acc"].value == 1
+    assert scores["motion_acc"].details["confusion"]["left"]["none"] > 0
+
+
+def test_clips_without_a_figure_are_invalid_and_wrong():
+    noise = np.random.default_rng(0).integers(0, 256, (17, 32, 32, 3), dtype=np.uint8)
+    empty = np.full((17, 32, 32, 3), 120, dtype=np.uint8)
+    flooded = np.full((17, 32, 32, 3), (220, 40, 40), dtype=np.uint8)
+    two = np.full_like(empty, 120)
+    two[:, 2:8, 2:8], two[:, 24:30, 24:30] = (255, 0, 0), (0, 0, 255)
+    verdicts = [judge(clip, 8.0) for clip in (noise, empty, flooded, two)]
+    scores = rendered_scores(verdicts, EVERY[:4])
+    assert {name: score.value for name, score in scores.items()} == dict.fromkeys(scores, 0.0)
+
+
+def test_one_wild_frame_changes_no_verdict():
+    scene = EVERY[5]
+    clip = draw(scene, 17, 32, 8.0)
+    clip[3], clip[11] = 120, clip[0]
+    verdict = judge(clip, 8.0)
+    assert (verdict.colour, verdict.motion) == (scene.colour, scene.motion)
+    assert verdict.found.count(False) == 1
+
+
+def test_wilson_interval():
+    assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert wilson(0, 10)[0] == 0
+    assert wilson(10, 10)[1] == pytest.approx(1)

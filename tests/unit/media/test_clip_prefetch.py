@@ -1,0 +1,92 @@
+"""Reading ahead: in order, with a bound, one source to one lane, errors where they belong."""
+
+import io
+import threading
+
+import av
+import numpy as np
+import pytest
+
+from tests.support.token_runs import SHAPES, shape_rows
+from videoar.core.errors import MediaError, StorageError
+from videoar.core.prefetch import ahead
+from videoar.media.clip_prefetch import ReadAhead, lending
+from videoar.media.decode import decode_clip
+from videoar.storage.store import open_store
+
+
+def test_no_more_than_the_depth_is_begun_ahead():
+    begun = []
+    for taken, (item, double) in enumerate(ahead(lambda n: begun.append(n) or 2 * n, range(9), 3)):
+        assert (item, double) == (taken, 2 * taken)
+        assert len(begun) == min(9, taken + 4)
+    assert list(ahead(str, [], 3)) == []
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store(tmp_path.as_uri())
+
+
+def test_clips_come_in_order_and_a_damaged_one_is_refused(store):
+    rows = shape_rows(store, SHAPES * 2)
+    rows[3]["video_key"] = store.put_object(b"no clip", ".mp4").key
+    refused = []
+    read = list(ReadAhead(store.objects, 3).each(rows, "tokenize", refused, 2))
+    assert [row["clip_id"] for row, _ in read] == [r["clip_id"] for r in rows if r is not rows[3]]
+    assert [frames.shape for _, frames in read] == [
+        (*shape, 3) for i, shape in enumerate(SHAPES * 2) if i != 3
+    ]
+    (reject,) = refused
+    assert (reject["item_id"], reject["reasons"]) == (rows[3]["clip_id"], ["CORRUPT"])
+
+
+def test_a_missing_object_is_no_finding_about_a_clip(store):
+    (row,) = shape_rows(store, SHAPES[:1])
+    row["video_key"] = "objects/gone.mp4"
+    with pytest.raises(StorageError, match="gone"):
+        list(ReadAhead(store.objects, 1).each([row], "tokenize", [], 2))
+
+
+def test_references_of_a_source_keep_to_a_lane_and_clips_go_round(store):
+    seen = [[] for _ in range(4)]
+
+    def lanes():
+        return [lambda row, mine=mine: mine.append(row) or (lambda: row["n"]) for mine in seen]
+
+    def rows(key):
+        return [
+            {"clip_id": n, "n": n, "source_id": f"s{n // 4}", "video_key": key} for n in range(16)
+        ]
+
+    with lending(lanes):
+        reader = ReadAhead(store.objects, threads=1)
+    assert [n for _, n in reader.each(rows(None), "s", [], 2)] == list(range(16))
+    homes = [{row["source_id"] for row in mine} for mine in seen]
+    assert sum(map(len, homes)) == 4  # no source is in two lanes
+    for mine in seen:
+        mine.clear()
+    list(reader.each(rows("objects/x.mp4"), "s", [], 2))
+    assert [len(mine) for mine in seen] == [4, 4, 4, 4]
+
+
+def test_lanes_read_at_the_same_time(store):
+    meeting = threading.Barrier(2, timeout=10)  # breaks unless both lanes are in it at once
+
+    class Objects:
+        def get(self, key):
+            meeting.wait()
+            raise MediaError(key, "CORRUPT", "met")
+
+    rows = shape_rows(store, SHAPES[:1] * 4)
+    refused = []
+    assert not list(ReadAhead(Objects(), 2).each(rows, "s", refused, 2))
+    assert {reject["detail"] for reject in refused} == {"met"}
+
+
+def test_pixels_are_those_of_each_frame_by_itself(store):
+    for row in shape_rows(store, SHAPES):
+        data = store.objects.get(row["video_key"])
+        with av.open(io.BytesIO(data)) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert np.array_equal(decode_clip(data), np.stack(frames))

@@ -1,0 +1,134 @@
+"""Changes of shot on films whose edit is known: what is found, and what is not mistaken for one."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from videoar.bench.films import KINDS, Film
+from videoar.media.shots import Tick, shots, spans
+from videoar.media.transitions import Change, find_changes
+
+SEEDS = range(500, 506)
+
+
+def small_film(seed, **options):
+    return Film(seed, num_shots=10, height_px=72, width_px=128, **options)
+
+
+def greys_of(film):
+    frames = np.stack(list(film.frames())).mean(axis=3)
+    return frames.reshape(len(frames), 36, 2, 64, 2).mean(axis=(2, 4)).astype(np.uint8)
+
+
+def clock(count, rate_fps):
+    return np.round(np.arange(count) * 1e6 / rate_fps).astype(np.int64)
+
+
+@pytest.fixture(scope="module")
+def films():
+    made = [small_film(seed, rate_fps=(24.0, 25.0, 30.0)[seed % 3]) for seed in SEEDS]
+    return [(film, greys_of(film)) for film in made]
+
+
+def hits(wanted, found):
+    return [any(c.first <= w.last + 2 and c.last >= w.first - 2 for c in found) for w in wanted]
+
+
+def test_nearly_all_changes_are_found_and_nearly_nothing_else(films):
+    found_of_kind, wanted_of_kind, false = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0), 0
+    for film, greys in films:
+        _, wanted, _ = film.plan()
+        found = find_changes(greys, clock(len(greys), film.rate_fps))
+        for transition, hit in zip(wanted, hits(wanted, found), strict=True):
+            wanted_of_kind[transition.kind] += 1
+            found_of_kind[transition.kind] += hit
+        false += hits(found, wanted).count(False)
+    assert found_of_kind["cut"] == wanted_of_kind["cut"] > 5
+    assert found_of_kind["fade"] >= 0.9 * wanted_of_kind["fade"] > 5
+    assert found_of_kind["dissolve"] >= 0.75 * wanted_of_kind["dissolve"] > 5
+    assert false <= 2
+
+
+@pytest.mark.parametrize("rate_fps", [8.0, 60.0])
+def test_frame_rates_from_slow_to_fast(rate_fps):
+    film = small_film(41, rate_fps=rate_fps, kinds=("cut",))
+    _, wanted, _ = film.plan()
+    greys = greys_of(film)
+    found = find_changes(greys, clock(len(greys), rate_fps))
+    assert all(hits(wanted, found))
+    assert hits(found, wanted).count(False) <= 1
+
+
+def test_a_cut_is_named_by_the_first_frame_of_the_new_shot():
+    draw = np.random.default_rng(0)
+    one, other = (np.tile(draw.integers(0, 255, (1, 36, 64)), (20, 1, 1)) for _ in range(2))
+    greys = np.concatenate([one, other]).astype(np.uint8)
+    (change,) = find_changes(greys, clock(40, 25))
+    assert (change.kind, change.first, change.last) == ("cut", 20, 20)
+
+
+def test_a_picture_without_content_is_a_shot_for_policy_to_judge():
+    assert find_changes(np.zeros((30, 36, 64), np.uint8), clock(30, 25)) == []
+    assert find_changes(np.zeros((1, 36, 64), np.uint8), clock(1, 25)) == []
+
+
+def ticks_of(greys, times_us):
+    return [
+        Tick(i, int(t), (64, 36), 0, grey, [np.full((2, 2, 3), i % 256, np.uint8)])
+        for i, (grey, t) in enumerate(zip(greys, times_us, strict=True))
+    ]
+
+
+def test_blocks_decide_as_one_look_at_everything_does(films):
+    film, _greys = films[0]
+    long = np.concatenate([g for _, g in films[:4]])
+    times_us = clock(len(long), film.rate_fps)
+    ticks = ticks_of(long, times_us)
+    starts = {t.index: s for t, s in shots(ticks) if s is not None}
+    whole = find_changes(long, times_us)
+    trim = {"cut": 2, "fade": 3, "dissolve": 3}
+    expected = {0} | {c.last + trim[c.kind] for c in whole}
+    assert set(starts) == expected
+    assert next(s.kind for s in starts.values()) == "start"
+
+
+def test_memory_does_not_grow_with_the_length():
+    alive, most = 0, 0
+
+    class Counted(np.ndarray):
+        def __del__(self):
+            nonlocal alive
+            alive -= 1
+
+    def endless():
+        nonlocal alive, most
+        draw = np.random.default_rng(1).integers(0, 255, (36, 64)).astype(np.uint8)
+        for i in itertools.count():
+            alive += 1
+            most = max(most, alive)
+            yield Tick(
+                i, 40_000 * i, (64, 36), 0, draw, [np.zeros((2, 2, 3), np.uint8).view(Counted)]
+            )
+
+    for _ in itertools.islice(spans(shots(endless()), 17), 400):
+        pass
+    assert most < 1500
+
+
+def test_gaps_and_sizes_part_shots_without_looking():
+    greys = np.zeros((30, 36, 64), np.uint8)
+    ticks = ticks_of(greys, clock(30, 25))
+    for tick in ticks[10:]:
+        tick.time_us += 10**12
+    for tick in ticks[20:]:
+        tick.size_px = (32, 18)
+    starts = [(t.index, s.kind) for t, s in shots(ticks, find=False) if s]
+    assert starts == [(0, "start"), (10, "gap"), (20, "gap")]
+    assert [s.first.index for s in spans(shots(ticks, find=False), 5)] == [0, 5, 10, 15, 20, 25]
+
+
+def test_changes_are_disjoint_and_in_order(films):
+    for film, greys in films:
+        found: list[Change] = find_changes(greys, clock(len(greys), film.rate_fps))
+        assert all(a.last < b.first for a, b in itertools.pairwise(found))

@@ -1,0 +1,187 @@
+"""What the report page is given: collected from snapshots that were written by hand."""
+
+import json
+
+import pyarrow as pa
+import pytest
+
+from tests.support.report_example import HOSTILE
+from videoar.contracts.contract import load_contract
+from videoar.core.types import Provenance
+from videoar.records.run_record import RowCounts, Run, StageRun
+from videoar.report.collect import collect
+from videoar.report.page import render
+from videoar.storage.store import open_store
+
+SHA = "ab" * 32
+_NEUTRAL = {pa.string(): "x", pa.bool_(): True, pa.list_(pa.int64()): [1, 2, 3]}
+_FIXED = {
+    "cut_in": "start", "source_id": SHA, "video_sha256": SHA, "digest": SHA, "files": [],
+    "metrics": [], "rotation_deg": 0, "split": "train", "kind": "clip", "status": "ok",
+}  # fmt: skip
+
+
+def full_row(contract: str, **values) -> dict:
+    """Fill the columns that may not be null with neutral values."""
+    fields = [field for field in load_contract(contract).arrow_schema if not field.nullable]
+    neutral = {field.name: _NEUTRAL.get(field.type, 2) for field in fields}
+    return {**neutral, **{k: v for k, v in _FIXED.items() if k in neutral}, **values}
+
+
+class Writer:
+    """Commits rows as snapshots of one made-up run."""
+
+    def __init__(self, store) -> None:
+        self.store = store
+        self.ids: dict[str, str] = {}
+
+    def commit(self, name, contract, rows, parents=(), rejects=None):
+        provenance = Provenance(
+            run_id="r1", pipeline="p", stage=name, fingerprint=f"f-{name}", code_version="0",
+            parents={port: self.ids[port] for port in parents},
+        )  # fmt: skip
+        refused = None
+        if rejects:
+            refused = self.commit(f"{name}.rejects", "rejects@1", rejects)
+        dataset = self.store.dataset(name, contract)
+        full = [full_row(contract, **row) for row in rows]
+        schema = load_contract(contract).arrow_schema
+        table = pa.Table.from_pylist(full, schema=pa.schema([schema.field(n) for n in full[0]]))
+        found = dataset.commit([dataset.write(table)], provenance, {}, refused)
+        self.ids[name] = found.id
+        return found.id
+
+
+@pytest.fixture(scope="module")
+def data():
+    store = open_store("memory://report")
+    writer = Writer(store)
+    red, blue, made, recon = (
+        store.put_object(name.encode(), ".mp4").key for name in ("red", "blue", "made", "recon")
+    )
+    sources = [{"uri": f"/v/{i}", "name": f"{i}", "licence": "CC0"} for i in range(4)]
+    writer.commit("videos", "sources@1", sources)
+    clip = {"licence": None, "caption": "blue", "video_key": blue, "source_id": "cd" * 32}
+    clips = [{"clip_id": f"{1:032x}", "caption": "red", "video_key": red, "licence": "CC0",
+              "origin": "an archive"},
+             {"clip_id": f"{2:032x}", **clip}, {"clip_id": f"{3:032x}", **clip}]  # fmt: skip
+    refused = [
+        {"item_id": f"{i}", "stage": "clips", "reasons": reasons}
+        for i, reasons in enumerate((["TRUNCATED", "SHORT"], ["SHORT"], ["TRUNCATED"]))
+    ]
+    writer.commit("clips", "clips@1", clips, ["videos"], refused)
+    history = [{"step": 1, "train/loss": 0.7, "val/loss": 0.8, "psnr": 20.0},
+               {"step": 2, "train/loss": 0.6}]  # fmt: skip
+    model = {"kind": "transformer", "history_json": json.dumps(history)}
+    writer.commit("model", "models@1", [model], ["clips"])
+    samples = [
+        {"sample_id": f"{i:032x}", "prompt": prompt, "index": index, "video_key": made, "seed": i}
+        for i, (prompt, index) in enumerate((("red", 0), ("red", 1), (HOSTILE, 0)))
+    ]
+    writer.commit("samples", "samples@1", samples, ["model"])
+    example = {"clip_id": f"{1:032x}", "real_key": red, "recon_key": recon}
+    steps = [{"clip_id": f"{1:032x}", "grid": grid, "recon_key": key}
+             for grid, key in (("1 x 1", made), ("4 x 4", recon))]  # fmt: skip
+    confusion = {"red": {"red": 3, "none": 1}, "blue": {"red": 1, "none": 0}}
+    details = {
+        "recon/psnr": {"examples": [example], "by_scale": steps},
+        "rendered/colour_acc": {"confusion": confusion},
+    }
+    scores = [
+        {"metric": metric, "value": 0.5, "details_json": json.dumps(details[metric]),
+         "lock_json": json.dumps({"metric": metric, "num_samples": 3}), "lock_digest": metric}
+        for metric in details
+    ]  # fmt: skip
+    writer.commit("scores", "scores@1", scores, ["samples", "clips"])
+    rule = {
+        "rule": "a >= 1",
+        "value": None,
+        "bound": 1.0,
+        "passed": False,
+        "reason": "no such score",
+    }
+    writer.commit("release", "releases@1", [rule], ["model", "scores"])
+    return collect(store, _run(writer.ids))
+
+
+def _run(ids) -> Run:
+    ports = {"clips": ["videos"], "model": ["clips"], "samples": ["model"],
+             "scores": ["samples", "clips"], "release": ["model", "scores"]}  # fmt: skip
+    stages = [
+        StageRun(name=name, type=name, status="SUCCEEDED", snapshot=ids[name], seconds=1.0,
+                 rejects=ids.get(f"{name}.rejects"), rows=RowCounts(in_=4, out=3),
+                 inputs={port: ids[port] for port in wanted})
+        for name, wanted in ports.items()
+    ]  # fmt: skip
+    late = StageRun(name="late", type="promote")
+    document = {
+        "pipeline": "p",
+        "inputs": {"videos": "/v"},
+        "stages": {
+            **{n: {"stage": n, "from": {p: p for p in wanted}} for n, wanted in ports.items()},
+            "late": {"stage": "promote", "from": {"model": "model"}, "ref": "champion"},
+        },
+    }
+    return Run(
+        run_id="r1", pipeline="p", status="GATE_BLOCKED", started_at=0.0, seconds=9.0,
+        code_version="0", pipeline_digest=SHA, document=document, source="p.yaml",
+        stages=(*stages, late), outputs={name: ids[name] for name in ports},
+    )  # fmt: skip
+
+
+def test_boxes_are_inputs_and_stages_with_their_parents(data):
+    boxes = {box.name: box for box in data.stages}
+    assert list(boxes) == ["videos", "clips", "model", "samples", "scores", "release", "late"]
+    assert (boxes["videos"].rows_out, boxes["videos"].kind) == (4, "input")
+    assert boxes["scores"].parents == ("samples", "clips")
+    assert (boxes["late"].status, boxes["late"].rows_out) == ("PENDING", None)
+
+
+def test_funnel_counts_decisive_reasons(data):
+    assert [(step.name, step.unit, step.count) for step in data.funnel] == [
+        ("videos", "videos", 4), ("clips", "clips", 3),
+    ]  # fmt: skip
+    assert data.funnel[1].reasons == (("TRUNCATED", 2), ("SHORT", 1))
+
+
+def test_gallery_pairs_samples_with_real_clips_of_their_prompt(data):
+    assert [(g.prompt, g.seed, g.video, g.real) for g in data.generated] == [
+        ("red", 0, b"made", b"red"), (HOSTILE, 2, b"made", None), ("red", 1, b"made", b"red"),
+    ]  # fmt: skip
+    (pair,) = data.reconstructions
+    assert (pair.real, pair.reconstruction) == (b"red", b"recon")
+    (strip,) = data.by_scale
+    assert (strip.name, strip.real) == (f"{1:032x}", b"red")
+    assert strip.steps == (("up to 1 x 1", b"made"), ("up to 4 x 4", b"recon"))
+
+
+def test_curves_of_one_quantity_share_a_panel(data):
+    loss, psnr = sorted(data.curves, key=lambda curve: curve.title)
+    assert loss.series == {"train/loss": ((1, 0.7), (2, 0.6)), "val/loss": ((1, 0.8),)}
+    assert (psnr.title, psnr.series) == ("model: psnr", {"psnr": ((1, 20.0),)})
+
+
+def test_scores_locks_gate_and_confusion(data):
+    assert [score.metric for score in data.scores] == ["recon/psnr", "rendered/colour_acc"]
+    (lock,) = data.locks
+    assert list(lock.metrics) == ["recon/psnr", "rendered/colour_acc"]
+    assert json.loads(lock.text) == {"num_samples": 3}
+    (table,) = data.confusions
+    assert (table.asked, table.found, table.counts) == (
+        ("red", "blue"), ("red", "none"), ((3, 1), (1, 0)),
+    )  # fmt: skip
+    assert not data.gate[0].passed
+
+
+def test_lineage_goes_down_to_sources_and_their_licences(data):
+    stages = {node.stage: node for node in data.lineage}
+    assert data.lineage[0].stage == "release"
+    assert stages.keys() == {"release", "scores", "samples", "model", "clips", "videos"}
+    found = {(licence.name, licence.origin): licence.num_videos for licence in data.licences}
+    assert found == {("CC0", "an archive"): 1, ("not stated", "not stated"): 1}
+
+
+def test_page_of_collected_data_renders(data):
+    page = render(data)
+    assert "ref: champion" in page
+    assert HOSTILE not in page

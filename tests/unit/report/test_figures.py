@@ -1,0 +1,92 @@
+"""Geometry of the report's drawings."""
+
+import re
+
+import pytest
+
+from videoar.report.figures import histogram, layered_graph, line_plot
+
+PARENTS = {
+    "videos": (),
+    "clips": ("videos",),
+    "good": ("clips",),
+    "tokenizer": ("good",),
+    "tokens": ("good", "tokenizer"),
+    "model": ("tokens", "tokenizer"),
+    "scores": ("model", "good"),
+}
+
+
+def _points(path: str) -> list[tuple[float, float]]:
+    numbers = [float(n) for n in re.findall(r"-?[\d.]+", path)]
+    return list(zip(numbers[::2], numbers[1::2], strict=True))
+
+
+@pytest.mark.parametrize("vertical", [False, True])
+def test_graph_puts_children_after_parents_and_stays_inside(vertical):
+    graph = layered_graph(PARENTS, vertical=vertical)
+    at = {box.name: (box.x, box.y)[vertical] for box in graph.boxes}
+    assert all(at[child] > at[parent] for child, names in PARENTS.items() for parent in names)
+    for path in graph.edges:
+        assert all(0 <= x <= graph.width and 0 <= y <= graph.height for x, y in _points(path))
+    for box in graph.boxes:
+        assert box.x + graph.box_width <= graph.width
+        assert box.y + graph.box_height <= graph.height
+
+
+def test_boxes_of_one_layer_do_not_overlap_and_long_edges_run_below_them():
+    graph = layered_graph({"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c", "a")}, vertical=False)
+    at = {box.name: box for box in graph.boxes}
+    assert at["b"].x == at["c"].x
+    assert abs(at["b"].y - at["c"].y) > graph.box_height
+    long_edge = max(graph.edges, key=len)
+    assert max(y for _, y in _points(long_edge)) > max(b.y for b in graph.boxes) + graph.box_height
+
+
+def test_crossing_long_edges_get_lanes_of_their_own():
+    parents = {"a": (), "b": ("a",), "c": ("b", "a"), "d": ("c", "b"), "e": ("d", "a")}
+    graph = layered_graph(parents, vertical=False)
+    lanes = {max(y for _, y in _points(path)) for path in graph.edges if path.count("C") == 3}
+    assert len(lanes) == 2
+
+
+def test_graph_of_nothing():
+    assert layered_graph({}, vertical=False).boxes == ()
+
+
+def test_plot_maps_values_to_round_ticks():
+    plot = line_plot({"loss": [(0, 1.0), (50, float("nan")), (100, 0.13)]}, width=400, height=200)
+    assert [text for _, text in plot.y_ticks] == ["0.0", "0.5", "1.0"]
+    assert [text for _, text in plot.x_ticks] == ["0", "50", "100"]
+    (line,) = plot.lines
+    assert line.last == 0.13
+    (x0, y0), (x1, y1) = _points(line.path)
+    assert (x0, y0) == (plot.x_ticks[0][0], plot.y_ticks[-1][0])
+    assert x1 == plot.x_ticks[-1][0]
+    assert y0 < y1 < plot.bottom
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-9, -3.5, 4e8])
+def test_plot_of_a_constant(value):
+    plot = line_plot({"x": [(1, value), (2, value)]})
+    assert len(plot.y_ticks) >= 2
+    assert len({text for _, text in plot.y_ticks}) == len(plot.y_ticks)
+
+
+def test_plot_without_a_finite_point_is_refused():
+    with pytest.raises(ValueError, match="finite"):
+        line_plot({"x": [(0, float("inf"))]})
+
+
+def test_histogram_shows_marks_beyond_its_values():
+    bars = histogram([0, 1, 2, 3], [4, 0, 2], [(10.0, "max 10")], width=400, height=200)
+    assert bars.path.count("M") == 2
+    tops = [float(part.partition("H")[0]) for part in bars.path.split("V")[1::2]]
+    assert tops[0] == bars.y_ticks[-1][0]
+    (mark,) = bars.marks
+    assert (mark.x, mark.text, mark.anchor) == (bars.x_ticks[-1][0], "max 10", "end")
+
+
+def test_texts_of_two_marks_lean_away_from_each_other():
+    bars = histogram([0, 100], [1], [(60.0, "max"), (50.0, "min")])
+    assert [(mark.text, mark.anchor) for mark in bars.marks] == [("max", "start"), ("min", "end")]

@@ -1,0 +1,167 @@
+"""The report page: everything is there, nothing hostile gets through, what is missing says so."""
+
+from html.parser import HTMLParser
+
+import pytest
+
+from tests.support.report_example import HOSTILE, example
+from videoar.report.page import ReportData, Score, render, static_guard
+
+SECTIONS = (
+    "pipeline", "survival", "curation", "checks", "videos", "reconstructions", "scores",
+    "confusion", "gate", "training", "lineage", "config", "lock",
+)  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Tags, attributes and visible text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.open_tags: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in {"meta", "link", "br", "img"}:
+            self.open_tags.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open_tags.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data):
+        if self.open_tags[-1:] != ["style"]:
+            self.text += data
+
+    def urls(self) -> list[str]:
+        named = ("src", "href", "data", "action", "poster", "xlink:href")
+        return [str(a[name]) for _, a in self.tags for name in named if name in a]
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return render(example(real=b"real-bytes", generated=b"generated-bytes"))
+
+
+@pytest.fixture(scope="module")
+def page(html) -> Page:
+    return Page(html)
+
+
+def test_markup_is_balanced_and_has_every_section(page):
+    assert page.open_tags == []
+    assert [a["id"] for tag, a in page.tags if tag == "section"] == list(SECTIONS)
+
+
+def test_hostile_caption_stays_text(page):
+    assert HOSTILE in page.text
+    assert not {"script", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+
+
+def test_hostile_names_everywhere_stay_text():
+    data = example(b"a", b"b")
+    swapped = ReportData.model_validate_json(
+        data
+        .model_copy(update={"generated": (), "reconstructions": (), "curves": data.curves[:2]})
+        .model_dump_json()
+        .replace("rendered/colour_acc", '\\"><script>x</script>')
+        .replace("CC-BY-4.0", "</table><script>x</script>")
+        .replace("quickstart", "</title></pre><script>x</script>")
+        .replace('"train"', '"</svg><script>x</script>"')
+        .replace('"model: loss"', '"\\" onload=\\"x"')
+    )
+    page = Page(render(swapped))
+    assert page.open_tags == []
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+
+
+def test_loads_nothing_from_outside(html, page):
+    links = [str(a["href"]) for tag, a in page.tags if tag == "a"]
+    loaded = set(page.urls()) - set(links)
+    assert all(url.startswith("data:") for url in loaded)
+    assert all(url.startswith(("#", "../../checks/")) for url in links)
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert "url(" not in style
+    assert "@import" not in style
+    policy = next(a["content"] for tag, a in page.tags if "http-equiv" in a)
+    assert policy.startswith("default-src 'none'")
+
+
+def test_shows_both_videos_of_a_pair_with_prompt_and_seed(page):
+    videos = [a["src"] for tag, a in page.tags if tag == "video"]
+    assert videos.count("data:video/mp4;base64,Z2VuZXJhdGVkLWJ5dGVz") == 9 + 3 + 6
+    assert videos.count("data:video/mp4;base64,cmVhbC1ieXRlcw==") == 7 + 3 + 1
+    assert "a red square moves right" in page.text
+    assert "seed 2" in page.text
+    assert page.text.count("no real clip has this prompt") == 2
+
+
+def test_curation_draws_bounds_and_shows_pictures(page):
+    pictures = [a["src"] for tag, a in page.tags if tag == "img"]
+    assert pictures == ["data:image/jpeg;base64,anBlZy1ieXRlcw=="] * (8 + 1 + 2)
+    assert [tag for tag, a in page.tags if a.get("class") == "bound"] == ["path"] * 3
+    assert "../../checks/good/abcd.html" in page.urls()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "min 0.31",
+        "21 LOW MOTION IO_PERMANENT: <No> such file",
+        "4 BLACK no picture of them is left",
+        f"{'d' * 32} repeats {'e' * 32}",
+        "refused. 1 of 2 expectations did not hold, so nothing was published",
+        "column values to be unique",
+        "gate_blocked".replace("_", " "),
+        "7 executed, 1 reused, 1 unfinished".replace("7", "6"),
+        "21 static, 9 duplicate, 4 black",
+        "not evaluated: no I3D weights: set VIDEOAR_I3D_WEIGHTS",
+        "missing: fvd was not evaluated",
+        "1 of 2 rules did not hold",
+        "96",
+        "model:1b 1 rows, shown above",
+        "No finite value was recorded.",
+        "up to 8 x 8",
+        "rendered://shapes?num_videos=120&seed=0",
+        '"reference": "good:0123456789abcdef"',
+        "accelerator busy percent93.25",
+    ],
+)
+def test_says(page, text):
+    assert text in " ".join(page.text.split())
+
+
+def test_empty_run_degrades_to_sentences():
+    page = Page(
+        render(
+            ReportData(
+                run_id="r",
+                pipeline="p",
+                status="FAILED",
+                started_at="-",
+                seconds=0.0,
+                hardware="-",
+                code_version="-",
+            )
+        )
+    )
+    assert page.open_tags == []
+    empty = [a for tag, a in page.tags if tag == "p" and a.get("class") == "empty"]
+    assert len(empty) == len(SECTIONS) + 1  # lineage has two parts
+    assert not {"video", "table", "svg", "img"} & {tag for tag, _ in page.tags}
+
+
+def test_static_guard_puts_motion_next_to_flicker():
+    flicker = Score(metric="vbench/temporal_flickering", status="ok", value=0.99)
+    motion = Score(metric="rendered/motion_acc", status="ok", value=0.125)
+    unknown = Score(metric="proxy/frame_diff_top5", status="not_evaluated", reason="-")
+    assert static_guard([motion]) == ""
+    assert "No measure of motion" in static_guard([flicker, unknown])
+    assert "rendered/motion_acc (0.125)" in static_guard([flicker, motion])

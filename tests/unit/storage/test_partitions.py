@@ -1,0 +1,60 @@
+"""dask's verbs: every row meets its partners once, on the scheduler that is configured."""
+
+import dask
+import numpy as np
+import pytest
+from dask.local import get_sync
+
+from videoar.storage.partitions import each, grouped, on_scheduler, paired
+
+
+def counting():
+    calls = []
+
+    def get(graph, keys, **options):
+        calls.append(len(calls))
+        return get_sync(graph, keys, **options)
+
+    return get, calls
+
+
+def test_a_configured_scheduler_is_used_and_a_lent_one_before_it():
+    configured, calls = counting()
+    lent, lent_calls = counting()
+    assert each(str, 3) == ["0", "1", "2"]
+    with dask.config.set(scheduler=configured):
+        assert each(str, 2) == ["0", "1"]
+        assert (len(calls), len(lent_calls)) == (1, 0)
+        with on_scheduler(lent):
+            each(str, 2)
+    each(str, 2)
+    assert (len(calls), len(lent_calls)) == (1, 1)
+
+
+@pytest.mark.parametrize("partitions", [1, 3, 100])
+def test_rows_of_a_key_meet_whatever_their_partition(partitions):
+    key = np.dtype([("key", np.uint64), ("row", np.int64)])
+    rows = np.array([(i * i % 17 + (1 << 63), i) for i in range(300)], key)
+
+    def join(bucket):
+        return {int(k): sorted(bucket["row"][bucket["key"] == k].tolist()) for k in bucket["key"]}
+
+    found = grouped(lambda i: rows[i::partitions], partitions, join)
+    merged = {k: v for bucket in found for k, v in bucket.items()}
+    assert sum(len(bucket) for bucket in found) == len(merged)
+    assert merged == join(rows)
+
+
+@pytest.mark.parametrize("partitions", [1, 5, 70])
+def test_every_two_rows_meet_once(partitions):
+    def pairs(a, b):
+        return [(x, y) for x in a for y in b if a is not b or x < y]
+
+    found = paired(
+        lambda i: list(range(i, 140, partitions)),
+        partitions,
+        lambda parts: [x for p in parts for x in p],
+        pairs,
+    )
+    met = [tuple(sorted(pair)) for part in found for pair in part]
+    assert len(met) == len(set(met)) == 140 * 139 // 2

@@ -1,0 +1,626 @@
+"""The loader's order: pure, exactly once, the same at any world size, resumable anywhere."""
+
+import dataclasses
+import gc
+import itertools
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from videoar.core.errors import (
+    ConfigError,
+    ContractError,
+    StorageError,
+    TransientStorageError,
+)
+from videoar.core.types import Provenance
+from videoar.stages.pretrain import check_tokens
+from videoar.storage import open_store, reader, writer
+from videoar.storage.payload import Payload
+from videoar.storage.row_reader import RowSource
+from videoar.storage.token_codec import checksum
+from videoar.training.data import epoch_order, token_loader
+from videoar.training.data.mixture import BLOCK, TokenMixture
+from videoar.training.data.token_loader import REQUESTS, TokenLoader, _Buffers
+
+torch.set_num_threads(1)
+
+
+def token_table(start, rows, shape=(2, 3, 4, 5), corrupt=None):
+    ids = range(start, start + rows)
+    latents = [np.full(shape, i, "<f2").tobytes() for i in ids]
+    sums = [checksum(latent) + (i == corrupt) for i, latent in zip(ids, latents, strict=True)]
+    return pa.table({
+        "clip_id": [f"{i:032x}" for i in ids],
+        "source_id": [f"{i:064x}" for i in ids],
+        "split": ["val" if i % 5 == 4 else "train" for i in ids],
+        "label": [f"class {i % 3}" for i in ids],
+        "caption": [None if i == 0 else f"caption {i}" for i in ids],
+        **dict.fromkeys(("rate_fps", "start_s", "duration_s"), [1.0] * rows),
+        **{name: [size] * rows for name, size in zip("tkhw", shape, strict=True)},
+        "bits": [b"x"] * rows,
+        "latent": latents,
+        "bits_xxh3": [0] * rows,
+        "latent_xxh3": sums,
+    })
+
+
+def commit(*tables):
+    return commit_to(open_store(f"memory://{np.random.default_rng().integers(1 << 62)}"), *tables)
+
+
+def commit_to(store, *tables):
+    dataset = store.dataset("tokens", "tokens@1")
+    files = [dataset.write(table) for table in tables]
+    made = Provenance(run_id="r", pipeline="p", stage="s", fingerprint="f", code_version="c")
+    return dataset.commit(files, made, {})
+
+
+@pytest.fixture(scope="module")
+def snapshot():
+    return commit(token_table(0, 23), token_table(23, 14), token_table(37, 9, (2, 3, 4, 4)))
+
+
+def flat(lists):
+    return list(itertools.chain.from_iterable(lists))
+
+
+def ids(batches):
+    return [batch["clip_ids"] for batch in batches]
+
+
+def test_every_row_exactly_once_and_its_own_values(snapshot):
+    seen = []
+    for batch in TokenLoader(snapshot, 4, seed=0):
+        latent = batch["latent_BTKHW"]
+        assert latent.dtype == torch.float16
+        assert latent.shape[1:] in {(2, 3, 4, 5), (2, 3, 4, 4)}
+        assert latent.is_contiguous()
+        for clip, row, caption, label in zip(
+            batch["clip_ids"], latent, batch["captions"], batch["labels"], strict=True
+        ):
+            number = int(clip, 16)
+            assert torch.all(row == number)
+            assert caption == (f"caption {number}" if number else "")
+            assert label == f"class {number % 3}"
+            seen.append(number)
+    assert sorted(seen) == [i for i in range(46) if i % 5 != 4]
+
+
+def test_latent_axes_are_those_of_the_store():
+    shape = (2, 3, 4, 5)
+    table = token_table(0, 1)
+    values = np.arange(np.prod(shape)).astype("<f2").reshape(shape)
+    table = table.set_column(table.column_names.index("latent"), "latent", [[values.tobytes()]])
+    latent = next(iter(TokenLoader(commit(table), 1, 0)))["latent_BTKHW"][0]
+    np.testing.assert_array_equal(latent.numpy(), values)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_together_read_the_same_global_batches(snapshot, world_size):
+    whole = ids(TokenLoader(snapshot, 4, seed=1))
+    ranks = [
+        ids(TokenLoader(snapshot, 4, 1, rank=r, world_size=world_size)) for r in range(world_size)
+    ]
+    assert [flat(parts) for parts in zip(*ranks, strict=True)] == whole
+
+
+def test_order_depends_on_seed_and_epoch_alone(snapshot):
+    loader = TokenLoader(snapshot, 4, seed=1)
+    first, second = ids(loader), ids(loader)
+    assert first != second
+    assert sorted(flat(first)) == sorted(flat(second))
+    again = TokenLoader(snapshot, 4, seed=1)
+    assert [ids(again), ids(again)] == [first, second]
+    assert ids(TokenLoader(snapshot, 4, seed=2)) != first
+
+
+@pytest.mark.parametrize("stop", [1, 3, 9])
+def test_resume_continues_exactly_even_at_another_world_size(snapshot, stop):
+    whole = ids(TokenLoader(snapshot, 4, seed=3))
+    loader = TokenLoader(snapshot, 4, seed=3)
+    for step, _ in enumerate(loader, 1):
+        if step == stop:
+            break
+    state = loader.state_dict()
+    assert all(isinstance(value, int | str) for value in state.values())
+    ranks = [TokenLoader(snapshot, 4, 3, rank=r, world_size=2) for r in range(2)]
+    for rank in ranks:
+        rank.load_state_dict(state)
+    rest = [flat(parts) for parts in zip(*map(ids, ranks), strict=True)]
+    assert rest == whole[stop:]
+
+
+def test_a_foreign_state_is_refused(snapshot):
+    state = TokenLoader(snapshot, 4, seed=3).state_dict()
+    with pytest.raises(ConfigError, match="seed 3, this loader 4"):
+        TokenLoader(snapshot, 4, seed=4).load_state_dict(state)
+
+
+def test_splits_and_bad_sizes(snapshot):
+    validation = flat(ids(TokenLoader(snapshot, 4, 0, split="val")))
+    assert sorted(int(clip, 16) for clip in validation) == list(range(4, 46, 5))
+    assert TokenLoader(snapshot, 4, 0, split="").num_rows == 46
+    with pytest.raises(ConfigError, match="not a multiple"):
+        TokenLoader(snapshot, 4, 0, world_size=3)
+    with pytest.raises(ConfigError, match="no rows"):
+        TokenLoader(commit(token_table(0, 2)), 4, 0, split="val")
+
+
+def test_rows_of_two_tokenizers_do_not_mix():
+    tables = [
+        token_table(start, 3).replace_schema_metadata({"tokenizer_digest": maker})
+        for start, maker in ((0, "one"), (3, "two"))
+    ]
+    with pytest.raises(ConfigError, match="tokens of 2 tokenizers"):
+        TokenLoader(commit(*tables), 2, 0)
+
+
+def test_another_layout_is_refused():
+    odd = commit(token_table(0, 3).replace_schema_metadata({"layout_version": "99"}))
+    with pytest.raises(ContractError, match=rf"{odd.files[0].key}: layout version 99"):
+        TokenLoader(odd, 2, 0)
+
+
+def test_a_state_of_another_order_is_refused(snapshot, monkeypatch):
+    state = TokenLoader(snapshot, 4, 0).state_dict()
+    for name in ("LANES", "WINDOW_BYTES", "ROW_BYTES", "VERSION"):
+        with monkeypatch.context() as patch:
+            patch.setattr(epoch_order, name, 3)
+            with pytest.raises(ConfigError, match="state has order"):
+                TokenLoader(snapshot, 4, 0).load_state_dict(state)
+    TokenLoader(snapshot, 4, 0).load_state_dict(state)
+
+
+def test_a_wrong_checksum_names_the_clip():
+    bad = commit(token_table(0, 3, corrupt=1))
+    with pytest.raises(StorageError, match=f"{1:032x}: latent fails its checksum"):
+        list(TokenLoader(bad, 3, 0, verify=True))
+    assert len(ids(TokenLoader(bad, 3, 0))) == 1
+
+
+class Far:
+    """A store behind a network, as far as the loader can tell; counts what is read."""
+
+    is_local = False
+
+    def __init__(self, near):
+        self.near, self.url, self.reads = near, near.url, []
+        self._lock = threading.Lock()
+
+    def __getattr__(self, name):
+        return getattr(self.near, name)
+
+    def read_into(self, key, spans):
+        with self._lock:
+            self.reads += [(key, start, len(target)) for start, target in spans]
+        self.near.read_into(key, spans)
+
+
+class Ranges(Far):
+    """Notes ranged reads; those of columns wait until so many are under way."""
+
+    def __init__(self, near, together=8):
+        super().__init__(near)
+        self.sizes = {info.key: info.size_bytes for info in near.list("")}
+        self.footers, self.spans, self._now = 0, [], 0
+        self._together, self._are_together = together, threading.Event()
+
+    def get_range(self, key, start, length):
+        if start + length == self.sizes[key]:
+            self.footers += 1
+            return self.near.get_range(key, start, length)
+        with self._lock:
+            self.spans.append(length)
+            self._now += 1
+            if self._now == self._together:
+                self._are_together.set()
+        assert self._are_together.wait(30), "one after the other"
+        with self._lock:
+            self._now -= 1
+        return self.near.get_range(key, start, length)
+
+
+def checked(snapshot):
+    tokenizer = SimpleNamespace(scales=[(64, 64)], num_bits=8)
+    check_tokens({"tokens": snapshot}, tokenizer, "a" * 64)
+
+
+@pytest.mark.parametrize("opened", [lambda s: TokenLoader(s, 4, 7), RowSource, checked])
+def test_opening_from_far_asks_once_per_row_group_and_many_at_once(opened, monkeypatch):
+    monkeypatch.setattr(writer, "ROW_GROUP_BYTES", 300_000)
+    tables = [token_table(start, 20, (2, 8, 64, 64)) for start in (0, 20)]
+    notes = {"tokenizer_digest": "a" * 64, "layout_version": "1"}
+    wide = commit(*[table.replace_schema_metadata(notes) for table in tables])
+    store = dataclasses.replace(wide, objects=Ranges(wide.objects))
+    opened(store)
+    groups, files = 20, 2  # checksums of a group lie beside the small columns of the next one
+    assert store.objects.footers == files
+    assert len(store.objects.spans) <= groups + files
+    assert sum(store.objects.spans) < 0.02 * sum(file.size_bytes for file in wide.files)
+    assert not store.objects.reads
+
+
+def test_what_is_fetched_at_once_is_bounded_where_row_groups_are_tiny(monkeypatch):
+    monkeypatch.setattr(writer, "ROW_GROUP_BYTES", 1000)
+    monkeypatch.setattr(reader, "_SPAN_BYTES", 8000)
+    tiny = commit(token_table(0, 200))
+    store = dataclasses.replace(tiny, objects=Ranges(tiny.objects, together=1))
+    assert_equal(contents(TokenLoader(store, 4, 7)), contents(TokenLoader(tiny, 4, 7)))
+    assert 4000 < max(store.objects.spans[1:]) <= 8000  # the first is of a long footer
+
+
+def far(snapshot):
+    return dataclasses.replace(snapshot, objects=Far(snapshot.objects))
+
+
+@pytest.fixture(scope="module")
+def many_units():
+    """Twelve row groups: more than the windows of a batch of 4 hold, which are one each here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epoch_order, "WINDOW_BYTES", 10 * 240)
+        yield commit(*[token_table(start, 10) for start in range(0, 120, 10)])
+
+
+def contents(loader):
+    """Return what the batches hold, copied at once; each row must hold its own number."""
+    batches = [(batch["clip_ids"], batch["latent_BTKHW"].numpy().copy()) for batch in loader]
+    for clips, latents in batches:
+        assert [int(clip, 16) for clip in clips] == latents[:, 0, 0, 0, 0].tolist()
+    return batches
+
+
+def assert_equal(some, others):
+    assert [clips for clips, _ in some] == [clips for clips, _ in others]
+    for (_, one), (_, other) in zip(some, others, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_from_far_the_same_batches_by_one_request_per_row_group(many_units, world_size):
+    for rank in range(world_size):
+        store = far(many_units)
+        loader = TokenLoader(store, 4, 7, rank, world_size)
+        got = contents(loader)
+        assert_equal(got, contents(TokenLoader(many_units, 4, 7, rank, world_size)))
+        assert len(store.objects.reads) == len(set(store.objects.reads))
+        # every row group that this rank meets, once; those that two lanes share, twice
+        assert len(store.objects.reads) <= 12 / world_size + epoch_order.num_lanes(4)
+
+
+class Cold:
+    """A folder of which the page cache holds nothing, every second time."""
+
+    def __init__(self, near):
+        self.near, self.answers = near, []
+
+    def __getattr__(self, name):
+        return getattr(self.near, name)
+
+    def read_cached(self, key, spans):
+        self.answers.append(len(self.answers) % 2 == 0 and self.near.read_cached(key, spans))
+        return self.answers[-1]
+
+
+def test_what_is_not_cached_is_read_all_the_same(many_units):
+    store = dataclasses.replace(many_units, objects=Cold(many_units.objects))
+    loader = TokenLoader(store, 4, 7)
+    assert_equal(contents(loader), contents(TokenLoader(many_units, 4, 7)))
+    assert True in store.objects.answers
+    assert False in store.objects.answers
+
+
+def test_both_columns_of_a_row_group_come_together(many_units):
+    store = far(many_units)
+    batch = next(iter(TokenLoader(store, 4, 7, columns=["bits", "latent"])))
+    assert bytes(batch["bits_BN"].flatten().tolist()) == b"xxxx"
+    first = {key for key, *_ in store.objects.reads}
+    assert len(first) == len(store.objects.reads)
+
+
+def test_a_rank_without_rows_of_a_short_batch_gets_an_empty_one(many_units):
+    shares = [list(TokenLoader(many_units, 64, 7, rank, 64)) for rank in (0, 63)]
+    assert shares[0][-1]["latent_BTKHW"].shape == (1, 2, 3, 4, 5)
+    last = shares[1][-1]
+    assert last["latent_BTKHW"].shape == (0, 2, 3, 4, 5)
+    assert last["global_size"] == 32
+    assert last["clip_ids"] == []
+
+
+def test_large_rows_from_far_come_one_by_one():
+    wide = commit(token_table(0, 10, (2, 8, 64, 128)))
+    store = far(wide)
+    width = 2 * 8 * 64 * 128 * 2
+    assert width >= epoch_order.ROW_BYTES
+    assert_equal(contents(TokenLoader(store, 4, 0)), contents(TokenLoader(wide, 4, 0)))
+    assert [length for *_, length in store.objects.reads] == [width] * 8
+
+
+def test_resume_from_far_reads_only_what_is_left(many_units):
+    loader = TokenLoader(many_units, 4, 7)
+    whole = contents(loader)
+    again = TokenLoader(far(many_units), 4, 7)
+    again.load_state_dict({**loader.state_dict(), "epoch": 0, "step": 20})
+    assert_equal(contents(again), whole[20:])
+    assert len(again._snapshot.objects.reads) <= 8
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_a_state_after_the_last_batch_goes_on_with_the_next_epoch(many_units, away):
+    loader = TokenLoader(many_units, 4, 7)
+    steps = loader.endless()
+    for _ in range(len(loader)):
+        next(steps)
+    state = loader.state_dict()
+    assert state["step"] == len(loader)
+    again = TokenLoader(far(many_units) if away else many_units, 4, 7)
+    again.load_state_dict(state)
+    assert next(again.endless())["clip_ids"] == next(steps)["clip_ids"]
+
+
+def test_a_local_cache_asks_the_store_once(many_units, tmp_path):
+    once = far(many_units)
+    first = contents(TokenLoader(once, 4, 7, cache=tmp_path / "cache"))
+    assert once.objects.reads
+    again = far(many_units)
+    assert_equal(contents(TokenLoader(again, 4, 7, cache=tmp_path / "cache")), first)
+    assert not again.objects.reads
+
+
+def test_a_local_cache_that_is_of_no_use_ends_no_training(
+    many_units, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    first = contents(TokenLoader(far(many_units), 4, 7, cache=Path("cache")))
+    cut, folder, *_ = (path for path in Path("cache").iterdir() if path.is_file())
+    cut.write_bytes(cut.read_bytes()[:-1])
+    folder.unlink()
+    folder.mkdir()
+    for unread in (2, 1):  # the one that was cut is kept anew
+        again = far(many_units)
+        assert_equal(contents(TokenLoader(again, 4, 7, cache=Path("cache"))), first)
+        assert len(again.objects.reads) == unread
+    (tmp_path / "file").touch()
+    caplog.clear()
+    assert_equal(contents(TokenLoader(far(many_units), 4, 7, cache=tmp_path / "file")), first)
+    assert {record.getMessage()[:24] for record in caplog.records} == {"the cache is of no use: "}
+
+
+def test_batches_that_are_kept_stay_and_memory_of_others_is_used_again(many_units):
+    kept = list(TokenLoader(many_units, 4, 7))
+    for batch in kept:
+        for clip, row in zip(batch["clip_ids"], batch["latent_BTKHW"], strict=True):
+            assert torch.all(row == int(clip, 16))
+    places = {batch["latent_BTKHW"].data_ptr() for batch in TokenLoader(many_units, 4, 7)}
+    assert len(places) <= 6
+    part = next(iter(TokenLoader(many_units, 4, 7)))["latent_BTKHW"][1:]
+    before = part.clone()
+    gc.collect()
+    list(TokenLoader(many_units, 4, 7))
+    assert torch.equal(part, before)
+
+
+def test_memory_of_odd_sizes_does_not_pile_up():
+    buffers = _Buffers()
+    for size in range(1000, 3000):
+        assert buffers.take(size).shape == (size,)
+    assert (
+        sum(len(memory) for kept in buffers._free.values() for memory in kept) <= 1024 + 2048 + 4096
+    )
+
+
+def test_a_file_whose_footer_calls_a_column_otherwise_is_named():
+    snapshot = commit(token_table(0, 10))
+    (file,) = snapshot.files
+    data = snapshot.objects.get(file.key)
+    assert data.count(b"latent\x00") == 1  # its name in the schema
+    snapshot.objects.put(file.key, data.replace(b"latent\x00", b"lbtent\x00"))
+    with pytest.raises(StorageError, match=f"{file.key}: damaged"):
+        TokenLoader(snapshot, 4, 7)
+
+
+def test_a_file_cut_short_is_named(many_units):
+    snapshot = commit(*[token_table(start, 10) for start in range(0, 20, 10)])
+    loader = TokenLoader(snapshot, 4, 7)
+    victim = snapshot.files[1].key
+    snapshot.objects.put(victim, snapshot.objects.get(victim)[:200])
+    with pytest.raises(StorageError, match=f"{victim}.*shorter than"):
+        list(loader)
+    with pytest.raises(StorageError, match=victim):
+        TokenLoader(snapshot, 4, 7)
+
+
+@pytest.mark.parametrize("place", [-100, -500])
+def test_a_damaged_footer_is_named(place):
+    snapshot = commit(token_table(0, 10), token_table(10, 10))
+    victim = snapshot.files[1].key
+    data = bytearray(snapshot.objects.get(victim))
+    data[place : place + 50] = bytes(50)
+    snapshot.objects.put(victim, bytes(data))
+    with pytest.raises(StorageError, match=f"{victim}: damaged"):
+        TokenLoader(snapshot, 4, 7)
+
+
+def test_smaller_shapes_fill_batches_of_equal_work():
+    tables = token_table(0, 40, (2, 3, 4, 4)), token_table(40, 40, (1, 3, 2, 4))
+    batches = list(TokenLoader(commit(*tables), 2, 0, split="", equal_work=True))
+    sizes = {(b["latent_BTKHW"].shape[1:], len(b["clip_ids"])) for b in batches}
+    assert sizes == {((2, 3, 4, 4), 2), ((1, 3, 2, 4), 8)}
+    assert len(batches) == 25 == len(TokenLoader(commit(*tables), 2, 0, split="", equal_work=True))
+
+
+def mixture(snapshots, weights, world=(0, 1)):
+    loaders = {name: TokenLoader(snapshot, 4, 0, *world) for name, snapshot in snapshots.items()}
+    return TokenMixture(loaders, weights, seed=5)
+
+
+@pytest.fixture(scope="module")
+def two_stores(many_units):
+    return {"video": many_units, "image": commit(token_table(500, 30, (1, 3, 4, 5)))}
+
+
+def test_a_mixture_keeps_its_shares_and_each_store_its_order(two_stores):
+    mixed = mixture(two_stores, {"video": 2, "image": 1})
+    blocks = [[(b["store"], b["clip_ids"]) for b in mixed] for _ in range(2)]
+    assert [len(block) for block in blocks] == [BLOCK] * 2
+    for block in blocks:
+        assert sum(store == "video" for store, _ in block) == 667
+    assert [store for store, _ in blocks[0]] != [store for store, _ in blocks[1]]
+    for name, snapshot in two_stores.items():
+        alone = TokenLoader(snapshot, 4, 0).endless()
+        seen = [clips for block in blocks for store, clips in block if store == name]
+        assert seen == [next(alone)["clip_ids"] for _ in seen]
+
+
+def test_a_mixture_resumes_anywhere_at_another_world_size(two_stores):
+    weights = {"video": 0.7, "image": 0.3}
+    mixed = mixture(two_stores, weights)
+    whole = [b["clip_ids"] for _ in range(2) for b in mixed]
+    for stop in (1, 700, BLOCK, BLOCK + 3):
+        first = mixture(two_stores, weights)
+        seen = 0
+        while seen < stop:
+            for _ in first:
+                seen += 1
+                if seen == stop:
+                    break
+        ranks = [mixture(two_stores, weights, (rank, 2)) for rank in range(2)]
+        for rank in ranks:
+            rank.load_state_dict(first.state_dict())
+        rest = zip(*([b["clip_ids"] for b in rank] for rank in ranks), strict=True)
+        joined = [one + other for one, other in rest]
+        assert joined == whole[stop : stop + len(joined)]
+
+
+def test_bad_mixtures_are_refused(two_stores):
+    with pytest.raises(ConfigError, match="less than one step in 1000"):
+        mixture(two_stores, {"video": 1e6, "image": 1})
+    with pytest.raises(ConfigError, match="not all positive"):
+        mixture(two_stores, {"video": -1, "image": 1})
+    with pytest.raises(ConfigError, match="loaders"):
+        mixture(two_stores, {"video": 1})
+    sizes = {"video": 1, "image": 2}
+    ranks = {name: TokenLoader(two_stores[name], 4, 0, 0, sizes[name]) for name in sizes}
+    with pytest.raises(ConfigError, match=r"several ranks: .'image': '0 of 2', 'video': '0 of 1'"):
+        TokenMixture(ranks, {"video": 1, "image": 1}, 0)
+    made = token_table(500, 30).replace_schema_metadata({"tokenizer_digest": "b" * 64})
+    with pytest.raises(ConfigError, match=r"several tokenizers: .'image': 'bbb"):
+        mixture({**two_stores, "image": commit(made)}, {"video": 1, "image": 1})
+    state = mixture(two_stores, {"video": 1, "image": 1}).state_dict()
+    with pytest.raises(ConfigError, match=r"image.quota 500, this mixture 250"):
+        mixture(two_stores, {"video": 3, "image": 1}).load_state_dict(state)
+
+
+def test_the_order_is_that_of_the_digest(many_units):
+    tables = [token_table(start, 10) for start in range(0, 40, 10)]
+    one, other = commit(*tables), commit(*reversed(tables))
+    assert one.digest == other.digest
+    assert [f.sha256 for f in one.files] != [f.sha256 for f in other.files]
+    assert ids(TokenLoader(one, 4, 7)) == ids(TokenLoader(other, 4, 7))
+    # several windows: here the bytes of a row matter to the order
+    by_columns = [
+        ids(TokenLoader(many_units, 4, 7, columns=columns))
+        for columns in (["bits"], ["latent"], ["bits", "latent"])
+    ]
+    assert by_columns[0] == by_columns[1] == by_columns[2]
+
+
+def test_a_state_is_of_its_split(snapshot):
+    rows = token_table(0, 10)
+    half = rows.set_column(2, "split", [["val", "train"] * 5])
+    state = TokenLoader(commit(half), 1, 0).state_dict()
+    with pytest.raises(ConfigError, match="split train, this loader val"):
+        TokenLoader(commit(half), 1, 0, split="val").load_state_dict(state)
+    del state["split"]
+    with pytest.raises(ConfigError, match="split None, this loader train"):
+        TokenLoader(commit(half), 1, 0).load_state_dict(state)
+
+
+@pytest.mark.parametrize("columns", [[], ["latents"], ["label"]])
+def test_columns_that_are_no_payload_are_refused(snapshot, columns):
+    with pytest.raises(ConfigError, match=r"are not among \['bits', 'latent'\]"):
+        TokenLoader(snapshot, 4, 0, columns=columns)
+
+
+@pytest.mark.parametrize("rank_of", [(0, 0), (2, 2), (-1, 2), (0, 3)])
+def test_ranks_that_do_not_fit_are_refused(snapshot, rank_of):
+    with pytest.raises(ConfigError, match="batch_size 4 is not"):
+        TokenLoader(snapshot, 4, 0, *rank_of)
+    with pytest.raises(ConfigError, match="no rows"):
+        TokenLoader(commit(), 4, 0)
+
+
+def by_whom(snapshot, work_s, monkeypatch):
+    """Return whether a thread of its own read each batch, for a caller who works between them.
+
+    By a clock of each thread, which reading and working advance: no load makes it run faster.
+    """
+    loader, readers, clock = TokenLoader(snapshot, 4, 7), [], threading.local()
+    read = loader._payload.read
+
+    def passes(seconds):
+        clock.now = getattr(clock, "now", 0.0) + seconds
+        return clock.now
+
+    def noting(*args, wait):
+        readers.append(threading.current_thread() is not threading.main_thread())
+        passes(0.005)
+        return read(*args, wait=wait)
+
+    loader._payload.read = noting
+    monkeypatch.setattr(token_loader, "time", SimpleNamespace(perf_counter=lambda: passes(0)))
+    for _ in loader:
+        passes(work_s)
+    return readers
+
+
+def test_threads_read_for_a_caller_who_works_and_only_for_him(many_units, monkeypatch):
+    assert not any(by_whom(many_units, 0, monkeypatch))
+    readers = by_whom(many_units, 0.02, monkeypatch)
+    assert all(readers[2:])  # the first two fill what was empty
+    assert len(readers) == len(TokenLoader(many_units, 4, 7))
+
+
+class Failing(Far):
+    def read_into(self, key, spans):
+        super().read_into(key, spans)
+        if len(self.reads) > 1:
+            time.sleep(0.5)  # the first failure is known long before the queue could move on
+        raise TransientStorageError(key, "no answer")
+
+
+def test_a_failure_does_not_wait_for_the_queue():
+    wide = commit(token_table(0, 200, (2, 8, 64, 128)))
+    store = dataclasses.replace(wide, objects=Failing(wide.objects))
+    with pytest.raises(TransientStorageError, match="no answer"):
+        next(iter(TokenLoader(store, 32, 0)))
+    assert len(store.objects.reads) <= 2 * REQUESTS  # of 128 that were asked for
+
+
+def test_a_mixture_goes_on_after_a_failure(two_stores, monkeypatch):
+    weights = {"video": 1, "image": 1}
+    whole = ids(mixture(two_stores, weights))
+    mixed, seen = mixture(two_stores, weights), []
+    with monkeypatch.context() as patch:
+        patch.setattr(Payload, "read", fails_at(9, Payload.read))
+        with pytest.raises(TransientStorageError):
+            seen.extend(batch["clip_ids"] for batch in mixed)
+    seen.extend(batch["clip_ids"] for batch in mixed)
+    assert seen == whole
+
+
+def fails_at(call, read):
+    calls = itertools.count()
+
+    def failing(*args, **options):
+        if next(calls) == call:
+            raise TransientStorageError("a", "no answer")
+        return read(*args, **options)
+
+    return failing

@@ -1,0 +1,102 @@
+"""What `videoar validate` finds: mistakes in a pipeline file, damage in a snapshot."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from videoar.contracts.contract import load_contract
+from videoar.core.errors import ConfigError, TransientStorageError, VideoARError
+from videoar.pipeline.spec import SpecError, load_pipeline
+from videoar.storage.store import Store
+from videoar.storage.tables import Snapshot
+from videoar.storage.unique_keys import repeated_keys
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from videoar.storage.token_codec import Grid
+
+Mistake = dict[str, Any]
+"""`path` and `message`; of a deep look also `kind` and `row`."""
+
+
+def validate_pipeline(path: Path) -> list[Mistake]:
+    """Return the mistakes of a pipeline file."""
+    try:
+        load_pipeline(path)
+    except SpecError as error:
+        return [{"path": mistake.path, "message": mistake.message} for mistake in error.mistakes]
+    except ConfigError as error:
+        return [{"path": error.where, "message": error.what}]
+    return []
+
+
+def validate_snapshot(
+    store: Store, name: str, *, deep: bool = False, tokenizer: str | None = None
+) -> list[Mistake]:
+    """Return what is wrong with the files of a snapshot, all of it.
+
+    Args:
+        store: where the snapshot is.
+        name: its id, or a ref.
+        deep: also look at pages, layout, payload, and the objects that rows name.
+        tokenizer: snapshot or ref of the tokenizer that must have made the tokens; by default the
+            one that the snapshot itself was made with.
+
+    Raises:
+        ConfigError: the tokenizer is something else.
+        StorageError: the store does not answer; nothing was found out.
+    """
+    snapshot = store.snapshot(name)
+    if not deep:
+        of_files = [mistake for file in snapshot.files for mistake in _shallow(snapshot, file)]
+        twice = repeated_keys(snapshot)
+        return of_files + [{"path": found.second.key, "message": str(found)} for found in twice]
+    from videoar.storage.audit import audit
+
+    digest = _tokenizer_digest(store, snapshot, tokenizer)
+    return [found.model_dump() for found in audit(snapshot, derive_bits, digest)]
+
+
+def _shallow(snapshot: Snapshot, file: Any) -> list[Mistake]:  # noqa: ANN401 - a FileRef
+    contract = load_contract(snapshot.contract)
+    try:
+        contract.conform(snapshot.read_file(file, verify=True), file.key)
+    except TransientStorageError:
+        raise
+    except VideoARError as error:
+        return [{"path": error.where, "message": error.what}]
+    return []
+
+
+def _tokenizer_of(store: Store, snapshot: Snapshot) -> str | None:
+    """Return the tokenizer of a snapshot, or of the tokens that it was rearranged from."""
+    parents = snapshot.commit.provenance.parents
+    while "tokenizer" not in parents and "tokens" in parents:
+        parents = store.snapshot(parents["tokens"]).commit.provenance.parents
+    return parents.get("tokenizer")
+
+
+def _tokenizer_digest(store: Store, snapshot: Snapshot, name: str | None) -> str | None:
+    name = name or _tokenizer_of(store, snapshot)
+    if name is None:
+        return None
+    model = store.snapshot(name)
+    rows = model.table(["kind", "digest"]).to_pylist() if model.contract == "models@1" else []
+    if [row["kind"] for row in rows] != ["tokenizer"]:
+        raise ConfigError(f"--tokenizer {name}", "is no tokenizer", "videoar ls shows what is")
+    digest: str = rows[0]["digest"]
+    return digest
+
+
+def derive_bits(latent_NTKHW: "np.ndarray", scales: "Sequence[Grid]") -> list[bytes]:  # noqa: N803
+    """Quantize stored latents as the tokenize stage does; return the packed bits of each row."""
+    import torch
+
+    from videoar.model.tokenizer.quantizer import MultiScaleBSQ
+    from videoar.storage.token_codec import pack_bits
+
+    quantizer = MultiScaleBSQ(latent_NTKHW.shape[2], tuple(scales))
+    latent = torch.from_numpy(latent_NTKHW.copy()).transpose(1, 2)
+    scale_bits = [bits.numpy() for bits in quantizer.encode(latent)]
+    return [pack_bits([of_scale[i] for of_scale in scale_bits]) for i in range(len(latent))]

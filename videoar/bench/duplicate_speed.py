@@ -1,0 +1,85 @@
+"""What finding duplicates costs: CPU seconds and memory of the searches on drawn rows.
+
+    OMP_NUM_THREADS=1 python -m videoar.bench.duplicate_speed [--near 200000] [--semantic 50000]
+
+Rows are random, in 20 partitions, on dask's synchronous scheduler: what is measured is the search
+among clips that repeat nothing, the common case, without reading Parquet.
+"""
+
+import argparse
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from videoar.curation.duplicates import close, keys, links
+from videoar.media.phash import MIRROR
+from videoar.storage.partitions import grouped, paired
+
+_FILES, _WIDTH = 20, 512
+
+
+def hashed(count: int, mask: int, index: int) -> np.ndarray:
+    """Return the keys of one partition: four clips per source, 2 s apart."""
+    low, high = -(2**63), 2**63 - 1
+    hashes = np.random.default_rng(index).integers(low, high, (count // _FILES, 3)).tolist()
+    rows = (
+        (
+            index << 32 | i,
+            {
+                "clip_id": f"{index:04x}{i:028x}",
+                "source_id": f"{index}-{i // 4}",
+                "span_start_us": i % 4 * 2_000_000,
+                "phash": hashes[i],
+            },
+        )
+        for i in range(len(hashes))
+    )
+    return keys(rows, mask)
+
+
+def embedded(count: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return numbers and embeddings of one partition."""
+    vectors = np.random.default_rng(index).standard_normal((count // _FILES, _WIDTH))
+    return np.arange(len(vectors)) * _FILES + index, vectors.astype(np.float32)
+
+
+def merge(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Join partitions to a block."""
+    numbers, vectors = zip(*parts, strict=True)
+    return np.concatenate(numbers), np.concatenate(vectors)
+
+
+def main() -> None:
+    """Measure and say."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--near", type=int, default=200_000)
+    parser.add_argument("--semantic", type=int, default=50_000)
+    given = parser.parse_args()
+
+    def near(mask: int) -> list[np.ndarray]:
+        link = partial(links, hamming=6, mask=mask)
+        return grouped(partial(hashed, given.near, mask), _FILES, link)
+
+    searches: dict[str, Callable[[], list[np.ndarray]]] = {
+        f"near, {given.near} clips": partial(near, 0),
+        f"mirrored, {given.near} clips": partial(near, MIRROR),
+        f"semantic, {given.semantic} clips of width {_WIDTH}": lambda: paired(
+            partial(embedded, given.semantic), _FILES, merge, partial(close, cosine=0.98)
+        ),
+    }
+    for name, search in searches.items():
+        begun = time.process_time()
+        pairs = sum(len(found) for found in search())
+        seconds = time.process_time() - begun
+        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        text = f"{name}: {seconds:.1f} CPU-s, process peak {peak_mib} MiB, {pairs} pairs"
+        sys.stdout.write(text + os.linesep)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Write what derives from the contracts: `python -m videoar.contracts.codegen [--check]`.
+
+`schemas/<name>.v<major>.json` is the JSON Schema of one row, `schemas/commit.v1.json` that of a
+commit's metadata in the Delta log, `schemas/TABLES.md` the tables for people to read.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from videoar.contracts.contract import Column, Contract, contract_ids, load_contract, schemas_folder
+from videoar.core.types import Commit
+
+_DRAFT = "https://json-schema.org/draft/2020-12/schema"
+_SCALARS: dict[pa.DataType, dict[str, Any]] = {
+    pa.string(): {"type": "string"},
+    pa.bool_(): {"type": "boolean"},
+    pa.float32(): {"type": "number"},
+    pa.float64(): {"type": "number"},
+    pa.binary(): {"type": "string", "contentEncoding": "base64"},
+    pa.int16(): {"type": "integer", "minimum": -(2**15), "maximum": 2**15 - 1},
+    pa.int32(): {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1},
+    pa.int64(): {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
+}
+
+
+def json_type(of: pa.DataType) -> dict[str, Any]:
+    """Return the JSON Schema of one Arrow type; bytes are base64 text."""
+    if pa.types.is_list(of):
+        return {"type": "array", "items": json_type(of.value_type)}
+    if pa.types.is_map(of):
+        return {"type": "object", "additionalProperties": json_type(of.item_type)}
+    if pa.types.is_struct(of):
+        fields = {field.name: json_type(field.type) for field in of}
+        return {"type": "object", "properties": fields, "additionalProperties": False}
+    return _SCALARS[of]
+
+
+def _column_schema(column: Column) -> dict[str, Any]:
+    checks = column.checks
+    rules = {
+        "minimum": checks.min,
+        "maximum": checks.max,
+        "enum": list(checks.enum) if checks.enum else None,
+        "pattern": checks.regex,
+    }
+    schema = json_type(column.field.type) | {k: v for k, v in rules.items() if v is not None}
+    if column.nullable:
+        schema = {"anyOf": [schema, {"type": "null"}]}
+    unit = f" Unit: {column.unit}." if column.unit else ""
+    return {**schema, "description": column.description + unit}
+
+
+def row_schema(contract: Contract) -> dict[str, Any]:
+    """Return the JSON Schema of one row of a contract."""
+    return {
+        "$schema": _DRAFT,
+        "title": contract.id,
+        "description": contract.description,
+        "type": "object",
+        "properties": {column.name: _column_schema(column) for column in contract.columns},
+        "required": [column.name for column in contract.columns if not column.nullable],
+        "additionalProperties": False,
+    }
+
+
+def tables_page(contracts: list[Contract]) -> str:
+    """Return the Markdown page of all tables."""
+    lines = ["# Tables", "", "Generated from the YAML files; do not edit.", ""]
+    for contract in contracts:
+        key = ", ".join(contract.primary_key)
+        lines += [f"## {contract.id}", "", contract.description, ""]
+        lines += [f"Owner: {contract.owner}. Primary key: {key}.", ""]
+        lines += ["| column | type | null | unit | checks | |", "|---|---|---|---|---|---|"]
+        lines += [_table_row(column) for column in contract.columns] + [""]
+    return "\n".join(lines)
+
+
+def _table_row(column: Column) -> str:
+    checks = column.checks.model_dump(mode="json", exclude_none=True)
+    rules = "; ".join(f"{name} {_plain(value)}" for name, value in checks.items())
+    null = "yes" if column.nullable else "no"
+    cells = (column.name, f"`{column.type}`", null, column.unit, rules, column.description)
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _plain(value: Any) -> str:  # noqa: ANN401 - any check's value
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"`{value}`" if isinstance(value, str) else f"{value:g}"
+
+
+def generated_files() -> dict[str, str]:
+    """Return the content of every generated file, by its name in the schemas folder."""
+    contracts = [load_contract(contract_id) for contract_id in contract_ids()]
+    documents = {c.id.replace("@", ".v") + ".json": row_schema(c) for c in contracts}
+    documents["commit.v1.json"] = {"$schema": _DRAFT, **Commit.model_json_schema()}
+    texts = {name: json.dumps(document, indent=2) + "\n" for name, document in documents.items()}
+    return texts | {"TABLES.md": tables_page(contracts)}
+
+
+def stale_files(folder: Path) -> list[str]:
+    """Return the names of generated files that are missing or differ."""
+    return [
+        name
+        for name, text in generated_files().items()
+        if not (folder / name).is_file() or (folder / name).read_text() != text
+    ]
+
+
+def main(arguments: list[str], say: Callable[[str], object]) -> int:
+    """Write the generated files, or only say which ones are stale; return an exit code."""
+    parser = argparse.ArgumentParser(prog="videoar.contracts.codegen")
+    parser.add_argument("--check", action="store_true", help="write nothing, fail when stale")
+    check = parser.parse_args(arguments).check
+    folder = schemas_folder()
+    stale = stale_files(folder)
+    if check:
+        for name in stale:
+            say(f"error: schemas/{name}: stale (run python -m videoar.contracts.codegen)\n")
+        return 3 if stale else 0
+    for name in stale:
+        (folder / name).write_text(generated_files()[name])
+        say(f"wrote schemas/{name}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], sys.stderr.write))

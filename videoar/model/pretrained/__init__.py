@@ -1,0 +1,1 @@
+"""Pretrained networks out of a local folder, and the identity of such a folder."""

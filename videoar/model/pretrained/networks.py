@@ -1,0 +1,202 @@
+"""Pretrained networks out of a local folder: a captioner and an image encoder.
+
+The one idea: transformers' Auto classes read from the folder what the folder is, so any
+vision-language model and any image encoder will do, and no other module knows that library.
+Nothing is fetched, no pickle is opened, no code of the folder runs. A clip is shown as a few
+stills: all of these models take images, only some take videos, and each of those samples anew.
+
+Shape suffixes: N clips, T stills of a clip, H W height and width, C = 3 channels, D width.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that torch code uses everywhere
+from safetensors import SafetensorError
+
+from videoar.core.errors import ConfigError, one_line
+from videoar.model.device import device
+from videoar.model.pretrained.model_folder import library_version, model_files
+
+_SAFE = {"local_files_only": True, "trust_remote_code": False}
+_PIL = "pil"  # chosen: pixels then do not depend on whether torchvision is installed
+_LOAD_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError,
+                RuntimeError, SafetensorError)  # fmt: skip
+"""What transformers raises where a folder is not what was asked for; it has no error of its own."""
+_PATTERN = (np.arange(64 * 64 * 3).astype(np.uint8).reshape(1, 64, 64, 3),)
+"""A first clip: what cannot work fails while loading, not in the middle of a shard."""
+
+
+def pick_stills(frames_THWC: np.ndarray, num_frames: int) -> np.ndarray:
+    """Return the middle frames of `num_frames` equal parts; fewer where the clip is shorter.
+
+    Source: the sampling of temporal segment networks at test time, arXiv 1608.00859.
+    """
+    num = min(num_frames, len(frames_THWC))
+    return frames_THWC[((np.arange(num) + 0.5) * len(frames_THWC) / num).astype(int)]
+
+
+class Captioner:
+    """A vision-language model that says in words what a clip shows, the same words every time.
+
+    A model that holds conversations sees all stills in one; another one (BLIP, GIT) sees the middle
+    still and goes on writing where the prompt ends.
+
+    Raises:
+        ConfigError: the folder holds no vision-language model, or transformers is not installed.
+    """
+
+    def __init__(self, folder: str, prompt: str, max_new_tokens: int) -> None:
+        self._prompt, self._max_new_tokens = prompt, max_new_tokens
+        with _loading(folder, "a vision-language model"):
+            from transformers import AutoModelForImageTextToText
+
+            self._processor = _processor(folder)
+            self._net = _network(AutoModelForImageTextToText, folder, "auto")
+            tokenizer = self._processor.tokenizer
+            tokenizer.padding_side = "left"  # the answer has to follow the prompt without a gap
+            tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+            self._write(_PATTERN, 1)
+
+    def __call__(self, clips: Sequence[np.ndarray]) -> list[str]:
+        """Return one line of text per clip.
+
+        Args:
+            clips: stills_THWC of each, uint8 RGB; sizes may differ.
+        """
+        return self._write(clips, self._max_new_tokens)
+
+    @torch.inference_mode()
+    def _write(self, clips: Sequence[np.ndarray], max_new_tokens: int) -> list[str]:
+        is_chat = getattr(self._processor, "chat_template", None) is not None
+        inputs = self._conversations(clips) if is_chat else self._beginnings(clips)
+        inputs = inputs.to(self._net.device, self._net.dtype)
+        written = self._net.generate(
+            **inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens
+        )
+        asked = inputs["input_ids"]  # most models repeat the question in front of the answer
+        if torch.equal(written[:, : asked.shape[1]], asked):
+            written = written[:, asked.shape[1] :]
+        texts = self._processor.batch_decode(written, skip_special_tokens=True)
+        return [" ".join(text.split()) for text in texts]
+
+    def _conversations(self, clips: Sequence[np.ndarray]) -> Any:  # noqa: ANN401 - BatchFeature
+        question = {"type": "text", "text": self._prompt}
+        shown = [[{"type": "image", "image": still} for still in stills] for stills in clips]
+        return self._processor.apply_chat_template(
+            [[{"role": "user", "content": [*images, question]}] for images in shown],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True},
+        )
+
+    def _beginnings(self, clips: Sequence[np.ndarray]) -> Any:  # noqa: ANN401 - BatchFeature
+        images = [stills[len(stills) // 2] for stills in clips]
+        text = [self._prompt] * len(images)
+        return self._processor(images=images, text=text, padding=True, return_tensors="pt")
+
+
+class ImageEncoder:
+    """A vision model that turns a clip into one unit vector: the mean over its stills.
+
+    Raises:
+        ConfigError: the folder holds no such model, or transformers is not installed.
+    """
+
+    def __init__(self, folder: str) -> None:
+        with _loading(folder, "an image encoder such as CLIP, SigLIP or DINOv2"):
+            from transformers import AutoImageProcessor, AutoModel
+
+            self._processor = AutoImageProcessor.from_pretrained(folder, backend=_PIL, **_SAFE)
+            self._net = _network(AutoModel, folder, torch.float32)
+            if not np.allclose(self(_PATTERN), self(_PATTERN), atol=1e-3):
+                raise ValueError("gives another vector each time, as masked training does")
+
+    @torch.inference_mode()
+    def __call__(self, clips: Sequence[np.ndarray]) -> np.ndarray:
+        """Return vectors_ND, float32.
+
+        Each still counts the same whatever the length of its own vector.
+        Source: `_mean_pooling_for_similarity_visual` of CLIP4Clip (arXiv 2104.08860).
+
+        Args:
+            clips: stills_THWC of each, uint8 RGB; sizes may differ.
+        """
+        stills = [still for clip in clips for still in clip]
+        inputs = self._processor(images=stills, return_tensors="pt").to(self._net.device)
+        unit = F.normalize(self._vectors(inputs), dim=-1)
+        means = torch.stack([part.mean(0) for part in unit.split([len(clip) for clip in clips])])
+        vectors_ND: np.ndarray = F.normalize(means, dim=-1).cpu().numpy()
+        return vectors_ND
+
+    def _vectors(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return one vector per image: of the joint space with text, else pooled, else the mean."""
+        output = getattr(self._net, "get_image_features", self._net)(**inputs)
+        pooled = output if torch.is_tensor(output) else getattr(output, "pooler_output", None)
+        vectors = output.last_hidden_state.mean(1) if pooled is None else pooled
+        if not torch.is_tensor(vectors) or vectors.ndim != 2:
+            raise TypeError(f"{type(self._net).__name__} gives no single vector per image")
+        return vectors
+
+
+@contextmanager
+def _loading(folder: str, kind: str) -> Iterator[None]:
+    """Turn whatever loading raises into one line: the folder, the first sentence, what to do."""
+    library_version()
+    model_files(folder)
+    try:
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        yield
+    except _LOAD_ERRORS as error:
+        first_sentence = one_line(error).partition(". ")[0].removesuffix(".")
+        is_package = isinstance(error, ImportError)
+        hint = "install what is missing" if is_package else f"give the folder of {kind}"
+        what = f"not usable: {first_sentence or type(error).__name__}"
+        raise ConfigError(folder, what, hint) from error
+
+
+def _network(auto: Any, folder: str, dtype: Any) -> Any:  # noqa: ANN401 - transformers is untyped
+    """Load a network.
+
+    Raises:
+        ValueError: weights are missing; transformers would draw them at random.
+    """
+    net, info = auto.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **_SAFE
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"{type(net).__name__} misses {len(missing)} weights ({missing[0]} ...)")
+    return net.to(device()).eval()
+
+
+def _processor(folder: str) -> Any:  # noqa: ANN401 - transformers is untyped
+    """Load a processor without its part for videos: not needed, and it asks for torchvision."""
+    from transformers import (
+        PROCESSOR_MAPPING,
+        AutoConfig,
+        AutoImageProcessor,
+        AutoProcessor,
+        AutoTokenizer,
+    )
+
+    config = type(AutoConfig.from_pretrained(folder, **_SAFE))
+    kind = PROCESSOR_MAPPING.get(config, AutoProcessor)
+    if kind is AutoProcessor or "video_processor" not in kind.get_attributes():
+        return AutoProcessor.from_pretrained(folder, backend=_PIL, **_SAFE)
+    parts = {
+        "tokenizer": AutoTokenizer.from_pretrained(folder, **_SAFE),
+        "image_processor": AutoImageProcessor.from_pretrained(folder, backend=_PIL, **_SAFE),
+        "video_processor": None,
+    }
+    lenient = {"check_argument_for_proper_class": lambda *_: None}  # it refuses None
+    stills_only: Any = type(kind.__name__, (kind,), lenient)
+    facts, _ = kind.get_processor_dict(folder, **_SAFE)
+    return stills_only.from_args_and_dict([parts[name] for name in kind.get_attributes()], facts)

@@ -1,0 +1,151 @@
+"""Convolution blocks that never look ahead in time: one network for images, clips and streams.
+
+The one idea: a causal convolution needs nothing from the past but its own last inputs. Run on a
+whole video it pads zeros on the left; run on a stream it takes those inputs from a `Carry`, and the
+result is the same. Normalisation keeps statistics per frame: anything pooled over time would break
+this.
+
+Shape suffixes: B batch, C channels, T frames (of any level), H W height and width.
+Source: arXiv 2601.05966 section 4.1; block layout of FoundationVision/Infinity's flux-style VAE.
+"""
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that torch code uses everywhere
+from torch import Tensor, nn
+
+from videoar.model.tokenizer.config import Resampling
+
+Carry = dict[nn.Module, Tensor]
+"""Last inputs of each layer of one stream. Start a stream with an empty one; layers fill it."""
+
+
+class CausalConv3d(nn.Conv3d):
+    """3D convolution with zeros on the left of time and symmetric zeros in space.
+
+    Frame j of the output depends on frames up to `j * time_stride` of the input. Weights begin as
+    those of an inflated image network: zero but for the last slice in time.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        time_kernel: extent in time.
+        space_kernel: extent in space, odd.
+        time_stride: 2 maps 1 + 2m frames to 1 + m.
+        space_stride: stride in height and width.
+        pad_end: pad space on the right and at the bottom alone, as for a stride of 2.
+    """
+
+    def __init__(  # noqa: PLR0913 - a convolution has as many
+        self,
+        in_channels: int,
+        out_channels: int,
+        time_kernel: int = 3,
+        space_kernel: int = 3,
+        *,
+        time_stride: int = 1,
+        space_stride: int = 1,
+        pad_end: bool = False,
+    ) -> None:
+        border = 0 if pad_end else space_kernel // 2
+        super().__init__(
+            in_channels,
+            out_channels,
+            (time_kernel, space_kernel, space_kernel),
+            stride=(time_stride, space_stride, space_stride),
+            padding=(0, border, border),
+        )
+        self._end = space_kernel // 2 if pad_end else 0
+        with torch.no_grad():
+            nn.init.kaiming_uniform_(self.weight[:, :, -1:], a=5**0.5)  # as torch does it in 2D
+            self.weight[:, :, :-1] = 0
+
+    def forward(self, x_BCTHW: Tensor, carry: Carry | None = None) -> Tensor:
+        """Convolve a whole video, or the next frames of the stream that `carry` belongs to."""
+        history = self.kernel_size[0] - 1
+        if self._end:
+            x_BCTHW = F.pad(x_BCTHW, (0, self._end, 0, self._end))
+        if carry is not None and self in carry:
+            x_BCTHW = torch.cat([carry[self], x_BCTHW], dim=2)
+        elif history:
+            x_BCTHW = F.pad(x_BCTHW, (0, 0, 0, 0, history, 0))
+        if carry is not None:
+            overlap = self.kernel_size[0] - self.stride[0]
+            # a copy: a view would keep all of the input alive, in every layer
+            carry[self] = x_BCTHW[:, :, x_BCTHW.shape[2] - overlap :].clone()
+        return super().forward(x_BCTHW)
+
+
+class FrameNorm(nn.GroupNorm):
+    """Group normalisation of every frame on its own."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__(groups, channels, eps=1e-6)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """Normalise over the channels of a group and space."""
+        batch, channels, frames, height, width = x_BCTHW.shape
+        x_NCHW = x_BCTHW.transpose(1, 2).reshape(batch * frames, channels, height, width)
+        x_NCHW = super().forward(x_NCHW)
+        return x_NCHW.reshape(batch, frames, channels, height, width).transpose(1, 2)
+
+
+class ResBlock(nn.Module):
+    """Pre-norm residual block: twice norm, SiLU, convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_kernel: int, groups: int) -> None:
+        super().__init__()
+        self.norm1 = FrameNorm(in_channels, groups)
+        self.conv1 = CausalConv3d(in_channels, out_channels, time_kernel)
+        self.norm2 = FrameNorm(out_channels, groups)
+        self.conv2 = CausalConv3d(out_channels, out_channels, time_kernel)
+        nn.init.zeros_(self.conv2.weight)  # begins as the identity, which speeds up the start
+        self.shortcut = (
+            CausalConv3d(in_channels, out_channels, 1, 1) if in_channels != out_channels else None
+        )
+
+    def forward(self, x_BCTHW: Tensor, carry: Carry | None = None) -> Tensor:
+        """Add the block's correction to its input."""
+        y_BCTHW = self.conv1(F.silu(self.norm1(x_BCTHW)), carry)
+        y_BCTHW = self.conv2(F.silu(self.norm2(y_BCTHW)), carry)
+        return y_BCTHW + (x_BCTHW if self.shortcut is None else self.shortcut(x_BCTHW))
+
+
+class Downsample(nn.Module):
+    """Strided causal convolution: 1 + 2m frames to 1 + m, half the height and width, or both."""
+
+    def __init__(self, channels: int, how: Resampling) -> None:
+        super().__init__()
+        self.conv = CausalConv3d(
+            channels,
+            channels,
+            *how.kernel,
+            time_stride=1 + how.time,
+            space_stride=1 + how.space,
+            pad_end=how.pad_end,
+        )
+
+    def forward(self, x_BCTHW: Tensor, carry: Carry | None = None) -> Tensor:
+        """Return the smaller video."""
+        return self.conv(x_BCTHW, carry)
+
+
+class Upsample(nn.Module):
+    """Repeat, then convolve: 1 + m frames to 1 + 2m, twice the height and width, or both.
+
+    The first frame of a video stands for one frame, every other one for two.
+    """
+
+    def __init__(self, channels: int, how: Resampling) -> None:
+        super().__init__()
+        self.how = how
+        self.conv = CausalConv3d(channels, channels, *how.kernel)
+
+    def forward(self, x_BCTHW: Tensor, carry: Carry | None = None) -> Tensor:
+        """Return the larger video."""
+        is_start = carry is None or self.conv not in carry
+        if self.how.time:
+            x_BCTHW = x_BCTHW.repeat_interleave(2, dim=2)
+            x_BCTHW = x_BCTHW[:, :, 1:] if is_start else x_BCTHW
+        if self.how.space:
+            x_BCTHW = F.interpolate(x_BCTHW, scale_factor=(1, 2, 2), mode="nearest")
+        return self.conv(x_BCTHW, carry)

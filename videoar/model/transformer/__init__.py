@@ -1,0 +1,1 @@
+"""The autoregressive transformer: network, schemes, masks, corruption and sampling."""

@@ -1,0 +1,194 @@
+"""Who attends to whom, and attention over it: dense on CPU, FlexAttention on CUDA.
+
+One idea: a scheme compiles to two int vectors (block and frame of each token) and a block table;
+every mask - training, cached decoding, windows, random frame masks - is a lookup in them, so both
+back ends share one definition. Text is the table's last row and column (index -1).
+
+Cost: the dense mask takes B * Q * L bytes, FlexAttention skips blocks of 128 x 128 that are hidden.
+
+B batch, L all tokens (text first), Q queried tokens, T latent frames, N heads, E head width.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that torch code uses everywhere
+from torch import Tensor
+
+from videoar.model.transformer.schemes import TEXT, Scheme
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A scheme compiled for one device. Vectors run over visual tokens only."""
+
+    scheme: Scheme
+    block_l: Tensor
+    frame_l: Tensor
+    scale_l: Tensor
+    starts_l: Tensor
+    """True for tokens whose block has no parent."""
+    positions_l3: Tensor
+    weight_l: Tensor
+    """Loss weights; they sum to 1."""
+    table: Tensor
+    """bool [blocks + 1, blocks + 1], query by key; the last row and column are text."""
+    offsets: tuple[int, ...]
+    """First token of each block, and the number of tokens."""
+
+    @property
+    def num_frames(self) -> int:
+        """Latent frames."""
+        return self.scheme.blocks[-1].frame + 1
+
+
+@lru_cache(maxsize=32)
+def compile_scheme(scheme: Scheme, device: torch.device) -> Layout:
+    """Expand a scheme from blocks to tokens."""
+    blocks = scheme.blocks
+    counts = [block.num_tokens for block in blocks]
+    offsets = (0, *torch.tensor(counts).cumsum(0).tolist())
+    table = torch.zeros(len(blocks) + 1, len(blocks) + 1, dtype=torch.bool)
+    table[:, TEXT] = True
+    for i in range(len(blocks)):
+        table[i, : i + 1] = torch.tensor([scheme.visible(i, j) for j in range(i + 1)])
+
+    def spread(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values).repeat_interleave(torch.tensor(counts)).to(device)
+
+    weight = spread([scheme.weight(i) for i in range(len(blocks))])
+    positions = [position for i in range(len(blocks)) for position in scheme.positions(i)]
+    return Layout(
+        scheme=scheme,
+        block_l=spread(range(len(blocks))),
+        frame_l=spread([block.frame for block in blocks]),
+        scale_l=spread([block.scale for block in blocks]),
+        starts_l=spread([block.parent is None for block in blocks]),
+        positions_l3=torch.tensor(positions, dtype=torch.float32, device=device),
+        weight_l=weight / weight.sum(),
+        table=table.to(device),
+        offsets=offsets,
+    )
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """The mask of a batch, not yet spelled out."""
+
+    block_L: Tensor
+    frame_L: Tensor
+    """Block and frame of each token; `TEXT` for the prefix."""
+    table: Tensor
+    valid_BL: Tensor
+    """False for the padding of text."""
+    keep_BTT: Tensor | None = None
+    """Past frames that each frame keeps (random frame masking); None keeps all."""
+
+    @classmethod
+    def of(cls, layout: Layout, text_mask_BP: Tensor, keep_BTT: Tensor | None) -> "Visibility":
+        """Put a text prefix before a layout."""
+        batch, prefix = text_mask_BP.shape
+        text = layout.block_l.new_full((prefix,), TEXT)
+        visual = text_mask_BP.new_ones(batch, len(layout.block_l))
+        if keep_BTT is not None:  # the last row and column are text, which stays visible
+            keep_BTT = F.pad(keep_BTT, (0, 1, 0, 1), value=True)
+        return cls(
+            torch.cat([text, layout.block_l]),
+            torch.cat([text, layout.frame_l]),
+            layout.table,
+            torch.cat([text_mask_BP, visual], dim=1),
+            keep_BTT,
+        )
+
+    def sees(self, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        """Say whether token q of batch row b sees token k; indices broadcast."""
+        block_q, block_k = self.block_L[q], self.block_L[k]
+        seen = self.table[block_q, block_k] & self.valid_BL[b, k]
+        seen = seen & ((block_q != TEXT) | (k <= q))  # text itself is causal
+        if self.keep_BTT is None:
+            return seen
+        return seen & self.keep_BTT[b, self.frame_L[q], self.frame_L[k]]
+
+    def dense(self, start: int, stop: int) -> Tensor:
+        """Return the mask of the queries [start, stop) over the keys [0, stop): [B, 1, Q, L]."""
+        index = torch.arange(stop, device=self.block_L.device)
+        rows = torch.arange(len(self.valid_BL), device=index.device)
+        seen = self.sees(rows[:, None, None], index[start:, None], index)
+        return seen.unsqueeze(1)
+
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Queries, keys and values [B, N, L, E] to mixed values [B, N, Q, E]."""
+
+
+def dense_attention(visibility: Visibility, start: int, stop: int) -> Attend:
+    """Attend with a spelled-out mask; works everywhere, also on a cache."""
+    mask = visibility.dense(start, stop)
+    return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def flex_attention(visibility: Visibility) -> Attend:
+    """Attend with FlexAttention over the whole sequence. CUDA only: it has no CPU backward."""
+    length = len(visibility.block_L)
+
+    def mask_mod(b: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return visibility.sees(b, q, k)
+
+    kernel, make_mask = _flex()
+    batch = len(visibility.valid_BL)
+    mask = make_mask(mask_mod, batch, None, length, length, device=visibility.block_L.device)
+    return lambda q, k, v: kernel(q, k, v, block_mask=mask)
+
+
+@lru_cache(maxsize=1)
+def _flex() -> tuple[Any, Any]:
+    from torch.nn.attention import flex_attention as flex  # here, as it loads inductor
+
+    return torch.compile(flex.flex_attention, dynamic=True), flex.create_block_mask
+
+
+class KVCache:
+    """Keys and values of everything decoded so far, in storage that is allocated once.
+
+    Args:
+        layers: transformer layers.
+        longest: tokens of the whole sequence, text included.
+    """
+
+    def __init__(self, layers: int, longest: int) -> None:
+        self.longest = longest
+        self.length = 0
+        self._storage: list[Tensor | None] = [None] * layers
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Write one layer's new keys and values; return all of that layer's."""
+        storage = self._storage[layer]
+        if storage is None:  # only now are batch, dtype and device known
+            batch, heads, _, width = keys.shape
+            storage = keys.new_empty(2, batch, heads, self.longest, width)
+            self._storage[layer] = storage
+        stop = self.length + keys.shape[2]
+        storage[:, :, :, self.length : stop] = torch.stack([keys, values])
+        return storage[0, :, :, :stop], storage[1, :, :, :stop]
+
+
+def random_frame_mask(
+    shape_BT: tuple[int, int], p_mask: float, generator: torch.Generator
+) -> Tensor:
+    """Draw which past frames each frame keeps; the own frame always stays.
+
+    Args:
+        shape_BT: samples and latent frames.
+        p_mask: probability of hiding a past frame. Source: 0.1 ours.
+        generator: source of randomness, on the CPU.
+
+    Returns:
+        bool [B, T, T], query frame by key frame. The window is the scheme's part.
+    Source: arXiv 2601.05966 equation 9.
+    """
+    batch, frames = shape_BT
+    kept = torch.rand(batch, frames, frames, generator=generator) >= p_mask
+    return kept | torch.eye(frames, dtype=torch.bool)

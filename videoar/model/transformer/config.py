@@ -1,0 +1,107 @@
+"""Shape of the transformer, the strength of error correction, and the named sizes. Torch-free.
+
+Source: depth, width and heads of L, XL and 4B arXiv 2601.05966 table 1; `ff_width` is ours, solved
+to hit the stated parameter counts; tiny and small are ours.
+"""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from videoar.core.types import Frozen
+from videoar.model.schedule import SMALL_SQUARE, Scales, latent_frames, scale_schedule
+from videoar.model.transformer.schemes import SCHEMES, History, RopeLayout, Scheme
+
+
+class ModelConfig(Frozen):
+    """Everything that decides the weights' shapes and the order of prediction."""
+
+    depth: int = Field(ge=1)
+    """Transformer layers."""
+    width: int = Field(ge=1)
+    """Channels of a token."""
+    heads: int = Field(ge=1)
+    """Attention heads; width / heads must be a multiple of 16."""
+    ff_width: int = Field(ge=1)
+    """Hidden channels of the SwiGLU layer."""
+    num_bits: int = Field(default=48, ge=1)
+    """Bits per position, as the tokenizer has them."""
+    scales: Scales = SMALL_SQUARE
+    """Scale schedule, as the tokenizer has it."""
+    time_stride: int = Field(default=4, ge=1)
+    """Pixel frames per latent frame, except for the first one, as the tokenizer has it."""
+    max_scales: int = Field(default=16, ge=1)
+    """Scale embeddings; more than `scales` leaves room for a later phase at higher resolution."""
+    text_width: int = Field(default=2048, ge=1)
+    """Channels of the text encoder. Source: flan-t5-xl."""
+    max_text_tokens: int = Field(default=512, ge=1)
+    """Longest text prefix; as many unconditional embeddings are learned. Source: Infinity."""
+    word_buckets: int = Field(default=4096, ge=1)
+    """Hash buckets of the embedded text encoder; unused with an external one."""
+    scheme: str = "videoar"
+    """Order of prediction, a key of `SCHEMES`."""
+    history: History = "full"
+    """Which scales of past frames are visible."""
+    window: int | None = Field(default=None, ge=1)
+    """Past latent frames that are visible; None is all. Source: None on UCF paper, else 8 ours."""
+    rope: RopeLayout = "raw"
+    """How grid cells become positions."""
+    rope_base: float = Field(default=10_000.0, gt=1)
+    """Base of the rotary spectrum. Source: LLaMA."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.width % (16 * self.heads):
+            raise ValueError(f"width={self.width} over heads={self.heads} is no multiple of 16")
+        if len(self.scales) > self.max_scales:
+            raise ValueError(f"{len(self.scales)} scales; max_scales={self.max_scales} fit")
+        if self.scheme not in SCHEMES:
+            raise ValueError(f"scheme={self.scheme!r} is unknown; there are {sorted(SCHEMES)}")
+        return self
+
+    @property
+    def head_width(self) -> int:
+        """Channels of one attention head."""
+        return self.width // self.heads
+
+    def scheme_for(self, num_frames: int) -> Scheme:
+        """Return the order of prediction of a clip with that many pixel frames."""
+        return SCHEMES[self.scheme](
+            latent_frames(num_frames, self.time_stride),
+            self.scales,
+            self.history,
+            self.window,
+            self.rope,
+        )
+
+
+class CFECConfig(Frozen):
+    """Strength of the corruption (`corruption.py`). Source: arXiv 2601.05966 sec. 6.1."""
+
+    p_min: float = Field(default=0.0, ge=0, le=1)
+    """Least flip probability in the first frame."""
+    p_max: float = Field(default=0.25, ge=0, le=1)
+    """Largest flip probability in the first frame."""
+    delta: float = Field(default=0.01, ge=0, le=1)
+    """Growth of both per latent frame."""
+    inherit: bool = True
+    """Whether a frame starts at least as corrupted as its predecessor ended."""
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether no bit can ever flip."""
+        return self.p_max == self.delta == 0
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "tiny": ModelConfig(
+        depth=2, width=64, heads=4, ff_width=192, num_bits=8,
+        text_width=32, max_text_tokens=16, word_buckets=512,
+    ),
+    "small": ModelConfig(depth=8, width=512, heads=8, ff_width=2048, num_bits=16),
+    "L": ModelConfig(depth=24, width=1536, heads=12, ff_width=6144),
+    "XL": ModelConfig(depth=32, width=2048, heads=16, ff_width=7424),
+    "4B": ModelConfig(
+        depth=36, width=2560, heads=32, ff_width=11008, scales=scale_schedule(24, 42), window=8
+    ),
+}  # fmt: skip

@@ -1,0 +1,268 @@
+"""The transformer: text prefix plus one token per position of every block, bits out.
+
+One idea: the input of a block is what has been rebuilt so far, resized to the block's grid, so a
+block of tokens is predicted in one pass; everything else is a LLaMA-style decoder. The same
+`forward` trains on whole sequences and decodes span by span with a cache.
+
+B batch, P text tokens, L visual tokens of all blocks, l visual tokens of a span, N heads, E head
+width, C channels, K bits, T latent frames, H W latent grid.
+Source: arXiv 2601.05966 sections 4.2 and 6.1; block ours ("LLaMA family principles").
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name that torch code uses everywhere
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from videoar.model.tokenizer.quantizer import resize
+from videoar.model.transformer.attention import (
+    Attend,
+    KVCache,
+    Layout,
+    Visibility,
+    compile_scheme,
+    dense_attention,
+    flex_attention,
+)
+from videoar.model.transformer.config import ModelConfig
+from videoar.model.transformer.rope import rotate, rotation
+from videoar.model.transformer.schemes import Block, Scheme
+from videoar.model.transformer.text import Text, TextEncoder, WordEncoder
+
+
+def block_input(rebuilt_BKHW: Tensor, block: Block) -> Tensor:
+    """Return a block's input features [B, l, K] from the latent frame its parent left behind.
+
+    Source: arXiv 2601.05966 equations 6-7.
+    """
+    return rearrange(resize(rebuilt_BKHW, block.grid), "b k h w -> b (h w) k")
+
+
+def teacher_inputs(scheme: Scheme, accumulated: Sequence[Tensor]) -> Tensor:
+    """Return the inputs of all blocks from a known history.
+
+    Args:
+        scheme: order of prediction.
+        accumulated: per scale [B, T, K, H, W], from the quantizer (with CFEC's flips in it).
+
+    Returns:
+        features_BLK; zeros for blocks without a parent.
+    """
+    inputs = []
+    for block in scheme.blocks:
+        if block.parent is None:
+            source = torch.zeros_like(accumulated[0][:, 0])
+        else:
+            parent = scheme.blocks[block.parent]
+            source = accumulated[parent.scale][:, parent.frame]
+        inputs.append(block_input(source, block))
+    return torch.cat(inputs, dim=1)
+
+
+def flatten_bits(scheme: Scheme, bits: Sequence[Tensor]) -> Tensor:
+    """Put bits (per scale [B, T, h, w, K]) in the order of the scheme's tokens: [B, L, K]."""
+    return torch.cat([bits[b.scale][:, b.frame].flatten(1, 2) for b in scheme.blocks], dim=1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention without biases, queries and keys normalised per head, rotary."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.heads = cfg.heads
+        self.qkv = nn.Linear(cfg.width, 3 * cfg.width, bias=False)
+        self.query_norm = nn.RMSNorm(cfg.head_width, eps=1e-6)
+        self.key_norm = nn.RMSNorm(cfg.head_width, eps=1e-6)
+        self.out = nn.Linear(cfg.width, cfg.width, bias=False)
+
+    def forward(
+        self, x_BlC: Tensor, turn: Tensor, attend: Attend, cache: tuple[KVCache, int] | None
+    ) -> Tensor:
+        """Mix a span; `turn` is its rotation, `cache` a cache and the number of this layer."""
+        q, k, v = rearrange(self.qkv(x_BlC), "b l (i n e) -> i b n l e", i=3, n=self.heads)
+        q, k = rotate(self.query_norm(q), turn), rotate(self.key_norm(k), turn)
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        if cache is not None:
+            k, v = cache[0].extend(cache[1], k, v)
+        return self.out(rearrange(attend(q, k, v), "b n l e -> b l (n e)"))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(cfg.width, 2 * cfg.ff_width, bias=False)
+        self.down = nn.Linear(cfg.ff_width, cfg.width, bias=False)
+
+    def forward(self, x_BlC: Tensor) -> Tensor:
+        """Transform every token by itself."""
+        gate, up = self.gate_up(x_BlC).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and feed-forward, each added to the stream."""
+
+    def __init__(self, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(cfg.width, eps=1e-6)
+        self.attention = Attention(cfg)
+        self.feed_forward_norm = nn.RMSNorm(cfg.width, eps=1e-6)
+        self.feed_forward = FeedForward(cfg)
+
+    def forward(
+        self, x_BlC: Tensor, turn: Tensor, attend: Attend, cache: tuple[KVCache, int] | None
+    ) -> Tensor:
+        """Update a span."""
+        x_BlC = x_BlC + self.attention(self.attention_norm(x_BlC), turn, attend, cache)
+        return x_BlC + self.feed_forward(self.feed_forward_norm(x_BlC))
+
+
+class VideoAR(nn.Module):
+    """Predict the bits of a video's blocks from text and earlier blocks.
+
+    Args:
+        cfg: shape of the network.
+        text_encoder: prompts to features of `cfg.text_width`; the default is trained along.
+    """
+
+    def __init__(self, cfg: ModelConfig, text_encoder: TextEncoder | None = None) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.checkpoint_activations = False
+        self.text_encoder = text_encoder or WordEncoder(
+            cfg.text_width, cfg.max_text_tokens, cfg.word_buckets
+        )
+        self.unconditional = nn.Parameter(torch.empty(cfg.max_text_tokens, cfg.text_width))
+        self.text_norm = nn.RMSNorm(cfg.text_width, eps=1e-6)
+        self.text_mlp = nn.Sequential(
+            nn.Linear(cfg.text_width, cfg.width), nn.GELU(), nn.Linear(cfg.width, cfg.width)
+        )
+        self.features = nn.Linear(cfg.num_bits, cfg.width)
+        self.start = nn.Parameter(torch.empty(cfg.width))
+        self.scales = nn.Embedding(cfg.max_scales, cfg.width)
+        self.layers = nn.ModuleList(Layer(cfg) for _ in range(cfg.depth))
+        self.norm = nn.RMSNorm(cfg.width, eps=1e-6)
+        self.head = nn.Linear(cfg.width, 2 * cfg.num_bits)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):  # chosen: 0.02 at width 2560, more when narrower
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for layer in self.layers:  # keep the stream's variance. Source: GPT-2
+            for last in (layer.attention.out, layer.feed_forward.down):
+                last.weight.data.mul_((2 * self.cfg.depth) ** -0.5)
+        for embedding in (self.unconditional, self.start, self.scales.weight):
+            nn.init.normal_(embedding, std=0.5)
+        nn.init.normal_(self.features.weight, std=1.0)  # rebuilt latents have norm about 1
+        self.head.weight.data.mul_(0.02)  # start at ln 2 per bit
+
+    def num_parameters(self) -> int:
+        """Return the number of weights, without the text encoder."""
+        skip = "text_encoder."
+        return sum(w.numel() for name, w in self.named_parameters() if not name.startswith(skip))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.start.device
+
+    def layout(self, num_frames: int) -> Layout:
+        """Return the token layout of a clip with that many pixel frames."""
+        return compile_scheme(self.cfg.scheme_for(num_frames), self.device)
+
+    def encode_text(self, prompts: Sequence[str], drop_B: Tensor | None = None) -> Text:
+        """Encode prompts; where `drop_B` is true, give the learned unconditional features instead.
+
+        Both have the same length, so that positions of visual tokens do not depend on it.
+        """
+        text = self.text_encoder(prompts)
+        if drop_B is None:
+            return text
+        blank = self.unconditional[: text.mask_BP.shape[1]].to(text.features_BPD.dtype)
+        drop = drop_B.to(self.device)[:, None, None]
+        return Text(torch.where(drop, blank, text.features_BPD), text.mask_BP)
+
+    def new_cache(self, layout: Layout, text: Text) -> KVCache:
+        """Return an empty cache for a whole sequence."""
+        return KVCache(self.cfg.depth, text.mask_BP.shape[1] + layout.offsets[-1])
+
+    def forward(
+        self,
+        features_BlK: Tensor,
+        text: Text,
+        layout: Layout,
+        *,
+        keep_BTT: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """Return the logits of a span of visual tokens.
+
+        Args:
+            features_BlK: inputs of the span; without a cache it starts at token 0, with one where
+                the cache ends.
+            text: prefix; part of the first span of a cache.
+            layout: order of prediction.
+            keep_BTT: random frame mask, for training.
+            cache: filled in place.
+
+        Returns:
+            logits [B, l, K, 2], at least float32: bit is 0, bit is 1.
+        """
+        prefix = text.mask_BP.shape[1]
+        start = cache.length if cache else 0
+        stop = max(start, prefix) + features_BlK.shape[1]
+        first = max(start - prefix, 0)
+        x = self._embed(features_BlK, layout, first)
+        if start == 0:
+            x = torch.cat([self.text_mlp(self.text_norm(text.features_BPD)).to(x.dtype), x], dim=1)
+        turn = self._rotation(text, layout)[..., start:stop, :]
+        attend = self._attention(Visibility.of(layout, text.mask_BP, keep_BTT), start, stop, cache)
+        for index, layer in enumerate(self.layers):
+            place = (cache, index) if cache else None
+            if self.checkpoint_activations and self.training:
+                x = checkpoint(layer, x, turn, attend, place, use_reentrant=False)
+            else:
+                x = layer(x, turn, attend, place)
+        if cache:
+            cache.length = stop
+        return self._bits(x[:, -features_BlK.shape[1] :])
+
+    def _embed(self, features_BlK: Tensor, layout: Layout, first: int) -> Tensor:
+        span = slice(first, first + features_BlK.shape[1])
+        x = self.features(features_BlK.to(self.start.dtype))
+        x = torch.where(layout.starts_l[span, None], self.start.to(x.dtype), x)
+        return x + self.scales(layout.scale_l[span])
+
+    def _rotation(self, text: Text, layout: Layout) -> Tensor:
+        """Text token i sits at (i, i, i); visual positions start where the prompt ends."""
+        words = torch.arange(text.mask_BP.shape[1], device=self.device).float()
+        words_BP3 = words[None, :, None].expand(len(text.mask_BP), -1, 3)
+        visual_BL3 = layout.positions_l3 + text.lengths[:, None, None]
+        positions = torch.cat([words_BP3, visual_BL3], dim=1)
+        return rotation(positions, self.cfg.head_width, self.cfg.rope_base)
+
+    def _attention(
+        self, visibility: Visibility, start: int, stop: int, cache: KVCache | None
+    ) -> Attend:
+        if self.device.type == "cuda" and cache is None and stop == len(visibility.block_L):
+            return flex_attention(visibility)
+        return dense_attention(visibility, start, stop)
+
+    def _bits(self, x_BlC: Tensor) -> Tensor:
+        """Apply the head in full precision: a bit is decided by small differences."""
+        with torch.autocast(x_BlC.device.type, enabled=False):
+            logits = self.head(self.norm(x_BlC.to(self.head.weight.dtype)))
+        return rearrange(logits, "b l (k two) -> b l k two", two=2)
+
+
+def kv_bytes(cfg: ModelConfig, num_tokens: int, bytes_per_value: int = 2) -> int:
+    """Return the size of one sequence's cache."""
+    return 2 * cfg.depth * cfg.width * num_tokens * bytes_per_value

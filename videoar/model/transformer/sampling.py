@@ -1,0 +1,259 @@
+"""Generate videos: one forward pass per wave of blocks, each appended to the cache.
+
+One idea: given the same seed, a sample is the same alone or in a batch, cached or not, because
+every sample has its own generator and every bit compares one uniform number with its probability.
+
+Cost: T' * S passes (30 for 17 frames at six scales); guidance doubles the batch, not the passes.
+
+B batch, T latent frames, S scales, h w grid of one scale, K bits, l tokens of a block.
+Source: arXiv 2601.05966 sections 4.3 and 6.1.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from videoar.model.tokenizer.network import VideoTokenizer
+from videoar.model.tokenizer.quantizer import MultiScaleBSQ
+from videoar.model.transformer.attention import Layout
+from videoar.model.transformer.network import VideoAR, block_input
+from videoar.model.transformer.schemes import Block
+
+Guidance = Callable[[float, float], float]
+"""Strength from how far the frame is through the clip and the scale through the frame, 0 to 1."""
+
+
+def ucf_guidance(frame: float, scale: float) -> float:
+    """Rise from 1 to 5 over the frames, and from there to 10 over the scales of each.
+
+    Source: arXiv 2601.05966 section 6.1 (end points).
+    """
+    first = 1 + 4 * frame
+    return first + (10 - first) * scale
+
+
+def t2v_guidance(frame: float, scale: float) -> float:
+    """Fall from 5 to 3. Source: arXiv 2601.05966 section 6.1 (end points; formula ours)."""
+    return 5 - (frame + scale)
+
+
+GUIDANCE: dict[str, Guidance] = {"ucf": ucf_guidance, "t2v": t2v_guidance}
+
+
+def guidance_schedule(guidance: str | float) -> Guidance:
+    """Return a named schedule, or a constant one.
+
+    Raises:
+        ValueError: no schedule has this name.
+    """
+    if isinstance(guidance, str):
+        if guidance not in GUIDANCE:
+            raise ValueError(f"guidance {guidance!r}; there are {sorted(GUIDANCE)} and numbers")
+        return GUIDANCE[guidance]
+    return lambda _frame, _scale: float(guidance)
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """How bits are drawn."""
+
+    guidance: str | float = "t2v"
+    """`ucf`, `t2v` or a constant; 1 is the plain conditional model."""
+    temperature: float = 1.0
+    greedy: bool = False
+    """Take the likelier value of every bit."""
+    cached: bool = True
+    """False recomputes the whole prefix at every step: the slow reference."""
+
+
+@dataclass(frozen=True)
+class SampledBits:
+    """What the model wrote."""
+
+    bits: list[Tensor]
+    """Per scale bool [B, T, h, w, K]."""
+    steps: int
+    """Sequential forward passes."""
+
+
+class _Canvas:
+    """The bits of a batch so far, and the latent that they rebuild."""
+
+    def __init__(self, layout: Layout, quantizer: MultiScaleBSQ, batch: int) -> None:
+        self.blocks = layout.scheme.blocks
+        self.quantizer = quantizer
+        lead, device = (batch, layout.num_frames), layout.block_l.device
+        self.bits = [
+            torch.zeros(*lead, h, w, quantizer.num_bits, dtype=torch.bool, device=device)
+            for h, w in quantizer.scales
+        ]
+        self.rebuilt = torch.zeros(*lead, quantizer.num_bits, *quantizer.grid, device=device)
+
+    def inputs(self, wave: Sequence[int]) -> Tensor:
+        """Return the inputs of a wave's blocks, [B, l, K]."""
+        return torch.cat([self._input(self.blocks[i]) for i in wave], dim=1)
+
+    def _input(self, block: Block) -> Tensor:
+        frame = 0 if block.parent is None else self.blocks[block.parent].frame
+        return block_input(self.rebuilt[:, frame], block)
+
+    def write(self, wave: Sequence[int], bits_BlK: Tensor) -> None:
+        """Keep the bits of a wave and add their codes to the rebuilt latent."""
+        counts = [self.blocks[i].num_tokens for i in wave]
+        for i, part in zip(wave, bits_BlK.split(counts, dim=1), strict=True):
+            block = self.blocks[i]
+            bits = rearrange(part, "b (h w) k -> b h w k", h=block.grid[0])
+            self.bits[block.scale][:, block.frame] = bits
+            self.rebuilt[:, block.frame] += self.quantizer.code_map(bits[:, None])[:, 0]
+
+
+class _Decoder:
+    """One batch of prompts being decoded: text, cache, guidance and what still waits for a pass."""
+
+    def __init__(
+        self, model: VideoAR, prompts: Sequence[str], layout: Layout, settings: SamplerSettings
+    ) -> None:
+        self.model, self.layout, self.settings = model, layout, settings
+        schedule, last = guidance_schedule(settings.guidance), layout.scheme.blocks[-1]
+        self.strengths = [  # an axis of length 1 contributes nothing
+            schedule(block.frame / max(last.frame, 1), block.scale / max(last.scale, 1))
+            for block in layout.scheme.blocks
+        ]
+        self.copies = 1 if set(self.strengths) == {1.0} else 2
+        unconditional = torch.arange(self.copies * len(prompts)) >= len(prompts)
+        self.text = model.encode_text([*prompts] * self.copies, unconditional)
+        self.cache = model.new_cache(layout, self.text) if settings.cached else None
+        self.pending: list[Tensor] = []
+        self.steps = 0
+
+    def odds(self, wave: Sequence[int]) -> Tensor:
+        """Run one pass over everything pending; return the log odds of the wave's bits [B, l, K].
+
+        With guidance they are g * conditional + (1 - g) * unconditional.
+        """
+        features_BlK = torch.cat(self.pending, dim=1).repeat(self.copies, 1, 1)
+        logits = self.model(features_BlK, self.text, self.layout, cache=self.cache)
+        self.steps += 1
+        logits = logits[:, -self.pending[-1].shape[1] :]
+        if self.cache:
+            self.pending.clear()
+        odds = logits[..., 1] - logits[..., 0]
+        if self.copies == 1:
+            return odds
+        conditional, unconditional = odds.chunk(2)
+        return unconditional + self._strength(wave).to(odds) * (conditional - unconditional)
+
+    def _strength(self, wave: Sequence[int]) -> Tensor:
+        counts = torch.tensor([self.layout.scheme.blocks[i].num_tokens for i in wave])
+        return torch.tensor([self.strengths[i] for i in wave]).repeat_interleave(counts)[:, None]
+
+    def draw(self, wave: Sequence[int], sources: Sequence[torch.Generator]) -> Tensor:
+        """Predict a wave and decide its bits; every sample draws from its own source."""
+        odds = self.odds(wave)
+        if self.settings.greedy:
+            return odds > 0
+        uniform = torch.stack([torch.rand(odds.shape[1:], generator=source) for source in sources])
+        return uniform.to(odds.device) < torch.sigmoid(odds / self.settings.temperature)
+
+
+@torch.no_grad()
+def sample_bits(
+    model: VideoAR,
+    prompts: Sequence[str],
+    num_frames: int,
+    seeds: Sequence[int],
+    *,
+    settings: SamplerSettings | None = None,
+    prefix_bits: Sequence[Tensor] | None = None,
+) -> SampledBits:
+    """Write the bits of one clip per prompt.
+
+    Args:
+        model: the transformer.
+        prompts: one per sample.
+        num_frames: pixel frames, 1 + a multiple of the time stride.
+        seeds: one per sample; decides its bits, whatever else is in the batch.
+        settings: how bits are drawn.
+        prefix_bits: per scale bool [B, t, h, w, K], the first latent frames, taken as they are
+            (an image or a video to continue); they cost no pass of their own.
+
+    Returns:
+        The bits and the number of forward passes.
+
+    Raises:
+        ValueError: numbers of prompts and seeds differ, or no latent frame is left to write.
+    """
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
+    layout = model.layout(num_frames)
+    known = prefix_bits[0].shape[1] if prefix_bits else 0
+    if known >= layout.num_frames:
+        raise ValueError(
+            f"{known} latent frames are given; {num_frames} frames leave none to write"
+        )
+    canvas = _Canvas(layout, MultiScaleBSQ(model.cfg.num_bits, model.cfg.scales), len(prompts))
+    decoder = _Decoder(model, prompts, layout, settings or SamplerSettings())
+    sources = [torch.Generator().manual_seed(seed) for seed in seeds]
+    for wave in layout.scheme.waves:
+        decoder.pending.append(canvas.inputs(wave))
+        blocks = [layout.scheme.blocks[i] for i in wave]
+        if prefix_bits and all(block.frame < known for block in blocks):
+            forced = [prefix_bits[b.scale][:, b.frame].flatten(1, 2) for b in blocks]
+            canvas.write(wave, torch.cat(forced, dim=1).to(model.device))
+        else:
+            canvas.write(wave, decoder.draw(wave, sources))
+    return SampledBits(canvas.bits, decoder.steps)
+
+
+def sample(  # noqa: PLR0913 - the public entry point, one keyword per choice of the caller
+    model: VideoAR,
+    tokenizer: VideoTokenizer,
+    prompts: Sequence[str],
+    num_frames: int = 17,
+    *,
+    guidance: str | float = "t2v",
+    temperature: float = 1.0,
+    greedy: bool = False,
+    generator: torch.Generator | None = None,
+    seeds: Sequence[int] | None = None,
+    prefix_bits: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """Generate one video per prompt.
+
+    Args:
+        model: the transformer.
+        tokenizer: the tokenizer that it was trained on.
+        prompts: texts.
+        num_frames: pixel frames, 1 + a multiple of the time stride.
+        guidance: `ucf`, `t2v` or a constant.
+        temperature: below 1 bits become surer.
+        greedy: take the likelier value of every bit.
+        generator: draws one seed per sample; without it and `seeds`, seeds are 0, 1, 2, ...
+        seeds: one per sample.
+        prefix_bits: first latent frames, see `sample_bits`.
+
+    Returns:
+        video_B3THW in [-1, 1]; its attribute `steps` is the number of forward passes.
+
+    Raises:
+        ValueError: the tokenizer has other bits, scales or time stride than the model; or see
+            `sample_bits`.
+    """
+    for name in ("num_bits", "scales", "time_stride"):
+        theirs, ours = getattr(tokenizer.cfg, name), getattr(model.cfg, name)
+        if theirs != ours:
+            raise ValueError(f"the tokenizer has {name} {theirs}, the model {ours}")
+    if seeds is None and generator is not None:
+        seeds = torch.randint(2**62, (len(prompts),), generator=generator).tolist()
+    chosen = range(len(prompts)) if seeds is None else seeds
+    settings = SamplerSettings(guidance, temperature, greedy)
+    written = sample_bits(
+        model, prompts, num_frames, chosen, settings=settings, prefix_bits=prefix_bits
+    )
+    with torch.no_grad():
+        video_B3THW = tokenizer.detokenize(written.bits).clamp(-1, 1)
+    video_B3THW.steps = written.steps
+    return video_B3THW
