@@ -21,6 +21,7 @@ from videoar.core.logging import configure_logging
 from videoar.core.settings import settings
 
 if TYPE_CHECKING:
+    from videoar.core.types import Json
     from videoar.runner.execute import Execution
     from videoar.storage.store import Store
 
@@ -49,7 +50,7 @@ class _Options:
 
         return open_store(self.store or settings().store_url, endpoint=settings().s3_endpoint)
 
-    def emit(self, document: Any, text: str) -> None:  # noqa: ANN401 - any JSON value
+    def emit(self, document: "Json", text: str) -> None:
         """Print the document under --json, the text otherwise."""
         print(json.dumps(document, indent=2, default=str) if self.json else text)
 
@@ -377,7 +378,7 @@ def doctor() -> None:
     checks = diagnose(_options.open())
     good = all(check.ok for check in checks)
     lines = [f"{'ok' if c.ok else 'FAIL':4} {c.name}: {c.detail}" for c in checks]
-    document = {"ok": good, "checks": [check.model_dump() for check in checks]}
+    document: Json = {"ok": good, "checks": [check.model_dump() for check in checks]}
     _options.emit(document, "\n".join(lines))
     if not good:
         raise typer.Exit(7)

@@ -4,13 +4,14 @@ import hashlib
 import json
 import secrets
 import time
-from typing import Any
+
+from videoar.core.types import Json
 
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 SHORT_DIGEST = 16
 
 
-def canonical_json(value: Any) -> str:  # noqa: ANN401 - any JSON value
+def canonical_json(value: Json) -> str:
     """Return the one JSON text of a value: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
@@ -20,7 +21,7 @@ def sha256_hex(data: bytes | memoryview) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def digest_json(value: Any) -> str:  # noqa: ANN401 - any JSON value
+def digest_json(value: Json) -> str:
     """Return the SHA-256 of a value's canonical JSON in hex."""
     return sha256_hex(canonical_json(value).encode())
 
@@ -31,6 +32,6 @@ def new_run_id() -> str:
     return "".join(_CROCKFORD[(number >> shift) & 31] for shift in range(85, -1, -5))
 
 
-def seed_from(*parts: Any) -> int:  # noqa: ANN401 - any JSON values
+def seed_from(*parts: Json) -> int:
     """Derive a 63-bit seed from JSON values, the same on every machine and in every process."""
     return int(digest_json(list(parts))[:16], 16) >> 1

@@ -1,6 +1,15 @@
 """Frozen value types that pass between layers."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
 from pydantic import BaseModel, ConfigDict, Field
+
+Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | int | float | bool | None"
+"""A JSON value, for reading. Read-only shapes: `dict[str, int]` is a `Mapping[str, Json]` but no
+`dict[str, Json]`, because dict and list are invariant."""
+Row: TypeAlias = dict[str, Any]
+"""One row of a table as `RecordBatch.to_pylist()` returns it; its contract gives the columns."""
 
 
 class Frozen(BaseModel):

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from videoar.core.errors import VideoARError
+from videoar.core.types import Row
 from videoar.engine.base import with_retries
 from videoar.media.clip_prefetch import Lane
-from videoar.media.clips import COLUMNS, ClipReader, Row
+from videoar.media.clips import COLUMNS, ClipReader
 from videoar.pipeline.work import Task
 
 _RESTARTS = 3  # as for workers: a clip that kills its reader must not loop

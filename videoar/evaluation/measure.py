@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from videoar.core.types import Row
 from videoar.evaluation import scorecard, synthetic
 from videoar.evaluation.frechet import FeatureStats, frechet_distance, frechet_interval
 from videoar.evaluation.i3d import I3D, MIN_FRAMES, NUM_CLASSES, preprocess
 from videoar.evaluation.metrics import psnr_T, ssim_T
-from videoar.evaluation.scorecard import Lock, Row
+from videoar.evaluation.scorecard import Lock
 from videoar.evaluation.vbench import DIMENSIONS, temporal_flickering
 from videoar.media.synthetic import parse_prompt
 from videoar.model.device import device

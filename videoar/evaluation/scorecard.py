@@ -15,9 +15,8 @@ from pydantic import Field, model_validator
 
 from videoar.core.errors import ContractError
 from videoar.core.ids import canonical_json, digest_json
-from videoar.core.types import Frozen
+from videoar.core.types import Frozen, Row
 
-Row = dict[str, Any]
 Lock = Mapping[str, Any]
 
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from videoar.core.ids import seed_from
 from videoar.core.prefetch import ahead
-from videoar.media.clips import ClipReader, Row, sort_out
+from videoar.core.types import Row
+from videoar.media.clips import ClipReader, sort_out
 from videoar.storage.object_store import ObjectStore
 
 Lane = Callable[[Row], Callable[[], np.ndarray]]

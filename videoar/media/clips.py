@@ -15,6 +15,7 @@ import numpy as np
 
 from videoar.core.errors import MediaError
 from videoar.core.scratch import Scratch, sweep
+from videoar.core.types import Row
 from videoar.media.codes import RETRYABLE, exit_kind
 from videoar.media.decode import decode_clip
 from videoar.media.process import Limits
@@ -32,7 +33,6 @@ COLUMNS = (
     "width_px",
 )
 """Columns of `clips@1` that reading takes."""
-Row = dict[str, Any]
 _LIMITS = Limits(wall_s=300.0, cpu_s=300)
 _NO_LIMIT = {"max_duration_s": 1e9, "max_pixels": 1 << 40}  # ingest has let it in
 

@@ -29,6 +29,7 @@ import numpy as np
 
 from videoar.core.errors import ConfigError, MediaError, TransientStorageError
 from videoar.core.settings import child_environment
+from videoar.core.types import Json
 from videoar.media.fetch import SOURCE, Fetched, fetch
 from videoar.media.process import Limits, kill_group, tail
 from videoar.media.scan import Excerpt, ScanPlan, SourceFacts, scan
@@ -270,7 +271,7 @@ def _answer_fetch(pipe: Connection, request: dict[str, Any]) -> None:
         _send(pipe, "error", code="IO_TRANSIENT", what=str(error))
 
 
-def _send(pipe: Connection, kind: str, **content: Any) -> None:  # noqa: ANN401 - JSON values
+def _send(pipe: Connection, kind: str, **content: Json) -> None:
     pipe.send_bytes(json.dumps({"kind": kind, **content}).encode())
 
 

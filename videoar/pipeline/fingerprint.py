@@ -18,6 +18,7 @@ from typing import Any
 
 from videoar.contracts.contract import load_contract
 from videoar.core.ids import digest_json, sha256_hex
+from videoar.core.types import Json
 from videoar.pipeline.stage import Inputs, Shard, Stage
 
 Components = dict[str, Any]
@@ -64,10 +65,10 @@ def differences(old: Components, new: Components) -> list[dict[str, Any]]:
     ]
 
 
-def _leaves(value: Any, path: str = "") -> dict[str, Any]:  # noqa: ANN401 - any JSON value
+def _leaves(value: Json, path: str = "") -> dict[str, Json]:
     if not isinstance(value, Mapping):
         return {path: value}
-    found: dict[str, Any] = {}
+    found: dict[str, Json] = {}
     for key, item in value.items():
         found |= _leaves(item, f"{path}.{key}" if path else str(key))
     return found

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field
 
 from videoar.core.errors import ConfigError
 from videoar.core.hardware import hardware
-from videoar.core.types import Frozen
+from videoar.core.types import Frozen, Json
 from videoar.pipeline.fingerprint import Components
 from videoar.pipeline.spec import PipelineSpec
 from videoar.storage.store import Store
@@ -151,7 +151,7 @@ class RunLog:
         }
         self._store.ledger.create(_run_key(self.run_id), record)
 
-    def event(self, kind: str, **fields: Any) -> None:  # noqa: ANN401 - any JSON values
+    def event(self, kind: str, **fields: Json) -> None:
         """Append one event."""
         event = {"kind": kind, "time": time.time(), **fields}
         self._store.ledger.append(f"runs/{self.run_id}/events", event)

@@ -8,12 +8,12 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 import yaml
 
 from videoar.core.errors import WithdrawnError
 from videoar.core.ids import canonical_json
+from videoar.core.types import Row
 from videoar.records.lineage import sources_of
 from videoar.records.run_record import Run, events_of
 from videoar.report.curation import checks, filters, histograms, repeats, sheets
@@ -36,7 +36,6 @@ from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot
 
 _SHOWN_SAMPLES = 24  # chosen: about 1 MB of demo clips; a page of them reads in a minute
-Row = dict[str, Any]
 
 
 def collect(store: Store, run: Run) -> ReportData:

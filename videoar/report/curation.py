@@ -10,13 +10,13 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from videoar.contracts.expectations import Expectation
 from videoar.core.errors import MediaError, StorageError, WithdrawnError
+from videoar.core.types import Row
 from videoar.curation.duplicates import REASONS as DUPLICATES
 from videoar.curation.policy import profiled, score_of
 from videoar.media.clips import COLUMNS, ClipReader
@@ -37,7 +37,6 @@ _PATIENCE_S = 60.0  # chosen: a page is worth a minute of reading long sources, 
 _FROM_REPORT = "../../"  # the page is kept as runs/<id>/report.html
 _BOUND = "bound/"
 _REPEATS = re.compile(r"repeats ([0-9a-f]{32})")
-Row = dict[str, Any]
 
 
 def filters(store: Store, made: Iterable[Snapshot]) -> list[tuple[Snapshot, Snapshot]]:

@@ -9,12 +9,13 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias, TypeVar
 
 import pyarrow as pa
 from pydantic import Field
 
 from videoar.contracts.contract import load_contract
+from videoar.core.types import Row
 from videoar.pipeline.stage import Inputs, Mapper, MapStage, Output, Port, StageConfig, runtime
 from videoar.storage.store import Store
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from videoar.media.clips import ClipReader
 
 _SOURCE = "model"
-Row = dict[str, Any]
 Answer: TypeAlias = "Callable[[Sequence[np.ndarray]], list[Row]]"
 """Stills of some clips to the columns that each one gets; none where the model says nothing."""
 

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
 
 from videoar.core.errors import ConfigError
 from videoar.core.ids import canonical_json, digest_json, seed_from, sha256_hex
+from videoar.core.types import Row
 from videoar.pipeline.stage import Inputs, MapStage, Output, Port, Shard, StageConfig, runtime
 from videoar.storage.store import Store
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from videoar.model import VideoAR, VideoTokenizer
 
 CAPTIONS = "captions"
-Row = dict[str, Any]
 
 
 class GenerateConfig(StageConfig):

@@ -10,7 +10,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
@@ -19,6 +19,7 @@ from videoar.contracts.contract import load_contract
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import ContractError, MediaError
 from videoar.core.ids import digest_json, seed_from
+from videoar.core.types import Row
 from videoar.media.codes import RETRYABLE, exit_kind
 from videoar.pipeline.stage import (
     Inputs,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 _ENCODE_TOGETHER = 8  # clips per ffmpeg process: bounds memory, hides its start
 _MAX_OVER_MEAN = 4
-Row = dict[str, Any]
 Side = Annotated[int, Field(ge=16, le=2048, multiple_of=2)]
 Sizes = Annotated[tuple[tuple[Side, Side], ...], Field(min_length=1)]
 

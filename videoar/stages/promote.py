@@ -4,17 +4,16 @@ The stage only decides; the runner moves the ref when every rule passed.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyarrow as pa
 from pydantic import Field
 
+from videoar.core.types import Row
 from videoar.evaluation.scorecard import Rule, decide
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
 from videoar.storage.store import Store
 from videoar.storage.tables import Snapshot
-
-Row = dict[str, Any]
 
 
 class PromoteConfig(StageConfig):

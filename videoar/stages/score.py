@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field
@@ -12,6 +12,7 @@ from pydantic import Field
 from videoar.core.errors import ConfigError, ContractError
 from videoar.core.ids import digest_json, sha256_hex
 from videoar.core.settings import settings
+from videoar.core.types import Row
 from videoar.evaluation.scorecard import not_evaluated
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
 from videoar.storage.store import Store
@@ -20,8 +21,6 @@ from videoar.storage.tables import Snapshot
 if TYPE_CHECKING:
     from videoar.evaluation.measure import Clip
     from videoar.media.clips import ClipReader
-
-Row = dict[str, Any]
 
 
 class ScoreConfig(StageConfig):

@@ -11,7 +11,7 @@ two shards run at once, so that the accelerator does not wait for a file to be r
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
@@ -19,6 +19,7 @@ from pydantic import Field
 from videoar.contracts.contract import load_contract
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import ContractError
+from videoar.core.types import Row
 from videoar.pipeline.device_queue import Accelerator, Share
 from videoar.pipeline.stage import Inputs, Mapper, MapStage, Output, Port, StageConfig
 from videoar.storage.store import Store
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 LAYOUT_VERSION = 1
 _JUDGED_CLIPS = 4  # chosen: enough to tell a wrong tokenizer, cheap beside a shard
 _CARRIED = ("clip_id", "source_id", "split", "label", "caption", "rate_fps")
-Row = dict[str, Any]
 Shape = tuple[int, int, int]
 """Frames, height and width of a clip."""
 

@@ -19,6 +19,7 @@ from videoar.core.errors import (
 )
 from videoar.core.ids import sha256_hex
 from videoar.core.settings import settings
+from videoar.core.types import Row
 from videoar.media.codes import RETRYABLE
 from videoar.model.tokenizer.config import TOKENIZERS, TokenizerConfig, TokenizerTraining
 from videoar.pipeline.presets import changed, fitting, known
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from videoar.training.tokenizer import TokenizerTrainer
 
 logger = logging.getLogger(__name__)
-Row = dict[str, Any]
 _IMAGE, _FRESH = "train_tokenizer.image_weights", "train_tokenizer.image_fresh"
 _MAX_UNREADABLE = 0.01  # chosen: a damaged file passes, a missing disk does not
 

@@ -308,7 +308,7 @@ class Dataset:
 
 def snapshot_digest(files: Sequence[FileRef], contract: str) -> str:
     """Digest a set of files: the same for any order, time, host, path and store."""
-    content = sorted([file.sha256, file.size_bytes, file.rows] for file in files)
+    content = sorted((file.sha256, file.size_bytes, file.rows) for file in files)
     return digest_json({"contract": contract, "files": content})
 
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from videoar.core.ids import seed_from
+from videoar.core.types import Json
 
 VERSION = 2
 """Raise it when any order changes: positions in the old one mean nothing in the new one."""
@@ -64,7 +65,7 @@ def epoch_order(
     unit_N: np.ndarray,
     row_bytes_N: np.ndarray,
     batch_sizes: np.ndarray,
-    key: tuple[object, ...],
+    key: tuple[Json, ...],
 ) -> EpochOrder:
     """Make the order of an epoch.
 
