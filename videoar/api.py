@@ -22,8 +22,8 @@ from videoar.records.run_record import (
     stage_parts,
 )
 from videoar.runner.execute import Execution, resume_spec
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.tables import Snapshot
 from videoar.storage.takedown import withdrawn
 
 logger = logging.getLogger(__name__)

@@ -134,7 +134,7 @@ def test_doctor_passes_a_good_store(tmp_path: Path):
 def test_doctor_refuses_a_store_in_which_two_racing_writers_win(tmp_path: Path):
     store = (tmp_path / "store").as_uri()
     script = (
-        "import sys, time, videoar.storage.object_store as o\n"
+        "import sys, time, videoar.storage.local_store as o\n"
         "def put(self, key, data, *, if_absent=False, old=o.LocalObjectStore.put):\n"
         "    if if_absent:\n"
         "        if self.size(key) is not None: return False\n"

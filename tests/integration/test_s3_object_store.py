@@ -20,9 +20,10 @@ from videoar.core.errors import (
     WithdrawnError,
 )
 from videoar.core.ids import canonical_json
-from videoar.storage import object_store, open_store
+from videoar.storage import local_store, open_store, s3_store
 from videoar.storage.conformance import MARKER, ensure_put_if_absent, race
-from videoar.storage.object_store import S3ObjectStore, note_key, put_content
+from videoar.storage.object_store import note_key, put_content
+from videoar.storage.s3_store import S3ObjectStore
 from videoar.storage.store import Store
 
 
@@ -88,7 +89,7 @@ def test_what_is_in_memory_is_read_at_once_and_nothing_else(objects, monkeypatch
         with monkeypatch.context() as patch:
             patch.setattr(os, "preadv", refuse(number))
             assert read_cached(objects, "a/b", 3, 4) is None
-    monkeypatch.setattr(object_store, "_NO_WAIT", 0)
+    monkeypatch.setattr(local_store, "_NO_WAIT", 0)
     assert read_cached(objects, "a/b", 3, 4) is None
 
 
@@ -147,7 +148,7 @@ def test_uploads_that_were_never_finished_are_aborted(moto_server, monkeypatch):
 
     objects = S3ObjectStore(bucket, "p", moto_server.endpoint)
     with monkeypatch.context() as patch:
-        patch.setattr(object_store, "_LEFT_AFTER_S", 1e9)  # this server says that all are of 2010
+        patch.setattr(s3_store, "STALE_TEMP_S", 1e9)  # this server says that all are of 2010
         objects.sweep()
     assert sorted(left()) == ["p/a", "q/a"]
     objects.sweep()
@@ -362,7 +363,7 @@ def test_a_connection_that_breaks_in_a_body_is_tried_again_for_a_while(troubled,
     assert read(objects) == Troubled.data[50:150]
     assert told == ["left"]
     told[:] = ["broken"] * 3
-    monkeypatch.setattr(object_store, "_BROKEN_S", -1)
+    monkeypatch.setattr(s3_store, "BODY_RETRY_S", -1)
     with pytest.raises(TransientStorageError, match="the S3 endpoint gives no answer"):
         read(objects)
     assert told == ["broken"] * 2

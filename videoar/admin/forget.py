@@ -24,10 +24,11 @@ from videoar.core.errors import ConfigError, SnapshotNotFoundError
 from videoar.core.types import Commit, FileRef
 from videoar.pipeline.spec import INPUT_CONTRACT
 from videoar.records.lineage import children
+from videoar.storage.delta_log import iter_commits
 from videoar.storage.object_store import note_key
 from videoar.storage.reader import read_file
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.tables import Snapshot, every_commit
 from videoar.storage.takedown import (
     ADDRESS_COLUMNS,
     SOURCE_COLUMN,
@@ -236,7 +237,7 @@ def _names_sources(contract: str) -> bool:
 def _addresses(store: Store, held: Held, source: str) -> set[str]:
     """Return where the source was found: what the listings say that its rows were made from."""
     found: set[str] = set()
-    for commit in every_commit(store.objects):
+    for commit in iter_commits(store.objects):
         shares = [_share(held, file.key, source) for file in commit.files]
         places = {place for share in shares for place in share.places}
         if places:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, TransientStorageError, VideoARError
 from videoar.pipeline.spec import SpecError, load_pipeline
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.tables import Snapshot
 from videoar.storage.unique_keys import repeated_keys
 
 if TYPE_CHECKING:

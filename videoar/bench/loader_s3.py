@@ -25,8 +25,8 @@ from videoar.core.types import Provenance
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.payload import Payload
 from videoar.storage.reader import read_footers
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import open_store
-from videoar.storage.tables import Snapshot
 from videoar.training.data.token_loader import REQUESTS, UNITS_AHEAD, TokenLoader
 
 _COLUMNS = ("bits", "latent")

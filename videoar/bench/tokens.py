@@ -25,8 +25,8 @@ from videoar.media.transcode import encode_stream
 from videoar.model.tokenizer.config import TOKENIZERS
 from videoar.pipeline.spec import parse_pipeline
 from videoar.runner.execute import Execution
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store, open_store
-from videoar.storage.tables import Snapshot
 
 if TYPE_CHECKING:
     from videoar.model.tokenizer.network import VideoTokenizer

@@ -73,7 +73,7 @@ def _linked(uri: str, path: Path) -> Iterator[bytes]:
 
 
 def _downloaded(uri: str, path: Path) -> Iterator[bytes]:
-    from videoar.storage.object_store import S3ObjectStore  # the decoding child has no use for it
+    from videoar.storage.s3_store import S3ObjectStore  # the decoding child has no use for it
 
     bucket, key = bucket_and_key(uri)
     try:

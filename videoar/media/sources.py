@@ -26,7 +26,7 @@ from videoar.core.errors import ConfigError
 from videoar.core.settings import settings
 from videoar.media import synthetic
 from videoar.media.fetch import bucket_and_key
-from videoar.storage.object_store import S3ObjectStore
+from videoar.storage.s3_store import S3ObjectStore
 
 logger = logging.getLogger(__name__)
 LABELS = "labels.csv"

@@ -23,8 +23,8 @@ from pydantic import Field
 
 from videoar.contracts.expectations import CheckReport
 from videoar.core.types import FileRef, Frozen, Resources
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.tables import Snapshot
 
 
 def runtime(default: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - same typing as pydantic.Field

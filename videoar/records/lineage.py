@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from videoar.core.errors import SnapshotNotFoundError, WithdrawnError
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.tables import Snapshot
 from videoar.storage.takedown import find_note, find_tombstone, forgotten, withdrawn
 
 Node = dict[str, Any]

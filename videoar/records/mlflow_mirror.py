@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 from videoar.core.settings import set_defaults, settings
 from videoar.pipeline.spec import PipelineSpec
 from videoar.records.run_record import Run
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.tables import Snapshot
 
 logger = logging.getLogger(__name__)
 _PARAM_CHARS = 500

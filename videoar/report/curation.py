@@ -27,8 +27,8 @@ from videoar.records.run_record import Run
 from videoar.report.page import DataCheck, Histogram, Picture, Repeat, Sheet
 from videoar.stages.profile import column_values
 from videoar.storage.column_profile import describe
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.tables import Snapshot
 
 _SHOWN = 8  # per fate: a row on a laptop's screen, 30 kB of pictures
 _SHOWN_PAIRS = 6

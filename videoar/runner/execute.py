@@ -47,9 +47,10 @@ from videoar.records.run_record import (
 )
 from videoar.runner.inputs import Listing, compare, resolve
 from videoar.runner.plan import build, check_contracts, check_tools, split_done, why
+from videoar.storage.delta_log import missing_files
 from videoar.storage.reader import read_file
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.tables import Snapshot, lost
 
 logger = logging.getLogger(__name__)
 _LOG_EVERY_S = 10.0
@@ -234,7 +235,7 @@ class Execution:
         loops = stage.shape == "loop"
         key = loop_key(task) if loops else record_key(task, "reduced", task.fingerprint)
         before = find_record(self.store, key)
-        if before is not None and any(lost(self.store.objects, before.all_files)):
+        if before is not None and any(missing_files(self.store.objects, before.all_files)):
             self.store.objects.delete(key)
         record = self.engine.loop(task) if loops else self.engine.reduce(task)
         self._update(task.dataset, shards=ShardCounts(planned=1, done=1))

@@ -17,8 +17,8 @@ from videoar.core.types import Provenance
 from videoar.media.sources import list_sources
 from videoar.pipeline.spec import INPUT_CONTRACT
 from videoar.records.run_record import InputRun, previous_input
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.tables import Snapshot
 from videoar.storage.takedown import address_digest, forgotten_addresses
 
 logger = logging.getLogger(__name__)

@@ -19,8 +19,9 @@ from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
 from videoar.pipeline.work import WorkRecord, find_record
 from videoar.records.run_record import ShardCounts, previous_parts
 from videoar.runner.inputs import Listing, resolve
+from videoar.storage.delta_log import missing_files
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.tables import Snapshot, lost
 
 _RECORDS_AT_ONCE = 16
 _UNFINISHED = "has not finished before, or files that it made were withdrawn or lost"
@@ -88,7 +89,8 @@ def split_done(
     with ThreadPoolExecutor(_RECORDS_AT_ONCE) as pool:
         found = list(pool.map(lambda key: find_record(store, key), there.values()))
     records = {index: record for index, record in zip(there, found, strict=True) if record}
-    gone = set(lost(store.objects, [file for r in records.values() for file in r.all_files]))
+    files = [file for record in records.values() for file in record.all_files]
+    gone = set(missing_files(store.objects, files))
     done = {i: r for i, r in records.items() if gone.isdisjoint(f.key for f in r.all_files)}
     missing = [shard for shard in shards if shard.index not in done]
     return done, missing, [keys[index] for index in records.keys() - done.keys()]

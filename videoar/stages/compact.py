@@ -27,8 +27,8 @@ from videoar.pipeline.stage import Inputs, Mapper, MapStage, Output, Port, Shard
 from videoar.storage.payload import row_bytes
 from videoar.storage.reader import read_footers
 from videoar.storage.row_reader import RowSource, own_notes
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.tables import Snapshot
 from videoar.storage.token_codec import checksum
 
 _HASH_BITS = 63

@@ -27,8 +27,8 @@ from videoar.curation.policy import (
     verdict,
 )
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.tables import Snapshot
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,8 +15,8 @@ from videoar.contracts.contract import load_contract
 from videoar.core.errors import GateError
 from videoar.curation.policy import profiled
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.tables import Snapshot
 
 
 class ProfileConfig(StageConfig):

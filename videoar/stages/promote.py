@@ -12,8 +12,8 @@ from pydantic import Field
 from videoar.core.types import Row
 from videoar.evaluation.scorecard import Rule, decide
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.tables import Snapshot
 
 
 class PromoteConfig(StageConfig):

@@ -15,8 +15,8 @@ from videoar.core.settings import settings
 from videoar.core.types import Row
 from videoar.evaluation.scorecard import not_evaluated
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.tables import Snapshot
 
 if TYPE_CHECKING:
     from videoar.evaluation.measure import Clip

@@ -35,8 +35,8 @@ from videoar.pipeline.stage import (
     resume,
     runtime,
 )
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.tables import Snapshot
 
 if TYPE_CHECKING:
     import numpy as np

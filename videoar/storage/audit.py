@@ -28,7 +28,7 @@ from videoar.core.errors import (
 from videoar.core.types import FileRef, Frozen
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.reader import UNREADABLE, ObjectFile, footer_notes, read_footer
-from videoar.storage.tables import Snapshot, snapshot_digest
+from videoar.storage.snapshot import Snapshot, snapshot_digest
 from videoar.storage.token_codec import Grid, checksum, frame_bytes
 from videoar.storage.unique_keys import repeated_keys
 from videoar.storage.writer import Block, direct_blocks

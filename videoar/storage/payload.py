@@ -25,7 +25,8 @@ import pyarrow.parquet as pq
 from videoar.core.errors import StorageError
 from videoar.core.ids import sha256_hex
 from videoar.core.types import FileRef
-from videoar.storage.object_store import LocalObjectStore, ObjectStore
+from videoar.storage.local_store import LocalObjectStore
+from videoar.storage.object_store import ObjectStore
 from videoar.storage.reader import ObjectFile, arrow_errors, footer_notes, read_file
 from videoar.storage.writer import direct_blocks
 

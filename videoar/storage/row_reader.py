@@ -17,7 +17,7 @@ from videoar.contracts.contract import load_contract
 from videoar.core.errors import StorageError
 from videoar.storage.payload import Payload
 from videoar.storage.reader import footer_notes, read_footers
-from videoar.storage.tables import Snapshot
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.token_codec import checksum
 
 _REQUESTS = 16  # measured for the loader: so many ranged GETs hide 50 ms

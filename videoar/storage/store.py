@@ -11,16 +11,13 @@ from videoar.core.errors import ConfigError, DamagedError, SnapshotNotFoundError
 from videoar.core.ids import sha256_hex
 from videoar.core.types import FileRef
 from videoar.storage.conformance import ensure_put_if_absent
+from videoar.storage.delta_log import iter_commits
 from videoar.storage.ledger import Ledger, Refs
-from videoar.storage.object_store import (
-    LocalObjectStore,
-    MemoryObjectStore,
-    ObjectStore,
-    S3ObjectStore,
-    put_content,
-    put_content_of,
-)
-from videoar.storage.tables import Dataset, Snapshot, every_commit, find_snapshot
+from videoar.storage.local_store import LocalObjectStore, MemoryObjectStore
+from videoar.storage.object_store import ObjectStore, put_content, put_content_of
+from videoar.storage.s3_store import S3ObjectStore
+from videoar.storage.snapshot import Snapshot, find_snapshot
+from videoar.storage.tables import Dataset
 
 _PIECE_BYTES = 64 << 20
 """chosen: what a file that is fetched takes of the memory."""
@@ -56,7 +53,7 @@ class Store:
 
     def snapshots(self) -> Iterator[Snapshot]:
         """Yield every snapshot of every dataset, by dataset and age."""
-        for snapshot_id in dict.fromkeys(commit.snapshot for commit in every_commit(self.objects)):
+        for snapshot_id in dict.fromkeys(commit.snapshot for commit in iter_commits(self.objects)):
             yield self.snapshot(snapshot_id)
 
     def put_object(self, data: bytes, suffix: str) -> FileRef:

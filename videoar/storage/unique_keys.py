@@ -14,7 +14,7 @@ import pyarrow as pa
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import TransientStorageError, VideoARError
 from videoar.core.types import FileRef
-from videoar.storage.tables import Snapshot
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.token_codec import checksum
 
 HASHES_AT_ONCE = 1 << 23

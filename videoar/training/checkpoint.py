@@ -25,8 +25,8 @@ from videoar.model.tokenizer.config import TokenizerConfig
 from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.model.transformer.config import ModelConfig
 from videoar.model.transformer.network import VideoAR
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.tables import Snapshot
 
 _WEIGHTS, _CONFIG, _STATE, _PROGRESS = (
     "model.safetensors", "config.json", "state.safetensors", "progress.json",

@@ -190,7 +190,7 @@ def test_a_kill_leaves_no_manifest_and_the_next_call_finishes(store, tokens, tmp
         "import sys, os, signal\n"
         "from videoar.admin.export import export\n"
         "from videoar.storage.store import open_store\n"
-        "from videoar.storage.object_store import LocalObjectStore as L\n"
+        "from videoar.storage.local_store import LocalObjectStore as L\n"
         "def put(self, key, data, real=L.put, **options):\n"
         "    if '00001-of' in key: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return real(self, key, data, **options)\n"

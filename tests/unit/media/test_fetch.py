@@ -19,7 +19,7 @@ from videoar.media import fetch as fetching
 from videoar.media.process import Limits
 from videoar.media.sandbox import Scanner
 from videoar.media.scan import ScanPlan
-from videoar.storage.object_store import S3ObjectStore
+from videoar.storage.s3_store import S3ObjectStore
 from videoar.storage.store import open_store
 
 WALL_S = 1.5

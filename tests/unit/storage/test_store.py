@@ -18,7 +18,7 @@ from videoar.core.errors import (
     TransientStorageError,
 )
 from videoar.storage import open_store
-from videoar.storage.object_store import LocalObjectStore
+from videoar.storage.local_store import LocalObjectStore
 
 
 @pytest.mark.parametrize("url", ["", "ftp://x/y", "s3://", "file://host/x", "x/y", "file:///"])

@@ -17,7 +17,8 @@ from videoar.core.errors import (
 )
 from videoar.core.types import Provenance
 from videoar.storage import object_store, open_store
-from videoar.storage.tables import lost, snapshot_digest
+from videoar.storage.delta_log import missing_files
+from videoar.storage.snapshot import snapshot_digest
 
 
 @pytest.fixture
@@ -187,9 +188,9 @@ def test_what_a_listing_does_not_show_yet_is_not_lost(store, dataset):
     few = [dataset.write(rows("a"))]
     many = [dataset.write(rows(str(n))) for n in range(40)]
     for files in (few, many):
-        assert list(lost(ListsLate(store.objects), files)) == []
+        assert list(missing_files(ListsLate(store.objects), files)) == []
         store.objects.delete(files[0].key)
-        assert list(lost(ListsLate(store.objects), files)) == [files[0].key]
+        assert list(missing_files(ListsLate(store.objects), files)) == [files[0].key]
 
 
 def test_what_is_damaged_is_replaced_when_it_is_written_again(store, monkeypatch):

@@ -39,7 +39,7 @@ from videoar.core.errors import ConfigError, ContractError, StorageError
 from videoar.storage.audit import LAYOUT_VERSIONS
 from videoar.storage.payload import Payload, SpanCache
 from videoar.storage.reader import read_footers
-from videoar.storage.tables import Snapshot
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.token_codec import checksum
 from videoar.training.data.epoch_order import ROW_BYTES, EpochOrder, epoch_order, order_rules
 

@@ -1,0 +1,276 @@
+"""The Delta log of a dataset: the transactions that make snapshots exist.
+
+Idempotence: fingerprint and digest are application transaction ids of the Delta log, whose version
+is that of the commit which first carried them. The log alone is the truth; ledger records of the
+same facts only save loading it.
+"""
+
+import json
+import random
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from videoar.contracts.contract import load_contract
+from videoar.core.crash_points import crash_point
+from videoar.core.errors import StorageError, TransientStorageError, one_line
+from videoar.core.ids import SHORT_DIGEST
+from videoar.core.types import Commit, FileRef
+from videoar.storage.ledger import Ledger
+from videoar.storage.object_store import ObjectStore
+from videoar.storage.statistics import delta_statistics, read_statistics
+from videoar.storage.takedown import withdrawn
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+_ATTEMPTS = 20
+_ASKED_ONE_BY_ONE = 16
+"""chosen: so many files are asked for by name, more of them are looked for in a listing."""
+_TABLE_CONFIG = {
+    "delta.enableExpiredLogCleanup": "false",  # old commits are the lineage
+    "delta.checkpointInterval": "10",
+    "delta.dataSkippingNumIndexedCols": "-1",  # readers take statistics of all columns, not of 32
+}
+
+
+def iter_commits(objects: ObjectStore) -> Iterator[Commit]:
+    """Yield all commits of all datasets, also those that made content which was there before.
+
+    From the logs, not from the ledger's records of them: whoever committed may have died before it
+    wrote its record, and a take-down must see what it left.
+    """
+    for info in objects.list("tables/"):
+        folder, _, name = info.key.rpartition("/")
+        if folder.endswith("/_delta_log") and name.removesuffix(".json").isdigit():
+            commit = _commit_of(objects.get(info.key))
+            if commit is not None:
+                yield commit
+
+
+def _commit_of(data: bytes) -> Commit | None:
+    """Read a version of a Delta log; the first one makes the table and holds no commit of ours."""
+    actions = (json.loads(line) for line in data.splitlines() if line.strip())
+    for action in actions:
+        if "videoar" in action.get("commitInfo", {}):
+            return Commit.model_validate(action["commitInfo"]["videoar"])
+    return None
+
+
+def missing_files(objects: ObjectStore, files: Iterable[FileRef]) -> Iterator[str]:
+    """Yield the keys of files that are gone or are not as long as they were when written.
+
+    Costs a request per file for a few, for many a listing of their datasets' data: a request per
+    1,000 files that ever were. Listings may be late, so what they lack is asked for by its name.
+    """
+    sizes, found = {file.key: file.size_bytes for file in files}, {}
+    if len(sizes) > _ASKED_ONE_BY_ONE:
+        folders = sorted({f"{key.rsplit('/', 2)[0]}/" for key in sizes})
+        infos = (info for folder in folders for info in objects.list(folder))
+        found = {info.key: info.size_bytes for info in infos if info.key in sizes}
+    for key, size in sizes.items():
+        if (found[key] if key in found else objects.size(key)) != size:
+            yield key
+
+
+def data_path(sha256: str) -> str:
+    """Return the path of a data file relative to its table."""
+    return f"data/{sha256[:2]}/{sha256}.parquet"
+
+
+class DeltaLog:
+    """The Delta log of one dataset."""
+
+    def __init__(self, objects: ObjectStore, ledger: Ledger, dataset: str) -> None:
+        self._objects, self._ledger, self._dataset = objects, ledger, dataset
+        self.folder = f"tables/{dataset}"
+
+    def find(self, app_id: str) -> Commit | None:
+        """Find the commit that first carried an application transaction id."""
+        key = self._index_key(app_id)
+        record = self._ledger.read(key)
+        version = record["version"] if record else self._version_in_log(app_id)
+        if version is None:
+            return None
+        if record is None:  # the writer died between the Delta commit and this record
+            self._ledger.create(key, {"version": version})
+        return self._read(version)
+
+    def find_complete(self, app_id: str) -> tuple[str, Commit | None]:
+        """Find the first commit under an id or its numbered successors that has lost no file.
+
+        Returns:
+            The commit and its id; None and the first id that is free when there is no such commit.
+        """
+        numbered, number = app_id, 0
+        while (commit := self.find(numbered)) is not None and not self._is_complete(commit):
+            number += 1
+            numbered = f"{app_id}.{number}"
+        return numbered, commit
+
+    def _is_complete(self, commit: Commit) -> bool:
+        """Say whether all files of a commit, and of its rejects, are there."""
+        missing = missing_files(self._objects, self._files(commit))
+        return not self.withdrawn_of(commit) and not any(missing)
+
+    def withdrawn_of(self, commit: Commit) -> frozenset[str]:
+        """Return the files of a commit, and of its rejects, that a take-down has removed."""
+        keys = {file.key for file in self._files(commit)}
+        folders = {key.partition("/data/")[0] for key in keys}
+        return frozenset(
+            key for folder in folders for key in withdrawn(self._ledger, f"{folder}/") & keys
+        )
+
+    def _files(self, commit: Commit) -> tuple[FileRef, ...]:
+        """Return the files of a commit and of its rejects."""
+        dataset, _, digest = (commit.rejects or "").partition(":")
+        if not digest:
+            return commit.files
+        rejects = DeltaLog(self._objects, self._ledger, dataset).find(f"digest-{digest}")
+        return commit.files + (rejects.files if rejects else ())
+
+    def append(self, draft: Commit, schema: pa.Schema) -> Commit:
+        """Commit, or adopt what the same fingerprint has committed before.
+
+        Raises:
+            TransientStorageError: no attempt came through; carries what the last one said.
+        """
+        from deltalake.exceptions import DeltaError
+
+        fingerprint = f"fingerprint-{draft.provenance.fingerprint}"
+        digest = f"digest-{draft.digest[:SHORT_DIGEST]}"
+        last: Exception | None = None
+        for attempt in range(_ATTEMPTS):
+            app_id, found = self.find_complete(fingerprint)
+            if found is not None:
+                self.find(f"digest-{found.digest[:SHORT_DIGEST]}")  # its writer may have died early
+                return found
+            try:
+                self._try_append(draft, schema, app_id, digest)
+            except (DeltaError, OSError) as error:
+                last = error
+            # Whatever the answer was, only the log knows: an error may hide our own success.
+            found = self.find(app_id)
+            if found is not None:
+                crash_point("commit.between_records")
+                self.find(digest)
+                crash_point("commit.after_records")
+                return found
+            time.sleep(random.uniform(0, 0.02 * (attempt + 1)))  # noqa: S311 - jitter
+        what = f"nothing committed in {_ATTEMPTS} attempts, the last one said: {one_line(last)}"
+        raise TransientStorageError(self.folder, what, "run again") from last
+
+    def _try_append(self, draft: Commit, schema: pa.Schema, fingerprint: str, digest: str) -> None:
+        from deltalake import CommitProperties, Transaction
+
+        table = self._open_or_create(schema)
+        if table.transaction_version(fingerprint) is not None:
+            return  # another writer of the same fingerprint came between our look and this one
+        version = table.version() + 1
+        ids = [fingerprint]
+        if table.transaction_version(digest) is None:
+            ids.append(digest)
+        commit = draft.model_copy(update={"version": version})
+        crash_point("commit.before_log")
+        table.create_write_transaction(
+            self._actions(table, commit),
+            mode="append",
+            schema=table.schema(),
+            commit_properties=CommitProperties(
+                custom_metadata={"videoar": commit.model_dump(mode="json")},
+                max_commit_retries=0,  # a lost race must re-read: our removals depend on it
+                app_transactions=[Transaction(name, version) for name in ids],
+            ),
+        )
+        crash_point("commit.after_log")
+
+    def _actions(self, table: "DeltaTable", commit: Commit) -> list[Any]:
+        """Turn the table's file list into exactly that of the commit.
+
+        Files that stay are not mentioned: removing and adding one path in one commit is undefined.
+        """
+        from deltalake.transaction import AddAction, RemoveAction
+
+        old = table.get_add_actions()
+        sizes = dict(zip(old["path"].to_pylist(), old["size_bytes"].to_pylist(), strict=True))
+        now_ms = int(time.time() * 1000)
+        paths = {data_path(file.sha256) for file in commit.files}
+        new = [file for file in commit.files if data_path(file.sha256) not in sizes]
+        statistics = read_statistics(self._objects, new, load_contract(commit.contract))
+        return [
+            AddAction(
+                data_path(file.sha256),
+                file.size_bytes,
+                {},
+                now_ms,
+                True,
+                delta_statistics(file.rows, columns),
+            )
+            for file, columns in zip(new, statistics, strict=True)
+        ] + [
+            RemoveAction(path, True, now_ms, size, {})
+            for path, size in sizes.items()
+            if path not in paths
+        ]
+
+    def _open_or_create(self, schema: pa.Schema) -> "DeltaTable":
+        from deltalake import CommitProperties, DeltaTable, Schema
+        from deltalake.exceptions import DeltaError
+
+        table = self._open()
+        if table is None:
+            try:
+                table = DeltaTable.create(
+                    self._objects.location(self.folder),
+                    Schema.from_arrow(schema),
+                    mode="error",
+                    configuration=_TABLE_CONFIG,
+                    storage_options=self._objects.options(),
+                    commit_properties=CommitProperties(max_commit_retries=0),
+                )
+            except DeltaError:
+                table = self._open()
+                if table is None:
+                    raise
+        self._add_columns(table, schema)
+        return table
+
+    def _add_columns(self, table: "DeltaTable", schema: pa.Schema) -> None:
+        """Add the columns that the contract gained within its major version."""
+        from deltalake import Schema
+
+        known = {field.name for field in table.schema().fields}
+        missing = [f for f in Schema.from_arrow(schema).fields if f.name not in known]
+        if missing:
+            table.alter.add_columns(missing)
+
+    def _open(self) -> "DeltaTable | None":
+        from deltalake import DeltaTable
+        from deltalake.exceptions import DeltaError, TableNotFoundError
+
+        try:
+            return DeltaTable(
+                self._objects.location(self.folder), storage_options=self._objects.options()
+            )
+        except TableNotFoundError:
+            return None
+        except (DeltaError, OSError) as error:
+            what = f"its log cannot be read: {one_line(error)}"
+            hint = "run again; if that does not help, the log is damaged"
+            raise TransientStorageError(self.folder, what, hint) from error
+
+    def _version_in_log(self, app_id: str) -> int | None:
+        table = self._open()
+        return table.transaction_version(app_id) if table is not None else None
+
+    def _read(self, version: int) -> Commit:
+        key = f"{self.folder}/_delta_log/{version:020d}.json"
+        commit = _commit_of(self._objects.get(key))
+        if commit is None:
+            raise StorageError(f"{self._objects.url}/{key}", "holds no commit of this project")
+        return commit
+
+    def _index_key(self, app_id: str) -> str:
+        return f"commits/{self._dataset}/{app_id}.json"

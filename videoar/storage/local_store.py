@@ -1,0 +1,275 @@
+"""A folder as an object store, and a private temporary folder for tests."""
+
+import atexit
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, ClassVar
+
+from videoar.core.crash_points import crash_point
+from videoar.core.errors import ConfigError, StorageError, TransientStorageError
+from videoar.storage.object_store import (
+    PIECE_BYTES,
+    STALE_TEMP_S,
+    ObjectInfo,
+    missing_error,
+    read_exactly,
+)
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_WOULD_WAIT = {errno.EAGAIN, errno.EOPNOTSUPP}  # not cached; the file system cannot say
+_NO_WAIT = getattr(os, "RWF_NOWAIT", 0)  # Linux alone has it
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK}
+
+
+@contextlib.contextmanager
+def _os_errors(path: Path | str) -> Iterator[None]:
+    """Turn what the file system says into a `StorageError` that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise _as_storage_error(error, path) from error
+
+
+def _as_storage_error(error: OSError, path: Path | str) -> StorageError:
+    where = str(error.filename or path)
+    if isinstance(error, PermissionError):
+        return StorageError(where, "no permission", "choose another store or fix its rights")
+    if error.errno in _DISK_FULL:
+        return TransientStorageError(where, "disk full", "free some, then resume")
+    hint = "the file system has no hard links" if error.errno in _NO_LINKS else ""
+    return StorageError(where, error.strerror or str(error), hint)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+class LocalObjectStore:
+    """A folder. Durable: files and folders are synced before a put returns."""
+
+    _TEMPORARY = ".tmp"
+    is_local = True
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.url = root.as_uri()
+        self._has_swept = False
+
+    def _path(self, key: str) -> Path:
+        return Path(self._name(key))
+
+    def _name(self, key: str) -> str:
+        if key.startswith("/") or not key or {"", ".", ".."} & set(key.split("/")):
+            raise ConfigError(key or "''", "not a store key", "keys are relative a/b/c paths")
+        return f"{self.root}/{key}"
+
+    def find(self, key: str) -> bytes | None:
+        """Read the file, if it is there."""
+        path = self._path(key)
+        with _os_errors(path):
+            try:
+                return path.read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def get(self, key: str) -> bytes:
+        """Read the file."""
+        data = self.find(key)
+        if data is None:
+            raise missing_error(self, key)
+        return data
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Read a span of the file."""
+        with self._reading(key) as handle:
+            return os.pread(handle, length, start)
+
+    def read_into(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> None:
+        """Read spans of the file without a copy; one plain system call each."""
+        with self._reading(key) as handle:
+            for start, target in spans:
+                count = os.preadv(handle, [target], start)
+                if count != len(target):  # a signal came, or 2 GiB are full, or the end is near
+                    os.lseek(handle, start + count, os.SEEK_SET)
+                    where = f"{self.root}/{key}"
+                    read_exactly(target[count:], lambda rest: os.readv(handle, [rest]), where)
+
+    def read_cached(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> bool:
+        """Read out of the page cache.
+
+        Called so often that the context managers of the other methods would be a tenth of it.
+        """
+        if not _NO_WAIT:
+            return False
+        handle, path = -1, self._name(key)
+        try:
+            handle = os.open(path, os.O_RDONLY)
+            for start, target in spans:
+                if os.preadv(handle, [target], start, _NO_WAIT) != len(target):
+                    return False
+        except FileNotFoundError:
+            raise missing_error(self, key) from None
+        except OSError as error:
+            if error.errno in _WOULD_WAIT:
+                return False
+            raise _as_storage_error(error, path) from error
+        finally:
+            if handle >= 0:
+                os.close(handle)
+        return True
+
+    @contextlib.contextmanager
+    def _reading(self, key: str) -> Iterator[int]:
+        path = self._path(key)
+        with _os_errors(path):
+            try:
+                handle = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                raise missing_error(self, key) from None
+            try:
+                yield handle
+            finally:
+                os.close(handle)
+
+    def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> bool:
+        """Sync a temporary file, then link (`if_absent`) or rename it to its place."""
+        return self._publish(key, lambda file: file.write(data), if_absent)
+
+    def put_file(self, key: str, path: Path) -> None:
+        """Copy the file, then do as `put` does."""
+        with path.open("rb") as source:
+            self._publish(key, lambda file: shutil.copyfileobj(source, file, PIECE_BYTES))
+
+    def _publish(
+        self, key: str, write: Callable[[BinaryIO], object], if_absent: bool = False
+    ) -> bool:
+        path = self._path(key)
+        with _os_errors(path):
+            self._make_folder(path.parent)
+            with self._temporary(write) as temporary:
+                crash_point("put.before_publish")
+                try:
+                    if if_absent:
+                        os.link(temporary, path)
+                    else:
+                        temporary.rename(path)
+                except FileExistsError:
+                    return False
+            _sync_folder(path.parent)
+        return True
+
+    @contextlib.contextmanager
+    def _temporary(self, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
+        """Yield a synced file as `write` fills it, which afterwards is gone from where it was."""
+        if not self._has_swept:
+            self._has_swept = True
+            self._sweep(STALE_TEMP_S)
+        temporary, file = self._locked()
+        with file:
+            try:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+                yield temporary
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    def _locked(self) -> tuple[Path, BinaryIO]:
+        """Make a file with a lock that the kernel takes from us when we die."""
+        folder = self.root / self._TEMPORARY
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = folder / secrets.token_hex(8)
+            file = path.open("xb")
+            with contextlib.suppress(OSError):  # a file system without locks: nobody sweeps there
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if path.exists():
+                return path, file
+            file.close()  # swept before it was ours
+
+    def sweep(self) -> None:
+        """Unlink the temporary files whose writers are dead."""
+        self._sweep(0.0)
+
+    def _sweep(self, older_than_s: float) -> None:
+        for path in (self.root / self._TEMPORARY).glob("*"):
+            # its writer lives, or it or another sweeper was faster, or it is another user's
+            with contextlib.suppress(OSError), path.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - path.stat().st_mtime >= older_than_s:
+                    path.unlink()
+
+    def _make_folder(self, folder: Path) -> None:
+        if folder.is_dir():
+            return
+        self._make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _sync_folder(folder.parent)
+
+    def size(self, key: str) -> int | None:
+        """Ask the file system."""
+        path = self._path(key)
+        with _os_errors(path):
+            try:
+                return path.stat().st_size
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Walk the folder; temporary files are not objects."""
+        start = self.root / prefix.rpartition("/")[0]
+        with _os_errors(start):
+            paths = [path for path in start.rglob("*") if path.is_file()] if start.is_dir() else []
+            keys = sorted((path.relative_to(self.root).as_posix(), path) for path in paths)
+            for key, path in keys:
+                if key.startswith(prefix) and not key.startswith(self._TEMPORARY):
+                    yield ObjectInfo(key, path.stat().st_size)
+
+    def delete(self, key: str) -> None:
+        """Unlink the file."""
+        path = self._path(key)
+        with _os_errors(path):
+            path.unlink(missing_ok=True)
+
+    def purge(self, key: str) -> None:
+        """Unlink the file: a folder keeps no versions."""
+        self.delete(key)
+
+    def purge_older(self, prefix: str) -> None:
+        """Do nothing: a folder keeps no versions."""
+
+    def location(self, key: str) -> str:
+        """Return the path."""
+        return str(self._path(key))
+
+    def options(self) -> dict[str, str]:
+        """Return nothing: a path is enough."""
+        return {}
+
+
+class MemoryObjectStore(LocalObjectStore):
+    """A store of this process alone: gone at exit, shared by all openers of the same name.
+
+    Kept in a temporary folder, because Delta's own writer cannot be handed a Python dictionary.
+    """
+
+    _folders: ClassVar[dict[str, Path]] = {}
+
+    def __init__(self, name: str) -> None:
+        if name not in self._folders:
+            self._folders[name] = Path(tempfile.mkdtemp(prefix="videoar-memory-"))
+            atexit.register(shutil.rmtree, self._folders[name], ignore_errors=True)
+        super().__init__(self._folders[name])
+        self.url = f"memory://{name}"

@@ -1,0 +1,314 @@
+"""A bucket of AWS or any other S3 server as an object store."""
+
+import contextlib
+import io
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from videoar.core.errors import StorageError, TransientStorageError
+from videoar.storage.object_store import (
+    MULTIPART_BYTES,
+    PIECE_BYTES,
+    STALE_TEMP_S,
+    ObjectInfo,
+    missing_error,
+    read_exactly,
+)
+
+T = TypeVar("T")
+BODY_RETRY_S = 60.0
+"""chosen: so long a body that breaks is asked for again."""
+
+
+def _read_all(body: Any) -> bytes:  # noqa: ANN401 - botocore has no types
+    return body.read()  # type: ignore[no-any-return]
+
+
+def _fill_from(target: memoryview, url: str, key: str, body: Any) -> None:  # noqa: ANN401 - same
+    read_exactly(target, body.readinto, f"{url}/{key}")
+
+
+class S3ObjectStore:
+    """A bucket and prefix on AWS or any S3 server; credentials from the standard AWS chain."""
+
+    is_local = False
+
+    def __init__(self, bucket: str, prefix: str, endpoint: str = "") -> None:
+        self.url = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._endpoint = endpoint
+        self._client, self._session = _s3_client(endpoint)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel by address: every process opens its own connections and credentials."""
+        return S3ObjectStore, (self._bucket, self._prefix.rstrip("/"), self._endpoint)
+
+    @contextlib.contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        from botocore import exceptions
+
+        try:
+            yield
+        except exceptions.ClientError as error:
+            if _code(error) == "NoSuchKey":
+                raise missing_error(self, key) from None
+            raise _client_error(f"{self.url}/{key}", self._bucket, error) from error
+        except exceptions.NoCredentialsError as error:
+            raise StorageError(
+                self.url, "no AWS credentials", "set AWS_ACCESS_KEY_ID or AWS_PROFILE"
+            ) from error
+        except (
+            exceptions.HTTPClientError,
+            exceptions.ConnectionError,
+            exceptions.IncompleteReadError,
+        ) as error:
+            where = self._endpoint or self.url
+            hint = "check the network and VIDEOAR_S3_ENDPOINT"
+            raise TransientStorageError(where, "the S3 endpoint gives no answer", hint) from error
+        except exceptions.BotoCoreError as error:
+            raise StorageError(self.url, str(error)) from error
+
+    def _call(self, operation: str, key: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401
+        return getattr(self._client, operation)(  # type: ignore[no-any-return]
+            Bucket=self._bucket, Key=self._prefix + key, **arguments
+        )
+
+    def find(self, key: str) -> bytes | None:
+        """GET, if it is there."""
+        with self._errors(key):
+            try:
+                return self._read(key, _read_all)
+            except self._client.exceptions.NoSuchKey:
+                return None
+
+    def get(self, key: str) -> bytes:
+        """GET the object."""
+        with self._errors(key):
+            return self._read(key, _read_all)
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """GET a range."""
+        with self._errors(key):
+            return self._read(key, _read_all, (start, length))
+
+    def read_into(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> None:
+        """GET range after range."""
+        with self._errors(key):
+            for start, target in spans:
+                self._read(key, partial(_fill_from, target, self.url, key), (start, len(target)))
+
+    def _read(self, key: str, read: Callable[[Any], T], span: tuple[int, int] | None = None) -> T:
+        """GET an object, or (start, length) of it, and read the body.
+
+        A connection that breaks in the body is tried again for a while: the client's own attempts
+        end with the headers.
+        """
+        from botocore import exceptions as s3
+
+        until, wait_s = time.monotonic() + BODY_RETRY_S, 0.1
+        while True:
+            try:
+                return read(self._body(key, span))
+            except (s3.ResponseStreamingError, s3.IncompleteReadError, s3.ReadTimeoutError):
+                if time.monotonic() > until:
+                    raise
+            time.sleep(random.uniform(0, wait_s))  # noqa: S311 - jitter
+            wait_s = min(2 * wait_s, 5.0)
+
+    def _body(self, key: str, span: tuple[int, int] | None) -> Any:  # noqa: ANN401
+        """GET; the body is empty where a span begins behind the end.
+
+        Raises:
+            StorageError: the answer is not the span that was asked for.
+        """
+        from botocore.exceptions import ClientError
+
+        if span is None:
+            return self._call("get_object", key)["Body"]
+        start, length = span
+        try:
+            answer = self._call("get_object", key, Range=f"bytes={start}-{start + length - 1}")
+        except ClientError as error:
+            if _code(error) not in {"InvalidRange", "416"}:
+                raise
+            return io.BytesIO()
+        begin, *_ = answer.get("ContentRange", "bytes 0-").removeprefix("bytes ").split("-")
+        if begin != str(start) or answer["ContentLength"] > length:
+            what = f"asked for {length} bytes from {start}, the S3 server gave others"
+            raise StorageError(f"{self.url}/{key}", what, "does a proxy on the way ignore ranges?")
+        return answer["Body"]
+
+    def read_cached(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> bool:  # noqa: ARG002
+        """Nothing of it is here."""
+        return False
+
+    def stream(self, key: str) -> Iterator[bytes]:
+        """GET the object piece by piece, for those too big for memory.
+
+        Raises:
+            StorageError: there is no such object.
+            TransientStorageError: the connection broke on the way.
+        """
+        with self._errors(key):
+            yield from self._body(key, None).iter_chunks(PIECE_BYTES)
+
+    def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> bool:
+        """PUT in one request or, unconditional and big, in parts."""
+        with self._errors(key):
+            if if_absent:
+                return self._put_if_absent(key, data)
+            if len(data) > MULTIPART_BYTES:
+                self._put_parts(key, io.BytesIO(data))
+            else:
+                self._call("put_object", key, Body=bytes(data))
+        return True
+
+    def _put_if_absent(self, key: str, data: bytes | memoryview) -> bool:
+        from botocore.exceptions import ClientError
+
+        try:
+            self._call("put_object", key, Body=bytes(data), IfNoneMatch="*")
+        except ClientError as error:
+            if _code(error) not in {"PreconditionFailed", "412"}:
+                raise
+            # A 412 after a retry may be our own success whose answer was lost: look, then decide.
+            retried = error.response["ResponseMetadata"].get("RetryAttempts", 0) > 0
+            return retried and self.find(key) == data
+        return True
+
+    def put_file(self, key: str, path: Path) -> None:
+        """PUT in parts, some of them at a time in memory."""
+        with self._errors(key), path.open("rb") as file:
+            self._put_parts(key, file)
+
+    def _put_parts(self, key: str, file: BinaryIO) -> None:
+        from boto3.s3.transfer import TransferConfig
+
+        config = TransferConfig(multipart_threshold=MULTIPART_BYTES, multipart_chunksize=16 << 20)
+        self._client.upload_fileobj(file, self._bucket, self._prefix + key, Config=config)
+
+    def size(self, key: str) -> int | None:
+        """HEAD the object."""
+        from botocore.exceptions import ClientError
+
+        with self._errors(key):
+            try:
+                return int(self._call("head_object", key)["ContentLength"])
+            except ClientError as error:
+                if _code(error) == "404":
+                    return None
+                raise
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """LIST page by page."""
+        pages = self._client.get_paginator("list_objects_v2")
+        with self._errors(prefix):
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
+                for item in page.get("Contents", ()):
+                    key = item["Key"].removeprefix(self._prefix)
+                    yield ObjectInfo(key, item["Size"], item.get("ETag", "").strip('"'))
+
+    def delete(self, key: str) -> None:
+        """DELETE the object."""
+        with self._errors(key):
+            self._call("delete_object", key)
+
+    def purge(self, key: str) -> None:
+        """DELETE every version: in a versioned bucket a plain DELETE only hides the object."""
+        self._delete_versions(key, lambda item: item["Key"] == self._prefix + key)
+
+    def purge_older(self, prefix: str) -> None:
+        """DELETE the versions that others have replaced."""
+        self._delete_versions(prefix, lambda item: not item["IsLatest"])
+
+    def sweep(self) -> None:
+        """Abort uploads in parts that began long ago; nothing else tells the dead from the living.
+
+        A bucket may do so by itself, after some days, by a lifecycle rule.
+        """
+        before = datetime.now(UTC) - timedelta(seconds=STALE_TEMP_S)
+        pages = self._client.get_paginator("list_multipart_uploads")
+        with self._errors(""):
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):
+                for item in page.get("Uploads", ()):
+                    if item["Initiated"] < before:
+                        key = item["Key"].removeprefix(self._prefix)
+                        self._call("abort_multipart_upload", key, UploadId=item["UploadId"])
+
+    def _delete_versions(self, prefix: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        pages = self._client.get_paginator("list_object_versions")
+        with self._errors(prefix):
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
+                for item in [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]:
+                    if wanted(item):
+                        key = item["Key"].removeprefix(self._prefix)
+                        self._call("delete_object", key, VersionId=item["VersionId"])
+
+    def location(self, key: str) -> str:
+        """Return the `s3://` address."""
+        return f"s3://{self._bucket}/{self._prefix}{key}"
+
+    def options(self) -> dict[str, str]:
+        """Return endpoint, region and the credentials of this moment."""
+        credentials = self._session.get_credentials()
+        if credentials is None:
+            raise StorageError(
+                self.url, "no AWS credentials", "set AWS_ACCESS_KEY_ID or AWS_PROFILE"
+            )
+        frozen = credentials.get_frozen_credentials()
+        given = {
+            "AWS_ACCESS_KEY_ID": frozen.access_key,
+            "AWS_SECRET_ACCESS_KEY": frozen.secret_key,
+            "AWS_SESSION_TOKEN": frozen.token,
+            "AWS_REGION": self._client.meta.region_name,
+            "AWS_ENDPOINT_URL": self._endpoint,
+            "AWS_ALLOW_HTTP": "true" if self._endpoint.startswith("http://") else "",
+        }
+        return {name: value for name, value in given.items() if value}
+
+
+def _s3_client(endpoint: str) -> tuple[Any, Any]:
+    """Make a client that also pleases servers without trailing checksums (Ceph answers 411)."""
+    import boto3
+    from botocore.config import Config
+
+    session = boto3.session.Session()
+    config = Config(
+        retries={"mode": "standard", "max_attempts": 5},
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"addressing_style": "path"} if endpoint else None,
+        connect_timeout=5,
+        max_pool_connections=32,
+    )
+    region = session.region_name or "us-east-1"
+    client = session.client("s3", endpoint_url=endpoint or None, region_name=region, config=config)
+    return client, session
+
+
+def _code(error: Any) -> str:  # noqa: ANN401 - botocore has no types
+    return str(error.response["Error"].get("Code", ""))
+
+
+_TRANSIENT = {409, 429, 500, 502, 503, 504}
+"""409: another conditional write of the same key is under way."""
+_DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
+
+
+def _client_error(where: str, bucket: str, error: Any) -> StorageError:  # noqa: ANN401
+    code, status = _code(error), error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
+    if code == "NoSuchBucket":
+        return StorageError(f"s3://{bucket}", "no such bucket", "create it, or fix the store URL")
+    if code in _DENIED:
+        return StorageError(
+            where, f"access denied ({code})", "check the AWS credentials and policy"
+        )
+    if status in _TRANSIENT:
+        return TransientStorageError(where, f"the store answered {code}")
+    return StorageError(where, f"the store answered {code}: {error}")

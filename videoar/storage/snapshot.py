@@ -1,0 +1,161 @@
+"""One committed version of a dataset, and how to read it."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from videoar.contracts.contract import load_contract
+from videoar.core.errors import ConfigError, SnapshotNotFoundError, WithdrawnError
+from videoar.core.ids import digest_json
+from videoar.core.types import Commit, FileRef
+from videoar.storage.delta_log import DeltaLog
+from videoar.storage.ledger import Ledger
+from videoar.storage.object_store import ObjectStore
+from videoar.storage.reader import arrow_errors, read_columns, read_file
+from videoar.storage.takedown import find_note
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import FileMetaData
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One committed version of a dataset."""
+
+    objects: ObjectStore
+    ledger: Ledger
+    commit: Commit
+
+    @property
+    def id(self) -> str:
+        """`<dataset>:<first 16 hex digits of the digest>`."""
+        return self.commit.snapshot
+
+    @property
+    def digest(self) -> str:
+        """Digest of the content."""
+        return self.commit.digest
+
+    @property
+    def dataset(self) -> str:
+        """Name of the dataset."""
+        return self.commit.dataset
+
+    @property
+    def contract(self) -> str:
+        """Contract id."""
+        return self.commit.contract
+
+    @property
+    def files(self) -> tuple[FileRef, ...]:
+        """Files in the order of the commit."""
+        return self.commit.files
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files."""
+        return self.commit.rows
+
+    def read(
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        verify: bool = False,
+        footers: "Sequence[FileMetaData] | None" = None,
+    ) -> Iterator[pa.Table]:
+        """Yield one table per file, in file order; by footers of the files, if they are at hand.
+
+        With those, `columns` of a far store come by few requests, many at once.
+        """
+        if footers is None or columns is None or verify:
+            yield from (self.read_file(file, columns, verify=verify) for file in self.files)
+            return
+        tables = read_columns(self.objects, self.files, footers, columns)
+        for file, table in zip(self.files, tables, strict=True):
+            yield self._conforming(table, file, columns)
+
+    def remaining(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yield what `read` does, without the files that a take-down has withdrawn."""
+        for file in self.files:
+            try:
+                table = self.read_file(file, columns)
+            except WithdrawnError:
+                continue
+            yield table
+
+    def table(
+        self,
+        columns: Sequence[str] | None = None,
+        *,
+        verify: bool = False,
+        footers: "Sequence[FileMetaData] | None" = None,
+    ) -> pa.Table:
+        """Return all rows as one table."""
+        empty = self._schema(columns).empty_table()
+        return pa.concat_tables([empty, *self.read(columns, verify=verify, footers=footers)])
+
+    def read_file(
+        self,
+        file: FileRef,
+        columns: Sequence[str] | None = None,
+        *,
+        verify: bool = False,
+    ) -> pa.Table:
+        """Return the rows of one file.
+
+        Raises:
+            StorageError: the file is gone or damaged.
+            WithdrawnError: a take-down has removed it.
+        """
+        try:
+            table = read_file(self.objects, file, columns, verify=verify)
+        except WithdrawnError:
+            note = find_note(self.ledger, file.key)
+            if note is None or note.instead is None:
+                raise
+            return self.read_file(note.instead, columns, verify=verify)
+        return self._conforming(table, file, columns)
+
+    def _conforming(
+        self, table: pa.Table, file: FileRef, columns: Sequence[str] | None
+    ) -> pa.Table:
+        schema = self._schema(columns)
+        for missing in (f for f in schema if f.name not in table.column_names):
+            table = table.append_column(missing, pa.nulls(len(table), missing.type))
+        with arrow_errors(self.objects, file):  # a column that must be there is not
+            return table.select(schema.names).cast(schema)
+
+    def _schema(self, columns: Sequence[str] | None) -> pa.Schema:
+        schema = load_contract(self.contract).arrow_schema
+        if columns is None:
+            return schema
+        unknown = sorted(set(columns) - set(schema.names))
+        if unknown:
+            raise ConfigError(self.id, f"no column {', '.join(unknown)}", self.contract)
+        return pa.schema([schema.field(name) for name in columns])
+
+    def rejects(self) -> "Snapshot | None":
+        """Return the rows that the stage refused."""
+        refused = self.commit.rejects
+        return find_snapshot(self.objects, self.ledger, refused) if refused else None
+
+
+def find_snapshot(objects: ObjectStore, ledger: Ledger, snapshot_id: str) -> Snapshot:
+    """Find a snapshot by id; equal digests resolve to the commit that came first.
+
+    Raises:
+        SnapshotNotFoundError: never committed to this store.
+    """
+    dataset, _, digest = snapshot_id.partition(":")
+    found = DeltaLog(objects, ledger, dataset).find(f"digest-{digest}") if digest else None
+    if found is None:
+        raise SnapshotNotFoundError(snapshot_id, f"no such snapshot in {objects.url}")
+    return Snapshot(objects, ledger, found)
+
+
+def snapshot_digest(files: Sequence[FileRef], contract: str) -> str:
+    """Digest a set of files: the same for any order, time, host, path and store."""
+    content = sorted((file.sha256, file.size_bytes, file.rows) for file in files)
+    return digest_json({"contract": contract, "files": content})
