@@ -10,7 +10,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.support.report_example import example, moving_square
 from tests.support.system_packages import install
-from videoar.media.decode import decode_clip, still
+from videoar.media.decode import decode_clip, thumbnail_jpeg
 from videoar.report.page import render
 
 pytestmark = pytest.mark.browser
@@ -34,7 +34,7 @@ def page_path(tmp_path_factory):
     real = _mp4(moving_square("red"), folder / "real.mp4")
     generated = _mp4(moving_square("red", noise=14.0), folder / "generated.mp4")
     page = folder / "report.html"
-    page.write_text(render(example(real, generated, still(decode_clip(real)))))
+    page.write_text(render(example(real, generated, thumbnail_jpeg(decode_clip(real)))))
     return page
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from videoar.bench.films import KINDS, Disturbance, Film, Transition
 from videoar.bench.result import BenchResult, compare, cpu_seconds, shuffled
 from videoar.core.errors import ConfigError
-from videoar.media.scan import ScanPlan, detected_changes
+from videoar.media.scan import ScanPlan, detect_transitions
 from videoar.media.transcode import encode_stream
 
 _CODECS = (
@@ -75,7 +75,7 @@ def _detect(detector: Callable[[Path], Found], path: Path, into: Found) -> None:
 
 
 def _ours(path: Path) -> Found:
-    return [(change.first, change.last) for change in detected_changes(path, ScanPlan())]
+    return [(change.first, change.last) for change in detect_transitions(path, ScanPlan())]
 
 
 def _peers() -> dict[str, Callable[[Path], Found]]:

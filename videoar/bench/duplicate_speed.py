@@ -16,7 +16,7 @@ from functools import partial
 
 import numpy as np
 
-from videoar.curation.duplicates import close, keys, links
+from videoar.curation.duplicates import keys, near_duplicate_pairs, semantic_pairs
 from videoar.media.phash import MIRROR
 from videoar.storage.partitions import grouped, paired
 
@@ -62,14 +62,14 @@ def main() -> None:
     given = parser.parse_args()
 
     def near(mask: int) -> list[np.ndarray]:
-        link = partial(links, hamming=6, mask=mask)
+        link = partial(near_duplicate_pairs, hamming=6, mask=mask)
         return grouped(partial(hashed, given.near, mask), _FILES, link)
 
     searches: dict[str, Callable[[], list[np.ndarray]]] = {
         f"near, {given.near} clips": partial(near, 0),
         f"mirrored, {given.near} clips": partial(near, MIRROR),
         f"semantic, {given.semantic} clips of width {_WIDTH}": lambda: paired(
-            partial(embedded, given.semantic), _FILES, merge, partial(close, cosine=0.98)
+            partial(embedded, given.semantic), _FILES, merge, partial(semantic_pairs, cosine=0.98)
         ),
     }
     for name, search in searches.items():

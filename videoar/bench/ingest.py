@@ -1,7 +1,7 @@
 """`bench ingest`: reading a source once against decoding it at all, and against reading it thrice.
 
     null     ffmpeg -threads 1 -f null -: the decoder alone, the physical limit of one core
-    3-pass   the same results from three passes of ffmpeg: cuts; grey and scores; RGB and hashes
+    3-pass   the same results from three passes of ffmpeg: cuts; luma and scores; RGB and hashes
     stage    ours, and beyond: hash of the file, killable child, references into the source
     clips    the same, with clips encoded and stored instead of references
 
@@ -22,7 +22,7 @@ from videoar.bench.result import BenchResult, compare, cpu_seconds, shuffled
 from videoar.core.errors import ConfigError
 from videoar.media.phash import phash
 from videoar.media.quality import measure
-from videoar.media.scan import ScanPlan, SourceFacts, scan
+from videoar.media.scan import ScanPlan, SourceMetadata, scan
 from videoar.media.sources import list_sources
 from videoar.media.transcode import encode_stream
 from videoar.stages.ingest import IngestConfig, IngestStage, group_rows
@@ -78,7 +78,7 @@ def _is_readable(path: Path) -> bool:
     from videoar.core.errors import MediaError
 
     try:
-        return any(isinstance(item, SourceFacts) for item in scan(path, _PLAN))
+        return any(isinstance(item, SourceMetadata) for item in scan(path, _PLAN))
     except MediaError:
         return False
 
@@ -138,8 +138,8 @@ def _keep_best(best: dict[str, float], found: dict[str, float]) -> None:
 
 
 def _scan(path: Path) -> int:
-    *_, facts = scan(path, _PLAN)
-    return facts.decoded_frames if isinstance(facts, SourceFacts) else 0
+    *_, metadata = scan(path, _PLAN)
+    return metadata.decoded_frames if isinstance(metadata, SourceMetadata) else 0
 
 
 def _stage(paths: list[Path], keep: Literal["clips", "references"]) -> None:
@@ -169,7 +169,7 @@ def _null(path: Path) -> None:
 
 def _three_passes(path: Path) -> None:
     _raw(path, "scdet=threshold=10", 0)
-    grey = _raw(path, "scale=64:36:flags=area,format=gray", 64 * 36).reshape(-1, 36, 64)
+    luma = _raw(path, "scale=64:36:flags=area,format=gray", 64 * 36).reshape(-1, 36, 64)
     rate, size = _PLAN.rate_fps, _SIZE_PX
     square = (
         f"scale={size}:{size}:force_original_aspect_ratio=increase:flags=area,crop={size}:{size}"
@@ -177,7 +177,7 @@ def _three_passes(path: Path) -> None:
     rgb = _raw(path, f"fps={rate},{square},format=rgb24", 3 * size**2).reshape(-1, size, size, 3)
     for span in _parts(rgb, _PLAN.num_frames):
         phash(span[[0, len(span) // 2, -1]])
-    for span in _parts(grey, max(2, len(grey) * _PLAN.num_frames // max(1, len(rgb)))):
+    for span in _parts(luma, max(2, len(luma) * _PLAN.num_frames // max(1, len(rgb)))):
         measure(span)
 
 

@@ -2,7 +2,7 @@
 
     python -m videoar.bench.near_duplicates [--distinct 1250] [--copies 105] [--folder VIDEOS]
 
-Distinct: the first clip of each file of one rendered corpus, all pairs compared. Copies: files of
+Distinct: the first clip of each file of one synthetic corpus, all pairs compared. Copies: files of
 another seed, changed and encoded anew, each compared with its own original. Folder: the first clip
 of each of its files, all pairs compared. A pair counts as at the bound b when all three hashes
 differ in at most b bits and, as in the filter, some hash shares one of its four 16-bit bands.
@@ -25,7 +25,7 @@ import numpy as np
 from videoar.core.errors import MediaError
 from videoar.media.fetch import SOURCE, fetch
 from videoar.media.phash import MIRROR
-from videoar.media.scan import Excerpt, ScanPlan, scan
+from videoar.media.scan import DecodedClip, ScanPlan, scan
 from videoar.media.sources import list_sources
 from videoar.media.synthetic import Entry, render_file
 from videoar.media.transcode import encode
@@ -76,7 +76,7 @@ def _hashes(path: Path) -> list[int] | None:
         first = next(iter(scan(path, _PLAN)))
     except MediaError:
         return None
-    return first.facts["phash"] if isinstance(first, Excerpt) else None
+    return first.columns["phash"] if isinstance(first, DecodedClip) else None
 
 
 def _fetched_hashes(uri: str, folder: Path) -> list[int] | None:

@@ -88,7 +88,7 @@ def _with_key(clips: np.ndarray, key: np.ndarray) -> np.ndarray:
     return copy
 
 
-def links(bucket: np.ndarray, hamming: int, mask: int = 0) -> np.ndarray:
+def near_duplicate_pairs(bucket: np.ndarray, hamming: int, mask: int = 0) -> np.ndarray:
     """Return the pairs of one bucket of `keys` that are the same clip or near, as rows [N, 2].
 
     Memory is linear in the rows, time in the pairs of a key that start together.
@@ -121,7 +121,7 @@ def _near(first: np.ndarray, second: np.ndarray, hamming: int, mask: int) -> np.
     return near
 
 
-def close(
+def semantic_pairs(
     first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], cosine: float
 ) -> np.ndarray:
     """Return the pairs of two blocks whose embeddings are at least that close, as rows [N, 2].
@@ -155,7 +155,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return unit
 
 
-def resolve(
+def pick_representatives(
     clips: Mapping[int, Row],
     linked: Iterable[Link],
     mirrored: Iterable[Link] = (),

@@ -63,7 +63,7 @@ Bounds = Mapping[str, float | None]
 
 
 @lru_cache(maxsize=1)
-def profiled() -> tuple[str, ...]:
+def score_columns() -> tuple[str, ...]:
     """Return the columns of `clips@1` that a profile describes: the floating ones."""
     columns = load_contract("clips@1").columns
     return tuple(column.name for column in columns if column.type in {"float32", "float64"})
@@ -72,7 +72,7 @@ def profiled() -> tuple[str, ...]:
 def _bound(value: object, info: ValidationInfo) -> float | str | None:
     if value is None or (isinstance(value, str) and _PERCENTILE.fullmatch(value)):
         score = score_of(str(info.field_name))
-        if value is not None and score not in profiled():
+        if value is not None and score not in score_columns():
             raise ValueError(f"{value}: no profile describes {score}, so give a number")
         return value
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -172,7 +172,7 @@ def _explain(detail: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
     return f"{name}: {detail['msg'].removeprefix('Value error, ')}"
 
 
-def verdict(scores: Mapping[str, Any], bounds: Bounds) -> tuple[bool, list[str]]:
+def evaluate(scores: Mapping[str, Any], bounds: Bounds) -> tuple[bool, list[str]]:
     """Decide on one clip.
 
     Args:

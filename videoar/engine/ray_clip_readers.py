@@ -16,7 +16,7 @@ import numpy as np
 from videoar.core.errors import VideoARError
 from videoar.core.types import Row
 from videoar.engine.base import with_retries
-from videoar.media.clip_prefetch import Lane
+from videoar.media.clip_prefetch import ReaderSlot
 from videoar.media.clips import COLUMNS, ClipReader
 from videoar.pipeline.work import Task
 
@@ -37,7 +37,7 @@ class Reader:
             return error
 
 
-def reading_actors(task: Task, count: int) -> list[Lane]:
+def start_readers(task: Task, count: int) -> list[ReaderSlot]:
     """Start readers on the cluster; they end with the process that calls this."""
     import ray
 

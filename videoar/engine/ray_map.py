@@ -17,9 +17,9 @@ import numpy as np
 
 from videoar.core.errors import VideoARError
 from videoar.engine.base import with_retries
-from videoar.engine.ray_clip_readers import reading_actors
+from videoar.engine.ray_clip_readers import start_readers
 from videoar.engine.ray_session import environment
-from videoar.media.clip_prefetch import lending
+from videoar.media.clip_prefetch import lend_reader_slots
 from videoar.pipeline.stage import Shard
 from videoar.pipeline.work import ShardWorker, Task, WorkRecord
 
@@ -32,7 +32,7 @@ class ShardActor:
 
     def __init__(self, task: Task) -> None:
         readers = task.stage().config.resources.readers
-        with lending(partial(reading_actors, task, readers)) if readers else nullcontext():
+        with lend_reader_slots(partial(start_readers, task, readers)) if readers else nullcontext():
             self._worker = with_retries(partial(ShardWorker, task))
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[Any]]:

@@ -138,7 +138,7 @@ class SampleScores:
         ]
 
     def rendered_rows(self, prefix: str, lock: Lock) -> list[Row]:
-        """Judge the clips whose text is a prompt of the rendered corpus."""
+        """Judge the clips whose text is a prompt of the synthetic corpus."""
         full = {**lock, "judge": synthetic.JUDGE_VERSION}
         scenes = [parse_prompt(text) for text in self.texts]
         pairs = [
@@ -147,7 +147,7 @@ class SampleScores:
             if scene is not None
         ]
         if not pairs:
-            reason = "no text is a prompt of the rendered corpus"
+            reason = "no text is a prompt of the synthetic corpus"
             return rendered_absent(prefix, reason, full)
         ids, verdicts, wanted = zip(*pairs, strict=True)
         scores = synthetic.rendered_scores(verdicts, wanted)

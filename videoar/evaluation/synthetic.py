@@ -1,4 +1,4 @@
-"""Judge clips of the rendered corpus by arithmetic, with no learned network in between.
+"""Judge clips of the synthetic corpus by arithmetic, with no learned network in between.
 
 The one idea: figures are vivid and backgrounds are grey, so the chroma of a pixel, divided by the
 chroma of the figure, is the share of the pixel that the figure covers. From that matte follow the

@@ -19,13 +19,13 @@ from videoar.core.types import Row
 from videoar.media.clips import ClipReader, sort_out
 from videoar.storage.object_store import ObjectStore
 
-Lane = Callable[[Row], Callable[[], np.ndarray]]
+ReaderSlot = Callable[[Row], Callable[[], np.ndarray]]
 """Begins to read a clip; what it returns waits for the frames."""
-_lent: ContextVar[Callable[[], list[Lane]] | None] = ContextVar("lanes", default=None)
+_lent: ContextVar[Callable[[], list[ReaderSlot]] | None] = ContextVar("lanes", default=None)
 
 
 @contextmanager
-def lending(make: Callable[[], list[Lane]]) -> Iterator[None]:
+def lend_reader_slots(make: Callable[[], list[ReaderSlot]]) -> Iterator[None]:
     """Let readers that are opened in this context read in these lanes, not in threads."""
     token = _lent.set(make)
     try:
@@ -34,7 +34,7 @@ def lending(make: Callable[[], list[Lane]]) -> Iterator[None]:
         _lent.reset(token)
 
 
-class ReadAhead:
+class ClipPrefetcher:
     """Reads clips in order, some of them before they are asked for; safe to share by threads.
 
     Args:
@@ -59,6 +59,6 @@ class ReadAhead:
         return self._lanes[number % len(self._lanes)](row)
 
 
-def _thread(objects: ObjectStore) -> Lane:
+def _thread(objects: ObjectStore) -> ReaderSlot:
     pool, read = ThreadPoolExecutor(1, "clips"), ClipReader(objects)
     return lambda row: pool.submit(read, row).result

@@ -19,7 +19,7 @@ from videoar.core.types import Row
 from videoar.media.codes import RETRYABLE, exit_kind
 from videoar.media.decode import decode_clip
 from videoar.media.process import Limits
-from videoar.media.sandbox import Scanner
+from videoar.media.sandbox import SandboxedDecoder
 from videoar.media.scan import ScanPlan
 from videoar.storage.object_store import ObjectStore
 
@@ -42,7 +42,7 @@ class ClipReader:
 
     def __init__(self, objects: ObjectStore, limits: Limits = _LIMITS) -> None:
         self._objects = objects
-        self._scanner = Scanner(ScanPlan(), limits)
+        self._scanner = SandboxedDecoder(ScanPlan(), limits)
         self._folder: Scratch | None = None
         sweep()
         self._source: tuple[str, Path] | None = None

@@ -1,6 +1,6 @@
 """The two small pictures that are made of a decoded frame.
 
-Resizing costs more than anything else that is done beside decoding, so the grey one is sampled
+Resizing costs more than anything else that is done beside decoding, so the luma one is sampled
 (it serves statistics) and the RGB one averages over the clip's part alone: what the crop throws
 away is not resized first, which halves the cost of wide pictures.
 """
@@ -13,7 +13,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from videoar.media.quality import GREY_HEIGHT, GREY_WIDTH
+from videoar.media.quality import LUMA_HEIGHT, LUMA_WIDTH
 
 _HD_HEIGHT = 720  # untagged video at or above it is BT.709, else BT.601, as players assume
 _PLANAR = {"yuv420p", "yuvj420p"}
@@ -38,7 +38,7 @@ def nearest_size(sizes: Sequence[Size], height: float, width: float) -> Size:
     return min(sizes, key=distance)
 
 
-class Painter:
+class FrameResizer:
     """Makes the pictures of one source's frames.
 
     The first RGB picture chooses their size. It holds for all that follow, so that a source gives
@@ -53,23 +53,23 @@ class Painter:
         self.pixel_aspect = pixel_aspect
         self._sizes = [(size_px, size_px)] if isinstance(size_px, int) else size_px
         self._size: Size | None = None
-        self._grey, self._rgb = VideoReformatter(), VideoReformatter()
+        self._luma_reformatter, self._rgb = VideoReformatter(), VideoReformatter()
         self._cutout: _Cutout | None = None
 
-    def grey(self, frame: Any) -> np.ndarray:  # noqa: ANN401 - av frame
+    def luma(self, frame: Any) -> np.ndarray:  # noqa: ANN401 - av frame
         """Return luma as uint8 [36, 64], full range."""
-        small = self._grey.reformat(
+        small = self._luma_reformatter.reformat(
             frame,
-            GREY_WIDTH,
-            GREY_HEIGHT,
+            LUMA_WIDTH,
+            LUMA_HEIGHT,
             "gray",
             interpolation=Interpolation.FAST_BILINEAR,
             src_color_range=frame.color_range,
             dst_color_range=ColorRange.JPEG,
             threads=1,
         )
-        grey: np.ndarray = small.to_ndarray()
-        return grey
+        luma: np.ndarray = small.to_ndarray()
+        return luma
 
     def picture(self, frame: Any) -> np.ndarray:  # noqa: ANN401 - av frame
         """Return the middle of a frame, resized and upright: uint8 [height, width, 3]."""

@@ -45,7 +45,7 @@ def require_file(path: Path) -> None:
         raise MediaError(path.name, "EMPTY", "0 bytes")
 
 
-def admit(path: Path) -> str:
+def detect_demuxer(path: Path) -> str:
     """Return the only demuxer that may open a file.
 
     Raises:

@@ -52,7 +52,7 @@ def run_tool(argv: list[str], data: Iterable[bytes], limits: Limits) -> None:
             [*shell, *argv], stdin=subprocess.PIPE, stderr=stderr, start_new_session=True
         )
         is_late = threading.Event()
-        deadline = threading.Timer(limits.wall_s, _expire, (process, is_late))
+        deadline = threading.Timer(limits.wall_s, _kill_on_timeout, (process, is_late))
         deadline.start()
         try:
             _feed(process, data)
@@ -65,7 +65,7 @@ def run_tool(argv: list[str], data: Iterable[bytes], limits: Limits) -> None:
         _raise_for(process.returncode, argv[0], tail(stderr))
 
 
-def _expire(process: subprocess.Popen[bytes], is_late: threading.Event) -> None:
+def _kill_on_timeout(process: subprocess.Popen[bytes], is_late: threading.Event) -> None:
     is_late.set()
     kill_group(process)
 

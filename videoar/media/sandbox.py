@@ -32,21 +32,21 @@ from videoar.core.settings import child_environment
 from videoar.core.types import Json
 from videoar.media.fetch import SOURCE, Fetched, fetch
 from videoar.media.process import Limits, kill_group, tail
-from videoar.media.scan import Excerpt, ScanPlan, SourceFacts, scan
+from videoar.media.scan import DecodedClip, ScanPlan, SourceMetadata, scan
 
 _START_S = 120  # chosen: importing the decoders takes 0.5 s on an idle machine
 _FETCH_MEMORY_BYTES = 4 << 30  # address space, most of it of libraries; it reads in small pieces
 _RECYCLE_AFTER = 1000  # chosen: bounds what a leaking decoder can pile up
 
 
-class Scanner:
+class SandboxedDecoder:
     """Fetches and scans sources, one at a time; a context manager that leaves no child behind."""
 
     def __init__(self, plan: ScanPlan, limits: Limits) -> None:
         self.plan, self.limits = plan, limits
         self._children: dict[str, _Child] = {}
 
-    def __enter__(self) -> "Scanner":
+    def __enter__(self) -> "SandboxedDecoder":
         return self
 
     def __exit__(
@@ -85,7 +85,9 @@ class Scanner:
             raise
         return into / SOURCE, last.sha256
 
-    def scan(self, path: Path, part: int = 0, parts: int = 1) -> Iterator[Excerpt | SourceFacts]:
+    def scan(
+        self, path: Path, part: int = 0, parts: int = 1
+    ) -> Iterator[DecodedClip | SourceMetadata]:
         """Yield what `videoar.media.scan.scan` yields of a source, or of a part of a long one.
 
         Raises:
@@ -94,7 +96,7 @@ class Scanner:
         """
         yield from self.run(path, self.plan.model_copy(update={"part": part, "parts": parts}))
 
-    def run(self, path: Path, plan: ScanPlan) -> Iterator[Excerpt | SourceFacts]:
+    def run(self, path: Path, plan: ScanPlan) -> Iterator[DecodedClip | SourceMetadata]:
         """Yield what `videoar.media.scan.scan` yields under another plan; raises as `scan`."""
         request = {"path": str(path), "plan": plan.model_dump()}
         yield from self._ask("scan", self.limits, path.name, request)
@@ -146,7 +148,7 @@ class _Child:
 
     def serve(
         self, name: str, request: dict[str, Any]
-    ) -> Iterator[Excerpt | SourceFacts | Fetched]:
+    ) -> Iterator[DecodedClip | SourceMetadata | Fetched]:
         if self.num_served == 0 and not self.pipe.poll(_START_S):
             raise ConfigError("scanning process", f"did not start within {_START_S} s")
         self.num_served += 1
@@ -163,22 +165,22 @@ class _Child:
                     left_s = self.limits.wall_s
                 yield item
         except (EOFError, OSError) as error:
-            raise self._obituary(name) from error
+            raise self._exit_error(name) from error
 
-    def _wait(self, name: str, left_s: float) -> Excerpt | SourceFacts | Fetched | None:
+    def _wait(self, name: str, left_s: float) -> DecodedClip | SourceMetadata | Fetched | None:
         """Receive one item; a child that takes longer dies while it is waited for."""
-        deadline = threading.Timer(left_s, self._expire)
+        deadline = threading.Timer(left_s, self._kill_on_timeout)
         deadline.start()
         try:
             return self._receive(name)
         finally:
             deadline.cancel()
 
-    def _expire(self) -> None:
+    def _kill_on_timeout(self) -> None:
         self.is_late = True
         kill_group(self.process)
 
-    def _receive(self, name: str) -> Excerpt | SourceFacts | Fetched | None:
+    def _receive(self, name: str) -> DecodedClip | SourceMetadata | Fetched | None:
         reply = json.loads(self.pipe.recv_bytes())
         if reply["kind"] == "ready":
             reply = json.loads(self.pipe.recv_bytes())
@@ -187,13 +189,13 @@ class _Child:
         if reply["kind"] == "end":
             return None
         if reply["kind"] == "source":
-            return SourceFacts(**reply["facts"])
+            return SourceMetadata(**reply["columns"])
         if reply["kind"] == "fetched":
-            return Fetched(**reply["facts"])
+            return Fetched(**reply["columns"])
         pixels = np.frombuffer(self.pipe.recv_bytes(), np.uint8)
-        return Excerpt(pixels.reshape(reply["shape"]), reply["facts"])
+        return DecodedClip(pixels.reshape(reply["shape"]), reply["columns"])
 
-    def _obituary(self, name: str) -> MediaError:
+    def _exit_error(self, name: str) -> MediaError:
         code = self.process.wait()
         last_words = tail(self.stderr).splitlines()[-1:] or [""]
         if self.is_late or code == -signal.SIGXCPU:
@@ -214,7 +216,7 @@ def main(fd: int, memory_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     pipe = Connection(fd)
-    threading.Thread(target=_follow, args=(fd,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(fd,), daemon=True).start()
     _send(pipe, "ready")
     while True:
         try:
@@ -228,7 +230,7 @@ def main(fd: int, memory_bytes: int) -> None:
             _answer(pipe, Path(request["path"]), ScanPlan(**request["plan"]))
 
 
-def _follow(fd: int) -> None:
+def _exit_with_parent(fd: int) -> None:
     """Die when the worker does: a busy decoder looks at the socket too late or never."""
     poll = select.poll()
     poll.register(fd, 0)  # a hang-up is always reported
@@ -247,10 +249,10 @@ def _allow_cpu(seconds: int) -> None:
 def _answer(pipe: Connection, path: Path, plan: ScanPlan) -> None:
     try:
         for item in scan(path, plan):
-            if isinstance(item, SourceFacts):
-                _send(pipe, "source", facts=asdict(item))
+            if isinstance(item, SourceMetadata):
+                _send(pipe, "source", columns=asdict(item))
             else:
-                _send(pipe, "excerpt", facts=item.facts, shape=item.frames_THWC.shape)
+                _send(pipe, "clip", columns=item.columns, shape=item.frames_THWC.shape)
                 pipe.send_bytes(item.frames_THWC.tobytes())
         _send(pipe, "end")
     except MediaError as error:
@@ -263,7 +265,7 @@ def _answer_fetch(pipe: Connection, request: dict[str, Any]) -> None:
     try:
         for state in fetch(request["uri"], Path(request["into"])):
             _allow_cpu(request["cpu_s"])
-            _send(pipe, "fetched", facts=asdict(state))
+            _send(pipe, "fetched", columns=asdict(state))
         _send(pipe, "end")
     except MediaError as error:
         _send(pipe, "error", code=error.code, what=error.what)

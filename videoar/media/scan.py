@@ -1,7 +1,7 @@
 """Read a source once: spans, their scores and hashes, and what the file turned out to be.
 
 The only decode of a source. PyAV with one thread (a process per core beats threads by 1.3x), every
-frame as a small grey picture for shots and scores, RGB at clip size for frames on the grid alone.
+frame as a small luma picture for shots and scores, RGB at clip size for frames on the grid alone.
 The grid is fixed in presentation time from the start of the source, so that it does not depend on
 where shots begin. Decoding is tolerant, errors are counted per span: whether a damaged clip may
 stay is a matter of policy. This runs in the killable child of `isolate`; nothing else should call
@@ -25,11 +25,11 @@ from av.logging import ERROR, Capture, set_level, set_skip_repeated
 from videoar.core.errors import MediaError
 from videoar.core.types import Frozen
 from videoar.media.phash import phash
-from videoar.media.picture import Painter, Size
-from videoar.media.probe import CODECS, admit
+from videoar.media.picture import FrameResizer, Size
+from videoar.media.probe import CODECS, detect_demuxer
 from videoar.media.quality import measure
-from videoar.media.shots import MAX_GAP_US, Span, Tick, shots, spans
-from videoar.media.transitions import Change, find_changes
+from videoar.media.shots import MAX_GAP_US, SampledFrame, Span, shots, spans
+from videoar.media.transitions import Transition, find_transitions
 
 _VFR_SPREAD = 0.2
 _INTACT_SHARE = 0.98
@@ -44,7 +44,7 @@ class ScanPlan(Frozen):
     num_frames: int = 17
     rate_fps: float | None = None
     size_px: int | tuple[Size, ...] = 64
-    """Side of square clips, or sizes (height, width) to choose from: see `Painter`."""
+    """Side of square clips, or sizes (height, width) to choose from: see `FrameResizer`."""
     find_shots: bool = True
     max_clips: int = 64
     max_duration_s: float = 600.0
@@ -59,16 +59,16 @@ class ScanPlan(Frozen):
 
 
 @dataclass(frozen=True)
-class Excerpt:
+class DecodedClip:
     """One clip: pixels at clip size, and its scores."""
 
     frames_THWC: np.ndarray  # noqa: N815 - shape suffix
-    facts: dict[str, Any]
+    columns: dict[str, Any]
     """Columns of `clips@1` that belong to the span."""
 
 
 @dataclass(frozen=True)
-class SourceFacts:
+class SourceMetadata:
     """Columns of `clips@1` that belong to the whole source."""
 
     container: str
@@ -84,21 +84,21 @@ class SourceFacts:
     decoded_frames: int
 
 
-def scan(path: Path, plan: ScanPlan) -> Iterator[Excerpt | SourceFacts]:
-    """Yield a source's clips in order, then the facts about the source.
+def scan(path: Path, plan: ScanPlan) -> Iterator[DecodedClip | SourceMetadata]:
+    """Yield a source's clips in order, then the metadata of the source.
 
     Raises:
         MediaError: the file cannot be used as a whole.
     """
     with _opened(path, plan) as reading:
-        yield from reading.excerpts()
+        yield from reading.decoded()
 
 
-def detected_changes(path: Path, plan: ScanPlan) -> list[Change]:
+def detect_transitions(path: Path, plan: ScanPlan) -> list[Transition]:
     """Return the changes of shot of a source, by the same reading; for measurements."""
     with _opened(path, plan) as reading:
-        greys = np.stack([reading.painter.grey(frame) for frame, _ in reading.frames()])
-        return find_changes(greys, np.array(reading.times_us))
+        luma_frames = np.stack([reading.resizer.luma(frame) for frame, _ in reading.frames()])
+        return find_transitions(luma_frames, np.array(reading.times_us))
 
 
 @contextmanager
@@ -107,7 +107,7 @@ def _opened(path: Path, plan: ScanPlan) -> Iterator["_Reading"]:
     set_level(ERROR)
     set_skip_repeated(False)
     with Capture() as log:
-        demuxer = admit(path)
+        demuxer = detect_demuxer(path)
         try:
             container = av.open(
                 f"file:{path}",
@@ -148,12 +148,12 @@ class _Reading:
         self.window_us = self._seek() if plan.parts > 1 else (0.0, math.inf)
         self.last_us = -1
         self.last_error = ""
-        self.facts: dict[str, Any] = {}
-        self.painter = Painter(plan.size_px, self._aspect())
+        self.columns: dict[str, Any] = {}
+        self.resizer = FrameResizer(plan.size_px, self._aspect())
 
-    def excerpts(self) -> Iterator[Excerpt | SourceFacts]:
+    def decoded(self) -> Iterator[DecodedClip | SourceMetadata]:
         if self.plan.take_us:
-            yield Excerpt(np.stack(self._taken()), {})
+            yield DecodedClip(np.stack(self._taken()), {})
             return
         frames = self.frames()
         ticks = self._ticks(frames) if self.plan.rate_fps is None else self._grid(frames)
@@ -214,7 +214,7 @@ class _Reading:
             found.clear()
             for frame, _ in self.frames():
                 if self.last_us in wanted:
-                    found[self.last_us] = self.painter.picture(frame)
+                    found[self.last_us] = self.resizer.picture(frame)
                 if self.last_us >= wanted[-1]:
                     break
             if len(found) == len(set(wanted)):
@@ -313,16 +313,16 @@ class _Reading:
         self.last_us = time_us
         return time_us
 
-    def _ticks(self, frames: Iterator[tuple[Any, int]]) -> Iterator[Tick]:
+    def _ticks(self, frames: Iterator[tuple[Any, int]]) -> Iterator[SampledFrame]:
         """Take every frame."""
         for frame, errors in frames:
-            yield self._tick(frame, errors, [self.painter.picture(frame)])
+            yield self._tick(frame, errors, [self.resizer.picture(frame)])
 
-    def _grid(self, frames: Iterator[tuple[Any, int]]) -> Iterator[Tick]:
+    def _grid(self, frames: Iterator[tuple[Any, int]]) -> Iterator[SampledFrame]:
         """Take the frame on display at each point of the grid."""
         step_us = 1e6 / (self.plan.rate_fps or 1)
         point = 0
-        shown: tuple[Any, Tick] | None = None
+        shown: tuple[Any, SampledFrame] | None = None
         for frame, errors in frames:
             tick = self._tick(frame, errors, [])
             next_point = max(0, math.ceil((tick.time_us - _EARLY_US) / step_us))
@@ -339,19 +339,19 @@ class _Reading:
         if shown is not None:
             yield shown[1]
 
-    def _show(self, frame: Any, tick: Tick, times: int) -> None:  # noqa: ANN401 - av frame
+    def _show(self, frame: Any, tick: SampledFrame, times: int) -> None:  # noqa: ANN401 - av frame
         """Add the frame's picture for some points of the grid."""
         if times > 0:
-            picture = tick.pictures[0] if tick.pictures else self.painter.picture(frame)
+            picture = tick.pictures[0] if tick.pictures else self.resizer.picture(frame)
             tick.pictures += [picture] * times
 
-    def _tick(self, frame: Any, errors: int, pictures: list[np.ndarray]) -> Tick:  # noqa: ANN401 - av frame
-        return Tick(
+    def _tick(self, frame: Any, errors: int, pictures: list[np.ndarray]) -> SampledFrame:  # noqa: ANN401 - av frame
+        return SampledFrame(
             index=len(self.times_us) - 1,
             time_us=self.times_us[-1],
             size_px=(frame.width, frame.height),
             errors=errors,
-            grey=self.painter.grey(frame),
+            luma=self.resizer.luma(frame),
             pictures=pictures,
         )
 
@@ -362,17 +362,17 @@ class _Reading:
     def _note(self, frame: Any) -> None:  # noqa: ANN401 - av frame
         width, height = max(1, round(frame.width * self._aspect())), frame.height
         turns = round(frame.rotation / 90)
-        self.facts = {
+        self.columns = {
             "pix_fmt": frame.format.name,
             "src_width_px": height if turns % 2 else width,
             "src_height_px": width if turns % 2 else height,
             "rotation_deg": -90 * turns % 360,
         }
 
-    def _source(self) -> SourceFacts:
+    def _source(self) -> SourceMetadata:
         steps = np.diff(self.times_us)
         typical = statistics.median(steps.tolist()) if len(steps) else 0
-        return SourceFacts(
+        return SourceMetadata(
             container=self.container.format.name,
             codec=self.codec.codec.canonical_name,
             src_rate_fps=1e6 * len(steps) / float(steps.sum()) if len(steps) else 0.0,
@@ -380,13 +380,13 @@ class _Reading:
             is_vfr=bool(len(steps) and np.ptp(steps) > _VFR_SPREAD * typical),
             expected_frames=self.stream.frames or None if self.plan.parts == 1 else None,
             decoded_frames=len(self.times_us),
-            **self.facts,
+            **self.columns,
         )
 
-    def _excerpt(self, span: Span) -> Excerpt:
+    def _excerpt(self, span: Span) -> DecodedClip:
         frames = np.stack(span.images)
         ends = frames[[0, len(frames) // 2, -1]]
-        facts = {
+        columns = {
             "span_start_us": span.first.time_us,
             "span_end_us": span.last.time_us,
             "frame_index_start": span.first.index,
@@ -398,9 +398,9 @@ class _Reading:
             "cut_in": span.start.kind,
             "cut_in_score": span.start.score,
             "phash": phash(ends),
-            **measure(np.stack(span.greys)),
+            **measure(np.stack(span.luma_frames)),
         }
-        return Excerpt(frames, facts)
+        return DecodedClip(frames, columns)
 
 
 def _free_bytes() -> float:

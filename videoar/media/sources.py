@@ -66,7 +66,7 @@ def list_sources(url: str) -> pa.Table:
         ConfigError: nothing there, no permission, or a `labels.csv` that cannot be used.
     """
     if url.startswith("rendered://"):
-        rows = synthetic.list_rendered(url)
+        rows = synthetic.list_synthetic(url)
     else:
         files = list(_list_s3(url) if url.startswith("s3://") else _list_folder(_folder(url)))
         rows = _rows(url, files)

@@ -1,4 +1,4 @@
-"""The rendered corpus: tiny videos whose content is known exactly, drawn by our own code.
+"""The synthetic corpus: tiny videos whose content is known exactly, drawn by our own code.
 
 The one idea: a scene is three words (shape, colour, motion) plus nuisance drawn from a seed
 (textured background, camera shake, size, start, speed), so a prompt says everything that matters
@@ -280,7 +280,7 @@ def _parameters(url: str, allowed: dict[str, int]) -> dict[str, int]:
     """Read the whole-number parameters of a URL; defaults are given, nothing else is accepted."""
     parts = urlsplit(url)
     if parts.scheme != "rendered" or parts.netloc != "shapes":
-        raise ConfigError(url, "no such rendered corpus", "there is one: rendered://shapes")
+        raise ConfigError(url, "no such synthetic corpus", "there is one: rendered://shapes")
     values = dict(allowed)
     for key, text in parse_qsl(parts.query, keep_blank_values=True):
         if key not in allowed:
@@ -291,8 +291,8 @@ def _parameters(url: str, allowed: dict[str, int]) -> dict[str, int]:
     return values
 
 
-def list_rendered(url: str) -> list[dict[str, Any]]:
-    """List a rendered corpus as rows of `sources@1`.
+def list_synthetic(url: str) -> list[dict[str, Any]]:
+    """List a synthetic corpus as rows of `sources@1`.
 
     Args:
         url: `rendered://shapes?num_videos=240&seed=0`; both parameters are optional.
@@ -319,7 +319,7 @@ def entry(uri: str) -> Entry:
     stem = Path(urlsplit(uri).path).stem
     found = Entry(seed, int(stem)) if stem.isascii() and stem.isdigit() else None
     if found is None or urlsplit(uri).path != f"/{found.name}":
-        raise ConfigError(uri, "no such file in the rendered corpus")
+        raise ConfigError(uri, "no such file in the synthetic corpus")
     return found
 
 
@@ -327,7 +327,7 @@ def render_file(uri: str, into: Path) -> Path:
     """Draw, encode and write one file of the corpus; the same bytes each time.
 
     Args:
-        uri: address from `list_rendered`.
+        uri: address from `list_synthetic`.
         into: existing folder.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Changes of shot - cuts, fades, dissolves - found in small grey pictures of every frame.
+"""Changes of shot - cuts, fades, dissolves - found in small luma pictures of every frame.
 
-The one idea: two shots do not look alike whatever the camera did in between. So a suspicion, cheap
+The one idea: two shots do not look alike whatever the camera did in between. So a candidate, cheap
 and computed for all frames at once, is confirmed by comparing pictures from both sides of it, under
 small shifts and without regard to brightness; flashes, pans, exposure ramps and passing objects
 fail that test. Suspicions are:
@@ -25,10 +25,10 @@ Kind = Literal["cut", "fade", "dissolve"]
 Array = NDArray[np.float32]
 
 # All numbers below are chosen, on drawn films (`videoar.bench.films`) other than the measured ones.
-_STEP = 3.0  # grey levels: the smallest cut
+_STEP = 3.0  # luma levels: the smallest cut
 _STEP_RATIO = 2.2  # to the steps around it
 _BIG_STEP = 12.0
-_LIKENESS, _BIG_LIKENESS = 0.62, 0.78  # below: two shots; a big step needs less to confirm it
+_SIMILARITY, _BIG_SIMILARITY = 0.62, 0.78  # below: two shots; a big step needs less to confirm it
 _REACH = 3  # frames on either side that are compared: flashes are shorter
 _FLAT = 2.0  # deviation of a picture without content
 _LONGEST_RAMP_US = 1_500_000
@@ -38,7 +38,7 @@ _CLOCK_US = 80_000
 _SPANS_US = (360_000, 500_000, 700_000, 1_000_000, 1_400_000)
 _MIXTURE = 0.22  # largest distance from the mixture, in distances of the ends
 _ENDS = 6.0  # smallest distance of the ends
-_END_LIKENESS = 0.55
+_END_SIMILARITY = 0.55
 _MARGIN_US = 200_000  # between two changes
 
 LOOK_US = 3_000_000
@@ -46,7 +46,7 @@ LOOK_US = 3_000_000
 
 
 @dataclass(frozen=True)
-class Change:
+class Transition:
     """One change of shot: frames `first` to `last` are not of one shot alone.
 
     A cut has `first == last`, the first frame of the new shot.
@@ -56,24 +56,24 @@ class Change:
     first: int
     last: int
     score: float
-    """Mean grey difference between the two sides."""
+    """Mean luma difference between the two sides."""
 
 
-def find_changes(grey_Thw: NDArray[np.uint8], times_us: NDArray[np.int64]) -> list[Change]:  # noqa: N803 - shape suffix
+def find_transitions(luma_Thw: NDArray[np.uint8], times_us: NDArray[np.int64]) -> list[Transition]:  # noqa: N803 - shape suffix
     """Find the changes of shot in pictures that follow each other without a gap.
 
     Args:
-        grey_Thw: uint8 pictures, 36 x 64, of every frame.
+        luma_Thw: uint8 pictures, 36 x 64, of every frame.
         times_us: when each is shown, rising.
 
     Returns:
         Changes in order; no two overlap.
     """
-    if len(grey_Thw) < 2:
+    if len(luma_Thw) < 2:
         return []
-    pictures = _Pictures(grey_Thw, times_us)
+    pictures = _Pictures(luma_Thw, times_us)
     found = _fades(pictures)
-    taken = np.zeros(len(grey_Thw), bool)
+    taken = np.zeros(len(luma_Thw), bool)
     for change in found:
         taken[change.first : change.last + 1] = True
     cuts = _cuts(pictures, taken)
@@ -86,11 +86,11 @@ def find_changes(grey_Thw: NDArray[np.uint8], times_us: NDArray[np.int64]) -> li
 class _Pictures:
     """What all three searches read of the pictures."""
 
-    def __init__(self, grey_Thw: NDArray[np.uint8], times_us: NDArray[np.int64]) -> None:  # noqa: N803 - shape suffix
+    def __init__(self, luma_Thw: NDArray[np.uint8], times_us: NDArray[np.int64]) -> None:  # noqa: N803 - shape suffix
         self.times_us = times_us
-        self.half = _shrink(grey_Thw, 2)
-        self.small = _shrink(grey_Thw, 4)
-        rows = self.half.reshape(len(grey_Thw), -1)
+        self.half = _shrink(luma_Thw, 2)
+        self.small = _shrink(luma_Thw, 4)
+        rows = self.half.reshape(len(luma_Thw), -1)
         self.contrast: Array = rows.std(axis=1)
         steps = np.abs(np.diff(rows, axis=0)).mean(axis=1)
         self.steps: Array = np.concatenate([[0.0], steps]).astype(np.float32)
@@ -102,9 +102,9 @@ class _Pictures:
         return float(np.abs(self.half[first] - self.half[second]).mean())
 
 
-def _shrink(grey_Thw: NDArray[np.uint8], by: int) -> Array:  # noqa: N803 - shape suffix
-    frames, height, width = grey_Thw.shape
-    cells = grey_Thw.reshape(frames, height // by, by, width // by, by)
+def _shrink(luma_Thw: NDArray[np.uint8], by: int) -> Array:  # noqa: N803 - shape suffix
+    frames, height, width = luma_Thw.shape
+    cells = luma_Thw.reshape(frames, height // by, by, width // by, by)
     total = np.zeros((frames, height // by, width // by), np.float32)
     for row in range(by):
         for column in range(by):
@@ -113,7 +113,7 @@ def _shrink(grey_Thw: NDArray[np.uint8], by: int) -> Array:  # noqa: N803 - shap
     return total
 
 
-def _fades(pictures: _Pictures) -> list[Change]:
+def _fades(pictures: _Pictures) -> list[Transition]:
     found = []
     end_of_all = len(pictures) - 1
     for first, last in _runs(pictures.contrast < _FLAT):
@@ -123,12 +123,12 @@ def _fades(pictures: _Pictures) -> list[Change]:
         length_us = pictures.times_us[last] - pictures.times_us[first]
         is_all = first == 0 and last == end_of_all
         if is_all or length_us > _FLAT_SHOT_US:  # a shot of nothing, for policy to judge
-            found += [Change("fade", start, first, score)] if first > 0 else []
-            found += [Change("fade", last, end, score)] if last < end_of_all else []
+            found += [Transition("fade", start, first, score)] if first > 0 else []
+            found += [Transition("fade", last, end, score)] if last < end_of_all else []
             continue
         is_plain = start == 0 or end == end_of_all or length_us > _LONG_FLAT_US
-        if last > first and (is_plain or _likeness(pictures, before, after) < _LIKENESS):
-            found.append(Change("fade", start, end, score))
+        if last > first and (is_plain or _similarity(pictures, before, after) < _SIMILARITY):
+            found.append(Transition("fade", start, end, score))
     return _disjoint(found)
 
 
@@ -149,37 +149,37 @@ def _widen(pictures: _Pictures, place: int, way: int) -> int:
     return place
 
 
-def _disjoint(changes: list[Change]) -> list[Change]:
+def _disjoint(changes: list[Transition]) -> list[Transition]:
     """Join changes that overlap, as two flat runs with one ramp between them do."""
-    joined: list[Change] = []
+    joined: list[Transition] = []
     for change in changes:
         if joined and change.first <= joined[-1].last:
             old = joined.pop()
             last, score = max(old.last, change.last), max(old.score, change.score)
-            joined.append(Change(old.kind, old.first, last, score))
+            joined.append(Transition(old.kind, old.first, last, score))
         else:
             joined.append(change)
     return joined
 
 
-def _cuts(pictures: _Pictures, taken: NDArray[np.bool_]) -> list[Change]:
+def _cuts(pictures: _Pictures, taken: NDArray[np.bool_]) -> list[Transition]:
     steps = pictures.steps
     padded = np.concatenate([[0.0], steps, [0.0]])
     is_peak = (steps >= padded[:-2]) & (steps >= padded[2:]) & (steps >= _STEP) & ~taken
-    found: list[Change] = []
+    found: list[Transition] = []
     for index in np.flatnonzero(is_peak).tolist():
         sides = (steps[max(1, index - 4) : index], steps[index + 1 : index + 5])
         level = max(float(np.median(side)) if len(side) else 0.0 for side in sides)
         if found and index == found[-1].last + 1:
             continue  # two equal steps: one cut
         step = float(steps[index])
-        bound = _BIG_LIKENESS if step >= _BIG_STEP else _LIKENESS
-        if step >= _STEP_RATIO * level and _likeness(pictures, index - 1, index) < bound:
-            found.append(Change("cut", index, index, step))
+        bound = _BIG_SIMILARITY if step >= _BIG_STEP else _SIMILARITY
+        if step >= _STEP_RATIO * level and _similarity(pictures, index - 1, index) < bound:
+            found.append(Transition("cut", index, index, step))
     return found
 
 
-def _likeness(pictures: _Pictures, before: int, after: int) -> float:
+def _similarity(pictures: _Pictures, before: int, after: int) -> float:
     """Return how much anything just before resembles anything just after, at most 1."""
     old = pictures.half[max(0, before - _REACH + 1) : before + 1]
     new = pictures.half[after : after + _REACH + 1]
@@ -215,7 +215,7 @@ def _centred(pictures_Nhw: Array) -> Array:  # noqa: N803 - shape suffix
 
 
 @dataclass(frozen=True)
-class _Suspicion:
+class _Candidate:
     """A stretch that might be a dissolve."""
 
     mixture: float
@@ -224,24 +224,24 @@ class _Suspicion:
     last: int
 
 
-def _dissolves(pictures: _Pictures, taken: NDArray[np.bool_]) -> list[Change]:
-    found: list[Change] = []
+def _dissolves(pictures: _Pictures, taken: NDArray[np.bool_]) -> list[Transition]:
+    found: list[Transition] = []
     taken = taken.copy()
-    for suspicion in sorted(_suspicions(pictures), key=lambda s: (s.mixture, s.first, s.last)):
-        first, last = suspicion.first, suspicion.last
+    for candidate in sorted(_candidates(pictures), key=lambda s: (s.mixture, s.first, s.last)):
+        first, last = candidate.first, candidate.last
         if taken[first : last + 1].any():
             continue
         ends = pictures.small[[first, last]]
-        if _best_correlation(ends[:1], ends[1:], (1, 2)) < _END_LIKENESS:
+        if _best_correlation(ends[:1], ends[1:], (1, 2)) < _END_SIMILARITY:
             score = pictures.difference(first, last)
-            found.append(Change("dissolve", first + 1, last - 1, score))
+            found.append(Transition("dissolve", first + 1, last - 1, score))
             times = pictures.times_us
             near = (times >= times[first] - _MARGIN_US) & (times <= times[last] + _MARGIN_US)
             taken |= near
     return found
 
 
-def _suspicions(pictures: _Pictures) -> Iterator[_Suspicion]:
+def _candidates(pictures: _Pictures) -> Iterator[_Candidate]:
     """Yield the best stretch of each neighbourhood, on a coarse clock for frame rates to agree."""
     times = pictures.times_us
     tick_us = max(_CLOCK_US, int(np.median(np.diff(times))))
@@ -264,4 +264,4 @@ def _suspicions(pictures: _Pictures) -> Iterator[_Suspicion]:
         mixture = error / np.maximum(distance, 1)
         for first, last in _runs((distance > _ENDS) & (mixture < _MIXTURE)):
             best = first + int(np.argmin(mixture[first : last + 1]))
-            yield _Suspicion(float(mixture[best]), int(index_t[best]), int(index_t[best + span]))
+            yield _Candidate(float(mixture[best]), int(index_t[best]), int(index_t[best + span]))

@@ -18,9 +18,9 @@ from videoar.contracts.expectations import Expectation
 from videoar.core.errors import MediaError, StorageError, WithdrawnError
 from videoar.core.types import Row
 from videoar.curation.duplicates import REASONS as DUPLICATES
-from videoar.curation.policy import profiled, score_of
+from videoar.curation.policy import score_columns, score_of
 from videoar.media.clips import COLUMNS, ClipReader
-from videoar.media.decode import still
+from videoar.media.decode import thumbnail_jpeg
 from videoar.media.process import Limits
 from videoar.pipeline.work import find_check
 from videoar.records.run_record import Run
@@ -62,7 +62,7 @@ def histograms(
         bounds: dict[str, list[tuple[float, str]]] = {}
         for metric, value in sorted(after.commit.metrics.items()):
             name = metric.removeprefix(_BOUND)
-            if _is_bound(metric) and score_of(name) in profiled():
+            if _is_bound(metric) and score_of(name) in score_columns():
                 bounds.setdefault(score_of(name), []).append((value, f"{name[:3]} {value:.4g}"))
         for score, marks in bounds.items():
             row = rows.get(score) or _described(before, score)
@@ -155,7 +155,7 @@ def _picture(read: ClipReader, row: Row, until: float) -> Picture:
     try:
         if time.monotonic() > until:
             return Picture(why="reading the sources took too long")
-        return Picture(jpeg=still(read({**row, **middle})))
+        return Picture(jpeg=thumbnail_jpeg(read({**row, **middle})))
     except (MediaError, StorageError) as error:
         return Picture(why=f"{getattr(error, 'code', 'GONE')}: {error.what}")
 

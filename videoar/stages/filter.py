@@ -22,9 +22,9 @@ from videoar.curation.policy import (
     SCORE_MISSING,
     Bounds,
     Policy,
+    evaluate,
     parse_policy,
     read_policy,
-    verdict,
 )
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
 from videoar.storage.snapshot import Snapshot
@@ -153,7 +153,9 @@ class FilterStage(ReduceStage[FilterConfig]):
         clips, count = judge.clips, len(judge.clips.files)
 
         def near(mask: int) -> set[tuple[int, int]]:
-            link = partial(duplicates.links, hamming=self.config.dedup_hamming, mask=mask)
+            link = partial(
+                duplicates.near_duplicate_pairs, hamming=self.config.dedup_hamming, mask=mask
+            )
             return _pairs(grouped(partial(_keys, judge, mask), count, link))
 
         linked = near(0) if self.config.dedup else set()
@@ -161,10 +163,10 @@ class FilterStage(ReduceStage[FilterConfig]):
         alike: set[tuple[int, int]] = set()
         if self.config.dedup_semantic is not None:
             _require_one_model(judge)
-            compare = partial(duplicates.close, cosine=self.config.dedup_semantic)
+            compare = partial(duplicates.semantic_pairs, cosine=self.config.dedup_semantic)
             alike = _pairs(paired(partial(_embedded, judge), count, _merge, compare))
         rows = _rows(clips, {number for pair in linked | mirrored | alike for number in pair})
-        decided = duplicates.resolve(rows, linked, mirrored, alike)
+        decided = duplicates.pick_representatives(rows, linked, mirrored, alike)
         found: dict[int, dict[int, tuple[str, Row]]] = {}
         for number, (reason, other) in decided.items():
             file, row = divmod(number, 1 << _ROW_BITS)
@@ -188,7 +190,7 @@ class _Judge:
     def __call__(self, index: int) -> list[list[str]]:
         file = self.clips.files[index]
         rows = self.clips.read_file(file, list(COLUMNS)).to_pylist()
-        reasons = [verdict(row, self.bounds)[1] for row in rows]
+        reasons = [evaluate(row, self.bounds)[1] for row in rows]
         if self.asks_embedding:
             known = self.clips.read_file(file, ["embedding"])["embedding"].is_valid().to_pylist()
             for against, has_one in zip(reasons, known, strict=True):

@@ -34,7 +34,7 @@ from videoar.storage.store import Store
 from videoar.storage.takedown import find_tombstone
 
 if TYPE_CHECKING:
-    from videoar.media.scan import Excerpt, SourceFacts
+    from videoar.media.scan import DecodedClip, SourceMetadata
 
 _ENCODE_TOGETHER = 8  # clips per ffmpeg process: bounds memory, hides its start
 _MAX_OVER_MEAN = 4
@@ -157,7 +157,7 @@ class _Ingest:
     def __init__(self, config: IngestConfig, store: Store) -> None:
         from videoar.core.scratch import sweep
         from videoar.media.process import Limits
-        from videoar.media.sandbox import Scanner
+        from videoar.media.sandbox import SandboxedDecoder
         from videoar.media.scan import ScanPlan
 
         sweep()
@@ -173,7 +173,7 @@ class _Ingest:
         )
         time_s = config.scan_timeout_s
         limits = Limits(time_s, max(1, round(time_s)), config.scan_memory_mib << 20)
-        self.scanner = Scanner(plan, limits)
+        self.scanner = SandboxedDecoder(plan, limits)
 
     def __call__(self, batch: pa.Table) -> Output:
         clips: list[Row] = []
@@ -211,14 +211,14 @@ class _Ingest:
             common = _described(row, source_id, self.config.val_fraction)
             return self._clips(common, self.scanner.scan(path, row["part"], row["parts"]))
 
-    def _clips(self, common: Row, items: "Iterator[Excerpt | SourceFacts]") -> list[Row]:
+    def _clips(self, common: Row, items: "Iterator[DecodedClip | SourceMetadata]") -> list[Row]:
         """Store clips in small groups as they come."""
-        from videoar.media.scan import SourceFacts
+        from videoar.media.scan import SourceMetadata
 
         clips: list[Row] = []
-        pending: list[Excerpt] = []
+        pending: list[DecodedClip] = []
         for item in items:
-            if isinstance(item, SourceFacts):
+            if isinstance(item, SourceMetadata):
                 common = {**common, **vars(item)}
             else:
                 pending.append(item)
@@ -229,31 +229,31 @@ class _Ingest:
         crash_point("clips-stored")
         return [self._row(clip, common) for clip in clips]
 
-    def _store(self, excerpts: list["Excerpt"]) -> Iterator[Row]:
-        """Put excerpts into the store as MP4; yield what their rows say of the span."""
+    def _store(self, decoded: list["DecodedClip"]) -> Iterator[Row]:
+        """Store clips as MP4 objects; yield the columns of their spans."""
         from videoar.media.transcode import encode_clips
 
         if self.config.keep == "references":
-            for excerpt in excerpts:
-                yield {**excerpt.facts, "rate_fps": self._rate_fps(excerpt)}
+            for clip in decoded:
+                yield {**clip.columns, "rate_fps": self._rate_fps(clip)}
             return
-        for rate_fps, group in itertools.groupby(excerpts, key=self._rate_fps):
-            facts, frames = zip(*((e.facts, e.frames_THWC) for e in group), strict=True)
+        for rate_fps, group in itertools.groupby(decoded, key=self._rate_fps):
+            columns, frames = zip(*((e.columns, e.frames_THWC) for e in group), strict=True)
             videos = encode_clips(frames, rate_fps, self.config.crf)
-            for fact, video in zip(facts, videos, strict=True):
+            for of_span, video in zip(columns, videos, strict=True):
                 reference = self.store.put_object(video, ".mp4")
                 yield {
-                    **fact,
+                    **of_span,
                     "rate_fps": rate_fps,
                     "video_key": reference.key,
                     "video_sha256": reference.sha256,
                     "video_size_bytes": reference.size_bytes,
                 }
 
-    def _rate_fps(self, excerpt: "Excerpt") -> float:
+    def _rate_fps(self, clip: "DecodedClip") -> float:
         """Return the grid's rate, or the mean rate of the source inside the span."""
-        span_us = excerpt.facts["span_end_us"] - excerpt.facts["span_start_us"]
-        own = 1e6 * (excerpt.facts["num_frames"] - 1) / span_us
+        span_us = clip.columns["span_end_us"] - clip.columns["span_start_us"]
+        own = 1e6 * (clip.columns["num_frames"] - 1) / span_us
         return self.config.rate_fps or round(own, 3)
 
     def _row(self, clip: Row, common: Row) -> Row:

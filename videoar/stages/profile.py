@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import GateError
-from videoar.curation.policy import profiled
+from videoar.curation.policy import score_columns
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
@@ -44,7 +44,7 @@ class ProfileStage(ReduceStage[ProfileConfig]):
             raise GateError(self.name, "no clips came in", "see the rejects of ingest")
         rows = [
             describe(column, partial(column_values, clips, column), len(clips.files)).model_dump()
-            for column in profiled()
+            for column in score_columns()
         ]
         yield Output(pa.Table.from_pylist(rows, load_contract(self.produces).arrow_schema))
 

@@ -79,10 +79,10 @@ class _Tokenizer:
     def __init__(
         self, net: "VideoTokenizer", digest: str, store: Store, config: TokenizeConfig
     ) -> None:
-        from videoar.media.clip_prefetch import ReadAhead
+        from videoar.media.clip_prefetch import ClipPrefetcher
 
         self._net, self._digest, self._batch_clips = net, digest, config.batch_clips
-        self._read = ReadAhead(store.objects, threads=max(1, int(config.resources.cpus) - 1))
+        self._read = ClipPrefetcher(store.objects, threads=max(1, int(config.resources.cpus) - 1))
         self._accelerator = Accelerator()
         self._min_psnr_db = config.min_psnr_db
         self._judged: set[Shape] = set()

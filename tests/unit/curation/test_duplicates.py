@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.clip_rows import clip_row
-from videoar.curation.duplicates import _rank, close, keys, links, resolve
+from videoar.curation.duplicates import (
+    _rank,
+    keys,
+    near_duplicate_pairs,
+    pick_representatives,
+    semantic_pairs,
+)
 from videoar.media.phash import MIRROR, phash
 from videoar.media.synthetic import draw, scenes
 from videoar.storage.partitions import grouped, paired
@@ -24,14 +30,14 @@ def clip(name, hashes, **change):
 
 
 def find(clips, files=1, mask=0):
-    """Put clips into files, link them with dask, resolve; return reasons and what is repeated."""
+    """Pair clips by near-duplicate keys in dask; return reasons and what each one repeats."""
     linked = grouped(
         lambda i: keys([*enumerate(clips)][i::files], mask),
         files,
-        partial(links, hamming=HAMMING, mask=mask),
+        partial(near_duplicate_pairs, hamming=HAMMING, mask=mask),
     )
     pairs = [tuple(p) for part in linked for p in part.tolist()]
-    found = resolve(dict(enumerate(clips)), *(([], pairs) if mask else (pairs, [])))
+    found = pick_representatives(dict(enumerate(clips)), *(([], pairs) if mask else (pairs, [])))
     return {
         (clips[i]["clip_id"], clips[i]["source_uri"]): (reason, clips[other]["clip_id"])
         for i, (reason, other) in found.items()
@@ -126,7 +132,9 @@ def test_mirrored_copies_are_found_on_demand_and_apart_from_near_ones():
 
     def pairs(mask):
         made = grouped(
-            lambda i: keys([*rows.items()][i::2], mask), 2, partial(links, hamming=8, mask=mask)
+            lambda i: keys([*rows.items()][i::2], mask),
+            2,
+            partial(near_duplicate_pairs, hamming=8, mask=mask),
         )
         return {tuple(pair) for part in made for pair in part.tolist()}
 
@@ -159,7 +167,7 @@ def test_close_embeddings_do_not_depend_on_blocks(files):
     def merge(parts):
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
-    found = paired(load, files, merge, lambda a, b: close(a, b, 0.97))
+    found = paired(load, files, merge, lambda a, b: semantic_pairs(a, b, 0.97))
     assert {(a, b) for pairs in found for a, b in pairs.tolist()} == wanted
     assert wanted
 
@@ -167,7 +175,7 @@ def test_close_embeddings_do_not_depend_on_blocks(files):
 def test_semantic_links_come_last_among_reasons():
     rows = {0: clip("a", BASE), 1: clip("b", BASE), 2: clip("c", BASE)}
     rows[3] = clip("d", BASE)
-    found = resolve(rows, [(0, 1)], [(0, 1), (0, 3)], [(0, 1), (0, 2), (0, 3)])
+    found = pick_representatives(rows, [(0, 1)], [(0, 1), (0, 3)], [(0, 1), (0, 2), (0, 3)])
     assert found == {
         1: ("DUPLICATE_NEAR", 0),
         2: ("DUPLICATE_SEMANTIC", 0),

@@ -8,10 +8,10 @@ from videoar.curation.policy import (
     REASONS,
     SCORE_MISSING,
     Policy,
+    evaluate,
     parse_policy,
     policy_names,
     read_policy,
-    verdict,
 )
 
 BOUNDS = {**read_policy("default").model_dump(), "min_motion": 0.03, "min_blur": 20.0}
@@ -39,18 +39,18 @@ GOOD = clip_row()
     ],
 )
 def test_each_bound_gives_its_reason(change, reason):
-    assert verdict(GOOD, BOUNDS) == (True, [])
-    assert verdict({**GOOD, **change}, BOUNDS) == (False, [reason])
+    assert evaluate(GOOD, BOUNDS) == (True, [])
+    assert evaluate({**GOOD, **change}, BOUNDS) == (False, [reason])
     assert reason in REASONS
 
 
 def test_bounds_that_are_off_need_no_score():
     bounds = Policy(min_luma=16).resolve()
-    assert verdict({**GOOD, "motion_mean": None, "expected_frames": None}, bounds)[0]
+    assert evaluate({**GOOD, "motion_mean": None, "expected_frames": None}, bounds)[0]
 
 
 def test_a_container_that_announces_no_length_breaks_no_promise():
-    assert verdict({**GOOD, "expected_frames": None}, BOUNDS)[0]
+    assert evaluate({**GOOD, "expected_frames": None}, BOUNDS)[0]
 
 
 def test_percentiles_are_those_of_the_profile():

@@ -10,7 +10,7 @@ import pytest
 from tests.support.token_runs import SHAPES, shape_rows
 from videoar.core.errors import MediaError, StorageError
 from videoar.core.prefetch import ahead
-from videoar.media.clip_prefetch import ReadAhead, lending
+from videoar.media.clip_prefetch import ClipPrefetcher, lend_reader_slots
 from videoar.media.decode import decode_clip
 from videoar.storage.store import open_store
 
@@ -32,7 +32,7 @@ def test_clips_come_in_order_and_a_damaged_one_is_refused(store):
     rows = shape_rows(store, SHAPES * 2)
     rows[3]["video_key"] = store.put_object(b"no clip", ".mp4").key
     refused = []
-    read = list(ReadAhead(store.objects, 3).each(rows, "tokenize", refused, 2))
+    read = list(ClipPrefetcher(store.objects, 3).each(rows, "tokenize", refused, 2))
     assert [row["clip_id"] for row, _ in read] == [r["clip_id"] for r in rows if r is not rows[3]]
     assert [frames.shape for _, frames in read] == [
         (*shape, 3) for i, shape in enumerate(SHAPES * 2) if i != 3
@@ -45,7 +45,7 @@ def test_a_missing_object_is_no_finding_about_a_clip(store):
     (row,) = shape_rows(store, SHAPES[:1])
     row["video_key"] = "objects/gone.mp4"
     with pytest.raises(StorageError, match="gone"):
-        list(ReadAhead(store.objects, 1).each([row], "tokenize", [], 2))
+        list(ClipPrefetcher(store.objects, 1).each([row], "tokenize", [], 2))
 
 
 def test_references_of_a_source_keep_to_a_lane_and_clips_go_round(store):
@@ -59,8 +59,8 @@ def test_references_of_a_source_keep_to_a_lane_and_clips_go_round(store):
             {"clip_id": n, "n": n, "source_id": f"s{n // 4}", "video_key": key} for n in range(16)
         ]
 
-    with lending(lanes):
-        reader = ReadAhead(store.objects, threads=1)
+    with lend_reader_slots(lanes):
+        reader = ClipPrefetcher(store.objects, threads=1)
     assert [n for _, n in reader.each(rows(None), "s", [], 2)] == list(range(16))
     homes = [{row["source_id"] for row in mine} for mine in seen]
     assert sum(map(len, homes)) == 4  # no source is in two lanes
@@ -80,7 +80,7 @@ def test_lanes_read_at_the_same_time(store):
 
     rows = shape_rows(store, SHAPES[:1] * 4)
     refused = []
-    assert not list(ReadAhead(Objects(), 2).each(rows, "s", refused, 2))
+    assert not list(ClipPrefetcher(Objects(), 2).each(rows, "s", refused, 2))
     assert {reject["detail"] for reject in refused} == {"met"}
 
 

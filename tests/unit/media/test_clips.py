@@ -34,15 +34,15 @@ def test_references_give_the_frames_that_were_scanned(tmp_path, name, options, r
     (tmp_path / "in").mkdir()
     path = write(tmp_path / "in" / name, shot(90), **options)
     plan = ScanPlan(size_px=48, num_frames=9, find_shots=False, rate_fps=rate_fps)
-    *excerpts, _ = scan(path, plan)
+    *decoded, _ = scan(path, plan)
     store = open_store((tmp_path / "store").as_uri())
     clips, _ = ingest(store, str(tmp_path / "in"), keep="references", rate_fps=rate_fps, **OPTIONS)
     assert list(store.objects.list("objects/")) == []
     rows = sorted(clips.table(list(COLUMNS)).to_pylist(), key=lambda row: row["frame_times_us"])
-    assert len(rows) == len(excerpts) >= 2
+    assert len(rows) == len(decoded) >= 2
     read = ClipReader(store.objects)
-    for row, excerpt in zip(reversed(rows), reversed(excerpts), strict=True):
-        assert np.array_equal(read(row), excerpt.frames_THWC)
+    for row, clip in zip(reversed(rows), reversed(decoded), strict=True):
+        assert np.array_equal(read(row), clip.frames_THWC)
     read.close()
 
 
@@ -60,8 +60,8 @@ def test_references_give_the_same_frames_at_any_size(tmp_path):
     seen = {}
     for row in rows:
         plan = ScanPlan(size_px=sizes, num_frames=9, find_shots=False)
-        excerpts = list(scan(tmp_path / "in" / row["source_name"], plan))[:-1]
-        (same,) = (e for e in excerpts if e.facts["frame_times_us"] == row["frame_times_us"])
+        decoded = list(scan(tmp_path / "in" / row["source_name"], plan))[:-1]
+        (same,) = (e for e in decoded if e.columns["frame_times_us"] == row["frame_times_us"])
         assert np.array_equal(read(row), same.frames_THWC)
         seen[row["source_name"]] = row["height_px"], row["width_px"]
         assert same.frames_THWC.shape[1:3] == seen[row["source_name"]]

@@ -17,7 +17,7 @@ from videoar.core.errors import MediaError, TransientStorageError
 from videoar.core.settings import settings
 from videoar.media import fetch as fetching
 from videoar.media.process import Limits
-from videoar.media.sandbox import Scanner
+from videoar.media.sandbox import SandboxedDecoder
 from videoar.media.scan import ScanPlan
 from videoar.storage.s3_store import S3ObjectStore
 from videoar.storage.store import open_store
@@ -50,7 +50,7 @@ def endpoint(monkeypatch, url):
 
 @pytest.fixture
 def scanner():
-    with Scanner(ScanPlan(), Limits(wall_s=WALL_S, cpu_s=20)) as scanner:
+    with SandboxedDecoder(ScanPlan(), Limits(wall_s=WALL_S, cpu_s=20)) as scanner:
         yield scanner
 
 
@@ -99,7 +99,7 @@ def test_a_server_that_accepts_and_says_nothing(into, monkeypatch):
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         with (
             endpoint(monkeypatch, url),
-            Scanner(ScanPlan(), Limits(wall_s=WALL_S, cpu_s=20)) as scanner,
+            SandboxedDecoder(ScanPlan(), Limits(wall_s=WALL_S, cpu_s=20)) as scanner,
         ):
             assert timed_out(scanner, "s3://bucket/a.mp4", into) < 30  # with the child's start
 
@@ -108,7 +108,7 @@ def test_a_server_that_is_not_there_is_asked_again_later(into, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with (
         endpoint(monkeypatch, "http://127.0.0.1:9"),
-        Scanner(ScanPlan(), Limits(wall_s=20, cpu_s=20)) as scanner,
+        SandboxedDecoder(ScanPlan(), Limits(wall_s=20, cpu_s=20)) as scanner,
         pytest.raises(TransientStorageError, match="gives no answer"),
     ):
         scanner.fetch("s3://bucket/a.mp4", into)
@@ -119,7 +119,7 @@ def test_objects_come_in_pieces_or_are_refused(into, moto_server, monkeypatch):
     S3ObjectStore(moto_server.bucket, "", moto_server.endpoint).put("a b.mp4", data)
     with (
         endpoint(monkeypatch, moto_server.endpoint),
-        Scanner(ScanPlan(), Limits(wall_s=20, cpu_s=20)) as scanner,
+        SandboxedDecoder(ScanPlan(), Limits(wall_s=20, cpu_s=20)) as scanner,
     ):
         path, sha256 = scanner.fetch(f"s3://{moto_server.bucket}/a%20b.mp4", into)
         assert path.read_bytes() == data
@@ -143,7 +143,7 @@ def test_a_big_source_shows_that_it_is_alive(into, tmp_path, monkeypatch):
 def test_the_deadline_grows_with_the_source(into, tmp_path):
     with (tmp_path / "a.mp4").open("wb") as file:
         file.truncate(3 << 30)
-    with Scanner(ScanPlan(), Limits(wall_s=0.7, cpu_s=1)) as scanner:
+    with SandboxedDecoder(ScanPlan(), Limits(wall_s=0.7, cpu_s=1)) as scanner:
         begun = time.monotonic()
         scanner.fetch((tmp_path / "a.mp4").as_uri(), into)
         assert time.monotonic() - begun > 0.7

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.hostile import has_encoder
 from videoar.media.decode import decode_clip
-from videoar.media.scan import ScanPlan, SourceFacts, scan
+from videoar.media.scan import ScanPlan, SourceMetadata, scan
 from videoar.media.transcode import encode_clips
 
 NUM_BITS = 6
@@ -54,20 +54,20 @@ def remux(path, into, *options, before=()):
 
 
 def clips(path, **plan):
-    *excerpts, facts = scan(path, ScanPlan(find_shots=False, num_frames=9, size_px=48, **plan))
-    assert isinstance(facts, SourceFacts)
-    return excerpts, facts
+    *decoded, metadata = scan(path, ScanPlan(find_shots=False, num_frames=9, size_px=48, **plan))
+    assert isinstance(metadata, SourceMetadata)
+    return decoded, metadata
 
 
 def assert_every_frame_once(path, first=0, num_frames=40):
     """Check the native grid: clips lie back to back and hold the frames that they say."""
-    excerpts, facts = clips(path)
-    assert facts.decoded_frames == num_frames
-    assert len(excerpts) == num_frames // 9
-    for i, excerpt in enumerate(excerpts):
-        assert excerpt.facts["frame_index_start"] == 9 * i
-        assert numbers(excerpt.frames_THWC) == list(range(first + 9 * i, first + 9 * i + 9))
-    return excerpts, facts
+    decoded, metadata = clips(path)
+    assert metadata.decoded_frames == num_frames
+    assert len(decoded) == num_frames // 9
+    for i, clip in enumerate(decoded):
+        assert clip.columns["frame_index_start"] == 9 * i
+        assert numbers(clip.frames_THWC) == list(range(first + 9 * i, first + 9 * i + 9))
+    return decoded, metadata
 
 
 def test_the_numbers_can_be_read_and_survive_the_clip_encoder():
@@ -119,8 +119,8 @@ def test_rotated_frames_are_upright_once(tmp_path, angle):
         command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
         shown = np.frombuffer(subprocess.run(command, check=True, capture_output=True).stdout, "u1")
         if numbers(shown.reshape(-1, 96, 96, 3)) == list(range(40)):
-            _, facts = assert_every_frame_once(turned)
-            assert facts.rotation_deg in {angle, 360 - angle}
+            _, metadata = assert_every_frame_once(turned)
+            assert metadata.rotation_deg in {angle, 360 - angle}
             return
     pytest.fail("ffmpeg shows none of the turns upright")
 
@@ -140,29 +140,29 @@ def on_display(times, rate_fps):
     return [max(i for i, time in enumerate(times) if time <= point) for point in until]
 
 
-def assert_blocks_of(shown, excerpts):
+def assert_blocks_of(shown, decoded):
     """Clips follow each other on the grid, without a gap and without a repeat."""
-    assert excerpts
-    for place, excerpt in enumerate(excerpts):
-        assert numbers(excerpt.frames_THWC) == shown[9 * place : 9 * place + 9]
-    assert len(excerpts) == len(shown) // 9
+    assert decoded
+    for place, clip in enumerate(decoded):
+        assert numbers(clip.frames_THWC) == shown[9 * place : 9 * place + 9]
+    assert len(decoded) == len(shown) // 9
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
 def test_variable_frame_rates_give_every_frame_and_the_grid_those_on_display(tmp_path, suffix):
     options = ["-enc_time_base", "1:480", *X264]
     path = write(tmp_path / f"a.{suffix}", *options, vf="settb=1/480,setpts=N*N+12*N")
-    _, facts = assert_every_frame_once(path)
-    assert facts.is_vfr
-    excerpts, _ = clips(path, rate_fps=8.0)
-    assert_blocks_of(on_display(TIMES, 8), excerpts)
+    _, metadata = assert_every_frame_once(path)
+    assert metadata.is_vfr
+    decoded, _ = clips(path, rate_fps=8.0)
+    assert_blocks_of(on_display(TIMES, 8), decoded)
 
 
 @pytest.mark.parametrize("rate_fps", [5.0, 8.0, 12.0, 30.0])
 def test_a_grid_on_a_constant_rate_drops_and_repeats_exactly(tmp_path, rate_fps):
     path = write(tmp_path / "a.mp4", *X264[:-1], "2")
-    excerpts, _ = clips(path, rate_fps=rate_fps)
-    assert_blocks_of(on_display([Fraction(n, 12) for n in range(40)], rate_fps), excerpts)
+    decoded, _ = clips(path, rate_fps=rate_fps)
+    assert_blocks_of(on_display([Fraction(n, 12) for n in range(40)], rate_fps), decoded)
 
 
 def test_a_lost_picture_counts_as_an_error_where_it_is_missing(tmp_path):
@@ -172,10 +172,10 @@ def test_a_lost_picture_counts_as_an_error_where_it_is_missing(tmp_path):
         frame = data.index(b"icpf", frame + 1)
     data[frame + 4 + int.from_bytes(data[frame + 4 : frame + 6], "big")] = 255  # a wrong size
     (tmp_path / "a.mov").write_bytes(data)
-    excerpts, facts = clips(tmp_path / "a.mov")
-    assert facts.decoded_frames == 39
-    assert numbers(excerpts[1].frames_THWC) == [9, 10, 11, 13, 14, 15, 16, 17, 18]
-    assert [excerpt.facts["decode_errors"] > 0 for excerpt in excerpts] == [
+    decoded, metadata = clips(tmp_path / "a.mov")
+    assert metadata.decoded_frames == 39
+    assert numbers(decoded[1].frames_THWC) == [9, 10, 11, 13, 14, 15, 16, 17, 18]
+    assert [clip.columns["decode_errors"] > 0 for clip in decoded] == [
         False,
         True,
         False,

@@ -6,7 +6,7 @@ import pytest
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from tests.unit.media.test_scan import ffmpeg, shot, write
-from videoar.media.picture import Painter, nearest_size
+from videoar.media.picture import FrameResizer, nearest_size
 from videoar.media.scan import ScanPlan, scan
 
 SIZES = ((32, 32), (24, 42), (42, 24))
@@ -66,7 +66,7 @@ def covered(frame, size, pixel_aspect=1.0):
 @pytest.mark.parametrize("source", [(240, 426), (426, 240), (121, 161), (96, 96)])
 def test_a_picture_is_the_middle_of_the_whole(source, size, pixel_aspect, form):
     frame = frame_of(*source, form)
-    found = Painter([size], pixel_aspect).picture(frame)
+    found = FrameResizer([size], pixel_aspect).picture(frame)
     assert found.shape == (*size, 3)
     apart = np.abs(found - covered(frame, size, pixel_aspect)).mean()
     assert apart == 0 or (form == "yuv420p" and apart < ROUNDING)
@@ -87,14 +87,14 @@ def test_squares_are_those_of_the_even_middle_square(source):
     square = av.VideoFrame.from_ndarray(data, format="yuv420p")
     how = {"interpolation": Interpolation.AREA, "src_colorspace": "ITU601"}
     wanted = VideoReformatter().reformat(square, 48, 48, "rgb24", **how).to_ndarray()
-    assert np.array_equal(Painter(48, 1.0).picture(frame), wanted)
-    assert np.array_equal(Painter([(48, 48)], 1.0).picture(frame), wanted)
+    assert np.array_equal(FrameResizer(48, 1.0).picture(frame), wanted)
+    assert np.array_equal(FrameResizer([(48, 48)], 1.0).picture(frame), wanted)
 
 
 def test_the_first_picture_decides_for_all_of_a_source():
-    painter = Painter(SIZES, 1.0)
-    assert [painter.picture(frame_of(*s)).shape[:2] for s in ((90, 160), (160, 90))] == [WIDE] * 2
-    assert Painter(SIZES, 16 / 9).picture(frame_of(160, 90)).shape[:2] == SIZES[0]
+    resizer = FrameResizer(SIZES, 1.0)
+    assert [resizer.picture(frame_of(*s)).shape[:2] for s in ((90, 160), (160, 90))] == [WIDE] * 2
+    assert FrameResizer(SIZES, 16 / 9).picture(frame_of(160, 90)).shape[:2] == SIZES[0]
 
 
 @pytest.mark.parametrize("angle", [0, 90, 180, 270])
@@ -110,13 +110,13 @@ def test_turned_sources_with_oblong_pixels(tmp_path, angle, shown_as, size, turn
     ffmpeg("-i", plain, *told, path)
     raw = ffmpeg("-i", path, "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
     shown = np.frombuffer(raw, np.uint8).reshape(9, 144, 144, 3)  # as stored, but upright
-    (excerpt, _) = scan(path, ScanPlan(size_px=SIZES, num_frames=9, find_shots=False))
+    (clip, _) = scan(path, ScanPlan(size_px=SIZES, num_frames=9, find_shots=False))
     size = turned if angle in {90, 270} else size
-    assert excerpt.frames_THWC.shape == (9, *size, 3)
-    assert (excerpt.facts["height_px"], excerpt.facts["width_px"]) == size
+    assert clip.frames_THWC.shape == (9, *size, 3)
+    assert (clip.columns["height_px"], clip.columns["width_px"]) == size
     wide, high = map(int, shown_as.split(":"))
     aspect = high / wide if angle in {90, 270} else wide / high
-    for found, picture in zip(excerpt.frames_THWC, shown, strict=True):
+    for found, picture in zip(clip.frames_THWC, shown, strict=True):
         whole = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
         assert np.abs(found - covered(whole, size, aspect)).mean() < ROUNDING
 
@@ -126,7 +126,7 @@ def test_a_source_whose_frames_change_size_keeps_the_size_of_its_clips(tmp_path)
     tall = write(tmp_path / "tall.ts", shot(20, size=(128, 72)))
     both = tmp_path / "both.ts"
     both.write_bytes(wide.read_bytes() + tall.read_bytes())
-    *excerpts, facts = scan(both, ScanPlan(size_px=SIZES, num_frames=9))
-    assert facts.decoded_frames == 40
-    assert {e.facts["cut_in"] for e in excerpts} == {"start", "gap"}
-    assert {e.frames_THWC.shape for e in excerpts} == {(9, *WIDE, 3)}
+    *decoded, metadata = scan(both, ScanPlan(size_px=SIZES, num_frames=9))
+    assert metadata.decoded_frames == 40
+    assert {e.columns["cut_in"] for e in decoded} == {"start", "gap"}
+    assert {e.frames_THWC.shape for e in decoded} == {(9, *WIDE, 3)}

@@ -11,8 +11,8 @@ import pytest
 from videoar.core.errors import MediaError
 from videoar.media.decode import decode_clip
 from videoar.media.process import Limits
-from videoar.media.sandbox import Scanner
-from videoar.media.scan import Excerpt, ScanPlan, SourceFacts, scan
+from videoar.media.sandbox import SandboxedDecoder
+from videoar.media.scan import DecodedClip, ScanPlan, SourceMetadata, scan
 from videoar.media.transcode import encode, encode_clips
 
 
@@ -39,31 +39,31 @@ def ffmpeg(*arguments):
 
 
 def run(path, **plan):
-    *excerpts, facts = scan(path, ScanPlan(**{"size_px": 48, **plan}))
-    assert all(isinstance(e, Excerpt) for e in excerpts)
-    assert isinstance(facts, SourceFacts)
-    return excerpts, facts
+    *decoded, metadata = scan(path, ScanPlan(**{"size_px": 48, **plan}))
+    assert all(isinstance(e, DecodedClip) for e in decoded)
+    assert isinstance(metadata, SourceMetadata)
+    return decoded, metadata
 
 
 def test_native_grid_takes_every_frame_once(tmp_path):
     frames = shot(40)
-    excerpts, facts = run(write(tmp_path / "a.mp4", frames, crf=1))
-    assert [e.facts["frame_index_start"] for e in excerpts] == [0, 17]
-    assert facts.decoded_frames == facts.expected_frames == 40
-    assert facts.src_rate_fps == pytest.approx(25)
-    assert not facts.is_vfr
+    decoded, metadata = run(write(tmp_path / "a.mp4", frames, crf=1))
+    assert [e.columns["frame_index_start"] for e in decoded] == [0, 17]
+    assert metadata.decoded_frames == metadata.expected_frames == 40
+    assert metadata.src_rate_fps == pytest.approx(25)
+    assert not metadata.is_vfr
     crop = frames[17:34, :, 8:56]
-    assert np.abs(excerpts[1].frames_THWC.astype(int) - crop).mean() < 8
+    assert np.abs(decoded[1].frames_THWC.astype(int) - crop).mean() < 8
 
 
 def test_grid_picks_the_frame_on_display(tmp_path):
     frames = shot(80)
-    excerpts, _ = run(write(tmp_path / "a.mkv", frames, crf=1), rate_fps=10.0, num_frames=9)
-    first = excerpts[0].frames_THWC.astype(int)
+    decoded, _ = run(write(tmp_path / "a.mkv", frames, crf=1), rate_fps=10.0, num_frames=9)
+    first = decoded[0].frames_THWC.astype(int)
     wanted = [int(k * 25 / 10) for k in range(9)]  # 0 2 5 7 10 ...
     errors = np.abs(first[:, None] - frames[None, :25, :, 8:56]).mean(axis=(2, 3, 4))
     assert errors.argmin(axis=1).tolist() == wanted
-    assert [e.facts["span_start_us"] for e in excerpts] == [
+    assert [e.columns["span_start_us"] for e in decoded] == [
         0,
         880_000,
         1_800_000,
@@ -72,20 +72,20 @@ def test_grid_picks_the_frame_on_display(tmp_path):
 
 def test_spans_keep_clear_of_a_hard_cut(tmp_path):
     frames = np.concatenate([tinted(shot(30, 1), 0), tinted(shot(30, 2), 180)])
-    excerpts, _ = run(write(tmp_path / "a.mp4", frames), num_frames=13)
-    starts = [e.facts["frame_index_start"] for e in excerpts]
+    decoded, _ = run(write(tmp_path / "a.mp4", frames), num_frames=13)
+    starts = [e.columns["frame_index_start"] for e in decoded]
     assert starts == [0, 13, 32, 45]  # the cut is at 30; two frames on each side are dropped
-    assert [e.facts["cut_in"] for e in excerpts] == ["start", "start", "cut", "cut"]
-    assert excerpts[2].facts["cut_in_score"] > 100 > max(e.facts["motion_max"] for e in excerpts)
+    assert [e.columns["cut_in"] for e in decoded] == ["start", "start", "cut", "cut"]
+    assert decoded[2].columns["cut_in_score"] > 100 > max(e.columns["motion_max"] for e in decoded)
     whole, _ = run(tmp_path / "a.mp4", num_frames=13, find_shots=False)
-    assert [e.facts["frame_index_start"] for e in whole] == [0, 13, 26, 39]
+    assert [e.columns["frame_index_start"] for e in whole] == [0, 13, 26, 39]
 
 
 def test_flicker_is_not_a_row_of_cuts(tmp_path):
     frames = tinted(shot(60), 0)
     frames[1::2] += 150
-    excerpts, _ = run(write(tmp_path / "a.mp4", frames))
-    assert len(excerpts) >= 2
+    decoded, _ = run(write(tmp_path / "a.mp4", frames))
+    assert len(decoded) >= 2
 
 
 @pytest.mark.parametrize("angle", [90, 180, 270])
@@ -95,10 +95,10 @@ def test_rotation_is_applied_once(tmp_path, angle):
     turn = ["-c", "copy", "-metadata:s:v", f"rotate={angle}"]
     ffmpeg("-i", tmp_path / "plain.mp4", *turn, tmp_path / "turned.mp4")
     shown = ffmpeg("-i", tmp_path / "turned.mp4", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
-    (turned,), facts = run(tmp_path / "turned.mp4")
+    (turned,), metadata = run(tmp_path / "turned.mp4")
     height, width = (48, 64) if angle == 180 else (64, 48)
-    assert (facts.src_height_px, facts.src_width_px) == (height, width)
-    assert facts.rotation_deg in {angle, 360 - angle}  # what `rotate` means differs by version
+    assert (metadata.src_height_px, metadata.src_width_px) == (height, width)
+    assert metadata.rotation_deg in {angle, 360 - angle}  # what `rotate` means differs by version
     upright = np.frombuffer(shown, np.uint8).reshape(17, height, width, 3)
     top, left = (height - 48) // 2, (width - 48) // 2
     centre = upright[:, top : top + 48, left : left + 48].astype(int)
@@ -119,11 +119,11 @@ def test_containers_codecs_depth_range_and_odd_sizes(tmp_path, suffix, options):
     frames = shot(18)
     if suffix == ".mp4":
         frames = frames[:, :47, :61]
-    (excerpt,), facts = run(write(tmp_path / f"a{suffix}", frames, **options), size_px=46)
-    assert facts.decoded_frames == 18
+    (clip,), metadata = run(write(tmp_path / f"a{suffix}", frames, **options), size_px=46)
+    assert metadata.decoded_frames == 18
     left = (frames.shape[2] - frames.shape[1]) // 2
     centre = frames[:17, :, left : left + frames.shape[1]]
-    assert excerpt.frames_THWC.mean() == pytest.approx(centre.mean(), abs=3)
+    assert clip.frames_THWC.mean() == pytest.approx(centre.mean(), abs=3)
 
 
 def test_gaps_in_time_are_never_filled(tmp_path):
@@ -132,28 +132,28 @@ def test_gaps_in_time_are_never_filled(tmp_path):
     gap = "setpts=N/25/TB+gte(N\\,20)*2/TB"
     gap_options = ["-vf", gap, "-vsync", "passthrough", "-c:v", "libx264"]
     ffmpeg("-i", tmp_path / "a.mp4", *gap_options, tmp_path / "gap.mp4")
-    excerpts, facts = run(tmp_path / "gap.mp4", rate_fps=12.5, num_frames=9)
-    assert facts.is_vfr
-    assert [e.facts["frame_index_start"] for e in excerpts] == [0, 20]
+    decoded, metadata = run(tmp_path / "gap.mp4", rate_fps=12.5, num_frames=9)
+    assert metadata.is_vfr
+    assert [e.columns["frame_index_start"] for e in decoded] == [0, 20]
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
 def test_parts_share_the_frames_of_the_whole(tmp_path, suffix):
     path = write(tmp_path / f"a{suffix}", shot(100), codec="mpeg4", crf=3)
-    whole, facts = run(path, num_frames=5, find_shots=False, rate_fps=25.0)
+    whole, metadata = run(path, num_frames=5, find_shots=False, rate_fps=25.0)
     shared, frames = [], 0
     for part in range(3):
-        excerpts, of_part = run(
+        decoded, of_part = run(
             path, num_frames=5, find_shots=False, rate_fps=25.0, part=part, parts=3
         )
-        shared += excerpts
+        shared += decoded
         frames += of_part.decoded_frames
-    assert frames == facts.decoded_frames == 100
+    assert frames == metadata.decoded_frames == 100
     assert len(shared) >= len(whole) - 3
-    seen = [e.facts["span_start_us"] for e in shared]
+    seen = [e.columns["span_start_us"] for e in shared]
     assert seen == sorted(set(seen))
-    first = {e.facts["span_start_us"]: e.frames_THWC for e in whole}
-    same = [np.array_equal(e.frames_THWC, first.get(e.facts["span_start_us"])) for e in shared]
+    first = {e.columns["span_start_us"]: e.frames_THWC for e in whole}
+    same = [np.array_equal(e.frames_THWC, first.get(e.columns["span_start_us"])) for e in shared]
     assert sum(same) >= len(whole) // 3
 
 
@@ -163,11 +163,11 @@ def test_damage_is_counted_and_ends_at_the_next_key_frame(tmp_path):
     middle = len(data) // 2
     data[middle : middle + 9000] = bytes(9000)
     (tmp_path / "a.mp4").write_bytes(data)
-    excerpts, facts = run(tmp_path / "a.mp4", find_shots=False)
-    errors = [e.facts["decode_errors"] for e in excerpts]
+    decoded, metadata = run(tmp_path / "a.mp4", find_shots=False)
+    errors = [e.columns["decode_errors"] for e in decoded]
     assert errors[0] == 0
     assert sum(errors) > 0
-    assert facts.expected_frames == 68
+    assert metadata.expected_frames == 68
 
 
 def test_scores_tell_black_held_and_moving_apart(tmp_path):
@@ -175,8 +175,8 @@ def test_scores_tell_black_held_and_moving_apart(tmp_path):
     held = np.repeat(moving[:1], 17, axis=0)
     scores = {}
     for name, frames in {"black": black, "held": held, "moving": moving}.items():
-        (excerpt,), _ = run(write(tmp_path / f"{name}.mp4", frames))
-        scores[name] = excerpt.facts
+        (clip,), _ = run(write(tmp_path / f"{name}.mp4", frames))
+        scores[name] = clip.columns
     assert scores["black"]["black_frac"] == 1
     assert scores["black"]["letterbox_frac"] == 1
     assert scores["held"]["freeze_frac"] == 1
@@ -190,8 +190,8 @@ def test_each_source_is_opened_once(tmp_path, monkeypatch):
     opened = []
     real = av.open
     monkeypatch.setattr(av, "open", lambda *a, **k: opened.append(a) or real(*a, **k))
-    excerpts, _ = run(path)
-    assert len(excerpts) == 3
+    decoded, _ = run(path)
+    assert len(decoded) == 3
     assert len(opened) == 1
 
 
@@ -221,7 +221,7 @@ def test_clip_files_are_exact_and_independent_of_their_neighbours():
 
 @pytest.fixture
 def scanner():
-    with Scanner(ScanPlan(size_px=48), Limits(wall_s=20, cpu_s=20)) as scanner:
+    with SandboxedDecoder(ScanPlan(size_px=48), Limits(wall_s=20, cpu_s=20)) as scanner:
         yield scanner
 
 
@@ -240,7 +240,7 @@ def test_child_gives_the_same_and_outlives_bad_files(tmp_path, scanner):
         assert all(
             (a.frames_THWC == b.frames_THWC).all() for a, b in zip(ours[:-1], theirs, strict=False)
         )
-        assert [a.facts for a in ours[:-1]] == [b.facts for b in theirs[:-1]]
+        assert [a.columns for a in ours[:-1]] == [b.columns for b in theirs[:-1]]
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_child_gives_the_same_and_outlives_bad_files(tmp_path, scanner):
 )
 def test_a_dead_or_hanging_child_costs_one_source(tmp_path, stroke, code):
     good = write(tmp_path / "a.mp4", shot(40))
-    with Scanner(ScanPlan(size_px=48), Limits(wall_s=2, cpu_s=20)) as scanner:
+    with SandboxedDecoder(ScanPlan(size_px=48), Limits(wall_s=2, cpu_s=20)) as scanner:
         assert len(list(scanner.scan(good))) == 3
         pid = scanner._children["scan"].process.pid
         os.kill(pid, stroke)

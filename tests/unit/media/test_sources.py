@@ -7,9 +7,9 @@ import pytest
 
 from videoar.core.errors import ConfigError, MediaError
 from videoar.media.fetch import fetch
-from videoar.media.probe import admit, sniff
+from videoar.media.probe import detect_demuxer, sniff
 from videoar.media.process import Limits
-from videoar.media.sandbox import Scanner
+from videoar.media.sandbox import SandboxedDecoder
 from videoar.media.scan import ScanPlan
 from videoar.media.sources import list_sources
 
@@ -150,7 +150,7 @@ def test_nothing_to_list_is_one_clear_line(tmp_path):
 def test_rendered_corpus_is_an_input_like_others(tmp_path):
     listed = list_sources("rendered://shapes?num_videos=3&seed=0").to_pylist()
     assert len(listed) == 3
-    with Scanner(ScanPlan(), Limits(wall_s=20)) as scanner:
+    with SandboxedDecoder(ScanPlan(), Limits(wall_s=20)) as scanner:
         path, sha256 = scanner.fetch(listed[0]["uri"], tmp_path)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256
 
@@ -175,7 +175,7 @@ def test_content_decides_what_a_decoder_sees(head, code):
 
 def test_containers_are_known_by_content(tmp_path):
     (tmp_path / "a.txt").write_bytes(MP4)
-    assert admit(tmp_path / "a.txt") == "mov"
+    assert detect_demuxer(tmp_path / "a.txt") == "mov"
     assert sniff(b"\x1aE\xdf\xa3", "") == "matroska"
     assert sniff(b"RIFF\0\0\0\0AVI LIST", "") == "avi"
     assert sniff((b"G" + bytes(187)) * 3, "") == "mpegts"

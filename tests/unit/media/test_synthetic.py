@@ -1,4 +1,4 @@
-"""The rendered corpus: true to its prompts, deterministic, growing, and broken only on purpose."""
+"""The synthetic corpus: true to its prompts, deterministic, growing, and broken only on purpose."""
 
 from collections import Counter
 
@@ -15,7 +15,7 @@ from videoar.media.synthetic import (
     draw,
     entry,
     held_out,
-    list_rendered,
+    list_synthetic,
     parse_prompt,
     render_file,
     scenes,
@@ -56,9 +56,9 @@ def test_scene_too_long_for_its_figure_is_refused():
 
 
 def test_listing_is_balanced_and_a_larger_corpus_begins_with_the_smaller():
-    rows = list_rendered(URL)
-    assert rows[:50] == list_rendered("rendered://shapes?num_videos=50&seed=0")
-    assert rows[0]["etag"] != list_rendered("rendered://shapes?num_videos=1&seed=1")[0]["etag"]
+    rows = list_synthetic(URL)
+    assert rows[:50] == list_synthetic("rendered://shapes?num_videos=50&seed=0")
+    assert rows[0]["etag"] != list_synthetic("rendered://shapes?num_videos=1&seed=1")[0]["etag"]
     assert [row["name"] for row in rows] == sorted(row["name"] for row in rows)
     counts = Counter(row["caption"] for row in rows)
     assert set(counts) == {scene.prompt for scene in scenes()}
@@ -86,11 +86,11 @@ def test_listing_is_balanced_and_a_larger_corpus_begins_with_the_smaller():
 )
 def test_bad_address_is_refused(url):
     with pytest.raises(ConfigError):
-        list_rendered(url)
+        list_synthetic(url)
 
 
 def test_address_of_another_file_is_refused():
-    row = list_rendered(URL)[0]
+    row = list_synthetic(URL)[0]
     for uri in (row["uri"].replace(".mp4", ".avi"), "rendered://shapes/x.mp4?seed=0"):
         with pytest.raises(ConfigError):
             entry(uri)
@@ -98,7 +98,7 @@ def test_address_of_another_file_is_refused():
 
 def test_files_are_the_same_each_time_and_damaged_as_told(tmp_path):
     by_kind = {}
-    for row in list_rendered(URL):
+    for row in list_synthetic(URL):
         made = entry(row["uri"])
         by_kind.setdefault(made.broken or made.format, row["uri"])
     folders = [tmp_path / "a", tmp_path / "b"]

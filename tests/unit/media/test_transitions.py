@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from videoar.bench.films import KINDS, Film
-from videoar.media.shots import Tick, shots, spans
-from videoar.media.transitions import Change, find_changes
+from videoar.media.shots import SampledFrame, shots, spans
+from videoar.media.transitions import Transition, find_transitions
 
 SEEDS = range(500, 506)
 
@@ -37,9 +37,9 @@ def hits(wanted, found):
 
 def test_nearly_all_changes_are_found_and_nearly_nothing_else(films):
     found_of_kind, wanted_of_kind, false = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0), 0
-    for film, greys in films:
+    for film, luma_frames in films:
         _, wanted, _ = film.plan()
-        found = find_changes(greys, clock(len(greys), film.rate_fps))
+        found = find_transitions(luma_frames, clock(len(luma_frames), film.rate_fps))
         for transition, hit in zip(wanted, hits(wanted, found), strict=True):
             wanted_of_kind[transition.kind] += 1
             found_of_kind[transition.kind] += hit
@@ -54,8 +54,8 @@ def test_nearly_all_changes_are_found_and_nearly_nothing_else(films):
 def test_frame_rates_from_slow_to_fast(rate_fps):
     film = small_film(41, rate_fps=rate_fps, kinds=("cut",))
     _, wanted, _ = film.plan()
-    greys = greys_of(film)
-    found = find_changes(greys, clock(len(greys), rate_fps))
+    luma_frames = greys_of(film)
+    found = find_transitions(luma_frames, clock(len(luma_frames), rate_fps))
     assert all(hits(wanted, found))
     assert hits(found, wanted).count(False) <= 1
 
@@ -63,30 +63,30 @@ def test_frame_rates_from_slow_to_fast(rate_fps):
 def test_a_cut_is_named_by_the_first_frame_of_the_new_shot():
     draw = np.random.default_rng(0)
     one, other = (np.tile(draw.integers(0, 255, (1, 36, 64)), (20, 1, 1)) for _ in range(2))
-    greys = np.concatenate([one, other]).astype(np.uint8)
-    (change,) = find_changes(greys, clock(40, 25))
+    luma_frames = np.concatenate([one, other]).astype(np.uint8)
+    (change,) = find_transitions(luma_frames, clock(40, 25))
     assert (change.kind, change.first, change.last) == ("cut", 20, 20)
 
 
 def test_a_picture_without_content_is_a_shot_for_policy_to_judge():
-    assert find_changes(np.zeros((30, 36, 64), np.uint8), clock(30, 25)) == []
-    assert find_changes(np.zeros((1, 36, 64), np.uint8), clock(1, 25)) == []
+    assert find_transitions(np.zeros((30, 36, 64), np.uint8), clock(30, 25)) == []
+    assert find_transitions(np.zeros((1, 36, 64), np.uint8), clock(1, 25)) == []
 
 
-def ticks_of(greys, times_us):
+def ticks_of(luma_frames, times_us):
     return [
-        Tick(i, int(t), (64, 36), 0, grey, [np.full((2, 2, 3), i % 256, np.uint8)])
-        for i, (grey, t) in enumerate(zip(greys, times_us, strict=True))
+        SampledFrame(i, int(t), (64, 36), 0, luma, [np.full((2, 2, 3), i % 256, np.uint8)])
+        for i, (luma, t) in enumerate(zip(luma_frames, times_us, strict=True))
     ]
 
 
 def test_blocks_decide_as_one_look_at_everything_does(films):
-    film, _greys = films[0]
+    film, _luma = films[0]
     long = np.concatenate([g for _, g in films[:4]])
     times_us = clock(len(long), film.rate_fps)
     ticks = ticks_of(long, times_us)
     starts = {t.index: s for t, s in shots(ticks) if s is not None}
-    whole = find_changes(long, times_us)
+    whole = find_transitions(long, times_us)
     trim = {"cut": 2, "fade": 3, "dissolve": 3}
     expected = {0} | {c.last + trim[c.kind] for c in whole}
     assert set(starts) == expected
@@ -107,7 +107,7 @@ def test_memory_does_not_grow_with_the_length():
         for i in itertools.count():
             alive += 1
             most = max(most, alive)
-            yield Tick(
+            yield SampledFrame(
                 i, 40_000 * i, (64, 36), 0, draw, [np.zeros((2, 2, 3), np.uint8).view(Counted)]
             )
 
@@ -117,8 +117,8 @@ def test_memory_does_not_grow_with_the_length():
 
 
 def test_gaps_and_sizes_part_shots_without_looking():
-    greys = np.zeros((30, 36, 64), np.uint8)
-    ticks = ticks_of(greys, clock(30, 25))
+    luma_frames = np.zeros((30, 36, 64), np.uint8)
+    ticks = ticks_of(luma_frames, clock(30, 25))
     for tick in ticks[10:]:
         tick.time_us += 10**12
     for tick in ticks[20:]:
@@ -129,6 +129,8 @@ def test_gaps_and_sizes_part_shots_without_looking():
 
 
 def test_changes_are_disjoint_and_in_order(films):
-    for film, greys in films:
-        found: list[Change] = find_changes(greys, clock(len(greys), film.rate_fps))
+    for film, luma_frames in films:
+        found: list[Transition] = find_transitions(
+            luma_frames, clock(len(luma_frames), film.rate_fps)
+        )
         assert all(a.last < b.first for a, b in itertools.pairwise(found))

@@ -22,7 +22,7 @@ from tests.support.stage_chain import ingest
 from videoar.core.errors import ConfigError, MediaError
 from videoar.media.codes import CODES
 from videoar.media.process import Limits, run_tool
-from videoar.media.sandbox import Scanner
+from videoar.media.sandbox import SandboxedDecoder
 from videoar.media.scan import ScanPlan
 from videoar.media.sources import list_sources
 from videoar.storage.store import open_store
@@ -176,7 +176,10 @@ def test_a_careless_reader_would_open_the_canary(folder, expected):
 def test_the_canary_is_never_opened(folder, expected, outcome):
     assert not outcome.is_canary_opened
     pointers = {*hostile.BAITS, "smil.mp4", "sdp.mp4", "gab2.avi", "attached.mkv"}
-    with watched(folder / hostile.CANARY) as is_opened, Scanner(PLAN, Limits(20, 20)) as scanner:
+    with (
+        watched(folder / hostile.CANARY) as is_opened,
+        SandboxedDecoder(PLAN, Limits(20, 20)) as scanner,
+    ):
         for name in sorted(pointers & set(expected)):
             with suppress(MediaError):  # under its own name, so that relative paths lead there
                 list(scanner.scan(folder / name))
@@ -199,7 +202,7 @@ FORMATS = {
 
 def test_changed_bytes_end_with_a_code_and_cost_no_child(tmp_path):
     ends = Counter()
-    with Scanner(PLAN, Limits(20, 20)) as scanner:
+    with SandboxedDecoder(PLAN, Limits(20, 20)) as scanner:
         for seed, (name, options) in enumerate(FORMATS.items()):
             path = hostile.video(tmp_path / name, *options)
             for data in hostile.mutants(path, 60, seed):
@@ -217,7 +220,7 @@ def test_changed_bytes_end_with_a_code_and_cost_no_child(tmp_path):
 
 @pytest.fixture
 def scanner():
-    with Scanner(PLAN, Limits(wall_s=1.5, cpu_s=20)) as scanner:
+    with SandboxedDecoder(PLAN, Limits(wall_s=1.5, cpu_s=20)) as scanner:
         yield scanner
 
 
@@ -260,7 +263,7 @@ def test_the_child_of_a_killed_worker_dies_too(mark, tmp_path):
     before = processes(mark)
     script = (
         "import sys; from pathlib import Path; from videoar.media.sandbox import *;"
-        "scanner = Scanner(ScanPlan(num_frames=4097), Limits());"  # no clip for a long time
+        "scanner = SandboxedDecoder(ScanPlan(num_frames=4097), Limits());"  # yields nothing
         "list(scanner.scan(Path(sys.argv[1])))"
     )
     with subprocess.Popen([sys.executable, "-c", script, film]) as worker:

@@ -6,7 +6,7 @@ import pytest
 from tests.support.clip_rows import clip_row, clips_of
 from tests.support.stage_chain import commit, describe
 from videoar.core.errors import GateError
-from videoar.curation.policy import profiled
+from videoar.curation.policy import score_columns
 from videoar.storage.store import open_store
 
 
@@ -23,7 +23,7 @@ def test_percentiles_are_exact_whatever_the_files(store):
     parts = describe(store, clips_of(store, rows[150:], rows[:7], rows[7:150]))
     assert whole.digest == parts.digest
     found = {r["column"]: r for r in whole.table().to_pylist()}
-    assert tuple(found) == profiled()
+    assert tuple(found) == score_columns()
     one = found["motion_mean"]
     assert (one["rows"], one["nulls"], one["min"]) == (201, 1, motion.min())
     assert one["percentiles"] == pytest.approx(
