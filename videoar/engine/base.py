@@ -5,37 +5,34 @@ that is the create-once record which each piece of work ends in (`videoar.pipeli
 """
 
 import logging
-import random
-import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from videoar.core.errors import VideoARError
+from videoar.core.retry import RetryPolicy
 from videoar.pipeline.stage import Shard
 from videoar.pipeline.work import Task, WorkRecord
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 ShardDone = Callable[[Shard, WorkRecord], None]
-_TRIES = 4
-_FIRST_WAIT_S = 0.5
+_RETRY = RetryPolicy(first_wait_s=1.0, max_wait_s=4.0, max_attempts=4)
 
 
 def with_retries(work: Callable[[], T]) -> T:
-    """Call `work`; try again, with jittered and doubling waits, if its error says it may help.
+    """Call `work`; retry with backoff while its error is `retryable`.
 
-    Stages and storage raise, engines decide; a store repeats only what breaks on the way by chance.
+    Stages and storage raise, the engine decides; a store retries only single broken responses.
     """
-    for attempt in range(1, _TRIES):
-        try:
-            return work()
-        except VideoARError as error:
-            if not error.retryable:
-                raise
-            wait_s = _FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-            logger.warning("attempt %d failed, next in %.1f s: %s", attempt, wait_s, error)
-            time.sleep(wait_s)
-    return work()
+    return _RETRY.call(work, _is_retryable, _log_retry)
+
+
+def _is_retryable(error: Exception) -> bool:
+    return isinstance(error, VideoARError) and error.retryable
+
+
+def _log_retry(attempt: int, wait_s: float, error: Exception) -> None:
+    logger.warning("attempt %d failed, next in %.1f s: %s", attempt, wait_s, error)
 
 
 class Engine(Protocol):

@@ -6,7 +6,6 @@ same facts only save loading it.
 """
 
 import json
-import random
 import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from videoar.contracts.contract import load_contract
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import StorageError, TransientStorageError, one_line
 from videoar.core.ids import SHORT_DIGEST
+from videoar.core.retry import RetryPolicy
 from videoar.core.types import Commit, FileRef
 from videoar.storage.ledger import Ledger
 from videoar.storage.object_store import ObjectStore
@@ -26,7 +26,7 @@ from videoar.storage.takedown import withdrawn
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
-_ATTEMPTS = 20
+_RETRY = RetryPolicy(first_wait_s=0.02, max_wait_s=0.4, max_attempts=20)
 _ASKED_ONE_BY_ONE = 16
 """chosen: so many files are asked for by name, more of them are looked for in a listing."""
 _TABLE_CONFIG = {
@@ -78,6 +78,10 @@ def missing_files(objects: ObjectStore, files: Iterable[FileRef]) -> Iterator[st
 def data_path(sha256: str) -> str:
     """Return the path of a data file relative to its table."""
     return f"data/{sha256[:2]}/{sha256}.parquet"
+
+
+class _NotCommittedError(TransientStorageError):
+    """One attempt to append wrote nothing, e.g. because another writer took the log version."""
 
 
 class DeltaLog:
@@ -137,30 +141,32 @@ class DeltaLog:
         Raises:
             TransientStorageError: no attempt came through; carries what the last one said.
         """
+        return _RETRY.call(
+            lambda: self._append_once(draft, schema), lambda e: isinstance(e, _NotCommittedError)
+        )
+
+    def _append_once(self, draft: Commit, schema: pa.Schema) -> Commit:
         from deltalake.exceptions import DeltaError
 
-        fingerprint = f"fingerprint-{draft.provenance.fingerprint}"
-        digest = f"digest-{draft.digest[:SHORT_DIGEST]}"
-        last: Exception | None = None
-        for attempt in range(_ATTEMPTS):
-            app_id, found = self.find_complete(fingerprint)
-            if found is not None:
-                self.find(f"digest-{found.digest[:SHORT_DIGEST]}")  # its writer may have died early
-                return found
-            try:
-                self._try_append(draft, schema, app_id, digest)
-            except (DeltaError, OSError) as error:
-                last = error
-            # Whatever the answer was, only the log knows: an error may hide our own success.
-            found = self.find(app_id)
-            if found is not None:
-                crash_point("commit.between_records")
-                self.find(digest)
-                crash_point("commit.after_records")
-                return found
-            time.sleep(random.uniform(0, 0.02 * (attempt + 1)))  # noqa: S311 - jitter
-        what = f"nothing committed in {_ATTEMPTS} attempts, the last one said: {one_line(last)}"
-        raise TransientStorageError(self.folder, what, "run again") from last
+        app_id, existing = self.find_complete(f"fingerprint-{draft.provenance.fingerprint}")
+        if existing is not None:
+            # a writer killed between its two records left the second one missing: find writes it
+            self.find(f"digest-{existing.digest[:SHORT_DIGEST]}")
+            return existing
+        digest, cause = f"digest-{draft.digest[:SHORT_DIGEST]}", None
+        try:
+            self._try_append(draft, schema, app_id, digest)
+        except (DeltaError, OSError) as error:
+            cause = error
+        # Read the log whatever the result was: an error may hide a commit that was written.
+        commit = self.find(app_id)
+        if commit is None:
+            what = f"not committed in {_RETRY.max_attempts} attempts, last error: {one_line(cause)}"
+            raise _NotCommittedError(self.folder, what, "run again") from cause
+        crash_point("commit.between_records")
+        self.find(digest)
+        crash_point("commit.after_records")
+        return commit
 
     def _try_append(self, draft: Commit, schema: pa.Schema, fingerprint: str, digest: str) -> None:
         from deltalake import CommitProperties, Transaction

@@ -2,8 +2,6 @@
 
 import contextlib
 import io
-import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from videoar.core.errors import StorageError, TransientStorageError
+from videoar.core.retry import RetryPolicy
 from videoar.storage.object_store import (
     MULTIPART_BYTES,
     PIECE_BYTES,
@@ -22,7 +21,7 @@ from videoar.storage.object_store import (
 
 T = TypeVar("T")
 BODY_RETRY_S = 60.0
-"""chosen: so long a body that breaks is asked for again."""
+"""chosen: how long a GET whose body breaks is retried."""
 
 
 def _read_all(body: Any) -> bytes:  # noqa: ANN401 - botocore has no types
@@ -106,20 +105,15 @@ class S3ObjectStore:
     def _read(self, key: str, read: Callable[[Any], T], span: tuple[int, int] | None = None) -> T:
         """GET an object, or (start, length) of it, and read the body.
 
-        A connection that breaks in the body is tried again for a while: the client's own attempts
-        end with the headers.
+        Retries a connection that breaks in the body: botocore's own retries end with the headers.
         """
         from botocore import exceptions as s3
 
-        until, wait_s = time.monotonic() + BODY_RETRY_S, 0.1
-        while True:
-            try:
-                return read(self._body(key, span))
-            except (s3.ResponseStreamingError, s3.IncompleteReadError, s3.ReadTimeoutError):
-                if time.monotonic() > until:
-                    raise
-            time.sleep(random.uniform(0, wait_s))  # noqa: S311 - jitter
-            wait_s = min(2 * wait_s, 5.0)
+        broken = (s3.ResponseStreamingError, s3.IncompleteReadError, s3.ReadTimeoutError)
+        policy = RetryPolicy(first_wait_s=0.1, max_wait_s=5.0, max_seconds=BODY_RETRY_S)
+        return policy.call(
+            lambda: read(self._body(key, span)), lambda error: isinstance(error, broken)
+        )
 
     def _body(self, key: str, span: tuple[int, int] | None) -> Any:  # noqa: ANN401
         """GET; the body is empty where a span begins behind the end.

@@ -271,7 +271,9 @@ def test_a_commit_that_was_not_written_is_tried_again(store, dataset, answers, e
 
 def test_a_store_that_takes_no_commit_is_a_transient_error_with_its_words(dataset, answers):
     answers += [(False, OSError("503\n slow down"))] * 20
-    with pytest.raises(TransientStorageError, match="the last one said: 503 slow down") as caught:
+    with pytest.raises(
+        TransientStorageError, match="20 attempts, last error: 503 slow down"
+    ) as caught:
         dataset.commit([dataset.write(rows("a"))], made_by("f"), {})
     assert isinstance(caught.value.__cause__, OSError)
     assert not answers
