@@ -1,10 +1,10 @@
-"""From generated clips to numbers that others can reproduce, a score card and a gate's decision.
+"""Metrics of generated and reconstructed clips, rows of `scores@1`, rules of promotion gates.
 
-Names are loaded when first used: the report and the gate need no torch.
+Names are imported on first access (PEP 562): report and gate must not import torch.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from videoar.evaluation.frechet import FeatureStats, frechet_distance
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["I3D", "FeatureStats", "frechet_distance", "temporal_flickering", "vbench_scores"]
 
-_HOMES = {
+_MODULES = {
     "FeatureStats": "frechet",
     "frechet_distance": "frechet",
     "I3D": "i3d",
@@ -22,7 +22,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands for
-    if name not in _HOMES:
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__} has no attribute {name}")
-    return getattr(import_module(f"videoar.evaluation.{_HOMES[name]}"), name)
+    return getattr(import_module(f"videoar.evaluation.{_MODULES[name]}"), name)

@@ -1,10 +1,10 @@
 """Frechet distance between two sets of feature vectors, from streaming statistics.
 
-The one idea: keep (n, mean, M2) in float64 and merge by Chan's rule. The result is independent of
-how the data was split to rounding (1e-14), where raw float32 sums lose the signal at a mean of 100.
-The matrix square root is never formed: only its trace is needed, and that is a sum of eigenvalue
-roots (three times faster than `sqrtm` at 400 features), or a nuclear norm when there are fewer
-vectors than features.
+Count, mean and centred second moment are kept in float64 and merged by Chan's rule. The result does
+not depend on how the data was split, up to rounding (1e-14); raw float32 sums lose the signal
+already at a mean of 100. The matrix square root is never formed, as only its trace is needed: a sum
+of square roots of eigenvalues (three times faster than `sqrtm` at 400 features), or a nuclear norm
+when there are fewer vectors than features.
 
 Axes: N vectors, D features.
 """
@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 
 @dataclass
 class FeatureStats:
-    """Count, mean and centred second moment of vectors seen so far. Memory is D * D, never N."""
+    """Count, mean [D] and centred second moment [D, D] of a stream of vectors; memory is O(D^2)."""
 
     count: int = 0
     mean: Array | None = None
@@ -31,18 +31,18 @@ class FeatureStats:
         """Add vectors; return self.
 
         Raises:
-            ContractError: not a matrix, other width than before, or a value that is not finite.
+            ContractError: not a matrix, another number of features than before, or not finite.
         """
         x = np.asarray(x_ND, dtype=np.float64)
         if x.ndim != 2 or not np.isfinite(x).all():
-            raise ContractError("features", f"shape {x.shape} is no matrix of finite numbers")
+            raise ContractError("features", f"shape {x.shape} is not a matrix of finite numbers")
         if len(x) == 0:
             return self
         mean = x.mean(axis=0)
         return self.merge(FeatureStats(len(x), mean, (x - mean).T @ (x - mean)))
 
     def merge(self, other: "FeatureStats") -> "FeatureStats":
-        """Add what another accumulator has seen; return self.
+        """Add the vectors of another accumulator; return self.
 
         Source: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm" (1979).
         """
@@ -65,7 +65,7 @@ class FeatureStats:
         """Return mean [D] and covariance [D, D].
 
         Args:
-            ddof: 1 divides by N - 1 (TF protocol), 0 by N (StyleGAN-V).
+            ddof: 1 divides by N - 1 (TF-GAN protocol), 0 by N (StyleGAN-V).
 
         Raises:
             ContractError: fewer than two vectors.
@@ -79,7 +79,7 @@ def frechet_distance(a: FeatureStats, b: FeatureStats, ddof: int = 1) -> float:
     """Return |mu_a - mu_b|^2 + tr S_a + tr S_b - 2 tr (S_a S_b)^(1/2).
 
     Raises:
-        ContractError: fewer than two vectors on a side, or different widths.
+        ContractError: fewer than two vectors on a side, or different numbers of features.
 
     Source: Dowson and Landau, J. Multivariate Analysis 12 (1982).
     """
@@ -87,6 +87,8 @@ def frechet_distance(a: FeatureStats, b: FeatureStats, ddof: int = 1) -> float:
     mean_b, cov_b = b.moments(ddof)
     if mean_a.shape != mean_b.shape:
         raise ContractError("features", f"{len(mean_a)} != {len(mean_b)} features")
+    # tr (S_a S_b)^(1/2) = tr (R S_b R)^(1/2) with R = S_a^(1/2): R S_b R is symmetric, so eigvalsh
+    # applies. Eigenvalues of a rank-deficient covariance can be negative by rounding: clip at 0.
     values, vectors = np.linalg.eigh(cov_a)
     root_a = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     cross = np.linalg.eigvalsh(root_a @ cov_b @ root_a)
@@ -95,7 +97,7 @@ def frechet_distance(a: FeatureStats, b: FeatureStats, ddof: int = 1) -> float:
 
 
 def frechet_of_vectors(x_ND: Array, y_ND: Array) -> float:
-    """Return the same distance (ddof 1) straight from vectors: 1 ms at N = 64, D = 400.
+    """Return the Frechet distance (ddof 1) of two sets of vectors; 1 ms at N = 64, D = 400.
 
     For centred matrices tr (S_x S_y)^(1/2) is the nuclear norm of X Y^T over the counts, because
     both have the same non-zero eigenvalues.
@@ -110,16 +112,16 @@ def frechet_of_vectors(x_ND: Array, y_ND: Array) -> float:
 def frechet_interval(
     x_ND: Array, y_ND: Array, seed: int, num_resamples: int = 200
 ) -> tuple[float, float]:
-    """Return a 95 % interval of the distance: 1.96 bootstrap deviations around its value.
+    """Return a 95 % interval of the distance: its value +- 1.96 bootstrap standard deviations.
 
-    Percentiles would be off: a resample repeats vectors, which acts like a smaller N and raises
-    the distance, so at small N they need not even contain the value.
+    Bootstrap percentiles would be biased: a resample repeats vectors, which acts like a smaller N
+    and raises the distance, so at small N the percentiles may not contain the value.
     """
-    draw_from = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     resampled = [
         frechet_of_vectors(
-            x_ND[draw_from.integers(len(x_ND), size=len(x_ND))],
-            y_ND[draw_from.integers(len(y_ND), size=len(y_ND))],
+            x_ND[generator.integers(len(x_ND), size=len(x_ND))],
+            y_ND[generator.integers(len(y_ND), size=len(y_ND))],
         )
         for _ in range(num_resamples)
     ]

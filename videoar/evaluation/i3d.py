@@ -1,8 +1,8 @@
-"""The I3D network behind FVD, its identity check and its random stand-in.
+"""The I3D network of FVD: architecture, loader with identity check, random initialization.
 
-The one idea: modules carry the names of the published TensorFlow graph, so the checkpoint needs no
-key map: a bundle data file is the float32 variables in order of their names, back to back, and this
-module tree lists them. Nothing is unpickled and TensorFlow is not needed.
+Modules have the names of the published TensorFlow graph, so the checkpoint needs no key map: a
+bundle data file is the concatenation of all float32 variables in order of their names, and the
+module tree yields the same order. Nothing is unpickled and TensorFlow is not needed.
 
 A 16 x 224 x 224 clip costs 55.6 GFLOP, 1 to 2 CPU-seconds on one thread.
 Axes: B clips, T frames, H W pixels, K classes.
@@ -24,11 +24,12 @@ from videoar.core.errors import ConfigError
 Triple = tuple[int, int, int]
 
 FVD_BLOB = "fa7df95674dbf3579e7fccd954e51e706b4734c1"
-"""git blob id of `rgb_scratch/model.ckpt.data-00000-of-00001`: the only network that makes FVD."""
+"""git blob id of `rgb_scratch/model.ckpt.data-00000-of-00001`: the network that defines FVD."""
 NUM_BYTES = 50_818_176
-_OTHERS = {"2958652e0c9c48a65010c0ebda5c9cfd4edc7c18": "rgb_imagenet"}
+# Published beside it and often taken for it, but pretrained on ImageNet: other features.
+_OTHER_CHECKPOINTS = {"2958652e0c9c48a65010c0ebda5c9cfd4edc7c18": "rgb_imagenet"}
 MIN_FRAMES = 9
-"""The last pooling spans 2 of T / 8 (rounded up) steps, so 8 frames fail."""
+"""The last pooling spans 2 of ceil(T / 8) time steps, so 8 frames fail."""
 NUM_CLASSES = 400
 _BN_EPS = 1e-3  # Source: Sonnet default of the published graph; ports with 1e-5 shift the logits
 
@@ -47,7 +48,10 @@ _BLOCKS = {
 
 
 def _pad_same(x: Tensor, kernel: Triple, stride: Triple) -> Tensor:
-    """Pad as TensorFlow's SAME does: so that ceil(size / stride) outputs exist, end-heavy."""
+    """Pad like TensorFlow's SAME: ceil(size / stride) outputs, the odd pixel at the end.
+
+    PyTorch's `padding` is symmetric, which shifts the samples of a strided convolution by one.
+    """
     pads: list[int] = []
     for size, k, s in zip(x.shape[:1:-1], kernel[::-1], stride[::-1], strict=True):
         total = max((math.ceil(size / s) - 1) * s + k - size, 0)
@@ -63,7 +67,7 @@ class _Conv(nn.Module):
 
 
 class _Norm(nn.Module):
-    """Batch normalization of an inference graph without gamma."""
+    """Batch normalization in inference form; the graph has no gamma."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -78,7 +82,7 @@ class _Norm(nn.Module):
 
 
 class _Unit(nn.Module):
-    """SAME convolution, then normalization and ReLU; the logits have a bias instead of both."""
+    """SAME convolution, normalization, ReLU; the logits have only a bias."""
 
     def __init__(
         self, width_in: int, width: int, size: int = 1, stride: int = 1, *, is_last: bool = False
@@ -95,7 +99,7 @@ class _Unit(nn.Module):
 
 
 class _MaxPool(nn.Module):
-    """SAME max pooling. Its input is never negative, so zeros pad as well as -inf would."""
+    """SAME max pooling. Inputs follow a ReLU, so padding with 0 equals padding with -inf."""
 
     def __init__(self, kernel: Triple, stride: Triple) -> None:
         super().__init__()
@@ -134,7 +138,10 @@ def _chain(modules: dict[str, nn.Module]) -> nn.Sequential:
 
 
 class I3D(nn.Module):
-    """Inflated Inception v1 up to its 400 logits, in inference form. Call a loader to get one."""
+    """Inflated Inception v1 up to its 400 logits, in inference form.
+
+    Parameters are uninitialized: use `load_i3d` or `random_i3d`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -170,7 +177,7 @@ class I3D(nn.Module):
         return torch.as_tensor(logits_BKt11.mean(dim=(2, 3, 4)))
 
     def variables(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield (name in the TF graph, tensor) in the order of the bundle."""
+        """Yield (name in the TensorFlow graph, tensor) in the order of the bundle file."""
         named = {
             f"RGB/inception_i3d/{name.removeprefix('trunk.').replace('.', '/')}": tensor
             for name, tensor in self.named_parameters()
@@ -178,7 +185,7 @@ class I3D(nn.Module):
         yield from sorted(named.items())
 
     def digest(self) -> str:
-        """Return the SHA-256 over all variables, in bundle order and torch layout."""
+        """Return the SHA-256 over all variables, in bundle order and PyTorch layout."""
         sha = hashlib.sha256()
         for _, tensor in self.variables():
             sha.update(tensor.cpu().numpy().tobytes())
@@ -186,9 +193,10 @@ class I3D(nn.Module):
 
 
 def random_i3d(seed: int) -> I3D:
-    """Return the network with seeded weights: scale-preserving convolutions, neutral norms.
+    """Return the network with seeded random weights: He convolutions, identity normalization.
 
-    It detects regressions and ranks nothing the way people do; its distance is never called FVD.
+    Its distance detects regressions without downloaded weights. It does not agree with human
+    ranking, so it is never called FVD.
     """
     network = I3D()
     generator = torch.Generator().manual_seed(seed)
@@ -204,7 +212,7 @@ def load_i3d(path: str) -> I3D:
     """Load the FVD network from its TensorFlow checkpoint data file.
 
     Raises:
-        ConfigError: no such file, or any other file than that one.
+        ConfigError: no such file, or a file other than the FVD checkpoint.
     """
     if not Path(path).is_file():
         raise ConfigError(path or "fvd", "no I3D weights", "set VIDEOAR_I3D_WEIGHTS")
@@ -214,7 +222,7 @@ def load_i3d(path: str) -> I3D:
 
 
 def check_identity(data: bytes, where: str) -> None:
-    """Refuse everything but the one checkpoint that defines FVD.
+    """Raise unless the bytes are the one checkpoint that defines FVD.
 
     Raises:
         ConfigError: size or git blob id differ.
@@ -225,12 +233,12 @@ def check_identity(data: bytes, where: str) -> None:
     header = f"blob {len(data)}\0".encode()
     blob = hashlib.sha1(header + data, usedforsecurity=False).hexdigest()
     if blob != FVD_BLOB:
-        what = _OTHERS.get(blob, "unknown content")
+        what = _OTHER_CHECKPOINTS.get(blob, "unknown content")
         raise ConfigError(where, f"this is {what} (git blob {blob[:12]}), not rgb_scratch", hint)
 
 
 def read_bundle(data: bytes) -> I3D:
-    """Read variables laid out as in the published checkpoint, whatever their values."""
+    """Return the network with variables read in the layout of the published checkpoint."""
     network, offset = I3D(), 0
     for _, tensor in network.variables():
         flat = np.frombuffer(data, dtype="<f4", count=tensor.numel(), offset=offset)
@@ -240,7 +248,7 @@ def read_bundle(data: bytes) -> I3D:
 
 
 def _torch_layout(flat: Tensor, like: Tensor) -> Tensor:
-    """Turn [t, h, w, in, out] into [out, in, t, h, w]; vectors stay as they are."""
+    """Permute [t, h, w, in, out] to [out, in, t, h, w]; return vectors unchanged."""
     if like.ndim == 1:
         return flat
     out, width_in, *kernel = like.shape
@@ -248,7 +256,9 @@ def _torch_layout(flat: Tensor, like: Tensor) -> Tensor:
 
 
 def preprocess(frames_THWC: np.ndarray) -> Tensor:
-    """Prepare a clip by the preset `common_metrics`: short side 224, centre crop, [-1, 1].
+    """Resize the short side of a clip to 224 px, crop the centre, scale to [-1, 1].
+
+    This is the preset `common_metrics` of the protocol lock.
 
     Args:
         frames_THWC: RGB, uint8.

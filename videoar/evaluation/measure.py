@@ -1,7 +1,7 @@
-"""From clips to rows of `scores@1`.
+"""Compute rows of `scores@1` from clips.
 
-The one idea: clips stream by once. Each leaves a few numbers behind (a verdict, a flicker value, a
-feature vector), and rows are made from those, so memory does not grow with the pixels.
+Clips are streamed once. Each contributes a few numbers (predicted attributes, a flicker value, a
+feature vector) from which the rows are computed, so memory does not grow with the pixels.
 
 Axes: N clips, T frames, D features.
 """
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from videoar.core.types import Row
-from videoar.evaluation import scorecard, synthetic
+from videoar.evaluation import metric_names, scorecard, synthetic
 from videoar.evaluation.frechet import FeatureStats, frechet_distance, frechet_interval
 from videoar.evaluation.i3d import I3D, MIN_FRAMES, NUM_CLASSES, preprocess
 from videoar.evaluation.metrics import psnr_T, ssim_T
@@ -28,12 +28,11 @@ Frames = NDArray[np.uint8]
 Array = NDArray[np.float64]
 
 DISTANCE_FRAMES = 16  # Source: StyleGAN-V and TATS protocols, 16 frames per clip
-RENDERED = (*(f"{name}_acc" for name in (*synthetic.ATTRIBUTES, "all")), "valid_frac")
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A decoded clip with what is known about it."""
+    """A decoded clip, its frame rate and its prompt or caption."""
 
     id: str
     frames: Frames
@@ -53,10 +52,12 @@ def features_ND(network: I3D, clips: Iterable[Clip]) -> Array:  # noqa: N802 - s
 def distance_rows(
     metric: str, samples_ND: Array, reference_ND: Array, floor_ND: Array, *, lock: Lock, seed: int
 ) -> list[Row]:
-    """Return the distance and, beside it, the floor: what other real clips get at the same N.
+    """Return the Frechet distance and its floor: the distance of other real clips at equal N.
+
+    The estimate is biased upwards at small N, so a distance can only be read against the floor.
 
     Raises:
-        ContractError: unequal or too small N, or features that are not finite.
+        ContractError: unequal counts, fewer than two clips, or features that are not finite.
     """
     full = {
         **lock,
@@ -67,11 +68,11 @@ def distance_rows(
     }
     return [
         _distance_row(metric, samples_ND, reference_ND, full, seed),
-        _distance_row(f"{metric}/floor", floor_ND, reference_ND, full, seed)
+        _distance_row(metric + metric_names.FLOOR, floor_ND, reference_ND, full, seed)
         if len(floor_ND) == len(reference_ND)
         else scorecard.not_evaluated(
-            f"{metric}/floor",
-            f"needs {len(reference_ND)} more real clips, there are {len(floor_ND)}",
+            metric + metric_names.FLOOR,
+            f"needs {len(reference_ND)} more real clips, {len(floor_ND)} available",
             lock=full,
             higher_is_better=False,
         ),
@@ -91,39 +92,46 @@ def _distance_row(metric: str, x_ND: Array, y_ND: Array, lock: Lock, seed: int) 
     )
 
 
-def why_no_distance(num_frames: Sequence[Sequence[int]]) -> str:
-    """Return why sets of clips with these frame counts have no distance, empty if they have."""
+def no_distance_reason(num_frames: Sequence[Sequence[int]]) -> str:
+    """Return why no distance can be computed, an empty string if one can.
+
+    Args:
+        num_frames: frames of each clip, per set of clips; the sets have equal sizes.
+    """
     if len(num_frames[0]) < 2:
-        return f"needs 2 clips on either side, there are {len(num_frames[0])}"
+        return f"needs 2 clips per side, {len(num_frames[0])} available"
     shortest = min(count for counts in num_frames for count in counts)
     if shortest < MIN_FRAMES:
-        return f"needs {MIN_FRAMES} frames, clips have {shortest}"
+        return f"needs {MIN_FRAMES} frames, the shortest clip has {shortest}"
     return ""
 
 
 class SampleScores:
-    """What generated clips leave behind as they stream by."""
+    """Streaming scores of generated clips: attributes, flicker and motion of each."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []
         self.texts: list[str] = []
-        self.verdicts: list[synthetic.Verdict] = []
+        self.predictions: list[synthetic.Prediction] = []
         self.flicker: list[float] = []
         self.motion: list[float] = []
 
     def add(self, clip: Clip) -> None:
-        """Look at one clip."""
+        """Measure one clip."""
         self.ids.append(clip.id)
         self.texts.append(clip.text)
-        self.verdicts.append(synthetic.judge(clip.frames, clip.rate_fps))
+        self.predictions.append(synthetic.classify(clip.frames, clip.rate_fps))
         self.flicker.append(temporal_flickering(clip.frames))
         self.motion.append(frame_difference(clip.frames))
 
     def rows(self, prefix: str, lock: Lock, seed: int) -> list[Row]:
-        """Return exact scores, flicker and the measure of motion that keeps flicker honest."""
-        means = {"temporal_flickering": self.flicker, "proxy/frame_diff_top5": self.motion}
+        """Return attribute accuracies, flicker, and the motion that flicker must be read against.
+
+        A frozen clip has perfect flicker, so flicker without motion would reward it.
+        """
+        means = {metric_names.FLICKERING: self.flicker, metric_names.MOTION: self.motion}
         return [
-            *self.rendered_rows(prefix, lock),
+            *self.synthetic_rows(prefix, lock),
             *(
                 scorecard.score_row(
                     metric,
@@ -137,21 +145,21 @@ class SampleScores:
             ),
         ]
 
-    def rendered_rows(self, prefix: str, lock: Lock) -> list[Row]:
-        """Judge the clips whose text is a prompt of the synthetic corpus."""
-        full = {**lock, "judge": synthetic.JUDGE_VERSION}
+    def synthetic_rows(self, prefix: str, lock: Lock) -> list[Row]:
+        """Return attribute accuracies over the clips with a prompt of the synthetic corpus."""
+        full = {**lock, "judge": synthetic.CLASSIFIER_VERSION}
         scenes = [parse_prompt(text) for text in self.texts]
         pairs = [
-            (id_, verdict, scene)
-            for id_, verdict, scene in zip(self.ids, self.verdicts, scenes, strict=True)
+            (id_, prediction, scene)
+            for id_, prediction, scene in zip(self.ids, self.predictions, scenes, strict=True)
             if scene is not None
         ]
         if not pairs:
-            reason = "no text is a prompt of the synthetic corpus"
-            return rendered_absent(prefix, reason, full)
-        ids, verdicts, wanted = zip(*pairs, strict=True)
-        scores = synthetic.rendered_scores(verdicts, wanted)
-        seen = {id_: [v.colour, v.shape, v.motion] for id_, v in zip(ids, verdicts, strict=True)}
+            reason = "no prompt is one of the synthetic corpus"
+            return synthetic_not_evaluated(prefix, reason, full)
+        ids, predictions, prompted = zip(*pairs, strict=True)
+        scores = synthetic.synthetic_scores(predictions, prompted)
+        seen = {id_: [v.colour, v.shape, v.motion] for id_, v in zip(ids, predictions, strict=True)}
         scores["all_acc"].details["seen"] = seen
         return [
             scorecard.score_row(
@@ -167,33 +175,36 @@ class SampleScores:
         ]
 
 
-def rendered_absent(prefix: str, reason: str, lock: Lock) -> list[Row]:
-    """Return the rows that say why there are no rendered scores."""
-    return [scorecard.not_evaluated(f"{prefix}/{name}", reason, lock=lock) for name in RENDERED]
+def synthetic_not_evaluated(prefix: str, reason: str, lock: Lock) -> list[Row]:
+    """Return rows without values for the scores of the synthetic corpus."""
+    return [
+        scorecard.not_evaluated(f"{prefix}/{name}", reason, lock=lock)
+        for name in metric_names.SYNTHETIC
+    ]
 
 
 def frame_difference(frames_THWC: Frames) -> float:
-    """Return the mean of the largest 5 % of absolute differences between neighbours, in [0, 1]."""
+    """Return the mean of the largest 5 % of pixel differences of adjacent frames, in [0, 1].
+
+    The largest 5 % because a small moving figure on a still background would vanish in the mean.
+    """
     steps = np.abs(np.diff(frames_THWC.astype(np.int16), axis=0)).mean(axis=-1).ravel()
     top = max(1, len(steps) // 20)
     return float(np.partition(steps, -top)[-top:].mean() / 255)
 
 
 def vbench_rows(lock: Lock) -> list[Row]:
-    """Return the VBench aggregates: absent while fifteen dimensions have no scorer here."""
+    """Return VBench aggregates without values: 15 of the 16 dimensions have no scorer yet."""
     missing = ", ".join(name for name in DIMENSIONS if name != "temporal_flickering")
     reason = f"no scorer for: {missing}"
-    return [
-        scorecard.not_evaluated(f"vbench/{name}", reason, lock=lock)
-        for name in ("total", "quality", "semantic")
-    ]
+    return [scorecard.not_evaluated(name, reason, lock=lock) for name in metric_names.VBENCH]
 
 
 class ReconstructionScores:
-    """Round trips of real clips through the tokenizer: the ceiling of what a model can reach."""
+    """Scores of reconstructed real clips: the upper bound of what the generator can reach."""
 
     def __init__(self) -> None:
-        self._judged = SampleScores()
+        self._synthetic = SampleScores()
         self._psnr: list[float] = []
         self._ssim: list[float] = []
         self._examples: list[Mapping[str, str]] = []
@@ -203,23 +214,24 @@ class ReconstructionScores:
         """Compare a real clip with its reconstruction."""
         self._psnr.append(float(psnr_T(real.frames, frames_THWC).mean()))
         self._ssim.append(float(ssim_T(real.frames, frames_THWC).mean()))
-        self._judged.add(Clip(real.id, frames_THWC, real.rate_fps, real.text))
+        self._synthetic.add(Clip(real.id, frames_THWC, real.rate_fps, real.text))
 
     def add_example(self, clip_id: str, real_key: str, recon_key: str) -> None:
-        """Remember where a real clip and its reconstruction can be seen."""
+        """Record the keys of a real clip's video and of its reconstruction."""
         self._examples.append({"clip_id": clip_id, "real_key": real_key, "recon_key": recon_key})
 
     def add_scale(self, clip_id: str, grid: str, recon_key: str) -> None:
-        """Remember where a clip can be seen as its scales up to a grid rebuild it."""
+        """Record the key of a reconstruction from the scales up to a grid."""
         self._by_scale.append({"clip_id": clip_id, "grid": grid, "recon_key": recon_key})
 
     def rows(self, lock: Lock, seed: int) -> list[Row]:
-        """Return mean PSNR (dB) and SSIM, and the rendered scores of the reconstructions."""
-        seen = {"examples": self._examples, "by_scale": self._by_scale}
+        """Return mean PSNR (dB) and SSIM, and the attribute accuracies of the reconstructions."""
+        videos = {"examples": self._examples, "by_scale": self._by_scale}
+        psnr, ssim = metric_names.RECONSTRUCTION
         return [
-            self._row("recon/psnr", self._psnr, lock, seed, seen),
-            self._row("recon/ssim", self._ssim, lock, seed, {}),
-            *self._judged.rendered_rows("rendered_recon", lock),
+            self._row(psnr, self._psnr, lock, seed, videos),
+            self._row(ssim, self._ssim, lock, seed, {}),
+            *self._synthetic.synthetic_rows("rendered_recon", lock),
         ]
 
     @staticmethod
@@ -237,8 +249,9 @@ class ReconstructionScores:
         )
 
 
-def reconstruction_absent(reason: str, lock: Lock) -> list[Row]:
-    """Return the rows that say why there are no reconstruction scores."""
-    names = ("recon/psnr", "recon/ssim")
-    rows = [scorecard.not_evaluated(name, reason, lock=lock) for name in names]
-    return rows + rendered_absent("rendered_recon", reason, lock)
+def reconstruction_not_evaluated(reason: str, lock: Lock) -> list[Row]:
+    """Return rows without values for the reconstruction scores."""
+    rows = [
+        scorecard.not_evaluated(name, reason, lock=lock) for name in metric_names.RECONSTRUCTION
+    ]
+    return rows + synthetic_not_evaluated("rendered_recon", reason, lock)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 Frames = NDArray[np.uint8]
 
-MAX_PSNR_DB = 100.0  # chosen: equal frames have no finite PSNR, and an infinite mean says nothing
+MAX_PSNR_DB = 100.0  # chosen: equal frames have infinite PSNR, which would make the mean infinite
 
 
 def psnr_T(a_THWC: Frames, b_THWC: Frames) -> NDArray[np.float64]:  # noqa: N802 - shape suffix
@@ -37,11 +37,12 @@ def ssim_T(a_THWC: Frames, b_THWC: Frames) -> NDArray[np.float64]:  # noqa: N802
 
 
 def _planes(frames_THWC: Frames) -> Tensor:
-    """Return [T * C, H, W] in [0, 1], float64."""
+    """Return colour planes [T * C, H, W] in [0, 1], float64."""
     return torch.from_numpy(frames_THWC).permute(0, 3, 1, 2).flatten(0, 1).double() / 255
 
 
 def _blur(planes_NHW: Tensor) -> Tensor:
+    """Convolve with the 11-tap Gaussian, rows then columns, without padding as in the paper."""
     window = torch.exp(-(torch.arange(-5, 6, dtype=torch.float64) ** 2) / (2 * 1.5**2))
     window /= window.sum()
     rows = functional.conv2d(planes_NHW[:, None], window.view(1, 1, 11, 1))

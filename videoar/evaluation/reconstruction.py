@@ -1,8 +1,8 @@
-"""Round trips through a tokenizer: what of a clip is left when it has been tokens.
+"""Reconstruction quality of a tokenizer: encode, store, decode, compare.
 
-The one idea: whatever is measured here has been exactly what the token store keeps. Latents are
-rounded to fp16, bits derive from the rounded ones, pixels from the bits. Clips of any length pass
-in parts, so memory does not grow with them.
+Measured is exactly what the token store holds: latents are rounded to fp16, bits are quantized
+from the rounded latents, pixels are decoded from the bits. Clips are processed in chunks of frames,
+so memory does not grow with their length.
 
 Axes: N clips, T frames, H W pixels, C colour channels; K bits, S scales.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from videoar.core.errors import ContractError, GateError
 from videoar.evaluation.frechet import frechet_of_vectors
 from videoar.evaluation.i3d import I3D
-from videoar.evaluation.measure import Clip, features_ND, why_no_distance
+from videoar.evaluation.measure import Clip, features_ND, no_distance_reason
 from videoar.evaluation.metrics import psnr_T, ssim_T
 from videoar.model.tokenizer.network import VideoTokenizer, frames_from_video, video_from_frames
 from videoar.storage.token_codec import pack_bits, unpack_bits
@@ -27,11 +27,13 @@ Frames = NDArray[np.uint8]
 _CHUNK_PIXELS = 1 << 21  # chosen: 128 frames of 128 x 128 px at a time, 8 of 384 x 672 px
 
 
-def fitted(net: VideoTokenizer, num_frames: int, height_px: int, width_px: int) -> VideoTokenizer:
-    """Return a network for clips of some shape; those for all sizes share their weights.
+def for_clip_shape(
+    net: VideoTokenizer, num_frames: int, height_px: int, width_px: int
+) -> VideoTokenizer:
+    """Return the network configured for clips of one shape; all sizes share the same weights.
 
     Raises:
-        ContractError: the shape does not fit.
+        ContractError: frames or pixels are no multiple of what the network reduces them by.
     """
     try:
         sized = net.for_size(height_px, width_px)
@@ -44,16 +46,17 @@ def fitted(net: VideoTokenizer, num_frames: int, height_px: int, width_px: int) 
 
 
 def require_finite(values: Tensor, what: str, clip: str) -> None:
-    """Refuse NaN and what fp16 cannot hold: a NaN has bits, and its pixel would be black.
+    """Raise if values are NaN or infinite, as latents above the fp16 maximum (65,504) become.
 
+    Without the check a NaN latent quantizes to valid bits and a NaN pixel is encoded as black.
     Cost: one pass over the values. On a CPU core with the presets `tiny` to `small`, latents take
     0.6 to 0.01 % of encoding, pixels 3 to 0.05 % of decoding.
 
     Raises:
-        ContractError: some value is not finite; names the clip.
+        ContractError: a value is not finite; names the clip.
     """
     if not values.isfinite().all():
-        hint = "the tokenizer's weights are broken or its numbers too large: train it again"
+        hint = "the tokenizer diverged or exceeds the range of fp16: train it again"
         raise ContractError(clip, f"{what} are not finite", hint)
 
 
@@ -61,38 +64,40 @@ def require_finite(values: Tensor, what: str, clip: str) -> None:
 def round_trip(
     net: VideoTokenizer, frames_THWC: Frames, clip: str = "clip"
 ) -> tuple[Frames, list[Tensor]]:
-    """Return a clip of any size after its round trip, and its bits: per scale bool [1, T, h, w, K].
+    """Encode and decode a clip; return its frames and its bits: per scale bool [1, T, h, w, K].
 
     Args:
         net: tokenizer.
-        frames_THWC: the clip.
-        clip: names it in errors.
+        frames_THWC: RGB, uint8, of any length and size that fits.
+        clip: name of the clip in errors.
 
     Raises:
         ContractError: the clip does not fit the tokenizer, its latents or pixels are not finite, or
-            the bits do not rebuild what the stored latents are quantized to.
+            the unpacked bits decode to other latents than the stored latents quantize to.
     """
-    net = fitted(net, *frames_THWC.shape[:3])
+    net = for_clip_shape(net, *frames_THWC.shape[:3])
     bits: list[list[Tensor]] = []
-    frames = _shown(net, _rebuilt(net, _stored(net, frames_THWC, clip), bits), clip)
+    latents = _through_store(net, _stored_latents(net, frames_THWC, clip), bits)
+    frames = _decode(net, latents, clip)
     return frames, [torch.cat(parts, dim=1) for parts in zip(*bits, strict=True)]
 
 
-def _stored(net: VideoTokenizer, frames_THWC: Frames, clip: str) -> Iterator[Tensor]:
-    """Yield the latents that the token store keeps: finite, fp16."""
+def _stored_latents(net: VideoTokenizer, frames_THWC: Frames, clip: str) -> Iterator[Tensor]:
+    """Yield the latents of each chunk as the token store holds them: fp16, finite."""
     for latent_BKTHW in net.encode_chunks(_chunks(net, frames_THWC)):
         stored = latent_BKTHW.half()
         require_finite(stored, "latents", clip)
         yield stored
 
 
-def _rebuilt(
+def _through_store(
     net: VideoTokenizer, latents: Iterable[Tensor], bits: list[list[Tensor]]
 ) -> Iterator[Tensor]:
-    """Yield the latents that the token store gives back; append their bits."""
+    """Yield the latents that packed and unpacked bits decode to; append the bits of each chunk."""
     cfg, quantizer = net.cfg, net.quantizer
     for stored in latents:
-        pyramid = quantizer.pyramid(stored.cpu())  # where `tokenize` takes them, too
+        # On the CPU, as `tokenize` does: a sign near zero may differ between CPU and GPU.
+        pyramid = quantizer.pyramid(stored.cpu())
         packed = pack_bits([of_scale[0].numpy() for of_scale in pyramid.bits])
         unpacked = unpack_bits(packed, stored.shape[2], cfg.scales, cfg.num_bits)
         read = [torch.from_numpy(part)[None].bool() for part in unpacked]
@@ -108,14 +113,16 @@ def _chunks(net: VideoTokenizer, frames_THWC: Frames) -> Iterator[Tensor]:
     frames, height_px, width_px, _ = frames_THWC.shape
     stride = net.cfg.time_stride
     step = stride * max(1, _CHUNK_PIXELS // (height_px * width_px * stride))
+    # The causal encoder maps the first frame to a latent frame of its own, so the first chunk has
+    # one frame more than a multiple of the stride.
     ends = [*range(1 + step, frames, step), frames]
     for begin, end in zip([0, *ends], ends, strict=False):
         part = torch.tensor(frames_THWC[begin:end])
         yield video_from_frames(part[None].to(device))
 
 
-def _shown(net: VideoTokenizer, latents: Iterable[Tensor], clip: str) -> Frames:
-    """Return the frames [T, H, W, 3] that the parts of a clip's latents decode to."""
+def _decode(net: VideoTokenizer, latents: Iterable[Tensor], clip: str) -> Frames:
+    """Decode the chunks of a clip's latents to frames [T, H, W, 3]."""
     frames = []
     for part_B3THW in net.decode_chunks(latents):
         require_finite(part_B3THW, "reconstructed pixels", clip)
@@ -124,27 +131,32 @@ def _shown(net: VideoTokenizer, latents: Iterable[Tensor], clip: str) -> Frames:
 
 
 @torch.inference_mode()
-def after_each_scale(
+def per_scale_reconstructions(
     net: VideoTokenizer, frames_THWC: Frames, clip: str = "clip"
 ) -> Iterator[Frames]:
-    """Yield a clip of any length as the first 1, 2, ... all scales of its tokens show it.
+    """Yield the reconstructions from the first 1, 2, ... all scales of a clip's bits.
 
-    One of them is held at a time. See `round_trip` for the rest.
+    Frames are [T, H, W, 3], uint8; one reconstruction is in memory at a time.
+
+    Args:
+        net: tokenizer.
+        frames_THWC: RGB, uint8, of any length and size that fits.
+        clip: name of the clip in errors.
 
     Raises:
         ContractError: the clip does not fit the tokenizer, its latents or pixels are not finite.
     """
-    net = fitted(net, *frames_THWC.shape[:3])
-    device, decode = next(net.parameters()).device, net.quantizer.decode
-    parts = [net.quantizer.encode(stored.cpu()) for stored in _stored(net, frames_THWC, clip)]
+    net = for_clip_shape(net, *frames_THWC.shape[:3])
+    device, quantizer = next(net.parameters()).device, net.quantizer
+    chunks = [quantizer.encode(stored.cpu()) for stored in _stored_latents(net, frames_THWC, clip)]
     for end in range(1, len(net.cfg.scales) + 1):
-        yield _shown(net, (decode(bits[:end]).to(device) for bits in parts), clip)
+        yield _decode(net, (quantizer.decode(bits[:end]).to(device) for bits in chunks), clip)
 
 
 class BitUsage:
-    """How much of what the bits could say they say, scale by scale.
+    """Streaming entropy of the bits of each scale: how much of the code is used.
 
-    Clips of several sizes count together, scale k of all of them as one scale.
+    Clips of several sizes are pooled: scale k of all of them counts as one scale.
     """
 
     def __init__(self) -> None:
@@ -153,7 +165,7 @@ class BitUsage:
         self._frames = 0
 
     def add(self, bits: Sequence[Tensor]) -> None:
-        """Count the bits of some clips of one size: per scale bool [N, T, h, w, K]."""
+        """Count the bits of clips of one size: per scale bool [N, T, h, w, K]."""
         self._frames += bits[0].shape[0] * bits[0].shape[1]
         for scale, of_scale in enumerate(bits):
             if scale == len(self._ones):
@@ -164,12 +176,13 @@ class BitUsage:
             self._positions[scale] += len(flat)
 
     def metrics(self) -> dict[str, float]:
-        """Return each scale's entropy, in bits per bit: 1 if all are even, 0 if all are stuck.
+        """Return the mean entropy of each scale, and the sums per frame, in bits.
 
-        Entropies are those of each bit by itself, so per frame they are what a coder that knows no
-        neighbours would need, and the capacity is what is stored.
+        A bit that is 1 half of the time has entropy 1, a constant bit 0. Entropies are marginal
+        (each of the K channels by itself), so `entropy/bits_per_frame` bounds the size of the
+        independently coded bits, and `capacity/bits_per_frame` is their stored size.
         """
-        found, entropy, capacity = {}, 0.0, 0.0
+        result, entropy, capacity = {}, 0.0, 0.0
         for scale, (ones, positions) in enumerate(
             zip(self._ones, self._positions, strict=True), start=1
         ):
@@ -177,50 +190,50 @@ class BitUsage:
             per_bit = _binary_entropy(ones / positions)
             entropy += float(per_bit.sum()) * size
             capacity += len(ones) * size
-            found[f"scale_{scale}/bit_entropy"] = float(per_bit.mean())
+            result[f"scale_{scale}/bit_entropy"] = float(per_bit.mean())
         per_frame = {"entropy/bits_per_frame": entropy, "capacity/bits_per_frame": capacity}
-        return found | per_frame
+        return result | per_frame
 
 
 def _binary_entropy(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    q = np.clip(p, 1e-12, 1 - 1e-12)
+    q = np.clip(p, 1e-12, 1 - 1e-12)  # 0 log 0 is 0, but NaN in floating point
     return np.asarray(-(q * np.log2(q) + (1 - q) * np.log2(1 - q)))
 
 
 class Validation:
-    """Measures a tokenizer in training on clips that it is not trained on.
+    """Validation metrics of a tokenizer in training, on clips outside its training split.
 
     Args:
-        clips: what to measure on.
-        networks: feature networks by the name of their distance; their features of the real clips
-            are taken once. See `evaluation.i3d` for what may be called FVD.
+        clips: frames [T, H, W, 3] of each validation clip.
+        networks: feature network per distance name; features of the real clips are computed once.
+            `evaluation.i3d` defines which network may be called FVD.
 
     Raises:
-        GateError: clips are too few or too short for a distance.
+        GateError: too few clips, or clips too short, for a distance.
     """
 
     def __init__(self, clips: Iterable[Frames], networks: Mapping[str, I3D]) -> None:
         self._clips = list(clips)
         self._networks = networks
-        if networks and (why := why_no_distance([[len(frames) for frames in self._clips]])):
+        if networks and (why := no_distance_reason([[len(frames) for frames in self._clips]])):
             raise GateError("train_tokenizer", f"no distance on the val clips: {why}")
         self._real = {
             name: features_ND(net, _as_clips(self._clips)) for name, net in networks.items()
         }
 
     def measure(self, net: VideoTokenizer) -> dict[str, float]:
-        """Return mean PSNR (dB) and SSIM, the use of bits and the distances, N in their names."""
+        """Return mean PSNR (dB) and SSIM, bit entropies, and distances with N in their names."""
         if not self._clips:
             return {}
-        usage, made = BitUsage(), []
+        usage, rebuilt = BitUsage(), []
         for i, frames_THWC in enumerate(self._clips):
             rebuilt_THWC, bits = round_trip(net, frames_THWC, f"val clip {i}")
-            made.append(rebuilt_THWC)
+            rebuilt.append(rebuilt_THWC)
             usage.add(bits)
-        pairs = list(zip(self._clips, made, strict=True))
+        pairs = list(zip(self._clips, rebuilt, strict=True))
         distances = {
-            f"{name}_n{len(made)}": frechet_of_vectors(
-                self._real[name], features_ND(network, _as_clips(made))
+            f"{name}_n{len(rebuilt)}": frechet_of_vectors(
+                self._real[name], features_ND(network, _as_clips(rebuilt))
             )
             for name, network in self._networks.items()
         }
@@ -236,24 +249,26 @@ def _as_clips(clips: Iterable[Frames]) -> Iterator[Clip]:
     return (Clip(id="", frames=frames, rate_fps=1.0, text="") for frames in clips)
 
 
-def require_round_trip(
+def require_min_psnr(
     net: VideoTokenizer,
     clips: Iterable[Frames],
     min_psnr_db: float,
     where: str,
     names: Iterable[str] | None = None,
 ) -> float:
-    """Gate a tokenizer before anything is built on its tokens; return the mean PSNR in dB.
+    """Return the mean PSNR of reconstructions in dB; raise if it is below a minimum.
+
+    Gates a tokenizer before tokens or a transformer are computed from it.
 
     Args:
-        net: to be judged.
-        clips: a sample of what it is for.
-        min_psnr_db: lowest mean PSNR.
-        where: named in the error.
-        names: those of the clips in errors, by default their numbers.
+        net: tokenizer.
+        clips: frames [T, H, W, 3] of sample clips.
+        min_psnr_db: lowest mean PSNR that passes, dB.
+        where: stage or file named in the error.
+        names: names of the clips in errors; default: their index.
 
     Raises:
-        GateError: the PSNR is lower, or there is no clip to tell.
+        GateError: the PSNR is below `min_psnr_db`, or there is no clip.
         ContractError: see `round_trip`.
     """
     values = [
@@ -261,9 +276,9 @@ def require_round_trip(
         for frames, name in zip(clips, names or map("clip {}".format, count()), strict=False)
     ]
     if not values:
-        raise GateError(where, "there is no clip to test the tokenizer on")
+        raise GateError(where, "no clip to test the tokenizer on")
     psnr_db = float(np.mean(values))
-    if not psnr_db >= min_psnr_db:
-        what = f"reconstructions have {psnr_db:.2f} dB, {min_psnr_db:g} dB are asked for"
-        raise GateError(where, what, "train the tokenizer longer, or give it more bits")
+    if not psnr_db >= min_psnr_db:  # `not >=`: NaN fails as well
+        what = f"reconstructions have {psnr_db:.2f} dB PSNR, at least {min_psnr_db:g} dB required"
+        raise GateError(where, what, "train the tokenizer longer, or use more bits")
     return psnr_db

@@ -1,8 +1,9 @@
-"""Rows of `scores@1`: no number without its protocol, and a missing number is never a pass.
+"""Rows of `scores@1` and the rules of promotion gates.
 
-The one idea: everything that must be equal for two values to be comparable is the protocol lock,
-and its digest travels with the value. What is being judged (model, tokenizer) is lineage, not
-protocol: it stays outside, or no two models could ever be compared.
+The protocol lock of a row holds everything that must be equal for two values to be comparable, and
+its digest is stored beside the value. Model and tokenizer are lineage, not protocol: inside the
+lock they would make the values of any two models incomparable. A rule fails closed: a missing,
+non-finite or incomparable value does not pass.
 """
 
 import json
@@ -11,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from videoar.core.errors import ContractError
+from videoar.core.errors import ContractError, did_you_mean
 from videoar.core.ids import canonical_json, digest_json
 from videoar.core.types import Frozen, Row
+from videoar.evaluation.metric_names import METRICS, is_metric
 
 Lock = Mapping[str, Any]
 
@@ -32,7 +34,20 @@ def score_row(  # noqa: PLR0913 - one keyword per column of the contract
     higher_is_better: bool = True,
     details: Mapping[str, Any] | None = None,
 ) -> Row:
-    """Make the row of an evaluated metric, in six digits: the rest is noise of the thread count.
+    """Return the row of an evaluated metric, values rounded to six significant digits.
+
+    Further digits depend on the number of threads (order of floating-point sums).
+
+    Args:
+        metric: name, one of `metric_names.METRICS`.
+        value: the score.
+        lock: protocol lock without the name of the metric.
+        num_samples: generated clips used.
+        num_reference: reference clips used.
+        interval: lower and upper end of the 95 % interval.
+        chance: expected value of guessing, where it is known.
+        higher_is_better: direction of the metric.
+        details: JSON values such as confusion matrices and per-sample values.
 
     Raises:
         ContractError: the value is not finite.
@@ -58,7 +73,7 @@ def _six_digits(value: float) -> float:
 
 
 def not_evaluated(metric: str, reason: str, *, lock: Lock, higher_is_better: bool = True) -> Row:
-    """Make the row that says why a metric has no value."""
+    """Return the row of a metric without a value, with the reason."""
     return {
         **_row(metric, lock, higher_is_better=higher_is_better),
         "status": "not_evaluated",
@@ -86,7 +101,7 @@ def _row(metric: str, lock: Lock, *, higher_is_better: bool) -> Row:
 
 
 def require_equal_counts(metric: str, num_samples: int, num_reference: int) -> None:
-    """Refuse a distance between sets of different size: its bias goes with 1 / N.
+    """Raise unless both sets have the same size: the bias of a Frechet distance is O(1 / N).
 
     Raises:
         ContractError: the counts differ or are below two.
@@ -109,13 +124,20 @@ class Rule(Frozen):
     """One condition of a promotion gate."""
 
     metric: str
-    """Name of the metric, as in `scores@1`."""
+    """Name of the metric, as in `scores@1`, such as `rendered/colour_acc`, `fvd`, `recon/psnr`."""
     min: float | None = None
     """Smallest value that passes."""
     max: float | None = None
     """Largest value that passes."""
     max_regression: float | None = Field(default=None, ge=0)
-    """How much worse than the current champion the value may be, in units of the metric."""
+    """Largest allowed loss against the ref's current holder, in units of the metric."""
+
+    @field_validator("metric")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if not is_metric(name):
+            raise ValueError(f"unknown metric {name} ({did_you_mean(name, METRICS)})")
+        return name
 
     @model_validator(mode="after")
     def _one_bound(self) -> "Rule":
@@ -124,8 +146,8 @@ class Rule(Frozen):
         return self
 
 
-class Decision(Frozen):
-    """What a rule says of one candidate."""
+class RuleResult(Frozen):
+    """Outcome of one rule for one candidate: a row of `releases@1` without candidate and ref."""
 
     rule: str
     metric: str
@@ -135,24 +157,27 @@ class Decision(Frozen):
     reason: str
 
 
-def decide(rule: Rule, scores: Mapping[str, Row], champion: Mapping[str, Row] | None) -> Decision:
-    """Apply a rule; whatever is missing, not finite or not comparable does not pass.
+def evaluate_rule(
+    rule: Rule, scores: Mapping[str, Row], champion: Mapping[str, Row] | None
+) -> RuleResult:
+    """Evaluate a rule; a missing, non-finite or incomparable value does not pass.
 
     Args:
-        rule: exactly one of its bounds is set.
-        scores: the candidate's rows of `scores@1` by metric.
-        champion: the champion's rows, None if there is no champion yet (then nothing can regress).
+        rule: condition with exactly one bound.
+        scores: rows of `scores@1` of the candidate, by metric.
+        champion: rows of the ref's current holder; None if the ref has none, then
+            `max_regression` passes.
     """
     form, bound = _bound(rule)
     row = scores.get(rule.metric)
     text = f"{rule.metric} {form} {bound:g}"
     problem = _problem(row)
     if row is None or problem:
-        return _decision(rule, text, row, bound, problem)
+        return _result(rule, text, row, bound, problem)
     if form == "regression <=":
         return _regression(rule, text, row, champion)
     passed = row["value"] >= bound if form == ">=" else row["value"] <= bound
-    return _decision(rule, text, row, bound, "" if passed else f"value is {row['value']:.4g}")
+    return _result(rule, text, row, bound, "" if passed else f"value is {row['value']:.4g}")
 
 
 def _bound(rule: Rule) -> tuple[Literal[">=", "<=", "regression <="], float]:
@@ -173,21 +198,21 @@ def _problem(row: Row | None) -> str:
     return ""
 
 
-def _regression(rule: Rule, text: str, row: Row, champion: Mapping[str, Row] | None) -> Decision:
+def _regression(rule: Rule, text: str, row: Row, champion: Mapping[str, Row] | None) -> RuleResult:
     allowed = rule.max_regression or 0.0
     if champion is None:
-        return _decision(rule, text, row, None, "", "no champion to compare with")
+        return _result(rule, text, row, None, "", "no champion to compare with")
     other = champion.get(rule.metric)
     problem = _problem(other)
     if other is None or problem:
-        return _decision(rule, text, row, None, f"champion: {problem}")
+        return _result(rule, text, row, None, f"champion: {problem}")
     if other["lock_digest"] != row["lock_digest"]:
         changed = ", ".join(_lock_difference(row, other))
-        return _decision(rule, text, row, None, f"the champion's protocol differs in {changed}")
+        return _result(rule, text, row, None, f"the champion's protocol differs in {changed}")
     sign = 1 if row["higher_is_better"] else -1
     bound = other["value"] - sign * allowed
     passed = sign * row["value"] >= sign * bound
-    return _decision(rule, text, row, bound, "" if passed else f"champion has {other['value']:.4g}")
+    return _result(rule, text, row, bound, "" if passed else f"champion has {other['value']:.4g}")
 
 
 def _lock_difference(row: Row, other: Row) -> list[str]:
@@ -195,10 +220,10 @@ def _lock_difference(row: Row, other: Row) -> list[str]:
     return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
 
 
-def _decision(
+def _result(
     rule: Rule, text: str, row: Row | None, bound: float | None, problem: str, note: str = "holds"
-) -> Decision:
-    return Decision(
+) -> RuleResult:
+    return RuleResult(
         rule=text,
         metric=rule.metric,
         value=row["value"] if row else None,

@@ -1,9 +1,10 @@
-"""Judge clips of the synthetic corpus by arithmetic, with no learned network in between.
+"""Classify clips of the synthetic corpus by arithmetic, without a learned network.
 
-The one idea: figures are vivid and backgrounds are grey, so the chroma of a pixel, divided by the
-chroma of the figure, is the share of the pixel that the figure covers. From that matte follow the
-colour (direction of the mean chroma), the motion (robust slope of the centroid) and the shape (the
-template of the same area and centroid that overlaps best). About 2 ms per frame at 64 px.
+Figures are saturated and backgrounds are grey, so the chroma of a pixel, divided by the chroma of
+the figure, is the fraction of the pixel that the figure covers (an alpha matte). The matte yields
+the colour (direction of the mean chroma), the motion (robust slope of the centroid over time) and
+the shape (the template of equal area and centroid with the largest IoU). About 2 ms per frame at
+64 px.
 
 Axes: N clips, T frames, H W pixels.
 """
@@ -20,41 +21,41 @@ from numpy.typing import NDArray
 
 from videoar.media.synthetic import COLOURS, MOTIONS, SHAPES, Scene, coverage, held_out
 
-JUDGE_VERSION = 1
-"""Part of the protocol lock: raise it when a verdict can change."""
+CLASSIFIER_VERSION = 1
+"""Part of the protocol lock (stored as `judge`): raise it when a prediction can change."""
 
 ATTRIBUTES = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": tuple(MOTIONS)}
 
 _MIN_CHROMA = 0.2  # chosen: backgrounds stay below 0.07, figures lie above 0.5
 _AREA = (0.012, 0.20)  # chosen: real figures cover 0.034 to 0.091 of the frame
-_COMPACT = 0.8  # chosen: share of the matte that must lie within reach of its centre
-_MIN_SPEED = 0.045  # sides per second; chosen: a third of the slowest real figure
-_MIN_FOUND = 0.5  # share of frames with a figure for a clip to count as valid
+_COMPACT = 0.8  # chosen: fraction of the matte that must lie near its centroid
+_MIN_SPEED = 0.045  # short sides per second; chosen: a third of the slowest real figure
+_MIN_FOUND = 0.5  # chosen: fraction of frames with a figure for a clip to be valid
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a clip shows. Attributes are None where the clip gives no answer."""
+class Prediction:
+    """Predicted attributes of a clip; None where no class can be assigned."""
 
     found: tuple[bool, ...]
-    """Per frame, whether there is a figure."""
+    """Per frame, whether a figure was detected."""
     colour: str | None = None
     shape: str | None = None
     motion: str | None = None
     speed: float = 0.0
-    """Short sides per second along the main axis."""
+    """Short sides of the frame per second, along the axis of motion."""
 
     @property
     def is_valid(self) -> bool:
-        """Whether a figure was found in enough frames."""
+        """Whether a figure was detected in at least half of the frames."""
         return float(np.mean(self.found)) >= _MIN_FOUND
 
 
 @dataclass(frozen=True)
 class Proportion:
-    """A share of clips with its 95 % Wilson interval."""
+    """Fraction of clips with its 95 % Wilson interval and the value expected from guessing."""
 
     value: float
     low: float
@@ -63,27 +64,27 @@ class Proportion:
     details: dict[str, Any]
 
 
-def judge(frames_THWC: NDArray[np.uint8], rate_fps: float) -> Verdict:
-    """Say which figure a clip shows and where it goes.
+def classify(frames_THWC: NDArray[np.uint8], rate_fps: float) -> Prediction:
+    """Return colour, shape and direction of motion of the figure in a clip.
 
     Args:
         frames_THWC: RGB, uint8.
         rate_fps: frames per second.
 
     Returns:
-        The verdict; `motion` is None for a figure that stands still.
+        The prediction; `motion` is None if the figure does not move.
     """
     figures = [_segment(frame) for frame in frames_THWC]
     found = tuple(figure is not None for figure in figures)
     seen = [(t / rate_fps, figure) for t, figure in enumerate(figures) if figure is not None]
     if len(seen) < max(2, _MIN_FOUND * len(found)):
-        return Verdict(found)
+        return Prediction(found)
     side = min(frames_THWC.shape[1:3])
     centres = np.array([figure.centre_yx for _, figure in seen]) / side
     motion, speed = _motion(np.array([time_s for time_s, _ in seen]), centres)
     colour = _nearest_colour(np.mean([figure.chroma for _, figure in seen], axis=0))
     overlaps = np.mean([figure.overlaps() for _, figure in seen], axis=0)
-    return Verdict(found, colour, SHAPES[int(np.argmax(overlaps))], motion, speed)
+    return Prediction(found, colour, SHAPES[int(np.argmax(overlaps))], motion, speed)
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class _Figure:
     centre_yx: Array
 
     def overlaps(self) -> list[float]:
-        """Return the overlap (IoU) with each shape of the same area and centroid."""
+        """Return the IoU with each shape at equal area and centroid, in the order of `SHAPES`."""
         y = np.arange(self.matte.shape[0])[:, None] - self.centre_yx[0]
         x = np.arange(self.matte.shape[1])[None, :] - self.centre_yx[1]
         scores = []
@@ -108,17 +109,22 @@ class _Figure:
 
 def _segment(frame_HWC: NDArray[np.uint8]) -> _Figure | None:
     chroma_HW2 = _chroma(frame_HWC.astype(np.float64) / 255)
-    chroma_HW2 -= np.median(chroma_HW2, axis=(0, 1))  # the background's tint
+    # Backgrounds have a slight tint; a figure covers less than half of the frame, so the median is
+    # background.
+    chroma_HW2 -= np.median(chroma_HW2, axis=(0, 1))
     strength_HW = np.hypot(chroma_HW2[..., 0], chroma_HW2[..., 1])
+    # A quantile rather than the maximum: single wild pixels must not set the scale.
     peak = float(np.quantile(strength_HW, 1 - _AREA[0]))
     if peak < _MIN_CHROMA:
         return None
     core_HW = strength_HW > 0.6 * peak
     full = float(np.median(strength_HW[core_HW]))
+    # H.264 with 4:2:0 subsampling blurs chroma over two pixels: the ramp is clipped at both ends.
     matte_HW = np.clip((strength_HW / full - 0.2) / 0.7, 0, 1)
     weight = matte_HW / matte_HW.sum()
     y, x = np.indices(matte_HW.shape)
     centre_yx = np.array([(weight * y).sum(), (weight * x).sum()])
+    # 1.8 radii of the disc of equal area: chosen to contain every shape, corners included.
     reach = 1.8 * math.sqrt(matte_HW.sum() / math.pi)
     near_HW = np.hypot(y - centre_yx[0], x - centre_yx[1]) <= reach
     if not _AREA[0] <= matte_HW.mean() <= _AREA[1] or weight[near_HW].sum() < _COMPACT:
@@ -127,7 +133,10 @@ def _segment(frame_HWC: NDArray[np.uint8]) -> _Figure | None:
 
 
 def _chroma(rgb: Array) -> Array:
-    """Project RGB in [0, 1] along grey: hue becomes an angle, pure colours get length 1."""
+    """Return (R - (G + B) / 2, sqrt(3) / 2 (G - B)): hue is its angle, a pure colour has length 1.
+
+    This is RGB in [0, 1] projected along the grey axis, so brightness cancels.
+    """
     red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
     return np.stack([red - (green + blue) / 2, math.sqrt(0.75) * (green - blue)], axis=-1)
 
@@ -139,9 +148,9 @@ def _nearest_colour(chroma_2: Array) -> str:
 
 
 def _motion(times_s: Array, centres_yx: Array) -> tuple[str | None, float]:
-    """Return the direction and the speed of the main axis by the median of all pairwise slopes.
+    """Return direction and speed along the dominant axis, from the median of all pairwise slopes.
 
-    Source: the Theil-Sen estimator; it ignores up to 29 % of wild points.
+    Source: Theil-Sen estimator; its breakdown point is 29 % of outliers.
     """
     pairs = np.array(list(combinations(range(len(times_s)), 2)))
     first, second = pairs[:, 0], pairs[:, 1]
@@ -173,33 +182,37 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-def rendered_scores(verdicts: Sequence[Verdict], wanted: Sequence[Scene]) -> dict[str, Proportion]:
-    """Compare verdicts with what the prompts asked for.
+def synthetic_scores(
+    predictions: Sequence[Prediction], prompted: Sequence[Scene]
+) -> dict[str, Proportion]:
+    """Return the accuracy of generated clips against the scenes of their prompts.
 
     Args:
-        verdicts: one per clip, N >= 1, all of clips with the same number of frames.
-        wanted: the scene of each clip's prompt.
+        predictions: one per clip, N >= 1, all of clips with the same number of frames.
+        prompted: scene of each clip's prompt.
 
     Returns:
         `colour_acc`, `shape_acc`, `motion_acc`, `all_acc` and `valid_frac`. A clip without a
-        figure, or for motion one that stands still, counts as wrong. Details hold the confusion
-        tables {wanted: {seen: count}}, accuracy on combinations that the corpus never showed, and
-        the share of clips with a figure in each frame.
+        figure counts as wrong; for `motion_acc` also one whose figure does not move. Details hold
+        the confusion matrices {prompted: {predicted: count}}, the accuracy on combinations that
+        are held out of the corpus, and the fraction of clips with a figure in each frame.
     """
-    pairs = list(zip(verdicts, wanted, strict=True))
+    pairs = list(zip(predictions, prompted, strict=True))
     hits = {
-        name: [getattr(verdict, name) == getattr(scene, name) for verdict, scene in pairs]
+        name: [getattr(prediction, name) == getattr(scene, name) for prediction, scene in pairs]
         for name in ATTRIBUTES
     }
     hits["all"] = [all(triple) for triple in zip(*hits.values(), strict=True)]
     chances = {name: 1 / len(words) for name, words in ATTRIBUTES.items()}
     chances["all"] = math.prod(chances.values())
     details = {name: {"confusion": _confusion(pairs, name)} for name in ATTRIBUTES}
-    details["all"] = _composition(hits["all"], wanted)
+    details["all"] = _composition(hits["all"], prompted)
     scores = {f"{name}_acc": _proportion(hits[name], chances[name], details[name]) for name in hits}
-    found_per_frame = np.mean([verdict.found for verdict in verdicts], axis=0).tolist()
+    found_per_frame = np.mean([prediction.found for prediction in predictions], axis=0).tolist()
     scores["valid_frac"] = _proportion(
-        [verdict.is_valid for verdict in verdicts], None, {"found_per_frame": found_per_frame}
+        [prediction.is_valid for prediction in predictions],
+        None,
+        {"found_per_frame": found_per_frame},
     )
     return scores
 
@@ -209,15 +222,17 @@ def _proportion(hits: Sequence[bool], chance: float | None, details: dict[str, A
     return Proportion(sum(hits) / len(hits), low, high, chance, details)
 
 
-def _confusion(pairs: Sequence[tuple[Verdict, Scene]], attribute: str) -> dict[str, dict[str, int]]:
+def _confusion(
+    pairs: Sequence[tuple[Prediction, Scene]], attribute: str
+) -> dict[str, dict[str, int]]:
     words = ATTRIBUTES[attribute]
     table = {word: dict.fromkeys((*words, "none"), 0) for word in words}
-    for verdict, scene in pairs:
-        table[getattr(scene, attribute)][getattr(verdict, attribute) or "none"] += 1
+    for prediction, scene in pairs:
+        table[getattr(scene, attribute)][getattr(prediction, attribute) or "none"] += 1
     return table
 
 
-def _composition(hits: Sequence[bool], wanted: Sequence[Scene]) -> dict[str, Any]:
-    hidden = {scene.prompt for scene in held_out()}
-    new = [hit for hit, scene in zip(hits, wanted, strict=True) if scene.prompt in hidden]
-    return {"held_out": {"num_samples": len(new), "num_right": sum(new)}}
+def _composition(hits: Sequence[bool], prompted: Sequence[Scene]) -> dict[str, Any]:
+    unseen = {scene.prompt for scene in held_out()}
+    result = [hit for hit, scene in zip(hits, prompted, strict=True) if scene.prompt in unseen]
+    return {"held_out": {"num_samples": len(result), "num_right": sum(result)}}

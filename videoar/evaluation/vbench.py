@@ -1,8 +1,8 @@
-"""VBench scores from per-dimension values, and the one dimension that needs no network.
+"""VBench aggregate scores from dimension values, and the one dimension that needs no network.
 
-The one idea: a total exists only when every dimension does. The official script fills a missing
-dimension with 0 before normalizing, which is silently wrong (below the minimum for four of them);
-here a missing or unknown dimension is an error.
+A total requires all 16 dimensions. The official script replaces a missing dimension by 0 before
+normalizing, which is silently wrong (below the minimum of five of them); here a missing or unknown
+dimension is an error.
 
 Source: Vchitect/VBench scripts/constant.py @45e79ec (Apache-2.0).
 """
@@ -53,7 +53,9 @@ def vbench_scores(raw: Mapping[str, float]) -> dict[str, float]:
     missing = [name for name in DIMENSIONS if not math.isfinite(raw.get(name, math.nan))]
     unknown = sorted(set(raw) - set(DIMENSIONS))
     if missing or unknown:
-        raise ContractError("vbench", f"missing: {missing}, unknown: {unknown}", "16 make a total")
+        raise ContractError(
+            "vbench", f"missing: {missing}, unknown: {unknown}", "a total needs all 16"
+        )
     quality, semantic = _weighted(raw, QUALITY), _weighted(raw, SEMANTIC)
     return {"quality": quality, "semantic": semantic, "total": (4 * quality + semantic) / 5}
 
@@ -70,7 +72,7 @@ def _weighted(
 def temporal_flickering(frames_THWC: NDArray[np.uint8]) -> float:
     """Return (255 - mean absolute difference of neighbouring frames) / 255, in [0, 1].
 
-    A still clip scores 1: read it beside a measure of motion.
+    A frozen clip scores 1, so read it together with a measure of motion.
 
     Raises:
         ContractError: fewer than two frames.

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from videoar.core.types import Row
-from videoar.evaluation.scorecard import Rule, decide
+from videoar.evaluation.scorecard import Rule, evaluate_rule
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
@@ -37,7 +37,7 @@ class PromoteStage(ReduceStage[PromoteConfig]):
         """Yield one table with a row per rule."""
         scores = _by_metric(inputs["scores"])
         champion = self._champion(store)
-        decisions = [decide(rule, scores, champion) for rule in self.config.rules]
+        decisions = [evaluate_rule(rule, scores, champion) for rule in self.config.rules]
         common = {"candidate": inputs["model"].id, "ref": self.config.ref}
         rows = [{**decision.model_dump(), **common} for decision in decisions]
         num_passed = sum(decision.passed for decision in decisions)

@@ -99,7 +99,7 @@ class ScoreStage(ReduceStage[ScoreConfig]):
             "reference": _identity(inside[:num]),
             "device": device(),
         }
-        problem = measure.why_no_distance([[row["num_frames"] for row in rows] for rows in sets])
+        problem = measure.no_distance_reason([[row["num_frames"] for row in rows] for rows in sets])
         networks = {
             "frechet_random_i3d": partial(i3d.random_i3d, self.config.seed),
             "fvd": partial(i3d.load_i3d, settings().i3d_weights),
@@ -133,7 +133,7 @@ class ScoreStage(ReduceStage[ScoreConfig]):
         lock = {"reference": _identity(chosen)}
         if tokenizer is None or not chosen:
             missing = "tokenizer" if tokenizer is None else f"{self.config.reference_split} clips"
-            return measure.reconstruction_absent(f"no {missing} given", lock)
+            return measure.reconstruction_not_evaluated(f"no {missing} given", lock)
         network, _ = load_tokenizer(tokenizer, store, device())
         scores = measure.ReconstructionScores()
         for i, row in enumerate(chosen):
@@ -142,7 +142,7 @@ class ScoreStage(ReduceStage[ScoreConfig]):
             frames_THWC, _ = reconstruction.round_trip(network, real.frames, name)
             scores.add(real, frames_THWC)
             if i == 0 and self.config.num_examples:
-                steps = reconstruction.after_each_scale(network, real.frames, name)
+                steps = reconstruction.per_scale_reconstructions(network, real.frames, name)
                 sized = network.for_size(*real.frames.shape[1:3])
                 for (height, width), step in zip(sized.cfg.scales, steps, strict=True):
                     key = _stored(store, replace(real, frames=step))

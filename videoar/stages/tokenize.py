@@ -129,23 +129,23 @@ class _Tokenizer:
             ContractError: the shape does not fit, latents or pixels are not finite, or the bits do
                 not rebuild what the stored latents are quantized to.
         """
-        from videoar.evaluation.reconstruction import require_round_trip
+        from videoar.evaluation.reconstruction import require_min_psnr
 
         shape = _shape(rows[0])
         if shape in self._judged:
             return
         where, judged = "tokenize.min_psnr_db", clips[:_JUDGED_CLIPS]
         with share.turn(items=0):
-            require_round_trip(self._net, judged, self._min_psnr_db, where, map(_name, rows))
+            require_min_psnr(self._net, judged, self._min_psnr_db, where, map(_name, rows))
         self._judged.add(shape)
 
     def _table(self, shape: Shape, tokens: list[Row]) -> pa.Table:
-        from videoar.evaluation.reconstruction import fitted
+        from videoar.evaluation.reconstruction import for_clip_shape
 
         table = pa.Table.from_pylist(tokens, schema=load_contract("tokens@1").arrow_schema)
         return table.replace_schema_metadata({
             "tokenizer_digest": self._digest,
-            "scales": json.dumps(fitted(self._net, *shape).cfg.scales),
+            "scales": json.dumps(for_clip_shape(self._net, *shape).cfg.scales),
             "interpolation": "area down, bilinear up",
             "layout_version": str(LAYOUT_VERSION),
         })

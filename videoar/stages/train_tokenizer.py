@@ -146,7 +146,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
         """
         import torch
 
-        from videoar.evaluation.reconstruction import Validation, require_round_trip
+        from videoar.evaluation.reconstruction import Validation, require_min_psnr
         from videoar.model.device import device
         from videoar.training.tokenizer import TokenizerTrainer
 
@@ -178,7 +178,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
         if rank.index:
             return None
         if self.config.min_psnr_db:
-            require_round_trip(
+            require_min_psnr(
                 trainer.averaged(), val, self.config.min_psnr_db, "train_tokenizer.min_psnr_db"
             )
         return _publish(trainer, store)

@@ -77,7 +77,7 @@ def test_only_the_fvd_checkpoint_is_accepted(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="no I3D weights"):
         i3d.load_i3d("")
     blob = hashlib.sha1(b"blob %d\0" % len(zeros) + zeros).hexdigest()
-    monkeypatch.setitem(i3d._OTHERS, blob, "rgb_imagenet")
+    monkeypatch.setitem(i3d._OTHER_CHECKPOINTS, blob, "rgb_imagenet")
     with pytest.raises(ConfigError, match="rgb_imagenet"):
         i3d.check_identity(zeros, "weights")
     assert sum(tensor.abs().sum() for _, tensor in i3d.read_bundle(zeros).variables()) == 0

@@ -11,8 +11,8 @@ from videoar.evaluation.metrics import psnr_T
 from videoar.evaluation.reconstruction import (
     BitUsage,
     Validation,
-    after_each_scale,
-    require_round_trip,
+    per_scale_reconstructions,
+    require_min_psnr,
     round_trip,
 )
 from videoar.media.synthetic import draw, scenes
@@ -52,14 +52,14 @@ def test_scales_of_a_long_clip_are_shown_in_parts(net, monkeypatch):
     clip = np.concatenate([CLIPS[0]] * 9)[:73]  # 8 frames more than pass as a whole
     lengths = []
     net.decoder.register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[2]))
-    steps = list(after_each_scale(net, clip))
+    steps = list(per_scale_reconstructions(net, clip))
     assert lengths == [17, 2] * 3
     assert {step.shape for step in steps} == {clip.shape}
     assert np.array_equal(steps[-1], round_trip(net, clip)[0])
 
 
 def test_the_last_scale_is_the_reconstruction(net):
-    steps = list(after_each_scale(net, CLIPS[0]))
+    steps = list(per_scale_reconstructions(net, CLIPS[0]))
     assert len(steps) == 3
     assert np.array_equal(steps[-1], round_trip(net, CLIPS[0])[0])
     assert not np.array_equal(steps[0], steps[-1])
@@ -98,7 +98,7 @@ def test_each_clip_is_measured_at_its_size(net):
     rebuilt, bits = round_trip(net, wide)
     assert rebuilt.shape == wide.shape
     assert [tuple(of_scale.shape) for of_scale in bits] == [(1, 3, *s, 8) for s in scales]
-    steps = list(after_each_scale(net, wide))
+    steps = list(per_scale_reconstructions(net, wide))
     assert len(steps) == 4
     assert np.array_equal(steps[-1], rebuilt)
     found = Validation([CLIPS[0], wide], {}).measure(net)
@@ -120,12 +120,12 @@ def test_a_distance_carries_its_name_and_its_n(net):
 
 
 def test_a_tokenizer_that_is_too_poor_is_named_with_its_value(net):
-    psnr_db = require_round_trip(net, CLIPS, 1.0, "tokenize")
+    psnr_db = require_min_psnr(net, CLIPS, 1.0, "tokenize")
     assert psnr_db == pytest.approx(Validation(CLIPS, {}).measure(net)["psnr_db"])
     with pytest.raises(GateError, match=rf"tokenize.*{psnr_db:.2f} dB.*40 dB"):
-        require_round_trip(net, CLIPS, 40.0, "tokenize")
+        require_min_psnr(net, CLIPS, 40.0, "tokenize")
     with pytest.raises(GateError, match="no clip"):
-        require_round_trip(net, [], 1.0, "tokenize")
+        require_min_psnr(net, [], 1.0, "tokenize")
 
 
 @pytest.mark.parametrize(
@@ -140,11 +140,11 @@ def test_no_clip_becomes_bits_or_pixels_by_way_of_nan(net, half, value, message)
     with torch.no_grad():
         net.get_submodule(half).conv_out.bias.fill_(value)
     with pytest.raises(ContractError, match=message):
-        require_round_trip(net, CLIPS, 0.0, "tokenize")
+        require_min_psnr(net, CLIPS, 0.0, "tokenize")
     with pytest.raises(ContractError, match=f"val {message}"):
         Validation(CLIPS, {}).measure(net)
     with pytest.raises(ContractError, match=r"clip 0: .* not finite"):
-        list(after_each_scale(net, CLIPS[0], "clip 0"))
+        list(per_scale_reconstructions(net, CLIPS[0], "clip 0"))
 
 
 def test_bits_that_do_not_rebuild_the_stored_latents_are_refused(net, monkeypatch):
@@ -156,4 +156,4 @@ def test_bits_that_do_not_rebuild_the_stored_latents_are_refused(net, monkeypatc
     unpack = reconstruction.unpack_bits
     monkeypatch.setattr(reconstruction, "unpack_bits", flipped)
     with pytest.raises(ContractError, match="different latents"):
-        require_round_trip(net, CLIPS, 1.0, "tokenize")
+        require_min_psnr(net, CLIPS, 1.0, "tokenize")

@@ -1,6 +1,7 @@
 """Score rows and gate rules: no number without its protocol, no pass without a number."""
 
 import math
+import re
 
 import pytest
 from pydantic import ValidationError
@@ -8,23 +9,24 @@ from pydantic import ValidationError
 from videoar.core.errors import ContractError
 from videoar.evaluation.scorecard import (
     Rule,
-    decide,
+    evaluate_rule,
     mean_interval,
     not_evaluated,
     require_equal_counts,
     score_row,
 )
 
+METRIC = "recon/psnr"
 LOCK = {"num_frames": 17}
 
 
 def card(value=0.5, *, lock=LOCK, up=True):
-    row = score_row("m", value, lock=lock, num_samples=4, higher_is_better=up)
-    return {"m": row}
+    row = score_row(METRIC, value, lock=lock, num_samples=4, higher_is_better=up)
+    return {METRIC: row}
 
 
-ABSENT = {"m": not_evaluated("m", "no weights", lock=LOCK)}
-HOLLOW = {"m": {**card()["m"], "value": math.nan}}
+ABSENT = {METRIC: not_evaluated(METRIC, "no weights", lock=LOCK)}
+HOLLOW = {METRIC: {**card()[METRIC], "value": math.nan}}
 OTHER = card(0.5, lock={"num_frames": 33})
 
 
@@ -52,7 +54,7 @@ OTHER = card(0.5, lock={"num_frames": 33})
     ],
 )
 def test_gate_table(bound, scores, champion, passed, reason):
-    decision = decide(Rule(metric="m", **bound), scores, champion)
+    decision = evaluate_rule(Rule(metric=METRIC, **bound), scores, champion)
     assert decision.passed is passed
     assert reason in decision.reason
 
@@ -60,7 +62,24 @@ def test_gate_table(bound, scores, champion, passed, reason):
 @pytest.mark.parametrize("bounds", [{}, {"min": 0.0, "max": 1.0}, {"max_regression": -1.0}])
 def test_a_rule_has_one_bound(bounds):
     with pytest.raises(ValidationError):
-        Rule(metric="m", **bounds)
+        Rule(metric=METRIC, **bounds)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("rendered/color_acc", "did you mean rendered/colour_acc?"),
+        ("recon/pnsr", "did you mean recon/psnr?"),
+        ("FVD@16f", "known: "),
+    ],
+)
+def test_rule_unknown_metric_is_rejected_with_a_suggestion(name, hint):
+    with pytest.raises(ValidationError, match=f"unknown metric {name} .{re.escape(hint)}"):
+        Rule(metric=name, min=0.0)
+
+
+def test_rule_metric_suffix_after_at_sign_is_allowed():
+    assert Rule(metric="fvd@ucf101-larp-10k", max=100.0).metric == "fvd@ucf101-larp-10k"
 
 
 def test_rows_refuse_what_is_no_number_and_locks_differ_by_metric():

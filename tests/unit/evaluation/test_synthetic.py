@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from videoar.evaluation.synthetic import judge, rendered_scores, wilson
+from videoar.evaluation.synthetic import classify, synthetic_scores, wilson
 from videoar.media.decode import decode_clip
 from videoar.media.synthetic import draw, held_out, scenes
 from videoar.media.transcode import encode_clips
@@ -18,22 +18,22 @@ EVERY = [  # every other combination, like the white fields of a chess board
 
 
 @pytest.fixture(scope="module", params=[32, 64])
-def judged(request):
+def classified(request):
     """Verdicts on one clip of every combination, after H.264."""
     clips = [draw(scene, 17, request.param, 8.0) for scene in EVERY]
-    verdicts = [judge(decode_clip(data), 8.0) for data in encode_clips(clips, 8.0, crf=18)]
-    return request.param, verdicts
+    predictions = [classify(decode_clip(data), 8.0) for data in encode_clips(clips, 8.0, crf=18)]
+    return request.param, predictions
 
 
-def test_real_clips_are_read_right(judged):
-    size_px, verdicts = judged
-    scores = rendered_scores(verdicts, EVERY)
+def test_real_clips_are_read_right(classified):
+    size_px, predictions = classified
+    scores = synthetic_scores(predictions, EVERY)
     assert scores["valid_frac"].value == 1
     assert scores["colour_acc"].value >= 0.99
     assert scores["motion_acc"].value >= 0.99
     assert scores["shape_acc"].value >= (0.99 if size_px == 64 else 0.85)  # 9 pixels wide at 32
     assert scores["all_acc"].details["held_out"]["num_samples"] > 0
-    speeds = [verdict.speed for verdict in verdicts]
+    speeds = [prediction.speed for prediction in predictions]
     assert min(speeds) > 0.12
     assert max(speeds) < 0.19
 
@@ -46,18 +46,18 @@ def test_a_clip_need_not_be_square(is_tall):
         clip = np.concatenate([edge, clip, edge], axis=2)
         if is_tall:
             clip = clip.transpose(0, 2, 1, 3)
-        verdict = judge(clip, 8.0)
+        prediction = classify(clip, 8.0)
         ways = {"left": "up", "right": "down", "up": "left", "down": "right"}
-        assert verdict.colour == scene.colour
-        assert verdict.motion == (ways[scene.motion] if is_tall else scene.motion)
-        assert 0.12 < verdict.speed < 0.19
+        assert prediction.colour == scene.colour
+        assert prediction.motion == (ways[scene.motion] if is_tall else scene.motion)
+        assert 0.12 < prediction.speed < 0.19
 
 
-def test_shuffled_prompts_are_at_chance(judged):
-    _, verdicts = judged
+def test_shuffled_prompts_are_at_chance(classified):
+    _, predictions = classified
     order = np.random.default_rng(0)
     rounds = [
-        rendered_scores(verdicts, [EVERY[i] for i in order.permutation(len(EVERY))])
+        synthetic_scores(predictions, [EVERY[i] for i in order.permutation(len(EVERY))])
         for _ in range(20)
     ]
     for name in ("colour_acc", "shape_acc", "motion_acc", "all_acc"):
@@ -67,7 +67,7 @@ def test_shuffled_prompts_are_at_chance(judged):
 
 def test_frozen_clip_scores_nothing_on_motion():
     clips = [np.repeat(draw(scene, 17, 32, 8.0)[8:9], 17, axis=0) for scene in EVERY[:12]]
-    scores = rendered_scores([judge(clip, 8.0) for clip in clips], EVERY[:12])
+    scores = synthetic_scores([classify(clip, 8.0) for clip in clips], EVERY[:12])
     assert scores["motion_acc"].value == 0
     assert scores["colour_acc"].value == 1
     assert scores["motion_acc"].details["confusion"]["left"]["none"] > 0
@@ -79,8 +79,8 @@ def test_clips_without_a_figure_are_invalid_and_wrong():
     flooded = np.full((17, 32, 32, 3), (220, 40, 40), dtype=np.uint8)
     two = np.full_like(empty, 120)
     two[:, 2:8, 2:8], two[:, 24:30, 24:30] = (255, 0, 0), (0, 0, 255)
-    verdicts = [judge(clip, 8.0) for clip in (noise, empty, flooded, two)]
-    scores = rendered_scores(verdicts, EVERY[:4])
+    predictions = [classify(clip, 8.0) for clip in (noise, empty, flooded, two)]
+    scores = synthetic_scores(predictions, EVERY[:4])
     assert {name: score.value for name, score in scores.items()} == dict.fromkeys(scores, 0.0)
 
 
@@ -88,9 +88,9 @@ def test_one_wild_frame_changes_no_verdict():
     scene = EVERY[5]
     clip = draw(scene, 17, 32, 8.0)
     clip[3], clip[11] = 120, clip[0]
-    verdict = judge(clip, 8.0)
-    assert (verdict.colour, verdict.motion) == (scene.colour, scene.motion)
-    assert verdict.found.count(False) == 1
+    prediction = classify(clip, 8.0)
+    assert (prediction.colour, prediction.motion) == (scene.colour, scene.motion)
+    assert prediction.found.count(False) == 1
 
 
 def test_wilson_interval():

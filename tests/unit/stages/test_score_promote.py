@@ -12,6 +12,7 @@ from tests.support.clip_rows import clip_row, clips_of, stored
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ContractError
 from videoar.core.types import Provenance
+from videoar.evaluation.metric_names import METRICS
 from videoar.media.decode import decode_clip
 from videoar.media.synthetic import draw, scenes
 from videoar.model.tokenizer.config import TokenizerConfig
@@ -101,12 +102,14 @@ def test_every_metric_has_a_row_and_stand_ins_never_carry_the_name(store):
     assert absent["recon/psnr"] == absent["rendered_recon/colour_acc"] == "no tokenizer given"
     assert all(name == "fvd" or "fvd" not in name for name in rows)
     assert all(row["value"] is None for row in rows.values() if row["status"] != "ok")
+    assert rows.keys() <= set(METRICS)  # else a promotion rule could not name them
+    assert set(METRICS) - rows.keys() == {"fvd/floor"}  # only written together with a value of fvd
 
 
 def test_what_cannot_be_measured_says_why(store):
     given = {"samples": samples(store, 5, "a cat"), "reference": reference(store, 5)}
     rows = score(store, given)
-    assert "no text is a prompt" in rows["rendered/all_acc"]["reason"]
+    assert "no prompt is one of" in rows["rendered/all_acc"]["reason"]
     assert "needs 9 frames" in rows["frechet_random_i3d"]["reason"]
     assert "needs 9 frames" in rows["fvd"]["reason"]
     empty = commit(store, "none", "samples@1", [])

@@ -110,7 +110,7 @@ def test_measurements_are_spread_evenly_over_the_run(store, clips, tmp_path):
 
 def test_a_tokenizer_that_is_not_good_enough_is_not_published(store, clips, tmp_path):
     rank = MemoryRank(tmp_path / "a")
-    with pytest.raises(GateError, match=r"min_psnr_db.*\d+\.\d\d dB, 60 dB are asked for"):
+    with pytest.raises(GateError, match=r"min_psnr_db.*\d+\.\d\d dB PSNR, at least 60 dB required"):
         train(store, clips, rank, min_psnr_db=60, checkpoint_every=3)
     assert (rank.steps, [*rank.saved]) == ([1, 2, 3, 4], [3, 4])
     assert train(store, clips, rank, min_psnr_db=3).rows.num_rows == 1
@@ -406,7 +406,7 @@ def test_tokens_of_a_lower_gate_are_not_those_of_a_higher_one(store):
     document = prepare(store, num_files=1, clips_per_file=1)
     execute(store, document)
     document["stages"]["tokens"]["min_psnr_db"] = 60
-    with pytest.raises(GateError, match="60 dB are asked for"):
+    with pytest.raises(GateError, match="at least 60 dB required"):
         execute(store, document)
 
 
