@@ -27,7 +27,8 @@ def validate_pipeline(path: Path) -> list[Mistake]:
     except SpecError as error:
         return [{"path": mistake.path, "message": mistake.message} for mistake in error.mistakes]
     except ConfigError as error:
-        return [{"path": error.where, "message": error.what}]
+        what = f"{error.what} ({error.hint})" if error.hint else error.what
+        return [{"path": error.where, "message": what}]
     return []
 
 
@@ -65,7 +66,8 @@ def _shallow(snapshot: Snapshot, file: Any) -> list[Mistake]:  # noqa: ANN401 - 
     except TransientStorageError:
         raise
     except VideoARError as error:
-        return [{"path": error.where, "message": error.what}]
+        what = f"{error.what} ({error.hint})" if error.hint else error.what
+        return [{"path": error.where, "message": what}]
     return []
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import yaml
 from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from videoar.contracts.checks import Checks, find_problems
-from videoar.core.errors import ContractError
+from videoar.core.errors import ConfigError, ContractError
 from videoar.core.types import Frozen
+from videoar.core.yaml_file import read_mapping
 
 _PRIMITIVES: dict[str, pa.DataType] = {
     "string": pa.string(),
@@ -170,13 +170,13 @@ def read_contract(path: Path) -> Contract:
     Raises:
         ContractError: the file is no contract; names the file and the first wrong key.
     """
-    try:
-        return Contract.model_validate(yaml.safe_load(path.read_text()))
-    except FileNotFoundError:
+    if not path.is_file():
         known = ", ".join(contract_ids())
-        raise ContractError(path.name, "no such contract", f"known: {known}") from None
-    except yaml.YAMLError as error:
-        raise ContractError(str(path), f"not YAML: {' '.join(str(error).split())}") from error
+        raise ContractError(path.name, "no such contract", f"known: {known}")
+    try:
+        return Contract.model_validate(read_mapping(path, "start with `contract: <name>@<major>`"))
+    except ConfigError as error:
+        raise ContractError(error.where, error.what, error.hint) from None
     except ValidationError as error:
         raise ContractError(str(path), _first(error)) from error
 

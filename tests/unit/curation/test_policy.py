@@ -71,9 +71,7 @@ def test_shipped_policies_name_only_bounds_and_permissive_needs_no_profile():
 
 def test_all_mistakes_of_a_file_are_named_at_once(tmp_path):
     path = tmp_path / "my.yaml"
-    path.write_text(
-        "min_motoin: 1\nmax_luma: bright\nmin_duration_s: p02\nmin_blur: true\nmin_luma: .nan\n"
-    )
+    path.write_text("min_motoin: 1\nmax_luma: bright\nmin_duration_s: p02\nmin_blur: true\n")
     with pytest.raises(ConfigError) as error:
         read_policy(str(path))
     assert error.value.where == str(path)
@@ -82,7 +80,6 @@ def test_all_mistakes_of_a_file_are_named_at_once(tmp_path):
         "max_luma: 'bright' is no number, no percentile such as p02, and not null",
         "min_duration_s: p02: no profile describes duration_s",
         "min_blur: True is no number",
-        "min_luma: nan is no number",
     ):
         assert text in error.value.what
 
@@ -92,7 +89,7 @@ def test_all_mistakes_of_a_file_are_named_at_once(tmp_path):
     [
         ("defualt", "no such policy .did you mean default"),
         ("gone.yaml", "cannot be read: No such file"),
-        ("twice.yaml", "twice.yaml:2: not YAML: key min_luma given twice"),
+        ("twice.yaml", "twice.yaml:2: key min_luma given twice"),
         ("list.yaml", "not a mapping .bounds such as"),
     ],
 )
