@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from videoar.curation.duplicates import keys, near_duplicate_pairs, semantic_pairs
-from videoar.media.phash import MIRROR
+from videoar.media.clip_scores import MIRROR
 from videoar.storage.partitions import grouped, paired
 
 _FILES, _WIDTH = 20, 512

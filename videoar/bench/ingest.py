@@ -20,8 +20,7 @@ import pyarrow as pa
 from videoar.bench.films import Film
 from videoar.bench.result import BenchResult, compare, cpu_seconds, shuffled
 from videoar.core.errors import ConfigError
-from videoar.media.phash import phash
-from videoar.media.quality import measure
+from videoar.media.clip_scores import phash, score_span
 from videoar.media.scan import ScanPlan, SourceMetadata, scan
 from videoar.media.sources import list_sources
 from videoar.media.transcode import encode_stream
@@ -178,7 +177,7 @@ def _three_passes(path: Path) -> None:
     for span in _parts(rgb, _PLAN.num_frames):
         phash(span[[0, len(span) // 2, -1]])
     for span in _parts(luma, max(2, len(luma) * _PLAN.num_frames // max(1, len(rgb)))):
-        measure(span)
+        score_span(span)
 
 
 def _raw(path: Path, filters: str, frame_bytes: int) -> np.ndarray:

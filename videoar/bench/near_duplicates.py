@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from videoar.core.errors import MediaError
+from videoar.media.clip_scores import MIRROR
 from videoar.media.fetch import SOURCE, fetch
-from videoar.media.phash import MIRROR
 from videoar.media.scan import DecodedClip, ScanPlan, scan
 from videoar.media.sources import list_sources
 from videoar.media.synthetic import Entry, render_file

@@ -20,7 +20,7 @@ from videoar.bench.films import Film, copies
 from videoar.bench.result import BenchResult, compare, shuffled
 from videoar.core.types import Provenance
 from videoar.engine.inline import InlineEngine
-from videoar.media.clips import ClipReader
+from videoar.media.clip_reader import ClipReader
 from videoar.media.transcode import encode_stream
 from videoar.model.tokenizer.config import TOKENIZERS
 from videoar.pipeline.spec import parse_pipeline

@@ -17,7 +17,7 @@ from videoar.core.errors import VideoARError
 from videoar.core.types import Row
 from videoar.engine.base import with_retries
 from videoar.media.clip_prefetch import ReaderSlot
-from videoar.media.clips import COLUMNS, ClipReader
+from videoar.media.clip_reader import COLUMNS, ClipReader
 from videoar.pipeline.work import Task
 
 _RESTARTS = 3  # as for workers: a clip that kills its reader must not loop

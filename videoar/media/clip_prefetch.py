@@ -16,7 +16,7 @@ import numpy as np
 from videoar.core.ids import seed_from
 from videoar.core.prefetch import ahead
 from videoar.core.types import Row
-from videoar.media.clips import ClipReader, sort_out
+from videoar.media.clip_reader import ClipReader, sort_out
 from videoar.storage.object_store import ObjectStore
 
 ReaderSlot = Callable[[Row], Callable[[], np.ndarray]]

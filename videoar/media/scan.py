@@ -24,10 +24,9 @@ from av.logging import ERROR, Capture, set_level, set_skip_repeated
 
 from videoar.core.errors import MediaError
 from videoar.core.types import Frozen
-from videoar.media.phash import phash
-from videoar.media.picture import FrameResizer, Size
+from videoar.media.clip_scores import phash, score_span
+from videoar.media.frame_resizer import FrameResizer, Size
 from videoar.media.probe import CODECS, detect_demuxer
-from videoar.media.quality import measure
 from videoar.media.shots import MAX_GAP_US, SampledFrame, Span, shots, spans
 from videoar.media.transitions import Transition, find_transitions
 
@@ -398,7 +397,7 @@ class _Reading:
             "cut_in": span.start.kind,
             "cut_in_score": span.start.score,
             "phash": phash(ends),
-            **measure(np.stack(span.luma_frames)),
+            **score_span(np.stack(span.luma_frames)),
         }
         return DecodedClip(frames, columns)
 

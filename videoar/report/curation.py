@@ -19,7 +19,7 @@ from videoar.core.errors import MediaError, StorageError, WithdrawnError
 from videoar.core.types import Row
 from videoar.curation.duplicates import REASONS as DUPLICATES
 from videoar.curation.policy import score_columns, score_of
-from videoar.media.clips import COLUMNS, ClipReader
+from videoar.media.clip_reader import COLUMNS, ClipReader
 from videoar.media.decode import thumbnail_jpeg
 from videoar.media.process import Limits
 from videoar.pipeline.work import find_check

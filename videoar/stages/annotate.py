@@ -22,7 +22,7 @@ from videoar.storage.store import Store
 if TYPE_CHECKING:
     import numpy as np
 
-    from videoar.media.clips import ClipReader
+    from videoar.media.clip_reader import ClipReader
 
 _SOURCE = "model"
 Answer: TypeAlias = "Callable[[Sequence[np.ndarray]], list[Row]]"
@@ -72,7 +72,7 @@ class AnnotateStage(MapStage[A]):
         """Load the model once for all shards of a worker."""
         import torch
 
-        from videoar.media.clips import ClipReader
+        from videoar.media.clip_reader import ClipReader
 
         torch.set_num_threads(max(1, int(self.config.resources.cpus)))
         return partial(self._annotate, self.load(), ClipReader(store.objects))

@@ -147,7 +147,7 @@ class FilterStage(ReduceStage[FilterConfig]):
     def _repeats(self, judge: "_Judge") -> dict[int, dict[int, tuple[str, Row]]]:
         """Return, by file and row, why a clip repeats another one, and the row of that one."""
         from videoar.curation import duplicates
-        from videoar.media.phash import MIRROR
+        from videoar.media.clip_scores import MIRROR
         from videoar.storage.partitions import grouped, paired
 
         clips, count = judge.clips, len(judge.clips.files)

@@ -20,7 +20,7 @@ from videoar.core.crash_points import crash_point
 from videoar.core.errors import ContractError, MediaError
 from videoar.core.ids import digest_json, seed_from
 from videoar.core.types import Row
-from videoar.media.codes import RETRYABLE, exit_kind
+from videoar.media.reject_codes import RETRYABLE, exit_kind
 from videoar.pipeline.stage import (
     Inputs,
     MapStage,

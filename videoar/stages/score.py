@@ -20,7 +20,7 @@ from videoar.storage.store import Store
 
 if TYPE_CHECKING:
     from videoar.evaluation.measure import Clip
-    from videoar.media.clips import ClipReader
+    from videoar.media.clip_reader import ClipReader
 
 
 class ScoreConfig(StageConfig):
@@ -58,7 +58,7 @@ class ScoreStage(ReduceStage[ScoreConfig]):
     def reduce(self, inputs: Inputs, store: Store) -> Iterator[Output]:
         """Yield one table with a row per metric."""
         from videoar.evaluation import measure
-        from videoar.media.clips import ClipReader
+        from videoar.media.clip_reader import ClipReader
 
         read = ClipReader(store.objects)
         samples = sorted(inputs["samples"].table().to_pylist(), key=lambda row: row["sample_id"])

@@ -20,7 +20,7 @@ from videoar.core.errors import (
 from videoar.core.ids import sha256_hex
 from videoar.core.settings import settings
 from videoar.core.types import Row
-from videoar.media.codes import RETRYABLE
+from videoar.media.reject_codes import RETRYABLE
 from videoar.model.tokenizer.config import TOKENIZERS, TokenizerConfig, TokenizerTraining
 from videoar.pipeline.presets import changed, fitting, known
 from videoar.pipeline.stage import (
@@ -221,7 +221,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
         return {"frechet_random_i3d": random_i3d(self.config.training.seed)}
 
     def _clips(self, clips: Snapshot, store: Store) -> tuple["StoredClips", "StoredClips"]:
-        from videoar.media.clips import COLUMNS
+        from videoar.media.clip_reader import COLUMNS
 
         table = clips.table(["clip_id", "split", "num_frames", *COLUMNS])
         self._check_sizes(set(map(_size, table.select(["height_px", "width_px"]).to_pylist())))
@@ -291,7 +291,7 @@ class StoredClips:
     """
 
     def __init__(self, store: Store, rows: Sequence[Row], cache_bytes: int = 0) -> None:
-        from videoar.media.clips import ClipReader
+        from videoar.media.clip_reader import ClipReader
 
         self._read, self._rows, self._room_bytes = ClipReader(store.objects), rows, cache_bytes
         self._cache: dict[int, np.ndarray] = {}

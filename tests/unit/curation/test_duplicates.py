@@ -16,7 +16,7 @@ from videoar.curation.duplicates import (
     pick_representatives,
     semantic_pairs,
 )
-from videoar.media.phash import MIRROR, phash
+from videoar.media.clip_scores import MIRROR, phash
 from videoar.media.synthetic import draw, scenes
 from videoar.storage.partitions import grouped, paired
 

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from tests.support.clip_rows import clip_row, clips_of
 from tests.support.stage_chain import commit, describe, sift
 from videoar.core.errors import ConfigError, ContractError, GateError
-from videoar.media.phash import MIRROR
+from videoar.media.clip_scores import MIRROR
 from videoar.pipeline.fingerprint import components
 from videoar.pipeline.spec import SpecError, parse_pipeline
 from videoar.stages.filter import FilterConfig, FilterStage

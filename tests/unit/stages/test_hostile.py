@@ -20,8 +20,8 @@ import pytest
 from tests.support import hostile
 from tests.support.stage_chain import ingest
 from videoar.core.errors import ConfigError, MediaError
-from videoar.media.codes import CODES
 from videoar.media.process import Limits, run_tool
+from videoar.media.reject_codes import CODES
 from videoar.media.sandbox import SandboxedDecoder
 from videoar.media.scan import ScanPlan
 from videoar.media.sources import list_sources

@@ -22,8 +22,8 @@ from videoar.core.errors import (
     TransientStorageError,
 )
 from videoar.engine.inline import InlineEngine
-from videoar.media.codes import RETRYABLE
 from videoar.media.decode import decode_clip
+from videoar.media.reject_codes import RETRYABLE
 from videoar.media.synthetic import scenes
 from videoar.model.schedule import SMALL_SQUARE
 from videoar.model.tokenizer.config import TOKENIZERS

@@ -13,7 +13,7 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
-from videoar.media.quality import LUMA_HEIGHT, LUMA_WIDTH
+from videoar.media.clip_scores import LUMA_HEIGHT, LUMA_WIDTH
 
 _HD_HEIGHT = 720  # untagged video at or above it is BT.709, else BT.601, as players assume
 _PLANAR = {"yuv420p", "yuvj420p"}

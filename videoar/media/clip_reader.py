@@ -16,9 +16,9 @@ import numpy as np
 from videoar.core.errors import MediaError
 from videoar.core.scratch import Scratch, sweep
 from videoar.core.types import Row
-from videoar.media.codes import RETRYABLE, exit_kind
 from videoar.media.decode import decode_clip
 from videoar.media.process import Limits
+from videoar.media.reject_codes import RETRYABLE, exit_kind
 from videoar.media.sandbox import SandboxedDecoder
 from videoar.media.scan import ScanPlan
 from videoar.storage.object_store import ObjectStore

@@ -6,7 +6,7 @@ import pytest
 from tests.support.stage_chain import ingest
 from tests.unit.media.test_scan import ffmpeg, shot, write
 from videoar.core.errors import MediaError
-from videoar.media.clips import COLUMNS, ClipReader
+from videoar.media.clip_reader import COLUMNS, ClipReader
 from videoar.media.decode import decode_clip
 from videoar.media.scan import ScanPlan, scan
 from videoar.storage.store import open_store

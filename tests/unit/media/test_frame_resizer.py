@@ -6,7 +6,7 @@ import pytest
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from tests.unit.media.test_scan import ffmpeg, shot, write
-from videoar.media.picture import FrameResizer, nearest_size
+from videoar.media.frame_resizer import FrameResizer, nearest_size
 from videoar.media.scan import ScanPlan, scan
 
 SIZES = ((32, 32), (24, 42), (42, 24))
