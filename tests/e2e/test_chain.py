@@ -79,7 +79,7 @@ def test_clips_may_stay_in_their_sources(tmp_path: Path):
     resumed = videoar("resume", run["run_id"], store=store)
     assert (resumed["until"], resumed["outputs"]) == ("tokens", run["outputs"])
     statuses = {stage["name"]: stage["status"] for stage in resumed["stages"]}
-    assert statuses == {**dict.fromkeys(STAGES[:4], "CACHED"), "model": "PENDING"}
+    assert statuses == {**dict.fromkeys(STAGES[:4], "CACHED"), "model": "SKIPPED"}
 
 
 def test_lineage_ends_at_source_videos(first: dict):

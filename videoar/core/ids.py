@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+import re
 import secrets
 import time
+from collections.abc import Iterable
 
 from videoar.core.types import Json
 
+# Crockford's base 32: no i, l, o, u; its characters sort like the digits they stand for.
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+_RUN_ID = re.compile(f"[0-7][{_CROCKFORD}]{{17}}")
 SHORT_DIGEST = 16
 
 
@@ -26,9 +30,19 @@ def digest_json(value: Json) -> str:
     return sha256_hex(canonical_json(value).encode())
 
 
-def new_run_id() -> str:
-    """Return a ULID-like id: 10 characters of milliseconds, 8 of randomness; sorts by time."""
-    number = (int(time.time() * 1000) << 40) | secrets.randbits(40)
+def new_run_id(after: Iterable[str] = ()) -> str:
+    """Return a ULID-like id: 10 characters of milliseconds since 1970, 8 of randomness.
+
+    Ids sort by time. If the clock was set back, the time of the newest earlier id plus 1 ms is used
+    instead, so that "the latest run" stays the one that was created last.
+
+    Args:
+        after: ids that the new one must be greater than; ids of another form are ignored.
+    """
+    earlier = max((id_ for id_ in after if _RUN_ID.fullmatch(id_)), default="")
+    floor_ms = sum(_CROCKFORD.index(c) << 5 * i for i, c in enumerate(reversed(earlier[:10]))) + 1
+    time_ms = max(int(time.time() * 1000), floor_ms)
+    number = (time_ms << 40) | secrets.randbits(40)
     return "".join(_CROCKFORD[(number >> shift) & 31] for shift in range(85, -1, -5))
 
 

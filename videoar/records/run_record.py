@@ -1,7 +1,8 @@
-"""The run record: an immutable `run.json` and create-once events, folded into a `Run` on reading.
+"""The run record: an immutable `run.json` and append-only events, folded into a `Run` on reading.
 
-A run that was killed has no last event. Whether it still runs is therefore asked of the machine:
-the driver leaves its host, pid and start time, and a driver that is gone means INTERRUPTED.
+A killed run has no `finish` event, so the record alone cannot tell it from one in progress. The
+driver process therefore records its host, pid and start time: a run without a `finish` event whose
+driver process no longer exists is INTERRUPTED.
 """
 
 import os
@@ -14,8 +15,9 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from videoar.core.errors import ConfigError
+from videoar.core.errors import ConfigError, did_you_mean
 from videoar.core.hardware import hardware
+from videoar.core.ids import new_run_id
 from videoar.core.types import Frozen, Json
 from videoar.pipeline.fingerprint import Components
 from videoar.pipeline.spec import PipelineSpec
@@ -30,21 +32,29 @@ Status = Literal[
     "GATE_BLOCKED",
     "CANCELLED",
     "INTERRUPTED",
+    "SKIPPED",
 ]
+"""State of a run or a stage. SKIPPED: a stage outside the requested part (`--until`); PENDING: a
+requested stage that has not started."""
+
+
+LAST = "last"
+"""Name of the newest run wherever a run id is accepted."""
+_SHOWN_MATCHES = 5  # chosen: ids of an ambiguous prefix in one error line
 
 
 class ShardCounts(Frozen):
-    """Shards of a map stage; a loop or reduction is one shard."""
+    """Shards of a map stage; a loop or reduce stage counts as one shard."""
 
     planned: int = 0
     cached: int = 0
     done: int = 0
     quarantined: int = 0
-    """Items refused with a typed reason."""
+    """Items rejected with a typed reason."""
 
 
 class RowCounts(Frozen):
-    """Rows through a stage."""
+    """Input, output and rejected rows of a stage."""
 
     model_config = ConfigDict(validate_by_name=True)
     in_: int = Field(default=0, alias="in")
@@ -53,14 +63,15 @@ class RowCounts(Frozen):
 
 
 class InputRun(Frozen):
-    """One listed input of a run, against the same input of the pipeline's run before."""
+    """One listed input of a run, compared with the previous run of the same pipeline."""
 
     snapshot: str
     sources: int
     new: int
     changed: int
-    """Same address, other etag."""
+    """Sources with the same URI but another etag."""
     gone: int
+    """Sources of the previous run that are no longer listed."""
 
     def __str__(self) -> str:
         moved = f"{self.new} new, {self.changed} changed, {self.gone} gone"
@@ -72,17 +83,18 @@ class StageRun(Frozen):
 
     name: str
     type: str
+    """Stage type, the value of `stage:` in the pipeline file."""
     status: Status = "PENDING"
     fingerprint: str | None = None
     snapshot: str | None = None
     rejects: str | None = None
-    """Snapshot of the rows that it refused; equal rows may come with other rejects."""
+    """Snapshot of the rejected rows; the id of `snapshot` does not depend on it."""
     inputs: dict[str, str] = Field(default_factory=dict)
     shards: ShardCounts = ShardCounts()
     rows: RowCounts = RowCounts()
     seconds: float = 0.0
     metrics: dict[str, float] = Field(default_factory=dict)
-    """Sums over the shards of a map stage, of all attempts, and what they mean."""
+    """Sums over the shards of a map stage, of all attempts, and values derived from them."""
     reason: str = ""
     error: str | None = None
 
@@ -100,14 +112,14 @@ class Run(Frozen):
     document: dict[str, Any]
     source: str
     from_: str | None = Field(default=None, alias="from")
-    """The first stage that was asked for; None: all."""
+    """First requested stage; None: from the beginning. Stages before it must be cached."""
     until: str | None = None
-    """The last one."""
+    """Last requested stage; None: to the end."""
     stages: tuple[StageRun, ...]
     outputs: dict[str, str]
     """Stage name to snapshot id."""
     inputs: dict[str, InputRun] = Field(default_factory=dict)
-    """The inputs that were listed, by name."""
+    """Listed inputs by name."""
     error: str | None = None
 
     def stage(self, name: str) -> StageRun:
@@ -119,15 +131,16 @@ class Run(Frozen):
         for stage in self.stages:
             if stage.name == name:
                 return stage
-        raise ConfigError(name, f"run {self.run_id} has no such stage")
+        hint = did_you_mean(name, [stage.name for stage in self.stages])
+        raise ConfigError(name, f"run {self.run_id} has no such stage", hint)
 
     def public(self) -> dict[str, Any]:
-        """Return what the command line prints as JSON."""
+        """Return the JSON document that the command line prints."""
         return self.model_dump(mode="json", by_alias=True, exclude={"document"})
 
 
 class RunLog:
-    """Writes the record of one run."""
+    """Writer of the record of one run."""
 
     def __init__(self, store: Store, run_id: str) -> None:
         self.run_id = run_id
@@ -136,7 +149,7 @@ class RunLog:
     def create(
         self, spec: PipelineSpec, code_version: str, start: str | None, until: str | None
     ) -> None:
-        """Create `run.json`; a resumed run finds its own and keeps it."""
+        """Create `run.json` if it does not exist; a resumed run keeps its first one."""
         record = {
             "run_id": self.run_id,
             "pipeline": spec.name,
@@ -157,21 +170,21 @@ class RunLog:
         self._store.ledger.append(f"runs/{self.run_id}/events", event)
 
     def driver(self) -> None:
-        """Say which process drives the run."""
+        """Record the driver process of the run."""
         self.event(
             "driver",
             host=socket.gethostname(),
             pid=os.getpid(),
-            born=_born(os.getpid()),
+            born=_start_ticks(os.getpid()),
             hardware=hardware(),
         )
 
     def input(self, name: str, listed: InputRun) -> None:
-        """Record what an input was found to be."""
+        """Record the listing of an input."""
         self.event("input", name=name, input=listed.model_dump(mode="json"))
 
     def stage(self, stage: StageRun, parts: Components | None = None) -> None:
-        """Record a stage's new state."""
+        """Record the new state of a stage."""
         extra = {"parts": parts} if parts else {}
         self.event("stage", stage=stage.model_dump(mode="json", by_alias=True), **extra)
 
@@ -184,8 +197,12 @@ def _run_key(run_id: str) -> str:
     return f"runs/{run_id}/run.json"
 
 
-def _born(pid: int) -> str:
-    """Return a process's start time in clock ticks, "" when there is no such process."""
+def _start_ticks(pid: int) -> str:
+    """Return the start time of a process in clock ticks since boot, "" if it does not exist.
+
+    The pid alone does not identify a process: the kernel reuses pids.
+    Source: proc(5), field 22 of /proc/<pid>/stat; field 2 is in parentheses and may contain spaces.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except OSError:
@@ -193,15 +210,18 @@ def _born(pid: int) -> str:
 
 
 def driver_alive(events: list[dict[str, Any]]) -> bool:
-    """Say whether the newest driver lives; a driver on another host counts as alive."""
+    """Return whether the newest driver process exists.
+
+    Processes of another host cannot be inspected from here: such a driver counts as running.
+    """
     drivers = [event for event in events if event["kind"] == "driver"]
     if not drivers:
         return False
-    last = drivers[-1]
-    if last["host"] != socket.gethostname():
+    newest = drivers[-1]
+    if newest["host"] != socket.gethostname():
         return True
-    born = _born(last["pid"])
-    return bool(born) and born == last["born"]
+    ticks = _start_ticks(newest["pid"])
+    return bool(ticks) and ticks == newest["born"]
 
 
 def run_ids(store: Store) -> list[str]:
@@ -210,26 +230,37 @@ def run_ids(store: Store) -> list[str]:
     return sorted(key.split("/")[1] for key in keys)
 
 
+def next_run_id(store: Store) -> str:
+    """Return a run id that sorts after all runs of the store, also if the clock was set back."""
+    return new_run_id(after=run_ids(store))
+
+
 def find_run_id(store: Store, name: str | None) -> str:
-    """Return the id that a user means: itself, a unique prefix, or the latest for None.
+    """Return the run id for an id, a unique prefix of one, or `last` (None: also the last run).
 
     Raises:
-        ConfigError: none or several runs match.
+        ConfigError: no run or several runs match.
     """
     known = run_ids(store)
-    if name is None:
+    if name is None or name == LAST:
         if not known:
             raise ConfigError(store.url, "no runs yet", "start one with: videoar run PIPELINE")
         return known[-1]
-    found = [run_id for run_id in known if run_id.startswith(name)]
-    if len(found) != 1:
-        what = "several runs match" if found else "no such run"
-        raise ConfigError(name, what, "videoar ls lists them")
-    return found[0]
+    if name in known:
+        return name
+    matches = [run_id for run_id in known if run_id.startswith(name)] if name else []
+    if len(matches) > 1:
+        listed = ", ".join(matches[: -_SHOWN_MATCHES - 1 : -1])
+        more = len(matches) - _SHOWN_MATCHES
+        hint = f"{listed} and {more} more" if more > 0 else listed
+        raise ConfigError(name, "several runs match", hint)
+    if not matches:
+        raise ConfigError(name, "no such run", "videoar ls lists them")
+    return matches[0]
 
 
 def events_of(store: Store, run_id: str) -> list[dict[str, Any]]:
-    """Return a run's events in order."""
+    """Return the events of a run in order."""
     keys = sorted(store.ledger.list(f"runs/{run_id}/events/"))
     records = (store.ledger.read(key) for key in keys)
     return [record for record in records if record is not None]
@@ -245,7 +276,11 @@ def load_run(store: Store, run_id: str) -> Run:
     if record is None:
         raise ConfigError(run_id, "no such run", "videoar ls lists them")
     events = events_of(store, run_id)
-    stages = {raw["name"]: StageRun(**raw) for raw in record.pop("stages")}
+    requested = _requested_stages(record)
+    stages = {
+        raw["name"]: StageRun(**raw, status="PENDING" if raw["name"] in requested else "SKIPPED")
+        for raw in record.pop("stages")
+    }
     inputs: dict[str, InputRun] = {}
     status: Status = "PENDING"
     error = None
@@ -257,7 +292,7 @@ def load_run(store: Store, run_id: str) -> Run:
             inputs[event["name"]] = InputRun.model_validate(event["input"])
         elif event["kind"] == "finish":
             status, error = event["status"], event["error"]
-        elif event["kind"] == "driver":
+        elif event["kind"] == "driver":  # a resumed run: an earlier `finish` no longer holds
             status, error = "RUNNING", None
     if status == "RUNNING" and not driver_alive(events):
         status = "INTERRUPTED"
@@ -272,8 +307,26 @@ def load_run(store: Store, run_id: str) -> Run:
     )
 
 
+def _requested_stages(record: Mapping[str, Any]) -> set[str]:
+    """Return the names of the stages up to `until`, its ancestors and itself; all without it."""
+    stages = record["document"]["stages"]
+    if record["until"] is None:
+        return set(stages)
+    requested: set[str] = set()
+    queue = [record["until"]]
+    while queue:
+        name = queue.pop()
+        if name in stages and name not in requested:  # the ports of a stage may also name inputs
+            requested.add(name)
+            queue += stages[name].get("from", {}).values()
+    return requested
+
+
 def _busy_seconds(events: list[dict[str, Any]]) -> float:
-    """Add up the time from each driver's first to its last event; pauses between do not count."""
+    """Return the sum of the time from each driver's first to its last event.
+
+    The time between an interruption and the resume does not count.
+    """
     total, first, last = 0.0, 0.0, 0.0
     for event in events:
         if event["kind"] == "driver":
@@ -283,18 +336,25 @@ def _busy_seconds(events: list[dict[str, Any]]) -> float:
 
 
 def stage_parts(store: Store, run_id: str, stage: str) -> Components | None:
-    """Return the fingerprint parts that a run recorded for a stage."""
-    found: Components | None = None
+    """Return the fingerprint components that a run recorded for a stage, None if it has none."""
+    result: Components | None = None
     for event in events_of(store, run_id):
         if event["kind"] == "stage" and event["stage"]["name"] == stage and "parts" in event:
-            found = event["parts"]
-    return found
+            result = event["parts"]
+    return result
 
 
 def previous_parts(
     store: Store, pipeline: str, stage: str, before: str | None = None
 ) -> tuple[str, Components] | None:
-    """Return the newest earlier run of a pipeline that recorded this stage, and its parts."""
+    """Return the newest run of a pipeline that recorded this stage, and its components.
+
+    Args:
+        store: where runs are recorded.
+        pipeline: name of the pipeline.
+        stage: name of the stage.
+        before: only runs before this run id.
+    """
     for run_id in _newest_first(store, pipeline, before):
         parts = stage_parts(store, run_id, stage)
         if parts is not None:
@@ -303,11 +363,11 @@ def previous_parts(
 
 
 def previous_input(store: Store, pipeline: str, name: str, before: str) -> InputRun | None:
-    """Return what the newest earlier run of a pipeline that listed this input recorded of it."""
+    """Return the listing of an input by the newest run of a pipeline before `before`."""
     for run_id in _newest_first(store, pipeline, before):
-        found = load_run(store, run_id).inputs.get(name)
-        if found is not None:
-            return found
+        listed = load_run(store, run_id).inputs.get(name)
+        if listed is not None:
+            return listed
     return None
 
 
@@ -320,10 +380,13 @@ def _newest_first(store: Store, pipeline: str, before: str | None) -> Iterator[s
 
 
 def cancel_run(store: Store, name: str) -> str:
-    """Tell the driver of a run to stop; it commits nothing more and records CANCELLED.
+    """Send SIGTERM to the driver of a run; it commits nothing more and records CANCELLED.
+
+    Returns:
+        The id of the run.
 
     Raises:
-        ConfigError: the run is not driven from this machine, or not running.
+        ConfigError: the run is not running, or its driver is on another host.
     """
     run_id = find_run_id(store, name)
     events = events_of(store, run_id)
@@ -331,6 +394,6 @@ def cancel_run(store: Store, name: str) -> str:
         raise ConfigError(run_id, "is not running")
     driver = [event for event in events if event["kind"] == "driver"][-1]
     if driver["host"] != socket.gethostname():
-        raise ConfigError(run_id, f"is driven from {driver['host']}", "cancel it there")
+        raise ConfigError(run_id, f"its driver is on host {driver['host']}", "cancel it there")
     os.kill(driver["pid"], signal.SIGTERM)
     return run_id

@@ -13,7 +13,6 @@ from typing import Any
 from videoar import __version__
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import ConfigError, GateError, StageError
-from videoar.core.ids import new_run_id
 from videoar.core.logging import log_context
 from videoar.core.types import Provenance
 from videoar.engine.base import Engine
@@ -44,6 +43,7 @@ from videoar.records.run_record import (
     StageRun,
     Status,
     load_run,
+    next_run_id,
 )
 from videoar.runner.inputs import Listing, compare, resolve
 from videoar.runner.plan import build, check_contracts, check_tools, split_done, why
@@ -64,11 +64,13 @@ class Execution:
     spec: PipelineSpec
     store: Store
     engine: Engine
-    run_id: str = field(default_factory=new_run_id)
+    run_id: str = ""
+    """Default: an id after all runs of the store."""
     registry: Registry = field(default_factory=lambda: BUILTIN)
     stages: dict[str, StageRun] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.run_id = self.run_id or next_run_id(self.store)
         self._log = RunLog(self.store, self.run_id)
         self._snapshots: dict[str, Snapshot] = {}
         self.has_begun = False
@@ -87,6 +89,8 @@ class Execution:
         found = {name: resolve(self.store, name, url) for name, url in self.spec.inputs.items()}
         self.has_begun = True
         self._log.create(self.spec, __version__, start, until)
+        for skipped in self.stages.keys() - {stage.name for stage in wanted}:
+            self.stages[skipped] = self.stages[skipped].model_copy(update={"status": "SKIPPED"})
         self._log.driver()
         status: Status = "SUCCEEDED"
         problem: str | None = None

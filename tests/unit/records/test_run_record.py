@@ -1,0 +1,92 @@
+"""The run record: ids, statuses and what a user may call a run."""
+
+import itertools
+import socket
+import time
+
+import pytest
+
+from tests.support.toys import REGISTRY
+from videoar.core.errors import ConfigError
+from videoar.core.ids import new_run_id
+from videoar.pipeline.spec import parse_pipeline
+from videoar.records.run_record import RunLog, find_run_id, load_run, next_run_id
+from videoar.storage.store import Store, open_store
+
+numbers = itertools.count()
+DOCUMENT = {
+    "pipeline": "toy",
+    "inputs": {"videos": "/v"},
+    "stages": {
+        "big": {"stage": "upper", "from": {"sources": "videos"}},
+        "few": {"stage": "pick", "from": {"sources": "big"}},
+        "total": {"stage": "count", "from": {"sources": "big"}},
+    },
+}
+
+
+@pytest.fixture
+def store() -> Store:
+    return open_store(f"memory://record-{next(numbers)}")
+
+
+def create(store: Store, run_id: str, until: str | None = None) -> RunLog:
+    log = RunLog(store, run_id)
+    log.create(parse_pipeline(DOCUMENT, "toy.yaml", REGISTRY), "0", None, until)
+    return log
+
+
+def test_new_run_id_after_a_later_id_is_still_greater(monkeypatch):
+    first = new_run_id()
+    monkeypatch.setattr(time, "time", lambda: 1_000_000_000.0)  # the clock is set back to 2001
+    assert new_run_id() < first
+    second = new_run_id(after=[first, "run1", "zzz"])
+    assert first < second < new_run_id(after=[second, first])
+    assert len(second) == len(first) == 18
+
+
+def test_next_run_id_sorts_after_all_runs_of_the_store(store, monkeypatch):
+    create(store, next_run_id(store))
+    monkeypatch.setattr(time, "time", lambda: 1_000_000_000.0)
+    run_id = next_run_id(store)
+    create(store, run_id)
+    assert find_run_id(store, None) == find_run_id(store, "last") == run_id
+
+
+@pytest.mark.parametrize(
+    ("until", "skipped"), [(None, set()), ("few", {"total"}), ("big", {"few", "total"})]
+)
+def test_load_run_unrequested_stages_are_skipped(store, until, skipped):
+    create(store, "r1", until)
+    run = load_run(store, "r1")
+    assert {stage.name for stage in run.stages if stage.status == "SKIPPED"} == skipped
+    assert {stage.status for stage in run.stages} <= {"SKIPPED", "PENDING"}
+
+
+def test_load_run_without_a_finish_event_and_driver_is_interrupted(store):
+    log = create(store, "r1")
+    log.driver()
+    assert load_run(store, "r1").status == "RUNNING"
+    log.event("driver", host=socket.gethostname(), pid=2**22 + 1, born="1", hardware="")
+    assert load_run(store, "r1").status == "INTERRUPTED"
+    log.finish("CANCELLED", "cancelled")
+    assert (load_run(store, "r1").status, load_run(store, "r1").error) == ("CANCELLED", "cancelled")
+
+
+def test_find_run_id_ambiguous_prefix_lists_its_candidates(store):
+    for i in range(7):
+        create(store, f"ab{i}")
+    create(store, "ab")
+    assert find_run_id(store, "ab3") == "ab3"
+    assert find_run_id(store, "ab") == "ab"  # a whole id, though others begin with it
+    with pytest.raises(ConfigError, match=r"several runs .*ab6, ab5, ab4, ab3, ab2 and 3 more"):
+        find_run_id(store, "a")
+    for unknown in ("x", ""):
+        with pytest.raises(ConfigError, match="no such run"):
+            find_run_id(store, unknown)
+
+
+def test_stage_unknown_name_gets_a_suggestion(store):
+    create(store, "r1")
+    with pytest.raises(ConfigError, match="did you mean total"):
+        load_run(store, "r1").stage("totl")
