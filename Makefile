@@ -7,7 +7,8 @@ STAMP := .venv/.installed
 INSTALL := --constraint constraints.txt --editable ".[dev]"
 # The drawn corpus can be judged by arithmetic; other videos need a gate that exists for them.
 ifdef INPUT
-OWN_VIDEOS := --set "inputs.videos=$(INPUT)" \
+# Verbatim: `value` keeps make from expanding `$`, the quotes keep the shell from reading anything.
+OWN_VIDEOS := --set 'inputs.videos=$(subst ','\'',$(value INPUT))' \
   --set "stages.release.rules=[{metric: recon/psnr, min: 15}]"
 endif
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

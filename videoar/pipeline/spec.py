@@ -12,12 +12,12 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from videoar.core.errors import ConfigError, did_you_mean
 from videoar.core.ids import digest_json
 from videoar.core.yaml_file import read_mapping
+from videoar.pipeline.overrides import apply_override
 from videoar.pipeline.registry import BUILTIN, Registry, stage_class
 from videoar.pipeline.stage import StageConfig
 
@@ -100,7 +100,7 @@ def load_pipeline(
 
     Args:
         path: the YAML file.
-        overrides: `a.b=value` strings, applied before validation; values are YAML.
+        overrides: `a.b=value` strings, applied before validation; see `apply_override`.
         registry: known stages.
 
     Raises:
@@ -109,32 +109,8 @@ def load_pipeline(
     """
     document = read_mapping(path, "start with `pipeline: <name>`")
     for override in overrides:
-        _apply(document, override, str(path))
+        apply_override(document, override, str(path), registry)
     return parse_pipeline(document, str(path), registry)
-
-
-def _apply(document: dict[str, Any], override: str, where: str) -> None:
-    keys, equals, value = override.partition("=")
-    parts = keys.split(".")
-    if not equals or not all(parts) or len(parts) < 2:
-        raise ConfigError(
-            f"--set {override}", "not of the form a.b=value", "e.g. inputs.videos=PATH"
-        )
-    node: Any = document
-    for part in parts[:-1]:
-        known = isinstance(node, dict) and (
-            part in node or (node is not document and len(parts) > 3)
-        )
-        if not known:
-            hint = did_you_mean(part, [str(k) for k in node]) if isinstance(node, dict) else ""
-            raise ConfigError(f"--set {keys}", f"{where} has no {part}", hint)
-        node = node.setdefault(part, {})
-    if not isinstance(node, dict):
-        raise ConfigError(f"--set {keys}", f"{parts[-2]} is not a mapping in {where}")
-    try:
-        node[parts[-1]] = yaml.safe_load(value) if value else ""
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {keys}", f"value is not YAML: {value}") from error
 
 
 def parse_pipeline(

@@ -1,0 +1,137 @@
+"""The options of a stage as a tree: types, bounds, defaults and meanings, by key path.
+
+Everything is read from the JSON Schema that pydantic derives from the stage's config class, so that
+`--set`, error lines, the reference of stages and the editor's schema cannot disagree.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from videoar.pipeline.stage import StageConfig
+
+Schema = Mapping[str, Any]
+"""A JSON Schema."""
+_BASE_TYPES = {
+    "integer": "a whole number",
+    "number": "a number",
+    "string": "text",
+    "boolean": "true or false",
+    "null": "null",
+    "object": "a mapping",
+    "array": "a list",
+}
+_BOUNDS = (
+    ("exclusiveMinimum", "above {}"),
+    ("minimum", "of at least {}"),
+    ("exclusiveMaximum", "below {}"),
+    ("maximum", "of at most {}"),
+    ("multipleOf", "a multiple of {}"),
+)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option, or the value at any key path below it."""
+
+    schema: Schema
+    definitions: Mapping[str, Schema] = field(repr=False)
+    """What `$ref` in the schema refers to."""
+
+    @property
+    def variants(self) -> tuple[Schema, ...]:
+        """The alternatives that a value may match, with references resolved: one, if no union."""
+        return tuple(self._flat(self.schema))
+
+    def _flat(self, schema: Schema) -> Iterator[Schema]:
+        if "$ref" in schema:
+            yield from self._flat(self.definitions[schema["$ref"].rpartition("/")[2]])
+        elif "anyOf" in schema:
+            for variant in schema["anyOf"]:
+                yield from self._flat(variant)
+        else:
+            yield schema
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names of the options of a mapping; empty where any key is allowed, or none."""
+        return tuple(key for variant in self.variants for key in variant.get("properties", {}))
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The texts that are allowed, where they are listed."""
+        return tuple(text for variant in self.variants for text in variant.get("enum", ()))
+
+    @property
+    def is_text(self) -> bool:
+        """Whether every value is text, or null."""
+        kinds = {variant.get("type") for variant in self.variants}
+        return "string" in kinds and kinds <= {"string", "null"}
+
+    @property
+    def is_nullable(self) -> bool:
+        """Whether null is allowed."""
+        return any(variant.get("type") == "null" for variant in self.variants)
+
+    def child(self, key: str | int) -> "Option | None":
+        """Return the option under a key of a mapping, or at an index of a list, if there is one."""
+        for variant in self.variants:
+            schema = _child_schema(variant, key)
+            if schema is not None:
+                return Option(schema, self.definitions)
+        return None
+
+    def at(self, path: Sequence[str | int]) -> "Option | None":
+        """Return the option at a key path."""
+        option: Option | None = self
+        for key in path:
+            option = option.child(key) if option else None
+        return option
+
+    def describe(self) -> str:
+        """Return what a value has to be, such as `a number above 0 or null`."""
+        texts = dict.fromkeys(self._describe(variant) for variant in self.variants)
+        return " or ".join(texts)
+
+    def _describe(self, schema: Schema) -> str:
+        if "enum" in schema:
+            return f"one of {', '.join(schema['enum'])}"
+        kind = schema.get("type")
+        if kind == "array":
+            return self._describe_list(schema)
+        bounds = [text.format(f"{schema[key]:g}") for key, text in _BOUNDS if key in schema]
+        if schema.get("minLength") == 1:
+            bounds.append("that is not empty")
+        return " ".join([_BASE_TYPES.get(str(kind), "any value"), " and ".join(bounds)]).strip()
+
+    def _describe_list(self, schema: Schema) -> str:
+        if "prefixItems" in schema:
+            entries = [Option(item, self.definitions).describe() for item in schema["prefixItems"]]
+            return f"a list of {len(entries)} values, each {entries[0]}"
+        least = f" of at least {schema['minItems']}" if "minItems" in schema else ""
+        if not schema.get("items"):
+            return f"a list{least}"
+        entry = Option(schema["items"], self.definitions).describe()
+        return f"a list{least}, each entry {entry}"
+
+
+def _child_schema(schema: Schema, key: str | int) -> Schema | None:
+    if key in schema.get("properties", {}):
+        found: Schema = schema["properties"][key]
+        return found
+    if isinstance(schema.get("additionalProperties"), dict):
+        values: Schema = schema["additionalProperties"]
+        return values
+    if schema.get("type") == "array" and str(key).isdecimal():
+        prefix = schema.get("prefixItems", [])
+        items: Schema | None = prefix[int(key)] if int(key) < len(prefix) else schema.get("items")
+        return items
+    return None
+
+
+@lru_cache(maxsize=64)
+def options_of(config_type: type[StageConfig]) -> Option:
+    """Return the options of a stage as one mapping."""
+    schema = config_type.model_json_schema()
+    return Option(schema, schema.get("$defs", {}))
