@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from videoar.admin.forget import forget as take_down
+from videoar.contracts.names import REJECTS, RELEASES
 from videoar.core.errors import ConfigError, GateError, VideoARError
 from videoar.engine.base import Engine
 from videoar.engine.inline import InlineEngine
 from videoar.pipeline.fingerprint import differences
 from videoar.pipeline.spec import load_pipeline
-from videoar.pipeline.work import REJECTS
 from videoar.records.run_record import (
     Run,
     find_run_id,
@@ -22,6 +22,7 @@ from videoar.records.run_record import (
     stage_parts,
 )
 from videoar.runner.execute import Execution, resume_spec
+from videoar.storage.layout import report_key, table_folder
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 from videoar.storage.takedown import withdrawn
@@ -113,13 +114,9 @@ def report(store: Store, name: str | None) -> tuple[str, bytes]:
 
     run_id = find_run_id(store, name)
     page = render(collect(store, load_run(store, run_id))).encode()
-    key = _page_key(run_id)
+    key = report_key(run_id)
     store.objects.put(key, page)
     return key, page
-
-
-def _page_key(run_id: str) -> str:
-    return f"runs/{run_id}/report.html"
 
 
 def explain(store: Store, name: str, stage: str) -> dict[str, Any]:
@@ -147,7 +144,7 @@ def show(store: Store, name: str, rows: int = 5) -> dict[str, Any]:
 
     snapshot = store.snapshot(name)
     commit, contract = snapshot.commit, load_contract(snapshot.contract)
-    gone = withdrawn(store.ledger, f"tables/{snapshot.dataset}/")
+    gone = withdrawn(store.ledger, f"{table_folder(snapshot.dataset)}/")
     there = [file for file in snapshot.files if file.key not in gone]
     statistics = merge(read_statistics(store.objects, there, contract))
     return {
@@ -214,7 +211,7 @@ def gate(store: Store, name: str | None) -> dict[str, Any]:
     run = load_run(store, find_run_id(store, name))
     for snapshot_id in run.outputs.values():
         snapshot = store.snapshot(snapshot_id)
-        if snapshot.contract == "releases@1":
+        if snapshot.contract == RELEASES:
             rules = snapshot.table().to_pylist()
             return {
                 "passed": bool(rules) and all(rule["passed"] for rule in rules),
@@ -236,7 +233,7 @@ def promote(store: Store, model: str, ref: str) -> dict[str, Any]:
     decision: list[dict[str, Any]] = []
     evidence = ""
     for snapshot in store.snapshots():
-        if snapshot.contract == "releases@1":
+        if snapshot.contract == RELEASES:
             rules = snapshot.table().to_pylist()
             if rules and rules[0]["candidate"] == candidate and rules[0]["ref"] == ref:
                 decision, evidence = rules, snapshot.id
@@ -275,7 +272,7 @@ def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False
     shown = [run for run in runs if holders & _used(run)]
     if not dry_run:
         for run in shown:
-            store.objects.purge(_page_key(run.run_id))
+            store.objects.purge(report_key(run.run_id))
         for run in shown:
             _renew_page(store, run)
     for run in runs:

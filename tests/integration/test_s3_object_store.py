@@ -21,8 +21,9 @@ from videoar.core.errors import (
 )
 from videoar.core.ids import canonical_json
 from videoar.storage import local_store, open_store, s3_store
-from videoar.storage.conformance import MARKER, ensure_put_if_absent, race
-from videoar.storage.object_store import note_key, put_content
+from videoar.storage.conformance import ensure_put_if_absent, race
+from videoar.storage.layout import PROBE_PASSED_KEY, withdrawal_key
+from videoar.storage.object_store import put_content
 from videoar.storage.s3_store import S3ObjectStore
 from videoar.storage.store import Store
 
@@ -157,7 +158,7 @@ def test_uploads_that_were_never_finished_are_aborted(moto_server, monkeypatch):
 
 def test_what_a_take_down_withdrew_says_so(objects):
     source = "ab" * 32
-    objects.put(note_key("a/b"), canonical_json({"source": source}).encode())
+    objects.put(withdrawal_key("a/b"), canonical_json({"source": source}).encode())
     for read in (lambda: objects.get("a/b"), lambda: objects.get_range("a/b", 0, 1)):
         with pytest.raises(WithdrawnError, match=f"a/b: withdrawn by the take-down .* {source}"):
             read()
@@ -183,7 +184,7 @@ def test_put_if_absent_has_one_winner_and_keeps_its_content(objects):
     assert objects.get("k") == b"first"
     assert race(objects, rounds=10, writers=8) == [1] * 10
     ensure_put_if_absent(objects)
-    assert [info.key for info in objects.list("doctor/")] == [MARKER]
+    assert [info.key for info in objects.list("doctor/")] == [PROBE_PASSED_KEY]
 
 
 def test_big_objects_go_up_whole(objects, tmp_path):
@@ -248,7 +249,7 @@ def test_a_store_that_lets_two_win_is_refused(tmp_path, broken):
     objects = broken(open_store(tmp_path.as_uri()).objects)
     with pytest.raises(StorageError, match="put-if-absent is not atomic"):
         ensure_put_if_absent(objects)
-    assert objects.size(MARKER) is None
+    assert objects.size(PROBE_PASSED_KEY) is None
 
 
 class DropsAnswers(BaseHTTPRequestHandler):

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from videoar.core.errors import ConfigError, StorageError, VideoARError
 from videoar.core.types import Frozen
 from videoar.storage.conformance import race
+from videoar.storage.layout import ROUND_TRIP_KEY
 from videoar.storage.store import Store
 
 _PACKAGES = (
@@ -57,10 +58,9 @@ def _race(store: Store) -> str:
 
 
 def _round_trip(store: Store) -> str:
-    key = "doctor/round-trip"
-    store.objects.put(key, b"videoar")
-    same = store.objects.get(key) == b"videoar"
-    store.objects.delete(key)
+    store.objects.put(ROUND_TRIP_KEY, b"videoar")
+    same = store.objects.get(ROUND_TRIP_KEY) == b"videoar"
+    store.objects.delete(ROUND_TRIP_KEY)
     if not same:
         raise ConfigError(store.url, "reads back other bytes than were written")
     return store.url

@@ -16,16 +16,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from videoar.contracts.names import TOKENS
 from videoar.core.errors import ConfigError, ContractError, did_you_mean
 from videoar.core.ids import canonical_json, sha256_hex
-from videoar.storage.audit import LAYOUT_VERSIONS
+from videoar.storage.layout import PROBES_PREFIX, READABLE_LAYOUT_VERSIONS
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.row_reader import RowSource
 from videoar.storage.store import Store, open_store
 from videoar.storage.token_codec import frame_bytes
 
 MANIFEST = "manifest.json"
-_CONTRACT = "tokens@1"
 _PART_ROWS = 64
 _CHECKSUMS = ("bits_xxh3", "latent_xxh3")
 """Left out: they are of the store's bytes, and were compared when rows were read."""
@@ -46,8 +46,8 @@ def export(
     if form not in FORMATS:
         raise ConfigError(f"--format {form}", "no such format", did_you_mean(form, FORMATS))
     snapshot = store.snapshot(name)
-    if snapshot.contract != _CONTRACT:
-        what = f"is {snapshot.contract}, only {_CONTRACT} can be exported"
+    if snapshot.contract != TOKENS:
+        what = f"is {snapshot.contract}, only {TOKENS} can be exported"
         raise ConfigError(snapshot.id, what, "files of other tables are plain Parquet already")
     objects = _open(to, store.endpoint)
     source = RowSource(snapshot)
@@ -85,7 +85,7 @@ def _done(
     Raises:
         ConfigError: the folder has anything else in it.
     """
-    there = {i.key: i.size_bytes for i in objects.list("") if not i.key.startswith("doctor/")}
+    there = {i.key: i.size_bytes for i in objects.list("") if not i.key.startswith(PROBES_PREFIX)}
     found = objects.find(MANIFEST)
     manifest: dict[str, Any] = json.loads(found) if found else {}
     listed = {file["name"]: file["size_bytes"] for file in manifest.get("files", ())}
@@ -114,7 +114,7 @@ def _parts(source: RowSource, rows: np.ndarray) -> Iterator[tuple[pa.Table, dict
     for number in np.unique(file):
         notes, where = source.notes[number], source.snapshot.files[number].key
         said = notes.keys() >= {"scales", "tokenizer_digest"}
-        if not said or notes.get("layout_version") not in LAYOUT_VERSIONS:
+        if not said or notes.get("layout_version") not in READABLE_LAYOUT_VERSIONS:
             hint = f"see videoar validate {source.snapshot.id} --deep"
             raise ContractError(where, "its footer does not say how its bits are laid out", hint)
         own = {"scales": json.loads(notes["scales"]), "tokenizer": notes["tokenizer_digest"]}

@@ -19,13 +19,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from videoar.contracts.contract import load_contract
+from videoar.contracts.names import SCORES, SOURCES
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import ConfigError, SnapshotNotFoundError
 from videoar.core.types import Commit, FileRef
-from videoar.pipeline.spec import INPUT_CONTRACT
 from videoar.records.lineage import children
 from videoar.storage.delta_log import iter_commits
-from videoar.storage.object_store import note_key
+from videoar.storage.layout import (
+    REFS_PREFIX,
+    RUNS_PREFIX,
+    STAGES_PREFIX,
+    TABLES_PREFIX,
+    dataset_of,
+    tombstone_key,
+    withdrawal_key,
+)
 from videoar.storage.reader import read_file
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
@@ -43,7 +51,6 @@ from videoar.storage.takedown import (
     holding,
     listings,
     place_digest,
-    tombstone_key,
     withdrawn,
 )
 
@@ -115,7 +122,7 @@ def _withdraw(
         crash_point("forget.listing")
     notes = {key: Note(source=stone.source, size_bytes=n) for key, n in removable.items()}
     for key, note in [*held.items(), *notes.items()]:
-        store.ledger.create(note_key(key), note.model_dump())
+        store.ledger.create(withdrawal_key(key), note.model_dump())
     crash_point("forget.notes")
     for key in removable:
         store.objects.purge(key)
@@ -138,7 +145,7 @@ def _naming(store: Store, addresses: Collection[str]) -> Naming:
 
 def _rewritten_before(store: Store, source: str) -> set[str]:
     """Return the listings that this take-down has already written anew."""
-    noted = withdrawn(store.ledger, "tables/")
+    noted = withdrawn(store.ledger, TABLES_PREFIX)
     notes = {key: find_note(store.ledger, key) for key in noted}
     return {key for key, n in notes.items() if n and n.source == source and n.instead}
 
@@ -147,10 +154,10 @@ def _rewrite(store: Store, source: str, file: FileRef, uris: Collection[str]) ->
     """Put a listing without some addresses in a listing's place."""
     rows = read_file(store.objects, file, None)
     kept = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(list(uris), pa.string()))))
-    dataset = file.key.split("/")[1]
-    instead = store.dataset(dataset, INPUT_CONTRACT).write(kept)
+    dataset = dataset_of(file.key)
+    instead = store.dataset(dataset, SOURCES).write(kept)
     note = Note(source=source, size_bytes=file.size_bytes, instead=instead)
-    store.ledger.create(note_key(file.key), note.model_dump())
+    store.ledger.create(withdrawal_key(file.key), note.model_dump())
     store.objects.purge(file.key)
 
 
@@ -160,7 +167,7 @@ def _scrub(store: Store, uris: Collection[str]) -> None:
     A record is replaced, never absent. Older versions go at the end, also those that a call which
     was killed in between has left.
     """
-    for key in store.ledger.list("runs/"):
+    for key in store.ledger.list(RUNS_PREFIX):
         data = store.objects.find(key) if key.endswith(".json") else None
         clean = data
         for uri in sorted(uris, key=len, reverse=True):
@@ -169,12 +176,12 @@ def _scrub(store: Store, uris: Collection[str]) -> None:
             store.objects.put(key, clean)
             crash_point("forget.scrub")
     if uris:
-        store.objects.purge_older("runs/")
+        store.objects.purge_older(RUNS_PREFIX)
 
 
 def _drop_work_records(store: Store, held: Held) -> None:
     """Make undone the shards and reductions that wrote these files: they have to run again."""
-    for key in store.ledger.list("stages/"):
+    for key in store.ledger.list(STAGES_PREFIX):
         record = store.ledger.read(key) or {}
         files = [*record.get("files", ()), *record.get("rejects", ())]
         if any(file["key"] in held for file in files):
@@ -191,8 +198,8 @@ def _rows(snapshot: Snapshot, held: Held, source: str) -> int:
 
 def _heads(store: Store) -> dict[str, list[str]]:
     """Return the names of the refs that point at each snapshot."""
-    keys = store.ledger.list("refs/")
-    names = sorted({key.removeprefix("refs/").rpartition("/")[0] for key in keys})
+    keys = store.ledger.list(REFS_PREFIX)
+    names = sorted({key.removeprefix(REFS_PREFIX).rpartition("/")[0] for key in keys})
     heads: dict[str, list[str]] = {}
     for name in names:
         heads.setdefault(store.refs.head(name) or "", []).append(name)
@@ -252,7 +259,7 @@ def _addresses(store: Store, held: Held, source: str) -> set[str]:
 def _listed(store: Store, commit: Commit) -> Iterator[tuple[str, str]]:
     for parent in commit.provenance.parents.values():
         listing = store.snapshot(parent)
-        if listing.contract == INPUT_CONTRACT:
+        if listing.contract == SOURCES:
             for row in listing.table(list(ADDRESS_COLUMNS)).to_pylist():
                 yield row["uri"], row["etag"]
 
@@ -275,7 +282,7 @@ def _removable_objects(
 
 def _needed_by_others(store: Store, keys: Collection[str], gone: Collection[str]) -> set[str]:
     """Return the keys that rows of sources outside of `gone` name, or did."""
-    noted = withdrawn(store.ledger, "tables/")
+    noted = withdrawn(store.ledger, TABLES_PREFIX)
     needed: set[str] = set()
     for note in filter(None, (find_note(store.ledger, key) for key in noted)):
         for other in note.shares.keys() - gone:
@@ -300,14 +307,14 @@ def _reconstructions(
     store: Store, snapshots: Collection[Snapshot], gone: Collection[str], held: Held
 ) -> set[str]:
     """Return the videos that `score` made of clips of these sources, and of no other's."""
-    noted = (find_note(store.ledger, key) for key in withdrawn(store.ledger, "tables/"))
+    noted = (find_note(store.ledger, key) for key in withdrawn(store.ledger, TABLES_PREFIX))
     notes = [*held.values(), *filter(None, noted)]
     clips = {
         c for note in notes for other in note.shares.keys() & gone for c in note.shares[other].clips
     }
     made_of: dict[str, set[str]] = {}
     for snapshot in snapshots:
-        if snapshot.contract == "scores@1":
+        if snapshot.contract == SCORES:
             for text in snapshot.table(["details_json"])["details_json"].to_pylist():
                 details = json.loads(text)
                 for shown in (*details.get("examples", ()), *details.get("by_scale", ())):

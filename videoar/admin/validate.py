@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from videoar.contracts.contract import load_contract
+from videoar.contracts.names import MODELS
 from videoar.core.errors import ConfigError, TransientStorageError, VideoARError
 from videoar.pipeline.spec import SpecError, load_pipeline
 from videoar.storage.snapshot import Snapshot
@@ -84,7 +85,7 @@ def _tokenizer_digest(store: Store, snapshot: Snapshot, name: str | None) -> str
     if name is None:
         return None
     model = store.snapshot(name)
-    rows = model.table(["kind", "digest"]).to_pylist() if model.contract == "models@1" else []
+    rows = model.table(["kind", "digest"]).to_pylist() if model.contract == MODELS else []
     if [row["kind"] for row in rows] != ["tokenizer"]:
         raise ConfigError(f"--tokenizer {name}", "is no tokenizer", "videoar ls shows what is")
     digest: str = rows[0]["digest"]

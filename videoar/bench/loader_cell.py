@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from videoar.contracts.names import TOKENS
+
 WIDTHS = ("bits", "latent")
 _CHUNK_BYTES = 64 << 20
 _MIN_S = 1.0
@@ -98,7 +100,7 @@ def write_ours(folder: Path, out: Path) -> None:
     from videoar.storage.store import open_store
 
     shape = json.loads((folder / "shape.json").read_text())
-    dataset = open_store(out.as_uri()).dataset("tokens", "tokens@1")
+    dataset = open_store(out.as_uri()).dataset("tokens", TOKENS)
     parts = np.array_split(np.arange(len(payload(folder)[0])), 4)
     files = [dataset.write(token_table(payload(folder), part, shape)) for part in parts]
     made = Provenance(run_id="bench", pipeline="b", stage="s", fingerprint="f", code_version="c")

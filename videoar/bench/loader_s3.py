@@ -20,6 +20,7 @@ import numpy as np
 
 from videoar.bench.loader import SHAPES
 from videoar.bench.loader_cell import token_table
+from videoar.contracts.names import TOKENS
 from videoar.core.settings import settings
 from videoar.core.types import Provenance
 from videoar.storage.object_store import ObjectStore
@@ -65,7 +66,7 @@ def stored(url: str, shape: str) -> Snapshot:
     latent_shape, bits_bytes, rows, _ = SHAPES[shape]
     random = np.random.default_rng(0)
     dataset = open_store(f"{url}/{shape}", endpoint=settings().s3_endpoint).dataset(
-        "tokens", "tokens@1"
+        "tokens", TOKENS
     )
     widths = bits_bytes, int(np.prod(latent_shape)) * 2
     payload = [random.integers(0, 256, (rows, width), np.uint8) for width in widths]

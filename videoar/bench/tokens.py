@@ -18,6 +18,7 @@ import numpy as np
 
 from videoar.bench.films import Film, copies
 from videoar.bench.result import BenchResult, compare, shuffled
+from videoar.contracts.names import MODELS
 from videoar.core.types import Provenance
 from videoar.engine.inline import InlineEngine
 from videoar.media.clip_reader import ClipReader
@@ -139,7 +140,7 @@ def _committed(store: Store, net: "VideoTokenizer") -> Snapshot:
     from videoar.training.checkpoint import publish_model
 
     rows = publish_model(net, store, weights=net.state_dict(), step=0, metrics={}, history=[])
-    dataset = store.dataset("tokenizer", "models@1")
+    dataset = store.dataset("tokenizer", MODELS)
     made_by = Provenance(
         run_id="bench", pipeline="bench", stage="tokenizer", fingerprint="drawn", code_version=""
     )

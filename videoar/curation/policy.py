@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ValidationError, ValidationInfo
 
 from videoar.contracts.contract import load_contract
+from videoar.contracts.names import CLIPS
 from videoar.core.errors import ConfigError, did_you_mean
 from videoar.core.types import Frozen
 from videoar.core.yaml_file import read_mapping
@@ -65,7 +66,7 @@ Bounds = Mapping[str, float | None]
 @lru_cache(maxsize=1)
 def score_columns() -> tuple[str, ...]:
     """Return the columns of `clips@1` that a profile describes: the floating ones."""
-    columns = load_contract("clips@1").columns
+    columns = load_contract(CLIPS).columns
     return tuple(column.name for column in columns if column.type in {"float32", "float64"})
 
 

@@ -22,6 +22,7 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit
 import pyarrow as pa
 
 from videoar.contracts.contract import load_contract
+from videoar.contracts.names import SOURCES
 from videoar.core.errors import ConfigError
 from videoar.core.settings import settings
 from videoar.media import synthetic
@@ -73,7 +74,7 @@ def list_sources(url: str) -> pa.Table:
     if not rows:
         raise ConfigError(url, "no files", "point the input at a folder of videos")
     rows.sort(key=lambda row: str(row["uri"]))
-    contract = load_contract("sources@1")
+    contract = load_contract(SOURCES)
     return contract.conform(pa.Table.from_pylist(rows, contract.arrow_schema), url)
 
 

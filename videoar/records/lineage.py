@@ -8,7 +8,9 @@ take-down has withdrawn, its notes still name them.
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from videoar.contracts.names import CLIPS, MODELS, SAMPLES
 from videoar.core.errors import SnapshotNotFoundError, WithdrawnError
+from videoar.storage.layout import table_folder
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 from videoar.storage.takedown import find_note, find_tombstone, forgotten, withdrawn
@@ -16,9 +18,9 @@ from videoar.storage.takedown import find_note, find_tombstone, forgotten, withd
 Node = dict[str, Any]
 Edge = dict[str, str]
 _ROW_KEYS = {
-    "samples@1": ("sample_id", "video_sha256"),
-    "models@1": ("digest",),
-    "clips@1": ("clip_id", "source_id", "video_sha256"),
+    SAMPLES: ("sample_id", "video_sha256"),
+    MODELS: ("digest",),
+    CLIPS: ("clip_id", "source_id", "video_sha256"),
 }
 
 
@@ -45,7 +47,7 @@ def lineage(store: Store, name: str, *, down: bool = False) -> dict[str, list[An
             pair = (snapshot.id, other) if down else (other, snapshot.id)
             edges.append({"from": pair[0], "to": pair[1]})
             queue.append(store.snapshot(other))
-        if not down and snapshot.contract == "clips@1":
+        if not down and snapshot.contract == CLIPS:
             for source in sources_of(snapshot):
                 nodes.setdefault(source["id"], source)
                 edges.append({"from": source["id"], "to": snapshot.id})
@@ -109,7 +111,7 @@ def _facts(clips: Snapshot) -> Iterator[tuple[str, Node]]:
         for row in table.to_pylist():
             facts = {"licence": row["licence"], "origin": row["origin"]}
             yield row["source_id"], {"uri": row["source_uri"], **facts}
-    noted = withdrawn(clips.ledger, f"tables/{clips.dataset}/")
+    noted = withdrawn(clips.ledger, f"{table_folder(clips.dataset)}/")
     for note in (find_note(clips.ledger, f.key) for f in clips.files if f.key in noted):
         for source, share in note.shares.items() if note else ():
             facts = {"licence": share.licence, "origin": share.origin}

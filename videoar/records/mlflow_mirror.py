@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from videoar.contracts.names import MODELS, RELEASES, SCORES
 from videoar.core.settings import set_defaults, settings
 from videoar.pipeline.spec import PipelineSpec
 from videoar.records.run_record import Run
@@ -68,7 +69,7 @@ def record_run(store: Store, spec: PipelineSpec, run: Run, page: bytes | None) -
         if page is not None:
             (Path(folder) / "report.html").write_bytes(page)
             client.log_artifact(mlflow_id, str(Path(folder) / "report.html"))
-    for snapshot in _snapshots(store, run, "models@1"):
+    for snapshot in _snapshots(store, run, MODELS):
         _log_model(client, store, experiment, mlflow_id, snapshot)
     _mirror_promotions(client, store, run)
     ended = "FINISHED" if run.status == "SUCCEEDED" else "FAILED"
@@ -100,10 +101,10 @@ def _metrics(store: Store, run: Run) -> Iterator[tuple[str, float, int]]:
         yield f"{stage.name}/rows_out", float(stage.rows.out), 0
         yield f"{stage.name}/rows_rejected", float(stage.rows.rejected), 0
         yield from ((f"{stage.name}/{name}", value, 0) for name, value in stage.metrics.items())
-    for snapshot in _snapshots(store, run, "models@1"):
+    for snapshot in _snapshots(store, run, MODELS):
         for row in snapshot.table(columns=["history_json"]).to_pylist():
             yield from _curves(snapshot.dataset, json.loads(row["history_json"]))
-    for snapshot in _snapshots(store, run, "scores@1"):
+    for snapshot in _snapshots(store, run, SCORES):
         for row in snapshot.table(columns=["metric", "value"]).to_pylist():
             if row["value"] is not None and math.isfinite(row["value"]):
                 yield row["metric"].replace("@", "-"), row["value"], 0
@@ -150,7 +151,7 @@ def _mirror_promotions(client: Any, store: Store, run: Run) -> None:  # noqa: AN
     """Point a registered model's alias at what this run promoted."""
     from mlflow.exceptions import MlflowException
 
-    for decision in _snapshots(store, run, "releases@1"):
+    for decision in _snapshots(store, run, RELEASES):
         rule = decision.table().to_pylist()[0]
         if store.refs.head(rule["ref"]) != rule["candidate"]:
             continue

@@ -21,6 +21,7 @@ from videoar.core.ids import new_run_id
 from videoar.core.types import Frozen, Json
 from videoar.pipeline.fingerprint import Components
 from videoar.pipeline.spec import PipelineSpec
+from videoar.storage.layout import RUNS_PREFIX, run_events, run_id_of, run_key
 from videoar.storage.store import Store
 
 Status = Literal[
@@ -162,12 +163,12 @@ class RunLog:
             "started_at": time.time(),
             "stages": [{"name": stage.name, "type": stage.type} for stage in spec.stages],
         }
-        self._store.ledger.create(_run_key(self.run_id), record)
+        self._store.ledger.create(run_key(self.run_id), record)
 
     def event(self, kind: str, **fields: Json) -> None:
         """Append one event."""
         event = {"kind": kind, "time": time.time(), **fields}
-        self._store.ledger.append(f"runs/{self.run_id}/events", event)
+        self._store.ledger.append(run_events(self.run_id), event)
 
     def driver(self) -> None:
         """Record the driver process of the run."""
@@ -191,10 +192,6 @@ class RunLog:
     def finish(self, status: Status, error: str | None) -> None:
         """Record how the run ended."""
         self.event("finish", status=status, error=error)
-
-
-def _run_key(run_id: str) -> str:
-    return f"runs/{run_id}/run.json"
 
 
 def _start_ticks(pid: int) -> str:
@@ -226,8 +223,7 @@ def driver_alive(events: list[dict[str, Any]]) -> bool:
 
 def run_ids(store: Store) -> list[str]:
     """Return all run ids, oldest first."""
-    keys = [key for key in store.ledger.list("runs/") if key.endswith("/run.json")]
-    return sorted(key.split("/")[1] for key in keys)
+    return sorted(filter(None, map(run_id_of, store.ledger.list(RUNS_PREFIX))))
 
 
 def next_run_id(store: Store) -> str:
@@ -261,7 +257,7 @@ def find_run_id(store: Store, name: str | None) -> str:
 
 def events_of(store: Store, run_id: str) -> list[dict[str, Any]]:
     """Return the events of a run in order."""
-    keys = sorted(store.ledger.list(f"runs/{run_id}/events/"))
+    keys = sorted(store.ledger.list(f"{run_events(run_id)}/"))
     records = (store.ledger.read(key) for key in keys)
     return [record for record in records if record is not None]
 
@@ -272,7 +268,7 @@ def load_run(store: Store, run_id: str) -> Run:
     Raises:
         ConfigError: no such run.
     """
-    record = store.ledger.read(_run_key(run_id))
+    record = store.ledger.read(run_key(run_id))
     if record is None:
         raise ConfigError(run_id, "no such run", "videoar ls lists them")
     events = events_of(store, run_id)
@@ -374,7 +370,7 @@ def previous_input(store: Store, pipeline: str, name: str, before: str) -> Input
 def _newest_first(store: Store, pipeline: str, before: str | None) -> Iterator[str]:
     for run_id in reversed(run_ids(store)):
         if before is None or run_id < before:
-            record: Mapping[str, Any] = store.ledger.read(_run_key(run_id)) or {}
+            record: Mapping[str, Any] = store.ledger.read(run_key(run_id)) or {}
             if record.get("pipeline") == pipeline:
                 yield run_id
 

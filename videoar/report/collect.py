@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import yaml
 
+from videoar.contracts.names import CLIPS, MODELS, PROFILES, RELEASES, SAMPLES, SCORES, SOURCES
 from videoar.core.errors import WithdrawnError
 from videoar.core.ids import canonical_json
 from videoar.core.types import Row
@@ -46,10 +47,10 @@ def collect(store: Store, run: Run) -> ReportData:
     by_contract: dict[str, list[Snapshot]] = {}
     for snapshot in [*inputs.values(), *made]:
         by_contract.setdefault(snapshot.contract, []).append(snapshot)
-    clips = by_contract.get("clips@1", [])
+    clips = by_contract.get(CLIPS, [])
     curated = filters(store, made)
-    scores = _rows(by_contract.get("scores@1", []))
-    samples = _rows(by_contract.get("samples@1", []))
+    scores = _rows(by_contract.get(SCORES, []))
+    samples = _rows(by_contract.get(SAMPLES, []))
     return ReportData(
         run_id=run.run_id,
         pipeline=run.pipeline,
@@ -60,19 +61,19 @@ def collect(store: Store, run: Run) -> ReportData:
         code_version=run.code_version,
         stages=(*_input_boxes(run, inputs), *_stage_boxes(run)),
         funnel=_funnel(store, run, [*inputs.items(), *((s.dataset, s) for s in made)]),
-        histograms=tuple(histograms(curated, by_contract.get("profiles@1", []))),
+        histograms=tuple(histograms(curated, by_contract.get(PROFILES, []))),
         sheets=tuple(sheets(store, curated)),
         repeats=tuple(repeats(store, curated)),
         checks=tuple(checks(store, run)),
-        curves=tuple(_curves(by_contract.get("models@1", []))),
+        curves=tuple(_curves(by_contract.get(MODELS, []))),
         generated=_generated(store, samples, clips),
         num_generated=len(samples),
         reconstructions=_reconstructions(store, scores),
         by_scale=tuple(_by_scale(store, scores)),
         scores=tuple(_score(row) for row in scores),
         confusions=tuple(_confusions(scores)),
-        gate=tuple(_rule(row) for row in _rows(by_contract.get("releases@1", []))),
-        licences=_licences(clips[-1:] or by_contract.get("sources@1", [])),
+        gate=tuple(_rule(row) for row in _rows(by_contract.get(RELEASES, []))),
+        licences=_licences(clips[-1:] or by_contract.get(SOURCES, [])),
         lineage=_lineage(store, made),
         config=_config(run, events),
         locks=_locks(scores),
@@ -130,7 +131,7 @@ def _funnel(
     store: Store, run: Run, snapshots: Iterable[tuple[str, Snapshot]]
 ) -> tuple[FunnelStep, ...]:
     refused = {stage.name: stage.rejects for stage in run.stages}
-    units = {"sources@1": "videos", "clips@1": "clips"}
+    units = {SOURCES: "videos", CLIPS: "clips"}
     return tuple(
         FunnelStep(
             name=name,
@@ -253,7 +254,7 @@ def _licences(snapshots: Iterable[Snapshot]) -> tuple[Licence, ...]:
     """Count distinct source videos by licence and origin: of the kept clips, if there are clips."""
     stated: dict[str, tuple[str, str]] = {}
     for snapshot in snapshots:
-        is_clips = snapshot.contract == "clips@1"
+        is_clips = snapshot.contract == CLIPS
         for row in sources_of(snapshot) if is_clips else _rows([snapshot]):
             facts = (row["licence"] or "not stated", row["origin"] or "not stated")
             stated[row["sha256" if is_clips else "uri"]] = facts

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from videoar.contracts.expectations import Expectation
+from videoar.contracts.names import CLIPS
 from videoar.core.errors import MediaError, StorageError, WithdrawnError
 from videoar.core.types import Row
 from videoar.curation.duplicates import REASONS as DUPLICATES
@@ -44,7 +45,7 @@ def filters(store: Store, made: Iterable[Snapshot]) -> list[tuple[Snapshot, Snap
     return [
         (store.snapshot(found.commit.provenance.parents["clips"]), found)
         for found in made
-        if found.contract == "clips@1" and any(map(_is_bound, found.commit.metrics))
+        if found.contract == CLIPS and any(map(_is_bound, found.commit.metrics))
     ]
 
 

@@ -11,11 +11,11 @@ import logging
 
 import pyarrow as pa
 
+from videoar.contracts.names import SOURCES
 from videoar.core.errors import ConfigError, StorageError
 from videoar.core.ids import digest_json
 from videoar.core.types import Provenance
 from videoar.media.sources import list_sources
-from videoar.pipeline.spec import INPUT_CONTRACT
 from videoar.records.run_record import InputRun, previous_input
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
@@ -32,7 +32,7 @@ class Listing:
 
     def __init__(self, name: str, table: pa.Table) -> None:
         self.name = name
-        self.contract = INPUT_CONTRACT
+        self.contract = SOURCES
         self.files = ()
         self.fingerprint = digest_json({"listing": name, "rows": table.to_pylist()})
         self.digest = self.fingerprint
@@ -44,11 +44,11 @@ class Listing:
 
     def committed(self, store: Store) -> Snapshot | None:
         """Return the snapshot with these rows, if an earlier run committed it."""
-        return store.dataset(self.name, INPUT_CONTRACT).find(self.fingerprint)
+        return store.dataset(self.name, SOURCES).find(self.fingerprint)
 
     def commit(self, store: Store, provenance: Provenance) -> Snapshot:
         """Commit the rows as a snapshot of the dataset named like the input."""
-        dataset = store.dataset(self.name, INPUT_CONTRACT)
+        dataset = store.dataset(self.name, SOURCES)
         asked = provenance.model_copy(update={"fingerprint": self.fingerprint})
         return dataset.commit([dataset.write(self._table)], asked, {})
 

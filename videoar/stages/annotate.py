@@ -15,6 +15,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from videoar.contracts.contract import load_contract
+from videoar.contracts.names import CLIPS, REJECTS
 from videoar.core.types import Row
 from videoar.pipeline.stage import Inputs, Mapper, MapStage, Output, Port, StageConfig, runtime
 from videoar.storage.store import Store
@@ -48,8 +49,8 @@ A = TypeVar("A", bound=AnnotateConfig)
 class AnnotateStage(MapStage[A]):
     """One file of clips to the same clips with some columns filled."""
 
-    consumes: ClassVar[Mapping[str, Port]] = {"clips": Port("clips@1")}
-    produces = "clips@1"
+    consumes: ClassVar[Mapping[str, Port]] = {"clips": Port(CLIPS)}
+    produces = CLIPS
     primary = "clips"
     makes: ClassVar[str]
     """What is counted as kept, made and empty."""
@@ -96,7 +97,7 @@ class AnnotateStage(MapStage[A]):
         kept = [row for row in rows if row["clip_id"] not in lost]
         return Output(
             pa.Table.from_pylist(kept, load_contract(self.produces).arrow_schema),
-            pa.Table.from_pylist(refused, load_contract("rejects@1").arrow_schema),
+            pa.Table.from_pylist(refused, load_contract(REJECTS).arrow_schema),
             {f"{self.makes}_{fate}": float(count) for fate, count in counts.items()},
         )
 

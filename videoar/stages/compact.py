@@ -22,6 +22,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from videoar.contracts.contract import load_contract
+from videoar.contracts.names import TOKENS
 from videoar.core.ids import canonical_json, digest_json, sha256_hex
 from videoar.pipeline.stage import Inputs, Mapper, MapStage, Output, Port, Shard, StageConfig
 from videoar.storage.payload import row_bytes
@@ -48,8 +49,8 @@ class CompactStage(MapStage[CompactConfig]):
     """Files of tokens to larger files of the same rows."""
 
     name = "compact"
-    consumes: ClassVar[Mapping[str, Port]] = {"tokens": Port("tokens@1")}
-    produces = "tokens@1"
+    consumes: ClassVar[Mapping[str, Port]] = {"tokens": Port(TOKENS)}
+    produces = TOKENS
     config_type = CompactConfig
     primary = "tokens"
 

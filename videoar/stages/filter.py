@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from videoar.contracts.contract import load_contract
 from videoar.contracts.expectations import CheckReport
+from videoar.contracts.names import CLIPS, PROFILES, REJECTS
 from videoar.core.errors import ConfigError, ContractError, GateError
 from videoar.curation.policy import (
     COLUMNS,
@@ -106,10 +107,10 @@ class FilterStage(ReduceStage[FilterConfig]):
     name = "filter"
     version = 2
     consumes: ClassVar[Mapping[str, Port]] = {
-        "clips": Port("clips@1"),
-        "profile": Port("profiles@1", optional=True),
+        "clips": Port(CLIPS),
+        "profile": Port(PROFILES, optional=True),
     }
-    produces = "clips@1"
+    produces = CLIPS
     config_type = FilterConfig
 
     def reduce(self, inputs: Inputs, store: Store) -> Iterator[Output]:  # noqa: ARG002 - rows only
@@ -296,4 +297,4 @@ def _reject(row: Row, reasons: list[str], repeat: tuple[str, Row] | None) -> Row
 
 
 def _rejects(rows: list[Row]) -> pa.Table:
-    return pa.Table.from_pylist(rows, load_contract("rejects@1").arrow_schema)
+    return pa.Table.from_pylist(rows, load_contract(REJECTS).arrow_schema)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import pyarrow as pa
 from pydantic import Field
 
+from videoar.contracts.names import CLIPS, MODELS, SAMPLES
 from videoar.core.errors import ConfigError
 from videoar.core.ids import canonical_json, digest_json, seed_from, sha256_hex
 from videoar.core.types import Row
@@ -50,11 +51,11 @@ class GenerateStage(MapStage[GenerateConfig]):
 
     name = "generate"
     consumes: ClassVar[Mapping[str, Port]] = {
-        "model": Port("models@1"),
-        "tokenizer": Port("models@1"),
-        "reference": Port("clips@1"),
+        "model": Port(MODELS),
+        "tokenizer": Port(MODELS),
+        "reference": Port(CLIPS),
     }
-    produces = "samples@1"
+    produces = SAMPLES
     config_type = GenerateConfig
     placement = "serve"
     primary = "reference"

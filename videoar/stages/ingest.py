@@ -16,6 +16,7 @@ import pyarrow as pa
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator
 
 from videoar.contracts.contract import load_contract
+from videoar.contracts.names import CLIPS, REJECTS, SOURCES
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import ContractError, MediaError
 from videoar.core.ids import digest_json, seed_from
@@ -106,8 +107,8 @@ class IngestStage(MapStage[IngestConfig]):
     """Decode, cut, score and store."""
 
     name = "ingest"
-    consumes: ClassVar[Mapping[str, Port]] = {"sources": Port("sources@1")}
-    produces = "clips@1"
+    consumes: ClassVar[Mapping[str, Port]] = {"sources": Port(SOURCES)}
+    produces = CLIPS
     config_type = IngestConfig
     primary = "sources"
     may_refuse_all = True
@@ -190,7 +191,7 @@ class _Ingest:
                 counts[f"reject/{error.code}"] += 1
         _account(batch, kept, rejects)
         counts.update(sources_kept=len(kept), sources_rejected=len(rejects), clips=len(clips))
-        return Output(_table(clips, "clips@1"), _table(rejects, "rejects@1"), dict(counts))
+        return Output(_table(clips, CLIPS), _table(rejects, REJECTS), dict(counts))
 
     def close(self) -> None:
         """End the scanning child."""

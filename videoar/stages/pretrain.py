@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
 
+from videoar.contracts.names import MODELS, TOKENS
 from videoar.core.errors import ContractError
 from videoar.model.transformer.config import PRESETS, ModelConfig
 from videoar.pipeline.presets import changed, fitting, known
@@ -49,11 +50,11 @@ class PretrainStage(LoopStage[PretrainConfig]):
 
     name = "pretrain"
     consumes: ClassVar[Mapping[str, Port]] = {
-        "tokens": Port("tokens@1"),
-        "tokenizer": Port("models@1"),
-        "start": Port("models@1", optional=True),
+        "tokens": Port(TOKENS),
+        "tokenizer": Port(MODELS),
+        "start": Port(MODELS, optional=True),
     }
-    produces = "models@1"
+    produces = MODELS
     config_type = PretrainConfig
 
     def run(self, inputs: Inputs, store: Store, rank: Rank) -> Output | None:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from videoar.contracts.contract import load_contract
+from videoar.contracts.names import CLIPS, PROFILES
 from videoar.core.errors import GateError
 from videoar.curation.policy import score_columns
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
@@ -27,8 +28,8 @@ class ProfileStage(ReduceStage[ProfileConfig]):
     """Describe each numeric column."""
 
     name = "profile"
-    consumes: ClassVar[Mapping[str, Port]] = {"clips": Port("clips@1")}
-    produces = "profiles@1"
+    consumes: ClassVar[Mapping[str, Port]] = {"clips": Port(CLIPS)}
+    produces = PROFILES
     config_type = ProfileConfig
 
     def reduce(self, inputs: Inputs, store: Store) -> Iterator[Output]:  # noqa: ARG002 - rows only

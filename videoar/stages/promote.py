@@ -9,6 +9,7 @@ from typing import ClassVar
 import pyarrow as pa
 from pydantic import Field
 
+from videoar.contracts.names import MODELS, RELEASES, SCORES
 from videoar.core.types import Row
 from videoar.evaluation.scorecard import Rule, evaluate_rule
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
@@ -29,8 +30,8 @@ class PromoteStage(ReduceStage[PromoteConfig]):
     """A model and its scores to a decision."""
 
     name = "promote"
-    consumes: ClassVar[Mapping[str, Port]] = {"model": Port("models@1"), "scores": Port("scores@1")}
-    produces = "releases@1"
+    consumes: ClassVar[Mapping[str, Port]] = {"model": Port(MODELS), "scores": Port(SCORES)}
+    produces = RELEASES
     config_type = PromoteConfig
 
     def reduce(self, inputs: Inputs, store: Store) -> Iterator[Output]:

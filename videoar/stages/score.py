@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import pyarrow as pa
 from pydantic import Field
 
+from videoar.contracts.names import CLIPS, MODELS, SAMPLES, SCORES
 from videoar.core.errors import ConfigError, ContractError
 from videoar.core.ids import digest_json, sha256_hex
 from videoar.core.settings import settings
@@ -43,11 +44,11 @@ class ScoreStage(ReduceStage[ScoreConfig]):
 
     name = "score"
     consumes: ClassVar[Mapping[str, Port]] = {
-        "samples": Port("samples@1"),
-        "reference": Port("clips@1"),
-        "tokenizer": Port("models@1", optional=True),
+        "samples": Port(SAMPLES),
+        "reference": Port(CLIPS),
+        "tokenizer": Port(MODELS, optional=True),
     }
-    produces = "scores@1"
+    produces = SCORES
     config_type = ScoreConfig
 
     def tools(self) -> Mapping[str, str]:

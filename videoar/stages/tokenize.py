@@ -17,11 +17,13 @@ import pyarrow as pa
 from pydantic import Field
 
 from videoar.contracts.contract import load_contract
+from videoar.contracts.names import CLIPS, MODELS, REJECTS, TOKENS
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import ContractError
 from videoar.core.types import Row
 from videoar.pipeline.device_queue import Accelerator, Share
 from videoar.pipeline.stage import Inputs, Mapper, MapStage, Output, Port, StageConfig
+from videoar.storage.layout import LAYOUT_VERSION
 from videoar.storage.store import Store
 
 if TYPE_CHECKING:
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
     from videoar.model.tokenizer.network import VideoTokenizer
 
-LAYOUT_VERSION = 1
 _JUDGED_CLIPS = 4  # chosen: enough to tell a wrong tokenizer, cheap beside a shard
 _CARRIED = ("clip_id", "source_id", "split", "label", "caption", "rate_fps")
 Shape = tuple[int, int, int]
@@ -53,10 +54,10 @@ class TokenizeStage(MapStage[TokenizeConfig]):
 
     name = "tokenize"
     consumes: ClassVar[Mapping[str, Port]] = {
-        "clips": Port("clips@1"),
-        "tokenizer": Port("models@1"),
+        "clips": Port(CLIPS),
+        "tokenizer": Port(MODELS),
     }
-    produces = "tokens@1"
+    produces = TOKENS
     config_type = TokenizeConfig
     primary = "clips"
     overlap = 2
@@ -103,7 +104,7 @@ class _Tokenizer:
             group, clips = zip(*map(_checked, pairs), strict=True)
             self._judge(group, clips, share)
             made[_shape(group[0])] += self._tokens(np.stack(clips), group, share)
-        rejects = pa.Table.from_pylist(refused, load_contract("rejects@1").arrow_schema)
+        rejects = pa.Table.from_pylist(refused, load_contract(REJECTS).arrow_schema)
         first, *others = (self._table(shape, tokens) for shape, tokens in made.items())
         return [Output(first, rejects, share.metrics()), *map(Output, others)]
 
@@ -142,12 +143,12 @@ class _Tokenizer:
     def _table(self, shape: Shape, tokens: list[Row]) -> pa.Table:
         from videoar.evaluation.reconstruction import for_clip_shape
 
-        table = pa.Table.from_pylist(tokens, schema=load_contract("tokens@1").arrow_schema)
+        table = pa.Table.from_pylist(tokens, schema=load_contract(TOKENS).arrow_schema)
         return table.replace_schema_metadata({
             "tokenizer_digest": self._digest,
             "scales": json.dumps(for_clip_shape(self._net, *shape).cfg.scales),
             "interpolation": "area down, bilinear up",
-            "layout_version": str(LAYOUT_VERSION),
+            "layout_version": LAYOUT_VERSION,
         })
 
     def _tokens(

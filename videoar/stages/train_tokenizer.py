@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AfterValidator, Field, model_validator
 
+from videoar.contracts.names import CLIPS, MODELS
 from videoar.core.errors import (
     ConfigError,
     GateError,
@@ -120,8 +121,8 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
     """
 
     name = "train_tokenizer"
-    consumes: ClassVar[Mapping[str, Port]] = {"clips": Port("clips@1")}
-    produces = "models@1"
+    consumes: ClassVar[Mapping[str, Port]] = {"clips": Port(CLIPS)}
+    produces = MODELS
     config_type = TrainTokenizerConfig
 
     def tools(self) -> Mapping[str, str]:

@@ -26,6 +26,7 @@ from videoar.core.errors import (
     one_line,
 )
 from videoar.core.types import FileRef, Frozen
+from videoar.storage.layout import READABLE_LAYOUT_VERSIONS
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.reader import UNREADABLE, ObjectFile, footer_notes, read_footer
 from videoar.storage.snapshot import Snapshot, snapshot_digest
@@ -36,7 +37,6 @@ from videoar.storage.writer import Block, direct_blocks
 _PIECE_BYTES = 16 << 20
 _DERIVE_BYTES = 1 << 20
 """chosen: latents quantized at once; the quantizer keeps a float32 copy per scale."""
-LAYOUT_VERSIONS = ("1",)
 
 Derive = Callable[[np.ndarray, Sequence[Grid]], list[bytes]]
 """Latents, fp16 [N, T, K, H, W], and scales to the packed bits of each row."""
@@ -278,8 +278,9 @@ class _FileAudit:
             return None, []
         found = []
         version, maker = self.notes.get("layout_version"), self.notes.get("tokenizer_digest")
-        if version not in LAYOUT_VERSIONS:
-            what = f"layout version {version!r}, this version reads {', '.join(LAYOUT_VERSIONS)}"
+        if version not in READABLE_LAYOUT_VERSIONS:
+            readable = ", ".join(READABLE_LAYOUT_VERSIONS)
+            what = f"layout version {version!r}, this version reads {readable}"
             return None, [self._finding("LAYOUT_VERSION", what)]
         if maker is None:
             found.append(self._finding("FOOTER", "does not say which tokenizer made it"))

@@ -9,14 +9,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 from videoar.core.errors import StorageError
+from videoar.storage.layout import PROBE_PASSED_KEY, PROBES_PREFIX
 from videoar.storage.object_store import ObjectStore
-
-MARKER = "doctor/put-if-absent.json"
 
 
 def race(objects: ObjectStore, rounds: int = 8, writers: int = 8) -> list[int]:
     """Let writers race for one fresh key per round; return the number of winners of each round."""
-    prefix = f"doctor/race-{secrets.token_hex(8)}"
+    prefix = f"{PROBES_PREFIX}race-{secrets.token_hex(8)}"
     with ThreadPoolExecutor(writers) as pool:
         return [_race_once(objects, f"{prefix}/{i}", writers, pool) for i in range(rounds)]
 
@@ -40,7 +39,7 @@ def ensure_put_if_absent(objects: ObjectStore) -> None:
     Raises:
         StorageError: two racing writers won, or the precondition is ignored.
     """
-    if objects.size(MARKER) is not None:
+    if objects.size(PROBE_PASSED_KEY) is not None:
         return
     winners = race(objects)
     if any(count != 1 for count in winners):
@@ -49,4 +48,4 @@ def ensure_put_if_absent(objects: ObjectStore) -> None:
             f"put-if-absent is not atomic: {max(winners)} of 8 racing writers won",
             "use an S3 server that makes If-None-Match atomic, in an unversioned bucket",
         )
-    objects.put(MARKER, b'{"rounds":8,"writers":8}')
+    objects.put(PROBE_PASSED_KEY, b'{"rounds":8,"writers":8}')

@@ -18,6 +18,15 @@ from videoar.core.errors import StorageError, TransientStorageError, one_line
 from videoar.core.ids import SHORT_DIGEST
 from videoar.core.retry import RetryPolicy
 from videoar.core.types import Commit, FileRef
+from videoar.storage.layout import (
+    TABLES_PREFIX,
+    commit_index_key,
+    data_path,
+    dataset_of,
+    is_log_version,
+    log_version_key,
+    table_folder,
+)
 from videoar.storage.ledger import Ledger
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.statistics import delta_statistics, read_statistics
@@ -42,9 +51,8 @@ def iter_commits(objects: ObjectStore) -> Iterator[Commit]:
     From the logs, not from the ledger's records of them: whoever committed may have died before it
     wrote its record, and a take-down must see what it left.
     """
-    for info in objects.list("tables/"):
-        folder, _, name = info.key.rpartition("/")
-        if folder.endswith("/_delta_log") and name.removesuffix(".json").isdigit():
+    for info in objects.list(TABLES_PREFIX):
+        if is_log_version(info.key):
             commit = _commit_of(objects.get(info.key))
             if commit is not None:
                 yield commit
@@ -75,11 +83,6 @@ def missing_files(objects: ObjectStore, files: Iterable[FileRef]) -> Iterator[st
             yield key
 
 
-def data_path(sha256: str) -> str:
-    """Return the path of a data file relative to its table."""
-    return f"data/{sha256[:2]}/{sha256}.parquet"
-
-
 class _NotCommittedError(TransientStorageError):
     """One attempt to append wrote nothing, e.g. because another writer took the log version."""
 
@@ -89,11 +92,11 @@ class DeltaLog:
 
     def __init__(self, objects: ObjectStore, ledger: Ledger, dataset: str) -> None:
         self._objects, self._ledger, self._dataset = objects, ledger, dataset
-        self.folder = f"tables/{dataset}"
+        self.folder = table_folder(dataset)
 
     def find(self, app_id: str) -> Commit | None:
         """Find the commit that first carried an application transaction id."""
-        key = self._index_key(app_id)
+        key = commit_index_key(self._dataset, app_id)
         record = self._ledger.read(key)
         version = record["version"] if record else self._version_in_log(app_id)
         if version is None:
@@ -122,7 +125,7 @@ class DeltaLog:
     def withdrawn_of(self, commit: Commit) -> frozenset[str]:
         """Return the files of a commit, and of its rejects, that a take-down has removed."""
         keys = {file.key for file in self._files(commit)}
-        folders = {key.partition("/data/")[0] for key in keys}
+        folders = {table_folder(dataset_of(key)) for key in keys}
         return frozenset(
             key for folder in folders for key in withdrawn(self._ledger, f"{folder}/") & keys
         )
@@ -272,11 +275,8 @@ class DeltaLog:
         return table.transaction_version(app_id) if table is not None else None
 
     def _read(self, version: int) -> Commit:
-        key = f"{self.folder}/_delta_log/{version:020d}.json"
+        key = log_version_key(self._dataset, version)
         commit = _commit_of(self._objects.get(key))
         if commit is None:
             raise StorageError(f"{self._objects.url}/{key}", "holds no commit of this project")
         return commit
-
-    def _index_key(self, app_id: str) -> str:
-        return f"commits/{self._dataset}/{app_id}.json"

@@ -12,6 +12,7 @@ from typing import Any
 
 from videoar.core.errors import SnapshotConflictError
 from videoar.core.ids import canonical_json
+from videoar.storage.layout import log_entry_key, ref_log
 from videoar.storage.object_store import ObjectStore
 
 Record = dict[str, Any]
@@ -45,7 +46,7 @@ class Ledger:
         """Add a record under the next free number of a log and return that number, from 0 on."""
         unique = {**record, _NONCE: secrets.token_hex(8)}  # equal records must not pass for one
         number = self.length(prefix)
-        while not self.create(numbered(prefix, number), unique):
+        while not self.create(log_entry_key(prefix, number), unique):
             number += 1
         return number
 
@@ -53,7 +54,7 @@ class Ledger:
         """Return the number of records of a log."""
         listed = [key.rpartition("/")[2].removesuffix(".json") for key in self.list(f"{prefix}/")]
         number = max((int(name) + 1 for name in listed if name.isdigit()), default=0)
-        while self._objects.size(numbered(prefix, number)) is not None:
+        while self._objects.size(log_entry_key(prefix, number)) is not None:
             number += 1
         return number
 
@@ -62,11 +63,6 @@ def _parse(data: bytes) -> Record:
     record: Record = json.loads(data)
     record.pop(_NONCE, None)
     return record
-
-
-def numbered(prefix: str, number: int) -> str:
-    """Return the key of one record of a log."""
-    return f"{prefix}/{number:08d}.json"
 
 
 class Refs:
@@ -82,12 +78,12 @@ class Refs:
 
     def head_record(self, name: str) -> Record | None:
         """Return `{seq, snapshot, prev, by_run, evidence}` of the head, None without one."""
-        length = self._ledger.length(f"refs/{name}")
-        return self._ledger.read(numbered(f"refs/{name}", length - 1)) if length else None
+        length = self._ledger.length(ref_log(name))
+        return self._ledger.read(log_entry_key(ref_log(name), length - 1)) if length else None
 
     def history(self, name: str) -> list[Record]:
         """Return all records of a ref, oldest first."""
-        records = (self._ledger.read(key) for key in self._ledger.list(f"refs/{name}/"))
+        records = (self._ledger.read(key) for key in self._ledger.list(f"{ref_log(name)}/"))
         return [record for record in records if record is not None]
 
     def advance(
@@ -124,9 +120,9 @@ class Refs:
             "evidence": dict(evidence),
         }
         fresh = (head["seq"] if head else -1) == seq
-        if not fresh or not self._ledger.create(numbered(f"refs/{name}", seq + 1), record):
+        if not fresh or not self._ledger.create(log_entry_key(ref_log(name), seq + 1), record):
             now = self.head_record(name)
             raise SnapshotConflictError(
-                f"refs/{name}", f"moved meanwhile to {now and now['snapshot']}", "decide again"
+                ref_log(name), f"moved meanwhile to {now and now['snapshot']}", "decide again"
             )
         return seq + 1

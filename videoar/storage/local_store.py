@@ -15,6 +15,7 @@ from typing import BinaryIO, ClassVar
 
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import ConfigError, StorageError, TransientStorageError
+from videoar.storage.layout import TEMPORARY_FOLDER
 from videoar.storage.object_store import (
     PIECE_BYTES,
     STALE_TEMP_S,
@@ -59,7 +60,6 @@ def _sync_folder(folder: Path) -> None:
 class LocalObjectStore:
     """A folder. Durable: files and folders are synced before a put returns."""
 
-    _TEMPORARY = ".tmp"
     is_local = True
 
     def __init__(self, root: Path) -> None:
@@ -188,7 +188,7 @@ class LocalObjectStore:
 
     def _locked(self) -> tuple[Path, BinaryIO]:
         """Make a file with a lock that the kernel takes from us when we die."""
-        folder = self.root / self._TEMPORARY
+        folder = self.root / TEMPORARY_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         while True:
             path = folder / secrets.token_hex(8)
@@ -204,7 +204,7 @@ class LocalObjectStore:
         self._sweep(0.0)
 
     def _sweep(self, older_than_s: float) -> None:
-        for path in (self.root / self._TEMPORARY).glob("*"):
+        for path in (self.root / TEMPORARY_FOLDER).glob("*"):
             # its writer lives, or it or another sweeper was faster, or it is another user's
             with contextlib.suppress(OSError), path.open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -234,7 +234,7 @@ class LocalObjectStore:
             paths = [path for path in start.rglob("*") if path.is_file()] if start.is_dir() else []
             keys = sorted((path.relative_to(self.root).as_posix(), path) for path in paths)
             for key, path in keys:
-                if key.startswith(prefix) and not key.startswith(self._TEMPORARY):
+                if key.startswith(prefix) and not key.startswith(TEMPORARY_FOLDER):
                     yield ObjectInfo(key, path.stat().st_size)
 
     def delete(self, key: str) -> None:

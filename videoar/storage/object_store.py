@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Protocol
 
 from videoar.core.errors import StorageError, WithdrawnError
+from videoar.storage.layout import withdrawal_key
 
 MULTIPART_BYTES = 64 << 20
 """Plain puts above this size go up in parts."""
 PIECE_BYTES = 1 << 20
 STALE_TEMP_S = 3600.0
 """chosen: no put takes as long; for file systems whose locks other machines do not see, and S3."""
-NOTES = "withdrawn/"
 
 
 @dataclass(frozen=True)
@@ -134,14 +134,9 @@ def _is_kept(objects: ObjectStore, key: str, size_bytes: int) -> bool:
     return size_bytes > MULTIPART_BYTES and objects.size(key) == size_bytes
 
 
-def note_key(key: str) -> str:
-    """Return the key under which a take-down notes that it withdrew an object."""
-    return f"{NOTES}{key}.json"
-
-
 def missing_error(objects: ObjectStore, key: str) -> StorageError:
     """Say why an object is not there; asked only when it is not, so that reading costs no more."""
-    where, note = f"{objects.url}/{key}", objects.find(note_key(key))
+    where, note = f"{objects.url}/{key}", objects.find(withdrawal_key(key))
     if note is None:
         return StorageError(where, "no such object", "deleted, or never written to this store")
     source = json.loads(note)["source"]

@@ -12,6 +12,7 @@ from videoar.core.ids import sha256_hex
 from videoar.core.types import FileRef
 from videoar.storage.conformance import ensure_put_if_absent
 from videoar.storage.delta_log import iter_commits
+from videoar.storage.layout import object_key
 from videoar.storage.ledger import Ledger, Refs
 from videoar.storage.local_store import LocalObjectStore, MemoryObjectStore
 from videoar.storage.object_store import ObjectStore, put_content, put_content_of
@@ -59,7 +60,7 @@ class Store:
     def put_object(self, data: bytes, suffix: str) -> FileRef:
         """Keep bytes under their content hash; idempotent."""
         sha256 = sha256_hex(data)
-        key = _object_key(sha256, suffix)
+        key = object_key(sha256, suffix)
         put_content(self.objects, key, data)
         return FileRef(key=key, sha256=sha256, size_bytes=len(data))
 
@@ -76,7 +77,7 @@ class Store:
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             named = f"{prefix}{sha256}{path.suffix}" if prefix else ""
-            key = named or _object_key(sha256, path.suffix)
+            key = named or object_key(sha256, path.suffix)
             put_content_of(self.objects, key, path)
             published.append({
                 "path": path.relative_to(folder).as_posix(),
@@ -112,10 +113,6 @@ class Store:
                 sha256.update(piece)
                 copy.write(piece)
         return sha256.hexdigest()
-
-
-def _object_key(sha256: str, suffix: str) -> str:
-    return f"objects/{sha256[:2]}/{sha256}{suffix}"
 
 
 def open_store(url: str, *, endpoint: str = "") -> Store:

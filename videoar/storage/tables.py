@@ -25,7 +25,8 @@ from videoar.core.crash_points import crash_point
 from videoar.core.errors import WithdrawnError
 from videoar.core.ids import SHORT_DIGEST, sha256_hex
 from videoar.core.types import Commit, FileRef, Provenance
-from videoar.storage.delta_log import DeltaLog, data_path
+from videoar.storage.delta_log import DeltaLog
+from videoar.storage.layout import data_key
 from videoar.storage.ledger import Ledger
 from videoar.storage.object_store import ObjectStore, put_content
 from videoar.storage.snapshot import Snapshot, snapshot_digest
@@ -53,7 +54,7 @@ class Dataset:
         data = write_parquet(self.contract.conform(table, self.name), self.contract)
         sha256 = sha256_hex(data)
         crash_point("write.before_put")
-        key = f"{self._log.folder}/{data_path(sha256)}"
+        key = data_key(self.name, sha256)
         put_content(self._objects, key, data)
         crash_point("write.after_put")
         return FileRef(

@@ -16,13 +16,20 @@ from pydantic import Field
 from videoar.core.errors import WithdrawnError
 from videoar.core.ids import digest_json
 from videoar.core.types import FileRef, Frozen
+from videoar.storage.layout import (
+    TABLES_PREFIX,
+    TOMBSTONES_PREFIX,
+    WITHDRAWN_PREFIX,
+    data_sha256,
+    tombstone_key,
+    withdrawal_key,
+)
 from videoar.storage.ledger import Ledger
-from videoar.storage.object_store import NOTES, ObjectStore, note_key
+from videoar.storage.object_store import ObjectStore
 from videoar.storage.reader import read_file
 
 SOURCE_COLUMN = "source_id"
 ADDRESS_COLUMNS = ("uri", "etag")
-_FORGOTTEN = "forgotten/"
 _COLUMNS = ("clip_id", "licence", "origin", "source_uri", "uri", "video_key", "video_size_bytes")
 
 
@@ -72,11 +79,6 @@ def place_digest(uri: str) -> str:
     return digest_json([uri])
 
 
-def tombstone_key(source: str) -> str:
-    """Return the ledger key of a source's tombstone."""
-    return f"{_FORGOTTEN}{source}.json"
-
-
 def find_tombstone(ledger: Ledger, source: str) -> Tombstone | None:
     """Return a source's tombstone, None if it was never taken down."""
     record = ledger.read(tombstone_key(source))
@@ -85,8 +87,8 @@ def find_tombstone(ledger: Ledger, source: str) -> Tombstone | None:
 
 def forgotten(ledger: Ledger) -> frozenset[str]:
     """Return the SHA-256 of every source that was taken down."""
-    keys = ledger.list(_FORGOTTEN)
-    return frozenset(key.removeprefix(_FORGOTTEN).removesuffix(".json") for key in keys)
+    keys = ledger.list(TOMBSTONES_PREFIX)
+    return frozenset(key.removeprefix(TOMBSTONES_PREFIX).removesuffix(".json") for key in keys)
 
 
 def forgotten_addresses(ledger: Ledger) -> frozenset[str]:
@@ -110,14 +112,14 @@ def refuse_forgotten(ledger: Ledger, table: pa.Table, where: str) -> None:
 
 def find_note(ledger: Ledger, key: str) -> Note | None:
     """Return why an object is gone, None if no take-down withdrew it."""
-    record = ledger.read(note_key(key))
+    record = ledger.read(withdrawal_key(key))
     return Note.model_validate(record) if record is not None else None
 
 
 def withdrawn(ledger: Ledger, prefix: str) -> frozenset[str]:
     """Return the withdrawn keys under a prefix."""
-    notes = ledger.list(NOTES + prefix)
-    return frozenset(key.removeprefix(NOTES).removesuffix(".json") for key in notes)
+    notes = ledger.list(WITHDRAWN_PREFIX + prefix)
+    return frozenset(key.removeprefix(WITHDRAWN_PREFIX).removesuffix(".json") for key in notes)
 
 
 def shares_of(objects: ObjectStore, file: FileRef) -> dict[str, Share]:
@@ -143,7 +145,7 @@ def _share(rows: list[dict[str, Any]]) -> Share:
 
 def holding(objects: ObjectStore, ledger: Ledger, source: str) -> Iterator[tuple[str, Note]]:
     """Yield every Parquet file that holds rows of a source, or did, committed or not."""
-    noted = withdrawn(ledger, "tables/")
+    noted = withdrawn(ledger, TABLES_PREFIX)
     for key in sorted(noted):
         note = find_note(ledger, key)
         if note is not None and source in note.shares:
@@ -169,8 +171,7 @@ def data_files(objects: ObjectStore) -> Iterator[FileRef]:
 
     The one place that lists data instead of reading a log: what nobody sees must go as well.
     """
-    for info in objects.list("tables/"):
-        folder, _, name = info.key.rpartition("/")
-        if "/data/" in folder and name.endswith(".parquet"):
-            sha256 = name.removesuffix(".parquet")
+    for info in objects.list(TABLES_PREFIX):
+        sha256 = data_sha256(info.key)
+        if sha256 is not None:
             yield FileRef(key=info.key, sha256=sha256, size_bytes=info.size_bytes)

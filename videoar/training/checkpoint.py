@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from videoar.contracts.contract import load_contract
+from videoar.contracts.names import MODELS
 from videoar.core.errors import ContractError
 from videoar.core.ids import canonical_json, digest_json
 from videoar.core.scratch import Scratch
@@ -238,4 +239,4 @@ def publish_model(  # noqa: PLR0913 - the columns of `models@1`
         "metrics": list(metrics.items()),
         "history_json": canonical_json(history),
     }
-    return pa.Table.from_pylist([row], schema=load_contract("models@1").arrow_schema)
+    return pa.Table.from_pylist([row], schema=load_contract(MODELS).arrow_schema)

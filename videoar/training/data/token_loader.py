@@ -36,7 +36,7 @@ import torch
 
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, ContractError, StorageError
-from videoar.storage.audit import LAYOUT_VERSIONS
+from videoar.storage.layout import LAYOUT_VERSION, READABLE_LAYOUT_VERSIONS
 from videoar.storage.payload import Payload, SpanCache
 from videoar.storage.reader import read_footers
 from videoar.storage.snapshot import Snapshot
@@ -122,9 +122,10 @@ class TokenLoader:
         self._epoch = self._step = 0
         self._read_s = 0.0
         for file, notes in zip(files, self._payload.notes, strict=True):
-            version = notes.get("layout_version", LAYOUT_VERSIONS[-1])
-            if version not in LAYOUT_VERSIONS:
-                what = f"layout version {version}, this version reads {', '.join(LAYOUT_VERSIONS)}"
+            version = notes.get("layout_version", LAYOUT_VERSION)
+            if version not in READABLE_LAYOUT_VERSIONS:
+                readable = ", ".join(READABLE_LAYOUT_VERSIONS)
+                what = f"layout version {version}, this version reads {readable}"
                 raise ContractError(file.key, what, "tokenize its clips again")
         makers = sorted({notes.get("tokenizer_digest", "") for notes in self._payload.notes})
         if len(makers) > 1:

@@ -1,0 +1,15 @@
+"""The ids of the data contracts, `name@major`, spelled once.
+
+The contracts themselves are data, in `schemas/`; these are the ones that the code refers to.
+`tests.checks.literals` fails when an id is spelled in any other module.
+"""
+
+SOURCES = "sources@1"
+CLIPS = "clips@1"
+REJECTS = "rejects@1"
+PROFILES = "profiles@1"
+TOKENS = "tokens@1"
+MODELS = "models@1"
+SAMPLES = "samples@1"
+SCORES = "scores@1"
+RELEASES = "releases@1"

@@ -1,0 +1,178 @@
+"""Every key of a store and the versions of its layout, spelled once.
+
+    format.json                                   version of the store format
+    tables/<dataset>/_delta_log/<version>.json    Delta log: the commits
+    tables/<dataset>/data/<xx>/<sha256>.parquet   rows
+    commits/<dataset>/<application id>.json       index of the Delta log, can be rebuilt from it
+    objects/<xx>/<sha256><suffix>                 videos and model files
+    stages/<dataset>/{shards,loops,reduced}/...   work records: results that wait for a commit
+    checkpoints/<dataset>/<fingerprint>/...       training checkpoints
+    checks/<dataset>/<fingerprint>.{json,html}    expectations of a reduction and their page
+    runs/<run>/run.json, events/, progress/       run record
+    runs/<run>/report.html                        report page
+    refs/<name>/<number>.json                     refs, one record per move
+    withdrawn/<key>.json, forgotten/<sha256>.json take-downs
+    doctor/...                                    probes of the store itself
+
+`<xx>` are the first two hex digits of the digest: some file systems slow down with 100,000 entries
+in one folder. `tests.checks.literals` fails when a key is spelled in any other module.
+"""
+
+FORMAT_VERSION = 1
+"""Version of this layout and of the records in it. Raise it when an older version of the code would
+misread a store; a record that only gained a field needs no new version, readers ignore it."""
+FORMAT_KEY = "format.json"
+
+LAYOUT_VERSION = "1"
+"""Version of token files (`storage.writer`), kept in each Parquet footer."""
+READABLE_LAYOUT_VERSIONS = (LAYOUT_VERSION,)
+
+TABLES_PREFIX = "tables/"
+STAGES_PREFIX = "stages/"
+RUNS_PREFIX = "runs/"
+REFS_PREFIX = "refs/"
+WITHDRAWN_PREFIX = "withdrawn/"
+TOMBSTONES_PREFIX = "forgotten/"
+PROBES_PREFIX = "doctor/"
+PROBE_PASSED_KEY = f"{PROBES_PREFIX}put-if-absent.json"
+ROUND_TRIP_KEY = f"{PROBES_PREFIX}round-trip"
+TEMPORARY_FOLDER = ".tmp"
+"""Of a folder store: half-written files. Listings leave it out."""
+
+_LOG_FOLDER = "_delta_log"
+_DATA_FOLDER = "data"
+_REJECTS_SUFFIX = ".rejects"
+
+
+def rejects_dataset(dataset: str) -> str:
+    """Return the name of the dataset that holds the rejected rows of a stage."""
+    return f"{dataset}{_REJECTS_SUFFIX}"
+
+
+def table_folder(dataset: str) -> str:
+    """Return the key prefix of a Delta table, without a slash at its end."""
+    return f"{TABLES_PREFIX}{dataset}"
+
+
+def data_path(sha256: str) -> str:
+    """Return the path of a data file inside its table, as the Delta log has it."""
+    return f"{_DATA_FOLDER}/{sha256[:2]}/{sha256}.parquet"
+
+
+def data_key(dataset: str, sha256: str) -> str:
+    """Return the key of a data file."""
+    return f"{table_folder(dataset)}/{data_path(sha256)}"
+
+
+def data_sha256(key: str) -> str | None:
+    """Return the SHA-256 in the key of a data file, None for any other key."""
+    parts = key.split("/")
+    is_data = len(parts) == 5 and f"{parts[0]}/" == TABLES_PREFIX and parts[2] == _DATA_FOLDER
+    return parts[4].removesuffix(".parquet") if is_data and key.endswith(".parquet") else None
+
+
+def dataset_of(key: str) -> str:
+    """Return the dataset of a key under `tables/` or `stages/`."""
+    return key.split("/")[1]
+
+
+def log_version_key(dataset: str, version: int) -> str:
+    """Return the key of one version of a Delta log; the protocol asks for 20 digits."""
+    return f"{table_folder(dataset)}/{_LOG_FOLDER}/{version:020d}.json"
+
+
+def is_log_version(key: str) -> bool:
+    """Return whether a key is a version of a Delta log, not a checkpoint of it or data."""
+    folder, _, name = key.rpartition("/")
+    return folder.endswith(f"/{_LOG_FOLDER}") and name.removesuffix(".json").isdigit()
+
+
+def commit_index_key(dataset: str, app_id: str) -> str:
+    """Return the key of the record that says which version of a log carries an application id."""
+    return f"commits/{dataset}/{app_id}.json"
+
+
+def object_key(sha256: str, suffix: str) -> str:
+    """Return the key of a content-addressed object."""
+    return f"objects/{sha256[:2]}/{sha256}{suffix}"
+
+
+def shard_records_prefix(dataset: str) -> str:
+    """Return what the keys of a map stage's shard records begin with."""
+    return f"{STAGES_PREFIX}{dataset}/shards/"
+
+
+def shard_record_key(dataset: str, fingerprint: str) -> str:
+    """Return the key of the work record of one shard."""
+    return f"{shard_records_prefix(dataset)}{fingerprint}.json"
+
+
+def loop_record_key(dataset: str, fingerprint: str) -> str:
+    """Return the key of the work record of a training."""
+    return f"{STAGES_PREFIX}{dataset}/loops/{fingerprint}.json"
+
+
+def reduce_record_key(dataset: str, fingerprint: str) -> str:
+    """Return the key of the work record of a reduction."""
+    return f"{STAGES_PREFIX}{dataset}/reduced/{fingerprint}.json"
+
+
+def checkpoints_prefix(dataset: str, fingerprint: str) -> str:
+    """Return what the keys of a training's checkpoints begin with."""
+    return f"checkpoints/{dataset}/{fingerprint}/"
+
+
+def check_key(dataset: str, fingerprint: str) -> str:
+    """Return the key of what a reduction's expectations showed."""
+    return f"checks/{dataset}/{fingerprint}.json"
+
+
+def check_page_key(dataset: str, fingerprint: str) -> str:
+    """Return the key of the page that shows a reduction's expectations."""
+    return f"checks/{dataset}/{fingerprint}.html"
+
+
+def run_key(run_id: str) -> str:
+    """Return the key of a run's immutable record."""
+    return f"{RUNS_PREFIX}{run_id}/run.json"
+
+
+def run_id_of(key: str) -> str | None:
+    """Return the run of a `run.json` key, None for any other key."""
+    parts = key.split("/")
+    return parts[1] if len(parts) == 3 and key == run_key(parts[1]) else None
+
+
+def run_events(run_id: str) -> str:
+    """Return the log of a run's events, see `log_entry_key`."""
+    return f"{RUNS_PREFIX}{run_id}/events"
+
+
+def progress_key(run_id: str, stage: str) -> str:
+    """Return the key of a stage's progress: advisory, rewritten, never read for a decision."""
+    return f"{RUNS_PREFIX}{run_id}/progress/{stage}.json"
+
+
+def report_key(run_id: str) -> str:
+    """Return the key of a run's report page."""
+    return f"{RUNS_PREFIX}{run_id}/report.html"
+
+
+def ref_log(name: str) -> str:
+    """Return the log of a ref's moves, see `log_entry_key`."""
+    return f"{REFS_PREFIX}{name}"
+
+
+def log_entry_key(log: str, number: int) -> str:
+    """Return the key of one record of a log, from number 0 on."""
+    return f"{log}/{number:08d}.json"
+
+
+def withdrawal_key(key: str) -> str:
+    """Return the key of the record that says why an object was removed by a take-down."""
+    return f"{WITHDRAWN_PREFIX}{key}.json"
+
+
+def tombstone_key(source: str) -> str:
+    """Return the key of the tombstone of a source, by its SHA-256."""
+    return f"{TOMBSTONES_PREFIX}{source}.json"
