@@ -1,34 +1,56 @@
-"""What the command line and the jobs call: one function per verb, values in, values out."""
+"""One function per verb: what the command line, the jobs and notebooks call.
 
+    from videoar import api
+
+    store = api.open_store()
+    run = api.run(store, Path("pipelines/quickstart.yaml"), target="inline")
+    api.show(store, "model")["metrics"]
+
+Names of runs and snapshots are those that the command line takes (`videoar.records.names`). Errors
+are `VideoARError`s. Importing this module loads neither Ray nor torch nor Arrow: each function
+imports what it needs, so that `videoar --help` stays fast.
+"""
+
+from __future__ import annotations
+
+import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from videoar.admin.forget import forget as take_down
-from videoar.contracts.names import REJECTS, RELEASES
-from videoar.core.errors import ConfigError, GateError, VideoARError
-from videoar.engine.base import Engine
-from videoar.engine.inline import InlineEngine
-from videoar.pipeline.fingerprint import differences
-from videoar.pipeline.spec import load_pipeline
-from videoar.records.run_record import (
-    Run,
-    find_run_id,
-    load_run,
-    previous_parts,
-    run_ids,
-    stage_parts,
-)
-from videoar.runner.execute import Execution, resume_spec
-from videoar.storage.layout import report_key, table_folder
-from videoar.storage.snapshot import Snapshot
-from videoar.storage.store import Store
-from videoar.storage.takedown import withdrawn
+from videoar.core.errors import ConfigError, VideoARError
+from videoar.core.settings import settings
+
+if TYPE_CHECKING:
+    from videoar.admin.doctor import Check
+    from videoar.admin.validate import Mistake
+    from videoar.bench.result import BenchResult
+    from videoar.contracts.contract import Contract
+    from videoar.engine.base import Engine
+    from videoar.records.run_record import Run
+    from videoar.runner.execute import Execution
+    from videoar.runner.plan import StagePlan
+    from videoar.storage.store import Store
 
 logger = logging.getLogger(__name__)
-Watch = Callable[[Execution], AbstractContextManager[None]]
+Document: TypeAlias = dict[str, Any]
+"""A JSON object; `json.dumps` takes it as it is."""
+Watch: TypeAlias = "Callable[[Execution], AbstractContextManager[None]]"
+"""Wraps a run, e.g. to display its progress."""
+
+
+def open_store(url: str = "") -> Store:
+    """Open a store; without a URL the one of VIDEOAR_STORE, or `.videoar` in this directory.
+
+    Raises:
+        ConfigError: the URL cannot be used.
+        StorageError: an S3 store cannot be reached, or its put-if-absent is not atomic.
+    """
+    from videoar.storage import store
+
+    return store.open_store(url or settings().store_url, endpoint=settings().s3_endpoint)
 
 
 def make_engine(target: str) -> Engine:
@@ -38,6 +60,8 @@ def make_engine(target: str) -> Engine:
         ConfigError: the target is of another kind.
     """
     if target == "inline":
+        from videoar.engine.inline import InlineEngine
+
         return InlineEngine()
     if target in ("job", "kuberay"):
         raise ConfigError(f"--target {target}", "cannot be driven from here", "use --target ray://")
@@ -46,7 +70,10 @@ def make_engine(target: str) -> Engine:
     return RayEngine(target)
 
 
-def run_pipeline(  # noqa: PLR0913 - the verb's own options
+# Runs
+
+
+def run(  # noqa: PLR0913 - the verb's own options
     store: Store,
     path: Path,
     overrides: Sequence[str] = (),
@@ -56,279 +83,426 @@ def run_pipeline(  # noqa: PLR0913 - the verb's own options
     until: str | None = None,
     watch: Watch = lambda _: nullcontext(),
 ) -> Run:
-    """Plan and execute a pipeline file; `watch` shows the execution."""
-    execution = Execution(load_pipeline(path, overrides), store, make_engine(target))
-    return _drive(execution, watch, start, until)
+    """Plan and execute a pipeline file.
 
+    Args:
+        store: where snapshots and the run's record go.
+        path: pipeline file (YAML).
+        overrides: `a.b=value`, e.g. `inputs.videos=/data/videos`.
+        target: see `make_engine`.
+        start: first stage to run; what it needs must be finished.
+        until: last stage to run.
+        watch: wraps the execution.
 
-def resume_run(
-    store: Store, name: str, *, target: str, watch: Watch = lambda _: nullcontext()
-) -> Run:
-    """Execute an earlier run again under its id: what is finished is found, the rest is done.
-
-    The rest of what was asked for: a run with `until` ends there again.
+    Raises:
+        ConfigError: the file, an override or an input cannot be used; nothing ran.
+        GateError: the promotion gate blocked; everything before it is finished.
+        StageError: a stage failed.
     """
-    run_id = find_run_id(store, name)
-    spec, asked = resume_spec(run_id, store), load_run(store, run_id)
-    execution = Execution(spec, store, make_engine(target), run_id=run_id)
-    return _drive(execution, watch, asked.from_, asked.until)
+    from videoar.pipeline.spec import load_pipeline
+    from videoar.runner.execute import Execution
+
+    execution = Execution(load_pipeline(path, overrides), store, make_engine(target))
+    return _execute(execution, watch, start, until)
 
 
-def _drive(
-    execution: Execution, watch: Watch, start: str | None = None, until: str | None = None
+def resume(
+    store: Store, name: str, *, target: str = "local", watch: Watch = lambda _: nullcontext()
 ) -> Run:
+    """Execute an earlier run again under its id; finished stages and shards are reused.
+
+    A run that was started with `until` ends there again.
+
+    Raises:
+        VideoARError: as for `run`.
+    """
+    from videoar.records.names import find_run
+    from videoar.records.run_record import load_run
+    from videoar.runner.execute import Execution, resume_spec
+
+    run_id = find_run(store, name)
+    spec, requested = resume_spec(run_id, store), load_run(store, run_id)
+    execution = Execution(spec, store, make_engine(target), run_id=run_id)
+    return _execute(execution, watch, requested.from_, requested.until)
+
+
+def _execute(execution: Execution, watch: Watch, start: str | None, until: str | None) -> Run:
     try:
         with watch(execution):
             execution.run(start, until)
     except VideoARError:
         if execution.has_begun:
-            _afterwards(execution)
+            _publish_results(execution)
         raise
     finally:
         execution.engine.close()
-    _afterwards(execution)
-    return load_run(execution.store, execution.run_id)
+    _publish_results(execution)
+    return status(execution.store, execution.run_id)
 
 
-def _afterwards(execution: Execution) -> None:
-    """Write the report page and the MLflow mirror; a run that ended stays ended if they fail."""
+def _publish_results(execution: Execution) -> None:
+    """Write the report page and the MLflow mirror; a finished run stays finished if they fail."""
     from videoar.records.mlflow_mirror import record_run
 
     store, run_id = execution.store, execution.run_id
-    run = load_run(store, run_id)
     page: bytes | None = None
     try:
-        page = report(store, run_id)[1]
+        page = _render_report(store, run_id)[1]
     except VideoARError as error:
         logger.error("no report page: %s", error)  # noqa: TRY400 - one line, as everywhere
     try:
-        record_run(store, execution.spec, run, page)
-    except Exception as error:  # noqa: BLE001 - MLflow is a mirror: down, it costs a warning
+        record_run(store, execution.spec, status(store, run_id), page)
+    except Exception as error:  # noqa: BLE001 - MLflow is a mirror: if it is down, warn
         logger.warning("not mirrored to MLflow, `videoar report %s` tries again: %s", run_id, error)
 
 
-def report(store: Store, name: str | None) -> tuple[str, bytes]:
-    """Render a run's page and keep it in the store; returns its key and bytes."""
+def plan(store: Store, path: Path, overrides: Sequence[str] = ()) -> list[StagePlan]:
+    """Return what `run` would do with each stage, and why; has no side effect.
+
+    Raises:
+        ConfigError: the file, an override or an input cannot be used.
+    """
+    from videoar.pipeline.spec import load_pipeline
+    from videoar.runner import plan
+
+    return plan.plan(load_pipeline(path, overrides), store)
+
+
+def status(store: Store, name: str | None = None) -> Run:
+    """Return the state of a run; None means the newest one.
+
+    Raises:
+        ConfigError: no run matches, or several do.
+    """
+    from videoar.records.names import find_run
+    from videoar.records.run_record import load_run
+
+    return load_run(store, find_run(store, name))
+
+
+def ls(store: Store, limit: int | None = None) -> list[Run]:
+    """Return the newest `limit` runs, newest first; None means all of them."""
+    from videoar.records.run_record import load_run, run_ids
+
+    return [load_run(store, run_id) for run_id in run_ids(store)[::-1][:limit]]
+
+
+def logs(store: Store, where: str) -> list[Document]:
+    """Return the events that a run recorded, in order.
+
+    Args:
+        store: where to look.
+        where: RUN or RUN/STAGE.
+
+    Raises:
+        ConfigError: no such run or stage.
+    """
+    from videoar.admin import inspect
+
+    return inspect.logs(store, where)
+
+
+def cancel(store: Store, name: str) -> str:
+    """Stop a run that is driven from this machine, and return its id; finished shards stay.
+
+    Raises:
+        ConfigError: the run is not running, or is driven from another machine.
+    """
+    from videoar.records.names import find_run
+    from videoar.records.run_record import cancel_run
+
+    run_id = find_run(store, name)
+    cancel_run(store, run_id)
+    return run_id
+
+
+def progress(store: Store, run_id: str, stage: str) -> Document | None:
+    """Return `{step, total, metrics}` of a training stage in progress; None if it has none yet."""
+    from videoar.storage.layout import progress_key
+
+    data = store.objects.find(progress_key(run_id, stage))
+    state: Document | None = json.loads(data) if data is not None else None
+    return state
+
+
+def explain(store: Store, name: str | None, stage: str) -> Document:
+    """Return what changed in a stage's fingerprint since the pipeline's run before.
+
+    Returns:
+        `{run_id, stage, status, previous_run, changed: [{component, old, new}]}`.
+
+    Raises:
+        ConfigError: no such run or stage, or the stage did not start.
+    """
+    from videoar.admin import inspect
+
+    return inspect.explain(store, name, stage)
+
+
+def report(store: Store, name: str | None = None, out: Path | None = None) -> str:
+    """Render a run's report page into the store, or to `out`; return its path.
+
+    Raises:
+        ConfigError: no such run, or `out` cannot be written.
+    """
+    from videoar.records.names import find_run
+
+    key, page = _render_report(store, find_run(store, name))
+    if out is None:
+        return store.objects.location(key)
+    try:
+        out.write_bytes(page)
+    except OSError as error:
+        raise ConfigError(f"--out {out}", f"cannot be written: {error.strerror}") from error
+    return str(out)
+
+
+def report_path(store: Store, run_id: str) -> str | None:
+    """Return where a run's report page is; None if it has not been rendered."""
+    from videoar.storage.layout import report_key
+
+    key = report_key(run_id)
+    return store.objects.location(key) if store.objects.size(key) is not None else None
+
+
+def _render_report(store: Store, run_id: str) -> tuple[str, bytes]:
     from videoar.report.collect import collect
     from videoar.report.page import render
+    from videoar.storage.layout import report_key
 
-    run_id = find_run_id(store, name)
-    page = render(collect(store, load_run(store, run_id))).encode()
-    key = report_key(run_id)
+    key, page = report_key(run_id), render(collect(store, status(store, run_id))).encode()
     store.objects.put(key, page)
     return key, page
 
 
-def explain(store: Store, name: str, stage: str) -> dict[str, Any]:
-    """Say what differs between a run's stage and the same stage in the run before."""
-    run_id = find_run_id(store, name)
-    run = load_run(store, run_id)
-    state = run.stage(stage)
-    parts = stage_parts(store, run_id, stage)
-    if parts is None:
-        raise ConfigError(f"run {run_id}", f"stage {stage} did not start")
-    previous = previous_parts(store, run.pipeline, stage, run_id)
-    return {
-        "run_id": run_id,
-        "stage": stage,
-        "status": state.status,
-        "previous_run": previous[0] if previous else None,
-        "changed": differences(previous[1], parts) if previous else [],
-    }
+# Data
 
 
-def show(store: Store, name: str, rows: int = 5) -> dict[str, Any]:
-    """Describe a snapshot: manifest, schema, statistics and its first rows."""
+def show(store: Store, name: str, rows: int = 5) -> Document:
+    """Return a snapshot's manifest, schema, statistics, metrics and first rows.
+
+    Raises:
+        SnapshotNotFoundError: nothing in the store has this name.
+    """
+    from videoar.admin import inspect
+
+    return inspect.show(store, name, rows)
+
+
+def diff(store: Store, old: str, new: str) -> Document:
+    """Compare two snapshots: files and videos that only one has, rows and metrics of both.
+
+    Raises:
+        SnapshotNotFoundError: nothing in the store has one of the names.
+    """
+    from videoar.admin import inspect
+
+    return inspect.diff(store, old, new)
+
+
+def lineage(store: Store, name: str, *, down: bool = False) -> Document:
+    """Return the graph of all that a snapshot came from, or of all that was made of it.
+
+    Returns:
+        `{nodes: [...], edges: [{from, to}]}`; sources are nodes with sha256, licence and origin.
+
+    Raises:
+        SnapshotNotFoundError: nothing in the store has this name.
+        WithdrawnError: it is a source that was taken down.
+    """
+    from videoar.records import lineage
+
+    return lineage.lineage(store, name, down=down)
+
+
+def quarantine(store: Store, name: str | None = None, reason: str | None = None) -> Document:
+    """Return the rows that a run's stages, or the stage of one snapshot, rejected.
+
+    Args:
+        store: where to look.
+        name: run or snapshot; None means the newest run.
+        reason: only rows with this code among their reasons.
+
+    Returns:
+        `{rows, withdrawn}`; `withdrawn` counts rows that a takedown has removed.
+    """
+    from videoar.admin import inspect
+
+    return inspect.rejected(store, name, reason)
+
+
+def validate(
+    store: Store, name: str, *, deep: bool = False, tokenizer: str | None = None
+) -> list[Mistake]:
+    """Return what is wrong with the rows and files of a snapshot; empty if nothing is.
+
+    Args:
+        store: where the snapshot is.
+        name: its name.
+        deep: also check pages, layout, payload, and the objects that rows name.
+        tokenizer: name of the tokenizer that the tokens must be of; None means their own parent.
+
+    Raises:
+        ConfigError: `tokenizer` is no tokenizer.
+        StorageError: the store does not answer; nothing was checked.
+    """
+    from videoar.admin.validate import validate_snapshot
+
+    return validate_snapshot(store, name, deep=deep, tokenizer=tokenizer)
+
+
+def validate_pipeline(path: Path) -> list[Mistake]:
+    """Return the mistakes of a pipeline file; empty if there are none."""
+    from videoar.admin import validate
+
+    return validate.validate_pipeline(path)
+
+
+def schema(contract: str) -> Contract:
+    """Return a data contract, e.g. `clips@1`.
+
+    Raises:
+        ContractError: no such contract.
+    """
     from videoar.contracts.contract import load_contract
-    from videoar.storage.statistics import merge, read_statistics
 
-    snapshot = store.snapshot(name)
-    commit, contract = snapshot.commit, load_contract(snapshot.contract)
-    gone = withdrawn(store.ledger, f"{table_folder(snapshot.dataset)}/")
-    there = [file for file in snapshot.files if file.key not in gone]
-    statistics = merge(read_statistics(store.objects, there, contract))
-    return {
-        "snapshot": snapshot.id,
-        "digest": snapshot.digest,
-        "dataset": snapshot.dataset,
-        "contract": snapshot.contract,
-        "rows": snapshot.rows,
-        "bytes": commit.size_bytes,
-        "shards": [file.model_dump() for file in snapshot.files],
-        "schema": {column.name: column.type for column in contract.columns},
-        "statistics": {name: column.model_dump() for name, column in statistics.items()},
-        "provenance": commit.provenance.model_dump(),
-        "metrics": commit.metrics,
-        "rejects": commit.rejects,
-        "first_rows": _first_rows(snapshot, rows),
-    }
+    return load_contract(contract)
 
 
-def _first_rows(snapshot: Snapshot, count: int) -> list[dict[str, Any]]:
-    if not snapshot.files or count < 1:
-        return []
-    rows = snapshot.read_file(snapshot.files[0]).slice(0, count).to_pylist()
-    return [
-        {
-            key: f"<{len(value)} B>" if isinstance(value, bytes) else value
-            for key, value in row.items()
-        }
-        for row in rows
-    ]
+def export(store: Store, name: str, form: str, to: str, *, shard_mib: float = 256) -> Document:
+    """Write a snapshot of tokens as WebDataset or Parquet; see `videoar.admin.export`.
 
-
-def diff(store: Store, old: str, new: str) -> dict[str, Any]:
-    """Compare two snapshots: files that only one has, rows and metrics of both."""
-    before, after = store.snapshot(old), store.snapshot(new)
-    before_files = {file.sha256: file for file in before.files}
-    after_files = {file.sha256: file for file in after.files}
-    keys = sorted(before.commit.metrics.keys() | after.commit.metrics.keys())
-    return {
-        "old": before.id,
-        "new": after.id,
-        "same": before.digest == after.digest,
-        "rows": {"old": before.rows, "new": after.rows},
-        "only_old": [f.key for sha, f in before_files.items() if sha not in after_files],
-        "only_new": [f.key for sha, f in after_files.items() if sha not in before_files],
-        "metrics": [
-            {
-                "name": key,
-                "old": before.commit.metrics.get(key),
-                "new": after.commit.metrics.get(key),
-            }
-            for key in keys
-            if before.commit.metrics.get(key) != after.commit.metrics.get(key)
-        ],
-    }
-
-
-def gate(store: Store, name: str | None) -> dict[str, Any]:
-    """Return the decision of a run's promotion gate.
+    Returns:
+        The manifest: `{format, snapshot, digest, rows, files: [{name, rows, size_bytes, sha256}]}`.
 
     Raises:
-        GateError: the run has none; no answer is no pass.
+        ConfigError: the format or snapshot cannot be exported, or the folder is not empty.
+        StorageError: a row is damaged, or a store does not answer.
     """
-    run = load_run(store, find_run_id(store, name))
-    for snapshot_id in run.outputs.values():
-        snapshot = store.snapshot(snapshot_id)
-        if snapshot.contract == RELEASES:
-            rules = snapshot.table().to_pylist()
-            return {
-                "passed": bool(rules) and all(rule["passed"] for rule in rules),
-                "rules": [
-                    {key: rule[key] for key in ("rule", "value", "bound", "passed", "reason")}
-                    for rule in rules
-                ],
-            }
-    raise GateError(f"run {run.run_id}", "has no gate decision", "nothing is promoted without one")
+    from videoar.admin import export
+
+    return export.export(store, name, form, to, shard_mib=shard_mib)
 
 
-def promote(store: Store, model: str, ref: str) -> dict[str, Any]:
-    """Point a ref at a model that some gate decision passed.
+# Models
+
+
+def gate(store: Store, name: str | None = None) -> Document:
+    """Return the decision of a run's promotion gate; None means the newest run.
+
+    Returns:
+        `{passed, decision, candidate, ref, rules: [{name, value, bound, passed, reason}]}`.
 
     Raises:
-        GateError: no decision on this model, or its newest one has a broken rule.
+        GateError: the run has no decision.
     """
-    candidate = store.snapshot(model).id
-    decision: list[dict[str, Any]] = []
-    evidence = ""
-    for snapshot in store.snapshots():
-        if snapshot.contract == RELEASES:
-            rules = snapshot.table().to_pylist()
-            if rules and rules[0]["candidate"] == candidate and rules[0]["ref"] == ref:
-                decision, evidence = rules, snapshot.id
-    if not decision:
-        raise GateError(candidate, f"no gate has judged it for {ref}", "run its pipeline first")
-    broken = [rule["rule"] for rule in decision if not rule["passed"]]
-    if broken:
-        raise GateError(candidate, f"the gate refused it: {', '.join(broken)}")
-    head = store.refs.head_record(ref)
-    seq = head["seq"] if head else None
-    store.refs.advance(ref, candidate, expect=seq, evidence={"decision": evidence})
-    return {"ref": ref, "snapshot": candidate, "decision": evidence}
+    from videoar.admin import promotion
+
+    return promotion.gate(store, name)
 
 
-def rollback(store: Store, ref: str) -> dict[str, Any]:
-    """Point a ref back at what it pointed at before its head.
+def promote(store: Store, model: str, ref: str = "champion") -> Document:
+    """Point a ref at a model that its gate has passed.
+
+    Returns:
+        `{ref, snapshot, decision}`.
 
     Raises:
-        ConfigError: there is nothing to go back to.
+        GateError: no decision on this model for this ref, or its newest one has a broken rule.
     """
-    history = store.refs.history(ref)
-    earlier = [entry for entry in history if entry["snapshot"] != history[-1]["snapshot"]]
-    if not earlier:
-        raise ConfigError(ref, "has nothing to go back to")
-    head, target = history[-1], earlier[-1]["snapshot"]
-    evidence = {"rolled_back_from": head["snapshot"]}
-    store.refs.advance(ref, target, expect=head["seq"], evidence=evidence)
-    return {"ref": ref, "snapshot": target, "was": head["snapshot"]}
+    from videoar.admin import promotion
+
+    return promotion.promote(store, model, ref)
 
 
-def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False) -> dict[str, Any]:
-    """Take a source down, and render the report pages anew that showed clips of it."""
-    found = take_down(store, source, reason, dry_run=dry_run)
-    holders = {entry["id"] for entry in found["derived"] if entry["holds_content"]}
-    runs = [load_run(store, run_id) for run_id in run_ids(store)]
-    shown = [run for run in runs if holders & _used(run)]
+def rollback(store: Store, ref: str) -> Document:
+    """Point a ref back at what it pointed at before.
+
+    Returns:
+        `{ref, snapshot, was}`.
+
+    Raises:
+        ConfigError: no such ref, or it never pointed at anything else.
+    """
+    from videoar.admin import promotion
+
+    return promotion.rollback(store, ref)
+
+
+# Operations
+
+
+def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False) -> Document:
+    """Take a source down; report pages that show its clips are rendered again without them.
+
+    Args:
+        store: where it is.
+        source: SHA-256 of the source file.
+        reason: why; kept in the tombstone.
+        dry_run: only return what would be deleted.
+
+    Returns:
+        As `videoar.admin.forget`, and `pages`: the runs whose report pages showed it.
+
+    Raises:
+        ConfigError: this is no SHA-256.
+        SnapshotNotFoundError: nothing in the store is of this source.
+    """
+    from videoar.admin import forget
+    from videoar.storage.layout import report_key
+
+    result = forget.forget(store, source, reason, dry_run=dry_run)
+    holders = {entry["id"] for entry in result["derived"] if entry["holds_content"]}
+    runs = ls(store)[::-1]
+    affected = [run for run in runs if holders & _snapshots_of(run)]
     if not dry_run:
-        for run in shown:
+        # All old pages go before the first one is rendered: rendering may fail or be killed.
+        for run in affected:
             store.objects.purge(report_key(run.run_id))
-        for run in shown:
-            _renew_page(store, run)
+        for run in affected:
+            _rerender_report(store, run)
     for run in runs:
         if run.status == "RUNNING":
             logger.warning("run %s is in progress: forget again when it has ended", run.run_id)
-    return {**found, "pages": [run.run_id for run in shown]}
+    return {**result, "pages": [run.run_id for run in affected]}
 
 
-def _used(run: Run) -> set[str]:
+def _snapshots_of(run: Run) -> set[str]:
     inputs = {snapshot for stage in run.stages for snapshot in stage.inputs.values()}
     return inputs | set(run.outputs.values())
 
 
-def _renew_page(store: Store, run: Run) -> None:
-    """Render a run's page without what is gone, and put it over MLflow's copy."""
+def _rerender_report(store: Store, run: Run) -> None:
+    """Render a run's page from what remains, and replace MLflow's copy."""
     from videoar.records.mlflow_mirror import record_run
+    from videoar.runner.execute import resume_spec
 
     try:
-        page = report(store, run.run_id)[1]
+        page = _render_report(store, run.run_id)[1]
         record_run(store, resume_spec(run.run_id, store), run, page)
-    except Exception as error:  # noqa: BLE001 - the old page is gone; only its mirror may be left
+    except Exception as error:  # noqa: BLE001 - the page in the store is gone; MLflow's may be left
         where = f"run {run.run_id}"
         logger.warning("%s: MLflow may still show the old page, forget again: %s", where, error)
 
 
-_REJECT_KEYS = ("item_id", "kind", "stage", "reasons", "detail", "retryable", "uri")
+def doctor(store: Store) -> list[Check]:
+    """Check this machine and the store, and return one answer per check."""
+    from videoar.admin.doctor import diagnose
+
+    return diagnose(store)
 
 
-def quarantine(store: Store, name: str | None, reason: str | None = None) -> dict[str, Any]:
-    """Return the rows that a run's stages, or the stage of one snapshot, refused.
+def bench(name: str, videos: Path | None = None, rounds: int = 3) -> BenchResult:
+    """Run a benchmark beside its baselines.
 
     Args:
-        store: where to look.
-        name: run id, prefix of one or snapshot id; None means the newest run.
-        reason: only rows with this code among their reasons.
+        name: one of `videoar.bench.BENCHES`.
+        videos: folder to measure on; None draws videos.
+        rounds: how often each contestant runs, in turns.
 
-    Returns:
-        `{rows, withdrawn}`; `withdrawn` counts rows that went with a take-down.
+    Raises:
+        ConfigError: no such benchmark, or what it compares with is not installed.
     """
-    refused = [store.snapshot(found) for found in _rejects_of(store, name)]
-    rows = [
-        {**row, "snapshot": snapshot.id}
-        for snapshot in refused
-        for table in snapshot.remaining(_REJECT_KEYS)
-        for row in table.to_pylist()
-    ]
-    return {
-        "rows": [row for row in rows if reason is None or reason in row["reasons"]],
-        "withdrawn": sum(snapshot.rows for snapshot in refused) - len(rows),
-    }
+    from videoar.bench import measure
 
-
-def _rejects_of(store: Store, name: str | None) -> list[str]:
-    if name is not None and ":" in name:
-        snapshot = store.snapshot(name)
-        refused = snapshot.id if snapshot.contract == REJECTS else snapshot.commit.rejects
-        return [refused] if refused else []
-    run = load_run(store, find_run_id(store, name))
-    return [stage.rejects for stage in run.stages if stage.rejects]
+    return measure(name, videos, rounds)

@@ -4,6 +4,7 @@ Its models are tiny and random, so they see little but colour: the drawn videos 
 """
 
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from tests.e2e.small import ROOT
 from tests.support import tiny_models
 from tests.support.small_videos import sha
-from videoar.api import report, run_pipeline
+from videoar import api
 from videoar.core.errors import ConfigError
 from videoar.media.synthetic import draw, scenes
 from videoar.media.transcode import encode
@@ -63,7 +64,7 @@ def curate(store, folder, models, **options):
     sets |= {f"stages.{stage}.model": path for stage, path in models.items()}
     sets |= {f"stages.good.{name}": value for name, value in options.items()}
     overrides = [f"{key}={value}" for key, value in sets.items()]
-    return run_pipeline(store, PIPELINE, overrides, target="inline")
+    return api.run(store, PIPELINE, overrides, target="inline")
 
 
 def measured_cosines(store, run, names):
@@ -143,7 +144,7 @@ def test_what_is_left_is_captioned_and_the_page_shows_the_pairs(curated):
     assert {names[row["source_id"]] for row in captioned} == kept
     assert {row["caption_source"] for row in captioned} == {"model"}
     assert all(row["caption"] and row["embedding"] for row in captioned)
-    page = report(store, run.run_id)[1].decode()
+    page = Path(api.report(store, run.run_id)).read_text()
     clip_of = {name: clip_id for clip_id, name in clip_names(store, run, names).items()}
     for name, (_, other) in refused.items():
         assert not other or f"{clip_of[name]} repeats {clip_of[other]}" in page
@@ -167,4 +168,4 @@ def test_as_shipped_the_pipeline_names_the_model_that_is_missing(tmp_path):
     with pytest.raises(
         ConfigError, match=r"stages\.embedded\.model: models/image-encoder: no such"
     ):
-        run_pipeline(open_store((tmp_path / "store").as_uri()), PIPELINE, target="inline")
+        api.run(open_store((tmp_path / "store").as_uri()), PIPELINE, target="inline")

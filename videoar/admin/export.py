@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from videoar.contracts.names import TOKENS
 from videoar.core.errors import ConfigError, ContractError, did_you_mean
 from videoar.core.ids import canonical_json, sha256_hex
+from videoar.records.names import find_snapshot
 from videoar.storage.layout import PROBES_PREFIX, READABLE_LAYOUT_VERSIONS
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.row_reader import RowSource
@@ -45,7 +46,7 @@ def export(
     """
     if form not in FORMATS:
         raise ConfigError(f"--format {form}", "no such format", did_you_mean(form, FORMATS))
-    snapshot = store.snapshot(name)
+    snapshot = find_snapshot(store, name)
     if snapshot.contract != TOKENS:
         what = f"is {snapshot.contract}, only {TOKENS} can be exported"
         raise ConfigError(snapshot.id, what, "files of other tables are plain Parquet already")

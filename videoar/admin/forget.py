@@ -26,7 +26,6 @@ from videoar.core.types import Commit, FileRef
 from videoar.records.lineage import children
 from videoar.storage.delta_log import iter_commits
 from videoar.storage.layout import (
-    REFS_PREFIX,
     RUNS_PREFIX,
     STAGES_PREFIX,
     TABLES_PREFIX,
@@ -198,10 +197,8 @@ def _rows(snapshot: Snapshot, held: Held, source: str) -> int:
 
 def _heads(store: Store) -> dict[str, list[str]]:
     """Return the names of the refs that point at each snapshot."""
-    keys = store.ledger.list(REFS_PREFIX)
-    names = sorted({key.removeprefix(REFS_PREFIX).rpartition("/")[0] for key in keys})
     heads: dict[str, list[str]] = {}
-    for name in names:
+    for name in store.refs.names():
         heads.setdefault(store.refs.head(name) or "", []).append(name)
     return heads
 

@@ -8,6 +8,7 @@ from videoar.contracts.contract import load_contract
 from videoar.contracts.names import MODELS
 from videoar.core.errors import ConfigError, TransientStorageError, VideoARError
 from videoar.pipeline.spec import SpecError, load_pipeline
+from videoar.records.names import find_snapshot
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 from videoar.storage.unique_keys import repeated_keys
@@ -49,7 +50,7 @@ def validate_snapshot(
         ConfigError: the tokenizer is something else.
         StorageError: the store does not answer; nothing was found out.
     """
-    snapshot = store.snapshot(name)
+    snapshot = find_snapshot(store, name)
     if not deep:
         of_files = [mistake for file in snapshot.files for mistake in _shallow(snapshot, file)]
         twice = repeated_keys(snapshot)
@@ -84,7 +85,7 @@ def _tokenizer_digest(store: Store, snapshot: Snapshot, name: str | None) -> str
     name = name or _tokenizer_of(store, snapshot)
     if name is None:
         return None
-    model = store.snapshot(name)
+    model = find_snapshot(store, name)
     rows = model.table(["kind", "digest"]).to_pylist() if model.contract == MODELS else []
     if [row["kind"] for row in rows] != ["tokenizer"]:
         raise ConfigError(f"--tokenizer {name}", "is no tokenizer", "videoar ls shows what is")

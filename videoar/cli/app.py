@@ -84,10 +84,10 @@ def run(
     until: Annotated[str | None, typer.Option(help="Last stage to run.")] = None,
 ) -> None:
     """Plan and execute a pipeline."""
-    from videoar.api import run_pipeline
+    from videoar import api
 
     with redirect_stdout(sys.stderr):  # where Ray prints of workers that were killed
-        made = run_pipeline(
+        made = api.run(
             _options.open(),
             pipeline,
             overrides or [],
@@ -102,10 +102,10 @@ def run(
 @app.command()
 def resume(run_id: RunId) -> None:
     """Continue a run that was killed, cancelled or failed, under its own id, up to its --until."""
-    from videoar.api import resume_run
+    from videoar import api
 
     with redirect_stdout(sys.stderr):
-        made = resume_run(_options.open(), run_id, target=_options.target, watch=_watch)
+        made = api.resume(_options.open(), run_id, target=_options.target, watch=_watch)
     _show_run(made)
 
 
@@ -123,10 +123,9 @@ def plan(pipeline: Pipeline, overrides: Overrides = None) -> None:
 @app.command()
 def status(run_id: OptionalRun = None) -> None:
     """Show a run."""
-    from videoar.records.run_record import find_run_id, load_run
+    from videoar import api
 
-    store = _options.open()
-    _show_run(load_run(store, find_run_id(store, run_id)))
+    _show_run(api.status(_options.open(), run_id))
 
 
 @app.command()
@@ -145,35 +144,27 @@ def ls() -> None:
 @app.command()
 def logs(where: Annotated[str, typer.Argument(help="RUN or RUN/STAGE.")]) -> None:
     """Print what a run recorded, in order."""
-    from videoar.records.run_record import events_of, find_run_id
+    from videoar import api
 
-    store = _options.open()
-    run_id, _, stage = where.partition("/")
-    events = [
-        event
-        for event in events_of(store, find_run_id(store, run_id))
-        if not stage or event.get("stage", {}).get("name") == stage
-    ]
-    if stage and not events:
-        raise ConfigError(where, "this stage did not start")
+    events = api.logs(_options.open(), where)
     _options.emit({"events": events}, "\n".join(_event_line(event) for event in events))
 
 
 @app.command()
 def cancel(run_id: RunId) -> None:
     """Stop a run that is driven from this machine; finished shards stay."""
-    from videoar.records.run_record import cancel_run
+    from videoar import api
 
-    stopped = cancel_run(_options.open(), run_id)
+    stopped = api.cancel(_options.open(), run_id)
     _options.emit({"run_id": stopped, "cancelled": True}, f"{stopped}: told to stop")
 
 
 @app.command()
 def explain(run_id: RunId, stage: Annotated[str, typer.Argument(help="Stage name.")]) -> None:
     """Say what changed since the previous run of a stage."""
-    from videoar.api import explain as make_explanation
+    from videoar import api
 
-    found = make_explanation(_options.open(), run_id, stage)
+    found = api.explain(_options.open(), run_id, stage)
     lines = [f"{c['component']}: {c['old']} -> {c['new']}" for c in found["changed"]]
     nothing = "nothing changed" if found["previous_run"] else "never ran before"
     _options.emit(found, "\n".join(lines) or nothing)
@@ -182,18 +173,18 @@ def explain(run_id: RunId, stage: Annotated[str, typer.Argument(help="Stage name
 @app.command()
 def show(snapshot: Name, rows: Annotated[int, typer.Option(help="Rows to print.")] = 3) -> None:
     """Describe a snapshot and print its first rows."""
-    from videoar.api import show as describe
+    from videoar import api
 
-    found = describe(_options.open(), snapshot, rows)
+    found = api.show(_options.open(), snapshot, rows)
     _options.emit(found, json.dumps(found, indent=2, default=str))
 
 
 @app.command()
 def diff(old: Name, new: Name) -> None:
     """Compare two snapshots."""
-    from videoar.api import diff as compare
+    from videoar import api
 
-    found = compare(_options.open(), old, new)
+    found = api.diff(_options.open(), old, new)
     _options.emit(found, json.dumps(found, indent=2, default=str))
 
 
@@ -275,24 +266,20 @@ def report(
     out: Annotated[Path | None, typer.Option(help="Where to write the page.")] = None,
 ) -> None:
     """Write a run's report page, one self-contained HTML file."""
-    from videoar.api import report as render
+    from videoar import api
 
-    store = _options.open()
-    key, page = render(store, run_id)
-    if out is not None:
-        out.write_bytes(page)
-    path = str(out) if out else store.objects.location(key)
+    path = api.report(_options.open(), run_id, out)
     _options.emit({"path": path}, path)
 
 
 @app.command()
 def gate(run_id: OptionalRun = None) -> None:
     """Show the decision of a run's promotion gate; exit code 4 when it blocked."""
-    from videoar.api import gate as decision
+    from videoar import api
 
-    found = decision(_options.open(), run_id)
+    found = api.gate(_options.open(), run_id)
     lines = [
-        f"{'pass' if r['passed'] else 'FAIL'}  {r['rule']}: {r['reason']}" for r in found["rules"]
+        f"{'pass' if r['passed'] else 'FAIL'}  {r['name']}: {r['reason']}" for r in found["rules"]
     ]
     _options.emit(found, "\n".join(lines))
     if not found["passed"]:
@@ -304,18 +291,18 @@ def promote(
     model: Name, to: Annotated[str, typer.Option(help="Ref to move.")] = "champion"
 ) -> None:
     """Point a ref at a model that its gate has passed."""
-    from videoar.api import promote as move
+    from videoar import api
 
-    found = move(_options.open(), model, to)
+    found = api.promote(_options.open(), model, to)
     _options.emit(found, f"{found['ref']} -> {found['snapshot']}")
 
 
 @app.command()
 def rollback(ref: Annotated[str, typer.Argument(help="Ref, e.g. champion.")]) -> None:
     """Point a ref back at what it pointed at before."""
-    from videoar.api import rollback as move
+    from videoar import api
 
-    found = move(_options.open(), ref)
+    found = api.rollback(_options.open(), ref)
     _options.emit(found, f"{found['ref']}: {found['was']} -> {found['snapshot']}")
 
 
@@ -326,9 +313,9 @@ def forget(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")] = False,
 ) -> None:
     """Take a source down: delete what holds its content, name what was made of it."""
-    from videoar.api import forget as take_down
+    from videoar import api
 
-    found = take_down(_options.open(), source, reason, dry_run=dry_run)
+    found = api.forget(_options.open(), source, reason, dry_run=dry_run)
     deleted = found["deleted"]
     lines = [
         f"{'would delete' if dry_run else 'deleted'}: {deleted['objects']} videos, "
@@ -357,9 +344,9 @@ def quarantine_ls(
     reason: Annotated[str | None, typer.Option(help="Only this code, e.g. TOO_SHORT.")] = None,
 ) -> None:
     """List the rows that were refused, with their reasons."""
-    from videoar.api import quarantine as refused
+    from videoar import api
 
-    found = refused(_options.open(), name, reason)
+    found = api.quarantine(_options.open(), name, reason)
     lines = [
         f"{row['stage']:8} {','.join(row['reasons']):24} {row['item_id']}"
         + (f"  {row['detail']}" if row["detail"] else "")

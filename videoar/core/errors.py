@@ -11,7 +11,7 @@ the engine (and nobody else) acts on.
     +- LeaseHeldError            5   another run owns this
     +- RunTimeoutError           6
     +- StorageError              7   the store cannot be used
-    |  +- SnapshotNotFoundError
+    |  +- SnapshotNotFoundError  2  a name that the user gave
     |  +- WithdrawnError
     |  +- SnapshotConflictError
     |  +- TransientStorageError      retryable
@@ -97,6 +97,8 @@ class StorageError(VideoARError):
 
 class SnapshotNotFoundError(StorageError):
     """No committed snapshot has this id or ref."""
+
+    exit_code = 2  # somebody asked for a name that is not there; the store itself answers
 
 
 class DamagedError(StorageError):

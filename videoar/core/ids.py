@@ -30,6 +30,16 @@ def digest_json(value: Json) -> str:
     return sha256_hex(canonical_json(value).encode())
 
 
+def is_safe_key(name: str) -> bool:
+    """Return whether a name from outside may become a part of a store key.
+
+    Keys are paths in a folder store, so `../../etc` would address files outside of it. What comes
+    before a colon is the dataset of a snapshot id, and becomes a folder of its own.
+    """
+    parts = (part.partition(":")[0] for part in name.split("/"))
+    return "\0" not in name and not any(part in ("", ".", "..") for part in parts)
+
+
 def new_run_id(after: Iterable[str] = ()) -> str:
     """Return a ULID-like id: 10 characters of milliseconds since 1970, 8 of randomness.
 

@@ -8,20 +8,15 @@ take-down has withdrawn, its notes still name them.
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from videoar.contracts.names import CLIPS, MODELS, SAMPLES
-from videoar.core.errors import SnapshotNotFoundError, WithdrawnError
+from videoar.contracts.names import CLIPS
+from videoar.records.names import SOURCE_PREFIX, find_snapshot
 from videoar.storage.layout import table_folder
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.takedown import find_note, find_tombstone, forgotten, withdrawn
+from videoar.storage.takedown import find_note, forgotten, withdrawn
 
 Node = dict[str, Any]
 Edge = dict[str, str]
-_ROW_KEYS = {
-    SAMPLES: ("sample_id", "video_sha256"),
-    MODELS: ("digest",),
-    CLIPS: ("clip_id", "source_id", "video_sha256"),
-}
 
 
 def lineage(store: Store, name: str, *, down: bool = False) -> dict[str, list[Any]]:
@@ -31,7 +26,7 @@ def lineage(store: Store, name: str, *, down: bool = False) -> dict[str, list[An
         SnapshotNotFoundError: nothing in the store has this id.
         WithdrawnError: it is a source that was taken down.
     """
-    start = find(store, name)
+    start = find_snapshot(store, name)
     nodes: dict[str, Node] = {}
     edges: list[Edge] = []
     queue = [start]
@@ -52,28 +47,6 @@ def lineage(store: Store, name: str, *, down: bool = False) -> dict[str, list[An
                 nodes.setdefault(source["id"], source)
                 edges.append({"from": source["id"], "to": snapshot.id})
     return {"nodes": list(nodes.values()), "edges": edges}
-
-
-def find(store: Store, name: str) -> Snapshot:
-    """Return the snapshot that an id means: its own, a ref, or that of a row in it.
-
-    Raises:
-        SnapshotNotFoundError: nothing in the store has this id.
-        WithdrawnError: it is a source that was taken down.
-    """
-    try:
-        return store.snapshot(name)
-    except SnapshotNotFoundError:
-        for snapshot in store.snapshots():
-            keys = _ROW_KEYS.get(snapshot.contract)
-            if keys is None:
-                continue
-            if any(name in column.to_pylist() for t in snapshot.remaining(keys) for column in t):
-                return snapshot
-        if find_tombstone(store.ledger, name) is not None:
-            hint = f"videoar forget --source {name} lists what was made of it"
-            raise WithdrawnError(name, "this source was taken down", hint) from None
-        raise
 
 
 def _node(snapshot: Snapshot) -> Node:
@@ -97,7 +70,7 @@ def sources_of(clips: Snapshot) -> Iterator[Node]:
         if source not in seen:
             seen.add(source)
             yield {
-                "id": f"source:{source}",
+                "id": f"{SOURCE_PREFIX}{source}",
                 "kind": "source",
                 "sha256": source,
                 **facts,

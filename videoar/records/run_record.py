@@ -39,11 +39,6 @@ Status = Literal[
 requested stage that has not started."""
 
 
-LAST = "last"
-"""Name of the newest run wherever a run id is accepted."""
-_SHOWN_MATCHES = 5  # chosen: ids of an ambiguous prefix in one error line
-
-
 class ShardCounts(Frozen):
     """Shards of a map stage; a loop or reduce stage counts as one shard."""
 
@@ -231,30 +226,6 @@ def next_run_id(store: Store) -> str:
     return new_run_id(after=run_ids(store))
 
 
-def find_run_id(store: Store, name: str | None) -> str:
-    """Return the run id for an id, a unique prefix of one, or `last` (None: also the last run).
-
-    Raises:
-        ConfigError: no run or several runs match.
-    """
-    known = run_ids(store)
-    if name is None or name == LAST:
-        if not known:
-            raise ConfigError(store.url, "no runs yet", "start one with: videoar run PIPELINE")
-        return known[-1]
-    if name in known:
-        return name
-    matches = [run_id for run_id in known if run_id.startswith(name)] if name else []
-    if len(matches) > 1:
-        listed = ", ".join(matches[: -_SHOWN_MATCHES - 1 : -1])
-        more = len(matches) - _SHOWN_MATCHES
-        hint = f"{listed} and {more} more" if more > 0 else listed
-        raise ConfigError(name, "several runs match", hint)
-    if not matches:
-        raise ConfigError(name, "no such run", "videoar ls lists them")
-    return matches[0]
-
-
 def events_of(store: Store, run_id: str) -> list[dict[str, Any]]:
     """Return the events of a run in order."""
     keys = sorted(store.ledger.list(f"{run_events(run_id)}/"))
@@ -375,16 +346,12 @@ def _newest_first(store: Store, pipeline: str, before: str | None) -> Iterator[s
                 yield run_id
 
 
-def cancel_run(store: Store, name: str) -> str:
+def cancel_run(store: Store, run_id: str) -> None:
     """Send SIGTERM to the driver of a run; it commits nothing more and records CANCELLED.
-
-    Returns:
-        The id of the run.
 
     Raises:
         ConfigError: the run is not running, or its driver is on another host.
     """
-    run_id = find_run_id(store, name)
     events = events_of(store, run_id)
     if load_run(store, run_id).status != "RUNNING":
         raise ConfigError(run_id, "is not running")
@@ -392,4 +359,3 @@ def cancel_run(store: Store, name: str) -> str:
     if driver["host"] != socket.gethostname():
         raise ConfigError(run_id, f"its driver is on host {driver['host']}", "cancel it there")
     os.kill(driver["pid"], signal.SIGTERM)
-    return run_id

@@ -12,7 +12,7 @@ from typing import Any
 
 from videoar.core.errors import SnapshotConflictError
 from videoar.core.ids import canonical_json
-from videoar.storage.layout import log_entry_key, ref_log
+from videoar.storage.layout import REFS_PREFIX, log_entry_key, ref_log
 from videoar.storage.object_store import ObjectStore
 
 Record = dict[str, Any]
@@ -75,6 +75,11 @@ class Refs:
         """Return the snapshot id that a ref points at, None if it was never set."""
         record = self.head_record(name)
         return record["snapshot"] if record else None
+
+    def names(self) -> list[str]:
+        """Return the names of all refs, sorted."""
+        keys = self._ledger.list(REFS_PREFIX)
+        return sorted({key.removeprefix(REFS_PREFIX).rpartition("/")[0] for key in keys})
 
     def head_record(self, name: str) -> Record | None:
         """Return `{seq, snapshot, prev, by_run, evidence}` of the head, None without one."""

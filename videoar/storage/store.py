@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, DamagedError, SnapshotNotFoundError, StorageError
-from videoar.core.ids import sha256_hex
+from videoar.core.ids import is_safe_key, sha256_hex
 from videoar.core.types import FileRef
 from videoar.storage.conformance import ensure_put_if_absent
 from videoar.storage.delta_log import iter_commits
@@ -44,6 +44,8 @@ class Store:
         Raises:
             SnapshotNotFoundError: no such snapshot, or the ref was never set.
         """
+        if not is_safe_key(id_or_ref):
+            raise SnapshotNotFoundError(repr(id_or_ref), f"no such name in {self.url}")
         if ":" in id_or_ref:
             return find_snapshot(self.objects, self.ledger, id_or_ref)
         head = self.refs.head(id_or_ref)

@@ -20,8 +20,7 @@ def test_what_libraries_print_meanwhile_is_no_part_of_the_answer(verb, tmp_path,
         print("(raylet) A worker died or was killed")  # noqa: T201 - as Ray does
         return RUN
 
-    name = {"run": "run_pipeline", "resume": "resume_run"}[verb]
-    monkeypatch.setattr(f"videoar.api.{name}", works)
+    monkeypatch.setattr(f"videoar.api.{verb}", works)
     done = CliRunner().invoke(app, ["--store", tmp_path.as_uri(), "--json", verb, "p"])
     assert json.loads(done.stdout) == {"run_id": "r"}
     assert "(raylet) A worker died" in done.stderr

@@ -10,7 +10,8 @@ from tests.support.toys import REGISTRY
 from videoar.core.errors import ConfigError
 from videoar.core.ids import new_run_id
 from videoar.pipeline.spec import parse_pipeline
-from videoar.records.run_record import RunLog, find_run_id, load_run, next_run_id
+from videoar.records.names import find_run
+from videoar.records.run_record import RunLog, load_run, next_run_id
 from videoar.storage.store import Store, open_store
 
 numbers = itertools.count()
@@ -50,7 +51,7 @@ def test_next_run_id_sorts_after_all_runs_of_the_store(store, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 1_000_000_000.0)
     run_id = next_run_id(store)
     create(store, run_id)
-    assert find_run_id(store, None) == find_run_id(store, "last") == run_id
+    assert find_run(store, None) == find_run(store, "last") == run_id
 
 
 @pytest.mark.parametrize(
@@ -73,17 +74,17 @@ def test_load_run_without_a_finish_event_and_driver_is_interrupted(store):
     assert (load_run(store, "r1").status, load_run(store, "r1").error) == ("CANCELLED", "cancelled")
 
 
-def test_find_run_id_ambiguous_prefix_lists_its_candidates(store):
+def test_find_run_ambiguous_prefix_lists_its_candidates(store):
     for i in range(7):
         create(store, f"ab{i}")
     create(store, "ab")
-    assert find_run_id(store, "ab3") == "ab3"
-    assert find_run_id(store, "ab") == "ab"  # a whole id, though others begin with it
-    with pytest.raises(ConfigError, match=r"several runs .*ab6, ab5, ab4, ab3, ab2 and 3 more"):
-        find_run_id(store, "a")
+    assert find_run(store, "ab3") == "ab3"
+    assert find_run(store, "ab") == "ab"  # a whole id, though others begin with it
+    with pytest.raises(ConfigError, match="matches 8: ab6, ab5, ab4, ab3, ab2, ab1, ab0, ab"):
+        find_run(store, "a")
     for unknown in ("x", ""):
         with pytest.raises(ConfigError, match="no such run"):
-            find_run_id(store, unknown)
+            find_run(store, unknown)
 
 
 def test_stage_unknown_name_gets_a_suggestion(store):

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from tests.support.token_runs import prepare, run_in_child
-from videoar.api import find_run_id
+from videoar.records.names import find_run
 from videoar.records.run_record import load_run
 from videoar.storage.store import open_store
 
@@ -42,7 +42,7 @@ def run_and_read(prepared, folder, *kills):
         assert run_in_child(url, document, **kill) == -9
     assert run_in_child(url, document) == 0
     store = open_store(url)
-    run = load_run(store, find_run_id(store, None))
+    run = load_run(store, find_run(store))
     tokens = store.snapshot(run.outputs["tokens"])
     table = tokens.table(verify=True)
     assert len(set(table["clip_id"].to_pylist())) == table.num_rows == 18

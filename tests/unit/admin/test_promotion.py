@@ -1,0 +1,66 @@
+"""Gates fail closed, also when a person promotes by hand."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.toy_runs import toy_run, write_videos
+from videoar import api
+from videoar.core.errors import ConfigError, GateError
+from videoar.storage.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return api.open_store((tmp_path / "store").as_uri())
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    return write_videos(tmp_path / "videos", "a.mp4", "b.mp4")
+
+
+def test_a_decision_has_the_names_of_the_contract(store: Store, videos: Path):
+    run = toy_run(store, videos)
+    decision = api.gate(store)
+    assert decision["passed"]
+    assert decision["candidate"] == run.outputs["model"]
+    (rule,) = decision["rules"]
+    assert rule.keys() == {"name", "value", "bound", "passed", "reason"}
+
+
+def test_a_run_without_a_gate_has_no_decision(store: Store, videos: Path):
+    toy_run(store, videos, gate=None)
+    with pytest.raises(GateError, match="has no gate decision"):
+        api.gate(store)
+
+
+def test_the_newest_decision_counts_whatever_its_gate_is_called(store: Store, videos: Path):
+    # `zgate` comes after `gate` in any listing by name, and was decided before it
+    passing = {"stage": "judge", "from": {"model": "model"}}
+    run = toy_run(store, videos, zgate=passing, gate=None)
+    model = run.outputs["model"]
+    assert api.promote(store, model)["snapshot"] == model
+    with pytest.raises(GateError):
+        toy_run(store, videos, gate={"bound": 2.0})
+    with pytest.raises(GateError, match="blocked by its gate: rows >= 2"):
+        api.promote(store, model)
+
+
+def test_a_model_that_no_gate_has_judged_is_not_promoted(store: Store, videos: Path):
+    toy_run(store, videos)
+    with pytest.raises(GateError, match="no gate has judged it for production"):
+        api.promote(store, "model", "production")
+    with pytest.raises(GateError, match="no gate has judged it"):
+        api.promote(store, "few")
+
+
+def test_rollback_goes_to_the_snapshot_before_and_refuses_without_one(store: Store, videos: Path):
+    first = toy_run(store, videos).outputs["model"]
+    with pytest.raises(ConfigError, match="no earlier snapshot"):
+        api.rollback(store, "champion")
+    second = toy_run(store, videos, model={"steps": 4}).outputs["model"]
+    moved = api.rollback(store, "champion")
+    assert (moved["was"], moved["snapshot"]) == (second, first)
+    with pytest.raises(ConfigError, match="known: champion"):
+        api.rollback(store, "nosuch")

@@ -1,0 +1,162 @@
+"""Show, compare and explain what a store holds."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from videoar.contracts.contract import load_contract
+from videoar.contracts.names import REJECTS, SOURCES
+from videoar.core.errors import ConfigError
+from videoar.core.types import Row
+from videoar.pipeline.fingerprint import differences
+from videoar.records.names import find_run, find_run_or_snapshot, find_snapshot
+from videoar.records.run_record import events_of, load_run, previous_parts, stage_parts
+from videoar.storage.layout import table_folder
+from videoar.storage.snapshot import Snapshot
+from videoar.storage.statistics import merge, read_statistics
+from videoar.storage.store import Store
+from videoar.storage.takedown import SOURCE_COLUMN, withdrawn
+
+_REJECT_KEYS = ("item_id", "kind", "stage", "reasons", "detail", "retryable", "uri")
+
+
+def show(store: Store, name: str, rows: int = 5) -> dict[str, Any]:
+    """Describe a snapshot; see `videoar.api.show`."""
+    snapshot = find_snapshot(store, name)
+    commit, contract = snapshot.commit, load_contract(snapshot.contract)
+    removed = withdrawn(store.ledger, f"{table_folder(snapshot.dataset)}/")
+    remaining = [file for file in snapshot.files if file.key not in removed]
+    statistics = merge(read_statistics(store.objects, remaining, contract))
+    return {
+        "snapshot": snapshot.id,
+        "digest": snapshot.digest,
+        "dataset": snapshot.dataset,
+        "contract": snapshot.contract,
+        "rows": snapshot.rows,
+        "bytes": commit.size_bytes,
+        "shards": [file.model_dump() for file in snapshot.files],
+        "schema": {column.name: column.type for column in contract.columns},
+        "statistics": {name: column.model_dump() for name, column in statistics.items()},
+        "provenance": commit.provenance.model_dump(),
+        "metrics": commit.metrics,
+        "rejects": commit.rejects,
+        "first_rows": _first_rows(snapshot, rows),
+    }
+
+
+def _first_rows(snapshot: Snapshot, count: int) -> list[Row]:
+    if not snapshot.files or count < 1:
+        return []
+    rows = snapshot.read_file(snapshot.files[0]).slice(0, count).to_pylist()
+    return [
+        {
+            key: f"<{len(value)} B>" if isinstance(value, bytes) else value
+            for key, value in row.items()
+        }
+        for row in rows
+    ]
+
+
+def diff(store: Store, old: str, new: str) -> dict[str, Any]:
+    """Compare two snapshots; see `videoar.api.diff`."""
+    before, after = find_snapshot(store, old), find_snapshot(store, new)
+    before_files = {file.sha256: file for file in before.files}
+    after_files = {file.sha256: file for file in after.files}
+    before_videos, after_videos = _videos(before), _videos(after)
+    keys = sorted(before.commit.metrics.keys() | after.commit.metrics.keys())
+    return {
+        "old": before.id,
+        "new": after.id,
+        "same": before.digest == after.digest,
+        "rows": {"old": before.rows, "new": after.rows},
+        "only_old": [f.key for sha, f in before_files.items() if sha not in after_files],
+        "only_new": [f.key for sha, f in after_files.items() if sha not in before_files],
+        "videos_removed": _missing_in(after_videos, before_videos),
+        "videos_added": _missing_in(before_videos, after_videos),
+        "metrics": [
+            {
+                "name": key,
+                "old": before.commit.metrics.get(key),
+                "new": after.commit.metrics.get(key),
+            }
+            for key in keys
+            if before.commit.metrics.get(key) != after.commit.metrics.get(key)
+        ],
+    }
+
+
+def _videos(snapshot: Snapshot) -> dict[str, str]:
+    """Return the videos that the rows of a snapshot are of: their identity, and what to print.
+
+    A listing knows a video by address and etag, every later table by the SHA-256 of its content.
+    """
+    known = load_contract(snapshot.contract).arrow_schema.names
+    if snapshot.contract == SOURCES:
+        rows = _rows(snapshot, ["uri", "etag"])
+        return {f"{row['uri']} {row['etag']}": row["uri"] for row in rows}
+    if SOURCE_COLUMN not in known or snapshot.contract == REJECTS:
+        return {}
+    columns = [SOURCE_COLUMN, *(name for name in ("source_uri",) if name in known)]
+    rows = _rows(snapshot, columns)
+    return {row[SOURCE_COLUMN]: row.get("source_uri") or row[SOURCE_COLUMN] for row in rows}
+
+
+def _rows(snapshot: Snapshot, columns: list[str]) -> Iterable[Row]:
+    return (row for table in snapshot.remaining(columns) for row in table.to_pylist())
+
+
+def _missing_in(videos: dict[str, str], others: dict[str, str]) -> list[str]:
+    return sorted(name for identity, name in others.items() if identity not in videos)
+
+
+def explain(store: Store, name: str | None, stage: str) -> dict[str, Any]:
+    """Compare a stage's fingerprint with the run before; see `videoar.api.explain`."""
+    run_id = find_run(store, name)
+    run = load_run(store, run_id)
+    state = run.stage(stage)
+    parts = stage_parts(store, run_id, stage)
+    if parts is None:
+        raise ConfigError(f"run {run_id}", f"stage {stage} did not start")
+    previous = previous_parts(store, run.pipeline, stage, run_id)
+    return {
+        "run_id": run_id,
+        "stage": stage,
+        "status": state.status,
+        "previous_run": previous[0] if previous else None,
+        "changed": differences(previous[1], parts) if previous else [],
+    }
+
+
+def logs(store: Store, where: str) -> list[Row]:
+    """Return the events of RUN or RUN/STAGE; see `videoar.api.logs`."""
+    name, _, stage = where.partition("/")
+    run_id = find_run(store, name)
+    if stage:
+        load_run(store, run_id).stage(stage)
+    return [
+        event
+        for event in events_of(store, run_id)
+        if not stage or event.get("stage", {}).get("name") == stage
+    ]
+
+
+def rejected(store: Store, name: str | None, reason: str | None = None) -> dict[str, Any]:
+    """Return rejected rows; see `videoar.api.quarantine`."""
+    snapshots = [store.snapshot(rejects) for rejects in _rejects_of(store, name)]
+    rows = [
+        {**row, "snapshot": snapshot.id}
+        for snapshot in snapshots
+        for row in _rows(snapshot, list(_REJECT_KEYS))
+    ]
+    return {
+        "rows": [row for row in rows if reason is None or reason in row["reasons"]],
+        "withdrawn": sum(snapshot.rows for snapshot in snapshots) - len(rows),
+    }
+
+
+def _rejects_of(store: Store, name: str | None) -> list[str]:
+    """Return the snapshots of rejects of a run, or of the stage that made one snapshot."""
+    match = find_run_or_snapshot(store, name)
+    if isinstance(match, str):
+        return [stage.rejects for stage in load_run(store, match).stages if stage.rejects]
+    rejects = match.id if match.contract == REJECTS else match.commit.rejects
+    return [rejects] if rejects else []
