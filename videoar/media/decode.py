@@ -27,7 +27,7 @@ def decode_clip(data: bytes | Path) -> np.ndarray:
     where = str(data) if isinstance(data, Path) else f"{len(data)} bytes"
     source = f"file:{data.resolve()}" if isinstance(data, Path) else io.BytesIO(data)
     try:
-        with av.open(source, format="mov") as container:
+        with av.open(source, mode="r", format="mov") as container:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
             # one for all frames: each frame by itself would make its own, for half of the time

@@ -7,7 +7,6 @@ away is not resized first, which halves the cost of wide pictures.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import av
 import numpy as np
@@ -56,7 +55,7 @@ class FrameResizer:
         self._luma_reformatter, self._rgb = VideoReformatter(), VideoReformatter()
         self._cutout: _Cutout | None = None
 
-    def luma(self, frame: Any) -> np.ndarray:  # noqa: ANN401 - av frame
+    def luma(self, frame: av.VideoFrame) -> np.ndarray:
         """Return luma as uint8 [36, 64], full range."""
         small = self._luma_reformatter.reformat(
             frame,
@@ -71,7 +70,7 @@ class FrameResizer:
         luma: np.ndarray = small.to_ndarray()
         return luma
 
-    def picture(self, frame: Any) -> np.ndarray:  # noqa: ANN401 - av frame
+    def picture(self, frame: av.VideoFrame) -> np.ndarray:
         """Return the middle of a frame, resized and upright: uint8 [height, width, 3]."""
         turns = round(frame.rotation / 90)
         width, height = frame.width * self.pixel_aspect, frame.height
@@ -95,7 +94,7 @@ class FrameResizer:
         top, left = (upright.shape[0] - height) // 2, (upright.shape[1] - width) // 2
         return np.ascontiguousarray(upright[top : top + height, left : left + width])
 
-    def _cut(self, frame: Any, wide: int, high: int) -> Any:  # noqa: ANN401 - av frame
+    def _cut(self, frame: av.VideoFrame, wide: int, high: int) -> av.VideoFrame:
         """Return the largest middle part of a frame that is shown in the shape wide x high."""
         common = math.gcd(wide, high)
         across, down = wide // common, high // common
@@ -114,23 +113,25 @@ class _Cutout:
         self.shape = width, height
         self._frame = av.VideoFrame(width, height, "yuv420p")
         self._planes = [
-            np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:, : plane.width]
+            np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[
+                :, : plane.width
+            ]
             for plane in self._frame.planes
         ]
 
-    def cut(self, frame: Any) -> Any:  # noqa: ANN401 - av frame
+    def cut(self, frame: av.VideoFrame) -> av.VideoFrame:
         """Fill the buffer with the middle of a frame; chroma is not split."""
         width, height = self.shape
         left, top = (frame.width - width) // 2 & ~1, (frame.height - height) // 2 & ~1
         for plane, mine in zip(frame.planes, self._planes, strict=True):
-            rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+            rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
             shift = 0 if mine is self._planes[0] else 1
             y, x = top >> shift, left >> shift
             mine[:] = rows[y : y + mine.shape[0], x : x + mine.shape[1]]
         return self._frame
 
 
-def _colorspace(frame: Any) -> int | Colorspace:  # noqa: ANN401 - av frame
+def _colorspace(frame: av.VideoFrame) -> int | Colorspace:
     if frame.colorspace != 2:  # 2: unspecified
         return int(frame.colorspace)
     return Colorspace.ITU709 if frame.height >= _HD_HEIGHT else Colorspace.ITU601

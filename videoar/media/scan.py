@@ -20,6 +20,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.logging import ERROR, Capture, set_level, set_skip_repeated
 
 from videoar.core.errors import MediaError
@@ -132,7 +133,9 @@ def _unreadable(path: Path, error: av.FFmpegError) -> MediaError:
 class _Reading:
     """The state of one pass over one open container."""
 
-    def __init__(self, name: str, container: Any, plan: ScanPlan, log: list[Any]) -> None:  # noqa: ANN401 - av container
+    def __init__(
+        self, name: str, container: InputContainer, plan: ScanPlan, log: list[Any]
+    ) -> None:
         self.name, self.container, self.plan, self.log = name, container, plan, log
         if not container.streams.video:
             raise MediaError(name, "NO_VIDEO_STREAM", "no video stream")
@@ -169,7 +172,8 @@ class _Reading:
 
     def _refuse(self) -> None:
         """Refuse what the header alone forbids, before a frame is decoded."""
-        name = self.codec.codec.canonical_name if self.codec else "none"
+        # PyAV's types leave out that a codec without a decoder has no context
+        name = self.codec.codec.canonical_name if self.codec else "none"  # type: ignore[truthy-bool]
         if name not in CODECS:
             raise MediaError(self.name, "CODEC_DENIED", f"codec {name}")
         self._refuse_size(self.codec.width, self.codec.height)
@@ -235,7 +239,7 @@ class _Reading:
             what = f"no shot of {self.plan.num_frames} frames in {seen} decoded ones"
             raise MediaError(self.name, code, what)
 
-    def frames(self) -> Iterator[tuple[Any, int]]:
+    def frames(self) -> Iterator[tuple[av.VideoFrame, int]]:
         """Decode; yield each frame with the number of errors that it shows.
 
         After an error every frame counts as damaged until a key frame that comes later in time.
@@ -270,7 +274,7 @@ class _Reading:
                 yield frame, max(errors, damaged_from is not None)
                 errors = 0
 
-    def _packets(self) -> Iterator[Any]:
+    def _packets(self) -> Iterator["av.Packet[Any]"]:
         """Demux up to the end or to where the container breaks; then flush the decoder."""
         packets = self.container.demux(self.stream)
         while True:
@@ -280,15 +284,15 @@ class _Reading:
                 if isinstance(error, av.FFmpegError):
                     self.log.append((ERROR, "demuxer", str(error.strerror)))
                 # else PyAV lost count, at the end of a file whose streams appeared on the way
-                packet = av.Packet()
-                packet.stream = self.stream
-                yield packet
+                flush: av.Packet[Any] = av.Packet()
+                flush.stream = self.stream
+                yield flush
                 return
             if packet is None:
                 return
             yield packet
 
-    def _decode(self, packet: Any) -> list[Any]:  # noqa: ANN401 - av packet
+    def _decode(self, packet: "av.Packet[Any]") -> list[av.VideoFrame]:
         try:
             return list(packet.decode())
         except av.error.MemoryError as error:
@@ -297,7 +301,7 @@ class _Reading:
             self.log.append((ERROR, "decoder", str(error.strerror)))
             return []
 
-    def _clock(self, frame: Any) -> int:  # noqa: ANN401 - av frame
+    def _clock(self, frame: av.VideoFrame) -> int:
         """Return the frame's presentation time; mend one that is missing or runs backwards."""
         pts, before = frame.pts, self.last_us
         if self.start is None:
@@ -312,16 +316,16 @@ class _Reading:
         self.last_us = time_us
         return time_us
 
-    def _ticks(self, frames: Iterator[tuple[Any, int]]) -> Iterator[SampledFrame]:
+    def _ticks(self, frames: Iterator[tuple[av.VideoFrame, int]]) -> Iterator[SampledFrame]:
         """Take every frame."""
         for frame, errors in frames:
             yield self._tick(frame, errors, [self.resizer.picture(frame)])
 
-    def _grid(self, frames: Iterator[tuple[Any, int]]) -> Iterator[SampledFrame]:
+    def _grid(self, frames: Iterator[tuple[av.VideoFrame, int]]) -> Iterator[SampledFrame]:
         """Take the frame on display at each point of the grid."""
         step_us = 1e6 / (self.plan.rate_fps or 1)
         point = 0
-        shown: tuple[Any, SampledFrame] | None = None
+        shown: tuple[av.VideoFrame, SampledFrame] | None = None
         for frame, errors in frames:
             tick = self._tick(frame, errors, [])
             next_point = max(0, math.ceil((tick.time_us - _EARLY_US) / step_us))
@@ -338,13 +342,13 @@ class _Reading:
         if shown is not None:
             yield shown[1]
 
-    def _show(self, frame: Any, tick: SampledFrame, times: int) -> None:  # noqa: ANN401 - av frame
+    def _show(self, frame: av.VideoFrame, tick: SampledFrame, times: int) -> None:
         """Add the frame's picture for some points of the grid."""
         if times > 0:
             picture = tick.pictures[0] if tick.pictures else self.resizer.picture(frame)
             tick.pictures += [picture] * times
 
-    def _tick(self, frame: Any, errors: int, pictures: list[np.ndarray]) -> SampledFrame:  # noqa: ANN401 - av frame
+    def _tick(self, frame: av.VideoFrame, errors: int, pictures: list[np.ndarray]) -> SampledFrame:
         return SampledFrame(
             index=len(self.times_us) - 1,
             time_us=self.times_us[-1],
@@ -358,7 +362,7 @@ class _Reading:
         """Return the width of a pixel over its height."""
         return float(self.stream.sample_aspect_ratio or 1) or 1.0
 
-    def _note(self, frame: Any) -> None:  # noqa: ANN401 - av frame
+    def _note(self, frame: av.VideoFrame) -> None:
         width, height = max(1, round(frame.width * self._aspect())), frame.height
         turns = round(frame.rotation / 90)
         self.columns = {
