@@ -20,7 +20,7 @@ from videoar.pipeline.stage import Output
 from videoar.runner.execute import Execution
 from videoar.stages import tokenize
 from videoar.storage.store import open_store
-from videoar.training.checkpoint import publish_model
+from videoar.training.model_store import publish_model
 
 _CONTEXT = get_context("forkserver")
 _CONTEXT.set_forkserver_preload([__name__, "pytest", "deltalake", "pandas"])
@@ -89,3 +89,8 @@ def run_in_child(url: str, document: dict, crash_at: str = "", batch: int = 0) -
     child.start()
     child.join(120)
     return child.exitcode
+
+
+def damaged(store, row):
+    """Return a row of `clips@1` whose stored object is no video."""
+    return row | {"video_key": store.put_object(b"no clip", ".mp4").key}

@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from videoar.contracts.names import TOKENS
-
 WIDTHS = ("bits", "latent")
 _CHUNK_BYTES = 64 << 20
 _MIN_S = 1.0
@@ -96,6 +94,7 @@ def read_raw(folder: Path, out: Path, batch_size: int, epoch: int) -> Iterator[i
 
 def write_ours(folder: Path, out: Path) -> None:
     """Four files of a token store."""
+    from videoar.contracts.names import TOKENS
     from videoar.core.types import Provenance
     from videoar.storage.store import open_store
 

@@ -28,7 +28,8 @@ from videoar.storage.payload import Payload
 from videoar.storage.reader import read_footers
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import open_store
-from videoar.training.data.token_loader import REQUESTS, UNITS_AHEAD, TokenLoader
+from videoar.training.data.row_group_prefetch import PREFETCH_ROW_GROUPS, REQUESTS
+from videoar.training.data.token_loader import TokenLoader
 
 _COLUMNS = ("bits", "latent")
 
@@ -95,11 +96,11 @@ def bare_s(snapshot: Snapshot, shape: str) -> float:
     if shape == "A":
         units = range(int(payload.unit_N[-1]) + 1)
         largest = max(map(payload.unit_bytes, units))
-        ring: Any = cycle([np.empty(largest, np.uint8) for _ in range(2 * UNITS_AHEAD)])
+        ring: Any = cycle([np.empty(largest, np.uint8) for _ in range(2 * PREFETCH_ROW_GROUPS)])
         jobs: list[Any] = [
             (payload.read_unit, u, next(ring)[: payload.unit_bytes(u)]) for u in units
         ]
-        threads = UNITS_AHEAD
+        threads = PREFETCH_ROW_GROUPS
     else:
         outs = {c: np.empty((1, payload.width(c, 0)), np.uint8) for c in _COLUMNS}
         ring = cycle([{c: o.copy() for c, o in outs.items()} for _ in range(2 * REQUESTS)])

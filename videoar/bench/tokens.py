@@ -137,7 +137,7 @@ class _Contest:
 
 
 def _committed(store: Store, net: "VideoTokenizer") -> Snapshot:
-    from videoar.training.checkpoint import publish_model
+    from videoar.training.model_store import publish_model
 
     rows = publish_model(net, store, weights=net.state_dict(), step=0, metrics={}, history=[])
     dataset = store.dataset("tokenizer", MODELS)

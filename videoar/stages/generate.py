@@ -84,7 +84,7 @@ class GenerateStage(MapStage[GenerateConfig]):
         import torch
 
         from videoar.model.device import device
-        from videoar.training.checkpoint import load_tokenizer, load_transformer
+        from videoar.training.model_store import load_tokenizer, load_transformer
 
         torch.set_num_threads(max(1, int(self.config.resources.cpus)))
         model, model_digest = load_transformer(inputs["model"], store, device())

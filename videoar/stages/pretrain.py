@@ -61,8 +61,8 @@ class PretrainStage(LoopStage[PretrainConfig]):
         """Train to the last step, from the newest checkpoint if there is one."""
         import torch
 
-        from videoar.training.checkpoint import load_tokenizer, load_transformer, publish_model
         from videoar.training.data.token_loader import TokenLoader
+        from videoar.training.model_store import load_tokenizer, load_transformer, publish_model
         from videoar.training.transformer import TransformerTrainer
 
         training = self.config.training

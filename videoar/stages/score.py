@@ -128,7 +128,7 @@ class ScoreStage(ReduceStage[ScoreConfig]):
         """Return the scores of round trips through the tokenizer."""
         from videoar.evaluation import measure, reconstruction
         from videoar.model.device import device
-        from videoar.training.checkpoint import load_tokenizer
+        from videoar.training.model_store import load_tokenizer
 
         chosen = inside[: self.config.num_reconstructions]
         lock = {"reference": _identity(chosen)}

@@ -67,7 +67,7 @@ class TokenizeStage(MapStage[TokenizeConfig]):
         import torch
 
         from videoar.model.device import device
-        from videoar.training.checkpoint import load_tokenizer
+        from videoar.training.model_store import load_tokenizer
 
         torch.set_num_threads(max(1, int(self.config.resources.cpus)))
         net, digest = load_tokenizer(inputs["tokenizer"], store, device())

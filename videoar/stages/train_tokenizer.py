@@ -1,7 +1,7 @@
 """Train a tokenizer on clips: videos to a model."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
@@ -13,15 +13,11 @@ from videoar.contracts.names import CLIPS, MODELS
 from videoar.core.errors import (
     ConfigError,
     GateError,
-    MediaError,
-    StageError,
-    TransientStorageError,
     did_you_mean,
 )
 from videoar.core.ids import sha256_hex
 from videoar.core.settings import settings
 from videoar.core.types import Row
-from videoar.media.reject_codes import RETRYABLE
 from videoar.model.tokenizer.config import TOKENIZERS, TokenizerConfig, TokenizerTraining
 from videoar.pipeline.presets import changed, fitting, known
 from videoar.pipeline.stage import (
@@ -40,16 +36,14 @@ from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from videoar.evaluation.i3d import I3D
     from videoar.model.tokenizer.losses import FeatureNet
     from videoar.model.tokenizer.network import VideoTokenizer
+    from videoar.training.data.clip_cache import ClipCache
     from videoar.training.tokenizer import TokenizerTrainer
 
 logger = logging.getLogger(__name__)
 _IMAGE, _FRESH = "train_tokenizer.image_weights", "train_tokenizer.image_fresh"
-_MAX_UNREADABLE = 0.01  # chosen: a damaged file passes, a missing disk does not
 
 
 class TrainTokenizerConfig(StageConfig):
@@ -221,11 +215,12 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
             return {"fvd": load_i3d(settings().i3d_weights)}
         return {"frechet_random_i3d": random_i3d(self.config.training.seed)}
 
-    def _clips(self, clips: Snapshot, store: Store) -> tuple["StoredClips", "StoredClips"]:
-        from videoar.media.clip_reader import COLUMNS
+    def _clips(self, clips: Snapshot, store: Store) -> tuple["ClipCache", "ClipCache"]:
+        from videoar.media.clip_reader import COLUMNS, ClipReader
+        from videoar.training.data.clip_cache import ClipCache, size_px
 
         table = clips.table(["clip_id", "split", "num_frames", *COLUMNS])
-        self._check_sizes(set(map(_size, table.select(["height_px", "width_px"]).to_pylist())))
+        self._check_sizes(set(map(size_px, table.select(["height_px", "width_px"]).to_pylist())))
         train, val = (_rows(table, split) for split in ("train", "val"))
         if not train:
             raise GateError("train_tokenizer", "no clips of the train split came in")
@@ -236,7 +231,8 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
         train = _evenly(train, self.config.max_clips)
         val = _evenly(val, self.config.validation_clips)
         self._check_lengths(train, val)
-        return StoredClips(store, train, self.config.cache_mib << 20), StoredClips(store, val)
+        read, cache_bytes = ClipReader(store.objects), self.config.cache_mib << 20
+        return ClipCache(read, train, cache_bytes), ClipCache(read, val)
 
     def _check_sizes(self, sizes_px: set[tuple[int, int]]) -> None:
         """Refuse clips that the tokenizer cannot take, or none of which has its own size."""
@@ -274,94 +270,6 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
             raise ConfigError("train_tokenizer.min_psnr_db", what, "leave it out, or add val clips")
 
 
-class StoredClips:
-    """Clips by number: decoded when asked for, then kept while there is room.
-
-    In place of a clip that cannot be read comes the next one of its size: the same on every rank,
-    and the same again when a killed training goes on. (One whose store or source does not answer is
-    no such clip: the error is retryable and passes.)
-
-    Args:
-        store: where the clips are.
-        rows: of these clips.
-        cache_bytes: room for decoded ones.
-
-    Raises:
-        StageError: by whatever reads: too many of the clips, or all of a size, cannot be read.
-        TransientStorageError: by whatever reads: the source of a clip may give it another time.
-    """
-
-    def __init__(self, store: Store, rows: Sequence[Row], cache_bytes: int = 0) -> None:
-        from videoar.media.clip_reader import ClipReader
-
-        self._read, self._rows, self._room_bytes = ClipReader(store.objects), rows, cache_bytes
-        self._cache: dict[int, np.ndarray] = {}
-        self._unreadable: set[int] = set()
-        self._may_miss = min(max(1, int(_MAX_UNREADABLE * len(rows))), len(rows) - 1)
-
-    @property
-    def sizes_px(self) -> list[tuple[int, int]]:
-        """Height and width of each clip."""
-        return [_size(row) for row in self._rows]
-
-    def __len__(self) -> int:
-        """Return the number of clips."""
-        return len(self._rows)
-
-    def __iter__(self) -> "Iterator[np.ndarray]":
-        """Yield the clips that can be read, each once."""
-        found = map(self._frames, range(len(self)))
-        return (frames_THWC for frames_THWC in found if frames_THWC is not None)
-
-    def __getitem__(self, index: int) -> "np.ndarray":
-        """Return frames_THWC of one clip, uint8, or of the next one of its size."""
-        size, count = _size(self._rows[index]), len(self._rows)
-        for number in ((index + step) % count for step in range(count)):
-            if _size(self._rows[number]) == size:
-                frames_THWC = self._frames(number)
-                if frames_THWC is not None:
-                    return frames_THWC
-        raise self._too_many(f"all of {size} px")
-
-    def _frames(self, index: int) -> "np.ndarray | None":
-        if index in self._cache:
-            return self._cache[index]
-        if index in self._unreadable:
-            return None
-        try:
-            frames_THWC = self._decode(self._rows[index])
-        except MediaError as error:
-            if error.code in RETRYABLE:  # leaving it out would hang on the moment
-                raise TransientStorageError(
-                    error.where, f"{error.code}: {error.what}", "see that its source answers"
-                ) from error
-            self._leave_out(index, error)
-            return None
-        if frames_THWC.nbytes <= self._room_bytes:
-            self._cache[index] = frames_THWC
-            self._room_bytes -= frames_THWC.nbytes
-        return frames_THWC
-
-    def _decode(self, row: Row) -> "np.ndarray":
-        frames_THWC = self._read(row)
-        wanted, found = (row["num_frames"], *_size(row)), frames_THWC.shape[:3]
-        if found != wanted:
-            raise MediaError(row["clip_id"], "CORRUPT", f"is {found}, {wanted} in its row")
-        return frames_THWC
-
-    def _leave_out(self, index: int, error: MediaError) -> None:
-        clip_id = self._rows[index]["clip_id"]
-        logger.warning("clip %s cannot be read, the next takes its place: %s", clip_id, error)
-        self._unreadable.add(index)
-        if len(self._unreadable) > self._may_miss:
-            raise self._too_many(f"more than {self._may_miss} of {len(self)}") from error
-
-    def _too_many(self, what: str) -> StageError:
-        ids = ", ".join(self._rows[index]["clip_id"] for index in sorted(self._unreadable))
-        hint = "ingest their sources again"
-        return StageError("train_tokenizer", f"{what} clips cannot be read: {ids}", hint)
-
-
 def _read(option: str, path: str) -> bytes:
     try:
         return Path(path).read_bytes()
@@ -371,25 +279,14 @@ def _read(option: str, path: str) -> bytes:
 
 
 def _lpips(path: str) -> "FeatureNet | None":
+    from videoar.model.tokenizer.lpips import load_lpips
+
     if not path:
         return None
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    from videoar.model.tokenizer.lpips import LpipsAlex
-
     try:
-        net = LpipsAlex(load(_read("lpips_weights", path)))
-        net(torch.zeros(1, 3, 64, 64))  # heads of another network fit nowhere else
-    except (SafetensorError, KeyError, RuntimeError) as error:
-        what = f"{path} holds no AlexNet with heads of LPIPS: {error}"
-        raise ConfigError("train_tokenizer.lpips_weights", what) from error
-    return net
-
-
-def _size(row: Row) -> tuple[int, int]:
-    return row["height_px"], row["width_px"]
+        return load_lpips(Path(path))
+    except ConfigError as error:
+        raise ConfigError("train_tokenizer.lpips_weights", f"{path} {error.what}") from error
 
 
 def _rows(table: pa.Table, split: str) -> list[Row]:
@@ -404,7 +301,7 @@ def _evenly(rows: Sequence[Row], at_most: int) -> list[Row]:
 
 
 def _publish(trainer: "TokenizerTrainer", store: Store) -> Output:
-    from videoar.training.checkpoint import publish_model
+    from videoar.training.model_store import publish_model
 
     metrics = {name: value for name, value in trainer.history[-1].items() if name != "step"}
     rows = publish_model(

@@ -13,7 +13,7 @@ from videoar.model.tokenizer.config import TOKENIZERS
 from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.stages.annotate import CaptionConfig, CaptionStage
 from videoar.storage.store import Store, open_store
-from videoar.training.checkpoint import publish_model
+from videoar.training.model_store import publish_model
 
 pytestmark = pytest.mark.slow
 NAMES = ("a.mp4", "b.mp4", "c.mp4")

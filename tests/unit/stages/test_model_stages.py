@@ -20,7 +20,7 @@ from videoar.stages.generate import GenerateConfig, GenerateStage
 from videoar.stages.pretrain import PretrainConfig, PretrainStage, check_tokens
 from videoar.storage.store import open_store
 from videoar.storage.token_codec import checksum, pack_bits
-from videoar.training.checkpoint import load_tokenizer, load_transformer, publish_model
+from videoar.training.model_store import load_tokenizer, load_transformer, publish_model
 
 CAPTIONS = ["a red circle moving left", "a blue square moving up", None]
 TRAINING = {"phases": [{"steps": 4, "batch_size": 2}], "optimizer": {"learning_rate": 1e-3}}

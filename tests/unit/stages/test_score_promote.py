@@ -20,7 +20,7 @@ from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.stages.promote import PromoteConfig, PromoteStage
 from videoar.stages.score import ScoreConfig, ScoreStage
 from videoar.storage.store import open_store
-from videoar.training.checkpoint import publish_model
+from videoar.training.model_store import publish_model
 
 numbers = itertools.count()
 

@@ -12,18 +12,14 @@ from safetensors.torch import load, save_file
 
 from tests.support.clip_rows import clips_of, drawn_rows
 from tests.support.loop_rank import MemoryRank, commit
-from tests.support.token_runs import SHAPES, execute, prepare, shape_rows, untrained
+from tests.support.token_runs import SHAPES, damaged, execute, prepare, shape_rows, untrained
 from videoar.core.errors import (
     ConfigError,
     ContractError,
     GateError,
-    MediaError,
-    StageError,
-    TransientStorageError,
 )
 from videoar.engine.inline import InlineEngine
 from videoar.media.decode import decode_clip
-from videoar.media.reject_codes import RETRYABLE
 from videoar.media.synthetic import scenes
 from videoar.model.schedule import SMALL_SQUARE
 from videoar.model.tokenizer.config import TOKENIZERS
@@ -32,14 +28,12 @@ from videoar.pipeline.spec import parse_pipeline
 from videoar.pipeline.work import ShardWorker
 from videoar.stages.tokenize import TokenizeConfig, TokenizeStage
 from videoar.stages.train_tokenizer import (
-    StoredClips,
     TrainTokenizerConfig,
     TrainTokenizerStage,
-    _lpips,
 )
 from videoar.storage.store import open_store
 from videoar.storage.token_codec import checksum, unpack_bits
-from videoar.training.checkpoint import load_tokenizer, publish_model
+from videoar.training.model_store import load_tokenizer, publish_model
 
 TRAINING = {"steps": 4, "batch_clips": 2, "excerpt_frames": 5, "learning_rate": 1e-3}
 
@@ -272,75 +266,6 @@ def test_files_of_weights_that_hold_something_else_are_named(store, clips, tmp_p
     refused("image_fresh", r"encodr\.conv_in.*did you mean encoder\.conv_in", **image, **typo)
     everything = {"image_fresh": ["encoder", "decoder"]}
     refused("image_fresh", "leaves no weight to take from .*w.safetensors", **image, **everything)
-
-
-def test_heads_of_another_network_are_refused(tmp_path):
-    path = tmp_path / "w.safetensors"
-    shapes = [
-        (0, 64, 3, 11),
-        (3, 192, 64, 5),
-        (6, 384, 192, 3),
-        (8, 256, 384, 3),
-        (10, 256, 256, 3),
-    ]
-    weights = {}
-    for i, (place, out, into, side) in enumerate(shapes):
-        weights[f"features.{place}.weight"] = torch.zeros(out, into, side, side)
-        weights[f"features.{place}.bias"] = torch.zeros(out)
-        weights[f"lin{i}.model.1.weight"] = torch.zeros(1, out, 1, 1)
-    save_file(weights, path)
-    assert _lpips(str(path)) is not None
-    save_file({**weights, "lin1.model.1.weight": torch.zeros(1, 128, 1, 1)}, path)
-    with pytest.raises(ConfigError, match=r"lpips_weights: .*w.safetensors holds no AlexNet"):
-        _lpips(str(path))
-
-
-def test_decoded_clips_are_kept_up_to_the_limit(store, clips):
-    rows = clips.table().to_pylist()
-    size_bytes = 9 * 32 * 32 * 3
-    stored = StoredClips(store, rows, cache_bytes=2 * size_bytes - 1)
-    assert stored[0].nbytes == size_bytes
-    assert stored[0] is stored[0]
-    assert stored[1] is not stored[1]
-    assert np.array_equal(stored[1], decode_clip(store.objects.get(rows[1]["video_key"])))
-
-
-def damaged(store, row):
-    return row | {"video_key": store.put_object(b"no clip", ".mp4").key}
-
-
-def test_the_next_clip_of_its_size_takes_the_place_of_an_unreadable_one(store, caplog):
-    rows = shape_rows(store, [(9, 32, 32), (9, 32, 56), (9, 32, 32), (9, 32, 56)])
-    rows[2] = damaged(store, rows[2])
-    stored = StoredClips(store, rows)
-    for _ in range(2):
-        assert np.array_equal(stored[2], stored[0])
-    assert stored[1].shape == stored[3].shape == (9, 32, 56, 3)
-    assert len(list(stored)) == 3
-    assert caplog.text.count(rows[2]["clip_id"]) == 1
-    rows[3] = damaged(store, rows[3])
-    names = f"more than 1 of 4 clips.*{rows[2]['clip_id']}, {rows[3]['clip_id']}"
-    with pytest.raises(StageError, match=names):
-        list(StoredClips(store, rows))
-    long = rows[1] | {"num_frames": 13}  # and the file has 9
-    assert np.array_equal(StoredClips(store, [long, *rows[:2]])[0], stored[1])
-    with pytest.raises(StageError, match=rf"all of \(32, 32\) px .*{rows[2]['clip_id']}"):
-        StoredClips(store, rows[1:3])[1]
-
-
-@pytest.mark.parametrize("code", sorted(RETRYABLE))
-def test_a_clip_whose_source_does_not_answer_is_tried_again_not_left_out(store, clips, code):
-    stored = StoredClips(store, clips.table().to_pylist())
-    read = stored._read
-
-    def no_answer(row):
-        raise MediaError("//server/a.mp4", code, "no end after 300 s")
-
-    stored._read = no_answer
-    with pytest.raises(TransientStorageError, match=rf"a\.mp4: {code}: no end after 300 s"):
-        stored[0]
-    stored._read = read
-    assert np.array_equal(stored[0], next(iter(StoredClips(store, clips.table().to_pylist()))))
 
 
 def test_training_goes_on_over_an_unreadable_clip_and_resumes_exactly(store, clips, tmp_path):

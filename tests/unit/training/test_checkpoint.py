@@ -14,7 +14,7 @@ from videoar.model.tokenizer.config import TOKENIZERS, LossWeights, TokenizerTra
 from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.model.transformer.config import PRESETS
 from videoar.storage.store import open_store
-from videoar.training.checkpoint import (
+from videoar.training.model_store import (
     load_model,
     load_tokenizer,
     publish_model,

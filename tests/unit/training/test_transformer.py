@@ -9,8 +9,8 @@ from videoar.core.errors import ContractError, StageError
 from videoar.model.transformer.config import PRESETS, CFECConfig
 from videoar.model.transformer.network import VideoAR
 from videoar.storage.store import open_store
-from videoar.training.checkpoint import load_model, publish_model, save_model
 from videoar.training.config import OptimizerConfig, Phase, TransformerTraining
+from videoar.training.model_store import load_model, publish_model, save_model
 from videoar.training.transformer import TransformerTrainer
 
 SCALES = ((1, 1), (2, 2))

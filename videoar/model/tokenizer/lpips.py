@@ -9,10 +9,15 @@ Source: arXiv 1801.03924 equation 1; richzhang/PerceptualSimilarity `lpips/lpips
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name that torch code uses everywhere
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from videoar.core.errors import ConfigError
 
 _MEAN, _STD = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # Source: lpips ScalingLayer
 _LAYERS = ((0, 64, 11, 4, 2), (3, 192, 5, 1, 2), (6, 384, 3, 1, 1), (8, 256, 3, 1, 1),
@@ -55,6 +60,20 @@ class LpipsAlex(nn.Module):
             x = F.relu(conv(x))
             features.append(unit_length(x) * self.get_buffer(f"head{i}"))
         return features
+
+
+def load_lpips(path: Path) -> LpipsAlex:
+    """Load a safetensors file with AlexNet's weights and the heads of LPIPS.
+
+    Raises:
+        ConfigError: the file is missing or holds something else.
+    """
+    try:
+        net = LpipsAlex(load_file(path))
+        net(torch.zeros(1, 3, 64, 64))  # heads for another trunk load; only running them fails
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise ConfigError(str(path), f"holds no AlexNet with heads of LPIPS: {error}") from error
+    return net
 
 
 def unit_length(features_NCHW: Tensor) -> Tensor:

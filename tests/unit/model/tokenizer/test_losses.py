@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from videoar.core.errors import ConfigError
 from videoar.model.tokenizer.config import LossWeights
 from videoar.model.tokenizer.discriminator import (
     LeCam,
@@ -13,7 +15,7 @@ from videoar.model.tokenizer.discriminator import (
     hinge_generator_loss,
 )
 from videoar.model.tokenizer.losses import RandomFeatures, perceptual_loss, pixel_loss, psnr
-from videoar.model.tokenizer.lpips import LpipsAlex
+from videoar.model.tokenizer.lpips import LpipsAlex, load_lpips
 
 torch.set_num_threads(1)
 
@@ -124,3 +126,24 @@ def test_the_critic_learns_to_tell_noise_from_a_ramp():
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
     assert critic(real).shape[2:] == (2, 2, 2)  # scores blocks, not clips
+
+
+def test_lpips_heads_for_another_trunk_are_rejected(tmp_path):
+    path = tmp_path / "w.safetensors"
+    shapes = [
+        (0, 64, 3, 11),
+        (3, 192, 64, 5),
+        (6, 384, 192, 3),
+        (8, 256, 384, 3),
+        (10, 256, 256, 3),
+    ]
+    weights = {}
+    for i, (place, out, into, side) in enumerate(shapes):
+        weights[f"features.{place}.weight"] = torch.zeros(out, into, side, side)
+        weights[f"features.{place}.bias"] = torch.zeros(out)
+        weights[f"lin{i}.model.1.weight"] = torch.zeros(1, out, 1, 1)
+    save_file(weights, path)
+    assert load_lpips(path) is not None
+    save_file({**weights, "lin1.model.1.weight": torch.zeros(1, 128, 1, 1)}, path)
+    with pytest.raises(ConfigError, match=r"w\.safetensors: holds no AlexNet"):
+        load_lpips(path)

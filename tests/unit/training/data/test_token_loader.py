@@ -26,8 +26,10 @@ from videoar.storage.payload import Payload
 from videoar.storage.row_reader import RowSource
 from videoar.storage.token_codec import checksum
 from videoar.training.data import epoch_order, token_loader
+from videoar.training.data.buffers import BufferPool
 from videoar.training.data.mixture import BLOCK, TokenMixture
-from videoar.training.data.token_loader import REQUESTS, TokenLoader, _Buffers
+from videoar.training.data.row_group_prefetch import REQUESTS
+from videoar.training.data.token_loader import TokenLoader
 
 torch.set_num_threads(1)
 
@@ -170,7 +172,7 @@ def test_another_layout_is_refused():
 
 def test_a_state_of_another_order_is_refused(snapshot, monkeypatch):
     state = TokenLoader(snapshot, 4, 0).state_dict()
-    for name in ("LANES", "WINDOW_BYTES", "ROW_BYTES", "VERSION"):
+    for name in ("STRATA", "WINDOW_BYTES", "ROW_BYTES", "VERSION"):
         with monkeypatch.context() as patch:
             patch.setattr(epoch_order, name, 3)
             with pytest.raises(ConfigError, match="state has order"):
@@ -291,7 +293,7 @@ def test_from_far_the_same_batches_by_one_request_per_row_group(many_units, worl
         assert_equal(got, contents(TokenLoader(many_units, 4, 7, rank, world_size)))
         assert len(store.objects.reads) == len(set(store.objects.reads))
         # every row group that this rank meets, once; those that two lanes share, twice
-        assert len(store.objects.reads) <= 12 / world_size + epoch_order.num_lanes(4)
+        assert len(store.objects.reads) <= 12 / world_size + epoch_order.num_strata(4)
 
 
 class Cold:
@@ -407,9 +409,9 @@ def test_batches_that_are_kept_stay_and_memory_of_others_is_used_again(many_unit
 
 
 def test_memory_of_odd_sizes_does_not_pile_up():
-    buffers = _Buffers()
+    buffers = BufferPool()
     for size in range(1000, 3000):
-        assert buffers.take(size).shape == (size,)
+        assert buffers.empty(size).shape == (size,)
     assert (
         sum(len(memory) for kept in buffers._free.values() for memory in kept) <= 1024 + 2048 + 4096
     )

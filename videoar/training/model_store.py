@@ -1,0 +1,139 @@
+"""Published models: a network as `model.safetensors` + `config.json`, and its row of `models@1`.
+
+Both files together are enough to build the network again; no pickle is ever written or read.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from videoar.contracts.contract import load_contract
+from videoar.contracts.names import MODELS
+from videoar.core.errors import ContractError
+from videoar.core.ids import canonical_json, digest_json
+from videoar.core.scratch import Scratch
+from videoar.model.tokenizer.config import TokenizerConfig
+from videoar.model.tokenizer.network import VideoTokenizer
+from videoar.model.transformer.config import ModelConfig
+from videoar.model.transformer.network import VideoAR
+from videoar.storage.snapshot import Snapshot
+from videoar.storage.store import Store
+from videoar.training.checkpoint import reading
+
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+
+Network = VideoAR | VideoTokenizer
+_N = TypeVar("_N", VideoAR, VideoTokenizer)
+_KINDS: dict[type[Network], str] = {VideoAR: "transformer", VideoTokenizer: "tokenizer"}
+
+
+def kind_of(model: Network) -> str:
+    """Return the `kind` column of `models@1`."""
+    return _KINDS[type(model)]
+
+
+def save_model(model: Network, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    """Write a network, by default with its own weights, into an existing folder."""
+    tensors = {name: w.contiguous() for name, w in (weights or model.state_dict()).items()}
+    save_file(tensors, folder / _WEIGHTS)
+    config = {"kind": kind_of(model), "config": model.cfg.model_dump(mode="json")}
+    (folder / _CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True))
+
+
+def load_model(folder: Path, device: str | torch.device = "cpu") -> Network:
+    """Build the network of a folder, in evaluation mode.
+
+    Raises:
+        ContractError: the folder holds something else, or a file of it is damaged.
+    """
+    with reading(folder / _CONFIG) as path:
+        config = json.loads(path.read_text())
+        kind, fields = config["kind"], config["config"]
+        if kind not in _KINDS.values():
+            raise ContractError(str(path), f"no such kind of network: {kind!r}")
+        shape = (ModelConfig if kind == "transformer" else TokenizerConfig).model_validate(fields)
+    model = VideoAR(shape) if isinstance(shape, ModelConfig) else VideoTokenizer(shape)
+    with reading(folder / _WEIGHTS) as path:
+        model.load_state_dict(load_file(path))
+    return model.to(device).eval()
+
+
+def load_transformer(
+    snapshot: Snapshot, store: Store, device: str | torch.device = "cpu"
+) -> tuple[VideoAR, str]:
+    """Load the transformer of a `models@1` snapshot, in evaluation mode; return it and its digest.
+
+    Raises:
+        ContractError: the snapshot holds something else, or several models.
+    """
+    return _load(snapshot, store, device, VideoAR)
+
+
+def load_tokenizer(
+    snapshot: Snapshot, store: Store, device: str | torch.device = "cpu"
+) -> tuple[VideoTokenizer, str]:
+    """Load the tokenizer of a `models@1` snapshot, in evaluation mode; return it and its digest.
+
+    Raises:
+        ContractError: the snapshot holds something else, or several models.
+    """
+    return _load(snapshot, store, device, VideoTokenizer)
+
+
+def _load(
+    snapshot: Snapshot, store: Store, device: str | torch.device, expected: type[_N]
+) -> tuple[_N, str]:
+    rows = snapshot.table(["digest", "files"]).to_pylist()
+    if len(rows) != 1:
+        raise ContractError(snapshot.id, f"holds {len(rows)} models, not one")
+    with Scratch() as folder:
+        model = load_model(store.fetch_folder(rows[0]["files"], folder), device)
+    if not isinstance(model, expected):
+        what = f"holds a {kind_of(model)}, not a {_KINDS[expected]}"
+        raise ContractError(snapshot.id, what)
+    return model, rows[0]["digest"]
+
+
+def publish_model(  # noqa: PLR0913 - the columns of `models@1`
+    model: Network,
+    store: Store,
+    *,
+    weights: Mapping[str, Tensor],
+    step: int,
+    metrics: Mapping[str, float],
+    history: list[dict[str, float]],
+    tokenizer_digest: str | None = None,
+) -> pa.Table:
+    """Put a network's files into the store and return its row of `models@1`.
+
+    Args:
+        model: gives kind, configuration and size.
+        store: where the files go.
+        weights: what is published, usually the moving average.
+        step: optimizer steps taken.
+        metrics: final training metrics.
+        history: loss curve.
+        tokenizer_digest: tokenizer that a transformer was trained on.
+    """
+    with Scratch() as folder:
+        save_model(model, folder, weights)
+        files = store.publish_folder(folder)
+    row = {
+        "name": kind_of(model),
+        "kind": kind_of(model),
+        "digest": digest_json([[file["path"], file["sha256"]] for file in files]),
+        "config_json": canonical_json(model.cfg.model_dump(mode="json")),
+        "files": files,
+        "num_parameters": sum(weight.numel() for weight in model.parameters()),
+        "step": step,
+        "tokenizer_digest": tokenizer_digest,
+        "metrics": list(metrics.items()),
+        "history_json": canonical_json(history),
+    }
+    return pa.Table.from_pylist([row], schema=load_contract(MODELS).arrow_schema)
