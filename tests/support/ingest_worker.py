@@ -7,11 +7,13 @@ import os
 from collections.abc import Sequence
 from multiprocessing import get_context
 
+from videoar.contracts.names import REJECTS
 from videoar.core.crash_points import crash_point
 from videoar.core.types import Provenance
 from videoar.media import sandbox, sources, transcode  # noqa: F401 - once, before the forks
-from videoar.pipeline.fingerprint import components
-from videoar.pipeline.work import REJECTS, ShardWorker, Task, merge
+from videoar.pipeline.fingerprint import compute_parts
+from videoar.pipeline.work.shard import ShardWorker
+from videoar.pipeline.work.task import StageTask, merge
 from videoar.stages.ingest import IngestConfig, IngestStage
 
 _CONTEXT = get_context("forkserver")
@@ -20,18 +22,18 @@ _CONTEXT.set_forkserver_preload([__name__, "pytest", "deltalake", "ffmpeg", "pan
 
 def make_task(store, snapshot, **options):
     stage = IngestStage(IngestConfig(**options))
-    return Task(
+    return StageTask(
         run_id="run",
         dataset="clips",
         stage_type="ingest",
         config=stage.config.model_dump(mode="json"),
         inputs={"sources": snapshot.id},
-        parts=components(stage, {"sources": snapshot}),
+        fingerprint_parts=compute_parts(stage, {"sources": snapshot}),
         store_url=store.url,
     )
 
 
-def work(task: Task, place: float, crash_at: str) -> None:
+def work(task: StageTask, place: float, crash_at: str) -> None:
     """Run all shards from a place (0 to 1) in their list on, then commit: as the runner does."""
     os.environ["VIDEOAR_CRASH_AT"] = crash_at  # nothing has read the environment before
     worker = ShardWorker(task)
@@ -53,7 +55,7 @@ def work(task: Task, place: float, crash_at: str) -> None:
     crash_point("committed")
 
 
-def run_workers(task: Task, places: Sequence[float], crash_at: str = "") -> list[int | None]:
+def run_workers(task: StageTask, places: Sequence[float], crash_at: str = "") -> list[int | None]:
     """Run workers at once, every second one with a crash point; return their exit codes."""
     processes = [
         _CONTEXT.Process(target=work, args=(task, place, "" if i % 2 else crash_at))

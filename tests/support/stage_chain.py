@@ -10,6 +10,7 @@ import pyarrow as pa
 from videoar.core.ids import digest_json
 from videoar.core.types import Provenance
 from videoar.media.sources import list_sources
+from videoar.pipeline.context import StageContext
 from videoar.stages.filter import FilterConfig, FilterStage
 from videoar.stages.ingest import IngestConfig, IngestStage
 from videoar.stages.profile import ProfileConfig, ProfileStage
@@ -50,7 +51,7 @@ _mapper = None
 
 def _open(config, store_url):
     global _mapper  # noqa: PLW0603 - one mapper per worker process
-    _mapper = IngestStage(config).open({}, open_store(store_url))
+    _mapper = IngestStage(config).open({}, StageContext(open_store(store_url)))
 
 
 def _run(shard):
@@ -63,7 +64,7 @@ def ingest(store, url, workers=1, **options):
     sources = sources_snapshot(store, url)
     shards = IngestStage(config).shards({"sources": sources})
     if workers == 1:
-        mapper = IngestStage(config).open({}, store)
+        mapper = IngestStage(config).open({}, StageContext(store))
         outputs = [mapper(pa.Table.from_pylist([dict(r) for r in s.rows])) for s in shards]
     else:
         start = partial(_open, config, store.url)
@@ -77,7 +78,7 @@ def ingest(store, url, workers=1, **options):
 
 def describe(store, clips):
     """Profile a clips snapshot."""
-    outputs = list(ProfileStage(ProfileConfig()).reduce({"clips": clips}, store))
+    outputs = list(ProfileStage(ProfileConfig()).reduce({"clips": clips}, StageContext(store)))
     return commit(store, "profile", "profiles@1", outputs, clips=clips.id)
 
 
@@ -85,7 +86,7 @@ def sift(store, clips, gate=True, profile=None, **options):
     """Filter a clips snapshot; return the good clips' snapshot and the summed metrics."""
     stage = FilterStage(FilterConfig(**options))
     inputs = {"clips": clips} | ({"profile": profile} if profile else {})
-    outputs = list(stage.reduce(inputs, store))
+    outputs = list(stage.reduce(inputs, StageContext(store)))
     if gate:
         assert stage.check(inputs, pa.concat_tables([o.rows for o in outputs])).success
     metrics = Counter()

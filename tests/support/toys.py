@@ -16,6 +16,7 @@ from videoar.contracts.contract import load_contract
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import ConfigError, GateError
 from videoar.core.ids import digest_json
+from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import (
     Inputs,
     LoopStage,
@@ -23,13 +24,15 @@ from videoar.pipeline.stage import (
     MapStage,
     Output,
     Port,
-    Rank,
+    RankContext,
     ReduceStage,
     Shard,
     StageConfig,
-    gate,
+    publish_gate,
     runtime,
 )
+from videoar.stages.promote import apply_promotion
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
 NAMES = ("upper", "pick", "count", "gang", "judge")
@@ -52,7 +55,7 @@ class Upper(MapStage[UpperConfig]):
         rows = inputs["sources"].table().to_pylist()
         return [Shard(i, digest_json(row), rows=(row,)) for i, row in enumerate(rows)]
 
-    def open(self, inputs: Inputs, store: Store) -> Mapper:
+    def open(self, inputs: Inputs, context: StageContext) -> Mapper:
         def mapper(batch: pa.Table) -> Output:
             rows = batch.to_pylist()
             crash_point(f"mapping-{rows[0]['name']}")
@@ -85,7 +88,7 @@ class Pick(ReduceStage[PickConfig]):
     produces = "sources@1"
     config_type = PickConfig
 
-    def reduce(self, inputs: Inputs, store: Store) -> Iterator[Output]:
+    def reduce(self, inputs: Inputs, context: StageContext) -> Iterator[Output]:
         table = inputs["sources"].table()
         keep = [size <= self.config.at_most_bytes for size in table["size_bytes"].to_pylist()]
         yield Output(table.filter(pa.array(keep)))
@@ -94,7 +97,7 @@ class Pick(ReduceStage[PickConfig]):
 class CountConfig(StageConfig):
     steps: int = 6
     checkpoint_every: int = 2
-    at_most: int = gate(100)
+    at_most: int = publish_gate(100)
 
 
 class Count(LoopStage[CountConfig]):
@@ -103,7 +106,7 @@ class Count(LoopStage[CountConfig]):
     produces = "models@1"
     config_type = CountConfig
 
-    def run(self, inputs: Inputs, store: Store, rank: Rank) -> Output | None:
+    def run(self, inputs: Inputs, context: StageContext, rank: RankContext) -> Output | None:
         folder = rank.scratch / "state"
         folder.mkdir()
         begin = rank.load_checkpoint(folder) or 0
@@ -118,7 +121,9 @@ class Count(LoopStage[CountConfig]):
         if self.config.steps > self.config.at_most:
             raise GateError("count.at_most", f"{self.config.steps} steps are too many")
         schema = load_contract("models@1").arrow_schema
-        return Output(pa.Table.from_pylist([self._row(store, folder, trace, begin)], schema))
+        return Output(
+            pa.Table.from_pylist([self._row(context.store, folder, trace, begin)], schema)
+        )
 
     def _row(self, store: Store, folder: Path, trace: str, begin: int) -> dict[str, object]:
         (folder / "trace").write_text(trace)
@@ -138,12 +143,12 @@ class Gang(LoopStage[StageConfig]):
     produces = "models@1"
     config_type = StageConfig
 
-    def run(self, inputs: Inputs, store: Store, rank: Rank) -> Output | None:
+    def run(self, inputs: Inputs, context: StageContext, rank: RankContext) -> Output | None:
         import torch
 
         from videoar.training.collectives import sum_over_ranks
 
-        attempt = store.ledger.append(f"attempts/{rank.index}", {})
+        attempt = context.store.ledger.append(f"attempts/{rank.index}", {})
         if rank.index and attempt == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         total = sum_over_ranks(torch.tensor([rank.index + 1.0])).item()
@@ -163,7 +168,7 @@ class Judge(ReduceStage[JudgeConfig]):
     produces = "releases@1"
     config_type = JudgeConfig
 
-    def reduce(self, inputs: Inputs, store: Store) -> Iterator[Output]:
+    def reduce(self, inputs: Inputs, context: StageContext) -> Iterator[Output]:
         rows = float(inputs["model"].rows)
         passed = rows >= self.config.bound
         row = {
@@ -172,3 +177,6 @@ class Judge(ReduceStage[JudgeConfig]):
             "candidate": inputs["model"].id, "ref": "champion",
         }  # fmt: skip
         yield Output(pa.Table.from_pylist([row]))
+
+    def after_commit(self, output: Snapshot, store: Store, run_id: str) -> None:
+        apply_promotion(output, store, run_id)

@@ -18,7 +18,7 @@ import numpy as np
 
 from videoar.curation.duplicates import keys, near_duplicate_pairs, semantic_pairs
 from videoar.media.clip_scores import MIRROR
-from videoar.storage.partitions import grouped, paired
+from videoar.storage.partitions import all_pairs, hash_join
 
 _FILES, _WIDTH = 20, 512
 
@@ -63,12 +63,12 @@ def main() -> None:
 
     def near(mask: int) -> list[np.ndarray]:
         link = partial(near_duplicate_pairs, hamming=6, mask=mask)
-        return grouped(partial(hashed, given.near, mask), _FILES, link)
+        return hash_join(partial(hashed, given.near, mask), _FILES, link)
 
     searches: dict[str, Callable[[], list[np.ndarray]]] = {
         f"near, {given.near} clips": partial(near, 0),
         f"mirrored, {given.near} clips": partial(near, MIRROR),
-        f"semantic, {given.semantic} clips of width {_WIDTH}": lambda: paired(
+        f"semantic, {given.semantic} clips of width {_WIDTH}": lambda: all_pairs(
             partial(embedded, given.semantic), _FILES, merge, partial(semantic_pairs, cosine=0.98)
         ),
     }

@@ -24,6 +24,7 @@ from videoar.media.clip_scores import phash, score_span
 from videoar.media.scan import ScanPlan, SourceMetadata, scan
 from videoar.media.sources import list_sources
 from videoar.media.transcode import encode_stream
+from videoar.pipeline.context import StageContext
 from videoar.stages.ingest import IngestConfig, IngestStage, group_rows
 from videoar.storage.store import open_store
 
@@ -147,7 +148,7 @@ def _stage(paths: list[Path], keep: Literal["clips", "references"]) -> None:
         config = IngestConfig(
             keep=keep, rate_fps=_PLAN.rate_fps, size_px=_SIZE_PX, max_clips_per_source=64
         )
-        mapper = IngestStage(config).open({}, open_store(Path(folder).as_uri()))
+        mapper = IngestStage(config).open({}, StageContext(open_store(Path(folder).as_uri())))
         for parent in sorted({path.parent for path in paths}):
             rows = list_sources(str(parent)).to_pylist()
             given = {str(path) for path in paths}

@@ -26,7 +26,7 @@ from videoar.engine.inline import InlineEngine
 from videoar.media.transcode import encode_stream
 from videoar.pipeline.spec import parse_pipeline
 from videoar.pipeline.stage import Shard
-from videoar.pipeline.work import Task, WorkRecord
+from videoar.pipeline.work.task import StageTask, WorkRecord
 from videoar.runner.execute import Execution
 from videoar.storage.store import open_store
 
@@ -116,7 +116,7 @@ class _Watched:
     def __init__(self, engine: Engine) -> None:
         self._engine, self.name, self.done_s = engine, engine.name, list[float]()
 
-    def map(self, task: Task, shards: Sequence[Shard], done: ShardDone) -> None:
+    def map(self, task: StageTask, shards: Sequence[Shard], done: ShardDone) -> None:
         """Pass on, and note the time of each shard."""
 
         def note(shard: Shard, record: WorkRecord) -> None:
@@ -125,11 +125,11 @@ class _Watched:
 
         self._engine.map(task, shards, note)
 
-    def loop(self, task: Task) -> WorkRecord:
+    def loop(self, task: StageTask) -> WorkRecord:
         """Pass on."""
         return self._engine.loop(task)
 
-    def reduce(self, task: Task) -> WorkRecord:
+    def reduce(self, task: StageTask) -> WorkRecord:
         """Pass on."""
         return self._engine.reduce(task)
 

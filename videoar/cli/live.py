@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from videoar.pipeline.work import progress_key
+from videoar.pipeline.work.rank import progress_key
 from videoar.records.run_record import StageRun
 from videoar.runner.execute import Execution
 

@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 from videoar.core.errors import VideoARError
 from videoar.core.retry import RetryPolicy
 from videoar.pipeline.stage import Shard
-from videoar.pipeline.work import Task, WorkRecord
+from videoar.pipeline.work.task import StageTask, WorkRecord
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -40,15 +40,15 @@ class Engine(Protocol):
 
     name: str
 
-    def map(self, task: Task, shards: Sequence[Shard], done: ShardDone) -> None:
+    def map(self, task: StageTask, shards: Sequence[Shard], done: ShardDone) -> None:
         """Run the shards in any order, calling `done` in the driver as each one finishes."""
         ...
 
-    def loop(self, task: Task) -> WorkRecord:
+    def loop(self, task: StageTask) -> WorkRecord:
         """Run a gang of ranks to the end."""
         ...
 
-    def reduce(self, task: Task) -> WorkRecord:
+    def reduce(self, task: StageTask) -> WorkRecord:
         """Run a reduction."""
         ...
 

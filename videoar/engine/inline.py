@@ -12,16 +12,10 @@ from videoar.core.errors import StageError
 from videoar.core.prefetch import ahead
 from videoar.engine.base import ShardDone, with_retries
 from videoar.pipeline.stage import Shard
-from videoar.pipeline.work import (
-    ShardWorker,
-    Task,
-    WorkRecord,
-    find_record,
-    loop_key,
-    run_rank,
-    run_reduce,
-    store_progress,
-)
+from videoar.pipeline.work.rank import run_rank, store_progress
+from videoar.pipeline.work.reduce import run_reduce
+from videoar.pipeline.work.shard import ShardWorker
+from videoar.pipeline.work.task import StageTask, WorkRecord, find_record, loop_key
 
 
 class InlineEngine:
@@ -29,7 +23,7 @@ class InlineEngine:
 
     name = "inline"
 
-    def map(self, task: Task, shards: Sequence[Shard], done: ShardDone) -> None:
+    def map(self, task: StageTask, shards: Sequence[Shard], done: ShardDone) -> None:
         """Run the shards in order."""
         worker = with_retries(lambda: ShardWorker(task))
         if worker.stage.overlap > 1:
@@ -38,12 +32,12 @@ class InlineEngine:
         for shard in shards:
             done(shard, with_retries(partial(worker, shard)))
 
-    def loop(self, task: Task) -> WorkRecord:
+    def loop(self, task: StageTask) -> WorkRecord:
         """Run a gang of one."""
         with_retries(lambda: run_rank(task, 0, 1, store_progress(task)))
         return finished_loop(task)
 
-    def reduce(self, task: Task) -> WorkRecord:
+    def reduce(self, task: StageTask) -> WorkRecord:
         """Run the reduction."""
         return with_retries(lambda: run_reduce(task))
 
@@ -65,13 +59,13 @@ def _overlap(worker: ShardWorker, shards: Sequence[Shard], done: ShardDone) -> N
             raise
 
 
-def finished_loop(task: Task) -> WorkRecord:
+def finished_loop(task: StageTask) -> WorkRecord:
     """Return the record that rank 0 left; the only proof that a loop ended well.
 
     Raises:
         StageError: there is none.
     """
-    record = find_record(task.store(), loop_key(task))
+    record = find_record(task.open_store(), loop_key(task))
     if record is None:
         raise StageError(f"stage {task.dataset}", "ended without a result from rank 0")
     return record

@@ -18,7 +18,7 @@ from videoar.core.types import Row
 from videoar.engine.base import with_retries
 from videoar.media.clip_prefetch import ReaderSlot
 from videoar.media.clip_reader import COLUMNS, ClipReader
-from videoar.pipeline.work import Task
+from videoar.pipeline.work.task import StageTask
 
 _RESTARTS = 3  # as for workers: a clip that kills its reader must not loop
 
@@ -26,8 +26,8 @@ _RESTARTS = 3  # as for workers: a clip that kills its reader must not loop
 class Reader:
     """One lane."""
 
-    def __init__(self, task: Task) -> None:
-        self._read = ClipReader(task.store().objects)
+    def __init__(self, task: StageTask) -> None:
+        self._read = ClipReader(task.open_store().objects)
 
     def read(self, row: Row) -> np.ndarray | VideoARError:
         """Return the frames of a clip; an error of ours travels as a value, and stays ours."""
@@ -37,7 +37,7 @@ class Reader:
             return error
 
 
-def start_readers(task: Task, count: int) -> list[ReaderSlot]:
+def open_reader_slots(task: StageTask, count: int) -> list[ReaderSlot]:
     """Start readers on the cluster; they end with the process that calls this."""
     import ray
 

@@ -16,14 +16,13 @@ from videoar.engine.ray_serve import run_serve
 from videoar.engine.ray_session import connect, disconnect, environment, unwrap
 from videoar.engine.ray_train import run_gang
 from videoar.pipeline.stage import LoopStage, Shard
-from videoar.pipeline.work import Task, WorkRecord, run_reduce
-from videoar.storage.partitions import on_scheduler
+from videoar.pipeline.work.reduce import run_reduce
+from videoar.pipeline.work.task import StageTask, WorkRecord
 
 
-def _reduce(task: Task) -> WorkRecord:
-    """Run a reduction whose dask tasks, if it has any, become tasks of the cluster."""
-    with on_scheduler(_dask_on_ray):
-        return run_reduce(task)
+def _reduce(task: StageTask) -> WorkRecord:
+    """Run a reduction; its dask tasks, if it has any, become Ray tasks."""
+    return run_reduce(task, _dask_on_ray)
 
 
 def _dask_on_ray(graph: Any, keys: Any, **options: Any) -> Any:  # noqa: ANN401 - dask's protocol
@@ -33,7 +32,7 @@ def _dask_on_ray(graph: Any, keys: Any, **options: Any) -> Any:  # noqa: ANN401 
     return ray_dask_get(graph, keys, **options)
 
 
-def _require_room(task: Task) -> None:
+def _require_room(task: StageTask) -> None:
     """Refuse what a Ray that cannot grow would wait for, for ever.
 
     Raises:
@@ -42,8 +41,8 @@ def _require_room(task: Task) -> None:
     """
     import ray
 
-    resources, there = task.stage().config.resources, ray.cluster_resources()
-    is_gang = isinstance(task.stage(), LoopStage) or resources.readers
+    resources, there = task.make_stage().config.resources, ray.cluster_resources()
+    is_gang = isinstance(task.make_stage(), LoopStage) or resources.readers
     at_once = resources.workers if is_gang else 1
     each = {"cpus": resources.cpus + resources.readers, "gpus": resources.gpus}
     for name, kind in (("cpus", "CPU"), ("gpus", "GPU")):
@@ -63,27 +62,27 @@ class RayEngine:
         self._address = address
         self._connected = False
 
-    def map(self, task: Task, shards: Sequence[Shard], done: ShardDone) -> None:
+    def map(self, task: StageTask, shards: Sequence[Shard], done: ShardDone) -> None:
         """Run the shards on workers."""
-        run = run_serve if task.stage().placement == "serve" else run_pool
+        run = run_serve if task.make_stage().placement == "serve" else run_pool
         with self._ray(task):
             for shard, record in run(task, shards):
                 done(shard, record)
 
-    def loop(self, task: Task) -> WorkRecord:
+    def loop(self, task: StageTask) -> WorkRecord:
         """Run the gang; one that a rank has left starts anew, from its checkpoints."""
         with_retries(partial(self._gang, task))
         return finished_loop(task)
 
-    def _gang(self, task: Task) -> None:
+    def _gang(self, task: StageTask) -> None:
         with self._ray(task):
             run_gang(task)
 
-    def reduce(self, task: Task) -> WorkRecord:
+    def reduce(self, task: StageTask) -> WorkRecord:
         """Run the reduction as one task of the cluster."""
         import ray
 
-        resources = task.stage().config.resources
+        resources = task.make_stage().config.resources
         with self._ray(task):
             remote = ray.remote(
                 num_cpus=resources.cpus,
@@ -100,7 +99,7 @@ class RayEngine:
             self._connected = False
 
     @contextmanager
-    def _ray(self, task: Task) -> Iterator[None]:
+    def _ray(self, task: StageTask) -> Iterator[None]:
         connect(self._address)
         self._connected = True
         if self._address == "local":

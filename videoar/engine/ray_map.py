@@ -9,7 +9,6 @@ is a second pool, of actors that read clips for these (`videoar.engine.ray_clip_
 import logging
 import pickle
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,11 +16,11 @@ import numpy as np
 
 from videoar.core.errors import VideoARError
 from videoar.engine.base import with_retries
-from videoar.engine.ray_clip_readers import start_readers
+from videoar.engine.ray_clip_readers import open_reader_slots
 from videoar.engine.ray_session import environment
-from videoar.media.clip_prefetch import lend_reader_slots
 from videoar.pipeline.stage import Shard
-from videoar.pipeline.work import ShardWorker, Task, WorkRecord
+from videoar.pipeline.work.shard import ShardWorker
+from videoar.pipeline.work.task import StageTask, WorkRecord
 
 logger = logging.getLogger(__name__)
 _WORKER_RESTARTS = 3
@@ -30,10 +29,10 @@ _WORKER_RESTARTS = 3
 class ShardActor:
     """The callable that Ray Data keeps one of per worker."""
 
-    def __init__(self, task: Task) -> None:
-        readers = task.stage().config.resources.readers
-        with lend_reader_slots(partial(start_readers, task, readers)) if readers else nullcontext():
-            self._worker = with_retries(partial(ShardWorker, task))
+    def __init__(self, task: StageTask) -> None:
+        readers = task.make_stage().config.resources.readers
+        open_slots = partial(open_reader_slots, task, readers) if readers else None
+        self._worker = with_retries(partial(ShardWorker, task, open_slots))
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[Any]]:
         """Run the shards of these rows; an error of ours travels as a value.
@@ -51,11 +50,11 @@ class ShardActor:
             return error
 
 
-def run_pool(task: Task, shards: Sequence[Shard]) -> Iterator[tuple[Shard, WorkRecord]]:
+def run_pool(task: StageTask, shards: Sequence[Shard]) -> Iterator[tuple[Shard, WorkRecord]]:
     """Run shards on an actor pool of the stage's size; yield each one as it finishes."""
     import ray.data
 
-    stage = task.stage()
+    stage = task.make_stage()
     resources = stage.config.resources
     workers = min(resources.workers, len(shards))
     wanted, there = workers * (resources.cpus + resources.readers), ray.cluster_resources()

@@ -11,7 +11,8 @@ from videoar.core.prefetch import ahead
 from videoar.engine.base import with_retries
 from videoar.engine.ray_session import environment
 from videoar.pipeline.stage import Shard
-from videoar.pipeline.work import ShardWorker, Task, WorkRecord
+from videoar.pipeline.work.shard import ShardWorker
+from videoar.pipeline.work.task import StageTask, WorkRecord
 
 _IN_FLIGHT_PER_REPLICA = 2  # one running, one waiting: replicas never idle, memory stays bounded
 
@@ -19,7 +20,7 @@ _IN_FLIGHT_PER_REPLICA = 2  # one running, one waiting: replicas never idle, mem
 class ShardReplica:
     """One replica: a shard worker behind a handle."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: StageTask) -> None:
         self._worker = with_retries(partial(ShardWorker, task))
 
     def __call__(self, shard: Shard) -> str:
@@ -27,12 +28,12 @@ class ShardReplica:
         return with_retries(partial(self._worker, shard)).model_dump_json()
 
 
-def run_serve(task: Task, shards: Sequence[Shard]) -> Iterator[tuple[Shard, WorkRecord]]:
+def run_serve(task: StageTask, shards: Sequence[Shard]) -> Iterator[tuple[Shard, WorkRecord]]:
     """Run shards on a deployment of the stage's size; yield them in order as they finish."""
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # after the import, which sets it
-    resources = task.stage().config.resources
+    resources = task.make_stage().config.resources
     replicas = min(resources.workers, len(shards))
     serve.start(proxy_location="Disabled")
     deployment = serve.deployment(

@@ -13,19 +13,20 @@ from typing import Any
 
 from videoar.core.errors import VideoARError, WorkerLostError
 from videoar.engine.ray_session import environment
-from videoar.pipeline.work import Task, run_rank, store_progress
+from videoar.pipeline.work.rank import run_rank, store_progress
+from videoar.pipeline.work.task import StageTask
 
 
 def _rank_main(config: dict[str, Any]) -> None:
     """Run in each worker process of the gang."""
     import ray.train
 
-    task: Task = config["task"]
+    task: StageTask = config["task"]
     context = ray.train.get_context()
     run_rank(task, context.get_world_rank(), context.get_world_size(), store_progress(task))
 
 
-def run_gang(task: Task) -> None:
+def run_gang(task: StageTask) -> None:
     """Run a loop stage, once, on as many ranks as its resources ask for.
 
     Raises:
@@ -34,7 +35,7 @@ def run_gang(task: Task) -> None:
     from ray.train import RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchTrainer
 
-    resources = task.stage().config.resources
+    resources = task.make_stage().config.resources
     per_rank = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
     with tempfile.TemporaryDirectory(prefix="videoar-train-") as folder:
         trainer = TorchTrainer(

@@ -1,15 +1,13 @@
-"""Clips read ahead of who needs them: in threads of this process, or where an engine lends lanes.
+"""Reads clips ahead of the consumer: in threads of this process, or in reader slots of an engine.
 
-A lane reads one clip after the other. Decoding leaves Python's lock alone, so threads are enough as
-long as the cores of this machine are. References to one source keep to one lane, which fetches the
-source once; clips with a file of their own go round.
+A reader slot reads one clip at a time. Decoding releases the GIL, so threads suffice while this
+machine has free cores. Spans of one source always use the same slot, which fetches the source once;
+clips with an object of their own are distributed round-robin.
 """
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from contextvars import ContextVar
 
 import numpy as np
 
@@ -20,43 +18,37 @@ from videoar.media.clip_reader import ClipReader, sort_out
 from videoar.storage.object_store import ObjectStore
 
 ReaderSlot = Callable[[Row], Callable[[], np.ndarray]]
-"""Begins to read a clip; what it returns waits for the frames."""
-_lent: ContextVar[Callable[[], list[ReaderSlot]] | None] = ContextVar("lanes", default=None)
-
-
-@contextmanager
-def lend_reader_slots(make: Callable[[], list[ReaderSlot]]) -> Iterator[None]:
-    """Let readers that are opened in this context read in these lanes, not in threads."""
-    token = _lent.set(make)
-    try:
-        yield
-    finally:
-        _lent.reset(token)
+"""Starts to read a clip; the returned function blocks until the frames are there."""
 
 
 class ClipPrefetcher:
-    """Reads clips in order, some of them before they are asked for; safe to share by threads.
+    """Reads clips in order and ahead of their use; threads may share it.
 
     Args:
-        objects: where the clips are.
-        threads: lanes, unless an engine lends its own.
+        objects: store of the clips.
+        threads: slots in this process, if `open_slots` is None.
+        open_slots: creates slots elsewhere, see `StageContext.open_reader_slots`.
     """
 
-    def __init__(self, objects: ObjectStore, threads: int) -> None:
-        lent = _lent.get()
-        self._lanes = lent() if lent else [_thread(objects) for _ in range(threads)]
+    def __init__(
+        self,
+        objects: ObjectStore,
+        threads: int,
+        open_slots: Callable[[], list[ReaderSlot]] | None = None,
+    ) -> None:
+        self._slots = open_slots() if open_slots else [_thread(objects) for _ in range(threads)]
         self._next = itertools.count()
 
     def each(
-        self, rows: Iterable[Row], stage: str, refused: list[Row], depth: int
+        self, rows: Iterable[Row], stage: str, rejected: list[Row], depth: int
     ) -> Iterator[tuple[Row, np.ndarray]]:
-        """Yield what `ClipReader.each` does, no more than `depth` clips ahead, or one a lane."""
-        reads = ahead(self._begin, rows, max(depth, len(self._lanes)))
-        return sort_out(reads, stage, refused)
+        """Yield what `ClipReader.each` does; read at most `depth` clips ahead, or one per slot."""
+        reads = ahead(self._begin, rows, max(depth, len(self._slots)))
+        return sort_out(reads, stage, rejected)
 
     def _begin(self, row: Row) -> Callable[[], np.ndarray]:
         number = next(self._next) if row["video_key"] else seed_from(row["source_id"])
-        return self._lanes[number % len(self._lanes)](row)
+        return self._slots[number % len(self._slots)](row)
 
 
 def _thread(objects: ObjectStore) -> ReaderSlot:

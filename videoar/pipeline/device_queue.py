@@ -1,11 +1,12 @@
-"""Turns at the accelerator of a worker, and how busy it was.
+"""Serializes device access across the concurrent shards of a worker, and measures its utilization.
 
-A worker that runs several shards at once keeps its accelerator busy: while one shard computes,
-others read, pack and write. The earliest shard has the first claim, so that shards end one after
-the other; with equal claims they would all end, and all write, at the same time.
+A worker that runs several shards at once keeps its device busy: while one shard computes, others
+read, pack and write. The oldest shard is served first, so that shards finish one after the other;
+served in turn, they would all finish, and all write, at the same time.
 
-What is kept are sums, since the metrics of shards are added up: seconds of work and seconds between
-two pieces of work, from the worker's first shard to its last turn. `summary` makes shares of them.
+Shard metrics are sums, because the metrics of shards are added up: seconds of work, and seconds
+between two pieces of work, from the first shard of the worker to its last use of the device.
+`summary` computes fractions from them.
 """
 
 import heapq
@@ -18,74 +19,82 @@ from contextlib import contextmanager
 from videoar.core.errors import StageError
 
 
-class Accelerator:
-    """One piece of work at a time, that of the earliest shard first."""
+class DeviceQueue:
+    """A lock with priorities: one holder at a time, the oldest shard first."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._numbers = itertools.count()
-        self._waiting: list[int] = []
-        self._is_taken = self._is_stopped = False
-        self._free_since = 0.0
+        self._queue: list[int] = []
+        self._is_held = self._is_stopped = False
+        self._idle_since = 0.0
 
-    def share(self) -> "Share":
-        """Begin a shard."""
+    def start_shard(self) -> "DeviceUsage":
+        """Return the usage of a new shard, behind all earlier ones."""
         number = next(self._numbers)
         if number == 0:
-            self._free_since = time.monotonic()
-        return Share(self, number)
+            self._idle_since = time.monotonic()
+        return DeviceUsage(self, number)
 
     def stop(self) -> None:
-        """Let everybody who waits for a turn, now or later, fail."""
+        """Make every current and later `acquire` raise."""
         with self._changed:
             self._is_stopped = True
             self._changed.notify_all()
 
-    def take(self, number: int) -> float:
-        """Wait for a turn; return the seconds for which nobody has had one."""
-        with self._changed:
-            heapq.heappush(self._waiting, number)
-            self._changed.wait_for(lambda: self._is_stopped or self._is_next(number))
-            self._waiting.remove(number)
-            heapq.heapify(self._waiting)
-            if self._is_stopped:
-                raise StageError("accelerator", "stopped, as another shard failed or was cancelled")
-            self._is_taken = True
-            return time.monotonic() - self._free_since
+    def acquire(self, number: int) -> float:
+        """Block until the device is free for a shard; return the seconds that it was idle.
 
-    def give_back(self) -> None:
-        """End a turn."""
+        Raises:
+            StageError: the queue was stopped.
+        """
         with self._changed:
-            self._is_taken = False
-            self._free_since = time.monotonic()
+            heapq.heappush(self._queue, number)
+            self._changed.wait_for(lambda: self._is_stopped or self._is_next(number))
+            self._queue.remove(number)
+            heapq.heapify(self._queue)  # remove() breaks the order of a heap
+            if self._is_stopped:
+                raise StageError("device", "stopped, because another shard failed or was cancelled")
+            self._is_held = True
+            return time.monotonic() - self._idle_since
+
+    def release(self) -> None:
+        """Free the device for the next shard."""
+        with self._changed:
+            self._is_held = False
+            self._idle_since = time.monotonic()
             self._changed.notify_all()
 
     def _is_next(self, number: int) -> bool:
-        return not self._is_taken and self._waiting[0] == number
+        return not self._is_held and self._queue[0] == number
 
 
-class Share:
-    """What one shard has had of an accelerator."""
+class DeviceUsage:
+    """The use that one shard makes of the device."""
 
-    def __init__(self, accelerator: Accelerator, number: int) -> None:
-        self._accelerator, self._number = accelerator, number
+    def __init__(self, queue: DeviceQueue, number: int) -> None:
+        self._queue, self._number = queue, number
         self._busy_s = self._idle_s = 0.0
         self._items = 0
 
     @contextmanager
-    def turn(self, items: int) -> Iterator[None]:
-        """Have the accelerator to oneself. Work must be done when this ends, not only queued."""
-        self._idle_s += self._accelerator.take(self._number)
+    def acquire(self, items: int) -> Iterator[None]:
+        """Hold the device for a block. Its work must be complete at the end, not only queued.
+
+        Args:
+            items: clips that the block processes; counted if it succeeds.
+        """
+        self._idle_s += self._queue.acquire(self._number)
         start = time.monotonic()
         try:
             yield
             self._busy_s += time.monotonic() - start
             self._items += items
         finally:
-            self._accelerator.give_back()
+            self._queue.release()
 
     def metrics(self) -> dict[str, float]:
-        """Return the sums of this shard."""
+        """Return the sums of this shard: items, busy seconds, idle seconds."""
         return {
             "accelerator_items": float(self._items),
             "accelerator_busy_s": self._busy_s,
@@ -94,7 +103,7 @@ class Share:
 
 
 def summary(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Add to the sums of all shards what they mean, for one accelerator of the stage."""
+    """Add utilization (percent) and throughput (items per second) to the sums of all shards."""
     wall_s = metrics.get("accelerator_busy_s", 0.0) + metrics.get("accelerator_idle_s", 0.0)
     if not wall_s:
         return dict(metrics)

@@ -1,13 +1,13 @@
-"""Fingerprints: what was asked of a stage, as a digest of its parts.
+"""Fingerprints: a digest of everything that a stage's output depends on.
 
-The parts are kept beside the digest, so that `explain` can say which of them differs. Not among
-them: worker counts, paths of the store, retries, secrets, time, host.
+The parts are stored beside the digest, so that `explain` can list which of them differ. Worker
+counts, paths of the store, retries, secrets, time and host are not among them.
 
 The code part is the digest of the stage's *code closure*: every module of this package that the
-stage's module reaches through imports, as syntax trees without docstrings. A comment or a
-docstring never invalidates data; any change of behaviour in reach does. Modules below the stages
-that only move bytes (`core`, `storage`, `pipeline`) are left out: what they write is pinned by the
-contract and the layout version.
+stage's module imports, directly or not, as syntax trees without docstrings. A comment or a
+docstring never invalidates data; any other change of an imported module does. Packages below the
+stages that only move bytes (`core`, `contracts`, `storage`, `pipeline`) are left out: the contract
+and the layout version pin what they write.
 """
 
 import ast
@@ -21,7 +21,7 @@ from videoar.core.ids import digest_json, sha256_hex
 from videoar.core.types import Json
 from videoar.pipeline.stage import Inputs, Shard, Stage
 
-Components = dict[str, Any]
+FingerprintParts = dict[str, Any]
 _PACKAGE = __name__.partition(".")[0]
 _PLUMBING = frozenset({"core", "storage", "pipeline", "contracts"})
 """Subpackages that only move bytes. Matched by whole name: `storage_x` would be code in reach."""
@@ -29,8 +29,13 @@ _ROOT = Path(__file__).parent.parent
 _CODE_DIGEST = 12
 
 
-def components(stage: Stage[Any], inputs: Inputs) -> Components:
-    """Return the parts of a stage run's fingerprint as JSON values."""
+def compute_parts(stage: Stage[Any], inputs: Inputs) -> FingerprintParts:
+    """Return the parts of a stage run's fingerprint as JSON values.
+
+    Args:
+        stage: the stage with its options.
+        inputs: snapshots by port. Their digests count, not their ids: equal content is equal input.
+    """
     return {
         "stage": stage.name,
         "version": stage.version,
@@ -44,18 +49,23 @@ def components(stage: Stage[Any], inputs: Inputs) -> Components:
     }
 
 
-def fingerprint(parts: Components) -> str:
+def fingerprint(fingerprint_parts: FingerprintParts) -> str:
     """Return the digest of a fingerprint's parts."""
-    return digest_json(parts)
+    return digest_json(fingerprint_parts)
 
 
-def shard_fingerprint(parts: Components, primary: str, shard: Shard) -> str:
-    """Return the fingerprint of one shard: the stage's, with this shard in place of all of them."""
-    side = {port: digest for port, digest in parts["inputs"].items() if port != primary}
-    return digest_json({**parts, "inputs": side, "shard": shard.digest})
+def shard_fingerprint(fingerprint_parts: FingerprintParts, primary: str, shard: Shard) -> str:
+    """Return the fingerprint of one shard.
+
+    It has the digest of the shard in place of that of the whole primary input, so that new data
+    costs new shards only.
+    """
+    inputs = fingerprint_parts["inputs"].items()
+    side_inputs = {port: digest for port, digest in inputs if port != primary}
+    return digest_json({**fingerprint_parts, "inputs": side_inputs, "shard": shard.digest})
 
 
-def differences(old: Components, new: Components) -> list[dict[str, Any]]:
+def differences(old: FingerprintParts, new: FingerprintParts) -> list[dict[str, Any]]:
     """Return the leaves in which two fingerprints differ, as {component, old, new}."""
     before, after = _leaves(old), _leaves(new)
     return [
@@ -68,10 +78,10 @@ def differences(old: Components, new: Components) -> list[dict[str, Any]]:
 def _leaves(value: Json, path: str = "") -> dict[str, Json]:
     if not isinstance(value, Mapping):
         return {path: value}
-    found: dict[str, Json] = {}
+    leaves: dict[str, Json] = {}
     for key, item in value.items():
-        found |= _leaves(item, f"{path}.{key}" if path else str(key))
-    return found
+        leaves |= _leaves(item, f"{path}.{key}" if path else str(key))
+    return leaves
 
 
 @lru_cache(maxsize=64)
@@ -82,19 +92,19 @@ def code_closure(module: str, root: Path = _ROOT) -> dict[str, str]:
         module: dotted name of the first module.
         root: folder of the package.
     """
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     queue = [module]
     while queue:
         name = queue.pop()
-        if name in found or _is_plumbing(name):
+        if name in digests or _is_plumbing(name):
             continue
         path = _source(name, root)
         if path is None:
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         queue += _imports(tree)
-        found[name] = sha256_hex(ast.dump(_without_docstrings(tree)).encode())[:_CODE_DIGEST]
-    return dict(sorted(found.items()))
+        digests[name] = sha256_hex(ast.dump(_without_docstrings(tree)).encode())[:_CODE_DIGEST]
+    return dict(sorted(digests.items()))
 
 
 def _is_plumbing(name: str) -> bool:
@@ -104,7 +114,7 @@ def _is_plumbing(name: str) -> bool:
 def _source(name: str, root: Path) -> Path | None:
     """Return the file of one of our modules or packages; None for a name inside a module.
 
-    Found by path, because asking the import system would import the parents (and torch with them).
+    Found by path: the import system would import the parent packages, and torch with them.
     """
     stem = root.joinpath(*name.split(".")[1:])
     for path in (stem.with_suffix(".py"), stem / "__init__.py"):

@@ -3,12 +3,12 @@
 A stage turns committed snapshots into the rows of a new one:
 
     map     shard -> rows     pure, may run twice, any number of workers
-    loop    gang of ranks     training: long, stateful, resumes from its own checkpoints
-    reduce  all rows -> few   statistics, verdicts, scores, gates
+    loop    group of ranks    training: long, stateful, resumes from its own checkpoints
+    reduce  all rows -> few   statistics, filters, scores, gates
 
-A stage knows its config, its input ports and its contract. It never sees an engine, a cluster or
-another stage. Everything in a config counts for the fingerprint unless the field is declared with
-`runtime(...)`: those may change the speed of a stage, never its output.
+A stage has options, input ports and an output contract. It depends on no engine, no cluster and no
+other stage. Every option enters the fingerprint unless its field is declared with `runtime(...)`:
+those may change the speed of a stage, never its output.
 """
 
 import tempfile
@@ -23,22 +23,23 @@ from pydantic import Field
 
 from videoar.contracts.expectations import CheckReport
 from videoar.core.types import FileRef, Frozen, Resources
+from videoar.pipeline.context import StageContext
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
 
 def runtime(default: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - same typing as pydantic.Field
-    """Declare a config field that cannot change the output; it stays out of the fingerprint."""
+    """Declare an option that cannot change the output; it is not part of the fingerprint."""
     return Field(default=default, json_schema_extra={"runtime": True}, **kwargs)
 
 
-def gate(default: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - same typing as pydantic.Field
-    """Declare a config field that decides whether a loop's output counts, not what it is.
+def publish_gate(default: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - same typing as pydantic.Field
+    """Declare an option that decides whether a loop's output is published, not what it is.
 
-    It is in the fingerprint, but not in the keys of checkpoints: a training that has missed its
-    gate goes on from them when the gate has been changed.
+    It is part of the fingerprint, but not of the keys of checkpoints: a training that failed its
+    gate resumes from them after the gate was changed.
     """
-    return Field(default=default, json_schema_extra={"gate": True}, **kwargs)
+    return Field(default=default, json_schema_extra={"publish_gate": True}, **kwargs)
 
 
 class StageConfig(Frozen):
@@ -47,15 +48,15 @@ class StageConfig(Frozen):
     resources: Resources = runtime(Resources())
     """Workers, cores, GPUs and memory of the stage."""
     max_reject_fraction: float = runtime(1.0, ge=0, le=1)
-    """Share of refused rows above which the stage fails."""
+    """Fraction of rejected rows above which the stage fails."""
 
     def semantic(self) -> dict[str, Any]:
         """Return the part of the config that can change the output, as JSON values."""
         return self.model_dump(mode="json", exclude=self._declared("runtime"))
 
-    def gates(self) -> set[str]:
-        """Return the names of the fields declared with `gate(...)`."""
-        return self._declared("gate")
+    def publish_gates(self) -> set[str]:
+        """Return the names of the fields declared with `publish_gate(...)`."""
+        return self._declared("publish_gate")
 
     def _declared(self, kind: str) -> set[str]:
         return {
@@ -65,7 +66,7 @@ class StageConfig(Frozen):
         }
 
     def needs(self) -> Mapping[str, str]:
-        """Return the optional ports that these options cannot do without, and why."""
+        """Return the optional ports that these options require, each with the reason."""
         return {}
 
 
@@ -84,7 +85,7 @@ class Port:
 
 @dataclass(frozen=True)
 class Output:
-    """Rows that a stage made, which become one file, and the rows that it refused (`rejects@1`)."""
+    """Output rows of a stage, which become one file, and the rejected ones (`rejects@1`)."""
 
     rows: pa.Table
     rejects: pa.Table | None = None
@@ -93,46 +94,46 @@ class Output:
 
 @dataclass(frozen=True)
 class Shard:
-    """One unit of a map stage's work. Either a file of an input snapshot or rows given directly."""
+    """The input of one call of a map stage: a file of an input snapshot, or rows by value."""
 
     index: int
     digest: str
-    """Content digest: equal shards have equal digests, whatever the snapshot they came from."""
+    """Content digest: equal shards have equal digests, whichever snapshot they belong to."""
     file: FileRef | None = None
     rows: tuple[Mapping[str, Any], ...] = ()
     count: int | None = None
-    """Rows that go in, where `rows` says how to find them."""
+    """Number of input rows, where `rows` holds a description of them and not the rows."""
 
     @property
     def num_rows(self) -> int:
-        """Rows that go in."""
+        """Number of input rows."""
         if self.count is not None:
             return self.count
         return self.file.rows if self.file else len(self.rows)
 
 
 class Mapper(Protocol):
-    """The opened form of a map stage: weights are loaded, rows go in, rows come out."""
+    """An opened map stage: a callable that holds the loaded weights."""
 
     def __call__(self, batch: pa.Table) -> Output | Sequence[Output]:
-        """Turn the rows of one shard into output rows; pure, so that a shard may run twice.
+        """Compute the output of one shard's rows; pure, so that a shard may run twice.
 
-        Of a stage with an `overlap`, several threads call this at once.
+        Several threads call this at once if the stage's `overlap` is greater than 1.
         """
         ...
 
 
 @runtime_checkable
 class Stoppable(Protocol):
-    """A mapper with an `overlap` that can be asked to end."""
+    """A mapper with an `overlap` whose running calls can be stopped."""
 
     def stop(self) -> None:
-        """Let the calls that other threads are in fail soon."""
+        """Make the calls that run in other threads fail soon."""
         ...
 
 
-class Rank(Protocol):
-    """One member of a loop stage's gang, and its only way to talk to the outside."""
+class RankContext(Protocol):
+    """The rank that a loop stage runs as: its index, progress reports and checkpoints."""
 
     index: int
     world_size: int
@@ -140,42 +141,42 @@ class Rank(Protocol):
     """Empty local folder of this attempt."""
 
     def report(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
-        """Tell progress; cheap, rate-limited, safe to call at every step. Rank 0 speaks."""
+        """Report progress; cheap, rate-limited, safe to call at every step. Only rank 0 reports."""
         ...
 
     def save_checkpoint(self, step: int, folder: Path) -> None:
-        """Commit a folder as the checkpoint of `step`. Atomic: it counts entirely or not at all.
+        """Commit a folder as the checkpoint of `step`, atomically. Only rank 0 writes.
 
-        The newest two stay, also when the stage has ended: see `gate`.
+        The newest two are kept, also after the stage has ended: see `publish_gate`.
         """
         ...
 
     def load_checkpoint(self, into: Path) -> int | None:
-        """Fill `into` with the newest committed checkpoint; return its step, None without one."""
+        """Copy the newest committed checkpoint into a folder; return its step, None without one."""
         ...
 
 
-def keep_checkpoint(rank: Rank, step: int, save: Callable[[Path], None]) -> None:
-    """Commit what `save` writes into a folder; the folder goes, so that none fills the disk."""
+def save_checkpoint(rank: RankContext, step: int, save: Callable[[Path], None]) -> None:
+    """Commit the files that `save` writes into a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=rank.scratch) as folder:
         save(Path(folder))
         rank.save_checkpoint(step, Path(folder))
 
 
-def resume(rank: Rank, load: Callable[[Path], None]) -> None:
-    """Let `load` read the newest committed checkpoint, if there is one, from a passing folder."""
+def resume(rank: RankContext, load: Callable[[Path], None]) -> None:
+    """Call `load` with a temporary copy of the newest committed checkpoint, if there is one."""
     with tempfile.TemporaryDirectory(prefix="resume-", dir=rank.scratch) as folder:
         if rank.load_checkpoint(Path(folder)) is not None:
             load(Path(folder))
 
 
 class Stage(ABC, Generic[C]):
-    """What the shapes share. Subclasses set the class variables and one method."""
+    """Base of the three shapes. Subclasses set the class variables and implement one method."""
 
     name: ClassVar[str]
     shape: ClassVar[Literal["map", "loop", "reduce"]]
     version: ClassVar[int] = 1
-    """Raise it when the output changes for the same input in a way that the code does not show."""
+    """Increase it when the output changes for the same input, and the code closure does not."""
     consumes: ClassVar[Mapping[str, Port]]
     produces: ClassVar[str]
     config_type: ClassVar[type[StageConfig]]
@@ -184,22 +185,32 @@ class Stage(ABC, Generic[C]):
         self.config = config
 
     def tools(self) -> Mapping[str, str]:
-        """Return versions and digests outside the code and config that the output depends on."""
+        """Return versions and digests outside code and options that the output depends on."""
         return {}
+
+    def after_commit(self, output: Snapshot, store: Store, run_id: str) -> None:
+        """Act on the committed output, for example move a ref. Does nothing by default.
+
+        Called whenever a run reaches the output, also when it was cached or resumed, so it must be
+        idempotent.
+
+        Raises:
+            GateError: the output forbids it; the stage then counts as blocked.
+        """
 
 
 class MapStage(Stage[C]):
-    """Shards to shards."""
+    """Shards to shards, independent of each other."""
 
     shape = "map"
     placement: ClassVar[Literal["pool", "serve"]] = "pool"
-    """Where an engine that has both hosts the mapper: an actor pool or a serving deployment."""
+    """Where the Ray engine runs the mapper: an actor pool, or replicas of a Serve deployment."""
     overlap: ClassVar[int] = 1
-    """Shards that one worker runs at once: while one computes, others read and write."""
+    """Shards that one worker runs concurrently: one computes while others read and write."""
     primary: ClassVar[str]
     """Port whose files are the shards."""
-    may_refuse_all: ClassVar[bool] = False
-    """That nothing is left is a finding here; elsewhere it is a failure."""
+    allows_empty_output: ClassVar[bool] = False
+    """An empty output is valid. For other stages, rejecting every row is a failure."""
 
     def shards(self, inputs: Inputs) -> Sequence[Shard]:
         """Plan the work: cheap, pure, in a fixed order. Default: one shard per primary file."""
@@ -209,29 +220,29 @@ class MapStage(Stage[C]):
         ]
 
     @abstractmethod
-    def open(self, inputs: Inputs, store: Store) -> Mapper:
-        """Load what is needed once per worker."""
+    def open(self, inputs: Inputs, context: StageContext) -> Mapper:
+        """Load what is needed once per worker, such as weights."""
 
 
 class LoopStage(Stage[C]):
-    """A gang of ranks."""
+    """A group of ranks that run together: training."""
 
     shape = "loop"
 
     @abstractmethod
-    def run(self, inputs: Inputs, store: Store, rank: Rank) -> Output | None:
-        """Run to the end, from the last checkpoint if there is one; rank 0 returns the rows."""
+    def run(self, inputs: Inputs, context: StageContext, rank: RankContext) -> Output | None:
+        """Run to the end, from the newest checkpoint if there is one; rank 0 returns the rows."""
 
 
 class ReduceStage(Stage[C]):
-    """All rows to few."""
+    """All rows of the inputs to a few."""
 
     shape = "reduce"
 
     @abstractmethod
-    def reduce(self, inputs: Inputs, store: Store) -> Iterator[Output]:
+    def reduce(self, inputs: Inputs, context: StageContext) -> Iterator[Output]:
         """Yield output tables; each becomes one file. Yield them in a fixed order."""
 
     def check(self, inputs: Inputs, output: pa.Table) -> CheckReport | None:  # noqa: ARG002 - no gate
-        """Gate the output rows before the commit becomes visible; None asks nothing of them."""
+        """Check the output rows before they are committed; None: there is nothing to check."""
         return None

@@ -19,7 +19,7 @@ from videoar.core.errors import ConfigError, did_you_mean
 from videoar.core.hardware import hardware
 from videoar.core.ids import new_run_id
 from videoar.core.types import Frozen, Json
-from videoar.pipeline.fingerprint import Components
+from videoar.pipeline.fingerprint import FingerprintParts
 from videoar.pipeline.spec import PipelineSpec
 from videoar.storage.layout import RUNS_PREFIX, run_events, run_id_of, run_key
 from videoar.storage.store import Store
@@ -179,7 +179,7 @@ class RunLog:
         """Record the listing of an input."""
         self.event("input", name=name, input=listed.model_dump(mode="json"))
 
-    def stage(self, stage: StageRun, parts: Components | None = None) -> None:
+    def stage(self, stage: StageRun, parts: FingerprintParts | None = None) -> None:
         """Record the new state of a stage."""
         extra = {"parts": parts} if parts else {}
         self.event("stage", stage=stage.model_dump(mode="json", by_alias=True), **extra)
@@ -302,9 +302,9 @@ def _busy_seconds(events: list[dict[str, Any]]) -> float:
     return total + last - first
 
 
-def stage_parts(store: Store, run_id: str, stage: str) -> Components | None:
-    """Return the fingerprint components that a run recorded for a stage, None if it has none."""
-    result: Components | None = None
+def stage_parts(store: Store, run_id: str, stage: str) -> FingerprintParts | None:
+    """Return the fingerprint parts that a run recorded for a stage, None if it has none."""
+    result: FingerprintParts | None = None
     for event in events_of(store, run_id):
         if event["kind"] == "stage" and event["stage"]["name"] == stage and "parts" in event:
             result = event["parts"]
@@ -313,7 +313,7 @@ def stage_parts(store: Store, run_id: str, stage: str) -> Components | None:
 
 def previous_parts(
     store: Store, pipeline: str, stage: str, before: str | None = None
-) -> tuple[str, Components] | None:
+) -> tuple[str, FingerprintParts] | None:
     """Return the newest run of a pipeline that recorded this stage, and its components.
 
     Args:

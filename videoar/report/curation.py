@@ -23,7 +23,7 @@ from videoar.curation.policy import score_columns, score_of
 from videoar.media.clip_reader import COLUMNS, ClipReader
 from videoar.media.decode import thumbnail_jpeg
 from videoar.media.process import Limits
-from videoar.pipeline.work import find_check
+from videoar.pipeline.work.reduce import find_check
 from videoar.records.run_record import Run
 from videoar.report.page import DataCheck, Histogram, Picture, Repeat, Sheet
 from videoar.stages.profile import column_values

@@ -1,39 +1,36 @@
-"""Executes a pipeline: one stage after the other, each one cached, resumed or run, then committed.
+"""Executes a pipeline: one stage after the other, each cached, resumed or run, then committed.
 
-Everything that is decided here is decided by what the store holds, so a run that was killed at any
-line is resumed by executing it again under its old id: finished stages are found by fingerprint,
-finished shards by their records, training by its newest checkpoint.
+Every decision is made from the content of the store. A run that was killed at any line is resumed
+by executing it again under its id: finished stages are found by fingerprint, finished shards by
+their records, a training by its newest checkpoint.
 """
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from videoar import __version__
+from videoar.contracts.names import REJECTS
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import ConfigError, GateError, StageError
 from videoar.core.logging import log_context
 from videoar.core.types import Provenance
 from videoar.engine.base import Engine
 from videoar.pipeline.device_queue import summary
-from videoar.pipeline.fingerprint import (
-    Components,
-    components,
-    fingerprint,
-    shard_fingerprint,
-)
+from videoar.pipeline.fingerprint import shard_fingerprint
 from videoar.pipeline.registry import BUILTIN, Registry
 from videoar.pipeline.spec import INPUT_CONTRACT, PipelineSpec, StageSpec, parse_pipeline
 from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
-from videoar.pipeline.work import (
-    REJECTS,
-    Task,
+from videoar.pipeline.work.task import (
+    StageTask,
     WorkRecord,
     find_record,
     loop_key,
     merge,
     record_key,
+    reduce_key,
 )
 from videoar.records.run_record import (
     RowCounts,
@@ -45,8 +42,8 @@ from videoar.records.run_record import (
     load_run,
     next_run_id,
 )
+from videoar.runner.decide import Decision, ShardWork, check_tools, decide
 from videoar.runner.inputs import Listing, compare, resolve
-from videoar.runner.plan import build, check_contracts, check_tools, split_done, why
 from videoar.storage.delta_log import missing_files
 from videoar.storage.reader import read_file
 from videoar.storage.snapshot import Snapshot
@@ -54,7 +51,6 @@ from videoar.storage.store import Store
 
 logger = logging.getLogger(__name__)
 _LOG_EVERY_S = 10.0
-_RELEASES = "releases@1"
 
 
 @dataclass
@@ -77,19 +73,19 @@ class Execution:
         self.stages = {s.name: StageRun(name=s.name, type=s.type) for s in self.spec.stages}
 
     def run(self, start: str | None = None, until: str | None = None) -> Run:
-        """Execute the pipeline, or the part from `start` until `until`, to its end or first error.
+        """Execute the pipeline, or the part from `start` to `until`, to its end or first error.
 
-        The record of the run is complete whatever happens; errors are in it and raised as well.
+        The record of the run is complete in every case: an error is recorded and raised as well.
 
         Raises:
             VideoARError: what stopped the run.
         """
-        wanted = self._selected(start, until)
-        check_tools(wanted, self.registry)
-        found = {name: resolve(self.store, name, url) for name, url in self.spec.inputs.items()}
+        selected = self._selected(start, until)
+        check_tools(selected, self.registry)
+        inputs = {name: resolve(self.store, name, url) for name, url in self.spec.inputs.items()}
         self.has_begun = True
         self._log.create(self.spec, __version__, start, until)
-        for skipped in self.stages.keys() - {stage.name for stage in wanted}:
+        for skipped in self.stages.keys() - {stage.name for stage in selected}:
             self.stages[skipped] = self.stages[skipped].model_copy(update={"status": "SKIPPED"})
         self._log.driver()
         status: Status = "SUCCEEDED"
@@ -97,9 +93,9 @@ class Execution:
         try:
             with log_context(run_id=self.run_id):
                 self._snapshots |= {
-                    name: self._commit_input(name, made) for name, made in found.items()
+                    name: self._commit_input(name, listed) for name, listed in inputs.items()
                 }
-                self._run_all(wanted, start)
+                self._run_all(selected, start)
         except KeyboardInterrupt:
             status, problem = "CANCELLED", "cancelled"
             raise
@@ -121,136 +117,135 @@ class Execution:
             raise ConfigError(start, f"comes after {until}", "swap --from and --until")
         return [stage for stage in self.spec.stages if stage.name in names]
 
-    def _run_all(self, wanted: list[StageSpec], start: str | None) -> None:
+    def _run_all(self, selected: list[StageSpec], start: str | None) -> None:
         must_exist = self.spec.upstream(start) if start else set()
-        for stage in wanted:
+        for stage in selected:
             with log_context(stage=stage.name):
                 self._run_stage(stage, must_exist=stage.name in must_exist)
 
-    def _commit_input(self, name: str, found: Snapshot | Listing) -> Snapshot:
-        if isinstance(found, Listing):
-            found = found.commit(self.store, self._provenance(name, "", {}))
-        if found.contract == INPUT_CONTRACT:
-            seen = compare(self.store, self.spec.name, self.run_id, name, found)
-            self._log.input(name, seen)
-            logger.info("input %s: %s", name, seen)
-        return found
+    def _commit_input(self, name: str, listed: Snapshot | Listing) -> Snapshot:
+        if isinstance(listed, Listing):
+            listed = listed.commit(self.store, self._provenance(name, "", {}))
+        if listed.contract == INPUT_CONTRACT:
+            comparison = compare(self.store, self.spec.name, self.run_id, name, listed)
+            self._log.input(name, comparison)
+            logger.info("input %s: %s", name, comparison)
+        return listed
 
-    def _provenance(self, stage: str, asked: str, parents: dict[str, str]) -> Provenance:
+    def _provenance(self, stage: str, fingerprint: str, parents: dict[str, str]) -> Provenance:
         return Provenance(
             run_id=self.run_id,
             pipeline=self.spec.name,
             stage=stage,
-            fingerprint=asked,
+            fingerprint=fingerprint,
             code_version=__version__,
             parents=parents,
         )
 
     def _run_stage(self, spec: StageSpec, *, must_exist: bool) -> None:
+        """Reach the committed output of one stage; record an error before it is raised."""
         inputs = {port: self._snapshots[source] for port, source in spec.ports.items()}
-        check_contracts(spec, inputs, self.registry)
-        stage = build(spec, self.registry)
-        parts = components(stage, inputs)
-        asked = fingerprint(parts)
-        begun = time.monotonic()
-        self._update(
-            spec.name,
-            status="RUNNING",
-            fingerprint=asked,
-            inputs={port: snapshot.id for port, snapshot in inputs.items()},
-        )
-        found = self.store.dataset(spec.name, stage.produces).find(asked)
-        if found is not None:
-            self._reuse(spec.name, found, parts)
-        elif must_exist:
-            raise ConfigError(
-                f"stages.{spec.name}", "has no finished snapshot", "run without --from"
+        began = time.monotonic()
+        ids = {port: snapshot.id for port, snapshot in inputs.items()}
+        self._update(spec.name, status="RUNNING", inputs=ids)
+        try:
+            decision = decide(
+                self.store, self.spec.name, spec, inputs, self.registry, before=self.run_id
             )
-        else:
-            found = self._make(spec, stage, inputs, parts, begun)
-        self._snapshots[spec.name] = found
-        if stage.produces == _RELEASES:
-            self._settle_gate(spec.name, found)
+            self._update(spec.name, fingerprint=decision.fingerprint, reason=decision.reason)
+            snapshot = self._output(spec, decision, inputs, began, must_exist=must_exist)
+            decision.stage.after_commit(snapshot, self.store, self.run_id)
+        except BaseException as error:
+            self._record_failure(spec.name, error, time.monotonic() - began)
+            raise
+        self._snapshots[spec.name] = snapshot
 
-    def _reuse(self, name: str, found: Snapshot, parts: Components) -> None:
-        refused = found.rejects()
-        rows = RowCounts(out=found.rows, rejected=refused.rows if refused else 0)
+    def _output(
+        self,
+        spec: StageSpec,
+        decision: Decision,
+        inputs: Inputs,
+        began: float,
+        *,
+        must_exist: bool,
+    ) -> Snapshot:
+        if decision.existing is not None:
+            return self._reuse(spec.name, decision, decision.existing)
+        if must_exist:
+            what = "has no finished snapshot"
+            raise ConfigError(f"stages.{spec.name}", what, "run without --from")
+        return self._execute(spec, decision, inputs, began)
+
+    def _record_failure(self, name: str, error: BaseException, seconds: float) -> None:
+        failed: Status = "GATE_BLOCKED" if isinstance(error, GateError) else "FAILED"
+        status: Status = "CANCELLED" if isinstance(error, KeyboardInterrupt) else failed
+        self._update(name, status=status, error=str(error) or status, seconds=round(seconds, 3))
+        self._log.stage(self.stages[name])
+
+    def _reuse(self, name: str, decision: Decision, snapshot: Snapshot) -> Snapshot:
+        rejects = snapshot.rejects()
         self._update(
             name,
             status="CACHED",
-            snapshot=found.id,
-            rejects=found.commit.rejects,
-            rows=rows,
-            reason="nothing changed",
+            snapshot=snapshot.id,
+            rejects=snapshot.commit.rejects,
+            rows=RowCounts(out=snapshot.rows, rejected=rejects.rows if rejects else 0),
         )
-        self._log.stage(self.stages[name], parts)
-        logger.info("cached as %s", found.id)
+        self._log.stage(self.stages[name], decision.fingerprint_parts)
+        logger.info("cached as %s", snapshot.id)
+        return snapshot
 
-    def _make(
-        self,
-        spec: StageSpec,
-        stage: Stage[Any],
-        inputs: Inputs,
-        parts: Components,
-        begun: float,
+    def _execute(
+        self, spec: StageSpec, decision: Decision, inputs: Inputs, began: float
     ) -> Snapshot:
-        reason = why(self.store, self.spec.name, spec.name, parts, self.run_id)
-        self._update(spec.name, reason=reason)
-        self._log.stage(self.stages[spec.name], parts)
-        logger.info("runs (%s)", reason)
-        task = Task(
+        self._log.stage(self.stages[spec.name], decision.fingerprint_parts)
+        logger.info("running: %s", decision.reason)
+        task = StageTask(
             run_id=self.run_id,
             dataset=spec.name,
             stage_type=spec.type,
             config=spec.config.model_dump(mode="json"),
             inputs={port: snapshot.id for port, snapshot in inputs.items()},
-            parts=parts,
+            fingerprint_parts=decision.fingerprint_parts,
             store_url=self.store.url,
             store_endpoint=self.store.endpoint,
             registry=self.registry,
         )
-        try:
-            record = self._work(task, stage, inputs)
-            self._check_rejects(spec, record)
-            snapshot = self._commit(task, stage, record)
-        except BaseException as error:
-            failed: Status = "GATE_BLOCKED" if isinstance(error, GateError) else "FAILED"
-            status: Status = "CANCELLED" if isinstance(error, KeyboardInterrupt) else failed
-            seconds = time.monotonic() - begun
-            self._update(spec.name, status=status, error=str(error) or status, seconds=seconds)
-            self._log.stage(self.stages[spec.name])
-            raise
+        record = self._work(task, decision)
+        self._check_rejects(spec, record)
+        snapshot = self._commit(task, decision.stage, record)
+        seconds = time.monotonic() - began
         self._update(
             spec.name,
             status="SUCCEEDED",
             snapshot=snapshot.id,
             rejects=snapshot.commit.rejects,
-            seconds=round(time.monotonic() - begun, 3),
+            seconds=round(seconds, 3),
             rows=RowCounts(in_=record.rows_in, out=record.rows_out, rejected=record.rows_rejected),
         )
         self._log.stage(self.stages[spec.name])
-        logger.info("made %s in %.1f s", snapshot.id, time.monotonic() - begun)
+        logger.info("committed %s after %.1f s", snapshot.id, seconds)
         return snapshot
 
-    def _work(self, task: Task, stage: Stage[Any], inputs: Inputs) -> WorkRecord:
+    def _work(self, task: StageTask, decision: Decision) -> WorkRecord:
+        stage = decision.stage
         if isinstance(stage, MapStage):
-            return self._map(task, stage, inputs)
+            return self._map(task, stage, decision.work)
         self._update(task.dataset, shards=ShardCounts(planned=1))
-        loops = stage.shape == "loop"
-        key = loop_key(task) if loops else record_key(task, "reduced", task.fingerprint)
-        before = find_record(self.store, key)
-        if before is not None and any(missing_files(self.store.objects, before.all_files)):
-            self.store.objects.delete(key)
-        record = self.engine.loop(task) if loops else self.engine.reduce(task)
+        is_loop = stage.shape == "loop"
+        key = loop_key(task) if is_loop else reduce_key(task)
+        earlier = find_record(self.store, key)
+        if earlier is not None and any(missing_files(self.store.objects, earlier.all_files)):
+            self.store.objects.delete(key)  # the engine would adopt it
+        record = self.engine.loop(task) if is_loop else self.engine.reduce(task)
         self._update(task.dataset, shards=ShardCounts(planned=1, done=1))
         return record
 
-    def _map(self, task: Task, stage: MapStage[Any], inputs: Inputs) -> WorkRecord:
-        shards = list(stage.shards(inputs))
-        records, missing, stale = split_done(self.store, task.dataset, task.parts, stage, shards)
-        for key in stale:  # whoever runs the shard would adopt it
+    def _map(self, task: StageTask, stage: MapStage[Any], work: ShardWork) -> WorkRecord:
+        for key in work.stale_keys:
             self.store.objects.delete(key)
-        counts = ShardCounts(planned=len(shards), cached=len(records))
+        records = dict(work.done)
+        counts = ShardCounts(planned=len(work.shards), cached=len(records))
         self._update(task.dataset, shards=counts)
         last_line = time.monotonic()
 
@@ -277,36 +272,39 @@ class Execution:
                 last_line = time.monotonic()
                 logger.info("%d of %d shards done", counts.done + counts.cached, counts.planned)
 
-        if missing:
-            self.engine.map(task, missing, finished)
-        for shard in shards:
+        if work.missing:
+            self.engine.map(task, work.missing, finished)
+        for shard in work.shards:
             if shard.index not in records:
                 raise StageError(f"stage {task.dataset}, shard {shard.index}", "left no record")
-        total = merge([records[shard.index] for shard in shards])
+        total = merge([records[shard.index] for shard in work.shards])
         self._update(
             task.dataset,
             shards=counts.model_copy(update={"quarantined": total.rows_rejected}),
         )
-        if total.rows_rejected and not total.rows_out and not stage.may_refuse_all:
-            self._fail_empty(task, stage, shards, total)
+        if total.rows_rejected and not total.rows_out and not stage.allows_empty_output:
+            self._fail_empty(task, stage, work.shards, total)
         metrics = summary(total.metrics)
         self._update(task.dataset, metrics=metrics)
         return total.model_copy(update={"metrics": metrics})
 
     def _fail_empty(
-        self, task: Task, stage: MapStage[Any], shards: list[Shard], total: WorkRecord
+        self, task: StageTask, stage: MapStage[Any], shards: Sequence[Shard], total: WorkRecord
     ) -> None:
-        """Fail a stage that has refused all of its rows, and let the next run try them again."""
-        keys = ["reasons", "uri", "detail"]
-        (first, *_) = read_file(self.store.objects, total.rejects[0], keys).to_pylist()
+        """Fail a stage that rejected all of its rows; the next run tries them again.
+
+        Most often the sources were unreachable: the records must not make that permanent.
+        """
+        columns = ["reasons", "uri", "detail"]
+        (first, *_) = read_file(self.store.objects, total.rejects[0], columns).to_pylist()
         for shard in shards:
-            name = shard_fingerprint(task.parts, stage.primary, shard)
+            name = shard_fingerprint(task.fingerprint_parts, stage.primary, shard)
             self.store.objects.delete(record_key(task, "shards", name))
         raise StageError(
             f"stage {task.dataset}",
-            f"all of its {total.rows_rejected} rows were refused, such as "
+            f"all of its {total.rows_rejected} rows were rejected, such as "
             f"{first['reasons'][0]}: {first['uri']} {first['detail']}",
-            "are the sources where they were?",
+            "check that the sources are reachable",
         )
 
     def _check_rejects(self, spec: StageSpec, record: WorkRecord) -> None:
@@ -315,43 +313,21 @@ class Execution:
         if total and record.rows_rejected > bound * total:
             raise StageError(
                 f"stage {spec.name}",
-                f"{record.rows_rejected} of {total} rows were refused, more than "
+                f"{record.rows_rejected} of {total} rows were rejected, more than "
                 f"max_reject_fraction {bound:g}",
-                "see the reasons with: videoar show, or raise the bound",
+                "list the reasons with: videoar quarantine ls, or raise the bound",
             )
 
-    def _commit(self, task: Task, stage: Stage[Any], record: WorkRecord) -> Snapshot:
+    def _commit(self, task: StageTask, stage: Stage[Any], record: WorkRecord) -> Snapshot:
         crash_point("before-commit")
         provenance = self._provenance(task.dataset, task.fingerprint, dict(task.inputs))
-        refused = self.store.dataset(f"{task.dataset}.rejects", REJECTS)
-        rejects = refused.commit(record.rejects, provenance, {}).id if record.rejects else None
+        rejected = self.store.dataset(f"{task.dataset}.rejects", REJECTS)
+        rejects = rejected.commit(record.rejects, provenance, {}).id if record.rejects else None
         crash_point("rejects-committed")
         dataset = self.store.dataset(task.dataset, stage.produces)
         snapshot = dataset.commit(record.files, provenance, record.metrics, rejects)
         crash_point("committed")
         return snapshot
-
-    def _settle_gate(self, name: str, decision: Snapshot) -> None:
-        """Move the ref if every rule passed and this decision has not moved it yet."""
-        rules = decision.table().to_pylist()
-        broken = [rule for rule in rules if not rule["passed"]]
-        if broken or not rules:
-            why_not = "; ".join(f"{rule['rule']}: {rule['reason']}" for rule in broken)
-            self._update(name, status="GATE_BLOCKED", error=why_not or "no rule was evaluated")
-            self._log.stage(self.stages[name])
-            raise GateError(f"gate {name}", why_not or "no rule was evaluated", "nothing promoted")
-        ref, candidate = rules[0]["ref"], rules[0]["candidate"]
-        history = self.store.refs.history(ref)
-        if all(entry["evidence"].get("decision") != decision.id for entry in history):
-            head = self.store.refs.head_record(ref)
-            self.store.refs.advance(
-                ref,
-                candidate,
-                expect=head["seq"] if head else None,
-                evidence={"decision": decision.id},
-                by_run=self.run_id,
-            )
-            logger.info("promoted %s to %s", candidate, ref)
 
     def _update(self, name: str, **changes: Any) -> None:  # noqa: ANN401 - fields of StageRun
         self.stages[name] = self.stages[name].model_copy(update=changes)
@@ -362,6 +338,6 @@ def resume_spec(run_id: str, store: Store, registry: Registry = BUILTIN) -> Pipe
     run = load_run(store, run_id)
     if run.code_version != __version__:
         logger.warning(
-            "run %s began with version %s, this is %s", run_id, run.code_version, __version__
+            "run %s was started by version %s, this is %s", run_id, run.code_version, __version__
         )
     return parse_pipeline(run.document, run.source, registry)

@@ -17,8 +17,8 @@ from pydantic import Field
 from videoar.contracts.contract import load_contract
 from videoar.contracts.names import CLIPS, REJECTS
 from videoar.core.types import Row
+from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import Inputs, Mapper, MapStage, Output, Port, StageConfig, runtime
-from videoar.storage.store import Store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,14 +69,14 @@ class AnnotateStage(MapStage[A]):
 
         return identity(self.config.model)
 
-    def open(self, inputs: Inputs, store: Store) -> Mapper:  # noqa: ARG002 - rows come by file
+    def open(self, inputs: Inputs, context: StageContext) -> Mapper:  # noqa: ARG002 - rows come by file
         """Load the model once for all shards of a worker."""
         import torch
 
         from videoar.media.clip_reader import ClipReader
 
         torch.set_num_threads(max(1, int(self.config.resources.cpus)))
-        return partial(self._annotate, self.load(), ClipReader(store.objects))
+        return partial(self._annotate, self.load(), ClipReader(context.store.objects))
 
     def _annotate(self, answer: Answer, read: "ClipReader", batch: pa.Table) -> Output:
         from videoar.model.pretrained.networks import pick_stills

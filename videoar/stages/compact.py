@@ -24,12 +24,12 @@ from pydantic import Field
 from videoar.contracts.contract import load_contract
 from videoar.contracts.names import TOKENS
 from videoar.core.ids import canonical_json, digest_json, sha256_hex
+from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import Inputs, Mapper, MapStage, Output, Port, Shard, StageConfig
 from videoar.storage.payload import row_bytes
 from videoar.storage.reader import read_footers
 from videoar.storage.row_reader import RowSource, own_notes
 from videoar.storage.snapshot import Snapshot
-from videoar.storage.store import Store
 from videoar.storage.token_codec import checksum
 
 _HASH_BITS = 63
@@ -72,7 +72,7 @@ class CompactStage(MapStage[CompactConfig]):
                 begin += count
         return made
 
-    def open(self, inputs: Inputs, store: Store) -> Mapper:  # noqa: ARG002 - the snapshot has it
+    def open(self, inputs: Inputs, context: StageContext) -> Mapper:  # noqa: ARG002 - the snapshot has it
         """Read the small columns of all rows."""
         source = RowSource(inputs[self.primary])
         notes_N = _numbered(source.notes)[source.payload.file_N]

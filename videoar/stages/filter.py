@@ -27,9 +27,10 @@ from videoar.curation.policy import (
     parse_policy,
     read_policy,
 )
+from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
+from videoar.storage.partitions import DaskScheduler
 from videoar.storage.snapshot import Snapshot
-from videoar.storage.store import Store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -113,7 +114,7 @@ class FilterStage(ReduceStage[FilterConfig]):
     produces = CLIPS
     config_type = FilterConfig
 
-    def reduce(self, inputs: Inputs, store: Store) -> Iterator[Output]:  # noqa: ARG002 - rows only
+    def reduce(self, inputs: Inputs, context: StageContext) -> Iterator[Output]:
         """Decide on all clips, then write each input file's share.
 
         Raises:
@@ -125,7 +126,7 @@ class FilterStage(ReduceStage[FilterConfig]):
             raise GateError("filter", "no clips came in", "see the rejects of ingest")
         bounds = self.config.resolved.resolve(_percentiles(inputs.get("profile")))
         judge = _Judge(clips, bounds, asks_embedding=self.config.dedup_semantic is not None)
-        repeats = self._repeats(judge)
+        repeats = self._repeats(judge, context.dask_scheduler)
         metrics = {f"bound/{name}": value for name, value in bounds.items() if value is not None}
         for index, file in enumerate(clips.files):
             output = _split(clips.read_file(file), judge(index), repeats.get(index, {}))
@@ -145,11 +146,13 @@ class FilterStage(ReduceStage[FilterConfig]):
         )
         return check(output, load_contract(self.produces), gate)
 
-    def _repeats(self, judge: "_Judge") -> dict[int, dict[int, tuple[str, Row]]]:
+    def _repeats(
+        self, judge: "_Judge", scheduler: DaskScheduler | None
+    ) -> dict[int, dict[int, tuple[str, Row]]]:
         """Return, by file and row, why a clip repeats another one, and the row of that one."""
         from videoar.curation import duplicates
         from videoar.media.clip_scores import MIRROR
-        from videoar.storage.partitions import grouped, paired
+        from videoar.storage.partitions import all_pairs, hash_join
 
         clips, count = judge.clips, len(judge.clips.files)
 
@@ -157,15 +160,16 @@ class FilterStage(ReduceStage[FilterConfig]):
             link = partial(
                 duplicates.near_duplicate_pairs, hamming=self.config.dedup_hamming, mask=mask
             )
-            return _pairs(grouped(partial(_keys, judge, mask), count, link))
+            return _pairs(hash_join(partial(_keys, judge, mask), count, link, scheduler))
 
         linked = near(0) if self.config.dedup else set()
         mirrored = near(MIRROR) if self.config.dedup_mirrored else set()
         alike: set[tuple[int, int]] = set()
         if self.config.dedup_semantic is not None:
-            _require_one_model(judge)
+            _require_one_model(judge, scheduler)
             compare = partial(duplicates.semantic_pairs, cosine=self.config.dedup_semantic)
-            alike = _pairs(paired(partial(_embedded, judge), count, _merge, compare))
+            blocks = partial(_embedded, judge)
+            alike = _pairs(all_pairs(blocks, count, _merge, compare, scheduler))
         rows = _rows(clips, {number for pair in linked | mirrored | alike for number in pair})
         decided = duplicates.pick_representatives(rows, linked, mirrored, alike)
         found: dict[int, dict[int, tuple[str, Row]]] = {}
@@ -231,15 +235,15 @@ def _merge(blocks: list[Block]) -> Block:
     return np.concatenate(numbers), np.concatenate(vectors)
 
 
-def _require_one_model(judge: _Judge) -> None:
+def _require_one_model(judge: _Judge, scheduler: DaskScheduler | None) -> None:
     """Refuse to compare embeddings of different models."""
-    from videoar.storage.partitions import each
+    from videoar.storage.partitions import map_partitions
 
     def models(index: int) -> set[str | None]:
         rows = judge.survivors(index, ["embedding_model"])
         return {row["embedding_model"] for _, row in rows}
 
-    found = set[str | None]().union(*each(models, len(judge.clips.files)))
+    found = set[str | None]().union(*map_partitions(models, len(judge.clips.files), scheduler))
     if len(found) > 1:
         named = ", ".join(sorted(str(model)[:12] for model in found))
         raise ContractError(judge.clips.id, f"embeddings of {named}", "embed all clips with one")

@@ -12,6 +12,7 @@ from videoar.contracts.names import CLIPS, MODELS, SAMPLES
 from videoar.core.errors import ConfigError
 from videoar.core.ids import canonical_json, digest_json, seed_from, sha256_hex
 from videoar.core.types import Row
+from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import Inputs, MapStage, Output, Port, Shard, StageConfig, runtime
 from videoar.storage.store import Store
 
@@ -75,7 +76,7 @@ class GenerateStage(MapStage[GenerateConfig]):
         chunks = [tuple(rows[i : i + size]) for i in range(0, len(rows), size)]
         return [Shard(i, digest_json(chunk), rows=chunk) for i, chunk in enumerate(chunks)]
 
-    def open(self, inputs: Inputs, store: Store) -> "Generator":
+    def open(self, inputs: Inputs, context: StageContext) -> "Generator":
         """Load the model and its tokenizer.
 
         Raises:
@@ -87,8 +88,8 @@ class GenerateStage(MapStage[GenerateConfig]):
         from videoar.training.model_store import load_tokenizer, load_transformer
 
         torch.set_num_threads(max(1, int(self.config.resources.cpus)))
-        model, model_digest = load_transformer(inputs["model"], store, device())
-        tokenizer, tokenizer_digest = load_tokenizer(inputs["tokenizer"], store, device())
+        model, model_digest = load_transformer(inputs["model"], context.store, device())
+        tokenizer, tokenizer_digest = load_tokenizer(inputs["tokenizer"], context.store, device())
         (trained_on,) = inputs["model"].table(["tokenizer_digest"])["tokenizer_digest"].to_pylist()
         if trained_on != tokenizer_digest:
             what = f"was trained on tokenizer {trained_on}, not {tokenizer_digest}"
@@ -100,7 +101,7 @@ class GenerateStage(MapStage[GenerateConfig]):
             "num_frames": self.config.num_frames,
             "rate_fps": rate_fps,
         }
-        return Generator(model, tokenizer, store, self.config, constant)
+        return Generator(model, tokenizer, context.store, self.config, constant)
 
     def _wanted(self, inputs: Inputs) -> Iterator[Row]:
         prompts = self._prompts(inputs)

@@ -22,6 +22,7 @@ from videoar.core.errors import ContractError, MediaError
 from videoar.core.ids import digest_json, seed_from
 from videoar.core.types import Row
 from videoar.media.reject_codes import RETRYABLE, exit_kind
+from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import (
     Inputs,
     MapStage,
@@ -31,7 +32,6 @@ from videoar.pipeline.stage import (
     StageConfig,
     runtime,
 )
-from videoar.storage.store import Store
 from videoar.storage.takedown import find_tombstone
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class IngestStage(MapStage[IngestConfig]):
     produces = CLIPS
     config_type = IngestConfig
     primary = "sources"
-    may_refuse_all = True
+    allows_empty_output = True
 
     def tools(self) -> Mapping[str, str]:
         """Name the decoder and the encoder: pixels depend on them."""
@@ -128,9 +128,9 @@ class IngestStage(MapStage[IngestConfig]):
             for i, group in enumerate(groups)
         ]
 
-    def open(self, inputs: Inputs, store: Store) -> "_Ingest":  # noqa: ARG002 - shards carry the rows
+    def open(self, inputs: Inputs, context: StageContext) -> "_Ingest":  # noqa: ARG002 - shards carry the rows
         """Start no process yet: the scanner does at the first source."""
-        return _Ingest(self.config, store)
+        return _Ingest(self.config, context)
 
 
 def group_rows(rows: Iterable[Row], mean: int, part_bytes: int) -> Iterator[list[Row]]:
@@ -155,14 +155,14 @@ def group_rows(rows: Iterable[Row], mean: int, part_bytes: int) -> Iterator[list
 class _Ingest:
     """The opened stage: one scanning child for many sources."""
 
-    def __init__(self, config: IngestConfig, store: Store) -> None:
+    def __init__(self, config: IngestConfig, context: StageContext) -> None:
         from videoar.core.scratch import sweep
         from videoar.media.process import Limits
         from videoar.media.sandbox import SandboxedDecoder
         from videoar.media.scan import ScanPlan
 
         sweep()
-        self.config, self.store = config, store
+        self.config, self.store, self._context = config, context.store, context
         plan = ScanPlan(
             num_frames=config.num_frames,
             rate_fps=config.rate_fps,
@@ -199,9 +199,7 @@ class _Ingest:
 
     def _ingest(self, row: Row, seen: dict[str, str]) -> list[Row]:
         """Turn one source into rows; `seen` maps addresses to content for the whole shard."""
-        from videoar.core.scratch import Scratch
-
-        with Scratch() as folder:
+        with self._context.scratch() as folder:
             path, source_id = self.scanner.fetch(row["uri"], folder)
             if find_tombstone(self.store.ledger, source_id) is not None:
                 raise MediaError(row["name"], "FORGOTTEN", f"taken down: sha256 {source_id}")

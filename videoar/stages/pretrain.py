@@ -8,20 +8,20 @@ from pydantic import AfterValidator, Field
 from videoar.contracts.names import MODELS, TOKENS
 from videoar.core.errors import ContractError
 from videoar.model.transformer.config import PRESETS, ModelConfig
+from videoar.pipeline.context import StageContext
 from videoar.pipeline.presets import changed, fitting, known
 from videoar.pipeline.stage import (
     Inputs,
     LoopStage,
     Output,
     Port,
-    Rank,
+    RankContext,
     StageConfig,
-    keep_checkpoint,
     resume,
     runtime,
+    save_checkpoint,
 )
 from videoar.storage.reader import footer_notes, read_footers
-from videoar.storage.store import Store
 from videoar.training.config import TransformerTraining
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class PretrainStage(LoopStage[PretrainConfig]):
     produces = MODELS
     config_type = PretrainConfig
 
-    def run(self, inputs: Inputs, store: Store, rank: Rank) -> Output | None:
+    def run(self, inputs: Inputs, context: StageContext, rank: RankContext) -> Output | None:
         """Train to the last step, from the newest checkpoint if there is one."""
         import torch
 
@@ -67,9 +67,9 @@ class PretrainStage(LoopStage[PretrainConfig]):
 
         training = self.config.training
         torch.set_num_threads(max(1, int(self.config.resources.cpus)))
-        tokenizer, tokenizer_digest = load_tokenizer(inputs["tokenizer"], store)
+        tokenizer, tokenizer_digest = load_tokenizer(inputs["tokenizer"], context.store)
         check_tokens(inputs, tokenizer.cfg, tokenizer_digest)
-        start = load_transformer(inputs["start"], store)[0] if "start" in inputs else None
+        start = load_transformer(inputs["start"], context.store)[0] if "start" in inputs else None
         model = self._model(tokenizer.cfg, training.seed, start)
 
         def loader(batch_size: int) -> TokenLoader:
@@ -84,7 +84,7 @@ class PretrainStage(LoopStage[PretrainConfig]):
             every = self.config.checkpoint_every
             is_due = trainer.step % every == 0 or trainer.step == training.steps
             if is_due and rank.index == 0:
-                keep_checkpoint(rank, trainer.step, trainer.save)
+                save_checkpoint(rank, trainer.step, trainer.save)
 
         trainer.run(after_step)
         if rank.index:
@@ -92,7 +92,7 @@ class PretrainStage(LoopStage[PretrainConfig]):
         last = {name: value for name, value in trainer.history[-1].items() if name != "step"}
         rows = publish_model(
             model,
-            store,
+            context.store,
             weights=trainer.average.weights,
             step=trainer.step,
             metrics=last,

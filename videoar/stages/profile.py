@@ -15,9 +15,9 @@ from videoar.contracts.contract import load_contract
 from videoar.contracts.names import CLIPS, PROFILES
 from videoar.core.errors import GateError
 from videoar.curation.policy import score_columns
+from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
 from videoar.storage.snapshot import Snapshot
-from videoar.storage.store import Store
 
 
 class ProfileConfig(StageConfig):
@@ -32,7 +32,7 @@ class ProfileStage(ReduceStage[ProfileConfig]):
     produces = PROFILES
     config_type = ProfileConfig
 
-    def reduce(self, inputs: Inputs, store: Store) -> Iterator[Output]:  # noqa: ARG002 - rows only
+    def reduce(self, inputs: Inputs, context: StageContext) -> Iterator[Output]:
         """Yield one row per column.
 
         Raises:
@@ -43,10 +43,16 @@ class ProfileStage(ReduceStage[ProfileConfig]):
         clips = inputs["clips"]
         if not clips.files:
             raise GateError(self.name, "no clips came in", "see the rejects of ingest")
-        rows = [
-            describe(column, partial(column_values, clips, column), len(clips.files)).model_dump()
+        profiles = (
+            describe(
+                column,
+                partial(column_values, clips, column),
+                len(clips.files),
+                context.dask_scheduler,
+            )
             for column in score_columns()
-        ]
+        )
+        rows = [profile.model_dump() for profile in profiles]
         yield Output(pa.Table.from_pylist(rows, load_contract(self.produces).arrow_schema))
 
 

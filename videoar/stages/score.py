@@ -15,6 +15,7 @@ from videoar.core.ids import digest_json, sha256_hex
 from videoar.core.settings import settings
 from videoar.core.types import Row
 from videoar.evaluation.scorecard import not_evaluated
+from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
@@ -56,11 +57,12 @@ class ScoreStage(ReduceStage[ScoreConfig]):
         path = Path(settings().i3d_weights)
         return {"i3d_weights": sha256_hex(path.read_bytes()) if path.is_file() else "none"}
 
-    def reduce(self, inputs: Inputs, store: Store) -> Iterator[Output]:
+    def reduce(self, inputs: Inputs, context: StageContext) -> Iterator[Output]:
         """Yield one table with a row per metric."""
         from videoar.evaluation import measure
         from videoar.media.clip_reader import ClipReader
 
+        store = context.store
         read = ClipReader(store.objects)
         samples = sorted(inputs["samples"].table().to_pylist(), key=lambda row: row["sample_id"])
         if not samples:

@@ -21,10 +21,10 @@ from videoar.contracts.names import CLIPS, MODELS, REJECTS, TOKENS
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import ContractError
 from videoar.core.types import Row
-from videoar.pipeline.device_queue import Accelerator, Share
+from videoar.pipeline.context import StageContext
+from videoar.pipeline.device_queue import DeviceQueue, DeviceUsage
 from videoar.pipeline.stage import Inputs, Mapper, MapStage, Output, Port, StageConfig
 from videoar.storage.layout import LAYOUT_VERSION
-from videoar.storage.store import Store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,7 +62,7 @@ class TokenizeStage(MapStage[TokenizeConfig]):
     primary = "clips"
     overlap = 2
 
-    def open(self, inputs: Inputs, store: Store) -> Mapper:
+    def open(self, inputs: Inputs, context: StageContext) -> Mapper:
         """Load the tokenizer."""
         import torch
 
@@ -70,28 +70,32 @@ class TokenizeStage(MapStage[TokenizeConfig]):
         from videoar.training.model_store import load_tokenizer
 
         torch.set_num_threads(max(1, int(self.config.resources.cpus)))
-        net, digest = load_tokenizer(inputs["tokenizer"], store, device())
-        return _Tokenizer(net, digest, store, self.config)
+        net, digest = load_tokenizer(inputs["tokenizer"], context.store, device())
+        return _Tokenizer(net, digest, context, self.config)
 
 
 class _Tokenizer:
     """The opened stage. Calls share the network in turns, and the lanes that read clips."""
 
     def __init__(
-        self, net: "VideoTokenizer", digest: str, store: Store, config: TokenizeConfig
+        self, net: "VideoTokenizer", digest: str, context: StageContext, config: TokenizeConfig
     ) -> None:
         from videoar.media.clip_prefetch import ClipPrefetcher
 
         self._net, self._digest, self._batch_clips = net, digest, config.batch_clips
-        self._read = ClipPrefetcher(store.objects, threads=max(1, int(config.resources.cpus) - 1))
-        self._accelerator = Accelerator()
+        self._read = ClipPrefetcher(
+            context.store.objects,
+            threads=max(1, int(config.resources.cpus) - 1),
+            open_slots=context.open_reader_slots,
+        )
+        self._device = DeviceQueue()
         self._min_psnr_db = config.min_psnr_db
         self._judged: set[Shape] = set()
 
     def __call__(self, batch: pa.Table) -> Sequence[Output]:
         import numpy as np
 
-        share = self._accelerator.share()
+        usage = self._device.start_shard()
         by_shape: dict[Shape, list[Row]] = {}
         for row in batch.to_pylist():
             by_shape.setdefault(_shape(row), []).append(row)
@@ -102,15 +106,15 @@ class _Tokenizer:
         read = self._read.each(rows, TokenizeStage.name, refused, 2 * self._batch_clips)
         for _, pairs in itertools.groupby(read, lambda pair: home[pair[0]["clip_id"]]):
             group, clips = zip(*map(_checked, pairs), strict=True)
-            self._judge(group, clips, share)
-            made[_shape(group[0])] += self._tokens(np.stack(clips), group, share)
+            self._judge(group, clips, usage)
+            made[_shape(group[0])] += self._tokens(np.stack(clips), group, usage)
         rejects = pa.Table.from_pylist(refused, load_contract(REJECTS).arrow_schema)
         first, *others = (self._table(shape, tokens) for shape, tokens in made.items())
-        return [Output(first, rejects, share.metrics()), *map(Output, others)]
+        return [Output(first, rejects, usage.metrics()), *map(Output, others)]
 
     def stop(self) -> None:
         """End the calls that wait for the network."""
-        self._accelerator.stop()
+        self._device.stop()
 
     def _batches(self, by_shape: Mapping[Shape, list[Row]]) -> dict[str, int]:
         """Return clip to batch, decided before any is read: a refused clip moves no other."""
@@ -122,7 +126,9 @@ class _Tokenizer:
             for row in rows[start : start + self._batch_clips]
         }
 
-    def _judge(self, rows: Sequence[Row], clips: Sequence["np.ndarray"], share: Share) -> None:
+    def _judge(
+        self, rows: Sequence[Row], clips: Sequence["np.ndarray"], usage: DeviceUsage
+    ) -> None:
         """Let the first clips of a shape go through tokens and back before any are written.
 
         Raises:
@@ -136,7 +142,7 @@ class _Tokenizer:
         if shape in self._judged:
             return
         where, judged = "tokenize.min_psnr_db", clips[:_JUDGED_CLIPS]
-        with share.turn(items=0):
+        with usage.acquire(items=0):
             require_min_psnr(self._net, judged, self._min_psnr_db, where, map(_name, rows))
         self._judged.add(shape)
 
@@ -152,7 +158,7 @@ class _Tokenizer:
         })
 
     def _tokens(
-        self, frames_NTHWC: "np.ndarray", rows: Sequence[Row], share: Share
+        self, frames_NTHWC: "np.ndarray", rows: Sequence[Row], usage: DeviceUsage
     ) -> Iterator[Row]:
         import torch
 
@@ -161,7 +167,7 @@ class _Tokenizer:
         from videoar.storage.token_codec import checksum, pack_bits
 
         net = self._net.for_size(*frames_NTHWC.shape[2:4])
-        with share.turn(len(rows)), torch.no_grad():
+        with usage.acquire(len(rows)), torch.no_grad():
             frames = torch.from_numpy(frames_NTHWC).to(next(net.parameters()).device)
             latent_NKTHW = net.encode(video_from_frames(frames)).half().cpu()
         for row, latent_KTHW in zip(rows, latent_NKTHW, strict=True):

@@ -19,18 +19,19 @@ from videoar.core.ids import sha256_hex
 from videoar.core.settings import settings
 from videoar.core.types import Row
 from videoar.model.tokenizer.config import TOKENIZERS, TokenizerConfig, TokenizerTraining
+from videoar.pipeline.context import StageContext
 from videoar.pipeline.presets import changed, fitting, known
 from videoar.pipeline.stage import (
     Inputs,
     LoopStage,
     Output,
     Port,
-    Rank,
+    RankContext,
     StageConfig,
-    gate,
-    keep_checkpoint,
+    publish_gate,
     resume,
     runtime,
+    save_checkpoint,
 )
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
@@ -74,7 +75,7 @@ class TrainTokenizerConfig(StageConfig):
     distance: bool = False
     """Measure a Frechet distance too: `fvd` where the operator's weights pass their check, else
     `frechet_random_i3d`. 1 to 2 CPU-seconds a clip, each time."""
-    min_psnr_db: float = gate(0.0, ge=0)
+    min_psnr_db: float = publish_gate(0.0, ge=0)
     """Gate: no tokenizer is published whose val clips come back worse, in dB; 0 asks nothing."""
     max_clips: int = Field(default=4096, ge=1)
     """Clips to train on; evenly spaced ones are taken where there are more."""
@@ -128,7 +129,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
             found["i3d_weights"] = sha256_hex(path.read_bytes()) if path.is_file() else "none"
         return found
 
-    def run(self, inputs: Inputs, store: Store, rank: Rank) -> Output | None:
+    def run(self, inputs: Inputs, context: StageContext, rank: RankContext) -> Output | None:
         """Train to the last step, from the newest checkpoint if there is one.
 
         Raises:
@@ -146,7 +147,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
         from videoar.training.tokenizer import TokenizerTrainer
 
         torch.set_num_threads(max(1, int(self.config.resources.cpus)))
-        train, val = self._clips(inputs["clips"], store)
+        train, val = self._clips(inputs["clips"], context.store)
         trainer = TokenizerTrainer(
             self.config.shape,
             self.config.training,
@@ -169,14 +170,14 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
             rank.report(trainer.step, steps, metrics)
             is_due = trainer.step % self.config.checkpoint_every == 0 or trainer.step == steps
             if is_due and rank.index == 0:
-                keep_checkpoint(rank, trainer.step, trainer.save)
+                save_checkpoint(rank, trainer.step, trainer.save)
         if rank.index:
             return None
         if self.config.min_psnr_db:
             require_min_psnr(
                 trainer.averaged(), val, self.config.min_psnr_db, "train_tokenizer.min_psnr_db"
             )
-        return _publish(trainer, store)
+        return _publish(trainer, context.store)
 
     def _is_due(self, step: int) -> bool:
         """Return whether one of the evenly spaced measurements follows a step, counted from 1."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from videoar.core.types import Frozen
-from videoar.storage.partitions import each
+from videoar.storage.partitions import DaskScheduler, map_partitions
 
 _BINS = 40  # chosen: a histogram that is read at a glance
 
@@ -30,15 +30,21 @@ class ColumnProfile(Frozen):
     hist_counts: tuple[int, ...] = ()
 
 
-def describe(column: str, read: Callable[[int], np.ndarray], partitions: int) -> ColumnProfile:
+def describe(
+    column: str,
+    read: Callable[[int], np.ndarray],
+    partitions: int,
+    scheduler: DaskScheduler | None = None,
+) -> ColumnProfile:
     """Profile one column.
 
     Args:
         column: its name.
         read: returns the values of partition i as float64, NaN for null.
         partitions: number of partitions.
+        scheduler: see `DaskScheduler`.
     """
-    parts = each(lambda index: _finite(read(index)), partitions)
+    parts = map_partitions(lambda index: _finite(read(index)), partitions, scheduler)
     rows = sum(count for _, count in parts)
     values = np.sort(np.concatenate([np.empty(0), *(kept for kept, _ in parts)]))
     if not len(values):

@@ -1,16 +1,14 @@
-"""dask over the partitions of a table: three verbs, one place that knows the scheduler.
+"""dask over the partitions of a table: three operations.
 
-    each      partition -> value
-    grouped   partition -> rows -> buckets of rows with equal keys -> value     (a hash join)
-    paired    every two partitions -> value                                     (an all-pairs join)
+    map_partitions   partition -> value
+    hash_join        partition -> rows -> buckets of rows with equal keys -> value
+    all_pairs        every two blocks of partitions -> value
 
-Nothing is read before a task needs it. Tasks run one after the other in this process, unless a
-scheduler is configured (`dask.config`) or lent by an engine (`on_scheduler`).
+Nothing is read before a task needs it. Tasks run one after the other in this process, unless an
+engine passes a scheduler or one is configured (`dask.config`).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from itertools import combinations_with_replacement
 from typing import Any, TypeVar
 
@@ -20,46 +18,43 @@ T = TypeVar("T")
 V = TypeVar("V")
 _MAX_BUCKETS = 64  # chosen: a bucket of 10 million clips' keys fits in 200 MB
 _MAX_BLOCKS = 32  # chosen: 528 pairs of blocks
-_scheduler: ContextVar[Callable[..., Any] | None] = ContextVar("scheduler", default=None)
+DaskScheduler = Callable[..., Any]
+"""A dask `get` function, for example `ray.util.dask.ray_dask_get`; None means this process."""
 
 
-@contextmanager
-def on_scheduler(get: Callable[..., Any]) -> Iterator[None]:
-    """Run the verbs of this context with a dask scheduler function."""
-    token = _scheduler.set(get)
-    try:
-        yield
-    finally:
-        _scheduler.reset(token)
-
-
-def _compute(tasks: list[Any]) -> list[Any]:
+def _compute(tasks: list[Any], scheduler: DaskScheduler | None) -> list[Any]:
     import dask
 
-    scheduler = _scheduler.get() or dask.config.get("scheduler", None) or "synchronous"
-    return list(dask.compute(*tasks, scheduler=scheduler))
+    chosen = scheduler or dask.config.get("scheduler", None) or "synchronous"
+    return list(dask.compute(*tasks, scheduler=chosen))
 
 
-def each(make: Callable[[int], T], partitions: int) -> list[T]:
+def map_partitions(
+    make: Callable[[int], T], partitions: int, scheduler: DaskScheduler | None = None
+) -> list[T]:
     """Return the values of all partitions, in their order."""
     from dask import delayed
 
     task = delayed(make, pure=False)
-    return _compute([task(index) for index in range(partitions)])
+    return _compute([task(index) for index in range(partitions)], scheduler)
 
 
-def grouped(
-    make: Callable[[int], np.ndarray], partitions: int, join: Callable[[np.ndarray], T]
+def hash_join(
+    make: Callable[[int], np.ndarray],
+    partitions: int,
+    join: Callable[[np.ndarray], T],
+    scheduler: DaskScheduler | None = None,
 ) -> list[T]:
-    """Bring rows with equal keys together.
+    """Call `join` on buckets of rows, such that rows with equal keys share a bucket.
 
     Args:
         make: returns the rows of partition i: a structured array with a field `key` (uint64).
         partitions: number of partitions.
-        join: gets all rows of some keys, in no particular order.
+        join: receives all rows of some keys, in no particular order.
+        scheduler: see `DaskScheduler`.
 
     Returns:
-        What `join` made of each bucket of keys.
+        The result of `join` for each bucket.
     """
     from dask import delayed
 
@@ -75,22 +70,24 @@ def grouped(
 
     splits = [delayed(split, nout=buckets, pure=False)(index) for index in range(partitions)]
     joined = delayed(gather, pure=False)
-    return _compute([joined(*pieces) for pieces in zip(*splits, strict=True)])
+    return _compute([joined(*pieces) for pieces in zip(*splits, strict=True)], scheduler)
 
 
-def paired(
+def all_pairs(
     make: Callable[[int], V],
     partitions: int,
     merge: Callable[[list[V]], V],
     compare: Callable[[V, V], T],
+    scheduler: DaskScheduler | None = None,
 ) -> list[T]:
     """Compare every two rows of a table once, block against block, each also with itself.
 
     Args:
         make: returns the rows of partition i.
         partitions: number of partitions.
-        merge: puts the rows of several partitions into one block.
-        compare: gets two blocks, or one block twice.
+        merge: concatenates the rows of several partitions to one block.
+        compare: receives two blocks, or one block twice.
+        scheduler: see `DaskScheduler`.
     """
     from dask import delayed
 
@@ -101,4 +98,5 @@ def paired(
 
     blocks = [delayed(load, pure=False)(block) for block in range(count)]
     task = delayed(compare, pure=False)
-    return _compute([task(a, b) for a, b in combinations_with_replacement(blocks, 2)])
+    pairs = combinations_with_replacement(blocks, 2)
+    return _compute([task(a, b) for a, b in pairs], scheduler)

@@ -18,7 +18,7 @@ from videoar.curation.duplicates import (
 )
 from videoar.media.clip_scores import MIRROR, phash
 from videoar.media.synthetic import draw, scenes
-from videoar.storage.partitions import grouped, paired
+from videoar.storage.partitions import all_pairs, hash_join
 
 HAMMING = 6
 BASE = [0x0123456789ABCDEF, -0x0123456789ABCDEF, 77]
@@ -31,7 +31,7 @@ def clip(name, hashes, **change):
 
 def find(clips, files=1, mask=0):
     """Pair clips by near-duplicate keys in dask; return reasons and what each one repeats."""
-    linked = grouped(
+    linked = hash_join(
         lambda i: keys([*enumerate(clips)][i::files], mask),
         files,
         partial(near_duplicate_pairs, hamming=HAMMING, mask=mask),
@@ -131,7 +131,7 @@ def test_mirrored_copies_are_found_on_demand_and_apart_from_near_ones():
     rows = dict(enumerate(clips))
 
     def pairs(mask):
-        made = grouped(
+        made = hash_join(
             lambda i: keys([*rows.items()][i::2], mask),
             2,
             partial(near_duplicate_pairs, hamming=8, mask=mask),
@@ -167,7 +167,7 @@ def test_close_embeddings_do_not_depend_on_blocks(files):
     def merge(parts):
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
-    found = paired(load, files, merge, lambda a, b: semantic_pairs(a, b, 0.97))
+    found = all_pairs(load, files, merge, lambda a, b: semantic_pairs(a, b, 0.97))
     assert {(a, b) for pairs in found for a, b in pairs.tolist()} == wanted
     assert wanted
 

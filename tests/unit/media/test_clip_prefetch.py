@@ -10,7 +10,7 @@ import pytest
 from tests.support.token_runs import SHAPES, shape_rows
 from videoar.core.errors import MediaError, StorageError
 from videoar.core.prefetch import ahead
-from videoar.media.clip_prefetch import ClipPrefetcher, lend_reader_slots
+from videoar.media.clip_prefetch import ClipPrefetcher
 from videoar.media.decode import decode_clip
 from videoar.storage.store import open_store
 
@@ -48,10 +48,10 @@ def test_a_missing_object_is_no_finding_about_a_clip(store):
         list(ClipPrefetcher(store.objects, 1).each([row], "tokenize", [], 2))
 
 
-def test_references_of_a_source_keep_to_a_lane_and_clips_go_round(store):
+def test_references_of_a_source_keep_to_a_slot_and_clips_go_round(store):
     seen = [[] for _ in range(4)]
 
-    def lanes():
+    def slots():
         return [lambda row, mine=mine: mine.append(row) or (lambda: row["n"]) for mine in seen]
 
     def rows(key):
@@ -59,19 +59,18 @@ def test_references_of_a_source_keep_to_a_lane_and_clips_go_round(store):
             {"clip_id": n, "n": n, "source_id": f"s{n // 4}", "video_key": key} for n in range(16)
         ]
 
-    with lend_reader_slots(lanes):
-        reader = ClipPrefetcher(store.objects, threads=1)
+    reader = ClipPrefetcher(store.objects, threads=1, open_slots=slots)
     assert [n for _, n in reader.each(rows(None), "s", [], 2)] == list(range(16))
     homes = [{row["source_id"] for row in mine} for mine in seen]
-    assert sum(map(len, homes)) == 4  # no source is in two lanes
+    assert sum(map(len, homes)) == 4  # no source is in two slots
     for mine in seen:
         mine.clear()
     list(reader.each(rows("objects/x.mp4"), "s", [], 2))
     assert [len(mine) for mine in seen] == [4, 4, 4, 4]
 
 
-def test_lanes_read_at_the_same_time(store):
-    meeting = threading.Barrier(2, timeout=10)  # breaks unless both lanes are in it at once
+def test_slots_read_at_the_same_time(store):
+    meeting = threading.Barrier(2, timeout=10)  # breaks unless both slots are in it at once
 
     class Objects:
         def get(self, key):

@@ -11,21 +11,23 @@ import pytest
 
 from tests.support.toys import REGISTRY
 from videoar.core.errors import StorageError, TransientStorageError
-from videoar.pipeline.work import StoreRank, Task, store_progress
+from videoar.pipeline.work.rank import StoreRankContext, store_progress
+from videoar.pipeline.work.task import StageTask
 
 CONFIG = {"steps": 6, "checkpoint_every": 2, "at_most": 100}
 
 
 @pytest.fixture
 def task(tmp_path):
-    return Task(
+    return StageTask(
         run_id="r", dataset="model", stage_type="count", config=CONFIG, inputs={},
-        parts={"config": CONFIG}, store_url=(tmp_path / "store").as_uri(), registry=REGISTRY,
+        fingerprint_parts={"config": CONFIG}, store_url=(tmp_path / "store").as_uri(),
+        registry=REGISTRY,
     )  # fmt: skip
 
 
 def rank_of(task, tmp_path, index=0):
-    return StoreRank(task, index, 2, tmp_path, lambda *_: None)
+    return StoreRankContext(task, index, 2, tmp_path, lambda *_: None)
 
 
 def save(rank, folder, step):
@@ -42,13 +44,13 @@ def load(rank, folder):
 
 def kept(task):
     """Return the steps that have a record, and those that have files."""
-    names = [info.key.rpartition("/")[2] for info in task.store().objects.list("checkpoints/")]
+    names = [info.key.rpartition("/")[2] for info in task.open_store().objects.list("checkpoints/")]
     records = [int(name.split(".")[0]) for name in names if "-" not in name]
     return records, sorted({int(name.split("-")[0]) for name in names if "-" in name})
 
 
 def test_the_newest_two_checkpoints_stay(task, tmp_path):
-    rank, other = rank_of(task, tmp_path), task.store()
+    rank, other = rank_of(task, tmp_path), task.open_store()
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "same.json").write_text("{}")
     published = other.publish_folder(tmp_path / "model")  # as small and equal as files can be
@@ -62,7 +64,7 @@ def test_the_newest_two_checkpoints_stay(task, tmp_path):
 
 
 def test_what_a_killed_attempt_left_goes_with_the_checkpoints_before_it(task, tmp_path):
-    rank, objects = rank_of(task, tmp_path), task.store().objects
+    rank, objects = rank_of(task, tmp_path), task.open_store().objects
     for step in (2, 4):
         save(rank, tmp_path / "state", step)
     place = next(objects.list("checkpoints/")).key.rpartition("/")[0]
@@ -109,23 +111,23 @@ def test_a_checkpoint_that_goes_while_it_is_chosen_does_not_start_from_nothing(t
     rank = rank_of(task, tmp_path)
     save(rank, tmp_path / "state", 1)
     rank._store.ledger.read = lambda key: None
-    with pytest.raises(TransientStorageError, match="another run trains the same"):
+    with pytest.raises(TransientStorageError, match="another run of the same training"):
         load(rank, tmp_path / "into")
 
 
 @pytest.mark.parametrize("damage", ["lost", "cut", "flipped"])
 def test_after_a_damaged_checkpoint_the_gang_goes_on_from_the_one_before(task, tmp_path, damage):
-    rank, objects = rank_of(task, tmp_path), task.store().objects
+    rank, objects = rank_of(task, tmp_path), task.open_store().objects
     for step in (2, 4):
         save(rank, tmp_path / "state", step)
     key = next(i.key for i in objects.list("checkpoints/") if "4-" in i.key and i.size_bytes == 4)
     objects.delete(key)
     if damage != "lost":
         objects.put(key, bytes(3) if damage == "cut" else b"\0\0\0\1")
-    with pytest.raises(TransientStorageError, match="goes on from the one before"):
+    with pytest.raises(TransientStorageError, match="resumes from the checkpoint before"):
         load(rank_of(task, tmp_path, index=1), tmp_path / "into")
     assert kept(task) == ([2, 4], [2, 4])  # the first rank removes it, for all
-    with pytest.raises(TransientStorageError, match="goes on from the one before"):
+    with pytest.raises(TransientStorageError, match="resumes from the checkpoint before"):
         load(rank, tmp_path / "into")
     assert kept(task) == ([2], [2])
     assert load(rank, tmp_path / "again") == 2
@@ -146,7 +148,7 @@ def test_progress_that_cannot_be_written_is_said_once_and_stops_nothing(task, ca
     sink = store_progress(dataclasses.replace(task, store_url="file:///proc/videoar"))
     for step in range(3):
         sink(step, 3, {"loss": 1.0})
-    assert caplog.text.count("progress is not shown for now: /proc/videoar") == 1
+    assert caplog.text.count("progress cannot be shown for now: /proc/videoar") == 1
 
 
 @pytest.mark.parametrize(("takes_s", "every_s"), [(0.01, 2), (1, 20)])
@@ -159,7 +161,7 @@ def test_a_slow_sink_gets_progress_less_often(task, tmp_path, monkeypatch, takes
         now_s += takes_s
 
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
-    rank = StoreRank(task, 0, 1, tmp_path, sink)
+    rank = StoreRankContext(task, 0, 1, tmp_path, sink)
     for step in range(1, 100):
         rank.report(step, 100, {})
         now_s += 0.5

@@ -14,7 +14,7 @@ from tests.support.stage_chain import describe
 from videoar.core.errors import GateError
 from videoar.engine.inline import InlineEngine
 from videoar.pipeline.spec import load_pipeline, parse_pipeline
-from videoar.pipeline.work import find_check
+from videoar.pipeline.work.reduce import find_check
 from videoar.records.run_record import load_run
 from videoar.report import curation
 from videoar.report.collect import collect

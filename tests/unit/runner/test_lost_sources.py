@@ -11,6 +11,7 @@ from videoar.api import quarantine
 from videoar.core.errors import StageError
 from videoar.model.tokenizer.config import TOKENIZERS
 from videoar.model.tokenizer.network import VideoTokenizer
+from videoar.pipeline.context import StageContext
 from videoar.stages.annotate import CaptionConfig, CaptionStage
 from videoar.storage.store import Store, open_store
 from videoar.training.model_store import publish_model
@@ -105,7 +106,7 @@ def test_embed_and_caption_go_on_without_them(store: Store, videos: Path, tmp_pa
 
     clips = store.snapshot(made.outputs["clips"])
     config = CaptionConfig(model=tiny_models.llava(tmp_path / "llava"), batch_clips=2)
-    output = CaptionStage(config).open({"clips": clips}, store)(clips.table())
+    output = CaptionStage(config).open({"clips": clips}, StageContext(store))(clips.table())
     (kept,) = output.rows.to_pylist()
     assert kept["source_id"] == before["c.mp4"]
     assert {row["source_id"] for row in output.rejects.to_pylist()} == {

@@ -8,7 +8,8 @@ from tests.support.token_runs import shape_rows
 from videoar.core.errors import ConfigError
 from videoar.media.decode import decode_clip
 from videoar.model.pretrained.networks import Captioner, pick_stills
-from videoar.pipeline.fingerprint import components, differences
+from videoar.pipeline.context import StageContext
+from videoar.pipeline.fingerprint import compute_parts, differences
 from videoar.pipeline.registry import make_stage
 from videoar.stages.annotate import CaptionConfig, CaptionStage
 from videoar.storage.store import open_store
@@ -33,7 +34,7 @@ def stage(model, **options):
 
 
 def run(store, clips, model, **options):
-    return stage(model, **options).open({"clips": clips}, store)(clips.table())
+    return stage(model, **options).open({"clips": clips}, StageContext(store))(clips.table())
 
 
 @pytest.mark.parametrize("make", [tiny_models.llava, tiny_models.blip])
@@ -82,7 +83,7 @@ def test_a_model_that_says_nothing_leaves_the_row_as_it_is(store, clips, tmp_pat
 
 def test_the_fingerprint_is_of_the_models_content_not_of_its_place(clips, tmp_path):
     first, copy, other = (
-        components(stage(tiny_models.llava(tmp_path / name, seed=seed)), {"clips": clips})
+        compute_parts(stage(tiny_models.llava(tmp_path / name, seed=seed)), {"clips": clips})
         for name, seed in (("first", 0), ("copy", 0), ("other", 1))
     )
     assert first == copy
@@ -91,6 +92,6 @@ def test_the_fingerprint_is_of_the_models_content_not_of_its_place(clips, tmp_pa
 
 def test_no_model_stops_a_plan_in_one_line(clips, tmp_path):
     with pytest.raises(ConfigError, match="nowhere: no such model folder"):
-        components(stage(str(tmp_path / "nowhere")), {"clips": clips})
+        compute_parts(stage(str(tmp_path / "nowhere")), {"clips": clips})
     with pytest.raises(ConfigError, match=r"not usable: .*the folder of a vision-language model"):
         CaptionStage(CaptionConfig(model=tiny_models.dinov2(tmp_path))).open({}, None)

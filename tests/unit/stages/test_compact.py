@@ -23,6 +23,7 @@ from videoar.core.errors import ContractError, StorageError, WithdrawnError
 from videoar.core.ids import sha256_hex
 from videoar.core.types import FileRef
 from videoar.engine.inline import InlineEngine
+from videoar.pipeline.context import StageContext
 from videoar.pipeline.spec import parse_pipeline
 from videoar.records.lineage import lineage
 from videoar.runner.execute import Execution
@@ -162,7 +163,9 @@ def test_from_far_the_same_rows_by_many_requests_at_once(store):
     stage = CompactStage(CompactConfig())
     shards = stage.shards({"tokens": tokens})
     assert stage.shards({"tokens": far}) == shards
-    near, from_far = (stage.open({"tokens": source}, store) for source in (tokens, far))
+    near, from_far = (
+        stage.open({"tokens": source}, StageContext(store)) for source in (tokens, far)
+    )
     for shard in shards:
         places = pa.Table.from_pylist(list(shard.rows))
         assert from_far(places).rows.equals(near(places).rows, check_metadata=True)

@@ -10,7 +10,8 @@ from videoar.core.errors import ConfigError
 from videoar.media.decode import decode_clip
 from videoar.model.pretrained.model_folder import folder_digest
 from videoar.model.pretrained.networks import ImageEncoder, pick_stills
-from videoar.pipeline.fingerprint import components, differences
+from videoar.pipeline.context import StageContext
+from videoar.pipeline.fingerprint import compute_parts, differences
 from videoar.pipeline.registry import make_stage
 from videoar.storage.store import open_store
 
@@ -30,7 +31,7 @@ def stage(model, **options):
 
 
 def run(store, clips, model, **options):
-    return stage(model, **options).open({"clips": clips}, store)(clips.table()).rows
+    return stage(model, **options).open({"clips": clips}, StageContext(store))(clips.table()).rows
 
 
 @pytest.mark.parametrize("make", [tiny_models.siglip, tiny_models.dinov2])
@@ -69,7 +70,7 @@ def test_a_shard_gives_the_same_bytes_twice(store, clips, tmp_path):
 
 def test_the_fingerprint_is_of_the_models_content_not_of_its_place(clips, tmp_path):
     first, copy, other = (
-        components(stage(tiny_models.dinov2(tmp_path / name, seed=seed)), {"clips": clips})
+        compute_parts(stage(tiny_models.dinov2(tmp_path / name, seed=seed)), {"clips": clips})
         for name, seed in (("first", 0), ("copy", 0), ("other", 1))
     )
     assert first == copy

@@ -8,7 +8,7 @@ from tests.support.clip_rows import clip_row, clips_of
 from tests.support.stage_chain import commit, describe, sift
 from videoar.core.errors import ConfigError, ContractError, GateError
 from videoar.media.clip_scores import MIRROR
-from videoar.pipeline.fingerprint import components
+from videoar.pipeline.fingerprint import compute_parts
 from videoar.pipeline.spec import SpecError, parse_pipeline
 from videoar.stages.filter import FilterConfig, FilterStage
 from videoar.storage.store import open_store
@@ -158,7 +158,7 @@ def test_the_content_of_a_policy_is_what_counts(store, tmp_path):
     clips = clips_of(store, [clip_row("a")])
 
     def parts(**options):
-        return components(FilterStage(FilterConfig(**options)), {"clips": clips})
+        return compute_parts(FilterStage(FilterConfig(**options)), {"clips": clips})
 
     asked = parts(policy=str(one))
     assert asked == parts(policy=str(two)) == parts(policy={"min_motion": 0.5})

@@ -13,6 +13,7 @@ from tests.support.ingest_worker import make_task, run_workers
 from tests.support.stage_chain import commit, provenance, sources_snapshot
 from videoar.core.ids import sha256_hex
 from videoar.media.sources import list_sources
+from videoar.pipeline.context import StageContext
 from videoar.stages.ingest import IngestConfig, IngestStage
 from videoar.storage.store import open_store
 
@@ -69,7 +70,7 @@ def calm(folder, tmp_path_factory):
     """The digests that an undisturbed worker commits."""
     task = new_store(folder, tmp_path_factory.mktemp("calm"))
     assert run_workers(task, PLACES[1]) == [0]
-    return committed(task.store())
+    return committed(task.open_store())
 
 
 def committed(store):
@@ -92,7 +93,7 @@ def kill_and_rerun(task, steps, workers, expected):
         assert set(codes[1::2]) <= {0}
         assert set(codes[::2]) <= ({-9} if workers == 1 else {-9, 0})
     assert run_workers(task, PLACES[1]) == [0]
-    assert committed(task.store()) == expected
+    assert committed(task.open_store()) == expected
 
 
 @pytest.mark.parametrize("workers", PLACES)
@@ -104,7 +105,7 @@ def test_killed_in_a_shard(folder, calm, tmp_path, steps, workers):
 @pytest.mark.parametrize("workers", PLACES)
 @pytest.mark.parametrize("steps", COMMIT_STEPS, ids="+".join)
 def test_killed_in_the_commit(mapped, calm, tmp_path, steps, workers):
-    shutil.copytree(mapped.store().objects.root, tmp_path / "store")
+    shutil.copytree(mapped.open_store().objects.root, tmp_path / "store")
     task = replace(mapped, store_url=(tmp_path / "store").as_uri())
     kill_and_rerun(task, steps, workers, calm)
 
@@ -119,7 +120,7 @@ def test_any_order_and_no_engine_give_the_same_bytes(folder, calm, tmp_path, see
     sources = dataset.commit([dataset.write(rows)], provenance("videos"), {})
     stage = IngestStage(IngestConfig(**OPTIONS))
     shards = draw.sample(stage.shards({"sources": sources}), 6)
-    mapper = stage.open({}, store)
+    mapper = stage.open({}, StageContext(store))
     outputs = [mapper(pa.Table.from_pylist([dict(r) for r in s.rows])) for s in shards]
     clips = commit(store, "clips", "clips@1", outputs)
     assert (clips.digest, clips.rejects().digest) == calm

@@ -16,6 +16,7 @@ from videoar.core.errors import ConfigError, ContractError
 from videoar.media.decode import decode_clip
 from videoar.model.tokenizer.config import TOKENIZERS
 from videoar.model.tokenizer.network import VideoTokenizer
+from videoar.pipeline.context import StageContext
 from videoar.stages.generate import GenerateConfig, GenerateStage
 from videoar.stages.pretrain import PretrainConfig, PretrainStage, check_tokens
 from videoar.storage.store import open_store
@@ -73,7 +74,9 @@ def reference(store):
 
 
 def pretrain(store, inputs, rank, **options):
-    return PretrainStage(PretrainConfig(training=TRAINING, **options)).run(inputs, store, rank)
+    return PretrainStage(PretrainConfig(training=TRAINING, **options)).run(
+        inputs, StageContext(store), rank
+    )
 
 
 def test_a_killed_training_ends_like_the_uninterrupted_one(store, inputs, tmp_path):
@@ -96,7 +99,7 @@ def test_a_later_phase_starts_from_the_weights_of_an_earlier_one(store, inputs, 
     still = {**TRAINING, "optimizer": {"learning_rate": 1e-12}}
     config = PretrainConfig(training=still)
     output = PretrainStage(config).run(
-        {**inputs, "start": start}, store, MemoryRank(tmp_path / "b")
+        {**inputs, "start": start}, StageContext(store), MemoryRank(tmp_path / "b")
     )
     second = commit(store, "second", "models@1", output.rows)
     old, new = (load_transformer(model, store)[0].state_dict() for model in (start, second))
@@ -157,7 +160,7 @@ def test_samples_are_planned_made_and_repeatable(store, inputs, reference, tmp_p
     assert [shard.num_rows for shard in shards] == [3, 1]
     assert {row["prompt"] for row in rows} == set(CAPTIONS[:2])
     assert len({row["seed"] for row in rows}) == 4
-    mapper = stage.open(ports, store)
+    mapper = stage.open(ports, StageContext(store))
     batch = pa.Table.from_pylist([dict(row) for row in shards[0].rows])
     made = load_contract("samples@1").conform(mapper(batch).rows, "samples")
     assert made.equals(load_contract("samples@1").conform(mapper(batch).rows, "samples"))
@@ -166,7 +169,7 @@ def test_samples_are_planned_made_and_repeatable(store, inputs, reference, tmp_p
     assert decode_clip(store.objects.get(first["video_key"])).shape == (5, 32, 32, 3)
     stranger = commit(store, "other", "models@1", _model_row(store, base_width=8))
     with pytest.raises(ConfigError, match="trained on tokenizer"):
-        stage.open({**ports, "tokenizer": stranger}, store)
+        stage.open({**ports, "tokenizer": stranger}, StageContext(store))
 
 
 def test_prompts_come_from_a_file_too(tmp_path):

@@ -17,6 +17,7 @@ from videoar.media.decode import decode_clip
 from videoar.media.synthetic import draw, scenes
 from videoar.model.tokenizer.config import TokenizerConfig
 from videoar.model.tokenizer.network import VideoTokenizer
+from videoar.pipeline.context import StageContext
 from videoar.stages.promote import PromoteConfig, PromoteStage
 from videoar.stages.score import ScoreConfig, ScoreStage
 from videoar.storage.store import open_store
@@ -78,7 +79,7 @@ def reference(store, num_frames, width_px=32):
 
 
 def score(store, given, **config):
-    (output,) = ScoreStage(ScoreConfig(**config)).reduce(given, store)
+    (output,) = ScoreStage(ScoreConfig(**config)).reduce(given, StageContext(store))
     table = load_contract("scores@1").conform(output.rows, "test")
     return {row["metric"]: row for row in table.to_pylist()}
 
@@ -186,7 +187,7 @@ def test_promotion_needs_every_rule_and_the_champions_card(store):
 
     def promote():
         stage = PromoteStage(PromoteConfig(rules=rules))
-        (output,) = stage.reduce({"model": model, "scores": scores}, store)
+        (output,) = stage.reduce({"model": model, "scores": scores}, StageContext(store))
         return load_contract("releases@1").conform(output.rows, "test").to_pylist()
 
     first = promote()

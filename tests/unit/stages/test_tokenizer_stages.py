@@ -24,8 +24,9 @@ from videoar.media.synthetic import scenes
 from videoar.model.schedule import SMALL_SQUARE
 from videoar.model.tokenizer.config import TOKENIZERS
 from videoar.model.tokenizer.network import VideoTokenizer, video_from_frames
+from videoar.pipeline.context import StageContext
 from videoar.pipeline.spec import parse_pipeline
-from videoar.pipeline.work import ShardWorker
+from videoar.pipeline.work.shard import ShardWorker
 from videoar.stages.tokenize import TokenizeConfig, TokenizeStage
 from videoar.stages.train_tokenizer import (
     TrainTokenizerConfig,
@@ -52,7 +53,7 @@ def clips(store):
 
 def train(store, clips, rank, **options):
     config = TrainTokenizerConfig(**{"preset": "tiny", "training": TRAINING, **options})
-    return TrainTokenizerStage(config).run({"clips": clips}, store, rank)
+    return TrainTokenizerStage(config).run({"clips": clips}, StageContext(store), rank)
 
 
 def test_training_publishes_the_average_and_resumes_exactly(store, clips, tmp_path):
@@ -282,7 +283,7 @@ def test_tokens_hold_what_the_tokenizer_says(store, clips, tmp_path):
     models = commit(store, "tok", "models@1", train(store, clips, MemoryRank(tmp_path)).rows)
     net, digest = load_tokenizer(models, store)
     inputs = {"clips": clips, "tokenizer": models}
-    mapper = TokenizeStage(TokenizeConfig(batch_clips=2)).open(inputs, store)
+    mapper = TokenizeStage(TokenizeConfig(batch_clips=2)).open(inputs, StageContext(store))
     (output,), (again,) = mapper(clips.table()), mapper(clips.table())
     assert again.rows.equals(output.rows)
     tokens = commit(store, "tokens", "tokens@1", output.rows)
@@ -315,7 +316,7 @@ def models(store):
 def open_mapper(store, models, rows, **options):
     clips = clips_of(store, rows)
     stage = TokenizeStage(TokenizeConfig(**options))
-    return stage.open({"clips": clips, "tokenizer": models}, store), clips.table()
+    return stage.open({"clips": clips, "tokenizer": models}, StageContext(store)), clips.table()
 
 
 def test_no_tokens_are_written_by_a_tokenizer_that_cannot_show_them(store, models):

@@ -1,11 +1,11 @@
-"""dask's verbs: every row meets its partners once, on the scheduler that is configured."""
+"""dask operations on partitions: every pair once, on the scheduler that is passed or configured."""
 
 import dask
 import numpy as np
 import pytest
 from dask.local import get_sync
 
-from videoar.storage.partitions import each, grouped, on_scheduler, paired
+from videoar.storage.partitions import all_pairs, hash_join, map_partitions
 
 
 def counting():
@@ -18,17 +18,16 @@ def counting():
     return get, calls
 
 
-def test_a_configured_scheduler_is_used_and_a_lent_one_before_it():
+def test_configured_scheduler_used_unless_one_is_passed():
     configured, calls = counting()
-    lent, lent_calls = counting()
-    assert each(str, 3) == ["0", "1", "2"]
+    passed, passed_calls = counting()
+    assert map_partitions(str, 3) == ["0", "1", "2"]
     with dask.config.set(scheduler=configured):
-        assert each(str, 2) == ["0", "1"]
-        assert (len(calls), len(lent_calls)) == (1, 0)
-        with on_scheduler(lent):
-            each(str, 2)
-    each(str, 2)
-    assert (len(calls), len(lent_calls)) == (1, 1)
+        assert map_partitions(str, 2) == ["0", "1"]
+        assert (len(calls), len(passed_calls)) == (1, 0)
+        map_partitions(str, 2, passed)
+    map_partitions(str, 2)
+    assert (len(calls), len(passed_calls)) == (1, 1)
 
 
 @pytest.mark.parametrize("partitions", [1, 3, 100])
@@ -39,7 +38,7 @@ def test_rows_of_a_key_meet_whatever_their_partition(partitions):
     def join(bucket):
         return {int(k): sorted(bucket["row"][bucket["key"] == k].tolist()) for k in bucket["key"]}
 
-    found = grouped(lambda i: rows[i::partitions], partitions, join)
+    found = hash_join(lambda i: rows[i::partitions], partitions, join)
     merged = {k: v for bucket in found for k, v in bucket.items()}
     assert sum(len(bucket) for bucket in found) == len(merged)
     assert merged == join(rows)
@@ -50,7 +49,7 @@ def test_every_two_rows_meet_once(partitions):
     def pairs(a, b):
         return [(x, y) for x in a for y in b if a is not b or x < y]
 
-    found = paired(
+    found = all_pairs(
         lambda i: list(range(i, 140, partitions)),
         partitions,
         lambda parts: [x for p in parts for x in p],

@@ -1,0 +1,220 @@
+"""Runs one rank of a loop stage, with its checkpoints and its progress in the store."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from videoar.core.crash_points import crash_point
+from videoar.core.errors import DamagedError, StorageError, TransientStorageError, VideoARError
+from videoar.core.scratch import sweep
+from videoar.pipeline.context import StageContext
+from videoar.pipeline.fingerprint import fingerprint
+from videoar.pipeline.stage import LoopStage
+from videoar.pipeline.work.task import (
+    StageTask,
+    loop_key,
+    publish_record,
+    stage_error,
+    write_output,
+)
+
+logger = logging.getLogger(__name__)
+ProgressSink = Callable[[int, int, Mapping[str, float]], None]
+"""Receives step, total steps and metrics."""
+_PROGRESS_EVERY_S = 2.0  # chosen: the display is for people
+_PROGRESS_SHARE = 0.05  # chosen: at most this share of a rank's time
+_CHECKPOINTS_KEPT = 2
+"""chosen: the newest one, and the one that a rank may still be reading when it is committed."""
+
+
+class StoreRankContext:
+    """The rank context of every engine: checkpoints in the store, one create-once record each.
+
+    The checkpoints of one training have a prefix of their own, `checkpoints/<stage>/<digest>/`:
+    records as `<step>.json`, files as `<step>-<sha256>`. A file is named by the record of its own
+    step only, so both can be deleted together. The newest two checkpoints are kept permanently: a
+    stage that has ended resumes from them after its publish gate was changed. Delete the prefix to
+    free the space.
+
+    Args:
+        task: the stage run.
+        index: rank, from 0.
+        world_size: number of ranks.
+        scratch: empty local folder of this attempt.
+        sink: receives the progress of rank 0.
+    """
+
+    def __init__(
+        self, task: StageTask, index: int, world_size: int, scratch: Path, sink: ProgressSink
+    ) -> None:
+        self.index = index
+        self.world_size = world_size
+        self.scratch = scratch
+        self._store = task.open_store()
+        self._checkpoints = _checkpoint_prefix(task)
+        self._sink = sink
+        self._next_report = 0.0
+
+    def report(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Report progress, rate-limited except for the last step.
+
+        The slower the sink, the fewer reports: a slow store must not slow the training down.
+        """
+        began = time.monotonic()
+        if self.index == 0 and (began >= self._next_report or step >= total):
+            self._sink(step, total, metrics)
+            ended = time.monotonic()
+            self._next_report = ended + max(_PROGRESS_EVERY_S, (ended - began) / _PROGRESS_SHARE)
+
+    def save_checkpoint(self, step: int, folder: Path) -> None:
+        """Publish the folder's files, then the record that makes them a checkpoint."""
+        if self.index:
+            return
+        stem = f"{self._checkpoints}{step:09d}"
+        files = self._store.publish_folder(folder, f"{stem}-")
+        crash_point("checkpoint-written")
+        self._store.ledger.create(f"{stem}.json", {"step": step, "files": files})
+        crash_point("checkpoint-committed")
+        self._remove_older()
+
+    def load_checkpoint(self, into: Path) -> int | None:
+        """Fetch the newest checkpoint that has a record; return its step, None without one.
+
+        Raises:
+            TransientStorageError: another run of the same training has removed it meanwhile; or
+                files of it are missing or damaged. Then the checkpoint is removed, so that the next
+                attempt of all ranks resumes from the one before.
+        """
+        self._remove_older()
+        records = [key for key in self._keys() if not self._is_file(key)]
+        if not records:
+            return None
+        newest = records[-1]
+        record = self._store.ledger.read(newest)
+        if record is None:
+            raise TransientStorageError(newest, "removed by another run of the same training")
+        try:
+            self._store.fetch_folder(record["files"], into)
+        except StorageError as error:
+            if not (isinstance(error, DamagedError) or self._has_missing(record["files"])):
+                raise
+            self._remove(newest)
+            hint = "removed; the next attempt resumes from the checkpoint before it"
+            raise TransientStorageError(newest, f"cannot be loaded: {error}", hint) from error
+        step: int = record["step"]
+        logger.info("resuming from the checkpoint of step %d", step)
+        return step
+
+    def _has_missing(self, files: list[dict[str, Any]]) -> bool:
+        return any(self._store.objects.size(file["key"]) != file["size_bytes"] for file in files)
+
+    def _remove(self, record: str) -> None:
+        """Remove a checkpoint with its files.
+
+        The files must go as well: training the same steps again would find them by their size and
+        not write them.
+        """
+        if self.index:
+            return
+        files = record.replace(".json", "-")
+        for key in (record, *(key for key in self._keys() if key.startswith(files))):
+            self._store.objects.delete(key)
+
+    def _keys(self) -> list[str]:
+        return [info.key for info in self._store.objects.list(self._checkpoints)]
+
+    def _is_file(self, key: str) -> bool:
+        return "-" in key.removeprefix(self._checkpoints)
+
+    def _remove_older(self) -> None:
+        """Remove all but the newest checkpoints, and files that killed attempts left before them.
+
+        Records are deleted first, so that every record that exists can be loaded. Nothing newer is
+        deleted: it may belong to a run that was wrongly taken for dead. A store that refuses the
+        deletion costs space, not the training.
+        """
+        if self.index:
+            return
+        try:
+            keys = self._keys()
+            kept = [key for key in keys if not self._is_file(key)][-_CHECKPOINTS_KEPT:]
+            old = [key for key in keys if kept and key < kept[0].removesuffix(".json")]
+            for key in sorted(old, key=self._is_file):
+                self._store.objects.delete(key)
+                crash_point("checkpoint-removing")
+        except StorageError as error:
+            logger.warning("older checkpoints are kept for now: %s", error)
+
+
+def _checkpoint_prefix(task: StageTask) -> str:
+    """Return the key prefix of a training's checkpoints.
+
+    Its digest leaves out the fields that only gate the publication: after such a change the stage
+    resumes from the same checkpoints.
+    """
+    gates = task.make_stage().config.publish_gates()
+    config = {
+        name: value for name, value in task.fingerprint_parts["config"].items() if name not in gates
+    }
+    digest = fingerprint({**task.fingerprint_parts, "config": config})
+    return f"checkpoints/{task.dataset}/{digest}/"
+
+
+def store_progress(task: StageTask) -> ProgressSink:
+    """Return a sink that overwrites one advisory object, which the driver reads for its display.
+
+    No result depends on it, so a store that refuses the write fails no step.
+    """
+    store = task.open_store()
+    key = progress_key(task.run_id, task.dataset)
+    has_warned = False
+
+    def sink(step: int, total: int, metrics: Mapping[str, float]) -> None:
+        nonlocal has_warned
+        state = {"step": step, "total": total, "metrics": dict(metrics)}
+        try:
+            store.objects.put(key, json.dumps(state).encode())
+        except StorageError as error:
+            if not has_warned:
+                logger.warning("progress cannot be shown for now: %s", error)
+            has_warned = True
+
+    return sink
+
+
+def progress_key(run_id: str, stage: str) -> str:
+    """Return the key of a stage's advisory progress object."""
+    return f"runs/{run_id}/progress/{stage}.json"
+
+
+def run_rank(task: StageTask, index: int, world_size: int, sink: ProgressSink) -> None:
+    """Run one rank of a loop stage; rank 0 records the output.
+
+    Raises:
+        VideoARError: the stage failed; nothing else is raised.
+    """
+    try:
+        _run_rank(task, index, world_size, sink)
+    except VideoARError:
+        raise
+    except Exception as error:  # the engine boundary
+        raise stage_error(task, f"rank {index}", error) from error
+
+
+def _run_rank(task: StageTask, index: int, world_size: int, sink: ProgressSink) -> None:
+    store = task.open_store()
+    stage: LoopStage[Any] = task.make_stage()
+    inputs = task.open_inputs(store)
+    context = StageContext(store)
+    sweep()
+    with context.scratch() as scratch:
+        rank = StoreRankContext(task, index, world_size, scratch, sink)
+        output = stage.run(inputs, context, rank)
+    if output is None:
+        return
+    record = write_output(task, store, stage.produces, output)
+    rows_in = sum(snapshot.rows for snapshot in inputs.values())
+    publish_record(store, loop_key(task), record.model_copy(update={"rows_in": rows_in}))

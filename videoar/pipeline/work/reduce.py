@@ -1,0 +1,83 @@
+"""Runs a reduction, on any engine, and keeps the result of its checks."""
+
+from typing import Any
+
+import pyarrow as pa
+
+from videoar.contracts.expectations import CheckReport
+from videoar.core.crash_points import crash_point
+from videoar.core.errors import GateError, VideoARError
+from videoar.pipeline.context import StageContext
+from videoar.pipeline.stage import ReduceStage
+from videoar.pipeline.work.task import (
+    StageTask,
+    WorkRecord,
+    find_record,
+    merge,
+    publish_record,
+    reduce_key,
+    stage_error,
+    write_output,
+)
+from videoar.storage.partitions import DaskScheduler
+from videoar.storage.store import Store
+
+
+def run_reduce(task: StageTask, dask_scheduler: DaskScheduler | None = None) -> WorkRecord:
+    """Run a reduction: compute its tables, check them, write them, record them.
+
+    Args:
+        task: the stage run.
+        dask_scheduler: see `StageContext`.
+
+    Raises:
+        GateError: the stage's checks failed. Their report is kept, the rows are not.
+        StageError: the stage failed.
+    """
+    store = task.open_store()
+    key = reduce_key(task)
+    if (existing := find_record(store, key)) is not None:
+        return existing
+    stage: ReduceStage[Any] = task.make_stage()
+    inputs = task.open_inputs(store)
+    try:
+        outputs = list(stage.reduce(inputs, StageContext(store, dask_scheduler=dask_scheduler)))
+        report = stage.check(inputs, pa.concat_tables([output.rows for output in outputs]))
+    except VideoARError:
+        raise
+    except Exception as error:  # the engine boundary
+        raise stage_error(task, "reduction", error) from error
+    if report is not None:
+        _publish_check(task, store, report)
+    record = merge([write_output(task, store, stage.produces, output) for output in outputs])
+    rows_in = sum(
+        snapshot.rows for port, snapshot in inputs.items() if not stage.consumes[port].optional
+    )
+    crash_point("reduce-written")
+    return publish_record(store, key, record.model_copy(update={"rows_in": rows_in}))
+
+
+def _publish_check(task: StageTask, store: Store, report: CheckReport) -> None:
+    """Keep the report of a check, passed or not; raise if it did not pass."""
+    key = check_key(task.dataset, task.fingerprint)
+    page = f"{key}.html"
+    store.objects.put(page, report.html.encode(), if_absent=True)
+    result = {
+        "success": report.success,
+        "page": page,
+        "expectations": [expectation.model_dump() for expectation in report.expectations],
+    }
+    store.ledger.create(f"{key}.json", result)
+    if not report.success:
+        hint = f"all expectations: {store.url}/{page}"
+        raise GateError(f"stage {task.dataset}", "; ".join(report.failures), hint)
+
+
+def check_key(dataset: str, fingerprint: str) -> str:
+    """Return the key of a reduction's check without its suffix: `.json`, and `.html` for people."""
+    return f"checks/{dataset}/{fingerprint}"
+
+
+def find_check(store: Store, dataset: str, fingerprint: str) -> dict[str, Any] | None:
+    """Return the result of a check, `{success, page, expectations}`; None if there was none."""
+    return store.ledger.read(f"{check_key(dataset, fingerprint)}.json")

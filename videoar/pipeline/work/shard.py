@@ -1,0 +1,82 @@
+"""Runs shards of a map stage, on any engine."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from videoar.core.crash_points import crash_point
+from videoar.core.errors import VideoARError
+from videoar.pipeline.context import StageContext
+from videoar.pipeline.fingerprint import shard_fingerprint
+from videoar.pipeline.stage import Mapper, MapStage, Output, Shard, Stoppable
+from videoar.pipeline.work.task import (
+    StageTask,
+    WorkRecord,
+    find_record,
+    merge,
+    publish_record,
+    record_key,
+    stage_error,
+    write_output,
+)
+
+if TYPE_CHECKING:
+    from videoar.media.clip_prefetch import ReaderSlot
+
+
+class ShardWorker:
+    """Runs shards of one map stage; created once per worker, so that weights load once.
+
+    Args:
+        task: the stage run.
+        open_reader_slots: see `StageContext`.
+    """
+
+    def __init__(
+        self,
+        task: StageTask,
+        open_reader_slots: "Callable[[], list[ReaderSlot]] | None" = None,
+    ) -> None:
+        self.task = task
+        self.store = task.open_store()
+        self.stage: MapStage[Any] = task.make_stage()
+        self.inputs = task.open_inputs(self.store)
+        context = StageContext(self.store, open_reader_slots=open_reader_slots)
+        self.mapper: Mapper = self.stage.open(self.inputs, context)
+
+    def __call__(self, shard: Shard) -> WorkRecord:
+        """Run one shard, or return the record of an earlier attempt.
+
+        Raises:
+            StageError: the stage failed on this shard.
+        """
+        name = shard_fingerprint(self.task.fingerprint_parts, self.stage.primary, shard)
+        key = record_key(self.task, "shards", name)
+        if (existing := find_record(self.store, key)) is not None:
+            return existing
+        try:
+            result = self.mapper(self._rows(shard))
+            outputs = [result] if isinstance(result, Output) else result
+            record = merge([
+                write_output(self.task, self.store, self.stage.produces, output)
+                for output in outputs
+            ])
+        except VideoARError:
+            raise
+        except Exception as error:  # the engine boundary: name the shard in any other error
+            raise stage_error(self.task, f"shard {shard.index}", error) from error
+        crash_point("shard-written")
+        return publish_record(
+            self.store, key, record.model_copy(update={"rows_in": shard.num_rows})
+        )
+
+    def stop(self) -> None:
+        """End the shards that other threads are running early, where the stage supports it."""
+        if isinstance(self.mapper, Stoppable):
+            self.mapper.stop()
+
+    def _rows(self, shard: Shard) -> pa.Table:
+        if shard.file is not None:
+            return self.inputs[self.stage.primary].read_file(shard.file)
+        return pa.Table.from_pylist([dict(row) for row in shard.rows])

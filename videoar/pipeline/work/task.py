@@ -1,0 +1,143 @@
+"""A stage run by value, and the record that every piece of its work ends in.
+
+A task names everything by value (store URL, stage type, options, snapshot ids), so it is sent to
+another process as a few kilobytes; payloads stay in the store. Each piece of work (a shard, a
+reduction, a loop) ends in one create-once record of the ledger. When two workers run the same piece
+of work, the loser of the race adopts the winner's record: a shard may run twice, on two machines,
+and counts once.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import Field
+
+from videoar.contracts.names import REJECTS
+from videoar.core.errors import StageError
+from videoar.core.types import FileRef, Frozen
+from videoar.pipeline.fingerprint import FingerprintParts, fingerprint
+from videoar.pipeline.registry import BUILTIN, Registry, make_stage
+from videoar.pipeline.stage import Inputs, Output
+from videoar.storage.store import Store, open_store
+
+
+class WorkRecord(Frozen):
+    """Output of a shard, a loop or a reduction: files that no commit names yet."""
+
+    files: tuple[FileRef, ...] = ()
+    rejects: tuple[FileRef, ...] = ()
+    rows_in: int = 0
+    rows_out: int = 0
+    rows_rejected: int = 0
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+    @property
+    def all_files(self) -> tuple[FileRef, ...]:
+        """Files of rows and of rejects."""
+        return self.files + self.rejects
+
+
+@dataclass(frozen=True)
+class StageTask:
+    """One stage run, by value: safe to pickle, a few kilobytes."""
+
+    run_id: str
+    dataset: str
+    stage_type: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """Port to snapshot id."""
+    fingerprint_parts: FingerprintParts
+    store_url: str
+    store_endpoint: str = ""
+    registry: Registry = field(default_factory=lambda: BUILTIN)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that the output depends on."""
+        return fingerprint(self.fingerprint_parts)
+
+    def open_store(self) -> Store:
+        """Open the store in this process."""
+        return open_store(self.store_url, endpoint=self.store_endpoint)
+
+    def make_stage(self) -> Any:  # noqa: ANN401 - one of the three shapes, the caller knows which
+        """Build the stage in this process."""
+        return make_stage(self.stage_type, self.config, self.registry)
+
+    def open_inputs(self, store: Store) -> Inputs:
+        """Open the input snapshots in this process."""
+        return {port: store.snapshot(snapshot) for port, snapshot in self.inputs.items()}
+
+    @property
+    def ledger_prefix(self) -> str:
+        """Key prefix of the records of this stage."""
+        return f"stages/{self.dataset}"
+
+
+def record_key(task: StageTask, kind: str, name: str) -> str:
+    """Return the ledger key of one create-once record."""
+    return f"{task.ledger_prefix}/{kind}/{name}.json"
+
+
+def find_record(store: Store, key: str) -> WorkRecord | None:
+    """Return the record under a key, None if that work was not done before."""
+    existing = store.ledger.read(key)
+    return WorkRecord.model_validate(existing) if existing is not None else None
+
+
+def publish_record(store: Store, key: str, record: WorkRecord) -> WorkRecord:
+    """Create the record; return the existing one if another worker created it first."""
+    return WorkRecord.model_validate(
+        store.ledger.create_or_adopt(key, record.model_dump(mode="json"))
+    )
+
+
+def write_output(task: StageTask, store: Store, produces: str, output: Output) -> WorkRecord:
+    """Write an output's rows and rejects as files; no reader sees them before the commit."""
+    files, rejects = [], []
+    num_rejected = output.rejects.num_rows if output.rejects is not None else 0
+    if output.rows.num_rows:
+        files.append(store.dataset(task.dataset, produces).write(output.rows))
+    if output.rejects is not None and num_rejected:
+        rejects.append(store.dataset(f"{task.dataset}.rejects", REJECTS).write(output.rejects))
+    return WorkRecord(
+        files=tuple(files),
+        rejects=tuple(rejects),
+        rows_out=output.rows.num_rows,
+        rows_rejected=num_rejected,
+        metrics=dict(output.metrics),
+    )
+
+
+def merge(records: list[WorkRecord]) -> WorkRecord:
+    """Add up records: counts and metrics are summed, files are concatenated in order."""
+    metrics: dict[str, float] = {}
+    for record in records:
+        for name, value in record.metrics.items():
+            metrics[name] = metrics.get(name, 0.0) + value
+    return WorkRecord(
+        files=tuple(file for record in records for file in record.files),
+        rejects=tuple(file for record in records for file in record.rejects),
+        rows_in=sum(record.rows_in for record in records),
+        rows_out=sum(record.rows_out for record in records),
+        rows_rejected=sum(record.rows_rejected for record in records),
+        metrics=metrics,
+    )
+
+
+def stage_error(task: StageTask, where: str, cause: BaseException) -> StageError:
+    """Wrap an unexpected exception of a stage with the stage, the place and the run."""
+    text = f"{type(cause).__name__}: {cause}"
+    return StageError(f"stage {task.dataset}, {where}", text, f"see videoar logs {task.run_id}")
+
+
+def loop_key(task: StageTask) -> str:
+    """Return the key of a loop's final record."""
+    return record_key(task, "loops", task.fingerprint)
+
+
+def reduce_key(task: StageTask) -> str:
+    """Return the key of a reduction's record."""
+    return record_key(task, "reduced", task.fingerprint)

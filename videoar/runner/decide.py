@@ -1,0 +1,176 @@
+"""The one decision on a stage: cached, partly done or to run, and why.
+
+`plan` prints it and `execute` acts on it, so that both always agree. It reads the store and changes
+nothing.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from videoar.core.errors import ConfigError, ContractError
+from videoar.pipeline.fingerprint import (
+    FingerprintParts,
+    compute_parts,
+    differences,
+    fingerprint,
+    shard_fingerprint,
+)
+from videoar.pipeline.registry import BUILTIN, Registry, make_stage, stage_class
+from videoar.pipeline.spec import StageSpec
+from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
+from videoar.pipeline.work.task import WorkRecord, find_record
+from videoar.records.run_record import previous_parts
+from videoar.storage.delta_log import missing_files
+from videoar.storage.snapshot import Snapshot
+from videoar.storage.store import Store
+
+Action = Literal["run", "cached", "partial"]
+_CONCURRENT_READS = 16
+_UNFINISHED = "has not finished before, or its files were withdrawn or are missing"
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """The shards of a map stage, split by whether their work was done before."""
+
+    shards: Sequence[Shard] = ()
+    done: Mapping[int, WorkRecord] = field(default_factory=dict)
+    """Records of finished shards, by the shard's index."""
+    missing: Sequence[Shard] = ()
+    """Shards to run."""
+    stale_keys: Sequence[str] = ()
+    """Keys of records whose files are missing: a worker would adopt them, so delete them first."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a run does with one stage."""
+
+    action: Action
+    reason: str
+    stage: Stage[Any]
+    fingerprint_parts: FingerprintParts
+    existing: Snapshot | None = None
+    """The output, if the stage is cached."""
+    work: ShardWork = ShardWork()
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of everything that the output depends on."""
+        return fingerprint(self.fingerprint_parts)
+
+
+def decide(
+    store: Store,
+    pipeline: str,
+    spec: StageSpec,
+    inputs: Inputs,
+    registry: Registry = BUILTIN,
+    before: str | None = None,
+) -> Decision:
+    """Decide whether a stage has to run.
+
+    Args:
+        store: where earlier output and records are.
+        pipeline: name of the pipeline, to find its previous run.
+        spec: the stage.
+        inputs: snapshots by port, or listings that are not committed yet.
+        registry: known stages.
+        before: only runs older than this id are previous ones.
+
+    Raises:
+        ContractError: an input has another contract than its port.
+    """
+    check_contracts(spec, inputs, registry)
+    stage = build(spec, registry)
+    fingerprint_parts = compute_parts(stage, inputs)
+    existing = store.dataset(spec.name, stage.produces).find(fingerprint(fingerprint_parts))
+    if existing is not None:
+        return Decision("cached", "nothing changed", stage, fingerprint_parts, existing)
+    reason = reason_to_run(store, pipeline, spec.name, fingerprint_parts, before)
+    if not isinstance(stage, MapStage):
+        return Decision("run", reason, stage, fingerprint_parts)
+    work = split_by_record(store, spec.name, fingerprint_parts, stage, stage.shards(inputs))
+    return Decision("partial" if work.done else "run", reason, stage, fingerprint_parts, work=work)
+
+
+def build(spec: StageSpec, registry: Registry = BUILTIN) -> Stage[Any]:
+    """Create the stage of a pipeline file's entry."""
+    return make_stage(spec.type, spec.config.model_dump(), registry)
+
+
+def check_contracts(spec: StageSpec, inputs: Inputs, registry: Registry = BUILTIN) -> None:
+    """Check that every input has the contract of its port.
+
+    Raises:
+        ContractError: names stage and port.
+    """
+    for port, snapshot in inputs.items():
+        expected = stage_class(spec.type, registry).consumes[port].contract
+        if snapshot.contract != expected:
+            key = f"stages.{spec.name}.from.{port}"
+            raise ContractError(key, f"needs {expected}, but the input has {snapshot.contract}")
+
+
+def check_tools(stages: Iterable[StageSpec], registry: Registry = BUILTIN) -> None:
+    """Query the tools of all stages, so that a missing one is an error before the first stage runs.
+
+    Raises:
+        ConfigError: names the stage, and the option if the tool is a path in the pipeline file.
+    """
+    for spec in stages:
+        try:
+            build(spec, registry).tools()
+        except ConfigError as error:
+            key = next((f".{key}" for key, value in spec.config if value == error.where), "")
+            what = f"{error.where}: {error.what}"
+            raise ConfigError(f"stages.{spec.name}{key}", what, error.hint) from error
+
+
+def split_by_record(
+    store: Store,
+    dataset: str,
+    fingerprint_parts: FingerprintParts,
+    stage: MapStage[Any],
+    shards: Sequence[Shard],
+) -> ShardWork:
+    """Split shards into those that have a record with all of its files, and those to run."""
+    prefix = f"stages/{dataset}/shards"
+    known = set(store.ledger.list(f"{prefix}/"))
+    names = {
+        shard.index: shard_fingerprint(fingerprint_parts, stage.primary, shard) for shard in shards
+    }
+    keys = {index: f"{prefix}/{name}.json" for index, name in names.items()}
+    listed = {index: key for index, key in keys.items() if key in known}
+    with ThreadPoolExecutor(_CONCURRENT_READS) as pool:  # on S3 one by one would take minutes
+        read = list(pool.map(lambda key: find_record(store, key), listed.values()))
+    records = {index: record for index, record in zip(listed, read, strict=True) if record}
+    absent = set(missing_files(store.objects, [f for r in records.values() for f in r.all_files]))
+    done = {
+        index: record
+        for index, record in records.items()
+        if absent.isdisjoint(file.key for file in record.all_files)
+    }
+    return ShardWork(
+        shards=shards,
+        done=done,
+        missing=[shard for shard in shards if shard.index not in done],
+        stale_keys=[keys[index] for index in records.keys() - done.keys()],
+    )
+
+
+def reason_to_run(
+    store: Store,
+    pipeline: str,
+    stage: str,
+    fingerprint_parts: FingerprintParts,
+    before: str | None = None,
+) -> str:
+    """Return in one line why a stage has to run."""
+    previous = previous_parts(store, pipeline, stage, before)
+    if previous is None:
+        return "never ran before"
+    changed = [entry["component"] for entry in differences(previous[1], fingerprint_parts)]
+    return f"changed: {', '.join(changed)}" if changed else _UNFINISHED
