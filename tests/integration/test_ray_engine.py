@@ -63,7 +63,7 @@ def test_an_error_comes_back_as_ours_with_its_shard(tmp_path: Path, engine: RayE
 @pytest.mark.parametrize(
     ("stage", "resources", "what"),
     [
-        ("big", {"gpus": 1}, "stages.big.resources.gpus: 1 asked for at once.* has 0"),
+        ("big", {"gpus": 1}, "stages.big.resources.gpus: needs 1 at once.* has 0"),
         ("big", {"cpus": 4096}, "stages.big.resources.cpus: 4096 asked for"),
         ("big", {"readers": 2, "workers": 100}, "stages.big.resources.cpus: 300 asked for"),
         ("model", {"cpus": 3, "workers": 1000}, "stages.model.resources.cpus: 3000 asked for"),

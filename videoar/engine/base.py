@@ -1,7 +1,7 @@
-"""The engine protocol: three verbs, one per stage shape.
+"""The engine protocol: one method per stage shape.
 
-An engine decides where work runs and how often it is tried again. It never decides what counts:
-that is the create-once record which each piece of work ends in (`videoar.pipeline.work`).
+An engine decides where work runs and how often it is retried. It does not decide which result
+counts: that is the create-once record that each piece of work ends in (`videoar.pipeline.work`).
 """
 
 import logging
@@ -16,6 +16,7 @@ from videoar.pipeline.work.task import StageTask, WorkRecord
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 ShardDone = Callable[[Shard, WorkRecord], None]
+"""Called in the driver with each finished shard."""
 _RETRY = RetryPolicy(first_wait_s=1.0, max_wait_s=4.0, max_attempts=4)
 
 
@@ -41,11 +42,11 @@ class Engine(Protocol):
     name: str
 
     def map(self, task: StageTask, shards: Sequence[Shard], done: ShardDone) -> None:
-        """Run the shards in any order, calling `done` in the driver as each one finishes."""
+        """Run the shards in any order; call `done` in the driver as each one finishes."""
         ...
 
     def loop(self, task: StageTask) -> WorkRecord:
-        """Run a gang of ranks to the end."""
+        """Run all ranks of a loop stage to the end; return the record of rank 0."""
         ...
 
     def reduce(self, task: StageTask) -> WorkRecord:
@@ -53,5 +54,5 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what the engine holds; safe to call twice."""
+        """Release what the engine holds; safe to call twice."""
         ...

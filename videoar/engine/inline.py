@@ -1,6 +1,6 @@
-"""The engine without an engine: everything in this process, one thing after another.
+"""In-process engine: everything in this process, one shard after another.
 
-Except for stages that ask for it (`overlap`): then some shards run at once, in threads.
+Stages with an `overlap` greater than 1 run that many shards concurrently, in threads.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class InlineEngine:
             done(shard, with_retries(partial(worker, shard)))
 
     def loop(self, task: StageTask) -> WorkRecord:
-        """Run a gang of one."""
+        """Run the loop as a single rank."""
         with_retries(lambda: run_rank(task, 0, 1, store_progress(task)))
         return finished_loop(task)
 
@@ -42,7 +42,7 @@ class InlineEngine:
         return with_retries(lambda: run_reduce(task))
 
     def close(self) -> None:
-        """Hold nothing."""
+        """Do nothing: this engine holds no resources."""
 
 
 def _overlap(worker: ShardWorker, shards: Sequence[Shard], done: ShardDone) -> None:
@@ -55,12 +55,12 @@ def _overlap(worker: ShardWorker, shards: Sequence[Shard], done: ShardDone) -> N
             for shard, record in ahead(submit, shards, worker.stage.overlap - 1):
                 done(shard, record.result())
         except BaseException:
-            worker.stop()  # the pool waits for its threads
+            worker.stop()  # leaving the pool joins its threads: make them end
             raise
 
 
 def finished_loop(task: StageTask) -> WorkRecord:
-    """Return the record that rank 0 left; the only proof that a loop ended well.
+    """Return the record that rank 0 created: the only proof that a loop has ended successfully.
 
     Raises:
         StageError: there is none.

@@ -1,9 +1,9 @@
-"""Lanes that are actors: clips are decoded wherever the cluster has cores, for workers with a GPU.
+"""Remote clip readers as Ray actors: clips are decoded wherever the cluster has free CPUs.
 
-Each worker has readers of its own and asks them for a few batches ahead, so the object store holds
-some frames of each worker at most (17 x 128 x 128 px: 0.8 MB a clip), whatever the corpus. Shards
-are not cut up for it: their records are written by the worker alone. A reader that dies starts
-again and reads what it owed.
+For workers with a GPU on nodes with few CPUs. Each worker has readers of its own and requests a few
+batches ahead, so Ray's object store holds at most some frames per worker (17 x 128 x 128 px: 0.8 MB
+a clip), for any size of corpus. Shards are not split for it: the worker alone writes their records.
+A reader that fails is restarted and reads its pending clips again.
 """
 
 from collections.abc import Callable
@@ -24,13 +24,13 @@ _RESTARTS = 3  # as for workers: a clip that kills its reader must not loop
 
 
 class Reader:
-    """One lane."""
+    """Actor that reads the clips of one reader slot."""
 
     def __init__(self, task: StageTask) -> None:
         self._read = ClipReader(task.open_store().objects)
 
     def read(self, row: Row) -> np.ndarray | VideoARError:
-        """Return the frames of a clip; an error of ours travels as a value, and stays ours."""
+        """Return the frames of a clip, or the error as a value: raised, Ray would wrap it."""
         try:
             return with_retries(partial(self._read, row))
         except VideoARError as error:
@@ -38,22 +38,23 @@ class Reader:
 
 
 def open_reader_slots(task: StageTask, count: int) -> list[ReaderSlot]:
-    """Start readers on the cluster; they end with the process that calls this."""
+    """Start readers on the cluster; Ray stops them when the calling process ends."""
     import ray
 
     actor = ray.remote(
         num_cpus=1, scheduling_strategy="SPREAD", max_restarts=_RESTARTS, max_task_retries=_RESTARTS
     )(Reader)
-    return [partial(_ask, actor.remote(task)) for _ in range(count)]
+    return [partial(_request, actor.remote(task)) for _ in range(count)]
 
 
-def _ask(reader: Any, row: Row) -> Callable[[], np.ndarray]:  # noqa: ANN401 - ActorHandle
-    wanted = {name: row[name] for name in COLUMNS}
-    return partial(_take, reader.read.remote(wanted).future())  # a future brings it here ahead
+def _request(reader: Any, row: Row) -> Callable[[], np.ndarray]:  # noqa: ANN401 - ActorHandle
+    columns = {name: row[name] for name in COLUMNS}
+    # .future() fetches the frames in the background, .remote() alone would only when waited for
+    return partial(_result, reader.read.remote(columns).future())
 
 
-def _take(answer: "Future[np.ndarray | VideoARError]") -> np.ndarray:
-    found = answer.result()
-    if isinstance(found, VideoARError):
-        raise found
-    return found
+def _result(future: "Future[np.ndarray | VideoARError]") -> np.ndarray:
+    frames = future.result()
+    if isinstance(frames, VideoARError):
+        raise frames
+    return frames

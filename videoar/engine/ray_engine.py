@@ -1,6 +1,6 @@
-"""The Ray engine: one verb per stage shape, on a local Ray or a cluster, by address.
+"""The Ray engine, on a local Ray or on a cluster.
 
-Ray starts at the first piece of work, so a run whose stages are all cached never pays for it.
+Ray is started or joined at the first piece of work: a run whose stages are all cached needs none.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from videoar.engine.inline import finished_loop
 from videoar.engine.ray_map import run_pool
 from videoar.engine.ray_serve import run_serve
 from videoar.engine.ray_session import connect, disconnect, environment, unwrap
-from videoar.engine.ray_train import run_gang
+from videoar.engine.ray_train import run_ranks
 from videoar.pipeline.stage import LoopStage, Shard
 from videoar.pipeline.work.reduce import run_reduce
 from videoar.pipeline.work.task import StageTask, WorkRecord
@@ -26,31 +26,33 @@ def _reduce(task: StageTask) -> WorkRecord:
 
 
 def _dask_on_ray(graph: Any, keys: Any, **options: Any) -> Any:  # noqa: ANN401 - dask's protocol
-    """Compute a dask graph; most reductions have none and never pay for this import."""
-    from ray.util.dask import ray_dask_get
+    """Compute a dask graph as Ray tasks."""
+    from ray.util.dask import ray_dask_get  # late: most reductions have no graph
 
     return ray_dask_get(graph, keys, **options)
 
 
 def _require_room(task: StageTask) -> None:
-    """Refuse what a Ray that cannot grow would wait for, for ever.
+    """Check that a local Ray, which cannot scale up, has the resources that a stage needs at once.
+
+    Ray itself would leave the work pending without an error.
 
     Raises:
-        ConfigError: a worker, the gang of a loop stage or the workers with all their readers ask
-            for more than the machine has.
+        ConfigError: a worker, all ranks of a loop stage, or all workers with their readers need
+            more than the machine has.
     """
     import ray
 
-    resources, there = task.make_stage().config.resources, ray.cluster_resources()
+    resources, available = task.make_stage().config.resources, ray.cluster_resources()
     is_gang = isinstance(task.make_stage(), LoopStage) or resources.readers
     at_once = resources.workers if is_gang else 1
     each = {"cpus": resources.cpus + resources.readers, "gpus": resources.gpus}
     for name, kind in (("cpus", "CPU"), ("gpus", "GPU")):
-        wanted, found = at_once * each[name], there.get(kind, 0)
-        if wanted > found:
+        needed, present = at_once * each[name], available.get(kind, 0)
+        if needed > present:
             key = f"stages.{task.dataset}.resources.{name}"
-            what = f"{wanted:g} asked for at once, this machine's Ray has {found:g}"
-            raise ConfigError(key, what, f"--set {key}=..., or a --target with room for it")
+            what = f"needs {needed:g} at once, the local Ray has {present:g}"
+            raise ConfigError(key, what, f"--set {key}=..., or a --target with more of them")
 
 
 class RayEngine:
@@ -70,13 +72,13 @@ class RayEngine:
                 done(shard, record)
 
     def loop(self, task: StageTask) -> WorkRecord:
-        """Run the gang; one that a rank has left starts anew, from its checkpoints."""
-        with_retries(partial(self._gang, task))
+        """Run all ranks; when one is lost, start all of them again from the newest checkpoint."""
+        with_retries(partial(self._train, task))
         return finished_loop(task)
 
-    def _gang(self, task: StageTask) -> None:
+    def _train(self, task: StageTask) -> None:
         with self._ray(task):
-            run_gang(task)
+            run_ranks(task)
 
     def reduce(self, task: StageTask) -> WorkRecord:
         """Run the reduction as one task of the cluster."""
@@ -93,7 +95,7 @@ class RayEngine:
         return record
 
     def close(self) -> None:
-        """Leave Ray."""
+        """Disconnect from Ray."""
         if self._connected:
             disconnect()
             self._connected = False

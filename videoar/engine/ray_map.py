@@ -1,9 +1,9 @@
 """Map stages on a Ray Data actor pool.
 
-What travels is one small row per shard: its description there, its record back. The actor reads the
-shard from the store and writes the result to the store, so the object store stays empty however
-large the corpus is, and Ray Data's backpressure bounds the shards in flight. With `readers` there
-is a second pool, of actors that read clips for these (`videoar.engine.ray_clip_readers`).
+One small row per shard is sent: its description to the actor, its record back. The actor reads the
+shard from the store and writes the result to the store, so Ray's object store stays empty for any
+size of corpus, and Ray Data's backpressure bounds the shards in flight. With `readers`, each actor
+has clip readers as actors of their own (`ray_clip_readers`).
 """
 
 import logging
@@ -27,7 +27,7 @@ _WORKER_RESTARTS = 3
 
 
 class ShardActor:
-    """The callable that Ray Data keeps one of per worker."""
+    """The callable that Ray Data creates once per worker."""
 
     def __init__(self, task: StageTask) -> None:
         readers = task.make_stage().config.resources.readers
@@ -35,9 +35,9 @@ class ShardActor:
         self._worker = with_retries(partial(ShardWorker, task, open_slots))
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[Any]]:
-        """Run the shards of these rows; an error of ours travels as a value.
+        """Run the shards of these rows; return a `VideoARError` as a value.
 
-        Ray Data would wrap it in an exception whose cause is lost on the way to the driver.
+        Raised, Ray Data would wrap it in an exception that loses its cause.
         """
         shards = [pickle.loads(data) for data in batch["shard"]]  # noqa: S301 - from our driver
         outcomes = [pickle.dumps(self._try(shard)) for shard in shards]
@@ -57,9 +57,10 @@ def run_pool(task: StageTask, shards: Sequence[Shard]) -> Iterator[tuple[Shard, 
     stage = task.make_stage()
     resources = stage.config.resources
     workers = min(resources.workers, len(shards))
-    wanted, there = workers * (resources.cpus + resources.readers), ray.cluster_resources()
-    if wanted > there.get("CPU", 0):
-        logger.warning("%g cores wanted, %g there: waits for more", wanted, there.get("CPU", 0))
+    needed = workers * (resources.cpus + resources.readers)
+    available = ray.cluster_resources().get("CPU", 0)
+    if needed > available:
+        logger.warning("needs %g CPUs, the cluster has %g: workers stay pending", needed, available)
     rows = [{"number": n, "shard": pickle.dumps(shard)} for n, shard in enumerate(shards)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         ShardActor,
@@ -84,5 +85,5 @@ def run_pool(task: StageTask, shards: Sequence[Shard]) -> Iterator[tuple[Shard, 
 
 
 def _limited_restarts() -> dict[str, int]:
-    """Cap what Ray Data would do without limit: a shard that kills its worker must not loop."""
+    """Limit restarts, which Ray Data does not: a shard that kills its worker must not loop."""
     return {"max_restarts": _WORKER_RESTARTS, "max_task_retries": _WORKER_RESTARTS}

@@ -1,7 +1,4 @@
-"""Map stages that ask for it run on a Ray Serve deployment.
-
-The warm replicas that answer online requests also work through offline batches.
-"""
+"""Map stages with `placement = "serve"`, on a Ray Serve deployment of the stage's size."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -14,7 +11,7 @@ from videoar.pipeline.stage import Shard
 from videoar.pipeline.work.shard import ShardWorker
 from videoar.pipeline.work.task import StageTask, WorkRecord
 
-_IN_FLIGHT_PER_REPLICA = 2  # one running, one waiting: replicas never idle, memory stays bounded
+_IN_FLIGHT_PER_REPLICA = 2  # one running and one queued: replicas do not idle, memory is bounded
 
 
 class ShardReplica:
@@ -24,12 +21,12 @@ class ShardReplica:
         self._worker = with_retries(partial(ShardWorker, task))
 
     def __call__(self, shard: Shard) -> str:
-        """Run one shard; returns the record as JSON."""
+        """Run one shard; return its record as JSON."""
         return with_retries(partial(self._worker, shard)).model_dump_json()
 
 
 def run_serve(task: StageTask, shards: Sequence[Shard]) -> Iterator[tuple[Shard, WorkRecord]]:
-    """Run shards on a deployment of the stage's size; yield them in order as they finish."""
+    """Run shards on a deployment; yield them in order as they finish."""
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # after the import, which sets it

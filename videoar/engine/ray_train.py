@@ -1,9 +1,9 @@
-"""Loop stages on Ray Train: a gang of ranks under TorchTrainer.
+"""Loop stages on Ray Train: all ranks of a stage in one TorchTrainer.
 
-Ray Train starts the gang and joins it into a torch process group; it would try again whatever fails
-a rank, so it is told to try once, and the engine decides. Which checkpoint counts is decided by our
-own create-once records, because a report to Ray Train is asynchronous and its last one can be lost
-with the worker.
+Ray Train starts the ranks and joins them into a torch process group. Its own retries are off (the
+default `FailureConfig`), because only the engine knows which errors are retryable. Our create-once
+records decide which checkpoint counts: a report to Ray Train is asynchronous, and the last one can
+be lost with the worker.
 """
 
 import tempfile
@@ -18,7 +18,7 @@ from videoar.pipeline.work.task import StageTask
 
 
 def _rank_main(config: dict[str, Any]) -> None:
-    """Run in each worker process of the gang."""
+    """Run one rank, in each worker process."""
     import ray.train
 
     task: StageTask = config["task"]
@@ -26,11 +26,11 @@ def _rank_main(config: dict[str, Any]) -> None:
     run_rank(task, context.get_world_rank(), context.get_world_size(), store_progress(task))
 
 
-def run_gang(task: StageTask) -> None:
-    """Run a loop stage, once, on as many ranks as its resources ask for.
+def run_ranks(task: StageTask) -> None:
+    """Run a loop stage once, on `resources.workers` ranks.
 
     Raises:
-        VideoARError: what failed a rank; `WorkerLostError` where one died.
+        VideoARError: the error of a rank; `WorkerLostError` if a rank's process died.
     """
     from ray.train import RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchTrainer
@@ -59,10 +59,11 @@ def run_gang(task: StageTask) -> None:
 
 
 def _cause(where: str, failures: Mapping[int, Exception]) -> VideoARError:
-    """Return what failed a gang: errors of its ranks, by rank, of which some may only follow.
+    """Return the root cause among the errors of the ranks.
 
-    A rank raises errors of ours alone (see `run_rank`): anything else is the death of one, and
-    whatever the others then say. Among ours, a lost peer follows from an error that is final.
+    A rank raises only `VideoARError` (see `run_rank`). Any other error means that a process died,
+    and then the errors of its peers are consequences. If all are ours, a retryable one (a lost
+    peer) is the consequence of a final one.
     """
     ours = [error for error in failures.values() if isinstance(error, VideoARError)]
     if ours and len(ours) == len(failures):

@@ -1,5 +1,6 @@
-"""What a pipeline is.
+"""The definition of a pipeline, without anything about where it runs.
 
-The three stage shapes (`stage`), the pipeline file (`spec`), the table of known stages
-(`registry`), fingerprints (`fingerprint`) and the work of one shard (`work`).
+`stage` has the three stage shapes and `context` what they receive, `spec` the pipeline file,
+`registry` the known stages, `fingerprint` what an output depends on, `work` the pieces of work that
+engines run.
 """

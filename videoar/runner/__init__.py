@@ -1,5 +1,5 @@
-"""Plans and executes pipelines, and answers for them afterwards.
+"""Plans and executes pipelines.
 
-`plan` (what would run and why), `execute` (do it), `runs` (the run record), `record` (MLflow),
-`lineage`, `report_data`, `doctor`; `api` is the list of verbs that `cli` and `jobs` call.
+`inputs` resolves what a pipeline reads, `decide` whether a stage has to run, `plan` prints these
+decisions and `execute` acts on them.
 """

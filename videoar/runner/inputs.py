@@ -1,10 +1,10 @@
-"""Raw inputs: what a pipeline's `inputs` name, as snapshots.
+"""Resolves the `inputs` of a pipeline to snapshots.
 
 folder, file://, s3://, rendered://   listed now; the listing is a snapshot of `sources@1`
 ref://NAME, snapshot://ID             a snapshot that is already in the store
 
-A listing leaves out the sources that were taken down, by address and etag; a copy of one under
-another address is known by its content when ingest reads it.
+A listing omits withdrawn sources, by URL and etag. A copy of one under another URL is recognized by
+its content when ingest reads it.
 """
 
 import logging
@@ -25,9 +25,9 @@ logger = logging.getLogger(__name__)
 
 
 class Listing:
-    """A listing that may not be committed yet: all that planning needs of a snapshot.
+    """A listing that is not committed yet, with the attributes of a snapshot that planning reads.
 
-    Planning has no side effects, so it works on this; executing commits it.
+    Planning has no side effects, so it uses this; executing commits it.
     """
 
     def __init__(self, name: str, table: pa.Table) -> None:
@@ -49,45 +49,45 @@ class Listing:
     def commit(self, store: Store, provenance: Provenance) -> Snapshot:
         """Commit the rows as a snapshot of the dataset named like the input."""
         dataset = store.dataset(self.name, SOURCES)
-        asked = provenance.model_copy(update={"fingerprint": self.fingerprint})
-        return dataset.commit([dataset.write(self._table)], asked, {})
+        listed = provenance.model_copy(update={"fingerprint": self.fingerprint})
+        return dataset.commit([dataset.write(self._table)], listed, {})
 
 
 def resolve(store: Store, name: str, url: str) -> Snapshot | Listing:
     """Return the snapshot that an input names, or the listing that will become one.
 
     Raises:
-        ConfigError: nothing is there, or nothing that may be used.
+        ConfigError: no usable file is there.
         SnapshotNotFoundError: no such ref or snapshot.
     """
     for scheme in ("ref://", "snapshot://"):
         if url.startswith(scheme):
             return store.snapshot(url.removeprefix(scheme))
-    listing = Listing(name, _without_forgotten(store, name, url, list_sources(url)))
+    listing = Listing(name, _without_withdrawn(store, name, url, list_sources(url)))
     return listing.committed(store) or listing
 
 
-def _without_forgotten(store: Store, name: str, url: str, rows: pa.Table) -> pa.Table:
-    gone = forgotten_addresses(store.ledger)
-    keep = [address_digest(uri, etag) not in gone for uri, etag in _addresses(rows)]
-    left_out = keep.count(False)
-    if left_out:
-        logger.info("input %s: left out %d sources that were taken down", name, left_out)
-    if left_out == len(keep):
-        raise ConfigError(url, "all of its files were taken down", "add others")
+def _without_withdrawn(store: Store, name: str, url: str, rows: pa.Table) -> pa.Table:
+    withdrawn = forgotten_addresses(store.ledger)
+    keep = [address_digest(uri, etag) not in withdrawn for uri, etag in _addresses(rows)]
+    num_omitted = keep.count(False)
+    if num_omitted:
+        logger.info("input %s: omitted %d withdrawn sources", name, num_omitted)
+    if num_omitted == len(keep):
+        raise ConfigError(url, "all of its files were withdrawn", "add others")
     return rows.filter(pa.array(keep))
 
 
 def compare(store: Store, pipeline: str, run_id: str, name: str, listed: Snapshot) -> InputRun:
-    """Count what is new, changed and gone in a listing since the pipeline's run before."""
-    before = previous_input(store, pipeline, name, run_id)
+    """Count the new, changed and removed sources since the previous run of the pipeline."""
+    previous = previous_input(store, pipeline, name, run_id)
     try:
-        rows = store.snapshot(before.snapshot).table(["uri", "etag"]) if before else None
+        rows = store.snapshot(previous.snapshot).table(["uri", "etag"]) if previous else None
     except StorageError as error:
         if error.retryable:
             raise
-        logger.warning("input %s: compared with nothing: %s", name, error)
-        before = rows = None
+        logger.warning("input %s: the previous listing cannot be read: %s", name, error)
+        previous = rows = None
     old = dict(_addresses(rows)) if rows else {}
     new = dict(_addresses(listed.table(["uri", "etag"])))
     return InputRun(
@@ -95,8 +95,8 @@ def compare(store: Store, pipeline: str, run_id: str, name: str, listed: Snapsho
         sources=len(new),
         new=len(new.keys() - old.keys()),
         changed=sum(old[uri] != new[uri] for uri in new.keys() & old.keys()),
-        # a take-down has removed rows of the old listing, so its own count is asked
-        gone=(before.sources if before else 0) - len(old.keys() & new.keys()),
+        # a takedown may have removed rows of the old listing: use the count of that time
+        gone=(previous.sources if previous else 0) - len(old.keys() & new.keys()),
     )
 
 
