@@ -147,7 +147,7 @@ def test_what_is_left_is_captioned_and_the_page_shows_the_pairs(curated):
     page = Path(api.report(store, run.run_id)).read_text()
     clip_of = {name: clip_id for clip_id, name in clip_names(store, run, names).items()}
     for name, (_, other) in refused.items():
-        assert not other or f"{clip_of[name]} repeats {clip_of[other]}" in page
+        assert not other or f"{clip_of[name]} duplicates {clip_of[other]}" in page
     assert page.count("<p>DUPLICATE SEMANTIC") == len(COPIES)
 
 

@@ -58,7 +58,7 @@ def test_each_source_keeps_its_shape_up_to_the_batches(tmp_path):
     page = collect(store, made)
     assert "data:image/jpeg" in render(page)
     shapes = set()
-    for picture in page.sheets[0].pictures:
-        with av.open(io.BytesIO(picture.jpeg)) as jpeg:
+    for thumbnail in page.contact_sheets[0].thumbnails:
+        with av.open(io.BytesIO(thumbnail.jpeg)) as jpeg:
             shapes.add(next(jpeg.decode(video=0)).to_ndarray(format="rgb24").shape[:2])
     assert shapes == set(TAKEN.values())

@@ -3,27 +3,28 @@
 import numpy as np
 
 from videoar.contracts.expectations import Expectation
-from videoar.report.page import (
-    ByScale,
+from videoar.report.data import (
     Confusion,
+    ContactSheet,
     Curve,
     DataCheck,
+    DuplicatePair,
     FunnelStep,
     GateRule,
-    Generated,
+    GeneratedSample,
     Histogram,
     Licence,
     LineageNode,
     Lock,
-    Picture,
     Reconstruction,
-    Repeat,
     ReportData,
+    ScaleSeries,
     Score,
-    Sheet,
     StageReport,
+    Thumbnail,
 )
 
+CHECK_PAGE = f"../../checks/good/{'ab' * 32}.html"  # as long as a real key: must wrap on a phone
 HOSTILE = '<script>alert("x")</script><img src=https://evil.example/a.png onerror=alert(1)>'
 _COLOURS = {
     "red": (222, 66, 55),
@@ -169,29 +170,32 @@ def example(real: bytes, generated: bytes, picture: bytes = b"jpeg-bytes") -> Re
                 bounds=((235.0, "max 235"), (16.0, "min 16")),
             ),
         ),
-        sheets=(
-            Sheet(title="kept", count=180, pictures=(Picture(jpeg=picture),) * 8),
-            Sheet(
+        contact_sheets=(
+            ContactSheet(title="kept", count=180, thumbnails=(Thumbnail(jpeg=picture),) * 8),
+            ContactSheet(
                 title="LOW_MOTION",
                 count=21,
-                pictures=(Picture(jpeg=picture), Picture(why="IO_PERMANENT: <No> such file")),
+                thumbnails=(
+                    Thumbnail(jpeg=picture),
+                    Thumbnail(error="IO_PERMANENT: <No> such file"),
+                ),
             ),
-            Sheet(title="BLACK", count=4, pictures=()),
+            ContactSheet(title="BLACK", count=4, thumbnails=()),
         ),
-        repeats=(
-            Repeat(
+        duplicates=(
+            DuplicatePair(
                 reason="DUPLICATE_NEAR",
                 clip_id="d" * 32,
                 kept_id="e" * 32,
-                picture=Picture(jpeg=picture),
-                kept_picture=Picture(jpeg=picture),
+                thumbnail=Thumbnail(jpeg=picture),
+                kept_thumbnail=Thumbnail(jpeg=picture),
             ),
         ),
         checks=(
             DataCheck(
                 stage="good",
                 success=False,
-                page="../../checks/good/abcd.html",
+                page=CHECK_PAGE,
                 expectations=(
                     Expectation(
                         name="expect_column_values_to_be_unique",
@@ -222,15 +226,17 @@ def example(real: bytes, generated: bytes, picture: bytes = b"jpeg-bytes") -> Re
             Curve(title="diverged", x_label="steps", series={"train": ((0.0, float("nan")),)}),
         ),
         generated=tuple(
-            Generated(prompt=prompt, seed=i, video=generated, real=real if i % 4 < 3 else None)
+            GeneratedSample(
+                prompt=prompt, seed=i, video=generated, real=real if i % 4 < 3 else None
+            )
             for i, prompt in enumerate(prompts * 3)
         ),
         num_generated=64,
         reconstructions=tuple(
             Reconstruction(name=f"{i:032x}", real=real, reconstruction=generated) for i in range(3)
         ),
-        by_scale=(
-            ByScale(
+        scale_series=(
+            ScaleSeries(
                 name=f"{0:032x}",
                 real=real,
                 steps=tuple((f"up to {n} x {n}", generated) for n in (1, 2, 3, 4, 6, 8)),
@@ -240,14 +246,14 @@ def example(real: bytes, generated: bytes, picture: bytes = b"jpeg-bytes") -> Re
         confusions=(
             Confusion(
                 title="rendered/colour_acc",
-                asked=("red", "blue"),
-                found=("red", "blue", "none"),
+                prompted=("red", "blue"),
+                predicted=("red", "blue", "none"),
                 counts=((26, 4, 2), (5, 27, 0)),
             ),
             Confusion(
                 title="rendered/motion_acc",
-                asked=("left", "right"),
-                found=("left", "right", "still"),
+                prompted=("left", "right"),
+                predicted=("left", "right", "none"),
                 counts=((23, 6, 3), (2, 23, 7)),
             ),
         ),

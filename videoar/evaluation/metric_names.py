@@ -28,3 +28,10 @@ METRICS = (
 def is_metric(name: str) -> bool:
     """Return whether `score` can produce a metric; a suffix `@<protocol or digest>` is ignored."""
     return name.partition("@")[0] in METRICS
+
+
+def unit_of(name: str) -> str:
+    """Return the unit of a metric; "" for fractions in [0, 1] and Frechet distances."""
+    if name == "recon/psnr":
+        return "dB"
+    return "%" if name in VBENCH else ""

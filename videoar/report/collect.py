@@ -1,7 +1,7 @@
-"""Collects what the report page of a run shows, from the run record and the snapshots it names.
+"""Collect the data of a run's report page from the run record and the snapshots that it names.
 
-Works for any pipeline: snapshots are recognized by their contracts, not by the names of stages, and
-a run that ended early has fewer of them.
+Works for any pipeline: snapshots are selected by their contracts, not by the names of stages. A run
+that ended early has fewer snapshots, and its page fewer sections.
 """
 
 import json
@@ -17,19 +17,26 @@ from videoar.core.ids import canonical_json
 from videoar.core.types import Row
 from videoar.records.lineage import sources_of
 from videoar.records.run_record import Run, events_of
-from videoar.report.curation import checks, filters, histograms, repeats, sheets
-from videoar.report.page import (
-    ByScale,
+from videoar.report.curation import (
+    THUMBNAIL_BUDGET_S,
+    contact_sheets,
+    data_checks,
+    duplicate_pairs,
+    filter_steps,
+    score_histograms,
+)
+from videoar.report.data import (
     Confusion,
     Curve,
     FunnelStep,
     GateRule,
-    Generated,
+    GeneratedSample,
     Licence,
     LineageNode,
     Lock,
     Reconstruction,
     ReportData,
+    ScaleSeries,
     Score,
     StageReport,
 )
@@ -39,16 +46,24 @@ from videoar.storage.store import Store
 _SHOWN_SAMPLES = 24  # chosen: about 1 MB of demo clips; a page of them reads in a minute
 
 
-def collect(store: Store, run: Run) -> ReportData:
-    """Gather the page of a run in whatever state it is."""
+def collect(
+    store: Store, run: Run, *, thumbnail_budget_s: float = THUMBNAIL_BUDGET_S
+) -> ReportData:
+    """Return the report data of a run of any status, finished or not.
+
+    Args:
+        store: where the run is recorded.
+        run: its state.
+        thumbnail_budget_s: longest time to read the thumbnails of one filter stage, seconds.
+    """
     events = events_of(store, run.run_id)
     inputs = _inputs(store, run)
-    made = [store.snapshot(snapshot_id) for snapshot_id in run.outputs.values()]
+    outputs = [store.snapshot(snapshot_id) for snapshot_id in run.outputs.values()]
     by_contract: dict[str, list[Snapshot]] = {}
-    for snapshot in [*inputs.values(), *made]:
+    for snapshot in [*inputs.values(), *outputs]:
         by_contract.setdefault(snapshot.contract, []).append(snapshot)
     clips = by_contract.get(CLIPS, [])
-    curated = filters(store, made)
+    steps = filter_steps(store, outputs)
     scores = _rows(by_contract.get(SCORES, []))
     samples = _rows(by_contract.get(SAMPLES, []))
     return ReportData(
@@ -59,22 +74,22 @@ def collect(store: Store, run: Run) -> ReportData:
         seconds=run.seconds,
         hardware=next((e["hardware"] for e in reversed(events) if "hardware" in e), "not recorded"),
         code_version=run.code_version,
-        stages=(*_input_boxes(run, inputs), *_stage_boxes(run)),
-        funnel=_funnel(store, run, [*inputs.items(), *((s.dataset, s) for s in made)]),
-        histograms=tuple(histograms(curated, by_contract.get(PROFILES, []))),
-        sheets=tuple(sheets(store, curated)),
-        repeats=tuple(repeats(store, curated)),
-        checks=tuple(checks(store, run)),
+        stages=(*_input_nodes(run, inputs), *_stage_nodes(run)),
+        funnel=_funnel(store, run, [*inputs.items(), *((s.dataset, s) for s in outputs)]),
+        histograms=tuple(score_histograms(steps, by_contract.get(PROFILES, []))),
+        contact_sheets=tuple(contact_sheets(store, steps, thumbnail_budget_s)),
+        duplicates=tuple(duplicate_pairs(store, steps, thumbnail_budget_s)),
+        checks=tuple(data_checks(store, run)),
         curves=tuple(_curves(by_contract.get(MODELS, []))),
         generated=_generated(store, samples, clips),
         num_generated=len(samples),
         reconstructions=_reconstructions(store, scores),
-        by_scale=tuple(_by_scale(store, scores)),
+        scale_series=tuple(_scale_series(store, scores)),
         scores=tuple(_score(row) for row in scores),
         confusions=tuple(_confusions(scores)),
         gate=tuple(_rule(row) for row in _rows(by_contract.get(RELEASES, []))),
         licences=_licences(clips[-1:] or by_contract.get(SOURCES, [])),
-        lineage=_lineage(store, made),
+        lineage=_lineage(store, outputs),
         config=_config(run, events),
         locks=_locks(scores),
     )
@@ -85,14 +100,14 @@ def _rows(snapshots: Iterable[Snapshot]) -> list[Row]:
 
 
 def _inputs(store: Store, run: Run) -> dict[str, Snapshot]:
-    """Return the snapshots of the pipeline's raw inputs, as far as a stage has begun on them."""
-    named = run.document["inputs"]
-    found = {}
+    """Return the snapshots of the pipeline's inputs that a started stage reads, by input name."""
+    names = run.document["inputs"]
+    result = {}
     for stage in run.stages:
         for port, source in _ports(run, stage.name).items():
-            if source in named and port in stage.inputs:
-                found[source] = store.snapshot(stage.inputs[port])
-    return found
+            if source in names and port in stage.inputs:
+                result[source] = store.snapshot(stage.inputs[port])
+    return result
 
 
 def _ports(run: Run, stage: str) -> Mapping[str, str]:
@@ -100,19 +115,19 @@ def _ports(run: Run, stage: str) -> Mapping[str, str]:
     return ports
 
 
-def _input_boxes(run: Run, inputs: Mapping[str, Snapshot]) -> Iterator[StageReport]:
+def _input_nodes(run: Run, inputs: Mapping[str, Snapshot]) -> Iterator[StageReport]:
     for name in run.document["inputs"]:
-        known = inputs.get(name)
+        snapshot = inputs.get(name)
         yield StageReport(
             name=name,
             kind="input",
-            status="SUCCEEDED" if known else "PENDING",
-            snapshot=known.id if known else "",
-            rows_out=known.rows if known else None,
+            status="SUCCEEDED" if snapshot else "PENDING",
+            snapshot=snapshot.id if snapshot else "",
+            rows_out=snapshot.rows if snapshot else None,
         )
 
 
-def _stage_boxes(run: Run) -> Iterator[StageReport]:
+def _stage_nodes(run: Run) -> Iterator[StageReport]:
     for stage in run.stages:
         yield StageReport(
             name=stage.name,
@@ -130,14 +145,14 @@ def _stage_boxes(run: Run) -> Iterator[StageReport]:
 def _funnel(
     store: Store, run: Run, snapshots: Iterable[tuple[str, Snapshot]]
 ) -> tuple[FunnelStep, ...]:
-    refused = {stage.name: stage.rejects for stage in run.stages}
+    rejects = {stage.name: stage.rejects for stage in run.stages}
     units = {SOURCES: "videos", CLIPS: "clips"}
     return tuple(
         FunnelStep(
             name=name,
             unit=units[snapshot.contract],
             count=snapshot.rows,
-            reasons=_reasons(store, refused.get(name)),
+            reasons=_reasons(store, rejects.get(name)),
         )
         for name, snapshot in snapshots
         if snapshot.contract in units
@@ -145,7 +160,7 @@ def _funnel(
 
 
 def _reasons(store: Store, rejects: str | None) -> tuple[tuple[str, int], ...]:
-    """Count refused items by their decisive reason, as far as they are still there."""
+    """Count rejected items by decisive (first) reason, without those removed by a takedown."""
     tables = store.snapshot(rejects).remaining(columns=["reasons"]) if rejects else ()
     reasons = (reason for table in tables for reason in table["reasons"].to_pylist())
     return tuple(Counter(first for first, *_ in reasons).most_common())
@@ -160,7 +175,7 @@ def _curves(models: Iterable[Snapshot]) -> Iterator[Curve]:
 
 
 def _panels(history: list[dict[str, float]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Group a loss history by quantity: `train/loss` and `val/loss` share a panel."""
+    """Group the training history by quantity: `train/loss` and `val/loss` share a panel."""
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for point in history:
         for name in point.keys() - {"step"}:
@@ -169,11 +184,15 @@ def _panels(history: list[dict[str, float]]) -> dict[str, dict[str, list[tuple[f
     return {quantity: dict(sorted(panels[quantity].items())) for quantity in sorted(panels)}
 
 
-def _generated(store: Store, samples: list[Row], clips: list[Snapshot]) -> tuple[Generated, ...]:
-    shown = sorted(samples, key=lambda row: row["index"])[:_SHOWN_SAMPLES]  # stable: prompt order
+def _generated(
+    store: Store, samples: list[Row], clips: list[Snapshot]
+) -> tuple[GeneratedSample, ...]:
+    # A stable sort by the index within the prompt: the first sample of each prompt in order of the
+    # prompts, then the second ones.
+    shown = sorted(samples, key=lambda row: row["index"])[:_SHOWN_SAMPLES]
     real = _clips_by_caption(clips)
     return tuple(
-        Generated(
+        GeneratedSample(
             prompt=row["prompt"],
             seed=row["seed"],
             video=store.objects.get(row["video_key"]),
@@ -184,18 +203,18 @@ def _generated(store: Store, samples: list[Row], clips: list[Snapshot]) -> tuple
 
 
 def _clips_by_caption(clips: Iterable[Snapshot]) -> dict[str, str]:
-    """Return a video key for each caption, from the last snapshot that has it: the kept clips."""
-    found: dict[str, str] = {}
+    """Return a video key per caption; of several snapshots the last one wins: the kept clips."""
+    result: dict[str, str] = {}
     for snapshot in clips:
         for table in snapshot.remaining(columns=["caption", "video_key"]):
             for row in table.to_pylist():
-                if row["video_key"]:  # a reference has no video to show
-                    found[row["caption"]] = row["video_key"]
-    return found
+                if row["video_key"]:  # None: the clip is a reference to a part of its source
+                    result[row["caption"]] = row["video_key"]
+    return result
 
 
 def _video(store: Store, key: str | None) -> bytes | None:
-    """Return a clip, None if there is none or a take-down has withdrawn it."""
+    """Return the MP4 of a clip; None without a key, or if a takedown has withdrawn the object."""
     try:
         return store.objects.get(key) if key else None
     except WithdrawnError:
@@ -214,19 +233,19 @@ def _reconstructions(store: Store, scores: list[Row]) -> tuple[Reconstruction, .
     )
 
 
-def _by_scale(store: Store, scores: list[Row]) -> Iterator[ByScale]:
-    """Yield the clips whose videos are all still there."""
+def _scale_series(store: Store, scores: list[Row]) -> Iterator[ScaleSeries]:
+    """Yield the series of each clip of which no video was withdrawn."""
     details = [json.loads(row["details_json"]) for row in scores]
     real_key = {e["clip_id"]: e["real_key"] for d in details for e in d.get("examples", ())}
     steps: dict[str, list[tuple[str, bytes | None]]] = {}
-    for shown in (shown for found in details for shown in found.get("by_scale", ())):
-        step = (f"up to {shown['grid']}", _video(store, shown["recon_key"]))
-        steps.setdefault(shown["clip_id"], []).append(step)
-    for clip_id, found in steps.items():
+    for entry in (entry for detail in details for entry in detail.get("by_scale", ())):
+        step = (f"up to {entry['grid']}", _video(store, entry["recon_key"]))
+        steps.setdefault(entry["clip_id"], []).append(step)
+    for clip_id, series in steps.items():
         real = _video(store, real_key[clip_id])
-        videos = tuple((grid, video) for grid, video in found if video is not None)
-        if real is not None and len(videos) == len(found):
-            yield ByScale(name=clip_id, real=real, steps=videos)
+        videos = tuple((grid, video) for grid, video in series if video is not None)
+        if real is not None and len(videos) == len(series):
+            yield ScaleSeries(name=clip_id, real=real, steps=videos)
 
 
 def _score(row: Row) -> Score:
@@ -237,12 +256,15 @@ def _confusions(scores: list[Row]) -> Iterator[Confusion]:
     for row in scores:
         table = json.loads(row["details_json"]).get("confusion")
         if table:
-            found = tuple(dict.fromkeys(name for line in table.values() for name in line))
+            # Keys of canonical JSON are sorted; columns that are no row (`none`) go last.
+            names = {name for line in table.values() for name in line}
+            predicted = (*(name for name in table if name in names), *sorted(names - table.keys()))
+            counts = (tuple(line.get(name, 0) for name in predicted) for line in table.values())
             yield Confusion(
                 title=row["metric"],
-                asked=tuple(table),
-                found=found,
-                counts=tuple(tuple(line.get(name, 0) for name in found) for line in table.values()),
+                prompted=tuple(table),
+                predicted=predicted,
+                counts=tuple(counts),
             )
 
 
@@ -251,23 +273,23 @@ def _rule(row: Row) -> GateRule:
 
 
 def _licences(snapshots: Iterable[Snapshot]) -> tuple[Licence, ...]:
-    """Count distinct source videos by licence and origin: of the kept clips, if there are clips."""
-    stated: dict[str, tuple[str, str]] = {}
+    """Count distinct source videos by licence and origin: those of the kept clips, if any."""
+    terms: dict[str, tuple[str, str]] = {}
     for snapshot in snapshots:
         is_clips = snapshot.contract == CLIPS
         for row in sources_of(snapshot) if is_clips else _rows([snapshot]):
-            facts = (row["licence"] or "not stated", row["origin"] or "not stated")
-            stated[row["sha256" if is_clips else "uri"]] = facts
+            stated = (row["licence"] or "not stated", row["origin"] or "not stated")
+            terms[row["sha256" if is_clips else "uri"]] = stated
     return tuple(
         Licence(name=name, origin=origin, num_videos=count)
-        for (name, origin), count in Counter(stated.values()).most_common()
+        for (name, origin), count in Counter(terms.values()).most_common()
     )
 
 
-def _lineage(store: Store, made: list[Snapshot]) -> tuple[LineageNode, ...]:
-    """Return every snapshot that the run made or used, the newest first, then their ancestors."""
+def _lineage(store: Store, outputs: list[Snapshot]) -> tuple[LineageNode, ...]:
+    """Return the output snapshots of a run, the last first, then their ancestors."""
     nodes: dict[str, LineageNode] = {}
-    queue = made[::-1]
+    queue = outputs[::-1]
     while queue:
         snapshot = queue.pop(0)
         if snapshot.id in nodes:
@@ -281,25 +303,26 @@ def _lineage(store: Store, made: list[Snapshot]) -> tuple[LineageNode, ...]:
 
 
 def _config(run: Run, events: list[Row]) -> str:
-    """Return the pipeline with overrides, and with defaults for the stages that have begun."""
+    """Return the pipeline as YAML with overrides, and with defaults for the stages that started."""
     defaults = {e["stage"]["name"]: e["parts"]["config"] for e in events if "parts" in e}
     stages = {
-        name: {"stage": given["stage"], "from": given.get("from", {})}
+        name: {"stage": options["stage"], "from": options.get("from", {})}
         | defaults.get(name, {})
-        | {key: value for key, value in given.items() if key not in ("stage", "from")}
-        for name, given in run.document["stages"].items()
+        | {key: value for key, value in options.items() if key not in ("stage", "from")}
+        for name, options in run.document["stages"].items()
     }
-    return yaml.safe_dump({**run.document, "stages": stages}, sort_keys=False, width=100)
+    document = {**run.document, "stages": stages}
+    return yaml.safe_dump(document, sort_keys=False, width=100, allow_unicode=True)
 
 
 def _locks(scores: list[Row]) -> tuple[Lock, ...]:
-    """Group metrics whose locks differ in nothing but the metric's name."""
+    """Group metrics by their lock without the name of the metric."""
     groups: dict[str, dict[str, str]] = {}
     for row in scores:
         lock = json.loads(row["lock_json"])
         lock.pop("metric", None)
         groups.setdefault(canonical_json(lock), {})[row["metric"]] = row["lock_digest"]
     return tuple(
-        Lock(metrics=metrics, text=json.dumps(json.loads(text), indent=2))
+        Lock(metrics=metrics, text=json.dumps(json.loads(text), indent=2, ensure_ascii=False))
         for text, metrics in groups.items()
     )

@@ -1,8 +1,8 @@
-"""What the report says of curation: scores against bounds, pictures of both fates, duplicates.
+"""Collect the curation part of the report: scores and bounds, thumbnails, duplicates, data checks.
 
-A filter is recognized by the bounds in its commit, not by its name. Pictures come from the store's
-own clips or, of references, from the sources; for one that is gone or broken the page says why,
-since it must never fail for it.
+A filter stage is recognized by the `bound/*` metrics in its commit, not by its name. Thumbnails are
+decoded from the clips in the store or, of references, from their sources. A missing or damaged clip
+must not fail the report: its thumbnail shows the error instead.
 """
 
 import re
@@ -25,27 +25,27 @@ from videoar.media.decode import thumbnail_jpeg
 from videoar.media.process import Limits
 from videoar.pipeline.work.reduce import find_check
 from videoar.records.run_record import Run
-from videoar.report.page import DataCheck, Histogram, Picture, Repeat, Sheet
+from videoar.report.data import ContactSheet, DataCheck, DuplicatePair, Histogram, Thumbnail
 from videoar.stages.profile import column_values
 from videoar.storage.column_profile import describe
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
-_SHOWN = 8  # per fate: a row on a laptop's screen, 30 kB of pictures
-_SHOWN_PAIRS = 6
-_LIMITS = Limits(wall_s=20.0, cpu_s=20)
-_PATIENCE_S = 60.0  # chosen: a page is worth a minute of reading long sources, not an hour
-_FROM_REPORT = "../../"  # the page is kept as runs/<id>/report.html
+_SHOWN = 8  # chosen: thumbnails per outcome, one row on a laptop's screen, 30 kB
+_SHOWN_PAIRS = 6  # chosen: two rows of pairs on a laptop's screen
+_LIMITS = Limits(wall_s=20.0, cpu_s=20)  # chosen: per clip, for one frame of a long source
+THUMBNAIL_BUDGET_S = 60.0  # chosen: longest time to read thumbnails of one filter stage
+_STORE_ROOT = "../../"  # relative to the key of the report, runs/<id>/report.html
 _BOUND = "bound/"
-_REPEATS = re.compile(r"repeats ([0-9a-f]{32})")
+_DUPLICATE_OF = re.compile(r"repeats ([0-9a-f]{32})")  # column `detail` of `rejects@1`
 
 
-def filters(store: Store, made: Iterable[Snapshot]) -> list[tuple[Snapshot, Snapshot]]:
-    """Return the clips before and after each filter of a run."""
+def filter_steps(store: Store, outputs: Iterable[Snapshot]) -> list[tuple[Snapshot, Snapshot]]:
+    """Return the clips before and after each filter stage of a run."""
     return [
-        (store.snapshot(found.commit.provenance.parents["clips"]), found)
-        for found in made
-        if found.contract == CLIPS and any(map(_is_bound, found.commit.metrics))
+        (store.snapshot(snapshot.commit.provenance.parents["clips"]), snapshot)
+        for snapshot in outputs
+        if snapshot.contract == CLIPS and any(map(_is_bound, snapshot.commit.metrics))
     ]
 
 
@@ -53,20 +53,20 @@ def _is_bound(metric: str) -> bool:
     return metric.startswith(_BOUND)
 
 
-def histograms(
-    curated: Iterable[tuple[Snapshot, Snapshot]], profiles: Iterable[Snapshot]
+def score_histograms(
+    steps: Iterable[tuple[Snapshot, Snapshot]], profiles: Iterable[Snapshot]
 ) -> Iterator[Histogram]:
-    """Yield the distribution of each bounded score, from the run's own profile if it has one."""
-    known = {found.commit.provenance.parents.get("clips"): found for found in profiles}
-    for before, after in curated:
-        rows = _profile_rows(known.get(before.id))
+    """Yield the histogram of each bounded score, from the profile of the run if it has one."""
+    profile_of = {profile.commit.provenance.parents.get("clips"): profile for profile in profiles}
+    for before, after in steps:
+        rows = _profile_rows(profile_of.get(before.id))
         bounds: dict[str, list[tuple[float, str]]] = {}
         for metric, value in sorted(after.commit.metrics.items()):
             name = metric.removeprefix(_BOUND)
             if _is_bound(metric) and score_of(name) in score_columns():
                 bounds.setdefault(score_of(name), []).append((value, f"{name[:3]} {value:.4g}"))
         for score, marks in bounds.items():
-            row = rows.get(score) or _described(before, score)
+            row = rows.get(score) or _describe(before, score)
             edges, counts = row.get("hist_edges"), row.get("hist_counts")
             if edges and counts:
                 yield Histogram(score=score, edges=edges, counts=counts, bounds=tuple(marks))
@@ -76,8 +76,8 @@ def _profile_rows(profile: Snapshot | None) -> dict[str, Row]:
     return {} if profile is None else {row["column"]: row for row in profile.table().to_pylist()}
 
 
-def _described(clips: Snapshot, column: str) -> Row:
-    """Describe a column now; nothing if a take-down has withdrawn some of it."""
+def _describe(clips: Snapshot, column: str) -> Row:
+    """Compute the profile of a column; empty if a takedown has withdrawn a file of it."""
     read = partial(column_values, clips, column)
     try:
         return describe(column, read, len(clips.files)).model_dump()
@@ -85,44 +85,53 @@ def _described(clips: Snapshot, column: str) -> Row:
         return {}
 
 
-def sheets(store: Store, curated: Iterable[tuple[Snapshot, Snapshot]]) -> Iterator[Sheet]:
+def contact_sheets(
+    store: Store, steps: Iterable[tuple[Snapshot, Snapshot]], budget_s: float
+) -> Iterator[ContactSheet]:
     """Yield a sheet of kept clips, then one per decisive reason, the most frequent first."""
-    for before, after in curated:
+    for before, after in steps:
         kept = sorted(row["clip_id"] for row in _remaining(after, ["clip_id"]))
-        refused = _refused(after)
-        counts = Counter(row["reasons"][0] for row in refused)
-        fates = {"kept": kept[:_SHOWN]} | {
-            reason: [row["item_id"] for row in refused if row["reasons"][0] == reason][:_SHOWN]
+        rejected = _rejected_rows(after)
+        counts = Counter(row["reasons"][0] for row in rejected)
+        outcomes = {"kept": kept[:_SHOWN]} | {
+            reason: [row["item_id"] for row in rejected if row["reasons"][0] == reason][:_SHOWN]
             for reason, _ in counts.most_common()
         }
-        found = _pictures(store, before, [clip_id for ids in fates.values() for clip_id in ids])
-        for fate, ids in fates.items():
-            pictures = tuple(found[clip_id] for clip_id in ids if clip_id in found)
-            count = len(kept) if fate == "kept" else counts[fate]
-            yield Sheet(title=fate, count=count, pictures=pictures)
+        shown = _thumbnails(
+            store, before, [id_ for ids in outcomes.values() for id_ in ids], budget_s
+        )
+        for outcome, ids in outcomes.items():
+            thumbnails = tuple(shown[clip_id] for clip_id in ids if clip_id in shown)
+            count = len(kept) if outcome == "kept" else counts[outcome]
+            yield ContactSheet(title=outcome, count=count, thumbnails=thumbnails)
 
 
-def repeats(store: Store, curated: Iterable[tuple[Snapshot, Snapshot]]) -> Iterator[Repeat]:
-    """Yield duplicates with what they repeat."""
-    for before, after in curated:
+def duplicate_pairs(
+    store: Store, steps: Iterable[tuple[Snapshot, Snapshot]], budget_s: float
+) -> Iterator[DuplicatePair]:
+    """Yield the first rejected duplicates of each filter stage, with the kept clips."""
+    for before, after in steps:
         pairs = [
             (row["item_id"], match.group(1), row["reasons"][0])
-            for row in _refused(after)
-            if row["reasons"][0] in DUPLICATES and (match := _REPEATS.match(row["detail"] or ""))
+            for row in _rejected_rows(after)
+            if row["reasons"][0] in DUPLICATES
+            and (match := _DUPLICATE_OF.match(row["detail"] or ""))
         ][:_SHOWN_PAIRS]
-        found = _pictures(store, before, [clip_id for pair in pairs for clip_id in pair[:2]])
+        shown = _thumbnails(
+            store, before, [clip_id for pair in pairs for clip_id in pair[:2]], budget_s
+        )
         for clip_id, kept_id, reason in pairs:
-            if clip_id in found and kept_id in found:
-                yield Repeat(
+            if clip_id in shown and kept_id in shown:
+                yield DuplicatePair(
                     reason=reason,
                     clip_id=clip_id,
                     kept_id=kept_id,
-                    picture=found[clip_id],
-                    kept_picture=found[kept_id],
+                    thumbnail=shown[clip_id],
+                    kept_thumbnail=shown[kept_id],
                 )
 
 
-def _refused(after: Snapshot) -> list[Row]:
+def _rejected_rows(after: Snapshot) -> list[Row]:
     rejects = after.rejects()
     if rejects is None:
         return []
@@ -131,44 +140,47 @@ def _refused(after: Snapshot) -> list[Row]:
 
 
 def _remaining(snapshot: Snapshot, columns: list[str]) -> list[Row]:
-    """Return the rows that no take-down has withdrawn: an old run's page is made anew after one."""
+    """Return the rows that no takedown has withdrawn; afterwards old pages are rendered again."""
     return [row for table in snapshot.remaining(columns) for row in table.to_pylist()]
 
 
-def _pictures(store: Store, clips: Snapshot, ids: list[str]) -> Mapping[str, Picture]:
-    """Return a picture of each clip whose row no take-down has withdrawn."""
-    wanted = pa.array(ids, pa.string())
+def _thumbnails(
+    store: Store, clips: Snapshot, ids: list[str], budget_s: float
+) -> Mapping[str, Thumbnail]:
+    """Return a thumbnail of each clip whose row no takedown has withdrawn, by clip id."""
+    requested = pa.array(ids, pa.string())
     rows: list[Row] = []
     for table in clips.remaining(["clip_id", *COLUMNS]):
-        rows += table.filter(pc.is_in(table["clip_id"], wanted)).to_pylist()
+        rows += table.filter(pc.is_in(table["clip_id"], requested)).to_pylist()
     rows.sort(key=lambda row: str(row["source_uri"]))  # so that each source is fetched once
     read = ClipReader(store.objects, _LIMITS)
-    until = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + budget_s
     try:
-        return {row["clip_id"]: _picture(read, row, until) for row in rows}
+        return {row["clip_id"]: _thumbnail(read, row, deadline) for row in rows}
     finally:
         read.close()
 
 
-def _picture(read: ClipReader, row: Row, until: float) -> Picture:
+def _thumbnail(read: ClipReader, row: Row, deadline: float) -> Thumbnail:
     times = row["frame_times_us"]
-    middle = {"frame_times_us": times[len(times) // 2 :][:1]}  # a stored clip is decoded whole
+    # Of a reference only the middle frame is decoded; a stored clip is short and decoded whole.
+    middle = {"frame_times_us": times[len(times) // 2 :][:1]}
+    if time.monotonic() > deadline:
+        return Thumbnail(error="not read: time limit for thumbnails exceeded")
     try:
-        if time.monotonic() > until:
-            return Picture(why="reading the sources took too long")
-        return Picture(jpeg=thumbnail_jpeg(read({**row, **middle})))
+        return Thumbnail(jpeg=thumbnail_jpeg(read({**row, **middle})))
     except (MediaError, StorageError) as error:
-        return Picture(why=f"{getattr(error, 'code', 'GONE')}: {error.what}")
+        return Thumbnail(error=f"{getattr(error, 'code', 'UNAVAILABLE')}: {error.what}")
 
 
-def checks(store: Store, run: Run) -> Iterator[DataCheck]:
-    """Yield what the checks of the run's stages found, failed ones included."""
+def data_checks(store: Store, run: Run) -> Iterator[DataCheck]:
+    """Yield the expectation results of the run's stages, failed ones included."""
     for stage in run.stages:
-        found = stage.fingerprint and find_check(store, stage.name, stage.fingerprint)
-        if found:
+        record = stage.fingerprint and find_check(store, stage.name, stage.fingerprint)
+        if record:
             yield DataCheck(
                 stage=stage.name,
-                success=found["success"],
-                page=_FROM_REPORT + found["page"],
-                expectations=tuple(map(Expectation.model_validate, found["expectations"])),
+                success=record["success"],
+                page=_STORE_ROOT + record["page"],
+                expectations=tuple(map(Expectation.model_validate, record["expectations"])),
             )

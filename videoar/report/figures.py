@@ -1,7 +1,7 @@
-"""Geometry of the report's three drawings: a layered graph, a line plot and a histogram.
+"""Layout of the report's three figures: a layered graph, a line plot and a histogram.
 
-Numbers in, coordinates out; the template turns them into SVG. Writing the 200 lines ourselves keeps
-the page at a few kilobytes with no script and no plotting package, and lets CSS pick the colours.
+Functions map values to coordinates in px; the template writes them as SVG. A plotting package would
+add a dependency and some 100 kB per figure, and its colours could not follow CSS (dark mode).
 """
 
 import math
@@ -14,7 +14,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Box:
-    """Where one node of the graph is drawn."""
+    """Top left corner of a node of the graph, px."""
 
     name: str
     x: float
@@ -23,7 +23,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Graph:
-    """A drawing of a graph: boxes of one size and SVG path strings between them."""
+    """Layout of a graph: boxes of equal size, edges as SVG path data."""
 
     width: float
     height: float
@@ -33,29 +33,35 @@ class Graph:
     edges: tuple[str, ...]
 
 
-_LANE = 13.0  # chosen: distance of two parallel long edges, px
+_TRACK_PX = 13.0  # chosen: distance of two parallel edges, about the height of a line of text
+_LAYER_GAP_PX = 34.0  # chosen: room for the bend of an edge between two layers
+_ROW_GAP_PX = 18.0
 
 
 def layered_graph(
     parents: Mapping[str, Sequence[str]], *, vertical: bool, box: Point = (132.0, 68.0)
 ) -> Graph:
-    """Lay nodes out in dependency layers.
+    """Lay out nodes in dependency layers.
 
-    Each node stands one layer after its last parent. An edge that skips layers runs in a lane of
-    its source beside all boxes, so that it crosses none; edges of one source share their lane.
+    Each node is one layer after its last parent. An edge over several layers runs in a track beside
+    all boxes, so that it crosses none; edges of one source share its track.
+
+        a -> b -> c      layers 0, 1, 2; the edge a -> c skips layer 1,
+        '---------^      so it runs in the first track below the boxes
 
     Args:
-        parents: node name to the names of its parents; acyclic; unknown parents are left out.
-        vertical: layers go downwards (narrow screens) rather than to the right.
+        parents: node name to the names of its parents; acyclic; unknown parents are ignored.
+        vertical: layers advance downwards (narrow screens) instead of to the right.
         box: width and height of a box, px.
     """
     edges = [(p, node) for node, names in parents.items() for p in names if p in parents]
     layer = _layers(parents)
     row = _rows(layer)
-    lanes = _lanes(edges, layer)
+    tracks = _tracks(edges, layer)
+    # Coordinates are (along the layers, across them) until `flip` makes them (x, y).
     along, across = (box[1], box[0]) if vertical else box
-    pitch = (along + 34.0, across + 18.0)
-    lane_base = (max(row.values(), default=0) + 1) * pitch[1] - 4.0
+    pitch = (along + _LAYER_GAP_PX, across + _ROW_GAP_PX)
+    track_base = (max(row.values(), default=0) + 1) * pitch[1] - 4.0
 
     def flip(point: Point) -> Point:
         return (point[1], point[0]) if vertical else point
@@ -65,18 +71,19 @@ def layered_graph(
         end = (layer[target] * pitch[0], row[target] * pitch[1] + across / 2)
         via: list[Point] = []
         if layer[target] - layer[source] > 1:
-            lane = lane_base + lanes[source] * _LANE
-            via = [(start[0] + 34.0, lane), (end[0] - 34.0, lane)]
+            track = track_base + tracks[source] * _TRACK_PX
+            via = [(start[0] + _LAYER_GAP_PX, track), (end[0] - _LAYER_GAP_PX, track)]
         return _path([flip(point) for point in (start, *via, end)], vertical=vertical)
 
     boxes = [Box(node, *flip((layer[node] * pitch[0], row[node] * pitch[1]))) for node in parents]
     length = max(layer.values(), default=0) * pitch[0] + along
-    breadth = lane_base - 14.0 + (max(lanes.values()) * _LANE + 20.0 if lanes else 0.0)
+    breadth = track_base - 14.0 + (max(tracks.values()) * _TRACK_PX + 20.0 if tracks else 0.0)
     width, height = flip((length, breadth))
     return Graph(width, height, *box, tuple(boxes), tuple(route(*edge) for edge in edges))
 
 
 def _layers(parents: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Return the length of the longest path from a root to each node."""
     layer: dict[str, int] = {}
 
     def depth(node: str) -> int:
@@ -90,33 +97,37 @@ def _layers(parents: Mapping[str, Sequence[str]]) -> dict[str, int]:
 
 
 def _rows(layer: Mapping[str, int]) -> dict[str, int]:
-    taken: dict[int, int] = {}
+    """Return the position of each node within its layer, in the order of the mapping."""
+    used: dict[int, int] = {}
     rows = {}
     for node, index in layer.items():
-        rows[node] = taken.get(index, 0)
-        taken[index] = rows[node] + 1
+        rows[node] = used.get(index, 0)
+        used[index] = rows[node] + 1
     return rows
 
 
-def _lanes(edges: Sequence[tuple[str, str]], layer: Mapping[str, int]) -> dict[str, int]:
-    """Give every source with a long edge the first lane that is free over the edge's span."""
+def _tracks(edges: Sequence[tuple[str, str]], layer: Mapping[str, int]) -> dict[str, int]:
+    """Return the track of each source with a long edge: the first one free over the edge's span.
+
+    Greedy colouring of intervals in order of their start needs the smallest number of tracks.
+    """
     reach: dict[str, int] = {}
     for source, target in edges:
         if layer[target] - layer[source] > 1:
             reach[source] = max(reach.get(source, 0), layer[target])
-    lanes: dict[str, int] = {}
+    tracks: dict[str, int] = {}
     for source in sorted(reach, key=lambda name: (layer[name], -reach[name])):
-        busy = {
-            lanes[other]
-            for other in lanes
+        used = {
+            tracks[other]
+            for other in tracks
             if layer[other] < reach[source] and layer[source] < reach[other]
         }
-        lanes[source] = next(i for i in range(len(reach)) if i not in busy)
-    return lanes
+        tracks[source] = next(i for i in range(len(reach)) if i not in used)
+    return tracks
 
 
 def _path(points: Sequence[Point], *, vertical: bool) -> str:
-    """Join points by S-curves that leave and arrive along the layer axis."""
+    """Join points by cubic Bezier curves whose ends are parallel to the layer axis."""
     text = f"M{points[0][0]:g} {points[0][1]:g}"
     for (x0, y0), (x1, y1) in pairwise(points):
         xm, ym = (x0 + x1) / 2, (y0 + y1) / 2
@@ -127,7 +138,7 @@ def _path(points: Sequence[Point], *, vertical: bool) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """One series of a plot."""
+    """One series of a plot: SVG path data and the last value."""
 
     name: str
     path: str
@@ -135,8 +146,8 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Plot:
-    """A line plot: SVG paths and labelled ticks as (position in px, text)."""
+class LinePlot:
+    """Layout of a line plot; ticks are (position in px, text)."""
 
     width: float
     height: float
@@ -149,36 +160,37 @@ class Plot:
 
 def line_plot(
     series: Mapping[str, Sequence[Point]], *, width: float = 420.0, height: float = 220.0
-) -> Plot:
-    """Scale series of (x, y) into a plot with round ticks; points that are not finite are left out.
+) -> LinePlot:
+    """Return the layout of series of (x, y) with round ticks; non-finite points are omitted.
 
     Raises:
-        ValueError: no finite point at all.
+        ValueError: no point is finite.
     """
-    kept = {
+    finite = {
         name: [p for p in points if math.isfinite(p[0]) and math.isfinite(p[1])]
         for name, points in series.items()
     }
-    xs = [x for points in kept.values() for x, _ in points]
-    ys = [y for points in kept.values() for _, y in points]
+    xs = [x for points in finite.values() for x, _ in points]
+    ys = [y for points in finite.values() for _, y in points]
     if not xs:
-        raise ValueError("a plot needs a finite point")
+        raise ValueError("no finite point to plot")
+    # Margins: 46 px for labels of the y axis, 26 px for those of the x axis.
     left, right, top, bottom = 46.0, width - 12.0, 10.0, height - 26.0
     x_axis, y_axis = _Axis.of(xs, left, right), _Axis.of(ys, bottom, top)
     lines = [
         Line(name, "M" + "L".join(f"{x_axis(x):.1f} {y_axis(y):.1f}" for x, y in p), p[-1][1])
-        for name, p in kept.items()
+        for name, p in finite.items()
         if p
     ]
-    return Plot(width, height, left, bottom, tuple(lines), x_axis.ticks(), y_axis.ticks())
+    return LinePlot(width, height, left, bottom, tuple(lines), x_axis.ticks(), y_axis.ticks())
 
 
-_TEXT_PX = 70.0  # chosen: room for `max 0.1448`
+_LABEL_PX = 70.0  # chosen: width of `max 0.1448` at 12 px
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One upright line and its text."""
+    """One vertical line and its label; `anchor` is SVG's text-anchor, start or end."""
 
     x: float
     text: str
@@ -186,8 +198,8 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Bars:
-    """A histogram: one SVG path, marks, and labelled ticks as (position in px, text)."""
+class HistogramPlot:
+    """Layout of a histogram: all bars as one SVG path; ticks are (position in px, text)."""
 
     width: float
     height: float
@@ -207,15 +219,15 @@ def histogram(
     *,
     width: float = 420.0,
     height: float = 170.0,
-) -> Bars:
-    """Scale counts between edges into bars; the axis reaches far enough to show every mark.
+) -> HistogramPlot:
+    """Return the layout of a histogram; the x axis extends to every mark.
 
     Args:
-        edges: rising borders of the bins, one more than counts.
+        edges: ascending borders of the bins, one more than counts.
         counts: values per bin.
-        marks: (value, text) of upright lines.
-        width: of the drawing, px.
-        height: of the drawing, px.
+        marks: (value, label) of vertical lines.
+        width: width of the figure, px.
+        height: height of the figure, px.
     """
     left, right, top, bottom = 46.0, width - 12.0, 22.0, height - 26.0
     x_axis = _Axis.of([edges[0], edges[-1], *(value for value, _ in marks)], left, right)
@@ -231,18 +243,22 @@ def histogram(
         for value, text in marks
         for x in [x_axis(value)]
     )
-    return Bars(width, height, left, top, bottom, path, placed, x_axis.ticks(), y_axis.ticks())
+    return HistogramPlot(
+        width, height, left, top, bottom, path, placed, x_axis.ticks(), y_axis.ticks()
+    )
 
 
 def _side(x: float, left: float, right: float, *, upper: bool) -> str:
-    """Return the SVG anchor of a mark's text: away from the other marks, where there is room."""
+    """Return the text-anchor of a mark's label: away from the other marks if the label fits."""
     if upper:
-        return "start" if right - x > _TEXT_PX else "end"
-    return "end" if x - left > _TEXT_PX else "start"
+        return "start" if right - x > _LABEL_PX else "end"
+    return "end" if x - left > _LABEL_PX else "start"
 
 
 @dataclass(frozen=True)
 class _Axis:
+    """Linear scale with round ends; SVG's y points down, so y axes start at the larger px."""
+
     low: float
     high: float
     start_px: float
@@ -252,7 +268,7 @@ class _Axis:
     @classmethod
     def of(cls, values: Sequence[float], start_px: float, end_px: float) -> "_Axis":
         low, high = min(values), max(values)
-        if low == high:
+        if low == high:  # a constant series: an axis of zero length has no scale
             pad = max(0.5, abs(low) / 2)
             low, high = low - pad, high + pad
         step = _round_step((high - low) / 4)
@@ -260,8 +276,8 @@ class _Axis:
         return cls(low, high, start_px, end_px, step)
 
     def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return self.start_px + share * (self.end_px - self.start_px)
+        fraction = (value - self.low) / (self.high - self.low)
+        return self.start_px + fraction * (self.end_px - self.start_px)
 
     def ticks(self) -> tuple[tuple[float, str], ...]:
         count = round((self.high - self.low) / self.step)
@@ -270,7 +286,10 @@ class _Axis:
 
 
 def _round_step(raw: float) -> float:
-    """Return the smallest of 1, 2, 5 times a power of ten that is not below `raw`."""
+    """Return the smallest of 1, 2, 5 times a power of ten that is at least `raw`.
+
+    1e-9 is the tolerance for rounding errors of `raw`: a step of 0.2 must not become 0.5.
+    """
     power: float = 10.0 ** math.floor(math.log10(raw))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * (1 - 1e-9))
 

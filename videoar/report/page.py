@@ -1,9 +1,9 @@
-"""The report of one run: a single HTML file that opens from disk, offline, on any screen.
+r"""Render the report of one run: a single HTML file that opens from disk, offline, on any screen.
 
-Everything on the page is data of the run (`ReportData`); what is missing becomes a sentence, never
-an empty box. Videos and pictures travel as data URLs. Captions, labels and names come from files of
-strangers: every value is escaped, and the page forbids itself scripts and network by its own
-security policy.
+The page shows `ReportData` only; a missing part becomes a sentence, never an empty box. Videos and
+images are embedded as data URLs. Captions, file names and error texts come from outside, so every
+value is escaped for HTML, control characters are shown as `\x1b`, and the page's content security
+policy forbids scripts and network access.
 """
 
 import base64
@@ -12,224 +12,23 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.resources import files
-from typing import Literal
 
 from jinja2 import Environment, StrictUndefined, Template
-from pydantic import Field
 
-from videoar.contracts.expectations import Expectation
+from videoar.core.printable import printable
 from videoar.core.types import Frozen
-from videoar.report.figures import Graph, Plot, histogram, layered_graph, line_plot
+from videoar.evaluation.metric_names import unit_of
+from videoar.report.data import Curve, LineageNode, ReportData, Score, StageReport
+from videoar.report.figures import Graph, LinePlot, histogram, layered_graph, line_plot
 
 
-class StageReport(Frozen):
-    """One stage run, or one raw input of the pipeline (`kind` input)."""
-
-    name: str
-    kind: str
-    """Stage type as in the pipeline file."""
-    status: str
-    """State in the run record, e.g. SUCCEEDED, CACHED, FAILED."""
-    parents: tuple[str, ...] = ()
-    """Names of the stages and inputs that it reads."""
-    snapshot: str = ""
-    """Id of the snapshot that it made."""
-    rows_in: int | None = None
-    rows_out: int | None = None
-    seconds: float | None = None
-    metrics: dict[str, float] = Field(default_factory=dict)
-
-
-class FunnelStep(Frozen):
-    """How many items one filtering step kept, and why it refused the others."""
-
-    name: str
-    unit: str
-    """What is counted after the step: videos, clips."""
-    count: int
-    reasons: tuple[tuple[str, int], ...] = ()
-    """Reason and number of refused items."""
-
-
-class Histogram(Frozen):
-    """How one score of the clips that came in is distributed, and the bounds on it."""
-
-    score: str
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-    bounds: tuple[tuple[float, str], ...] = ()
-    """Value and name of each bound."""
-
-
-class Picture(Frozen):
-    """One frame of a clip, or why there is none."""
-
-    jpeg: bytes = b""
-    why: str = ""
-
-
-class Sheet(Frozen):
-    """Pictures of some clips that met the same fate."""
-
-    title: str
-    count: int
-    """Clips that met it; the sheet shows the first few by id."""
-    pictures: tuple[Picture, ...]
-
-
-class Repeat(Frozen):
-    """A refused clip beside the one that it repeats."""
-
-    reason: str
-    clip_id: str
-    kept_id: str
-    picture: Picture
-    kept_picture: Picture
-
-
-class DataCheck(Frozen):
-    """The expectations on one stage's output, and whether they held."""
-
-    stage: str
-    success: bool
-    page: str
-    """Great Expectations' own page, as a path from where the report is kept."""
-    expectations: tuple[Expectation, ...]
-
-
-class Curve(Frozen):
-    """One panel of training curves."""
-
-    title: str
-    x_label: str
-    series: dict[str, tuple[tuple[float, float], ...]]
-
-
-class Generated(Frozen):
-    """One generated video, with a real one of the same prompt where there is one."""
-
-    prompt: str
-    seed: int
-    video: bytes
-    real: bytes | None = None
-
-
-class Reconstruction(Frozen):
-    """A real clip and its round trip through the tokenizer."""
-
-    name: str
-    real: bytes
-    reconstruction: bytes
-
-
-class ByScale(Frozen):
-    """A real clip beside what its tokens show after each scale."""
-
-    name: str
-    real: bytes
-    steps: tuple[tuple[str, bytes], ...]
-    """Grid of the last scale that took part, and the video."""
-
-
-class Score(Frozen):
-    """One row of `scores@1`."""
-
-    metric: str
-    status: Literal["ok", "not_evaluated"]
-    reason: str | None = None
-    value: float | None = None
-    ci_low: float | None = None
-    ci_high: float | None = None
-    chance: float | None = None
-    higher_is_better: bool = True
-    num_samples: int = 0
-    num_reference: int = 0
-
-
-class Confusion(Frozen):
-    """Asked-for attribute (rows) against the one that was found (columns)."""
-
-    title: str
-    asked: tuple[str, ...]
-    found: tuple[str, ...]
-    counts: tuple[tuple[int, ...], ...]
-
-
-class GateRule(Frozen):
-    """One row of `releases@1`."""
-
-    rule: str
-    value: float | None
-    bound: float | None
-    passed: bool
-    reason: str
-
-
-class LineageNode(Frozen):
-    """One snapshot and the snapshots that it was made from."""
-
-    snapshot: str
-    stage: str
-    rows: int
-    parents: dict[str, str] = Field(default_factory=dict)
-    """Port name to snapshot id."""
-
-
-class Licence(Frozen):
-    """Source videos of one origin under one licence."""
-
-    name: str
-    origin: str = "not stated"
-    num_videos: int
-
-
-class Lock(Frozen):
-    """One protocol lock and the metrics that were taken under it."""
-
-    metrics: dict[str, str]
-    """Metric to the digest of its lock."""
-    text: str
-    """The lock as indented JSON, without the metric's name."""
-
-
-class ReportData(Frozen):
-    """All that the page shows."""
-
-    run_id: str
-    pipeline: str
-    status: str
-    started_at: str
-    seconds: float
-    hardware: str
-    code_version: str
-    stages: tuple[StageReport, ...] = ()
-    funnel: tuple[FunnelStep, ...] = ()
-    histograms: tuple[Histogram, ...] = ()
-    sheets: tuple[Sheet, ...] = ()
-    repeats: tuple[Repeat, ...] = ()
-    checks: tuple[DataCheck, ...] = ()
-    curves: tuple[Curve, ...] = ()
-    generated: tuple[Generated, ...] = ()
-    num_generated: int = 0
-    """Samples of the run; the page shows the first of them."""
-    reconstructions: tuple[Reconstruction, ...] = ()
-    by_scale: tuple[ByScale, ...] = ()
-    scores: tuple[Score, ...] = ()
-    confusions: tuple[Confusion, ...] = ()
-    gate: tuple[GateRule, ...] = ()
-    licences: tuple[Licence, ...] = ()
-    lineage: tuple[LineageNode, ...] = ()
-    config: str = ""
-    """The resolved pipeline file as YAML."""
-    locks: tuple[Lock, ...] = ()
-
-
-class Tally(Frozen):
-    """Reused and executed stages of a run, for the headline."""
+class StageCounts(Frozen):
+    """Stages of a run by what happened to them."""
 
     executed: int
-    reused: int
-    other: int
+    cached: int
+    skipped: int
+    unfinished: int
 
 
 def render(data: ReportData) -> str:
@@ -241,33 +40,40 @@ def render(data: ReportData) -> str:
             "narrow": _graph(data.stages, vertical=True),
         },
         stages={stage.name: stage for stage in data.stages},
-        tally=_tally(data.stages),
+        stage_counts=_stage_counts(data.stages),
         histograms=[(h, histogram(h.edges, h.counts, h.bounds)) for h in data.histograms],
         plots=[(curve, _plot(curve)) for curve in data.curves],
         score_groups=_groups(data.scores),
-        guard=static_guard(data.scores),
+        frozen_clip_warning=frozen_clip_warning(data.scores),
         tree=_tree(data.lineage),
     )
 
 
-def static_guard(scores: Sequence[Score]) -> str:
-    """Say how far scores that a frozen clip would win can be trusted; empty without such scores.
+def frozen_clip_warning(scores: Sequence[Score]) -> str:
+    """Return how to read scores that a frozen clip would maximize; "" without such scores.
 
-    A still clip has perfect flicker, smoothness and consistency, so these are only readable next to
-    a measure of motion of the same samples.
+    A frozen clip has perfect flickering, smoothness and consistency, so these scores are meaningful
+    only together with a measure of motion of the same samples.
     """
-    taken = {score.metric: score.value for score in scores if score.value is not None}
-    still = [name for name in taken if name.endswith(_WON_BY_STANDING_STILL)]
-    moving = [name for name in taken if name.endswith(_MEASURES_OF_MOTION)]
-    if not still:
+    values = {
+        score.metric: score.value
+        for score in scores
+        if score.value is not None and not score.metric.startswith("rendered_recon/")
+    }  # reconstructions are other clips than the samples
+    perfect = [name for name in values if name.endswith(_PERFECT_WHEN_FROZEN)]
+    motion = [name for name in values if name.endswith(_MOTION)]
+    if not perfect:
         return ""
-    won = f"A frozen clip would win {_listed(still, taken)}."
-    if not moving:
-        return f"{won} No measure of motion was taken beside it: do not read it as quality."
-    return f"{won} Read it next to the motion of the same samples: {_listed(moving, taken)}."
+    warning = f"A frozen clip would score best on {_listed(perfect, values)}."
+    if not motion:
+        return f"{warning} No motion was measured, so this is no evidence of quality."
+    return f"{warning} Read it together with the motion of the same samples: " + (
+        f"{_listed(motion, values)}."
+    )
 
 
-_WON_BY_STANDING_STILL = (
+# The first four are VBench dimensions, the others are names of proxies for them.
+_PERFECT_WHEN_FROZEN = (
     "temporal_flickering",
     "motion_smoothness",
     "subject_consistency",
@@ -275,7 +81,7 @@ _WON_BY_STANDING_STILL = (
     "hist_consistency",
     "linear_interp_residual",
 )
-_MEASURES_OF_MOTION = ("dynamic_degree", "frame_diff_top5", "motion_acc")
+_MOTION = ("dynamic_degree", "frame_diff_top5", "motion_acc")
 
 
 def _listed(names: Sequence[str], values: dict[str, float]) -> str:
@@ -286,19 +92,20 @@ def _graph(stages: Sequence[StageReport], *, vertical: bool) -> Graph:
     return layered_graph({stage.name: stage.parents for stage in stages}, vertical=vertical)
 
 
-def _plot(curve: Curve) -> Plot | None:
+def _plot(curve: Curve) -> LinePlot | None:
     finite = any(math.isfinite(y) for points in curve.series.values() for _, y in points)
     return line_plot(curve.series) if finite else None
 
 
-def _tally(stages: Sequence[StageReport]) -> Tally:
-    states = Counter(stage.status.upper() for stage in stages if stage.kind != "input")
-    executed, reused = states["SUCCEEDED"], states["CACHED"]
-    return Tally(executed=executed, reused=reused, other=states.total() - executed - reused)
+def _stage_counts(stages: Sequence[StageReport]) -> StageCounts:
+    counts = Counter(stage.status for stage in stages if stage.kind != "input")
+    executed, cached, skipped = counts["SUCCEEDED"], counts["CACHED"], counts["SKIPPED"]
+    unfinished = counts.total() - executed - cached - skipped
+    return StageCounts(executed=executed, cached=cached, skipped=skipped, unfinished=unfinished)
 
 
 def _groups(scores: Sequence[Score]) -> list[tuple[str, list[Score]]]:
-    """Group scores by the prefix of their name; those without one come first."""
+    """Group scores by the prefix of their name; scores without a prefix come first."""
     groups: dict[str, list[Score]] = {}
     for score in sorted(scores, key=lambda score: "/" in score.metric):
         prefix = score.metric.partition("/")[0] if "/" in score.metric else ""
@@ -307,7 +114,7 @@ def _groups(scores: Sequence[Score]) -> list[tuple[str, list[Score]]]:
 
 
 def _tree(lineage: Sequence[LineageNode]) -> list[tuple[int, str, LineageNode, bool]]:
-    """Flatten the lineage into lines of (depth, port, node, already shown above)."""
+    """Flatten the lineage to lines of (depth, port, node, whether it was listed before)."""
     nodes = {node.snapshot: node for node in lineage}
     inner = {parent for node in lineage for parent in node.parents.values()}
     lines: list[tuple[int, str, LineageNode, bool]] = []
@@ -329,12 +136,17 @@ def _tree(lineage: Sequence[LineageNode]) -> list[tuple[int, str, LineageNode, b
 
 
 def _number(value: float | None) -> str:
-    """Return four significant digits; a dash for what is not there."""
+    """Return four significant digits; a dash for None, NaN and infinity."""
     if value is None or not math.isfinite(value):
         return "-"
     if value and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.3g}"
     return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def _count(number: int, noun: str) -> str:
+    """Return `1 row`, `2,000 rows`."""
+    return f"{number:,} {noun if number == 1 else noun + 's'}"
 
 
 def _duration(seconds: float | None) -> str:
@@ -347,31 +159,53 @@ def _duration(seconds: float | None) -> str:
 
 
 def _tone(status: str) -> str:
-    """Return the colour class of a run or stage state."""
-    if status.upper() in {"SUCCEEDED", "CACHED"}:
+    """Return the CSS class of the colour of a run or stage status."""
+    if status in {"SUCCEEDED", "CACHED"}:
         return "good"
-    return "bad" if status.upper() in {"FAILED", "GATE_BLOCKED", "TIMED_OUT"} else "warn"
+    if status == "SKIPPED":
+        return "soft"
+    return "bad" if status in {"FAILED", "GATE_BLOCKED", "TIMED_OUT"} else "warn"
+
+
+def _words(name: str) -> str:
+    """Return `LOW_MOTION` as `LOW MOTION`: browsers wrap lines at spaces only."""
+    return name.replace("_", " ")
 
 
 def _video_url(mp4: bytes) -> str:
     return "data:video/mp4;base64," + base64.b64encode(mp4).decode()
 
 
-def _picture_url(jpeg: bytes) -> str:
+def _image_url(jpeg: bytes) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+
+
+def _finalize(value: object) -> object:
+    """Escape control characters of a value; Jinja calls this for every expression that it prints.
+
+    The output of macros has `__html__`: it consists of values that were escaped before.
+    """
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 @lru_cache(maxsize=1)
 def _template() -> Template:
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        finalize=_finalize,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "number": _number,
+        "count": _count,
         "duration": _duration,
         "tone": _tone,
+        "words": _words,
+        "unit": unit_of,
         "video_url": _video_url,
-        "picture_url": _picture_url,
+        "image_url": _image_url,
     }
     source = files("videoar.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source)

@@ -150,9 +150,9 @@ def test_gallery_pairs_samples_with_real_clips_of_their_prompt(data):
     ]  # fmt: skip
     (pair,) = data.reconstructions
     assert (pair.real, pair.reconstruction) == (b"red", b"recon")
-    (strip,) = data.by_scale
-    assert (strip.name, strip.real) == (f"{1:032x}", b"red")
-    assert strip.steps == (("up to 1 x 1", b"made"), ("up to 4 x 4", b"recon"))
+    (series,) = data.scale_series
+    assert (series.name, series.real) == (f"{1:032x}", b"red")
+    assert series.steps == (("up to 1 x 1", b"made"), ("up to 4 x 4", b"recon"))
 
 
 def test_curves_of_one_quantity_share_a_panel(data):
@@ -167,7 +167,7 @@ def test_scores_locks_gate_and_confusion(data):
     assert list(lock.metrics) == ["recon/psnr", "rendered/colour_acc"]
     assert json.loads(lock.text) == {"num_samples": 3}
     (table,) = data.confusions
-    assert (table.asked, table.found, table.counts) == (
+    assert (table.prompted, table.predicted, table.counts) == (
         ("red", "blue"), ("red", "none"), ((3, 1), (1, 0)),
     )  # fmt: skip
     assert not data.gate[0].passed

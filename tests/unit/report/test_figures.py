@@ -43,11 +43,11 @@ def test_boxes_of_one_layer_do_not_overlap_and_long_edges_run_below_them():
     assert max(y for _, y in _points(long_edge)) > max(b.y for b in graph.boxes) + graph.box_height
 
 
-def test_crossing_long_edges_get_lanes_of_their_own():
+def test_crossing_long_edges_get_tracks_of_their_own():
     parents = {"a": (), "b": ("a",), "c": ("b", "a"), "d": ("c", "b"), "e": ("d", "a")}
     graph = layered_graph(parents, vertical=False)
-    lanes = {max(y for _, y in _points(path)) for path in graph.edges if path.count("C") == 3}
-    assert len(lanes) == 2
+    tracks = {max(y for _, y in _points(path)) for path in graph.edges if path.count("C") == 3}
+    assert len(tracks) == 2
 
 
 def test_graph_of_nothing():
@@ -74,7 +74,7 @@ def test_plot_of_a_constant(value):
 
 
 def test_plot_without_a_finite_point_is_refused():
-    with pytest.raises(ValueError, match="finite"):
+    with pytest.raises(ValueError, match="no finite point"):
         line_plot({"x": [(0, float("inf"))]})
 
 

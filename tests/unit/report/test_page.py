@@ -4,11 +4,12 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tests.support.report_example import HOSTILE, example
-from videoar.report.page import ReportData, Score, render, static_guard
+from tests.support.report_example import CHECK_PAGE, HOSTILE, example
+from videoar.report.data import ReportData, Score, StageReport
+from videoar.report.page import frozen_clip_warning, render
 
 SECTIONS = (
-    "pipeline", "survival", "curation", "checks", "videos", "reconstructions", "scores",
+    "pipeline", "filtering", "curation", "checks", "videos", "reconstructions", "scores",
     "confusion", "gate", "training", "lineage", "config", "lock",
 )  # fmt: skip
 
@@ -100,14 +101,14 @@ def test_shows_both_videos_of_a_pair_with_prompt_and_seed(page):
     assert videos.count("data:video/mp4;base64,cmVhbC1ieXRlcw==") == 7 + 3 + 1
     assert "a red square moves right" in page.text
     assert "seed 2" in page.text
-    assert page.text.count("no real clip has this prompt") == 2
+    assert page.text.count("no real clip with this prompt") == 2
 
 
 def test_curation_draws_bounds_and_shows_pictures(page):
     pictures = [a["src"] for tag, a in page.tags if tag == "img"]
     assert pictures == ["data:image/jpeg;base64,anBlZy1ieXRlcw=="] * (8 + 1 + 2)
     assert [tag for tag, a in page.tags if a.get("class") == "bound"] == ["path"] * 3
-    assert "../../checks/good/abcd.html" in page.urls()
+    assert CHECK_PAGE in page.urls()
 
 
 @pytest.mark.parametrize(
@@ -115,19 +116,19 @@ def test_curation_draws_bounds_and_shows_pictures(page):
     [
         "min 0.31",
         "21 LOW MOTION IO_PERMANENT: <No> such file",
-        "4 BLACK no picture of them is left",
-        f"{'d' * 32} repeats {'e' * 32}",
-        "refused. 1 of 2 expectations did not hold, so nothing was published",
+        "4 BLACK no frame available",
+        f"{'d' * 32} duplicates {'e' * 32}",
+        "failed. 1 of 2 expectations are not met, so the output was not published",
         "column values to be unique",
-        "gate_blocked".replace("_", " "),
-        "7 executed, 1 reused, 1 unfinished".replace("7", "6"),
-        "21 static, 9 duplicate, 4 black",
+        "gate blocked",
+        "6 executed, 1 cached, 1 unfinished",
+        "rejected: 21 static, 9 duplicate, 4 black",
         "not evaluated: no I3D weights: set VIDEOAR_I3D_WEIGHTS",
         "missing: fvd was not evaluated",
-        "1 of 2 rules did not hold",
+        "1 of 2 rules failed",
         "96",
-        "model:1b 1 rows, shown above",
-        "No finite value was recorded.",
+        "model:1b 1 row, listed above",
+        "No finite value recorded.",
         "up to 8 x 8",
         "rendered://shapes?num_videos=120&seed=0",
         '"reference": "good:0123456789abcdef"',
@@ -158,10 +159,43 @@ def test_empty_run_degrades_to_sentences():
     assert not {"video", "table", "svg", "img"} & {tag for tag, _ in page.tags}
 
 
-def test_static_guard_puts_motion_next_to_flicker():
+def test_frozen_clip_warning_lists_motion_beside_flickering():
     flicker = Score(metric="vbench/temporal_flickering", status="ok", value=0.99)
     motion = Score(metric="rendered/motion_acc", status="ok", value=0.125)
     unknown = Score(metric="proxy/frame_diff_top5", status="not_evaluated", reason="-")
-    assert static_guard([motion]) == ""
-    assert "No measure of motion" in static_guard([flicker, unknown])
-    assert "rendered/motion_acc (0.125)" in static_guard([flicker, motion])
+    other = Score(metric="rendered_recon/motion_acc", status="ok", value=1.0)
+    assert frozen_clip_warning([motion]) == ""
+    assert "No motion was measured" in frozen_clip_warning([flicker, unknown, other])
+    assert "rendered/motion_acc (0.125)" in frozen_clip_warning([flicker, motion])
+
+
+def test_render_control_characters_are_visible_escapes():
+    hostile = "caf\udce9\x1b[31m\u202egnp.mp4\nerror: forged\x00"
+    data = example(b"a", b"b")
+    sheet = data.contact_sheets[1].model_copy(
+        update={"title": hostile, "thumbnails": (data.contact_sheets[1].thumbnails[1],)}
+    )
+    changed = data.model_copy(
+        update={
+            "pipeline": hostile,
+            "config": f"pipeline: {hostile}\nstages: {{}}\n",
+            "contact_sheets": (sheet,),
+            "generated": (data.generated[0].model_copy(update={"prompt": hostile}),),
+            "licences": (data.licences[0].model_copy(update={"name": hostile}),),
+        }
+    )
+    html = render(changed)
+    assert html.encode()
+    assert not set(html) & set("\x1b\x00\u202e\udce9")
+    page = Page(html)
+    shown = r"caf\udce9\x1b[31m\u202egnp.mp4\nerror: forged\x00"
+    assert page.text.count(shown) == 5  # title, heading, sheet, prompt, licence
+    assert r"pipeline: caf\udce9\x1b[31m\u202egnp.mp4" + "\n" in page.text  # lines are kept
+
+
+def test_render_skipped_stage_is_neutral_and_counted():
+    late = StageReport(name="late", kind="score", status="SKIPPED", parents=("good",))
+    data = example(b"a", b"b")
+    html = render(data.model_copy(update={"stages": (*data.stages, late)}))
+    assert "6 executed, 1 cached, 1 skipped, 1 unfinished" in Page(html).text
+    assert '<g class="stage soft"' in html

@@ -16,9 +16,9 @@ from videoar.engine.inline import InlineEngine
 from videoar.pipeline.spec import load_pipeline, parse_pipeline
 from videoar.pipeline.work.reduce import find_check
 from videoar.records.run_record import load_run
-from videoar.report import curation
 from videoar.report.collect import collect
-from videoar.report.page import Picture, render
+from videoar.report.data import Thumbnail
+from videoar.report.page import render
 from videoar.runner.execute import Execution
 from videoar.storage.store import open_store
 
@@ -57,13 +57,12 @@ def test_the_report_shows_what_curation_did(tmp_path):
     drawn = {found.score: [text for _, text in found.bounds] for found in data.histograms}
     assert drawn["src_rate_fps"] == ["max 26", "min 12"]
     assert drawn["motion_mean"][0].startswith("min 0.")
-    kept, *refused = data.sheets
+    kept, *rejected = data.contact_sheets
     assert (kept.title, kept.count) == ("kept", run.stage("good").rows.out)
-    assert len(kept.pictures) == min(8, kept.count)
-    assert all(
-        picture.jpeg.startswith(b"\xff\xd8") for sheet in data.sheets for picture in sheet.pictures
-    )
-    assert dict(data.funnel[-1].reasons) == {sheet.title: sheet.count for sheet in refused}
+    assert len(kept.thumbnails) == min(8, kept.count)
+    thumbnails = [frame for sheet in data.contact_sheets for frame in sheet.thumbnails]
+    assert all(frame.jpeg.startswith(b"\xff\xd8") for frame in thumbnails)
+    assert dict(data.funnel[-1].reasons) == {sheet.title: sheet.count for sheet in rejected}
     (check,) = data.checks
     assert (check.stage, check.success) == ("good", True)
     assert (tmp_path / "store" / "runs" / run.run_id / check.page).is_file()
@@ -71,16 +70,15 @@ def test_the_report_shows_what_curation_did(tmp_path):
     clip = store.snapshot(run.outputs["good"]).table().slice(0, 1).to_pylist()[0]
     copy = {**clip, "clip_id": "d" * 32, "source_id": "e" * 64, "src_width_px": 1}
     again = run_filter(store, clips_of(store, [clip], [copy]), override={"min_short_side_px": 0})
-    (pair,) = collect(store, again).repeats
+    (pair,) = collect(store, again).duplicates
     assert (pair.reason, pair.clip_id) == ("DUPLICATE_NEAR", "d" * 32)
-    assert (pair.kept_id, pair.picture) == (clip["clip_id"], pair.kept_picture)
+    assert (pair.kept_id, pair.thumbnail) == (clip["clip_id"], pair.kept_thumbnail)
 
     store.objects.delete(clip["video_key"])
     left = collect(store, again)
-    assert (
-        left.repeats[0].picture == left.sheets[0].pictures[0] == Picture(why="GONE: no such object")
-    )
-    assert "GONE: no such object</span>" in render(left)
+    missing = Thumbnail(error="UNAVAILABLE: no such object")
+    assert left.duplicates[0].thumbnail == left.contact_sheets[0].thumbnails[0] == missing
+    assert "UNAVAILABLE: no such object</span>" in render(left)
 
 
 def test_referenced_clips_are_shown_from_their_sources(tmp_path):
@@ -93,7 +91,7 @@ def test_referenced_clips_are_shown_from_their_sources(tmp_path):
         doc = document(tmp_path / "videos")
         doc["stages"]["clips"] |= {"keep": keep, "size_px": 64}
         made = run_small(store, doc)
-        shown[keep] = collect(store, made).sheets[0].pictures
+        shown[keep] = collect(store, made).contact_sheets[0].thumbnails
     assert len(shown["references"]) == 3
     middles = {}
     for keep, pictures in shown.items():
@@ -106,23 +104,22 @@ def test_referenced_clips_are_shown_from_their_sources(tmp_path):
     draw(tmp_path / "videos" / "a.mp4", 7)
     (tmp_path / "videos" / "b.mp4").unlink()
     data = collect(store, made)
-    whys = {picture.why.partition(" ")[2] for picture in data.sheets[0].pictures}
-    assert "" in whys
-    assert "No such file or directory" in whys
-    assert any("any more: ingest it again" in why for why in whys)
+    errors = {frame.error.partition(" ")[2] for frame in data.contact_sheets[0].thumbnails}
+    assert "" in errors
+    assert "No such file or directory" in errors
+    assert any("ingest it again" in error for error in errors)
     assert "IO_PERMANENT: No such file or directory</span>" in render(data)
 
 
-def test_a_page_waits_for_sources_only_so_long(tmp_path, monkeypatch):
+def test_thumbnails_beyond_the_time_budget_are_not_read(tmp_path):
     (tmp_path / "videos").mkdir()
     draw(tmp_path / "videos" / "a.mp4", 0)
     store = open_store((tmp_path / "store").as_uri())
     doc = document(tmp_path / "videos")
     doc["stages"]["clips"] |= {"keep": "references"}
     made = run_small(store, doc)
-    monkeypatch.setattr(curation, "_PATIENCE_S", -1.0)
-    (picture,) = collect(store, made).sheets[0].pictures
-    assert (picture.jpeg, picture.why) == (b"", "reading the sources took too long")
+    (frame,) = collect(store, made, thumbnail_budget_s=-1.0).contact_sheets[0].thumbnails
+    assert (frame.jpeg, frame.error) == (b"", "not read: time limit for thumbnails exceeded")
 
 
 def run_filter(store, clips, profile=None, **options):
