@@ -21,7 +21,8 @@ from videoar.bench.films import Film
 from videoar.bench.result import BenchResult, compare, cpu_seconds, shuffled
 from videoar.core.errors import ConfigError
 from videoar.media.clip_scores import phash, score_span
-from videoar.media.scan import ScanPlan, SourceMetadata, scan
+from videoar.media.scan import ScanPlan, scan
+from videoar.media.source_decoder import SourceMetadata
 from videoar.media.sources import list_sources
 from videoar.media.transcode import encode_stream
 from videoar.pipeline.context import StageContext

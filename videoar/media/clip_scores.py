@@ -29,7 +29,7 @@ their bits where the median is near 0: the hash of the mirrored frame is nearly 
 _LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114])  # BT.601
 
 
-def score_span(luma_Thw: np.ndarray) -> dict[str, float]:  # noqa: N803 - shape suffix
+def score_span(luma_Thw: np.ndarray) -> dict[str, float]:
     """Return the score columns of `clips@1` for one span.
 
     Args:
@@ -69,7 +69,7 @@ def _letterbox(brightest: np.ndarray) -> float:
     return 1.0 - float(content[0] * content[1] / lit.size)
 
 
-def phash(frames_THWC: np.ndarray) -> list[int]:  # noqa: N803 - shape suffix
+def phash(frames_THWC: np.ndarray) -> list[int]:
     """Return the hash of each RGB frame as a signed 64-bit integer (two's complement).
 
     Cost: 2 us per frame in batches.

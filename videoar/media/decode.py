@@ -43,7 +43,7 @@ def decode_clip(data: bytes | Path) -> np.ndarray:
     return np.stack(frames)
 
 
-def thumbnail_jpeg(frames_THWC: np.ndarray, side_px: int = 112) -> bytes:  # noqa: N803 - shape suffix
+def thumbnail_jpeg(frames_THWC: np.ndarray, side_px: int = 112) -> bytes:
     """Return the middle frame of a clip as a small JPEG, at most `side_px` wide and high."""
     import av
 

@@ -32,7 +32,8 @@ from videoar.core.settings import child_environment
 from videoar.core.types import Json
 from videoar.media.fetch import SOURCE, Fetched, fetch
 from videoar.media.process import Limits, kill_group, tail
-from videoar.media.scan import DecodedClip, ScanPlan, SourceMetadata, scan
+from videoar.media.scan import DecodedClip, ScanPlan, scan
+from videoar.media.source_decoder import SourceMetadata
 
 _START_S = 120  # chosen: importing the decoders takes 0.5 s on an idle machine
 _FETCH_MEMORY_BYTES = 4 << 30  # address space, most of it of libraries; it reads in small pieces

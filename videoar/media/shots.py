@@ -1,9 +1,15 @@
-"""From frames to shots to spans, decided while the frames pass by.
+"""Group a stream of frames into shots, and shots into spans of a fixed number of frames.
 
-Frames wait in a block until everything that matters to them has been seen; then the changes of
-shot among them are known, the frames in and around those are dropped, and spans are laid back to
-back into what is left. What waits is a small luma picture of each frame and the pictures of those
-that a clip may need, never a decoded frame: memory does not depend on the length of the source.
+Works in one pass with bounded memory: it holds luma frames and the RGB frames of open spans, never
+a decoded source frame. A frame stays pending until everything that can affect it has been seen
+(`LOOK_US` ahead). Then the transitions around it are known: frames in and next to a transition are
+dropped, and spans are laid back to back into what remains.
+
+    frames      0 1 2 3 4 5 6 7 8 | 9 10 11 12 13 14      cut: frame 9 starts a new shot
+    dropped                   7 8   9 10                  `_TRIM` = 2 on each side
+    spans of 3  0-2 3-5             11-13                 6 and 14 do not fill a span
+
+Axes: h w pixels of a luma frame, H W pixels of an RGB frame, C colours.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,166 +19,186 @@ import numpy as np
 
 from videoar.media.transitions import LOOK_US, Transition, find_transitions
 
-_TRIM = 2  # frames on either side of a change: encoders smear it
-MAX_GAP_US = 500_000  # a longer gap in time is a new shot: time is never filled
-_BLOCK = 512  # chosen: looking again at the frames around a block costs a third on top
-_MOST = 4096  # frames that wait at most, however many of them a second has
+_TRIM = 2  # chosen: encoders smear a transition over the frames beside it
+MAX_GAP_US = 500_000  # chosen: a longer gap starts a new shot; missing time is never filled
+_BLOCK = 512  # chosen: frames beside a block are analysed twice, a third more work at this size
+_MAX_PENDING = 4096  # bounds memory where LOOK_US holds very many frames
 
 
 @dataclass
 class SampledFrame:
-    """One frame of the source, small."""
+    """One source frame, reduced to what later steps need."""
 
     index: int
     time_us: int
     size_px: tuple[int, int]
+    """Width and height of the source frame."""
     errors: int
-    luma: np.ndarray
-    pictures: list[np.ndarray] = field(default_factory=list)
-    """RGB at clip size, one for each point of the grid at which this frame is on display."""
+    luma_hw: np.ndarray
+    rgb: list[np.ndarray] = field(default_factory=list)
+    """The frame at clip size, once per point of the grid at which it is displayed."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """How a shot begins."""
+    """How a shot starts."""
 
     kind: str
-    """`start` (of the source), `gap` (in time or size), or the kind of change before it."""
+    """`start` (of the source), `gap` (in time or size), or the kind of transition before it."""
     score: float = 0.0
 
 
 @dataclass
 class Span:
-    """The pictures of one clip, and what was seen from the first to the last of them."""
+    """The frames of one clip, with what is measured from its first to its last source frame."""
 
     start: Start
     first: SampledFrame
     last: SampledFrame
-    images: list[np.ndarray] = field(default_factory=list)
+    rgb: list[np.ndarray] = field(default_factory=list)
     times_us: list[int] = field(default_factory=list)
-    """When the frame of each image is shown."""
-    luma_frames: list[np.ndarray] = field(default_factory=list)
+    """Presentation time of the source frame behind each RGB frame."""
+    luma_hw: list[np.ndarray] = field(default_factory=list)
+    """Of every source frame: the grid may skip frames, the scores may not."""
     errors: int = 0
 
-    def add(self, tick: SampledFrame) -> None:
+    def add(self, frame: SampledFrame) -> None:
         """Count a source frame as part of the span."""
-        self.luma_frames.append(tick.luma)
-        self.errors += tick.errors
-        self.last = tick
+        self.luma_hw.append(frame.luma_hw)
+        self.errors += frame.errors
+        self.last = frame
 
 
-def shots(
-    ticks: Iterable[SampledFrame], *, find: bool = True
-) -> Iterator[tuple[SampledFrame, Start | None]]:
-    """Drop frames that are not of one shot alone; mark each first frame of a shot.
+Marked = tuple[SampledFrame, Start | None]
+"""A frame that belongs to one shot, with the start of that shot if it is the shot's first frame."""
+
+
+def shots(frames: Iterable[SampledFrame], *, find: bool = True) -> Iterator[Marked]:
+    """Drop frames in and next to transitions; mark the first frame of each shot.
 
     Args:
-        ticks: frames in order.
-        find: look for changes of shot; without, only gaps in time or changes of size part shots.
+        frames: all frames in order.
+        find: detect transitions; without it only gaps in time and changes of size end a shot.
     """
     segment: _Segment | None = None
-    for tick in ticks:
-        if segment is None or segment.is_left_by(tick):
+    for frame in frames:
+        if segment is None or segment.ends_before(frame):
             if segment is not None:
-                yield from segment.flush(len(segment.waiting))
+                yield from segment.flush(len(segment.pending))
             segment = _Segment(Start("start" if segment is None else "gap"), find)
-        yield from segment.add(tick)
+        yield from segment.add(frame)
     if segment is not None:
-        yield from segment.flush(len(segment.waiting))
+        yield from segment.flush(len(segment.pending))
 
 
 class _Segment:
-    """Frames without a gap: those that wait, and small pictures of those that went before."""
+    """Frames without a gap: the pending ones, and the luma of those shortly before them.
+
+    Numbers count frames from the start of the segment:
+
+        0 ......... _offset ......... _flushed ......... _flushed + len(pending)
+           evicted          luma kept          luma kept, frames pending
+    """
 
     def __init__(self, start: Start, find: bool) -> None:
-        self.waiting: list[SampledFrame] = []
+        self.pending: list[SampledFrame] = []
         self._find = find
         self._start: Start | None = start
-        self._luma: list[np.ndarray] = []
+        self._luma_hw: list[np.ndarray] = []
         self._times_us: list[int] = []
-        self._offset = 0  # frame of the segment that the first kept luma is of
-        self._settled = 0  # frames of the segment that have been passed on
-        self._changes: list[Transition] = []  # in frames of the segment
+        self._offset = 0
+        self._flushed = 0
+        self._transitions: list[Transition] = []
 
-    def is_left_by(self, tick: SampledFrame) -> bool:
-        """Say whether a frame does not belong to this segment any more."""
-        last = self.waiting[-1]
-        return tick.time_us - last.time_us > MAX_GAP_US or tick.size_px != last.size_px
+    def ends_before(self, frame: SampledFrame) -> bool:
+        """Return whether a frame does not continue this segment."""
+        last = self.pending[-1]
+        return frame.time_us - last.time_us > MAX_GAP_US or frame.size_px != last.size_px
 
-    def add(self, tick: SampledFrame) -> Iterator[tuple[SampledFrame, Start | None]]:
-        """Take a frame; pass on those that are settled by it."""
-        self.waiting.append(tick)
+    def add(self, frame: SampledFrame) -> Iterator[Marked]:
+        """Append a frame; yield those that nothing later can affect any more."""
+        self.pending.append(frame)
         if not self._find:
-            yield from self.flush(len(self.waiting) - 1)
+            # one stays pending: `ends_before` compares with it
+            yield from self.flush(len(self.pending) - 1)
             return
-        self._luma.append(tick.luma)
-        self._times_us.append(tick.time_us)
-        ready = len(self.waiting) > _BLOCK and (
-            tick.time_us - self.waiting[_BLOCK].time_us >= LOOK_US or len(self.waiting) >= _MOST
+        self._luma_hw.append(frame.luma_hw)
+        self._times_us.append(frame.time_us)
+        is_ready = len(self.pending) > _BLOCK and (
+            frame.time_us - self.pending[_BLOCK].time_us >= LOOK_US
+            or len(self.pending) >= _MAX_PENDING
         )
-        if ready:
+        if is_ready:
             yield from self.flush(_BLOCK)
 
-    def flush(self, count: int) -> Iterator[tuple[SampledFrame, Start | None]]:
-        """Pass on the first `count` waiting frames, less those in and around changes."""
+    def flush(self, count: int) -> Iterator[Marked]:
+        """Yield the first `count` pending frames, without those in and next to transitions."""
         if self._find:
-            self._look(self._settled + count)
-        ready, self.waiting = self.waiting[:count], self.waiting[count:]
-        for tick in ready:
-            number, self._settled = self._settled, self._settled + 1
-            change = next((c for c in self._changes if _covers(c, number)), None)
-            if change is not None:
-                self._start = Start(change.kind, change.score)
+            self._detect(self._flushed + count)
+        ready, self.pending = self.pending[:count], self.pending[count:]
+        for frame in ready:
+            number, self._flushed = self._flushed, self._flushed + 1
+            transition = next((t for t in self._transitions if _covers(t, number)), None)
+            if transition is not None:
+                self._start = Start(transition.kind, transition.score)
             else:
-                yield tick, self._start
+                yield frame, self._start
                 self._start = None
         self._evict()
 
-    def _look(self, limit: int) -> None:
-        """Find the changes that matter below `limit`: those farther on are not yet seen whole."""
-        luma_frames = np.stack(self._luma) if self._luma else np.empty((0, 0, 0), np.uint8)
-        for found in find_transitions(luma_frames, np.array(self._times_us, np.int64)):
-            change = Transition(
-                found.kind, found.first + self._offset, found.last + self._offset, found.score
-            )
-            is_new = all(change.first > known.last for known in self._changes)
-            if is_new and self._settled <= change.first < limit + _TRIM:
-                self._changes.append(change)
+    def _detect(self, limit: int) -> None:
+        """Add the transitions that affect frames below `limit`.
+
+        Transitions further on are left to a later call, which sees them whole. Those before
+        `_flushed` are known from the call before.
+        """
+        luma_Thw = np.stack(self._luma_hw) if self._luma_hw else np.empty((0, 0, 0), np.uint8)
+        for found in find_transitions(luma_Thw, np.array(self._times_us, np.int64)):
+            first, last = found.first + self._offset, found.last + self._offset
+            is_new = all(first > known.last for known in self._transitions)
+            if is_new and self._flushed <= first < limit + _TRIM:
+                self._transitions.append(Transition(found.kind, first, last, found.score))
 
     def _evict(self) -> None:
-        """Let go of what does not matter any more."""
-        self._changes = [c for c in self._changes if c.last + _TRIM >= self._settled - 1]
-        seen = self._settled - self._offset
-        old = 0
-        while old < min(seen, len(self._times_us)):
-            is_far = self._times_us[seen - 1] - self._times_us[old] > LOOK_US
-            if not is_far and seen - old <= _MOST:
+        """Drop transitions and luma frames that cannot affect a pending frame."""
+        self._transitions = [t for t in self._transitions if t.last + _TRIM >= self._flushed - 1]
+        num_flushed = self._flushed - self._offset
+        count = 0
+        while count < min(num_flushed, len(self._times_us)):
+            is_far = self._times_us[num_flushed - 1] - self._times_us[count] > LOOK_US
+            if not is_far and num_flushed - count <= _MAX_PENDING:
                 break
-            old += 1
-        del self._luma[:old], self._times_us[:old]
-        self._offset += old
+            count += 1
+        del self._luma_hw[:count], self._times_us[:count]
+        self._offset += count
 
 
-def _covers(change: Transition, number: int) -> bool:
-    after = _TRIM - 1 if change.kind == "cut" else _TRIM  # a cut's own frame is the new shot's
-    return change.first - _TRIM <= number <= change.last + after
+def _covers(transition: Transition, number: int) -> bool:
+    # the frame of a cut is the first of the new shot, so it counts as one of the two after it
+    after = _TRIM - 1 if transition.kind == "cut" else _TRIM
+    return transition.first - _TRIM <= number <= transition.last + after
 
 
-def spans(ticks: Iterable[tuple[SampledFrame, Start | None]], num_frames: int) -> Iterator[Span]:
-    """Lay spans of `num_frames` pictures back to back into each shot; `ticks` come from `shots`."""
+def spans(frames: Iterable[Marked], num_frames: int) -> Iterator[Span]:
+    """Lay spans of `num_frames` RGB frames back to back into each shot.
+
+    Args:
+        frames: from `shots`.
+        num_frames: length of a span; what does not fill one at the end of a shot is dropped.
+    """
     span: Span | None = None
-    begins = Start("start")
-    for tick, start in ticks:
+    shot_start = Start("start")
+    for frame, start in frames:
         if start is not None:
-            span, begins = None, start
+            span, shot_start = None, start
         if span is not None:
-            span.add(tick)
-        for picture in tick.pictures:
+            span.add(frame)
+        for rgb_HWC in frame.rgb:
             if span is None:
-                span = Span(begins, tick, tick)
-                span.add(tick)
-            span.images.append(picture)
-            span.times_us.append(tick.time_us)
-            if len(span.images) == num_frames:
+                span = Span(shot_start, frame, frame)
+                span.add(frame)
+            span.rgb.append(rgb_HWC)
+            span.times_us.append(frame.time_us)
+            if len(span.rgb) == num_frames:
                 yield span
                 span = None

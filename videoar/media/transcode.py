@@ -39,7 +39,7 @@ _EXACT = {
 
 
 def encode(
-    frames_THWC: np.ndarray,  # noqa: N803 - shape suffix
+    frames_THWC: np.ndarray,
     path: Path,
     rate_fps: float,
     *,
@@ -60,7 +60,7 @@ def encode(
     _write([frames_THWC], [path], rate_fps, _settings(codec, crf, pix_fmt))
 
 
-def encode_clips(clips_NTHWC: Sequence[np.ndarray], rate_fps: float, crf: int) -> list[bytes]:  # noqa: N803 - shape suffix
+def encode_clips(clips_NTHWC: Sequence[np.ndarray], rate_fps: float, crf: int) -> list[bytes]:
     """Encode clips of one size as H.264 MP4 with a single process; return their bytes in order.
 
     The header comes first in each file, so that a reader can start before the file has ended.
@@ -105,7 +105,7 @@ def _settings(codec: str, crf: int, pix_fmt: str) -> dict[str, Any]:
     return {**CODEC_OPTIONS[codec], **quality, **_EXACT, "c:v": codec, "pix_fmt": pix_fmt}
 
 
-def _raw_input(frame_HWC: np.ndarray, rate_fps: float) -> Any:  # noqa: ANN401, N803 - ffmpeg node
+def _raw_input(frame_HWC: np.ndarray, rate_fps: float) -> Any:  # noqa: ANN401 - ffmpeg node
     """Return the node of a graph that reads such frames from a pipe."""
     import ffmpeg
 

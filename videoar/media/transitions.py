@@ -1,17 +1,29 @@
-"""Changes of shot - cuts, fades, dissolves - found in small luma pictures of every frame.
+"""Detect shot transitions - cuts, fades, dissolves - on small luma frames.
 
-The one idea: two shots do not look alike whatever the camera did in between. So a candidate, cheap
-and computed for all frames at once, is confirmed by comparing pictures from both sides of it, under
-small shifts and without regard to brightness; flashes, pans, exposure ramps and passing objects
-fail that test. Suspicions are:
+Two steps. A cheap measure, computed for all frames at once, proposes candidates. Each candidate is
+then confirmed by comparing the frames on both sides of it: frames of two shots do not correlate,
+whatever shift and brightness change is allowed between them. Flashes, pans, exposure ramps and
+passing objects produce candidates too, but the two sides still show the same scene.
 
-    cut        one step far larger than its neighbours
-    fade       a run of flat pictures, widened while contrast rises away from it
-    dissolve   a stretch along which every picture is a mixture of the two ends
+    cut        one step between frames that is far larger than its neighbours
+    fade       a run of flat frames, extended while contrast rises away from it
+    dissolve   a stretch in which every frame is a mixture of the two end frames
+
+Worked example: 3 frames of a shot, a cut, 5 frames of another one, which fades out and into a third
+one with a flash. `step` is the mean luma difference to the previous frame, `contrast` the standard
+deviation within a frame:
+
+    frame       1   2   3   4   5   6   7   8   9  10  11  12  13  14  15  16  17
+    step        0   0  30   0   0   0   0  61  49   0   0  54  55   0  90  90   0
+    contrast   25  25  25  25  25  25  25  11   0   0   0  12  25  25  25  25  25
+
+    3      step 30 > 2.2 x the median of the steps beside it; 2 and 3 correlate by 0.11: a cut
+    9-11   flat, contrast < 2. Contrast rises to 25 at 7 and at 13: a fade from 7 to 13
+    15     step 90, but the frames before and after the flash correlate by 1.00: no cut
 
 Measured against PySceneDetect in `benchmarks/results/cuts.md`. Cost: about 20 us per frame.
 
-Axes: T frames, t steps of a coarse clock, h w pixels of a small picture.
+Axes: T frames, t points of a coarse clock, N M frames to compare, h w pixels of a luma frame.
 """
 
 from collections.abc import Iterator
@@ -24,30 +36,31 @@ from numpy.typing import NDArray
 Kind = Literal["cut", "fade", "dissolve"]
 Array = NDArray[np.float32]
 
-# All numbers below are chosen, on drawn films (`videoar.bench.films`) other than the measured ones.
+# All numbers below are chosen, on drawn films (`videoar.bench.films`) that are not those measured
+# in the benchmark.
 _STEP = 3.0  # luma levels: the smallest cut
-_STEP_RATIO = 2.2  # to the steps around it
+_STEP_RATIO = 2.2  # of a cut to the steps beside it
 _BIG_STEP = 12.0
-_SIMILARITY, _BIG_SIMILARITY = 0.62, 0.78  # below: two shots; a big step needs less to confirm it
-_REACH = 3  # frames on either side that are compared: flashes are shorter
-_FLAT = 2.0  # deviation of a picture without content
+_SIMILARITY, _BIG_SIMILARITY = 0.62, 0.78  # below: two shots; a big step needs less confirmation
+_REACH = 3  # frames compared on each side; a flash is shorter
+_FLAT = 2.0  # contrast of a frame without content
 _LONGEST_RAMP_US = 1_500_000
-_LONG_FLAT_US = 300_000  # so long a run of flat pictures ends a shot whatever surrounds it
-_FLAT_SHOT_US = 1_000_000
+_LONG_FLAT_US = 300_000  # a longer run of flat frames ends a shot whatever surrounds it
+_FLAT_SHOT_US = 1_000_000  # a longer one is a shot of its own
 _CLOCK_US = 80_000
-_SPANS_US = (360_000, 500_000, 700_000, 1_000_000, 1_400_000)
-_MIXTURE = 0.22  # largest distance from the mixture, in distances of the ends
-_ENDS = 6.0  # smallest distance of the ends
+_SPANS_US = (360_000, 500_000, 700_000, 1_000_000, 1_400_000)  # lengths of dissolves to try
+_MIXTURE = 0.22  # largest deviation from the mixture, relative to the distance of the ends
+_ENDS = 6.0  # luma levels: smallest distance of the ends of a dissolve
 _END_SIMILARITY = 0.55
-_MARGIN_US = 200_000  # between two changes
+_MARGIN_US = 200_000  # between two transitions
 
 LOOK_US = 3_000_000
-"""What lies farther away than this does not matter to a frame."""
+"""Frames further away than this do not affect the result at a frame: twice the longest ramp."""
 
 
 @dataclass(frozen=True)
 class Transition:
-    """One change of shot: frames `first` to `last` are not of one shot alone.
+    """One transition: frames `first` to `last` do not belong to one shot alone.
 
     A cut has `first == last`, the first frame of the new shot.
     """
@@ -59,208 +72,234 @@ class Transition:
     """Mean luma difference between the two sides."""
 
 
-def find_transitions(luma_Thw: NDArray[np.uint8], times_us: NDArray[np.int64]) -> list[Transition]:  # noqa: N803 - shape suffix
-    """Find the changes of shot in pictures that follow each other without a gap.
+def find_transitions(luma_Thw: NDArray[np.uint8], times_us: NDArray[np.int64]) -> list[Transition]:
+    """Return the transitions in consecutive frames.
 
     Args:
-        luma_Thw: uint8 pictures, 36 x 64, of every frame.
-        times_us: when each is shown, rising.
+        luma_Thw: uint8 [T, 36, 64], every frame.
+        times_us: presentation times, rising.
 
     Returns:
-        Changes in order; no two overlap.
+        Transitions in order; no two overlap.
     """
     if len(luma_Thw) < 2:
         return []
-    pictures = _Pictures(luma_Thw, times_us)
-    found = _fades(pictures)
+    frames = _Frames(luma_Thw, times_us)
+    # Fades first: the ramp of a fade also looks like a dissolve, and its end like a cut.
+    found = _fades(frames)
     taken = np.zeros(len(luma_Thw), bool)
-    for change in found:
-        taken[change.first : change.last + 1] = True
-    cuts = _cuts(pictures, taken)
-    for change in cuts:
-        taken[change.first - 1 : change.last + 1] = True
-    found += cuts + _dissolves(pictures, taken)
-    return sorted(found, key=lambda change: change.first)
+    for fade in found:
+        taken[fade.first : fade.last + 1] = True
+    cuts = _cuts(frames, taken)
+    for cut in cuts:
+        taken[cut.first - 1 : cut.last + 1] = True
+    found += cuts + _dissolves(frames, taken)
+    return sorted(found, key=lambda transition: transition.first)
 
 
-class _Pictures:
-    """What all three searches read of the pictures."""
+class _Frames:
+    """The frames at half and quarter size, with contrast and steps."""
 
-    def __init__(self, luma_Thw: NDArray[np.uint8], times_us: NDArray[np.int64]) -> None:  # noqa: N803 - shape suffix
+    def __init__(self, luma_Thw: NDArray[np.uint8], times_us: NDArray[np.int64]) -> None:
         self.times_us = times_us
-        self.half = _shrink(luma_Thw, 2)
-        self.small = _shrink(luma_Thw, 4)
-        rows = self.half.reshape(len(luma_Thw), -1)
-        self.contrast: Array = rows.std(axis=1)
-        steps = np.abs(np.diff(rows, axis=0)).mean(axis=1)
-        self.steps: Array = np.concatenate([[0.0], steps]).astype(np.float32)
+        self.half_Thw = _downscale(luma_Thw, 2)
+        self.quarter_Thw = _downscale(luma_Thw, 4)
+        pixels = self.half_Thw.reshape(len(luma_Thw), -1)
+        self.contrast_T: Array = pixels.std(axis=1)
+        steps = np.abs(np.diff(pixels, axis=0)).mean(axis=1)
+        self.steps_T: Array = np.concatenate([[0.0], steps]).astype(np.float32)
 
     def __len__(self) -> int:
-        return len(self.half)
+        return len(self.half_Thw)
 
     def difference(self, first: int, second: int) -> float:
-        return float(np.abs(self.half[first] - self.half[second]).mean())
+        return float(np.abs(self.half_Thw[first] - self.half_Thw[second]).mean())
 
 
-def _shrink(luma_Thw: NDArray[np.uint8], by: int) -> Array:  # noqa: N803 - shape suffix
+def _downscale(luma_Thw: NDArray[np.uint8], factor: int) -> Array:
+    """Average cells of factor x factor pixels; summing strided views is faster than `mean`."""
     frames, height, width = luma_Thw.shape
-    cells = luma_Thw.reshape(frames, height // by, by, width // by, by)
-    total = np.zeros((frames, height // by, width // by), np.float32)
-    for row in range(by):
-        for column in range(by):
+    cells = luma_Thw.reshape(frames, height // factor, factor, width // factor, factor)
+    total = np.zeros((frames, height // factor, width // factor), np.float32)
+    for row in range(factor):
+        for column in range(factor):
             total += cells[:, :, row, :, column]
-    total /= by**2
+    total /= factor**2
     return total
 
 
-def _fades(pictures: _Pictures) -> list[Transition]:
-    found = []
-    end_of_all = len(pictures) - 1
-    for first, last in _runs(pictures.contrast < _FLAT):
-        start, end = _widen(pictures, first, -1), _widen(pictures, last, 1)
-        before, after = max(0, start - 1), min(end_of_all, end + 1)
-        score = pictures.difference(before, after)
-        length_us = pictures.times_us[last] - pictures.times_us[first]
-        is_all = first == 0 and last == end_of_all
-        if is_all or length_us > _FLAT_SHOT_US:  # a shot of nothing, for policy to judge
-            found += [Transition("fade", start, first, score)] if first > 0 else []
-            found += [Transition("fade", last, end, score)] if last < end_of_all else []
+def _fades(frames: _Frames) -> list[Transition]:
+    fades = []
+    last_frame = len(frames) - 1
+    for first, last in _runs(frames.contrast_T < _FLAT):
+        start, end = _extend(frames, first, -1), _extend(frames, last, 1)
+        before, after = max(0, start - 1), min(last_frame, end + 1)
+        score = frames.difference(before, after)
+        length_us = frames.times_us[last] - frames.times_us[first]
+        is_all = first == 0 and last == last_frame
+        if is_all or length_us > _FLAT_SHOT_US:
+            # a shot without content: kept as a shot, for the policy to reject (`black_frac`)
+            fades += [Transition("fade", start, first, score)] if first > 0 else []
+            fades += [Transition("fade", last, end, score)] if last < last_frame else []
             continue
-        is_plain = start == 0 or end == end_of_all or length_us > _LONG_FLAT_US
-        if last > first and (is_plain or _similarity(pictures, before, after) < _SIMILARITY):
-            found.append(Transition("fade", start, end, score))
-    return _disjoint(found)
+        needs_no_comparison = start == 0 or end == last_frame or length_us > _LONG_FLAT_US
+        # a single flat frame is a flash or a dropped frame
+        if last > first and (
+            needs_no_comparison or _similarity(frames, before, after) < _SIMILARITY
+        ):
+            fades.append(Transition("fade", start, end, score))
+    return _merge_overlapping(fades)
 
 
 def _runs(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """Yield first and last index of each run of True."""
+    """Yield the first and last index of each run of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
     yield from ((int(a), int(b) - 1) for a, b in edges.reshape(-1, 2))
 
 
-def _widen(pictures: _Pictures, place: int, way: int) -> int:
-    """Follow a ramp away from flat pictures while contrast rises."""
-    begin_us, contrast = pictures.times_us[place], pictures.contrast
-    while 0 <= place + way < len(pictures):
-        is_near = abs(pictures.times_us[place + way] - begin_us) <= _LONGEST_RAMP_US
-        if not is_near or contrast[place + way] <= 1.01 * contrast[place]:
+def _extend(frames: _Frames, index: int, direction: int) -> int:
+    """Follow the ramp away from a flat frame while contrast rises by at least 1 % per frame."""
+    start_us, contrast_T = frames.times_us[index], frames.contrast_T
+    while 0 <= index + direction < len(frames):
+        is_near = abs(frames.times_us[index + direction] - start_us) <= _LONGEST_RAMP_US
+        if not is_near or contrast_T[index + direction] <= 1.01 * contrast_T[index]:
             break
-        place += way
-    return place
+        index += direction
+    return index
 
 
-def _disjoint(changes: list[Transition]) -> list[Transition]:
-    """Join changes that overlap, as two flat runs with one ramp between them do."""
-    joined: list[Transition] = []
-    for change in changes:
-        if joined and change.first <= joined[-1].last:
-            old = joined.pop()
-            last, score = max(old.last, change.last), max(old.score, change.score)
-            joined.append(Transition(old.kind, old.first, last, score))
+def _merge_overlapping(transitions: list[Transition]) -> list[Transition]:
+    """Merge transitions that overlap, as two flat runs with one ramp between them do."""
+    merged: list[Transition] = []
+    for transition in transitions:
+        if merged and transition.first <= merged[-1].last:
+            previous = merged.pop()
+            last = max(previous.last, transition.last)
+            score = max(previous.score, transition.score)
+            merged.append(Transition(previous.kind, previous.first, last, score))
         else:
-            joined.append(change)
-    return joined
+            merged.append(transition)
+    return merged
 
 
-def _cuts(pictures: _Pictures, taken: NDArray[np.bool_]) -> list[Transition]:
-    steps = pictures.steps
+def _cuts(frames: _Frames, taken_T: NDArray[np.bool_]) -> list[Transition]:
+    steps = frames.steps_T
     padded = np.concatenate([[0.0], steps, [0.0]])
-    is_peak = (steps >= padded[:-2]) & (steps >= padded[2:]) & (steps >= _STEP) & ~taken
-    found: list[Transition] = []
+    is_peak = (steps >= padded[:-2]) & (steps >= padded[2:]) & (steps >= _STEP) & ~taken_T
+    cuts: list[Transition] = []
     for index in np.flatnonzero(is_peak).tolist():
+        if cuts and index == cuts[-1].last + 1:
+            continue  # two equal steps in a row are both peaks, but one cut
+        step = float(steps[index])
+        # four frames on each side, the larger median: motion on one side alone must not hide a cut
+        # from the comparison, nor make one of a step that is usual there
         sides = (steps[max(1, index - 4) : index], steps[index + 1 : index + 5])
         level = max(float(np.median(side)) if len(side) else 0.0 for side in sides)
-        if found and index == found[-1].last + 1:
-            continue  # two equal steps: one cut
-        step = float(steps[index])
         bound = _BIG_SIMILARITY if step >= _BIG_STEP else _SIMILARITY
-        if step >= _STEP_RATIO * level and _similarity(pictures, index - 1, index) < bound:
-            found.append(Transition("cut", index, index, step))
-    return found
+        if step >= _STEP_RATIO * level and _similarity(frames, index - 1, index) < bound:
+            cuts.append(Transition("cut", index, index, step))
+    return cuts
 
 
-def _similarity(pictures: _Pictures, before: int, after: int) -> float:
-    """Return how much anything just before resembles anything just after, at most 1."""
-    old = pictures.half[max(0, before - _REACH + 1) : before + 1]
-    new = pictures.half[after : after + _REACH + 1]
-    return _best_correlation(old, new, (2, 4))
+def _similarity(frames: _Frames, before: int, after: int) -> float:
+    """Return the best correlation of any frame just before with any just after, at most 1.
+
+    Several frames on each side, so that one flash or damaged frame cannot separate two halves of a
+    shot.
+    """
+    old_Nhw = frames.half_Thw[max(0, before - _REACH + 1) : before + 1]
+    new_Mhw = frames.half_Thw[after : after + _REACH + 1]
+    return _best_correlation(old_Nhw, new_Mhw, (2, 4))
 
 
-def _best_correlation(old_Nhw: Array, new_Mhw: Array, reach: tuple[int, int]) -> float:  # noqa: N803 - shape suffix
-    """Return the best normalised correlation over all pairs and shifts."""
+def _best_correlation(old_Nhw: Array, new_Mhw: Array, reach: tuple[int, int]) -> float:
+    """Return the best normalized correlation over all pairs and shifts up to `reach` pixels.
+
+    Shifts allow for camera motion: more steps sideways, because cameras pan more than they tilt.
+    """
     best = -1.0
     for down in range(-reach[0], reach[0] + 1, reach[0]):
         for right in range(-reach[1], reach[1] + 1, max(1, reach[1] // 2)):
-            old = _centred(_shifted(old_Nhw, down, right))
-            new = _centred(_shifted(new_Mhw, -down, -right))
+            old = _normalized(_shifted(old_Nhw, down, right))
+            new = _normalized(_shifted(new_Mhw, -down, -right))
             best = max(best, float((old @ new.T).max()))
     return best
 
 
-def _shifted(pictures_Nhw: Array, down: int, right: int) -> Array:  # noqa: N803 - shape suffix
-    """Cut off what has no counterpart in the other picture."""
-    height, width = pictures_Nhw.shape[1:]
+def _shifted(luma_Nhw: Array, down: int, right: int) -> Array:
+    """Remove the rows and columns that have no counterpart in the other frame."""
+    height, width = luma_Nhw.shape[1:]
     rows = slice(max(0, down), height + min(0, down))
     columns = slice(max(0, right), width + min(0, right))
-    return pictures_Nhw[:, rows, columns]
+    return luma_Nhw[:, rows, columns]
 
 
-def _centred(pictures_Nhw: Array) -> Array:  # noqa: N803 - shape suffix
-    """Make correlation a dot product: no mean, unit length (less where there is no contrast)."""
-    rows = pictures_Nhw.reshape(len(pictures_Nhw), -1)
-    rows = rows - rows.mean(axis=1, keepdims=True)
-    length = np.sqrt((rows**2).sum(axis=1, keepdims=True))
-    centred: Array = rows / (length + 0.03 * rows.shape[1] ** 0.5)
-    return centred
+def _normalized(luma_Nhw: Array) -> Array:
+    """Flatten to zero mean and unit length, so that a dot product is a correlation.
+
+    The added 0.03 per pixel keeps noise in frames without contrast from correlating.
+    """
+    pixels = luma_Nhw.reshape(len(luma_Nhw), -1)
+    pixels = pixels - pixels.mean(axis=1, keepdims=True)
+    length = np.sqrt((pixels**2).sum(axis=1, keepdims=True))
+    normalized: Array = pixels / (length + 0.03 * pixels.shape[1] ** 0.5)
+    return normalized
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A stretch that might be a dissolve."""
+    """A stretch that may be a dissolve."""
 
     mixture: float
-    """Distance from the mixture of the ends, in distances of the ends."""
+    """Deviation from the mixture of the ends, relative to the distance of the ends."""
     first: int
     last: int
 
 
-def _dissolves(pictures: _Pictures, taken: NDArray[np.bool_]) -> list[Transition]:
-    found: list[Transition] = []
-    taken = taken.copy()
-    for candidate in sorted(_candidates(pictures), key=lambda s: (s.mixture, s.first, s.last)):
+def _dissolves(frames: _Frames, taken_T: NDArray[np.bool_]) -> list[Transition]:
+    dissolves: list[Transition] = []
+    taken_T = taken_T.copy()
+    # best candidates first: the same dissolve is also found with longer and shorter spans
+    for candidate in sorted(_candidates(frames), key=lambda c: (c.mixture, c.first, c.last)):
         first, last = candidate.first, candidate.last
-        if taken[first : last + 1].any():
+        if taken_T[first : last + 1].any():
             continue
-        ends = pictures.small[[first, last]]
+        ends = frames.quarter_Thw[[first, last]]
         if _best_correlation(ends[:1], ends[1:], (1, 2)) < _END_SIMILARITY:
-            score = pictures.difference(first, last)
-            found.append(Transition("dissolve", first + 1, last - 1, score))
-            times = pictures.times_us
+            score = frames.difference(first, last)
+            dissolves.append(Transition("dissolve", first + 1, last - 1, score))
+            times = frames.times_us
             near = (times >= times[first] - _MARGIN_US) & (times <= times[last] + _MARGIN_US)
-            taken |= near
-    return found
+            taken_T |= near
+    return dissolves
 
 
-def _candidates(pictures: _Pictures) -> Iterator[_Candidate]:
-    """Yield the best stretch of each neighbourhood, on a coarse clock for frame rates to agree."""
-    times = pictures.times_us
-    tick_us = max(_CLOCK_US, int(np.median(np.diff(times))))
-    first_us = -(-times[0] // tick_us) * tick_us  # the same clock wherever looking begins
-    clock = np.arange(first_us, times[-1] + 1, tick_us)
-    index_t = np.searchsorted(times, clock, side="right") - 1
-    picture_t = pictures.small[index_t].reshape(len(clock), -1)
+def _candidates(frames: _Frames) -> Iterator[_Candidate]:
+    """Yield the best stretch of each neighbourhood, on a coarse clock.
+
+    The clock makes films of different frame rates comparable. Its points are multiples of the step
+    in absolute time, so that they do not depend on where a block of frames begins.
+    """
+    times_us = frames.times_us
+    step_us = max(_CLOCK_US, int(np.median(np.diff(times_us))))
+    first_us = -(-times_us[0] // step_us) * step_us
+    clock = np.arange(first_us, times_us[-1] + 1, step_us)
+    index_t = np.searchsorted(times_us, clock, side="right") - 1
+    pixels_t = frames.quarter_Thw[index_t].reshape(len(clock), -1)
     for span_us in _SPANS_US:
-        span = max(4, round(span_us / tick_us))
+        span = max(4, round(span_us / step_us))
         if span >= len(clock):
             break
-        old, new = picture_t[:-span], picture_t[span:]
+        old, new = pixels_t[:-span], pixels_t[span:]
         distance = np.abs(new - old).mean(axis=1)
         error = np.zeros_like(distance)
-        for place in {round(span * share) for share in (0.25, 0.5, 0.75)}:
-            share = place / span
-            between = picture_t[place : len(clock) - span + place]
-            mixed = np.abs(between - (1 - share) * old - share * new).mean(axis=1)
-            error = np.maximum(error, mixed)
+        # at 1/4, 1/2 and 3/4 the frame must be old + share x (new - old); a cut or an object that
+        # passes deviates at one of the three
+        for offset in {round(span * share) for share in (0.25, 0.5, 0.75)}:
+            share = offset / span
+            between = pixels_t[offset : len(clock) - span + offset]
+            deviation = np.abs(between - (1 - share) * old - share * new).mean(axis=1)
+            error = np.maximum(error, deviation)
         mixture = error / np.maximum(distance, 1)
         for first, last in _runs((distance > _ENDS) & (mixture < _MIXTURE)):
             best = first + int(np.argmin(mixture[first : last + 1]))

@@ -35,7 +35,8 @@ from videoar.pipeline.stage import (
 from videoar.storage.takedown import find_tombstone
 
 if TYPE_CHECKING:
-    from videoar.media.scan import DecodedClip, SourceMetadata
+    from videoar.media.scan import DecodedClip
+    from videoar.media.source_decoder import SourceMetadata
 
 _ENCODE_TOGETHER = 8  # clips per ffmpeg process: bounds memory, hides its start
 _MAX_OVER_MEAN = 4
@@ -212,7 +213,7 @@ class _Ingest:
 
     def _clips(self, common: Row, items: "Iterator[DecodedClip | SourceMetadata]") -> list[Row]:
         """Store clips in small groups as they come."""
-        from videoar.media.scan import SourceMetadata
+        from videoar.media.source_decoder import SourceMetadata
 
         clips: list[Row] = []
         pending: list[DecodedClip] = []

@@ -66,7 +66,7 @@ def covered(frame, size, pixel_aspect=1.0):
 @pytest.mark.parametrize("source", [(240, 426), (426, 240), (121, 161), (96, 96)])
 def test_a_picture_is_the_middle_of_the_whole(source, size, pixel_aspect, form):
     frame = frame_of(*source, form)
-    found = FrameResizer([size], pixel_aspect).picture(frame)
+    found = FrameResizer([size], pixel_aspect).rgb(frame)
     assert found.shape == (*size, 3)
     apart = np.abs(found - covered(frame, size, pixel_aspect)).mean()
     assert apart == 0 or (form == "yuv420p" and apart < ROUNDING)
@@ -87,14 +87,14 @@ def test_squares_are_those_of_the_even_middle_square(source):
     square = av.VideoFrame.from_ndarray(data, format="yuv420p")
     how = {"interpolation": Interpolation.AREA, "src_colorspace": "ITU601"}
     wanted = VideoReformatter().reformat(square, 48, 48, "rgb24", **how).to_ndarray()
-    assert np.array_equal(FrameResizer(48, 1.0).picture(frame), wanted)
-    assert np.array_equal(FrameResizer([(48, 48)], 1.0).picture(frame), wanted)
+    assert np.array_equal(FrameResizer(48, 1.0).rgb(frame), wanted)
+    assert np.array_equal(FrameResizer([(48, 48)], 1.0).rgb(frame), wanted)
 
 
 def test_the_first_picture_decides_for_all_of_a_source():
     resizer = FrameResizer(SIZES, 1.0)
-    assert [resizer.picture(frame_of(*s)).shape[:2] for s in ((90, 160), (160, 90))] == [WIDE] * 2
-    assert FrameResizer(SIZES, 16 / 9).picture(frame_of(160, 90)).shape[:2] == SIZES[0]
+    assert [resizer.rgb(frame_of(*s)).shape[:2] for s in ((90, 160), (160, 90))] == [WIDE] * 2
+    assert FrameResizer(SIZES, 16 / 9).rgb(frame_of(160, 90)).shape[:2] == SIZES[0]
 
 
 @pytest.mark.parametrize("angle", [0, 90, 180, 270])

@@ -9,7 +9,8 @@ import pytest
 
 from tests.support.hostile import has_encoder
 from videoar.media.decode import decode_clip
-from videoar.media.scan import ScanPlan, SourceMetadata, scan
+from videoar.media.scan import ScanPlan, scan
+from videoar.media.source_decoder import SourceMetadata
 from videoar.media.transcode import encode_clips
 
 NUM_BITS = 6

@@ -12,7 +12,8 @@ from videoar.core.errors import MediaError
 from videoar.media.decode import decode_clip
 from videoar.media.process import Limits
 from videoar.media.sandbox import SandboxedDecoder
-from videoar.media.scan import DecodedClip, ScanPlan, SourceMetadata, scan
+from videoar.media.scan import DecodedClip, ScanPlan, scan
+from videoar.media.source_decoder import SourceMetadata
 from videoar.media.transcode import encode, encode_clips
 
 

@@ -16,7 +16,7 @@ def small_film(seed, **options):
     return Film(seed, num_shots=10, height_px=72, width_px=128, **options)
 
 
-def greys_of(film):
+def luma_of(film):
     frames = np.stack(list(film.frames())).mean(axis=3)
     return frames.reshape(len(frames), 36, 2, 64, 2).mean(axis=(2, 4)).astype(np.uint8)
 
@@ -28,7 +28,7 @@ def clock(count, rate_fps):
 @pytest.fixture(scope="module")
 def films():
     made = [small_film(seed, rate_fps=(24.0, 25.0, 30.0)[seed % 3]) for seed in SEEDS]
-    return [(film, greys_of(film)) for film in made]
+    return [(film, luma_of(film)) for film in made]
 
 
 def hits(wanted, found):
@@ -54,7 +54,7 @@ def test_nearly_all_changes_are_found_and_nearly_nothing_else(films):
 def test_frame_rates_from_slow_to_fast(rate_fps):
     film = small_film(41, rate_fps=rate_fps, kinds=("cut",))
     _, wanted, _ = film.plan()
-    luma_frames = greys_of(film)
+    luma_frames = luma_of(film)
     found = find_transitions(luma_frames, clock(len(luma_frames), rate_fps))
     assert all(hits(wanted, found))
     assert hits(found, wanted).count(False) <= 1
@@ -73,19 +73,19 @@ def test_a_picture_without_content_is_a_shot_for_policy_to_judge():
     assert find_transitions(np.zeros((1, 36, 64), np.uint8), clock(1, 25)) == []
 
 
-def ticks_of(luma_frames, times_us):
+def sampled(luma_frames, times_us):
     return [
         SampledFrame(i, int(t), (64, 36), 0, luma, [np.full((2, 2, 3), i % 256, np.uint8)])
         for i, (luma, t) in enumerate(zip(luma_frames, times_us, strict=True))
     ]
 
 
-def test_blocks_decide_as_one_look_at_everything_does(films):
+def test_blocks_decide_as_one_detection_over_the_whole_film_does(films):
     film, _luma = films[0]
     long = np.concatenate([g for _, g in films[:4]])
     times_us = clock(len(long), film.rate_fps)
-    ticks = ticks_of(long, times_us)
-    starts = {t.index: s for t, s in shots(ticks) if s is not None}
+    frames = sampled(long, times_us)
+    starts = {t.index: s for t, s in shots(frames) if s is not None}
     whole = find_transitions(long, times_us)
     trim = {"cut": 2, "fade": 3, "dissolve": 3}
     expected = {0} | {c.last + trim[c.kind] for c in whole}
@@ -118,14 +118,14 @@ def test_memory_does_not_grow_with_the_length():
 
 def test_gaps_and_sizes_part_shots_without_looking():
     luma_frames = np.zeros((30, 36, 64), np.uint8)
-    ticks = ticks_of(luma_frames, clock(30, 25))
-    for tick in ticks[10:]:
-        tick.time_us += 10**12
-    for tick in ticks[20:]:
-        tick.size_px = (32, 18)
-    starts = [(t.index, s.kind) for t, s in shots(ticks, find=False) if s]
+    frames = sampled(luma_frames, clock(30, 25))
+    for frame in frames[10:]:
+        frame.time_us += 10**12
+    for frame in frames[20:]:
+        frame.size_px = (32, 18)
+    starts = [(t.index, s.kind) for t, s in shots(frames, find=False) if s]
     assert starts == [(0, "start"), (10, "gap"), (20, "gap")]
-    assert [s.first.index for s in spans(shots(ticks, find=False), 5)] == [0, 5, 10, 15, 20, 25]
+    assert [s.first.index for s in spans(shots(frames, find=False), 5)] == [0, 5, 10, 15, 20, 25]
 
 
 def test_changes_are_disjoint_and_in_order(films):
