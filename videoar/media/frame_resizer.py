@@ -128,7 +128,9 @@ class _CropBuffer:
         self.shape = width, height
         self._frame = av.VideoFrame(width, height, "yuv420p")
         self._planes = [
-            np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:, : plane.width]
+            np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[
+                :, : plane.width
+            ]
             for plane in self._frame.planes
         ]
 
