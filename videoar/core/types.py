@@ -13,9 +13,22 @@ Row: TypeAlias = dict[str, Any]
 
 
 class Frozen(BaseModel):
-    """Immutable model that refuses unknown keys; attribute docstrings become its JSON schema."""
+    """Immutable model of user input; refuses unknown keys, which are typing errors there.
+
+    Attribute docstrings become the descriptions of its JSON Schema.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Stored(Frozen):
+    """Immutable model of a record that is read back from a store; ignores unknown keys.
+
+    A newer version may add a field to its records. Refusing them would make a store unreadable for
+    every older client, for a field that the older client has no use for.
+    """
+
+    model_config = ConfigDict(extra="ignore")
 
 
 class Resources(Frozen):
@@ -34,14 +47,14 @@ class Resources(Frozen):
     Ray; `tokenize`). 0 reads in threads of the worker, on all of its cores but one."""
 
 
-class Footer(Frozen):
+class Footer(Stored):
     """What a Parquet file ends in, as it was written: nothing in the file protects it."""
 
     size_bytes: int
     xxh3: int
 
 
-class FileRef(Frozen):
+class FileRef(Stored):
     """One immutable, content-addressed object of the store."""
 
     key: str
@@ -54,7 +67,7 @@ class FileRef(Frozen):
     """None for anything but Parquet files, and for those written before it was recorded."""
 
 
-class Provenance(Frozen):
+class Provenance(Stored):
     """Who made a snapshot, from what. Kept in the Delta commit, outside the digest."""
 
     run_id: str
@@ -67,7 +80,7 @@ class Provenance(Frozen):
     """Port name to snapshot id."""
 
 
-class Commit(Frozen):
+class Commit(Stored):
     """What the Delta log says of one snapshot."""
 
     snapshot: str

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field
 from videoar.core.errors import ConfigError, did_you_mean
 from videoar.core.hardware import hardware
 from videoar.core.ids import new_run_id
-from videoar.core.types import Frozen, Json
+from videoar.core.types import Json, Stored
 from videoar.pipeline.fingerprint import FingerprintParts
 from videoar.pipeline.spec import PipelineSpec
 from videoar.storage.layout import RUNS_PREFIX, run_events, run_id_of, run_key
@@ -39,7 +39,7 @@ Status = Literal[
 requested stage that has not started."""
 
 
-class ShardCounts(Frozen):
+class ShardCounts(Stored):
     """Shards of a map stage; a loop or reduce stage counts as one shard."""
 
     planned: int = 0
@@ -49,7 +49,7 @@ class ShardCounts(Frozen):
     """Items rejected with a typed reason."""
 
 
-class RowCounts(Frozen):
+class RowCounts(Stored):
     """Input, output and rejected rows of a stage."""
 
     model_config = ConfigDict(validate_by_name=True)
@@ -58,7 +58,7 @@ class RowCounts(Frozen):
     rejected: int = 0
 
 
-class InputRun(Frozen):
+class InputRun(Stored):
     """One listed input of a run, compared with the previous run of the same pipeline."""
 
     snapshot: str
@@ -74,7 +74,7 @@ class InputRun(Frozen):
         return f"{self.sources} sources ({moved})"
 
 
-class StageRun(Frozen):
+class StageRun(Stored):
     """One stage of a run."""
 
     name: str
@@ -95,7 +95,7 @@ class StageRun(Frozen):
     error: str | None = None
 
 
-class Run(Frozen):
+class Run(Stored):
     """One execution of a pipeline."""
 
     run_id: str

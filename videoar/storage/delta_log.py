@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from videoar.contracts.contract import load_contract
 from videoar.core.crash_points import crash_point
-from videoar.core.errors import StorageError, TransientStorageError, one_line
+from videoar.core.errors import ConfigError, StorageError, TransientStorageError, one_line
 from videoar.core.ids import SHORT_DIGEST
 from videoar.core.retry import RetryPolicy
 from videoar.core.types import Commit, FileRef
@@ -67,6 +67,14 @@ def _commit_of(data: bytes) -> Commit | None:
     return None
 
 
+def _description_of(data: bytes) -> str | None:
+    """Return the table's description in a version of a Delta log, None if it sets none."""
+    for line in data.splitlines():
+        if line.strip() and (metadata := json.loads(line).get("metaData")):
+            return metadata.get("description") or None
+    return None
+
+
 def missing_files(objects: ObjectStore, files: Iterable[FileRef]) -> Iterator[str]:
     """Yield the keys of files that are gone or are not as long as they were when written.
 
@@ -94,16 +102,46 @@ class DeltaLog:
         self._objects, self._ledger, self._dataset = objects, ledger, dataset
         self.folder = table_folder(dataset)
 
-    def find(self, app_id: str) -> Commit | None:
-        """Find the commit that first carried an application transaction id."""
+    def find(self, app_id: str, *, create_index: bool = False) -> Commit | None:
+        """Return the commit that first carried an application transaction id.
+
+        A writer that was killed after its Delta commit left no index record of it; then the Delta
+        log is loaded, which costs time. Only writers create the record: reading never writes, and
+        a reader may have no permission to.
+        """
         key = commit_index_key(self._dataset, app_id)
         record = self._ledger.read(key)
         version = record["version"] if record else self._version_in_log(app_id)
         if version is None:
             return None
-        if record is None:  # the writer died between the Delta commit and this record
+        if record is None and create_index:
             self._ledger.create(key, {"version": version})
         return self._read(version)
+
+    def ensure_contract(self, contract: str) -> None:
+        """Check that the table has no other contract; read-only.
+
+        Raises:
+            ConfigError: it has another one.
+        """
+        existing = self._contract()
+        if existing is not None and existing != contract:
+            what = f"this dataset has contract {existing}, not {contract}"
+            raise ConfigError(self._dataset, what, "give the stage or input another name")
+
+    def _contract(self) -> str | None:
+        """Return the contract of the table; None if there is none, or no commit in it.
+
+        Version 0 creates the table and carries the id as description. Tables of older versions
+        have no description: there the first commit has the id.
+        """
+        version = 0
+        while (data := self._objects.find(log_version_key(self._dataset, version))) is not None:
+            commit = _commit_of(data)
+            if contract := commit.contract if commit else _description_of(data):
+                return contract
+            version += 1
+        return None
 
     def find_complete(self, app_id: str) -> tuple[str, Commit | None]:
         """Find the first commit under an id or its numbered successors that has lost no file.
@@ -142,6 +180,7 @@ class DeltaLog:
         """Commit, or adopt what the same fingerprint has committed before.
 
         Raises:
+            ConfigError: the table has another contract.
             TransientStorageError: no attempt came through; carries what the last one said.
         """
         return _RETRY.call(
@@ -153,8 +192,9 @@ class DeltaLog:
 
         app_id, existing = self.find_complete(f"fingerprint-{draft.provenance.fingerprint}")
         if existing is not None:
-            # a writer killed between its two records left the second one missing: find writes it
-            self.find(f"digest-{existing.digest[:SHORT_DIGEST]}")
+            # the writer may have been killed before it created one or both index records
+            self.find(app_id, create_index=True)
+            self.find(f"digest-{existing.digest[:SHORT_DIGEST]}", create_index=True)
             return existing
         digest, cause = f"digest-{draft.digest[:SHORT_DIGEST]}", None
         try:
@@ -162,19 +202,19 @@ class DeltaLog:
         except (DeltaError, OSError) as error:
             cause = error
         # Read the log whatever the result was: an error may hide a commit that was written.
-        commit = self.find(app_id)
+        commit = self.find(app_id, create_index=True)
         if commit is None:
             what = f"not committed in {_RETRY.max_attempts} attempts, last error: {one_line(cause)}"
             raise _NotCommittedError(self.folder, what, "run again") from cause
         crash_point("commit.between_records")
-        self.find(digest)
+        self.find(digest, create_index=True)
         crash_point("commit.after_records")
         return commit
 
     def _try_append(self, draft: Commit, schema: pa.Schema, fingerprint: str, digest: str) -> None:
         from deltalake import CommitProperties, Transaction
 
-        table = self._open_or_create(schema)
+        table = self._open_or_create(draft.contract, schema)
         if table.transaction_version(fingerprint) is not None:
             return  # another writer of the same fingerprint came between our look and this one
         version = table.version() + 1
@@ -224,7 +264,7 @@ class DeltaLog:
             if path not in paths
         ]
 
-    def _open_or_create(self, schema: pa.Schema) -> "DeltaTable":
+    def _open_or_create(self, contract: str, schema: pa.Schema) -> "DeltaTable":
         from deltalake import CommitProperties, DeltaTable, Schema
         from deltalake.exceptions import DeltaError
 
@@ -235,6 +275,7 @@ class DeltaLog:
                     self._objects.location(self.folder),
                     Schema.from_arrow(schema),
                     mode="error",
+                    description=contract,
                     configuration=_TABLE_CONFIG,
                     storage_options=self._objects.options(),
                     commit_properties=CommitProperties(max_commit_retries=0),
@@ -243,6 +284,9 @@ class DeltaLog:
                 table = self._open()
                 if table is None:
                     raise
+        # checked on what is in the log: of two racing writers with different contracts, one has
+        # created the table, and the other must not add its columns to it
+        self.ensure_contract(contract)
         self._add_columns(table, schema)
         return table
 

@@ -14,6 +14,7 @@ from videoar.core.errors import SnapshotConflictError
 from videoar.core.ids import canonical_json
 from videoar.storage.layout import REFS_PREFIX, log_entry_key, ref_log
 from videoar.storage.object_store import ObjectStore
+from videoar.storage.store_format import WriteGuard
 
 Record = dict[str, Any]
 _NONCE = "append_nonce"
@@ -24,9 +25,11 @@ class Ledger:
 
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
+        self.prepare_write = WriteGuard(objects)
 
     def create(self, key: str, record: Mapping[str, Any]) -> bool:
         """Create a record; False when one exists, whatever it says."""
+        self.prepare_write()
         return self._objects.put(key, canonical_json(record).encode(), if_absent=True)
 
     def create_or_adopt(self, key: str, record: Mapping[str, Any]) -> Record:

@@ -10,7 +10,6 @@ from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, DamagedError, SnapshotNotFoundError, StorageError
 from videoar.core.ids import is_safe_key, sha256_hex
 from videoar.core.types import FileRef
-from videoar.storage.conformance import ensure_put_if_absent
 from videoar.storage.delta_log import iter_commits
 from videoar.storage.layout import object_key
 from videoar.storage.ledger import Ledger, Refs
@@ -18,6 +17,7 @@ from videoar.storage.local_store import LocalObjectStore, MemoryObjectStore
 from videoar.storage.object_store import ObjectStore, put_content, put_content_of
 from videoar.storage.s3_store import S3ObjectStore
 from videoar.storage.snapshot import Snapshot, find_snapshot
+from videoar.storage.store_format import check_format
 from videoar.storage.tables import Dataset
 
 _PIECE_BYTES = 64 << 20
@@ -61,6 +61,7 @@ class Store:
 
     def put_object(self, data: bytes, suffix: str) -> FileRef:
         """Keep bytes under their content hash; idempotent."""
+        self.ledger.prepare_write()
         sha256 = sha256_hex(data)
         key = object_key(sha256, suffix)
         put_content(self.objects, key, data)
@@ -74,6 +75,7 @@ class Store:
             prefix: what their keys begin with, for files that will be deleted again: an object
                 among the others may be one that somebody else names, too.
         """
+        self.ledger.prepare_write()
         published = []
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             with path.open("rb") as file:
@@ -126,11 +128,10 @@ def open_store(url: str, *, endpoint: str = "") -> Store:
 
     Raises:
         ConfigError: the URL cannot be used.
-        StorageError: an S3 store cannot be reached, or its put-if-absent is not atomic.
+        StorageError: the store cannot be reached, or its format is newer than this code.
     """
     objects = _open_objects(url, endpoint)
-    if isinstance(objects, S3ObjectStore):  # a file system's link() is atomic by its standard
-        ensure_put_if_absent(objects)
+    check_format(objects)
     return Store(objects, endpoint)
 
 

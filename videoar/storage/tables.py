@@ -53,6 +53,7 @@ class Dataset:
         refuse_forgotten(self._ledger, table, self.name)
         data = write_parquet(self.contract.conform(table, self.name), self.contract)
         sha256 = sha256_hex(data)
+        self._ledger.prepare_write()
         crash_point("write.before_put")
         key = data_key(self.name, sha256)
         put_content(self._objects, key, data)
@@ -70,9 +71,23 @@ class Dataset:
 
         Asked before anything is called cached: this is where a take-down, or a file that was lost
         or cut, makes a stage run again.
+
+        Raises:
+            ConfigError: the dataset has another contract.
         """
         _, commit = self._log.find_complete(f"fingerprint-{fingerprint}")
-        return Snapshot(self._objects, self._ledger, commit) if commit else None
+        if commit is None:
+            self.ensure_contract()  # before hours of work whose commit would be refused
+            return None
+        return Snapshot(self._objects, self._ledger, commit)
+
+    def ensure_contract(self) -> None:
+        """Check that the dataset has no other contract; read-only.
+
+        Raises:
+            ConfigError: it has, because a stage or input of another pipeline has the same name.
+        """
+        self._log.ensure_contract(self.contract.id)
 
     def commit(
         self,
@@ -86,6 +101,7 @@ class Dataset:
         A second commit of the same fingerprint returns the first one's snapshot.
 
         Raises:
+            ConfigError: the dataset has another contract.
             TransientStorageError: other writers were faster too many times.
             WithdrawnError: a take-down has removed one of the files since it was written.
         """

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from videoar.core.errors import WithdrawnError
 from videoar.core.ids import digest_json
-from videoar.core.types import FileRef, Frozen
+from videoar.core.types import FileRef, Stored
 from videoar.storage.layout import (
     TABLES_PREFIX,
     TOMBSTONES_PREFIX,
@@ -33,7 +33,7 @@ ADDRESS_COLUMNS = ("uri", "etag")
 _COLUMNS = ("clip_id", "licence", "origin", "source_uri", "uri", "video_key", "video_size_bytes")
 
 
-class Tombstone(Frozen):
+class Tombstone(Stored):
     """One source that must not come back."""
 
     source: str
@@ -44,7 +44,7 @@ class Tombstone(Frozen):
     """Digests of where it was found, see `address_digest`."""
 
 
-class Share(Frozen):
+class Share(Stored):
     """What one Parquet file holds of one source."""
 
     rows: int = 0
@@ -57,7 +57,7 @@ class Share(Frozen):
     """Keys of its clips in the store, and their bytes."""
 
 
-class Note(Frozen):
+class Note(Stored):
     """Why one object is gone."""
 
     source: str

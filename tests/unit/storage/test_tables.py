@@ -92,14 +92,17 @@ def test_a_commit_is_found_by_fingerprint_id_and_ref(store, dataset):
     assert dataset.find("g") is None
 
 
-def test_the_log_is_the_truth_and_lost_records_come_back(store, dataset):
-    snapshot = dataset.commit([dataset.write(rows("a"))], made_by("f"), {})
+def test_index_records_lost_are_created_by_the_next_writer_and_by_no_reader(store, dataset):
+    file = dataset.write(rows("a"))
+    snapshot = dataset.commit([file], made_by("f"), {})
     records = list(store.ledger.list("commits/"))
     assert len(records) == 2
     for key in records:
         store.objects.delete(key)
     assert dataset.find("f").commit == snapshot.commit
     assert store.snapshot(snapshot.id).commit == snapshot.commit
+    assert list(store.ledger.list("commits/")) == []
+    assert dataset.commit([file], made_by("f"), {}).commit == snapshot.commit
     assert list(store.ledger.list("commits/")) == records
 
 
