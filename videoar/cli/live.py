@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from videoar.pipeline.work.rank import progress_key
 from videoar.records.run_record import StageRun
 from videoar.runner.execute import Execution
+from videoar.storage.layout import progress_key
 
 _REFRESH_PER_S = 4
 _STYLES = {

@@ -21,7 +21,6 @@ from videoar.pipeline.overrides import apply_override
 from videoar.pipeline.registry import BUILTIN, Registry, stage_class
 from videoar.pipeline.stage import StageConfig
 
-INPUT_CONTRACT = "sources@1"
 _SHOWN_CHARS = 60
 _TOP_KEYS = ("pipeline", "description", "inputs", "stages")
 

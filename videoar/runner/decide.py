@@ -23,6 +23,7 @@ from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
 from videoar.pipeline.work.task import WorkRecord, find_record
 from videoar.records.run_record import previous_parts
 from videoar.storage.delta_log import missing_files
+from videoar.storage.layout import shard_record_key, shard_records_prefix
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
@@ -129,6 +130,17 @@ def check_tools(stages: Iterable[StageSpec], registry: Registry = BUILTIN) -> No
             raise ConfigError(f"stages.{spec.name}{key}", what, error.hint) from error
 
 
+def check_datasets(stages: Iterable[StageSpec], store: Store, registry: Registry) -> None:
+    """Check before any work that every stage writes to a dataset of its own contract.
+
+    Raises:
+        ConfigError: a dataset has another contract, e.g. of a stage of another pipeline.
+    """
+    for spec in stages:
+        produces = stage_class(spec.type, registry).produces
+        store.dataset(spec.name, produces).ensure_contract()
+
+
 def split_by_record(
     store: Store,
     dataset: str,
@@ -137,12 +149,11 @@ def split_by_record(
     shards: Sequence[Shard],
 ) -> ShardWork:
     """Split shards into those that have a record with all of its files, and those to run."""
-    prefix = f"stages/{dataset}/shards"
-    known = set(store.ledger.list(f"{prefix}/"))
+    known = set(store.ledger.list(shard_records_prefix(dataset)))
     names = {
         shard.index: shard_fingerprint(fingerprint_parts, stage.primary, shard) for shard in shards
     }
-    keys = {index: f"{prefix}/{name}.json" for index, name in names.items()}
+    keys = {index: shard_record_key(dataset, name) for index, name in names.items()}
     listed = {index: key for index, key in keys.items() if key in known}
     with ThreadPoolExecutor(_CONCURRENT_READS) as pool:  # on S3 one by one would take minutes
         read = list(pool.map(lambda key: find_record(store, key), listed.values()))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from videoar import __version__
-from videoar.contracts.names import REJECTS
+from videoar.contracts.names import REJECTS, SOURCES
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import ConfigError, GateError, StageError
 from videoar.core.logging import log_context
@@ -21,7 +21,7 @@ from videoar.engine.base import Engine
 from videoar.pipeline.device_queue import summary
 from videoar.pipeline.fingerprint import shard_fingerprint
 from videoar.pipeline.registry import BUILTIN, Registry
-from videoar.pipeline.spec import INPUT_CONTRACT, PipelineSpec, StageSpec, parse_pipeline
+from videoar.pipeline.spec import PipelineSpec, StageSpec, parse_pipeline
 from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
 from videoar.pipeline.work.task import (
     StageTask,
@@ -29,7 +29,6 @@ from videoar.pipeline.work.task import (
     find_record,
     loop_key,
     merge,
-    record_key,
     reduce_key,
 )
 from videoar.records.run_record import (
@@ -42,9 +41,10 @@ from videoar.records.run_record import (
     load_run,
     next_run_id,
 )
-from videoar.runner.decide import Decision, ShardWork, check_tools, decide
+from videoar.runner.decide import Decision, ShardWork, check_datasets, check_tools, decide
 from videoar.runner.inputs import Listing, compare, resolve
 from videoar.storage.delta_log import missing_files
+from videoar.storage.layout import rejects_dataset, shard_record_key
 from videoar.storage.reader import read_file
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
@@ -82,6 +82,7 @@ class Execution:
         """
         selected = self._selected(start, until)
         check_tools(selected, self.registry)
+        check_datasets(selected, self.store, self.registry)
         inputs = {name: resolve(self.store, name, url) for name, url in self.spec.inputs.items()}
         self.has_begun = True
         self._log.create(self.spec, __version__, start, until)
@@ -126,7 +127,7 @@ class Execution:
     def _commit_input(self, name: str, listed: Snapshot | Listing) -> Snapshot:
         if isinstance(listed, Listing):
             listed = listed.commit(self.store, self._provenance(name, "", {}))
-        if listed.contract == INPUT_CONTRACT:
+        if listed.contract == SOURCES:
             comparison = compare(self.store, self.spec.name, self.run_id, name, listed)
             self._log.input(name, comparison)
             logger.info("input %s: %s", name, comparison)
@@ -299,7 +300,7 @@ class Execution:
         (first, *_) = read_file(self.store.objects, total.rejects[0], columns).to_pylist()
         for shard in shards:
             name = shard_fingerprint(task.fingerprint_parts, stage.primary, shard)
-            self.store.objects.delete(record_key(task, "shards", name))
+            self.store.objects.delete(shard_record_key(task.dataset, name))
         raise StageError(
             f"stage {task.dataset}",
             f"all of its {total.rows_rejected} rows were rejected, such as "
@@ -321,7 +322,7 @@ class Execution:
     def _commit(self, task: StageTask, stage: Stage[Any], record: WorkRecord) -> Snapshot:
         crash_point("before-commit")
         provenance = self._provenance(task.dataset, task.fingerprint, dict(task.inputs))
-        rejected = self.store.dataset(f"{task.dataset}.rejects", REJECTS)
+        rejected = self.store.dataset(rejects_dataset(task.dataset), REJECTS)
         rejects = rejected.commit(record.rejects, provenance, {}).id if record.rejects else None
         crash_point("rejects-committed")
         dataset = self.store.dataset(task.dataset, stage.produces)

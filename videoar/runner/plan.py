@@ -8,7 +8,7 @@ from videoar.pipeline.registry import BUILTIN, Registry
 from videoar.pipeline.spec import PipelineSpec, StageSpec
 from videoar.pipeline.stage import Inputs
 from videoar.records.run_record import ShardCounts
-from videoar.runner.decide import Action, check_tools, decide
+from videoar.runner.decide import Action, check_datasets, check_tools, decide
 from videoar.runner.inputs import Listing, resolve
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
@@ -34,6 +34,7 @@ def plan(spec: PipelineSpec, store: Store, registry: Registry = BUILTIN) -> list
         ConfigError: an input or a tool cannot be used.
     """
     check_tools(spec.stages, registry)
+    check_datasets(spec.stages, store, registry)
     known: dict[str, Snapshot | Listing | None] = {
         name: resolve(store, name, url) for name, url in spec.inputs.items()
     }

@@ -20,6 +20,7 @@ from videoar.pipeline.work.task import (
     stage_error,
     write_output,
 )
+from videoar.storage.layout import checkpoints_prefix, progress_key
 
 logger = logging.getLogger(__name__)
 ProgressSink = Callable[[int, int, Mapping[str, float]], None]
@@ -160,7 +161,7 @@ def _checkpoint_prefix(task: StageTask) -> str:
         name: value for name, value in task.fingerprint_parts["config"].items() if name not in gates
     }
     digest = fingerprint({**task.fingerprint_parts, "config": config})
-    return f"checkpoints/{task.dataset}/{digest}/"
+    return checkpoints_prefix(task.dataset, digest)
 
 
 def store_progress(task: StageTask) -> ProgressSink:
@@ -183,11 +184,6 @@ def store_progress(task: StageTask) -> ProgressSink:
             has_warned = True
 
     return sink
-
-
-def progress_key(run_id: str, stage: str) -> str:
-    """Return the key of a stage's advisory progress object."""
-    return f"runs/{run_id}/progress/{stage}.json"
 
 
 def run_rank(task: StageTask, index: int, world_size: int, sink: ProgressSink) -> None:

@@ -19,6 +19,7 @@ from videoar.pipeline.work.task import (
     stage_error,
     write_output,
 )
+from videoar.storage.layout import check_key, check_page_key
 from videoar.storage.partitions import DaskScheduler
 from videoar.storage.store import Store
 
@@ -59,25 +60,19 @@ def run_reduce(task: StageTask, dask_scheduler: DaskScheduler | None = None) -> 
 
 def _publish_check(task: StageTask, store: Store, report: CheckReport) -> None:
     """Keep the report of a check, passed or not; raise if it did not pass."""
-    key = check_key(task.dataset, task.fingerprint)
-    page = f"{key}.html"
+    page = check_page_key(task.dataset, task.fingerprint)
     store.objects.put(page, report.html.encode(), if_absent=True)
     result = {
         "success": report.success,
         "page": page,
         "expectations": [expectation.model_dump() for expectation in report.expectations],
     }
-    store.ledger.create(f"{key}.json", result)
+    store.ledger.create(check_key(task.dataset, task.fingerprint), result)
     if not report.success:
         hint = f"all expectations: {store.url}/{page}"
         raise GateError(f"stage {task.dataset}", "; ".join(report.failures), hint)
 
 
-def check_key(dataset: str, fingerprint: str) -> str:
-    """Return the key of a reduction's check without its suffix: `.json`, and `.html` for people."""
-    return f"checks/{dataset}/{fingerprint}"
-
-
 def find_check(store: Store, dataset: str, fingerprint: str) -> dict[str, Any] | None:
     """Return the result of a check, `{success, page, expectations}`; None if there was none."""
-    return store.ledger.read(f"{check_key(dataset, fingerprint)}.json")
+    return store.ledger.read(check_key(dataset, fingerprint))

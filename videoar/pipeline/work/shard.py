@@ -16,10 +16,10 @@ from videoar.pipeline.work.task import (
     find_record,
     merge,
     publish_record,
-    record_key,
     stage_error,
     write_output,
 )
+from videoar.storage.layout import shard_record_key
 
 if TYPE_CHECKING:
     from videoar.media.clip_prefetch import ReaderSlot
@@ -52,7 +52,7 @@ class ShardWorker:
             StageError: the stage failed on this shard.
         """
         name = shard_fingerprint(self.task.fingerprint_parts, self.stage.primary, shard)
-        key = record_key(self.task, "shards", name)
+        key = shard_record_key(self.task.dataset, name)
         if (existing := find_record(self.store, key)) is not None:
             return existing
         try:

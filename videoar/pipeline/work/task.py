@@ -15,14 +15,15 @@ from pydantic import Field
 
 from videoar.contracts.names import REJECTS
 from videoar.core.errors import StageError
-from videoar.core.types import FileRef, Frozen
+from videoar.core.types import FileRef, Stored
 from videoar.pipeline.fingerprint import FingerprintParts, fingerprint
 from videoar.pipeline.registry import BUILTIN, Registry, make_stage
 from videoar.pipeline.stage import Inputs, Output
+from videoar.storage.layout import loop_record_key, reduce_record_key, rejects_dataset
 from videoar.storage.store import Store, open_store
 
 
-class WorkRecord(Frozen):
+class WorkRecord(Stored):
     """Output of a shard, a loop or a reduction: files that no commit names yet."""
 
     files: tuple[FileRef, ...] = ()
@@ -70,16 +71,6 @@ class StageTask:
         """Open the input snapshots in this process."""
         return {port: store.snapshot(snapshot) for port, snapshot in self.inputs.items()}
 
-    @property
-    def ledger_prefix(self) -> str:
-        """Key prefix of the records of this stage."""
-        return f"stages/{self.dataset}"
-
-
-def record_key(task: StageTask, kind: str, name: str) -> str:
-    """Return the ledger key of one create-once record."""
-    return f"{task.ledger_prefix}/{kind}/{name}.json"
-
 
 def find_record(store: Store, key: str) -> WorkRecord | None:
     """Return the record under a key, None if that work was not done before."""
@@ -101,7 +92,7 @@ def write_output(task: StageTask, store: Store, produces: str, output: Output) -
     if output.rows.num_rows:
         files.append(store.dataset(task.dataset, produces).write(output.rows))
     if output.rejects is not None and num_rejected:
-        rejects.append(store.dataset(f"{task.dataset}.rejects", REJECTS).write(output.rejects))
+        rejects.append(store.dataset(rejects_dataset(task.dataset), REJECTS).write(output.rejects))
     return WorkRecord(
         files=tuple(files),
         rejects=tuple(rejects),
@@ -135,9 +126,9 @@ def stage_error(task: StageTask, where: str, cause: BaseException) -> StageError
 
 def loop_key(task: StageTask) -> str:
     """Return the key of a loop's final record."""
-    return record_key(task, "loops", task.fingerprint)
+    return loop_record_key(task.dataset, task.fingerprint)
 
 
 def reduce_key(task: StageTask) -> str:
     """Return the key of a reduction's record."""
-    return record_key(task, "reduced", task.fingerprint)
+    return reduce_record_key(task.dataset, task.fingerprint)
