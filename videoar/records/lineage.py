@@ -1,8 +1,8 @@
-"""Lineage: from anything to everything it came from, or to everything made of it.
+"""Lineage: the ancestors of a snapshot down to its source videos, or its descendants.
 
-Nothing is recorded for lineage alone: commits name their parents, rows name their sources, and the
-graph is read off them. Ends are the source videos with sha256, licence and origin; of files that a
-take-down has withdrawn, its notes still name them.
+Nothing is recorded for lineage alone: commits name their parents and rows name their sources. The
+leaves are source videos with SHA-256, licence and origin. Sources of files that a takedown has
+withdrawn are read from its records.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,29 +16,39 @@ from videoar.storage.store import Store
 from videoar.storage.takedown import find_note, forgotten, withdrawn
 
 Node = dict[str, Any]
+"""A snapshot or source; `kind` tells which."""
 Edge = dict[str, str]
 
 
 def lineage(store: Store, name: str, *, down: bool = False) -> dict[str, list[Any]]:
-    """Return the graph above (or below) a snapshot, ref, model digest, sample or source.
+    """Return the graph of ancestors (or descendants) of a snapshot, ref, model, sample or source.
+
+    Args:
+        store: where to search.
+        name: any id that `find_snapshot` resolves.
+        down: return descendants instead of ancestors.
+
+    Returns:
+        `{"nodes": [...], "edges": [{"from": id, "to": id}]}`; edges point from parent to child.
 
     Raises:
         SnapshotNotFoundError: nothing in the store has this id.
-        WithdrawnError: it is a source that was taken down.
+        WithdrawnError: the id is a source that was taken down.
     """
     start = find_snapshot(store, name)
     nodes: dict[str, Node] = {}
     edges: list[Edge] = []
     queue = [start]
-    below = children(store.snapshots()) if down else {}
+    # Commits name their parents only, so descendants need one pass over all commits of the store.
+    descendants = children(store.snapshots()) if down else {}
     while queue:
         snapshot = queue.pop()
         if snapshot.id in nodes:
             continue
         nodes[snapshot.id] = _node(snapshot)
         parents = snapshot.commit.provenance.parents
-        linked = below.get(snapshot.id, []) if down else list(parents.values())
-        for other in linked:
+        neighbours = descendants.get(snapshot.id, []) if down else list(parents.values())
+        for other in neighbours:
             pair = (snapshot.id, other) if down else (other, snapshot.id)
             edges.append({"from": pair[0], "to": pair[1]})
             queue.append(store.snapshot(other))
@@ -63,38 +73,38 @@ def _node(snapshot: Snapshot) -> Node:
 
 
 def sources_of(clips: Snapshot) -> Iterator[Node]:
-    """Yield the distinct sources of a snapshot of clips, also of files that were withdrawn."""
-    gone = forgotten(clips.ledger)
+    """Yield the distinct sources of a snapshot of clips, those of withdrawn files included."""
+    taken_down = forgotten(clips.ledger)
     seen: set[str] = set()
-    for source, facts in _facts(clips):
+    for source, columns in _source_columns(clips):
         if source not in seen:
             seen.add(source)
             yield {
                 "id": f"{SOURCE_PREFIX}{source}",
                 "kind": "source",
                 "sha256": source,
-                **facts,
-                "forgotten": source in gone,
+                **columns,
+                "forgotten": source in taken_down,
             }
 
 
-def _facts(clips: Snapshot) -> Iterator[tuple[str, Node]]:
-    columns = ["source_id", "source_uri", "licence", "origin"]
-    for table in clips.remaining(columns):
+def _source_columns(clips: Snapshot) -> Iterator[tuple[str, Node]]:
+    """Yield source id, and uri, licence and origin, of each row; of withdrawn files without uri."""
+    for table in clips.remaining(["source_id", "source_uri", "licence", "origin"]):
         for row in table.to_pylist():
-            facts = {"licence": row["licence"], "origin": row["origin"]}
-            yield row["source_id"], {"uri": row["source_uri"], **facts}
+            terms = {"licence": row["licence"], "origin": row["origin"]}
+            yield row["source_id"], {"uri": row["source_uri"], **terms}
     noted = withdrawn(clips.ledger, f"{table_folder(clips.dataset)}/")
     for note in (find_note(clips.ledger, f.key) for f in clips.files if f.key in noted):
         for source, share in note.shares.items() if note else ():
-            facts = {"licence": share.licence, "origin": share.origin}
-            yield source, {"uri": None, **facts}
+            terms = {"licence": share.licence, "origin": share.origin}
+            yield source, {"uri": None, **terms}
 
 
 def children(snapshots: Iterable[Snapshot]) -> dict[str, list[str]]:
-    """Return the ids of what was made of each snapshot."""
-    made: dict[str, list[str]] = {}
+    """Return the ids of the direct children of each snapshot, by the id of the parent."""
+    result: dict[str, list[str]] = {}
     for snapshot in snapshots:
         for parent in snapshot.commit.provenance.parents.values():
-            made.setdefault(parent, []).append(snapshot.id)
-    return made
+            result.setdefault(parent, []).append(snapshot.id)
+    return result

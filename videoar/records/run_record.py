@@ -70,8 +70,8 @@ class InputRun(Stored):
     """Sources of the previous run that are no longer listed."""
 
     def __str__(self) -> str:
-        moved = f"{self.new} new, {self.changed} changed, {self.gone} gone"
-        return f"{self.sources} sources ({moved})"
+        difference = f"{self.new} new, {self.changed} changed, {self.gone} gone"
+        return f"{self.sources} sources ({difference})"
 
 
 class StageRun(Stored):
@@ -314,7 +314,7 @@ def stage_parts(store: Store, run_id: str, stage: str) -> FingerprintParts | Non
 def previous_parts(
     store: Store, pipeline: str, stage: str, before: str | None = None
 ) -> tuple[str, FingerprintParts] | None:
-    """Return the newest run of a pipeline that recorded this stage, and its components.
+    """Return the newest run of a pipeline that recorded this stage, and its parts.
 
     Args:
         store: where runs are recorded.
