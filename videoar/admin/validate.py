@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from videoar.contracts.contract import load_contract
 from videoar.contracts.names import MODELS
 from videoar.core.errors import ConfigError, TransientStorageError, VideoARError
-from videoar.pipeline.spec import SpecError, load_pipeline
+from videoar.pipeline.mistakes import SpecError
+from videoar.pipeline.spec import load_pipeline
 from videoar.records.names import find_snapshot
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store

@@ -23,11 +23,11 @@ _BASE_TYPES = {
     "array": "a list",
 }
 _BOUNDS = (
-    ("exclusiveMinimum", "above {}"),
-    ("minimum", "of at least {}"),
-    ("exclusiveMaximum", "below {}"),
-    ("maximum", "of at most {}"),
-    ("multipleOf", "a multiple of {}"),
+    ("exclusiveMinimum", "> {}"),
+    ("minimum", ">= {}"),
+    ("exclusiveMaximum", "< {}"),
+    ("maximum", "<= {}"),
+    ("multipleOf", "multiple of {}"),
 )
 
 
@@ -90,7 +90,7 @@ class Option:
         return option
 
     def describe(self) -> str:
-        """Return what a value has to be, such as `a number above 0 or null`."""
+        """Return what a value has to be, such as `a number > 0 or null`."""
         texts = dict.fromkeys(self._describe(variant) for variant in self.variants)
         return " or ".join(texts)
 
@@ -100,7 +100,7 @@ class Option:
         kind = schema.get("type")
         if kind == "array":
             return self._describe_list(schema)
-        bounds = [text.format(f"{schema[key]:g}") for key, text in _BOUNDS if key in schema]
+        bounds = [text.format(f"{schema[key]:,}") for key, text in _BOUNDS if key in schema]
         if schema.get("minLength") == 1:
             bounds.append("that is not empty")
         return " ".join([_BASE_TYPES.get(str(kind), "any value"), " and ".join(bounds)]).strip()

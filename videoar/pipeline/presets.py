@@ -1,39 +1,77 @@
-"""Options `preset` and a mapping of changes to it: mistakes are named under the key they are in."""
+"""Options `preset` and a mapping of fields that differ from it; mistakes get the key they are in.
 
-from collections.abc import Callable, Mapping
+preset: Annotated[str, preset_name(PRESETS)] = "tiny"
+model: Annotated[dict[str, Any], valid_overrides(PRESETS)] = Field(default_factory=dict)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pydantic import ValidationInfo
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
+from pydantic_core import CoreSchema, core_schema
 
+from videoar.core.errors import did_you_mean
 from videoar.core.types import Frozen
 
 Shape = TypeVar("Shape", bound=Frozen)
 
 
-def changed(preset: Shape, changes: Mapping[str, Any]) -> Shape:
-    """Return a preset with other values in some fields, checked as a whole."""
-    return type(preset).model_validate({**preset.model_dump(), **changes})
+def with_overrides(preset: Shape, overrides: Mapping[str, Any]) -> Shape:
+    """Return a preset with other values in some fields, validated as a whole."""
+    return type(preset).model_validate({**preset.model_dump(), **overrides})
 
 
-def known(presets: Mapping[str, Frozen]) -> Callable[[str], str]:
-    """Return a validator of the name of a preset."""
+@dataclass(frozen=True, eq=False)
+class preset_name:  # noqa: N801 - used like a function, in annotations
+    """Annotation of an option that names a preset."""
 
-    def check(name: str) -> str:
-        if name not in presets:
-            raise ValueError(f"{name!r} is unknown; there are {sorted(presets)}")
+    presets: Mapping[str, Frozen]
+
+    def __get_pydantic_core_schema__(
+        self,
+        source: object,
+        handler: GetCoreSchemaHandler,
+    ) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(schema), "enum": list(self.presets)}
+
+    def _check(self, name: str) -> str:
+        if name not in self.presets:
+            raise ValueError(f"unknown preset {name} ({did_you_mean(name, self.presets)})")
         return name
 
-    return check
 
+@dataclass(frozen=True, eq=False)
+class valid_overrides:  # noqa: N801 - used like a function, in annotations
+    """Annotation of an option whose fields override those of the option `preset` before it."""
 
-def fitting(
-    presets: Mapping[str, Frozen],
-) -> Callable[[dict[str, Any], ValidationInfo], dict[str, Any]]:
-    """Return a validator of changes to the option `preset`, which comes before them."""
+    presets: Mapping[str, Frozen]
 
-    def check(changes: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        if "preset" in info.data:  # it is missing where it is unknown, which has been said
-            changed(presets[info.data["preset"]], changes)
-        return changes
+    def __get_pydantic_core_schema__(
+        self,
+        source: object,
+        handler: GetCoreSchemaHandler,
+    ) -> CoreSchema:
+        return core_schema.with_info_after_validator_function(self._check, handler(source))
 
-    return check
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Return the fields of the preset's class, all optional: the preset has the defaults."""
+        shape = type(next(iter(self.presets.values())))
+        full = handler.resolve_ref_schema(handler(shape.__pydantic_core_schema__))
+        fields = {
+            name: {key: value for key, value in field.items() if key != "default"}
+            for name, field in full["properties"].items()
+        }
+        return {**handler(schema), "properties": fields, "additionalProperties": False}
+
+    def _check(self, overrides: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "preset" in info.data:  # missing where the preset is unknown, which has its own mistake
+            with_overrides(self.presets[info.data["preset"]], overrides)
+        return overrides

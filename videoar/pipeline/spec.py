@@ -16,31 +16,18 @@ from pydantic import ValidationError
 
 from videoar.core.errors import ConfigError, did_you_mean
 from videoar.core.ids import digest_json
+from videoar.core.names import NAME_HINT, is_name
+from videoar.core.types import Json
 from videoar.core.yaml_file import read_mapping
+from videoar.pipeline.input_url import absolute_input, input_problem
+from videoar.pipeline.mistakes import Mistake, SpecError, explain, shown, unknown_key
+from videoar.pipeline.options import options_of
 from videoar.pipeline.overrides import apply_override
 from videoar.pipeline.registry import BUILTIN, Registry, stage_class
-from videoar.pipeline.stage import StageConfig
+from videoar.pipeline.stage import Port, Stage, StageConfig
 
-_SHOWN_CHARS = 60
 _TOP_KEYS = ("pipeline", "description", "inputs", "stages")
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """One thing wrong with a pipeline file."""
-
-    path: str
-    message: str
-
-
-class SpecError(ConfigError):
-    """A pipeline file that cannot be used; `mistakes` has all of them."""
-
-    def __init__(self, where: str, mistakes: Sequence[Mistake]) -> None:
-        self.mistakes = tuple(mistakes)
-        lines = [f"{m.path}: {m.message}" if m.path else m.message for m in mistakes]
-        super().__init__(where, f"\n{where}: ".join(lines))
-        self.args = (where, self.mistakes)
+_STAGE_KEYS = ("stage", "from")
 
 
 @dataclass(frozen=True)
@@ -64,7 +51,8 @@ class PipelineSpec:
     inputs: Mapping[str, str]
     stages: tuple[StageSpec, ...]
     document: Mapping[str, Any] = field(repr=False)
-    """The file as data with the overrides applied: what a run stores and `resume` reads."""
+    """The file as data, with overrides applied and input paths absolute: what a run stores and
+    `resume` reads."""
 
     @property
     def digest(self) -> str:
@@ -85,11 +73,11 @@ class PipelineSpec:
 
     def upstream(self, name: str) -> set[str]:
         """Return the names of all stages that a stage depends on."""
-        found: set[str] = set()
+        result: set[str] = set()
         for source in self.stage(name).ports.values():
             if source not in self.inputs:
-                found |= {source} | self.upstream(source)
-        return found
+                result |= {source} | self.upstream(source)
+        return result
 
 
 def load_pipeline(
@@ -109,133 +97,197 @@ def load_pipeline(
     document = read_mapping(path, "start with `pipeline: <name>`")
     for override in overrides:
         apply_override(document, override, str(path), registry)
+    _resolve_paths(document)
     return parse_pipeline(document, str(path), registry)
+
+
+def _resolve_paths(document: dict[str, Any]) -> None:
+    """Make relative inputs absolute, so that `resume` from another folder reads the same data."""
+    inputs = document.get("inputs")
+    if isinstance(inputs, dict):
+        for name, url in inputs.items():
+            if isinstance(url, str) and input_problem(url) is None:
+                inputs[name] = absolute_input(url, Path.cwd())
 
 
 def parse_pipeline(
     document: Mapping[str, Any], source: str, registry: Registry = BUILTIN
 ) -> PipelineSpec:
     """Validate a pipeline given as data; see `load_pipeline`."""
-    mistakes = [
-        Mistake(str(key), f"unknown key ({did_you_mean(str(key), list(_TOP_KEYS))})")
-        for key in document
-        if key not in _TOP_KEYS
-    ]
-    name, raw_stages = document.get("pipeline"), document.get("stages")
-    inputs: Any = document.get("inputs")
-    if not isinstance(name, str) or not name:
-        mistakes.append(Mistake("pipeline", "missing (give the pipeline a name)"))
-    if not _is_mapping_of(inputs, str):
-        mistakes.append(Mistake("inputs", "must map names to folders or URLs"))
-        inputs = {}
-    if not _is_mapping_of(raw_stages, dict) or not raw_stages:
-        mistakes.append(Mistake("stages", "must map stage names to mappings, at least one"))
-        raise SpecError(source, mistakes)
-    stages = {key: _parse_stage(key, raw, registry, mistakes) for key, raw in raw_stages.items()}
-    good = {key: stage for key, stage in stages.items() if stage is not None}
-    for stage in good.values():
-        mistakes += _check_ports(stage, inputs, stages, registry)
-    order = _order(good, mistakes)
+    mistakes = _check_head(document)
+    inputs, input_mistakes = _parse_inputs(document.get("inputs"))
+    mistakes += input_mistakes
+    drafts, stage_mistakes = _parse_stages(document.get("stages"), registry)
+    mistakes += stage_mistakes
+    for name in inputs.keys() & drafts.keys():
+        mistakes.append(Mistake(f"stages.{name}", "an input has this name, too (rename one)"))
+    for draft in drafts.values():
+        mistakes += _check_ports(draft, inputs, drafts)
+    order = _order(drafts, mistakes)
     if mistakes:
         raise SpecError(source, mistakes)
     return PipelineSpec(
-        name=str(name),
+        name=document["pipeline"],
         source=source,
-        inputs=dict(inputs),
-        stages=tuple(good[key] for key in order),
+        inputs=inputs,
+        stages=tuple(drafts[name].spec() for name in order),
         document=dict(document),
     )
 
 
-def _is_mapping_of(value: Any, kind: type) -> bool:  # noqa: ANN401 - any YAML value
-    return isinstance(value, dict) and all(
-        isinstance(k, str) and isinstance(v, kind) for k, v in value.items()
-    )
+def _check_head(document: Mapping[str, Any]) -> list[Mistake]:
+    mistakes = [
+        Mistake(key, unknown_key(key, _TOP_KEYS)) for key in document if key not in _TOP_KEYS
+    ]
+    if "pipeline" not in document:
+        mistakes.append(Mistake("pipeline", "missing (give the pipeline a name)"))
+    else:
+        mistakes += _check_name("pipeline", document["pipeline"])
+    description = document.get("description", "")
+    if not isinstance(description, str):
+        mistakes.append(Mistake("description", f"must be text, not {shown(description)}"))
+    return mistakes
 
 
-def _parse_stage(
-    name: str, raw: Mapping[str, Any], registry: Registry, mistakes: list[Mistake]
-) -> StageSpec | None:
+def _check_name(path: str, name: Json) -> list[Mistake]:
+    if isinstance(name, str) and is_name(name):
+        return []
+    return [Mistake(path, f"{shown(name)} cannot be a name ({NAME_HINT})")]
+
+
+def _parse_inputs(raw: Json) -> tuple[dict[str, str], list[Mistake]]:
+    if not isinstance(raw, dict):
+        what = "missing" if raw is None else f"must be a mapping, not {shown(raw)}"
+        return {}, [Mistake("inputs", f"{what} (map names to folders or URLs: videos: /data)")]
+    mistakes = []
+    for name, url in raw.items():
+        path = f"inputs.{name}"
+        mistakes += _check_name(path, name)
+        if not isinstance(url, str):
+            mistakes.append(Mistake(path, f"must be a folder or URL as text, not {shown(url)}"))
+        elif problem := input_problem(url):
+            mistakes.append(Mistake(path, f"{problem[0]} ({problem[1]})"))
+    return {name: str(url) for name, url in raw.items()}, mistakes
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """A stage as far as it could be read, so that one mistake does not hide others."""
+
+    name: str
+    stage: type[Stage[Any]] | None
+    """None where the type is unknown."""
+    ports: Mapping[str, str]
+    type_name: str = ""
+    config: StageConfig | None = None
+    """None where the options have mistakes."""
+
+    def spec(self) -> StageSpec:
+        """Return the stage of a pipeline without mistakes."""
+        if self.config is None:
+            raise ValueError(f"stage {self.name} has mistakes")
+        return StageSpec(self.name, self.type_name, self.ports, self.config)
+
+
+def _parse_stages(raw: Json, registry: Registry) -> tuple[dict[str, _Draft], list[Mistake]]:
+    if not isinstance(raw, dict) or not raw:
+        what = "missing" if not raw else f"must be a mapping, not {shown(raw)}"
+        return {}, [Mistake("stages", f"{what} (map at least one name to a stage)")]
+    drafts, mistakes = {}, []
+    for name, content in raw.items():
+        mistakes += _check_name(f"stages.{name}", name)
+        drafts[name], of_stage = _parse_stage(name, content, registry)
+        mistakes += of_stage
+    return drafts, mistakes
+
+
+def _parse_stage(name: str, raw: Json, registry: Registry) -> tuple[_Draft, list[Mistake]]:
     path = f"stages.{name}"
+    if not isinstance(raw, dict):
+        text = f"must be a mapping, not {shown(raw)} (start with `stage: <type>`)"
+        return _Draft(name, None, {}), [Mistake(path, text)]
+    ports, mistakes = _parse_ports(f"{path}.from", raw.get("from", {}))
     type_name = raw.get("stage")
-    if not isinstance(type_name, str):
-        mistakes.append(Mistake(f"{path}.stage", f"missing (one of {', '.join(registry)})"))
-        return None
-    if type_name not in registry:
-        hint = did_you_mean(type_name, list(registry))
-        mistakes.append(Mistake(f"{path}.stage", f"unknown stage type {type_name} ({hint})"))
-        return None
-    ports = raw.get("from", {})
-    if not _is_mapping_of(ports, str):
-        mistakes.append(Mistake(f"{path}.from", "must map ports to inputs or stages"))
-        ports = {}
-    options = {key: value for key, value in raw.items() if key not in ("stage", "from")}
-    config_type = stage_class(type_name, registry).config_type
+    if not isinstance(type_name, str) or type_name not in registry:
+        mistakes.append(Mistake(f"{path}.stage", _wrong_type(type_name, registry)))
+        return _Draft(name, None, ports), mistakes
+    cls = stage_class(type_name, registry)
+    options = {key: value for key, value in raw.items() if key not in _STAGE_KEYS}
     try:
-        config = config_type.model_validate(options)
+        config = cls.config_type.model_validate(options)
     except ValidationError as error:
-        mistakes += [_explain(path, detail, config_type) for detail in error.errors()]
-        return None
-    return StageSpec(name=name, type=type_name, ports=dict(ports), config=config)
+        mistakes += explain(error, path, options_of(cls.config_type), options, _STAGE_KEYS)
+        config = None
+    return _Draft(name, cls, ports, type_name, config), mistakes
 
 
-def _explain(path: str, detail: Any, config_type: type[StageConfig]) -> Mistake:  # noqa: ANN401 - pydantic's ErrorDetails
-    where = ".".join([path, *map(str, detail["loc"])])
-    if detail["type"] == "extra_forbidden":
-        known = list(config_type.model_fields) if len(detail["loc"]) == 1 else []
-        hint = f" ({did_you_mean(str(detail['loc'][-1]), known)})" if known else ""
-        return Mistake(where, f"unknown key{hint}")
-    message = detail["msg"].removeprefix("Value error, ")
-    shown = repr(detail["input"])
-    if detail["type"] not in ("missing", "value_error") and len(shown) <= _SHOWN_CHARS:
-        message += f", not {shown}"
-    return Mistake(where, message[0].lower() + message[1:])
+def _wrong_type(type_name: Json, registry: Registry) -> str:
+    if type_name is None:
+        return f"missing (one of {', '.join(registry)})"
+    if not isinstance(type_name, str):
+        return f"must be the type of a stage, not {shown(type_name)}"
+    return f"unknown stage type {shown(type_name)} ({did_you_mean(type_name, registry)})"
+
+
+def _parse_ports(path: str, raw: Json) -> tuple[dict[str, str], list[Mistake]]:
+    if not isinstance(raw, dict):
+        text = f"must be a mapping, not {shown(raw)} (map ports to inputs or stages)"
+        return {}, [Mistake(path, text)]
+    return {port: _source(source) for port, source in raw.items()}, []
+
+
+def _source(source: Json) -> str:
+    return source if isinstance(source, str) else shown(source)  # which names nothing
 
 
 def _check_ports(
-    stage: StageSpec,
-    inputs: Mapping[str, str],
-    stages: Mapping[str, StageSpec | None],
-    registry: Registry,
+    draft: _Draft, inputs: Mapping[str, str], drafts: Mapping[str, _Draft]
 ) -> list[Mistake]:
-    path = f"stages.{stage.name}.from"
-    consumes = stage_class(stage.type, registry).consumes
-    found = [
-        Mistake(f"{path}.{port}", f"unknown port ({did_you_mean(port, list(consumes))})")
-        for port in stage.ports
-        if port not in consumes
-    ]
-    missing = {port: wanted for port, wanted in consumes.items() if port not in stage.ports}
-    found += [
-        Mistake(f"{path}.{port}", f"missing port (needs a snapshot of {wanted.contract})")
-        for port, wanted in missing.items()
+    path = f"stages.{draft.name}.from"
+    mistakes = []
+    for port, source in draft.ports.items():
+        if source not in inputs and source not in drafts:
+            hint = did_you_mean(source, {*inputs, *drafts})
+            mistakes.append(Mistake(f"{path}.{port}", f"no input or stage {source} ({hint})"))
+    if draft.stage is None:
+        return mistakes
+    consumes = draft.stage.consumes
+    for port, source in draft.ports.items():
+        if port not in consumes:
+            text = f"unknown port ({did_you_mean(port, consumes)})"
+            mistakes.append(Mistake(f"{path}.{port}", text))
+            continue
+        # an input's contract is known only when it is resolved: see `check_contracts`
+        other = drafts[source].stage if source in drafts else None
+        if other is not None and other.produces != consumes[port].contract:
+            text = f"needs {consumes[port].contract}, but {source} makes {other.produces}"
+            mistakes.append(Mistake(f"{path}.{port}", text))
+    return mistakes + _missing_ports(draft, path, consumes)
+
+
+def _missing_ports(draft: _Draft, path: str, consumes: Mapping[str, Port]) -> list[Mistake]:
+    reasons = {
+        port: f"needs a snapshot of {wanted.contract}"
+        for port, wanted in consumes.items()
         if not wanted.optional
+    }
+    if draft.config is not None:
+        reasons |= draft.config.needs()
+    return [
+        Mistake(f"{path}.{port}", f"missing port ({reason})")
+        for port, reason in reasons.items()
+        if port not in draft.ports
     ]
-    found += [
-        Mistake(f"{path}.{port}", f"missing port ({why})")
-        for port, why in stage.config.needs().items()
-        if port in missing
-    ]
-    for port, source in stage.ports.items():
-        if source in inputs:
-            continue  # an input's contract is known only when it is resolved
-        if source not in stages:
-            hint = did_you_mean(source, [*inputs, *stages])
-            found.append(Mistake(f"{path}.{port}", f"no input or stage {source} ({hint})"))
-        elif (other := stages[source]) and port in consumes:
-            made = stage_class(other.type, registry).produces
-            if made != consumes[port].contract:
-                text = f"needs {consumes[port].contract}, but {source} makes {made}"
-                found.append(Mistake(f"{path}.{port}", text))
-    return found
 
 
-def _order(stages: Mapping[str, StageSpec], mistakes: list[Mistake]) -> list[str]:
+def _order(drafts: Mapping[str, _Draft], mistakes: list[Mistake]) -> list[str]:
     graph = {
-        name: [s for s in stage.ports.values() if s in stages] for name, stage in stages.items()
+        name: [source for source in draft.ports.values() if source in drafts]
+        for name, draft in drafts.items()
     }
     try:
         return list(TopologicalSorter(graph).static_order())
     except CycleError as error:
-        mistakes.append(Mistake("stages", f"cycle: {' -> '.join(reversed(error.args[1]))}"))
+        cycle = " -> ".join(reversed(error.args[1]))
+        mistakes.append(Mistake("stages", f"cycle: {cycle} (feed one of them from elsewhere)"))
         return []

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from videoar.contracts.names import MODELS, TOKENS
 from videoar.core.errors import ContractError
 from videoar.model.transformer.config import PRESETS, ModelConfig
 from videoar.pipeline.context import StageContext
-from videoar.pipeline.presets import changed, fitting, known
+from videoar.pipeline.presets import preset_name, valid_overrides, with_overrides
 from videoar.pipeline.stage import (
     Inputs,
     LoopStage,
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 class PretrainConfig(StageConfig):
     """Options of `pretrain`."""
 
-    preset: Annotated[str, AfterValidator(known(PRESETS))] = "tiny"
+    preset: Annotated[str, preset_name(PRESETS)] = "tiny"
     """Named size."""
-    model: Annotated[dict[str, Any], AfterValidator(fitting(PRESETS))] = Field(default_factory=dict)
+    model: Annotated[dict[str, Any], valid_overrides(PRESETS)] = Field(default_factory=dict)
     """Fields of the model that differ from the preset; bits and scales follow the tokenizer."""
     training: TransformerTraining
     """Phases, optimizer, corruption."""
@@ -42,7 +42,7 @@ class PretrainConfig(StageConfig):
 
     def model_for(self, tokens: Mapping[str, Any]) -> ModelConfig:
         """Return the model's shape on a tokenizer with these bits and scales."""
-        return changed(PRESETS[self.preset], {**tokens, **self.model})
+        return with_overrides(PRESETS[self.preset], {**tokens, **self.model})
 
 
 class PretrainStage(LoopStage[PretrainConfig]):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from videoar.contracts.names import CLIPS, MODELS
 from videoar.core.errors import (
@@ -20,7 +20,7 @@ from videoar.core.settings import settings
 from videoar.core.types import Row
 from videoar.model.tokenizer.config import TOKENIZERS, TokenizerConfig, TokenizerTraining
 from videoar.pipeline.context import StageContext
-from videoar.pipeline.presets import changed, fitting, known
+from videoar.pipeline.presets import preset_name, valid_overrides, with_overrides
 from videoar.pipeline.stage import (
     Inputs,
     LoopStage,
@@ -50,11 +50,9 @@ _IMAGE, _FRESH = "train_tokenizer.image_weights", "train_tokenizer.image_fresh"
 class TrainTokenizerConfig(StageConfig):
     """Options of `train_tokenizer`."""
 
-    preset: Annotated[str, AfterValidator(known(TOKENIZERS))] = "ucf"
+    preset: Annotated[str, preset_name(TOKENIZERS)] = "ucf"
     """Named size."""
-    tokenizer: Annotated[dict[str, Any], AfterValidator(fitting(TOKENIZERS))] = Field(
-        default_factory=dict
-    )
+    tokenizer: Annotated[dict[str, Any], valid_overrides(TOKENIZERS)] = Field(default_factory=dict)
     """Fields of the tokenizer that differ from the preset."""
     training: TokenizerTraining = TokenizerTraining()
     """Steps, batch, learning rate, loss weights."""
@@ -106,7 +104,7 @@ class TrainTokenizerConfig(StageConfig):
     @property
     def shape(self) -> TokenizerConfig:
         """The preset with its changes."""
-        return changed(TOKENIZERS[self.preset], self.tokenizer)
+        return with_overrides(TOKENIZERS[self.preset], self.tokenizer)
 
 
 class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):

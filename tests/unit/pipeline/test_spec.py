@@ -6,7 +6,8 @@ import pytest
 
 from tests.support.toys import REGISTRY
 from videoar.core.errors import ConfigError
-from videoar.pipeline.spec import SpecError, load_pipeline
+from videoar.pipeline.mistakes import SpecError
+from videoar.pipeline.spec import load_pipeline
 
 GOOD = """
 pipeline: toy
@@ -36,7 +37,7 @@ def test_a_good_file_is_ordered_by_its_ports(tmp_path: Path):
     ("old", "new", "path", "message"),
     [
         ("suffix: x", "sufix: x", "stages.big.sufix", "did you mean suffix?"),
-        ("suffix: x", "suffix: [1]", "stages.big.suffix", "valid string, not [1]"),
+        ("suffix: x", "suffix: [1]", "stages.big.suffix", "must be text, not [1]"),
         ("stage: pick", "stage: pik", "stages.few.stage", "did you mean pick?"),
         ("stage: pick,  ", "", "stages.few.stage", "missing"),
         ("from: {sources: big}", "from: {}", "stages.few.from.sources", "missing port"),
@@ -46,7 +47,7 @@ def test_a_good_file_is_ordered_by_its_ports(tmp_path: Path):
         ("{sources: videos}", "{sources: few}", "stages", "cycle: "),
         ("pipeline: toy", "name: toy", "pipeline", "missing"),
         ("pipeline: toy", "pipeline: toy\nstage: x", "stage", "did you mean stages?"),
-        ('{videos: "folder"}', "folder", "inputs", "must map"),
+        ('{videos: "folder"}', "folder", "inputs", "must be a mapping"),
     ],
 )
 def test_one_mistake(tmp_path: Path, old: str, new: str, path: str, message: str):

@@ -9,7 +9,8 @@ from tests.support.stage_chain import commit, describe, sift
 from videoar.core.errors import ConfigError, ContractError, GateError
 from videoar.media.clip_scores import MIRROR
 from videoar.pipeline.fingerprint import compute_parts
-from videoar.pipeline.spec import SpecError, parse_pipeline
+from videoar.pipeline.mistakes import SpecError
+from videoar.pipeline.spec import parse_pipeline
 from videoar.stages.filter import FilterConfig, FilterStage
 from videoar.storage.store import open_store
 

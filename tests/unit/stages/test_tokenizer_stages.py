@@ -170,7 +170,7 @@ def test_clips_that_cannot_train_it_are_refused(store, clips, tmp_path):
             "train_tokenizer",
             {"clips": "x"},
             {"preset": "nope", "tokenizer": {"scales": []}},
-            r"stages\.s\.preset: 'nope' is unknown; there are \['512', ",
+            r"stages\.s\.preset: unknown preset nope \(known: 512, demo",
         ),
         (
             "pretrain",

@@ -1,0 +1,76 @@
+"""What an input of a pipeline may be: a folder, or a URL of a kind that the platform can read.
+
+Checked without touching anything outside, so that `validate` and `run` say the same.
+"""
+
+import re
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+from videoar.core.printable import printable
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_LOCAL_HOSTS = ("", "localhost")
+_KINDS = "a folder, file://, s3://, rendered://, ref:// or snapshot://"
+_NAMED = ("ref", "snapshot")
+Problem = tuple[str, str]
+"""What is wrong, and what to do."""
+
+
+def input_problem(url: str) -> Problem | None:
+    """Return what is wrong with an input; None if it can be tried. Never repeats a password."""
+    if not url.strip():
+        return "is empty", f"give {_KINDS}"
+    if printable(url) != url:
+        hint = "give it as a file:// URL with %XX in their place"
+        return "contains control characters or bytes that are not UTF-8", hint
+    match = _SCHEME.match(url)
+    if match is None:
+        return _path_problem(url)
+    scheme = match[1].lower()
+    if scheme in _NAMED:
+        return None if url[match.end() :] else (f"names no {scheme}", f"e.g. {scheme}://NAME")
+    return _url_problem(scheme, url)
+
+
+def _path_problem(path: str) -> Problem | None:
+    if path.startswith("~"):
+        return "~ is not expanded here", "write the whole path; ./~ for a folder of this name"
+    if path.startswith("file:"):
+        # read as a path, it would be a folder called `file:...` in the current directory
+        return "is not a file URL", "write file:///absolute/path, or the path alone"
+    return None
+
+
+def _url_problem(scheme: str, url: str) -> Problem | None:
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        return f"is not a URL: {error}", f"give {_KINDS}"
+    if "@" in parts.netloc:
+        # run records, logs and report pages would keep it
+        hint = "credentials come from the environment or ~/.aws"
+        return "contains a user name or password", hint
+    if scheme == "file":
+        return _file_problem(parts, url)
+    if scheme == "s3":
+        return None if parts.netloc else ("names no bucket", "write s3://bucket/prefix")
+    return (
+        None if scheme == "rendered" else (f"unknown kind of input {scheme}://", f"give {_KINDS}")
+    )
+
+
+def _file_problem(parts: SplitResult, url: str) -> Problem | None:
+    if parts.netloc.lower() not in _LOCAL_HOSTS:
+        return f"names the host {parts.netloc}", "write file:///absolute/path"
+    if not parts.path:
+        return "names no folder", "write file:///absolute/path"
+    if "?" in url or "#" in url:
+        # a URL ends its path there, and another folder would be read without a word
+        return "contains ? or #", "write %3F or %23, or the path without file://"
+    return None
+
+
+def absolute_input(url: str, directory: Path) -> str:
+    """Return an input with a relative path resolved against a directory; URLs stay as they are."""
+    return url if _SCHEME.match(url) else str(directory / url)
