@@ -34,7 +34,6 @@ def run_serve(task: StageTask, shards: Sequence[Shard]) -> Iterator[tuple[Shard,
     replicas = min(resources.workers, len(shards))
     serve.start(proxy_location="Disabled")
     deployment = serve.deployment(
-        ShardReplica,
         name=f"{task.dataset}-worker",
         num_replicas=replicas,
         max_ongoing_requests=1,
@@ -45,7 +44,7 @@ def run_serve(task: StageTask, shards: Sequence[Shard]) -> Iterator[tuple[Shard,
         },
         health_check_period_s=30,
         health_check_timeout_s=600,  # a replica is busy for as long as a shard takes
-    )
+    )(ShardReplica)
     application = f"videoar-{task.run_id}-{task.dataset}"
     handle = serve.run(deployment.bind(task), name=application, route_prefix=None)
     try:

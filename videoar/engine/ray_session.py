@@ -60,7 +60,7 @@ def _start_local() -> None:
                 num_cpus=max(_MIN_LOGICAL_CPUS, os.cpu_count() or 1),
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level="warning",
+                logging_level=logging.WARNING,
                 object_store_memory=512 * 2**20,  # keys travel, payloads do not
                 _node_ip_address="127.0.0.1",
             )

@@ -49,7 +49,8 @@ def run_ranks(task: StageTask) -> None:
             run_config=RunConfig(
                 name=f"{task.run_id}-{task.dataset}",
                 storage_path=str(Path(folder)),
-                worker_runtime_env=environment(resources),
+                # ray.train exports its v2 RunConfig when it runs, v1 to type checkers
+                worker_runtime_env=environment(resources),  # type: ignore[call-arg]
             ),
         )
         try:

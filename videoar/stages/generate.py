@@ -160,7 +160,7 @@ class Generator:
         from videoar.model.tokenizer.network import frames_from_video
 
         rows = batch.to_pylist()
-        video_B3THW = sample(
+        video_B3THW, steps = sample(
             self.model,
             self.tokenizer,
             [row["prompt"] for row in rows],
@@ -172,7 +172,7 @@ class Generator:
         frames_BTHWC = frames_from_video(video_B3THW).cpu().numpy()
         videos = encode_clips(list(frames_BTHWC), self.constant["rate_fps"], self.config.crf)
         height, width = frames_BTHWC.shape[2:4]
-        shape = {"steps": video_B3THW.steps, "height_px": height, "width_px": width}
+        shape = {"steps": steps, "height_px": height, "width_px": width}
         made = [{**self._row(*pair), **shape} for pair in zip(rows, videos, strict=True)]
         return Output(pa.Table.from_pylist(made))
 

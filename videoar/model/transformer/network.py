@@ -156,7 +156,8 @@ class VideoAR(nn.Module):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for layer in self.layers:  # keep the stream's variance. Source: GPT-2
+        layers = (module for module in self.modules() if isinstance(module, Layer))
+        for layer in layers:  # keep the stream's variance. Source: GPT-2
             for last in (layer.attention.out, layer.feed_forward.down):
                 last.weight.data.mul_((2 * self.cfg.depth) ** -0.5)
         for embedding in (self.unconditional, self.start, self.scales.weight):

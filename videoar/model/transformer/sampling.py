@@ -11,6 +11,7 @@ Source: arXiv 2601.05966 sections 4.3 and 6.1.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -75,6 +76,15 @@ class SampledBits:
 
     bits: list[Tensor]
     """Per scale bool [B, T, h, w, K]."""
+    steps: int
+    """Sequential forward passes."""
+
+
+class Sampled(NamedTuple):
+    """Generated videos."""
+
+    video_B3THW: Tensor
+    """In [-1, 1]."""
     steps: int
     """Sequential forward passes."""
 
@@ -220,7 +230,7 @@ def sample(  # noqa: PLR0913 - the public entry point, one keyword per choice of
     generator: torch.Generator | None = None,
     seeds: Sequence[int] | None = None,
     prefix_bits: Sequence[Tensor] | None = None,
-) -> Tensor:
+) -> Sampled:
     """Generate one video per prompt.
 
     Args:
@@ -236,7 +246,7 @@ def sample(  # noqa: PLR0913 - the public entry point, one keyword per choice of
         prefix_bits: first latent frames, see `sample_bits`.
 
     Returns:
-        video_B3THW in [-1, 1]; its attribute `steps` is the number of forward passes.
+        The videos and the number of forward passes.
 
     Raises:
         ValueError: the tokenizer has other bits, scales or time stride than the model; or see
@@ -255,5 +265,4 @@ def sample(  # noqa: PLR0913 - the public entry point, one keyword per choice of
     )
     with torch.no_grad():
         video_B3THW = tokenizer.detokenize(written.bits).clamp(-1, 1)
-    video_B3THW.steps = written.steps
-    return video_B3THW
+    return Sampled(video_B3THW, written.steps)

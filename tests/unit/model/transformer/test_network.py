@@ -258,7 +258,7 @@ def test_a_clip_has_the_frames_that_were_asked_for_whatever_the_time_stride():
     same = {"scales": shape.scales, "time_stride": 2}
     tokenizer = VideoTokenizer(shape)
     halved = VideoAR(TINY.model_copy(update=same))
-    assert sample(halved, tokenizer, PROMPTS, num_frames=7).shape == (2, 3, 7, 32, 32)
+    assert sample(halved, tokenizer, PROMPTS, num_frames=7).video_B3THW.shape == (2, 3, 7, 32, 32)
     for change in ({"time_stride": 4}, {"scales": TINY.scales}):
         other = VideoAR(TINY.model_copy(update={**same, **change}))
         with pytest.raises(ValueError, match=f"has {next(iter(change))} .*, the model"):
