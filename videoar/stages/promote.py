@@ -1,7 +1,7 @@
-"""Decide whether a ref such as `champion` moves to a model: one row per rule, fail closed.
+"""Evaluate the rules of a promotion gate; move a ref such as `champion` if all of them pass.
 
-The decision is a snapshot like any other. The ref moves after it is committed, if every rule
-passed, with the decision as evidence.
+The decision is a snapshot with one row per rule. The ref moves after the commit, with the id of the
+decision as evidence. A missing or incomparable score fails its rule.
 """
 
 import logging
@@ -27,13 +27,13 @@ class PromoteConfig(StageConfig):
     """Options of `promote`."""
 
     ref: str = Field(default="champion", min_length=1)
-    """Ref that the gate guards."""
+    """Ref that moves to the model."""
     rules: tuple[Rule, ...] = Field(min_length=1)
-    """All must hold."""
+    """Conditions on metrics of `scores`; all must pass."""
 
 
 class PromoteStage(ReduceStage[PromoteConfig]):
-    """A model and its scores to a decision."""
+    """Evaluate the scores of a model against the rules of a gate."""
 
     name = "promote"
     consumes: ClassVar[Mapping[str, Port]] = {"model": Port(MODELS), "scores": Port(SCORES)}
@@ -43,11 +43,11 @@ class PromoteStage(ReduceStage[PromoteConfig]):
     def reduce(self, inputs: Inputs, context: StageContext) -> Iterator[Output]:
         """Yield one table with a row per rule."""
         scores = _by_metric(inputs["scores"])
-        champion = self._champion(context.store)
-        decisions = [evaluate_rule(rule, scores, champion) for rule in self.config.rules]
+        champion = self._champion_scores(context.store)
+        results = [evaluate_rule(rule, scores, champion) for rule in self.config.rules]
         common = {"candidate": inputs["model"].id, "ref": self.config.ref}
-        rows = [{**decision.model_dump(), **common} for decision in decisions]
-        num_passed = sum(decision.passed for decision in decisions)
+        rows = [{**result.model_dump(), **common} for result in results]
+        num_passed = sum(result.passed for result in results)
         yield Output(
             pa.Table.from_pylist(rows),
             metrics={"rules": float(len(rows)), "rules_passed": float(num_passed)},
@@ -57,10 +57,10 @@ class PromoteStage(ReduceStage[PromoteConfig]):
         """Move the ref; see `apply_promotion`."""
         apply_promotion(output, store, run_id)
 
-    def _champion(self, store: Store) -> Mapping[str, Row] | None:
-        """Return the scores that the ref's holder was promoted on, None if nobody holds it.
+    def _champion_scores(self, store: Store) -> Mapping[str, Row] | None:
+        """Return the scores by metric that the ref's model was promoted on; None: no such ref.
 
-        A holder without them (promoted by hand) yields an empty card, so that comparing fails.
+        A model that was promoted by hand has no scores: the empty mapping fails every comparison.
         """
         record = store.refs.head_record(self.config.ref)
         if record is None:
@@ -78,18 +78,18 @@ def apply_promotion(decision: Snapshot, store: Store, run_id: str) -> None:
     """Move the ref of a decision, unless this decision has moved it before.
 
     Raises:
-        GateError: a rule is broken, or there is no rule.
+        GateError: a rule failed, or there is no rule.
         SnapshotConflictError: the ref has moved since its head was read.
     """
     rules = decision.table().to_pylist()
-    broken = [rule for rule in rules if not rule["passed"]]
-    if broken or not rules:
-        reasons = "; ".join(f"{rule['rule']}: {rule['reason']}" for rule in broken)
+    failed = [rule for rule in rules if not rule["passed"]]
+    if failed or not rules:
+        reasons = "; ".join(f"{rule['rule']}: {rule['reason']}" for rule in failed)
         what = reasons or "no rule was evaluated"
         raise GateError(f"gate {decision.dataset}", what, "nothing was promoted")
     ref, candidate = rules[0]["ref"], rules[0]["candidate"]
     history = store.refs.history(ref)
-    # a resumed run gets here again: a ref that was rolled back since must not move forward again
+    # A resumed run repeats this call. If the ref was rolled back in between, it must stay there.
     if any(entry["evidence"].get("decision") == decision.id for entry in history):
         return
     head = store.refs.head_record(ref)
