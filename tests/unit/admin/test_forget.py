@@ -205,7 +205,7 @@ def test_listings_go_on_without_its_address_and_caption(videos: Path, tmp_path: 
     assert first.table().num_rows == again.table().num_rows == 0
     assert forget(store, forgotten[0])["rewritten"] == 2
     assert not any(holding_text(store, f"{name}.mp4") for name in "abc")
-    with pytest.raises(ConfigError, match="all of its files were taken down"):
+    with pytest.raises(ConfigError, match="all of its files were withdrawn"):
         run(store, document(own))
 
 
