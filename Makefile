@@ -55,6 +55,7 @@ check: setup  ## format, lint, types, layers, generated files, dependencies
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m videoar.contracts.codegen --check
+	@$(BIN)/python -m videoar.pipeline.codegen --check
 	@$(BIN)/python -m tests.checks.literals
 	@$(BIN)/deptry .
 

@@ -88,19 +88,33 @@ class Policy(Frozen):
     """Bounds on scores: a number, a percentile of a frozen profile (`p02`), or null for off."""
 
     min_short_side_px: Bound = None
+    """Smallest shorter side of the source's pictures, in px."""
     min_source_fps: Bound = None
+    """Smallest frame rate of the source, in frames/s."""
     max_source_fps: Bound = None
+    """Largest frame rate of the source, in frames/s."""
     min_duration_s: Bound = None
+    """Shortest clip, in s."""
     max_duration_s: Bound = None
+    """Longest clip, in s."""
     min_decoded_share: Bound = None
+    """Smallest share of the announced frames that were decoded, 0 to 1."""
     max_decode_errors: Bound = None
+    """Most decoder errors in the clip's span."""
     min_luma: Bound = None
+    """Smallest mean luma, 0 (black) to 255."""
     max_luma: Bound = None
+    """Largest mean luma, 0 to 255 (white)."""
     max_black_frac: Bound = None
+    """Largest share of black frames, 0 to 1."""
     max_freeze_frac: Bound = None
+    """Largest share of frames that repeat their predecessor, 0 to 1."""
     max_letterbox_frac: Bound = None
+    """Largest share of the picture's area that is stable black border, 0 to 1."""
     min_motion: Bound = None
+    """Smallest mean absolute difference of neighbouring frames, in grey levels of 255."""
     min_blur: Bound = None
+    """Smallest 10th percentile of the frames' Laplacian variance; blurred clips have a low one."""
 
     @property
     def percentiles(self) -> dict[str, str]:

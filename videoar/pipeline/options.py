@@ -74,6 +74,17 @@ class Option:
         """Whether null is allowed."""
         return any(variant.get("type") == "null" for variant in self.variants)
 
+    @property
+    def type_name(self) -> str:
+        """The JSON types that are allowed, such as `number or null`; `enum` for listed choices."""
+        kinds = ("enum" if "enum" in v else str(v.get("type", "any")) for v in self.variants)
+        return " or ".join(dict.fromkeys(kinds))
+
+    @property
+    def bounds(self) -> str:
+        """The limits of numbers, such as `> 0 and <= 1`; empty without any."""
+        return " or ".join(filter(None, dict.fromkeys(map(_bounds, self.variants))))
+
     def child(self, key: str | int) -> "Option | None":
         """Return the option under a key of a mapping, or at an index of a list, if there is one."""
         for variant in self.variants:
@@ -100,10 +111,7 @@ class Option:
         kind = schema.get("type")
         if kind == "array":
             return self._describe_list(schema)
-        bounds = [text.format(f"{schema[key]:,}") for key, text in _BOUNDS if key in schema]
-        if schema.get("minLength") == 1:
-            bounds.append("that is not empty")
-        return " ".join([_BASE_TYPES.get(str(kind), "any value"), " and ".join(bounds)]).strip()
+        return f"{_BASE_TYPES.get(str(kind), 'any value')} {_bounds(schema)}".strip()
 
     def _describe_list(self, schema: Schema) -> str:
         if "prefixItems" in schema:
@@ -114,6 +122,13 @@ class Option:
             return f"a list{least}"
         entry = Option(schema["items"], self.definitions).describe()
         return f"a list{least}, each entry {entry}"
+
+
+def _bounds(schema: Schema) -> str:
+    texts = [text.format(f"{schema[key]:,}") for key, text in _BOUNDS if key in schema]
+    if schema.get("minLength") == 1:
+        texts.append("that is not empty")
+    return " and ".join(texts)
 
 
 def _child_schema(schema: Schema, key: str | int) -> Schema | None:

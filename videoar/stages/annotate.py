@@ -106,6 +106,8 @@ class CaptionConfig(AnnotateConfig):
     """Options of `caption`; its model is a vision-language model."""
 
     batch_clips: int = Field(default=4, ge=1)
+    """Clips that the model sees together: memory against speed. It counts for the fingerprint,
+    because padding and other batch sizes may round the last bit differently."""
     prompt: str = "Describe this video in one sentence."
     """What the model is asked; for a model without conversations, how its sentence begins."""
     max_new_tokens: int = Field(default=64, ge=1)
@@ -144,6 +146,8 @@ class EmbedConfig(AnnotateConfig):
     """Options of `embed`; its model is an image encoder: CLIP, SigLIP, DINOv2 and their like."""
 
     batch_clips: int = Field(default=8, ge=1)
+    """Clips that the model sees together: memory against speed. It counts for the fingerprint,
+    because padding and other batch sizes may round the last bit differently."""
 
 
 class EmbedStage(AnnotateStage[EmbedConfig]):

@@ -63,7 +63,7 @@ class FilterConfig(StageConfig):
     min_keep_fraction: float = Field(default=0.01, ge=0, le=1)
     """Fewer kept clips fail the gate: nothing is published."""
 
-    @field_validator("policy", mode="before")
+    @field_validator("policy", mode="before", json_schema_input_type=str | Policy)
     @classmethod
     def _is_read_now(cls, value: object) -> object:
         """Turn a name or path into its content: a worker elsewhere has no such file."""

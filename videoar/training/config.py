@@ -56,11 +56,13 @@ class TransformerTraining(Frozen):
     phases: tuple[Phase, ...] = Field(min_length=1)
     """One after the other; each has its own warm-up and cosine."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """Learning rate, weight decay, gradient clipping, moving average."""
     corruption: CFECConfig = CFECConfig()
     """Cross-frame error correction."""
     drop_text: float = Field(default=0.1, ge=0, le=1)
     """Share of captions replaced by the unconditional features. Source: Infinity."""
     seed: int = 0
+    """Seed of the first weights, the order of clips, and the random choices of each step."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the layers; quantizer and bit head are always fp32."""
     checkpoint_activations: bool = False

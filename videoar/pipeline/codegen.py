@@ -1,0 +1,202 @@
+"""Write what derives from the stages: `python -m videoar.pipeline.codegen [--check]`.
+
+`pipelines/STAGES.md` is the reference of stages for people, `pipelines/pipeline.schema.json` the
+JSON Schema of a pipeline file, with which editors complete keys and underline mistakes.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from videoar.core.names import NAME_PATTERN
+from videoar.core.types import Json
+from videoar.pipeline.options import Schema, options_of
+from videoar.pipeline.registry import BUILTIN, Registry, stage_class
+from videoar.pipeline.stage_reference import OptionReference, StageReference, stage_references
+
+_DRAFT = "https://json-schema.org/draft/2020-12/schema"
+_FOLDER = Path(__file__).parents[2] / "pipelines"
+_NAME = {"pattern": NAME_PATTERN}
+_COLUMNS = "| option | type | default | unit | meaning |"
+
+
+def stages_page(references: list[StageReference]) -> str:
+    """Return the Markdown page of all stages."""
+    lines = ["# Stages", "", "Generated from the stages' classes; do not edit.", ""]
+    lines += ["Beside its options each stage takes `stage` (its type) and `from` (ports to inputs"]
+    lines += ["or stages). `[]` in a name stands for the index of a list. Options marked with `*`"]
+    lines += ["do not change the output: another value does not run the stage again.", ""]
+    first = references[0].options
+    shared = [option for option in first if all(option in r.options for r in references)]
+    for reference in references:
+        lines += _section(reference, [o for o in reference.options if o not in shared])
+    lines += ["## Options of every stage", "", *_table(shared)]
+    return "\n".join(lines)
+
+
+def _section(reference: StageReference, options: list[OptionReference]) -> list[str]:
+    ports = ", ".join(
+        f"`{port.name}` ({port.contract}{', optional' if port.optional else ''})"
+        for port in reference.ports
+    )
+    lines = [f"## {reference.name}", "", reference.meaning, ""]
+    lines += [f"Shape: {reference.shape}. From: {ports}. Makes: {reference.produces}.", ""]
+    return [*lines, *_table(options)] if options else lines
+
+
+def _table(options: list[OptionReference]) -> list[str]:
+    return [_COLUMNS, "|---|---|---|---|---|", *map(_row, options), ""]
+
+
+def _row(option: OptionReference) -> str:
+    default = "required" if option.required else _value(option.default)
+    mark = "" if option.changes_output else " *"
+    cells = (f"`{option.name}`{mark}", option_type(option), default, option.unit, option.meaning)
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def option_type(option: OptionReference) -> str:
+    """Return type, bounds and choices of an option in a few words."""
+    choices = f": {', '.join(option.choices)}" if option.choices else ""
+    bounds = f" ({option.bounds})" if option.bounds else ""
+    return option.type + choices + bounds
+
+
+def _value(value: Json) -> str:
+    return "" if value in (None, "") else f"`{json.dumps(value)}`"
+
+
+def pipeline_schema(registry: Registry = BUILTIN) -> dict[str, Any]:
+    """Return the JSON Schema of a pipeline file."""
+    definitions: dict[str, Any] = {"stage": _any_stage(registry)}
+    for type_name in registry:
+        schema, own = _stage_schema(type_name, registry)
+        definitions |= {type_name: schema, **own}
+    stages = {"$ref": "#/$defs/stage"}
+    return {
+        "$schema": _DRAFT,
+        "title": "VideoAR pipeline",
+        "type": "object",
+        "properties": {
+            "pipeline": {"type": "string", "description": "Name of the pipeline.", **_NAME},
+            "description": {"type": "string"},
+            "inputs": _mapping("Names to folders or URLs.", _input()),
+            "stages": {**_mapping("Names to stages.", stages), "minProperties": 1},
+        },
+        "required": ["pipeline", "inputs", "stages"],
+        "additionalProperties": False,
+        "$defs": definitions,
+    }
+
+
+def _mapping(description: str, values: Schema) -> dict[str, Any]:
+    names = {"propertyNames": _NAME}
+    return {
+        "type": "object", "description": description, **names, "additionalProperties": values,
+    }  # fmt: skip
+
+
+def _input() -> dict[str, Any]:
+    kinds = "A folder, file://, s3://, rendered://, ref:// or snapshot://."
+    return {
+        "type": "string",
+        "description": kinds,
+        "minLength": 1,
+        "not": {"pattern": "^~|^file:(?!//)|^[a-z0-9+.-]+://[^/]*@"},
+    }
+
+
+def _any_stage(registry: Registry) -> dict[str, Any]:
+    """Choose the schema by the key `stage`: with `oneOf`, one mistake would fail all stages."""
+    return {
+        "type": "object",
+        "required": ["stage"],
+        "properties": {"stage": {"enum": list(registry)}},
+        "allOf": [
+            {
+                "if": {"properties": {"stage": {"const": name}}, "required": ["stage"]},
+                "then": {"$ref": f"#/$defs/{name}"},
+            }
+            for name in registry
+        ],
+    }
+
+
+def _stage_schema(type_name: str, registry: Registry) -> tuple[dict[str, Any], dict[str, Any]]:
+    stage = stage_class(type_name, registry)
+    options = options_of(stage.config_type)
+    ports = {
+        "type": "object",
+        "description": "Ports to inputs or stages.",
+        "properties": {
+            name: {"type": "string", "description": f"Takes {port.contract}."}
+            for name, port in stage.consumes.items()
+        },
+        "required": [name for name, port in stage.consumes.items() if not port.optional],
+        "additionalProperties": False,
+    }
+    schema = {
+        "description": " ".join((stage.__doc__ or "").split()),
+        "type": "object",
+        "properties": {
+            "stage": {"const": type_name},
+            "from": ports,
+            **_plain(options.schema["properties"]),
+        },
+        "required": ["stage", "from", *options.schema.get("required", ())],
+        "additionalProperties": False,
+    }
+    return schema, {name: _plain(own) for name, own in options.definitions.items()}
+
+
+def _plain(schema: Any) -> Any:  # noqa: ANN401 - any part of a JSON Schema
+    """Return a schema without our marks and the titles that pydantic makes of names."""
+    if isinstance(schema, list):
+        return [_plain(item) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    is_titled = isinstance(schema.get("title"), str)
+    left_out = {"title", "runtime", "gate"} if is_titled else {"runtime", "gate"}
+    return {
+        key: _joined(value) if key == "description" and isinstance(value, str) else _plain(value)
+        for key, value in schema.items()
+        if key not in left_out
+    }
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split())
+
+
+def generated_files() -> dict[str, str]:
+    """Return the content of every generated file, by its name in the folder of pipelines."""
+    return {
+        "STAGES.md": stages_page(stage_references()),
+        "pipeline.schema.json": json.dumps(pipeline_schema(), indent=1) + "\n",
+    }
+
+
+def main(arguments: list[str], say: Callable[[str], object]) -> int:
+    """Write the generated files, or only report which ones are stale; return an exit code."""
+    parser = argparse.ArgumentParser(prog="videoar.pipeline.codegen")
+    parser.add_argument("--check", action="store_true", help="write nothing, fail when stale")
+    check = parser.parse_args(arguments).check
+    code = 0
+    for name, text in generated_files().items():
+        path = _FOLDER / name
+        if path.is_file() and path.read_text() == text:
+            continue
+        if check:
+            say(f"error: pipelines/{name}: stale (run python -m videoar.pipeline.codegen)\n")
+            code = 3
+        else:
+            path.write_text(text)
+            say(f"wrote pipelines/{name}\n")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:], sys.stderr.write))

@@ -1,0 +1,167 @@
+"""Reference of stages for people and programs: every option with type, default, unit and meaning.
+
+    option                    type            default  unit    meaning
+    training.phases[].steps   integer >= 1    -        steps   Optimizer steps.
+
+Nothing is written twice: types, bounds and meanings come from the config classes, see `options`.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from videoar.core.types import Frozen, Json
+from videoar.pipeline.options import Option, options_of
+from videoar.pipeline.registry import BUILTIN, Registry, stage_class
+
+
+class PortReference(Frozen):
+    """One input of a stage."""
+
+    name: str
+    contract: str
+    optional: bool
+
+
+class OptionReference(Frozen):
+    """One key under a stage's name in a pipeline file."""
+
+    name: str
+    """Key path; `[]` stands for the index of a list."""
+    type: str
+    """JSON types, such as `number or null`; `enum` for listed choices."""
+    bounds: str
+    """Such as `>= 1`; empty without any."""
+    choices: tuple[str, ...]
+    """Texts that are allowed, if only these are."""
+    required: bool
+    default: Any
+    """None for required options, and where null is the default."""
+    unit: str
+    """Such as `s`, `px`, `clips`; `1` for ratios and counts without one; empty for no number."""
+    changes_output: bool
+    """Whether it is part of the fingerprint: a changed value runs the stage again."""
+    meaning: str
+
+
+class StageReference(Frozen):
+    """One stage type."""
+
+    name: str
+    shape: Literal["map", "loop", "reduce"]
+    meaning: str
+    ports: tuple[PortReference, ...]
+    produces: str
+    """Contract of the snapshot that it makes."""
+    options: tuple[OptionReference, ...]
+
+
+_UNITS = {  # by the last words of a name
+    "s": "s",
+    "px": "px",
+    "fps": "frames/s",
+    "mib": "MiB",
+    "gib": "GiB",
+    "db": "dB",
+    "pixels": "px",
+    "cpus": "cores",
+    "gpus": "GPUs",
+    "prompt": "samples",
+    "size": "clips",
+    "source": "clips",
+    "shard": "sources",
+    "every": "steps",
+    "start": "steps",
+    "hamming": "bits",
+    "depth": "layers",
+    "width": "channels",
+    "stride": "frames",
+    "window": "frames",
+    "accumulate": "parts",
+    "luma": "grey levels",
+    "motion": "grey levels",
+}
+_COUNTED = {
+    "bits", "blocks", "buckets", "clips", "errors", "examples", "frames", "groups", "heads",
+    "prompts", "readers", "reconstructions", "samples", "scales", "steps", "tokens",
+    "validations", "workers",
+}  # fmt: skip
+_NUMBERS = {"integer", "number"}
+
+
+def stage_reference(type_name: str, registry: Registry = BUILTIN) -> StageReference:
+    """Return the reference of one stage type.
+
+    Raises:
+        ConfigError: no stage of this type.
+    """
+    stage = stage_class(type_name, registry)
+    return StageReference(
+        name=type_name,
+        shape=stage.shape,
+        meaning=_joined(stage.__doc__ or ""),
+        ports=tuple(
+            PortReference(name=name, contract=port.contract, optional=port.optional)
+            for name, port in stage.consumes.items()
+        ),
+        produces=stage.produces,
+        options=tuple(_options("", options_of(stage.config_type), {}, changes_output=True)),
+    )
+
+
+def stage_references(
+    names: Sequence[str] = (), registry: Registry = BUILTIN
+) -> list[StageReference]:
+    """Return the references of stage types in the order of a pipeline; of all without names."""
+    return [stage_reference(name, registry) for name in names or registry]
+
+
+def _options(
+    path: str, parent: Option, defaults: Json, *, changes_output: bool
+) -> Iterator[OptionReference]:
+    for variant in parent.variants:
+        required = variant.get("required", ())
+        for key, schema in variant.get("properties", {}).items():
+            option = Option(schema, parent.definitions)
+            reference = OptionReference(
+                name=f"{path}{key}",
+                type=option.type_name,
+                bounds=option.bounds,
+                choices=option.choices,
+                required=key in required,
+                default=_default(key, option, defaults),
+                unit=_unit(key, option),
+                changes_output=changes_output and not schema.get("runtime"),
+                meaning=_joined(schema.get("description", "")),
+            )
+            yield reference
+            yield from _nested(reference, option)
+
+
+def _nested(reference: OptionReference, option: Option) -> Iterator[OptionReference]:
+    counts = reference.changes_output
+    defaults = option.schema.get("default")
+    yield from _options(f"{reference.name}.", option, defaults, changes_output=counts)
+    entry = option.child(0)
+    if entry is not None:
+        yield from _options(f"{reference.name}[].", entry, None, changes_output=counts)
+
+
+def _default(key: str, option: Option, defaults: Json) -> Json:
+    """Return an option's default; that of the mapping around it wins over the field's own."""
+    if isinstance(defaults, dict) and key in defaults:
+        value: Json = defaults[key]
+        return value
+    default: Json = option.schema.get("default")
+    return None if isinstance(default, dict) and option.keys else default
+
+
+def _unit(key: str, option: Option) -> str:
+    if not any(variant.get("type") in _NUMBERS for variant in option.variants):
+        return ""
+    words = key.split("_")
+    counted = [word for word in words if word in _COUNTED]
+    return _UNITS.get(words[-1]) or (counted[-1] if counted else "1")
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split())
