@@ -22,7 +22,7 @@ from videoar.core.ids import canonical_json, sha256_hex
 from videoar.records.names import find_snapshot
 from videoar.storage.layout import PROBES_PREFIX, READABLE_LAYOUT_VERSIONS
 from videoar.storage.object_store import ObjectStore
-from videoar.storage.row_reader import RowSource
+from videoar.storage.row_reader import RowReader
 from videoar.storage.store import Store, open_store
 from videoar.storage.token_codec import frame_bytes
 
@@ -51,7 +51,7 @@ def export(
         what = f"is {snapshot.contract}, only {TOKENS} can be exported"
         raise ConfigError(snapshot.id, what, "files of other tables are plain Parquet already")
     objects = _open(to, store.endpoint)
-    source = RowSource(snapshot)
+    source = RowReader(snapshot)
     shards = _shards(source, int(shard_mib * (1 << 20)))
     suffix, write = FORMATS[form]
     names = [
@@ -98,14 +98,14 @@ def _done(
     return manifest if manifest and listed.items() <= there.items() else None
 
 
-def _shards(source: RowSource, shard_bytes: int) -> list[np.ndarray]:
+def _shards(source: RowReader, shard_bytes: int) -> list[np.ndarray]:
     """Cut the rows, in the order of the snapshot, into parts of about equal size."""
     size = sum(file.size_bytes for file in source.snapshot.files)
     count = min(math.ceil(size / shard_bytes), source.small.num_rows)
     return np.array_split(np.arange(source.small.num_rows), count) if count else []
 
 
-def _parts(source: RowSource, rows: np.ndarray) -> Iterator[tuple[pa.Table, dict[str, Any]]]:
+def _parts(source: RowReader, rows: np.ndarray) -> Iterator[tuple[pa.Table, dict[str, Any]]]:
     """Yield rows in parts of one file each, with what its footer says of how to read them.
 
     Raises:
@@ -124,7 +124,7 @@ def _parts(source: RowSource, rows: np.ndarray) -> Iterator[tuple[pa.Table, dict
             yield source.take(mine[start : start + _PART_ROWS]).drop_columns(list(_CHECKSUMS)), own
 
 
-def _webdataset(source: RowSource, rows: np.ndarray) -> bytes:
+def _webdataset(source: RowReader, rows: np.ndarray) -> bytes:
     """Write a tar of `<clip>.json`, `<clip>.bits.npy` and `<clip>.latent.npy` per sample."""
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
@@ -151,7 +151,7 @@ def _npy(array: np.ndarray) -> bytes:
     return sink.getvalue()
 
 
-def _parquet(source: RowSource, rows: np.ndarray) -> bytes:
+def _parquet(source: RowReader, rows: np.ndarray) -> bytes:
     """Write rows with plain binary columns, and per row what the footer of a store's file says."""
     grids = pa.list_(pa.list_(pa.int32()))
     parts = []
@@ -176,7 +176,7 @@ def _parquet(source: RowSource, rows: np.ndarray) -> bytes:
     return sink.getvalue()
 
 
-FORMATS: dict[str, tuple[str, Callable[[RowSource, np.ndarray], bytes]]] = {
+FORMATS: dict[str, tuple[str, Callable[[RowReader, np.ndarray], bytes]]] = {
     "webdataset": ("tar", _webdataset),
     "parquet": ("parquet", _parquet),
 }

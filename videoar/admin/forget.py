@@ -39,21 +39,21 @@ from videoar.storage.store import Store
 from videoar.storage.takedown import (
     ADDRESS_COLUMNS,
     SOURCE_COLUMN,
-    Note,
     Share,
     Tombstone,
+    Withdrawal,
     address_digest,
     data_files,
-    find_note,
     find_tombstone,
-    forgotten,
+    find_withdrawal,
     holding,
     listings,
     place_digest,
-    withdrawn,
+    withdrawn_keys,
+    withdrawn_sources,
 )
 
-Held = Mapping[str, Note]
+Held = Mapping[str, Withdrawal]
 """Parquet files with rows of the source, by key."""
 Naming = Mapping[str, tuple[FileRef, set[str]]]
 """Listings, by key, and the addresses of the source that they name."""
@@ -119,7 +119,7 @@ def _withdraw(
     for file, uris in naming.values():
         _rewrite(store, stone.source, file, uris)
         crash_point("forget.listing")
-    notes = {key: Note(source=stone.source, size_bytes=n) for key, n in removable.items()}
+    notes = {key: Withdrawal(source=stone.source, size_bytes=n) for key, n in removable.items()}
     for key, note in [*held.items(), *notes.items()]:
         store.ledger.create(withdrawal_key(key), note.model_dump())
     crash_point("forget.notes")
@@ -144,8 +144,8 @@ def _naming(store: Store, addresses: Collection[str]) -> Naming:
 
 def _rewritten_before(store: Store, source: str) -> set[str]:
     """Return the listings that this take-down has already written anew."""
-    noted = withdrawn(store.ledger, TABLES_PREFIX)
-    notes = {key: find_note(store.ledger, key) for key in noted}
+    noted = withdrawn_keys(store.ledger, TABLES_PREFIX)
+    notes = {key: find_withdrawal(store.ledger, key) for key in noted}
     return {key for key, n in notes.items() if n and n.source == source and n.instead}
 
 
@@ -155,7 +155,7 @@ def _rewrite(store: Store, source: str, file: FileRef, uris: Collection[str]) ->
     kept = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(list(uris), pa.string()))))
     dataset = dataset_of(file.key)
     instead = store.dataset(dataset, SOURCES).write(kept)
-    note = Note(source=source, size_bytes=file.size_bytes, instead=instead)
+    note = Withdrawal(source=source, size_bytes=file.size_bytes, instead=instead)
     store.ledger.create(withdrawal_key(file.key), note.model_dump())
     store.objects.purge(file.key)
 
@@ -267,11 +267,11 @@ def _removable_objects(
     """Return keys and bytes of its clips and their reconstructions that no other source needs."""
     shares = [note.shares[source] for note in held.values()]
     clips = {key: size for share in shares for key, size in share.objects.items()}
-    gone = forgotten(store.ledger) | {source}
+    gone = withdrawn_sources(store.ledger) | {source}
     shared = _needed_by_others(store, clips.keys(), gone)
     found = {key: size for key, size in sorted(clips.items()) if key not in shared}
     for key in sorted(_reconstructions(store, snapshots, gone, held)):
-        note = find_note(store.ledger, key)
+        note = find_withdrawal(store.ledger, key)
         stored = [info.size_bytes for info in store.objects.list(key)]
         found[key] = note.size_bytes if note else sum(stored)
     return found
@@ -279,9 +279,9 @@ def _removable_objects(
 
 def _needed_by_others(store: Store, keys: Collection[str], gone: Collection[str]) -> set[str]:
     """Return the keys that rows of sources outside of `gone` name, or did."""
-    noted = withdrawn(store.ledger, TABLES_PREFIX)
+    noted = withdrawn_keys(store.ledger, TABLES_PREFIX)
     needed: set[str] = set()
-    for note in filter(None, (find_note(store.ledger, key) for key in noted)):
+    for note in filter(None, (find_withdrawal(store.ledger, key) for key in noted)):
         for other in note.shares.keys() - gone:
             needed |= note.shares[other].objects.keys() & keys
     for file in data_files(store.objects):
@@ -304,7 +304,9 @@ def _reconstructions(
     store: Store, snapshots: Collection[Snapshot], gone: Collection[str], held: Held
 ) -> set[str]:
     """Return the videos that `score` made of clips of these sources, and of no other's."""
-    noted = (find_note(store.ledger, key) for key in withdrawn(store.ledger, TABLES_PREFIX))
+    noted = (
+        find_withdrawal(store.ledger, key) for key in withdrawn_keys(store.ledger, TABLES_PREFIX)
+    )
     notes = [*held.values(), *filter(None, noted)]
     clips = {
         c for note in notes for other in note.shares.keys() & gone for c in note.shares[other].clips

@@ -14,7 +14,7 @@ from videoar.storage.layout import table_folder
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.statistics import merge, read_statistics
 from videoar.storage.store import Store
-from videoar.storage.takedown import SOURCE_COLUMN, withdrawn
+from videoar.storage.takedown import SOURCE_COLUMN, withdrawn_keys
 
 _REJECT_KEYS = ("item_id", "kind", "stage", "reasons", "detail", "retryable", "uri")
 
@@ -23,7 +23,7 @@ def show(store: Store, name: str, rows: int = 5) -> dict[str, Any]:
     """Describe a snapshot; see `videoar.api.show`."""
     snapshot = find_snapshot(store, name)
     commit, contract = snapshot.commit, load_contract(snapshot.contract)
-    removed = withdrawn(store.ledger, f"{table_folder(snapshot.dataset)}/")
+    removed = withdrawn_keys(store.ledger, f"{table_folder(snapshot.dataset)}/")
     remaining = [file for file in snapshot.files if file.key not in removed]
     statistics = merge(read_statistics(store.objects, remaining, contract))
     return {

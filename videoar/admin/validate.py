@@ -12,7 +12,7 @@ from videoar.pipeline.spec import load_pipeline
 from videoar.records.names import find_snapshot
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.unique_keys import repeated_keys
+from videoar.storage.unique_keys import duplicate_keys
 
 if TYPE_CHECKING:
     import numpy as np
@@ -54,7 +54,7 @@ def validate_snapshot(
     snapshot = find_snapshot(store, name)
     if not deep:
         of_files = [mistake for file in snapshot.files for mistake in _shallow(snapshot, file)]
-        twice = repeated_keys(snapshot)
+        twice = duplicate_keys(snapshot)
         return of_files + [{"path": found.second.key, "message": str(found)} for found in twice]
     from videoar.storage.audit import audit
 

@@ -94,11 +94,11 @@ def bare_s(snapshot: Snapshot, shape: str) -> float:
     footers = read_footers(snapshot.objects, snapshot.files)
     payload = Payload(snapshot.objects, snapshot.files, footers, _COLUMNS)
     if shape == "A":
-        units = range(int(payload.unit_N[-1]) + 1)
-        largest = max(map(payload.unit_bytes, units))
+        units = range(int(payload.row_group_N[-1]) + 1)
+        largest = max(map(payload.row_group_bytes, units))
         ring: Any = cycle([np.empty(largest, np.uint8) for _ in range(2 * PREFETCH_ROW_GROUPS)])
         jobs: list[Any] = [
-            (payload.read_unit, u, next(ring)[: payload.unit_bytes(u)]) for u in units
+            (payload.read_row_group, u, next(ring)[: payload.row_group_bytes(u)]) for u in units
         ]
         threads = PREFETCH_ROW_GROUPS
     else:

@@ -1,6 +1,6 @@
 """Quality gates: Great Expectations suites made from data contracts.
 
-A contract already says what a column may hold; a gate adds what only the whole table shows. The
+A contract already says what a column may hold; a checks adds what only the whole table shows. The
 import costs seconds, so it happens in here and nowhere else.
 """
 
@@ -21,7 +21,7 @@ _NO_NETWORK = (
 )
 
 
-class Gate(Frozen):
+class TableChecks(Frozen):
     """Expectations on a whole table, beyond those of its contract."""
 
     unique: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class Expectation(Frozen):
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a gate found."""
+    """What a checks found."""
 
     success: bool
     expectations: tuple[Expectation, ...]
@@ -62,15 +62,17 @@ class CheckReport:
         return tuple(f"{e.name} on {e.on}: found {e.observed}" for e in failed)
 
 
-def check(table: pa.Table, contract: Contract, gate: Gate) -> CheckReport:
-    """Validate a table against its contract and a gate."""
+def check(table: pa.Table, contract: Contract, checks: TableChecks) -> CheckReport:
+    """Validate a table against its contract and a checks."""
     set_defaults(GX_ANALYTICS_ENABLED="false")
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    suite = gx.ExpectationSuite(name=contract.id, expectations=list(_expectations(contract, gate)))
+    suite = gx.ExpectationSuite(
+        name=contract.id, expectations=list(_expectations(contract, checks))
+    )
     frame = table.select([column.name for column in contract.columns]).to_pandas()
     batch = (
         context.data_sources
@@ -83,7 +85,7 @@ def check(table: pa.Table, contract: Contract, gate: Gate) -> CheckReport:
     return CheckReport(bool(result.success), tuple(map(_read, result.results)), _page(result))
 
 
-def _expectations(contract: Contract, gate: Gate) -> Iterator[Any]:
+def _expectations(contract: Contract, table_checks: TableChecks) -> Iterator[Any]:
     import great_expectations.expectations as gxe
 
     for column in contract.columns:
@@ -98,13 +100,13 @@ def _expectations(contract: Contract, gate: Gate) -> Iterator[Any]:
             yield gxe.ExpectColumnValuesToBeBetween(
                 column=name, min_value=checks.min, max_value=checks.max
             )
-    for name in gate.unique:
+    for name in table_checks.unique:
         yield gxe.ExpectColumnValuesToBeUnique(column=name)
-    for low, high in gate.increasing:
+    for low, high in table_checks.increasing:
         yield gxe.ExpectColumnPairValuesAToBeGreaterThanB(column_A=high, column_B=low)
-    for name, allowed in gate.values.items():
+    for name, allowed in table_checks.values.items():
         yield gxe.ExpectColumnValuesToBeInSet(column=name, value_set=list(allowed))
-    fewest, most = gate.rows
+    fewest, most = table_checks.rows
     yield gxe.ExpectTableRowCountToBeBetween(min_value=fewest, max_value=most)
 
 

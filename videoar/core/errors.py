@@ -8,8 +8,6 @@ the engine (and nobody else) acts on.
     +- ConfigError               2   the user's file, key or argument
     +- ContractError             3   data breaks its contract
     +- GateError                 4   well formed, but not good enough, or the gate gave no answer
-    +- LeaseHeldError            5   another run owns this
-    +- RunTimeoutError           6
     +- StorageError              7   the store cannot be used
     |  +- SnapshotNotFoundError  2  a name that the user gave
     |  +- WithdrawnError
@@ -75,18 +73,6 @@ class GateError(VideoARError):
     """Well formed but not good enough, or the gate gave no answer: nothing was published."""
 
     exit_code = 4
-
-
-class LeaseHeldError(VideoARError):
-    """Another run owns this name."""
-
-    exit_code = 5
-
-
-class RunTimeoutError(VideoARError):
-    """A run or stage used up its time."""
-
-    exit_code = 6
 
 
 class StorageError(VideoARError):

@@ -8,7 +8,7 @@ T = TypeVar("T")
 F = TypeVar("F")
 
 
-def ahead(submit: Callable[[T], F], items: Iterable[T], depth: int) -> Iterator[tuple[T, F]]:
+def prefetch(submit: Callable[[T], F], items: Iterable[T], depth: int) -> Iterator[tuple[T, F]]:
     """Yield each item with what `submit` returned for it, the next `depth` being submitted by then.
 
     Items are taken and submitted only as the reader comes along: that is the backpressure.

@@ -9,7 +9,7 @@ from contextvars import copy_context
 from functools import partial
 
 from videoar.core.errors import StageError
-from videoar.core.prefetch import ahead
+from videoar.core.prefetch import prefetch
 from videoar.engine.base import ShardDone, with_retries
 from videoar.pipeline.stage import Shard
 from videoar.pipeline.work.rank import run_rank, store_progress
@@ -52,7 +52,7 @@ def _overlap(worker: ShardWorker, shards: Sequence[Shard], done: ShardDone) -> N
             return pool.submit(copy_context().run, with_retries, partial(worker, shard))
 
         try:
-            for shard, record in ahead(submit, shards, worker.stage.overlap - 1):
+            for shard, record in prefetch(submit, shards, worker.stage.overlap - 1):
                 done(shard, record.result())
         except BaseException:
             worker.stop()  # leaving the pool joins its threads: make them end

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from videoar.core.prefetch import ahead
+from videoar.core.prefetch import prefetch
 from videoar.engine.base import with_retries
 from videoar.engine.ray_session import environment
 from videoar.pipeline.stage import Shard
@@ -48,7 +48,9 @@ def run_serve(task: StageTask, shards: Sequence[Shard]) -> Iterator[tuple[Shard,
     application = f"videoar-{task.run_id}-{task.dataset}"
     handle = serve.run(deployment.bind(task), name=application, route_prefix=None)
     try:
-        for shard, response in ahead(handle.remote, shards, replicas * _IN_FLIGHT_PER_REPLICA - 1):
+        for shard, response in prefetch(
+            handle.remote, shards, replicas * _IN_FLIGHT_PER_REPLICA - 1
+        ):
             yield shard, WorkRecord.model_validate_json(response.result())
     finally:
         serve.delete(application)

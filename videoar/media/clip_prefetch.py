@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from videoar.core.ids import seed_from
-from videoar.core.prefetch import ahead
+from videoar.core.prefetch import prefetch
 from videoar.core.types import Row
 from videoar.media.clip_reader import ClipReader, sort_out
 from videoar.storage.object_store import ObjectStore
@@ -43,7 +43,7 @@ class ClipPrefetcher:
         self, rows: Iterable[Row], stage: str, rejected: list[Row], depth: int
     ) -> Iterator[tuple[Row, np.ndarray]]:
         """Yield what `ClipReader.each` does; read at most `depth` clips ahead, or one per slot."""
-        reads = ahead(self._begin, rows, max(depth, len(self._slots)))
+        reads = prefetch(self._begin, rows, max(depth, len(self._slots)))
         return sort_out(reads, stage, rejected)
 
     def _begin(self, row: Row) -> Callable[[], np.ndarray]:

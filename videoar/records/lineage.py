@@ -13,7 +13,7 @@ from videoar.records.names import SOURCE_PREFIX, find_snapshot
 from videoar.storage.layout import table_folder
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.takedown import find_note, forgotten, withdrawn
+from videoar.storage.takedown import find_withdrawal, withdrawn_keys, withdrawn_sources
 
 Node = dict[str, Any]
 """A snapshot or source; `kind` tells which."""
@@ -74,7 +74,7 @@ def _node(snapshot: Snapshot) -> Node:
 
 def sources_of(clips: Snapshot) -> Iterator[Node]:
     """Yield the distinct sources of a snapshot of clips, those of withdrawn files included."""
-    taken_down = forgotten(clips.ledger)
+    taken_down = withdrawn_sources(clips.ledger)
     seen: set[str] = set()
     for source, columns in _source_columns(clips):
         if source not in seen:
@@ -94,8 +94,8 @@ def _source_columns(clips: Snapshot) -> Iterator[tuple[str, Node]]:
         for row in table.to_pylist():
             terms = {"licence": row["licence"], "origin": row["origin"]}
             yield row["source_id"], {"uri": row["source_uri"], **terms}
-    noted = withdrawn(clips.ledger, f"{table_folder(clips.dataset)}/")
-    for note in (find_note(clips.ledger, f.key) for f in clips.files if f.key in noted):
+    noted = withdrawn_keys(clips.ledger, f"{table_folder(clips.dataset)}/")
+    for note in (find_withdrawal(clips.ledger, f.key) for f in clips.files if f.key in noted):
         for source, share in note.shares.items() if note else ():
             terms = {"licence": share.licence, "origin": share.origin}
             yield source, {"uri": None, **terms}

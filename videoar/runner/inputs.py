@@ -19,7 +19,7 @@ from videoar.media.sources import list_sources
 from videoar.records.run_record import InputRun, previous_input
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.takedown import address_digest, forgotten_addresses
+from videoar.storage.takedown import address_digest, withdrawn_addresses
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def resolve(store: Store, name: str, url: str) -> Snapshot | Listing:
 
 
 def _without_withdrawn(store: Store, name: str, url: str, rows: pa.Table) -> pa.Table:
-    withdrawn = forgotten_addresses(store.ledger)
+    withdrawn = withdrawn_addresses(store.ledger)
     keep = [address_digest(uri, etag) not in withdrawn for uri, etag in _addresses(rows)]
     num_omitted = keep.count(False)
     if num_omitted:

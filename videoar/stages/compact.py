@@ -9,7 +9,7 @@ range of hashes, all that share some leading bits; a range that outgrows a file 
 other is touched: new clips, and clips that go, cost the files of their own ranges alone. Shapes and
 tokenizers do not mix in a file. Each row is checked against its checksum on the way.
 
-Cost of the plan, per row of the input: 0.13 kB and 9 us. A worker holds what `RowSource` does.
+Cost of the plan, per row of the input: 0.13 kB and 9 us. A worker holds what `RowReader` does.
 """
 
 from collections import defaultdict
@@ -28,7 +28,7 @@ from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import Inputs, Mapper, MapStage, Output, Port, Shard, StageConfig
 from videoar.storage.payload import row_bytes
 from videoar.storage.reader import read_footers
-from videoar.storage.row_reader import RowSource, own_notes
+from videoar.storage.row_reader import RowReader, own_metadata
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.token_codec import checksum
 
@@ -74,7 +74,7 @@ class CompactStage(MapStage[CompactConfig]):
 
     def open(self, inputs: Inputs, context: StageContext) -> Mapper:  # noqa: ARG002 - the snapshot has it
         """Read the small columns of all rows."""
-        source = RowSource(inputs[self.primary])
+        source = RowReader(inputs[self.primary])
         notes_N = _numbered(source.notes)[source.payload.file_N]
         hash_N = _hashes(source.small)
         clip_N = source.small["clip_id"]
@@ -110,7 +110,7 @@ def _kinds(tokens: Snapshot) -> Iterator[_Kind]:
     schema = load_contract(tokens.contract)
     small = [name for name in schema.arrow_schema.names if name not in schema.payloads]
     footers = read_footers(tokens.objects, tokens.files)
-    notes = [own_notes(footer) for footer in footers]
+    notes = [own_metadata(footer) for footer in footers]
     parts: dict[tuple[int, ...], list[tuple[int, np.ndarray, np.ndarray]]] = defaultdict(list)
     tables = tokens.read(small, footers=footers)
     for file, (table, number) in enumerate(zip(tables, _numbered(notes).tolist(), strict=True)):

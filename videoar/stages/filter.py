@@ -135,16 +135,16 @@ class FilterStage(ReduceStage[FilterConfig]):
 
     def check(self, inputs: Inputs, output: pa.Table) -> CheckReport:
         """Gate the kept rows with Great Expectations."""
-        from videoar.contracts.expectations import Gate, check
+        from videoar.contracts.expectations import TableChecks, check
 
         rows_in = inputs["clips"].rows
-        gate = Gate(
+        checks = TableChecks(
             unique=("clip_id",),
             increasing=(("span_start_us", "span_end_us"),),
             values={"num_frames": tuple(range(5, _LONGEST_CLIP + 1, 4))},
             rows=(max(1, round(self.config.min_keep_fraction * rows_in)), rows_in),
         )
-        return check(output, load_contract(self.produces), gate)
+        return check(output, load_contract(self.produces), checks)
 
     def _repeats(
         self, judge: "_Judge", scheduler: DaskScheduler | None

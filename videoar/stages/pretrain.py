@@ -21,7 +21,7 @@ from videoar.pipeline.stage import (
     runtime,
     save_checkpoint,
 )
-from videoar.storage.reader import footer_notes, read_footers
+from videoar.storage.reader import key_value_metadata, read_footers
 from videoar.training.config import TransformerTraining
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def check_tokens(inputs: Inputs, tokenizer: "TokenizerConfig", digest: str) -> N
     tokens = inputs["tokens"]
     footers = read_footers(tokens.objects, tokens.files)
     for file, footer in zip(tokens.files, footers, strict=True):
-        made_by = footer_notes(footer).get("tokenizer_digest")
+        made_by = key_value_metadata(footer).get("tokenizer_digest")
         if made_by != digest:
             what = f"{file.key} was made by tokenizer {made_by}, not {digest}"
             hint = f"tokenize the clips again, by {inputs['tokenizer'].id}"

@@ -28,17 +28,17 @@ from videoar.core.errors import (
 from videoar.core.types import FileRef, Frozen
 from videoar.storage.layout import READABLE_LAYOUT_VERSIONS
 from videoar.storage.object_store import ObjectStore
-from videoar.storage.reader import UNREADABLE, ObjectFile, footer_notes, read_footer
+from videoar.storage.reader import UNREADABLE, ObjectFile, key_value_metadata, read_footer
 from videoar.storage.snapshot import Snapshot, snapshot_digest
 from videoar.storage.token_codec import Grid, checksum, frame_bytes
-from videoar.storage.unique_keys import repeated_keys
+from videoar.storage.unique_keys import duplicate_keys
 from videoar.storage.writer import Block, direct_blocks
 
 _PIECE_BYTES = 16 << 20
 _DERIVE_BYTES = 1 << 20
 """chosen: latents quantized at once; the quantizer keeps a float32 copy per scale."""
 
-Derive = Callable[[np.ndarray, Sequence[Grid]], list[bytes]]
+Requantize = Callable[[np.ndarray, Sequence[Grid]], list[bytes]]
 """Latents, fp16 [N, T, K, H, W], and scales to the packed bits of each row."""
 
 
@@ -57,12 +57,14 @@ class Finding(Frozen):
         return f"{self.path}: {self.message}"
 
 
-def audit(snapshot: Snapshot, derive: Derive, tokenizer: str | None = None) -> Iterator[Finding]:
+def audit(
+    snapshot: Snapshot, requantize: Requantize, tokenizer: str | None = None
+) -> Iterator[Finding]:
     """Read everything that a snapshot consists of and yield all that is wrong with it.
 
     Args:
         snapshot: any snapshot; those of `tokens@1` are looked at more closely.
-        derive: makes bits from latents.
+        requantize: makes bits from latents.
         tokenizer: digest of the tokenizer that must have made the tokens; by default the one that
             made the first file.
 
@@ -73,10 +75,10 @@ def audit(snapshot: Snapshot, derive: Derive, tokenizer: str | None = None) -> I
         yield Finding(path=snapshot.id, kind="DIGEST", message="is not the digest of its files")
     contract = load_contract(snapshot.contract)
     for file in snapshot.files:
-        one = _FileAudit(snapshot.objects, file, contract, derive, tokenizer)
+        one = _FileAudit(snapshot.objects, file, contract, requantize, tokenizer)
         yield from one.findings()
         tokenizer = tokenizer or one.notes.get("tokenizer_digest")
-    for twice in repeated_keys(snapshot):
+    for twice in duplicate_keys(snapshot):
         yield Finding(path=twice.second.key, kind="KEYS", message=str(twice), row=twice.second_row)
 
 
@@ -113,11 +115,11 @@ class _FileAudit:
         objects: ObjectStore,
         file: FileRef,
         contract: Contract,
-        derive: Derive,
+        requantize: Requantize,
         tokenizer: str | None,
     ) -> None:
         self._objects, self._file, self._contract = objects, file, contract
-        self._derive, self._tokenizer = derive, tokenizer
+        self._requantize, self._tokenizer = requantize, tokenizer
         self._shapes: dict[tuple[int, ...], int] = {}
         self.notes: dict[str, str] = {}
 
@@ -148,7 +150,7 @@ class _FileAudit:
 
     def _table(self, parquet: pq.ParquetFile, schema: pa.Schema) -> Iterator[Finding]:
         metadata = parquet.metadata
-        self.notes = footer_notes(metadata)
+        self.notes = key_value_metadata(metadata)
         if metadata.num_rows != self._file.rows:
             what = f"has {metadata.num_rows} rows, {self._file.rows} were committed"
             yield self._finding("ROW_COUNT", what)
@@ -307,7 +309,7 @@ class _FileAudit:
                 yield from self._shape(shape, first + row, columns, scales)
         shape = next(iter(self._shapes))
         if len(self._shapes) == 1 and not list(self._shape(shape, first, columns, scales)):
-            yield from self._derived(shape, columns, first, scales)
+            yield from self._check_bits(shape, columns, first, scales)
 
     def _shape(
         self,
@@ -330,7 +332,7 @@ class _FileAudit:
                 what = f"{name} is {min(there)} bytes wide, (t, h, w, k) {shape} and the scales ask"
                 yield self._finding("WIDTH", f"{what} for {width}", row)
 
-    def _derived(
+    def _check_bits(
         self,
         shape: tuple[int, ...],
         columns: Mapping[str, pa.ChunkedArray],
@@ -345,7 +347,7 @@ class _FileAudit:
             joined = np.frombuffer(b"".join(latents[start : start + step]), "<f2")
             batch = joined.reshape(-1, t, k, h, w)
             finite = np.isfinite(batch).all(axis=(1, 2, 3, 4))
-            derived = self._derive(batch, scales)
+            derived = self._requantize(batch, scales)
             for i, value in enumerate(derived):
                 row = first + start + i
                 if not finite[i]:

@@ -30,7 +30,7 @@ from videoar.storage.layout import (
 from videoar.storage.ledger import Ledger
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.statistics import delta_statistics, read_statistics
-from videoar.storage.takedown import withdrawn
+from videoar.storage.takedown import withdrawn_keys
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -165,7 +165,7 @@ class DeltaLog:
         keys = {file.key for file in self._files(commit)}
         folders = {table_folder(dataset_of(key)) for key in keys}
         return frozenset(
-            key for folder in folders for key in withdrawn(self._ledger, f"{folder}/") & keys
+            key for folder in folders for key in withdrawn_keys(self._ledger, f"{folder}/") & keys
         )
 
     def _files(self, commit: Commit) -> tuple[FileRef, ...]:

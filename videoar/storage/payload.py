@@ -27,7 +27,7 @@ from videoar.core.ids import sha256_hex
 from videoar.core.types import FileRef
 from videoar.storage.local_store import LocalObjectStore
 from videoar.storage.object_store import ObjectStore
-from videoar.storage.reader import ObjectFile, arrow_errors, footer_notes, read_file
+from videoar.storage.reader import ObjectFile, arrow_errors, key_value_metadata, read_file
 from videoar.storage.writer import direct_blocks
 
 logger = logging.getLogger(__name__)
@@ -68,17 +68,17 @@ class Payload:
             [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
             for footer in footers
         ]
-        self.notes = [footer_notes(footer) for footer in footers]
+        self.notes = [key_value_metadata(footer) for footer in footers]
         """Per file, the key-values of its footer, e.g. the digest of the tokenizer."""
         rows_F = np.array([footer.num_rows for footer in footers], np.int64)
         self.file_N = np.repeat(np.arange(len(files)), rows_F)
-        self.unit_N = np.repeat(
+        self.row_group_N = np.repeat(
             np.arange(sum(map(len, groups))), [rows for of_file in groups for rows in of_file]
         )
         """Row group of each row, counted over all files."""
         self._first_F = np.cumsum(rows_F) - rows_F
         self._columns = {name: self._column(footers, name) for name in columns}
-        self._first_row_U = np.flatnonzero(np.diff(self.unit_N, prepend=-1))
+        self._first_row_U = np.flatnonzero(np.diff(self.row_group_N, prepend=-1))
         self._start_U, self._end_U = self._ends()
         row_bytes_F = np.array([row_bytes(footer) for footer in footers], np.int64)
         self.row_bytes_N = row_bytes_F[self.file_N]
@@ -103,7 +103,7 @@ class Payload:
         """
         if not len(rows_B):
             return True  # there is no view of empty memory
-        unit_B = self.unit_N[rows_B]
+        unit_B = self.row_group_N[rows_B]
         # a row after its neighbour in the file: one read for both
         is_next_B = np.zeros(len(rows_B), bool)
         is_next_B[1:] = (rows_B[1:] == rows_B[:-1] + 1) & (unit_B[1:] == unit_B[:-1])
@@ -131,24 +131,24 @@ class Payload:
                 return False
         return True
 
-    def unit_bytes(self, unit: int) -> int:
+    def row_group_bytes(self, unit: int) -> int:
         """Return the length of a row group's span."""
         return int(self._end_U[unit] - self._start_U[unit])
 
-    def read_unit(self, unit: int, out: np.ndarray) -> None:
+    def read_row_group(self, unit: int, out: np.ndarray) -> None:
         """Read the span of one row group's values, of all columns, by one request."""
         file = int(self.file_N[self._first_row_U[unit]])
         self._read_into(self._files[file].key, [(int(self._start_U[unit]), out.data)])
 
-    def pick(
+    def copy_from_row_groups(
         self, rows_B: np.ndarray, spans: Sequence[memoryview], out: Mapping[str, np.ndarray]
     ) -> None:
-        """Do what `read` does, out of what `read_unit` has read for each of the rows.
+        """Do what `read` does, out of what `read_row_group` has read for each of the rows.
 
         By memory views: an array gives the interpreter's lock away for every value, and waits for
         it longer than the copy takes.
         """
-        start_B = self._start_U[self.unit_N[rows_B]]
+        start_B = self._start_U[self.row_group_N[rows_B]]
         for column, out_BW in out.items():
             width, target, end = out_BW.shape[1], out_BW.data.cast("B"), 0
             begin_B = self._columns[column].offset_N[rows_B] - start_B
@@ -186,7 +186,7 @@ class Payload:
     def _ends(self) -> tuple[np.ndarray, np.ndarray]:
         """Return where the values of each row group begin and end in their file."""
         first_U = self._first_row_U
-        last_U = np.append(first_U[1:], len(self.unit_N))[: len(first_U)] - 1
+        last_U = np.append(first_U[1:], len(self.row_group_N))[: len(first_U)] - 1
         width_FC = np.stack([column.width_F for column in self._columns.values()], axis=1)
         offset_NC = np.stack([column.offset_N for column in self._columns.values()], axis=1)
         ends_UC = offset_NC[last_U] + width_FC[self.file_N[last_U]]

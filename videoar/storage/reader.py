@@ -196,7 +196,7 @@ def read_footers(objects: ObjectStore, files: Iterable[FileRef]) -> list[pq.File
         return list(pool.map(lambda file: read_footer(objects, file), files))
 
 
-def footer_notes(footer: pq.FileMetaData) -> dict[str, str]:
+def key_value_metadata(footer: pq.FileMetaData) -> dict[str, str]:
     """Return the key-values of a footer, e.g. the digest of the tokenizer that made the rows."""
     pairs = (footer.metadata or {}).items()
     return {k.decode(errors="replace"): v.decode(errors="replace") for k, v in pairs}

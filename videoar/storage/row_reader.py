@@ -16,23 +16,23 @@ import pyarrow.parquet as pq
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import StorageError
 from videoar.storage.payload import Payload
-from videoar.storage.reader import footer_notes, read_footers
+from videoar.storage.reader import key_value_metadata, read_footers
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.token_codec import checksum
 
 _REQUESTS = 16  # measured for the loader: so many ranged GETs hide 50 ms
 
 
-def own_notes(footer: pq.FileMetaData) -> dict[str, str]:
+def own_metadata(footer: pq.FileMetaData) -> dict[str, str]:
     """Return what a file's footer says, without what the Parquet library adds.
 
     Sorted: the library gives it in any order, and equal rows shall be equal bytes.
     """
-    notes = footer_notes(footer)
+    notes = key_value_metadata(footer)
     return {key: value for key, value in sorted(notes.items()) if key[:6] != "ARROW:"}
 
 
-class RowSource:
+class RowReader:
     """The rows of a snapshot, numbered in file order.
 
     Raises:
@@ -46,7 +46,7 @@ class RowSource:
         self._schema, self._names = contract.arrow_schema, contract.payloads
         small = [name for name in self._schema.names if name not in self._names]
         footers = read_footers(snapshot.objects, snapshot.files)
-        self.notes = [own_notes(footer) for footer in footers]
+        self.notes = [own_metadata(footer) for footer in footers]
         """What each file's footer says."""
         self.payload = Payload(snapshot.objects, snapshot.files, footers, self._names)
         self.small = snapshot.table(small, footers=footers).combine_chunks()

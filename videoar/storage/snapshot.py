@@ -14,7 +14,7 @@ from videoar.storage.delta_log import DeltaLog
 from videoar.storage.ledger import Ledger
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.reader import arrow_errors, read_columns, read_file
-from videoar.storage.takedown import find_note
+from videoar.storage.takedown import find_withdrawal
 
 if TYPE_CHECKING:
     from pyarrow.parquet import FileMetaData
@@ -112,7 +112,7 @@ class Snapshot:
         try:
             table = read_file(self.objects, file, columns, verify=verify)
         except WithdrawnError:
-            note = find_note(self.ledger, file.key)
+            note = find_withdrawal(self.ledger, file.key)
             if note is None or note.instead is None:
                 raise
             return self.read_file(note.instead, columns, verify=verify)

@@ -30,7 +30,7 @@ from videoar.storage.layout import data_key
 from videoar.storage.ledger import Ledger
 from videoar.storage.object_store import ObjectStore, put_content
 from videoar.storage.snapshot import Snapshot, snapshot_digest
-from videoar.storage.takedown import refuse_forgotten
+from videoar.storage.takedown import reject_withdrawn_sources
 from videoar.storage.writer import find_footer, write_parquet
 
 
@@ -50,7 +50,7 @@ class Dataset:
             ContractError: names the column and the first bad row.
             WithdrawnError: there are rows of a source that was taken down.
         """
-        refuse_forgotten(self._ledger, table, self.name)
+        reject_withdrawn_sources(self._ledger, table, self.name)
         data = write_parquet(self.contract.conform(table, self.name), self.contract)
         sha256 = sha256_hex(data)
         self._ledger.prepare_write()

@@ -57,7 +57,7 @@ class Share(Stored):
     """Keys of its clips in the store, and their bytes."""
 
 
-class Note(Stored):
+class Withdrawal(Stored):
     """Why one object is gone."""
 
     source: str
@@ -85,38 +85,38 @@ def find_tombstone(ledger: Ledger, source: str) -> Tombstone | None:
     return Tombstone.model_validate(record) if record is not None else None
 
 
-def forgotten(ledger: Ledger) -> frozenset[str]:
+def withdrawn_sources(ledger: Ledger) -> frozenset[str]:
     """Return the SHA-256 of every source that was taken down."""
     keys = ledger.list(TOMBSTONES_PREFIX)
     return frozenset(key.removeprefix(TOMBSTONES_PREFIX).removesuffix(".json") for key in keys)
 
 
-def forgotten_addresses(ledger: Ledger) -> frozenset[str]:
+def withdrawn_addresses(ledger: Ledger) -> frozenset[str]:
     """Return digests of where the taken-down sources were found."""
-    stones = (find_tombstone(ledger, source) for source in forgotten(ledger))
+    stones = (find_tombstone(ledger, source) for source in withdrawn_sources(ledger))
     return frozenset(address for stone in stones if stone for address in stone.addresses)
 
 
-def refuse_forgotten(ledger: Ledger, table: pa.Table, where: str) -> None:
+def reject_withdrawn_sources(ledger: Ledger, table: pa.Table, where: str) -> None:
     """Refuse rows of a taken-down source: a run that began before must not bring them back.
 
     Raises:
         WithdrawnError: names the source.
     """
     if SOURCE_COLUMN in table.column_names:
-        found = forgotten(ledger) & set(table[SOURCE_COLUMN].unique().to_pylist())
+        found = withdrawn_sources(ledger) & set(table[SOURCE_COLUMN].unique().to_pylist())
         if found:
             what = f"has rows of source {min(found)}, which was taken down"
             raise WithdrawnError(where, what, "run the pipeline again: it goes on without them")
 
 
-def find_note(ledger: Ledger, key: str) -> Note | None:
+def find_withdrawal(ledger: Ledger, key: str) -> Withdrawal | None:
     """Return why an object is gone, None if no take-down withdrew it."""
     record = ledger.read(withdrawal_key(key))
-    return Note.model_validate(record) if record is not None else None
+    return Withdrawal.model_validate(record) if record is not None else None
 
 
-def withdrawn(ledger: Ledger, prefix: str) -> frozenset[str]:
+def withdrawn_keys(ledger: Ledger, prefix: str) -> frozenset[str]:
     """Return the withdrawn keys under a prefix."""
     notes = ledger.list(WITHDRAWN_PREFIX + prefix)
     return frozenset(key.removeprefix(WITHDRAWN_PREFIX).removesuffix(".json") for key in notes)
@@ -143,11 +143,11 @@ def _share(rows: list[dict[str, Any]]) -> Share:
     )
 
 
-def holding(objects: ObjectStore, ledger: Ledger, source: str) -> Iterator[tuple[str, Note]]:
+def holding(objects: ObjectStore, ledger: Ledger, source: str) -> Iterator[tuple[str, Withdrawal]]:
     """Yield every Parquet file that holds rows of a source, or did, committed or not."""
-    noted = withdrawn(ledger, TABLES_PREFIX)
+    noted = withdrawn_keys(ledger, TABLES_PREFIX)
     for key in sorted(noted):
-        note = find_note(ledger, key)
+        note = find_withdrawal(ledger, key)
         if note is not None and source in note.shares:
             yield key, note
     for file in data_files(objects):
@@ -155,7 +155,7 @@ def holding(objects: ObjectStore, ledger: Ledger, source: str) -> Iterator[tuple
             ids = read_file(objects, file, [SOURCE_COLUMN])
             if ids.num_columns and source in ids[SOURCE_COLUMN].unique().to_pylist():
                 shares = shares_of(objects, file)
-                yield file.key, Note(source=source, size_bytes=file.size_bytes, shares=shares)
+                yield file.key, Withdrawal(source=source, size_bytes=file.size_bytes, shares=shares)
 
 
 def listings(objects: ObjectStore) -> Iterator[tuple[FileRef, list[tuple[str, str]]]]:

@@ -22,7 +22,7 @@ HASHES_AT_ONCE = 1 << 23
 
 
 @dataclass(frozen=True)
-class Repeated:
+class DuplicateKey:
     """A key that two files have."""
 
     key: str
@@ -36,7 +36,7 @@ class Repeated:
         return f"{self.key} is in row {self.first_row} of {self.first.key}, too"
 
 
-def repeated_keys(snapshot: Snapshot) -> Iterator[Repeated]:
+def duplicate_keys(snapshot: Snapshot) -> Iterator[DuplicateKey]:
     """Yield one key for every two files of a snapshot that share any.
 
     Files that cannot be read are left out: that they cannot is for others to say.
@@ -81,7 +81,7 @@ def _equal_hashes(snapshot: Snapshot, share: int, shares: int) -> tuple[np.ndarr
     return np.stack([number[same], number[same + 1]], axis=1), np.array(first[:-1])
 
 
-def _equal(snapshot: Snapshot, both: list[int], rows: np.ndarray) -> Iterator[Repeated]:
+def _equal(snapshot: Snapshot, both: list[int], rows: np.ndarray) -> Iterator[DuplicateKey]:
     """Yield those of the pairs of rows of two files whose keys are equal indeed."""
     first, second = (snapshot.files[number] for number in both)
     ours, theirs = _keys(snapshot, first), _keys(snapshot, second)
@@ -89,7 +89,7 @@ def _equal(snapshot: Snapshot, both: list[int], rows: np.ndarray) -> Iterator[Re
     for one, other in sorted(rows.tolist()):
         if ours[one] == theirs[other]:
             key = f"{columns} {', '.join(map(str, ours[one]))}"
-            yield Repeated(key, first, one, second, other)
+            yield DuplicateKey(key, first, one, second, other)
 
 
 def _keys(snapshot: Snapshot, file: FileRef) -> list[tuple[object, ...]]:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.token_runs import SHAPES, shape_rows
 from videoar.core.errors import MediaError, StorageError
-from videoar.core.prefetch import ahead
+from videoar.core.prefetch import prefetch
 from videoar.media.clip_prefetch import ClipPrefetcher
 from videoar.media.decode import decode_clip
 from videoar.storage.store import open_store
@@ -17,10 +17,12 @@ from videoar.storage.store import open_store
 
 def test_no_more_than_the_depth_is_begun_ahead():
     begun = []
-    for taken, (item, double) in enumerate(ahead(lambda n: begun.append(n) or 2 * n, range(9), 3)):
+    for taken, (item, double) in enumerate(
+        prefetch(lambda n: begun.append(n) or 2 * n, range(9), 3)
+    ):
         assert (item, double) == (taken, 2 * taken)
         assert len(begun) == min(9, taken + 4)
-    assert list(ahead(str, [], 3)) == []
+    assert list(prefetch(str, [], 3)) == []
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from videoar.pipeline.spec import parse_pipeline
 from videoar.records.lineage import lineage
 from videoar.runner.execute import Execution
 from videoar.stages.compact import CompactConfig, CompactStage
-from videoar.storage.row_reader import RowSource
+from videoar.storage.row_reader import RowReader
 from videoar.storage.store import open_store
 from videoar.storage.token_codec import checksum
 from videoar.training import TokenLoader
@@ -84,7 +84,7 @@ def test_clips_of_a_source_are_spread(store):
 
 def test_files_have_the_size_that_is_asked_for(store):
     tokens = commit_tables(store, *[token_rows(20 * i, 20, source=i) for i in range(20)])
-    source = RowSource(tokens)
+    source = RowReader(tokens)
     for most in (100, 40, 1):
         size = most * int(source.payload.row_bytes_N[0])
         _, packed = compact(store, tokens.id, file_mib=size / (1 << 20))
@@ -107,7 +107,7 @@ def hash_of(clip):
 def test_new_clips_and_clips_that_go_cost_their_own_files_alone(store):
     tables = [token_rows(20 * i, 20, source=i) for i in range(20)]
     tokens = commit_tables(store, *tables)
-    size = int(RowSource(tokens).payload.row_bytes_N.sum()) / 16 / (1 << 20)
+    size = int(RowReader(tokens).payload.row_bytes_N.sum()) / 16 / (1 << 20)
     _, packed = compact(store, tokens.id, file_mib=size)
     assert len(packed.files) >= 16
 
@@ -170,7 +170,7 @@ def test_from_far_the_same_rows_by_many_requests_at_once(store):
         places = pa.Table.from_pylist(list(shard.rows))
         assert from_far(places).rows.equals(near(places).rows, check_metadata=True)
     assert 8 <= far.objects.most <= 16
-    source, every = RowSource(far), RowSource(tokens)
+    source, every = RowReader(far), RowReader(tokens)
     for rows in (np.arange(3, 6), np.array([5, 3, 4]), np.array([4])):
         assert source.take(rows).equals(every.take(rows))
     far.objects.reads.clear()
@@ -181,7 +181,7 @@ def test_from_far_the_same_rows_by_many_requests_at_once(store):
 def test_damage_is_not_copied_on_from_far(store):
     bad = changed(token_rows(3, 3), "latent_xxh3", 1, 7)
     tokens = commit_tables(store, token_rows(0, 3), bad)
-    source = RowSource(dataclasses.replace(tokens, objects=Slow(tokens.objects)))
+    source = RowReader(dataclasses.replace(tokens, objects=Slow(tokens.objects)))
     with pytest.raises(StorageError, match="row 1: latent fails its checksum"):
         source.take(np.arange(6)[::-1].copy())
     store.objects.delete(tokens.files[0].key)
@@ -192,7 +192,7 @@ def test_damage_is_not_copied_on_from_far(store):
 def test_tokenizers_do_not_mix_and_notes_are_kept(store):
     tokens = commit_tables(store, token_rows(0, 3), token_rows(3, 3, tokenizer_digest="b" * 64))
     _, packed = compact(store, tokens.id)
-    notes = RowSource(packed).notes
+    notes = RowReader(packed).notes
     assert {note["tokenizer_digest"] for note in notes} == {"a" * 64, "b" * 64}
     assert set(notes[0]) == {"tokenizer_digest", "scales", "interpolation", "layout_version"}
 
@@ -241,7 +241,7 @@ def test_damage_of_small_columns_is_not_copied_on(store, column):
     with pytest.raises(StorageError, match=words):
         tokens.table([column])
     with pytest.raises(StorageError, match=words):
-        RowSource(tokens)
+        RowReader(tokens)
     with pytest.raises(StorageError, match=words):
         compact(store, tokens.id)
     with pytest.raises(StorageError, match=words):

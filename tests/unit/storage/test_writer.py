@@ -97,7 +97,7 @@ def test_neighbours_are_one_read_within_their_row_group(monkeypatch):
         "_read_into",
         lambda key, spans: (reads.extend((key, len(t)) for _, t in spans), read_into(key, spans)),
     )
-    end = int((payload.unit_N == 0).sum())  # of the first row group
+    end = int((payload.row_group_N == 0).sum())  # of the first row group
     wanted = [end - 2, end - 1, end, end + 1, 299, 300, 301, 7, 6, 5, 299]
     out = {name: np.empty((len(wanted), payload.width(name, 0)), np.uint8) for name in COLUMNS}
     payload.read(np.array(wanted), out)

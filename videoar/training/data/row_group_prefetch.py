@@ -104,7 +104,9 @@ class RowGroupPrefetch:
         """Fill `out` like `Payload.read`, waiting for the GETs in flight."""
         if len(access_B):
             spans = {access: self._open[access].result().data for access in set(access_B.tolist())}
-            self._payload.pick(rows_B, [spans[access] for access in access_B.tolist()], out)
+            self._payload.copy_from_row_groups(
+                rows_B, [spans[access] for access in access_B.tolist()], out
+            )
             return
         parts = [slice(i, i + 1) for i in range(len(rows_B))]
         if not self._payload.is_direct:
@@ -118,15 +120,15 @@ class RowGroupPrefetch:
             read.result()
 
     def _fetch(self, row_group: int) -> np.ndarray:
-        span = self._buffers.empty(self._payload.unit_bytes(row_group)).numpy()
-        self._payload.read_unit(row_group, span)
+        span = self._buffers.empty(self._payload.row_group_bytes(row_group)).numpy()
+        self._payload.read_row_group(row_group, span)
         return span
 
     def _row_groups(self, rows_B: np.ndarray) -> np.ndarray:
         """Return the row groups of the rows that are too small for a request of their own."""
         if not self._payload.is_direct:
             return np.empty(0, np.int64)
-        return self._payload.unit_N[rows_B[self._payload.row_bytes_N[rows_B] < ROW_BYTES]]
+        return self._payload.row_group_N[rows_B[self._payload.row_bytes_N[rows_B] < ROW_BYTES]]
 
 
 def row_group_accesses(

@@ -212,7 +212,7 @@ class TokenLoader:
         if self._cached_order is None or self._cached_order[0] != self._epoch:
             order = epoch_order(
                 self._bucket_N,
-                self._payload.unit_N[self._row_N],
+                self._payload.row_group_N[self._row_N],
                 self._payload.row_bytes_N[self._row_N],
                 self._batch_size_b,
                 (self._snapshot.digest, self._seed, self._epoch),

@@ -23,7 +23,7 @@ from videoar.core.types import Provenance
 from videoar.stages.pretrain import check_tokens
 from videoar.storage import open_store, reader, writer
 from videoar.storage.payload import Payload
-from videoar.storage.row_reader import RowSource
+from videoar.storage.row_reader import RowReader
 from videoar.storage.token_codec import checksum
 from videoar.training.data import epoch_order, token_loader
 from videoar.training.data.buffers import BufferPool
@@ -234,7 +234,7 @@ def checked(snapshot):
     check_tokens({"tokens": snapshot}, tokenizer, "a" * 64)
 
 
-@pytest.mark.parametrize("opened", [lambda s: TokenLoader(s, 4, 7), RowSource, checked])
+@pytest.mark.parametrize("opened", [lambda s: TokenLoader(s, 4, 7), RowReader, checked])
 def test_opening_from_far_asks_once_per_row_group_and_many_at_once(opened, monkeypatch):
     monkeypatch.setattr(writer, "ROW_GROUP_BYTES", 300_000)
     tables = [token_table(start, 20, (2, 8, 64, 64)) for start in (0, 20)]
