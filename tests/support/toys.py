@@ -146,15 +146,15 @@ class Gang(LoopStage[StageConfig]):
     def run(self, inputs: Inputs, context: StageContext, rank: RankContext) -> Output | None:
         import torch
 
-        from videoar.training.collectives import sum_over_ranks
+        from videoar.training.collectives import all_reduce_sum
 
         attempt = context.store.ledger.append(f"attempts/{rank.index}", {})
         if rank.index and attempt == 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        total = sum_over_ranks(torch.tensor([rank.index + 1.0])).item()
+        total = all_reduce_sum(torch.tensor([rank.index + 1.0])).item()
         if rank.index:
             raise ConfigError("gang", f"adds up to {total:g}")
-        sum_over_ranks(torch.zeros(1))  # waits for who will never come
+        all_reduce_sum(torch.zeros(1))  # waits for who will never come
         return None
 
 

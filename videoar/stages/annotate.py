@@ -65,9 +65,9 @@ class AnnotateStage(MapStage[A]):
 
     def tools(self) -> Mapping[str, str]:
         """Return the digest of the model and the version of the library that runs it."""
-        from videoar.model.pretrained.model_folder import identity
+        from videoar.model.pretrained.model_folder import pretrained_fingerprint
 
-        return identity(self.config.model)
+        return pretrained_fingerprint(self.config.model)
 
     def open(self, inputs: Inputs, context: StageContext) -> Mapper:  # noqa: ARG002 - rows come by file
         """Load the model once for all shards of a worker."""

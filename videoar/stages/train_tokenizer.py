@@ -164,7 +164,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
             metrics = trainer.train_step()
             if validation is not None and self._is_due(trainer.step):
                 found = validation.measure(trainer.averaged())
-                trainer.remember({f"val/{name}": value for name, value in found.items()})
+                trainer.log_metrics({f"val/{name}": value for name, value in found.items()})
             rank.report(trainer.step, steps, metrics)
             is_due = trainer.step % self.config.checkpoint_every == 0 or trainer.step == steps
             if is_due and rank.index == 0:

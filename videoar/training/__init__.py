@@ -1,6 +1,6 @@
-"""Training loops in pure torch: what they do to a model, never where they run."""
+"""Training loops in pure torch: what they do to a model, not where they run."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from videoar.training.data.token_loader import TokenLoader
@@ -8,9 +8,10 @@ if TYPE_CHECKING:
 __all__ = ["TokenLoader"]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - a module attribute of any type
+def __getattr__(name: str) -> object:
+    """Load a name on first use: stages import `videoar.training.config` and must stay light."""
     if name != "TokenLoader":
-        raise AttributeError(name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from videoar.training.data.token_loader import TokenLoader
 
     return TokenLoader

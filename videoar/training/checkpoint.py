@@ -1,7 +1,11 @@
-"""Training states as folders of safetensors and JSON. No pickle anywhere.
+"""Training states as folders of safetensors and JSON. No pickle is written or read.
 
 A checkpoint holds all that the next step depends on: weights, optimizer, moving average, position
 in the data. A published model (`model_store`) is only a network.
+
+    state.safetensors   tensors by `part/name`, e.g. `net/encoder.conv_in.weight`,
+                        `adam/0.exp_avg` (number of the weight), `average/encoder.conv_in.weight`
+    progress.json       step, history, position of the loader, and how many tensors each part has
 """
 
 import json
@@ -9,7 +13,7 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -21,13 +25,16 @@ from videoar.core.errors import ContractError
 _STATE, _PROGRESS = "state.safetensors", "progress.json"
 _SIZES = "num_tensors"
 
+Part: TypeAlias = "nn.Module | torch.optim.Optimizer | dict[str, Tensor]"
+"""Something whose tensors a checkpoint holds."""
+
 
 @contextmanager
 def reading(path: Path) -> Iterator[Path]:
-    """Name the file in whatever its content does to its reader.
+    """Raise whatever the content of a file causes as an error that names the file.
 
     Raises:
-        ContractError: it is missing, damaged, or that of another network.
+        ContractError: it is missing, damaged, or of another network.
     """
     try:
         yield path
@@ -35,31 +42,32 @@ def reading(path: Path) -> Iterator[Path]:
         raise
     except (OSError, LookupError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         what = textwrap.shorten(f"cannot be used: {type(error).__name__}: {error}", 400)
-        hint = "it is damaged or another network's: bring it anew, or train again"
+        hint = "it is damaged or of another network: fetch it again, or train again"
         raise ContractError(str(path), what, hint) from error
 
 
-def save_state(folder: Path, parts: Mapping[str, Any], progress: Mapping[str, Any]) -> None:
-    """Write what training needs to go on.
+def save_state(folder: Path, parts: Mapping[str, Part], progress: Mapping[str, Any]) -> None:
+    """Write what training needs to resume.
 
     Args:
         folder: existing folder.
-        parts: name to module, optimizer or plain dictionary of tensors.
-        progress: JSON values: step, loader position, history.
+        parts: by name; names are part of the saved format.
+        progress: JSON values: step, position of the loader, history.
     """
-    held = {part: _tensors(holder) for part, holder in parts.items()}
+    tensors_of = {name: _tensors(part) for name, part in parts.items()}
     tensors = {
         f"{part}/{name}": tensor.contiguous()
-        for part, own in held.items()
+        for part, own in tensors_of.items()
         for name, tensor in own.items()
     }
     save_file(tensors, folder / _STATE)
-    # an optimizer that has not stepped yet holds nothing: only the writer knows it from a lost one
-    sizes = {_SIZES: {part: len(own) for part, own in held.items()}}
+    # An optimizer that has not stepped yet has no state. Without these counts a reader could not
+    # tell it from one whose state was lost.
+    sizes = {_SIZES: {part: len(own) for part, own in tensors_of.items()}}
     (folder / _PROGRESS).write_text(json.dumps({**progress, **sizes}))
 
 
-def load_state(folder: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
+def load_state(folder: Path, parts: Mapping[str, Part]) -> dict[str, Any]:
     """Fill the parts in place from a folder that `save_state` wrote; return the progress.
 
     Raises:
@@ -69,43 +77,50 @@ def load_state(folder: Path, parts: Mapping[str, Any]) -> dict[str, Any]:
         progress: dict[str, Any] = json.loads(path.read_text())
         sizes = dict(progress.pop(_SIZES))
     with reading(folder / _STATE) as path:
-        held: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
+        tensors_of: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
         for key, tensor in load_file(path).items():
             part, name = key.split("/", 1)
-            held.setdefault(part, {})[name] = tensor
-        found = {part: len(own) for part, own in held.items()}
-        if found != sizes:
-            raise ValueError(f"it has {found} tensors for {sorted(parts)}, {sizes} were written")
-        for part, holder in parts.items():
-            _restore(part, holder, held[part])
+            tensors_of.setdefault(part, {})[name] = tensor
+        read = {part: len(own) for part, own in tensors_of.items()}
+        if read != sizes:
+            raise ValueError(f"it has {read} tensors for {sorted(parts)}, {sizes} were written")
+        for name, part_now in parts.items():
+            _restore(name, part_now, tensors_of[name])
     return progress
 
 
-def _tensors(holder: Any) -> dict[str, Tensor]:  # noqa: ANN401 - module, optimizer or dictionary
-    if isinstance(holder, torch.optim.Optimizer):
-        state = holder.state_dict()["state"]
+def _tensors(part: Part) -> dict[str, Tensor]:
+    if isinstance(part, torch.optim.Optimizer):
+        state = part.state_dict()["state"]
         return {f"{i}.{name}": value for i, own in state.items() for name, value in own.items()}
-    return dict(holder.state_dict() if isinstance(holder, nn.Module) else holder)
+    return dict(part.state_dict() if isinstance(part, nn.Module) else part)
 
 
-def _restore(part: str, holder: Any, tensors: dict[str, Tensor]) -> None:  # noqa: ANN401 - see `_tensors`
-    if isinstance(holder, torch.optim.Optimizer):
-        weights = [weight for group in holder.param_groups for weight in group["params"]]
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            index, name = key.split(".", 1)
-            if value.ndim:  # steps are scalars
-                _require_shape(f"{part}/{key}", value, weights[int(index)])
-            state.setdefault(int(index), {})[name] = value
-        holder.load_state_dict({**holder.state_dict(), "state": state})
-    elif isinstance(holder, nn.Module):
-        holder.load_state_dict(tensors)
+def _restore(name: str, part: Part, tensors: dict[str, Tensor]) -> None:
+    if isinstance(part, torch.optim.Optimizer):
+        _restore_optimizer(name, part, tensors)
+    elif isinstance(part, nn.Module):
+        part.load_state_dict(tensors)
     else:
-        if strange := sorted(tensors.keys() ^ holder.keys()):
-            raise ValueError(f"{part}/{strange[0]} is in one of file and network only")
-        for name, tensor in tensors.items():
-            _require_shape(f"{part}/{name}", tensor, holder[name])
-            holder[name].copy_(tensor)
+        if unmatched := sorted(tensors.keys() ^ part.keys()):
+            raise ValueError(f"{name}/{unmatched[0]} is in one of file and network only")
+        for key, tensor in tensors.items():
+            _require_shape(f"{name}/{key}", tensor, part[key])
+            part[key].copy_(tensor)
+
+
+def _restore_optimizer(
+    name: str, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
+) -> None:
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, key_in_state = key.split(".", 1)
+        if value.ndim:  # step counters are scalars
+            _require_shape(f"{name}/{key}", value, weights[int(index)])
+        state.setdefault(int(index), {})[key_in_state] = value
+    # The groups stay those of this run: learning rate and decay come from the config, not the file.
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
 def _require_shape(key: str, tensor: Tensor, like: Tensor) -> None:

@@ -1,7 +1,7 @@
-"""What the ranks of a gang tell each other: sums, in as few exchanges as there can be.
+"""Collectives between the ranks of a training, each in one exchange.
 
-Without a torch process group a rank is alone, and has nobody to tell. Where a rank dies, the others
-find out in their next exchange: that is no fault of theirs, and the engine tries again.
+Without a torch process group a rank is alone and every reduction is the identity. If a rank is
+lost, the others fail in their next collective with a retryable error, and the engine restarts all.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from videoar.core.errors import WorkerLostError, one_line
 
 
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """Add up the values of all ranks, in place; the same sum comes out on each.
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """Add up the values of all ranks, in place; every rank gets the same sum.
 
     Raises:
-        WorkerLostError: another rank is gone.
+        WorkerLostError: another rank is lost.
     """
     if _world_size() > 1:
         with _exchange():
@@ -25,44 +25,47 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def of_all_ranks(values: Tensor) -> list[Tensor]:
-    """Return the values of each rank of a gang.
+def all_gather(values: Tensor) -> list[Tensor]:
+    """Return the values of every rank.
 
     Raises:
-        ValueError: there is none, no process group was joined.
-        WorkerLostError: another rank is gone.
+        ValueError: no process group was joined.
+        WorkerLostError: another rank is lost.
     """
-    found = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
+    result = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
     with _exchange():
-        torch.distributed.all_gather(found, values)
-    return found
+        torch.distributed.all_gather(result, values)
+    return result
 
 
-def sum_gradients(weights: Iterable[nn.Parameter]) -> None:
-    """Add up the gradients of all ranks, in one exchange; a rank without some adds zeros.
+def all_reduce_gradients(weights: Iterable[nn.Parameter]) -> None:
+    """Add up the gradients of all ranks, in one exchange; a rank without gradients adds zeros.
+
+    Not DistributedDataParallel: it averages over ranks and expects a backward pass on each, while
+    here every rank scales its loss by its share of the batch, and a rank without rows has none.
 
     Raises:
-        WorkerLostError: another rank is gone.
+        WorkerLostError: another rank is lost.
     """
     if _world_size() == 1:
         return
-    learned = [weight for weight in weights if weight.requires_grad]
-    gradients = [w.grad if w.grad is not None else torch.zeros_like(w) for w in learned]
-    flat = sum_over_ranks(torch.cat([gradient.flatten() for gradient in gradients]))
-    parts = flat.split([weight.numel() for weight in learned])
-    for weight, part in zip(learned, parts, strict=True):
+    trained = [weight for weight in weights if weight.requires_grad]
+    gradients = [w.grad if w.grad is not None else torch.zeros_like(w) for w in trained]
+    flat = all_reduce_sum(torch.cat([gradient.flatten() for gradient in gradients]))
+    parts = flat.split([weight.numel() for weight in trained])
+    for weight, part in zip(trained, parts, strict=True):
         weight.grad = part.view_as(weight)
 
 
 def _world_size() -> int:
     distributed = torch.distributed
-    is_gang = distributed.is_available() and distributed.is_initialized()
-    return distributed.get_world_size() if is_gang else 1
+    has_group = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if has_group else 1
 
 
 @contextmanager
 def _exchange() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # of gloo and NCCL alike
+    except RuntimeError as error:  # gloo and NCCL report a closed connection by nothing narrower
         raise WorkerLostError("a rank", f"lost another one: {one_line(error)}") from error

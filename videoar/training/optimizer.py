@@ -1,8 +1,8 @@
-"""AdamW as both networks use it: parameter groups, warm-up, cosine, broken steps, moving average.
+"""AdamW as both networks use it: parameter groups, non-finite steps, moving average of weights.
 
 The moving average is what is published; the optimizer's own weights are only a means.
 Source: arXiv 2601.05966 section 6.1 (betas, learning rate, cosine, weight decay); warm-up, final
-share, skipping and averaging are ours.
+fraction, skipping and averaging are ours.
 """
 
 import logging
@@ -16,11 +16,11 @@ from videoar.core.errors import StageError
 from videoar.training.config import OptimizerConfig
 
 logger = logging.getLogger(__name__)
-_MAX_BAD_STEPS = 5  # chosen: a spike passes, a broken run does not
+_MAX_BAD_STEPS = 5  # chosen: a spike passes, a diverged run does not
 
 
 def make_adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on matrices and kernels alone."""
+    """Return AdamW with weight decay on matrices and kernels only."""
     weights = [weight for weight in parameters if weight.requires_grad]
     groups = [
         {"params": [w for w in weights if w.ndim > 1], "weight_decay": config.weight_decay},
@@ -36,7 +36,13 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 class MovingAverage:
-    """Exponential moving average of a model's weights, short at first so that it soon is useful."""
+    """Exponential moving average of a model's weights, with a warm-up of the decay.
+
+    Not torch's `AveragedModel`: its first update copies the model instead of averaging, it counts
+    updates where ours depends on the step (skipped steps included), and it saves the names
+    `module.NAME` and `n_averaged` where checkpoints hold `average/NAME`. A resumed run would get
+    other bits.
+    """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -44,28 +50,32 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move towards the model after a step, counted from 0."""
+        """Move towards the model after a step, counted from 0.
+
+        The decay rises from 0.1 to its final value, otherwise the random initial weights would
+        dominate the average of the first thousand steps.
+        """
         decay = min(self.decay, (1 + step) / (10 + step))  # Source: TensorFlow's EMA warm-up
         current: dict[str, Tensor] = model.state_dict()
         averaged = list(self.weights.values())
         torch._foreach_lerp_(averaged, [current[name] for name in self.weights], 1 - decay)
 
 
-class Patience:
-    """Lets steps be skipped whose numbers are not finite, but not many in a row.
+class NonFiniteGuard:
+    """Accepts steps whose numbers are finite and stops a run of too many others.
 
-    All ranks must show it the same numbers: then they skip the same steps.
+    All ranks must pass the same numbers; then they skip the same steps.
     """
 
     def __init__(self) -> None:
         self.bad_steps = 0
-        """Skipped since the last good one; part of a checkpoint's progress."""
+        """Skipped since the last accepted one; part of a checkpoint's progress."""
 
-    def allows(self, step: int, numbers: Mapping[str, float]) -> bool:
-        """Say whether a step may change weights.
+    def accept(self, step: int, numbers: Mapping[str, float]) -> bool:
+        """Return whether a step may change weights.
 
         Raises:
-            StageError: it may not, and neither might those before it.
+            StageError: it may not, and neither might the steps before it.
         """
         bad = [
             f"{name} is {number}" for name, number in numbers.items() if not math.isfinite(number)
@@ -80,5 +90,5 @@ class Patience:
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics that a curve can show, and JSON can hold."""
+    """Return the finite metrics: JSON has no NaN, and a curve cannot show one."""
     return {name: value for name, value in metrics.items() if math.isfinite(value)}

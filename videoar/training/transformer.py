@@ -1,11 +1,12 @@
 """Train the transformer on latents: corrupt the history, predict the bits that repair it.
 
 One idea: every random choice of a step comes from a generator seeded with (seed, step, rank), so a
-run is a pure function of its inputs and a resumed run goes on as the first would have: on a CPU to
-the bit, on a GPU up to the order in which some kernels add.
+run is a pure function of its inputs and resumes deterministically: bit for bit on a CPU, on a GPU
+up to the order in which some kernels add.
 
-Cost: pyramids are rebuilt at every step because flips change the labels; at 8x8x5 latents that is
-under a tenth of the step.
+The token store holds continuous latents; the bits that are predicted are computed from them in
+every step, because a flipped bit of the history changes the labels after it. At 8x8x5 latents that
+is under a tenth of the step.
 
 B batch, T latent frames, K bits, H W latent grid.
 Source: arXiv 2601.05966 sections 5 and 6.1.
@@ -24,18 +25,18 @@ from videoar.model.tokenizer.quantizer import MultiScaleBSQ
 from videoar.model.transformer.attention import random_frame_mask
 from videoar.model.transformer.corruption import draw_flips, flip_probabilities
 from videoar.model.transformer.loss import BitLoss, bit_loss
-from videoar.model.transformer.network import VideoAR, flatten_bits, teacher_inputs
-from videoar.training.checkpoint import load_state, save_state
-from videoar.training.collectives import sum_gradients, sum_over_ranks
+from videoar.model.transformer.network import VideoAR, flatten_bits, teacher_forcing_inputs
+from videoar.training.checkpoint import Part, load_state, save_state
+from videoar.training.collectives import all_reduce_gradients, all_reduce_sum
 from videoar.training.config import Phase, TransformerTraining
-from videoar.training.optimizer import MovingAverage, Patience, finite, make_adamw, set_rate
+from videoar.training.optimizer import MovingAverage, NonFiniteGuard, finite, make_adamw, set_rate
 
-_NOTHING = BitLoss(torch.zeros(()), torch.zeros(()))
-_HISTORY = 200  # points of the loss curve that are kept
+_NO_ROWS = BitLoss(torch.zeros(()), torch.zeros(()))
+_HISTORY_POINTS = 200  # chosen: enough for a curve, small in a checkpoint
 
 
 class Loader(Protocol):
-    """What the trainer needs of `TokenLoader`: iterating runs one epoch."""
+    """The part of `TokenLoader` that the trainer uses: iterating runs one epoch."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield batches with `latent_BTKHW`, `captions` and `global_size`."""
@@ -46,18 +47,18 @@ class Loader(Protocol):
         ...
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
-        """Go to a position."""
+        """Continue after a position."""
         ...
 
 
 class TransformerTrainer:
-    """Training as an object that can stop and go on.
+    """One rank of a training run.
 
     Args:
         model: trained in place; equal on all ranks.
-        training: how.
-        make_loader: global batch size to this rank's loader.
-        rank: number of this member of the gang; a gang must have joined a torch process group.
+        training: phases, optimizer, corruption.
+        make_loader: returns this rank's loader for a global batch size.
+        rank: number of this rank; several must have joined a torch process group.
     """
 
     def __init__(
@@ -77,24 +78,24 @@ class TransformerTrainer:
         self.history: list[dict[str, float]] = []
         self._make_loader = make_loader
         self._loader_state: dict[str, int | str] | None = None
-        self._patience = Patience()
+        self._guard = NonFiniteGuard()
 
     @property
-    def parts(self) -> dict[str, Any]:
-        """Everything that changes, by name."""
+    def parts(self) -> dict[str, Part]:
+        """What a checkpoint holds; the names are part of its format."""
         return {"model": self.model, "optimizer": self.optimizer, "average": self.average.weights}
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint into an existing folder."""
         progress = {"step": self.step, "loader": self._loader_state, "history": self.history}
-        save_state(folder, self.parts, progress | {"bad_steps": self._patience.bad_steps})
+        save_state(folder, self.parts, progress | {"bad_steps": self._guard.bad_steps})
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint."""
+        """Resume from a checkpoint."""
         progress = load_state(folder, self.parts)
         self.step, self.history = progress["step"], progress["history"]
         self._loader_state = progress["loader"]
-        self._patience.bad_steps = progress["bad_steps"]
+        self._guard.bad_steps = progress["bad_steps"]
 
     def run(self, after_step: Callable[["TransformerTrainer", Mapping[str, float]], None]) -> None:
         """Take the remaining steps, calling `after_step` after each."""
@@ -104,9 +105,11 @@ class TransformerTrainer:
             batches = self._batches(phase)
             for inner in range(done, phase.steps):
                 metrics = self.take_step(next(batches), phase, inner)
-                if inner == phase.steps - 1:  # a checkpoint of now goes on with the next phase
+                if inner == phase.steps - 1:
+                    # A checkpoint of this step resumes in the next phase, whose loader has another
+                    # batch size and begins with its own first epoch.
                     self._loader_state = None
-                self._remember(metrics)
+                self._finish_step(metrics)
                 after_step(self, metrics)
 
     def _batches(self, phase: Phase) -> Iterator[dict[str, Any]]:
@@ -119,9 +122,14 @@ class TransformerTrainer:
                 yield batch
 
     def take_step(self, batch: Mapping[str, Any], phase: Phase, inner: int) -> dict[str, float]:
-        """Update the weights once; return metrics of the whole batch, on whatever ranks it lies.
+        """Update the weights once; return metrics of the global batch.
 
         A step whose loss or gradient is not finite is skipped.
+
+        Args:
+            batch: this rank's rows.
+            phase: part of the curriculum.
+            inner: number of the step inside the phase, from 0: each phase has its own schedule.
 
         Raises:
             StageError: several steps in a row had a loss or gradient that is not finite.
@@ -130,18 +138,21 @@ class TransformerTrainer:
         set_rate(self.optimizer, rate)
         self.optimizer.zero_grad()
         rows = len(batch["captions"])
-        scored = self._score(batch, phase) if rows else _NOTHING  # a short batch may leave us none
+        # The last batch of an epoch may leave this rank no rows; it still joins the collectives.
+        scored = self._score(batch, phase) if rows else _NO_ROWS
+        # Losses are means over own rows; scaled by their share, gradients of ranks add up to that
+        # of the mean over the global batch, however many rows each rank has.
         share = rows / batch["global_size"]
         if rows:
             (scored.loss * share).backward()
-        sum_gradients(self.model.parameters())
+        all_reduce_gradients(self.model.parameters())
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.training.optimizer.clip_norm
         )
         own = share * torch.stack([scored.loss.detach(), scored.accuracy.detach()])
-        loss, accuracy = sum_over_ranks(own.to(norm.device)).tolist()
+        loss, accuracy = all_reduce_sum(own.to(norm.device)).tolist()
         checked = {"loss": loss, "gradient_norm": norm.item()}
-        if self._patience.allows(self.step, checked):
+        if self._guard.accept(self.step, checked):
             self.optimizer.step()
             self.average.update(self.model, self.step)
         self.step += 1
@@ -153,32 +164,33 @@ class TransformerTrainer:
         if phase.num_frames:
             latent_BKTHW = latent_BKTHW[:, :, : latent_frames(phase.num_frames, stride)]
         size, frames = latent_BKTHW.shape[0], latent_BKTHW.shape[2]
-        source = torch.Generator().manual_seed(seed_from(self.training.seed, self.step, self.rank))
-        drop_B = torch.rand(size, generator=source) < self.training.drop_text
-        flips = self._flips((size, frames), source)
-        keep = random_frame_mask((size, frames), phase.p_mask, source) if phase.p_mask else None
+        # On the CPU: a CUDA generator draws other numbers from the same seed.
+        random = torch.Generator().manual_seed(seed_from(self.training.seed, self.step, self.rank))
+        drop_B = torch.rand(size, generator=random) < self.training.drop_text
+        flips = self._flips((size, frames), random)
+        keep = random_frame_mask((size, frames), phase.p_mask, random) if phase.p_mask else None
         pyramid = self.quantizer.pyramid(latent_BKTHW, flips)
         layout = self.model.layout(1 + stride * (frames - 1))
         with torch.autocast(
             device.type, dtype=torch.bfloat16, enabled=self.training.precision == "bf16"
         ):
             logits = self.network(
-                teacher_inputs(layout.scheme, pyramid.accumulated),
+                teacher_forcing_inputs(layout.scheme, pyramid.accumulated),
                 self.model.encode_text(batch["captions"], drop_B),
                 layout,
                 keep_BTT=None if keep is None else keep.to(device),
             )
         return bit_loss(logits, flatten_bits(layout.scheme, pyramid.bits), layout.weight_l)
 
-    def _flips(self, shape_BT: tuple[int, int], source: torch.Generator) -> list[Tensor] | None:
+    def _flips(self, shape_BT: tuple[int, int], random: torch.Generator) -> list[Tensor] | None:
         corruption, cfg = self.training.corruption, self.model.cfg
         if corruption.is_clean:
             return None
-        p_BTS = flip_probabilities((*shape_BT, len(cfg.scales)), corruption, source)
+        p_BTS = flip_probabilities((*shape_BT, len(cfg.scales)), corruption, random)
         shapes = [(h, w, cfg.num_bits) for h, w in cfg.scales]
-        return [flip.to(self.model.device) for flip in draw_flips(p_BTS, shapes, source)]
+        return [flip.to(self.model.device) for flip in draw_flips(p_BTS, shapes, random)]
 
-    def _remember(self, metrics: Mapping[str, float]) -> None:
-        every = max(1, self.training.steps // _HISTORY)
+    def _finish_step(self, metrics: Mapping[str, float]) -> None:
+        every = max(1, self.training.steps // _HISTORY_POINTS)
         if self.step % every == 0 or self.step in {1, self.training.steps}:
             self.history.append({"step": self.step, **finite(metrics)})

@@ -157,7 +157,7 @@ def test_a_state_of_other_parts_is_refused(tmp_path):
         trainer().load(tmp_path)
 
 
-def test_before_its_start_the_critic_has_nothing_to_restore(tmp_path):
+def test_discriminator_before_its_first_step_has_no_optimizer_state(tmp_path):
     straight = trainer(1, gan_start=2)
     straight.save(tmp_path)
     assert not any(

@@ -63,16 +63,16 @@ def test_every_term_is_finite_and_resuming_is_exact(extra, tmp_path):
     assert resumed.history == straight.history
     for name, weight in straight.average.weights.items():
         assert torch.equal(weight, resumed.average.weights[name])
-    for name, weight in straight.critic.state_dict().items():
-        assert torch.equal(weight, resumed.critic.state_dict()[name]), name
+    for name, weight in straight.discriminator.state_dict().items():
+        assert torch.equal(weight, resumed.discriminator.state_dict()[name]), name
 
 
 def parts_of(trainer):
-    return [trainer._part(*part) for part in trainer._batch(trainer.step).parts]
+    return [trainer._on_device(*part) for part in trainer.loader.read(trainer.step).parts]
 
 
 def videos_of(trainer):
-    return [part.video for part in parts_of(trainer)]
+    return [part.video_B3THW for part in parts_of(trainer)]
 
 
 def test_ranks_share_one_batch():
@@ -105,13 +105,13 @@ def test_a_batch_mixes_images_and_videos_that_count_the_same_each():
         return parts_of(TokenizerTrainer(CFG, shared, CLIPS))
 
     found = parts()
-    assert [part.video.shape[::2] for part in found] == [(2, 1, 32), (6, 5, 32)]
+    assert [part.video_B3THW.shape[::2] for part in found] == [(2, 1, 32), (6, 5, 32)]
     assert [part.weight for part in found] == [0.25, 0.75]
     split = parts(accumulate=4)
-    assert [len(part.video) for part in split] == [1, 1, 2, 2, 1, 1]
+    assert [len(part.video_B3THW) for part in split] == [1, 1, 2, 2, 1, 1]
     assert sum(part.weight for part in split) == 1
-    joined = torch.cat([part.video for part in split[2:]])
-    assert torch.equal(joined, found[1].video)
+    joined = torch.cat([part.video_B3THW for part in split[2:]])
+    assert torch.equal(joined, found[1].video_B3THW)
 
 
 @pytest.mark.parametrize("extra", [{}, {"image_share": 0.25}, EVERYTHING], ids=str)
@@ -157,12 +157,12 @@ def test_the_next_step_is_read_while_this_one_computes_and_fails_only_when_it_co
         clips = Read(bad)
         trainer = TokenizerTrainer(CFG, options(steps=steps), clips)
         trainer.train_step()
-        trainer._reader.submit(int).result()  # after what is being read
+        trainer.loader._thread.submit(int).result()  # after what is being read
         return trainer, clips
 
     trainer, clips = read(steps=3)
     for step in range(3):
-        trainer._batch(step)
+        trainer.loader.read(step)
     assert clips.numbers[:8] == clips.numbers[8:16]  # of the first two steps, in their order
     assert len(read(steps=1)[1].numbers) == 4  # nothing beyond the last
     trainer, clips = read(steps=3, bad=5)
@@ -209,7 +209,7 @@ def test_sizes_share_one_network_and_resuming_is_exact(tmp_path):
     for step in range(6):
         if step == 2:
             straight.save(tmp_path)
-        sizes.append(tuple(parts_of(straight)[0].video.shape[-2:]))
+        sizes.append(tuple(parts_of(straight)[0].video_B3THW.shape[-2:]))
         expected = straight.train_step()
     assert len(set(sizes[2:])) == 3
     resumed = mixed(**everything)
@@ -266,33 +266,35 @@ def steep(images_N3HW):
     return [(images_N3HW * 0).sqrt()]
 
 
-def test_a_step_against_the_critic_is_the_one_of_the_paper():
+def test_step_with_a_discriminator_is_that_of_the_paper():
     weights = LossWeights(gan=0.3, lecam=0.7)
     trainer = TokenizerTrainer(CFG, options(weights=weights), CLIPS)
-    lecam = trainer.critic.lecam
+    lecam = trainer.discriminator.lecam
     lecam.real.fill_(0.2), lecam.fake.fill_(-0.4)
     (part,) = parts_of(trainer)
     with torch.no_grad():
-        latent = trainer.net.encode(part.video)
+        latent = trainer.net.encode(part.video_B3THW)
         rebuilt = trainer.net.decode(trainer.net.quantizer(latent).latent_BKTHW)
-    judge = copy.deepcopy(trainer.critic.judge)
-    real, fake = judge(part.video), judge(rebuilt)
+    judge = copy.deepcopy(trainer.discriminator.judge)
+    real, fake = judge(part.video_B3THW), judge(rebuilt)
     gan = -0.3 * fake.mean().item()
     hinge = ((1 - real).relu().mean() + (1 + fake).relu().mean()) / 2
     penalty = (real + 0.4).relu().square().mean() + (0.2 - fake).relu().square().mean()
-    critic = hinge + 0.7 * penalty
-    critic.backward()
+    by_hand = hinge + 0.7 * penalty
+    by_hand.backward()
 
     metrics = trainer.train_step()
     assert metrics["gan"] == pytest.approx(gan, rel=1e-4)
-    assert metrics["critic"] == pytest.approx(critic.item(), rel=1e-4)
+    assert metrics["critic"] == pytest.approx(by_hand.item(), rel=1e-4)
     parts = metrics["pixel"] + metrics["quantizer"] + metrics["gan"]
     assert metrics["loss"] == pytest.approx(parts, rel=1e-5)
     assert lecam.real.item() == pytest.approx(0.999 * 0.2 + 0.001 * real.mean().item(), abs=1e-6)
     assert lecam.fake.item() == pytest.approx(0.999 * -0.4 + 0.001 * fake.mean().item(), abs=1e-6)
     torch.nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
-    for own, by_hand in zip(trainer.critic.judge.parameters(), judge.parameters(), strict=True):
-        torch.testing.assert_close(own.grad, by_hand.grad, rtol=1e-3, atol=1e-5)
+    for own, expected in zip(
+        trainer.discriminator.judge.parameters(), judge.parameters(), strict=True
+    ):
+        torch.testing.assert_close(own.grad, expected.grad, rtol=1e-3, atol=1e-5)
 
 
 def flat(images_N3HW):
@@ -312,10 +314,13 @@ def train(trainer, steps):
 
 def state_of(trainer):
     """Return all that a step may change."""
-    critic = trainer.critic.state_dict() if trainer.critic else {}
-    adams = [trainer.optimizer, *([trainer.critic.optimizer] if trainer.critic else [])]
+    judged = trainer.discriminator.state_dict() if trainer.discriminator else {}
+    adams = [
+        trainer.optimizer,
+        *([trainer.discriminator.optimizer] if trainer.discriminator else []),
+    ]
     moments = [m for adam in adams for own in adam.state.values() for m in own.values()]
-    weights = [*trainer.net.parameters(), *trainer.average.weights.values(), *critic.values()]
+    weights = [*trainer.net.parameters(), *trainer.average.weights.values(), *judged.values()]
     return [tensor.detach().clone() for tensor in (*weights, *moments)]
 
 
@@ -342,11 +347,13 @@ def test_a_step_that_is_not_finite_is_skipped_and_soon_stops_the_run(tmp_path, c
         train(resumed, 4)
 
 
-def test_what_breaks_the_critic_alone_skips_the_whole_step():
+def test_non_finite_discriminator_gradient_skips_the_whole_step():
     trainer = TokenizerTrainer(CFG, options(**EVERYTHING), CLIPS)
     train(trainer, 2)
     before = state_of(trainer)
-    hook = next(trainer.critic.parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    hook = next(trainer.discriminator.parameters()).register_hook(
+        lambda gradient: gradient * torch.inf
+    )
     train(trainer, 1)
     assert all(map(torch.equal, before, state_of(trainer)))
     hook.remove()
@@ -355,7 +362,7 @@ def test_what_breaks_the_critic_alone_skips_the_whole_step():
 
 
 def flat_weights(trainer):
-    parts = [*trainer.net.parameters(), *trainer.critic.state_dict().values()]
+    parts = [*trainer.net.parameters(), *trainer.discriminator.state_dict().values()]
     return torch.cat([w.detach().flatten() for w in parts]).numpy()
 
 

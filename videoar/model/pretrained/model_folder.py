@@ -13,7 +13,7 @@ _READ = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 """Kinds of files that loading may read: weights, configs, chat templates, vocabularies."""
 
 
-def identity(folder: str) -> Mapping[str, str]:
+def pretrained_fingerprint(folder: str) -> Mapping[str, str]:
     """Return what the output depends on: digest of the folder's content, version of the library.
 
     Raises:

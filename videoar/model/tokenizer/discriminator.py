@@ -47,7 +47,7 @@ class PatchDiscriminator(nn.Module):
         return logits
 
 
-def hinge_critic_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     """Return what the critic minimises: real scores above 1, fake ones below -1."""
     return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
 

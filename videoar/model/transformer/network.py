@@ -41,7 +41,7 @@ def block_input(rebuilt_BKHW: Tensor, block: Block) -> Tensor:
     return rearrange(resize(rebuilt_BKHW, block.grid), "b k h w -> b (h w) k")
 
 
-def teacher_inputs(scheme: Scheme, accumulated: Sequence[Tensor]) -> Tensor:
+def teacher_forcing_inputs(scheme: Scheme, accumulated: Sequence[Tensor]) -> Tensor:
     """Return the inputs of all blocks from a known history.
 
     Args:

@@ -1,1 +1,1 @@
-"""Training data: the order of rows in an epoch and the loader that reads them."""
+"""Training data: the order of an epoch, loaders of tokens and of clips, caches and buffers."""

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.support import tiny_models
 from videoar.core.errors import ConfigError
-from videoar.model.pretrained.model_folder import folder_digest, identity
+from videoar.model.pretrained.model_folder import folder_digest, pretrained_fingerprint
 from videoar.model.pretrained.networks import Captioner, ImageEncoder, pick_stills
 
 PROMPT = "what is this"
@@ -106,7 +106,7 @@ def test_the_digest_is_of_what_loading_reads(tmp_path):
     config = tmp_path / "a" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"projection_dim": 13}))
     assert digest != folder_digest(folder)
-    assert identity(folder)["transformers"] == tiny_models.transformers.__version__
+    assert pretrained_fingerprint(folder)["transformers"] == tiny_models.transformers.__version__
 
 
 def test_unchanged_files_are_hashed_once(tmp_path):
@@ -208,4 +208,4 @@ def test_without_the_extra_the_message_says_what_to_install(tmp_path, monkeypatc
     folder = tiny_models.clip(tmp_path)
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(ConfigError, match=r"not installed \(install videoar\[caption\]\)"):
-        identity(folder)
+        pretrained_fingerprint(folder)

@@ -11,7 +11,7 @@ from videoar.model.tokenizer.config import LossWeights
 from videoar.model.tokenizer.discriminator import (
     LeCam,
     PatchDiscriminator,
-    hinge_critic_loss,
+    hinge_discriminator_loss,
     hinge_generator_loss,
 )
 from videoar.model.tokenizer.losses import RandomFeatures, perceptual_loss, pixel_loss, psnr
@@ -96,8 +96,8 @@ def test_lpips_is_its_formula():
 
 def test_hinge_losses_at_their_corners():
     real, fake = torch.full((2, 1), 1.5), torch.full((2, 1), -1.5)
-    assert hinge_critic_loss(real, fake).item() == 0
-    assert hinge_critic_loss(fake, real).item() == pytest.approx(2.5)
+    assert hinge_discriminator_loss(real, fake).item() == 0
+    assert hinge_discriminator_loss(fake, real).item() == pytest.approx(2.5)
     assert hinge_generator_loss(fake).item() == pytest.approx(1.5)
 
 
@@ -119,7 +119,7 @@ def test_the_critic_learns_to_tell_noise_from_a_ramp():
     adam = torch.optim.Adam(critic.parameters(), lr=2e-3)
     losses = []
     for _ in range(15):
-        loss = hinge_critic_loss(critic(real), critic(fake))
+        loss = hinge_discriminator_loss(critic(real), critic(fake))
         adam.zero_grad()
         loss.backward()
         adam.step()

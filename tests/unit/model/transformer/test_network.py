@@ -11,7 +11,12 @@ from videoar.model.transformer.attention import Visibility, random_frame_mask
 from videoar.model.transformer.config import PRESETS, CFECConfig, ModelConfig
 from videoar.model.transformer.corruption import draw_flips, flip_probabilities
 from videoar.model.transformer.loss import bit_loss
-from videoar.model.transformer.network import VideoAR, flatten_bits, kv_bytes, teacher_inputs
+from videoar.model.transformer.network import (
+    VideoAR,
+    flatten_bits,
+    kv_bytes,
+    teacher_forcing_inputs,
+)
 from videoar.model.transformer.rope import AXIS_OF_SLOT, rotate, rotation
 from videoar.model.transformer.sampling import (
     SamplerSettings,
@@ -44,7 +49,9 @@ def logits_of(model, bits, prompts=PROMPTS):
     layout = model.layout(4 * bits[0].shape[1] - 3)
     history = MultiScaleBSQ(8, TINY.scales).accumulate(bits)
     with torch.no_grad():
-        return model(teacher_inputs(layout.scheme, history), model.encode_text(prompts), layout)
+        return model(
+            teacher_forcing_inputs(layout.scheme, history), model.encode_text(prompts), layout
+        )
 
 
 def rows(model, frame, scale, frames=3):
@@ -246,7 +253,8 @@ def test_flips_change_later_labels_only_and_zero_is_the_clean_pipeline():
     assert all(torch.equal(a, b) for a, b in zip(last.bits, clean.bits, strict=True))
     scheme = NextFrameNextScale(3, TINY.scales)
     moved = (
-        teacher_inputs(scheme, last.accumulated) != teacher_inputs(scheme, clean.accumulated)
+        teacher_forcing_inputs(scheme, last.accumulated)
+        != teacher_forcing_inputs(scheme, clean.accumulated)
     ).any(dim=(0, 2))
     touched = {(b.frame, b.scale) for i, b in enumerate(scheme.blocks) if moved.split(
         [block.num_tokens for block in scheme.blocks])[i].any()}  # fmt: skip
@@ -305,7 +313,7 @@ def test_loss_starts_at_ln_2_and_weights_sum_to_one():
     layout = model.layout(5)
     quantizer = MultiScaleBSQ(8, SMALL_SQUARE)
     pyramid = quantizer.pyramid(torch.randn(2, 8, 2, 8, 8))
-    inputs = teacher_inputs(layout.scheme, pyramid.accumulated)
+    inputs = teacher_forcing_inputs(layout.scheme, pyramid.accumulated)
     logits = model(inputs, model.encode_text(PROMPTS), layout)
     labels = flatten_bits(layout.scheme, pyramid.bits)
     assert bit_loss(logits, labels, layout.weight_l).loss.item() == pytest.approx(
