@@ -33,6 +33,7 @@ class FeatureStats:
         Raises:
             ContractError: not a matrix, another number of features than before, or not finite.
         """
+        # Before any sum: float32 has 7 digits, and the covariance is a difference of large sums.
         x = np.asarray(x_ND, dtype=np.float64)
         if x.ndim != 2 or not np.isfinite(x).all():
             raise ContractError("features", f"shape {x.shape} is not a matrix of finite numbers")
@@ -49,6 +50,7 @@ class FeatureStats:
         if other.mean is None or other.m2 is None:
             return self
         if self.mean is None or self.m2 is None:
+            # Copies: the two accumulators must not share arrays.
             self.count, self.mean, self.m2 = other.count, other.mean.copy(), other.m2.copy()
             return self
         if self.mean.shape != other.mean.shape:
@@ -117,6 +119,7 @@ def frechet_interval(
     Bootstrap percentiles would be biased: a resample repeats vectors, which acts like a smaller N
     and raises the distance, so at small N the percentiles may not contain the value.
     """
+    # 200 resamples: the standard error of a standard deviation s is s / sqrt(2 * 200), 5 % of it.
     generator = np.random.default_rng(seed)
     resampled = [
         frechet_of_vectors(
@@ -125,5 +128,6 @@ def frechet_interval(
         )
         for _ in range(num_resamples)
     ]
+    # A distance is not negative; the normal interval of a small one can be.
     value, half = frechet_of_vectors(x_ND, y_ND), 1.96 * float(np.std(resampled))
     return max(0.0, value - half), value + half

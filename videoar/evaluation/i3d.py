@@ -231,6 +231,7 @@ def check_identity(data: bytes, where: str) -> None:
     if len(data) != NUM_BYTES:
         raise ConfigError(where, f"{len(data)} bytes, not {NUM_BYTES}", hint)
     header = f"blob {len(data)}\0".encode()
+    # SHA-1 as git computes a blob id, so that the id can be looked up in the published repository.
     blob = hashlib.sha1(header + data, usedforsecurity=False).hexdigest()
     if blob != FVD_BLOB:
         what = _OTHER_CHECKPOINTS.get(blob, "unknown content")
@@ -243,6 +244,7 @@ def read_bundle(data: bytes) -> I3D:
     for _, tensor in network.variables():
         flat = np.frombuffer(data, dtype="<f4", count=tensor.numel(), offset=offset)
         offset += flat.nbytes
+        # Copied, because PyTorch has no read-only tensors and the buffer of `bytes` is read-only.
         tensor.copy_(_torch_layout(torch.from_numpy(flat.copy()), tensor))
     return network.eval()
 
@@ -270,6 +272,7 @@ def preprocess(frames_THWC: np.ndarray) -> Tensor:
     """
     video_TCHW = torch.from_numpy(frames_THWC).permute(0, 3, 1, 2).float() / 127.5 - 1
     height, width = video_TCHW.shape[2:]
+    # Rounded up, so that a rounding error never leaves less than the 224 px of the crop.
     scale = 224 / min(height, width)
     size = (max(224, math.ceil(height * scale)), max(224, math.ceil(width * scale)))
     video_TCHW = functional.interpolate(video_TCHW, size, mode="bilinear", align_corners=False)

@@ -8,13 +8,12 @@ Axes: N clips, T frames, D features.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from videoar.core.types import Row
+from videoar.core.types import Json, Row
 from videoar.evaluation import metric_names, scorecard, synthetic
 from videoar.evaluation.frechet import FeatureStats, frechet_distance, frechet_interval
 from videoar.evaluation.i3d import I3D, MIN_FRAMES, NUM_CLASSES, preprocess
@@ -41,9 +40,11 @@ class Clip:
     text: str
 
 
-def features_ND(network: I3D, clips: Iterable[Clip]) -> Array:  # noqa: N802 - shape suffix
+def features_ND(network: I3D, clips: Iterable[Clip]) -> Array:
     """Return the logits of each clip's first `DISTANCE_FRAMES` frames, one clip at a time."""
     network.to(device())
+    # Batches of one: memory stays that of one clip, and its logits do not depend on the others
+    # (kernels and their order of summation vary with the batch size).
     with torch.inference_mode():
         logits = [network(preprocess(clip.frames[:DISTANCE_FRAMES]).to(device())) for clip in clips]
     return np.asarray(torch.cat(logits).double().cpu()) if logits else np.empty((0, NUM_CLASSES))
@@ -147,6 +148,8 @@ class SampleScores:
 
     def synthetic_rows(self, prefix: str, lock: Lock) -> list[Row]:
         """Return attribute accuracies over the clips with a prompt of the synthetic corpus."""
+        # The key `judge` is older than the name of the classifier: renaming it would change the
+        # digest of the lock and make new values incomparable with those in existing stores.
         full = {**lock, "judge": synthetic.CLASSIFIER_VERSION}
         scenes = [parse_prompt(text) for text in self.texts]
         pairs = [
@@ -159,8 +162,10 @@ class SampleScores:
             return synthetic_not_evaluated(prefix, reason, full)
         ids, predictions, prompted = zip(*pairs, strict=True)
         scores = synthetic.synthetic_scores(predictions, prompted)
-        seen = {id_: [v.colour, v.shape, v.motion] for id_, v in zip(ids, predictions, strict=True)}
-        scores["all_acc"].details["seen"] = seen
+        scores["all_acc"].details["seen"] = {
+            id_: [prediction.colour, prediction.shape, prediction.motion]
+            for id_, prediction in zip(ids, predictions, strict=True)
+        }
         return [
             scorecard.score_row(
                 f"{prefix}/{name}",
@@ -188,6 +193,7 @@ def frame_difference(frames_THWC: Frames) -> float:
 
     The largest 5 % because a small moving figure on a still background would vanish in the mean.
     """
+    # int16, because differences of uint8 wrap around: 0 - 1 = 255.
     steps = np.abs(np.diff(frames_THWC.astype(np.int16), axis=0)).mean(axis=-1).ravel()
     top = max(1, len(steps) // 20)
     return float(np.partition(steps, -top)[-top:].mean() / 255)
@@ -236,7 +242,7 @@ class ReconstructionScores:
 
     @staticmethod
     def _row(
-        metric: str, values: Sequence[float], lock: Lock, seed: int, details: dict[str, Any]
+        metric: str, values: Sequence[float], lock: Lock, seed: int, details: Mapping[str, Json]
     ) -> Row:
         return scorecard.score_row(
             metric,

@@ -9,17 +9,17 @@ non-finite or incomparable value does not pass.
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from videoar.core.errors import ContractError, did_you_mean
 from videoar.core.ids import canonical_json, digest_json
-from videoar.core.types import Frozen, Row
+from videoar.core.types import Frozen, Json, Row
 from videoar.evaluation.metric_names import METRICS, is_metric
 
-Lock = Mapping[str, Any]
+Lock = Mapping[str, Json]
 
 
 def score_row(  # noqa: PLR0913 - one keyword per column of the contract
@@ -32,7 +32,7 @@ def score_row(  # noqa: PLR0913 - one keyword per column of the contract
     interval: tuple[float, float] | None = None,
     chance: float | None = None,
     higher_is_better: bool = True,
-    details: Mapping[str, Any] | None = None,
+    details: Mapping[str, Json] | None = None,
 ) -> Row:
     """Return the row of an evaluated metric, values rounded to six significant digits.
 
@@ -82,6 +82,7 @@ def not_evaluated(metric: str, reason: str, *, lock: Lock, higher_is_better: boo
 
 
 def _row(metric: str, lock: Lock, *, higher_is_better: bool) -> Row:
+    # Every column is present: `pa.Table.from_pylist` takes the columns from the first row alone.
     full = {"metric": metric, **lock}
     return {
         "metric": metric,
@@ -114,6 +115,8 @@ def require_equal_counts(metric: str, num_samples: int, num_reference: int) -> N
 
 def mean_interval(values: Sequence[float], seed: int) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval of a mean (1,000 resamples)."""
+    # Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993): percentile intervals
+    # need about 1,000 resamples, standard deviations about 200.
     data = np.asarray(values, dtype=np.float64)
     picks = np.random.default_rng(seed).integers(len(data), size=(1000, len(data)))
     low, high = np.quantile(data[picks].mean(axis=1), [0.025, 0.975])
@@ -209,6 +212,7 @@ def _regression(rule: Rule, text: str, row: Row, champion: Mapping[str, Row] | N
     if other["lock_digest"] != row["lock_digest"]:
         changed = ", ".join(_lock_difference(row, other))
         return _result(rule, text, row, None, f"the champion's protocol differs in {changed}")
+    # With sign, "not worse than" is >= for both directions of a metric.
     sign = 1 if row["higher_is_better"] else -1
     bound = other["value"] - sign * allowed
     passed = sign * row["value"] >= sign * bound

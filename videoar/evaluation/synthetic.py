@@ -30,7 +30,7 @@ _MIN_CHROMA = 0.2  # chosen: backgrounds stay below 0.07, figures lie above 0.5
 _AREA = (0.012, 0.20)  # chosen: real figures cover 0.034 to 0.091 of the frame
 _COMPACT = 0.8  # chosen: fraction of the matte that must lie near its centroid
 _MIN_SPEED = 0.045  # short sides per second; chosen: a third of the slowest real figure
-_MIN_FOUND = 0.5  # chosen: fraction of frames with a figure for a clip to be valid
+_MIN_DETECTED = 0.5  # chosen: fraction of frames with a figure for a clip to be valid
 
 Array = NDArray[np.float64]
 
@@ -39,7 +39,7 @@ Array = NDArray[np.float64]
 class Prediction:
     """Predicted attributes of a clip; None where no class can be assigned."""
 
-    found: tuple[bool, ...]
+    detected: tuple[bool, ...]
     """Per frame, whether a figure was detected."""
     colour: str | None = None
     shape: str | None = None
@@ -50,7 +50,7 @@ class Prediction:
     @property
     def is_valid(self) -> bool:
         """Whether a figure was detected in at least half of the frames."""
-        return float(np.mean(self.found)) >= _MIN_FOUND
+        return float(np.mean(self.detected)) >= _MIN_DETECTED
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,17 @@ def classify(frames_THWC: NDArray[np.uint8], rate_fps: float) -> Prediction:
         The prediction; `motion` is None if the figure does not move.
     """
     figures = [_segment(frame) for frame in frames_THWC]
-    found = tuple(figure is not None for figure in figures)
-    seen = [(t / rate_fps, figure) for t, figure in enumerate(figures) if figure is not None]
-    if len(seen) < max(2, _MIN_FOUND * len(found)):
-        return Prediction(found)
+    detected = tuple(figure is not None for figure in figures)
+    located = [(t / rate_fps, figure) for t, figure in enumerate(figures) if figure is not None]
+    # A speed needs two positions; below half of the frames the clip counts as invalid anyway.
+    if len(located) < max(2, _MIN_DETECTED * len(detected)):
+        return Prediction(detected)
     side = min(frames_THWC.shape[1:3])
-    centres = np.array([figure.centre_yx for _, figure in seen]) / side
-    motion, speed = _motion(np.array([time_s for time_s, _ in seen]), centres)
-    colour = _nearest_colour(np.mean([figure.chroma for _, figure in seen], axis=0))
-    overlaps = np.mean([figure.overlaps() for _, figure in seen], axis=0)
-    return Prediction(found, colour, SHAPES[int(np.argmax(overlaps))], motion, speed)
+    centres = np.array([figure.centre_yx for _, figure in located]) / side
+    motion, speed = _motion(np.array([time_s for time_s, _ in located]), centres)
+    colour = _nearest_colour(np.mean([figure.chroma for _, figure in located], axis=0))
+    overlaps = np.mean([figure.overlaps() for _, figure in located], axis=0)
+    return Prediction(detected, colour, SHAPES[int(np.argmax(overlaps))], motion, speed)
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class _Figure:
         x = np.arange(self.matte.shape[1])[None, :] - self.centre_yx[1]
         scores = []
         for shape in SHAPES:
+            # At equal area the IoU compares shapes, not sizes.
             radius = math.sqrt(self.matte.sum() / _unit_area(shape))
             template = coverage(shape, x, y, radius)
             both = np.minimum(template, self.matte).sum()
@@ -143,6 +145,7 @@ def _chroma(rgb: Array) -> Array:
 
 def _nearest_colour(chroma_2: Array) -> str:
     palette = _chroma(np.array(list(COLOURS.values()), dtype=np.float64))
+    # Largest cosine: the length of the vector is saturation, which blur and compression reduce.
     closeness = palette @ chroma_2 / np.hypot(palette[:, 0], palette[:, 1])
     return tuple(COLOURS)[int(np.argmax(closeness))]
 
@@ -160,12 +163,14 @@ def _motion(times_s: Array, centres_yx: Array) -> tuple[str | None, float]:
     speed = float(abs(speed_yx[axis]))
     if speed < _MIN_SPEED:
         return None, speed
+    # MOTIONS holds (x, y) steps, arrays hold (y, x).
     heading = (0, np.sign(speed_yx[0])) if axis == 0 else (np.sign(speed_yx[1]), 0)
     return next(name for name, step in MOTIONS.items() if step == heading), speed
 
 
 @lru_cache
 def _unit_area(shape: str) -> float:
+    # Summed numerically, so that `coverage` stays the only definition of a shape.
     grid = np.arange(-200, 201, dtype=np.float64)
     return float(coverage(shape, grid[None, :], grid[:, None], 100).sum()) / 100**2
 
@@ -204,11 +209,12 @@ def synthetic_scores(
     }
     hits["all"] = [all(triple) for triple in zip(*hits.values(), strict=True)]
     chances = {name: 1 / len(words) for name, words in ATTRIBUTES.items()}
+    # Three independent guesses.
     chances["all"] = math.prod(chances.values())
     details = {name: {"confusion": _confusion(pairs, name)} for name in ATTRIBUTES}
     details["all"] = _composition(hits["all"], prompted)
     scores = {f"{name}_acc": _proportion(hits[name], chances[name], details[name]) for name in hits}
-    found_per_frame = np.mean([prediction.found for prediction in predictions], axis=0).tolist()
+    found_per_frame = np.mean([prediction.detected for prediction in predictions], axis=0).tolist()
     scores["valid_frac"] = _proportion(
         [prediction.is_valid for prediction in predictions],
         None,

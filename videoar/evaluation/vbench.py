@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from videoar.core.errors import ContractError
 
-QUALITY = {  # dimension: (min, max, weight)
+# Dimension: (min, max, weight). A raw value is normalized to (raw - min) / (max - min) before the
+# weighted mean; min and max are the empirical ones of the VBench paper.
+QUALITY = {
     "subject_consistency": (0.1462, 1.0, 1.0),
     "background_consistency": (0.2615, 1.0, 1.0),
     "temporal_flickering": (0.6293, 1.0, 1.0),
@@ -81,5 +83,6 @@ def temporal_flickering(frames_THWC: NDArray[np.uint8]) -> float:
     """
     if len(frames_THWC) < 2:
         raise ContractError("temporal_flickering", f"{len(frames_THWC)} frames", "need two")
+    # int16, because differences of uint8 wrap around.
     steps = np.abs(np.diff(frames_THWC.astype(np.int16), axis=0))
     return float((255 - steps.mean()) / 255)

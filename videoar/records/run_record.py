@@ -211,7 +211,7 @@ def driver_alive(events: list[dict[str, Any]]) -> bool:
         return False
     newest = drivers[-1]
     if newest["host"] != socket.gethostname():
-        return True
+        return True  # a wrong INTERRUPTED would allow `resume` beside a running driver
     ticks = _start_ticks(newest["pid"])
     return bool(ticks) and ticks == newest["born"]
 
@@ -251,6 +251,7 @@ def load_run(store: Store, run_id: str) -> Run:
     inputs: dict[str, InputRun] = {}
     status: Status = "PENDING"
     error = None
+    # Events are in the order in which they were written, so the last state of each stage wins.
     for event in events:
         if event["kind"] == "stage":
             stage = StageRun.model_validate(event["stage"])

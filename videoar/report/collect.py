@@ -72,6 +72,7 @@ def collect(
         status=run.status,
         started_at=f"{datetime.fromtimestamp(run.started_at, UTC):%Y-%m-%d %H:%M:%S} UTC",
         seconds=run.seconds,
+        # A resumed run can have several drivers: the newest one counts.
         hardware=next((e["hardware"] for e in reversed(events) if "hardware" in e), "not recorded"),
         code_version=run.code_version,
         stages=(*_input_nodes(run, inputs), *_stage_nodes(run)),
@@ -88,6 +89,7 @@ def collect(
         scores=tuple(_score(row) for row in scores),
         confusions=tuple(_confusions(scores)),
         gate=tuple(_rule(row) for row in _rows(by_contract.get(RELEASES, []))),
+        # The last clips are those after all filters: what the model was trained on.
         licences=_licences(clips[-1:] or by_contract.get(SOURCES, [])),
         lineage=_lineage(store, outputs),
         config=_config(run, events),
@@ -304,6 +306,7 @@ def _lineage(store: Store, outputs: list[Snapshot]) -> tuple[LineageNode, ...]:
 
 def _config(run: Run, events: list[Row]) -> str:
     """Return the pipeline as YAML with overrides, and with defaults for the stages that started."""
+    # The document holds only the keys of the file; the recorded fingerprint parts hold defaults.
     defaults = {e["stage"]["name"]: e["parts"]["config"] for e in events if "parts" in e}
     stages = {
         name: {"stage": options["stage"], "from": options.get("from", {})}

@@ -60,6 +60,7 @@ def score_histograms(
     profile_of = {profile.commit.provenance.parents.get("clips"): profile for profile in profiles}
     for before, after in steps:
         rows = _profile_rows(profile_of.get(before.id))
+        # `bound/min_motion` is a bound on the score `motion_mean`; `score_of` maps the names.
         bounds: dict[str, list[tuple[float, str]]] = {}
         for metric, value in sorted(after.commit.metrics.items()):
             name = metric.removeprefix(_BOUND)
@@ -148,6 +149,7 @@ def _thumbnails(
     store: Store, clips: Snapshot, ids: list[str], budget_s: float
 ) -> Mapping[str, Thumbnail]:
     """Return a thumbnail of each clip whose row no takedown has withdrawn, by clip id."""
+    # Read file by file and filtered at once: a snapshot of clips can have millions of rows.
     requested = pa.array(ids, pa.string())
     rows: list[Row] = []
     for table in clips.remaining(["clip_id", *COLUMNS]):

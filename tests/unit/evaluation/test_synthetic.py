@@ -90,7 +90,7 @@ def test_one_wild_frame_changes_no_verdict():
     clip[3], clip[11] = 120, clip[0]
     prediction = classify(clip, 8.0)
     assert (prediction.colour, prediction.motion) == (scene.colour, scene.motion)
-    assert prediction.found.count(False) == 1
+    assert prediction.detected.count(False) == 1
 
 
 def test_wilson_interval():
