@@ -69,5 +69,5 @@ def _cause(where: str, failures: Mapping[int, Exception]) -> VideoARError:
     ours = [error for error in failures.values() if isinstance(error, VideoARError)]
     if ours and len(ours) == len(failures):
         return min(ours, key=lambda error: error.retryable)
-    lost = [rank for rank, error in failures.items() if not isinstance(error, VideoARError)]
-    return WorkerLostError(where, f"lost ranks {lost}")
+    dead = [rank for rank, error in failures.items() if not isinstance(error, VideoARError)]
+    return WorkerLostError(where, f"lost ranks {dead}")

@@ -132,7 +132,7 @@ def test_after_a_damaged_checkpoint_the_gang_goes_on_from_the_one_before(task, t
     assert kept(task) == ([2], [2])
     assert load(rank, tmp_path / "again") == 2
     save(rank, tmp_path / "state", 4)
-    assert load(rank, tmp_path / "anew") == 4
+    assert load(rank, tmp_path / "again") == 4
 
 
 def test_a_store_that_gives_no_answer_costs_no_checkpoint(task, tmp_path):
