@@ -1,16 +1,14 @@
-"""Run one stage of a pipeline as a Ray job; what comes before it must be finished.
+"""Run one stage of a pipeline as a Ray job; the stages before it must be finished.
 
     ray job submit -- python jobs/run_stage.py pipelines/quickstart.yaml tokens
 
-One RayJob per stage gives each its own cluster shape: processors for ingest, GPUs for training.
+One RayJob per stage gives each its own cluster shape: CPUs for ingest, GPUs for training.
 """
 
 import sys
 
-from videoar.cli import main
+from run_pipeline import main  # beside this file, so on the path of a script
 
 if __name__ == "__main__":
     pipeline, stage, *options = sys.argv[1:]
-    only = ["--from", stage, "--until", stage]
-    sys.argv = ["videoar", "--target", "auto", "--json", "run", pipeline, *only, *options]
-    main()
+    sys.exit(main([pipeline, "--from", stage, "--until", stage, *options]))

@@ -24,17 +24,20 @@ from videoar.core.errors import ConfigError, VideoARError
 from videoar.core.settings import settings
 
 if TYPE_CHECKING:
-    from videoar.admin.doctor import Check
-    from videoar.admin.validate import Mistake
-    from videoar.bench.result import BenchResult
+    from videoar.admin.doctor import Check as Check
+    from videoar.admin.validate import Mistake as Mistake
+    from videoar.bench.result import BenchResult as BenchResult
     from videoar.contracts.contract import Contract
     from videoar.engine.base import Engine
-    from videoar.records.run_record import Run
-    from videoar.runner.execute import Execution
-    from videoar.runner.plan import StagePlan
-    from videoar.storage.store import Store
+    from videoar.records.run_record import Run as Run
+    from videoar.records.run_record import StageRun as StageRun
+    from videoar.runner.execute import Execution as Execution
+    from videoar.runner.plan import StagePlan as StagePlan
+    from videoar.storage.store import Store as Store
 
 logger = logging.getLogger(__name__)
+_FROM_A_NODE = "on a node of the cluster use --target HOST:PORT, the address of its GCS"
+_UNFINISHED = "has no finished snapshot"
 Document: TypeAlias = dict[str, Any]
 """A JSON object; `json.dumps` takes it as it is."""
 Watch: TypeAlias = "Callable[[Execution], AbstractContextManager[None]]"
@@ -54,7 +57,7 @@ def open_store(url: str = "") -> Store:
 
 
 def make_engine(target: str) -> Engine:
-    """Return the engine of a target: `inline`, `local`, or the address of a Ray cluster.
+    """Return the engine of a target: `inline`, `local`, or `HOST:PORT` of a Ray cluster's GCS.
 
     Raises:
         ConfigError: the target is of another kind.
@@ -64,7 +67,9 @@ def make_engine(target: str) -> Engine:
 
         return InlineEngine()
     if target in ("job", "kuberay"):
-        raise ConfigError(f"--target {target}", "cannot be driven from here", "use --target ray://")
+        raise ConfigError(f"--target {target}", "cannot be driven from here", _FROM_A_NODE)
+    if target.startswith("ray://"):  # Ray Client
+        raise ConfigError(f"--target {target}", "Ray Data does not run over it", _FROM_A_NODE)
     from videoar.engine.ray_engine import RayEngine
 
     return RayEngine(target)
@@ -156,8 +161,15 @@ def _publish_results(execution: Execution) -> None:
         logger.warning("not mirrored to MLflow, `videoar report %s` tries again: %s", run_id, error)
 
 
-def plan(store: Store, path: Path, overrides: Sequence[str] = ()) -> list[StagePlan]:
-    """Return what `run` would do with each stage, and why; has no side effect.
+def plan(
+    store: Store,
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    start: str | None = None,
+    until: str | None = None,
+) -> list[StagePlan]:
+    """Return what `run` would do with each requested stage, and why; has no side effect.
 
     Raises:
         ConfigError: the file, an override or an input cannot be used.
@@ -165,7 +177,14 @@ def plan(store: Store, path: Path, overrides: Sequence[str] = ()) -> list[StageP
     from videoar.pipeline.spec import load_pipeline
     from videoar.runner import plan
 
-    return plan.plan(load_pipeline(path, overrides), store)
+    spec = load_pipeline(path, overrides)
+    requested = {stage.name for stage in spec.select(start, until)}
+    plans = [stage for stage in plan.plan(spec, store) if stage.name in requested]
+    must_exist = spec.upstream(start) if start else set()
+    for stage in plans:
+        if stage.name in must_exist and stage.action != "cached":
+            raise ConfigError(f"stages.{stage.name}", _UNFINISHED, "leave out --from")
+    return plans
 
 
 def status(store: Store, name: str | None = None) -> Run:

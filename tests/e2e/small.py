@@ -66,13 +66,13 @@ def environment(**extra: str) -> dict[str, str]:
 
 def command(*arguments: str, store: str, target: str = "inline") -> list[str]:
     options = ["--store", store, "--target", target, "--json"]
-    return [sys.executable, "-c", "from videoar.cli import main; main()", *options, *arguments]
+    return [sys.executable, "-m", "videoar", *options, *arguments]
 
 
 def videoar(
     *arguments: str, store: str, target: str = "inline", code: int = 0, **extra: str
 ) -> dict:
-    """Call the command line as a user does; return its JSON.
+    """Call the command line as a user does; return its JSON, and `stderr` if it failed.
 
     In this process, unless Ray is asked for: starting Python with torch, MLflow and Great
     Expectations takes as long as what most of these calls do.
@@ -81,7 +81,8 @@ def videoar(
     run = in_this_process if target == "inline" else in_a_process
     found, out, err = run(call, environment(**extra))
     assert found == code, err[-3000:]
-    return json.loads(out) if code == 0 else {"stderr": err}
+    document = json.loads(out)
+    return document if code == 0 else {**document, "stderr": err}
 
 
 def in_a_process(call: Sequence[str], env: dict[str, str]) -> tuple[int, str, str]:

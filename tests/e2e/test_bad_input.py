@@ -13,7 +13,7 @@ from tests.e2e.small import PIPELINE, ROOT, environment, videoar
 
 
 def fail(*arguments: str, store: str, **extra: str) -> tuple[int, str]:
-    script = [sys.executable, "-c", "from videoar.cli import main; main()", "--store", store]
+    script = [sys.executable, "-m", "videoar", "--store", store]
     done = subprocess.run(
         [*script, "--target", "inline", *arguments], cwd=ROOT,
         env=environment(**extra), capture_output=True, text=True, check=False,
@@ -111,12 +111,12 @@ def test_stores_that_cannot_be_opened(store: str, words: str, code: int):
     ("arguments", "code", "words"),
     [
         (["status", "nope"], 2, "no such run"),
-        (["show", "clips:00"], 7, "no such snapshot"),
+        (["show", "clips:00"], 2, "the store is empty"),
         (["schema", "clip@1"], 3, "no such contract"),
-        (["lineage", "ffff"], 7, "no such ref"),
+        (["lineage", "ffff"], 2, "the store is empty"),
         (["explain", "nope", "clips"], 2, "no such run"),
         (["run", "absent.yaml"], 2, "cannot be read"),
-        (["run"], 2, "Missing argument"),
+        (["run"], 2, "example: videoar run pipelines/quickstart.yaml"),
         (["frobnicate"], 2, "frobnicate"),
         (["ls", "--wrong"], 2, "--wrong"),
     ],

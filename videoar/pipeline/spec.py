@@ -79,6 +79,21 @@ class PipelineSpec:
                 result |= {source} | self.upstream(source)
         return result
 
+    def select(self, start: str | None, until: str | None) -> list[StageSpec]:
+        """Return the stages of a run that ends with `until`, in order; None means all.
+
+        What `start` needs is among them: a run from there on reads it.
+
+        Raises:
+            ConfigError: there is no such stage, or `start` comes after `until`.
+        """
+        names = {stage.name for stage in self.stages}
+        if until is not None:
+            names = self.upstream(until) | {until}
+        if start is not None and self.stage(start).name not in names:
+            raise ConfigError(f"--from {start}", f"comes after --until {until}", "swap them")
+        return [stage for stage in self.stages if stage.name in names]
+
 
 def load_pipeline(
     path: Path, overrides: Sequence[str] = (), registry: Registry = BUILTIN

@@ -80,7 +80,7 @@ class Execution:
         Raises:
             VideoARError: what stopped the run.
         """
-        selected = self._selected(start, until)
+        selected = self.spec.select(start, until)
         check_tools(selected, self.registry)
         check_datasets(selected, self.store, self.registry)
         inputs = {name: resolve(self.store, name, url) for name, url in self.spec.inputs.items()}
@@ -109,14 +109,6 @@ class Execution:
         finally:
             self._log.finish(status, problem)
         return load_run(self.store, self.run_id)
-
-    def _selected(self, start: str | None, until: str | None) -> list[StageSpec]:
-        names = {stage.name for stage in self.spec.stages}
-        if until is not None:
-            names = self.spec.upstream(until) | {until}
-        if start is not None and self.spec.stage(start).name not in names:
-            raise ConfigError(start, f"comes after {until}", "swap --from and --until")
-        return [stage for stage in self.spec.stages if stage.name in names]
 
     def _run_all(self, selected: list[StageSpec], start: str | None) -> None:
         must_exist = self.spec.upstream(start) if start else set()

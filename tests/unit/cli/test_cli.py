@@ -1,17 +1,63 @@
-"""The command line's own part: what goes to stdout is the answer and nothing else."""
+"""The command line's own part: options, names of verbs, what goes where, and exit codes."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
+from tests.e2e.small import ROOT, environment, in_this_process
+from tests.support.toy_runs import toy_run, write_videos
+from videoar import api
 from videoar.cli.app import app
+from videoar.core.errors import ConfigError
+from videoar.records.run_record import Run
 
 RUN = SimpleNamespace(
     run_id="r", pipeline="p", status="SUCCEEDED", seconds=1.0, inputs={}, stages=[],
     public=lambda: {"run_id": "r"},
 )  # fmt: skip
+VERBS = (
+    "run", "resume", "plan", "status", "ls", "logs", "cancel", "explain", "show", "diff", "lineage",
+    "validate", "schema", "export", "quarantine", "report", "gate", "promote", "rollback", "forget",
+    "doctor", "bench",
+)  # fmt: skip
+NEEDS_ARGUMENTS = set(VERBS) - {"status", "ls", "quarantine", "report", "gate", "doctor"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cli")
+
+
+@pytest.fixture(scope="module")
+def store(folder: Path) -> str:
+    return (folder / "store").as_uri()
+
+
+@pytest.fixture(scope="module")
+def runs(store: str, folder: Path) -> list[Run]:
+    """Two runs; the second one has another video, and its gate has another model."""
+    videos = write_videos(folder / "videos", "a.mp4", "b.mp4", "bad\x1b[31m\n.mp4")
+    opened = api.open_store(store)
+    first = toy_run(opened, videos)
+    write_videos(videos, "c.mp4")
+    return [first, toy_run(opened, videos, model={"steps": 4})]
+
+
+def call(*arguments: str, **extra: str) -> tuple[int, str, str]:
+    return in_this_process(["--store", *arguments], environment(**extra))
+
+
+def fail(*arguments: str) -> tuple[int, dict, str]:
+    """Call with --json and return the exit code, the error of the document, and stderr."""
+    code, out, err = call(*arguments, "--json")
+    return code, json.loads(out)["error"], err
 
 
 @pytest.mark.parametrize("verb", ["run", "resume"])
@@ -22,5 +68,267 @@ def test_what_libraries_print_meanwhile_is_no_part_of_the_answer(verb, tmp_path,
 
     monkeypatch.setattr(f"videoar.api.{verb}", works)
     done = CliRunner().invoke(app, ["--store", tmp_path.as_uri(), "--json", verb, "p"])
-    assert json.loads(done.stdout) == {"run_id": "r"}
+    assert json.loads(done.stdout) == {"run_id": "r", "report": None}
     assert "(raylet) A worker died" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS, "quarantine ls"])
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_of_every_verb(verb, flag):
+    done = CliRunner().invoke(app, [*verb.split(), flag])
+    assert done.exit_code == 0
+    assert "--store" in done.stdout
+    assert "--json" in done.stdout
+    if verb not in ("", "quarantine"):
+        assert f"Example: videoar {verb}" in done.stdout
+
+
+def test_help_lists_every_verb_with_a_whole_sentence():
+    listed = CliRunner().invoke(app, ["-h"]).stdout
+    assert re.findall(r"^  (\w+)  +[A-Z]", listed, re.MULTILINE) == list(VERBS)
+    assert "..." not in listed.partition("Runs:")[2]
+
+
+@pytest.mark.parametrize("arguments", [[], ["quarantine"], ["--json"]])
+def test_a_bare_command_or_group_prints_its_help(arguments):
+    done = CliRunner().invoke(app, arguments)
+    assert (done.exit_code, done.stdout.startswith("Usage: ")) == (0, True)
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["run", "--version"], ["show", "--version"]])
+def test_the_version_is_printed_before_and_after_a_verb(arguments):
+    done = CliRunner().invoke(app, arguments)
+    assert (done.exit_code, done.stdout) == (0, "videoar 0.1.0\n")
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "quarantine ls"])
+def test_global_options_are_taken_before_and_after_every_verb(verb, tmp_path):
+    given = ["--store", "nonsense", "--target", "inline", "--json", "-v"]
+    arguments = {"validate": ["x"], "export": ["x", "--format", "parquet", "--to", "y"]}
+    arguments |= {"forget": ["--source", "0" * 64], "explain": ["x", "y"], "diff": ["x", "y"]}
+    needed = arguments.get(verb, ["x"] if verb in NEEDS_ARGUMENTS else [])
+    needed = ["--help"] if verb in ("schema", "bench", "quarantine") else needed  # open no store
+    before = CliRunner().invoke(app, [*given, *verb.split(), *needed])
+    after = CliRunner().invoke(app, [*verb.split(), *needed, *given])
+    assert (before.exit_code, before.stdout) == (after.exit_code, after.stdout)
+    if needed != ["--help"]:
+        assert str(before.exception).startswith("nonsense: not a store URL")
+        assert str(after.exception) == str(before.exception)
+
+
+@pytest.mark.usefixtures("runs")
+def test_an_option_after_the_verb_replaces_the_one_before_it(store):
+    code, out, _ = call("file:///nosuch", "ls", "--store", store, "--json")
+    assert (code, len(json.loads(out)["runs"])) == (0, 2)
+
+
+@pytest.mark.parametrize("verb", sorted(NEEDS_ARGUMENTS))
+def test_missing_arguments_show_usage_and_an_example(verb, store):
+    code, error, err = fail(store, verb)
+    assert code == error["exit_code"] == 2
+    assert error["usage"].startswith(f"videoar {verb} ")
+    assert error["example"].startswith(f"videoar {verb} ")
+    lines = err.splitlines()
+    assert lines[0].startswith(f"error: videoar {verb}: missing ")
+    assert [line.partition(" ")[0] for line in lines[1:]] == ["usage:", "example:"]
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize(
+    ("arguments", "code", "kind", "words"),
+    [
+        (["frobnicate"], 2, "UsageError", "frobnicate"),
+        (["shwo", "x"], 2, "UsageError", "Did you mean 'show'?"),
+        (["ls", "--wrong"], 2, "UsageError", "--wrong"),
+        (["ls", "--limit", "x"], 2, "UsageError", "--limit"),
+        (["show", "modle"], 2, "SnapshotNotFoundError", "did you mean model?"),
+        (["show", "../../../usr"], 2, "SnapshotNotFoundError", "no such name"),
+        (["status", "zzz"], 2, "ConfigError", "no such run"),
+        (["schema", "clip@1"], 3, "ContractError", "no such contract"),
+        (["rollback", "nosuch"], 2, "ConfigError", "known: champion"),
+        (["promote", "few"], 4, "GateError", "no gate has judged it"),
+        (["run", "absent.yaml"], 2, "ConfigError", "absent.yaml"),
+        (["report", "--out", "/nosuch/folder/x.html"], 2, "ConfigError", "/nosuch/folder/x.html"),
+        (["lineage", "model", "--up", "--down"], 2, "ConfigError", "exclude each other"),
+        (["forget", "--source", "abc"], 2, "ConfigError", "is no SHA-256"),
+    ],
+)  # fmt: skip
+def test_an_error_is_a_json_document_with_the_same_exit_code(store, arguments, code, kind, words):
+    got, error, err = fail(store, *arguments)
+    assert (got, error["exit_code"], error["type"]) == (code, code, kind)
+    assert error.keys() >= {"where", "what", "hint"}
+    assert words in " ".join((error["where"], error["what"], error["hint"]))
+    assert err.startswith("error: ")
+    without, out, text = call(store, *arguments)
+    assert (without, out, text) == (code, "", err)
+
+
+def test_all_mistakes_of_a_pipeline_file_are_in_the_document(store, tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text(
+        "pipeline: p\ninputs: {videos: /v}\nstages:\n"
+        "  clips: {stage: ingest, from: {sources: videos}, sise_px: 1}\n"
+        "  good: {stage: filtre, from: {clips: clips}}\n"
+    )
+    code, error, err = fail(store, "plan", str(path))
+    assert code == 2
+    paths = [mistake["path"] for mistake in error["mistakes"]]
+    assert paths == ["stages.clips.sise_px", "stages.good.stage"]
+    assert len(err.splitlines()) == 2
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(2, "No such file or directory", "/a/b"),
+        UnicodeEncodeError("ascii", "\udcff", 0, 1, "no"),
+        MemoryError("12 GB"),
+        RecursionError("too deep"),
+        ValueError("two\nlines \x1b[31m"),
+        BlockingIOError(11, "try again"),
+    ],
+)
+def test_any_other_error_is_one_line_and_no_traceback(store, monkeypatch, error):
+    def raises(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("videoar.api.ls", raises)
+    code, out, err = call(store, "ls", "--json")
+    assert (code, len(err.splitlines()), "Traceback" in err) == (1, 1, False)
+    assert "\x1b" not in err
+    assert json.loads(out)["error"]["type"] == type(error).__name__
+    assert "Traceback" in call(store, "-v", "ls")[2]
+    if getattr(error, "filename", None):
+        assert err.startswith("error: /a/b: No such file")
+
+
+@pytest.mark.usefixtures("runs")
+def test_the_gate_has_the_keys_of_the_contract(store):
+    code, out, _ = call(store, "gate", "--json")
+    decision = json.loads(out)
+    assert (code, decision["passed"]) == (0, True)
+    assert decision["rules"][0].keys() >= {"name", "value", "bound", "passed"}
+
+
+def test_tables_for_people_name_what_they_show(store, runs):
+    first, second = (run.outputs["big"] for run in runs)
+    for arguments, words in [
+        (["status"], ["stage", "SUCCEEDED", runs[1].outputs["model"], "report"]),
+        (["gate"], ["pass", "rows >= 1.0", "bound", "for champion: passed"]),
+        (["diff", first, second], [first, second, "added:", "c.mp4", "videos"]),
+        (["lineage", "champion"], [runs[1].outputs["model"], second, "made from"]),
+        (["lineage", "videos", "--down"], ["used by"]),
+        (["show", "big"], ["contract", "sources@1", "size_bytes", "row 1", "A.MP4"]),
+        (["ls", "--limit", "1"], [runs[1].run_id, "more than 1 runs"]),
+        (["logs", "last/big"], ["SUCCEEDED"]),
+        (["explain", "last", "model"], ["steps", "6", "4"]),
+    ]:
+        code, out, err = call(store, *arguments)
+        assert code == 0, err
+        assert [word for word in words if word not in out] == [], out
+        assert "{" not in out.replace("{}", "")
+        assert all(line == line.rstrip() for line in out.splitlines())
+
+
+def test_ls_lists_the_newest_runs_first_up_to_a_limit(store, runs):
+    for limit, expected in [("1", 1), ("2", 2), ("0", 2)]:
+        _, out, _ = call(store, "ls", "--limit", limit, "--json")
+        ids = [run["run_id"] for run in json.loads(out)["runs"]]
+        assert ids == [run.run_id for run in runs[::-1]][:expected]
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("arguments", [["quarantine", "ls"], ["show", "bad\x1b[31m\n.mp4"]])
+def test_control_characters_of_file_names_are_escaped(store, arguments):
+    _, out, _ = call(store, *arguments)
+    assert "\x1b" not in out
+    assert r"bad\x1b[31m\n.mp4" in out
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_reader_that_closes_the_pipe_early_is_no_error(store, flags):
+    program = f"{sys.executable} -m videoar --store {store} show videos --rows 9 {' '.join(flags)}"
+    script = f"set -o pipefail; {program} | head -c 1 >/dev/null; exit $?"
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=ROOT, env=environment(), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert done.returncode in (0, 141)  # 0 where the pipe took all of it before head ended
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_behind_stdout_is_one_line(store):
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "videoar", "--store", store, "ls"], cwd=ROOT,
+            env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "error: OSError: No space left on device\n")
+
+
+def terminal(columns: int, *arguments: str, **extra: str) -> str:
+    """Return what the command line prints on a terminal of a width."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    env = {**environment(TERM="xterm-256color", **extra)}
+    env.pop("COLUMNS", None)
+    command = [sys.executable, "-m", "videoar", *arguments]
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdout=theirs, stderr=theirs) as child:
+        os.close(theirs)
+        out = b""
+        while True:
+            try:
+                out += os.read(ours, 65536)
+            except OSError:  # Linux answers EIO when the last writer has gone
+                break
+        assert child.wait() == 0, out
+    os.close(ours)
+    return out.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.usefixtures("runs")
+def test_tables_fit_a_narrow_terminal_and_colours_obey_no_color(store):
+    columns = 60
+    for arguments in (["status"], ["gate"]):
+        coloured = terminal(columns, "--store", store, *arguments)
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
+        tables = [line for line in plain.splitlines() if not line.startswith(("report:", "run "))]
+        assert max(len(line.rstrip()) for line in tables) <= columns, plain
+        assert plain.isascii()
+        assert "\x1b[32m" in coloured
+        bare = terminal(columns, "--store", store, *arguments, NO_COLOR="1")
+        assert "\x1b[3" not in bare
+        assert re.sub(r"\x1b\[[0-9;]*m", "", bare) == plain
+
+
+@pytest.mark.parametrize("target", ["ray://head:10001", "job", "kuberay"])
+def test_a_target_that_cannot_work_names_the_one_that_does(target):
+    with pytest.raises(ConfigError, match=f"{target}: .*on a node of the cluster use .*HOST:PORT"):
+        api.make_engine(target)
+
+
+def test_importing_the_api_loads_no_heavy_package():
+    heavy = {"ray", "torch", "pyarrow", "pydantic", "yaml", "rich"}
+    code = f"import sys, videoar.api; print(*sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_scripts_and_verbs_are_completed(shell):
+    env = environment(
+        _VIDEOAR_COMPLETE=f"complete_{shell}", COMP_WORDS="videoar qu", COMP_CWORD="1"
+    )
+    env["_TYPER_COMPLETE_ARGS"] = "videoar qu"
+    command = [sys.executable, "-m", "videoar"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert "quarantine" in done.stdout, done.stderr

@@ -1,0 +1,254 @@
+"""Verbs on data: snapshots, their lineage and their contracts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from videoar import api
+from videoar.cli.output import Block, Table, emit, facts
+from videoar.cli.session import VerbGroup, print_help_without_verb, session, verb
+from videoar.core.errors import ConfigError
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME", help="Snapshot id or prefix, dataset (newest), ref, RUN/STAGE, or any id."
+    ),
+]
+app = typer.Typer()
+_PANEL = "Data"
+_LISTED = 20
+_VALUE_CHARS, _RANGE_CHARS = 80, 16
+"""chosen: longer values of a row, and longer bounds of a column, are cut; --json has them whole."""
+
+
+@verb(app, _PANEL, "show clips --rows 1")
+def show(name: Name, rows: Annotated[int, typer.Option(min=0, help="Rows to print.")] = 1) -> None:
+    """Describe a snapshot: origin, columns, metrics, first rows."""
+    result = api.show(session.open(), name, rows)
+    emit(result, lambda: _show_blocks(result))
+
+
+def _show_blocks(result: dict[str, Any]) -> list[Block]:
+    provenance = result["provenance"]
+    made_from = ", ".join(f"{port} {parent}" for port, parent in provenance["parents"].items())
+    head = {
+        "snapshot": result["snapshot"],
+        "contract": result["contract"],
+        "rows": result["rows"],
+        "size": f"{result['bytes']:,} bytes in {len(result['shards'])} files",
+        "rejects": result["rejects"],
+        "made by": f"run {provenance['run_id']}, stage {provenance['stage'] or 'input'}",
+        "made from": made_from or None,
+        "fingerprint": provenance["fingerprint"],
+    }
+    ranges = result["statistics"]
+    columns = [
+        (
+            name,
+            _short(kind, _RANGE_CHARS),
+            *(_short(ranges.get(name, {}).get(key), _RANGE_CHARS) for key in ("min", "max")),
+            ranges.get(name, {}).get("nulls"),
+        )
+        for name, kind in result["schema"].items()
+    ]
+    metrics = list(result["metrics"].items())
+    titles = ("column", "type", "min", "max", ">nulls")
+    blocks: list[Block] = [facts(head), "", Table(titles, columns)]
+    if metrics:
+        blocks += ["", Table(("metric", ">value"), metrics)]
+    for number, row in enumerate(result["first_rows"], 1):
+        blocks += [
+            "",
+            f"row {number}",
+            facts({key: _short(value, _VALUE_CHARS) for key, value in row.items()}),
+        ]
+    return blocks
+
+
+def _short(value: object, limit: int) -> object:
+    text = str(value)
+    return f"{text[:limit]}..." if len(text) > limit else value
+
+
+@verb(app, _PANEL, "diff RUN/clips clips")
+def diff(old: Name, new: Name) -> None:
+    """Compare two snapshots: videos, rows, files and metrics."""
+    result = api.diff(session.open(), old, new)
+    emit(result, lambda: _diff_blocks(result))
+
+
+def _diff_blocks(result: dict[str, Any]) -> list[Block]:
+    files = (f"-{len(result['only_old'])}", f"+{len(result['only_new'])}")
+    videos = (f"-{len(result['videos_removed'])}", f"+{len(result['videos_added'])}")
+    rows = result["rows"]
+    overview = [
+        ("snapshot", result["old"], result["new"]),
+        ("rows", rows["old"], rows["new"]),
+        ("files", *files),
+        ("videos", *videos),
+    ]
+    metrics = [(entry["name"], entry["old"], entry["new"]) for entry in result["metrics"]]
+    if result["same"]:
+        return [f"same content: {result['old']} and {result['new']}"]
+    return [
+        Table(("", "old", "new"), overview),
+        *_listing("removed", result["videos_removed"]),
+        *_listing("added", result["videos_added"]),
+        "",
+        Table(("metric", ">old", ">new"), metrics),
+    ]
+
+
+def _listing(title: str, names: Sequence[str]) -> list[Block]:
+    if not names:
+        return []
+    return ["", f"{title}:", *(f"  {name}" for name in names[:_LISTED]), *_more(len(names))]
+
+
+def _more(count: int) -> list[str]:
+    return [f"... and {count - _LISTED} more; --json has all"] if count > _LISTED else []
+
+
+@verb(app, _PANEL, "lineage champion")
+def lineage(
+    name: Name,
+    up: Annotated[bool, typer.Option("--up", help="What it was made from (the default).")] = False,
+    down: Annotated[bool, typer.Option("--down", help="What was made from it.")] = False,
+) -> None:
+    """Trace anything to its source videos, or forwards."""
+    if up and down:
+        raise ConfigError("--up --down", "exclude each other", "give one of them")
+    graph = api.lineage(session.open(), name, down=down)
+    emit(graph, lambda: _lineage_blocks(graph, down=down))
+
+
+def _lineage_blocks(graph: dict[str, Any], *, down: bool) -> list[Block]:
+    here, there = ("from", "to") if down else ("to", "from")
+    linked: dict[str, list[str]] = {}
+    for edge in graph["edges"]:
+        linked.setdefault(edge[here], []).append(edge[there])
+    snapshots = [node for node in graph["nodes"] if node["kind"] == "snapshot"]
+    sources = [node for node in graph["nodes"] if node["kind"] == "source"]
+    rows = [
+        (node["id"], node["contract"], node["rows"], _linked(linked.get(node["id"], [])))
+        for node in snapshots
+    ]
+    title = "used by" if down else "made from"
+    blocks: list[Block] = [Table(("snapshot", "contract", ">rows", title), rows)]
+    if sources:
+        listed = [
+            (_file_name(node), node["licence"], node["origin"], node["sha256"])
+            for node in sources[:_LISTED]
+        ]
+        columns = ("source video", "licence", "origin", "sha256")
+        blocks += ["", Table(columns, listed), *_more(len(sources))]
+    return blocks
+
+
+def _linked(ids: Sequence[str]) -> str:
+    sources = sum(name.startswith("source:") for name in ids)
+    others = dict.fromkeys(name for name in ids if not name.startswith("source:"))
+    return ", ".join([*others, *([f"{sources} source videos"] if sources else [])])
+
+
+def _file_name(node: dict[str, Any]) -> str:
+    if node["forgotten"] or not node["uri"]:
+        return "(taken down)"
+    name: str = node["uri"].rstrip("/").rpartition("/")[2]
+    return name or node["uri"]
+
+
+@verb(app, _PANEL, "validate tokens --deep")
+def validate(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Pipeline file or snapshot name.")],
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Every byte: hashes, pages, layout, payload, objects.")
+    ] = False,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With --deep: tokenizer that the tokens must be of."),
+    ] = None,
+) -> None:
+    """Check a pipeline file, or the rows of a snapshot."""
+    is_file = name.endswith((".yaml", ".yml"))
+    if is_file and deep:
+        raise ConfigError("--deep", "is for snapshots", "leave it out for a pipeline file")
+    if tokenizer is not None and not deep:
+        raise ConfigError("--tokenizer", "is compared by a deep check only", "add --deep")
+    errors = (
+        api.validate_pipeline(Path(name))
+        if is_file
+        else api.validate(session.open(), name, deep=deep, tokenizer=tokenizer)
+    )
+    lines = [": ".join(filter(None, (name, e["path"], e["message"]))) for e in errors]
+    emit({"ok": not errors, "errors": errors}, lambda: lines or [f"{name}: ok"])
+    if errors:
+        raise typer.Exit(2 if is_file else 3)
+
+
+@verb(app, _PANEL, "schema clips@1")
+def schema(
+    name: Annotated[str, typer.Argument(metavar="CONTRACT", help="Contract, e.g. clips@1.")],
+) -> None:
+    """Print a data contract."""
+    contract = api.schema(name)
+    rows = [(column.name, column.type, column.description) for column in contract.columns]
+    emit(contract.model_dump(mode="json"), lambda: [Table(("column", "type", "description"), rows)])
+
+
+@verb(app, _PANEL, "export tokens --format webdataset --to /data/tokens")
+def export(
+    name: Name,
+    form: Annotated[str, typer.Option("--format", help="webdataset or parquet.")],
+    to: Annotated[str, typer.Option(help="Empty folder, file:///... or s3://bucket/prefix.")],
+    shard_mib: Annotated[
+        float, typer.Option(min=0.001, help="Stored bytes per file; a tar adds its headers.")
+    ] = 256,
+) -> None:
+    """Write tokens as WebDataset or Parquet.
+
+    manifest.json comes last: a folder without it is an export that did not finish.
+    """
+    manifest = api.export(session.open(), name, form, to, shard_mib=shard_mib)
+    rows = [(file["name"], file["rows"], file["size_bytes"]) for file in manifest["files"]]
+    emit(manifest, lambda: [Table(("file", ">rows", ">bytes"), rows)] if rows else ["no rows"])
+
+
+quarantine = typer.Typer(cls=VerbGroup, invoke_without_command=True)
+
+
+@quarantine.callback()
+def _quarantine(ctx: typer.Context) -> None:
+    """List rejected rows with their reasons."""
+    print_help_without_verb(ctx)
+
+
+@verb(quarantine, _PANEL, "quarantine ls last --reason TOO_SHORT", name="ls")
+def quarantine_ls(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Run or snapshot; default: last run.")
+    ] = None,
+    reason: Annotated[
+        str | None, typer.Option(metavar="CODE", help="Only this reason, e.g. TOO_SHORT.")
+    ] = None,
+) -> None:
+    """List rejected rows with their reasons."""
+    result = api.quarantine(session.open(), name, reason)
+    rows = [
+        (row["stage"], ",".join(row["reasons"]), row["item_id"], row["detail"])
+        for row in result["rows"]
+    ]
+    removed = result["withdrawn"]
+    notes = [f"{removed} rows were removed by a takedown"] if removed else []
+
+    def blocks() -> list[Block]:
+        table = Table(("stage", "reasons", "item", "detail"), rows)
+        return [table if rows else "no rejected rows", *notes]
+
+    emit(result, blocks)
+
+
+app.add_typer(quarantine, name="quarantine", rich_help_panel=_PANEL)

@@ -1,0 +1,100 @@
+"""Verbs on a store and a machine: takedowns, diagnosis, benchmarks."""
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from videoar import api
+from videoar.cli.output import Block, Table, emit
+from videoar.cli.session import session, verb
+from videoar.core.errors import StorageError
+
+app = typer.Typer()
+_PANEL = "Operations"
+
+
+@verb(app, _PANEL, "forget --source SHA256 --dry-run")
+def forget(
+    source: Annotated[str, typer.Option(metavar="SHA256", help="SHA-256 of the source file.")],
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Kept in the tombstone.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be deleted; delete nothing.")
+    ] = False,
+) -> None:
+    """Take a source down: delete it and what holds it.
+
+    Models and samples that were made from it are listed and stay.
+    """
+    result = api.forget(session.open(), source, reason, dry_run=dry_run)
+    emit(result, lambda: _forget_blocks(result))
+
+
+def _forget_blocks(result: dict[str, Any]) -> list[Block]:
+    deleted, dry_run = result["deleted"], result["dry_run"]
+    rows = [
+        (
+            entry["id"],
+            entry["contract"],
+            f"{entry['rows']} rows of it" if entry["holds_content"] else "made from it, stays",
+            ", ".join(entry["refs"]),
+        )
+        for entry in result["derived"]
+    ]
+    counts = (
+        f"{deleted['objects']} videos, {deleted['files']} files, {deleted['bytes']:,} bytes; "
+        f"{result['rewritten']} listings rewritten without its address"
+    )
+    return [
+        f"would delete: {counts}" if dry_run else f"deleted: {counts}",
+        Table(("snapshot", "contract", "source", "refs"), rows),
+        f"tombstone: {result['tombstone']}" + (" (not written)" if dry_run else ""),
+    ]
+
+
+@verb(app, _PANEL, "doctor")
+def doctor() -> None:
+    """Check this machine and the store.
+
+    Exit code 7 if a check fails. A store in which two racing writers can both create one object
+    fails: it would lose commits.
+    """
+    checks = api.doctor(session.open())
+    good = all(check.ok for check in checks)
+    rows = [("ok" if check.ok else "FAIL", check.name, check.detail) for check in checks]
+    emit(
+        {"ok": good, "checks": [check.model_dump() for check in checks]},
+        lambda: [Table(("result", "check", "detail"), rows)],
+    )
+    if not good:
+        raise typer.Exit(StorageError.exit_code)
+
+
+@verb(app, _PANEL, "bench ingest")
+def bench(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="cuts, ingest, loader, runner or tokenize.")
+    ],
+    videos: Annotated[
+        Path | None, typer.Option(help="Folder to measure on; default: synthetic videos.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; for cuts: films.")] = 3,
+) -> None:
+    """Measure beside the named baselines, interleaved."""
+    with redirect_stdout(sys.stderr):
+        result = api.bench(name, videos, rounds)
+    ratios = [(other, f"{ratio:.2f}") for other, ratio in result.ratios.items()]
+    cases = [
+        (case, "  ".join(f"{key} {value:g}" for key, value in values.items()))
+        for case, values in result.cases.items()
+    ]
+    emit(
+        result.model_dump(mode="json"),
+        lambda: [
+            f"{result.name}: {result.ours.median:.0f} {result.unit}",
+            *([Table(("baseline", ">ratio"), ratios)] if ratios else []),
+            *([Table(("case", ""), cases)] if cases else []),
+        ],
+    )

@@ -1,0 +1,224 @@
+"""Verbs on runs: start them, look at them, stop them."""
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from videoar import api
+from videoar.cli.output import Block, Table, emit, local_time
+from videoar.cli.session import log_form, session, verb
+from videoar.core.logging import configure_logging
+from videoar.core.settings import settings
+
+PipelineArgument = Annotated[Path, typer.Argument(metavar="PIPELINE", help="Pipeline file (YAML).")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. inputs.videos=PATH."),
+]
+From = Annotated[
+    str | None, typer.Option("--from", metavar="STAGE", help="First stage; earlier ones exist.")
+]
+Until = Annotated[str | None, typer.Option(metavar="STAGE", help="Last stage.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Run id, prefix of it, or last.")]
+OptionalRun = Annotated[
+    str | None, typer.Argument(metavar="RUN", help="Run id or prefix of it; default: last.")
+]
+app = typer.Typer()
+_PANEL = "Runs"
+_LISTED_RUNS = 20
+_LISTED_COMPONENTS = 3
+
+
+@verb(app, _PANEL, "run pipelines/quickstart.yaml")
+def run(
+    pipeline: PipelineArgument,
+    overrides: Overrides = None,
+    start: From = None,
+    until: Until = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Same as plan: run nothing.")] = False,
+) -> None:
+    """Plan and execute a pipeline."""
+    if dry_run:
+        plan(pipeline, overrides, start, until)
+        return
+    store = session.open()
+    _drive(
+        lambda: api.run(
+            store,
+            pipeline,
+            overrides or [],
+            target=session.target or settings().target,
+            start=start,
+            until=until,
+            watch=_watch,
+        )
+    )
+
+
+@verb(app, _PANEL, "resume last")
+def resume(run_id: RunArgument) -> None:
+    """Continue a run that did not finish.
+
+    It keeps its id; finished stages and shards are reused. A run that was started with --until
+    ends there again.
+    """
+    store = session.open()
+    target = session.target or settings().target
+    _drive(lambda: api.resume(store, run_id, target=target, watch=_watch))
+
+
+@verb(app, _PANEL, "plan pipelines/quickstart.yaml")
+def plan(
+    pipeline: PipelineArgument,
+    overrides: Overrides = None,
+    start: From = None,
+    until: Until = None,
+) -> None:
+    """Show what would run and why; change nothing."""
+    plans = api.plan(session.open(), pipeline, overrides or [], start=start, until=until)
+    rows = [
+        (
+            stage.name,
+            stage.action,
+            f"{stage.shards.cached}/{stage.shards.planned}" if stage.shards.planned else None,
+            _shortened(stage.reason),
+        )
+        for stage in plans
+    ]
+    emit(
+        {"stages": [stage.model_dump(mode="json") for stage in plans]},
+        lambda: [Table(("stage", "action", ">shards cached", "reason"), rows)],
+    )
+
+
+@verb(app, _PANEL, "status last")
+def status(run_id: OptionalRun = None) -> None:
+    """Show the stages of a run, their snapshots and rows."""
+    store = session.open()
+    state = api.status(store, run_id)
+    report = api.report_path(store, state.run_id)
+    emit(run_document(state, report), lambda: run_blocks(state, report))
+
+
+@verb(app, _PANEL, "ls --limit 5")
+def ls(
+    limit: Annotated[int, typer.Option(min=0, help="Newest runs to list; 0 lists all.")] = (
+        _LISTED_RUNS
+    ),
+) -> None:
+    """List runs, the newest first."""
+    # One more than is listed tells whether there are more; reading them all takes long on S3.
+    runs = api.ls(session.open(), limit + 1 if limit else None)
+    listed = runs[:limit] if limit else runs
+    keys = {"run_id", "pipeline", "status", "started_at", "seconds"}
+    rows = [
+        (run.run_id, run.status, run.pipeline, local_time(run.started_at), f"{run.seconds:.0f}")
+        for run in listed
+    ]
+
+    def blocks() -> list[Block]:
+        more = [f"more than {limit} runs; videoar ls --limit 0 lists all"]
+        table = Table(("run", "status", "pipeline", "started", ">seconds"), rows)
+        return [table, *(more if len(runs) > len(listed) else [])] if rows else ["no runs"]
+
+    emit({"runs": [run.model_dump(mode="json", include=keys) for run in listed]}, blocks)
+
+
+@verb(app, _PANEL, "logs last/clips")
+def logs(
+    where: Annotated[str, typer.Argument(metavar="RUN[/STAGE]", help="A run, or a stage of it.")],
+) -> None:
+    """Print the events of a run in order."""
+    events = api.logs(session.open(), where)
+    rows = [(local_time(event["time"]), event["kind"], _event_text(event)) for event in events]
+    emit({"events": events}, lambda: [Table(("time", "event", ""), rows)])
+
+
+@verb(app, _PANEL, "cancel last")
+def cancel(run_id: RunArgument) -> None:
+    """Stop a run of this machine; finished shards stay."""
+    cancelled = api.cancel(session.open(), run_id)
+    emit({"run_id": cancelled, "cancelled": True}, lambda: [f"{cancelled}: SIGTERM sent"])
+
+
+@verb(app, _PANEL, "explain last tokens")
+def explain(
+    run_id: RunArgument,
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="Stage of the run.")],
+) -> None:
+    """Show what changed in a stage since the run before."""
+    result = api.explain(session.open(), run_id, stage)
+    rows = [(change["component"], change["old"], change["new"]) for change in result["changed"]]
+    before = result["previous_run"]
+    same = f"nothing changed since {before}" if before else "this stage never ran before"
+    emit(result, lambda: [Table(("component", "old", "new"), rows)] if rows else [same])
+
+
+def _drive(execute: "Callable[[], api.Run]") -> None:
+    # Ray prints on stdout when a worker is killed; stdout is for the result
+    with redirect_stdout(sys.stderr):
+        result = execute()
+    report = api.report_path(session.open(), result.run_id)
+    emit(run_document(result, report), lambda: run_blocks(result, report))
+
+
+def _watch(execution: "api.Execution") -> AbstractContextManager[None]:
+    """Show a live table on a terminal; elsewhere the log lines are the progress."""
+    session.execution = execution
+    if not sys.stderr.isatty() or log_form() == "json":
+        return nullcontext()
+    from videoar.cli.live import follow
+
+    configure_logging("text", verbose=False, quiet=True)  # log lines would break up the table
+    return follow(execution)
+
+
+def run_document(state: "api.Run", report: str | None) -> api.Document:
+    """Return a run as JSON."""
+    return {**state.public(), "report": report}
+
+
+def run_blocks(state: "api.Run", report: str | None) -> list[Block]:
+    """Return a run as a summary, one row per stage, and where its report is."""
+    summary = [f"run {state.run_id}", state.pipeline, state.status, f"{state.seconds:.0f} s"]
+    inputs = [
+        (name, listed.sources, listed.new, listed.changed, listed.gone)
+        for name, listed in state.inputs.items()
+    ]
+    stages = [
+        (
+            stage.name,
+            stage.status,
+            f"{stage.seconds:.1f}" if stage.seconds else None,
+            stage.snapshot,
+            stage.rows.out if stage.snapshot else None,
+            stage.rows.rejected or None,
+        )
+        for stage in state.stages
+    ]
+    blocks: list[Block] = ["  ".join([*summary, local_time(state.started_at)]), ""]
+    if inputs:
+        blocks += [Table(("input", ">videos", ">new", ">changed", ">gone"), inputs), ""]
+    blocks += [Table(("stage", "status", ">seconds", "snapshot", ">rows", ">rejected"), stages), ""]
+    blocks += [f"{stage.name}: {stage.error}" for stage in state.stages if stage.error]
+    return [*blocks, f"report: {report}" if report else "no report page yet"]
+
+
+def _shortened(reason: str) -> str:
+    """Return a reason with at most three of the changed components: code has a hundred."""
+    head, *components = reason.split(", ")
+    more = len(components) + 1 - _LISTED_COMPONENTS
+    if more <= 0 or not head.startswith("changed: "):
+        return reason
+    return f"{', '.join([head, *components[: _LISTED_COMPONENTS - 1]])} and {more} more"
+
+
+def _event_text(event: api.Document) -> str:
+    if event["kind"] == "stage":
+        stage = event["stage"]
+        return f"{stage['name']} {stage['status']} {stage['error'] or stage['reason']}"
+    return " ".join(f"{k}={v}" for k, v in event.items() if k not in ("kind", "time"))
