@@ -20,6 +20,7 @@ from videoar.pipeline.stage_reference import OptionReference, StageReference, st
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _FOLDER = Path(__file__).parents[2] / "pipelines"
 _NAME = {"pattern": NAME_PATTERN}
+_MARKS = {"runtime", "publish_gate"}
 _COLUMNS = "| option | type | default | unit | meaning |"
 
 
@@ -27,8 +28,9 @@ def stages_page(references: list[StageReference]) -> str:
     """Return the Markdown page of all stages."""
     lines = ["# Stages", "", "Generated from the stages' classes; do not edit.", ""]
     lines += ["Beside its options each stage takes `stage` (its type) and `from` (ports to inputs"]
-    lines += ["or stages). `[]` in a name stands for the index of a list. Options marked with `*`"]
-    lines += ["do not change the output: another value does not run the stage again.", ""]
+    lines += ["or stages). `[]` in a name stands for the index of a list. Another value of an"]
+    lines += ["option marked with `*` does not run the stage again; of a path, other content does."]
+    lines += [""]
     first = references[0].options
     shared = [option for option in first if all(option in r.options for r in references)]
     for reference in references:
@@ -159,7 +161,7 @@ def _plain(schema: Any) -> Any:  # noqa: ANN401 - any part of a JSON Schema
     if not isinstance(schema, Mapping):
         return schema
     is_titled = isinstance(schema.get("title"), str)
-    left_out = {"title", "runtime", "gate"} if is_titled else {"runtime", "gate"}
+    left_out = _MARKS | {"title"} if is_titled else _MARKS
     return {
         key: _joined(value) if key == "description" and isinstance(value, str) else _plain(value)
         for key, value in schema.items()

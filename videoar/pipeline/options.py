@@ -111,6 +111,8 @@ class Option:
         kind = schema.get("type")
         if kind == "array":
             return self._describe_list(schema)
+        if schema.get("format") == "path":
+            return "a path"
         return f"{_BASE_TYPES.get(str(kind), 'any value')} {_bounds(schema)}".strip()
 
     def _describe_list(self, schema: Schema) -> str:

@@ -20,6 +20,7 @@ from videoar.core.names import NAME_HINT, is_name
 from videoar.core.types import Json
 from videoar.core.yaml_file import read_mapping
 from videoar.pipeline.input_url import absolute_input, input_problem
+from videoar.pipeline.local_path import with_absolute_paths
 from videoar.pipeline.mistakes import Mistake, SpecError, explain, shown, unknown_key
 from videoar.pipeline.options import options_of
 from videoar.pipeline.overrides import apply_override
@@ -51,7 +52,7 @@ class PipelineSpec:
     inputs: Mapping[str, str]
     stages: tuple[StageSpec, ...]
     document: Mapping[str, Any] = field(repr=False)
-    """The file as data, with overrides applied and input paths absolute: what a run stores and
+    """The file as data, with overrides applied and paths absolute: what a run stores and
     `resume` reads."""
 
     @property
@@ -112,17 +113,23 @@ def load_pipeline(
     document = read_mapping(path, "start with `pipeline: <name>`")
     for override in overrides:
         apply_override(document, override, str(path), registry)
-    _resolve_paths(document)
+    _resolve_paths(document, Path.cwd(), registry)
     return parse_pipeline(document, str(path), registry)
 
 
-def _resolve_paths(document: dict[str, Any]) -> None:
-    """Make relative inputs absolute, so that `resume` from another folder reads the same data."""
-    inputs = document.get("inputs")
+def _resolve_paths(document: dict[str, Any], directory: Path, registry: Registry) -> None:
+    """Make relative paths absolute, so that `resume` from another directory reads the same data."""
+    inputs, stages = document.get("inputs"), document.get("stages")
     if isinstance(inputs, dict):
         for name, url in inputs.items():
             if isinstance(url, str) and input_problem(url) is None:
-                inputs[name] = absolute_input(url, Path.cwd())
+                inputs[name] = absolute_input(url, directory)
+    if isinstance(stages, dict):
+        for name, stage in stages.items():
+            type_name = stage.get("stage") if isinstance(stage, dict) else None
+            if isinstance(type_name, str) and type_name in registry:
+                options = options_of(stage_class(type_name, registry).config_type)
+                stages[name] = with_absolute_paths(stage, options, directory)
 
 
 def parse_pipeline(

@@ -39,7 +39,8 @@ class OptionReference(Frozen):
     unit: str
     """Such as `s`, `px`, `clips`; `1` for ratios and counts without one; empty for no number."""
     changes_output: bool
-    """Whether it is part of the fingerprint: a changed value runs the stage again."""
+    """Whether it is part of the fingerprint: a changed value runs the stage again. Of a path the
+    content is, not the path."""
     meaning: str
 
 

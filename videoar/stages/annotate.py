@@ -18,6 +18,7 @@ from videoar.contracts.contract import load_contract
 from videoar.contracts.names import CLIPS, REJECTS
 from videoar.core.types import Row
 from videoar.pipeline.context import StageContext
+from videoar.pipeline.local_path import LocalPath
 from videoar.pipeline.stage import Inputs, Mapper, MapStage, Output, Port, StageConfig, runtime
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ Answer: TypeAlias = "Callable[[Sequence[np.ndarray]], list[Row]]"
 class AnnotateConfig(StageConfig):
     """Which model sees how much."""
 
-    model: str = runtime(...)
+    model: LocalPath = runtime(...)
     """Folder, on every worker, of the model as transformers saves it (config, processor, weights as
     safetensors). Its content counts for the fingerprint, its place does not."""
     num_frames: int = Field(default=4, ge=1)

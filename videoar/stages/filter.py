@@ -8,7 +8,7 @@ Rows of all files meet only where they share a key (`videoar.storage.partitions`
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
 
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
@@ -25,9 +25,11 @@ from videoar.curation.policy import (
     Policy,
     evaluate,
     parse_policy,
+    policy_names,
     read_policy,
 )
 from videoar.pipeline.context import StageContext
+from videoar.pipeline.local_path import path_or
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
 from videoar.storage.partitions import DaskScheduler
 from videoar.storage.snapshot import Snapshot
@@ -40,6 +42,9 @@ _ROW_BITS = 32  # number of a row: its file's index above these bits, its own be
 Row: TypeAlias = dict[str, Any]
 Block: TypeAlias = "tuple[np.ndarray, np.ndarray]"
 """Numbers and embeddings of some rows."""
+
+
+_POLICY = Annotated[str, path_or(*policy_names())] | Policy
 
 
 class FilterConfig(StageConfig):
@@ -63,7 +68,7 @@ class FilterConfig(StageConfig):
     min_keep_fraction: float = Field(default=0.01, ge=0, le=1)
     """Fewer kept clips fail the gate: nothing is published."""
 
-    @field_validator("policy", mode="before", json_schema_input_type=str | Policy)
+    @field_validator("policy", mode="before", json_schema_input_type=_POLICY)
     @classmethod
     def _is_read_now(cls, value: object) -> object:
         """Turn a name or path into its content: a worker elsewhere has no such file."""

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import pyarrow as pa
 from pydantic import Field
@@ -13,6 +13,7 @@ from videoar.core.errors import ConfigError
 from videoar.core.ids import canonical_json, digest_json, seed_from, sha256_hex
 from videoar.core.types import Row
 from videoar.pipeline.context import StageContext
+from videoar.pipeline.local_path import path_or
 from videoar.pipeline.stage import Inputs, MapStage, Output, Port, Shard, StageConfig, runtime
 from videoar.storage.store import Store
 
@@ -25,7 +26,7 @@ CAPTIONS = "captions"
 class GenerateConfig(StageConfig):
     """Options of `generate`."""
 
-    prompts: str = CAPTIONS
+    prompts: Annotated[str, path_or(CAPTIONS)] = runtime(CAPTIONS)
     """`captions` takes distinct captions of the reference; anything else is a text file's path."""
     num_prompts: int = Field(default=16, ge=1)
     """Prompts, at most."""

@@ -20,6 +20,7 @@ from videoar.core.settings import settings
 from videoar.core.types import Row
 from videoar.model.tokenizer.config import TOKENIZERS, TokenizerConfig, TokenizerTraining
 from videoar.pipeline.context import StageContext
+from videoar.pipeline.local_path import LocalPath
 from videoar.pipeline.presets import preset_name, valid_overrides, with_overrides
 from videoar.pipeline.stage import (
     Inputs,
@@ -56,10 +57,10 @@ class TrainTokenizerConfig(StageConfig):
     """Fields of the tokenizer that differ from the preset."""
     training: TokenizerTraining = TokenizerTraining()
     """Steps, batch, learning rate, loss weights."""
-    lpips_weights: str = ""
+    lpips_weights: LocalPath = runtime("")
     """Path, on every rank, of a safetensors file with the weights of AlexNet and the heads for
     the perceptual term (see `videoar.model.tokenizer.lpips`); empty takes a frozen random net."""
-    image_weights: str = ""
+    image_weights: LocalPath = runtime("")
     """Path, on every rank, of a safetensors file of an image tokenizer of the same shape, which is
     inflated into the new network (see `model.tokenizer.network.inflate`): one of ours, or one of
     Infinity's where the tokenizer has `infinity_layout`, as `ucf` and `512` have."""

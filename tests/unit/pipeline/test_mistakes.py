@@ -154,6 +154,31 @@ def test_relative_inputs_are_resolved_when_the_file_is_loaded(tmp_path: Path, mo
     assert spec.document["inputs"] == spec.inputs
 
 
+def test_relative_paths_of_options_are_resolved_too(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").write_text("min_luma: 3")
+    changes = [
+        "stages.samples.prompts=my prompts.txt",
+        "stages.tokenizer={stage: train_tokenizer, from: {clips: good}}",
+        "stages.tokenizer.image_weights=a/b",
+        "stages.tokenizer.lpips_weights=/c",
+        "stages.good.policy=my.yaml",
+    ]
+    stages = load_pipeline(QUICKSTART, changes).document["stages"]
+    assert stages["samples"]["prompts"] == str(tmp_path / "my prompts.txt")
+    assert stages["tokenizer"]["image_weights"] == str(tmp_path / "a/b")
+    assert stages["tokenizer"]["lpips_weights"] == "/c"
+    assert stages["good"]["policy"] == str(tmp_path / "my.yaml")
+
+
+def test_names_that_are_no_paths_stay():
+    changes = ["stages.samples.prompts=captions", "stages.tokenizer.image_weights="]
+    stages = load_pipeline(QUICKSTART, changes).document["stages"]
+    assert stages["samples"]["prompts"] == "captions"
+    assert stages["good"]["policy"] == "permissive"
+    assert stages["tokenizer"]["image_weights"] == ""
+
+
 keys = st.sampled_from(["steps", "cpus", "x", "stage"])
 values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-5, 1 << 40), st.text(max_size=5),
