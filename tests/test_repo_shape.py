@@ -117,3 +117,9 @@ def test_constraints_pin_what_the_project_asks_for():
 def test_installed_script_is_the_documented_one():
     scripts = {e.name: e.value for e in distribution("videoar").entry_points}
     assert scripts == {"videoar": "videoar.cli:main"}
+
+
+def test_wheel_ships_its_types():
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    assert build["targets"]["wheel"]["packages"] == ["videoar"]  # all that git does not ignore
+    assert ROOT / "videoar" / "py.typed" in tracked()

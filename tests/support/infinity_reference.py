@@ -5,7 +5,7 @@ attention. The weights are random.
 """
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that torch code uses everywhere
+import torch.nn.functional as F
 
 
 class InfinityReference:

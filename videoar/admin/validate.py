@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from videoar.contracts.contract import load_contract
 from videoar.contracts.names import MODELS
 from videoar.core.errors import ConfigError, TransientStorageError, VideoARError
+from videoar.core.types import FileRef
 from videoar.pipeline.mistakes import SpecError
 from videoar.pipeline.spec import load_pipeline
 from videoar.records.names import find_snapshot
@@ -62,7 +63,7 @@ def validate_snapshot(
     return [found.model_dump() for found in audit(snapshot, derive_bits, digest)]
 
 
-def _shallow(snapshot: Snapshot, file: Any) -> list[Mistake]:  # noqa: ANN401 - a FileRef
+def _shallow(snapshot: Snapshot, file: FileRef) -> list[Mistake]:
     contract = load_contract(snapshot.contract)
     try:
         contract.conform(snapshot.read_file(file, verify=True), file.key)
@@ -94,7 +95,7 @@ def _tokenizer_digest(store: Store, snapshot: Snapshot, name: str | None) -> str
     return digest
 
 
-def derive_bits(latent_NTKHW: "np.ndarray", scales: "Sequence[Grid]") -> list[bytes]:  # noqa: N803
+def derive_bits(latent_NTKHW: "np.ndarray", scales: "Sequence[Grid]") -> list[bytes]:
     """Quantize stored latents as the tokenize stage does; return the packed bits of each row."""
     import torch
 

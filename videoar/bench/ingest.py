@@ -161,11 +161,11 @@ def _stage(paths: list[Path], keep: Literal["clips", "references"]) -> None:
 
 def _start_ffmpeg() -> None:
     source = ["-f", "lavfi", "-i", "color=size=16x16:duration=0.04"]
-    subprocess.run([*_FFMPEG, *source, "-f", "null", "-"], check=True)  # noqa: S603 - fixed words
+    subprocess.run([*_FFMPEG, *source, "-f", "null", "-"], check=True)
 
 
 def _null(path: Path) -> None:
-    subprocess.run([*_FFMPEG, "-i", f"file:{path}", "-f", "null", "-"], check=True)  # noqa: S603 - a drawn or given file
+    subprocess.run([*_FFMPEG, "-i", f"file:{path}", "-f", "null", "-"], check=True)
 
 
 def _three_passes(path: Path) -> None:
@@ -185,7 +185,7 @@ def _three_passes(path: Path) -> None:
 def _raw(path: Path, filters: str, frame_bytes: int) -> np.ndarray:
     form = ["-f", "rawvideo", "-"] if frame_bytes else ["-f", "null", "-"]
     command = [*_FFMPEG, "-i", f"file:{path}", "-vf", filters, "-vsync", "passthrough", *form]
-    done = subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - as above
+    done = subprocess.run(command, check=True, capture_output=True)
     return np.frombuffer(done.stdout, np.uint8)
 
 

@@ -75,7 +75,7 @@ def _cell(action: str, name: str, folder: Path, batch_size: int) -> dict[str, fl
     own = name in {"raw", "ours"}
     python = sys.executable if own else settings().bench_peers or sys.executable
     command = [python, "-P", loader_cell.__file__, action, name, str(folder), str(batch_size)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - ours
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise StageError(f"bench loader, {name}", done.stderr.strip() or f"exit {done.returncode}")
     answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])

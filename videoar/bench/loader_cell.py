@@ -13,14 +13,20 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from videoar.training.data.token_loader import TokenLoader
+
 WIDTHS = ("bits", "latent")
 _CHUNK_BYTES = 64 << 20
 _MIN_S = 1.0
+T = TypeVar("T")
 Sample = tuple[Any, Any]
 
 
@@ -106,7 +112,7 @@ def write_ours(folder: Path, out: Path) -> None:
     (out / "snapshot").write_text(dataset.commit(files, made, {}).id)
 
 
-def token_table(payload: list[np.ndarray], numbers: np.ndarray, shape: list[int]) -> Any:  # noqa: ANN401 - pa.Table, which peers need not have
+def token_table(payload: list[np.ndarray], numbers: np.ndarray, shape: list[int]) -> "pa.Table":
     """Return rows of `tokens@1` that hold a payload, with small columns as they may be."""
     import pyarrow as pa
 
@@ -136,7 +142,7 @@ def read_ours(folder: Path, out: Path, batch_size: int, epoch: int) -> Iterator[
         yield len(batch["latent_BTKHW"])
 
 
-def _open_ours(out: Path, batch_size: int) -> Any:  # noqa: ANN401 - our loader, which peers need not have
+def _open_ours(out: Path, batch_size: int) -> "TokenLoader":
     from videoar.storage.store import open_store
     from videoar.training.data.token_loader import TokenLoader
 
@@ -240,10 +246,11 @@ def read_lance(folder: Path, out: Path, batch_size: int, epoch: int) -> Iterator
 _opened: dict[str, Any] = {}
 
 
-def _once(make: Callable[[], Any]) -> Any:  # noqa: ANN401 - a peer's dataset
+def _once(make: Callable[[], T]) -> T:
     if "data" not in _opened:
         _opened["data"] = make()
-    return _opened["data"]
+    data: T = _opened["data"]
+    return data
 
 
 def _ring(folder: Path, batch_size: int) -> Ring:
@@ -308,6 +315,6 @@ if __name__ == "__main__":
     if action == "write":
         (Path(place) / contestant).mkdir()
         CONTESTANTS[contestant][0](Path(place), Path(place) / contestant)
-        print(json.dumps({}))  # noqa: T201 - the answer
+        print(json.dumps({}))
     else:
-        print(json.dumps(measure(contestant, Path(place), int(size))))  # noqa: T201 - the answer
+        print(json.dumps(measure(contestant, Path(place), int(size))))

@@ -43,7 +43,7 @@ class Slow:
         self._objects, self._latency_s, self.url = objects, latency_s, objects.url
         self.requests, self._lock = 0, Lock()
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the server has
+    def __getattr__(self, name: str) -> object:
         return getattr(self._objects, name)
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
@@ -133,7 +133,7 @@ def main() -> None:
                 bare.append(bare_s(snapshot, shape))
             ratios = [b / o for o, b in zip(ours, bare, strict=True)]
             rate, limit = (num_bytes / 1e6 / np.median(seconds) for seconds in (ours, bare))
-            print(  # noqa: T201 - the result
+            print(
                 f"{shape} {latency_s * 1000:.0f} ms: {rate:.0f} MB/s, bare {limit:.0f} MB/s, "
                 f"ratio {np.median(ratios):.2f}, {gets[1]} GETs for {rows} rows; "
                 f"opening {np.median(opening):.2f} s, {gets[0]} GETs"

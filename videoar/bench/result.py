@@ -6,13 +6,12 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
 from videoar.core.hardware import hardware
 from videoar.core.ids import seed_from
-from videoar.core.types import Frozen
+from videoar.core.types import Frozen, Json
 
 
 class Measured(Frozen):
@@ -38,7 +37,7 @@ class BenchResult(Frozen):
     notes: tuple[str, ...] = ()
 
 
-def compare(name: str, unit: str, figures: Mapping[str, list[float]], **more: Any) -> BenchResult:  # noqa: ANN401 - fields of BenchResult
+def compare(name: str, unit: str, figures: Mapping[str, list[float]], **more: Json) -> BenchResult:
     """Sum figures up; `ours` is ours, everything else is compared with it."""
     measured = {
         key: Measured(median=statistics.median(runs), runs=tuple(runs))
@@ -72,7 +71,7 @@ def shuffled(names: list[str], turn: int) -> list[str]:
 def commit_id() -> str:
     """Return the commit of the code, "" outside of a checkout."""
     done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],  # noqa: S607 - whatever git there is
+        ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
     )  # fmt: skip
     return done.stdout.strip()

@@ -89,7 +89,7 @@ def _table_row(column: Column) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def _plain(value: Any) -> str:  # noqa: ANN401 - any check's value
+def _plain(value: float | str | list[Any]) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return f"`{value}`" if isinstance(value, str) else f"{value:g}"

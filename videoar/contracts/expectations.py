@@ -6,13 +6,19 @@ import costs seconds, so it happens in here and nowhere else.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from videoar.contracts.contract import Contract
 from videoar.core.settings import set_defaults
 from videoar.core.types import Frozen
+
+if TYPE_CHECKING:
+    from great_expectations.core.expectation_validation_result import (
+        ExpectationSuiteValidationResult,
+        ExpectationValidationResult,
+    )
 
 _SHOWN_CHARS = 80
 _NO_NETWORK = (
@@ -110,19 +116,20 @@ def _expectations(contract: Contract, table_checks: TableChecks) -> Iterator[Any
     yield gxe.ExpectTableRowCountToBeBetween(min_value=fewest, max_value=most)
 
 
-def _read(item: Any) -> Expectation:  # noqa: ANN401 - great_expectations has no types
-    asked = {k: v for k, v in item.expectation_config.kwargs.items() if k != "batch_id"}
+def _read(item: "ExpectationValidationResult") -> Expectation:
+    config: Any = item.expectation_config  # Optional by its type, set in every result
+    asked = {k: v for k, v in config.kwargs.items() if k != "batch_id"}
     on = asked.pop("column", None) or ", ".join(f"{k}={v}" for k, v in asked.items())
     found = item.result.get("partial_unexpected_list") or item.result.get("observed_value")
     return Expectation(
-        name=item.expectation_config.type,
+        name=config.type,
         on=on,
         passed=bool(item.success),
         observed=str(found)[:_SHOWN_CHARS] if found is not None else "nothing unexpected",
     )
 
 
-def _page(result: Any) -> str:  # noqa: ANN401 - great_expectations has no types
+def _page(result: "ExpectationSuiteValidationResult") -> str:
     """Render the result; the page names styles and pictures of others, which it may not fetch."""
     from great_expectations.render.renderer import ValidationResultsPageRenderer
     from great_expectations.render.view import DefaultJinjaPageView

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, ValidationError, ValidationInfo
 
@@ -20,6 +20,9 @@ from videoar.contracts.names import CLIPS
 from videoar.core.errors import ConfigError, did_you_mean
 from videoar.core.types import Frozen
 from videoar.core.yaml_file import read_mapping
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 SCORE_MISSING = "SCORE_MISSING"
 _FRAME_SLACK = 2  # containers announce up to two frames that no decoder shows
@@ -180,7 +183,7 @@ def parse_policy(bounds: Mapping[Any, Any], where: str) -> Policy:
         raise ConfigError(where, "; ".join(map(_explain, error.errors()))) from None
 
 
-def _explain(detail: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
+def _explain(detail: "ErrorDetails") -> str:
     name = str(detail["loc"][0])
     if detail["type"] == "extra_forbidden":
         return f"{name}: no such bound, {did_you_mean(name, Policy.model_fields)}"

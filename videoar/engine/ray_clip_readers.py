@@ -9,7 +9,7 @@ A reader that fails is restarted and reads its pending clips again.
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from videoar.engine.base import with_retries
 from videoar.media.clip_prefetch import ReaderSlot
 from videoar.media.clip_reader import COLUMNS, ClipReader
 from videoar.pipeline.work.task import StageTask
+
+if TYPE_CHECKING:
+    from ray.actor import ActorHandle
 
 _RESTARTS = 3  # as for workers: a clip that kills its reader must not loop
 
@@ -41,13 +44,13 @@ def open_reader_slots(task: StageTask, count: int) -> list[ReaderSlot]:
     """Start readers on the cluster; Ray stops them when the calling process ends."""
     import ray
 
-    actor = ray.remote(
+    actor: Any = ray.remote(
         num_cpus=1, scheduling_strategy="SPREAD", max_restarts=_RESTARTS, max_task_retries=_RESTARTS
     )(Reader)
     return [partial(_request, actor.remote(task)) for _ in range(count)]
 
 
-def _request(reader: Any, row: Row) -> Callable[[], np.ndarray]:  # noqa: ANN401 - ActorHandle
+def _request(reader: "ActorHandle[Reader]", row: Row) -> Callable[[], np.ndarray]:
     columns = {name: row[name] for name in COLUMNS}
     # .future() fetches the frames in the background, .remote() alone would only when waited for
     return partial(_result, reader.read.remote(columns).future())

@@ -3,7 +3,7 @@
 Ray is started or joined at the first piece of work: a run whose stages are all cached needs none.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ def _reduce(task: StageTask) -> WorkRecord:
     return run_reduce(task, _dask_on_ray)
 
 
-def _dask_on_ray(graph: Any, keys: Any, **options: Any) -> Any:  # noqa: ANN401 - dask's protocol
+def _dask_on_ray(graph: Mapping[Any, Any], keys: list[str], **options: object) -> object:
     """Compute a dask graph as Ray tasks."""
     from ray.util.dask import ray_dask_get  # late: most reductions have no graph
 

@@ -14,9 +14,12 @@ import tempfile
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 from videoar.core.errors import ConfigError, MediaError
+
+if TYPE_CHECKING:
+    from ffmpeg.nodes import OutputStream
 
 TAIL_BYTES = 8 << 10
 _LIMIT = 'ulimit -c 0; ulimit -v "$1"; ulimit -t "$2"; shift 2; exec "$@"'
@@ -31,7 +34,7 @@ class Limits:
     memory_bytes: int = 2 << 30
 
 
-def run_graph(graph: Any, data: Iterable[bytes], limits: Limits) -> None:  # noqa: ANN401 - ffmpeg-python node
+def run_graph(graph: "OutputStream", data: Iterable[bytes], limits: Limits) -> None:
     """Run an ffmpeg-python graph that reads pieces of data on standard input and writes files.
 
     Raises:

@@ -14,12 +14,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from videoar.core.errors import ConfigError
 from videoar.media.process import Limits, run_graph
+
+if TYPE_CHECKING:
+    from ffmpeg.nodes import FilterableStream
 
 CODEC_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "libx264": {"preset": "fast"},
@@ -105,7 +108,7 @@ def _settings(codec: str, crf: int, pix_fmt: str) -> dict[str, Any]:
     return {**CODEC_OPTIONS[codec], **quality, **_EXACT, "c:v": codec, "pix_fmt": pix_fmt}
 
 
-def _raw_input(frame_HWC: np.ndarray, rate_fps: float) -> Any:  # noqa: ANN401 - ffmpeg node
+def _raw_input(frame_HWC: np.ndarray, rate_fps: float) -> "FilterableStream":
     """Return the node of a graph that reads such frames from a pipe."""
     import ffmpeg
 

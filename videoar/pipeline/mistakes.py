@@ -130,11 +130,12 @@ def _keys(location: Sequence[str | int], value: Json) -> Path:
     return tuple(keys)
 
 
-def _at(value: Json, keys: Path) -> Any:  # noqa: ANN401 - what lies there, whatever it is
+def _at(value: Json, keys: Path) -> Json:
     node: Any = value
     for key in keys:
         node = node[int(key)] if isinstance(node, list) else node.get(key)
-    return node
+    result: Json = node
+    return result
 
 
 def _unknown(key: str, parent: Option | None, also: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ def apply_override(
     _set(parent, keys, _read(value, _option(document, keys, registry), where), where, source)
 
 
-def _parent(document: dict[str, Any], keys: list[str], where: str, source: str) -> Any:  # noqa: ANN401 - a mapping or list, changed by the caller
+def _parent(document: dict[str, Any], keys: list[str], where: str, source: str) -> object:
     if keys[0] not in _SECTIONS:
         raise ConfigError(where, f"{source} has no {keys[0]}", did_you_mean(keys[0], _SECTIONS))
     node: Any = document
@@ -59,7 +59,7 @@ def _parent(document: dict[str, Any], keys: list[str], where: str, source: str) 
     return node
 
 
-def _set(parent: Any, keys: list[str], value: Json, where: str, source: str) -> None:  # noqa: ANN401 - see `_parent`
+def _set(parent: object, keys: list[str], value: Json, where: str, source: str) -> None:
     key = keys[-1]
     if isinstance(parent, list):
         parent[_index(parent, key, where, source)] = value

@@ -322,7 +322,7 @@ class Execution:
         crash_point("committed")
         return snapshot
 
-    def _update(self, name: str, **changes: Any) -> None:  # noqa: ANN401 - fields of StageRun
+    def _update(self, name: str, **changes: object) -> None:
         self.stages[name] = self.stages[name].model_copy(update=changes)
 
 

@@ -60,7 +60,7 @@ class AnnotateStage(MapStage[A]):
     def load(self) -> Answer:
         """Load the model."""
 
-    def asks(self, row: Row) -> bool:  # noqa: ARG002 - about every clip
+    def asks(self, row: Row) -> bool:
         """Say whether the model is asked about this clip."""
         return True
 
@@ -70,7 +70,7 @@ class AnnotateStage(MapStage[A]):
 
         return pretrained_fingerprint(self.config.model)
 
-    def open(self, inputs: Inputs, context: StageContext) -> Mapper:  # noqa: ARG002 - rows come by file
+    def open(self, inputs: Inputs, context: StageContext) -> Mapper:
         """Load the model once for all shards of a worker."""
         import torch
 

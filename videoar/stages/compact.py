@@ -72,7 +72,7 @@ class CompactStage(MapStage[CompactConfig]):
                 begin += count
         return made
 
-    def open(self, inputs: Inputs, context: StageContext) -> Mapper:  # noqa: ARG002 - the snapshot has it
+    def open(self, inputs: Inputs, context: StageContext) -> Mapper:
         """Read the small columns of all rows."""
         source = RowReader(inputs[self.primary])
         notes_N = _numbered(source.notes)[source.payload.file_N]

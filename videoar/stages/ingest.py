@@ -129,7 +129,7 @@ class IngestStage(MapStage[IngestConfig]):
             for i, group in enumerate(groups)
         ]
 
-    def open(self, inputs: Inputs, context: StageContext) -> "_Ingest":  # noqa: ARG002 - shards carry the rows
+    def open(self, inputs: Inputs, context: StageContext) -> "_Ingest":
         """Start no process yet: the scanner does at the first source."""
         return _Ingest(self.config, context)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
 
 from videoar.core.errors import StorageError, TransientStorageError
 from videoar.core.retry import RetryPolicy
@@ -19,16 +19,22 @@ from videoar.storage.object_store import (
     read_exactly,
 )
 
+if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
+    from botocore.response import StreamingBody
+
 T = TypeVar("T")
+_Body: TypeAlias = "StreamingBody | io.BytesIO"
 BODY_RETRY_S = 60.0
 """chosen: how long a GET whose body breaks is retried."""
 
 
-def _read_all(body: Any) -> bytes:  # noqa: ANN401 - botocore has no types
-    return body.read()  # type: ignore[no-any-return]
+def _read_all(body: _Body) -> bytes:
+    data: bytes = body.read()
+    return data
 
 
-def _fill_from(target: memoryview, url: str, key: str, body: Any) -> None:  # noqa: ANN401 - same
+def _fill_from(target: memoryview, url: str, key: str, body: _Body) -> None:
     read_exactly(target, body.readinto, f"{url}/{key}")
 
 
@@ -73,7 +79,7 @@ class S3ObjectStore:
         except exceptions.BotoCoreError as error:
             raise StorageError(self.url, str(error)) from error
 
-    def _call(self, operation: str, key: str, **arguments: Any) -> dict[str, Any]:  # noqa: ANN401
+    def _call(self, operation: str, key: str, **arguments: object) -> dict[str, Any]:
         return getattr(self._client, operation)(  # type: ignore[no-any-return]
             Bucket=self._bucket, Key=self._prefix + key, **arguments
         )
@@ -102,7 +108,7 @@ class S3ObjectStore:
             for start, target in spans:
                 self._read(key, partial(_fill_from, target, self.url, key), (start, len(target)))
 
-    def _read(self, key: str, read: Callable[[Any], T], span: tuple[int, int] | None = None) -> T:
+    def _read(self, key: str, read: Callable[[_Body], T], span: tuple[int, int] | None = None) -> T:
         """GET an object, or (start, length) of it, and read the body.
 
         Retries a connection that breaks in the body: botocore's own retries end with the headers.
@@ -115,7 +121,7 @@ class S3ObjectStore:
             lambda: read(self._body(key, span)), lambda error: isinstance(error, broken)
         )
 
-    def _body(self, key: str, span: tuple[int, int] | None) -> Any:  # noqa: ANN401
+    def _body(self, key: str, span: tuple[int, int] | None) -> _Body:
         """GET; the body is empty where a span begins behind the end.
 
         Raises:
@@ -150,7 +156,7 @@ class S3ObjectStore:
             TransientStorageError: the connection broke on the way.
         """
         with self._errors(key):
-            yield from self._body(key, None).iter_chunks(PIECE_BYTES)
+            yield from self._call("get_object", key)["Body"].iter_chunks(PIECE_BYTES)
 
     def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> bool:
         """PUT in one request or, unconditional and big, in parts."""
@@ -286,7 +292,7 @@ def _s3_client(endpoint: str) -> tuple[Any, Any]:
     return client, session
 
 
-def _code(error: Any) -> str:  # noqa: ANN401 - botocore has no types
+def _code(error: "ClientError") -> str:
     return str(error.response["Error"].get("Code", ""))
 
 
@@ -295,7 +301,7 @@ _TRANSIENT = {409, 429, 500, 502, 503, 504}
 _DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
 
 
-def _client_error(where: str, bucket: str, error: Any) -> StorageError:  # noqa: ANN401
+def _client_error(where: str, bucket: str, error: "ClientError") -> StorageError:
     code, status = _code(error), error.response["ResponseMetadata"].get("HTTPStatusCode", 0)
     if code == "NoSuchBucket":
         return StorageError(f"s3://{bucket}", "no such bucket", "create it, or fix the store URL")

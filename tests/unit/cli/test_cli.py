@@ -63,7 +63,7 @@ def fail(*arguments: str) -> tuple[int, dict, str]:
 @pytest.mark.parametrize("verb", ["run", "resume"])
 def test_what_libraries_print_meanwhile_is_no_part_of_the_answer(verb, tmp_path, monkeypatch):
     def works(*_: object, **__: object) -> SimpleNamespace:
-        print("(raylet) A worker died or was killed")  # noqa: T201 - as Ray does
+        print("(raylet) A worker died or was killed")
         return RUN
 
     monkeypatch.setattr(f"videoar.api.{verb}", works)

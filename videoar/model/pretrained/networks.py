@@ -10,16 +10,20 @@ Shape suffixes: N clips, T stills of a clip, H W height and width, C = 3 channel
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that torch code uses everywhere
+import torch.nn.functional as F
 from safetensors import SafetensorError
 
 from videoar.core.errors import ConfigError, one_line
 from videoar.model.device import device
 from videoar.model.pretrained.model_folder import library_version, model_files
+
+if TYPE_CHECKING:
+    from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+    from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 _SAFE = {"local_files_only": True, "trust_remote_code": False}
 _PIL = "pil"  # chosen: pixels then do not depend on whether torchvision is installed
@@ -83,7 +87,7 @@ class Captioner:
         texts = self._processor.batch_decode(written, skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
 
-    def _conversations(self, clips: Sequence[np.ndarray]) -> Any:  # noqa: ANN401 - BatchFeature
+    def _conversations(self, clips: Sequence[np.ndarray]) -> "BatchFeature":
         question = {"type": "text", "text": self._prompt}
         shown = [[{"type": "image", "image": still} for still in stills] for stills in clips]
         return self._processor.apply_chat_template(
@@ -95,7 +99,7 @@ class Captioner:
             processor_kwargs={"padding": True},
         )
 
-    def _beginnings(self, clips: Sequence[np.ndarray]) -> Any:  # noqa: ANN401 - BatchFeature
+    def _beginnings(self, clips: Sequence[np.ndarray]) -> "BatchFeature":
         images = [stills[len(stills) // 2] for stills in clips]
         text = [self._prompt] * len(images)
         return self._processor(images=images, text=text, padding=True, return_tensors="pt")
@@ -163,7 +167,9 @@ def _loading(folder: str, kind: str) -> Iterator[None]:
         raise ConfigError(folder, what, hint) from error
 
 
-def _network(auto: Any, folder: str, dtype: Any) -> Any:  # noqa: ANN401 - transformers is untyped
+def _network(
+    auto: "type[_BaseAutoModelClass]", folder: str, dtype: torch.dtype | str
+) -> "PreTrainedModel":
     """Load a network.
 
     Raises:
@@ -177,7 +183,7 @@ def _network(auto: Any, folder: str, dtype: Any) -> Any:  # noqa: ANN401 - trans
     return net.to(device()).eval()
 
 
-def _processor(folder: str) -> Any:  # noqa: ANN401 - transformers is untyped
+def _processor(folder: str) -> "ProcessorMixin":
     """Load a processor without its part for videos: not needed, and it asks for torchvision."""
     from transformers import (
         PROCESSOR_MAPPING,

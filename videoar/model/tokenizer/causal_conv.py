@@ -10,7 +10,7 @@ Source: arXiv 2601.05966 section 4.1; block layout of FoundationVision/Infinity'
 """
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that torch code uses everywhere
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videoar.model.tokenizer.config import Resampling

@@ -9,7 +9,7 @@ Source: arXiv 2601.05966 equation 4; PatchGAN arXiv 1611.07004; LeCAM arXiv 2104
 """
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that torch code uses everywhere
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 

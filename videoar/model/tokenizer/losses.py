@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that torch code uses everywhere
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videoar.model.tokenizer.config import LossWeights

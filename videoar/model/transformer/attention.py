@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that torch code uses everywhere
+import torch.nn.functional as F
 from torch import Tensor
 
 from videoar.model.transformer.schemes import TEXT, Scheme

@@ -7,7 +7,7 @@ Source: arXiv 2601.05966 section 4.2; weights FoundationVision/Infinity.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that torch code uses everywhere
+import torch.nn.functional as F
 from torch import Tensor
 
 

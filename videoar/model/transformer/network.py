@@ -12,7 +12,7 @@ Source: arXiv 2601.05966 sections 4.2 and 6.1; block ours ("LLaMA family princip
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name that torch code uses everywhere
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
