@@ -133,7 +133,10 @@ def _keys(location: Sequence[str | int], value: Json) -> Path:
 def _at(value: Json, keys: Path) -> Json:
     node: Any = value
     for key in keys:
-        node = node[int(key)] if isinstance(node, list) else node.get(key)
+        if isinstance(node, list):  # pydantic names the entry that a short tuple lacks
+            node = node[int(key)] if int(key) < len(node) else None
+        else:
+            node = node.get(key)
     result: Json = node
     return result
 
