@@ -7,7 +7,7 @@ def test_old_definitions_found_in_every_form():
     source = (
         "class Painter: ...\n"
         "def f(odds): ...\n"
-        "for lost in (): ...\n"
+        "for numbered in (): ...\n"
         "import videoar.api as take_down\n"
         "self.grey = 1\n"
     )
@@ -21,7 +21,7 @@ def test_name_limited_to_a_package_is_fine_elsewhere():
 
 
 def test_use_of_a_name_is_no_definition():
-    assert not list(old_names("videoar/media/x.py", "print(lost)\n"))
+    assert not list(old_names("videoar/media/x.py", "print(numbered)\n"))
 
 
 def test_old_phrase_found_with_its_line():
