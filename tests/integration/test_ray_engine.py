@@ -64,9 +64,9 @@ def test_an_error_comes_back_as_ours_with_its_shard(tmp_path: Path, engine: RayE
     ("stage", "resources", "what"),
     [
         ("big", {"gpus": 1}, "stages.big.resources.gpus: needs 1 at once.* has 0"),
-        ("big", {"cpus": 4096}, "stages.big.resources.cpus: 4096 asked for"),
-        ("big", {"readers": 2, "workers": 100}, "stages.big.resources.cpus: 300 asked for"),
-        ("model", {"cpus": 3, "workers": 1000}, "stages.model.resources.cpus: 3000 asked for"),
+        ("big", {"cpus": 4096}, "stages.big.resources.cpus: needs 4096"),
+        ("big", {"readers": 2, "workers": 100}, "stages.big.resources.cpus: needs 300"),
+        ("model", {"cpus": 3, "workers": 1000}, "stages.model.resources.cpus: needs 3000"),
     ],
 )
 def test_what_this_machine_never_has_is_not_waited_for(
