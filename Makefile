@@ -5,20 +5,21 @@ STAMP := .venv/.installed
 # uv takes half a minute where pip takes many; it does not read pip's settings, and pip is there
 # for machines whose index only pip knows.
 INSTALL := --constraint constraints.txt --editable ".[dev]"
-# The drawn corpus can be judged by arithmetic; other videos need a gate that exists for them.
+# Samples are compared with their prompts on the synthetic corpus only; other videos need another gate.
 ifdef INPUT
 # Verbatim: `value` keeps make from expanding `$`, the quotes keep the shell from reading anything.
 OWN_VIDEOS := --set 'inputs.videos=$(subst ','\'',$(value INPUT))' \
   --set "stages.release.rules=[{metric: recon/psnr, min: 15}]"
 endif
+FAST := not (ray or browser or s3 or slow or gpu or shared or soak)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# Containers often set this: every start of Python would then compile torch and the rest anew.
+# Containers often set this: every start of Python would then compile torch and the rest again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo test check fmt bench soak clean
+.PHONY: help setup demo test test-fast check fmt bench soak clean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
 
 setup: $(STAMP)  ## create .venv and install, once
 	@command -v ffmpeg >/dev/null || { \
@@ -49,7 +50,10 @@ demo: setup  ## raw video to promoted model on this machine; INPUT=FOLDER takes 
 test: setup  ## the default test suite
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not shared and not soak"
 
-check: setup  ## format, lint, types, layers, generated files, dependencies
+test-fast: setup  ## without Ray, browser, S3 and slow tests: under 90 s on two cores
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(FAST)" tests/unit tests/test_repo_shape.py
+
+check: setup  ## format, lint, types, layers, generated files, names, dependencies
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -57,6 +61,7 @@ check: setup  ## format, lint, types, layers, generated files, dependencies
 	@$(BIN)/python -m videoar.contracts.codegen --check
 	@$(BIN)/python -m videoar.pipeline.codegen --check
 	@$(BIN)/python -m tests.checks.literals
+	@$(BIN)/python -m tests.checks.names
 	@$(BIN)/deptry .
 
 fmt: setup  ## format and fix what can be fixed
