@@ -26,7 +26,8 @@ from videoar.media.source_decoder import SourceMetadata
 from videoar.media.sources import list_sources
 from videoar.media.transcode import encode_stream
 from videoar.pipeline.context import StageContext
-from videoar.stages.ingest import IngestConfig, IngestStage, group_rows
+from videoar.stages.ingest import IngestConfig, group_rows
+from videoar.stages.ingest.worker import IngestWorker
 from videoar.storage.store import open_store
 
 _SIZES_PX = ((426, 240), (854, 480), (1280, 720))
@@ -149,14 +150,14 @@ def _stage(paths: list[Path], keep: Literal["clips", "references"]) -> None:
         config = IngestConfig(
             keep=keep, rate_fps=_PLAN.rate_fps, size_px=_SIZE_PX, max_clips_per_source=64
         )
-        mapper = IngestStage(config).open({}, StageContext(open_store(Path(folder).as_uri())))
+        worker = IngestWorker(config, StageContext(open_store(Path(folder).as_uri())))
         for parent in sorted({path.parent for path in paths}):
             rows = list_sources(str(parent)).to_pylist()
             given = {str(path) for path in paths}
             rows = [row for row in rows if str(parent / row["name"]) in given]
             for group in group_rows(rows, config.sources_per_shard, config.part_mib << 20):
-                mapper(pa.Table.from_pylist(group))
-        mapper.close()
+                worker(pa.Table.from_pylist(group))
+        worker.close()
 
 
 def _start_ffmpeg() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from videoar.core.ids import seed_from
 from videoar.core.prefetch import prefetch
 from videoar.core.types import Row
-from videoar.media.clip_reader import ClipReader, sort_out
+from videoar.media.clip_reader import ClipReader, readable
 from videoar.storage.object_store import ObjectStore
 
 ReaderSlot = Callable[[Row], Callable[[], np.ndarray]]
@@ -44,7 +44,7 @@ class ClipPrefetcher:
     ) -> Iterator[tuple[Row, np.ndarray]]:
         """Yield what `ClipReader.each` does; read at most `depth` clips ahead, or one per slot."""
         reads = prefetch(self._begin, rows, max(depth, len(self._slots)))
-        return sort_out(reads, stage, rejected)
+        return readable(reads, stage, rejected)
 
     def _begin(self, row: Row) -> Callable[[], np.ndarray]:
         number = next(self._next) if row["video_key"] else seed_from(row["source_id"])

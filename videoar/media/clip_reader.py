@@ -1,9 +1,10 @@
-"""Frames of a clip, wherever they are: in the store as a small MP4, or still in their source.
+"""Read the frames of a clip: from its MP4 in the store, or again from its source.
 
-A row with a `video_key` names an object of the store. A row without one is a reference: which
-frames of which source, by presentation time. Those are read again from the source, in the same
-killable child that first read it, and only while the source still has the SHA-256 that it had.
-References keep a corpus from being stored twice; clips read them at the price of a seek.
+A row of `clips@1` with a `video_key` names an object of the store. A row without one is a
+reference: frames of a source, by presentation time. These are decoded again from the source, in the
+same sandbox as at ingest, and only if the source still has the SHA-256 that it had then.
+
+References save storing a corpus twice; each read costs a seek in the source.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,9 +19,9 @@ from videoar.core.scratch import Scratch, sweep
 from videoar.core.types import Row
 from videoar.media.decode import decode_clip
 from videoar.media.process import Limits
-from videoar.media.reject_codes import RETRYABLE, exit_kind
+from videoar.media.reject_codes import reject_row
 from videoar.media.sandbox import SandboxedDecoder
-from videoar.media.scan import ScanPlan
+from videoar.media.scan import DecodedClip, ScanPlan
 from videoar.storage.object_store import ObjectStore
 
 COLUMNS = (
@@ -32,17 +33,21 @@ COLUMNS = (
     "height_px",
     "width_px",
 )
-"""Columns of `clips@1` that reading takes."""
+"""Columns of `clips@1` that a reader needs."""
 _LIMITS = Limits(wall_s=300.0, cpu_s=300)
-_NO_LIMIT = {"max_duration_s": 1e9, "max_pixels": 1 << 40}  # ingest has let it in
+_UNBOUNDED = {"max_duration_s": 1e9, "max_pixels": 1 << 40}  # ingest has checked these bounds
 
 
 class ClipReader:
-    """Reads clips one by one; keeps the last source at hand, since its clips come together."""
+    """Reads clips one at a time.
+
+    The last source stays fetched: clips of one source usually follow each other, and fetching it
+    costs far more than decoding a clip.
+    """
 
     def __init__(self, objects: ObjectStore, limits: Limits = _LIMITS) -> None:
         self._objects = objects
-        self._scanner = SandboxedDecoder(ScanPlan(), limits)
+        self._decoder = SandboxedDecoder(ScanPlan(), limits)
         self._folder: Scratch | None = None
         sweep()
         self._source: tuple[str, Path] | None = None
@@ -51,8 +56,8 @@ class ClipReader:
         """Return frames_THWC, uint8 RGB, of a row of `clips@1` (at least `COLUMNS`).
 
         Raises:
-            MediaError: the clip or its source is damaged, or the source is another one by now.
-            StorageError: the clip's object is gone.
+            MediaError: the clip or its source is damaged, or the source has changed.
+            StorageError: the object of the clip does not exist.
         """
         if row["video_key"] is not None:
             return decode_clip(self._objects.get(row["video_key"]))
@@ -60,62 +65,64 @@ class ClipReader:
             size_px=((row["height_px"], row["width_px"]),),
             start_pts=row["start_pts"],
             take_us=tuple(row["frame_times_us"]),
-            **_NO_LIMIT,
+            **_UNBOUNDED,
         )
-        (excerpt,) = self._scanner.run(self._path(row["source_uri"], row["source_id"]), plan)
-        return excerpt.frames_THWC  # type: ignore[union-attr] # with `take_us` nothing else comes
+        (clip,) = self._decoder.run(self._fetched(row["source_uri"], row["source_id"]), plan)
+        if not isinstance(clip, DecodedClip):
+            raise TypeError(f"a scan with `take_us` gave {type(clip).__name__}")
+        return clip.frames_THWC
 
     def each(
-        self, rows: Iterable[Row], stage: str, refused: list[Row]
+        self, rows: Iterable[Row], stage: str, rejected: list[Row]
     ) -> Iterator[tuple[Row, np.ndarray]]:
         """Yield the rows that can be read, with their frames.
 
-        Every other row goes to `refused`, as a row of `rejects@1`: a source that has changed or
-        gone costs its own clips, not the work on all others.
+        Every other row is appended to `rejected`, as a row of `rejects@1`: a source that has
+        changed or disappeared costs its own clips, and the stage continues with all others.
         """
-        return sort_out(((row, partial(self, row)) for row in rows), stage, refused)
+        return readable(((row, partial(self, row)) for row in rows), stage, rejected)
 
-    def _path(self, uri: str, source_id: str) -> Path:
+    def _fetched(self, uri: str, source_id: str) -> Path:
+        """Return the local path of a source, verified by its digest."""
         if self._source is None or self._source[0] != uri:
-            self._forget_source()
+            self._drop_source()
             self._folder = Scratch()
-            path, found = self._scanner.fetch(uri, self._folder.path)
-            if found != source_id:
-                what = f"is not the source with SHA-256 {source_id[:12]}... any more"
-                raise MediaError(uri, "IO_PERMANENT", f"{what}: ingest it again")
+            path, actual = self._decoder.fetch(uri, self._folder.path)
+            if actual != source_id:
+                what = f"has changed, its SHA-256 was {source_id[:12]}...: ingest it again"
+                raise MediaError(uri, "IO_PERMANENT", what)
             self._source = uri, path
         return self._source[1]
 
-    def _forget_source(self) -> None:
+    def _drop_source(self) -> None:
         self._source = None
         if self._folder is not None:
             self._folder.close()
             self._folder = None
 
     def close(self) -> None:
-        """End the child process and give the source back."""
-        self._forget_source()
-        self._scanner.close()
+        """End the child process and remove the fetched source."""
+        self._drop_source()
+        self._decoder.close()
 
 
-def sort_out(
-    reads: Iterable[tuple[Row, Callable[[], np.ndarray]]], stage: str, refused: list[Row]
+def readable(
+    reads: Iterable[tuple[Row, Callable[[], np.ndarray]]], stage: str, rejected: list[Row]
 ) -> Iterator[tuple[Row, np.ndarray]]:
-    """Yield rows with their frames, as `ClipReader.each` does, from whatever reads them."""
+    """Yield rows with their frames, as `ClipReader.each` does, from pending reads."""
     for row, read in reads:
         try:
-            frames = read()
+            frames_THWC = read()
         except MediaError as error:
-            refused.append({
-                "item_id": row["clip_id"],
-                "kind": "clip",
-                "stage": stage,
-                "source_id": row["source_id"],
-                "uri": row["source_uri"],
-                "reasons": [error.code],
-                "detail": error.what,
-                "exit_kind": exit_kind(error.code),
-                "retryable": error.code in RETRYABLE,
-            })
+            rejected.append(
+                reject_row(
+                    error,
+                    item_id=row["clip_id"],
+                    kind="clip",
+                    stage=stage,
+                    source_id=row["source_id"],
+                    uri=row["source_uri"],
+                )
+            )
         else:
-            yield row, frames
+            yield row, frames_THWC

@@ -1,9 +1,13 @@
-"""The typed reasons for which one source file is quarantined.
+"""Typed reasons for which one source or clip is rejected, and the rows that record them.
 
-A code is all that policy, retries and reports act on; the text beside it is for people.
+Policies, retries and reports act on the code; the text beside it (`detail`) is for people. Codes
+are stored values: add new ones, never rename one.
 """
 
 from typing import Literal, get_args
+
+from videoar.core.errors import MediaError
+from videoar.core.types import Row
 
 Code = Literal[
     "EMPTY",
@@ -27,11 +31,29 @@ Code = Literal[
 ]
 CODES: tuple[str, ...] = get_args(Code)
 RETRYABLE = frozenset({"IO_TRANSIENT", "TIMEOUT", "MEM"})
-_EXIT_KINDS = {"TIMEOUT": "timeout", "MEM": "rlimit", "CRASH": "signal", "TOO_SHORT": "policy"}
-_EXIT_KINDS |= {"TOO_LONG": "policy", "TOO_LARGE_DIM": "policy", "DUPLICATE_EXACT": "policy"}
-_EXIT_KINDS |= {"FORGOTTEN": "policy"}
+"""Codes of causes outside the file: a loaded machine, too little memory, an unreachable server."""
+_EXIT_KINDS = {
+    "TIMEOUT": "timeout",
+    "MEM": "rlimit",
+    "CRASH": "signal",
+    **dict.fromkeys(
+        ("TOO_SHORT", "TOO_LONG", "TOO_LARGE_DIM", "DUPLICATE_EXACT", "FORGOTTEN"), "policy"
+    ),
+}
 
 
-def exit_kind(code: str) -> str:
-    """Return how an attempt that ended with this code ended, in the words of `rejects@1`."""
-    return _EXIT_KINDS.get(code, "exception")
+def reject_row(
+    error: MediaError, *, item_id: str, kind: str, stage: str, source_id: str | None, uri: str
+) -> Row:
+    """Return the row of `rejects@1` for a source or clip that cannot be used."""
+    return {
+        "item_id": item_id,
+        "kind": kind,
+        "stage": stage,
+        "source_id": source_id,
+        "uri": uri,
+        "reasons": [error.code],
+        "detail": error.what,
+        "exit_kind": _EXIT_KINDS.get(error.code, "exception"),
+        "retryable": error.code in RETRYABLE,
+    }

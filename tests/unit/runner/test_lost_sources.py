@@ -75,7 +75,7 @@ def test_tokenize_goes_on_without_them(store: Store, videos: Path):
     assert tokens.table(["source_id"])["source_id"].to_pylist() == [before["c.mp4"]]
     found = refused(store, videos)
     assert set(found) == {"a.mp4", "b.mp4"}
-    assert "is not the source with SHA-256" in found["a.mp4"]["detail"]
+    assert "has changed, its SHA-256 was" in found["a.mp4"]["detail"]
     assert "No such file" in found["b.mp4"]["detail"]
     for row in found.values():
         assert (row["kind"], row["stage"]) == ("clip", "tokenize")

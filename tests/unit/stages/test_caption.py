@@ -11,7 +11,6 @@ from videoar.model.pretrained.networks import Captioner, pick_stills
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.fingerprint import compute_parts, differences
 from videoar.pipeline.registry import make_stage
-from videoar.stages.annotate import CaptionConfig, CaptionStage
 from videoar.storage.store import open_store
 
 PROMPT = "what is this"
@@ -90,8 +89,8 @@ def test_the_fingerprint_is_of_the_models_content_not_of_its_place(clips, tmp_pa
     assert [found["component"] for found in differences(first, other)] == ["tools.model"]
 
 
-def test_no_model_stops_a_plan_in_one_line(clips, tmp_path):
+def test_no_model_stops_a_plan_in_one_line(store, clips, tmp_path):
     with pytest.raises(ConfigError, match="nowhere: no such model folder"):
         compute_parts(stage(str(tmp_path / "nowhere")), {"clips": clips})
     with pytest.raises(ConfigError, match=r"not usable: .*the folder of a vision-language model"):
-        CaptionStage(CaptionConfig(model=tiny_models.dinov2(tmp_path))).open({}, None)
+        run(store, clips, tiny_models.dinov2(tmp_path / "encoder"))

@@ -67,7 +67,7 @@ def test_every_source_ends_as_clips_or_as_a_typed_reject(outcome):
     assert metrics["sources"] == metrics["sources_kept"] + metrics["sources_rejected"] == 11
 
 
-def test_clips_are_stored_and_described(outcome):
+def test_clips_are_stored_and_source_columns(outcome):
     store, clips, _ = outcome
     row = next(r for r in clips.table().to_pylist() if r["source_name"] == "good1.mp4")
     wanted = {"label": "right", "caption": "moving right", "caption_source": "labels"}
@@ -135,7 +135,7 @@ def test_options_are_checked():
     for size_px in (15, 33, 4096, "big", [], [64], [[64]], [[64, 33]], [[64, 64], [8, 64]]):
         with pytest.raises(ValidationError, match=r"is neither an even side of 16 to 2048 px, nor"):
             IngestConfig(size_px=size_px)
-    assert IngestConfig(size_px=32).cutting == {
+    assert IngestConfig(size_px=32).clip_options == {
         "num_frames": 17, "rate_fps": 8.0, "size_px": 32, "find_shots": True, "crf": 12
     }  # fmt: skip
     sizes = [[64, 64], [48, 84]]
@@ -167,11 +167,13 @@ def test_a_list_of_sizes_renews_only_the_clips_that_change(outcome, folder, tmp_
 
 
 def test_split_is_drawn_by_group():
-    from videoar.stages.ingest import _described
+    from videoar.stages.ingest.worker import _source_columns
 
     base = dict.fromkeys(("label", "caption", "caption_source", "licence", "origin", "split"))
     splits = [
-        _described({**base, "group": f"g{i}", "uri": "u", "name": "n"}, "0" * 64, 0.15)["split"]
+        _source_columns({**base, "group": f"g{i}", "uri": "u", "name": "n"}, "0" * 64, 0.15)[
+            "split"
+        ]
         for i in range(2000)
     ]
     assert 0.12 < splits.count("val") / 2000 < 0.18

@@ -1,0 +1,185 @@
+"""The worker of `ingest`: fetch, decode and store one source after the other.
+
+Rows hold a reference; the clip itself is an MP4 object of the store, named by its content. So a
+shard that runs twice writes the same objects again.
+"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+
+from videoar.contracts.contract import load_contract
+from videoar.contracts.names import CLIPS, REJECTS
+from videoar.core.crash_points import crash_point
+from videoar.core.errors import ContractError, MediaError
+from videoar.core.ids import digest_json, seed_from
+from videoar.core.scratch import sweep
+from videoar.core.types import Row
+from videoar.media.process import Limits
+from videoar.media.reject_codes import reject_row
+from videoar.media.sandbox import SandboxedDecoder
+from videoar.media.scan import DecodedClip, ScanPlan
+from videoar.media.source_decoder import SourceMetadata
+from videoar.media.transcode import encode_clips
+from videoar.pipeline.context import StageContext
+from videoar.pipeline.stage import Output
+from videoar.stages.ingest import IngestConfig, IngestStage
+from videoar.storage.takedown import find_tombstone
+
+_ENCODE_TOGETHER = 8  # chosen: clips per ffmpeg process; bounds memory and amortizes its start
+
+
+class IngestWorker:
+    """Turns the sources of a shard into rows; one child process decodes many sources."""
+
+    def __init__(self, config: IngestConfig, context: StageContext) -> None:
+        sweep()  # a worker that was killed here has left the source that it was reading
+        self._config, self._context = config, context
+        plan = ScanPlan(
+            num_frames=config.num_frames,
+            rate_fps=config.rate_fps,
+            size_px=config.size_px,
+            find_shots=config.find_shots,
+            max_clips=config.max_clips_per_source,
+            max_duration_s=config.max_duration_s,
+            max_pixels=config.max_pixels,
+        )
+        time_s = config.scan_timeout_s
+        limits = Limits(time_s, max(1, round(time_s)), config.scan_memory_mib << 20)
+        self._decoder = SandboxedDecoder(plan, limits)
+
+    def __call__(self, batch: pa.Table) -> Output:
+        """Return the clips and rejects of the sources of one shard."""
+        clips: list[Row] = []
+        rejects: list[Row] = []
+        kept: set[str] = set()
+        counts: Counter[str] = Counter(sources=batch.num_rows)
+        digests: dict[str, str] = {}
+        for row in batch.to_pylist():
+            try:
+                clips += self._ingest(row, digests)
+                kept.add(row["uri"])
+            except MediaError as error:
+                rejects.append(_reject(row, error, digests.get(row["uri"])))
+                counts[f"reject/{error.code}"] += 1
+        _check_accounting(batch, kept, rejects)
+        counts.update(sources_kept=len(kept), sources_rejected=len(rejects), clips=len(clips))
+        return Output(_table(clips, CLIPS), _table(rejects, REJECTS), dict(counts))
+
+    def close(self) -> None:
+        """End the child process."""
+        self._decoder.close()
+
+    def _ingest(self, row: Row, digests: dict[str, str]) -> list[Row]:
+        """Return the clips of one source; add its digest to those of the shard, by address.
+
+        Duplicates are found within the shard only: across shards, `filter` finds them by clip id.
+        """
+        with self._context.scratch() as folder:
+            path, source_id = self._decoder.fetch(row["uri"], folder)
+            if find_tombstone(self._context.store.ledger, source_id) is not None:
+                what = f"the source with SHA-256 {source_id} was taken down"
+                raise MediaError(row["name"], "FORGOTTEN", what)
+            equal = [uri for uri, digest in digests.items() if digest == source_id]
+            digests[row["uri"]] = source_id
+            if equal:
+                raise MediaError(
+                    row["name"], "DUPLICATE_EXACT", f"has the same bytes as {equal[0]}"
+                )
+            inherited = _source_columns(row, source_id, self._config.val_fraction)
+            return self._store_all(inherited, self._decoder.scan(path, row["part"], row["parts"]))
+
+    def _store_all(
+        self, inherited: Row, items: Iterable[DecodedClip | SourceMetadata]
+    ) -> list[Row]:
+        """Store clips in small groups while the source is decoded; return their rows."""
+        clips: list[Row] = []
+        pending: list[DecodedClip] = []
+        for item in items:
+            if isinstance(item, SourceMetadata):
+                inherited = {**inherited, **vars(item)}
+            else:
+                pending.append(item)
+            if len(pending) == _ENCODE_TOGETHER:
+                clips += self._store(pending)
+                pending = []
+        clips += self._store(pending)
+        crash_point("clips-stored")
+        # rows last: the metadata of the source comes after its clips
+        return [self._row(clip, inherited) for clip in clips]
+
+    def _store(self, decoded: list[DecodedClip]) -> Iterator[Row]:
+        """Store clips as MP4 objects, unless references are kept; yield their own columns."""
+        if self._config.keep == "references":
+            for clip in decoded:
+                yield {**clip.columns, "rate_fps": self._rate_fps(clip)}
+            return
+        # one rate per ffmpeg process; with a grid all clips have one rate
+        for rate_fps, group in itertools.groupby(decoded, key=self._rate_fps):
+            clips = list(group)
+            videos = encode_clips([clip.frames_THWC for clip in clips], rate_fps, self._config.crf)
+            for clip, video in zip(clips, videos, strict=True):
+                reference = self._context.store.put_object(video, ".mp4")
+                yield {
+                    **clip.columns,
+                    "rate_fps": rate_fps,
+                    "video_key": reference.key,
+                    "video_sha256": reference.sha256,
+                    "video_size_bytes": reference.size_bytes,
+                }
+
+    def _rate_fps(self, clip: DecodedClip) -> float:
+        """Return the rate of the grid, or else the mean rate of the source within the span."""
+        span_us = clip.columns["span_end_us"] - clip.columns["span_start_us"]
+        mean_fps = 1e6 * (clip.columns["num_frames"] - 1) / span_us
+        return self._config.rate_fps or round(mean_fps, 3)
+
+    def _row(self, clip: Row, inherited: Row) -> Row:
+        span = [clip["span_start_us"], clip["span_end_us"]]
+        height, width = clip["height_px"], clip["width_px"]
+        # the size of this clip, not the list of sizes in the options: a size more in the list
+        # changes the ids of those clips alone that take it
+        size = height if height == width else [height, width]
+        key = [inherited["source_id"], span, {**self._config.clip_options, "size_px": size}]
+        return {**inherited, **clip, "clip_id": digest_json(key)[:32]}
+
+
+def _source_columns(row: Row, source_id: str, val_fraction: float) -> Row:
+    """Return the columns that a clip inherits from the listing of its source."""
+    names = ("label", "caption", "caption_source", "licence", "origin")
+    # by group, not by clip: clips of one scene in both splits would leak training data into `val`
+    draw = seed_from("split", row["group"] or source_id) / 2**63
+    return {
+        **{name: row[name] for name in names},
+        "source_id": source_id,
+        "source_uri": row["uri"],
+        "source_name": row["name"],
+        "split": row["split"] or ("val" if draw < val_fraction else "train"),
+    }
+
+
+def _reject(row: Row, error: MediaError, source_id: str | None) -> Row:
+    part = f" [{row['part'] + 1}/{row['parts']}]" if row["parts"] > 1 else ""
+    return reject_row(
+        error,
+        item_id=row["name"] + part,
+        kind="source",
+        stage=IngestStage.name,
+        source_id=source_id,
+        uri=row["uri"],
+    )
+
+
+def _check_accounting(batch: pa.Table, kept: set[str], rejects: list[Row]) -> None:
+    """Check that every source ended exactly once, as clips or as a reject."""
+    ended = sorted([*kept, *(row["uri"] for row in rejects)])
+    given = sorted(batch["uri"].to_pylist())
+    if ended != given:
+        what = f"{len(given)} sources in, {len(kept)} kept + {len(rejects)} rejected out"
+        raise ContractError("ingest", what, "a source was lost or counted twice: report this")
+
+
+def _table(rows: list[Row], contract: str) -> pa.Table:
+    return pa.Table.from_pylist(rows, load_contract(contract).arrow_schema)
