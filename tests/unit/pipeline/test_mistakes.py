@@ -39,6 +39,8 @@ def mistakes(document: dict) -> dict[str, str]:
          "must be a list of at least 1, each entry a mapping, not []"),
         ("model", {"training": {"phases": 3}}, "training.phases",
          "must be a list of at least 1, each entry a mapping, not 3"),
+        ("model", {"training": {"phases": [{"steps": 1}], "optimizer": {"betas": [0.9]}}},
+         "training.optimizer.betas.1", "missing"),
         ("model", {"training": None}, "training", "must be a mapping, not null"),
         ("model", {"model": {"dept": 3}}, "model.dept", "unknown key (did you mean depth?)"),
         ("model", {"model": {"depth": 0}}, "model.depth", "must be a whole number >= 1, not 0"),
