@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from videoar.bench.result import BenchResult as BenchResult
     from videoar.contracts.contract import Contract
     from videoar.engine.base import Engine
+    from videoar.pipeline.stage_reference import StageReference as StageReference
     from videoar.records.run_record import Run as Run
     from videoar.records.run_record import StageRun as StageRun
     from videoar.runner.execute import Execution as Execution
@@ -386,6 +387,17 @@ def schema(contract: str) -> Contract:
     from videoar.contracts.contract import load_contract
 
     return load_contract(contract)
+
+
+def stages(name: str | None = None) -> list[StageReference]:
+    """Return what a stage type takes, makes and can be set to; of all types without a name.
+
+    Raises:
+        ConfigError: no stage of this type.
+    """
+    from videoar.pipeline.stage_reference import stage_references
+
+    return stage_references([name] if name else [])
 
 
 def export(store: Store, name: str, form: str, to: str, *, shard_mib: float = 256) -> Document:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +10,9 @@ from videoar import api
 from videoar.cli.output import Block, Table, emit, facts
 from videoar.cli.session import VerbGroup, print_help_without_verb, session, verb
 from videoar.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from videoar.pipeline.stage_reference import StageReference
 
 Name = Annotated[
     str,
@@ -183,10 +186,60 @@ def validate(
         if is_file
         else api.validate(session.open(), name, deep=deep, tokenizer=tokenizer)
     )
-    lines = [": ".join(filter(None, (name, e["path"], e["message"]))) for e in errors]
+    lines = [_mistake_line(name, error["path"], error["message"]) for error in errors]
     emit({"ok": not errors, "errors": errors}, lambda: lines or [f"{name}: ok"])
     if errors:
         raise typer.Exit(2 if is_file else 3)
+
+
+def _mistake_line(name: str, path: str, message: str) -> str:
+    # a file that is no YAML has `file:line` for a path, and so its name already
+    return ": ".join(filter(None, (name if not path.startswith(name) else "", path, message)))
+
+
+@verb(app, _PANEL, "stages ingest")
+def stages(
+    name: Annotated[str | None, typer.Argument(metavar="STAGE", help="Stage type.")] = None,
+) -> None:
+    """Describe stage types: options, ports, what they make."""
+    references = api.stages(name)
+    document = {"stages": [reference.model_dump(mode="json") for reference in references]}
+    emit(document, lambda: _stage_blocks(references[0]) if name else _stage_list(references))
+
+
+def _stage_list(references: Sequence["StageReference"]) -> list[Block]:
+    rows = [
+        (r.name, ", ".join(port.name for port in r.ports), r.produces, r.meaning)
+        for r in references
+    ]
+    return [Table(("stage", "ports", "makes", "meaning"), rows)]
+
+
+def _stage_blocks(reference: "StageReference") -> list[Block]:
+    ports = [
+        (port.name, port.contract, "optional" if port.optional else "required")
+        for port in reference.ports
+    ]
+    options = [
+        (
+            option.name,
+            option.type_text,
+            "required" if option.required else option.default_text,
+            option.unit,
+            option.meaning,
+        )
+        for option in reference.options
+    ]
+    head = {"stage": reference.name, "shape": reference.shape, "makes": reference.produces}
+    return [
+        reference.meaning,
+        "",
+        facts(head),
+        "",
+        Table(("port", "contract", ""), ports),
+        "",
+        Table(("option", "type", "default", "unit", "meaning"), options),
+    ]
 
 
 @verb(app, _PANEL, "schema clips@1")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from videoar.core.names import NAME_PATTERN
-from videoar.core.types import Json
 from videoar.pipeline.options import Schema, options_of
 from videoar.pipeline.registry import BUILTIN, Registry, stage_class
 from videoar.pipeline.stage_reference import OptionReference, StageReference, stage_references
@@ -54,21 +53,11 @@ def _table(options: list[OptionReference]) -> list[str]:
 
 
 def _row(option: OptionReference) -> str:
-    default = "required" if option.required else _value(option.default)
+    default = f"`{option.default_text}`" if option.default_text else ""
+    default = "required" if option.required else default
     mark = "" if option.changes_output else " *"
-    cells = (f"`{option.name}`{mark}", option_type(option), default, option.unit, option.meaning)
+    cells = (f"`{option.name}`{mark}", option.type_text, default, option.unit, option.meaning)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
-def option_type(option: OptionReference) -> str:
-    """Return type, bounds and choices of an option in a few words."""
-    choices = f": {', '.join(option.choices)}" if option.choices else ""
-    bounds = f" ({option.bounds})" if option.bounds else ""
-    return option.type + choices + bounds
-
-
-def _value(value: Json) -> str:
-    return "" if value in (None, "") else f"`{json.dumps(value)}`"
 
 
 def pipeline_schema(registry: Registry = BUILTIN) -> dict[str, Any]:

@@ -76,9 +76,8 @@ class Option:
 
     @property
     def type_name(self) -> str:
-        """The JSON types that are allowed, such as `number or null`; `enum` for listed choices."""
-        kinds = ("enum" if "enum" in v else str(v.get("type", "any")) for v in self.variants)
-        return " or ".join(dict.fromkeys(kinds))
+        """The JSON types that are allowed, such as `number or null`, and `enum` and `path`."""
+        return " or ".join(dict.fromkeys(map(_type_name, self.variants)))
 
     @property
     def bounds(self) -> str:
@@ -124,6 +123,12 @@ class Option:
             return f"a list{least}"
         entry = Option(schema["items"], self.definitions).describe()
         return f"a list{least}, each entry {entry}"
+
+
+def _type_name(schema: Schema) -> str:
+    if "enum" in schema:
+        return "enum"
+    return "path" if schema.get("format") == "path" else str(schema.get("type", "any"))
 
 
 def _bounds(schema: Schema) -> str:

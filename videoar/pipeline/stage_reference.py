@@ -6,12 +6,14 @@
 Nothing is written twice: types, bounds and meanings come from the config classes, see `options`.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from videoar.core.types import Frozen, Json
 from videoar.pipeline.options import Option, options_of
 from videoar.pipeline.registry import BUILTIN, Registry, stage_class
+from videoar.pipeline.stage import StageConfig
 
 
 class PortReference(Frozen):
@@ -28,7 +30,7 @@ class OptionReference(Frozen):
     name: str
     """Key path; `[]` stands for the index of a list."""
     type: str
-    """JSON types, such as `number or null`; `enum` for listed choices."""
+    """JSON types, such as `number or null`; `enum` for listed choices, `path` for local paths."""
     bounds: str
     """Such as `>= 1`; empty without any."""
     choices: tuple[str, ...]
@@ -42,6 +44,18 @@ class OptionReference(Frozen):
     """Whether it is part of the fingerprint: a changed value runs the stage again. Of a path the
     content is, not the path."""
     meaning: str
+
+    @property
+    def type_text(self) -> str:
+        """Type, choices and bounds in a few words, such as `number (> 0)`."""
+        choices = f": {', '.join(self.choices)}" if self.choices else ""
+        bounds = f" ({self.bounds})" if self.bounds else ""
+        return self.type + choices + bounds
+
+    @property
+    def default_text(self) -> str:
+        """The default as JSON; empty for null and for an empty text."""
+        return "" if self.default in (None, "") else json.dumps(self.default)
 
 
 class StageReference(Frozen):
@@ -96,6 +110,7 @@ def stage_reference(type_name: str, registry: Registry = BUILTIN) -> StageRefere
         ConfigError: no stage of this type.
     """
     stage = stage_class(type_name, registry)
+    options = _options("", options_of(stage.config_type), {}, changes_output=True)
     return StageReference(
         name=type_name,
         shape=stage.shape,
@@ -105,7 +120,7 @@ def stage_reference(type_name: str, registry: Registry = BUILTIN) -> StageRefere
             for name, port in stage.consumes.items()
         ),
         produces=stage.produces,
-        options=tuple(_options("", options_of(stage.config_type), {}, changes_output=True)),
+        options=tuple(sorted(options, key=_is_common)),
     )
 
 
@@ -114,6 +129,11 @@ def stage_references(
 ) -> list[StageReference]:
     """Return the references of stage types in the order of a pipeline; of all without names."""
     return [stage_reference(name, registry) for name in names or registry]
+
+
+def _is_common(option: OptionReference) -> bool:
+    """Return whether every stage has this option; those come last, behind the stage's own."""
+    return option.name.partition(".")[0] in StageConfig.model_fields
 
 
 def _options(

@@ -24,10 +24,13 @@ RUN = SimpleNamespace(
 )  # fmt: skip
 VERBS = (
     "run", "resume", "plan", "status", "ls", "logs", "cancel", "explain", "show", "diff", "lineage",
-    "validate", "schema", "export", "quarantine", "report", "gate", "promote", "rollback", "forget",
-    "doctor", "bench",
+    "validate", "stages", "schema", "export", "quarantine", "report", "gate", "promote", "rollback",
+    "forget", "doctor", "bench",
 )  # fmt: skip
-NEEDS_ARGUMENTS = set(VERBS) - {"status", "ls", "quarantine", "report", "gate", "doctor"}
+NEEDS_ARGUMENTS = set(VERBS) - {
+    "status", "ls", "stages", "quarantine", "report", "gate", "doctor",
+}  # fmt: skip
+OPENS_NO_STORE = ("schema", "stages", "bench", "quarantine")
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +110,7 @@ def test_global_options_are_taken_before_and_after_every_verb(verb, tmp_path):
     arguments = {"validate": ["x"], "export": ["x", "--format", "parquet", "--to", "y"]}
     arguments |= {"forget": ["--source", "0" * 64], "explain": ["x", "y"], "diff": ["x", "y"]}
     needed = arguments.get(verb, ["x"] if verb in NEEDS_ARGUMENTS else [])
-    needed = ["--help"] if verb in ("schema", "bench", "quarantine") else needed  # open no store
+    needed = ["--help"] if verb in OPENS_NO_STORE else needed
     before = CliRunner().invoke(app, [*given, *verb.split(), *needed])
     after = CliRunner().invoke(app, [*verb.split(), *needed, *given])
     assert (before.exit_code, before.stdout) == (after.exit_code, after.stdout)
@@ -144,6 +147,7 @@ def test_missing_arguments_show_usage_and_an_example(verb, store):
         (["show", "modle"], 2, "SnapshotNotFoundError", "did you mean model?"),
         (["show", "../../../usr"], 2, "SnapshotNotFoundError", "no such name"),
         (["status", "zzz"], 2, "ConfigError", "no such run"),
+        (["stages", "ingst"], 2, "ConfigError", "did you mean ingest?"),
         (["schema", "clip@1"], 3, "ContractError", "no such contract"),
         (["rollback", "nosuch"], 2, "ConfigError", "known: champion"),
         (["promote", "few"], 4, "GateError", "no gate has judged it"),
@@ -332,3 +336,25 @@ def test_completion_scripts_and_verbs_are_completed(shell):
     command = [sys.executable, "-m", "videoar"]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert "quarantine" in done.stdout, done.stderr
+
+
+def test_stages_are_described_with_all_options(store):
+    code, out, _ = call(store, "stages", "--json")
+    stages = {stage["name"]: stage for stage in json.loads(out)["stages"]}
+    assert (code, list(stages)[:3]) == (0, ["ingest", "profile", "filter"])
+    options = {option["name"]: option for option in stages["pretrain"]["options"]}
+    assert options["training.phases[].steps"]["unit"] == "steps"
+    code, out, _ = call(store, "stages", "ingest")
+    assert code == 0
+    assert "rate_fps" in out
+    assert "number or null (> 0 and <= 120)" in out
+    assert call(store, "stages")[1].splitlines()[1].startswith("ingest ")
+
+
+def test_a_file_that_is_no_yaml_is_named_once(store, tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("pipeline: p\nday: 2026-01-31\n")
+    code, out, _ = call(store, "validate", str(path))
+    assert (code, out) == (2, f"{path}:2: 2026-01-31 is a date in YAML 1.1, text in YAML 1.2 "
+                              "(put it in quotes if it is text)\n")  # fmt: skip
+    assert fail(store, "run", str(path))[2].startswith(f"error: {out.strip()}")
