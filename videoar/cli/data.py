@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -10,9 +10,6 @@ from videoar import api
 from videoar.cli.output import Block, Table, emit, facts
 from videoar.cli.session import VerbGroup, print_help_without_verb, session, verb
 from videoar.core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from videoar.pipeline.stage_reference import StageReference
 
 Name = Annotated[
     str,
@@ -207,7 +204,7 @@ def stages(
     emit(document, lambda: _stage_blocks(references[0]) if name else _stage_list(references))
 
 
-def _stage_list(references: Sequence["StageReference"]) -> list[Block]:
+def _stage_list(references: Sequence["api.StageReference"]) -> list[Block]:
     rows = [
         (r.name, ", ".join(port.name for port in r.ports), r.produces, r.meaning)
         for r in references
@@ -215,7 +212,7 @@ def _stage_list(references: Sequence["StageReference"]) -> list[Block]:
     return [Table(("stage", "ports", "makes", "meaning"), rows)]
 
 
-def _stage_blocks(reference: "StageReference") -> list[Block]:
+def _stage_blocks(reference: "api.StageReference") -> list[Block]:
     ports = [
         (port.name, port.contract, "optional" if port.optional else "required")
         for port in reference.ports
