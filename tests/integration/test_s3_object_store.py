@@ -365,7 +365,7 @@ def test_a_connection_that_breaks_in_a_body_is_tried_again_for_a_while(troubled,
     assert told == ["left"]
     told[:] = ["broken"] * 3
     monkeypatch.setattr(s3_store, "BODY_RETRY_S", -1)
-    with pytest.raises(TransientStorageError, match="the S3 endpoint gives no answer"):
+    with pytest.raises(TransientStorageError, match="the S3 endpoint does not respond"):
         read(objects)
     assert told == ["broken"] * 2
 
@@ -388,7 +388,7 @@ def test_a_missing_bucket_says_so(moto_server):
 
 def test_an_endpoint_that_is_not_there_is_transient_and_named(moto_server):
     with pytest.raises(
-        TransientStorageError, match=r"127\.0\.0\.1:9: the S3 endpoint gives no answer"
+        TransientStorageError, match=r"127\.0\.0\.1:9: the S3 endpoint does not respond"
     ):
         open_store("s3://bucket/x", endpoint="http://127.0.0.1:9")
 

@@ -44,9 +44,9 @@ from videoar.storage.takedown import (
     Withdrawal,
     address_digest,
     data_files,
+    files_of_source,
     find_tombstone,
     find_withdrawal,
-    holding,
     listings,
     place_digest,
     withdrawn_keys,
@@ -79,7 +79,7 @@ def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False
     if not re.fullmatch("[0-9a-f]{64}", source):
         raise ConfigError(source or "''", "is no SHA-256", f"64 hex digits; {_HINT}")
     stone = find_tombstone(store.ledger, source)
-    held = dict(holding(store.objects, store.ledger, source))
+    held = dict(files_of_source(store.objects, store.ledger, source))
     if stone is None and not held:
         raise SnapshotNotFoundError(source, f"no source of this SHA-256 in {store.url}", _HINT)
     snapshots = {snapshot.id: snapshot for snapshot in store.snapshots()}
@@ -146,7 +146,7 @@ def _rewritten_before(store: Store, source: str) -> set[str]:
     """Return the listings that this take-down has already written anew."""
     noted = withdrawn_keys(store.ledger, TABLES_PREFIX)
     notes = {key: find_withdrawal(store.ledger, key) for key in noted}
-    return {key for key, n in notes.items() if n and n.source == source and n.instead}
+    return {key for key, n in notes.items() if n and n.source == source and n.replacement}
 
 
 def _rewrite(store: Store, source: str, file: FileRef, uris: Collection[str]) -> None:
@@ -154,8 +154,8 @@ def _rewrite(store: Store, source: str, file: FileRef, uris: Collection[str]) ->
     rows = read_file(store.objects, file, None)
     kept = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(list(uris), pa.string()))))
     dataset = dataset_of(file.key)
-    instead = store.dataset(dataset, SOURCES).write(kept)
-    note = Withdrawal(source=source, size_bytes=file.size_bytes, instead=instead)
+    replacement = store.dataset(dataset, SOURCES).write(kept)
+    note = Withdrawal(source=source, size_bytes=file.size_bytes, replacement=replacement)
     store.ledger.create(withdrawal_key(file.key), note.model_dump())
     store.objects.purge(file.key)
 

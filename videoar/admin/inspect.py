@@ -101,7 +101,7 @@ def _videos(snapshot: Snapshot) -> dict[str, str]:
 
 
 def _rows(snapshot: Snapshot, columns: list[str]) -> Iterable[Row]:
-    return (row for table in snapshot.remaining(columns) for row in table.to_pylist())
+    return (row for table in snapshot.read_available(columns) for row in table.to_pylist())
 
 
 def _missing_in(videos: dict[str, str], others: dict[str, str]) -> list[str]:

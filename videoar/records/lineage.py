@@ -90,7 +90,7 @@ def sources_of(clips: Snapshot) -> Iterator[Node]:
 
 def _source_columns(clips: Snapshot) -> Iterator[tuple[str, Node]]:
     """Yield source id, and uri, licence and origin, of each row; of withdrawn files without uri."""
-    for table in clips.remaining(["source_id", "source_uri", "licence", "origin"]):
+    for table in clips.read_available(["source_id", "source_uri", "licence", "origin"]):
         for row in table.to_pylist():
             terms = {"licence": row["licence"], "origin": row["origin"]}
             yield row["source_id"], {"uri": row["source_uri"], **terms}

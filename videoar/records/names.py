@@ -156,7 +156,7 @@ def _by_row(store: Store, name: str) -> Snapshot | None:
 
 def _row_ids(snapshot: Snapshot) -> Iterator[str]:
     keys = _ROW_KEYS.get(snapshot.contract)
-    tables: Iterator[pa.Table] = snapshot.remaining(keys) if keys else iter(())
+    tables: Iterator[pa.Table] = snapshot.read_available(keys) if keys else iter(())
     for table in tables:
         for column in table.columns:
             yield from filter(None, column.to_pylist())

@@ -163,7 +163,7 @@ def _funnel(
 
 def _reasons(store: Store, rejects: str | None) -> tuple[tuple[str, int], ...]:
     """Count rejected items by decisive (first) reason, without those removed by a takedown."""
-    tables = store.snapshot(rejects).remaining(columns=["reasons"]) if rejects else ()
+    tables = store.snapshot(rejects).read_available(columns=["reasons"]) if rejects else ()
     reasons = (reason for table in tables for reason in table["reasons"].to_pylist())
     return tuple(Counter(first for first, *_ in reasons).most_common())
 
@@ -208,7 +208,7 @@ def _clips_by_caption(clips: Iterable[Snapshot]) -> dict[str, str]:
     """Return a video key per caption; of several snapshots the last one wins: the kept clips."""
     result: dict[str, str] = {}
     for snapshot in clips:
-        for table in snapshot.remaining(columns=["caption", "video_key"]):
+        for table in snapshot.read_available(columns=["caption", "video_key"]):
             for row in table.to_pylist():
                 if row["video_key"]:  # None: the clip is a reference to a part of its source
                     result[row["caption"]] = row["video_key"]

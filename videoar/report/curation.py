@@ -142,7 +142,7 @@ def _rejected_rows(after: Snapshot) -> list[Row]:
 
 def _remaining(snapshot: Snapshot, columns: list[str]) -> list[Row]:
     """Return the rows that no takedown has withdrawn; afterwards old pages are rendered again."""
-    return [row for table in snapshot.remaining(columns) for row in table.to_pylist()]
+    return [row for table in snapshot.read_available(columns) for row in table.to_pylist()]
 
 
 def _thumbnails(
@@ -152,7 +152,7 @@ def _thumbnails(
     # Read file by file and filtered at once: a snapshot of clips can have millions of rows.
     requested = pa.array(ids, pa.string())
     rows: list[Row] = []
-    for table in clips.remaining(["clip_id", *COLUMNS]):
+    for table in clips.read_available(["clip_id", *COLUMNS]):
         rows += table.filter(pc.is_in(table["clip_id"], requested)).to_pylist()
     rows.sort(key=lambda row: str(row["source_uri"]))  # so that each source is fetched once
     read = ClipReader(store.objects, _LIMITS)

@@ -1,8 +1,27 @@
-"""The Delta log of a dataset: the transactions that make snapshots exist.
+"""The Delta log of a dataset: the transactions that create snapshots.
 
-Idempotence: fingerprint and digest are application transaction ids of the Delta log, whose version
-is that of the commit which first carried them. The log alone is the truth; ledger records of the
-same facts only save loading it.
+Fingerprint and digest of a commit are application transaction ids (`txn` actions) of the Delta log.
+The version of an id is that of the commit that carried it first. The log is the only source of
+truth; index records of the ledger hold the same versions and save loading the log.
+
+Worked example, dataset `clips`:
+
+    version 0   metaData {schema, description: clips@1}                    creates the table
+    version 1   txn fingerprint-f1 = 1, txn digest-d1 = 1, add A, add B    clips:d1 = {A, B}
+    version 2   txn fingerprint-f2 = 2, txn digest-d2 = 2, add C, remove A clips:d2 = {B, C}
+    version 3   txn fingerprint-f3 = 3                                     clips:d2 again
+
+At version 3 the code of the stage had changed and its output had not: nothing is added or removed,
+`digest-d2` keeps version 2, so the id `clips:d2` resolves to the commit at version 2. A second
+commit of f3 finds `fingerprint-f3` in the log and adopts version 3.
+
+Then a take-down deletes B. Its commits stay in the log but are incomplete, so f3 counts as never
+committed. It runs again and makes B' without the source:
+
+    version 4   txn fingerprint-f3.1 = 4, txn digest-d4 = 4, add B', remove B
+
+The suffix `.1` is needed because an application id is committed once. If the new run had made B
+again (a file that a disk had lost), version 3 would be complete again and adopted.
 """
 
 import json
@@ -36,20 +55,20 @@ if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 _RETRY = RetryPolicy(first_wait_s=0.02, max_wait_s=0.4, max_attempts=20)
-_ASKED_ONE_BY_ONE = 16
-"""chosen: so many files are asked for by name, more of them are looked for in a listing."""
+_MAX_HEAD_REQUESTS = 16
+"""chosen: up to this many files cost a HEAD request each, more are compared with a listing."""
 _TABLE_CONFIG = {
-    "delta.enableExpiredLogCleanup": "false",  # old commits are the lineage
+    "delta.enableExpiredLogCleanup": "false",  # lineage reads old commits
     "delta.checkpointInterval": "10",
-    "delta.dataSkippingNumIndexedCols": "-1",  # readers take statistics of all columns, not of 32
+    "delta.dataSkippingNumIndexedCols": "-1",  # statistics of all columns, not of the first 32
 }
 
 
 def iter_commits(objects: ObjectStore) -> Iterator[Commit]:
-    """Yield all commits of all datasets, also those that made content which was there before.
+    """Yield all commits of all datasets, also those of content that an earlier commit has.
 
-    From the logs, not from the ledger's records of them: whoever committed may have died before it
-    wrote its record, and a take-down must see what it left.
+    Reads the logs, not the index records: a writer that was killed between the two left none, and
+    a take-down must see its files as well.
     """
     for info in objects.list(TABLES_PREFIX):
         if is_log_version(info.key):
@@ -59,7 +78,7 @@ def iter_commits(objects: ObjectStore) -> Iterator[Commit]:
 
 
 def _commit_of(data: bytes) -> Commit | None:
-    """Read a version of a Delta log; the first one makes the table and holds no commit of ours."""
+    """Return the commit in a version of a Delta log; None for versions that only set metadata."""
     actions = (json.loads(line) for line in data.splitlines() if line.strip())
     for action in actions:
         if "videoar" in action.get("commitInfo", {}):
@@ -76,23 +95,25 @@ def _description_of(data: bytes) -> str | None:
 
 
 def missing_files(objects: ObjectStore, files: Iterable[FileRef]) -> Iterator[str]:
-    """Yield the keys of files that are gone or are not as long as they were when written.
+    """Yield the keys of files that do not exist or have another size than when they were written.
 
-    Costs a request per file for a few, for many a listing of their datasets' data: a request per
-    1,000 files that ever were. Listings may be late, so what they lack is asked for by its name.
+    Costs one HEAD request per file for a few files. Many files are compared with a listing of
+    their datasets, a request per 1,000 objects; listings of some servers are not up to date, so
+    every file that is not in the listing gets a HEAD request, too.
     """
-    sizes, found = {file.key: file.size_bytes for file in files}, {}
-    if len(sizes) > _ASKED_ONE_BY_ONE:
+    sizes = {file.key: file.size_bytes for file in files}
+    listed: dict[str, int] = {}
+    if len(sizes) > _MAX_HEAD_REQUESTS:
         folders = sorted({f"{key.rsplit('/', 2)[0]}/" for key in sizes})
         infos = (info for folder in folders for info in objects.list(folder))
-        found = {info.key: info.size_bytes for info in infos if info.key in sizes}
+        listed = {info.key: info.size_bytes for info in infos if info.key in sizes}
     for key, size in sizes.items():
-        if (found[key] if key in found else objects.size(key)) != size:
+        if (listed[key] if key in listed else objects.size(key)) != size:
             yield key
 
 
 class _NotCommittedError(TransientStorageError):
-    """One attempt to append wrote nothing, e.g. because another writer took the log version."""
+    """An attempt to append wrote nothing, e.g. because another writer took the log version."""
 
 
 class DeltaLog:
@@ -103,11 +124,14 @@ class DeltaLog:
         self.folder = table_folder(dataset)
 
     def find(self, app_id: str, *, create_index: bool = False) -> Commit | None:
-        """Return the commit that first carried an application transaction id.
+        """Return the commit that carried an application id first, None if there is none.
 
-        A writer that was killed after its Delta commit left no index record of it; then the Delta
-        log is loaded, which costs time. Only writers create the record: reading never writes, and
-        a reader may have no permission to.
+        Without an index record (its writer was killed after the Delta commit) the Delta log is
+        loaded, which takes longer.
+
+        Args:
+            app_id: `fingerprint-...` or `digest-...`.
+            create_index: create a missing index record. For writers only: reading never writes.
         """
         key = commit_index_key(self._dataset, app_id)
         record = self._ledger.read(key)
@@ -132,8 +156,8 @@ class DeltaLog:
     def _contract(self) -> str | None:
         """Return the contract of the table; None if there is none, or no commit in it.
 
-        Version 0 creates the table and carries the id as description. Tables of older versions
-        have no description: there the first commit has the id.
+        Version 0 creates the table and has the id as description. Tables of stores without
+        `format.json` have no description; their first commit has the contract.
         """
         version = 0
         while (data := self._objects.find(log_version_key(self._dataset, version))) is not None:
@@ -144,24 +168,24 @@ class DeltaLog:
         return None
 
     def find_complete(self, app_id: str) -> tuple[str, Commit | None]:
-        """Find the first commit under an id or its numbered successors that has lost no file.
+        """Find the first commit of `app_id`, `app_id.1`, ... whose files all exist.
 
         Returns:
-            The commit and its id; None and the first id that is free when there is no such commit.
+            The commit and its id. If there is none: the first free id and None.
         """
-        numbered, number = app_id, 0
-        while (commit := self.find(numbered)) is not None and not self._is_complete(commit):
+        candidate, number = app_id, 0
+        while (commit := self.find(candidate)) is not None and not self._is_complete(commit):
             number += 1
-            numbered = f"{app_id}.{number}"
-        return numbered, commit
+            candidate = f"{app_id}.{number}"
+        return candidate, commit
 
     def _is_complete(self, commit: Commit) -> bool:
-        """Say whether all files of a commit, and of its rejects, are there."""
+        """Return whether all files of a commit and of its rejects exist."""
         missing = missing_files(self._objects, self._files(commit))
         return not self.withdrawn_of(commit) and not any(missing)
 
     def withdrawn_of(self, commit: Commit) -> frozenset[str]:
-        """Return the files of a commit, and of its rejects, that a take-down has removed."""
+        """Return the keys of the files of a commit and of its rejects that were withdrawn."""
         keys = {file.key for file in self._files(commit)}
         folders = {table_folder(dataset_of(key)) for key in keys}
         return frozenset(
@@ -177,11 +201,15 @@ class DeltaLog:
         return commit.files + (rejects.files if rejects else ())
 
     def append(self, draft: Commit, schema: pa.Schema) -> Commit:
-        """Commit, or adopt what the same fingerprint has committed before.
+        """Commit, or return the commit that the same fingerprint has made before.
+
+        Args:
+            draft: its version is set here.
+            schema: of the table.
 
         Raises:
             ConfigError: the table has another contract.
-            TransientStorageError: no attempt came through; carries what the last one said.
+            TransientStorageError: no attempt was committed; its cause is the last error.
         """
         return _RETRY.call(
             lambda: self._append_once(draft, schema), lambda e: isinstance(e, _NotCommittedError)
@@ -192,7 +220,7 @@ class DeltaLog:
 
         app_id, existing = self.find_complete(f"fingerprint-{draft.provenance.fingerprint}")
         if existing is not None:
-            # the writer may have been killed before it created one or both index records
+            # its writer may have been killed before it created the index records
             self.find(app_id, create_index=True)
             self.find(f"digest-{existing.digest[:SHORT_DIGEST]}", create_index=True)
             return existing
@@ -201,7 +229,7 @@ class DeltaLog:
             self._try_append(draft, schema, app_id, digest)
         except (DeltaError, OSError) as error:
             cause = error
-        # Read the log whatever the result was: an error may hide a commit that was written.
+        # the log decides, not the error: a timeout may hide a commit that was written
         commit = self.find(app_id, create_index=True)
         if commit is None:
             what = f"not committed in {_RETRY.max_attempts} attempts, last error: {one_line(cause)}"
@@ -216,7 +244,7 @@ class DeltaLog:
 
         table = self._open_or_create(draft.contract, schema)
         if table.transaction_version(fingerprint) is not None:
-            return  # another writer of the same fingerprint came between our look and this one
+            return  # another writer committed the same fingerprint since find_complete
         version = table.version() + 1
         ids = [fingerprint]
         if table.transaction_version(digest) is None:
@@ -229,16 +257,17 @@ class DeltaLog:
             schema=table.schema(),
             commit_properties=CommitProperties(
                 custom_metadata={"videoar": commit.model_dump(mode="json")},
-                max_commit_retries=0,  # a lost race must re-read: our removals depend on it
+                max_commit_retries=0,  # after a lost race, the removals must be computed again
                 app_transactions=[Transaction(name, version) for name in ids],
             ),
         )
         crash_point("commit.after_log")
 
     def _actions(self, table: "DeltaTable", commit: Commit) -> list[Any]:
-        """Turn the table's file list into exactly that of the commit.
+        """Return the actions after which the table has exactly the files of the commit.
 
-        Files that stay are not mentioned: removing and adding one path in one commit is undefined.
+        Files that stay get no action: the Delta protocol leaves it undefined to add and remove one
+        path in one commit.
         """
         from deltalake.transaction import AddAction, RemoveAction
 
@@ -284,8 +313,8 @@ class DeltaLog:
                 table = self._open()
                 if table is None:
                     raise
-        # checked on what is in the log: of two racing writers with different contracts, one has
-        # created the table, and the other must not add its columns to it
+        # after the creation: if two writers with different contracts race, the log shows whose
+        # table it is, and the loser must not add its columns to it
         self.ensure_contract(contract)
         self._add_columns(table, schema)
         return table
@@ -310,8 +339,8 @@ class DeltaLog:
         except TableNotFoundError:
             return None
         except (DeltaError, OSError) as error:
-            what = f"its log cannot be read: {one_line(error)}"
-            hint = "run again; if that does not help, the log is damaged"
+            what = f"its Delta log cannot be read: {one_line(error)}"
+            hint = "run again; if the error stays, the log is damaged"
             raise TransientStorageError(self.folder, what, hint) from error
 
     def _version_in_log(self, app_id: str) -> int | None:
@@ -322,5 +351,5 @@ class DeltaLog:
         key = log_version_key(self._dataset, version)
         commit = _commit_of(self._objects.get(key))
         if commit is None:
-            raise StorageError(f"{self._objects.url}/{key}", "holds no commit of this project")
+            raise StorageError(f"{self._objects.url}/{key}", "no commit of videoar in it")
         return commit

@@ -1,8 +1,9 @@
 """Create-once JSON records, and the logs and refs made of them.
 
-A record is created by put-if-absent and never changes, so that a race has exactly one winner and
-a kill leaves a record whole or absent. A log is a prefix of numbered records; a ref is a log whose
-last record is the head. Listing only hints at where a log ends: its end is found by reading on.
+A record is created by put-if-absent and never changes: a race has exactly one winner, and a killed
+writer leaves a whole record or none. A log is a prefix of numbered records; a ref is a log whose
+last record is the head. A listing may lag behind, so the end of a log is found by HEAD requests
+after the last number listed.
 """
 
 import json
@@ -26,18 +27,19 @@ class Ledger:
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
         self.prepare_write = WriteGuard(objects)
+        """Call it before any write to the store; `create` does."""
 
     def create(self, key: str, record: Mapping[str, Any]) -> bool:
-        """Create a record; False when one exists, whatever it says."""
+        """Create a record; return False if the key has a record, also an equal one."""
         self.prepare_write()
         return self._objects.put(key, canonical_json(record).encode(), if_absent=True)
 
     def create_or_adopt(self, key: str, record: Mapping[str, Any]) -> Record:
-        """Create a record, or return the one that came first."""
+        """Create a record, or return the existing one: the loser of a race adopts the winner's."""
         return dict(record) if self.create(key, record) else _parse(self._objects.get(key))
 
     def read(self, key: str) -> Record | None:
-        """Return a record, None if there is none."""
+        """Return a record, None if there is no such record."""
         data = self._objects.find(key)
         return None if data is None else _parse(data)
 
@@ -46,8 +48,10 @@ class Ledger:
         return (info.key for info in self._objects.list(prefix))
 
     def append(self, prefix: str, record: Mapping[str, Any]) -> int:
-        """Add a record under the next free number of a log and return that number, from 0 on."""
-        unique = {**record, _NONCE: secrets.token_hex(8)}  # equal records must not pass for one
+        """Append a record to a log; return its number, from 0."""
+        # S3ObjectStore compares contents to recognize its own retried put: two writers of equal
+        # records would both believe that they won the number
+        unique = {**record, _NONCE: secrets.token_hex(8)}
         number = self.length(prefix)
         while not self.create(log_entry_key(prefix, number), unique):
             number += 1
@@ -75,7 +79,7 @@ class Refs:
         self._ledger = ledger
 
     def head(self, name: str) -> str | None:
-        """Return the snapshot id that a ref points at, None if it was never set."""
+        """Return the snapshot id that a ref points to, None if it was never set."""
         record = self.head_record(name)
         return record["snapshot"] if record else None
 
@@ -85,7 +89,7 @@ class Refs:
         return sorted({key.removeprefix(REFS_PREFIX).rpartition("/")[0] for key in keys})
 
     def head_record(self, name: str) -> Record | None:
-        """Return `{seq, snapshot, prev, by_run, evidence}` of the head, None without one."""
+        """Return the head, `{seq, snapshot, prev, by_run, evidence}`; None if it was never set."""
         length = self._ledger.length(ref_log(name))
         return self._ledger.read(log_entry_key(ref_log(name), length - 1)) if length else None
 
@@ -103,20 +107,20 @@ class Refs:
         evidence: Mapping[str, Any],
         by_run: str = "",
     ) -> int:
-        """Move a ref, if its head still is the one that the decision was made on.
+        """Move a ref if its head is the one that the decision was based on (compare-and-swap).
 
         Args:
             name: the ref.
-            snapshot_id: where it shall point.
-            expect: `seq` of the head that was read, None when there was none.
-            evidence: why it moves; kept in the record.
-            by_run: run that moves it.
+            snapshot_id: its new target.
+            expect: `seq` of the head that was read, None if there was none.
+            evidence: reason of the move; kept in the record.
+            by_run: id of the run that moves it.
 
         Returns:
             `seq` of the new head.
 
         Raises:
-            SnapshotConflictError: the head has moved; read it again and decide again.
+            SnapshotConflictError: the head has moved. Read it and decide again.
         """
         head = self.head_record(name)
         seq = -1 if expect is None else expect
@@ -127,10 +131,9 @@ class Refs:
             "by_run": by_run,
             "evidence": dict(evidence),
         }
-        fresh = (head["seq"] if head else -1) == seq
-        if not fresh or not self._ledger.create(log_entry_key(ref_log(name), seq + 1), record):
-            now = self.head_record(name)
-            raise SnapshotConflictError(
-                ref_log(name), f"moved meanwhile to {now and now['snapshot']}", "decide again"
-            )
+        is_current = (head["seq"] if head else -1) == seq
+        if not is_current or not self._ledger.create(log_entry_key(ref_log(name), seq + 1), record):
+            current = self.head_record(name)
+            what = f"moved to {current and current['snapshot']} in the meantime"
+            raise SnapshotConflictError(ref_log(name), what, "decide again")
         return seq + 1

@@ -1,4 +1,8 @@
-"""A folder as an object store, and a private temporary folder for tests."""
+"""A folder as an object store, and a private temporary folder for tests.
+
+A put writes a temporary file in `.tmp/`, syncs it, then links (put-if-absent) or renames it to its
+key. Both are atomic by POSIX: a reader sees the whole object or none, also after a power failure.
+"""
 
 import atexit
 import contextlib
@@ -25,14 +29,14 @@ from videoar.storage.object_store import (
 )
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
-_WOULD_WAIT = {errno.EAGAIN, errno.EOPNOTSUPP}  # not cached; the file system cannot say
-_NO_WAIT = getattr(os, "RWF_NOWAIT", 0)  # Linux alone has it
+_NOT_CACHED = {errno.EAGAIN, errno.EOPNOTSUPP}  # the second: file systems without RWF_NOWAIT
+_NO_WAIT = getattr(os, "RWF_NOWAIT", 0)  # Linux only
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK}
 
 
 @contextlib.contextmanager
 def _os_errors(path: Path | str) -> Iterator[None]:
-    """Turn what the file system says into a `StorageError` that names the path."""
+    """Raise errors of the file system as a `StorageError` that names the path."""
     try:
         yield
     except OSError as error:
@@ -58,7 +62,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 class LocalObjectStore:
-    """A folder. Durable: files and folders are synced before a put returns."""
+    """A folder. Durable: files and their folders are synced before a put returns."""
 
     is_local = True
 
@@ -76,7 +80,7 @@ class LocalObjectStore:
         return f"{self.root}/{key}"
 
     def find(self, key: str) -> bytes | None:
-        """Read the file, if it is there."""
+        """Read the file, if it exists."""
         path = self._path(key)
         with _os_errors(path):
             try:
@@ -97,19 +101,20 @@ class LocalObjectStore:
             return os.pread(handle, length, start)
 
     def read_into(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> None:
-        """Read spans of the file without a copy; one plain system call each."""
+        """Read spans of the file without a copy; one system call each."""
         with self._reading(key) as handle:
             for start, target in spans:
                 count = os.preadv(handle, [target], start)
-                if count != len(target):  # a signal came, or 2 GiB are full, or the end is near
+                if count != len(target):  # interrupted, over 2 GiB, or at the end
                     os.lseek(handle, start + count, os.SEEK_SET)
                     where = f"{self.root}/{key}"
                     read_exactly(target[count:], lambda rest: os.readv(handle, [rest]), where)
 
     def read_cached(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> bool:
-        """Read out of the page cache.
+        """Read from the page cache.
 
-        Called so often that the context managers of the other methods would be a tenth of it.
+        Without the context managers of the other methods: they would take a tenth of the time of
+        a call that the loader makes for every batch.
         """
         if not _NO_WAIT:
             return False
@@ -122,7 +127,7 @@ class LocalObjectStore:
         except FileNotFoundError:
             raise missing_error(self, key) from None
         except OSError as error:
-            if error.errno in _WOULD_WAIT:
+            if error.errno in _NOT_CACHED:
                 return False
             raise _as_storage_error(error, path) from error
         finally:
@@ -148,7 +153,7 @@ class LocalObjectStore:
         return self._publish(key, lambda file: file.write(data), if_absent)
 
     def put_file(self, key: str, path: Path) -> None:
-        """Copy the file, then do as `put` does."""
+        """Copy the file, then publish it as `put` does."""
         with path.open("rb") as source:
             self._publish(key, lambda file: shutil.copyfileobj(source, file, PIECE_BYTES))
 
@@ -172,11 +177,11 @@ class LocalObjectStore:
 
     @contextlib.contextmanager
     def _temporary(self, write: Callable[[BinaryIO], object]) -> Iterator[Path]:
-        """Yield a synced file as `write` fills it, which afterwards is gone from where it was."""
-        if not self._has_swept:
+        """Yield a synced temporary file that `write` has filled; remove it afterwards."""
+        if not self._has_swept:  # once per process, before its first put
             self._has_swept = True
             self._sweep(STALE_TEMP_S)
-        temporary, file = self._locked()
+        temporary, file = self._create_locked()
         with file:
             try:
                 write(file)
@@ -186,26 +191,30 @@ class LocalObjectStore:
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def _locked(self) -> tuple[Path, BinaryIO]:
-        """Make a file with a lock that the kernel takes from us when we die."""
+    def _create_locked(self) -> tuple[Path, BinaryIO]:
+        """Create a temporary file and lock it; the lock is released on process exit.
+
+        A sweeper can take the lock between creation and locking and unlink the file. The file
+        exists after locking, or it is created again.
+        """
         folder = self.root / TEMPORARY_FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         while True:
             path = folder / secrets.token_hex(8)
             file = path.open("xb")
-            with contextlib.suppress(OSError):  # a file system without locks: nobody sweeps there
+            with contextlib.suppress(OSError):  # no locks on this file system: sweeps skip the file
                 fcntl.flock(file, fcntl.LOCK_EX)
             if path.exists():
                 return path, file
-            file.close()  # swept before it was ours
+            file.close()
 
     def sweep(self) -> None:
-        """Unlink the temporary files whose writers are dead."""
+        """Unlink the temporary files of writers that no longer run."""
         self._sweep(0.0)
 
     def _sweep(self, older_than_s: float) -> None:
         for path in (self.root / TEMPORARY_FOLDER).glob("*"):
-            # its writer lives, or it or another sweeper was faster, or it is another user's
+            # OSError: locked by its writer, already removed, or owned by another user
             with contextlib.suppress(OSError), path.open("r+b") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if time.time() - path.stat().st_mtime >= older_than_s:
@@ -219,7 +228,7 @@ class LocalObjectStore:
         _sync_folder(folder.parent)
 
     def size(self, key: str) -> int | None:
-        """Ask the file system."""
+        """Return the file size."""
         path = self._path(key)
         with _os_errors(path):
             try:
@@ -228,7 +237,7 @@ class LocalObjectStore:
                 return None
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Walk the folder; temporary files are not objects."""
+        """Walk the folder; temporary files are left out."""
         start = self.root / prefix.rpartition("/")[0]
         with _os_errors(start):
             paths = [path for path in start.rglob("*") if path.is_file()] if start.is_dir() else []
@@ -244,25 +253,25 @@ class LocalObjectStore:
             path.unlink(missing_ok=True)
 
     def purge(self, key: str) -> None:
-        """Unlink the file: a folder keeps no versions."""
+        """Unlink the file; there are no versions."""
         self.delete(key)
 
     def purge_older(self, prefix: str) -> None:
-        """Do nothing: a folder keeps no versions."""
+        """Do nothing; there are no versions."""
 
     def location(self, key: str) -> str:
         """Return the path."""
         return str(self._path(key))
 
     def options(self) -> dict[str, str]:
-        """Return nothing: a path is enough."""
+        """Return no options."""
         return {}
 
 
 class MemoryObjectStore(LocalObjectStore):
-    """A store of this process alone: gone at exit, shared by all openers of the same name.
+    """A store of this process, removed at exit; the same name opens the same store.
 
-    Kept in a temporary folder, because Delta's own writer cannot be handed a Python dictionary.
+    It is a temporary folder because delta-rs writes to paths and URLs, not to Python objects.
     """
 
     _folders: ClassVar[dict[str, Path]] = {}

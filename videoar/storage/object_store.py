@@ -1,9 +1,9 @@
-"""Bytes under keys, and the one primitive that everything else rests on: put-if-absent.
+"""Bytes under keys, with one conditional write: put-if-absent.
 
-Three stores share one protocol: a folder (hard link of a synced temporary file), S3 (one single
-`PutObject` with `If-None-Match: *`) and a private temporary folder for tests. Nothing else is asked
-of a store: no `If-Match`, no conditional delete, no conditional multipart completion, no versions,
-because popular S3 servers lack or ignore them.
+Three stores implement one protocol: a folder (`local_store`: hard link of a synced temporary file),
+S3 (`s3_store`: a single `PutObject` with `If-None-Match: *`) and a private temporary folder for
+tests. The protocol has no `If-Match`, conditional delete, conditional multipart completion or
+object versions, because popular S3 servers lack or ignore them.
 """
 
 import json
@@ -16,28 +16,29 @@ from videoar.core.errors import StorageError, WithdrawnError
 from videoar.storage.layout import withdrawal_key
 
 MULTIPART_BYTES = 64 << 20
-"""Plain puts above this size go up in parts."""
+"""Unconditional puts above this size are multipart uploads."""
 PIECE_BYTES = 1 << 20
 STALE_TEMP_S = 3600.0
-"""chosen: no put takes as long; for file systems whose locks other machines do not see, and S3."""
+"""chosen: longer than any put takes. Older temporary files and uploads are removed where no lock
+shows whether the writer still runs: on network file systems and S3."""
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One line of a listing."""
+    """One entry of a listing."""
 
     key: str
     size_bytes: int
     etag: str = ""
-    """What the store says of the content, where it says anything."""
+    """Changes with the content; empty for stores without ETags."""
 
 
 class ObjectStore(Protocol):
-    """What the platform asks of a store. Keys are relative `a/b/c` paths."""
+    """The operations of an object store. Keys are relative `a/b/c` paths."""
 
     url: str
     is_local: bool
-    """Whether reading waits for no network."""
+    """Whether reads need no network."""
 
     def find(self, key: str) -> bytes | None:
         """Return an object's bytes, None if there is no such object."""
@@ -56,17 +57,21 @@ class ObjectStore(Protocol):
         ...
 
     def read_into(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> None:
-        """Fill each piece of memory with the object's bytes from a position on.
+        """Read into each buffer, from its position in the object.
+
+        Args:
+            key: the object.
+            spans: pairs of a byte position and the buffer to fill from there.
 
         Raises:
-            StorageError: there is no such object, or it ends too early.
+            StorageError: there is no such object, or it is shorter than a span needs.
         """
         ...
 
     def read_cached(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> bool:
-        """Do what `read_into` does if all of it is in this machine's memory; else return False.
+        """Do what `read_into` does if all bytes are in the page cache; otherwise return False.
 
-        Then the memory is partly filled. An object that ends too early counts as not there.
+        The buffers may be partly filled then. A short object counts as not cached.
 
         Raises:
             StorageError: there is no such object.
@@ -74,15 +79,15 @@ class ObjectStore(Protocol):
         ...
 
     def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> bool:
-        """Write an object whole or not at all; with `if_absent`, False means that it existed."""
+        """Write an object atomically; with `if_absent`, return False if it existed."""
         ...
 
     def put_file(self, key: str, path: Path) -> None:
-        """Write a file's content, as `put` does, without holding it in memory."""
+        """Write a file's content, as `put` does, without loading it into memory."""
         ...
 
     def size(self, key: str) -> int | None:
-        """Return how many bytes an object has; None if there is none. No answer is an error."""
+        """Return the size of an object in bytes, None if there is no such object."""
         ...
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -90,7 +95,7 @@ class ObjectStore(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Delete an object; deleting nothing is no error."""
+        """Delete an object; a missing one is no error."""
         ...
 
     def purge(self, key: str) -> None:
@@ -102,51 +107,53 @@ class ObjectStore(Protocol):
         ...
 
     def sweep(self) -> None:
-        """Remove what killed writers have left half-written, which no listing shows."""
+        """Remove the temporary files and unfinished uploads of killed writers."""
         ...
 
     def location(self, key: str) -> str:
-        """Return the address of a key for libraries that open the store by themselves."""
+        """Return the address of a key for libraries that open the store themselves (Delta)."""
         ...
 
     def options(self) -> dict[str, str]:
-        """Return what such a library must know besides the address (endpoint, credentials)."""
+        """Return what such a library needs besides the address: endpoint, credentials."""
         ...
 
 
 def put_content(objects: ObjectStore, key: str, data: bytes | memoryview) -> None:
-    """Write an object whose key ends in its content hash: idempotent, in parts when big."""
-    if not _is_kept(objects, key, len(data)):
+    """Write an object whose key ends in its content hash. Idempotent."""
+    if not _is_stored(objects, key, len(data)):
         objects.put(key, data)
 
 
 def put_content_of(objects: ObjectStore, key: str, path: Path) -> None:
-    """Do what `put_content` does with a file, which is never whole in memory."""
-    if not _is_kept(objects, key, path.stat().st_size):
+    """Write a file under a key that ends in its content hash, without loading it into memory."""
+    if not _is_stored(objects, key, path.stat().st_size):
         objects.put_file(key, path)
 
 
-def _is_kept(objects: ObjectStore, key: str, size_bytes: int) -> bool:
-    """Say whether a big object is there as a whole.
+def _is_stored(objects: ObjectStore, key: str, size_bytes: int) -> bool:
+    """Return whether a large object exists with its full size.
 
-    A small one is written anew: it may be damaged, and asking costs as much as writing.
+    Small objects are always rewritten: a HEAD costs as much as the put, and the put repairs damage.
     """
     return size_bytes > MULTIPART_BYTES and objects.size(key) == size_bytes
 
 
 def missing_error(objects: ObjectStore, key: str) -> StorageError:
-    """Say why an object is not there; asked only when it is not, so that reading costs no more."""
-    where, note = f"{objects.url}/{key}", objects.find(withdrawal_key(key))
-    if note is None:
+    """Return the error for a missing object.
+
+    Looks up a withdrawal record, which costs a request only for objects that are missing.
+    """
+    where, record = f"{objects.url}/{key}", objects.find(withdrawal_key(key))
+    if record is None:
         return StorageError(where, "no such object", "deleted, or never written to this store")
-    source = json.loads(note)["source"]
-    return WithdrawnError(
-        where, f"withdrawn by the take-down of source {source}", "run its pipeline again"
-    )
+    source = json.loads(record)["source"]
+    what = f"withdrawn by the take-down of source {source}"
+    return WithdrawnError(where, what, "run its pipeline again")
 
 
 def read_exactly(target: memoryview, read: Callable[[memoryview], int], where: object) -> None:
-    """Read until memory is full.
+    """Call `read` until the buffer is full: one call may return fewer bytes.
 
     Raises:
         StorageError: the object ends before.

@@ -1,4 +1,9 @@
-"""A bucket of AWS or any other S3 server as an object store."""
+"""A bucket of AWS or any other S3 server as an object store.
+
+Conditional writes are single `PutObject` requests: Ceph 16 ignores `If-None-Match` on
+`CompleteMultipartUpload`, and versioned buckets of some servers ignore it everywhere. So large
+objects are uploaded under content-hash keys, and a small conditional record publishes them.
+"""
 
 import contextlib
 import io
@@ -51,7 +56,7 @@ class S3ObjectStore:
         self._client, self._session = _s3_client(endpoint)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel by address: every process opens its own connections and credentials."""
+        """Pickle by address: every process opens its own connections and credentials."""
         return S3ObjectStore, (self._bucket, self._prefix.rstrip("/"), self._endpoint)
 
     @contextlib.contextmanager
@@ -75,7 +80,7 @@ class S3ObjectStore:
         ) as error:
             where = self._endpoint or self.url
             hint = "check the network and VIDEOAR_S3_ENDPOINT"
-            raise TransientStorageError(where, "the S3 endpoint gives no answer", hint) from error
+            raise TransientStorageError(where, "the S3 endpoint does not respond", hint) from error
         except exceptions.BotoCoreError as error:
             raise StorageError(self.url, str(error)) from error
 
@@ -85,7 +90,7 @@ class S3ObjectStore:
         )
 
     def find(self, key: str) -> bytes | None:
-        """GET, if it is there."""
+        """GET the object, if it exists."""
         with self._errors(key):
             try:
                 return self._read(key, _read_all)
@@ -103,7 +108,7 @@ class S3ObjectStore:
             return self._read(key, _read_all, (start, length))
 
     def read_into(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> None:
-        """GET range after range."""
+        """GET each range, one after the other."""
         with self._errors(key):
             for start, target in spans:
                 self._read(key, partial(_fill_from, target, self.url, key), (start, len(target)))
@@ -122,10 +127,10 @@ class S3ObjectStore:
         )
 
     def _body(self, key: str, span: tuple[int, int] | None) -> _Body:
-        """GET; the body is empty where a span begins behind the end.
+        """GET; the body is empty if the span starts after the end of the object.
 
         Raises:
-            StorageError: the answer is not the span that was asked for.
+            StorageError: the response is another range than the requested one.
         """
         from botocore.exceptions import ClientError
 
@@ -140,26 +145,26 @@ class S3ObjectStore:
             return io.BytesIO()
         begin, *_ = answer.get("ContentRange", "bytes 0-").removeprefix("bytes ").split("-")
         if begin != str(start) or answer["ContentLength"] > length:
-            what = f"asked for {length} bytes from {start}, the S3 server gave others"
-            raise StorageError(f"{self.url}/{key}", what, "does a proxy on the way ignore ranges?")
+            what = f"requested {length} bytes from {start}, the response has another range"
+            raise StorageError(f"{self.url}/{key}", what, "check for a proxy that ignores Range")
         return answer["Body"]
 
     def read_cached(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> bool:  # noqa: ARG002
-        """Nothing of it is here."""
+        """Return False: there is no page cache of a bucket."""
         return False
 
     def stream(self, key: str) -> Iterator[bytes]:
-        """GET the object piece by piece, for those too big for memory.
+        """GET the object in pieces, for objects larger than memory.
 
         Raises:
             StorageError: there is no such object.
-            TransientStorageError: the connection broke on the way.
+            TransientStorageError: the connection broke.
         """
         with self._errors(key):
             yield from self._call("get_object", key)["Body"].iter_chunks(PIECE_BYTES)
 
     def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> bool:
-        """PUT in one request or, unconditional and big, in parts."""
+        """PUT in one request; large unconditional puts are multipart uploads."""
         with self._errors(key):
             if if_absent:
                 return self._put_if_absent(key, data)
@@ -177,13 +182,13 @@ class S3ObjectStore:
         except ClientError as error:
             if _code(error) not in {"PreconditionFailed", "412"}:
                 raise
-            # A 412 after a retry may be our own success whose answer was lost: look, then decide.
+            # after a retry, the 412 may be caused by our own first attempt, whose response was lost
             retried = error.response["ResponseMetadata"].get("RetryAttempts", 0) > 0
             return retried and self.find(key) == data
         return True
 
     def put_file(self, key: str, path: Path) -> None:
-        """PUT in parts, some of them at a time in memory."""
+        """PUT as a multipart upload, a few parts in memory at a time."""
         with self._errors(key), path.open("rb") as file:
             self._put_parts(key, file)
 
@@ -224,13 +229,14 @@ class S3ObjectStore:
         self._delete_versions(key, lambda item: item["Key"] == self._prefix + key)
 
     def purge_older(self, prefix: str) -> None:
-        """DELETE the versions that others have replaced."""
+        """DELETE the versions that newer ones have replaced."""
         self._delete_versions(prefix, lambda item: not item["IsLatest"])
 
     def sweep(self) -> None:
-        """Abort uploads in parts that began long ago; nothing else tells the dead from the living.
+        """Abort multipart uploads that are older than `STALE_TEMP_S`.
 
-        A bucket may do so by itself, after some days, by a lifecycle rule.
+        Their age is the only sign that a writer was killed. A lifecycle rule of the bucket
+        (AbortIncompleteMultipartUpload) does the same after days.
         """
         before = datetime.now(UTC) - timedelta(seconds=STALE_TEMP_S)
         pages = self._client.get_paginator("list_multipart_uploads")
@@ -241,12 +247,12 @@ class S3ObjectStore:
                         key = item["Key"].removeprefix(self._prefix)
                         self._call("abort_multipart_upload", key, UploadId=item["UploadId"])
 
-    def _delete_versions(self, prefix: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    def _delete_versions(self, prefix: str, matches: Callable[[dict[str, Any]], bool]) -> None:
         pages = self._client.get_paginator("list_object_versions")
         with self._errors(prefix):
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
                 for item in [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]:
-                    if wanted(item):
+                    if matches(item):
                         key = item["Key"].removeprefix(self._prefix)
                         self._call("delete_object", key, VersionId=item["VersionId"])
 
@@ -255,7 +261,7 @@ class S3ObjectStore:
         return f"s3://{self._bucket}/{self._prefix}{key}"
 
     def options(self) -> dict[str, str]:
-        """Return endpoint, region and the credentials of this moment."""
+        """Return endpoint, region and the current credentials, which may expire."""
         credentials = self._session.get_credentials()
         if credentials is None:
             raise StorageError(
@@ -274,7 +280,11 @@ class S3ObjectStore:
 
 
 def _s3_client(endpoint: str) -> tuple[Any, Any]:
-    """Make a client that also pleases servers without trailing checksums (Ceph answers 411)."""
+    """Create a session and a client.
+
+    Checksums only where S3 requires them: botocore sends them as trailers by default, and Ceph 16
+    answers 411 to a request with a trailer.
+    """
     import boto3
     from botocore.config import Config
 
@@ -297,7 +307,7 @@ def _code(error: "ClientError") -> str:
 
 
 _TRANSIENT = {409, 429, 500, 502, 503, 504}
-"""409: another conditional write of the same key is under way."""
+"""409 ConditionalRequestConflict: a concurrent conditional write of the same key."""
 _DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
 
 
@@ -310,5 +320,5 @@ def _client_error(where: str, bucket: str, error: "ClientError") -> StorageError
             where, f"access denied ({code})", "check the AWS credentials and policy"
         )
     if status in _TRANSIENT:
-        return TransientStorageError(where, f"the store answered {code}")
-    return StorageError(where, f"the store answered {code}: {error}")
+        return TransientStorageError(where, f"the S3 server answered {code}")
+    return StorageError(where, f"the S3 server answered {code}: {error}")

@@ -65,9 +65,13 @@ class Snapshot:
         verify: bool = False,
         footers: "Sequence[FileMetaData] | None" = None,
     ) -> Iterator[pa.Table]:
-        """Yield one table per file, in file order; by footers of the files, if they are at hand.
+        """Yield one table per file, in file order.
 
-        With those, `columns` of a far store come by few requests, many at once.
+        Args:
+            columns: all by default.
+            verify: compare the SHA-256 of every file; reads whole files.
+            footers: of the files, if they were read before. With them, `columns` of a remote store
+                are fetched with few, concurrent requests.
         """
         if footers is None or columns is None or verify:
             yield from (self.read_file(file, columns, verify=verify) for file in self.files)
@@ -76,8 +80,8 @@ class Snapshot:
         for file, table in zip(self.files, tables, strict=True):
             yield self._conforming(table, file, columns)
 
-    def remaining(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Yield what `read` does, without the files that a take-down has withdrawn."""
+    def read_available(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Yield one table per file, without the files that were withdrawn."""
         for file in self.files:
             try:
                 table = self.read_file(file, columns)
@@ -106,25 +110,26 @@ class Snapshot:
         """Return the rows of one file.
 
         Raises:
-            StorageError: the file is gone or damaged.
+            StorageError: the file is missing or damaged.
             WithdrawnError: a take-down has removed it.
         """
         try:
             table = read_file(self.objects, file, columns, verify=verify)
         except WithdrawnError:
-            note = find_withdrawal(self.ledger, file.key)
-            if note is None or note.instead is None:
+            withdrawal = find_withdrawal(self.ledger, file.key)
+            if withdrawal is None or withdrawal.replacement is None:
                 raise
-            return self.read_file(note.instead, columns, verify=verify)
+            return self.read_file(withdrawal.replacement, columns, verify=verify)
         return self._conforming(table, file, columns)
 
     def _conforming(
         self, table: pa.Table, file: FileRef, columns: Sequence[str] | None
     ) -> pa.Table:
         schema = self._schema(columns)
+        # a file that was written before the contract gained a nullable column
         for missing in (f for f in schema if f.name not in table.column_names):
             table = table.append_column(missing, pa.nulls(len(table), missing.type))
-        with arrow_errors(self.objects, file):  # a column that must be there is not
+        with arrow_errors(self.objects, file):  # a required column may be missing
             return table.select(schema.names).cast(schema)
 
     def _schema(self, columns: Sequence[str] | None) -> pa.Schema:
@@ -137,25 +142,25 @@ class Snapshot:
         return pa.schema([schema.field(name) for name in columns])
 
     def rejects(self) -> "Snapshot | None":
-        """Return the rows that the stage refused."""
-        refused = self.commit.rejects
-        return find_snapshot(self.objects, self.ledger, refused) if refused else None
+        """Return the snapshot of the rows that the stage rejected, None if it rejected none."""
+        rejects = self.commit.rejects
+        return find_snapshot(self.objects, self.ledger, rejects) if rejects else None
 
 
 def find_snapshot(objects: ObjectStore, ledger: Ledger, snapshot_id: str) -> Snapshot:
-    """Find a snapshot by id; equal digests resolve to the commit that came first.
+    """Find a snapshot by id; several commits of one digest resolve to the first one.
 
     Raises:
-        SnapshotNotFoundError: never committed to this store.
+        SnapshotNotFoundError: not committed to this store.
     """
     dataset, _, digest = snapshot_id.partition(":")
-    found = DeltaLog(objects, ledger, dataset).find(f"digest-{digest}") if digest else None
-    if found is None:
+    commit = DeltaLog(objects, ledger, dataset).find(f"digest-{digest}") if digest else None
+    if commit is None:
         raise SnapshotNotFoundError(snapshot_id, f"no such snapshot in {objects.url}")
-    return Snapshot(objects, ledger, found)
+    return Snapshot(objects, ledger, commit)
 
 
 def snapshot_digest(files: Sequence[FileRef], contract: str) -> str:
-    """Digest a set of files: the same for any order, time, host, path and store."""
+    """Return the digest of a set of files; order, time, host, path and store do not change it."""
     content = sorted((file.sha256, file.size_bytes, file.rows) for file in files)
     return digest_json({"contract": contract, "files": content})

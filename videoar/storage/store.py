@@ -1,4 +1,4 @@
-"""One address for everything that is kept: objects, records, refs and datasets."""
+"""A store: objects, records, refs and datasets under one URL."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,11 +21,11 @@ from videoar.storage.store_format import check_format
 from videoar.storage.tables import Dataset
 
 _PIECE_BYTES = 64 << 20
-"""chosen: what a file that is fetched takes of the memory."""
+"""chosen: memory that fetching a file takes."""
 
 
 class Store:
-    """An open store. Pickles by address, so that workers make their own connections."""
+    """An open store. Pickles by address: every worker opens its own connections."""
 
     def __init__(self, objects: ObjectStore, endpoint: str = "") -> None:
         self.objects = objects
@@ -35,11 +35,11 @@ class Store:
         self.refs = Refs(self.ledger)
 
     def dataset(self, name: str, contract: str) -> Dataset:
-        """Return a dataset, whether or not it has commits yet."""
+        """Return a dataset, also one without commits."""
         return Dataset(self.objects, self.ledger, name, load_contract(contract))
 
     def snapshot(self, id_or_ref: str) -> Snapshot:
-        """Find a snapshot by id (`clips:0123456789abcdef`) or by ref (`champion`).
+        """Return a snapshot by id (`clips:0123456789abcdef`) or by ref (`champion`).
 
         Raises:
             SnapshotNotFoundError: no such snapshot, or the ref was never set.
@@ -55,12 +55,12 @@ class Store:
         return find_snapshot(self.objects, self.ledger, head)
 
     def snapshots(self) -> Iterator[Snapshot]:
-        """Yield every snapshot of every dataset, by dataset and age."""
+        """Yield every snapshot of every dataset, by dataset and version."""
         for snapshot_id in dict.fromkeys(commit.snapshot for commit in iter_commits(self.objects)):
             yield self.snapshot(snapshot_id)
 
     def put_object(self, data: bytes, suffix: str) -> FileRef:
-        """Keep bytes under their content hash; idempotent."""
+        """Write bytes under their content hash. Idempotent."""
         self.ledger.prepare_write()
         sha256 = sha256_hex(data)
         key = object_key(sha256, suffix)
@@ -68,20 +68,20 @@ class Store:
         return FileRef(key=key, sha256=sha256, size_bytes=len(data))
 
     def publish_folder(self, folder: Path, prefix: str = "") -> list[dict[str, Any]]:
-        """Keep every file of a folder; return `{path, key, sha256, size_bytes}` by path.
+        """Write every file of a folder; return `{path, key, sha256, size_bytes}`, sorted by path.
 
         Args:
             folder: its files are read in pieces.
-            prefix: what their keys begin with, for files that will be deleted again: an object
-                among the others may be one that somebody else names, too.
+            prefix: of their keys, for files that will be deleted: an object under the common
+                prefix may be referenced by other records of equal content, too.
         """
         self.ledger.prepare_write()
         published = []
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            named = f"{prefix}{sha256}{path.suffix}" if prefix else ""
-            key = named or object_key(sha256, path.suffix)
+            name = f"{sha256}{path.suffix}"
+            key = f"{prefix}{name}" if prefix else object_key(sha256, path.suffix)
             put_content_of(self.objects, key, path)
             published.append({
                 "path": path.relative_to(folder).as_posix(),
@@ -92,23 +92,25 @@ class Store:
         return sorted(published, key=lambda file: str(file["path"]))
 
     def fetch_folder(self, files: Iterable[Mapping[str, Any]], into: Path) -> Path:
-        """Bring a published folder back, in pieces.
+        """Fetch the files of a published folder, in pieces.
 
         Raises:
-            DamagedError: a file is not what was kept.
-            StorageError: a file is gone, or would land outside of `into`.
+            DamagedError: the SHA-256 of a file differs from its record.
+            StorageError: a file is missing, or its path leads out of `into`.
         """
         for file in files:
             target = into / file["path"]
             if not target.resolve().is_relative_to(into.resolve()):
-                raise StorageError(file["path"], "leads out of the folder", "refuse this record")
+                raise StorageError(
+                    file["path"], "leads out of the folder", "do not use this record"
+                )
             target.parent.mkdir(parents=True, exist_ok=True)
             if self._fetch(file["key"], file["size_bytes"], target) != file["sha256"]:
                 raise DamagedError(f"{self.url}/{file['key']}", "damaged: wrong SHA-256")
         return into
 
     def _fetch(self, key: str, size_bytes: int, target: Path) -> str:
-        """Copy an object into a file; return the SHA-256 of what came."""
+        """Copy an object into a file; return the SHA-256 of the bytes received."""
         sha256, memory = hashlib.sha256(), memoryview(bytearray(min(size_bytes, _PIECE_BYTES)))
         with target.open("wb") as copy:
             for start in range(0, size_bytes, _PIECE_BYTES):

@@ -1,19 +1,17 @@
 """Datasets as Delta Lake tables, and snapshots as their committed versions.
 
-A stage's files are written first, under content-hash names, seen by nobody. One Delta transaction
-then makes the snapshot exist: its file list becomes the table's file list, and its `commitInfo`
-carries the whole `Commit`. Readers go from the log to the files and never list a data folder.
+A stage first writes files under content-hash keys; no reader sees them. One Delta transaction then
+creates the snapshot: its file list becomes that of the table, and its `commitInfo` has the whole
+`Commit`. Readers go from the log to the files and never list a data folder.
 
-The digest covers the files' {sha256, bytes, rows} and the contract, not who made them: equal
-content is equal wherever and from whatever it came, so that a touched source retrains nothing.
+The digest covers {sha256, bytes, rows} of the files and the contract, not who made them: equal
+content has an equal digest wherever it was made, so a source that was only touched retrains
+nothing.
 
-A take-down deletes files of old snapshots for good, and disks lose some. Their commits stay; a
-fingerprint that made them counts as never asked. If what it makes the next time is the same, the
-commit is whole again; if not, it is committed under a numbered id.
+A take-down deletes files of old snapshots, and disks lose some. The commits stay, but are
+incomplete, and their fingerprints count as never committed (worked example in `delta_log`).
 
-Idempotence: fingerprint and digest are application transaction ids of the Delta log, whose version
-is that of the commit which first carried them. The log alone is the truth; ledger records of the
-same facts only save loading it.
+A dataset has one contract: its first commit decides.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +33,7 @@ from videoar.storage.writer import find_footer, write_parquet
 
 
 class Dataset:
-    """A named table over time; writes files, commits them, finds commits again."""
+    """A named table with its history of commits."""
 
     def __init__(self, objects: ObjectStore, ledger: Ledger, name: str, contract: Contract) -> None:
         self.name = name
@@ -44,11 +42,11 @@ class Dataset:
         self._log = DeltaLog(objects, ledger, name)
 
     def write(self, table: pa.Table) -> FileRef:
-        """Write rows as one immutable file that nobody sees before it is committed.
+        """Write rows as one immutable file, which no reader sees before it is committed.
 
         Raises:
-            ContractError: names the column and the first bad row.
-            WithdrawnError: there are rows of a source that was taken down.
+            ContractError: a row breaks the contract; names the column and the first such row.
+            WithdrawnError: a row belongs to a source that was withdrawn.
         """
         reject_withdrawn_sources(self._ledger, table, self.name)
         data = write_parquet(self.contract.conform(table, self.name), self.contract)
@@ -67,25 +65,25 @@ class Dataset:
         )
 
     def find(self, fingerprint: str) -> Snapshot | None:
-        """Return what a fingerprint has already made; None if nothing, or if files of it are gone.
+        """Return the snapshot of a fingerprint; None without one or if files of it are missing.
 
-        Asked before anything is called cached: this is where a take-down, or a file that was lost
-        or cut, makes a stage run again.
+        Decides whether a stage is cached, so a withdrawn, lost or truncated file makes it run
+        again. Read-only.
 
         Raises:
             ConfigError: the dataset has another contract.
         """
         _, commit = self._log.find_complete(f"fingerprint-{fingerprint}")
         if commit is None:
-            self.ensure_contract()  # before hours of work whose commit would be refused
+            self.ensure_contract()  # now, not after hours of work whose commit would fail
             return None
         return Snapshot(self._objects, self._ledger, commit)
 
     def ensure_contract(self) -> None:
-        """Check that the dataset has no other contract; read-only.
+        """Check that the dataset has no other contract. Read-only.
 
         Raises:
-            ConfigError: it has, because a stage or input of another pipeline has the same name.
+            ConfigError: it has one; a stage or input of another pipeline has the same name.
         """
         self._log.ensure_contract(self.contract.id)
 
@@ -96,13 +94,20 @@ class Dataset:
         metrics: Mapping[str, float],
         rejects: str | None = None,
     ) -> Snapshot:
-        """Make a snapshot of files exist, by one Delta transaction.
+        """Create a snapshot of files in one Delta transaction.
 
-        A second commit of the same fingerprint returns the first one's snapshot.
+        A second commit of a fingerprint returns the snapshot of the first one. Equal files are
+        listed once.
+
+        Args:
+            files: as `write` returned them.
+            provenance: who made them.
+            metrics: kept in the commit.
+            rejects: snapshot id of the rejected rows.
 
         Raises:
             ConfigError: the dataset has another contract.
-            TransientStorageError: other writers were faster too many times.
+            TransientStorageError: too many attempts lost the race for a log version.
             WithdrawnError: a take-down has removed one of the files since it was written.
         """
         unique = tuple({file.sha256: file for file in files}.values())
@@ -118,7 +123,8 @@ class Dataset:
             metrics=dict(metrics),
             rejects=rejects,
         )
-        if gone := self._log.withdrawn_of(draft):
-            raise WithdrawnError(min(gone), "withdrawn by a take-down meanwhile", "resume the run")
+        if withdrawn := self._log.withdrawn_of(draft):
+            what = "withdrawn by a take-down during the run"
+            raise WithdrawnError(min(withdrawn), what, "resume the run")
         commit = self._log.append(draft, self.contract.arrow_schema)
         return Snapshot(self._objects, self._ledger, commit)

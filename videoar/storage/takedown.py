@@ -1,21 +1,24 @@
-"""What a take-down leaves in a store: a tombstone per source and a note per withdrawn object.
+"""Records of take-downs: a tombstone per source, a withdrawal record per removed object.
 
-Both are create-once and hold no content, and of addresses only digests: enough to know one again,
-not to read it. The tombstone, `forgotten/<sha256>.json`, keeps a source
-out for good. A note, `withdrawn/<key>.json`, says why an object is gone and, for a Parquet file,
-what it held of which source: lineage and later take-downs still know what the file knew. A listing
-names many sources, so it is written anew without the one; its note leads readers there.
+Both are create-once and hold no content. Of addresses they hold digests only: enough to recognize
+an address, not enough to read it.
+
+    forgotten/<sha256>.json   Tombstone: this source must not be ingested again
+    withdrawn/<key>.json      Withdrawal: why an object was removed; for a Parquet file also what it
+                              held of each source, so that lineage and later take-downs still work
+
+A listing (`sources@1`) has rows of many sources. It is rewritten without the withdrawn one, and its
+withdrawal record points readers to the replacement.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from videoar.core.errors import WithdrawnError
 from videoar.core.ids import digest_json
-from videoar.core.types import FileRef, Stored
+from videoar.core.types import FileRef, Row, Stored
 from videoar.storage.layout import (
     TABLES_PREFIX,
     TOMBSTONES_PREFIX,
@@ -34,14 +37,14 @@ _COLUMNS = ("clip_id", "licence", "origin", "source_uri", "uri", "video_key", "v
 
 
 class Tombstone(Stored):
-    """One source that must not come back."""
+    """One source that must not be ingested again."""
 
     source: str
     """SHA-256 of the file."""
     reason: str
     time: str
     addresses: tuple[str, ...]
-    """Digests of where it was found, see `address_digest`."""
+    """Where it was found, see `address_digest`."""
 
 
 class Share(Stored):
@@ -49,89 +52,91 @@ class Share(Stored):
 
     rows: int = 0
     places: tuple[str, ...] = ()
-    """Digests of its uris."""
+    """Its URIs, see `place_digest`."""
     licence: str | None = None
     origin: str | None = None
     clips: tuple[str, ...] = ()
     objects: dict[str, int] = Field(default_factory=dict)
-    """Keys of its clips in the store, and their bytes."""
+    """Keys of its clips in the store, and their sizes in bytes."""
 
 
 class Withdrawal(Stored):
-    """Why one object is gone."""
+    """Why one object was removed."""
+
+    model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
 
     source: str
-    """Source whose take-down withdrew it."""
+    """Source whose take-down removed it."""
     size_bytes: int
     shares: dict[str, Share] = Field(default_factory=dict)
-    """Parquet files: what they held, by source."""
-    instead: FileRef | None = None
-    """Listings: the file with the rows of all other sources."""
+    """Of a Parquet file: what it held, by source."""
+    replacement: FileRef | None = Field(default=None, alias="instead")
+    """Of a listing: the file with the rows of all other sources. `instead` in stored records."""
 
 
 def address_digest(uri: str, etag: str) -> str:
-    """Return what is remembered of a file at an address in one state."""
+    """Return the digest of an address with one state of its content."""
     return digest_json([uri, etag])
 
 
 def place_digest(uri: str) -> str:
-    """Return what is remembered of an address, whatever was there."""
+    """Return the digest of an address, whatever its content is."""
     return digest_json([uri])
 
 
 def find_tombstone(ledger: Ledger, source: str) -> Tombstone | None:
-    """Return a source's tombstone, None if it was never taken down."""
+    """Return the tombstone of a source, None if it was not withdrawn."""
     record = ledger.read(tombstone_key(source))
     return Tombstone.model_validate(record) if record is not None else None
 
 
 def withdrawn_sources(ledger: Ledger) -> frozenset[str]:
-    """Return the SHA-256 of every source that was taken down."""
+    """Return the SHA-256 of all withdrawn sources."""
     keys = ledger.list(TOMBSTONES_PREFIX)
     return frozenset(key.removeprefix(TOMBSTONES_PREFIX).removesuffix(".json") for key in keys)
 
 
 def withdrawn_addresses(ledger: Ledger) -> frozenset[str]:
-    """Return digests of where the taken-down sources were found."""
-    stones = (find_tombstone(ledger, source) for source in withdrawn_sources(ledger))
-    return frozenset(address for stone in stones if stone for address in stone.addresses)
+    """Return the address digests of all withdrawn sources."""
+    tombstones = (find_tombstone(ledger, source) for source in withdrawn_sources(ledger))
+    return frozenset(address for stone in tombstones if stone for address in stone.addresses)
 
 
 def reject_withdrawn_sources(ledger: Ledger, table: pa.Table, where: str) -> None:
-    """Refuse rows of a taken-down source: a run that began before must not bring them back.
+    """Raise if rows belong to a withdrawn source: a run that began before must not re-add them.
 
     Raises:
         WithdrawnError: names the source.
     """
     if SOURCE_COLUMN in table.column_names:
-        found = withdrawn_sources(ledger) & set(table[SOURCE_COLUMN].unique().to_pylist())
-        if found:
-            what = f"has rows of source {min(found)}, which was taken down"
-            raise WithdrawnError(where, what, "run the pipeline again: it goes on without them")
+        sources = withdrawn_sources(ledger) & set(table[SOURCE_COLUMN].unique().to_pylist())
+        if sources:
+            what = f"has rows of source {min(sources)}, which was withdrawn"
+            raise WithdrawnError(where, what, "run the pipeline again, it leaves the source out")
 
 
 def find_withdrawal(ledger: Ledger, key: str) -> Withdrawal | None:
-    """Return why an object is gone, None if no take-down withdrew it."""
+    """Return the withdrawal record of an object, None if it was not withdrawn."""
     record = ledger.read(withdrawal_key(key))
     return Withdrawal.model_validate(record) if record is not None else None
 
 
 def withdrawn_keys(ledger: Ledger, prefix: str) -> frozenset[str]:
-    """Return the withdrawn keys under a prefix."""
-    notes = ledger.list(WITHDRAWN_PREFIX + prefix)
-    return frozenset(key.removeprefix(WITHDRAWN_PREFIX).removesuffix(".json") for key in notes)
+    """Return the keys under a prefix that were withdrawn."""
+    records = ledger.list(WITHDRAWN_PREFIX + prefix)
+    return frozenset(key.removeprefix(WITHDRAWN_PREFIX).removesuffix(".json") for key in records)
 
 
 def shares_of(objects: ObjectStore, file: FileRef) -> dict[str, Share]:
-    """Read what a Parquet file holds of each source; nothing if its rows name none."""
-    rows: dict[str, list[dict[str, Any]]] = {}
+    """Read what a Parquet file holds of each source; empty if its rows name no source."""
+    rows: dict[str, list[Row]] = {}
     for row in read_file(objects, file, [SOURCE_COLUMN, *_COLUMNS]).to_pylist():
         if row.get(SOURCE_COLUMN) is not None:
             rows.setdefault(row[SOURCE_COLUMN], []).append(row)
-    return {source: _share(own) for source, own in rows.items()}
+    return {source: _share(of_source) for source, of_source in rows.items()}
 
 
-def _share(rows: list[dict[str, Any]]) -> Share:
+def _share(rows: list[Row]) -> Share:
     uris = {row.get("source_uri") or row.get("uri") for row in rows}
     return Share(
         rows=len(rows),
@@ -143,15 +148,21 @@ def _share(rows: list[dict[str, Any]]) -> Share:
     )
 
 
-def holding(objects: ObjectStore, ledger: Ledger, source: str) -> Iterator[tuple[str, Withdrawal]]:
-    """Yield every Parquet file that holds rows of a source, or did, committed or not."""
-    noted = withdrawn_keys(ledger, TABLES_PREFIX)
-    for key in sorted(noted):
-        note = find_withdrawal(ledger, key)
-        if note is not None and source in note.shares:
-            yield key, note
+def files_of_source(
+    objects: ObjectStore, ledger: Ledger, source: str
+) -> Iterator[tuple[str, Withdrawal]]:
+    """Yield key and withdrawal record of every Parquet file with rows of a source.
+
+    Files that were withdrawn before come with their stored record, others with the record to
+    create. Files that no commit names are included.
+    """
+    withdrawn = withdrawn_keys(ledger, TABLES_PREFIX)
+    for key in sorted(withdrawn):
+        record = find_withdrawal(ledger, key)
+        if record is not None and source in record.shares:
+            yield key, record
     for file in data_files(objects):
-        if file.key not in noted:
+        if file.key not in withdrawn:
             ids = read_file(objects, file, [SOURCE_COLUMN])
             if ids.num_columns and source in ids[SOURCE_COLUMN].unique().to_pylist():
                 shares = shares_of(objects, file)
@@ -159,7 +170,7 @@ def holding(objects: ObjectStore, ledger: Ledger, source: str) -> Iterator[tuple
 
 
 def listings(objects: ObjectStore) -> Iterator[tuple[FileRef, list[tuple[str, str]]]]:
-    """Yield every file of a listing, committed or not, with the uris and etags in it."""
+    """Yield every file of a listing, committed or not, with its URIs and ETags."""
     for file in data_files(objects):
         rows = read_file(objects, file, list(ADDRESS_COLUMNS))
         if rows.column_names == list(ADDRESS_COLUMNS):
@@ -167,9 +178,10 @@ def listings(objects: ObjectStore) -> Iterator[tuple[FileRef, list[tuple[str, st
 
 
 def data_files(objects: ObjectStore) -> Iterator[FileRef]:
-    """Yield the Parquet files of all datasets: of snapshots, and of work that was never committed.
+    """Yield the Parquet files of all datasets, also those that no commit names.
 
-    The one place that lists data instead of reading a log: what nobody sees must go as well.
+    The only function that lists data instead of reading a log: a take-down must reach the files of
+    runs that were killed before their commit.
     """
     for info in objects.list(TABLES_PREFIX):
         sha256 = data_sha256(info.key)

@@ -77,7 +77,7 @@ def test_what_holds_content_goes_and_says_so(store: Store, videos: Path):
         for columns in (None, ["clip_id"]):
             with pytest.raises(WithdrawnError, match=f"withdrawn by the take-down of .* {source}"):
                 snapshot.table(columns)
-        assert sum(table.num_rows for table in snapshot.remaining()) == 2
+        assert sum(table.num_rows for table in snapshot.read_available()) == 2
     stone = find_tombstone(store.ledger, source)
     assert stone.reason == "asked by its owner"
     (listed,) = (row for row in list_sources(str(videos)).to_pylist() if row["name"] == "a.mp4")
@@ -169,7 +169,7 @@ def test_a_run_that_began_before_cannot_bring_it_back(store: Store, videos: Path
     with pytest.raises(WithdrawnError, match="taken down"):
         store.dataset("good", "clips@1").write(rows)
     provenance = old.commit.provenance.model_copy(update={"fingerprint": "new"})
-    with pytest.raises(WithdrawnError, match="meanwhile"):
+    with pytest.raises(WithdrawnError, match="during the run"):
         store.dataset("clips", "clips@1").commit(old.files, provenance, {})
 
 

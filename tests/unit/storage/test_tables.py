@@ -288,5 +288,5 @@ def test_a_log_that_cannot_be_read_is_named(store, dataset):
     made = dataset.commit([dataset.write(rows("a"))], made_by("f"), {})
     store.objects.put("tables/videos/_delta_log/00000000000000000000.json", b"{")
     assert store.snapshot(made.id).commit == made.commit
-    with pytest.raises(TransientStorageError, match="tables/videos: its log cannot be read"):
+    with pytest.raises(TransientStorageError, match="tables/videos: its Delta log cannot be read"):
         dataset.find("g")
