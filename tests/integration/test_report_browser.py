@@ -1,4 +1,4 @@
-"""The report page in a real browser: it opens from disk, every video plays, nothing is fetched."""
+"""The report page in a browser: opens from disk, plays every video, sends no request."""
 
 import json
 import shutil
@@ -73,7 +73,7 @@ def _show(browser, scheme: str, width_px: int) -> None:
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
-def test_every_video_plays(opened):
+def test_page_in_browser_plays_every_video(opened):
     videos = _videos(opened)
     assert len(videos) == 22 + 7  # and the strip after each scale
     assert all(video["width"] == 64 and video["readyState"] >= 2 for video in videos)
@@ -83,14 +83,14 @@ def test_every_video_plays(opened):
     assert not _videos(opened)[0]["paused"]
 
 
-def test_every_picture_is_drawn(opened):
+def test_page_in_browser_draws_every_image(opened):
     widths = opened.execute_script("return [...document.images].map(i => i.naturalWidth)")
     assert widths == [64] * 11
     (missing,) = opened.find_elements("css selector", ".sheet .missing")
     assert missing.text == "IO_PERMANENT: <No> such file"
 
 
-def test_no_console_error_and_no_request_beyond_the_file(opened):
+def test_page_in_browser_has_no_error_and_no_request(opened):
     assert opened.get_log("browser") == []
     events = [json.loads(e["message"])["message"] for e in opened.get_log("performance")]
     requests = [
@@ -102,7 +102,7 @@ def test_no_console_error_and_no_request_beyond_the_file(opened):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width_px", [390, 1280])
-def test_fits_the_screen_in_both_schemes(opened, tmp_path, scheme, width_px):
+def test_page_in_browser_fits_the_width_in_both_colour_schemes(opened, tmp_path, scheme, width_px):
     _show(opened, scheme, width_px)
     assert opened.execute_script("return document.documentElement.scrollWidth") <= width_px
     background = opened.execute_script("return getComputedStyle(document.body).backgroundColor")

@@ -1,4 +1,4 @@
-"""A report with every section filled, hostile strings included; videos drawn in a few lines."""
+"""Report data with every section filled, hostile strings included."""
 
 import numpy as np
 

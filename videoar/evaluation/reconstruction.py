@@ -24,7 +24,7 @@ from videoar.model.tokenizer.network import VideoTokenizer, frames_from_video, v
 from videoar.storage.token_codec import pack_bits, unpack_bits
 
 Frames = NDArray[np.uint8]
-_CHUNK_PIXELS = 1 << 21  # chosen: 128 frames of 128 x 128 px at a time, 8 of 384 x 672 px
+CHUNK_PIXELS = 1 << 21  # chosen: 128 frames of 128 x 128 px at a time, 8 of 384 x 672 px
 
 
 def for_clip_shape(
@@ -62,7 +62,11 @@ def require_finite(values: Tensor, what: str, clip: str) -> None:
 
 @torch.inference_mode()
 def round_trip(
-    net: VideoTokenizer, frames_THWC: Frames, clip: str = "clip"
+    net: VideoTokenizer,
+    frames_THWC: Frames,
+    clip: str = "clip",
+    *,
+    chunk_pixels: int = CHUNK_PIXELS,
 ) -> tuple[Frames, list[Tensor]]:
     """Encode and decode a clip; return its frames and its bits: per scale bool [1, T, h, w, K].
 
@@ -70,6 +74,7 @@ def round_trip(
         net: tokenizer.
         frames_THWC: RGB, uint8, of any length and size that fits.
         clip: name of the clip in errors.
+        chunk_pixels: pixels to process at a time, rounded down to whole latent frames.
 
     Raises:
         ContractError: the clip does not fit the tokenizer, its latents or pixels are not finite, or
@@ -77,14 +82,17 @@ def round_trip(
     """
     net = for_clip_shape(net, *frames_THWC.shape[:3])
     bits: list[list[Tensor]] = []
-    latents = _through_store(net, _stored_latents(net, frames_THWC, clip), bits)
+    stored = _stored_latents(net, frames_THWC, clip, chunk_pixels)
+    latents = _through_store(net, stored, bits)
     frames = _decode(net, latents, clip)
     return frames, [torch.cat(parts, dim=1) for parts in zip(*bits, strict=True)]
 
 
-def _stored_latents(net: VideoTokenizer, frames_THWC: Frames, clip: str) -> Iterator[Tensor]:
+def _stored_latents(
+    net: VideoTokenizer, frames_THWC: Frames, clip: str, chunk_pixels: int
+) -> Iterator[Tensor]:
     """Yield the latents of each chunk as the token store holds them: fp16, finite."""
-    for latent_BKTHW in net.encode_chunks(_chunks(net, frames_THWC)):
+    for latent_BKTHW in net.encode_chunks(_chunks(net, frames_THWC, chunk_pixels)):
         stored = latent_BKTHW.half()
         require_finite(stored, "latents", clip)
         yield stored
@@ -108,11 +116,11 @@ def _through_store(
         yield rebuilt_BKTHW.to(stored.device)
 
 
-def _chunks(net: VideoTokenizer, frames_THWC: Frames) -> Iterator[Tensor]:
+def _chunks(net: VideoTokenizer, frames_THWC: Frames, chunk_pixels: int) -> Iterator[Tensor]:
     device = next(net.parameters()).device
     frames, height_px, width_px, _ = frames_THWC.shape
     stride = net.cfg.time_stride
-    step = stride * max(1, _CHUNK_PIXELS // (height_px * width_px * stride))
+    step = stride * max(1, chunk_pixels // (height_px * width_px * stride))
     # The causal encoder maps the first frame to a latent frame of its own, so the first chunk has
     # one frame more than a multiple of the stride.
     ends = [*range(1 + step, frames, step), frames]
@@ -132,7 +140,11 @@ def _decode(net: VideoTokenizer, latents: Iterable[Tensor], clip: str) -> Frames
 
 @torch.inference_mode()
 def per_scale_reconstructions(
-    net: VideoTokenizer, frames_THWC: Frames, clip: str = "clip"
+    net: VideoTokenizer,
+    frames_THWC: Frames,
+    clip: str = "clip",
+    *,
+    chunk_pixels: int = CHUNK_PIXELS,
 ) -> Iterator[Frames]:
     """Yield the reconstructions from the first 1, 2, ... all scales of a clip's bits.
 
@@ -142,13 +154,15 @@ def per_scale_reconstructions(
         net: tokenizer.
         frames_THWC: RGB, uint8, of any length and size that fits.
         clip: name of the clip in errors.
+        chunk_pixels: pixels to process at a time, rounded down to whole latent frames.
 
     Raises:
         ContractError: the clip does not fit the tokenizer, its latents or pixels are not finite.
     """
     net = for_clip_shape(net, *frames_THWC.shape[:3])
     device, quantizer = next(net.parameters()).device, net.quantizer
-    chunks = [quantizer.encode(stored.cpu()) for stored in _stored_latents(net, frames_THWC, clip)]
+    latents = _stored_latents(net, frames_THWC, clip, chunk_pixels)
+    chunks = [quantizer.encode(stored.cpu()) for stored in latents]
     for end in range(1, len(net.cfg.scales) + 1):
         yield _decode(net, (quantizer.decode(bits[:end]).to(device) for bits in chunks), clip)
 

@@ -1,4 +1,4 @@
-"""Frechet distance: closed forms, symmetries, streaming, and typed refusals."""
+"""Frechet distance: closed forms, symmetries, streaming, and rejected input."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def sines(count, width, phase, scale, shift):
         (([0, 0], [[2, 0.5], [0.5, 1]]), ([0, 0], [[18, 4.5], [4.5, 9]]), 12),
     ],
 )
-def test_closed_forms(a, b, distance):
+def test_frechet_distance_known_moments_gives_closed_form(a, b, distance):
     assert frechet_distance(exact(*a), exact(*b)) == pytest.approx(distance, abs=1e-9)
 
 
@@ -41,7 +41,7 @@ def test_closed_forms(a, b, distance):
         (64, 64, 400, 83.14949297503699, 82.37517875356332),
     ],
 )
-def test_reference_vectors(num_x, num_y, width, unbiased, biased):
+def test_frechet_distance_equals_reference_values(num_x, num_y, width, unbiased, biased):
     x, y = sines(num_x, width, 0, 1, 0), sines(num_y, width, 0.7, 1.3, 0.5)
     a, b = FeatureStats().update(x), FeatureStats().update(y)
     assert frechet_distance(a, b) == pytest.approx(unbiased, rel=1e-6)
@@ -50,14 +50,14 @@ def test_reference_vectors(num_x, num_y, width, unbiased, biased):
 
 
 @pytest.mark.shared
-def test_vectors_match_the_shared_file():
+def test_reference_vectors_equal_the_shared_file():
     for case in shared_json("eval/frechet_vectors.json")["feature_vectors"]:
         x = sines(case["n_x"], case["d"], 0, 1, 0)
         y = sines(case["n_y"], case["d"], 0.7, 1.3, 0.5)
         assert frechet_of_vectors(x, y) == pytest.approx(case["fd_unbiased"], rel=1e-6)
 
 
-def test_symmetry_rotation_shift_and_sign():
+def test_frechet_distance_is_symmetric_and_invariant_to_rotation_and_shift():
     draw_from = np.random.default_rng(0)
     x, y = draw_from.normal(size=(50, 12)), draw_from.normal(0.3, 2, size=(40, 12))
     turn, _ = np.linalg.qr(draw_from.normal(size=(12, 12)))
@@ -73,7 +73,7 @@ def test_symmetry_rotation_shift_and_sign():
     assert distance(x, x) == pytest.approx(0, abs=1e-9)
 
 
-def test_streaming_equals_batch_for_any_split_and_order():
+def test_feature_stats_any_split_and_order_equals_one_batch():
     draw_from = np.random.default_rng(1)
     x = draw_from.normal(100, 1, size=(1000, 20)).astype(np.float32)
     whole = FeatureStats().update(x)
@@ -88,7 +88,7 @@ def test_streaming_equals_batch_for_any_split_and_order():
             np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-12)
 
 
-def test_refusals():
+def test_feature_stats_invalid_input_is_rejected():
     good = FeatureStats().update(np.zeros((3, 4)))
     for bad in (np.full((3, 4), np.nan), np.zeros(3)):
         with pytest.raises(ContractError):
@@ -103,7 +103,7 @@ def test_refusals():
         narrow.merge(good)
 
 
-def test_interval_contains_the_value_and_narrows_with_more_clips():
+def test_frechet_interval_contains_value_and_narrows_with_more_clips():
     draw_from = np.random.default_rng(2)
     widths = []
     for count in (16, 96):

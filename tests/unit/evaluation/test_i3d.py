@@ -1,4 +1,4 @@
-"""The I3D network: exact against the published graph, and only the right weights make FVD."""
+"""The I3D network: equal to the published graph; only its weights are accepted for FVD."""
 
 import hashlib
 
@@ -44,7 +44,7 @@ def formula_logits(network):
 
 
 @pytest.mark.slow
-def test_formula_weights_give_the_published_graphs_logits(monkeypatch):
+def test_i3d_formula_weights_give_logits_of_published_graph(monkeypatch):
     network = i3d.read_bundle(formula_bundle())
     logits = formula_logits(network)
     assert logits.norm().item() == pytest.approx(101.2149, rel=1e-6)
@@ -55,7 +55,7 @@ def test_formula_weights_give_the_published_graphs_logits(monkeypatch):
 
 
 @pytest.mark.shared
-def test_layout_is_that_of_the_published_index():
+def test_i3d_variables_equal_published_index():
     index = shared_json("eval/i3d/i3d_rgb_scratch_index.json")
     offset = 0
     for name, tensor in i3d.I3D().variables():
@@ -67,7 +67,7 @@ def test_layout_is_that_of_the_published_index():
     assert index["data_file"]["git_blob_sha1"] == i3d.FVD_BLOB
 
 
-def test_only_the_fvd_checkpoint_is_accepted(tmp_path, monkeypatch):
+def test_load_i3d_other_file_is_rejected(tmp_path, monkeypatch):
     zeros = bytes(i3d.NUM_BYTES)
     path = tmp_path / "model.ckpt"
     for content, message in ((zeros, "unknown content"), (zeros[:-1], "bytes, not")):
@@ -83,7 +83,7 @@ def test_only_the_fvd_checkpoint_is_accepted(tmp_path, monkeypatch):
     assert sum(tensor.abs().sum() for _, tensor in i3d.read_bundle(zeros).variables()) == 0
 
 
-def test_random_network_is_the_same_each_time_and_sees_differences():
+def test_random_i3d_is_deterministic_and_distinguishes_clips():
     network = i3d.random_i3d(0)
     assert network.digest() == i3d.random_i3d(0).digest()
     assert network.digest() != i3d.random_i3d(1).digest()
@@ -97,7 +97,7 @@ def test_random_network_is_the_same_each_time_and_sees_differences():
     assert (logits[0] - logits[1]).abs().mean() > 0.1
 
 
-def test_preprocessing_keeps_the_middle_and_the_range():
+def test_preprocess_crops_centre_and_keeps_range():
     wide = np.zeros((2, 32, 64, 3), dtype=np.uint8)
     wide[:, :, 16:48] = 255
     video = i3d.preprocess(wide)

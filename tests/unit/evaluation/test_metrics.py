@@ -8,13 +8,13 @@ from videoar.evaluation.metrics import MAX_PSNR_DB, psnr_T, ssim_T
 BLACK = np.zeros((2, 24, 24, 3), dtype=np.uint8)
 
 
-def test_black_against_white():
+def test_psnr_and_ssim_black_against_white_are_zero():
     white = BLACK + 255
     assert psnr_T(BLACK, white) == pytest.approx([0, 0], abs=1e-9)
     assert ssim_T(BLACK, white) == pytest.approx([9.999e-05, 9.999e-05], rel=1e-4)
 
 
-def test_equal_frames_and_a_known_error():
+def test_psnr_known_error_gives_closed_form():
     assert psnr_T(BLACK, BLACK).tolist() == [MAX_PSNR_DB] * 2
     assert ssim_T(BLACK, BLACK) == pytest.approx([1, 1])
     off = BLACK.copy()
@@ -22,7 +22,7 @@ def test_equal_frames_and_a_known_error():
     assert psnr_T(BLACK, off) == pytest.approx([MAX_PSNR_DB, 20 * np.log10(25.5)])
 
 
-def test_more_noise_is_worse():
+def test_psnr_and_ssim_decrease_with_noise():
     draw_from = np.random.default_rng(0)
     image = draw_from.integers(60, 190, BLACK.shape)
     noise = draw_from.normal(size=BLACK.shape)
@@ -33,7 +33,7 @@ def test_more_noise_is_worse():
     assert scores == sorted(scores, reverse=True)
 
 
-def test_ssim_is_the_published_formula():
+def test_ssim_equals_published_formula():
     """Windows one by one, weights written out, on grey values of 255; two windows by two."""
     draw_from = np.random.default_rng(1)
     a = draw_from.integers(0, 256, (1, 12, 12, 3)).astype(np.uint8)

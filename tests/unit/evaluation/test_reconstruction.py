@@ -1,4 +1,4 @@
-"""Round trips: in parts as the whole, measured by known values, refused when too poor."""
+"""Reconstruction: in chunks as the whole clip, against known values, rejected below a minimum."""
 
 import numpy as np
 import pytest
@@ -33,39 +33,38 @@ def net():
     return net
 
 
-def test_a_long_clip_passes_in_parts_as_it_does_whole(net, monkeypatch):
+def test_round_trip_in_chunks_equals_whole_clip(net):
     clip = np.concatenate([CLIPS[0], CLIPS[1], CLIPS[2], CLIPS[0][:2]])  # 29 = 1 + 4 * 7 frames
     whole, bits = round_trip(net, clip)
     assert whole.shape == clip.shape
-    monkeypatch.setattr(reconstruction, "_CHUNK_PIXELS", 11 * 32 * 32)  # rounds to 8 frames
-    lengths = [part.shape[2] for part in reconstruction._chunks(net, clip)]
+    lengths = []
+    net.encoder.register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[2]))
+    parts, bits_of_parts = round_trip(net, clip, chunk_pixels=11 * 32 * 32)  # rounds to 8 frames
     assert lengths == [9, 8, 8, 4]
-    parts, bits_of_parts = round_trip(net, clip)
     assert [tuple(b.shape) for b in bits_of_parts] == [tuple(b.shape) for b in bits]
     changed = [(a != b).float().mean() for a, b in zip(bits, bits_of_parts, strict=True)]
     assert max(changed) < 1e-3  # rounding
     assert np.abs(whole.astype(int) - parts).mean() < 0.1
 
 
-def test_scales_of_a_long_clip_are_shown_in_parts(net, monkeypatch):
-    monkeypatch.setattr(reconstruction, "_CHUNK_PIXELS", 64 * 32 * 32)
-    clip = np.concatenate([CLIPS[0]] * 9)[:73]  # 8 frames more than pass as a whole
+def test_per_scale_reconstructions_long_clip_is_decoded_in_chunks(net):
+    clip = np.concatenate([CLIPS[0]] * 9)[:73]  # 8 frames more than one chunk
     lengths = []
     net.decoder.register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[2]))
-    steps = list(per_scale_reconstructions(net, clip))
+    steps = list(per_scale_reconstructions(net, clip, chunk_pixels=64 * 32 * 32))
     assert lengths == [17, 2] * 3
     assert {step.shape for step in steps} == {clip.shape}
     assert np.array_equal(steps[-1], round_trip(net, clip)[0])
 
 
-def test_the_last_scale_is_the_reconstruction(net):
+def test_per_scale_reconstructions_last_scale_equals_round_trip(net):
     steps = list(per_scale_reconstructions(net, CLIPS[0]))
     assert len(steps) == 3
     assert np.array_equal(steps[-1], round_trip(net, CLIPS[0])[0])
     assert not np.array_equal(steps[0], steps[-1])
 
 
-def test_bits_that_never_change_say_nothing():
+def test_bit_usage_constant_bits_have_zero_entropy():
     even = torch.tensor([0, 1, 1, 0], dtype=torch.bool).view(1, 1, 2, 2, 1)
     rare = torch.tensor([0, 0, 0, 1], dtype=torch.bool).view(1, 1, 2, 2, 1)
     stuck = torch.ones(1, 1, 2, 2, 2, dtype=torch.bool)
@@ -81,7 +80,7 @@ def test_bits_that_never_change_say_nothing():
     }
 
 
-def test_validation_measures_what_it_says(net):
+def test_validation_metrics_equal_values_computed_by_hand(net):
     found = Validation(CLIPS, {}).measure(net)
     made = [round_trip(net, clip)[0] for clip in CLIPS]
     by_hand = np.mean([psnr_T(a, b).mean() for a, b in zip(CLIPS, made, strict=True)])
@@ -92,7 +91,7 @@ def test_validation_measures_what_it_says(net):
     assert Validation([], {}).measure(net) == {}
 
 
-def test_each_clip_is_measured_at_its_size(net):
+def test_validation_clips_of_two_sizes_are_measured_at_their_size(net):
     wide = draw(scenes()[3], 9, 48, 8.0)[:, :24]
     scales = [(1, 1), (2, 2), (2, 4), (3, 6)]
     rebuilt, bits = round_trip(net, wide)
@@ -111,7 +110,7 @@ def test_each_clip_is_measured_at_its_size(net):
 
 
 @pytest.mark.slow
-def test_a_distance_carries_its_name_and_its_n(net):
+def test_validation_distance_name_has_number_of_clips(net):
     validation = Validation(CLIPS[:2], {"frechet_random_i3d": random_i3d(0)})
     assert validation.measure(net)["frechet_random_i3d_n2"] > 0
     for too_few in (CLIPS[:1], [clip[:5] for clip in CLIPS]):
@@ -119,7 +118,7 @@ def test_a_distance_carries_its_name_and_its_n(net):
             Validation(too_few, {"frechet_random_i3d": random_i3d(0)})
 
 
-def test_a_tokenizer_that_is_too_poor_is_named_with_its_value(net):
+def test_require_min_psnr_below_minimum_raises_with_value(net):
     psnr_db = require_min_psnr(net, CLIPS, 1.0, "tokenize")
     assert psnr_db == pytest.approx(Validation(CLIPS, {}).measure(net)["psnr_db"])
     with pytest.raises(GateError, match=rf"tokenize.*{psnr_db:.2f} dB.*40 dB"):
@@ -136,7 +135,7 @@ def test_a_tokenizer_that_is_too_poor_is_named_with_its_value(net):
         ("decoder", torch.nan, "clip 0: reconstructed pixels are not finite"),
     ],
 )
-def test_no_clip_becomes_bits_or_pixels_by_way_of_nan(net, half, value, message):
+def test_round_trip_non_finite_values_are_rejected(net, half, value, message):
     with torch.no_grad():
         net.get_submodule(half).conv_out.bias.fill_(value)
     with pytest.raises(ContractError, match=message):
@@ -147,7 +146,7 @@ def test_no_clip_becomes_bits_or_pixels_by_way_of_nan(net, half, value, message)
         list(per_scale_reconstructions(net, CLIPS[0], "clip 0"))
 
 
-def test_bits_that_do_not_rebuild_the_stored_latents_are_refused(net, monkeypatch):
+def test_round_trip_bits_that_decode_to_other_latents_are_rejected(net, monkeypatch):
     def flipped(*arguments):
         unpacked = unpack(*arguments)
         unpacked[1][0, 0, 0, 0] ^= 1

@@ -1,4 +1,4 @@
-"""Score rows and gate rules: no number without its protocol, no pass without a number."""
+"""Score rows and gate rules: values have a protocol lock, missing values fail a rule."""
 
 import math
 import re
@@ -53,14 +53,14 @@ OTHER = card(0.5, lock={"num_frames": 33})
         ({"max_regression": 0.1}, ABSENT, card(0.5), False, "not evaluated"),
     ],
 )
-def test_gate_table(bound, scores, champion, passed, reason):
+def test_evaluate_rule_gives_expected_result(bound, scores, champion, passed, reason):
     decision = evaluate_rule(Rule(metric=METRIC, **bound), scores, champion)
     assert decision.passed is passed
     assert reason in decision.reason
 
 
 @pytest.mark.parametrize("bounds", [{}, {"min": 0.0, "max": 1.0}, {"max_regression": -1.0}])
-def test_a_rule_has_one_bound(bounds):
+def test_rule_without_exactly_one_bound_is_rejected(bounds):
     with pytest.raises(ValidationError):
         Rule(metric=METRIC, **bounds)
 
@@ -82,7 +82,7 @@ def test_rule_metric_suffix_after_at_sign_is_allowed():
     assert Rule(metric="fvd@ucf101-larp-10k", max=100.0).metric == "fvd@ucf101-larp-10k"
 
 
-def test_rows_refuse_what_is_no_number_and_locks_differ_by_metric():
+def test_score_row_non_finite_value_is_rejected_and_lock_contains_metric():
     for value in (math.nan, math.inf):
         with pytest.raises(ContractError):
             card(value)
@@ -91,14 +91,14 @@ def test_rows_refuse_what_is_no_number_and_locks_differ_by_metric():
     assert a["lock_digest"] == not_evaluated("a", "why", lock=LOCK)["lock_digest"]
 
 
-def test_unequal_counts_are_refused():
+def test_require_equal_counts_unequal_counts_are_rejected():
     require_equal_counts("m", 2, 2)
     for counts in ((2, 3), (1, 1), (0, 0)):
         with pytest.raises(ContractError):
             require_equal_counts("m", *counts)
 
 
-def test_mean_interval():
+def test_mean_interval_is_deterministic_and_of_known_width():
     low, high = mean_interval([0.0, 1.0] * 50, seed=0)
     assert (low, high) == (pytest.approx(0.4, abs=0.03), pytest.approx(0.6, abs=0.03))
     assert (low, high) == mean_interval([0.0, 1.0] * 50, seed=0)

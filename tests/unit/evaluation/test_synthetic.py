@@ -1,4 +1,4 @@
-"""The judge: near 1 on real clips, chance on shuffled prompts, 0 where nothing moves."""
+"""Classifier of the synthetic corpus: near 1 on real clips, chance on shuffled prompts."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def classified(request):
     return request.param, predictions
 
 
-def test_real_clips_are_read_right(classified):
+def test_classify_real_clips_gives_their_attributes(classified):
     size_px, predictions = classified
     scores = synthetic_scores(predictions, EVERY)
     assert scores["valid_frac"].value == 1
@@ -39,7 +39,7 @@ def test_real_clips_are_read_right(classified):
 
 
 @pytest.mark.parametrize("is_tall", [False, True])
-def test_a_clip_need_not_be_square(is_tall):
+def test_classify_wide_and_tall_clips_gives_their_attributes(is_tall):
     for scene in EVERY[:8]:
         clip = draw(scene, 17, 64, 8.0)
         edge = np.repeat(clip[:, :, :1] // 2 + clip[:, :, -1:] // 2, 16, axis=2)
@@ -53,7 +53,7 @@ def test_a_clip_need_not_be_square(is_tall):
         assert 0.12 < prediction.speed < 0.19
 
 
-def test_shuffled_prompts_are_at_chance(classified):
+def test_synthetic_scores_shuffled_prompts_are_at_chance(classified):
     _, predictions = classified
     order = np.random.default_rng(0)
     rounds = [
@@ -65,7 +65,7 @@ def test_shuffled_prompts_are_at_chance(classified):
         assert mean == pytest.approx(rounds[0][name].chance, abs=0.04)
 
 
-def test_frozen_clip_scores_nothing_on_motion():
+def test_synthetic_scores_frozen_clips_have_no_motion():
     clips = [np.repeat(draw(scene, 17, 32, 8.0)[8:9], 17, axis=0) for scene in EVERY[:12]]
     scores = synthetic_scores([classify(clip, 8.0) for clip in clips], EVERY[:12])
     assert scores["motion_acc"].value == 0
@@ -73,7 +73,7 @@ def test_frozen_clip_scores_nothing_on_motion():
     assert scores["motion_acc"].details["confusion"]["left"]["none"] > 0
 
 
-def test_clips_without_a_figure_are_invalid_and_wrong():
+def test_synthetic_scores_clips_without_figure_are_zero():
     noise = np.random.default_rng(0).integers(0, 256, (17, 32, 32, 3), dtype=np.uint8)
     empty = np.full((17, 32, 32, 3), 120, dtype=np.uint8)
     flooded = np.full((17, 32, 32, 3), (220, 40, 40), dtype=np.uint8)
@@ -84,7 +84,7 @@ def test_clips_without_a_figure_are_invalid_and_wrong():
     assert {name: score.value for name, score in scores.items()} == dict.fromkeys(scores, 0.0)
 
 
-def test_one_wild_frame_changes_no_verdict():
+def test_classify_outlier_frames_do_not_change_prediction():
     scene = EVERY[5]
     clip = draw(scene, 17, 32, 8.0)
     clip[3], clip[11] = 120, clip[0]
@@ -93,7 +93,7 @@ def test_one_wild_frame_changes_no_verdict():
     assert prediction.detected.count(False) == 1
 
 
-def test_wilson_interval():
+def test_wilson_known_counts_give_published_intervals():
     assert wilson(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)
     assert wilson(0, 10)[0] == 0
     assert wilson(10, 10)[1] == pytest.approx(1)

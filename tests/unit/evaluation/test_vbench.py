@@ -14,14 +14,14 @@ MODELSCOPE += [0.8225, 0.3898, 0.924, 0.8172, 0.3368, 0.3926, 0.2339, 0.2537, 0.
 PUBLISHED = {"total": 75.75, "quality": 78.05, "semantic": 66.54}
 
 
-def test_published_model_is_reproduced():
+def test_vbench_scores_published_dimensions_give_published_total():
     scores = vbench_scores(dict(zip(DIMENSIONS, MODELSCOPE, strict=True)))
     assert scores == pytest.approx(PUBLISHED, abs=0.02)
     assert scores["total"] == pytest.approx((4 * scores["quality"] + scores["semantic"]) / 5)
 
 
 @pytest.mark.shared
-def test_all_vectors_and_constants_of_the_shared_files():
+def test_vbench_scores_and_constants_equal_shared_files():
     for case in shared_json("eval/vbench_score_vectors.json")["vectors"]:
         assert vbench_scores(case["dimensions"]) == pytest.approx(case["published"], abs=0.02)
     constants = shared_json("eval/vbench_constants.json")
@@ -31,7 +31,7 @@ def test_all_vectors_and_constants_of_the_shared_files():
 
 
 @pytest.mark.parametrize("dimension", DIMENSIONS)
-def test_a_missing_dimension_is_never_filled_in(dimension):
+def test_vbench_scores_missing_dimension_is_rejected(dimension):
     raw = dict.fromkeys(DIMENSIONS, 0.5)
     assert vbench_scores(raw)
     with pytest.raises(ContractError, match=dimension):
@@ -41,12 +41,12 @@ def test_a_missing_dimension_is_never_filled_in(dimension):
         vbench_scores(raw)
 
 
-def test_an_unknown_dimension_is_refused():
+def test_vbench_scores_unknown_dimension_is_rejected():
     with pytest.raises(ContractError, match="beauty"):
         vbench_scores({**dict.fromkeys(DIMENSIONS, 0.5), "beauty": 1.0})
 
 
-def test_temporal_flickering_closed_forms():
+def test_temporal_flickering_known_clips_give_closed_form():
     shape = (16, 32, 48, 3)
     ramp = np.broadcast_to(np.arange(16, dtype=np.uint8)[:, None, None, None], shape)
     assert temporal_flickering(np.full(shape, 128, dtype=np.uint8)) == 1

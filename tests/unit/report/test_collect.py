@@ -1,4 +1,4 @@
-"""What the report page is given: collected from snapshots that were written by hand."""
+"""`collect` on snapshots whose rows are written by hand."""
 
 import json
 
@@ -40,16 +40,16 @@ class Writer:
             run_id="r1", pipeline="p", stage=name, fingerprint=f"f-{name}", code_version="0",
             parents={port: self.ids[port] for port in parents},
         )  # fmt: skip
-        refused = None
+        rejects_id = None
         if rejects:
-            refused = self.commit(f"{name}.rejects", "rejects@1", rejects)
+            rejects_id = self.commit(f"{name}.rejects", "rejects@1", rejects)
         dataset = self.store.dataset(name, contract)
         full = [full_row(contract, **row) for row in rows]
         schema = load_contract(contract).arrow_schema
         table = pa.Table.from_pylist(full, schema=pa.schema([schema.field(n) for n in full[0]]))
-        found = dataset.commit([dataset.write(table)], provenance, {}, refused)
-        self.ids[name] = found.id
-        return found.id
+        snapshot = dataset.commit([dataset.write(table)], provenance, {}, rejects_id)
+        self.ids[name] = snapshot.id
+        return snapshot.id
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +65,11 @@ def data():
     clips = [{"clip_id": f"{1:032x}", "caption": "red", "video_key": red, "licence": "CC0",
               "origin": "an archive"},
              {"clip_id": f"{2:032x}", **clip}, {"clip_id": f"{3:032x}", **clip}]  # fmt: skip
-    refused = [
+    rejected = [
         {"item_id": f"{i}", "stage": "clips", "reasons": reasons}
         for i, reasons in enumerate((["TRUNCATED", "SHORT"], ["SHORT"], ["TRUNCATED"]))
     ]
-    writer.commit("clips", "clips@1", clips, ["videos"], refused)
+    writer.commit("clips", "clips@1", clips, ["videos"], rejected)
     history = [{"step": 1, "train/loss": 0.7, "val/loss": 0.8, "psnr": 20.0},
                {"step": 2, "train/loss": 0.6}]  # fmt: skip
     model = {"kind": "transformer", "history_json": json.dumps(history)}
@@ -129,7 +129,7 @@ def _run(ids) -> Run:
     )  # fmt: skip
 
 
-def test_boxes_are_inputs_and_stages_with_their_parents(data):
+def test_collect_stages_are_inputs_and_stages_with_parents(data):
     boxes = {box.name: box for box in data.stages}
     assert list(boxes) == ["videos", "clips", "model", "samples", "scores", "release", "late"]
     assert (boxes["videos"].rows_out, boxes["videos"].kind) == (4, "input")
@@ -137,14 +137,14 @@ def test_boxes_are_inputs_and_stages_with_their_parents(data):
     assert (boxes["late"].status, boxes["late"].rows_out) == ("PENDING", None)
 
 
-def test_funnel_counts_decisive_reasons(data):
+def test_collect_funnel_counts_decisive_reasons(data):
     assert [(step.name, step.unit, step.count) for step in data.funnel] == [
         ("videos", "videos", 4), ("clips", "clips", 3),
     ]  # fmt: skip
     assert data.funnel[1].reasons == (("TRUNCATED", 2), ("SHORT", 1))
 
 
-def test_gallery_pairs_samples_with_real_clips_of_their_prompt(data):
+def test_collect_samples_are_paired_with_real_clips_of_their_prompt(data):
     assert [(g.prompt, g.seed, g.video, g.real) for g in data.generated] == [
         ("red", 0, b"made", b"red"), (HOSTILE, 2, b"made", None), ("red", 1, b"made", b"red"),
     ]  # fmt: skip
@@ -155,13 +155,13 @@ def test_gallery_pairs_samples_with_real_clips_of_their_prompt(data):
     assert series.steps == (("up to 1 x 1", b"made"), ("up to 4 x 4", b"recon"))
 
 
-def test_curves_of_one_quantity_share_a_panel(data):
+def test_collect_curves_of_one_quantity_share_a_panel(data):
     loss, psnr = sorted(data.curves, key=lambda curve: curve.title)
     assert loss.series == {"train/loss": ((1, 0.7), (2, 0.6)), "val/loss": ((1, 0.8),)}
     assert (psnr.title, psnr.series) == ("model: psnr", {"psnr": ((1, 20.0),)})
 
 
-def test_scores_locks_gate_and_confusion(data):
+def test_collect_scores_have_locks_gate_and_confusion(data):
     assert [score.metric for score in data.scores] == ["recon/psnr", "rendered/colour_acc"]
     (lock,) = data.locks
     assert list(lock.metrics) == ["recon/psnr", "rendered/colour_acc"]
@@ -173,7 +173,7 @@ def test_scores_locks_gate_and_confusion(data):
     assert not data.gate[0].passed
 
 
-def test_lineage_goes_down_to_sources_and_their_licences(data):
+def test_collect_lineage_ends_at_sources_with_licences(data):
     stages = {node.stage: node for node in data.lineage}
     assert data.lineage[0].stage == "release"
     assert stages.keys() == {"release", "scores", "samples", "model", "clips", "videos"}
@@ -181,7 +181,7 @@ def test_lineage_goes_down_to_sources_and_their_licences(data):
     assert found == {("CC0", "an archive"): 1, ("not stated", "not stated"): 1}
 
 
-def test_page_of_collected_data_renders(data):
+def test_render_collected_data_has_config_and_escapes_prompts(data):
     page = render(data)
     assert "ref: champion" in page
     assert HOSTILE not in page

@@ -1,4 +1,4 @@
-"""Geometry of the report's drawings."""
+"""Layout of the figures of the report."""
 
 import re
 
@@ -23,7 +23,7 @@ def _points(path: str) -> list[tuple[float, float]]:
 
 
 @pytest.mark.parametrize("vertical", [False, True])
-def test_graph_puts_children_after_parents_and_stays_inside(vertical):
+def test_layered_graph_children_follow_parents_within_the_drawing(vertical):
     graph = layered_graph(PARENTS, vertical=vertical)
     at = {box.name: (box.x, box.y)[vertical] for box in graph.boxes}
     assert all(at[child] > at[parent] for child, names in PARENTS.items() for parent in names)
@@ -34,7 +34,7 @@ def test_graph_puts_children_after_parents_and_stays_inside(vertical):
         assert box.y + graph.box_height <= graph.height
 
 
-def test_boxes_of_one_layer_do_not_overlap_and_long_edges_run_below_them():
+def test_layered_graph_boxes_do_not_overlap_and_long_edges_run_below():
     graph = layered_graph({"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c", "a")}, vertical=False)
     at = {box.name: box for box in graph.boxes}
     assert at["b"].x == at["c"].x
@@ -43,18 +43,18 @@ def test_boxes_of_one_layer_do_not_overlap_and_long_edges_run_below_them():
     assert max(y for _, y in _points(long_edge)) > max(b.y for b in graph.boxes) + graph.box_height
 
 
-def test_crossing_long_edges_get_tracks_of_their_own():
+def test_layered_graph_overlapping_long_edges_have_two_tracks():
     parents = {"a": (), "b": ("a",), "c": ("b", "a"), "d": ("c", "b"), "e": ("d", "a")}
     graph = layered_graph(parents, vertical=False)
     tracks = {max(y for _, y in _points(path)) for path in graph.edges if path.count("C") == 3}
     assert len(tracks) == 2
 
 
-def test_graph_of_nothing():
+def test_layered_graph_without_nodes_is_empty():
     assert layered_graph({}, vertical=False).boxes == ()
 
 
-def test_plot_maps_values_to_round_ticks():
+def test_line_plot_values_are_mapped_to_round_ticks():
     plot = line_plot({"loss": [(0, 1.0), (50, float("nan")), (100, 0.13)]}, width=400, height=200)
     assert [text for _, text in plot.y_ticks] == ["0.0", "0.5", "1.0"]
     assert [text for _, text in plot.x_ticks] == ["0", "50", "100"]
@@ -67,18 +67,18 @@ def test_plot_maps_values_to_round_ticks():
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-9, -3.5, 4e8])
-def test_plot_of_a_constant(value):
+def test_line_plot_constant_series_has_distinct_ticks(value):
     plot = line_plot({"x": [(1, value), (2, value)]})
     assert len(plot.y_ticks) >= 2
     assert len({text for _, text in plot.y_ticks}) == len(plot.y_ticks)
 
 
-def test_plot_without_a_finite_point_is_refused():
+def test_line_plot_without_finite_point_is_rejected():
     with pytest.raises(ValueError, match="no finite point"):
         line_plot({"x": [(0, float("inf"))]})
 
 
-def test_histogram_shows_marks_beyond_its_values():
+def test_histogram_axis_extends_to_marks():
     bars = histogram([0, 1, 2, 3], [4, 0, 2], [(10.0, "max 10")], width=400, height=200)
     assert bars.path.count("M") == 2
     tops = [float(part.partition("H")[0]) for part in bars.path.split("V")[1::2]]
@@ -87,6 +87,6 @@ def test_histogram_shows_marks_beyond_its_values():
     assert (mark.x, mark.text, mark.anchor) == (bars.x_ticks[-1][0], "max 10", "end")
 
 
-def test_texts_of_two_marks_lean_away_from_each_other():
+def test_histogram_labels_of_two_marks_point_away_from_each_other():
     bars = histogram([0, 100], [1], [(60.0, "max"), (50.0, "min")])
     assert [(mark.text, mark.anchor) for mark in bars.marks] == [("max", "start"), ("min", "end")]

@@ -1,4 +1,4 @@
-"""The report page: everything is there, nothing hostile gets through, what is missing says so."""
+"""The report page: every section is rendered, text from outside is escaped."""
 
 from html.parser import HTMLParser
 
@@ -54,18 +54,18 @@ def page(html) -> Page:
     return Page(html)
 
 
-def test_markup_is_balanced_and_has_every_section(page):
+def test_render_markup_is_balanced_with_every_section(page):
     assert page.open_tags == []
     assert [a["id"] for tag, a in page.tags if tag == "section"] == list(SECTIONS)
 
 
-def test_hostile_caption_stays_text(page):
+def test_render_hostile_caption_is_text(page):
     assert HOSTILE in page.text
     assert not {"script", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
 
 
-def test_hostile_names_everywhere_stay_text():
+def test_render_hostile_names_are_text_everywhere():
     data = example(b"a", b"b")
     swapped = ReportData.model_validate_json(
         data
@@ -83,7 +83,7 @@ def test_hostile_names_everywhere_stay_text():
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
 
 
-def test_loads_nothing_from_outside(html, page):
+def test_render_page_has_no_external_urls(html, page):
     links = [str(a["href"]) for tag, a in page.tags if tag == "a"]
     loaded = set(page.urls()) - set(links)
     assert all(url.startswith("data:") for url in loaded)
@@ -95,7 +95,7 @@ def test_loads_nothing_from_outside(html, page):
     assert policy.startswith("default-src 'none'")
 
 
-def test_shows_both_videos_of_a_pair_with_prompt_and_seed(page):
+def test_render_pair_has_both_videos_prompt_and_seed(page):
     videos = [a["src"] for tag, a in page.tags if tag == "video"]
     assert videos.count("data:video/mp4;base64,Z2VuZXJhdGVkLWJ5dGVz") == 9 + 3 + 6
     assert videos.count("data:video/mp4;base64,cmVhbC1ieXRlcw==") == 7 + 3 + 1
@@ -104,7 +104,7 @@ def test_shows_both_videos_of_a_pair_with_prompt_and_seed(page):
     assert page.text.count("no real clip with this prompt") == 2
 
 
-def test_curation_draws_bounds_and_shows_pictures(page):
+def test_render_curation_has_bounds_and_thumbnails(page):
     pictures = [a["src"] for tag, a in page.tags if tag == "img"]
     assert pictures == ["data:image/jpeg;base64,anBlZy1ieXRlcw=="] * (8 + 1 + 2)
     assert [tag for tag, a in page.tags if a.get("class") == "bound"] == ["path"] * 3
@@ -135,11 +135,11 @@ def test_curation_draws_bounds_and_shows_pictures(page):
         "accelerator busy percent93.25",
     ],
 )
-def test_says(page, text):
+def test_render_page_contains_text(page, text):
     assert text in " ".join(page.text.split())
 
 
-def test_empty_run_degrades_to_sentences():
+def test_render_empty_run_has_a_sentence_per_section():
     page = Page(
         render(
             ReportData(

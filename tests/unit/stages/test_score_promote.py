@@ -1,4 +1,4 @@
-"""From samples to score rows to a gate's decision, on clips that our own renderer draws."""
+"""Rows of `score` and decisions of `promote`, from clips of the synthetic corpus."""
 
 import itertools
 import json
@@ -85,7 +85,7 @@ def score(store, given, **config):
 
 
 @pytest.mark.slow
-def test_every_metric_has_a_row_and_stand_ins_never_carry_the_name(store):
+def test_score_every_metric_has_a_row_and_only_fvd_is_named_fvd(store):
     given = {"samples": samples(store, 9), "reference": reference(store, 9)}
     rows = score(store, given, num_clips=2)
     for name in ("colour_acc", "motion_acc", "valid_frac"):
@@ -107,7 +107,7 @@ def test_every_metric_has_a_row_and_stand_ins_never_carry_the_name(store):
     assert set(METRICS) - rows.keys() == {"fvd/floor"}  # only written together with a value of fvd
 
 
-def test_what_cannot_be_measured_says_why(store):
+def test_score_unavailable_metrics_have_a_reason(store):
     given = {"samples": samples(store, 5, "a cat"), "reference": reference(store, 5)}
     rows = score(store, given)
     assert "no prompt is one of" in rows["rendered/all_acc"]["reason"]
@@ -129,7 +129,7 @@ def tokenizer(store):
     return commit(store, "tokenizer", "models@1", made.to_pylist())
 
 
-def test_round_trips_are_at_the_size_of_the_clips(store, tokenizer):
+def test_score_reconstructions_have_the_size_of_their_clips(store, tokenizer):
     wide = {"samples": samples(store, 5), "reference": reference(store, 5, 56)}
     rows = score(store, {**wide, "tokenizer": tokenizer}, num_reconstructions=2, num_examples=1)
     steps = json.loads(rows["recon/psnr"]["details_json"])["by_scale"]
@@ -140,7 +140,7 @@ def test_round_trips_are_at_the_size_of_the_clips(store, tokenizer):
         score(store, {**odd, "tokenizer": tokenizer})
 
 
-def test_the_first_clip_may_be_longer_than_what_passes_at_once(store, tokenizer):
+def test_score_clip_longer_than_a_chunk_is_reconstructed_whole(store, tokenizer):
     (video,) = stored(store, [np.resize(draw(scenes()[0], 9, 32, 8.0), (67, 32, 32, 3))])
     long = clips_of(store, [clip_row("0", split="val", **video)])
     given = {"samples": samples(store, 5), "reference": long, "tokenizer": tokenizer}
@@ -149,7 +149,7 @@ def test_the_first_clip_may_be_longer_than_what_passes_at_once(store, tokenizer)
     assert [len(decode_clip(store.objects.get(key))) for key in keys] == [67, 67, 67]
 
 
-def test_round_trips_set_the_ceiling_and_leave_examples_to_look_at(store, tokenizer):
+def test_score_with_tokenizer_has_reconstruction_scores_and_examples(store, tokenizer):
     given = {
         "samples": samples(store, 5),
         "reference": reference(store, 5),
@@ -174,7 +174,7 @@ def test_round_trips_set_the_ceiling_and_leave_examples_to_look_at(store, tokeni
     assert decode_clip(store.objects.get(steps[0]["recon_key"])).shape == (5, 32, 32, 3)
 
 
-def test_promotion_needs_every_rule_and_the_champions_card(store):
+def test_promote_needs_every_rule_and_scores_of_the_champion(store):
     given = {"samples": samples(store, 5), "reference": reference(store, 5)}
     rows = list(score(store, given).values())
     scores = commit(store, "scores", "scores@1", rows)
