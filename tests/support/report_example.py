@@ -140,6 +140,7 @@ def example(real: bytes, generated: bytes, picture: bytes = b"jpeg-bytes") -> Re
         seconds=298.4,
         hardware="2 CPU cores, 24 GiB memory, no GPU",
         code_version="8ae7e15",
+        error="gate release: fvd <= 300: not evaluated (nothing was promoted)",
         stages=_stages(),
         funnel=(
             FunnelStep(name="found", unit="videos", count=120),

@@ -75,6 +75,7 @@ def collect(
         # A resumed run can have several drivers: the newest one counts.
         hardware=next((e["hardware"] for e in reversed(events) if "hardware" in e), "not recorded"),
         code_version=run.code_version,
+        error=run.error or "",
         stages=(*_input_nodes(run, inputs), *_stage_nodes(run)),
         funnel=_funnel(store, run, [*inputs.items(), *((s.dataset, s) for s in outputs)]),
         histograms=tuple(score_histograms(steps, by_contract.get(PROFILES, []))),

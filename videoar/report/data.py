@@ -190,6 +190,8 @@ class ReportData(Frozen):
     seconds: float
     hardware: str
     code_version: str
+    error: str = ""
+    """What ended the run, "" if it succeeded or is still running."""
     stages: tuple[StageReport, ...] = ()
     funnel: tuple[FunnelStep, ...] = ()
     histograms: tuple[Histogram, ...] = ()

@@ -178,6 +178,7 @@ def test_render_control_characters_are_visible_escapes():
     changed = data.model_copy(
         update={
             "pipeline": hostile,
+            "error": hostile,
             "config": f"pipeline: {hostile}\nstages: {{}}\n",
             "contact_sheets": (sheet,),
             "generated": (data.generated[0].model_copy(update={"prompt": hostile}),),
@@ -189,7 +190,7 @@ def test_render_control_characters_are_visible_escapes():
     assert not set(html) & set("\x1b\x00\u202e\udce9")
     page = Page(html)
     shown = r"caf\udce9\x1b[31m\u202egnp.mp4\nerror: forged\x00"
-    assert page.text.count(shown) == 5  # title, heading, sheet, prompt, licence
+    assert page.text.count(shown) == 6  # title, heading, error, sheet, prompt, licence
     assert r"pipeline: caf\udce9\x1b[31m\u202egnp.mp4" + "\n" in page.text  # lines are kept
 
 
