@@ -20,11 +20,14 @@ import torch
 from videoar.core.hardware import hardware
 from videoar.engine.inline import InlineEngine
 from videoar.evaluation.reconstruction import Validation
+from videoar.media.clip_reader import ClipReader
 from videoar.model.tokenizer.config import TOKENIZERS, LossWeights, TokenizerTraining
 from videoar.pipeline.spec import parse_pipeline
 from videoar.runner.execute import Execution
 from videoar.stages.train_tokenizer import TrainTokenizerConfig, TrainTokenizerStage
+from videoar.stages.train_tokenizer_worker import clip_table
 from videoar.storage.store import open_store
+from videoar.training.data.clip_cache import ClipCache
 from videoar.training.tokenizer import TokenizerTrainer
 
 Clip = np.ndarray
@@ -52,8 +55,9 @@ def find_clips(videos: str, preset: str, folder: str) -> tuple[list[Clip], list[
     if "good" not in run.outputs:
         sys.exit(f"{videos} gave no clips: {[(s.name, s.status, s.error) for s in run.stages]}")
     config = TrainTokenizerConfig(preset=preset, validation_clips=24, max_clips=1024)
-    train, val = TrainTokenizerStage(config)._clips(store.snapshot(run.outputs["good"]), store)
-    return list(train), list(val)
+    rows = TrainTokenizerStage(config).select_clips(clip_table(store.snapshot(run.outputs["good"])))
+    train, val = (list(ClipCache(ClipReader(store.objects), of_split)) for of_split in rows)
+    return train, val
 
 
 def options(steps: int, image_steps: int, given: argparse.Namespace) -> TokenizerTraining:

@@ -22,3 +22,8 @@ def device() -> str:
         hint = "install a torch with CUDA, check the driver (nvidia-smi), or ask for no GPU"
         raise StageError("device", what, hint)
     return "cpu"
+
+
+def limit_threads(cpus: float) -> None:
+    """Let torch use as many threads as the stage has cores; by default it would use them all."""
+    torch.set_num_threads(max(1, int(cpus)))

@@ -3,18 +3,14 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from videoar.contracts.names import CLIPS, MODELS
-from videoar.core.errors import (
-    ConfigError,
-    GateError,
-    did_you_mean,
-)
+from videoar.core.errors import ConfigError, GateError
 from videoar.core.ids import sha256_hex
 from videoar.core.settings import settings
 from videoar.core.types import Row
@@ -34,18 +30,9 @@ from videoar.pipeline.stage import (
     runtime,
     save_checkpoint,
 )
-from videoar.storage.snapshot import Snapshot
-from videoar.storage.store import Store
-
-if TYPE_CHECKING:
-    from videoar.evaluation.i3d import I3D
-    from videoar.model.tokenizer.losses import FeatureNet
-    from videoar.model.tokenizer.network import VideoTokenizer
-    from videoar.training.data.clip_cache import ClipCache
-    from videoar.training.tokenizer import TokenizerTrainer
+from videoar.training.data.clip_cache import size_px
 
 logger = logging.getLogger(__name__)
-_IMAGE, _FRESH = "train_tokenizer.image_weights", "train_tokenizer.image_fresh"
 
 
 class TrainTokenizerConfig(StageConfig):
@@ -59,30 +46,32 @@ class TrainTokenizerConfig(StageConfig):
     """Steps, batch, learning rate, loss weights."""
     lpips_weights: LocalPath = runtime("")
     """Path, on every rank, of a safetensors file with the weights of AlexNet and the heads for
-    the perceptual term (see `videoar.model.tokenizer.lpips`); empty takes a frozen random net."""
+    the perceptual term (see `videoar.model.tokenizer.lpips`); empty uses a frozen random net."""
     image_weights: LocalPath = runtime("")
     """Path, on every rank, of a safetensors file of an image tokenizer of the same shape, which is
-    inflated into the new network (see `model.tokenizer.network.inflate`): one of ours, or one of
+    inflated into the new network (see `model.tokenizer.inflation`): one of ours, or one of
     Infinity's where the tokenizer has `infinity_layout`, as `ucf` and `512` have."""
     image_fresh: tuple[str, ...] = ()
-    """Prefixes of weights that the image tokenizer does not give. Where it has another number of
-    bits: `encoder.conv_out`, `decoder.conv_in`."""
+    """Prefixes of weights that keep their random start. For an image tokenizer with another number
+    of bits: `encoder.conv_out`, `decoder.conv_in`."""
     validations: int = Field(default=5, ge=1)
-    """How often, evenly over the run and at its end, the averaged weights meet the val clips."""
+    """How often the averaged weights are measured on the val clips, evenly over the run and at its
+    end."""
     validation_clips: int = Field(default=16, ge=1)
-    """Val clips to measure on; 16 give a mean PSNR good to about 0.3 dB, for a second of work."""
+    """Val clips to measure on; 16 give a mean PSNR accurate to about 0.3 dB, in a second."""
     distance: bool = False
-    """Measure a Frechet distance too: `fvd` where the operator's weights pass their check, else
-    `frechet_random_i3d`. 1 to 2 CPU-seconds a clip, each time."""
+    """Also measure a Frechet distance: `fvd` if the operator's weights pass their check, else
+    `frechet_random_i3d`. 1 to 2 CPU-seconds per clip, each time."""
     min_psnr_db: float = publish_gate(0.0, ge=0)
-    """Gate: no tokenizer is published whose val clips come back worse, in dB; 0 asks nothing."""
+    """Gate: minimum mean PSNR in dB of the val clips; a worse tokenizer is not published."""
     max_clips: int = Field(default=4096, ge=1)
-    """Clips to train on; evenly spaced ones are taken where there are more."""
+    """Maximum number of clips to train on; of more, evenly spaced ones are used."""
     cache_mib: int = runtime(4096, ge=0)
-    """Memory in which a rank keeps decoded clips, in MiB; those beyond it are decoded again when
-    drawn. Chosen: room for `max_clips` of 17 frames at 128 x 128 px."""
+    """Memory in MiB in which a rank keeps decoded clips; the others are decoded again when drawn.
+    Chosen: room for `max_clips` of 17 frames at 128 x 128 px."""
     checkpoint_every: int = runtime(500, ge=1)
-    """Steps between checkpoints; one more follows the last step, and serves a changed gate."""
+    """Steps between checkpoints. One more follows the last step: with a changed gate the run
+    resumes from it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -104,7 +93,7 @@ class TrainTokenizerConfig(StageConfig):
 
     @property
     def shape(self) -> TokenizerConfig:
-        """The preset with its changes."""
+        """The preset with its overrides."""
         return with_overrides(TOKENIZERS[self.preset], self.tokenizer)
 
 
@@ -120,13 +109,13 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
     config_type = TrainTokenizerConfig
 
     def tools(self) -> Mapping[str, str]:
-        """Return the digests of the weights that the operator gives."""
-        given = {name: getattr(self.config, name) for name in ("lpips_weights", "image_weights")}
-        found = {name: sha256_hex(_read(name, path)) for name, path in given.items() if path}
+        """Return the digests of the weights that the operator provides."""
+        paths = {name: getattr(self.config, name) for name in ("lpips_weights", "image_weights")}
+        digests = {name: sha256_hex(_read(name, path)) for name, path in paths.items() if path}
         if self.config.distance:
             path = Path(settings().i3d_weights)
-            found["i3d_weights"] = sha256_hex(path.read_bytes()) if path.is_file() else "none"
-        return found
+            digests["i3d_weights"] = sha256_hex(path.read_bytes()) if path.is_file() else "none"
+        return digests
 
     def run(self, inputs: Inputs, context: StageContext, rank: RankContext) -> Output | None:
         """Train to the last step, from the newest checkpoint if there is one.
@@ -139,89 +128,47 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
             StageError: ranks begin differently, a loss or gradient is not finite, or clips cannot
                 be read.
         """
-        import torch
+        from videoar.stages.train_tokenizer_worker import (
+            TrainTokenizerWorker,
+            WeightFiles,
+            clip_table,
+        )
 
-        from videoar.evaluation.reconstruction import Validation, require_min_psnr
-        from videoar.model.device import device
-        from videoar.training.tokenizer import TokenizerTrainer
-
-        torch.set_num_threads(max(1, int(self.config.resources.cpus)))
-        train, val = self._clips(inputs["clips"], context.store)
-        trainer = TokenizerTrainer(
-            self.config.shape,
-            self.config.training,
-            train,
-            rank.index,
-            rank.world_size,
-            sizes_px=train.sizes_px,
-            features=_lpips(self.config.lpips_weights),
-            start=self._start,
-            device=device(),
+        config, steps = self.config, self.config.training.steps
+        train, val = self.select_clips(clip_table(inputs["clips"]))
+        files = WeightFiles(config.lpips_weights, config.image_weights, config.image_fresh)
+        worker = TrainTokenizerWorker(context.store, train, val, config.cache_mib << 20)
+        trainer = worker.new_trainer(
+            config.shape, config.training, rank, files, config.resources.cpus
         )
         resume(rank, trainer.load)
-        validation = None if rank.index else Validation(list(val), self._networks())
-        steps = self.config.training.steps
+        # Rank 0 measures alone; the others wait for it in the next step's first collective.
+        measure = None if rank.index else worker.validation(config.distance, config.training.seed)
         while trainer.step < steps:
             metrics = trainer.train_step()
-            if validation is not None and self._is_due(trainer.step):
-                found = validation.measure(trainer.averaged())
-                trainer.log_metrics({f"val/{name}": value for name, value in found.items()})
+            if measure is not None and self._is_due(trainer.step):
+                values = measure(trainer.averaged())
+                trainer.log_metrics({f"val/{name}": value for name, value in values.items()})
             rank.report(trainer.step, steps, metrics)
-            is_due = trainer.step % self.config.checkpoint_every == 0 or trainer.step == steps
+            is_due = trainer.step % config.checkpoint_every == 0 or trainer.step == steps
             if is_due and rank.index == 0:
                 save_checkpoint(rank, trainer.step, trainer.save)
-        if rank.index:
-            return None
-        if self.config.min_psnr_db:
-            require_min_psnr(
-                trainer.averaged(), val, self.config.min_psnr_db, "train_tokenizer.min_psnr_db"
-            )
-        return _publish(trainer, context.store)
+        return None if rank.index else worker.publish(trainer, config.min_psnr_db)
 
     def _is_due(self, step: int) -> bool:
         """Return whether one of the evenly spaced measurements follows a step, counted from 1."""
         times, steps = self.config.validations, self.config.training.steps
         return step * times // steps > (step - 1) * times // steps
 
-    def _start(self, net: "VideoTokenizer") -> None:
-        """Inflate the image tokenizer, if there is one, into a new network."""
-        from videoar.model.tokenizer.network import inflate, load_image_weights
+    def select_clips(self, table: pa.Table) -> tuple[list[Row], list[Row]]:
+        """Return the rows of the clips to train on and of those to measure on.
 
-        path, fresh = self.config.image_weights, self.config.image_fresh
-        if not path:
-            return
-        names = [name for name, _ in net.named_parameters()]
-        for prefix in fresh:
-            if not any(name.startswith(prefix) for name in names):
-                layers = {".".join(name.split(".")[:2]) for name in names}
-                what = f"{prefix!r} is the beginning of no weight"
-                raise ConfigError(_FRESH, what, did_you_mean(prefix, layers))
-        if all(name.startswith(fresh) for name in names):
-            raise ConfigError(_FRESH, f"leaves no weight to take from {path}", "name fewer of them")
-        try:
-            inflate(net, load_image_weights(Path(path), net.cfg), fresh=fresh)
-        except ConfigError as error:
-            raise ConfigError(_IMAGE, f"{path}: {error.what}", error.hint) from error
-        except ValueError as error:
-            hint = "give the file of the same tokenizer, or list in image_fresh what it has not"
-            raise ConfigError(_IMAGE, f"{path}: {error}", hint) from error
-
-    def _networks(self) -> "dict[str, I3D]":
-        from videoar.evaluation.i3d import load_i3d, random_i3d
-
-        if not self.config.distance:
-            return {}
-        if settings().i3d_weights:
-            return {"fvd": load_i3d(settings().i3d_weights)}
-        return {"frechet_random_i3d": random_i3d(self.config.training.seed)}
-
-    def _clips(self, clips: Snapshot, store: Store) -> tuple["ClipCache", "ClipCache"]:
-        from videoar.media.clip_reader import COLUMNS, ClipReader
-        from videoar.training.data.clip_cache import ClipCache, size_px
-
-        table = clips.table(["clip_id", "split", "num_frames", *COLUMNS])
+        Raises:
+            ConfigError: sizes or lengths do not fit.
+            GateError: there is no clip to train on.
+        """
         self._check_sizes(set(map(size_px, table.select(["height_px", "width_px"]).to_pylist())))
-        train, val = (_rows(table, split) for split in ("train", "val"))
+        train, val = (_rows_of_split(table, split) for split in ("train", "val"))
         if not train:
             raise GateError("train_tokenizer", "no clips of the train split came in")
         if len(train) > self.config.max_clips:
@@ -231,11 +178,10 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
         train = _evenly(train, self.config.max_clips)
         val = _evenly(val, self.config.validation_clips)
         self._check_lengths(train, val)
-        read, cache_bytes = ClipReader(store.objects), self.config.cache_mib << 20
-        return ClipCache(read, train, cache_bytes), ClipCache(read, val)
+        return train, val
 
     def _check_sizes(self, sizes_px: set[tuple[int, int]]) -> None:
-        """Refuse clips that the tokenizer cannot take, or none of which has its own size."""
+        """Reject clips that the tokenizer cannot encode, or none of which has its own size."""
         where, shape = "train_tokenizer.tokenizer", self.config.shape
         what = f"clips of {sorted(sizes_px)} px, tokenizer for {shape.size_px}"
         hint = "change size_px or scales"
@@ -248,7 +194,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
             raise ConfigError(where, f"{what}: {error}", hint) from error
 
     def _check_lengths(self, train: Sequence[Row], val: Sequence[Row]) -> None:
-        """Refuse now what would otherwise be found when it is drawn or measured."""
+        """Reject now what would fail hours later, when it is drawn or measured."""
         training, shape = self.config.training, self.config.shape
         needed = training.excerpt_frames if training.steps > training.image_steps else 1
         if short := [row for row in train if row["num_frames"] < needed]:
@@ -278,19 +224,8 @@ def _read(option: str, path: str) -> bytes:
         raise ConfigError(f"train_tokenizer.{option}", what) from error
 
 
-def _lpips(path: str) -> "FeatureNet | None":
-    from videoar.model.tokenizer.lpips import load_lpips
-
-    if not path:
-        return None
-    try:
-        return load_lpips(Path(path))
-    except ConfigError as error:
-        raise ConfigError("train_tokenizer.lpips_weights", f"{path} {error.what}") from error
-
-
-def _rows(table: pa.Table, split: str) -> list[Row]:
-    """Return the clips of a split, in an order that the snapshot's files do not decide."""
+def _rows_of_split(table: pa.Table, split: str) -> list[Row]:
+    """Return the clips of a split, sorted: their order must not depend on the snapshot's files."""
     rows: list[Row] = table.filter(pc.field("split") == split).sort_by("clip_id").to_pylist()
     return rows
 
@@ -298,18 +233,3 @@ def _rows(table: pa.Table, split: str) -> list[Row]:
 def _evenly(rows: Sequence[Row], at_most: int) -> list[Row]:
     count = min(len(rows), at_most)
     return [rows[i * len(rows) // count] for i in range(count)]
-
-
-def _publish(trainer: "TokenizerTrainer", store: Store) -> Output:
-    from videoar.training.model_store import publish_model
-
-    metrics = {name: value for name, value in trainer.history[-1].items() if name != "step"}
-    rows = publish_model(
-        trainer.net,
-        store,
-        weights=trainer.average.weights,
-        step=trainer.step,
-        metrics=metrics,
-        history=trainer.history,
-    )
-    return Output(rows, metrics=metrics)

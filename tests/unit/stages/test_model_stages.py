@@ -18,7 +18,8 @@ from videoar.model.tokenizer.config import TOKENIZERS
 from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.pipeline.context import StageContext
 from videoar.stages.generate import GenerateConfig, GenerateStage
-from videoar.stages.pretrain import PretrainConfig, PretrainStage, check_tokens
+from videoar.stages.pretrain import PretrainConfig, PretrainStage
+from videoar.stages.pretrain_worker import require_tokens_of
 from videoar.storage.store import open_store
 from videoar.storage.token_codec import checksum, pack_bits
 from videoar.training.model_store import load_tokenizer, load_transformer, publish_model
@@ -128,7 +129,7 @@ def test_compacted_tokens_are_those_of_the_same_tokenizer(store, inputs, tmp_pat
     assert "tokenizer" not in packed.commit.provenance.parents
     config = load_tokenizer(inputs["tokenizer"], store)[0].cfg
     digest = inputs["tokenizer"].table(["digest"])["digest"][0].as_py()
-    check_tokens({**inputs, "tokens": packed}, config, digest)
+    require_tokens_of({**inputs, "tokens": packed}, config, digest)
     assert pretrain(store, {**inputs, "tokens": packed}, MemoryRank(tmp_path)) is not None
     other = commit(store, "other", "models@1", _model_row(store, base_width=8))
     with pytest.raises(ContractError, match="tokenize the clips again"):

@@ -32,6 +32,7 @@ from videoar.stages.train_tokenizer import (
     TrainTokenizerConfig,
     TrainTokenizerStage,
 )
+from videoar.stages.train_tokenizer_worker import _inflate
 from videoar.storage.store import open_store
 from videoar.storage.token_codec import checksum, unpack_bits
 from videoar.training.model_store import load_tokenizer, publish_model
@@ -124,7 +125,7 @@ def test_training_starts_from_an_image_tokenizer(store, clips, tmp_path):
     stage = TrainTokenizerStage(TrainTokenizerConfig(preset="tiny", training=TRAINING, **given))
     net = VideoTokenizer(cfg)
     fresh = net.decoder.conv_in.weight.clone()
-    stage._start(net)
+    _inflate(net, path=str(path), fresh=("decoder.conv_in",))
     first = net.encoder.conv_in.weight
     assert torch.equal(first[:, :, -1], weights["encoder.conv_in.weight"][:, :, 0])
     assert torch.equal(net.decoder.conv_in.weight, fresh)

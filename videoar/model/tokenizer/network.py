@@ -1,27 +1,25 @@
 """The causal 3D video tokenizer: pixels to latents to bits, and back.
 
-The one idea: encoder and decoder are causal in time, so latent frame 0 stands for pixel frame 0 and
-every later latent frame for the next `time_stride` pixel frames, never for anything after them. An
-image is a video of one frame, a long video is a stream of chunks, and both give exactly what the
-whole video gives. The quantizer between the two (`MultiScaleBSQ`) works on single latent frames.
+The one idea: encoder and decoder are causal in time, so latent frame 0 depends on pixel frame 0
+alone and every later latent frame on the next `time_stride` pixel frames and those before them. An
+image is a video of one frame, a long video is a stream of chunks, and the latents of both are
+exactly those of the whole video. The quantizer (`MultiScaleBSQ`) works on single latent frames.
+
+    time_stride 4    pixel frames   0   1 2 3 4   5 6 7 8   ...
+                     latent frame   0   1         2
 
 Shape suffixes: B batch, T frames (pixel or latent), H W height and width, C channels, K bits.
 Source: arXiv 2601.05966 section 4.1 and appendix A.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
-from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from einops import rearrange
 from torch import Tensor, nn
 
-from videoar.core.errors import ConfigError
 from videoar.model.tokenizer.causal_conv import (
     Carry,
     CausalConv3d,
@@ -35,7 +33,10 @@ from videoar.model.tokenizer.quantizer import MultiScaleBSQ
 
 
 class _Encoder(nn.Module):
-    """Levels of residual blocks, each but the last followed by its downsampling."""
+    """Levels of residual blocks, each but the last followed by its downsampling.
+
+    All layers are one flat list: their numbers are the names of the weights in published models.
+    """
 
     def __init__(self, cfg: TokenizerConfig) -> None:
         super().__init__()
@@ -118,26 +119,31 @@ class VideoTokenizer(nn.Module):
         """
         frames = video_B3THW.shape[2]
         if tuple(video_B3THW.shape[-2:]) != self.cfg.size_px:
-            found = "x".join(map(str, video_B3THW.shape[-2:]))
-            raise ValueError(f"a {found} px video does not fit a tokenizer for {self.cfg.size_px}")
+            size = "x".join(map(str, video_B3THW.shape[-2:]))
+            raise ValueError(f"a {size} px video does not fit a tokenizer for {self.cfg.size_px}")
+        # A later chunk has m * stride frames: with the stream's first frame that is 1 + m * stride.
         self.cfg.num_latent_frames(frames + 1 if carry else frames)
         return self.encoder(_fold(video_B3THW, self.cfg.patch_px), carry)
 
     def decode(self, latent_BKTHW: Tensor, carry: Carry | None = None) -> Tensor:
-        """Return the video [B, 3, T, H, W], about [-1, 1], of latents or of a stream's next."""
+        """Return the video of latents, or of the next latents of a stream.
+
+        Returns:
+            video_B3THW, in about [-1, 1].
+        """
         return _unfold(self.decoder(latent_BKTHW, carry), self.cfg.patch_px)
 
     def encode_chunks(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Encode a video of any length, given in parts as `encode` takes them.
+        """Yield the latents of a video of any length, given in parts as `encode` takes them.
 
-        The latents are those of the whole video; memory is that of one part and a few frames.
+        They are those of the whole video, in the memory of one part and a few frames.
         """
         carry: Carry = {}
         for chunk_B3THW in chunks:
             yield self.encode(chunk_B3THW, carry)
 
     def decode_chunks(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Decode latents of any length, given in parts of whole latent frames."""
+        """Yield the video of latents of any length, given in parts of whole latent frames."""
         carry: Carry = {}
         for chunk_BKTHW in chunks:
             yield self.decode(chunk_BKTHW, carry)
@@ -151,9 +157,9 @@ class VideoTokenizer(nn.Module):
         return self.decode(self.quantizer.decode(list(bits)))
 
     def for_size(self, height_px: int, width_px: int) -> "VideoTokenizer":
-        """Return this network for videos of another size: the same weights, not a copy of them.
+        """Return this network for videos of another size; both share their weights.
 
-        Only the quantizer knows the size, and it has no weights.
+        Only the quantizer depends on the size, and it has no weights.
 
         Raises:
             ValueError: the size is no multiple of the space stride.
@@ -161,10 +167,11 @@ class VideoTokenizer(nn.Module):
         cfg = self.cfg.for_size(height_px, width_px)
         if cfg is self.cfg:
             return self
-        other = copy(self)
-        other.cfg = cfg
-        other._modules = {**self._modules, "quantizer": MultiScaleBSQ(cfg.num_bits, cfg.scales)}
-        return other
+        # A shallow copy shares `_modules` with the original, so replace the dict, not its entry.
+        resized = copy(self)
+        resized.cfg = cfg
+        resized._modules = {**self._modules, "quantizer": MultiScaleBSQ(cfg.num_bits, cfg.scales)}
+        return resized
 
     @property
     def num_parameters(self) -> int:
@@ -173,116 +180,15 @@ class VideoTokenizer(nn.Module):
 
 
 def _fold(video_BCTHW: Tensor, patch_px: int) -> Tensor:
-    """Move squares of pixels into channels (channel, row, column)."""
-    batch, channels, frames, height, width = video_BCTHW.shape
-    x = video_BCTHW.reshape(
-        batch, channels, frames, height // patch_px, patch_px, width // patch_px, patch_px
+    """Move squares of pixels into channels, in the order channel, row, column."""
+    return rearrange(
+        video_BCTHW, "b c t (h ph) (w pw) -> b (c ph pw) t h w", ph=patch_px, pw=patch_px
     )
-    x = x.permute(0, 1, 4, 6, 2, 3, 5)
-    return x.reshape(batch, -1, frames, height // patch_px, width // patch_px)
 
 
 def _unfold(x_BCTHW: Tensor, patch_px: int) -> Tensor:
     """Undo `_fold`."""
-    batch, channels, frames, height, width = x_BCTHW.shape
-    x = x_BCTHW.reshape(batch, channels // patch_px**2, patch_px, patch_px, frames, height, width)
-    x = x.permute(0, 1, 4, 5, 2, 6, 3)
-    return x.reshape(batch, -1, frames, height * patch_px, width * patch_px)
-
-
-@torch.no_grad()
-def inflate(
-    tokenizer: VideoTokenizer,
-    image_weights: Mapping[str, Tensor],
-    *,
-    rest: Literal["zeros", "random"] = "zeros",
-    fresh: Sequence[str] = (),
-) -> None:
-    """Load an image tokenizer's weights: each 2D kernel becomes the last slice in time.
-
-    With `rest="zeros"` an image, and every frame of a static video, is treated exactly as the image
-    tokenizer treats it. The paper leaves the other slices random (`rest="random"`).
-
-    Args:
-        tokenizer: changed in place.
-        image_weights: state dict of a `VideoTokenizer` with `cfg.as_image()`; kernels may also be
-            plain 2D [out, in, h, w]. See `load_image_weights`.
-        rest: what the earlier slices are.
-        fresh: prefixes of weights that keep their random start, e.g. because the number of bits
-            differs (`encoder.conv_out`, `decoder.conv_in`).
-
-    Raises:
-        ValueError: a weight is missing or has another shape.
-    Source: arXiv 2601.05966 appendix A.
-    """
-    for name, weight in tokenizer.named_parameters():
-        if name.startswith(tuple(fresh)):
-            continue
-        image = image_weights.get(name)
-        if image is None:
-            raise ValueError(f"the image tokenizer has no {name}; list it in `fresh`")
-        last = weight[:, :, -1] if weight.ndim == 5 else weight
-        image = image.squeeze(2) if image.ndim == 5 else image
-        if image.shape != last.shape:
-            raise ValueError(f"{name} is {tuple(image.shape)}, not {tuple(last.shape)}")
-        if weight.ndim == 5 and weight.shape[2] > 1:
-            earlier = weight[:, :, :-1]
-            earlier.zero_() if rest == "zeros" else nn.init.kaiming_uniform_(earlier, a=5**0.5)
-        last.copy_(image)
-
-
-def load_image_weights(path: Path, cfg: TokenizerConfig) -> dict[str, Tensor]:
-    """Read the weights that `inflate` takes: a safetensors file with our names or Infinity's.
-
-    Raises:
-        ConfigError: the file is not there, or is something else.
-    """
-    hint = "weights are read as .safetensors; a pickled .pth has to be saved anew"
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(str(path), f"holds no image tokenizer: {error}", hint) from error
-    plain = {_WRAPPERS.sub(r"\1", name): weight for name, weight in weights.items()}
-    theirs = [name for name in plain if name.startswith(("encoder.down.", "decoder.up."))]
-    if not theirs:
-        return weights
-    if foreign := sorted(name for name in plain if ".attn" in name):
-        raise ConfigError(str(path), f"has attention ({foreign[0]}), this network has none")
-    if not cfg.infinity_layout:
-        hint = "set infinity_layout: true"
-        raise ConfigError(str(path), f"is laid out as Infinity's ({theirs[0]})", hint)
-    names = dict(_infinity_names(cfg))
-    ours = {}
-    for name, weight in plain.items():
-        layer, _, rest = name.replace(".nin_shortcut.", ".shortcut.").rpartition(".")
-        for prefix in (layer, layer.rpartition(".")[0]):
-            if prefix in names:
-                ours[f"{names[prefix]}{layer[len(prefix) :]}.{rest}"] = weight
-    return ours
-
-
-_WRAPPERS = re.compile(r"(?:\.conv|\.norm)+(\.(?:weight|bias))$")
-"""Infinity wraps each convolution and norm in a module of its own; others of its kind do not."""
-
-
-def _infinity_names(cfg: TokenizerConfig) -> Iterator[tuple[str, str]]:
-    """Yield Infinity's and our name of each layer."""
-    halves = {*cfg.space_downs, *cfg.time_downs}
-    levels = range(len(cfg.multipliers))
-    mid = ["mid.block_1", "mid.block_2"]
-    down, up = [], list(mid)
-    for level in levels:
-        down += [f"down.{level}.block.{block}" for block in range(cfg.num_res_blocks)]
-        down += [f"down.{level}.downsample"] * (level in halves)
-    for level in reversed(levels):
-        up += [f"up.{level + 1}.upsample"] * (level in halves)
-        up += [f"up.{level}.block.{block}" for block in range(cfg.num_res_blocks + 1)]
-    for half, layers in (("encoder", [*down, *mid]), ("decoder", up)):
-        for name in ("conv_in", "norm_out", "conv_out"):
-            yield f"{half}.{name}", f"{half}.{name}"
-        for number, name in enumerate(layers):
-            is_resampling = name.endswith("sample")
-            yield f"{half}.{name}", f"{half}.layers.{number}" + ".conv" * is_resampling
+    return rearrange(x_BCTHW, "b (c ph pw) t h w -> b c t (h ph) (w pw)", ph=patch_px, pw=patch_px)
 
 
 def video_from_frames(frames_BTHWC: Tensor) -> Tensor:

@@ -13,13 +13,12 @@ from tests.support.infinity_reference import InfinityReference
 from videoar.core.errors import ConfigError
 from videoar.model.schedule import scale_schedule
 from videoar.model.tokenizer.config import TOKENIZERS, TokenizerConfig
+from videoar.model.tokenizer.inflation import inflate, load_image_weights
 from videoar.model.tokenizer.network import (
     VideoTokenizer,
     _fold,
     _unfold,
     frames_from_video,
-    inflate,
-    load_image_weights,
     video_from_frames,
 )
 

@@ -20,7 +20,7 @@ from videoar.core.errors import (
     TransientStorageError,
 )
 from videoar.core.types import Provenance
-from videoar.stages.pretrain import check_tokens
+from videoar.stages.pretrain_worker import require_tokens_of
 from videoar.storage import open_store, reader, writer
 from videoar.storage.payload import Payload
 from videoar.storage.row_reader import RowReader
@@ -231,7 +231,7 @@ class Ranges(Far):
 
 def checked(snapshot):
     tokenizer = SimpleNamespace(scales=[(64, 64)], num_bits=8)
-    check_tokens({"tokens": snapshot}, tokenizer, "a" * 64)
+    require_tokens_of({"tokens": snapshot}, tokenizer, "a" * 64)
 
 
 @pytest.mark.parametrize("opened", [lambda s: TokenLoader(s, 4, 7), RowReader, checked])
