@@ -112,7 +112,7 @@ def test_a_tokenizer_that_is_not_good_enough_is_not_published(store, clips, tmp_
     assert train(store, clips, rank, min_psnr_db=3).rows.num_rows == 1
     assert rank.steps == [1, 2, 3, 4]  # nothing trained again
     config = TrainTokenizerConfig(min_psnr_db=3)
-    assert config.gates() == {"min_psnr_db"} <= config.semantic().keys()
+    assert config.publish_gates() == {"min_psnr_db"} <= config.semantic().keys()
 
 
 def test_training_starts_from_an_image_tokenizer(store, clips, tmp_path):
