@@ -1,13 +1,13 @@
-# Every target does its own set-up; a second call does none. `make` alone lists the targets.
+# Every target depends on `setup`, which runs once. `make` alone lists the targets.
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN := .venv/bin
 STAMP := .venv/.installed
-# uv takes half a minute where pip takes many; it does not read pip's settings, and pip is there
-# for machines whose index only pip knows.
+# uv installs in half a minute what takes pip several. It does not read pip's configuration, so pip
+# is the fallback on machines whose package index is configured there.
 INSTALL := --constraint constraints.txt --editable ".[dev]"
 # Samples are compared with their prompts on the synthetic corpus only; other videos need another gate.
 ifdef INPUT
-# Verbatim: `value` keeps make from expanding `$`, the quotes keep the shell from reading anything.
+# Verbatim: `value` prevents expansion of `$` by make, the single quotes any expansion by the shell.
 OWN_VIDEOS := --set 'inputs.videos=$(subst ','\'',$(value INPUT))' \
   --set "stages.release.rules=[{metric: recon/psnr, min: 15}]"
 endif
@@ -46,7 +46,7 @@ demo: setup  ## raw video to promoted model on this machine; INPUT=FOLDER takes 
 	  echo "report page:"; $(BIN)/videoar report; \
 	  exit $$code
 
-# In the order of their names: the end-to-end files are few tests that take long, and come first.
+# Files in the order of their names: the end-to-end files are few and long, so they start first.
 test: setup  ## the default test suite
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not shared and not soak"
 

@@ -193,7 +193,7 @@ class _Builder:
         return _Document(value, end.index if end else 0, is_block=is_block)
 
     def _value(self, event: yaml.Event, depth: int) -> Json:
-        self._admit(event, depth)
+        self._count_values(event, depth)
         self._last = event
         if isinstance(event, yaml.AliasEvent):
             return self._copy(self._target(event), event, depth)
@@ -249,16 +249,16 @@ class _Builder:
     def _copy(self, value: Json, event: yaml.Event, depth: int) -> Json:
         """Copy an alias's target: overrides change documents in place, one use without another."""
         if isinstance(value, str):
-            self._admit(event, depth, len(value) // _VALUE_CHARS)
+            self._count_values(event, depth, len(value) // _VALUE_CHARS)
         if isinstance(value, dict):
-            self._admit(event, depth, len(value) + sum(map(len, value)) // _VALUE_CHARS)
+            self._count_values(event, depth, len(value) + sum(map(len, value)) // _VALUE_CHARS)
             return {key: self._copy(item, event, depth + 1) for key, item in value.items()}
         if isinstance(value, list):
-            self._admit(event, depth, len(value))
+            self._count_values(event, depth, len(value))
             return [self._copy(item, event, depth + 1) for item in value]
         return value
 
-    def _admit(self, event: yaml.Event, depth: int, count: int = 1) -> None:
+    def _count_values(self, event: yaml.Event, depth: int, count: int = 1) -> None:
         self._count += count
         if self._count > MAX_VALUES:
             hint = "aliases count for all that they stand for"

@@ -75,9 +75,11 @@ def explain(
         value: what it contains.
         also: keys that belong beside the options, to suggest them as well.
     """
-    sentences = list(_sentences(error, options, value, also))
-    found = [Mistake(".".join([path, *map(str, keys)]), _limited(text)) for keys, text in sentences]
-    return list(dict.fromkeys(found))  # alternatives of a union give the same sentence
+    sentences = _sentences(error, options, value, also)
+    mistakes = (
+        Mistake(".".join([path, *map(str, keys)]), _limited(text)) for keys, text in sentences
+    )
+    return list(dict.fromkeys(mistakes))  # alternatives of a union give the same sentence
 
 
 def _sentences(

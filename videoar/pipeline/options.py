@@ -39,6 +39,7 @@ class Option:
     definitions: Mapping[str, Schema] = field(repr=False)
     """What `$ref` in the schema refers to."""
 
+    # A union is flattened once, here: everything else looks at plain alternatives in turn.
     @property
     def variants(self) -> tuple[Schema, ...]:
         """The alternatives that a value may match, with references resolved: one, if no union."""

@@ -192,6 +192,8 @@ def _parse_inputs(raw: Json) -> tuple[dict[str, str], list[Mistake]]:
     return {name: str(url) for name, url in raw.items()}, mistakes
 
 
+# Contents are read first and connected afterwards: ports can be checked against stages that come
+# later in the file, and against stages whose options are wrong.
 @dataclass(frozen=True)
 class _Draft:
     """A stage as far as it could be read, so that one mistake does not hide others."""

@@ -134,8 +134,8 @@ class LossWeights(Frozen):
     l1: float = Field(default=1.0, ge=0)
     """Mean absolute error. Source: OmniTokenizer, Infinity (there 4)."""
     l2: float = Field(default=0.0, ge=0)
-    """Mean squared error. Not in the paper: on the rendered corpus, 75 CPU seconds of training gave
-    24.0 dB with it and 21.5 dB with the absolute error, which neglects small vivid figures."""
+    """Mean squared error. Not in the paper: on the synthetic corpus, 75 CPU seconds of training
+    gave 24.0 dB with it and 21.5 dB with the absolute error, which neglects small figures."""
     perceptual: float = Field(default=0.0, ge=0)
     """Distance of deep features: LPIPS where its weights are given, else of a random frozen net."""
     gan: float = Field(default=0.0, ge=0)
@@ -160,7 +160,7 @@ class TokenizerTraining(Frozen):
     image_steps: int = Field(default=0, ge=0)
     """Steps on single frames before those on excerpts, equally many frames per step. A new
     network is an inflated image network, so this is the paper's start from an image tokenizer:
-    on the rendered corpus, half of the steps brought 24.7 to 28.2 dB at equal cost (one seed)."""
+    on the synthetic corpus, half of the steps brought 24.7 to 28.2 dB at equal cost (one seed)."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak of the schedule (Adam, betas 0.9 and 0.95, no weight decay)."""
     image_share: float = Field(default=0.0, ge=0, lt=1)
