@@ -1,1 +1,1 @@
-"""Data contracts: schema and checks of every table, declared once in `schemas/`."""
+"""Data contracts: schema and checks of every table, declared in `schemas/` only."""

@@ -1,4 +1,4 @@
-"""Row checks as pure functions of a table: each problem names a column and its first bad row."""
+"""Row checks of tables; each problem names a column and its first bad row."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from videoar.core.types import Frozen
 
 
 class Checks(Frozen):
-    """What every value of a column must satisfy; nulls are judged by the column's nullability."""
+    """Checks of every value of a column; nulls are checked by the column's nullability."""
 
     min: float | None = None
     max: float | None = None
@@ -31,7 +31,7 @@ class Checks(Frozen):
 
 @dataclass(frozen=True)
 class Problem:
-    """One broken rule."""
+    """One rule and the rows that break it."""
 
     column: str
     rule: str
@@ -40,7 +40,7 @@ class Problem:
     count: int
     """Rows that break it."""
     value: str
-    """What the first bad row holds."""
+    """The value in the first bad row."""
 
     def __str__(self) -> str:
         rows = f"row {self.row}" + (f" and {self.count - 1} more" if self.count > 1 else "")
@@ -53,9 +53,9 @@ def find_problems(
     """Check all rows of a table; NaN counts as outside any bounds.
 
     Args:
-        table: has the contract's Arrow schema, whose nullability is checked, too.
-        checks: column name to its checks.
-        primary_key: columns that together are unique; empty asks for nothing.
+        table: of the contract's Arrow schema, whose nullability is checked, too.
+        checks: by column name.
+        primary_key: columns whose combination is unique; empty checks nothing.
     """
     problems = [
         problem
@@ -71,6 +71,7 @@ def _bad_masks(
 ) -> Iterator[tuple[str, pa.ChunkedArray]]:
     if not field.nullable:
         yield "null not allowed", pc.is_null(values)
+    # "not >=" instead of "<": every comparison with NaN is false, so NaN breaks both bounds
     if checks.min is not None:
         yield f"below {checks.min:g}", pc.invert(pc.greater_equal(values, checks.min))
     if checks.max is not None:
@@ -89,21 +90,21 @@ def _problem(name: str, rule: str, bad: pa.ChunkedArray, values: pa.ChunkedArray
     if not count:
         return None
     row = pc.index(bad, True).as_py()
-    return Problem(name, rule, row, count, _show(values[row].as_py()))
+    return Problem(name, rule, row, count, _shorten(values[row].as_py()))
 
 
-def _show(value: object) -> str:
+def _shorten(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _duplicates(table: pa.Table, key: list[str]) -> list[Problem]:
-    """Find rows whose primary key an earlier row has."""
+    """Return a problem if a row repeats the primary key of an earlier one."""
     keys = table.select(key).append_column("row", pa.array(range(table.num_rows), pa.int64()))
     first = keys.group_by(key).aggregate([("row", "min")])
     if first.num_rows == table.num_rows:
         return []
     bad = pc.invert(pc.is_in(keys["row"], first["row_min"]))
     row = pc.index(bad, True).as_py()
-    value = _show(tuple(table[name][row].as_py() for name in key))
+    value = _shorten(tuple(table[name][row].as_py() for name in key))
     return [Problem("+".join(key), "not unique", row, pc.sum(bad).as_py(), value)]

@@ -1,7 +1,8 @@
-"""Write what derives from the contracts: `python -m videoar.contracts.codegen [--check]`.
+"""Generate files from the contracts: `python -m videoar.contracts.codegen [--check]`.
 
-`schemas/<name>.v<major>.json` is the JSON Schema of one row, `schemas/commit.v1.json` that of a
-commit's metadata in the Delta log, `schemas/TABLES.md` the tables for people to read.
+schemas/<name>.v<major>.json   JSON Schema of one row
+schemas/commit.v1.json         JSON Schema of a commit in the Delta log
+schemas/TABLES.md              documentation of all tables
 """
 
 import argparse
@@ -113,20 +114,20 @@ def stale_files(folder: Path) -> list[str]:
     ]
 
 
-def main(arguments: list[str], say: Callable[[str], object]) -> int:
-    """Write the generated files, or only say which ones are stale; return an exit code."""
+def main(arguments: list[str], write: Callable[[str], object]) -> int:
+    """Write the generated files, or with `--check` list the stale ones; return an exit code."""
     parser = argparse.ArgumentParser(prog="videoar.contracts.codegen")
-    parser.add_argument("--check", action="store_true", help="write nothing, fail when stale")
+    parser.add_argument("--check", action="store_true", help="fail if a file is stale")
     check = parser.parse_args(arguments).check
     folder = schemas_folder()
     stale = stale_files(folder)
     if check:
         for name in stale:
-            say(f"error: schemas/{name}: stale (run python -m videoar.contracts.codegen)\n")
+            write(f"error: schemas/{name}: stale (run python -m videoar.contracts.codegen)\n")
         return 3 if stale else 0
     for name in stale:
         (folder / name).write_text(generated_files()[name])
-        say(f"wrote schemas/{name}\n")
+        write(f"wrote schemas/{name}\n")
     return 0
 
 

@@ -1,7 +1,7 @@
-"""Data contracts: `schemas/<name>.v<major>.yaml` read as frozen models, and as Arrow schemas.
+"""Data contracts: `schemas/<name>.v<major>.yaml` as frozen models and Arrow schemas.
 
-The YAML is the only declaration of a table. Everything else (Arrow schema, row checks, suites,
-JSON Schema, docs) is derived from what this module reads.
+The YAML file is the only declaration of a table. Arrow schema, row checks, Great Expectations
+suites, JSON Schema and documentation are derived from it.
 """
 
 from functools import cached_property, lru_cache
@@ -31,10 +31,10 @@ _PRIMITIVES: dict[str, pa.DataType] = {
 
 
 def arrow_type(text: str) -> pa.DataType:
-    """Read a column type such as `list<struct<key:string,size_bytes:int64>>`.
+    """Parse a column type such as `list<struct<key:string,size_bytes:int64>>`.
 
     Raises:
-        ValueError: no such type.
+        ValueError: the text is no type.
     """
     text = text.strip()
     if text in _PRIMITIVES:
@@ -54,7 +54,7 @@ def arrow_type(text: str) -> pa.DataType:
 
 
 def _split(text: str) -> list[str]:
-    """Split at the commas that are in no inner brackets."""
+    """Split at commas that are not inside inner brackets."""
     parts, depth = [""], 0
     for char in text:
         depth += (char == "<") - (char == ">")
@@ -121,22 +121,22 @@ class Contract(Frozen):
         return tuple(column.name for column in self.columns if column.type == "payload")
 
     def conform(self, table: pa.Table, where: str) -> pa.Table:
-        """Give a table exactly this contract's columns, types and order, and check its rows.
+        """Return a table with exactly this contract's columns, types and order; check its rows.
 
         Args:
             table: missing nullable columns are added as nulls; its schema metadata is kept.
-            where: what the error message shall name.
+            where: start of the error message, e.g. the dataset.
 
         Raises:
-            ContractError: names the column and the first bad row.
+            ContractError: the table breaks the contract; names the column and the first bad row.
         """
         extra = sorted(set(table.column_names) - set(self.arrow_schema.names))
         if extra:
             raise ContractError(where, f"columns unknown to {self.id}: {', '.join(extra)}")
         arrays = [self._column(table, field, where) for field in self.arrow_schema]
-        notes = dict(table.schema.metadata or {})
-        notes.pop(b"pandas", None)  # names library versions: equal rows would differ in bytes
-        schema = self.arrow_schema.with_metadata(notes or None)
+        metadata = dict(table.schema.metadata or {})
+        metadata.pop(b"pandas", None)  # has library versions: equal rows would differ in bytes
+        schema = self.arrow_schema.with_metadata(metadata or None)
         result = pa.Table.from_arrays(arrays, schema=schema)
         checks = {column.name: column.checks for column in self.columns}
         problems = find_problems(result, checks, self.primary_key)
@@ -158,7 +158,7 @@ class Contract(Frozen):
 
 
 def schemas_folder() -> Path:
-    """Return the folder of the contract files: beside the package, or inside an installed one."""
+    """Return the folder of the contract files: `schemas/` of a checkout, else of the wheel."""
     package = Path(__file__).parents[1]
     beside = package.parent / "schemas"
     return beside if beside.is_dir() else package / "_schemas"
@@ -188,7 +188,7 @@ def _first(error: ValidationError) -> str:
 
 
 def contract_ids() -> list[str]:
-    """Return the ids of all contracts there are, sorted."""
+    """Return the ids of all contracts, sorted."""
     names = sorted(path.name.removesuffix(".yaml") for path in schemas_folder().glob("*.v*.yaml"))
     return [name.replace(".v", "@") for name in names]
 
@@ -198,7 +198,7 @@ def load_contract(contract_id: str) -> Contract:
     """Load a contract by id, e.g. `clips@1`.
 
     Raises:
-        ContractError: there is no such contract, or its file is wrong.
+        ContractError: there is no such contract, or its file is not valid.
     """
     name, _, major = contract_id.partition("@")
     contract = read_contract(schemas_folder() / f"{name}.v{major}.yaml")

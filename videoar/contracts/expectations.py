@@ -1,7 +1,7 @@
-"""Quality gates: Great Expectations suites made from data contracts.
+"""Great Expectations suites generated from data contracts, with checks of a whole table.
 
-A contract already says what a column may hold; a checks adds what only the whole table shows. The
-import costs seconds, so it happens in here and nowhere else.
+A contract checks the values of one column; `TableChecks` adds properties of the whole table.
+Importing great_expectations takes 4 to 13 seconds, so the functions import it when they need it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -44,32 +44,32 @@ class Expectation(Frozen):
     """One expectation and whether it held."""
 
     name: str
-    """Its type, e.g. `expect_column_values_to_be_unique`."""
+    """Type of the expectation, e.g. `expect_column_values_to_be_unique`."""
     on: str
-    """The column, or what was asked of the table."""
+    """The column, or the arguments of an expectation on the table."""
     passed: bool
     observed: str
-    """Offending values, or what the table shows instead."""
+    """Values that break it, or the observed value."""
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a checks found."""
+    """Result of validating a table."""
 
     success: bool
     expectations: tuple[Expectation, ...]
     html: str
-    """The result as a page; loads nothing."""
+    """The result as a page that loads nothing from the network."""
 
     @property
     def failures(self) -> tuple[str, ...]:
         """One line per failed expectation."""
         failed = (e for e in self.expectations if not e.passed)
-        return tuple(f"{e.name} on {e.on}: found {e.observed}" for e in failed)
+        return tuple(f"{e.name} on {e.on}: observed {e.observed}" for e in failed)
 
 
 def check(table: pa.Table, contract: Contract, checks: TableChecks) -> CheckReport:
-    """Validate a table against its contract and a checks."""
+    """Validate a table against its contract and further checks."""
     set_defaults(GX_ANALYTICS_ENABLED="false")
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
@@ -118,19 +118,20 @@ def _expectations(contract: Contract, table_checks: TableChecks) -> Iterator[Any
 
 def _read(item: "ExpectationValidationResult") -> Expectation:
     config: Any = item.expectation_config  # Optional by its type, set in every result
-    asked = {k: v for k, v in config.kwargs.items() if k != "batch_id"}
-    on = asked.pop("column", None) or ", ".join(f"{k}={v}" for k, v in asked.items())
-    found = item.result.get("partial_unexpected_list") or item.result.get("observed_value")
+    arguments = {k: v for k, v in config.kwargs.items() if k != "batch_id"}
+    column = arguments.pop("column", None)
+    on = column or ", ".join(f"{k}={v}" for k, v in arguments.items())
+    observed = item.result.get("partial_unexpected_list") or item.result.get("observed_value")
     return Expectation(
         name=config.type,
         on=on,
         passed=bool(item.success),
-        observed=str(found)[:_SHOWN_CHARS] if found is not None else "nothing unexpected",
+        observed=str(observed)[:_SHOWN_CHARS] if observed is not None else "nothing unexpected",
     )
 
 
 def _page(result: "ExpectationSuiteValidationResult") -> str:
-    """Render the result; the page names styles and pictures of others, which it may not fetch."""
+    """Render the result. A Content-Security-Policy blocks the fonts and scripts of its template."""
     from great_expectations.render.renderer import ValidationResultsPageRenderer
     from great_expectations.render.view import DefaultJinjaPageView
 

@@ -1,4 +1,4 @@
-"""The vocabulary of the platform: errors, value types, ids, settings and logging.
+"""Errors, value types, ids, settings, logging and retries, used by every other package.
 
-Standard library and pydantic only, so that everything may import it and nothing heavy comes along.
+Imports the standard library, pydantic and PyYAML only: every command starts with these modules.
 """

@@ -1,4 +1,8 @@
-"""Named points at which a test makes the process kill itself: any kill must be survived."""
+"""Named points at which a test makes the process kill itself with SIGKILL.
+
+A kill from outside hits a random line; these hit the lines between two writes, where a missing
+sync, record or clean-up would show.
+"""
 
 import os
 import signal
@@ -7,6 +11,6 @@ from videoar.core.settings import settings
 
 
 def crash_point(name: str) -> None:
-    """Die by SIGKILL here when `VIDEOAR_CRASH_AT` names this point; otherwise do nothing."""
+    """Kill this process if `VIDEOAR_CRASH_AT` names this point; otherwise do nothing."""
     if settings().crash_at == name:
         os.kill(os.getpid(), signal.SIGKILL)

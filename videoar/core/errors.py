@@ -1,21 +1,22 @@
 """The error tree.
 
-Every error that the platform raises on purpose is one of these; catching `VideoARError` is the
-documented way to catch them all. `exit_code` is what the command line returns, `retryable` is what
-the engine (and nobody else) acts on.
+Every error that videoar raises deliberately is one of these: catch `VideoARError` for all of them.
+The command line returns `exit_code`. Engines retry errors that are `retryable`; other layers raise
+them. Exit codes 5 (lease held) and 6 (timed out) are reserved: nothing raises them yet.
 
     VideoARError                 1
     +- ConfigError               2   the user's file, key or argument
     +- ContractError             3   data breaks its contract
-    +- GateError                 4   well formed, but not good enough, or the gate gave no answer
+    +- GateError                 4   well formed, but a gate failed or could not be evaluated
     +- StorageError              7   the store cannot be used
     |  +- SnapshotNotFoundError  2  a name that the user gave
+    |  +- DamagedError
     |  +- WithdrawnError
     |  +- SnapshotConflictError
     |  +- TransientStorageError      retryable
-    +- ClusterUnknownError       8   the cluster cannot be reached: not a failure, not a success
-    +- MediaError                3   one video; becomes a quarantine row, never stops a stage itself
-    +- StageError                3   whatever escaped a stage
+    +- ClusterUnknownError       8   the cluster cannot be reached, the result is unknown
+    +- MediaError                3   one video; becomes a reject row, does not stop a stage
+    +- StageError                3   an unexpected exception of a stage
        +- WorkerLostError            retryable
 """
 
@@ -31,24 +32,24 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(error: object) -> str:
-    """Return what an error says, with its line breaks and runs of spaces as single spaces."""
+    """Return the text of an error with every run of white space as one space."""
     return " ".join(str(error).split())
 
 
 class VideoARError(Exception):
-    """Say what went wrong in one line: `<file or key>: <what> (<what to do>)`.
+    """An error of one line: `<file or key>: <what> (<what to do>)`.
 
     Args:
         where: file, key path, row or name that the message is about.
         what: what is wrong with it.
-        hint: what the reader can do; left out when there is nothing to do.
+        hint: what the user can do; left out if there is nothing to do.
     """
 
     exit_code = 1
     retryable = False
 
     def __init__(self, where: str, what: str, hint: str = "") -> None:
-        super().__init__(where, what, hint)  # all three, so that the error survives pickling
+        super().__init__(where, what, hint)  # pickle calls the class with `args`
         self.where = where
         self.what = what
         self.hint = hint
@@ -70,7 +71,7 @@ class ContractError(VideoARError):
 
 
 class GateError(VideoARError):
-    """Well formed but not good enough, or the gate gave no answer: nothing was published."""
+    """A gate failed or could not be evaluated; nothing was published."""
 
     exit_code = 4
 
@@ -84,35 +85,35 @@ class StorageError(VideoARError):
 class SnapshotNotFoundError(StorageError):
     """No committed snapshot has this id or ref."""
 
-    exit_code = 2  # somebody asked for a name that is not there; the store itself answers
+    exit_code = 2  # a wrong argument; the store itself works
 
 
 class DamagedError(StorageError):
-    """It is there, and its bytes are not those that were written."""
+    """An object exists, but its bytes are not those that were written."""
 
 
 class WithdrawnError(StorageError):
-    """It was there, and a take-down of its source has removed it: gone for good, not damaged."""
+    """An object was removed permanently by a take-down of its source."""
 
 
 class SnapshotConflictError(StorageError):
-    """Two writers raced for one create-once record, and the other one won with other content."""
+    """A create-once record exists with other content: another writer has won the race."""
 
 
 class TransientStorageError(StorageError):
-    """The store failed in a way that a later call may not."""
+    """The store failed; a later call may succeed."""
 
     retryable = True
 
 
 class ClusterUnknownError(VideoARError):
-    """The cluster gave no answer; nothing may be concluded from that."""
+    """The cluster does not respond, so the state of the work on it is unknown."""
 
     exit_code = 8
 
 
 class MediaError(VideoARError):
-    """One video cannot be used; `code` is the typed reason of its quarantine row."""
+    """One video cannot be used; `code` is the reason code of its reject row."""
 
     exit_code = 3
 
@@ -123,12 +124,12 @@ class MediaError(VideoARError):
 
 
 class StageError(VideoARError):
-    """Whatever escaped a stage, with the stage, the shard and the cause named."""
+    """An unexpected exception of a stage; names the stage, the shard and the cause."""
 
     exit_code = 3
 
 
 class WorkerLostError(StageError):
-    """The process that ran a shard or a rank is gone."""
+    """The process of a shard or a rank has exited."""
 
     retryable = True

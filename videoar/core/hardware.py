@@ -1,4 +1,4 @@
-"""One line about the machine, so that no measurement is reported without its hardware."""
+"""One line about this machine, for run records and benchmark results."""
 
 import os
 import platform
@@ -21,7 +21,7 @@ def _processor() -> str:
 
 
 def _gpus() -> str:
-    """Name the GPUs as the driver does; asking CUDA would cost seconds and a context."""
+    """Return the GPU names of the driver; querying CUDA takes seconds and a context."""
     names = [_field(path, "Model") for path in sorted(_NVIDIA.glob("*/information"))]
     return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or "no GPU"
 

@@ -16,7 +16,7 @@ SHORT_DIGEST = 16
 
 
 def canonical_json(value: Json) -> str:
-    """Return the one JSON text of a value: sorted keys, no spaces, no NaN."""
+    """Return the canonical JSON text of a value: sorted keys, no spaces; NaN is an error."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 

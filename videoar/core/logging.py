@@ -1,6 +1,6 @@
-"""Log set-up, called by `cli` and `jobs` only: text for people, JSON lines for clusters.
+"""Log set-up for `cli` and `jobs`: text on a terminal, JSON lines elsewhere.
 
-Context (`run_id`, `stage`, `shard`, `rank`) is bound once and appears on every line after it.
+`log_context` adds fields (`run_id`, `stage`, `shard`, `rank`) to every record inside its block.
 """
 
 import contextlib
@@ -46,11 +46,11 @@ class _TextFormatter(logging.Formatter):
 
 
 def configure_logging(form: str, *, verbose: bool, quiet: bool = False) -> None:
-    """Send `videoar` logs to stderr as `text` or `json` lines; `quiet` lets warnings through."""
+    """Send `videoar` logs to stderr as `text` or `json` lines; `quiet` shows warnings only."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JsonFormatter() if form == "json" else _TextFormatter())
     root = logging.getLogger("videoar")
     root.handlers[:] = [handler]
     level = logging.DEBUG if verbose else logging.INFO
     root.setLevel(logging.WARNING if quiet else level)
-    root.propagate = False
+    root.propagate = False  # Ray and MLflow add handlers to the root logger: lines would double

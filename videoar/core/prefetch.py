@@ -1,4 +1,4 @@
-"""Begin work ahead of who waits for its results: in order, and never more than fits in memory."""
+"""Bounded, ordered prefetching: submit items ahead of the consumer of their results."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -9,14 +9,20 @@ F = TypeVar("F")
 
 
 def prefetch(submit: Callable[[T], F], items: Iterable[T], depth: int) -> Iterator[tuple[T, F]]:
-    """Yield each item with what `submit` returned for it, the next `depth` being submitted by then.
+    """Yield each item with the result of `submit`; the next `depth` items are submitted by then.
 
-    Items are taken and submitted only as the reader comes along: that is the backpressure.
+    Backpressure: items are taken from the iterator only as the consumer advances, so at most
+    `depth` + 1 results are held.
+
+    Args:
+        submit: starts the work on an item and returns a handle, e.g. a future.
+        items: any iterable.
+        depth: items in flight beyond the one that is yielded; 0 submits one at a time.
     """
-    waiting: deque[tuple[T, F]] = deque()
+    pending: deque[tuple[T, F]] = deque()
     for item in items:
-        waiting.append((item, submit(item)))
-        if len(waiting) > depth:
-            yield waiting.popleft()
-    while waiting:
-        yield waiting.popleft()
+        pending.append((item, submit(item)))
+        if len(pending) > depth:
+            yield pending.popleft()
+    while pending:
+        yield pending.popleft()

@@ -1,7 +1,8 @@
-"""Folders for sources, ranks in training and models, which nobody cleans up after a kill.
+"""Temporary folders that are removed after their owner was killed, too.
 
-The owner holds a lock on its folder as long as it lives; the kernel takes the lock from the dead.
-So a folder that can be locked has no owner, on any container that shares this temporary folder.
+The owner holds a lock on its folder. The kernel releases it on process exit, however the process
+ended, so a folder that can be locked has no owner. A process id would not show it: containers that
+share a temporary folder have process ids of their own.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ _PREFIX = "videoar-scratch-"
 
 
 class Scratch:
-    """A private folder until `close`, or until the process ends and another one sweeps."""
+    """A private folder until `close`; after a kill, until another process calls `sweep`."""
 
     def __init__(self) -> None:
         self.path, self._lock = _locked()
@@ -40,7 +41,7 @@ class Scratch:
 def _locked() -> tuple[Path, int | None]:
     while True:
         path = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        with contextlib.suppress(FileNotFoundError):  # swept before it was ours: make another one
+        with contextlib.suppress(FileNotFoundError):  # swept before it was locked: try again
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(lock, fcntl.LOCK_EX)
             if path.exists():
@@ -49,23 +50,24 @@ def _locked() -> tuple[Path, int | None]:
 
 
 def sweep() -> None:
-    """Remove what killed owners have left; folders of the living and of other users stay."""
+    """Remove folders of this user whose owners no longer run."""
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with contextlib.suppress(FileNotFoundError):  # its owner or another sweeper was faster
+        with contextlib.suppress(FileNotFoundError):  # removed by its owner or another sweeper
             status = path.lstat()
             if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
-                _remove_if_left(path)
+                _remove_if_unlocked(path)
 
 
-def _remove_if_left(path: Path) -> None:
+def _remove_if_unlocked(path: Path) -> None:
+    # no symbolic links: in a shared /tmp, another user could point one at a folder of ours
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         shutil.rmtree(path)
-        logger.info("%s: left by a killed worker, removed", path)
+        logger.info("%s: left by a killed process, removed", path)
     except BlockingIOError:
-        pass  # its owner lives
+        pass  # its owner runs
     except OSError as error:
-        logger.warning("%s: left by a killed worker, cannot be removed: %s", path, error)
+        logger.warning("%s: left by a killed process, cannot be removed: %s", path, error)
     finally:
         os.close(handle)

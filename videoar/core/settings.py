@@ -1,7 +1,7 @@
-"""The only reader of the environment.
+"""The only module that reads the environment.
 
-It says where things are, never what is computed: nothing here enters a fingerprint. Standard
-library only, because every command starts with it.
+Settings are addresses and paths, never options of a computation: none enters a fingerprint.
+Standard library only, because every command imports it.
 """
 
 import os
@@ -47,14 +47,16 @@ def settings() -> Settings:
     """Read the environment once per process.
 
     Raises:
-        ConfigError: a variable has a value that it cannot have.
+        ConfigError: the value of a variable is not allowed.
     """
     names = [field.name for field in fields(Settings)]
-    found = {name: os.environ.get(_PREFIX + name.upper()) for name in names}
-    made = Settings(**{name: value for name, value in found.items() if value is not None})
-    if made.log and made.log not in _LOG_FORMS:
-        raise ConfigError("VIDEOAR_LOG", f"cannot be {made.log}", f"use {' or '.join(_LOG_FORMS)}")
-    return made
+    values = {name: os.environ.get(_PREFIX + name.upper()) for name in names}
+    result = Settings(**{name: value for name, value in values.items() if value is not None})
+    if result.log and result.log not in _LOG_FORMS:
+        raise ConfigError(
+            "VIDEOAR_LOG", f"cannot be {result.log}", f"use {' or '.join(_LOG_FORMS)}"
+        )
+    return result
 
 
 def child_environment(**extra: str) -> dict[str, str]:
@@ -63,9 +65,9 @@ def child_environment(**extra: str) -> dict[str, str]:
 
 
 def given_gpus() -> str:
-    """Return which GPUs this process has been given; empty where it was given none, or any."""
+    """Return `CUDA_VISIBLE_DEVICES`; empty if it is not set or allows no GPU."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return "" if given in {"-1", "NoDevFiles"} else given  # the ways of CUDA and Slurm to say none
+    return "" if given in {"-1", "NoDevFiles"} else given  # how CUDA and Slurm spell none
 
 
 def set_defaults(**values: str) -> None:

@@ -1,4 +1,4 @@
-"""Frozen value types that pass between layers."""
+"""Frozen value types that are passed between layers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -32,7 +32,7 @@ class Stored(Frozen):
 
 
 class Resources(Frozen):
-    """What one worker of a stage needs. Never part of a fingerprint."""
+    """Resources of one worker of a stage. Never part of a fingerprint."""
 
     cpus: float = Field(default=1.0, gt=0)
     """CPU cores per worker."""
@@ -48,7 +48,7 @@ class Resources(Frozen):
 
 
 class Footer(Stored):
-    """What a Parquet file ends in, as it was written: nothing in the file protects it."""
+    """Size and checksum of the footer of a Parquet file, which has no checksum of its own."""
 
     size_bytes: int
     xxh3: int
@@ -64,11 +64,11 @@ class FileRef(Stored):
     rows: int = 0
     """Rows for Parquet files, 0 for anything else."""
     footer: Footer | None = None
-    """None for anything but Parquet files, and for those written before it was recorded."""
+    """None for other files, and for Parquet files of versions that did not record it."""
 
 
 class Provenance(Stored):
-    """Who made a snapshot, from what. Kept in the Delta commit, outside the digest."""
+    """The run that made a snapshot, and its inputs. In the Delta commit, not in the digest."""
 
     run_id: str
     pipeline: str
@@ -81,7 +81,7 @@ class Provenance(Stored):
 
 
 class Commit(Stored):
-    """What the Delta log says of one snapshot."""
+    """A snapshot as the Delta log records it."""
 
     snapshot: str
     """Id: `<dataset>:<first 16 hex digits of the digest>`."""
@@ -95,7 +95,7 @@ class Commit(Stored):
     provenance: Provenance
     metrics: dict[str, float] = Field(default_factory=dict)
     rejects: str | None = None
-    """Snapshot id of the rows that the stage refused, if it refused any."""
+    """Snapshot id of the rows that the stage rejected, None if it rejected none."""
 
     @property
     def rows(self) -> int:

@@ -61,7 +61,7 @@ def test_check_names_what_failed_on_a_page_that_loads_nothing(store):
     twice = pa.concat_tables([table.slice(0, 2), table.slice(0, 1)])
     report = stage.check({"clips": clips}, twice)
     assert not report.success
-    assert any("unique on clip_id: found" in line for line in report.failures)
+    assert any("unique on clip_id: observed" in line for line in report.failures)
     assert len(report.failures) < len(report.expectations)
     head = report.html[: report.html.index("<link")]
     assert "Content-Security-Policy\" content=\"default-src 'none'" in head
