@@ -1,5 +1,6 @@
 """Rules of the repository that no linter knows."""
 
+import re
 import resource
 import shlex
 import subprocess
@@ -123,3 +124,15 @@ def test_wheel_ships_its_types():
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     assert build["targets"]["wheel"]["packages"] == ["videoar"]  # all that git does not ignore
     assert ROOT / "videoar" / "py.typed" in tracked()
+
+
+def test_every_noqa_has_its_reason():
+    marks = [
+        line
+        for path in tracked()
+        if path.suffix == ".py" and path != Path(__file__)
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if "# noqa" in line
+    ]
+    assert [line for line in marks if not re.search(r"# noqa: [A-Z0-9, ]+ - \w", line)] == []
+    assert len(marks) <= 40

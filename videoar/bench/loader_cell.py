@@ -134,7 +134,7 @@ def token_table(payload: list[np.ndarray], numbers: np.ndarray, shape: list[int]
     return pa.table(columns)
 
 
-def read_ours(folder: Path, out: Path, batch_size: int, epoch: int) -> Iterator[int]:  # noqa: ARG001
+def read_ours(folder: Path, out: Path, batch_size: int, epoch: int) -> Iterator[int]:  # noqa: ARG001 - the signature of all contestants
     """Iterate the loader as training does, small columns and all."""
     loader = _once(lambda: _open_ours(out, batch_size))
     loader.seek(epoch * len(loader))
@@ -160,7 +160,7 @@ def write_mds(folder: Path, out: Path) -> None:
             writer.write({"bits": bits, "latent": latent})
 
 
-def read_mds(folder: Path, out: Path, batch_size: int, epoch: int) -> Iterator[int]:  # noqa: ARG001
+def read_mds(folder: Path, out: Path, batch_size: int, epoch: int) -> Iterator[int]:  # noqa: ARG001 - the signature of all contestants
     """Iterate the dataset, which shuffles by itself, otherwise in each epoch."""
     from streaming import StreamingDataset
 

@@ -6,7 +6,7 @@ Such options stay out of the fingerprint; what is in it is the content, by the s
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import WithJsonSchema
 
@@ -23,7 +23,7 @@ def path_or(*names: str) -> WithJsonSchema:
     return WithJsonSchema({"anyOf": [{"type": "string", "enum": list(names)}, path]})
 
 
-def with_absolute_paths(value: Json, option: Option | None, directory: Path) -> Any:  # noqa: ANN401 - the value's own type
+def with_absolute_paths(value: Json, option: Option | None, directory: Path) -> Json:
     """Return the value of an option with relative paths in it resolved against a directory."""
     if option is None or not value:
         return value

@@ -149,7 +149,7 @@ class S3ObjectStore:
             raise StorageError(f"{self.url}/{key}", what, "check for a proxy that ignores Range")
         return answer["Body"]
 
-    def read_cached(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> bool:  # noqa: ARG002
+    def read_cached(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> bool:  # noqa: ARG002 - there is no cache
         """Return False: there is no page cache of a bucket."""
         return False
 
