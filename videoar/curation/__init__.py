@@ -1,4 +1,4 @@
-"""Decisions on rows of clips: which are good (`policy`), which repeat a better one (`duplicates`).
+"""Decisions on rows of clips: which meet the policy (`policy`), which repeat others (`duplicates`).
 
-Pure functions of columns; no file is opened here but the policies themselves.
+Pure functions of columns. The only files opened here are the shipped policies.
 """

@@ -1,9 +1,10 @@
-"""Which clips are good enough: a pure function of stored scores and a policy.
+"""Decide which clips are kept: a pure function of stored scores and a policy.
 
-Scores are facts written once by ingest; a policy is a file of bounds. A new policy therefore
-decides again without decoding a frame, and the verdict is the same on any machine. A bound may be
-a percentile, but of a frozen profile, never of the batch at hand: there, one new source would flip
-the verdict on another.
+Ingest writes the scores once; a policy is a file of bounds on them. A new policy is therefore
+applied without decoding a frame, and gives the same result on any machine.
+
+A bound may be a percentile, but only of a stored profile, never of the rows at hand: otherwise one
+new source could change the decision on another.
 """
 
 import math
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 SCORE_MISSING = "SCORE_MISSING"
-_FRAME_SLACK = 2  # containers announce up to two frames that no decoder shows
+_FRAME_SLACK = 2  # containers announce up to two frames that no decoder outputs
 _FOLDER = Path(__file__).parent / "policies"
 _PERCENTILE = re.compile(r"p(\d\d)")
-_RULES = (  # reason, score, bound; the order is that of the reasons
+_RULES = (  # reason, score, bound; reasons are reported in this order, the first one is counted
     ("SHORT_SIDE", "short_side_px", "min_short_side_px"),
     ("FPS_LOW", "src_rate_fps", "min_source_fps"),
     ("FPS_HIGH", "src_rate_fps", "max_source_fps"),
@@ -61,14 +62,14 @@ COLUMNS = (
     "motion_mean",
     "letterbox_frac",
 )
-"""Columns of `clips@1` that verdicts are made from."""
+"""Columns of `clips@1` that `evaluate` needs."""
 Bounds = Mapping[str, float | None]
-"""A policy as numbers alone; null switches a bound off."""
+"""A policy with percentiles resolved to numbers; None disables a bound."""
 
 
 @lru_cache(maxsize=1)
 def score_columns() -> tuple[str, ...]:
-    """Return the columns of `clips@1` that a profile describes: the floating ones."""
+    """Return the columns of `clips@1` that a profile describes: those of floating-point type."""
     columns = load_contract(CLIPS).columns
     return tuple(column.name for column in columns if column.type in {"float32", "float64"})
 
@@ -77,10 +78,10 @@ def _bound(value: object, info: ValidationInfo) -> float | str | None:
     if value is None or (isinstance(value, str) and _PERCENTILE.fullmatch(value)):
         score = score_of(str(info.field_name))
         if value is not None and score not in score_columns():
-            raise ValueError(f"{value}: no profile describes {score}, so give a number")
+            raise ValueError(f"{value}: a profile does not include {score}, give a number")
         return value
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{value!r} is no number, no percentile such as p02, and not null")
+        raise ValueError(f"{value!r} is neither a number, nor a percentile such as p02, nor null")
     return value
 
 
@@ -88,10 +89,10 @@ Bound = Annotated[float | str | None, BeforeValidator(_bound)]
 
 
 class Policy(Frozen):
-    """Bounds on scores: a number, a percentile of a frozen profile (`p02`), or null for off."""
+    """Bounds on scores: a number, a percentile of a stored profile (`p02`), or null for none."""
 
     min_short_side_px: Bound = None
-    """Smallest shorter side of the source's pictures, in px."""
+    """Smallest shorter side of the source's frames, in px."""
     min_source_fps: Bound = None
     """Smallest frame rate of the source, in frames/s."""
     max_source_fps: Bound = None
@@ -113,9 +114,9 @@ class Policy(Frozen):
     max_freeze_frac: Bound = None
     """Largest share of frames that repeat their predecessor, 0 to 1."""
     max_letterbox_frac: Bound = None
-    """Largest share of the picture's area that is stable black border, 0 to 1."""
+    """Largest share of the frame's area that is a constant black border, 0 to 1."""
     min_motion: Bound = None
-    """Smallest mean absolute difference of neighbouring frames, in grey levels of 255."""
+    """Smallest mean absolute difference of consecutive frames, in luma levels of 255."""
     min_blur: Bound = None
     """Smallest 10th percentile of the frames' Laplacian variance; blurred clips have a low one."""
 
@@ -125,30 +126,30 @@ class Policy(Frozen):
         return {name: value for name, value in self if isinstance(value, str)}
 
     def resolve(self, profile: Mapping[str, Sequence[float]] | None = None) -> Bounds:
-        """Turn percentiles into numbers.
+        """Replace percentiles by numbers.
 
         Args:
             profile: column of `clips@1` to its percentiles 0 to 100.
 
         Raises:
-            ConfigError: a percentile is asked for, but there is no profile of its score.
+            ConfigError: a bound is a percentile, and `profile` does not include its score.
         """
         bounds = dict(self)
         for name, percentile in self.percentiles.items():
             score = score_of(name)
             values = (profile or {}).get(score)
             if not values:
-                what = f"{percentile} needs a profile of {score}, and there is none"
+                what = f"{percentile} needs a profile of {score}, which is missing"
                 raise ConfigError(f"policy, {name}", what, PROFILE_HINT)
             bounds[name] = values[int(percentile[1:])]
         return bounds
 
 
-PROFILE_HINT = "add a stage of type profile and feed it in: from: {profile: ...}; or give a number"
+PROFILE_HINT = "add a stage of type profile as an input, from: {profile: ...}; or give a number"
 
 
 def score_of(bound: str) -> str:
-    """Return the score that a bound judges."""
+    """Return the score that a bound applies to."""
     return next(score for _, score, name in _RULES if name == bound)
 
 
@@ -161,7 +162,7 @@ def read_policy(name_or_path: str) -> Policy:
     """Read a shipped policy by name, or a policy file.
 
     Raises:
-        ConfigError: no such policy, or all the mistakes of its file.
+        ConfigError: no such policy, or the file is invalid; lists all mistakes.
     """
     is_path = name_or_path.endswith((".yaml", ".yml"))
     if not is_path and name_or_path not in policy_names():
@@ -172,10 +173,10 @@ def read_policy(name_or_path: str) -> Policy:
 
 
 def parse_policy(bounds: Mapping[Any, Any], where: str) -> Policy:
-    """Make a policy of bounds by name.
+    """Validate bounds by name.
 
     Raises:
-        ConfigError: all that is wrong with them, each with its key.
+        ConfigError: lists all mistakes, each with its key.
     """
     try:
         return Policy.model_validate({str(name): bound for name, bound in bounds.items()})
@@ -190,32 +191,29 @@ def _explain(detail: "ErrorDetails") -> str:
     return f"{name}: {detail['msg'].removeprefix('Value error, ')}"
 
 
-def evaluate(scores: Mapping[str, Any], bounds: Bounds) -> tuple[bool, list[str]]:
-    """Decide on one clip.
+def evaluate(scores: Mapping[str, Any], bounds: Bounds) -> list[str]:
+    """Return the reasons to reject one clip, in a fixed order; none: keep it.
 
     Args:
         scores: a row of `clips@1` (at least `COLUMNS`).
         bounds: a resolved policy. A bound whose score is missing rejects with `SCORE_MISSING`.
-
-    Returns:
-        Whether to keep the clip, and all reasons against it, in a fixed order.
     """
-    facts = {**scores, **_derived(scores)}
+    values = {**scores, **_derived(scores)}
     reasons = []
     for reason, score, bound in _RULES:
-        limit, value = bounds[bound], facts[score]
+        limit, value = bounds[bound], values[score]
         if limit is None:
             continue
         if value is None:
             reasons.append(SCORE_MISSING)
         elif value < limit if bound.startswith("min_") else value > limit:
             reasons.append(reason)
-    reasons = list(dict.fromkeys(reasons))
-    return not reasons, reasons
+    return list(dict.fromkeys(reasons))
 
 
 def _derived(scores: Mapping[str, Any]) -> dict[str, float]:
-    expected = scores["expected_frames"] or 1  # containers that announce nothing break no promise
+    # a container that announces no number of frames cannot be short of it
+    expected = scores["expected_frames"] or 1
     return {
         "short_side_px": min(scores["src_width_px"], scores["src_height_px"]),
         "duration_s": (scores["num_frames"] - 1) / scores["rate_fps"],

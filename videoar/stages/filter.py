@@ -1,22 +1,25 @@
-"""Clips to good clips: a policy's verdict on stored scores, then one of each set of duplicates.
+"""Filter clips: apply a policy to stored scores, then keep one of each set of duplicates.
 
-Rows only; the media stay where they are and no frame is decoded. Each input file gives one output
-file, so that whatever works on single files later keeps its results for those that did not change.
-Rows of all files meet only where they share a key (`videoar.storage.partitions`).
+Works on rows; no frame is decoded. Each input file gives one output file, so that later stages keep
+their cached results for files that did not change. Duplicates are found across all files, by joins
+on keys (`videoar.storage.partitions`).
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeAlias
+from typing import Annotated, ClassVar
 
+import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from videoar.contracts.contract import load_contract
-from videoar.contracts.expectations import CheckReport
+from videoar.contracts.expectations import CheckReport, TableChecks, check
 from videoar.contracts.names import CLIPS, PROFILES, REJECTS
 from videoar.core.errors import ConfigError, ContractError, GateError
+from videoar.core.types import Row
+from videoar.curation import duplicates
 from videoar.curation.policy import (
     COLUMNS,
     PROFILE_HINT,
@@ -28,50 +31,45 @@ from videoar.curation.policy import (
     policy_names,
     read_policy,
 )
+from videoar.media.clip_scores import MIRROR
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.local_path import path_or
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
-from videoar.storage.partitions import DaskScheduler
+from videoar.storage.partitions import DaskScheduler, all_pairs, hash_join, map_partitions
 from videoar.storage.snapshot import Snapshot
 
-if TYPE_CHECKING:
-    import numpy as np
-
-_LONGEST_CLIP = 1025
-_ROW_BITS = 32  # number of a row: its file's index above these bits, its own below
-Row: TypeAlias = dict[str, Any]
-Block: TypeAlias = "tuple[np.ndarray, np.ndarray]"
+_LONGEST_CLIP = 1025  # chosen: frames; above any model's context
+_ROW_BITS = 32  # number of a row: index of its file above these bits, its own index below
+Block = tuple[np.ndarray, np.ndarray]
 """Numbers and embeddings of some rows."""
-
-
 _POLICY = Annotated[str, path_or(*policy_names())] | Policy
 
 
 class FilterConfig(StageConfig):
-    """Which policy decides."""
+    """The policy, and which duplicates are rejected."""
 
     policy: Policy = Field(default="default", validate_default=True)
     """A named policy (`default` for training corpora, `permissive` for anything that moves), the
     path of a policy file, or the bounds themselves."""
     override: Mapping[str, float | str | None] = {}
-    """Bounds that differ from the policy; null switches one off."""
+    """Bounds that replace those of the policy; null disables one."""
     dedup: bool = True
-    """Refuse all but the best of clips that look the same."""
+    """Reject all but the best of clips that look the same."""
     dedup_hamming: int = Field(default=6, ge=0, le=16)
-    """Bits in which each of three hashes of near duplicates may differ; fewer for corpora of more
-    than 25,000 sources. Source: benchmarks/results/near_duplicates.md."""
+    """Largest number of differing bits in each of three hashes of near duplicates; choose fewer for
+    more than 25,000 sources. Source: benchmarks/results/near_duplicates.md."""
     dedup_mirrored: bool = False
-    """Refuse copies that are mirrored left to right, too. Off, because a mirrored clip is other
-    data wherever left and right mean something: writing, driving, captions that say "left"."""
+    """Reject mirrored copies too. Off, because a mirrored clip is different data wherever left and
+    right have a meaning: writing, driving, captions that say "left"."""
     dedup_semantic: float | None = Field(default=None, gt=0, le=1)
-    """Cosine of embeddings from which on clips show the same; null asks no embeddings."""
+    """Smallest cosine of embeddings of clips that count as duplicates; null needs no embeddings."""
     min_keep_fraction: float = Field(default=0.01, ge=0, le=1)
-    """Fewer kept clips fail the gate: nothing is published."""
+    """Share of clips that must be kept; with fewer the check fails and nothing is committed."""
 
     @field_validator("policy", mode="before", json_schema_input_type=_POLICY)
     @classmethod
-    def _is_read_now(cls, value: object) -> object:
-        """Turn a name or path into its content: a worker elsewhere has no such file."""
+    def _read_policy(cls, value: object) -> object:
+        """Replace a name or path by its content: a worker on another machine has no such file."""
         if not isinstance(value, str):
             return value
         try:
@@ -80,7 +78,7 @@ class FilterConfig(StageConfig):
             raise ValueError(str(error)) from None
 
     @model_validator(mode="after")
-    def _overrides_are_bounds(self) -> "FilterConfig":
+    def _check_overrides(self) -> "FilterConfig":
         try:
             _ = self.resolved
         except ConfigError as error:
@@ -93,22 +91,22 @@ class FilterConfig(StageConfig):
         return parse_policy({**dict(self.policy), **self.override}, "override")
 
     def semantic(self) -> Row:
-        """Name the bounds that decide, wherever they were written."""
+        """Return the options with one policy: the same bounds are the same, wherever written."""
         values = super().semantic()
         del values["override"]
         return {**values, "policy": self.resolved.model_dump(mode="json")}
 
     def needs(self) -> Mapping[str, str]:
-        """Ask for a profile where a bound is a percentile."""
-        asked = self.resolved.percentiles
-        if not asked:
+        """Require a profile if a bound is a percentile."""
+        percentiles = self.resolved.percentiles
+        if not percentiles:
             return {}
-        bounds = ", ".join(f"{name} is {value}" for name, value in asked.items())
+        bounds = ", ".join(f"{name} is {value}" for name, value in percentiles.items())
         return {"profile": f"{bounds}; {PROFILE_HINT}"}
 
 
 class FilterStage(ReduceStage[FilterConfig]):
-    """Keep the good ones, say why of the others."""
+    """Keep the good clips; reject the others with their reasons."""
 
     name = "filter"
     version = 2
@@ -120,28 +118,28 @@ class FilterStage(ReduceStage[FilterConfig]):
     config_type = FilterConfig
 
     def reduce(self, inputs: Inputs, context: StageContext) -> Iterator[Output]:
-        """Decide on all clips, then write each input file's share.
+        """Decide on all clips, then yield one output per input file.
 
         Raises:
-            ConfigError: a bound is a percentile, and no profile says of what.
+            ConfigError: a bound is a percentile, and there is no profile of its score.
             GateError: there is no clip at all.
         """
         clips = inputs["clips"]
         if not clips.files:
-            raise GateError("filter", "no clips came in", "see the rejects of ingest")
+            raise GateError("filter", "the input has no clips", "see the rejects of ingest")
         bounds = self.config.resolved.resolve(_percentiles(inputs.get("profile")))
-        judge = _Judge(clips, bounds, asks_embedding=self.config.dedup_semantic is not None)
-        repeats = self._repeats(judge, context.dask_scheduler)
+        rules = _PolicyOnFiles(
+            clips, bounds, needs_embedding=self.config.dedup_semantic is not None
+        )
+        repeats = self._repeats(rules, context.dask_scheduler)
         metrics = {f"bound/{name}": value for name, value in bounds.items() if value is not None}
         for index, file in enumerate(clips.files):
-            output = _split(clips.read_file(file), judge(index), repeats.get(index, {}))
+            output = _split(clips.read_file(file), rules(index), repeats.get(index, {}))
             yield Output(output.rows, output.rejects, {**output.metrics, **metrics})
-            metrics = {}  # those of outputs are added up
+            metrics = {}  # metrics of outputs are summed: bounds must be counted once
 
     def check(self, inputs: Inputs, output: pa.Table) -> CheckReport:
-        """Gate the kept rows with Great Expectations."""
-        from videoar.contracts.expectations import TableChecks, check
-
+        """Check the kept rows with Great Expectations."""
         rows_in = inputs["clips"].rows
         checks = TableChecks(
             unique=("clip_id",),
@@ -152,36 +150,36 @@ class FilterStage(ReduceStage[FilterConfig]):
         return check(output, load_contract(self.produces), checks)
 
     def _repeats(
-        self, judge: "_Judge", scheduler: DaskScheduler | None
+        self, rules: "_PolicyOnFiles", scheduler: DaskScheduler | None
     ) -> dict[int, dict[int, tuple[str, Row]]]:
-        """Return, by file and row, why a clip repeats another one, and the row of that one."""
-        from videoar.curation import duplicates
-        from videoar.media.clip_scores import MIRROR
-        from videoar.storage.partitions import all_pairs, hash_join
+        """Return, by file and row, the reason of a repeating clip and the row that it repeats.
 
-        clips, count = judge.clips, len(judge.clips.files)
+        Only clips that meet the policy take part: a rejected clip must not displace a good one.
+        """
+        clips, count = rules.clips, len(rules.clips.files)
 
         def near(mask: int) -> set[tuple[int, int]]:
-            link = partial(
+            pair = partial(
                 duplicates.near_duplicate_pairs, hamming=self.config.dedup_hamming, mask=mask
             )
-            return _pairs(hash_join(partial(_keys, judge, mask), count, link, scheduler))
+            return _as_set(hash_join(partial(_keys, rules, mask), count, pair, scheduler))
 
-        linked = near(0) if self.config.dedup else set()
+        plain = near(0) if self.config.dedup else set()
         mirrored = near(MIRROR) if self.config.dedup_mirrored else set()
-        alike: set[tuple[int, int]] = set()
+        semantic: set[tuple[int, int]] = set()
         if self.config.dedup_semantic is not None:
-            _require_one_model(judge, scheduler)
+            _require_one_model(rules, scheduler)
             compare = partial(duplicates.semantic_pairs, cosine=self.config.dedup_semantic)
-            blocks = partial(_embedded, judge)
-            alike = _pairs(all_pairs(blocks, count, _merge, compare, scheduler))
-        rows = _rows(clips, {number for pair in linked | mirrored | alike for number in pair})
-        decided = duplicates.pick_representatives(rows, linked, mirrored, alike)
-        found: dict[int, dict[int, tuple[str, Row]]] = {}
-        for number, (reason, other) in decided.items():
+            blocks = partial(_embeddings, rules)
+            semantic = _as_set(all_pairs(blocks, count, _concatenate, compare, scheduler))
+        paired = {number for pair in plain | mirrored | semantic for number in pair}
+        rows = _read_rows(clips, paired)
+        repeats = duplicates.pick_representatives(rows, plain, mirrored, semantic)
+        by_file: dict[int, dict[int, tuple[str, Row]]] = {}
+        for number, (reason, kept) in repeats.items():
             file, row = divmod(number, 1 << _ROW_BITS)
-            found.setdefault(file, {})[row] = (reason, rows[other])
-        return found
+            by_file.setdefault(file, {})[row] = (reason, rows[kept])
+        return by_file
 
 
 def _percentiles(profile: Snapshot | None) -> dict[str, list[float]] | None:
@@ -191,107 +189,103 @@ def _percentiles(profile: Snapshot | None) -> dict[str, list[float]] | None:
     return {row["column"]: row["percentiles"] for row in rows}
 
 
-class _Judge:
-    """The policy's reasons against the clips of one file; travels to workers."""
+class _PolicyOnFiles:
+    """Applies the policy to the clips of one file; pickled to the workers of dask."""
 
-    def __init__(self, clips: Snapshot, bounds: Bounds, *, asks_embedding: bool) -> None:
-        self.clips, self.bounds, self.asks_embedding = clips, bounds, asks_embedding
+    def __init__(self, clips: Snapshot, bounds: Bounds, *, needs_embedding: bool) -> None:
+        self.clips, self.bounds, self.needs_embedding = clips, bounds, needs_embedding
 
     def __call__(self, index: int) -> list[list[str]]:
+        """Return the reasons to reject each row of one file."""
         file = self.clips.files[index]
         rows = self.clips.read_file(file, list(COLUMNS)).to_pylist()
-        reasons = [evaluate(row, self.bounds)[1] for row in rows]
-        if self.asks_embedding:
-            known = self.clips.read_file(file, ["embedding"])["embedding"].is_valid().to_pylist()
-            for against, has_one in zip(reasons, known, strict=True):
-                if not has_one and SCORE_MISSING not in against:
-                    against.append(SCORE_MISSING)
+        reasons = [evaluate(row, self.bounds) for row in rows]
+        if self.needs_embedding:
+            embedded = self.clips.read_file(file, ["embedding"])["embedding"].is_valid().to_pylist()
+            for of_row, is_embedded in zip(reasons, embedded, strict=True):
+                if not is_embedded and SCORE_MISSING not in of_row:
+                    of_row.append(SCORE_MISSING)
         return reasons
 
-    def survivors(self, index: int, columns: Iterable[str]) -> list[tuple[int, Row]]:
-        """Return number and columns of the rows of one file that nothing speaks against."""
+    def accepted(self, index: int, columns: Iterable[str]) -> list[tuple[int, Row]]:
+        """Return number and columns of the rows of one file that meet the policy."""
         rows = self.clips.read_file(self.clips.files[index], list(columns)).to_pylist()
         return [
-            (index << _ROW_BITS | place, row)
-            for place, (row, against) in enumerate(zip(rows, self(index), strict=True))
-            if not against
+            (index << _ROW_BITS | position, row)
+            for position, (row, reasons) in enumerate(zip(rows, self(index), strict=True))
+            if not reasons
         ]
 
 
-def _keys(judge: _Judge, mask: int, index: int) -> "np.ndarray":
-    from videoar.curation import duplicates
-
-    return duplicates.keys(judge.survivors(index, duplicates.COLUMNS), mask)
+def _keys(rules: _PolicyOnFiles, mask: int, index: int) -> np.ndarray:
+    return duplicates.keys(rules.accepted(index, duplicates.COLUMNS), mask)
 
 
-def _embedded(judge: _Judge, index: int) -> Block:
-    import numpy as np
-
-    rows = judge.survivors(index, ["embedding"])
+def _embeddings(rules: _PolicyOnFiles, index: int) -> Block:
+    rows = rules.accepted(index, ["embedding"])
     numbers = np.array([number for number, _ in rows], dtype=np.int64)
     return numbers, np.array([row["embedding"] for _, row in rows], dtype=np.float32)
 
 
-def _merge(blocks: list[Block]) -> Block:
-    import numpy as np
-
+def _concatenate(blocks: list[Block]) -> Block:
+    # an empty block has no width: it cannot be concatenated with those that have
     filled = [block for block in blocks if len(block[0])] or blocks[:1]
     numbers, vectors = zip(*filled, strict=True)
     return np.concatenate(numbers), np.concatenate(vectors)
 
 
-def _require_one_model(judge: _Judge, scheduler: DaskScheduler | None) -> None:
-    """Refuse to compare embeddings of different models."""
-    from videoar.storage.partitions import map_partitions
+def _require_one_model(rules: _PolicyOnFiles, scheduler: DaskScheduler | None) -> None:
+    """Check that all embeddings are of one model: others have no common space."""
 
     def models(index: int) -> set[str | None]:
-        rows = judge.survivors(index, ["embedding_model"])
+        rows = rules.accepted(index, ["embedding_model"])
         return {row["embedding_model"] for _, row in rows}
 
-    found = set[str | None]().union(*map_partitions(models, len(judge.clips.files), scheduler))
-    if len(found) > 1:
-        named = ", ".join(sorted(str(model)[:12] for model in found))
-        raise ContractError(judge.clips.id, f"embeddings of {named}", "embed all clips with one")
+    files = len(rules.clips.files)
+    distinct = set[str | None]().union(*map_partitions(models, files, scheduler))
+    if len(distinct) > 1:
+        names = ", ".join(sorted(str(model)[:12] for model in distinct))
+        what = f"embeddings of several models: {names}"
+        raise ContractError(rules.clips.id, what, "embed all clips with one model")
 
 
-def _pairs(found: Iterable["np.ndarray"]) -> set[tuple[int, int]]:
-    return {(a, b) for pairs in found for a, b in pairs.tolist()}
+def _as_set(pairs: Iterable[np.ndarray]) -> set[tuple[int, int]]:
+    return {(a, b) for part in pairs for a, b in part.tolist()}
 
 
-def _rows(clips: Snapshot, numbers: set[int]) -> dict[int, Row]:
-    """Read what ranks the given rows."""
-    from videoar.curation import duplicates
-
-    found: dict[int, Row] = {}
+def _read_rows(clips: Snapshot, numbers: set[int]) -> dict[int, Row]:
+    """Read the columns that rank clips, for the given row numbers."""
+    rows: dict[int, Row] = {}
     for index in sorted({number >> _ROW_BITS for number in numbers}):
         table = clips.read_file(clips.files[index], list(duplicates.COLUMNS))
-        for place, row in enumerate(table.to_pylist()):
-            if (number := index << _ROW_BITS | place) in numbers:
-                found[number] = row
-    return found
+        for position, row in enumerate(table.to_pylist()):
+            if (number := index << _ROW_BITS | position) in numbers:
+                rows[number] = row
+    return rows
 
 
 def _split(
-    table: pa.Table, verdicts: list[list[str]], repeats: Mapping[int, tuple[str, Row]]
+    table: pa.Table, reasons: list[list[str]], repeats: Mapping[int, tuple[str, Row]]
 ) -> Output:
-    """Part one file's rows into kept and refused ones."""
-    is_refused = [bool(against) or place in repeats for place, against in enumerate(verdicts)]
-    kept = table.filter(pa.array([not refused for refused in is_refused], pa.bool_()))
+    """Split the rows of one file into kept and rejected ones."""
+    is_rejected = [bool(of_row) or i in repeats for i, of_row in enumerate(reasons)]
+    kept = table.filter(pa.array([not rejected for rejected in is_rejected], pa.bool_()))
     rows = table.select(["clip_id", "source_id", "source_uri"]).to_pylist()
-    refused = [
-        _reject(row, verdicts[place], repeats.get(place))
-        for place, row in enumerate(rows)
-        if is_refused[place]
+    rejected = [
+        _reject(row, reasons[i], repeats.get(i)) for i, row in enumerate(rows) if is_rejected[i]
     ]
-    if kept.num_rows + len(refused) != table.num_rows:
-        raise ContractError("filter", f"{table.num_rows} clips in, but not out", "report this")
-    decisive = Counter(f"reject/{row['reasons'][0]}" for row in refused)
+    if kept.num_rows + len(rejected) != table.num_rows:
+        what = f"{table.num_rows} clips in, {kept.num_rows} kept + {len(rejected)} rejected out"
+        raise ContractError("filter", what, "report this")
+    # each clip counts once, under its first reason, so that the counts add up
+    decisive = Counter(f"reject/{row['reasons'][0]}" for row in rejected)
     counts = {"clips_in": table.num_rows, "clips_kept": kept.num_rows, **decisive}
-    return Output(kept, _rejects(refused), counts)
+    schema = load_contract(REJECTS).arrow_schema
+    return Output(kept, pa.Table.from_pylist(rejected, schema), counts)
 
 
 def _reject(row: Row, reasons: list[str], repeat: tuple[str, Row] | None) -> Row:
-    reason, other = repeat or (None, {})
+    reason, kept = repeat or (None, {})
     return {
         "item_id": row["clip_id"],
         "kind": "clip",
@@ -299,11 +293,7 @@ def _reject(row: Row, reasons: list[str], repeat: tuple[str, Row] | None) -> Row
         "source_id": row["source_id"],
         "uri": row["source_uri"],
         "reasons": reasons or [reason],
-        "detail": f"repeats {other['clip_id']}" if repeat else None,
+        "detail": f"repeats {kept['clip_id']}" if repeat else None,
         "exit_kind": "policy",
         "retryable": False,
     }
-
-
-def _rejects(rows: list[Row]) -> pa.Table:
-    return pa.Table.from_pylist(rows, load_contract(REJECTS).arrow_schema)

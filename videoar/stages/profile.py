@@ -1,7 +1,7 @@
-"""Clips to their profile: percentiles and histograms of the scores, kept as a snapshot.
+"""Profile clips: percentiles and histograms of the scores, committed as a snapshot.
 
-A filter with percentile bounds reads it. Feed it from this stage, and bounds move with the corpus;
-freeze it as an input (`profile: snapshot://...`), and they stay until it is renewed.
+`filter` reads it for bounds that are percentiles. If the profile comes from this stage, the bounds
+change with the corpus; if it is an input (`profile: snapshot://...`), they stay until that changes.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,15 +17,16 @@ from videoar.core.errors import GateError
 from videoar.curation.policy import score_columns
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
+from videoar.storage.column_profile import describe
 from videoar.storage.snapshot import Snapshot
 
 
 class ProfileConfig(StageConfig):
-    """Nothing to choose."""
+    """No options of its own."""
 
 
 class ProfileStage(ReduceStage[ProfileConfig]):
-    """Describe each numeric column."""
+    """Describe each score column."""
 
     name = "profile"
     consumes: ClassVar[Mapping[str, Port]] = {"clips": Port(CLIPS)}
@@ -38,11 +39,9 @@ class ProfileStage(ReduceStage[ProfileConfig]):
         Raises:
             GateError: there is no clip at all.
         """
-        from videoar.storage.column_profile import describe
-
         clips = inputs["clips"]
         if not clips.files:
-            raise GateError(self.name, "no clips came in", "see the rejects of ingest")
+            raise GateError(self.name, "the input has no clips", "see the rejects of ingest")
         profiles = (
             describe(
                 column,

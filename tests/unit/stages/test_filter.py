@@ -148,7 +148,7 @@ def test_semantic_duplicates_name_what_they_repeat(store):
     off, _ = sift(store, clips, gate=False, policy="permissive")
     assert off.rows == 4
     mixed = clips_of(store, [rows[0]], [clip_row("x", **{**at, "embedding_model": "n"})])
-    with pytest.raises(ContractError, match=r"embeddings of m, n .embed all clips with one"):
+    with pytest.raises(ContractError, match=r"several models: m, n .embed all clips with one"):
         sift(store, mixed, **options)
 
 
@@ -175,7 +175,7 @@ def test_the_content_of_a_policy_is_what_counts(store, tmp_path):
 
 def test_nothing_in_is_refused(store):
     empty = commit(store, "clips", "clips@1", [])
-    with pytest.raises(GateError, match="no clips came in"):
+    with pytest.raises(GateError, match="the input has no clips"):
         sift(store, empty)
 
 

@@ -36,5 +36,5 @@ def test_percentiles_are_exact_whatever_the_files(store):
 
 
 def test_nothing_in_is_refused(store):
-    with pytest.raises(GateError, match="no clips came in"):
+    with pytest.raises(GateError, match="the input has no clips"):
         describe(store, commit(store, "clips", "clips@1", []))
