@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from videoar.admin.validate import derive_bits
+from videoar.admin.validate import requantize
 from videoar.core.ids import digest_json
 from videoar.core.types import Provenance
 from videoar.storage.token_codec import checksum
@@ -25,7 +25,7 @@ def token_rows(start, rows, shape=SHAPE, scales=SCALES, source=None, **notes):
     """Return rows of `tokens@1` numbered from `start`, each of its own source by default."""
     random = np.random.default_rng(start)
     latents = random.normal(size=(rows, *shape)).astype("<f2")
-    bits = derive_bits(latents, scales)
+    bits = requantize(latents, scales)
     ids = range(start, start + rows)
     table = pa.table({
         "clip_id": [f"{i:032x}" for i in ids],

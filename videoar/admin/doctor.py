@@ -1,4 +1,4 @@
-"""`doctor`: is this machine and this store fit to be trusted with a run?"""
+"""Check that this machine and this store can execute a run."""
 
 import shutil
 from collections.abc import Callable
@@ -24,7 +24,7 @@ _PACKAGES = (
 
 
 class Check(Frozen):
-    """One question and its answer."""
+    """One check and its result."""
 
     name: str
     ok: bool
@@ -32,21 +32,21 @@ class Check(Frozen):
 
 
 def diagnose(store: Store) -> list[Check]:
-    """Ask all questions; none of them stops the others."""
-    questions: dict[str, Callable[[], str]] = {
+    """Run all checks; a failed one does not stop the others."""
+    checks: dict[str, Callable[[], str]] = {
         "store: put-if-absent under a race": lambda: _race(store),
         "store: write, read, delete": lambda: _round_trip(store),
         "ffmpeg": lambda: _binary("ffmpeg"),
         "ffprobe": lambda: _binary("ffprobe"),
         "packages": lambda: ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
     }
-    return [_ask(name, question) for name, question in questions.items()]
+    return [_run(name, check) for name, check in checks.items()]
 
 
-def _ask(name: str, question: Callable[[], str]) -> Check:
+def _run(name: str, check: Callable[[], str]) -> Check:
     try:
-        return Check(name=name, ok=True, detail=question())
-    except (VideoARError, ImportError) as error:
+        return Check(name=name, ok=True, detail=check())
+    except (VideoARError, ImportError) as error:  # PackageNotFoundError is an ImportError
         return Check(name=name, ok=False, detail=str(error))
 
 
@@ -59,15 +59,15 @@ def _race(store: Store) -> str:
 
 def _round_trip(store: Store) -> str:
     store.objects.put(ROUND_TRIP_KEY, b"videoar")
-    same = store.objects.get(ROUND_TRIP_KEY) == b"videoar"
+    is_equal = store.objects.get(ROUND_TRIP_KEY) == b"videoar"
     store.objects.delete(ROUND_TRIP_KEY)
-    if not same:
-        raise ConfigError(store.url, "reads back other bytes than were written")
+    if not is_equal:
+        raise ConfigError(store.url, "returns other bytes than were written", "use another")
     return store.url
 
 
 def _binary(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
+    path = shutil.which(name)
+    if path is None:
         raise ConfigError(name, "not on PATH", "apt install ffmpeg")
-    return found
+    return path

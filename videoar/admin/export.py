@@ -1,7 +1,8 @@
-"""A snapshot in formats that others read: WebDataset tar shards, or plain Parquet.
+"""Export a snapshot of tokens as WebDataset tar shards or plain Parquet.
 
-Shards are made whole in memory and put whole; `manifest.json` comes last, so a folder without it is
-an export that was cut off, and the same call again finishes it. Equal rows give equal bytes.
+Each shard is built in memory and uploaded in one request. `manifest.json` is written last: a folder
+without it is an export that was interrupted, and the same call completes it. Equal rows give equal
+bytes.
 """
 
 import io
@@ -27,21 +28,28 @@ from videoar.storage.store import Store, open_store
 from videoar.storage.token_codec import frame_bytes
 
 MANIFEST = "manifest.json"
-_PART_ROWS = 64
+_BATCH_ROWS = 64  # chosen: bounds the payload that is held beside the shard
 _CHECKSUMS = ("bits_xxh3", "latent_xxh3")
-"""Left out: they are of the store's bytes, and were compared when rows were read."""
+"""Not exported: checksums of the bytes as stored, which were verified on reading."""
 
 
 def export(
     store: Store, name: str, form: str, to: str, *, shard_mib: float = 256
 ) -> dict[str, Any]:
-    """Write a snapshot of tokens to a folder or URL, or find that this has been done.
+    """Write a snapshot of tokens to a folder or URL; a finished export is not repeated.
+
+    Args:
+        store: where the snapshot is.
+        name: its name.
+        form: `webdataset` or `parquet`.
+        to: folder or store URL, empty or with the same export in it.
+        shard_mib: stored bytes per file; a tar adds its headers.
 
     Returns:
         The manifest: `{format, snapshot, digest, rows, files: [{name, rows, size_bytes, sha256}]}`.
 
     Raises:
-        ConfigError: the format or snapshot cannot be exported, or the folder has something else.
+        ConfigError: the format or snapshot cannot be exported, or the folder has other files.
         StorageError: a row is damaged, or a store does not answer.
     """
     if form not in FORMATS:
@@ -61,7 +69,7 @@ def export(
     done = _done(objects, to, head, set(names))
     if done is not None:
         return done
-    objects.delete(MANIFEST)  # of files that have gone or shrunk since: unfinished until the end
+    objects.delete(MANIFEST)  # some of its files are missing or truncated
     files = []
     for file, rows in zip(names, shards, strict=True):
         data = write(source, rows)
@@ -81,65 +89,74 @@ def _open(to: str, endpoint: str) -> ObjectStore:
 def _done(
     objects: ObjectStore, to: str, head: dict[str, str], names: set[str]
 ) -> dict[str, Any] | None:
-    """Return the manifest of the same export, if all of its files are there.
+    """Return the manifest of the same export if all of its files exist, else None.
 
     Raises:
-        ConfigError: the folder has anything else in it.
+        ConfigError: the folder has any other file.
     """
-    there = {i.key: i.size_bytes for i in objects.list("") if not i.key.startswith(PROBES_PREFIX)}
-    found = objects.find(MANIFEST)
-    manifest: dict[str, Any] = json.loads(found) if found else {}
+    existing = {
+        info.key: info.size_bytes
+        for info in objects.list("")
+        if not info.key.startswith(PROBES_PREFIX)
+    }
+    data = objects.find(MANIFEST)
+    manifest: dict[str, Any] = json.loads(data) if data else {}
     listed = {file["name"]: file["size_bytes"] for file in manifest.get("files", ())}
-    other = sorted(there.keys() - names - {MANIFEST})
-    is_other = {k: manifest.get(k) for k in head} != head or listed.keys() != names
-    if other or (manifest and is_other):
+    other = sorted(existing.keys() - names - {MANIFEST})
+    is_different = {k: manifest.get(k) for k in head} != head or listed.keys() != names
+    if other or (manifest and is_different):
         what = f"has {other[0] if other else 'another export'} in it"
         raise ConfigError(f"--to {to}", what, "give an empty folder")
-    return manifest if manifest and listed.items() <= there.items() else None
+    return manifest if manifest and listed.items() <= existing.items() else None
 
 
 def _shards(source: RowReader, shard_bytes: int) -> list[np.ndarray]:
-    """Cut the rows, in the order of the snapshot, into parts of about equal size."""
+    """Split the rows, in the order of the snapshot, into shards of about equal size."""
     size = sum(file.size_bytes for file in source.snapshot.files)
     count = min(math.ceil(size / shard_bytes), source.small.num_rows)
     return np.array_split(np.arange(source.small.num_rows), count) if count else []
 
 
-def _parts(source: RowReader, rows: np.ndarray) -> Iterator[tuple[pa.Table, dict[str, Any]]]:
-    """Yield rows in parts of one file each, with what its footer says of how to read them.
+def _batches(source: RowReader, rows: np.ndarray) -> Iterator[tuple[pa.Table, dict[str, Any]]]:
+    """Yield rows in batches of one file each, with the layout that its footer declares.
 
     Raises:
-        ContractError: the footer does not say it.
+        ContractError: the footer declares none, or one of a newer version.
     """
     file = source.payload.file_N[rows]
     for number in np.unique(file):
         notes, where = source.notes[number], source.snapshot.files[number].key
-        said = notes.keys() >= {"scales", "tokenizer_digest"}
-        if not said or notes.get("layout_version") not in READABLE_LAYOUT_VERSIONS:
+        is_declared = notes.keys() >= {"scales", "tokenizer_digest"}
+        if not is_declared or notes.get("layout_version") not in READABLE_LAYOUT_VERSIONS:
             hint = f"see videoar validate {source.snapshot.id} --deep"
-            raise ContractError(where, "its footer does not say how its bits are laid out", hint)
-        own = {"scales": json.loads(notes["scales"]), "tokenizer": notes["tokenizer_digest"]}
-        mine = rows[file == number]
-        for start in range(0, len(mine), _PART_ROWS):
-            yield source.take(mine[start : start + _PART_ROWS]).drop_columns(list(_CHECKSUMS)), own
+            raise ContractError(
+                where, "its footer does not declare a known layout of its bits", hint
+            )
+        layout = {"scales": json.loads(notes["scales"]), "tokenizer": notes["tokenizer_digest"]}
+        of_file = rows[file == number]
+        for start in range(0, len(of_file), _BATCH_ROWS):
+            batch = source.take(of_file[start : start + _BATCH_ROWS])
+            yield batch.drop_columns(list(_CHECKSUMS)), layout
 
 
 def _webdataset(source: RowReader, rows: np.ndarray) -> bytes:
     """Write a tar of `<clip>.json`, `<clip>.bits.npy` and `<clip>.latent.npy` per sample."""
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        samples = ({**row, **own} for part, own in _parts(source, rows) for row in part.to_pylist())
-        for facts in samples:
-            bits, latent = facts.pop("bits"), facts.pop("latent")
-            t, h, w, k = (facts[name] for name in "thwk")
-            width = frame_bytes(facts["scales"], k)
+        batches = _batches(source, rows)
+        samples = ({**row, **layout} for batch, layout in batches for row in batch.to_pylist())
+        for sample in samples:
+            bits, latent = sample.pop("bits"), sample.pop("latent")
+            t, h, w, k = (sample[name] for name in "thwk")
+            width = frame_bytes(sample["scales"], k)
             members = {
-                "json": canonical_json(facts).encode(),
+                "json": canonical_json(sample).encode(),
                 "bits.npy": _npy(np.frombuffer(bits, np.uint8).reshape(t, width)),
                 "latent.npy": _npy(np.frombuffer(latent, "<f2").reshape(t, k, h, w)),
             }
             for suffix, data in members.items():
-                info = tarfile.TarInfo(f"{facts['clip_id']}.{suffix}")  # no time, no owner
+                info = tarfile.TarInfo(f"{sample['clip_id']}.{suffix}")
+                # TarInfo's defaults, time 0 and owner 0, keep equal rows equal bytes
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
     return sink.getvalue()
@@ -152,15 +169,15 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def _parquet(source: RowReader, rows: np.ndarray) -> bytes:
-    """Write rows with plain binary columns, and per row what the footer of a store's file says."""
+    """Write rows with plain binary columns, and the layout from the footer as columns."""
     grids = pa.list_(pa.list_(pa.int32()))
-    parts = []
-    for part, own in _parts(source, rows):
-        scales = pa.array([own["scales"]] * len(part), grids)
-        makers = pa.array([own["tokenizer"]] * len(part))
-        wide = part.append_column("scales", scales).append_column("tokenizer", makers)
-        parts.append(wide.replace_schema_metadata(None))
-    table = pa.concat_tables(parts)
+    batches = []
+    for batch, layout in _batches(source, rows):
+        scales = pa.array([layout["scales"]] * len(batch), grids)
+        tokenizers = pa.array([layout["tokenizer"]] * len(batch))
+        wide = batch.append_column("scales", scales).append_column("tokenizer", tokenizers)
+        batches.append(wide.replace_schema_metadata(None))
+    table = pa.concat_tables(batches)
     sink = io.BytesIO()
     plain = ["bits", "latent"]
     others = [name for name in table.column_names if name not in plain]

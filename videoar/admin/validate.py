@@ -1,4 +1,4 @@
-"""What `videoar validate` finds: mistakes in a pipeline file, damage in a snapshot."""
+"""Validate a pipeline file, or the rows, files and objects of a snapshot."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from videoar.storage.token_codec import Grid
 
 Mistake = dict[str, Any]
-"""`path` and `message`; of a deep look also `kind` and `row`."""
+"""`path` and `message`; of a deep check also `kind` and `row`."""
 
 
 def validate_pipeline(path: Path) -> list[Mistake]:
@@ -39,35 +39,35 @@ def validate_pipeline(path: Path) -> list[Mistake]:
 def validate_snapshot(
     store: Store, name: str, *, deep: bool = False, tokenizer: str | None = None
 ) -> list[Mistake]:
-    """Return what is wrong with the files of a snapshot, all of it.
+    """Return all violations in the files of a snapshot.
 
     Args:
         store: where the snapshot is.
-        name: its id, or a ref.
-        deep: also look at pages, layout, payload, and the objects that rows name.
-        tokenizer: snapshot or ref of the tokenizer that must have made the tokens; by default the
-            one that the snapshot itself was made with.
+        name: its name.
+        deep: also check pages, layout, payload, and the objects that rows name.
+        tokenizer: name of the tokenizer that the tokens must be of; None means the one in the
+            snapshot's provenance.
 
     Raises:
-        ConfigError: the tokenizer is something else.
-        StorageError: the store does not answer; nothing was found out.
+        ConfigError: `tokenizer` names no tokenizer.
+        StorageError: the store does not answer; nothing was checked.
     """
     snapshot = find_snapshot(store, name)
     if not deep:
-        of_files = [mistake for file in snapshot.files for mistake in _shallow(snapshot, file)]
-        twice = duplicate_keys(snapshot)
-        return of_files + [{"path": found.second.key, "message": str(found)} for found in twice]
+        mistakes = [mistake for file in snapshot.files for mistake in _check_file(snapshot, file)]
+        duplicates = duplicate_keys(snapshot)
+        return mistakes + [{"path": key.second.key, "message": str(key)} for key in duplicates]
     from videoar.storage.audit import audit
 
     digest = _tokenizer_digest(store, snapshot, tokenizer)
-    return [found.model_dump() for found in audit(snapshot, derive_bits, digest)]
+    return [finding.model_dump() for finding in audit(snapshot, requantize, digest)]
 
 
-def _shallow(snapshot: Snapshot, file: FileRef) -> list[Mistake]:
+def _check_file(snapshot: Snapshot, file: FileRef) -> list[Mistake]:
     contract = load_contract(snapshot.contract)
     try:
         contract.conform(snapshot.read_file(file, verify=True), file.key)
-    except TransientStorageError:
+    except TransientStorageError:  # says nothing about the file
         raise
     except VideoARError as error:
         what = f"{error.what} ({error.hint})" if error.hint else error.what
@@ -76,7 +76,7 @@ def _shallow(snapshot: Snapshot, file: FileRef) -> list[Mistake]:
 
 
 def _tokenizer_of(store: Store, snapshot: Snapshot) -> str | None:
-    """Return the tokenizer of a snapshot, or of the tokens that it was rearranged from."""
+    """Return the tokenizer of a snapshot of tokens; `compact` names the tokens it read instead."""
     parents = snapshot.commit.provenance.parents
     while "tokenizer" not in parents and "tokens" in parents:
         parents = store.snapshot(parents["tokens"]).commit.provenance.parents
@@ -90,13 +90,25 @@ def _tokenizer_digest(store: Store, snapshot: Snapshot, name: str | None) -> str
     model = find_snapshot(store, name)
     rows = model.table(["kind", "digest"]).to_pylist() if model.contract == MODELS else []
     if [row["kind"] for row in rows] != ["tokenizer"]:
-        raise ConfigError(f"--tokenizer {name}", "is no tokenizer", "videoar ls shows what is")
+        raise ConfigError(
+            f"--tokenizer {name}",
+            "is no tokenizer",
+            "a snapshot of the stage train_tokenizer is one",
+        )
     digest: str = rows[0]["digest"]
     return digest
 
 
-def derive_bits(latent_NTKHW: "np.ndarray", scales: "Sequence[Grid]") -> list[bytes]:
-    """Quantize stored latents as the tokenize stage does; return the packed bits of each row."""
+def requantize(latent_NTKHW: "np.ndarray", scales: "Sequence[Grid]") -> list[bytes]:
+    """Quantize stored latents as the tokenize stage does.
+
+    Args:
+        latent_NTKHW: float16, one latent per row.
+        scales: height and width of each scale.
+
+    Returns:
+        The packed bits of each row, as they are stored.
+    """
     import torch
 
     from videoar.model.tokenizer.quantizer import MultiScaleBSQ
@@ -104,5 +116,5 @@ def derive_bits(latent_NTKHW: "np.ndarray", scales: "Sequence[Grid]") -> list[by
 
     quantizer = MultiScaleBSQ(latent_NTKHW.shape[2], tuple(scales))
     latent = torch.from_numpy(latent_NTKHW.copy()).transpose(1, 2)
-    scale_bits = [bits.numpy() for bits in quantizer.encode(latent)]
-    return [pack_bits([of_scale[i] for of_scale in scale_bits]) for i in range(len(latent))]
+    scales_bits = [bits.numpy() for bits in quantizer.encode(latent)]
+    return [pack_bits([bits[row] for bits in scales_bits]) for row in range(len(latent))]

@@ -46,7 +46,7 @@ def run(
         plan(pipeline, overrides, start, until)
         return
     store = session.open()
-    _drive(
+    _execute(
         lambda: api.run(
             store,
             pipeline,
@@ -68,7 +68,7 @@ def resume(run_id: RunArgument) -> None:
     """
     store = session.open()
     target = session.target or settings().target
-    _drive(lambda: api.resume(store, run_id, target=target, watch=_watch))
+    _execute(lambda: api.resume(store, run_id, target=target, watch=_watch))
 
 
 @verb(app, _PANEL, "plan pipelines/quickstart.yaml")
@@ -158,7 +158,7 @@ def explain(
     emit(result, lambda: [Table(("component", "old", "new"), rows)] if rows else [same])
 
 
-def _drive(execute: "Callable[[], api.Run]") -> None:
+def _execute(execute: "Callable[[], api.Run]") -> None:
     # Ray prints on stdout when a worker is killed; stdout is for the result
     with redirect_stdout(sys.stderr):
         result = execute()

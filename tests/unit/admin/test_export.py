@@ -180,7 +180,7 @@ def test_what_cannot_be_exported(store, tokens, tmp_path):
     with pytest.raises(StorageError, match=f"{bad.files[0].key}: row 2: bits fails its checksum"):
         export(store, bad.id, "parquet", str(tmp_path / "out"))
     mute = commit_tables(store, token_rows(0, 3).replace_schema_metadata(None))
-    with pytest.raises(ContractError, match=f"{mute.files[0].key}: its footer does not say"):
+    with pytest.raises(ContractError, match=f"{mute.files[0].key}: its footer does not declare"):
         export(store, mute.id, "webdataset", str(tmp_path / "out"))
     assert not (tmp_path / "out" / "manifest.json").exists()
 

@@ -21,7 +21,7 @@ from tests.support.token_files import (
     token_rows,
 )
 from videoar.admin.forget import forget
-from videoar.admin.validate import derive_bits, validate_snapshot
+from videoar.admin.validate import requantize, validate_snapshot
 from videoar.cli.app import app
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, StorageError
@@ -118,7 +118,7 @@ def test_no_file_is_read_whole(local, monkeypatch):
             lengths.append(length)
             return local.objects.get_range(key, start, length)
 
-    assert list(audit(dataclasses.replace(snapshot, objects=Counting()), derive_bits)) == []
+    assert list(audit(dataclasses.replace(snapshot, objects=Counting()), requantize)) == []
     footer = 32 << 10  # Arrow reads the end of a file at once
     assert max(length for length in lengths if length < footer) <= 600
     assert sum(length >= footer for length in lengths) <= 2
@@ -135,12 +135,12 @@ def test_a_truncated_file(store):
 def test_a_file_that_listings_do_not_show_yet_is_read_all_the_same(local):
     snapshot = commit_tables(local, token_rows(0, 5), token_rows(5, 5))
     late = dataclasses.replace(snapshot, objects=ListsLate(local.objects))
-    assert list(audit(late, derive_bits)) == []
+    assert list(audit(late, requantize)) == []
     flip(local, snapshot.files[1], 100)
-    seen, hidden = (list(audit(of, derive_bits)) for of in (snapshot, late))
+    seen, hidden = (list(audit(of, requantize)) for of in (snapshot, late))
     assert seen == hidden != []
     local.objects.delete(snapshot.files[1].key)
-    assert [finding.kind for finding in audit(late, derive_bits)] == ["MISSING"]
+    assert [finding.kind for finding in audit(late, requantize)] == ["MISSING"]
 
 
 def test_a_missing_file_hides_no_other_damage(store):

@@ -12,10 +12,12 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.e2e.small import ROOT, environment, in_this_process
-from tests.support.toy_runs import toy_run, write_videos
+from tests.support.toy_runs import toy_document, toy_run, write_videos
+from tests.support.toys import REGISTRY
 from videoar import api
 from videoar.cli.app import app
 from videoar.core.errors import ConfigError
+from videoar.pipeline.registry import BUILTIN
 from videoar.records.run_record import Run
 
 RUN = SimpleNamespace(
@@ -358,3 +360,79 @@ def test_a_file_that_is_no_yaml_is_named_once(store, tmp_path):
     assert (code, out) == (2, f"{path}:2: 2026-01-31 is a date in YAML 1.1, text in YAML 1.2 "
                               "(put it in quotes if it is text)\n")  # fmt: skip
     assert fail(store, "run", str(path))[2].startswith(f"error: {out.strip()}")
+
+
+@pytest.fixture
+def toy_file(tmp_path, monkeypatch):
+    """Return a function that writes a pipeline of toy stages which the command line can run."""
+    for name, stage in REGISTRY.items():
+        monkeypatch.setitem(BUILTIN, name, stage)
+
+    def write(*names: str, **options: dict | None) -> list[str]:
+        videos = write_videos(tmp_path / "videos", *names)
+        path = tmp_path / "toy.yaml"
+        path.write_text(json.dumps(toy_document(videos, **options)))  # JSON is YAML
+        return [(tmp_path / "store").as_uri(), "run", str(path), "--target", "inline"]
+
+    return write
+
+
+def test_a_blocked_gate_shows_the_run_and_its_report(toy_file):
+    arguments = toy_file("a.mp4", gate={"bound": 2.0})
+    code, out, err = call(*arguments, VIDEOAR_LOG="json")
+    assert code == 4
+    assert "GATE_BLOCKED" in out.splitlines()[0]
+    report = Path(out.splitlines()[-1].removeprefix("report: "))
+    assert report.read_text().startswith("<!doctype html>")
+    assert err.splitlines()[-1].startswith("error: ")
+    assert "rows >= 2.0" in err.splitlines()[-1]
+    code, out, _ = call(*arguments, "--json")
+    document = json.loads(out)
+    assert (code, document["status"], document["error"]["exit_code"]) == (4, "GATE_BLOCKED", 4)
+    assert document["error"]["type"] == "GateError"
+    assert {stage["name"]: stage["status"] for stage in document["stages"]} == {
+        "big": "CACHED", "few": "CACHED", "model": "CACHED", "gate": "GATE_BLOCKED",
+    }  # fmt: skip
+    assert Path(document["report"]).exists()
+
+
+def test_a_failed_run_shows_its_stages_and_the_error_once_on_stderr(toy_file):
+    code, out, err = call(*toy_file("explode.mp4"), "--json", VIDEOAR_LOG="json")
+    document = json.loads(out)
+    assert (code, document["status"], document["error"]["type"]) == (3, "FAILED", "StageError")
+    assert [line for line in err.splitlines() if "boom" in line and line.startswith("error: ")]
+
+
+def test_stages_that_were_not_requested_are_skipped(toy_file):
+    code, out, err = call(*toy_file("a.mp4"), "--until", "few", "--json")
+    assert code == 0, err
+    statuses = {stage["name"]: stage["status"] for stage in json.loads(out)["stages"]}
+    assert statuses == {
+        "big": "SUCCEEDED", "few": "SUCCEEDED", "model": "SKIPPED", "gate": "SKIPPED",
+    }  # fmt: skip
+
+
+def test_a_dry_run_is_a_plan_and_leaves_nothing(toy_file, tmp_path):
+    store, _, path, *target = toy_file("a.mp4")
+    for flags in ([], ["--json"], ["--until", "few"]):
+        dry = call(store, "run", path, *target, "--dry-run", *flags)
+        assert dry == call(store, "plan", path, *target, *flags)
+        assert dry[0] == 0, dry[2]
+    assert not list((tmp_path / "store").rglob("run.json"))
+    _, out, _ = call(store, "plan", path, "--until", "few", "--json")
+    assert [stage["name"] for stage in json.loads(out)["stages"]] == ["big", "few"]
+    code, error, _ = fail(store, "plan", path, "--from", "model")
+    assert (code, error["where"], error["what"]) == (2, "stages.big", "has no finished snapshot")
+    code, error, _ = fail(store, "plan", path, "--from", "model", "--until", "few")
+    assert (code, error["where"]) == (2, "--from model")
+
+
+def test_an_interrupted_run_says_how_to_resume_it(toy_file, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tests.support.toys.Pick.reduce", interrupted)
+    code, out, err = call(*toy_file("a.mp4"), "--json", VIDEOAR_LOG="json")
+    document = json.loads(out)
+    assert (code, document["status"], document["error"]["exit_code"]) == (130, "CANCELLED", 130)
+    assert f"videoar resume {document['run_id']}" in err.splitlines()[-1]
