@@ -7,11 +7,12 @@ JSON Schema of a pipeline file, with which editors complete keys and underline m
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from videoar.core.names import NAME_PATTERN
+from videoar.core.types import Json
 from videoar.pipeline.options import Schema, options_of
 from videoar.pipeline.registry import BUILTIN, Registry, stage_class
 from videoar.pipeline.stage_reference import OptionReference, StageReference, stage_references
@@ -143,19 +144,19 @@ def _stage_schema(type_name: str, registry: Registry) -> tuple[dict[str, Any], d
     return schema, {name: _plain(own) for name, own in options.definitions.items()}
 
 
-def _plain(schema: Any) -> Any:  # noqa: ANN401 - any part of a JSON Schema
+def _plain(schema: Schema) -> dict[str, Any]:
     """Return a schema without our marks and the titles that pydantic makes of names."""
-    if isinstance(schema, list):
-        return [_plain(item) for item in schema]
-    if not isinstance(schema, Mapping):
-        return schema
     is_titled = isinstance(schema.get("title"), str)
     left_out = _MARKS | {"title"} if is_titled else _MARKS
-    return {
-        key: _joined(value) if key == "description" and isinstance(value, str) else _plain(value)
-        for key, value in schema.items()
-        if key not in left_out
-    }
+    kept = {key: _plain_part(value) for key, value in schema.items() if key not in left_out}
+    text = kept.get("description")  # in `properties` it may be the name of an option
+    return kept | ({"description": _joined(text)} if isinstance(text, str) else {})
+
+
+def _plain_part(part: Json) -> Json:
+    if isinstance(part, list):
+        return [_plain_part(item) for item in part]
+    return _plain(part) if isinstance(part, dict) else part
 
 
 def _joined(text: str) -> str:

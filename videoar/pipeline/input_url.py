@@ -66,7 +66,7 @@ def _file_problem(parts: SplitResult, url: str) -> Problem | None:
     if not parts.path:
         return "names no folder", "write file:///absolute/path"
     if "?" in url or "#" in url:
-        # a URL ends its path there, and another folder would be read without a word
+        # a URL ends its path there, and another folder would be read silently
         return "contains ? or #", "write %3F or %23, or the path without file://"
     return None
 

@@ -39,17 +39,19 @@ class Option:
     definitions: Mapping[str, Schema] = field(repr=False)
     """What `$ref` in the schema refers to."""
 
-    # A union is flattened once, here: everything else looks at plain alternatives in turn.
     @property
     def variants(self) -> tuple[Schema, ...]:
-        """The alternatives that a value may match, with references resolved: one, if no union."""
+        """The alternatives of a union, with references resolved; one if it is none.
+
+        Everything below looks at these in turn, so that nothing else has to know of unions.
+        """
         return tuple(self._flat(self.schema))
 
     def _flat(self, schema: Schema) -> Iterator[Schema]:
         if "$ref" in schema:
             yield from self._flat(self.definitions[schema["$ref"].rpartition("/")[2]])
-        elif "anyOf" in schema:
-            for variant in schema["anyOf"]:
+        elif "anyOf" in schema or "oneOf" in schema:  # pydantic: plain and discriminated unions
+            for variant in (*schema.get("anyOf", ()), *schema.get("oneOf", ())):
                 yield from self._flat(variant)
         else:
             yield schema
@@ -62,7 +64,7 @@ class Option:
     @property
     def choices(self) -> tuple[str, ...]:
         """The texts that are allowed, where they are listed."""
-        return tuple(text for variant in self.variants for text in variant.get("enum", ()))
+        return tuple(text for variant in self.variants for text in _choices(variant))
 
     @property
     def is_text(self) -> bool:
@@ -106,8 +108,8 @@ class Option:
         return " or ".join(texts)
 
     def _describe(self, schema: Schema) -> str:
-        if "enum" in schema:
-            return f"one of {', '.join(schema['enum'])}"
+        if _choices(schema):
+            return f"one of {', '.join(_choices(schema))}"
         kind = schema.get("type")
         if kind == "array":
             return self._describe_list(schema)
@@ -126,8 +128,13 @@ class Option:
         return f"a list{least}, each entry {entry}"
 
 
+def _choices(schema: Schema) -> tuple[str, ...]:
+    # a Literal of one value is `const`
+    return tuple(map(str, schema.get("enum", [schema["const"]] if "const" in schema else ())))
+
+
 def _type_name(schema: Schema) -> str:
-    if "enum" in schema:
+    if _choices(schema):
         return "enum"
     return "path" if schema.get("format") == "path" else str(schema.get("type", "any"))
 
@@ -141,8 +148,8 @@ def _bounds(schema: Schema) -> str:
 
 def _child_schema(schema: Schema, key: str | int) -> Schema | None:
     if key in schema.get("properties", {}):
-        found: Schema = schema["properties"][key]
-        return found
+        option: Schema = schema["properties"][key]
+        return option
     if isinstance(schema.get("additionalProperties"), dict):
         values: Schema = schema["additionalProperties"]
         return values

@@ -52,7 +52,7 @@ def _parent(document: dict[str, Any], keys: list[str], where: str, source: str) 
             continue
         if not isinstance(node, dict):
             raise ConfigError(where, f"{'.'.join(keys[:depth])} is no mapping in {source}")
-        # below a stage's options a mapping that the file leaves out is added
+        # inside a stage, mappings that the file leaves out are added: stages.x.resources.cpus=2
         if key not in node and depth < 2:
             raise ConfigError(where, f"{source} has no {key}", did_you_mean(key, map(str, node)))
         node = node.setdefault(key, {})
@@ -66,7 +66,7 @@ def _set(parent: object, keys: list[str], value: Json, where: str, source: str) 
     elif not isinstance(parent, dict):
         raise ConfigError(where, f"{'.'.join(keys[:-1])} is no mapping in {source}")
     elif len(keys) == 2 and key not in parent:
-        # a new input would feed nothing: the run would use the file's input without a word
+        # a new input would feed nothing: the run would silently use the file's own
         raise ConfigError(where, f"{source} has no {key}", did_you_mean(key, map(str, parent)))
     else:
         parent[key] = value

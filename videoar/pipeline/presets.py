@@ -1,7 +1,10 @@
 """Options `preset` and a mapping of fields that differ from it; mistakes get the key they are in.
 
-preset: Annotated[str, preset_name(PRESETS)] = "tiny"
-model: Annotated[dict[str, Any], valid_overrides(PRESETS)] = Field(default_factory=dict)
+    preset: Annotated[str, preset_name(PRESETS)] = "tiny"
+    model: Annotated[dict[str, Any], valid_overrides(PRESETS)] = Field(default_factory=dict)
+
+Both also complete the JSON Schema of the option, from which editors and the reference of stages
+know the presets and their fields.
 """
 
 from collections.abc import Mapping
@@ -22,9 +25,19 @@ def with_overrides(preset: Shape, overrides: Mapping[str, Any]) -> Shape:
     return type(preset).model_validate({**preset.model_dump(), **overrides})
 
 
+def preset_name(presets: Mapping[str, Frozen]) -> "_PresetName":
+    """Annotate an option that names a preset."""
+    return _PresetName(presets)
+
+
+def valid_overrides(presets: Mapping[str, Frozen]) -> "_ValidOverrides":
+    """Annotate an option whose fields override those of the option `preset`, declared before it."""
+    return _ValidOverrides(presets)
+
+
 @dataclass(frozen=True, eq=False)
-class preset_name:  # noqa: N801 - used like a function, in annotations
-    """Annotation of an option that names a preset."""
+class _PresetName:
+    """Validator and JSON Schema; pydantic calls the two methods with double underscores."""
 
     presets: Mapping[str, Frozen]
 
@@ -47,8 +60,8 @@ class preset_name:  # noqa: N801 - used like a function, in annotations
 
 
 @dataclass(frozen=True, eq=False)
-class valid_overrides:  # noqa: N801 - used like a function, in annotations
-    """Annotation of an option whose fields override those of the option `preset` before it."""
+class _ValidOverrides:
+    """Validator and JSON Schema; see `_PresetName`."""
 
     presets: Mapping[str, Frozen]
 

@@ -141,8 +141,11 @@ def parse_pipeline(
     mistakes += input_mistakes
     drafts, stage_mistakes = _parse_stages(document.get("stages"), registry)
     mistakes += stage_mistakes
-    for name in inputs.keys() & drafts.keys():
-        mistakes.append(Mistake(f"stages.{name}", "an input has this name, too (rename one)"))
+    mistakes += [
+        Mistake(f"stages.{name}", "is the name of an input, too (rename one)")
+        for name in drafts
+        if name in inputs  # both become a dataset of this name, with different contracts
+    ]
     for draft in drafts.values():
         mistakes += _check_ports(draft, inputs, drafts)
     order = _order(drafts, mistakes)
@@ -261,7 +264,7 @@ def _parse_ports(path: str, raw: Json) -> tuple[dict[str, str], list[Mistake]]:
 
 
 def _source(source: Json) -> str:
-    return source if isinstance(source, str) else shown(source)  # which names nothing
+    return source if isinstance(source, str) else shown(source)  # reported as an unknown name
 
 
 def _check_ports(

@@ -103,7 +103,7 @@ def test_mistake_in_a_stage_is_one_sentence(stage: str, changes: dict, path: str
         ("inputs", {"videos": 3}, "inputs.videos", "must be a folder or URL as text, not 3"),
         ("inputs", {"Videos": "/x"}, "inputs.Videos", '"Videos" cannot be a name'),
         ("inputs", {"videos": "~/x"}, "inputs.videos", "~ is not expanded here (write the whole"),
-        ("inputs", {"videos": "/x", "good": "/y"}, "stages.good", "an input has this name, too"),
+        ("inputs", {"videos": "/x", "good": "/y"}, "stages.good", "is the name of an input, too"),
         ("stages", {}, "stages", "missing (map at least one name to a stage)"),
         ("stages", [1], "stages", "must be a mapping, not [1]"),
         ("stages", {"clips": None}, "stages.clips", "must be a mapping, not null (start with"),
