@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from videoar.core.errors import ConfigError, VideoARError
+from videoar.core.errors import ConfigError, VideoARError, did_you_mean
 from videoar.core.settings import settings
 
 if TYPE_CHECKING:
@@ -379,14 +379,18 @@ def validate_pipeline(path: Path) -> list[Mistake]:
 
 
 def schema(contract: str) -> Contract:
-    """Return a data contract, e.g. `clips@1`.
+    """Return a data contract by id, e.g. `clips@1`; without `@` the newest major version.
 
     Raises:
-        ContractError: no such contract.
+        ConfigError: no such contract.
     """
-    from videoar.contracts.contract import load_contract
+    from videoar.contracts.contract import contract_ids, load_contract
 
-    return load_contract(contract)
+    known = contract_ids()
+    matches = [name for name in known if contract in (name, name.partition("@")[0])]
+    if not matches:
+        raise ConfigError(contract or "''", "no such contract", did_you_mean(contract, known))
+    return load_contract(max(matches, key=lambda name: int(name.partition("@")[2])))
 
 
 def stages(name: str | None = None) -> list[StageReference]:

@@ -112,7 +112,7 @@ def test_stores_that_cannot_be_opened(store: str, words: str, code: int):
     [
         (["status", "nope"], 2, "no such run"),
         (["show", "clips:00"], 2, "the store is empty"),
-        (["schema", "clip@1"], 3, "no such contract"),
+        (["schema", "clip@1"], 2, "did you mean clips@1?"),
         (["lineage", "ffff"], 2, "the store is empty"),
         (["explain", "nope", "clips"], 2, "no such run"),
         (["run", "absent.yaml"], 2, "cannot be read"),

@@ -105,10 +105,8 @@ def _by_exact_name(store: Store, name: str) -> Snapshot | None:
     run, slash, stage = name.partition("/")
     if slash or name == LAST:
         return _output(store, load_run(store, find_run(store, run)), stage)
-    newest: Commit | None = None
-    for commit in iter_commits(store.objects):
-        newest = commit if commit.dataset == name else newest
-    return store.snapshot(newest.snapshot) if newest else None
+    commits = list(iter_commits(store.objects, name))
+    return store.snapshot(commits[-1].snapshot) if commits else None
 
 
 def _output(store: Store, run: Run, stage: str) -> Snapshot:

@@ -43,6 +43,7 @@ from videoar.storage.layout import (
     data_path,
     dataset_of,
     is_log_version,
+    log_prefix,
     log_version_key,
     table_folder,
 )
@@ -64,13 +65,13 @@ _TABLE_CONFIG = {
 }
 
 
-def iter_commits(objects: ObjectStore) -> Iterator[Commit]:
-    """Yield all commits of all datasets, also those of content that an earlier commit has.
+def iter_commits(objects: ObjectStore, dataset: str | None = None) -> Iterator[Commit]:
+    """Yield the commits of a dataset, or of all, also those of content that an earlier commit has.
 
     Reads the logs, not the index records: a writer that was killed between the two left none, and
     a take-down must see its files as well.
     """
-    for info in objects.list(TABLES_PREFIX):
+    for info in objects.list(log_prefix(dataset) if dataset else TABLES_PREFIX):
         if is_log_version(info.key):
             commit = _commit_of(objects.get(info.key))
             if commit is not None:

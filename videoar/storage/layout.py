@@ -76,9 +76,14 @@ def dataset_of(key: str) -> str:
     return key.split("/")[1]
 
 
+def log_prefix(dataset: str) -> str:
+    """Return what the keys of a Delta log begin with."""
+    return f"{table_folder(dataset)}/{_LOG_FOLDER}/"
+
+
 def log_version_key(dataset: str, version: int) -> str:
     """Return the key of one version of a Delta log; the protocol asks for 20 digits."""
-    return f"{table_folder(dataset)}/{_LOG_FOLDER}/{version:020d}.json"
+    return f"{log_prefix(dataset)}{version:020d}.json"
 
 
 def is_log_version(key: str) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from tests.e2e.small import ROOT, environment, in_this_process
@@ -150,7 +151,7 @@ def test_missing_arguments_show_usage_and_an_example(verb, store):
         (["show", "../../../usr"], 2, "SnapshotNotFoundError", "no such name"),
         (["status", "zzz"], 2, "ConfigError", "no such run"),
         (["stages", "ingst"], 2, "ConfigError", "did you mean ingest?"),
-        (["schema", "clip@1"], 3, "ContractError", "no such contract"),
+        (["schema", "clip@1"], 2, "ConfigError", "did you mean clips@1?"),
         (["rollback", "nosuch"], 2, "ConfigError", "known: champion"),
         (["promote", "few"], 4, "GateError", "no gate has judged it"),
         (["run", "absent.yaml"], 2, "ConfigError", "absent.yaml"),
@@ -360,6 +361,19 @@ def test_a_file_that_is_no_yaml_is_named_once(store, tmp_path):
     assert (code, out) == (2, f"{path}:2: 2026-01-31 is a date in YAML 1.1, text in YAML 1.2 "
                               "(put it in quotes if it is text)\n")  # fmt: skip
     assert fail(store, "run", str(path))[2].startswith(f"error: {out.strip()}")
+
+
+def test_a_model_of_a_million_layers_is_a_mistake_of_the_file(store, tmp_path):
+    document = yaml.safe_load((ROOT / "pipelines/quickstart.yaml").read_text())
+    document["stages"]["model"]["model"] = {"depth": 10**6}
+    path = tmp_path / "deep.yaml"
+    path.write_text(yaml.safe_dump(document))
+    for verb in ("validate", "plan"):
+        code, out, err = call(store, verb, str(path))
+        assert code == 2
+        (line,) = (out + err).splitlines()
+        assert "stages.model.model.depth: " in line
+        assert "<= 1,024, not 1000000" in line
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ class TokenizerConfig(Frozen):
     """Channels of the first level."""
     multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
     """Channels of each level, in units of `base_width`."""
-    num_res_blocks: int = Field(default=2, ge=1)
+    num_res_blocks: int = Field(default=2, ge=1, le=64)  # chosen: as ModelConfig.depth
     """Residual blocks per level, in the encoder and in the decoder."""
     space_downs: tuple[int, ...] = (0, 1, 2, 3)
     """Levels (from 0) after which height and width are halved."""

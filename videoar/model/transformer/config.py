@@ -16,9 +16,11 @@ from videoar.model.transformer.schemes import SCHEMES, History, RopeLayout, Sche
 class ModelConfig(Frozen):
     """Everything that decides the weights' shapes and the order of prediction."""
 
-    depth: int = Field(ge=1)
+    # chosen upper bounds: far above any published model, and low enough that a slip of the keyboard
+    # is a mistake in the file instead of a process that builds a million layers in 12 GB
+    depth: int = Field(ge=1, le=1024)
     """Transformer layers."""
-    width: int = Field(ge=1)
+    width: int = Field(ge=1, le=65_536)
     """Channels of a token."""
     heads: int = Field(ge=1)
     """Attention heads; width / heads must be a multiple of 16."""
