@@ -354,13 +354,33 @@ def test_stages_are_described_with_all_options(store):
     assert call(store, "stages")[1].splitlines()[1].startswith("ingest ")
 
 
-def test_a_file_that_is_no_yaml_is_named_once(store, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (
+            b"pipeline: p\nday: 2026-01-31\n",
+            ":2: 2026-01-31 is a date in YAML 1.1, text in YAML 1.2",
+        ),
+        (b"a: &a {b: 1}\nc:\n  <<: *a\n", ":3: << merges mappings, which is not supported"),
+        (b"a: [.inf]", ":1: .inf is not a finite number"),
+        (b"? [a]\n: b", ":1: a key is a collection"),
+        (b"a: " + b"[" * 3000, ":1: is nested more than 64 levels deep"),
+        (b"a: \x00", ":1: character \\x00 is not allowed in YAML"),
+        (b"a: \xff", ":1: not UTF-8 text"),
+        (b"a: 1\n---\n", ":2: a second document starts"),
+        (b"", ": is empty"),
+    ],
+    ids=lambda value: value[2:20] if isinstance(value, str) else "",
+)
+def test_validate_and_run_name_what_is_no_json_data_in_one_line(store, tmp_path, content, line):
     path = tmp_path / "x.yaml"
-    path.write_text("pipeline: p\nday: 2026-01-31\n")
+    path.write_bytes(content)
     code, out, _ = call(store, "validate", str(path))
-    assert (code, out) == (2, f"{path}:2: 2026-01-31 is a date in YAML 1.1, text in YAML 1.2 "
-                              "(put it in quotes if it is text)\n")  # fmt: skip
-    assert fail(store, "run", str(path))[2].startswith(f"error: {out.strip()}")
+    assert code == 2
+    assert out.startswith(f"{path}{line}")
+    assert out.count("\n") == 1
+    got, _, err = fail(store, "run", str(path))
+    assert (got, err.splitlines()[0]) == (2, f"error: {out.strip()}")
 
 
 def test_a_model_of_a_million_layers_is_a_mistake_of_the_file(store, tmp_path):
