@@ -1,11 +1,11 @@
-"""Is every byte of a snapshot what was committed, and every row what its contract says?
+"""Verify that the bytes of a snapshot are those committed and that its rows meet their contract.
 
-Believes nothing: bytes are hashed, pages are read with their checksums, payload is compared with
-where the footer says that it lies, and the bits of tokens are derived anew from their latents. One
-damage may show several times (the file's hash, a page, a row): each finding says where to look.
+Files and objects are hashed, pages are read with their checksums, payload is compared with the
+offsets in the footer, and the bits of tokens are quantized again from their latents. One damage may
+give several findings (the file's hash, a page, a row).
 
-Cost: a file is read three times (hash, Arrow, direct blocks), in pieces of one row group at most;
-its keys are read twice more, for the file alone and for all files together.
+Cost: a file is read three times (hash, Arrow, direct blocks), in pieces of one row group at most.
+Its keys are read twice more, once per file and once for all files together.
 """
 
 import dataclasses
@@ -36,22 +36,22 @@ from videoar.storage.writer import Block, direct_blocks
 
 _PIECE_BYTES = 16 << 20
 _DERIVE_BYTES = 1 << 20
-"""chosen: latents quantized at once; the quantizer keeps a float32 copy per scale."""
+"""chosen: latents per call of `requantize`, which keeps a float32 copy per scale."""
 
 Requantize = Callable[[np.ndarray, Sequence[Grid]], list[bytes]]
-"""Latents, fp16 [N, T, K, H, W], and scales to the packed bits of each row."""
+"""From latents, fp16 [N, T, K, H, W], and scales to the packed bits of each row."""
 
 
 class Finding(Frozen):
-    """One thing that is wrong."""
+    """One problem."""
 
     path: str
-    """Key of the object, or the snapshot's id."""
+    """Key of the object, or id of the snapshot."""
     kind: str
-    """Typed reason."""
+    """Reason code."""
     message: str
     row: int | None = None
-    """Row of the file, from 0; the first one where several are wrong in the same way."""
+    """Row of the file, from 0; the first one if several rows have the same problem."""
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}"
@@ -60,26 +60,28 @@ class Finding(Frozen):
 def audit(
     snapshot: Snapshot, requantize: Requantize, tokenizer: str | None = None
 ) -> Iterator[Finding]:
-    """Read everything that a snapshot consists of and yield all that is wrong with it.
+    """Read all files and objects of a snapshot and yield the problems found.
 
     Args:
-        snapshot: any snapshot; those of `tokens@1` are looked at more closely.
-        requantize: makes bits from latents.
-        tokenizer: digest of the tokenizer that must have made the tokens; by default the one that
-            made the first file.
+        snapshot: any snapshot; tokens have further checks.
+        requantize: computes bits from latents.
+        tokenizer: digest of the tokenizer that must have made the tokens; by default that of the
+            first file.
 
     Raises:
-        StorageError: the store itself does not answer.
+        StorageError: the store does not respond.
     """
     if snapshot_digest(snapshot.files, snapshot.contract) != snapshot.digest:
-        yield Finding(path=snapshot.id, kind="DIGEST", message="is not the digest of its files")
+        yield Finding(
+            path=snapshot.id, kind="DIGEST", message="its digest is not that of its files"
+        )
     contract = load_contract(snapshot.contract)
     for file in snapshot.files:
-        one = _FileAudit(snapshot.objects, file, contract, requantize, tokenizer)
-        yield from one.findings()
-        tokenizer = tokenizer or one.notes.get("tokenizer_digest")
-    for twice in duplicate_keys(snapshot):
-        yield Finding(path=twice.second.key, kind="KEYS", message=str(twice), row=twice.second_row)
+        file_audit = _FileAudit(snapshot.objects, file, contract, requantize, tokenizer)
+        yield from file_audit.findings()
+        tokenizer = tokenizer or file_audit.metadata.get("tokenizer_digest")
+    for key in duplicate_keys(snapshot):
+        yield Finding(path=key.second.key, kind="KEYS", message=str(key), row=key.second_row)
 
 
 def _audit_bytes(
@@ -89,7 +91,7 @@ def _audit_bytes(
     size = objects.size(key)
     if size is None:
         try:
-            size = len(objects.get(key))  # raises why it is not there
+            size = len(objects.get(key))  # its error has the reason
         except WithdrawnError as error:
             yield Finding(path=key, kind="WITHDRAWN", message=error.what)
             return
@@ -121,14 +123,14 @@ class _FileAudit:
         self._objects, self._file, self._contract = objects, file, contract
         self._requantize, self._tokenizer = requantize, tokenizer
         self._shapes: dict[tuple[int, ...], int] = {}
-        self.notes: dict[str, str] = {}
+        self.metadata: dict[str, str] = {}
 
     def findings(self) -> Iterator[Finding]:
-        """Yield all that is wrong with the file."""
+        """Yield the problems of the file."""
         file = self._file
-        wrong = list(_audit_bytes(self._objects, file.key, file.sha256, file.size_bytes))
-        yield from wrong
-        if any(finding.kind in {"WITHDRAWN", "MISSING"} for finding in wrong):
+        findings = list(_audit_bytes(self._objects, file.key, file.sha256, file.size_bytes))
+        yield from findings
+        if any(finding.kind in {"WITHDRAWN", "MISSING"} for finding in findings):
             return
         try:
             footer = read_footer(self._objects, file)
@@ -149,20 +151,20 @@ class _FileAudit:
         return Finding(path=self._file.key, kind=kind, message=where + message, row=row)
 
     def _table(self, parquet: pq.ParquetFile, schema: pa.Schema) -> Iterator[Finding]:
-        metadata = parquet.metadata
-        self.notes = key_value_metadata(metadata)
-        if metadata.num_rows != self._file.rows:
-            what = f"has {metadata.num_rows} rows, {self._file.rows} were committed"
+        footer = parquet.metadata
+        self.metadata = key_value_metadata(footer)
+        if footer.num_rows != self._file.rows:
+            what = f"has {footer.num_rows} rows, {self._file.rows} were committed"
             yield self._finding("ROW_COUNT", what)
         wrong = dict(self._wrong_columns(schema))
         yield from (self._finding("SCHEMA", f"column {name}: {e}") for name, e in wrong.items())
         names = [name for name in self._contract.arrow_schema.names if name in schema.names]
         names = [name for name in names if name not in wrong]
-        scales, found = self._scales()
-        yield from found
+        scales, findings = self._scales()
+        yield from findings
         blocks: dict[str, list[Block]] = {}
         for name in (name for name in names if name in self._contract.payloads):
-            direct = direct_blocks(metadata, name)
+            direct = direct_blocks(footer, name)
             if direct is None:
                 yield self._finding("LAYOUT", f"column {name} is not in the direct layout")
             else:
@@ -192,7 +194,8 @@ class _FileAudit:
             yield from self._rows(columns, row, own, scales)
             row += parquet.metadata.row_group(group).num_rows
         if row and not damaged and set(key) <= set(names):
-            # read again: keys kept on the way would lie between freed payloads and keep their pages
+            # read again: keys kept in the loop would lie between freed payloads, and the allocator
+            # could return none of their pages
             keys = parquet.read(columns=key, use_threads=False)
             for problem in find_problems(keys, {}, key):
                 yield self._finding("ROWS", str(problem), problem.row)
@@ -203,12 +206,12 @@ class _FileAudit:
                 if not field.nullable:
                     yield field.name, "is missing"
                 continue
-            there = schema.field(field.name).type
+            stored = schema.field(field.name).type
             is_payload = field.name in self._contract.payloads
-            if not there.equals(field.type) and not (
-                is_payload and pa.types.is_fixed_size_binary(there)
+            if not stored.equals(field.type) and not (
+                is_payload and pa.types.is_fixed_size_binary(stored)
             ):
-                yield field.name, f"is {there}, {self._contract.id} says {field.type}"
+                yield field.name, f"is {stored}, {self._contract.id} declares {field.type}"
         for name in sorted(set(schema.names) - set(self._contract.arrow_schema.names)):
             yield name, f"unknown to {self._contract.id}"
 
@@ -219,13 +222,13 @@ class _FileAudit:
         blocks: Mapping[str, Block],
         scales: Sequence[Grid] | None,
     ) -> Iterator[Finding]:
-        """Look at the rows of one row group."""
+        """Check the rows of one row group."""
         payloads = {n: columns[n] for n in self._contract.payloads if n in columns}
         small = {name: values for name, values in columns.items() if name not in payloads}
         fields = [self._contract.arrow_schema.field(name) for name in small]
         table = pa.table(small, schema=pa.schema(fields))
         checks = {column.name: column.checks for column in self._contract.columns}
-        for problem in find_problems(table, checks, ()):  # keys are unique in the whole file
+        for problem in find_problems(table, checks, ()):  # keys: checked for the whole file
             moved = dataclasses.replace(problem, row=problem.row + first)
             yield self._finding("ROWS", str(moved), moved.row)
         for name, values in payloads.items():
@@ -242,18 +245,20 @@ class _FileAudit:
     def _block(self, name: str, values: pa.ChunkedArray, block: Block) -> Iterator[Finding]:
         raw = self._objects.get_range(self._file.key, block.start, block.rows * block.width)
         if raw != b"".join(_bytes(values)):
-            what = f"column {name}: the values do not lie where the footer says"
+            what = f"column {name}: the values are not at the offset in the footer"
             yield self._finding("LAYOUT", what, block.row)
 
     def _checksums(
-        self, name: str, values: pa.ChunkedArray, sums: pa.ChunkedArray, first: int
+        self, name: str, values: pa.ChunkedArray, checksums: pa.ChunkedArray, first: int
     ) -> Iterator[Finding]:
-        for row, (value, stored) in enumerate(zip(_bytes(values), sums.to_pylist(), strict=True)):
+        for row, (value, stored) in enumerate(
+            zip(_bytes(values), checksums.to_pylist(), strict=True)
+        ):
             if checksum(value) != stored:
                 yield self._finding("XXH3", f"{name} fails its checksum", first + row)
 
     def _objects_of(self, small: Mapping[str, pa.ChunkedArray], first: int) -> Iterator[Finding]:
-        """Follow the keys of videos and of files of models into the store."""
+        """Check the objects that rows name: videos, and files of models."""
         if small.keys() >= {"video_key", "video_sha256"}:
             sizes = small.get(
                 "video_size_bytes", pa.chunked_array([pa.nulls(len(small["video_key"]))])
@@ -270,39 +275,39 @@ class _FileAudit:
                     )
 
     def _object(self, row: int, key: str, sha256: str, size: int | None) -> Iterator[Finding]:
-        for found in _audit_bytes(self._objects, key, sha256, size):
-            what = f"{found.message} (row {row} of {self._file.key})"
-            yield found.model_copy(update={"message": what, "row": row})
+        for finding in _audit_bytes(self._objects, key, sha256, size):
+            what = f"{finding.message} (row {row} of {self._file.key})"
+            yield finding.model_copy(update={"message": what, "row": row})
 
     def _scales(self) -> tuple[list[Grid] | None, list[Finding]]:
-        """Read what the footer says of tokens; no scales where it cannot be trusted."""
+        """Return the scales in the footer of a file of tokens, None if they cannot be used."""
         if self._contract.id.partition("@")[0] != "tokens":
             return None, []
-        found = []
-        version, maker = self.notes.get("layout_version"), self.notes.get("tokenizer_digest")
+        findings = []
+        version, maker = self.metadata.get("layout_version"), self.metadata.get("tokenizer_digest")
         if version not in READABLE_LAYOUT_VERSIONS:
             readable = ", ".join(READABLE_LAYOUT_VERSIONS)
             what = f"layout version {version!r}, this version reads {readable}"
             return None, [self._finding("LAYOUT_VERSION", what)]
         if maker is None:
-            found.append(self._finding("FOOTER", "does not say which tokenizer made it"))
+            findings.append(self._finding("FOOTER", "names no tokenizer"))
         elif self._tokenizer not in (None, maker):
             what = f"made by tokenizer {maker}, not by {self._tokenizer}"
-            found.append(self._finding("TOKENIZER", what))
+            findings.append(self._finding("TOKENIZER", what))
         try:
-            scales = [(int(h), int(w)) for h, w in json.loads(self.notes["scales"])]
-            if not scales or min(map(min, scales)) < 1:
-                raise ValueError("no grids")  # noqa: TRY301 - the same answer to all of them
+            scales = [(int(h), int(w)) for h, w in json.loads(self.metadata["scales"])]
         except (KeyError, TypeError, ValueError):
-            what = f"has no list of scales: {self.notes.get('scales')!r}"
-            return None, [*found, self._finding("FOOTER", what)]
-        return scales, found
+            scales = []
+        if not scales or min(map(min, scales)) < 1:
+            what = f"has no list of scales: {self.metadata.get('scales')!r}"
+            return None, [*findings, self._finding("FOOTER", what)]
+        return scales, findings
 
     def _tokens(
         self, columns: Mapping[str, pa.ChunkedArray], first: int, scales: Sequence[Grid]
     ) -> Iterator[Finding]:
         if not columns.keys() >= {*"thwk", "bits", "latent"}:
-            return  # that they are missing or unreadable has been said
+            return  # missing and unreadable columns have findings of their own
         for row, shape in enumerate(zip(*(columns[n].to_pylist() for n in "thwk"), strict=True)):
             if shape not in self._shapes:
                 self._shapes[shape] = first + row
@@ -318,19 +323,19 @@ class _FileAudit:
         columns: Mapping[str, pa.ChunkedArray],
         scales: Sequence[Grid],
     ) -> Iterator[Finding]:
-        """Compare a row's shape with the file's first one, the scales and the widths."""
+        """Compare a row's shape with that of the first row, the scales and the widths."""
         t, h, w, k = shape
         if shape != next(iter(self._shapes)):
-            yield self._finding("SHAPE", f"(t, h, w, k) is {shape}, other rows have another", row)
+            yield self._finding("SHAPE", f"(t, h, w, k) is {shape}, the first row has another", row)
             return
         if scales[-1] != (h, w):
             yield self._finding("SCALES", f"the last of {scales} is not the grid {(h, w)}", row)
-        wanted = {"bits": t * frame_bytes(scales, k), "latent": 2 * t * k * h * w}
-        for name, width in wanted.items():
-            there = {len(value) for value in _bytes(columns[name])}
-            if there != {width}:
-                what = f"{name} is {min(there)} bytes wide, (t, h, w, k) {shape} and the scales ask"
-                yield self._finding("WIDTH", f"{what} for {width}", row)
+        expected = {"bits": t * frame_bytes(scales, k), "latent": 2 * t * k * h * w}
+        for name, width in expected.items():
+            widths = {len(value) for value in _bytes(columns[name])}
+            if widths != {width}:
+                what = f"{name} has {min(widths)} bytes, (t, h, w, k) {shape} and the scales need"
+                yield self._finding("WIDTH", f"{what} {width}", row)
 
     def _check_bits(
         self,
@@ -339,7 +344,7 @@ class _FileAudit:
         first: int,
         scales: Sequence[Grid],
     ) -> Iterator[Finding]:
-        """Derive the bits from the stored latents."""
+        """Compare the stored bits with those quantized from the stored latents."""
         t, h, w, k = shape
         latents, bits = list(_bytes(columns["latent"])), list(_bytes(columns["bits"]))
         step = max(1, _DERIVE_BYTES // len(latents[0]))
@@ -347,15 +352,14 @@ class _FileAudit:
             joined = np.frombuffer(b"".join(latents[start : start + step]), "<f2")
             batch = joined.reshape(-1, t, k, h, w)
             finite = np.isfinite(batch).all(axis=(1, 2, 3, 4))
-            derived = self._requantize(batch, scales)
-            for i, value in enumerate(derived):
+            for i, value in enumerate(self._requantize(batch, scales)):
                 row = first + start + i
                 if not finite[i]:
                     yield self._finding("LATENT", "latent has values that are not finite", row)
                 if value != bits[start + i]:
                     pair = (np.frombuffer(b, np.uint8) for b in (value, bits[start + i]))
                     count = int(np.unpackbits(np.bitwise_xor(*pair)).sum())
-                    what = f"{count} bits do not follow from the latent"
+                    what = f"{count} bits differ from those of the latent"
                     yield self._finding("BITS", what, row)
 
 
@@ -364,4 +368,4 @@ def _bytes(values: pa.ChunkedArray) -> Iterator[memoryview]:
     for chunk in values.chunks:
         for value in chunk:
             buffer = value.as_buffer() if value.is_valid else b""
-            yield memoryview(buffer).cast("B")  # Arrow's own are of signed bytes
+            yield memoryview(buffer).cast("B")  # Arrow buffers have format "b", signed

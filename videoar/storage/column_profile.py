@@ -1,7 +1,7 @@
-"""What a numeric column holds: exact percentiles and a histogram, the same for any partitioning.
+"""Statistics of a numeric column: exact percentiles and a histogram, for any partitioning.
 
-dask reads the column partition by partition, so that a profile costs the memory of one column
-(8 bytes per row), not of the table.
+dask reads the column partition by partition, so a profile needs memory for one column (8 bytes per
+row), not for the table.
 """
 
 from collections.abc import Callable
@@ -11,11 +11,11 @@ import numpy as np
 from videoar.core.types import Frozen
 from videoar.storage.partitions import DaskScheduler, map_partitions
 
-_BINS = 40  # chosen: a histogram that is read at a glance
+_BINS = 40  # chosen: bars that are still distinct in the report
 
 
 class ColumnProfile(Frozen):
-    """One row of `profiles@1`; None and empty where the column holds no value."""
+    """One row of `profiles@1`; None and empty if the column has no finite value."""
 
     column: str
     rows: int
@@ -25,7 +25,7 @@ class ColumnProfile(Frozen):
     min: float | None = None
     max: float | None = None
     percentiles: tuple[float, ...] = ()
-    """Percentiles 0 to 100, between neighbours by linear interpolation."""
+    """Percentiles 0 to 100 with linear interpolation."""
     hist_edges: tuple[float, ...] = ()
     hist_counts: tuple[int, ...] = ()
 
@@ -46,7 +46,7 @@ def describe(
     """
     parts = map_partitions(lambda index: _finite(read(index)), partitions, scheduler)
     rows = sum(count for _, count in parts)
-    values = np.sort(np.concatenate([np.empty(0), *(kept for kept, _ in parts)]))
+    values = np.sort(np.concatenate([np.empty(0), *(finite for finite, _ in parts)]))
     if not len(values):
         return ColumnProfile(column=column, rows=rows, nulls=rows)
     counts, edges = np.histogram(values, _BINS)

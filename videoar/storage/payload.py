@@ -1,12 +1,12 @@
 """Random access to the payload columns of many files, straight into the caller's memory.
 
-In the direct layout (`videoar.storage.writer`) a value is `width` bytes at a known place. The
-places are worked out once, as arrays over all rows; a batch then costs one read per run of
-neighbours, no decoding and no copy. Row groups are the larger unit: all values of some columns of
-one row group lie in one span, which is what one ranged GET is for.
+In the direct layout (`videoar.storage.writer`) a value is `width` bytes at a known offset. The
+offsets are computed once, as arrays over all rows. A batch then costs one read per run of
+consecutive rows, without decoding or copying. For remote stores there are reads of whole row
+groups: the payload columns of a row group are one span of the file, hence one ranged GET.
 
-Shapes: N rows of all files in order, F files, U row groups, B rows asked for, r runs of neighbours
-among them.
+Shapes: N rows of all files in order, F files, G row groups, B requested rows, r runs of consecutive
+rows among them, W bytes of a value.
 """
 
 import itertools
@@ -36,22 +36,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class _Column:
-    """Where the values of a column are."""
+    """Widths and offsets of the values of a column."""
 
     width_F: np.ndarray
     offset_N: np.ndarray
-    """Byte position in the file; -1 in files of other writers, which are decoded instead."""
+    """Byte offset in the file; -1 in files that are not in the direct layout: those are decoded."""
 
 
 class Payload:
     """The payload columns of some files.
 
     Args:
-        objects: where the files are.
-        files: in the order in which their rows are numbered.
-        footers: of the files; not kept, they take more memory than what is worked out of them.
-        columns: payload columns to give access to.
-        cache: reads through it.
+        objects: the store of the files.
+        files: their order gives the row numbers.
+        footers: of the files; not kept, they take more memory than the arrays made from them.
+        columns: payload columns that can be read.
+        cache: used for all reads that may block.
     """
 
     def __init__(
@@ -78,35 +78,35 @@ class Payload:
         """Row group of each row, counted over all files."""
         self._first_F = np.cumsum(rows_F) - rows_F
         self._columns = {name: self._column(footers, name) for name in columns}
-        self._first_row_U = np.flatnonzero(np.diff(self.row_group_N, prepend=-1))
-        self._start_U, self._end_U = self._ends()
+        self._first_row_G = np.flatnonzero(np.diff(self.row_group_N, prepend=-1))
+        self._start_G, self._end_G = self._ends()
         row_bytes_F = np.array([row_bytes(footer) for footer in footers], np.int64)
         self.row_bytes_N = row_bytes_F[self.file_N]
-        """Payload bytes of each row, be its columns read or not."""
+        """Payload bytes of each row in all columns, also those that are not read."""
         self.is_direct = all((c.offset_N >= 0).all() for c in self._columns.values())
         """Whether every file is in the direct layout."""
 
     def width(self, column: str, file: int) -> int:
-        """Return the bytes of one value of a column in a file."""
+        """Return the size in bytes of one value of a column in a file."""
         return int(self._columns[column].width_F[file])
 
     def read(self, rows_B: np.ndarray, out: Mapping[str, np.ndarray], *, wait: bool = True) -> bool:
-        """Read some rows' values of one width, in the order asked for.
+        """Read the values of rows, in the requested order. All values of a column have one width.
 
         Args:
-            rows_B: numbers of the rows.
-            out: by column, C-contiguous uint8 [B, width] that is filled.
-            wait: otherwise give up, and return False, where the store would have to be waited for.
+            rows_B: row numbers.
+            out: by column, C-contiguous uint8 [B, W]; filled.
+            wait: False returns False instead of reading what is not in the page cache.
 
         Raises:
-            StorageError: an object is gone or shorter than its footer promises.
+            StorageError: an object is missing or shorter than its footer says.
         """
         if not len(rows_B):
-            return True  # there is no view of empty memory
-        unit_B = self.row_group_N[rows_B]
-        # a row after its neighbour in the file: one read for both
+            return True  # memoryview.cast rejects empty arrays
+        row_group_B = self.row_group_N[rows_B]
+        # consecutive rows of one row group are consecutive in the file: one read for the run
         is_next_B = np.zeros(len(rows_B), bool)
-        is_next_B[1:] = (rows_B[1:] == rows_B[:-1] + 1) & (unit_B[1:] == unit_B[:-1])
+        is_next_B[1:] = (rows_B[1:] == rows_B[:-1] + 1) & (row_group_B[1:] == row_group_B[:-1])
         begin_r = np.flatnonzero(~is_next_B)
         row_r = rows_B[begin_r]
         places = list(itertools.pairwise([*begin_r.tolist(), len(rows_B)]))
@@ -121,8 +121,9 @@ class Payload:
             for file in {f for f, offset in zip(files, offsets, strict=True) if offset < 0}:
                 if not wait:
                     return False
-                mine = self.file_N[rows_B] == file
-                out_BW[mine] = self._decoded(column, file, rows_B[mine], width)
+                is_in_file_B = self.file_N[rows_B] == file
+                rows = rows_B[is_in_file_B]
+                out_BW[is_in_file_B] = self._decode(column, file, rows, width)
         for file, of_file in spans.items():
             key = self._files[file].key
             if wait:
@@ -131,24 +132,29 @@ class Payload:
                 return False
         return True
 
-    def row_group_bytes(self, unit: int) -> int:
-        """Return the length of a row group's span."""
-        return int(self._end_U[unit] - self._start_U[unit])
+    def row_group_bytes(self, row_group: int) -> int:
+        """Return the length in bytes of the payload span of a row group."""
+        return int(self._end_G[row_group] - self._start_G[row_group])
 
-    def read_row_group(self, unit: int, out: np.ndarray) -> None:
-        """Read the span of one row group's values, of all columns, by one request."""
-        file = int(self.file_N[self._first_row_U[unit]])
-        self._read_into(self._files[file].key, [(int(self._start_U[unit]), out.data)])
+    def read_row_group(self, row_group: int, out: np.ndarray) -> None:
+        """Read the payload span of one row group, with all columns, in one request."""
+        file = int(self.file_N[self._first_row_G[row_group]])
+        self._read_into(self._files[file].key, [(int(self._start_G[row_group]), out.data)])
 
     def copy_from_row_groups(
         self, rows_B: np.ndarray, spans: Sequence[memoryview], out: Mapping[str, np.ndarray]
     ) -> None:
-        """Do what `read` does, out of what `read_row_group` has read for each of the rows.
+        """Copy the values of rows out of spans that `read_row_group` has read.
 
-        By memory views: an array gives the interpreter's lock away for every value, and waits for
-        it longer than the copy takes.
+        Copies memory views: assigning NumPy slices releases the GIL for every value, and taking it
+        back from the other threads takes longer than the copy.
+
+        Args:
+            rows_B: row numbers.
+            spans: of each row, the span of its row group.
+            out: by column, C-contiguous uint8 [B, W]; filled.
         """
-        start_B = self._start_U[self.row_group_N[rows_B]]
+        start_B = self._start_G[self.row_group_N[rows_B]]
         for column, out_BW in out.items():
             width, target, end = out_BW.shape[1], out_BW.data.cast("B"), 0
             begin_B = self._columns[column].offset_N[rows_B] - start_B
@@ -156,13 +162,13 @@ class Payload:
                 start, end = end, end + width
                 target[start:end] = span[begin : begin + width]
 
-    def _decoded(self, column: str, file: int, rows_B: np.ndarray, width: int) -> np.ndarray:
+    def _decode(self, column: str, file: int, rows_B: np.ndarray, width: int) -> np.ndarray:
         values = read_file(self._objects, self._files[file], [column])[column]
         with arrow_errors(self._objects, self._files[file]):
-            picked = values.take(pa.array(rows_B - self._first_F[file]))
-            if pc.unique(pc.binary_length(picked)).to_pylist() != [width]:
+            taken = values.take(pa.array(rows_B - self._first_F[file]))
+            if pc.unique(pc.binary_length(taken)).to_pylist() != [width]:
                 raise ValueError(f"column {column} has values that are not of {width} bytes")
-            return np.frombuffer(b"".join(picked.to_pylist()), np.uint8).reshape(-1, width)
+            return np.frombuffer(b"".join(taken.to_pylist()), np.uint8).reshape(-1, width)
 
     def _column(self, footers: Sequence[pq.FileMetaData], name: str) -> _Column:
         widths, offsets = [], [np.empty(0, np.int64)]
@@ -174,7 +180,7 @@ class Payload:
         return _Column(np.array(widths, np.int64), np.concatenate(offsets))
 
     def _first_length(self, file: FileRef, footer: pq.FileMetaData, name: str) -> int:
-        """Return the bytes of a column's first value, for files of writers that fix no width."""
+        """Return the size of a column's first value, for files whose column has no fixed width."""
         source = pa.PythonFile(ObjectFile(self._objects, file), "r")
         with pq.ParquetFile(source, metadata=footer, page_checksum_verification=True) as parquet:
             for batch in parquet.iter_batches(1, columns=[name], use_threads=False):
@@ -184,59 +190,59 @@ class Payload:
         return 0
 
     def _ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return where the values of each row group begin and end in their file."""
-        first_U = self._first_row_U
-        last_U = np.append(first_U[1:], len(self.row_group_N))[: len(first_U)] - 1
+        """Return the byte offsets at which the payload of each row group begins and ends."""
+        first_G = self._first_row_G
+        last_G = np.append(first_G[1:], len(self.row_group_N))[: len(first_G)] - 1
         width_FC = np.stack([column.width_F for column in self._columns.values()], axis=1)
         offset_NC = np.stack([column.offset_N for column in self._columns.values()], axis=1)
-        ends_UC = offset_NC[last_U] + width_FC[self.file_N[last_U]]
-        return offset_NC[first_U].min(axis=1), ends_UC.max(axis=1)
+        ends_GC = offset_NC[last_G] + width_FC[self.file_N[last_G]]
+        return offset_NC[first_G].min(axis=1), ends_GC.max(axis=1)
 
 
 class SpanCache:
-    """Keeps what was read in a local folder, for stores that are far away.
+    """Caches spans of a remote store in a local folder.
 
-    Objects never change under their key, so neither do spans of them. Nothing is ever evicted: give
-    it a folder of its own with room for what is read, and delete it after a take-down. What the
-    folder cannot keep or give back, the store is asked for.
+    Objects are immutable, so spans stay valid. Nothing is evicted: use a folder of its own with
+    room for all spans, and delete it after a take-down. Errors of the folder are logged once and
+    the store is read instead.
 
     Args:
         objects: the store.
-        folder: made if it is not there; shared safely by processes.
+        folder: created if missing; processes may share it.
     """
 
     def __init__(self, objects: ObjectStore, folder: Path) -> None:
-        self._objects, self._near = objects, LocalObjectStore(folder.absolute())
+        self._objects, self._local = objects, LocalObjectStore(folder.absolute())
         self._has_warned = False
 
     def __call__(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> None:
         """Do what the store's `read_into` does."""
         for start, target in spans:
             name = sha256_hex(f"{self._objects.url}/{key}:{start}:{len(target)}".encode())
-            data = self._tried(self._near.find, name)
+            data = self._try(self._local.find, name)
             if data is not None and len(data) == len(target):
                 target[:] = data
             else:
                 self._objects.read_into(key, [(start, target)])
-                self._tried(self._near.put, name, target)
+                self._try(self._local.put, name, target)
 
-    def _tried(self, act: Callable[..., T], *arguments: object) -> T | None:
+    def _try(self, act: Callable[..., T], *arguments: object) -> T | None:
         try:
             return act(*arguments)
         except StorageError as error:
             if not self._has_warned:
                 self._has_warned = True
-                logger.warning("the cache is of no use: %s", error)
+                logger.warning("span cache does not work, reading the store: %s", error)
             return None
 
 
 def row_bytes(footer: pq.FileMetaData) -> int:
-    """Return the payload bytes of a row: of all columns, where none has a fixed width."""
+    """Return the payload bytes of a row; without fixed-width columns, the bytes of all columns."""
     columns = map(footer.schema.column, range(len(footer.schema)))
     fixed = sum(c.length for c in columns if c.physical_type == "FIXED_LEN_BYTE_ARRAY")
     groups = map(footer.row_group, range(footer.num_row_groups))
-    some = sum(group.total_byte_size for group in groups) // max(1, footer.num_rows)
-    return int(fixed or some)
+    mean = sum(group.total_byte_size for group in groups) // max(1, footer.num_rows)
+    return int(fixed or mean)
 
 
 def _offsets(footer: pq.FileMetaData, name: str) -> Iterator[np.ndarray]:

@@ -1,10 +1,10 @@
-"""Read a stored Parquet file: whole, by columns, or its footer alone.
+"""Read a stored Parquet file: whole, by columns, or its footer only.
 
-Pages are read with their checksums, so that a damaged one is an error and not other values. The
-footer has none of its own and Arrow may die of a damaged one, so its checksum is in the commit.
+Pages are read with their checksums: a damaged page is an error, not wrong values. The footer has no
+checksum in Parquet, and Arrow may crash on a damaged one, so the commit has its checksum.
 
-From a store behind a network, some columns of many files come by one ranged GET per row group: its
-small columns lie almost side by side, before and after the payload, which is left out.
+From a remote store, some columns of many files are read with one ranged GET per row group: its
+small columns are almost adjacent, before and after the payload, which is skipped.
 """
 
 import contextlib
@@ -22,44 +22,50 @@ from videoar.core.types import FileRef, Footer
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.token_codec import checksum
 
-_AT_ONCE = 16
+_CONCURRENT_READS = 16
 _GAP_BYTES = 128 << 10
-"""What lies between two columns and is not asked for: up to here it costs less than a request."""
+"""chosen: a gap between two columns is read up to this size: that costs less than a request."""
 _SPAN_BYTES = 8 << 20
-"""One request at most, unless a single column takes more."""
+"""chosen: upper bound of one request, unless a single column is larger."""
 UNREADABLE = (OSError, ValueError, pa.ArrowException)
-"""What Arrow raises on damaged files; errors of the store are none of these."""
+"""Exceptions of Arrow for damaged files; errors of the store are none of these."""
 
 
 class ObjectFile(io.RawIOBase):
-    """A stored object as a seekable file that fetches only what is read and not held already."""
+    """A stored object as a seekable file that fetches the ranges that are read.
+
+    Args:
+        objects: the store.
+        file: the object.
+        fetched: pairs of an offset and bytes that were fetched before.
+    """
 
     def __init__(
-        self, objects: ObjectStore, file: FileRef, held: Sequence[tuple[int, bytes]] = ()
+        self, objects: ObjectStore, file: FileRef, fetched: Sequence[tuple[int, bytes]] = ()
     ) -> None:
         self._objects, self._file, self._position = objects, file, 0
-        self._held = held
+        self._fetched = fetched
 
     def readable(self) -> bool:
-        """Say that it can be read."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """Say that it can be read anywhere."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Return where the next read begins."""
+        """Return the offset of the next read."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go somewhere else; fetches nothing."""
+        """Set the offset of the next read; fetches nothing."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._file.size_bytes}
         self._position = base[whence] + offset
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        """Return up to `size` bytes, by one request at most."""
+        """Return up to `size` bytes, with one request at most."""
         left = self._file.size_bytes - self._position
         length = left if size < 0 else min(size, left)
         data = self._span(self._position, self._position + length) if length else b""
@@ -67,7 +73,7 @@ class ObjectFile(io.RawIOBase):
         return data
 
     def _span(self, start: int, end: int) -> bytes:
-        for first, data in self._held:
+        for first, data in self._fetched:
             if first <= start and end <= first + len(data):
                 return data[start - first : end - first]
         return self._objects.get_range(self._file.key, start, end - start)
@@ -81,11 +87,17 @@ def read_file(
     verify: bool = False,
     footer: pq.FileMetaData | None = None,
 ) -> pa.Table:
-    """Read a file, or only some columns of it by ranged reads; a footer at hand saves one more.
+    """Read a file, or some of its columns by ranged reads.
+
+    Args:
+        objects: the store.
+        file: the file.
+        columns: None reads the whole file in one request.
+        verify: compare the SHA-256 of the whole file. Pages are always checked by their checksums.
+        footer: of the file, if it was read before; saves a request.
 
     Raises:
-        StorageError: the object is gone, or differs from what was committed. The pages that are
-            read are always checked, all bytes with `verify`.
+        StorageError: the object is missing, or differs from the commit.
     """
     with arrow_errors(objects, file):
         if columns is not None and not verify:
@@ -93,7 +105,7 @@ def read_file(
             return _decode(pa.PythonFile(ObjectFile(objects, file), "r"), columns, footer)
         data = objects.get(file.key)
         if len(data) != file.size_bytes or (verify and sha256_hex(data) != file.sha256):
-            raise _damaged(objects, file, "not the bytes that were committed")
+            raise _damaged(objects, file, "its bytes are not those that were committed")
         if file.footer is not None:
             footer = _parse(objects, file, file.footer, data)
         return _decode(pa.BufferReader(data), columns, footer)
@@ -105,42 +117,41 @@ def read_columns(
     footers: Sequence[pq.FileMetaData],
     columns: Sequence[str],
 ) -> Iterator[pa.Table]:
-    """Yield some columns of files in their order; from far by few requests, many at once.
+    """Yield some columns of each file, in order; from a remote store with few, concurrent requests.
 
-    Beside the table that is yielded, memory holds what was fetched of its file and `_AT_ONCE`
-    requests more.
+    Memory holds the table that is yielded, the bytes of its file and `_CONCURRENT_READS` requests.
 
     Raises:
-        StorageError: an object is gone, or differs from what was committed.
+        StorageError: an object is missing, or differs from the commit.
     """
     if objects.is_local:
         for file, footer in zip(files, footers, strict=True):
             yield read_file(objects, file, columns, footer=footer)
         return
     spans = [_spans(*of_file, columns) for of_file in zip(files, footers, strict=True)]
-    wanted = iter([
+    requests = iter([
         (file.key, start, end - start)
         for file, of_file in zip(files, spans, strict=True)
         for start, end in of_file
     ])
-    ahead: deque[Future[bytes]] = deque()
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    in_flight: deque[Future[bytes]] = deque()
+    with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
         for file, footer, of_file in zip(files, footers, spans, strict=True):
-            held = []
+            fetched = []
             for start, _ in of_file:
-                while len(ahead) <= _AT_ONCE and (request := next(wanted, None)):
-                    ahead.append(pool.submit(objects.get_range, *request))
-                held.append((start, ahead.popleft().result()))
+                while len(in_flight) <= _CONCURRENT_READS and (request := next(requests, None)):
+                    in_flight.append(pool.submit(objects.get_range, *request))
+                fetched.append((start, in_flight.popleft().result()))
             with arrow_errors(objects, file):
-                source = pa.PythonFile(ObjectFile(objects, file, held), "r")
+                source = pa.PythonFile(ObjectFile(objects, file, fetched), "r")
                 table = _decode(source, columns, footer)
             yield table
 
 
 def _spans(file: FileRef, footer: pq.FileMetaData, columns: Sequence[str]) -> list[tuple[int, int]]:
-    """Return the begin and end of what holds columns, neighbours as one.
+    """Return begin and end of the byte ranges of columns; close ones are merged.
 
-    What a damaged footer places outside of the file is left to Arrow, which says what is wrong.
+    Ranges outside of the file (a damaged footer) are left out: Arrow reports them when it decodes.
     """
     indices = [i for i, name in enumerate(footer.schema.names) if name in columns]
     chunks = [
@@ -165,10 +176,10 @@ def _spans(file: FileRef, footer: pq.FileMetaData, columns: Sequence[str]) -> li
 
 
 def read_footer(objects: ObjectStore, file: FileRef) -> pq.FileMetaData:
-    """Read what a file says of itself.
+    """Read the footer of a file.
 
     Raises:
-        StorageError: the object is gone, or its end is not what was committed.
+        StorageError: the object is missing, or its footer differs from the commit.
     """
     if file.footer is not None:
         length = file.footer.size_bytes
@@ -182,29 +193,29 @@ def read_footer(objects: ObjectStore, file: FileRef) -> pq.FileMetaData:
 
 
 def _parse(objects: ObjectStore, file: FileRef, footer: Footer, data: bytes) -> pq.FileMetaData:
-    """Parse the footer at the end of some bytes, if it is the one that was committed."""
+    """Parse the footer at the end of `data` after comparing its checksum with the commit."""
     ending = memoryview(data)[-footer.size_bytes :]
     if checksum(ending) != footer.xxh3:
-        raise _damaged(objects, file, "its footer is not what was committed")
+        raise _damaged(objects, file, "its footer is not the one that was committed")
     with arrow_errors(objects, file):
         return pq.read_metadata(pa.BufferReader(ending))
 
 
 def read_footers(objects: ObjectStore, files: Iterable[FileRef]) -> list[pq.FileMetaData]:
-    """Read the footers of files, many at once: one small read each."""
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    """Read the footers of files concurrently, one small read each."""
+    with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
         return list(pool.map(lambda file: read_footer(objects, file), files))
 
 
 def key_value_metadata(footer: pq.FileMetaData) -> dict[str, str]:
-    """Return the key-values of a footer, e.g. the digest of the tokenizer that made the rows."""
+    """Return the key-value metadata of a footer, e.g. the digest of the tokenizer of the rows."""
     pairs = (footer.metadata or {}).items()
     return {k.decode(errors="replace"): v.decode(errors="replace") for k, v in pairs}
 
 
 @contextlib.contextmanager
 def arrow_errors(objects: ObjectStore, file: FileRef) -> Iterator[None]:
-    """Turn what Arrow says of bytes that make no sense into a `StorageError` naming the file."""
+    """Raise errors of Arrow on damaged bytes as a `StorageError` that names the file."""
     try:
         yield
     except UNREADABLE as error:
@@ -219,12 +230,13 @@ def _damaged(objects: ObjectStore, file: FileRef, what: str) -> StorageError:
 def _decode(
     source: pa.NativeFile, columns: Sequence[str] | None, footer: pq.FileMetaData | None = None
 ) -> pa.Table:
-    """Decode in this thread: Arrow's own threads may outlive a short command and abort its exit."""
+    """Decode in this thread: Arrow's thread pool may abort the exit of a short command."""
     with pq.ParquetFile(
         source, metadata=footer, pre_buffer=False, page_checksum_verification=True
     ) as parquet:
         table = parquet.read(columns=list(columns) if columns else None, use_threads=False)
         rows = parquet.metadata.num_rows
-    if table.num_columns and table.num_rows != rows:  # counts of pages have no checksum
+    # the row counts of page headers have no checksum: a flipped bit there passes all others
+    if table.num_columns and table.num_rows != rows:
         raise ValueError(f"pages of {table.num_rows} rows, the footer says {rows}")
     return table

@@ -1,8 +1,8 @@
-"""Any rows of a snapshot with payload, in any order, checked against their checksums.
+"""Random access to the rows of a snapshot with payload, verified by their checksums.
 
-Small columns of all rows are held (per row of tokens about 0.3 kB, 0.7 kB while they are read);
-payload is fetched row by row, straight into the table that is asked for, from a store behind a
-network by many requests at once. For those who rearrange a snapshot: nothing damaged is copied on.
+Used to rearrange snapshots (compact, export): no damaged row is copied. The small columns of all
+rows are kept in memory (about 0.3 kB per row of tokens, 0.7 kB while they are read). Payload is
+read row by row into the result, from a remote store with concurrent requests.
 """
 
 from collections.abc import Mapping
@@ -20,23 +20,23 @@ from videoar.storage.reader import key_value_metadata, read_footers
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.token_codec import checksum
 
-_REQUESTS = 16  # measured for the loader: so many ranged GETs hide 50 ms
+_CONCURRENT_READS = 16  # measured for the loader: 16 ranged GETs in flight hide 50 ms each
 
 
 def own_metadata(footer: pq.FileMetaData) -> dict[str, str]:
-    """Return what a file's footer says, without what the Parquet library adds.
+    """Return the key-value metadata of a footer without the entries that Arrow adds.
 
-    Sorted: the library gives it in any order, and equal rows shall be equal bytes.
+    Sorted, because Arrow returns them in any order and equal rows must give equal bytes.
     """
-    notes = key_value_metadata(footer)
-    return {key: value for key, value in sorted(notes.items()) if key[:6] != "ARROW:"}
+    metadata = key_value_metadata(footer)
+    return {key: value for key, value in sorted(metadata.items()) if key[:6] != "ARROW:"}
 
 
 class RowReader:
-    """The rows of a snapshot, numbered in file order.
+    """Reads rows of a snapshot by number, counted in file order.
 
     Raises:
-        StorageError: a file is gone or damaged.
+        StorageError: a file is missing or damaged.
         WithdrawnError: a take-down has removed one.
     """
 
@@ -47,14 +47,14 @@ class RowReader:
         small = [name for name in self._schema.names if name not in self._names]
         footers = read_footers(snapshot.objects, snapshot.files)
         self.notes = [own_metadata(footer) for footer in footers]
-        """What each file's footer says."""
+        """Key-value metadata of each file."""
         self.payload = Payload(snapshot.objects, snapshot.files, footers, self._names)
         self.small = snapshot.table(small, footers=footers).combine_chunks()
         self.first = np.cumsum([0, *(file.rows for file in snapshot.files)])
-        """Number of each file's first row, and of all rows."""
+        """Number of the first row of each file; last, the number of rows."""
 
     def take(self, rows: np.ndarray) -> pa.Table:
-        """Return rows of one shape by number, in this order, with the notes of the first's file."""
+        """Return rows of one shape in the given order, with the metadata of the first row."""
         file = int(self.payload.file_N[rows[0]])
         values = {
             name: np.empty((len(rows), self.payload.width(name, file)), np.uint8)
@@ -72,21 +72,24 @@ class RowReader:
 
     def _read(self, rows: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
         if self.snapshot.objects.is_local or not self.payload.is_direct:
-            self.payload.read(rows, values)  # a file of another writer is decoded whole: once
+            # by one call: a file that is not in the direct layout is decoded whole by every call
+            self.payload.read(rows, values)
             return
-        begins = np.flatnonzero(np.diff(rows, prepend=-2) != 1)  # neighbours stay one request
-        begins = begins[:: -(-len(begins) // _REQUESTS)]
+        begins = np.flatnonzero(
+            np.diff(rows, prepend=-2) != 1
+        )  # a run of consecutive rows is one request
+        begins = begins[:: -(-len(begins) // _CONCURRENT_READS)]
         parts = [slice(*ends) for ends in pairwise([*begins.tolist(), len(rows)])]
 
         def read(part: slice, name: str) -> None:
             self.payload.read(rows[part], {name: values[name][part]})
 
-        with ThreadPoolExecutor(_REQUESTS) as pool:
-            for done in [pool.submit(read, part, name) for name in values for part in parts]:
-                done.result()
+        with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
+            for future in [pool.submit(read, part, name) for name in values for part in parts]:
+                future.result()
 
-    def _check(self, name: str, values: np.ndarray, sums: list[int], rows: np.ndarray) -> None:
-        for number, value, stored in zip(rows.tolist(), values, sums, strict=True):
+    def _check(self, name: str, values: np.ndarray, checksums: list[int], rows: np.ndarray) -> None:
+        for number, value, stored in zip(rows.tolist(), values, checksums, strict=True):
             if checksum(value.data) != stored:
                 file = int(self.payload.file_N[number])
                 what = f"row {number - self.first[file]}: {name} fails its checksum"

@@ -1,8 +1,8 @@
-"""Smallest and largest values and nulls of a file's columns, as its Parquet footer has them.
+"""Minimum, maximum and null count of the columns of a file, from its Parquet footer.
 
-They go into the Delta log, by which other readers leave out files that cannot hold what they look
-for. The log outlives a take-down, so it says nothing of what a source shows or where it was found:
-of texts, only ids and enumerations (columns whose contract has a regex or enum) have a range.
+They are written to the Delta log, where other readers use them to skip files. The log is kept after
+a take-down, so it must not hold captions or addresses: of string columns, only ids and enumerations
+(columns whose contract has a regex or enum) have a range.
 """
 
 import json
@@ -21,16 +21,16 @@ Value = int | float | str
 
 
 class Range(Frozen):
-    """What the values of a column lie between."""
+    """Range of the values of a column."""
 
     min: Value | None = None
-    """None: there is no value, or it is not told."""
+    """None: there is no value, or it is not recorded."""
     max: Value | None = None
     nulls: int
 
 
 Statistics = dict[str, Range]
-"""Column name to range; nested columns and payloads have none."""
+"""By column name; nested columns and payloads have none."""
 
 
 def read_statistics(
@@ -39,7 +39,7 @@ def read_statistics(
     """Read the statistics of files from their footers.
 
     Raises:
-        StorageError: a file is gone or damaged.
+        StorageError: a file is missing or damaged.
     """
     files, read = list(files), []
     for file, footer in zip(files, read_footers(objects, files), strict=True):
@@ -61,22 +61,26 @@ def footer_statistics(footer: pq.FileMetaData, contract: Contract) -> Statistics
 
 
 def _range(column: Column, chunk: pq.ColumnChunkMetaData) -> Range | None:
-    """Return a chunk's range; None where it is not known, which is not the same as no values."""
-    found = chunk.statistics
-    if found is None or not found.has_null_count:
+    """Return the range of a column chunk; None if it is unknown (not: if there are no values)."""
+    statistics = chunk.statistics
+    if statistics is None or not statistics.has_null_count:
         return None
     is_id = column.type == "string" and (column.checks.regex or column.checks.enum)
     if column.type not in _RANGED and not is_id:
-        return Range(nulls=found.null_count)
-    if not found.has_min_max:
-        return Range(nulls=found.null_count) if found.null_count == chunk.num_values else None
-    if isinstance(found.min, float) and not math.isfinite(found.min + found.max):
+        return Range(nulls=statistics.null_count)
+    if not statistics.has_min_max:
+        return (
+            Range(nulls=statistics.null_count)
+            if statistics.null_count == chunk.num_values
+            else None
+        )
+    if isinstance(statistics.min, float) and not math.isfinite(statistics.min + statistics.max):
         return None  # JSON has no infinity
-    return Range(min=found.min, max=found.max, nulls=found.null_count)
+    return Range(min=statistics.min, max=statistics.max, nulls=statistics.null_count)
 
 
 def merge(parts: Iterable[Statistics]) -> Statistics:
-    """Return the statistics of all rows together; of columns that every part knows."""
+    """Return the statistics of the union of rows, of the columns that are in all parts."""
     merged: Statistics | None = None
     for part in parts:
         if merged is None:
@@ -97,11 +101,11 @@ def _union(one: Range, other: Range) -> Range:
 
 
 def delta_statistics(rows: int, columns: Mapping[str, Range]) -> str:
-    """Return the `stats` of a file in a Delta log."""
-    known = {name: own for name, own in columns.items() if own.min is not None}
+    """Return the `stats` field of an `add` action of the Delta protocol."""
+    known = {name: range_ for name, range_ in columns.items() if range_.min is not None}
     return json.dumps({
         "numRecords": rows,
-        "minValues": {name: own.min for name, own in known.items()},
-        "maxValues": {name: own.max for name, own in known.items()},
-        "nullCount": {name: own.nulls for name, own in columns.items()},
+        "minValues": {name: range_.min for name, range_ in known.items()},
+        "maxValues": {name: range_.max for name, range_ in known.items()},
+        "nullCount": {name: range_.nulls for name, range_ in columns.items()},
     })

@@ -1,7 +1,7 @@
-"""Bits of a clip as bytes, and the checksum of a row.
+"""Packing of the bits of a clip into bytes, and the checksum of a value.
 
 Order: frame, scale, (h, w, k), most significant bit first; each frame starts at a byte.
-`np.unpackbits` does 1.6-2.8 GB/s of packed bytes on one core: nothing cleverer is needed.
+`np.unpackbits` reads 1.6-2.8 GB/s of packed bytes on one core, more than storage delivers.
 
 Shapes: T frames, s scales of (h, w) each, K bits.
 """
@@ -36,7 +36,7 @@ def pack_bits(scale_bits: Sequence[np.ndarray]) -> bytes:
 def unpack_bits(
     data: bytes | memoryview, num_frames: int, scales: Sequence[Grid], num_bits: int
 ) -> list[np.ndarray]:
-    """Undo `pack_bits`: return one uint8 {0, 1} array [T, h, w, K] per scale.
+    """Unpack the bits of one clip; return one uint8 {0, 1} array [T, h, w, K] per scale.
 
     Raises:
         ValueError: the length does not fit the shape.
@@ -52,6 +52,6 @@ def unpack_bits(
 
 
 def checksum(data: bytes | memoryview) -> int:
-    """Return xxh3-64 as a signed integer, as the store's int64 columns hold it."""
+    """Return xxh3-64 as a signed 64-bit integer: Parquet files have int64 columns for it."""
     value: int = xxhash.xxh3_64_intdigest(data)
     return value - (1 << 64) if value >> 63 else value

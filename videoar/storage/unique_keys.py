@@ -1,8 +1,8 @@
-"""Is one key in two files of a snapshot? Within each file, its writer has asked.
+"""Find primary keys that occur in two files of a snapshot; writers check each single file.
 
-Keys are hashed, and the hashes compared share by share, so that memory does not grow with the rows:
-each pass reads the keys of all files and keeps the hashes of one share. Where hashes are equal, the
-keys themselves decide.
+Keys are hashed, and the hashes are compared in shares (hash modulo number of shares), so memory is
+bounded: each pass reads the keys of all files and keeps the hashes of one share. Where two hashes
+are equal, the keys are compared.
 """
 
 from collections.abc import Iterator
@@ -17,78 +17,78 @@ from videoar.core.types import FileRef
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.token_codec import checksum
 
-HASHES_AT_ONCE = 1 << 23
-"""chosen: a quarter of a gigabyte, with what sorting takes."""
+MAX_HASHES = 1 << 23
+"""chosen: with sorting, a quarter of a gigabyte."""
 
 
 @dataclass(frozen=True)
 class DuplicateKey:
-    """A key that two files have."""
+    """A primary key that occurs in two files."""
 
     key: str
-    """The key's columns and values."""
+    """Columns and values of the key."""
     first: FileRef
     first_row: int
     second: FileRef
     second_row: int
 
     def __str__(self) -> str:
-        return f"{self.key} is in row {self.first_row} of {self.first.key}, too"
+        return f"{self.key} is also in row {self.first_row} of {self.first.key}"
 
 
 def duplicate_keys(snapshot: Snapshot) -> Iterator[DuplicateKey]:
-    """Yield one key for every two files of a snapshot that share any.
+    """Yield one key for every pair of files of a snapshot that share a key.
 
-    Files that cannot be read are left out: that they cannot is for others to say.
+    Skips files that cannot be read: `audit` reports those itself.
 
     Raises:
-        TransientStorageError: the store does not answer; nothing was found out.
+        TransientStorageError: the store does not respond; the result is unknown.
     """
     if len(snapshot.files) < 2:
         return
-    told: set[tuple[int, ...]] = set()
-    shares = max(1, -(-snapshot.rows // HASHES_AT_ONCE))
+    reported: set[tuple[int, ...]] = set()
+    shares = max(1, -(-snapshot.rows // MAX_HASHES))
     for share in range(shares):
         pairs, first = _equal_hashes(snapshot, share, shares)
         file = np.searchsorted(first, pairs, "right") - 1
-        for both in np.unique(file[file[:, 0] != file[:, 1]], axis=0).tolist():
-            if tuple(both) not in told:
-                rows = pairs[(file == both).all(axis=1)] - first[both]
-                for found in _equal(snapshot, both, rows):
-                    told.add(tuple(both))
-                    yield found
+        for pair in np.unique(file[file[:, 0] != file[:, 1]], axis=0).tolist():
+            if tuple(pair) not in reported:
+                rows = pairs[(file == pair).all(axis=1)] - first[pair]
+                for duplicate in _equal(snapshot, pair, rows):
+                    reported.add(tuple(pair))
+                    yield duplicate
                     break
 
 
 def _equal_hashes(snapshot: Snapshot, share: int, shares: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find rows whose keys have one hash, among the hashes of a share.
+    """Find pairs of rows with equal hashes in one share.
 
     Returns:
-        [pairs, 2], numbers of two rows counted over all files, and [files], of the first rows.
+        Row numbers over all files, [pairs, 2], and the number of the first row of each file.
     """
     hashes, numbers, first = [], [], [0]
     for file in snapshot.files:
         keys = _keys(snapshot, file)
         of_file = np.fromiter(map(_hash, keys), np.uint64, len(keys))
-        mine = np.flatnonzero(of_file % np.uint64(shares) == share)
-        hashes.append(of_file[mine])
-        numbers.append(mine + first[-1])
+        in_share = np.flatnonzero(of_file % np.uint64(shares) == share)
+        hashes.append(of_file[in_share])
+        numbers.append(in_share + first[-1])
         first.append(first[-1] + len(keys))
     every = np.concatenate(hashes)
-    order = np.argsort(every, kind="stable")  # equal ones stay in the order of the files
+    order = np.argsort(every, kind="stable")  # stable: equal hashes stay in file order
     same = np.flatnonzero(np.diff(every[order]) == 0)
     number = np.concatenate(numbers)[order]
     return np.stack([number[same], number[same + 1]], axis=1), np.array(first[:-1])
 
 
-def _equal(snapshot: Snapshot, both: list[int], rows: np.ndarray) -> Iterator[DuplicateKey]:
-    """Yield those of the pairs of rows of two files whose keys are equal indeed."""
-    first, second = (snapshot.files[number] for number in both)
-    ours, theirs = _keys(snapshot, first), _keys(snapshot, second)
+def _equal(snapshot: Snapshot, pair: list[int], rows: np.ndarray) -> Iterator[DuplicateKey]:
+    """Yield the pairs of rows of two files whose keys, not only their hashes, are equal."""
+    first, second = (snapshot.files[number] for number in pair)
+    first_keys, second_keys = _keys(snapshot, first), _keys(snapshot, second)
     columns = "+".join(load_contract(snapshot.contract).primary_key)
     for one, other in sorted(rows.tolist()):
-        if ours[one] == theirs[other]:
-            key = f"{columns} {', '.join(map(str, ours[one]))}"
+        if first_keys[one] == second_keys[other]:
+            key = f"{columns} {', '.join(map(str, first_keys[one]))}"
             yield DuplicateKey(key, first, one, second, other)
 
 

@@ -1,10 +1,10 @@
-"""Parquet as we write it: ordinary columns compressed, `payload` columns in the direct layout.
+"""Write Parquet files: ordinary columns compressed, `payload` columns in the direct layout.
 
 Direct layout: REQUIRED FIXED_LEN_BYTE_ARRAY(w), PLAIN, uncompressed, no dictionary, no statistics,
-one data page per column chunk. The values of a chunk then are one contiguous block that ends where
-the chunk ends, so row i of a payload column is one ranged read of w bytes at `start + i * w`,
-straight into a batch: no decoding, and still plain Parquet for everybody else. Compression would
-gain nothing on bits and 9 % on fp16 latents, at a third of the read speed.
+one data page per column chunk. The values of a chunk are then one contiguous block at its end, and
+row i is one ranged read of w bytes at `start + i * w` into a batch, without decoding. Other readers
+see plain Parquet. Compression would save nothing on bits and 9 % on fp16 latents, at a third of the
+read speed.
 """
 
 from dataclasses import dataclass
@@ -18,20 +18,20 @@ from videoar.core.types import Footer
 from videoar.storage.token_codec import checksum
 
 ROW_GROUP_BYTES = 16 << 20
-"""One ranged GET of this size hides an S3 round trip behind its transfer."""
+"""A ranged GET of this size takes longer to transfer than the round trip to S3."""
 ROW_GROUP_ROWS = 16_384
-"""Bound for small rows: writers may start a new page after 20,000 rows."""
+"""Bound for small rows: Parquet writers start a new page after 20,000 rows by default."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of one payload column that lie side by side in a file."""
+    """Contiguous values of one payload column in a file."""
 
     row: int
     """First row."""
     rows: int
     start: int
-    """Byte position of the first row's value."""
+    """Byte offset of the first row's value."""
     width: int
     """Bytes per row."""
 
@@ -39,7 +39,7 @@ class Block:
 def write_parquet(table: pa.Table, contract: Contract) -> memoryview:
     """Write a conforming table as one Parquet file; equal rows give equal bytes.
 
-    Beside the rows, memory holds the file once and one row group.
+    Besides the table, memory holds the file once and one row group.
 
     Raises:
         ContractError: the values of a payload column differ in length.
@@ -55,7 +55,7 @@ def write_parquet(table: pa.Table, contract: Contract) -> memoryview:
         use_dictionary=strings or False,
         compression={n: "none" if n in widths else "zstd" for n in table.column_names},
         write_statistics=[n for n in table.column_names if n not in widths] or False,
-        data_page_size=1 << 30,
+        data_page_size=1 << 30,  # together with write_batch_size: one page per column chunk
         write_batch_size=1 << 20,
         write_page_checksum=True,
     ) as writer:
@@ -68,7 +68,7 @@ def write_parquet(table: pa.Table, contract: Contract) -> memoryview:
 
 
 def find_footer(data: memoryview) -> Footer:
-    """Return the size and checksum of a Parquet file's footer, with its length and magic number."""
+    """Return size and checksum of a Parquet file's footer, with its length and magic number."""
     size = int.from_bytes(data[-8:-4], "little") + 8
     return Footer(size_bytes=size, xxh3=checksum(data[-size:]))
 
@@ -93,9 +93,9 @@ def _fixed(schema: pa.Schema, widths: dict[str, int]) -> pa.Schema:
 
 
 def direct_blocks(metadata: pq.FileMetaData, name: str) -> list[Block] | None:
-    """Find a payload column's values from the footer; None when it is not in the direct layout.
+    """Return the blocks of a payload column; None if it is not in the direct layout.
 
-    Only the footer is looked at: `write_parquet` has compared the bytes when it made the file.
+    Reads the footer only: `write_parquet` has compared the blocks with the values.
     """
     index = metadata.schema.names.index(name)
     width = metadata.schema.column(index).length
@@ -111,7 +111,7 @@ def direct_blocks(metadata: pq.FileMetaData, name: str) -> list[Block] | None:
 
 
 _MAX_HEADER = 56
-"""Two page headers take more, one with a checksum takes less (33 bytes for 16 MiB pages)."""
+"""Bytes. Two page headers are larger, one with a checksum is smaller (33 bytes at 16 MiB)."""
 
 
 def _is_plain(chunk: pq.ColumnChunkMetaData) -> bool:
@@ -124,7 +124,7 @@ def _is_plain(chunk: pq.ColumnChunkMetaData) -> bool:
 
 
 def _check_layout(view: memoryview, values: pa.ChunkedArray, name: str) -> None:
-    """Compare the blocks that the footer promises with the values themselves."""
+    """Compare the blocks that the footer describes with the values."""
     blocks = direct_blocks(pq.read_metadata(pa.BufferReader(view)), name)
     for block in blocks or ():
         rows = values.slice(block.row, block.rows)
@@ -133,4 +133,6 @@ def _check_layout(view: memoryview, values: pa.ChunkedArray, name: str) -> None:
             blocks = None
             break
     if blocks is None:
-        raise StorageError(name, "the Parquet writer left the direct layout", "pin pyarrow 25.0.1")
+        raise StorageError(
+            name, "the Parquet writer did not produce the direct layout", "pin pyarrow 25.0.1"
+        )

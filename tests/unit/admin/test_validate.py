@@ -187,7 +187,7 @@ def test_bits_that_do_not_follow_from_the_latents(local):
     snapshot = commit_tables(local, table)
     (mistake,) = validate_snapshot(local, snapshot.id, deep=True)
     assert (mistake["kind"], mistake["row"]) == ("BITS", 4)
-    assert mistake["message"] == "row 4: 2 bits do not follow from the latent"
+    assert mistake["message"] == "row 4: 2 bits differ from those of the latent"
     assert mistake["path"] == snapshot.files[0].key
 
 
@@ -200,7 +200,7 @@ def test_a_checksum_of_something_else_names_the_row(local):
 
 @pytest.mark.parametrize("hashes_at_once", [1 << 23, 2])
 def test_a_clip_in_two_files_names_both(local, monkeypatch, hashes_at_once):
-    monkeypatch.setattr("videoar.storage.unique_keys.HASHES_AT_ONCE", hashes_at_once)
+    monkeypatch.setattr("videoar.storage.unique_keys.MAX_HASHES", hashes_at_once)
     tables = [token_rows(0, 5), token_rows(5, 3), token_rows(8, 4)]
     for row, clip in ((2, 3), (3, 7)):
         tables[2] = changed(tables[2], "clip_id", row, f"{clip:032x}")
@@ -208,8 +208,8 @@ def test_a_clip_in_two_files_names_both(local, monkeypatch, hashes_at_once):
     first, second, third = (file.key for file in snapshot.files)
     shallow = validate_snapshot(local, snapshot.id)
     assert sorted((m["path"], m["message"]) for m in shallow) == sorted([
-        (third, f"clip_id {3:032x} is in row 3 of {first}, too"),
-        (third, f"clip_id {7:032x} is in row 2 of {second}, too"),
+        (third, f"clip_id {3:032x} is also in row 3 of {first}"),
+        (third, f"clip_id {7:032x} is also in row 2 of {second}"),
     ])
     assert sorted(deep(local, snapshot)) == [("KEYS", third, 2), ("KEYS", third, 3)]
 
@@ -217,7 +217,7 @@ def test_a_clip_in_two_files_names_both(local, monkeypatch, hashes_at_once):
 def test_two_files_that_share_many_clips_are_said_once(local):
     snapshot = commit_tables(local, token_rows(0, 6), token_rows(0, 6, source=9))
     (found,) = validate_snapshot(local, snapshot.id)
-    assert found["message"] == f"clip_id {0:032x} is in row 0 of {snapshot.files[0].key}, too"
+    assert found["message"] == f"clip_id {0:032x} is also in row 0 of {snapshot.files[0].key}"
 
 
 def test_keys_of_equal_hash_are_compared(local, monkeypatch):

@@ -259,7 +259,9 @@ def test_any_flipped_bit_of_the_footer_is_an_error_that_names_the_file(put, how)
     READS[how](objects, file)
     for place in range(len(data) - footer.size_bytes, len(data)):
         objects, file = put(flipped(data, place), 5, footer)
-        with pytest.raises(StorageError, match="its footer is not what was committed") as error:
+        with pytest.raises(
+            StorageError, match="its footer is not the one that was committed"
+        ) as error:
             READS[how](objects, file)
         assert error.value.where == f"{objects.url}/x.parquet"
 
@@ -269,7 +271,7 @@ def test_a_cut_file_fails_by_its_footer(put):
     for length in (len(data) - 1, len(data) // 2, 3, 0):
         objects, file = put(data, 5, find_footer(memoryview(data)))
         objects.put("x.parquet", data[:length])
-        with pytest.raises(StorageError, match="its footer is not what was committed"):
+        with pytest.raises(StorageError, match="its footer is not the one that was committed"):
             read_footer(objects, file)
 
 
