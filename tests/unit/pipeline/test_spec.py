@@ -26,7 +26,7 @@ def load(tmp_path: Path, text: str, *overrides: str):
     return load_pipeline(path, overrides, REGISTRY)
 
 
-def test_a_good_file_is_ordered_by_its_ports(tmp_path: Path):
+def test_stages_are_ordered_by_their_ports(tmp_path: Path):
     shuffled = GOOD.replace("  big: ", "  zzz: ").replace("sources: big", "sources: zzz")
     spec = load(tmp_path, shuffled)
     assert [s.name for s in spec.stages] == ["zzz", "few", "model", "gate"]
@@ -50,7 +50,7 @@ def test_a_good_file_is_ordered_by_its_ports(tmp_path: Path):
         ('{videos: "folder"}', "folder", "inputs", "must be a mapping"),
     ],
 )
-def test_one_mistake(tmp_path: Path, old: str, new: str, path: str, message: str):
+def test_mistake_has_path_and_hint(tmp_path: Path, old: str, new: str, path: str, message: str):
     with pytest.raises(SpecError) as caught:
         load(tmp_path, GOOD.replace(old, new))
     found = {m.path: m.message for m in caught.value.mistakes}
@@ -69,7 +69,7 @@ def test_all_mistakes_are_found_at_once(tmp_path: Path):
     ("text", "message"),
     [("a: [", "not YAML"), ("a: 1\na: 2", "given twice"), ("- a", "not a mapping")],
 )
-def test_files_that_are_no_pipeline(tmp_path: Path, text: str, message: str):
+def test_file_without_a_pipeline_is_rejected(tmp_path: Path, text: str, message: str):
     with pytest.raises(ConfigError, match=message):
         load(tmp_path, text)
 
@@ -85,6 +85,6 @@ def test_overrides_apply_before_validation(tmp_path: Path):
 @pytest.mark.parametrize(
     "override", ["stages.modle.steps=9", "inputs.videos", "x=1", "inputs.videos.a=1"]
 )
-def test_overrides_that_hit_nothing(tmp_path: Path, override: str):
+def test_override_of_an_absent_key_is_rejected(tmp_path: Path, override: str):
     with pytest.raises(ConfigError, match="--set"):
         load(tmp_path, GOOD, override)
