@@ -1,8 +1,10 @@
-"""VideoAR: raw video in, an evaluated and promoted video-generation model out, again and again.
+"""VideoAR: raw video in, an evaluated and promoted video-generation model out.
 
-Packages, from the ground up (an import goes downwards only, see `tool.importlinter`):
-`core` < `contracts` < `storage` < `model | media` < `pipeline` < `training | evaluation` <
-`stages` < `engine` < `runner` < `cli`. Importing `videoar` defines names and does nothing else.
+`videoar.api` has one function per verb of the command line. Packages, from the bottom up (imports
+go downwards only, enforced by `tool.importlinter`):
+`core` < `contracts` < `storage` < `model | media | curation` < `pipeline` <
+`training | evaluation` < `stages | records` < `engine | report` < `runner | admin` < `bench` <
+`api` < `cli`. Importing `videoar` defines names and has no side effect.
 """
 
 __version__ = "0.1.0"

@@ -8,6 +8,7 @@ stderr. Nothing heavy is imported before a verb needs it, so that `--help` costs
 import signal
 import sys
 import traceback
+from io import StringIO, TextIOWrapper
 from typing import Annotated, Any
 
 import typer
@@ -74,8 +75,11 @@ for module in (runs, data, models, ops):
 def main() -> None:
     """Run the command line and exit with the code of its outcome."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job is a cancelled run
-    if hasattr(sys.stdout, "reconfigure"):
-        # A file name that the terminal's encoding lacks is printed as an escape, not a traceback.
+    # Python sets a stream to None where the shell has closed it (`>&-`)
+    sys.stdout = sys.stdout or StringIO()
+    sys.stderr = sys.stderr or StringIO()
+    if isinstance(sys.stdout, TextIOWrapper):
+        # a file name that the terminal's encoding lacks is printed as an escape
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(_exit_code())
 
@@ -94,26 +98,31 @@ def _exit_code() -> int:
 def _fail(error: BaseException) -> int:
     """Print an error, below the summary of the run that it ended, and return its exit code."""
     if session.verbose:
-        traceback.print_exception(error)
+        text = "".join(traceback.format_exception(error))
+        print(printable(text, keep="\n"), file=sys.stderr, end="")
     document = _describe(error)
     # where the error is in the options themselves, they have not been read to their end
     session.as_json = session.as_json or "--json" in sys.argv
+    summary, blocks = _run_so_far()
     try:
-        summary, blocks = _run_so_far()
         emit({**summary, "error": document}, lambda: blocks)
-    except (OSError, typer.Exit, VideoARError):
-        discard_stdout()  # stdout or the store is what failed; the line below still says so
+    except (OSError, typer.Exit):
+        discard_stdout()  # a full disk or a closed pipe: the line on stderr has to do
     for line in _lines(document):
         print(printable(line), file=sys.stderr)
     return int(document["exit_code"])
 
 
 def _run_so_far() -> tuple[dict[str, Any], list[Block]]:
+    """Return the run that this call drives, as JSON and for people; empty if it drives none."""
     execution = session.execution
     if execution is None or not execution.has_begun:
         return {}, []
-    run = api.status(execution.store, execution.run_id)
-    report = api.report_path(execution.store, run.run_id)
+    try:
+        run = api.status(execution.store, execution.run_id)
+        report = api.report_path(execution.store, run.run_id)
+    except VideoARError:  # the store is what failed
+        return {}, []
     return runs.run_document(run, report), runs.run_blocks(run, report)
 
 
@@ -131,7 +140,8 @@ def _describe(error: BaseException) -> dict[str, Any]:
     if hasattr(error, "format_message"):  # typer's usage errors: a wrong option, a missing argument
         return _describe_usage(error)
     if isinstance(error, KeyboardInterrupt):
-        resume = f"videoar resume {session.execution.run_id}" if session.execution else ""
+        run = session.execution
+        resume = f"videoar resume {run.run_id}" if run is not None and run.has_begun else ""
         parts = {"where": "videoar", "what": "interrupted", "hint": resume}
         return {"type": kind, **parts, "exit_code": _INTERRUPTED}
     where = str(error.filename) if isinstance(error, OSError) and error.filename else kind

@@ -10,6 +10,8 @@ import logging
 import sys
 from collections.abc import Iterator
 
+from videoar.core.printable import printable
+
 _context: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("videoar_log")
 
 
@@ -40,9 +42,11 @@ class _JsonFormatter(logging.Formatter):
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         where = "/".join(_context.get({}).values())
-        return f"{record.levelname.lower():7} {where + ': ' if where else ''}" + (
-            super().format(record)
-        )
+        text = f"{record.levelname.lower():7} {where + ': ' if where else ''}{record.getMessage()}"
+        lines = [printable(text)]  # messages contain file names, and errors of other programs
+        if record.exc_info:
+            lines.append(printable(self.formatException(record.exc_info), keep="\n"))
+        return "\n".join(lines)
 
 
 def configure_logging(form: str, *, verbose: bool, quiet: bool = False) -> None:

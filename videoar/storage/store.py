@@ -7,7 +7,13 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from videoar.contracts.contract import load_contract
-from videoar.core.errors import ConfigError, DamagedError, SnapshotNotFoundError, StorageError
+from videoar.core.errors import (
+    ConfigError,
+    DamagedError,
+    SnapshotNotFoundError,
+    StorageError,
+    did_you_mean,
+)
 from videoar.core.ids import is_safe_key, sha256_hex
 from videoar.core.types import FileRef
 from videoar.storage.delta_log import iter_commits
@@ -50,7 +56,8 @@ class Store:
             return find_snapshot(self.objects, self.ledger, id_or_ref)
         head = self.refs.head(id_or_ref)
         if head is None:
-            hint = "snapshot ids look like clips:0123456789abcdef"
+            known = self.refs.names()
+            hint = did_you_mean(id_or_ref, known) if known else "no ref is set yet"
             raise SnapshotNotFoundError(id_or_ref, f"no such ref in {self.url}", hint)
         return find_snapshot(self.objects, self.ledger, head)
 

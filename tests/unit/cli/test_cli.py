@@ -49,7 +49,7 @@ def store(folder: Path) -> str:
 @pytest.fixture(scope="module")
 def runs(store: str, folder: Path) -> list[Run]:
     """Two runs; the second one has another video, and its gate has another model."""
-    videos = write_videos(folder / "videos", "a.mp4", "b.mp4", "bad\x1b[31m\n.mp4")
+    videos = write_videos(folder / "videos", "a.mp4", "h\xe4mmer.mp4", "bad\x1b[31m\n.mp4")
     opened = api.open_store(store)
     first = toy_run(opened, videos)
     write_videos(videos, "c.mp4")
@@ -275,6 +275,26 @@ def test_a_full_disk_behind_stdout_is_one_line(store):
             env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, check=False,
         )  # fmt: skip
     assert (done.returncode, done.stderr) == (1, "error: OSError: No space left on device\n")
+
+
+@pytest.mark.usefixtures("runs")
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_closed_stream_is_no_error(store, closed):
+    command = f"{sys.executable} -m videoar --store {store} ls {closed}"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env=environment(), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.usefixtures("runs")
+def test_a_name_that_stdout_cannot_encode_is_escaped(store):
+    command = [sys.executable, "-m", "videoar", "--store", store, "show", "videos", "--rows", "9"]
+    env = environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert rb"h\xe4mmer.mp4" in done.stdout
 
 
 def terminal(columns: int, *arguments: str, **extra: str) -> str:
