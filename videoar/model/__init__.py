@@ -1,7 +1,7 @@
 """VideoAR in pure torch: tokenizer, transformer, sampler. Readable next to arXiv 2601.05966.
 
-Names are loaded on first use, so that the torch-free parts (`config`, `schedule`, `schemes`) can be
-imported by code that must stay light.
+Names are loaded on first use, so that code that must stay light can import the torch-free modules
+(`schedule`, `tokenizer.config`, `transformer.config`, `transformer.schemes`).
 """
 
 from importlib import import_module
@@ -25,7 +25,7 @@ __all__ = [
     "sample",
 ]
 
-_HOMES = {
+_MODULES = {
     "PRESETS": "transformer.config",
     "ModelConfig": "transformer.config",
     "MultiScaleBSQ": "tokenizer.quantizer",
@@ -37,6 +37,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Where networks run: one rule for all of them."""
+"""The device of this process: one rule for all networks."""
 
 import torch
 
@@ -12,13 +12,13 @@ def device() -> str:
     A stage on Ray sees the GPUs of its `resources.gpus` and no others.
 
     Raises:
-        StageError: the process has been given a GPU that torch cannot use. On a CPU the same
-            training would take weeks, and nothing would say why.
+        StageError: the process was assigned a GPU that torch cannot use. Falling back to the CPU
+            would make a training take weeks without an error.
     """
     if torch.cuda.is_available():
         return "cuda"
-    if given := given_gpus():
-        what = f"CUDA_VISIBLE_DEVICES={given}, but torch {torch.__version__} finds no GPU"
+    if assigned := given_gpus():
+        what = f"CUDA_VISIBLE_DEVICES={assigned}, but torch {torch.__version__} finds no GPU"
         hint = "install a torch with CUDA, check the driver (nvidia-smi), or ask for no GPU"
         raise StageError("device", what, hint)
     return "cpu"

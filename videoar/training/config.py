@@ -1,4 +1,4 @@
-"""How networks are trained, as checked values. Torch-free, so that stages can validate it."""
+"""How transformers are trained, as validated values. Torch-free, so that stages stay light."""
 
 import math
 from typing import Literal
@@ -15,15 +15,15 @@ class OptimizerConfig(Frozen):
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak of the schedule."""
     warmup_fraction: float = Field(default=0.02, ge=0, le=1)
-    """Share of the steps over which the rate rises."""
+    """Share of the steps over which the rate rises linearly."""
     final_fraction: float = Field(default=0.1, ge=0, le=1)
-    """Share of the peak that is left at the end of the cosine."""
+    """Share of the peak at the end of the cosine."""
     weight_decay: float = Field(default=0.05, ge=0)
-    """On matrices and kernels alone; vectors are not decayed."""
+    """On matrices and kernels only; vectors are not decayed."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Averaging of gradient and squared gradient."""
+    """Decay of the running means of gradient and squared gradient."""
     clip_norm: float = Field(default=1.0, gt=0)
-    """Largest gradient norm."""
+    """Maximum norm of the gradient."""
     ema: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the moving average of weights."""
 
@@ -38,16 +38,17 @@ class OptimizerConfig(Frozen):
 
 
 class Phase(Frozen):
-    """One part of the curriculum. The paper's "training stage"."""
+    """One part of the curriculum; the paper's "training stage"."""
 
     steps: int = Field(ge=1)
     """Optimizer steps."""
     batch_size: int = Field(default=8, ge=1)
     """Clips per step, over all ranks."""
     num_frames: int | None = Field(default=None, ge=1)
-    """Pixel frames, the first of each clip; None takes all that are stored."""
+    """Pixel frames from the start of each clip; None uses all that are stored."""
     p_mask: float = Field(default=0.0, ge=0, le=1)
-    """Probability of hiding a past frame. Source: off on UCF (paper), else 0.1 (ours)."""
+    """Probability of hiding a past frame from attention. Source: 0 on UCF (paper), else 0.1
+    (ours)."""
 
 
 class TransformerTraining(Frozen):
@@ -66,9 +67,9 @@ class TransformerTraining(Frozen):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the layers; quantizer and bit head are always fp32."""
     checkpoint_activations: bool = False
-    """Recompute layers in the backward pass: less memory, a third more work."""
+    """Recompute layers in the backward pass: less memory, a third more compute."""
     compile: bool = False
-    """Run the network through torch.compile."""
+    """Compile the network with torch.compile."""
 
     @property
     def steps(self) -> int:
@@ -81,4 +82,4 @@ class TransformerTraining(Frozen):
             if step < phase.steps:
                 return index, step
             step -= phase.steps
-        raise ValueError("training is over")
+        raise ValueError("the step is after the last phase")

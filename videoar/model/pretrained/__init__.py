@@ -1,1 +1,1 @@
-"""Pretrained networks out of a local folder, and the identity of such a folder."""
+"""Pretrained networks from a local folder, and the fingerprint of such a folder."""

@@ -1,4 +1,4 @@
-"""The identity of a local model folder, told without torch: planning a run asks for it."""
+"""The fingerprint of a local model folder, computed without torch: planning a run needs it."""
 
 import hashlib
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from pathlib import Path
 from videoar.core.errors import ConfigError
 from videoar.core.ids import digest_json
 
-_READ = {".safetensors", ".json", ".jinja", ".model", ".txt"}
-"""Kinds of files that loading may read: weights, configs, chat templates, vocabularies."""
+_SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
+"""Files that loading may read: weights, configs, chat templates, vocabularies."""
 
 
 def pretrained_fingerprint(folder: str) -> Mapping[str, str]:
-    """Return what the output depends on: digest of the folder's content, version of the library.
+    """Return what the output depends on: digest of the folder and version of transformers.
 
     Raises:
         ConfigError: no such model folder, or transformers is not installed.
@@ -44,7 +44,7 @@ def model_files(folder: str) -> list[Path]:
     hint = "give a local folder with config.json and weights as .safetensors"
     if not root.is_dir():
         raise ConfigError(folder, "no such model folder", hint)
-    names = sorted(path.relative_to(root) for path in root.rglob("*") if path.suffix in _READ)
+    names = sorted(path.relative_to(root) for path in root.rglob("*") if path.suffix in _SUFFIXES)
     names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
     if Path("config.json") not in names:
         raise ConfigError(folder, "holds no config.json", hint)
@@ -56,7 +56,7 @@ def model_files(folder: str) -> list[Path]:
 def folder_digest(folder: str) -> str:
     """Return the SHA-256 over names and contents of a model's files.
 
-    Unchanged files (path, size, time of change) are hashed once per process.
+    Unchanged files (path, size, modification time) are hashed once per process.
 
     Raises:
         ConfigError: the folder holds no model, or a file cannot be read.
@@ -70,11 +70,12 @@ def folder_digest(folder: str) -> str:
 
 
 def _file_digest(path: Path) -> str:
-    facts = path.stat()
-    return _hashed(path, facts.st_size, facts.st_mtime_ns)
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
 
 
 @lru_cache(maxsize=1024)
-def _hashed(path: Path, _size: int, _mtime_ns: int) -> str:
+def _sha256(path: Path, _size: int, _mtime_ns: int) -> str:
+    # Size and time are part of the cache's key only: a changed file is hashed again.
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,9 +1,9 @@
-"""Pretrained networks out of a local folder: a captioner and an image encoder.
+"""Pretrained networks from a local folder: a captioner and an image encoder.
 
-The one idea: transformers' Auto classes read from the folder what the folder is, so any
-vision-language model and any image encoder will do, and no other module knows that library.
-Nothing is fetched, no pickle is opened, no code of the folder runs. A clip is shown as a few
-stills: all of these models take images, only some take videos, and each of those samples anew.
+The one idea: the Auto classes of transformers read the architecture from the folder, so any
+vision-language model and any image encoder works, and no other module imports that library.
+Nothing is downloaded, no pickle is loaded, no code of the folder runs. A clip is passed as a few
+stills: all of these models take images, only some take videos, each with a sampling of its own.
 
 Shape suffixes: N clips, T stills of a clip, H W height and width, C = 3 channels, D width.
 """
@@ -29,13 +29,13 @@ _SAFE = {"local_files_only": True, "trust_remote_code": False}
 _PIL = "pil"  # chosen: pixels then do not depend on whether torchvision is installed
 _LOAD_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError,
                 RuntimeError, SafetensorError)  # fmt: skip
-"""What transformers raises where a folder is not what was asked for; it has no error of its own."""
+"""Raised by transformers for a folder of another kind; it has no error class of its own."""
 _PATTERN = (np.arange(64 * 64 * 3).astype(np.uint8).reshape(1, 64, 64, 3),)
-"""A first clip: what cannot work fails while loading, not in the middle of a shard."""
+"""A first clip: a model that cannot work fails while loading, not in the middle of a shard."""
 
 
 def pick_stills(frames_THWC: np.ndarray, num_frames: int) -> np.ndarray:
-    """Return the middle frames of `num_frames` equal parts; fewer where the clip is shorter.
+    """Return the middle frames of `num_frames` equal parts; all frames of a shorter clip.
 
     Source: the sampling of temporal segment networks at test time, arXiv 1608.00859.
     """
@@ -44,10 +44,10 @@ def pick_stills(frames_THWC: np.ndarray, num_frames: int) -> np.ndarray:
 
 
 class Captioner:
-    """A vision-language model that says in words what a clip shows, the same words every time.
+    """A vision-language model that describes a clip in words, deterministically (greedy).
 
-    A model that holds conversations sees all stills in one; another one (BLIP, GIT) sees the middle
-    still and goes on writing where the prompt ends.
+    A chat model gets all stills in one message; another one (BLIP, GIT) gets the middle still and
+    completes the prompt.
 
     Raises:
         ConfigError: the folder holds no vision-language model, or transformers is not installed.
@@ -61,9 +61,10 @@ class Captioner:
             self._processor = _processor(folder)
             self._net = _network(AutoModelForImageTextToText, folder, "auto")
             tokenizer = self._processor.tokenizer
-            tokenizer.padding_side = "left"  # the answer has to follow the prompt without a gap
+            # Decoder-only models continue the last token, so the prompt must not end in padding.
+            tokenizer.padding_side = "left"
             tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-            self._write(_PATTERN, 1)
+            self._generate(_PATTERN, 1)
 
     def __call__(self, clips: Sequence[np.ndarray]) -> list[str]:
         """Return one line of text per clip.
@@ -71,27 +72,29 @@ class Captioner:
         Args:
             clips: stills_THWC of each, uint8 RGB; sizes may differ.
         """
-        return self._write(clips, self._max_new_tokens)
+        return self._generate(clips, self._max_new_tokens)
 
     @torch.inference_mode()
-    def _write(self, clips: Sequence[np.ndarray], max_new_tokens: int) -> list[str]:
+    def _generate(self, clips: Sequence[np.ndarray], max_new_tokens: int) -> list[str]:
         is_chat = getattr(self._processor, "chat_template", None) is not None
-        inputs = self._conversations(clips) if is_chat else self._beginnings(clips)
+        inputs = self._chat_inputs(clips) if is_chat else self._prompt_inputs(clips)
         inputs = inputs.to(self._net.device, self._net.dtype)
-        written = self._net.generate(
+        tokens = self._net.generate(
             **inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens
         )
-        asked = inputs["input_ids"]  # most models repeat the question in front of the answer
-        if torch.equal(written[:, : asked.shape[1]], asked):
-            written = written[:, asked.shape[1] :]
-        texts = self._processor.batch_decode(written, skip_special_tokens=True)
+        prompt = inputs["input_ids"]
+        if torch.equal(
+            tokens[:, : prompt.shape[1]], prompt
+        ):  # decoder-only: the prompt comes first
+            tokens = tokens[:, prompt.shape[1] :]
+        texts = self._processor.batch_decode(tokens, skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]
 
-    def _conversations(self, clips: Sequence[np.ndarray]) -> "BatchFeature":
+    def _chat_inputs(self, clips: Sequence[np.ndarray]) -> "BatchFeature":
         question = {"type": "text", "text": self._prompt}
-        shown = [[{"type": "image", "image": still} for still in stills] for stills in clips]
+        per_clip = [[{"type": "image", "image": still} for still in stills] for stills in clips]
         return self._processor.apply_chat_template(
-            [[{"role": "user", "content": [*images, question]}] for images in shown],
+            [[{"role": "user", "content": [*images, question]}] for images in per_clip],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
@@ -99,14 +102,14 @@ class Captioner:
             processor_kwargs={"padding": True},
         )
 
-    def _beginnings(self, clips: Sequence[np.ndarray]) -> "BatchFeature":
+    def _prompt_inputs(self, clips: Sequence[np.ndarray]) -> "BatchFeature":
         images = [stills[len(stills) // 2] for stills in clips]
         text = [self._prompt] * len(images)
         return self._processor(images=images, text=text, padding=True, return_tensors="pt")
 
 
 class ImageEncoder:
-    """A vision model that turns a clip into one unit vector: the mean over its stills.
+    """A vision model that embeds a clip as one unit vector: the mean over its stills.
 
     Raises:
         ConfigError: the folder holds no such model, or transformers is not installed.
@@ -119,13 +122,13 @@ class ImageEncoder:
             self._processor = AutoImageProcessor.from_pretrained(folder, backend=_PIL, **_SAFE)
             self._net = _network(AutoModel, folder, torch.float32)
             if not np.allclose(self(_PATTERN), self(_PATTERN), atol=1e-3):
-                raise ValueError("gives another vector each time, as masked training does")
+                raise ValueError("returns another vector each time, as masked training does")
 
     @torch.inference_mode()
     def __call__(self, clips: Sequence[np.ndarray]) -> np.ndarray:
         """Return vectors_ND, float32.
 
-        Each still counts the same whatever the length of its own vector.
+        Vectors are normalised before the mean, so that each still has the same weight.
         Source: `_mean_pooling_for_similarity_visual` of CLIP4Clip (arXiv 2104.08860).
 
         Args:
@@ -139,18 +142,18 @@ class ImageEncoder:
         return vectors_ND
 
     def _vectors(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Return one vector per image: of the joint space with text, else pooled, else the mean."""
+        """Return one vector per image: in the joint space with text, else pooled, else the mean."""
         output = getattr(self._net, "get_image_features", self._net)(**inputs)
         pooled = output if torch.is_tensor(output) else getattr(output, "pooler_output", None)
         vectors = output.last_hidden_state.mean(1) if pooled is None else pooled
         if not torch.is_tensor(vectors) or vectors.ndim != 2:
-            raise TypeError(f"{type(self._net).__name__} gives no single vector per image")
+            raise TypeError(f"{type(self._net).__name__} returns no single vector per image")
         return vectors
 
 
 @contextmanager
 def _loading(folder: str, kind: str) -> Iterator[None]:
-    """Turn whatever loading raises into one line: the folder, the first sentence, what to do."""
+    """Raise any error of loading as a ConfigError of one line, with the first sentence of it."""
     library_version()
     model_files(folder)
     try:
@@ -173,18 +176,18 @@ def _network(
     """Load a network.
 
     Raises:
-        ValueError: weights are missing; transformers would draw them at random.
+        ValueError: weights are missing; transformers would initialise them at random.
     """
     net, info = auto.from_pretrained(
         folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **_SAFE
     )
     if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{type(net).__name__} misses {len(missing)} weights ({missing[0]} ...)")
+        raise ValueError(f"{type(net).__name__} lacks {len(missing)} weights ({missing[0]} ...)")
     return net.to(device()).eval()
 
 
 def _processor(folder: str) -> "ProcessorMixin":
-    """Load a processor without its part for videos: not needed, and it asks for torchvision."""
+    """Load a processor without its video processor: not needed, and it requires torchvision."""
     from transformers import (
         PROCESSOR_MAPPING,
         AutoConfig,
@@ -202,7 +205,7 @@ def _processor(folder: str) -> "ProcessorMixin":
         "image_processor": AutoImageProcessor.from_pretrained(folder, backend=_PIL, **_SAFE),
         "video_processor": None,
     }
-    lenient = {"check_argument_for_proper_class": lambda *_: None}  # it refuses None
-    stills_only: Any = type(kind.__name__, (kind,), lenient)
-    facts, _ = kind.get_processor_dict(folder, **_SAFE)
-    return stills_only.from_args_and_dict([parts[name] for name in kind.get_attributes()], facts)
+    unchecked = {"check_argument_for_proper_class": lambda *_: None}  # the check rejects None
+    images_only: Any = type(kind.__name__, (kind,), unchecked)
+    options, _ = kind.get_processor_dict(folder, **_SAFE)
+    return images_only.from_args_and_dict([parts[name] for name in kind.get_attributes()], options)

@@ -1,9 +1,13 @@
-"""Convolution blocks that never look ahead in time: one network for images, clips and streams.
+"""Convolution blocks that are causal in time: one network for images, clips and streams.
 
-The one idea: a causal convolution needs nothing from the past but its own last inputs. Run on a
-whole video it pads zeros on the left; run on a stream it takes those inputs from a `Carry`, and the
-result is the same. Normalisation keeps statistics per frame: anything pooled over time would break
-this.
+The one idea: a causal convolution needs nothing of the past but its own last inputs. On a whole
+video it pads zeros on the left; on a stream it takes those inputs from a `Carry`, and the result is
+the same. Normalisation has statistics per frame: anything pooled over time would break this.
+
+    kernel 3, a stream in chunks of 2 frames; (0) is padding, [x] is carried from the chunk before
+
+    chunk 1    (0) (0)  a   b     ->  A B      carry [a b]
+    chunk 2    [a] [b]  c   d     ->  C D      carry [c d]
 
 Shape suffixes: B batch, C channels, T frames (of any level), H W height and width.
 Source: arXiv 2601.05966 section 4.1; block layout of FoundationVision/Infinity's flux-style VAE.
@@ -16,14 +20,14 @@ from torch import Tensor, nn
 from videoar.model.tokenizer.config import Resampling
 
 Carry = dict[nn.Module, Tensor]
-"""Last inputs of each layer of one stream. Start a stream with an empty one; layers fill it."""
+"""Last inputs of each layer of one stream. A stream starts with an empty dict; layers fill it."""
 
 
 class CausalConv3d(nn.Conv3d):
     """3D convolution with zeros on the left of time and symmetric zeros in space.
 
-    Frame j of the output depends on frames up to `j * time_stride` of the input. Weights begin as
-    those of an inflated image network: zero but for the last slice in time.
+    Frame j of the output depends on frames up to `j * time_stride` of the input. Initial weights
+    are those of an inflated image network: zero but for the last slice in time.
 
     Args:
         in_channels: channels of the input.
@@ -32,10 +36,10 @@ class CausalConv3d(nn.Conv3d):
         space_kernel: extent in space, odd.
         time_stride: 2 maps 1 + 2m frames to 1 + m.
         space_stride: stride in height and width.
-        pad_end: pad space on the right and at the bottom alone, as for a stride of 2.
+        pad_end: pad space only on the right and at the bottom, for a stride of 2 (Infinity).
     """
 
-    def __init__(  # noqa: PLR0913 - a convolution has as many
+    def __init__(  # noqa: PLR0913 - those of a convolution
         self,
         in_channels: int,
         out_channels: int,
@@ -56,11 +60,12 @@ class CausalConv3d(nn.Conv3d):
         )
         self._end = space_kernel // 2 if pad_end else 0
         with torch.no_grad():
-            nn.init.kaiming_uniform_(self.weight[:, :, -1:], a=5**0.5)  # as torch does it in 2D
+            # The initialisation of torch's Conv2d, with the fan of the one slice that is used.
+            nn.init.kaiming_uniform_(self.weight[:, :, -1:], a=5**0.5)
             self.weight[:, :, :-1] = 0
 
     def forward(self, x_BCTHW: Tensor, carry: Carry | None = None) -> Tensor:
-        """Convolve a whole video, or the next frames of the stream that `carry` belongs to."""
+        """Convolve a whole video, or the next frames of the stream of `carry`."""
         history = self.kernel_size[0] - 1
         if self._end:
             x_BCTHW = F.pad(x_BCTHW, (0, self._end, 0, self._end))
@@ -69,14 +74,15 @@ class CausalConv3d(nn.Conv3d):
         elif history:
             x_BCTHW = F.pad(x_BCTHW, (0, 0, 0, 0, history, 0))
         if carry is not None:
+            # With stride 2 the next window starts 2 frames later, so one frame less is shared.
             overlap = self.kernel_size[0] - self.stride[0]
-            # a copy: a view would keep all of the input alive, in every layer
+            # A copy: a view would keep the whole input alive, in every layer.
             carry[self] = x_BCTHW[:, :, x_BCTHW.shape[2] - overlap :].clone()
         return super().forward(x_BCTHW)
 
 
 class FrameNorm(nn.GroupNorm):
-    """Group normalisation of every frame on its own."""
+    """Group normalisation with statistics per frame."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__(groups, channels, eps=1e-6)
@@ -98,13 +104,13 @@ class ResBlock(nn.Module):
         self.conv1 = CausalConv3d(in_channels, out_channels, time_kernel)
         self.norm2 = FrameNorm(out_channels, groups)
         self.conv2 = CausalConv3d(out_channels, out_channels, time_kernel)
-        nn.init.zeros_(self.conv2.weight)  # begins as the identity, which speeds up the start
+        nn.init.zeros_(self.conv2.weight)  # starts as the identity: faster first steps
         self.shortcut = (
             CausalConv3d(in_channels, out_channels, 1, 1) if in_channels != out_channels else None
         )
 
     def forward(self, x_BCTHW: Tensor, carry: Carry | None = None) -> Tensor:
-        """Add the block's correction to its input."""
+        """Return the input plus the block's residual."""
         y_BCTHW = self.conv1(F.silu(self.norm1(x_BCTHW)), carry)
         y_BCTHW = self.conv2(F.silu(self.norm2(y_BCTHW)), carry)
         return y_BCTHW + (x_BCTHW if self.shortcut is None else self.shortcut(x_BCTHW))
@@ -132,7 +138,7 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """Repeat, then convolve: 1 + m frames to 1 + 2m, twice the height and width, or both.
 
-    The first frame of a video stands for one frame, every other one for two.
+    The first frame of a video becomes one frame, every other frame two.
     """
 
     def __init__(self, channels: int, how: Resampling) -> None:
@@ -145,6 +151,7 @@ class Upsample(nn.Module):
         is_start = carry is None or self.conv not in carry
         if self.how.time:
             x_BCTHW = x_BCTHW.repeat_interleave(2, dim=2)
+            # The first copy of frame 0 goes: it would be a frame before the video's first.
             x_BCTHW = x_BCTHW[:, :, 1:] if is_start else x_BCTHW
         if self.how.space:
             x_BCTHW = F.interpolate(x_BCTHW, scale_factor=(1, 2, 2), mode="nearest")

@@ -1,9 +1,11 @@
 """Shape of the tokenizer, its loss weights and the named sizes.
 
-Free of torch, so that stages and pipelines can check a configuration without loading it.
+Torch-free, so that stages and pipelines validate a configuration without loading torch. Fields that
+shape the network have upper bounds far above any preset: a config may come with a model from
+elsewhere, and its size must bound the memory that building the network takes.
 """
 
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -12,53 +14,57 @@ from videoar.model.schedule import SMALL_SQUARE, Scales, latent_frames, scale_sc
 
 
 class Resampling(NamedTuple):
-    """What a resampling layer does."""
+    """What a resampling layer halves (encoder) or doubles (decoder)."""
 
     time_kernel: int
     time: bool
-    """Halve or double the number of frames."""
+    """The number of frames."""
     space: bool
-    """Halve or double height and width."""
+    """Height and width."""
     pad_end: bool = False
-    """Where it halves space, pad on the right and at the bottom alone."""
+    """If it halves space, pad only on the right and at the bottom."""
 
     @property
     def kernel(self) -> tuple[int, int]:
-        """Extent in time and space: a layer that leaves space alone does not mix it either."""
+        """Extent in time and space; a layer that resamples time only has no extent in space."""
         return self.time_kernel, 3 if self.space else 1
 
 
 class TokenizerConfig(Frozen):
     """Shape of a tokenizer. The defaults are the paper's widths, strides and bits."""
 
-    num_bits: int = Field(default=48, ge=1)
-    """Channels of a latent, each of which becomes one bit per scale."""
+    num_bits: int = Field(default=48, ge=1, le=1024)
+    """Channels of a latent; each becomes one bit per scale and position."""
     scales: Scales = SMALL_SQUARE
     """Height and width of the scales."""
-    patch_px: int = Field(default=1, ge=1)
-    """Pixels per side folded into channels before the first convolution. The paper has 1; larger
-    values save the full-resolution layers, which is what makes training on a CPU possible."""
-    base_width: int = Field(default=128, ge=1)
+    patch_px: int = Field(default=1, ge=1, le=64)
+    """Pixels per side that are folded into channels before the first convolution. The paper has 1;
+    larger values save the layers at full resolution, which makes training on a CPU possible."""
+    base_width: int = Field(default=128, ge=1, le=8192)
     """Channels of the first level."""
-    multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
+    multipliers: tuple[Annotated[int, Field(ge=1, le=64)], ...] = Field(
+        default=(1, 2, 4, 4, 4), min_length=1, max_length=16
+    )
     """Channels of each level, in units of `base_width`."""
-    num_res_blocks: int = Field(default=2, ge=1, le=64)  # chosen: as ModelConfig.depth
+    num_res_blocks: int = Field(default=2, ge=1, le=64)
     """Residual blocks per level, in the encoder and in the decoder."""
     space_downs: tuple[int, ...] = (0, 1, 2, 3)
     """Levels (from 0) after which height and width are halved."""
     time_downs: tuple[int, ...] = (2, 3)
-    """Levels after which the number of frames is halved, the first frame standing alone."""
-    time_kernel: int = Field(default=3, ge=1)
+    """Levels after which the number of frames is halved; the first frame stays a frame of its
+    own."""
+    time_kernel: int = Field(default=3, ge=1, le=16)
     """Extent in time of the convolutions that keep the number of frames. With 1 only the layers
-    that change it mix frames, a third of the work; and without those it is an image tokenizer."""
+    that halve it mix frames, for a third of the work; without those, too, it is an image
+    tokenizer."""
 
     infinity_layout: bool = False
-    """Lay blocks out as Infinity's image tokenizers do, so that their weights fit (`inflate`): two
+    """Arrange blocks as Infinity's image tokenizers do, so that their weights fit (`inflate`): two
     more residual blocks next to the latents, one more per level of the decoder, and downsampling
-    that pads on the right and at the bottom alone. Source: FoundationVision/Infinity."""
-    norm_groups: int = Field(default=32, ge=1)
-    """Groups of the normalisation. Few channels per group lose a frame's brightness, so narrow
-    networks want few groups."""
+    that pads only on the right and at the bottom. Source: FoundationVision/Infinity."""
+    norm_groups: int = Field(default=32, ge=1, le=1024)
+    """Groups of the normalisation. Groups of few channels lose a frame's brightness, so narrow
+    networks need few groups."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -94,9 +100,10 @@ class TokenizerConfig(Frozen):
         return latent_frames(num_frames, self.time_stride)
 
     def for_size(self, height_px: int, width_px: int) -> "TokenizerConfig":
-        """Return the same network for videos of another size; weights fit, as all is convolution.
+        """Return the config of the same network for videos of another size.
 
-        Its own size keeps its own scales, any other grid gets those of its template.
+        Weights fit, because all layers are convolutions. Its own size keeps its own scales, any
+        other grid gets those of `scale_schedule`.
 
         Raises:
             ValueError: the size is no multiple of `space_stride`.
@@ -113,14 +120,14 @@ class TokenizerConfig(Frozen):
         """Return the image tokenizer of the same shape, whose weights `inflate` takes.
 
         Raises:
-            ValueError: there is none, as a level halves time alone.
+            ValueError: there is none, because a level halves time only.
         """
         if set(self.time_downs) - set(self.space_downs):
-            raise ValueError("a level that halves time alone is in no image tokenizer")
+            raise ValueError("no image tokenizer has a level that halves time only")
         return self.model_copy(update={"time_kernel": 1, "time_downs": ()})
 
     def resampling(self, level: int) -> Resampling:
-        """Return what the layer after a level halves, or doubles on the way back."""
+        """Return what the layer after a level halves; the decoder's doubles the same."""
         halves_time = level in self.time_downs
         kernel = max(3, self.time_kernel) if halves_time else self.time_kernel
         halves_space = level in self.space_downs
@@ -129,21 +136,22 @@ class TokenizerConfig(Frozen):
 
 
 class LossWeights(Frozen):
-    """Weights of the terms; 0 leaves a term out altogether."""
+    """Weights of the terms; a term of weight 0 is not computed."""
 
     l1: float = Field(default=1.0, ge=0)
     """Mean absolute error. Source: OmniTokenizer, Infinity (there 4)."""
     l2: float = Field(default=0.0, ge=0)
     """Mean squared error. Not in the paper: on the synthetic corpus, 75 CPU seconds of training
-    gave 24.0 dB with it and 21.5 dB with the absolute error, which neglects small figures."""
+    gave 24.0 dB with it and 21.5 dB with the absolute error, which neglects small bright
+    figures."""
     perceptual: float = Field(default=0.0, ge=0)
-    """Distance of deep features: LPIPS where its weights are given, else of a random frozen net."""
+    """Distance of deep features: LPIPS if its weights are given, else of a frozen random net."""
     gan: float = Field(default=0.0, ge=0)
     """Adversarial term; 0.1 for full-size tokenizers, after `gan_start`."""
     gan_start: int = Field(default=0, ge=0)
-    """Step at which the critic and its term begin."""
+    """Step at which the discriminator and its term begin."""
     lecam: float = Field(default=0.05, ge=0)
-    """LeCAM penalty, in the critic's loss."""
+    """LeCAM penalty, in the discriminator's loss."""
     quantizer: float = Field(default=1.0, ge=0)
     """Commitment and entropy terms, together."""
 
@@ -154,34 +162,36 @@ class TokenizerTraining(Frozen):
     steps: int = Field(default=100_000, ge=1)
     """Optimizer steps."""
     batch_clips: int = Field(default=128, ge=1)
-    """Clips per step, of all ranks together. Source: arXiv 2601.05966 section 6.1."""
+    """Clips per step, over all ranks. Source: arXiv 2601.05966 section 6.1."""
     excerpt_frames: int = Field(default=17, ge=1)
-    """Frames that are cut from each clip; 1 + a multiple of the time stride."""
+    """Frames of the excerpt of each clip; 1 + a multiple of the time stride."""
     image_steps: int = Field(default=0, ge=0)
-    """Steps on single frames before those on excerpts, equally many frames per step. A new
-    network is an inflated image network, so this is the paper's start from an image tokenizer:
-    on the synthetic corpus, half of the steps brought 24.7 to 28.2 dB at equal cost (one seed)."""
+    """Steps on single frames before those on excerpts, with as many frames per step. A new network
+    is an inflated image network, so this is the paper's start from an image tokenizer: on the
+    synthetic corpus, with half of the steps on images PSNR rose from 24.7 to 28.2 dB at equal cost
+    (one seed)."""
     learning_rate: float = Field(default=1e-4, gt=0)
     """Peak of the schedule (Adam, betas 0.9 and 0.95, no weight decay)."""
     image_share: float = Field(default=0.0, ge=0, lt=1)
-    """Share of every step's items that are single frames, after `image_steps`. Each item counts
-    the same in the loss, whatever its length."""
+    """Share of every step's items that are single frames, after `image_steps`. Every item has the
+    same weight in the loss, whatever its length."""
     drop_scales: int = Field(default=0, ge=0)
-    """Of so many last scales each is left out of a step with `drop_probability`: the early scales
-    learn to carry more. Source: "stochastic quantizer depth", arXiv 2511.04675 (VBench 81.07 to
+    """Number of last scales of which each is omitted from a step with `drop_probability`; so early
+    scales carry more. Source: "stochastic quantizer depth", arXiv 2511.04675 (VBench 81.07 to
     81.28)."""
     drop_probability: float = Field(default=0.5, ge=0, le=1)
     """See `drop_scales`. Chosen: every set of the last scales is equally likely."""
     accumulate: int = Field(default=1, ge=1)
-    """Parts in which a rank works through its share of a batch: less memory, the same step up to
-    rounding, one more pass through the encoder (for the entropy of the whole batch)."""
+    """Parts into which a rank divides its share of a batch (gradient accumulation): less memory,
+    the same step up to rounding, one more pass through the encoder (for the entropy of the global
+    batch)."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the layers; the quantizer and all losses are always fp32. (Convolutions of fp32 use TF32
-    on GPUs that have it, as torch does by default; the quantizer has none.)"""
+    """Of the layers; the quantizer and all losses are always fp32. (fp32 convolutions use TF32 on
+    GPUs that have it, which is torch's default; the quantizer has no convolutions.)"""
     ema: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the moving average of weights."""
     seed: int = Field(default=0, ge=0)
-    """Of the first weights, the order of clips and the random feature net."""
+    """Seed of the initial weights, the order of clips and the random feature net."""
     weights: LossWeights = LossWeights()
     """Weights of the loss terms."""
 
@@ -204,6 +214,7 @@ TOKENIZERS: dict[str, TokenizerConfig] = {
     "ucf": TokenizerConfig(infinity_layout=True),
     "512": TokenizerConfig(infinity_layout=True, scales=scale_schedule(24, 42)),
 }  # fmt: skip
-"""`ucf` and `512` are the paper's (128 x 128 and 384 x 672 px), which start from Infinity and so
-are laid out as those; `small` has the tokens of `ucf` at 64 x 64 px, for one GPU or hours of a CPU;
-`demo` was chosen among about 20 for 32 px clips and minutes of CPU time; `tiny` is for tests."""
+"""`ucf` and `512` are the paper's (128 x 128 and 384 x 672 px); they start from Infinity's weights
+and so have its layout. `small` has the tokens of `ucf` at 64 x 64 px: one GPU or hours of a CPU.
+`demo` is the best of about 20 that were tried for 32 px clips and minutes of CPU time. `tiny` is
+for tests."""

@@ -1,8 +1,8 @@
-"""The tokenizer's critic: a 3D PatchGAN with hinge losses and LeCAM regularisation.
+"""The tokenizer's discriminator: a 3D PatchGAN with hinge losses and LeCAM regularisation.
 
-The one idea: the critic sees overlapping blocks of space and time and scores each, so it judges
-texture and flicker, not content. LeCAM ties its scores to the running means of the other side,
-which keeps it from winning outright when there is little data.
+The one idea: it scores overlapping blocks of space and time, each by itself, so it discriminates by
+texture and flicker, not by content. LeCAM penalises scores far from the running mean of the other
+side, which keeps the discriminator from overfitting when there is little data.
 
 Shape suffixes: B batch, T frames, H W height and width.
 Source: arXiv 2601.05966 equation 4; PatchGAN arXiv 1611.07004; LeCAM arXiv 2104.03310 equation 5.
@@ -38,8 +38,9 @@ class PatchDiscriminator(nn.Module):
     def forward(self, video_B3THW: Tensor) -> Tensor:
         """Return logits [B, 1, t, h, w] in fp32, positive for real.
 
-        The last layer never runs in bf16: on CPUs, torch 2.13 then fills the gradient of its weight
-        with chance where it sees two frames (time padded by the convolution itself, stride 1).
+        The last layer never runs in bf16: on CPUs, torch 2.13 then returns uninitialised memory in
+        the gradient of its weight for inputs of two frames (time padded by the convolution itself,
+        stride 1).
         """
         features = self.layers[:-1](video_B3THW)
         with torch.autocast(video_B3THW.device.type, enabled=False):
@@ -48,20 +49,20 @@ class PatchDiscriminator(nn.Module):
 
 
 def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Return what the critic minimises: real scores above 1, fake ones below -1."""
+    """Return the discriminator's loss: 0 if real scores are above 1 and fake scores below -1."""
     return 0.5 * (F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean())
 
 
 def hinge_generator_loss(fake_logits: Tensor) -> Tensor:
-    """Return what the tokenizer minimises."""
+    """Return the tokenizer's adversarial term: the negative mean score."""
     return -fake_logits.mean()
 
 
 class LeCam(nn.Module):
-    """Running means of the critic's scores and the penalty for leaving them far behind.
+    """Running means of the discriminator's scores, and the penalty of scores far above or below.
 
-    A step's penalty looks at the means of the steps before it, so that it is the same for a batch
-    as a whole, in parts or on several ranks; `update` then takes in the batch's own means.
+    The penalty of a step uses the means of the steps before it, so that it is the same for a batch
+    as a whole, in parts or on several ranks; `update` then adds the batch's own means.
 
     Args:
         decay: of the means. Source: 0.999 in arXiv 2104.03310's code.
@@ -76,13 +77,13 @@ class LeCam(nn.Module):
         self.register_buffer("fake", torch.zeros(()))
 
     def forward(self, real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-        """Return the penalty, a mean over scores."""
+        """Return the penalty, a mean over scores: equation 5 of arXiv 2104.03310."""
         above = F.relu(real_logits - self.fake).square().mean()
         below = F.relu(self.real - fake_logits).square().mean()
         return above + below
 
     @torch.no_grad()
     def update(self, real_mean: Tensor, fake_mean: Tensor) -> None:
-        """Take a batch's mean scores into the running means."""
+        """Update the running means by a batch's mean scores."""
         self.real.lerp_(real_mean, 1 - self.decay)
         self.fake.lerp_(fake_mean, 1 - self.decay)

@@ -1,8 +1,8 @@
-"""What the tokenizer is trained on: reconstruction, perceptual, adversarial and quantizer terms.
+"""Terms of the tokenizer's loss: reconstruction and perceptual.
 
-The one idea: every term is a mean over single frames, so an image and a video weigh the same.
-`rec + perc + GAN + commit + entropy`; the last two come with the quantizer's output, the critic is
-in `discriminator`.
+The one idea: every term is a mean over single frames, so an image and a video have equal weight.
+The whole loss is `rec + perc + GAN + commit + entropy`; the last two are in `quantizer`, the
+adversarial term in `discriminator`.
 
 Shape suffixes: B batch, T frames, N images, C channels, H W height and width.
 Source: arXiv 2601.05966 equation 4. The paper gives no weights.
@@ -23,7 +23,7 @@ from videoar.model.tokenizer.lpips import unit_length
 class FeatureNet(Protocol):
     """Maps images_N3HW in [-1, 1] to feature maps [N, C, h, w] of several depths.
 
-    Features come ready to be compared: scaled to unit length, and weighed if there are weights.
+    Features are ready to be compared: scaled to unit length, and weighted if there are weights.
     """
 
     def __call__(self, images_N3HW: Tensor) -> Sequence[Tensor]:
@@ -32,12 +32,13 @@ class FeatureNet(Protocol):
 
 
 class RandomFeatures(nn.Module):
-    """A frozen convolution net with random weights: a perceptual net that needs no download.
+    """A frozen convolutional net with random weights: a perceptual net without a download.
 
     Args:
         seed: of the weights.
         width: channels of the first layer; each of the three layers doubles it.
-    Source: random features carry perceptual distance, arXiv 1801.03924 table 5 ("random").
+    Source: distances of random features correlate with perception, arXiv 1801.03924 table 5
+    ("random").
     """
 
     def __init__(self, seed: int = 0, width: int = 16) -> None:
@@ -72,15 +73,15 @@ def perceptual_loss(net: FeatureNet, video_B3THW: Tensor, rebuilt_B3THW: Tensor)
     Source: arXiv 1801.03924 equation 1.
     """
     total = video_B3THW.new_zeros(())
-    for wanted, found in zip(net(_images(video_B3THW)), net(_images(rebuilt_B3THW)), strict=True):
-        total = total + (wanted - found).square().sum(dim=1).mean()
+    for real, other in zip(net(_images(video_B3THW)), net(_images(rebuilt_B3THW)), strict=True):
+        total = total + (real - other).square().sum(dim=1).mean()
     return total
 
 
 def psnr(video_B3THW: Tensor, rebuilt_B3THW: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio in dB of videos in [-1, 1], mean over the batch."""
     error = (rebuilt_B3THW.clamp(-1, 1) - video_B3THW) / 2
-    mse_B = error.square().mean(dim=(1, 2, 3, 4)).clamp(min=1e-10)
+    mse_B = error.square().mean(dim=(1, 2, 3, 4)).clamp(min=1e-10)  # 100 dB for equal videos
     return (-10 * torch.log10(mse_B)).mean()
 
 

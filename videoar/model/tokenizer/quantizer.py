@@ -1,11 +1,16 @@
 """Per-frame multi-scale bitwise residual quantizer (binary spherical quantization, BSQ).
 
-One idea: a latent frame is rebuilt coarse to fine; at every scale the *sign* of what is still
-missing is the code, so there is no codebook and K bits per position are always all in use. Bits are
-canonical: latents rebuild from them bit-exactly, so everything here runs in fp32. Frames never mix.
+One idea: a latent frame is rebuilt coarse to fine; at every scale the *signs* of the remaining
+residual are the code, so there is no codebook. Bits are canonical: latents are rebuilt from them
+bit-exactly, so everything here runs in fp32. Frames are quantized independently.
 
-Cost: small latents overshoot. A code has norm 1 whatever the residual's norm is, so the encoder
-must learn latents of norm about 1 or more.
+    residual = latent
+    for each scale:  bits     = area-downsampled residual > 0
+                     code     = (2 * bits - 1) / sqrt(K)           norm 1 at every position
+                     residual = residual - bilinear upsampled code
+
+Cost: latents of small norm overshoot. A code has norm 1 whatever the residual's norm is, so the
+encoder must learn latents of norm about 1 or more.
 
 B batch, T latent frames, H W latent grid, h w grid of one scale, K bits.
 Source: arXiv 2601.05966 section 3; FoundationVision/Infinity `bsq_vae/multiscale_bsq.py`.
@@ -25,24 +30,24 @@ from videoar.model.schedule import Scales
 
 @dataclass(frozen=True)
 class Pyramid:
-    """A latent as bits, and what has been rebuilt after each scale."""
+    """A latent as bits, and the latent rebuilt after each scale."""
 
     bits: list[Tensor]
-    """Per scale: bool [B, T, h, w, K], the signs of the residual that the scale saw."""
+    """Per scale: bool [B, T, h, w, K], the signs of the scale's residual."""
     accumulated: list[Tensor]
-    """Per scale: float32 [B, T, K, H, W], the sum of upsampled codes up to and with that scale."""
+    """Per scale: float32 [B, T, K, H, W], the sum of upsampled codes up to and including it."""
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What tokenizer training needs."""
+    """Quantized latent and loss, for training the tokenizer."""
 
     latent_BKTHW: Tensor
-    """Rebuilt latent; gradients pass straight through to the encoder."""
+    """Rebuilt latent, with a straight-through gradient to the encoder."""
     loss: Tensor
     """Commitment plus entropy terms, mean over scales."""
     mean_p_SK: Tensor
-    """Mean soft bit per scale and bit, without gradient; 0 at a scale that was left out."""
+    """Mean soft bit per scale and bit, without gradient; 0 at a scale that was omitted."""
 
 
 def resize(x_nKHW: Tensor, size: tuple[int, int]) -> Tensor:
@@ -53,12 +58,15 @@ def resize(x_nKHW: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def binary_entropy(logits: Tensor) -> Tensor:
-    """Return the entropy in nats of Bernoulli(sigmoid(logits)), with gradients everywhere."""
+    """Return the entropy in nats of Bernoulli(sigmoid(logits)).
+
+    In this form it is finite, with finite gradients, for logits of any size; -p log p is not.
+    """
     return F.softplus(logits) - logits * torch.sigmoid(logits)
 
 
 class MultiScaleBSQ(nn.Module):
-    """Quantize latents to bits and back; has no parameters.
+    """Quantizes latents to bits and back; has no parameters.
 
     Args:
         num_bits: K, the latent's channels. Source: 48 in arXiv 2601.05966 section 6.1.
@@ -91,12 +99,13 @@ class MultiScaleBSQ(nn.Module):
 
     @torch.no_grad()
     def pyramid(self, latent_BKTHW: Tensor, flips: Sequence[Tensor] | None = None) -> Pyramid:
-        """Quantize scale by scale, optionally with wrong bits on the way.
+        """Quantize scale by scale, optionally with flipped bits (CFEC).
 
         Args:
             latent_BKTHW: continuous latent, any float dtype.
-            flips: per scale bool [B, T, h, w, K]; a flipped bit is added to the rebuilt latent in
-                its wrong form, while the returned bits are those of the residual as it was seen.
+            flips: per scale bool [B, T, h, w, K]. A flipped bit enters the rebuilt latent flipped,
+                so the residuals of later scales contain the correction; the returned bit, its
+                label, is the unflipped one.
         Source: arXiv 2601.05966 equation 8; Infinity's bitwise self-correction.
         """
         latent = latent_BKTHW.float().transpose(1, 2)
@@ -105,8 +114,8 @@ class MultiScaleBSQ(nn.Module):
         result = Pyramid([], [])
         for k, scale in enumerate(self.scales):
             residual = rearrange(latent - accumulated, "b t k h w -> (b t) k h w")
-            seen = self._down(residual, scale) > 0
-            bits = rearrange(seen, "(b t) k h w -> b t h w k", b=batch)
+            is_positive = self._down(residual, scale) > 0
+            bits = rearrange(is_positive, "(b t) k h w -> b t h w k", b=batch)
             accumulated = accumulated + self.code_map(bits ^ flips[k] if flips else bits)
             result.bits.append(bits)
             result.accumulated.append(accumulated)
@@ -124,24 +133,24 @@ class MultiScaleBSQ(nn.Module):
         return accumulated
 
     def decode(self, bits: Sequence[Tensor]) -> Tensor:
-        """Return the latent [B, K, T, H, W] that the bits stand for."""
+        """Return the latent [B, K, T, H, W] that the bits encode."""
         return self.accumulate(bits)[-1].transpose(1, 2)
 
     def forward(
         self,
         latent_BKTHW: Tensor,
         kept: Sequence[bool] | None = None,
-        whole_mean_p_SK: Tensor | None = None,
+        batch_mean_p_SK: Tensor | None = None,
     ) -> Quantized:
         """Quantize with a straight-through gradient, for training the tokenizer.
 
         Args:
             latent_BKTHW: continuous latent.
-            kept: which scales take part, all by default. Leaving out late ones at random makes the
-                early ones carry more. Source: "stochastic quantizer depth", arXiv 2511.04675.
-            whole_mean_p_SK: `mean_p_SK` of the whole batch that this is a part of. The entropy of
-                a mean is not the mean of entropies: with it, the gradients of parts add up to that
-                of the batch.
+            kept: which scales take part, all by default. If late ones are omitted at random, early
+                ones carry more. Source: "stochastic quantizer depth", arXiv 2511.04675.
+            batch_mean_p_SK: `mean_p_SK` of the global batch that this is a part of. The entropy of
+                a mean is not the mean of entropies; given this, the gradients of parts add up to
+                that of the batch.
         """
         with torch.autocast(latent_BKTHW.device.type, enabled=False):
             batch = latent_BKTHW.shape[0]
@@ -154,9 +163,10 @@ class MultiScaleBSQ(nn.Module):
                     continue
                 z = self._down(latent - rebuilt.detach(), scale)
                 code = torch.where(z > 0, 1.0, -1.0) / math.sqrt(self.num_bits)
-                rebuilt = rebuilt + resize(code + (z - z.detach()), self.grid)  # exactly the code
-                whole = None if whole_mean_p_SK is None else whole_mean_p_SK[k]
-                penalty, mean_p_SK[k] = self._penalty(z, code, whole)
+                # Straight-through: z - z.detach() is exactly 0, so the value is that of the code.
+                rebuilt = rebuilt + resize(code + (z - z.detach()), self.grid)
+                of_batch = None if batch_mean_p_SK is None else batch_mean_p_SK[k]
+                penalty, mean_p_SK[k] = self._penalty(z, code, of_batch)
                 loss = loss + penalty
         latent_BKTHW = rearrange(rebuilt, "(b t) k h w -> b k t h w", b=batch)
         num_kept = len(self.scales) if kept is None else sum(kept)
@@ -164,23 +174,25 @@ class MultiScaleBSQ(nn.Module):
 
     @staticmethod
     def _down(residual_nKHW: Tensor, scale: tuple[int, int]) -> Tensor:
-        return F.adaptive_avg_pool2d(residual_nKHW, scale)  # "area"; the identity at the grid
+        # Area interpolation; the identity at the latent grid.
+        return F.adaptive_avg_pool2d(residual_nKHW, scale)
 
     def _penalty(
-        self, z_nKhw: Tensor, code_nKhw: Tensor, whole_mean_p_K: Tensor | None
+        self, z_nKhw: Tensor, code_nKhw: Tensor, batch_mean_p_K: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Pull residuals to their codes; make single bits sure and all codes used.
+        """Return the commitment and entropy terms, and the mean soft bits without gradient.
 
-        Returns:
-            The penalty, and the mean soft bits without gradient.
+        Commitment pulls residuals to their codes. The entropy term lowers that of single bits and
+        raises that of their mean: each bit is decided, and both values are used equally often. For
+        independent bits the entropy over the 2^K codes is the sum over K bits.
 
-        Source: Infinity and InfinityStar (arXiv 2511.04675); analytic, O(K).
+        Source: Infinity and InfinityStar (arXiv 2511.04675).
         """
         logits = -4 * z_nKhw * self.INVERSE_TEMPERATURE / math.sqrt(self.num_bits)
         mean_p = torch.sigmoid(logits).mean(dim=(0, 2, 3))
         own_mean_p = mean_p.detach()
-        if whole_mean_p_K is not None:
-            mean_p = whole_mean_p_K + (mean_p - own_mean_p)  # the batch's value, our gradient
+        if batch_mean_p_K is not None:
+            mean_p = batch_mean_p_K + (mean_p - own_mean_p)  # value of the batch, own gradient
         per_sample = binary_entropy(logits).mean(dim=(0, 2, 3)).sum()
         per_codebook = binary_entropy(torch.logit(mean_p, eps=1e-6)).sum()
         entropy = (per_sample - per_codebook) / self.INVERSE_TEMPERATURE

@@ -1,10 +1,16 @@
-"""Who attends to whom, and attention over it: dense on CPU, FlexAttention on CUDA.
+"""Attention masks and attention: dense on CPU, FlexAttention on CUDA.
 
-One idea: a scheme compiles to two int vectors (block and frame of each token) and a block table;
-every mask - training, cached decoding, windows, random frame masks - is a lookup in them, so both
-back ends share one definition. Text is the table's last row and column (index -1).
+One idea: a scheme compiles to two int vectors (block and frame of each token) and a table over
+blocks. Every mask (training, cached decoding, windows, random frame masks) is a lookup in them, so
+both back ends share one definition. Text is the table's last row and column (index -1).
 
-Cost: the dense mask takes B * Q * L bytes, FlexAttention skips blocks of 128 x 128 that are hidden.
+    2 frames, scales 1x1 and 2x1, 2 text tokens
+    token        0  1 | 2 | 3  4 | 5 | 6  7
+    block       -1 -1 | 0 | 1  1 | 2 | 3  3
+    frame       -1 -1 | 0 | 0  0 | 1 | 1  1
+    token 6 attends to token 3 iff table[3, 1], and to text token 1 iff it is no padding
+
+Cost: the dense mask takes B * Q * L bytes; FlexAttention skips tiles of 128 x 128 that are masked.
 
 B batch, L all tokens (text first), Q queried tokens, T latent frames, N heads, E head width.
 """
@@ -47,7 +53,11 @@ class Layout:
 
 @lru_cache(maxsize=32)
 def compile_scheme(scheme: Scheme, device: torch.device) -> Layout:
-    """Expand a scheme from blocks to tokens."""
+    """Expand a scheme from blocks to tokens.
+
+    Cached because training, every sampling step and every batch ask for the same few schemes, and
+    Python loops over pairs of blocks take milliseconds.
+    """
     blocks = scheme.blocks
     counts = [block.num_tokens for block in blocks]
     offsets = (0, *torch.tensor(counts).cumsum(0).tolist())
@@ -56,17 +66,17 @@ def compile_scheme(scheme: Scheme, device: torch.device) -> Layout:
     for i in range(len(blocks)):
         table[i, : i + 1] = torch.tensor([scheme.visible(i, j) for j in range(i + 1)])
 
-    def spread(values: Sequence[float]) -> Tensor:
+    def per_token(values: Sequence[float]) -> Tensor:
         return torch.tensor(values).repeat_interleave(torch.tensor(counts)).to(device)
 
-    weight = spread([scheme.weight(i) for i in range(len(blocks))])
+    weight = per_token([scheme.weight(i) for i in range(len(blocks))])
     positions = [position for i in range(len(blocks)) for position in scheme.positions(i)]
     return Layout(
         scheme=scheme,
-        block_l=spread(range(len(blocks))),
-        frame_l=spread([block.frame for block in blocks]),
-        scale_l=spread([block.scale for block in blocks]),
-        starts_l=spread([block.parent is None for block in blocks]),
+        block_l=per_token(range(len(blocks))),
+        frame_l=per_token([block.frame for block in blocks]),
+        scale_l=per_token([block.scale for block in blocks]),
+        starts_l=per_token([block.parent is None for block in blocks]),
         positions_l3=torch.tensor(positions, dtype=torch.float32, device=device),
         weight_l=weight / weight.sum(),
         table=table.to(device),
@@ -76,7 +86,7 @@ def compile_scheme(scheme: Scheme, device: torch.device) -> Layout:
 
 @dataclass(frozen=True)
 class Visibility:
-    """The mask of a batch, not yet spelled out."""
+    """The mask of a batch, as lookups."""
 
     block_L: Tensor
     frame_L: Tensor
@@ -89,11 +99,12 @@ class Visibility:
 
     @classmethod
     def of(cls, layout: Layout, text_mask_BP: Tensor, keep_BTT: Tensor | None) -> "Visibility":
-        """Put a text prefix before a layout."""
+        """Return the mask of a layout with a text prefix."""
         batch, prefix = text_mask_BP.shape
         text = layout.block_l.new_full((prefix,), TEXT)
         visual = text_mask_BP.new_ones(batch, len(layout.block_l))
-        if keep_BTT is not None:  # the last row and column are text, which stays visible
+        if keep_BTT is not None:
+            # The new last row and column are those of text (frame -1): always visible.
             keep_BTT = F.pad(keep_BTT, (0, 1, 0, 1), value=True)
         return cls(
             torch.cat([text, layout.block_l]),
@@ -103,29 +114,28 @@ class Visibility:
             keep_BTT,
         )
 
-    def sees(self, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        """Say whether token q of batch row b sees token k; indices broadcast."""
+    def mask_mod(self, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        """Return whether token q of batch row b attends to token k; indices broadcast."""
         block_q, block_k = self.block_L[q], self.block_L[k]
-        seen = self.table[block_q, block_k] & self.valid_BL[b, k]
-        seen = seen & ((block_q != TEXT) | (k <= q))  # text itself is causal
+        visible = self.table[block_q, block_k] & self.valid_BL[b, k]
+        visible = visible & ((block_q != TEXT) | (k <= q))  # text is causal within itself
         if self.keep_BTT is None:
-            return seen
-        return seen & self.keep_BTT[b, self.frame_L[q], self.frame_L[k]]
+            return visible
+        return visible & self.keep_BTT[b, self.frame_L[q], self.frame_L[k]]
 
     def dense(self, start: int, stop: int) -> Tensor:
         """Return the mask of the queries [start, stop) over the keys [0, stop): [B, 1, Q, L]."""
         index = torch.arange(stop, device=self.block_L.device)
         rows = torch.arange(len(self.valid_BL), device=index.device)
-        seen = self.sees(rows[:, None, None], index[start:, None], index)
-        return seen.unsqueeze(1)
+        return self.mask_mod(rows[:, None, None], index[start:, None], index).unsqueeze(1)
 
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries, keys and values [B, N, L, E] to mixed values [B, N, Q, E]."""
+"""Maps queries, keys and values [B, N, L, E] to outputs [B, N, Q, E]."""
 
 
 def dense_attention(visibility: Visibility, start: int, stop: int) -> Attend:
-    """Attend with a spelled-out mask; works everywhere, also on a cache."""
+    """Attend with an explicit mask: on any device, and on a cache."""
     mask = visibility.dense(start, stop)
     return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
@@ -135,7 +145,7 @@ def flex_attention(visibility: Visibility) -> Attend:
     length = len(visibility.block_L)
 
     def mask_mod(b: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return visibility.sees(b, q, k)
+        return visibility.mask_mod(b, q, k)
 
     kernel, make_mask = _flex()
     batch = len(visibility.valid_BL)
@@ -145,17 +155,18 @@ def flex_attention(visibility: Visibility) -> Attend:
 
 @lru_cache(maxsize=1)
 def _flex() -> tuple[Any, Any]:
-    from torch.nn.attention import flex_attention as flex  # here, as it loads inductor
+    # Imported here: it loads inductor, which takes seconds and is of no use on a CPU.
+    from torch.nn.attention import flex_attention as flex
 
     return torch.compile(flex.flex_attention, dynamic=True), flex.create_block_mask
 
 
 class KVCache:
-    """Keys and values of everything decoded so far, in storage that is allocated once.
+    """Keys and values of all tokens decoded so far, in memory that is allocated once.
 
     Args:
         layers: transformer layers.
-        longest: tokens of the whole sequence, text included.
+        longest: tokens of the whole sequence, including text.
     """
 
     def __init__(self, layers: int, longest: int) -> None:
@@ -164,9 +175,12 @@ class KVCache:
         self._storage: list[Tensor | None] = [None] * layers
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one layer's new keys and values; return all of that layer's."""
+        """Append a layer's keys and values of a span; return all of that layer.
+
+        The caller moves `length` when all layers have been extended by the span.
+        """
         storage = self._storage[layer]
-        if storage is None:  # only now are batch, dtype and device known
+        if storage is None:  # batch, dtype and device are known from the first keys
             batch, heads, _, width = keys.shape
             storage = keys.new_empty(2, batch, heads, self.longest, width)
             self._storage[layer] = storage
@@ -178,15 +192,16 @@ class KVCache:
 def random_frame_mask(
     shape_BT: tuple[int, int], p_mask: float, generator: torch.Generator
 ) -> Tensor:
-    """Draw which past frames each frame keeps; the own frame always stays.
+    """Draw which past frames each frame keeps; a frame always keeps itself.
 
     Args:
         shape_BT: samples and latent frames.
-        p_mask: probability of hiding a past frame. Source: 0.1 ours.
-        generator: source of randomness, on the CPU.
+        p_mask: probability of hiding a past frame. Source: 0.1 (ours).
+        generator: on the CPU.
 
     Returns:
-        bool [B, T, T], query frame by key frame. The window is the scheme's part.
+        bool [B, T, T], query frame by key frame. Later frames and frames outside the window are
+        masked by the scheme, whatever is drawn for them.
     Source: arXiv 2601.05966 equation 9.
     """
     batch, frames = shape_BT

@@ -1,5 +1,8 @@
 """Shape of the transformer, the strength of error correction, and the named sizes. Torch-free.
 
+Fields have upper bounds far above any preset: a config may come with a model from elsewhere, and
+building a network of `depth: 1000000` would take 12 GB before the first weight is read.
+
 Source: depth, width and heads of L, XL and 4B arXiv 2601.05966 table 1; `ff_width` is ours, solved
 to hit the stated parameter counts; tiny and small are ours.
 """
@@ -12,40 +15,41 @@ from videoar.core.types import Frozen
 from videoar.model.schedule import SMALL_SQUARE, Scales, latent_frames, scale_schedule
 from videoar.model.transformer.schemes import SCHEMES, History, RopeLayout, Scheme
 
+_MAX_LAYER_WEIGHTS = 10**11  # chosen: 20 times the 4B preset
+
 
 class ModelConfig(Frozen):
-    """Everything that decides the weights' shapes and the order of prediction."""
+    """Shapes of the weights and order of prediction."""
 
-    # chosen upper bounds: far above any published model, and low enough that a slip of the keyboard
-    # is a mistake in the file instead of a process that builds a million layers in 12 GB
     depth: int = Field(ge=1, le=1024)
     """Transformer layers."""
     width: int = Field(ge=1, le=65_536)
     """Channels of a token."""
-    heads: int = Field(ge=1)
+    heads: int = Field(ge=1, le=4096)
     """Attention heads; width / heads must be a multiple of 16."""
-    ff_width: int = Field(ge=1)
+    ff_width: int = Field(ge=1, le=1 << 20)
     """Hidden channels of the SwiGLU layer."""
-    num_bits: int = Field(default=48, ge=1)
-    """Bits per position, as the tokenizer has them."""
+    num_bits: int = Field(default=48, ge=1, le=1024)
+    """Bits per position; must equal the tokenizer's."""
     scales: Scales = SMALL_SQUARE
-    """Scale schedule, as the tokenizer has it."""
-    time_stride: int = Field(default=4, ge=1)
-    """Pixel frames per latent frame, except for the first one, as the tokenizer has it."""
-    max_scales: int = Field(default=16, ge=1)
-    """Scale embeddings; more than `scales` leaves room for a later phase at higher resolution."""
-    text_width: int = Field(default=2048, ge=1)
+    """Scale schedule; must equal the tokenizer's."""
+    time_stride: int = Field(default=4, ge=1, le=256)
+    """Pixel frames per latent frame, except for the first one; must equal the tokenizer's."""
+    max_scales: int = Field(default=16, ge=1, le=1024)
+    """Number of scale embeddings; more than `scales` allow a later phase at higher resolution."""
+    text_width: int = Field(default=2048, ge=1, le=65_536)
     """Channels of the text encoder. Source: flan-t5-xl."""
-    max_text_tokens: int = Field(default=512, ge=1)
-    """Longest text prefix; as many unconditional embeddings are learned. Source: Infinity."""
-    word_buckets: int = Field(default=4096, ge=1)
+    max_text_tokens: int = Field(default=512, ge=1, le=65_536)
+    """Longest text prefix; as many unconditional embeddings are trained. Source: Infinity."""
+    word_buckets: int = Field(default=4096, ge=1, le=1 << 24)
     """Hash buckets of the embedded text encoder; unused with an external one."""
     scheme: str = "videoar"
     """Order of prediction, a key of `SCHEMES`."""
     history: History = "full"
     """Which scales of past frames are visible."""
     window: int | None = Field(default=None, ge=1)
-    """Past latent frames that are visible; None is all. Source: None on UCF paper, else 8 ours."""
+    """Past latent frames that are visible; None is all. Source: None on UCF (paper), else 8
+    (ours)."""
     rope: RopeLayout = "raw"
     """How grid cells become positions."""
     rope_base: float = Field(default=10_000.0, gt=1)
@@ -59,6 +63,12 @@ class ModelConfig(Frozen):
             raise ValueError(f"{len(self.scales)} scales; max_scales={self.max_scales} fit")
         if self.scheme not in SCHEMES:
             raise ValueError(f"scheme={self.scheme!r} is unknown; there are {sorted(SCHEMES)}")
+        # Attention has 4 matrices of width x width, SwiGLU 3 of width x ff_width.
+        weights = self.depth * self.width * (4 * self.width + 3 * self.ff_width)
+        if weights > _MAX_LAYER_WEIGHTS:
+            raise ValueError(
+                f"layers of {weights:.1e} weights; the limit is {_MAX_LAYER_WEIGHTS:.0e}"
+            )
         return self
 
     @property
@@ -67,7 +77,7 @@ class ModelConfig(Frozen):
         return self.width // self.heads
 
     def scheme_for(self, num_frames: int) -> Scheme:
-        """Return the order of prediction of a clip with that many pixel frames."""
+        """Return the order of prediction of a clip with a number of pixel frames."""
         return SCHEMES[self.scheme](
             latent_frames(num_frames, self.time_stride),
             self.scales,
@@ -87,11 +97,12 @@ class CFECConfig(Frozen):
     delta: float = Field(default=0.01, ge=0, le=1)
     """Growth of both per latent frame."""
     inherit: bool = True
-    """Whether a frame starts at least as corrupted as its predecessor ended."""
+    """Whether the first scale of a frame is corrupted at least as much as the last scale of the
+    frame before."""
 
     @property
     def is_clean(self) -> bool:
-        """Whether no bit can ever flip."""
+        """Whether no bit can flip."""
         return self.p_max == self.delta == 0
 
 

@@ -13,25 +13,27 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class BitLoss:
-    """Loss and what one wants to see of it."""
+    """Loss and accuracy of a batch."""
 
     loss: Tensor
-    """Weighted nats per bit, mean over the batch; ln 2 for a coin."""
+    """Weighted nats per bit, mean over the batch; ln 2 at chance level."""
     accuracy: Tensor
-    """Share of bits whose likelier value is right, unweighted."""
+    """Share of bits whose likelier value is the label, unweighted."""
 
 
 def bit_loss(logits_BLK2: Tensor, bits_BLK: Tensor, weight_L: Tensor) -> BitLoss:
-    """Score predicted bits.
+    """Return the weighted cross-entropy of predicted bits.
 
     Args:
         logits_BLK2: float32 logits of 0 and 1.
         bits_BLK: bool labels.
         weight_L: token weights that sum to 1.
     """
-    margin = logits_BLK2[..., 1] - logits_BLK2[..., 0]  # two-way softmax is a logistic
-    nats = F.binary_cross_entropy_with_logits(margin, bits_BLK.to(margin.dtype), reduction="none")
+    # A softmax over two logits is a logistic of their difference.
+    log_odds = logits_BLK2[..., 1] - logits_BLK2[..., 0]
+    labels = bits_BLK.to(log_odds.dtype)
+    nats = F.binary_cross_entropy_with_logits(log_odds, labels, reduction="none")
     loss = (nats.mean(dim=(0, 2)) * weight_L).sum()
     with torch.no_grad():
-        accuracy = ((margin > 0) == bits_BLK).float().mean()
+        accuracy = ((log_odds > 0) == bits_BLK).float().mean()
     return BitLoss(loss, accuracy)

@@ -1,8 +1,8 @@
-"""The transformer: text prefix plus one token per position of every block, bits out.
+"""The transformer: a text prefix and one token per position of every block in, bits out.
 
-One idea: the input of a block is what has been rebuilt so far, resized to the block's grid, so a
-block of tokens is predicted in one pass; everything else is a LLaMA-style decoder. The same
-`forward` trains on whole sequences and decodes span by span with a cache.
+One idea: the input of a block is the latent that has been rebuilt so far, resized to the block's
+grid. So all tokens of a block are predicted in one pass; everything else is a LLaMA-style decoder.
+The same `forward` trains on whole sequences and decodes span by span with a cache.
 
 B batch, P text tokens, L visual tokens of all blocks, l visual tokens of a span, N heads, E head
 width, C channels, K bits, T latent frames, H W latent grid.
@@ -34,7 +34,7 @@ from videoar.model.transformer.text import Text, TextEncoder, WordEncoder
 
 
 def block_input(rebuilt_BKHW: Tensor, block: Block) -> Tensor:
-    """Return a block's input features [B, l, K] from the latent frame its parent left behind.
+    """Return a block's input features [B, l, K] from the latent frame rebuilt after its parent.
 
     Source: arXiv 2601.05966 equations 6-7.
     """
@@ -42,7 +42,7 @@ def block_input(rebuilt_BKHW: Tensor, block: Block) -> Tensor:
 
 
 def teacher_forcing_inputs(scheme: Scheme, accumulated: Sequence[Tensor]) -> Tensor:
-    """Return the inputs of all blocks from a known history.
+    """Return the inputs of all blocks from a known history, for training.
 
     Args:
         scheme: order of prediction.
@@ -63,12 +63,16 @@ def teacher_forcing_inputs(scheme: Scheme, accumulated: Sequence[Tensor]) -> Ten
 
 
 def flatten_bits(scheme: Scheme, bits: Sequence[Tensor]) -> Tensor:
-    """Put bits (per scale [B, T, h, w, K]) in the order of the scheme's tokens: [B, L, K]."""
+    """Return bits (per scale [B, T, h, w, K]) in the order of the scheme's tokens, [B, L, K]."""
     return torch.cat([bits[b.scale][:, b.frame].flatten(1, 2) for b in scheme.blocks], dim=1)
 
 
 class Attention(nn.Module):
-    """Multi-head attention without biases, queries and keys normalised per head, rotary."""
+    """Multi-head attention with rotary positions; queries and keys are normalised per head.
+
+    The norms bound the logits of attention, whose growth makes large models diverge. Source: arXiv
+    2302.05442 section 2.
+    """
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -79,19 +83,26 @@ class Attention(nn.Module):
         self.out = nn.Linear(cfg.width, cfg.width, bias=False)
 
     def forward(
-        self, x_BlC: Tensor, turn: Tensor, attend: Attend, cache: tuple[KVCache, int] | None
+        self, x_BlC: Tensor, rotation: Tensor, attend: Attend, cache: tuple[KVCache, int] | None
     ) -> Tensor:
-        """Mix a span; `turn` is its rotation, `cache` a cache and the number of this layer."""
+        """Attend from a span.
+
+        Args:
+            x_BlC: the span.
+            rotation: of the span's positions, see `rope.rotation`.
+            attend: attention over all keys.
+            cache: a cache and the number of this layer in it.
+        """
         q, k, v = rearrange(self.qkv(x_BlC), "b l (i n e) -> i b n l e", i=3, n=self.heads)
-        q, k = rotate(self.query_norm(q), turn), rotate(self.key_norm(k), turn)
-        q, k = q.to(v.dtype), k.to(v.dtype)
+        q, k = rotate(self.query_norm(q), rotation), rotate(self.key_norm(k), rotation)
+        q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast the norms, of fp32 weight, return fp32
         if cache is not None:
             k, v = cache[0].extend(cache[1], k, v)
         return self.out(rearrange(attend(q, k, v), "b n l e -> b l (n e)"))
 
 
 class FeedForward(nn.Module):
-    """SwiGLU."""
+    """SwiGLU, its gate and its input in one matrix."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -99,13 +110,13 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(cfg.ff_width, cfg.width, bias=False)
 
     def forward(self, x_BlC: Tensor) -> Tensor:
-        """Transform every token by itself."""
+        """Transform every token independently."""
         gate, up = self.gate_up(x_BlC).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
 
 class Layer(nn.Module):
-    """Pre-norm attention and feed-forward, each added to the stream."""
+    """Pre-norm attention and feed-forward, each added to the residual stream."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
@@ -115,10 +126,10 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(cfg)
 
     def forward(
-        self, x_BlC: Tensor, turn: Tensor, attend: Attend, cache: tuple[KVCache, int] | None
+        self, x_BlC: Tensor, rotation: Tensor, attend: Attend, cache: tuple[KVCache, int] | None
     ) -> Tensor:
-        """Update a span."""
-        x_BlC = x_BlC + self.attention(self.attention_norm(x_BlC), turn, attend, cache)
+        """Update a span; see `Attention`."""
+        x_BlC = x_BlC + self.attention(self.attention_norm(x_BlC), rotation, attend, cache)
         return x_BlC + self.feed_forward(self.feed_forward_norm(x_BlC))
 
 
@@ -127,7 +138,8 @@ class VideoAR(nn.Module):
 
     Args:
         cfg: shape of the network.
-        text_encoder: prompts to features of `cfg.text_width`; the default is trained along.
+        text_encoder: prompts to features of `cfg.text_width`; the default is trained with the
+            model.
     """
 
     def __init__(self, cfg: ModelConfig, text_encoder: TextEncoder | None = None) -> None:
@@ -152,37 +164,41 @@ class VideoAR(nn.Module):
 
     def _initialise(self) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Linear):  # chosen: 0.02 at width 2560, more when narrower
+            if isinstance(module, nn.Linear):  # chosen: 0.02 at width 2560, larger when narrower
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         layers = (module for module in self.modules() if isinstance(module, Layer))
-        for layer in layers:  # keep the stream's variance. Source: GPT-2
+        # Every layer adds two outputs to the residual stream; scaled down, the variance of the
+        # stream does not grow with depth. Source: GPT-2.
+        for layer in layers:
             for last in (layer.attention.out, layer.feed_forward.down):
                 last.weight.data.mul_((2 * self.cfg.depth) ** -0.5)
         for embedding in (self.unconditional, self.start, self.scales.weight):
             nn.init.normal_(embedding, std=0.5)
-        nn.init.normal_(self.features.weight, std=1.0)  # rebuilt latents have norm about 1
-        self.head.weight.data.mul_(0.02)  # start at ln 2 per bit
+        # Rebuilt latents have norm about 1 over K channels, so std 1 gives tokens of variance 1.
+        nn.init.normal_(self.features.weight, std=1.0)
+        self.head.weight.data.mul_(0.02)  # logits near 0: the loss starts at ln 2 per bit
 
     def num_parameters(self) -> int:
         """Return the number of weights, without the text encoder."""
-        skip = "text_encoder."
-        return sum(w.numel() for name, w in self.named_parameters() if not name.startswith(skip))
+        encoder = "text_encoder."
+        return sum(w.numel() for name, w in self.named_parameters() if not name.startswith(encoder))
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.start.device
 
     def layout(self, num_frames: int) -> Layout:
-        """Return the token layout of a clip with that many pixel frames."""
+        """Return the token layout of a clip with a number of pixel frames."""
         return compile_scheme(self.cfg.scheme_for(num_frames), self.device)
 
     def encode_text(self, prompts: Sequence[str], drop_B: Tensor | None = None) -> Text:
-        """Encode prompts; where `drop_B` is true, give the learned unconditional features instead.
+        """Encode prompts; where `drop_B` is true, return the unconditional features instead.
 
-        Both have the same length, so that positions of visual tokens do not depend on it.
+        They are as many as the prompt's tokens, so that the positions of visual tokens, which start
+        where the prompt ends, are the same with and without the prompt: guidance compares the two.
         """
         text = self.text_encoder(prompts)
         if drop_B is None:
@@ -207,15 +223,15 @@ class VideoAR(nn.Module):
         """Return the logits of a span of visual tokens.
 
         Args:
-            features_BlK: inputs of the span; without a cache it starts at token 0, with one where
-                the cache ends.
-            text: prefix; part of the first span of a cache.
+            features_BlK: inputs of the span. Without a cache it starts at token 0, with a cache
+                after the cached tokens.
+            text: prefix; it is part of the first span of a cache.
             layout: order of prediction.
             keep_BTT: random frame mask, for training.
-            cache: filled in place.
+            cache: extended in place.
 
         Returns:
-            logits [B, l, K, 2], at least float32: bit is 0, bit is 1.
+            logits [B, l, K, 2] of bit = 0 and bit = 1, at least float32.
         """
         prefix = text.mask_BP.shape[1]
         start = cache.length if cache else 0
@@ -224,14 +240,14 @@ class VideoAR(nn.Module):
         x = self._embed(features_BlK, layout, first)
         if start == 0:
             x = torch.cat([self.text_mlp(self.text_norm(text.features_BPD)).to(x.dtype), x], dim=1)
-        turn = self._rotation(text, layout)[..., start:stop, :]
+        angles = self._rotation(text, layout)[..., start:stop, :]
         attend = self._attention(Visibility.of(layout, text.mask_BP, keep_BTT), start, stop, cache)
         for index, layer in enumerate(self.layers):
             place = (cache, index) if cache else None
             if self.checkpoint_activations and self.training:
-                x = checkpoint(layer, x, turn, attend, place, use_reentrant=False)
+                x = checkpoint(layer, x, angles, attend, place, use_reentrant=False)
             else:
-                x = layer(x, turn, attend, place)
+                x = layer(x, angles, attend, place)
         if cache:
             cache.length = stop
         return self._bits(x[:, -features_BlK.shape[1] :])
@@ -243,7 +259,11 @@ class VideoAR(nn.Module):
         return x + self.scales(layout.scale_l[span])
 
     def _rotation(self, text: Text, layout: Layout) -> Tensor:
-        """Text token i sits at (i, i, i); visual positions start where the prompt ends."""
+        """Return the rotation of all tokens.
+
+        Text token i is at (i, i, i); visual positions are offset by the length of the prompt, not
+        of the padded prefix: a sample does not depend on the other prompts of its batch.
+        """
         words = torch.arange(text.mask_BP.shape[1], device=self.device).float()
         words_BP3 = words[None, :, None].expand(len(text.mask_BP), -1, 3)
         visual_BL3 = layout.positions_l3 + text.lengths[:, None, None]
@@ -253,12 +273,13 @@ class VideoAR(nn.Module):
     def _attention(
         self, visibility: Visibility, start: int, stop: int, cache: KVCache | None
     ) -> Attend:
+        # With a cache the queries are a short span, whose dense mask is small.
         if self.device.type == "cuda" and cache is None and stop == len(visibility.block_L):
             return flex_attention(visibility)
         return dense_attention(visibility, start, stop)
 
     def _bits(self, x_BlC: Tensor) -> Tensor:
-        """Apply the head in full precision: a bit is decided by small differences."""
+        """Apply the head in full precision: the log-odds of a bit are a small difference."""
         with torch.autocast(x_BlC.device.type, enabled=False):
             logits = self.head(self.norm(x_BlC.to(self.head.weight.dtype)))
         return rearrange(logits, "b l (k two) -> b l k two", two=2)

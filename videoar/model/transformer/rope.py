@@ -1,17 +1,22 @@
 """MT-RoPE: rotary positions over text, time, height and width.
 
-One idea: there is one shared 1-D spectrum, and its slots are dealt out to the three axes. A text
-token has the same coordinate on all axes, so on text alone this *is* 1-D RoPE; with a spectrum per
-axis it would not be. Every axis gets fast and slow slots, in the ratio t:h:w = 2:3:3.
+One idea: there is one shared 1-D spectrum, and its frequency slots are distributed over the three
+axes. A text token has the same coordinate on all axes, so on text this *is* 1-D RoPE; with a
+spectrum per axis it would not be. Every axis gets fast and slow slots, in the ratio t:h:w = 2:3:3.
+
+    slot        0   1   2   3   4   5   6   7   8 ...        head width 32: slots 0 to 15
+    axis        t   h   w   h   w   t   h   w   t ...
+    frequency   1   base^(-1/16)   base^(-2/16)   ...   angle = position on the axis * frequency
 
 B batch, L tokens, N heads, E head width.
-Source: arXiv 2601.05966 section 4.2; the dealing is ours.
+Source: arXiv 2601.05966 section 4.2; the distribution over slots is ours.
 """
 
 import torch
 from torch import Tensor
 
-AXIS_OF_SLOT = (0, 1, 2, 1, 2, 0, 1, 2)  # t h w h w t h w, repeated
+AXIS_OF_SLOT = (0, 1, 2, 1, 2, 0, 1, 2)
+"""t h w h w t h w, repeated: hence a head width of a multiple of 16 (two channels per slot)."""
 
 
 def rotation(positions_BL3: Tensor, head_width: int, base: float = 10_000.0) -> Tensor:
@@ -33,7 +38,7 @@ def rotation(positions_BL3: Tensor, head_width: int, base: float = 10_000.0) -> 
 
 
 def rotate(x_BNLE: Tensor, rotation_2B1Le: Tensor) -> Tensor:
-    """Rotate the halves of each head's vector against each other, slot by slot."""
+    """Rotate channel i of each head's vector against channel i + E / 2, by the angle of slot i."""
     cos, sin = rotation_2B1Le.to(x_BNLE.dtype)
     a, b = x_BNLE.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)

@@ -1,9 +1,16 @@
 """Generate videos: one forward pass per wave of blocks, each appended to the cache.
 
-One idea: given the same seed, a sample is the same alone or in a batch, cached or not, because
-every sample has its own generator and every bit compares one uniform number with its probability.
+One idea: a seed determines its sample, alone or in a batch, cached or not, because every sample has
+its own generator and every bit compares one uniform number with its probability.
 
-Cost: T' * S passes (30 for 17 frames at six scales); guidance doubles the batch, not the passes.
+    17 frames, 6 scales: T' = 5 latent frames, S = 6, so 30 waves of one block
+
+    wave 0     input: zeros                    -> bits of frame 0, scale 0
+    wave 1     input: rebuilt latent of wave 0 -> bits of frame 0, scale 1
+    ...
+    wave 6     input: finished frame 0         -> bits of frame 1, scale 0
+
+Cost: T' * S passes; guidance doubles the batch, not the passes.
 
 B batch, T latent frames, S scales, h w grid of one scale, K bits, l tokens of a block.
 Source: arXiv 2601.05966 sections 4.3 and 6.1.
@@ -24,7 +31,8 @@ from videoar.model.transformer.network import VideoAR, block_input
 from videoar.model.transformer.schemes import Block
 
 Guidance = Callable[[float, float], float]
-"""Strength from how far the frame is through the clip and the scale through the frame, 0 to 1."""
+"""Strength as a function of the position of the frame in the clip and of the scale in the frame,
+both from 0 (first) to 1 (last)."""
 
 
 def ucf_guidance(frame: float, scale: float) -> float:
@@ -62,17 +70,18 @@ class SamplerSettings:
     """How bits are drawn."""
 
     guidance: str | float = "t2v"
-    """`ucf`, `t2v` or a constant; 1 is the plain conditional model."""
+    """`ucf`, `t2v` or a constant; 1 is the conditional model without guidance."""
     temperature: float = 1.0
+    """Divides the log-odds of every bit."""
     greedy: bool = False
     """Take the likelier value of every bit."""
     cached: bool = True
-    """False recomputes the whole prefix at every step: the slow reference."""
+    """False recomputes the whole prefix in every pass: the slow reference."""
 
 
 @dataclass(frozen=True)
 class SampledBits:
-    """What the model wrote."""
+    """Generated bits."""
 
     bits: list[Tensor]
     """Per scale bool [B, T, h, w, K]."""
@@ -89,8 +98,8 @@ class Sampled(NamedTuple):
     """Sequential forward passes."""
 
 
-class _Canvas:
-    """The bits of a batch so far, and the latent that they rebuild."""
+class _SampleState:
+    """The bits of a batch so far, and the latents rebuilt from them."""
 
     def __init__(self, layout: Layout, quantizer: MultiScaleBSQ, batch: int) -> None:
         self.blocks = layout.scheme.blocks
@@ -110,8 +119,8 @@ class _Canvas:
         frame = 0 if block.parent is None else self.blocks[block.parent].frame
         return block_input(self.rebuilt[:, frame], block)
 
-    def write(self, wave: Sequence[int], bits_BlK: Tensor) -> None:
-        """Keep the bits of a wave and add their codes to the rebuilt latent."""
+    def add(self, wave: Sequence[int], bits_BlK: Tensor) -> None:
+        """Store the bits of a wave and add their codes to the rebuilt latents."""
         counts = [self.blocks[i].num_tokens for i in wave]
         for i, part in zip(wave, bits_BlK.split(counts, dim=1), strict=True):
             block = self.blocks[i]
@@ -121,17 +130,18 @@ class _Canvas:
 
 
 class _Decoder:
-    """One batch of prompts being decoded: text, cache, guidance and what still waits for a pass."""
+    """One batch of prompts: text, cache, guidance, and inputs that no pass has processed yet."""
 
     def __init__(
         self, model: VideoAR, prompts: Sequence[str], layout: Layout, settings: SamplerSettings
     ) -> None:
         self.model, self.layout, self.settings = model, layout, settings
         schedule, last = guidance_schedule(settings.guidance), layout.scheme.blocks[-1]
-        self.strengths = [  # an axis of length 1 contributes nothing
+        self.strengths = [  # the position on an axis of length 1 is 0
             schedule(block.frame / max(last.frame, 1), block.scale / max(last.scale, 1))
             for block in layout.scheme.blocks
         ]
+        # Guidance runs the prompts twice in one batch: with and without their text.
         self.copies = 1 if set(self.strengths) == {1.0} else 2
         unconditional = torch.arange(self.copies * len(prompts)) >= len(prompts)
         self.text = model.encode_text([*prompts] * self.copies, unconditional)
@@ -139,34 +149,34 @@ class _Decoder:
         self.pending: list[Tensor] = []
         self.steps = 0
 
-    def odds(self, wave: Sequence[int]) -> Tensor:
-        """Run one pass over everything pending; return the log odds of the wave's bits [B, l, K].
+    def log_odds(self, wave: Sequence[int]) -> Tensor:
+        """Run one pass over all pending inputs; return the log-odds of the wave's bits [B, l, K].
 
-        With guidance they are g * conditional + (1 - g) * unconditional.
+        With guidance of strength g: g * conditional + (1 - g) * unconditional.
         """
         features_BlK = torch.cat(self.pending, dim=1).repeat(self.copies, 1, 1)
         logits = self.model(features_BlK, self.text, self.layout, cache=self.cache)
         self.steps += 1
         logits = logits[:, -self.pending[-1].shape[1] :]
-        if self.cache:
+        if self.cache:  # without a cache the next pass repeats the whole prefix
             self.pending.clear()
-        odds = logits[..., 1] - logits[..., 0]
+        log_odds = logits[..., 1] - logits[..., 0]
         if self.copies == 1:
-            return odds
-        conditional, unconditional = odds.chunk(2)
-        return unconditional + self._strength(wave).to(odds) * (conditional - unconditional)
+            return log_odds
+        conditional, unconditional = log_odds.chunk(2)
+        return unconditional + self._strength(wave).to(log_odds) * (conditional - unconditional)
 
     def _strength(self, wave: Sequence[int]) -> Tensor:
         counts = torch.tensor([self.layout.scheme.blocks[i].num_tokens for i in wave])
         return torch.tensor([self.strengths[i] for i in wave]).repeat_interleave(counts)[:, None]
 
-    def draw(self, wave: Sequence[int], sources: Sequence[torch.Generator]) -> Tensor:
-        """Predict a wave and decide its bits; every sample draws from its own source."""
-        odds = self.odds(wave)
+    def draw(self, wave: Sequence[int], generators: Sequence[torch.Generator]) -> Tensor:
+        """Predict a wave and draw its bits, each sample with its own generator."""
+        log_odds = self.log_odds(wave)
         if self.settings.greedy:
-            return odds > 0
-        uniform = torch.stack([torch.rand(odds.shape[1:], generator=source) for source in sources])
-        return uniform.to(odds.device) < torch.sigmoid(odds / self.settings.temperature)
+            return log_odds > 0
+        uniform = torch.stack([torch.rand(log_odds.shape[1:], generator=g) for g in generators])
+        return uniform.to(log_odds.device) < torch.sigmoid(log_odds / self.settings.temperature)
 
 
 @torch.no_grad()
@@ -179,22 +189,22 @@ def sample_bits(
     settings: SamplerSettings | None = None,
     prefix_bits: Sequence[Tensor] | None = None,
 ) -> SampledBits:
-    """Write the bits of one clip per prompt.
+    """Generate the bits of one clip per prompt.
 
     Args:
         model: the transformer.
         prompts: one per sample.
         num_frames: pixel frames, 1 + a multiple of the time stride.
-        seeds: one per sample; decides its bits, whatever else is in the batch.
+        seeds: one per sample; its bits do not depend on the rest of the batch.
         settings: how bits are drawn.
-        prefix_bits: per scale bool [B, t, h, w, K], the first latent frames, taken as they are
-            (an image or a video to continue); they cost no pass of their own.
+        prefix_bits: per scale bool [B, t, h, w, K], the first latent frames, used as they are (an
+            image or a video to continue); they need no pass of their own.
 
     Returns:
         The bits and the number of forward passes.
 
     Raises:
-        ValueError: numbers of prompts and seeds differ, or no latent frame is left to write.
+        ValueError: numbers of prompts and seeds differ, or no latent frame is left to generate.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
@@ -202,20 +212,21 @@ def sample_bits(
     known = prefix_bits[0].shape[1] if prefix_bits else 0
     if known >= layout.num_frames:
         raise ValueError(
-            f"{known} latent frames are given; {num_frames} frames leave none to write"
+            f"{known} latent frames are given; {num_frames} frames leave none to generate"
         )
-    canvas = _Canvas(layout, MultiScaleBSQ(model.cfg.num_bits, model.cfg.scales), len(prompts))
+    state = _SampleState(layout, MultiScaleBSQ(model.cfg.num_bits, model.cfg.scales), len(prompts))
     decoder = _Decoder(model, prompts, layout, settings or SamplerSettings())
-    sources = [torch.Generator().manual_seed(seed) for seed in seeds]
+    # On the CPU: a CUDA generator would draw other numbers from the same seed.
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     for wave in layout.scheme.waves:
-        decoder.pending.append(canvas.inputs(wave))
+        decoder.pending.append(state.inputs(wave))
         blocks = [layout.scheme.blocks[i] for i in wave]
         if prefix_bits and all(block.frame < known for block in blocks):
             forced = [prefix_bits[b.scale][:, b.frame].flatten(1, 2) for b in blocks]
-            canvas.write(wave, torch.cat(forced, dim=1).to(model.device))
+            state.add(wave, torch.cat(forced, dim=1).to(model.device))
         else:
-            canvas.write(wave, decoder.draw(wave, sources))
-    return SampledBits(canvas.bits, decoder.steps)
+            state.add(wave, decoder.draw(wave, generators))
+    return SampledBits(state.bits, decoder.steps)
 
 
 def sample(  # noqa: PLR0913 - the public entry point, one keyword per choice of the caller
@@ -235,11 +246,11 @@ def sample(  # noqa: PLR0913 - the public entry point, one keyword per choice of
 
     Args:
         model: the transformer.
-        tokenizer: the tokenizer that it was trained on.
+        tokenizer: the tokenizer whose tokens it was trained on.
         prompts: texts.
         num_frames: pixel frames, 1 + a multiple of the time stride.
         guidance: `ucf`, `t2v` or a constant.
-        temperature: below 1 bits become surer.
+        temperature: divides the log-odds of every bit; below 1 likelier values are drawn more.
         greedy: take the likelier value of every bit.
         generator: draws one seed per sample; without it and `seeds`, seeds are 0, 1, 2, ...
         seeds: one per sample.
@@ -253,16 +264,16 @@ def sample(  # noqa: PLR0913 - the public entry point, one keyword per choice of
             `sample_bits`.
     """
     for name in ("num_bits", "scales", "time_stride"):
-        theirs, ours = getattr(tokenizer.cfg, name), getattr(model.cfg, name)
-        if theirs != ours:
-            raise ValueError(f"the tokenizer has {name} {theirs}, the model {ours}")
+        of_tokenizer, of_model = getattr(tokenizer.cfg, name), getattr(model.cfg, name)
+        if of_tokenizer != of_model:
+            raise ValueError(f"the tokenizer has {name} {of_tokenizer}, the model {of_model}")
     if seeds is None and generator is not None:
         seeds = torch.randint(2**62, (len(prompts),), generator=generator).tolist()
     chosen = range(len(prompts)) if seeds is None else seeds
     settings = SamplerSettings(guidance, temperature, greedy)
-    written = sample_bits(
+    sampled = sample_bits(
         model, prompts, num_frames, chosen, settings=settings, prefix_bits=prefix_bits
     )
     with torch.no_grad():
-        video_B3THW = tokenizer.detokenize(written.bits).clamp(-1, 1)
-    return Sampled(video_B3THW, written.steps)
+        video_B3THW = tokenizer.detokenize(sampled.bits).clamp(-1, 1)
+    return Sampled(video_B3THW, sampled.steps)

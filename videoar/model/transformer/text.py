@@ -1,8 +1,9 @@
 """Text as a prefix of tokens: the protocol of text encoders, and the embedded default.
 
 One idea: the transformer only needs features and a mask, so a frozen T5 and the trainable encoder
-here are exchangeable. The default makes one token per word, the mean of hashed byte n-gram
-embeddings: no vocabulary, no download, and a prompt costs a handful of tokens instead of 512.
+here are interchangeable. The default has one token per word, the mean of embeddings of its hashed
+byte n-grams (as fastText): no vocabulary, no download, and a prompt takes a few tokens instead of
+512.
 
 B batch, P text tokens, D text width.
 """
@@ -31,7 +32,7 @@ class Text:
 
 
 class TextEncoder(Protocol):
-    """Anything that turns prompts into features of a fixed width."""
+    """Encodes prompts to features of a fixed width."""
 
     def __call__(self, prompts: Sequence[str]) -> Text:
         """Encode prompts; every prompt has at least one token."""
@@ -43,8 +44,8 @@ class WordEncoder(nn.Module):
 
     Args:
         width: D.
-        max_tokens: words beyond this are cut.
-        buckets: rows of the embedding table.
+        max_tokens: further words are dropped.
+        buckets: rows of the embedding table; n-grams of equal hash share a row.
     """
 
     def __init__(self, width: int, max_tokens: int, buckets: int) -> None:
@@ -54,7 +55,7 @@ class WordEncoder(nn.Module):
         self.table = nn.EmbeddingBag(buckets, width, mode="mean")
 
     def forward(self, prompts: Sequence[str]) -> Text:
-        """Encode prompts; case and spacing do not matter, an empty prompt is one empty word."""
+        """Encode prompts; case and spacing are ignored, an empty prompt is one empty word."""
         words = [(prompt.lower().split() or [""])[: self.max_tokens] for prompt in prompts]
         lengths = torch.tensor([len(row) for row in words], device=self.table.weight.device)
         mask_BP = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
@@ -65,6 +66,8 @@ class WordEncoder(nn.Module):
         return Text(features.masked_scatter(mask_BP[..., None], self.table(flat, starts)), mask_BP)
 
     def _buckets_of(self, word: str) -> list[int]:
+        # Brackets tell a prefix from the same bytes inside a word: "<re", "red", "ed>".
         framed = f"<{word}>".encode()
         grams = [framed, *(framed[i : i + 3] for i in range(len(framed) - 2))]
+        # crc32, not `hash`: the buckets must be the same in every process.
         return [zlib.crc32(gram) % self.buckets for gram in grams]

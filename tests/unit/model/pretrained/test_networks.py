@@ -154,7 +154,7 @@ def ask_for_code(folder):
     [
         (drop_config, "holds no config.json"),
         (pickle_weights, "pickled weights are not read"),
-        (lose_a_weight, "misses 1 weights"),
+        (lose_a_weight, "lacks 1 weights"),
         (truncate, "not usable"),
         (ask_for_code, "not usable"),
     ],

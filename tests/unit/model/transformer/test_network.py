@@ -341,3 +341,9 @@ def test_configs_that_cannot_work_are_refused():
     for change in ({"heads": 3}, {"max_scales": 2}, {"scheme": "other"}):
         with pytest.raises(ValueError, match="="):
             ModelConfig.model_validate({**PRESETS["tiny"].model_dump(), **change})
+
+
+@pytest.mark.parametrize("change", [{"depth": 10**6}, {"depth": 1000, "width": 65_536}], ids=str)
+def test_config_of_a_network_that_no_memory_holds_is_rejected(change):
+    with pytest.raises(ValueError, match=r"less than or equal to 1024|the limit is 1e"):
+        ModelConfig.model_validate({**PRESETS["tiny"].model_dump(), **change})
