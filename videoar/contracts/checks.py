@@ -78,9 +78,11 @@ def _bad_masks(
         yield f"above {checks.max:g}", pc.invert(pc.less_equal(values, checks.max))
     if checks.enum is not None:
         allowed = pa.array(checks.enum, values.type)
+        # is_in is false for null, and nulls are checked by nullability
         bad = pc.and_(pc.invert(pc.is_in(values, allowed)), pc.is_valid(values))
         yield f"not one of {', '.join(map(str, checks.enum))}", bad
     if checks.regex is not None:
+        # RE2, not Python's `re`: contracts with lookaheads fail here
         match = pc.match_substring_regex(values, checks.regex)
         yield f"does not match {checks.regex}", pc.invert(match)
 
@@ -95,11 +97,13 @@ def _problem(name: str, rule: str, bad: pa.ChunkedArray, values: pa.ChunkedArray
 
 def _shorten(value: object) -> str:
     text = repr(value)
+    # values may be captions or lists of thousands
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _duplicates(table: pa.Table, key: list[str]) -> list[Problem]:
     """Return a problem if a row repeats the primary key of an earlier one."""
+    # group_by returns each key once with its first row; every other row repeats a key
     keys = table.select(key).append_column("row", pa.array(range(table.num_rows), pa.int64()))
     first = keys.group_by(key).aggregate([("row", "min")])
     if first.num_rows == table.num_rows:

@@ -23,7 +23,7 @@ _SCALARS: dict[pa.DataType, dict[str, Any]] = {
     pa.bool_(): {"type": "boolean"},
     pa.float32(): {"type": "number"},
     pa.float64(): {"type": "number"},
-    pa.binary(): {"type": "string", "contentEncoding": "base64"},
+    pa.binary(): {"type": "string", "contentEncoding": "base64"},  # JSON has no bytes
     pa.int16(): {"type": "integer", "minimum": -(2**15), "maximum": 2**15 - 1},
     pa.int32(): {"type": "integer", "minimum": -(2**31), "maximum": 2**31 - 1},
     pa.int64(): {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1},
@@ -51,7 +51,7 @@ def _column_schema(column: Column) -> dict[str, Any]:
         "pattern": checks.regex,
     }
     schema = json_type(column.field.type) | {k: v for k, v in rules.items() if v is not None}
-    if column.nullable:
+    if column.nullable:  # anyOf: the checks hold for values, not for null
         schema = {"anyOf": [schema, {"type": "null"}]}
     unit = f" Unit: {column.unit}." if column.unit else ""
     return {**schema, "description": column.description + unit}

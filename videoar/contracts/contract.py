@@ -24,7 +24,7 @@ _PRIMITIVES: dict[str, pa.DataType] = {
     "int64": pa.int64(),
     "float32": pa.float32(),
     "float64": pa.float64(),
-    "double": pa.float64(),
+    "double": pa.float64(),  # the name in Delta and Spark
     "binary": pa.binary(),
     "payload": pa.binary(),
 }
@@ -90,6 +90,7 @@ class Column(Frozen):
 class Contract(Frozen):
     """Schema and checks of one kind of table."""
 
+    # pydantic would take cached_property for a field without a type
     model_config = ConfigDict(ignored_types=(cached_property,))
 
     id: str = Field(alias="contract", pattern="^[a-z_]+@[1-9][0-9]*$")
@@ -148,6 +149,7 @@ class Contract(Frozen):
     def _column(self, table: pa.Table, field: pa.Field, where: str) -> pa.ChunkedArray | pa.Array:
         if field.name in table.column_names:
             try:
+                # safe cast: an int64 that does not fit int32 is an error, not another number
                 return table[field.name].cast(field.type)
             except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
                 what = f"column {field.name}: {error}"
@@ -160,6 +162,7 @@ class Contract(Frozen):
 def schemas_folder() -> Path:
     """Return the folder of the contract files: `schemas/` of a checkout, else of the wheel."""
     package = Path(__file__).parents[1]
+    # a wheel has no schemas/ beside the package; the build copies it to videoar/_schemas
     beside = package.parent / "schemas"
     return beside if beside.is_dir() else package / "_schemas"
 
@@ -182,6 +185,7 @@ def read_contract(path: Path) -> Contract:
 
 
 def _first(error: ValidationError) -> str:
+    # one mistake at a time: contracts are written by developers, who run this again at once
     first: Any = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     return f"{key + ': ' if key else ''}{first['msg']}"

@@ -70,15 +70,17 @@ class CheckReport:
 
 def check(table: pa.Table, contract: Contract, checks: TableChecks) -> CheckReport:
     """Validate a table against its contract and further checks."""
-    set_defaults(GX_ANALYTICS_ENABLED="false")
+    set_defaults(GX_ANALYTICS_ENABLED="false")  # read at import; it would post to the network
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
+    # ephemeral: no project folder is created in the working directory
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     suite = gx.ExpectationSuite(
         name=contract.id, expectations=list(_expectations(contract, checks))
     )
+    # pandas: GX has no Arrow backend
     frame = table.select([column.name for column in contract.columns]).to_pandas()
     batch = (
         context.data_sources
@@ -118,6 +120,7 @@ def _expectations(contract: Contract, table_checks: TableChecks) -> Iterator[Any
 
 def _read(item: "ExpectationValidationResult") -> Expectation:
     config: Any = item.expectation_config  # Optional by its type, set in every result
+    # batch_id is random per run and would make equal reports differ
     arguments = {k: v for k, v in config.kwargs.items() if k != "batch_id"}
     column = arguments.pop("column", None)
     on = column or ", ".join(f"{k}={v}" for k, v in arguments.items())

@@ -102,6 +102,7 @@ def _audit_bytes(
         what = f"has {size} bytes, {size_bytes} were committed"
         yield Finding(path=key, kind="SIZE", message=what)
     digest = hashlib.sha256()
+    # in pieces: objects may be models of many gigabytes
     for start in range(0, size, _PIECE_BYTES):
         digest.update(objects.get_range(key, start, _PIECE_BYTES))
     if digest.hexdigest() != sha256:
@@ -182,6 +183,7 @@ class _FileAudit:
         for group in range(parquet.num_row_groups):
             columns: dict[str, pa.ChunkedArray] = {}
             for name in names:
+                # one column at a time: a damaged page of one leaves the others readable
                 try:
                     read = parquet.read_row_group(group, columns=[name], use_threads=False)
                 except UNREADABLE as error:

@@ -46,6 +46,7 @@ def describe(
     """
     parts = map_partitions(lambda index: _finite(read(index)), partitions, scheduler)
     rows = sum(count for _, count in parts)
+    # sorted: mean and std depend on the order of summation, the partitioning must not change them
     values = np.sort(np.concatenate([np.empty(0), *(finite for finite, _ in parts)]))
     if not len(values):
         return ColumnProfile(column=column, rows=rows, nulls=rows)

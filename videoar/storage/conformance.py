@@ -15,6 +15,7 @@ from videoar.storage.object_store import ObjectStore
 
 def race(objects: ObjectStore, rounds: int = 8, writers: int = 8) -> list[int]:
     """Race writers for one new key per round; return the number of winners of each round."""
+    # random: two processes that probe one store at the same time must not race each other
     prefix = f"{PROBES_PREFIX}race-{secrets.token_hex(8)}"
     with ThreadPoolExecutor(writers) as pool:
         return [_race_once(objects, f"{prefix}/{i}", writers, pool) for i in range(rounds)]

@@ -53,12 +53,14 @@ class Ledger:
         # records would both believe that they won the number
         unique = {**record, _NONCE: secrets.token_hex(8)}
         number = self.length(prefix)
+        # another writer may take the number between length and create
         while not self.create(log_entry_key(prefix, number), unique):
             number += 1
         return number
 
     def length(self, prefix: str) -> int:
         """Return the number of records of a log."""
+        # other objects may share the prefix; only numbers count
         listed = [key.rpartition("/")[2].removesuffix(".json") for key in self.list(f"{prefix}/")]
         number = max((int(name) + 1 for name in listed if name.isdigit()), default=0)
         while self._objects.size(log_entry_key(prefix, number)) is not None:
@@ -68,7 +70,7 @@ class Ledger:
 
 def _parse(data: bytes) -> Record:
     record: Record = json.loads(data)
-    record.pop(_NONCE, None)
+    record.pop(_NONCE, None)  # part of the storage, not of the record
     return record
 
 
@@ -131,6 +133,7 @@ class Refs:
             "by_run": by_run,
             "evidence": dict(evidence),
         }
+        # the create below decides; this only saves a request and gives `prev` its meaning
         is_current = (head["seq"] if head else -1) == seq
         if not is_current or not self._ledger.create(log_entry_key(ref_log(name), seq + 1), record):
             current = self.head_record(name)

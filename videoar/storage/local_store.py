@@ -28,9 +28,11 @@ from videoar.storage.object_store import (
     read_exactly,
 )
 
+# EDQUOT: the user's quota is full, the disk is not
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _NOT_CACHED = {errno.EAGAIN, errno.EOPNOTSUPP}  # the second: file systems without RWF_NOWAIT
 _NO_WAIT = getattr(os, "RWF_NOWAIT", 0)  # Linux only
+# FAT and some FUSE and network file systems; EMLINK: a file system's limit of links per file
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EMLINK}
 
 
@@ -75,6 +77,7 @@ class LocalObjectStore:
         return Path(self._name(key))
 
     def _name(self, key: str) -> str:
+        # keys come from records and command lines: `..` would address files outside of the store
         if key.startswith("/") or not key or {"", ".", ".."} & set(key.split("/")):
             raise ConfigError(key or "''", "not a store key", "keys are relative a/b/c paths")
         return f"{self.root}/{key}"
@@ -85,7 +88,7 @@ class LocalObjectStore:
         with _os_errors(path):
             try:
                 return path.read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
+            except (FileNotFoundError, NotADirectoryError):  # the latter: `a/b` where `a` is a file
                 return None
 
     def get(self, key: str) -> bytes:
@@ -164,14 +167,17 @@ class LocalObjectStore:
         with _os_errors(path):
             self._make_folder(path.parent)
             with self._temporary(write) as temporary:
+                # link and rename need one file system: `.tmp` is a folder of the store
                 crash_point("put.before_publish")
                 try:
                     if if_absent:
+                        # rename would replace an existing file, link fails with EEXIST
                         os.link(temporary, path)
                     else:
                         temporary.rename(path)
                 except FileExistsError:
                     return False
+            # without it, a power failure may lose the name of a file whose content was synced
             _sync_folder(path.parent)
         return True
 
@@ -216,6 +222,8 @@ class LocalObjectStore:
         for path in (self.root / TEMPORARY_FOLDER).glob("*"):
             # OSError: locked by its writer, already removed, or owned by another user
             with contextlib.suppress(OSError), path.open("r+b") as file:
+                # fails while the writer runs; an age limit protects writers whose lock this
+                # machine cannot see (NFS)
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if time.time() - path.stat().st_mtime >= older_than_s:
                     path.unlink()
@@ -223,6 +231,7 @@ class LocalObjectStore:
     def _make_folder(self, folder: Path) -> None:
         if folder.is_dir():
             return
+        # one by one from the top, because each new name has to be synced in its parent
         self._make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         _sync_folder(folder.parent)
@@ -238,6 +247,7 @@ class LocalObjectStore:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Walk the folder; temporary files are left out."""
+        # the prefix need not end at a slash: walk its folder, filter by the rest
         start = self.root / prefix.rpartition("/")[0]
         with _os_errors(start):
             paths = [path for path in start.rglob("*") if path.is_file()] if start.is_dir() else []
@@ -280,5 +290,5 @@ class MemoryObjectStore(LocalObjectStore):
         if name not in self._folders:
             self._folders[name] = Path(tempfile.mkdtemp(prefix="videoar-memory-"))
             atexit.register(shutil.rmtree, self._folders[name], ignore_errors=True)
-        super().__init__(self._folders[name])
+        super().__init__(self._folders[name])  # sets a file:// URL, which the next line replaces
         self.url = f"memory://{name}"

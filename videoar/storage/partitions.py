@@ -35,6 +35,7 @@ def map_partitions(
     """Return the values of all partitions, in their order."""
     from dask import delayed
 
+    # a pure task is named by a hash of its arguments: hashing costs more than it can save here
     task = delayed(make, pure=False)
     return _compute([task(index) for index in range(partitions)], scheduler)
 

@@ -78,6 +78,7 @@ class Payload:
         """Row group of each row, counted over all files."""
         self._first_F = np.cumsum(rows_F) - rows_F
         self._columns = {name: self._column(footers, name) for name in columns}
+        # prepend -1: row 0 starts a row group, too
         self._first_row_G = np.flatnonzero(np.diff(self.row_group_N, prepend=-1))
         self._start_G, self._end_G = self._ends()
         row_bytes_F = np.array([row_bytes(footer) for footer in footers], np.int64)
@@ -124,6 +125,7 @@ class Payload:
                 is_in_file_B = self.file_N[rows_B] == file
                 rows = rows_B[is_in_file_B]
                 out_BW[is_in_file_B] = self._decode(column, file, rows, width)
+        # all columns of a file in one call: it is opened once
         for file, of_file in spans.items():
             key = self._files[file].key
             if wait:
@@ -193,6 +195,7 @@ class Payload:
         """Return the byte offsets at which the payload of each row group begins and ends."""
         first_G = self._first_row_G
         last_G = np.append(first_G[1:], len(self.row_group_N))[: len(first_G)] - 1
+        # meaningless for files that are not direct (offset -1): callers check is_direct
         width_FC = np.stack([column.width_F for column in self._columns.values()], axis=1)
         offset_NC = np.stack([column.offset_N for column in self._columns.values()], axis=1)
         ends_GC = offset_NC[last_G] + width_FC[self.file_N[last_G]]
@@ -218,6 +221,7 @@ class SpanCache:
     def __call__(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> None:
         """Do what the store's `read_into` does."""
         for start, target in spans:
+            # the URL, too: two stores may share the folder
             name = sha256_hex(f"{self._objects.url}/{key}:{start}:{len(target)}".encode())
             data = self._try(self._local.find, name)
             if data is not None and len(data) == len(target):

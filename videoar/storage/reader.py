@@ -103,6 +103,7 @@ def read_file(
         if columns is not None and not verify:
             footer = footer or read_footer(objects, file)
             return _decode(pa.PythonFile(ObjectFile(objects, file), "r"), columns, footer)
+        # whole: one request instead of a footer and a range per row group
         data = objects.get(file.key)
         if len(data) != file.size_bytes or (verify and sha256_hex(data) != file.sha256):
             raise _damaged(objects, file, "its bytes are not those that were committed")
@@ -139,6 +140,7 @@ def read_columns(
         for file, footer, of_file in zip(files, footers, spans, strict=True):
             fetched = []
             for start, _ in of_file:
+                # the requests are in the order in which their bytes are used
                 while len(in_flight) <= _CONCURRENT_READS and (request := next(requests, None)):
                     in_flight.append(pool.submit(objects.get_range, *request))
                 fetched.append((start, in_flight.popleft().result()))
@@ -162,7 +164,7 @@ def _spans(file: FileRef, footer: pq.FileMetaData, columns: Sequence[str]) -> li
     spans: list[tuple[int, int]] = []
     for chunk in chunks:
         start = chunk.data_page_offset
-        if chunk.has_dictionary_page:
+        if chunk.has_dictionary_page:  # in front of the data pages
             start = min(start, chunk.dictionary_page_offset)
         end = start + chunk.total_compressed_size
         if not 0 <= start < end <= file.size_bytes:
@@ -194,6 +196,7 @@ def read_footer(objects: ObjectStore, file: FileRef) -> pq.FileMetaData:
 
 def _parse(objects: ObjectStore, file: FileRef, footer: Footer, data: bytes) -> pq.FileMetaData:
     """Parse the footer at the end of `data` after comparing its checksum with the commit."""
+    # before Thrift parses it: a damaged length may crash or allocate gigabytes
     ending = memoryview(data)[-footer.size_bytes :]
     if checksum(ending) != footer.xxh3:
         raise _damaged(objects, file, "its footer is not the one that was committed")

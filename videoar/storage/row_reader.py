@@ -49,6 +49,7 @@ class RowReader:
         self.notes = [own_metadata(footer) for footer in footers]
         """Key-value metadata of each file."""
         self.payload = Payload(snapshot.objects, snapshot.files, footers, self._names)
+        # one chunk per column: take() on many chunks is slow
         self.small = snapshot.table(small, footers=footers).combine_chunks()
         self.first = np.cumsum([0, *(file.rows for file in snapshot.files)])
         """Number of the first row of each file; last, the number of rows."""

@@ -66,6 +66,7 @@ class S3ObjectStore:
         try:
             yield
         except exceptions.ClientError as error:
+            # HEAD responses have no body, so their code is "404" and never "NoSuchKey"
             if _code(error) == "NoSuchKey":
                 raise missing_error(self, key) from None
             raise _client_error(f"{self.url}/{key}", self._bucket, error) from error
@@ -142,7 +143,9 @@ class S3ObjectStore:
         except ClientError as error:
             if _code(error) not in {"InvalidRange", "416"}:
                 raise
-            return io.BytesIO()
+            return io.BytesIO()  # like pread at the end of a file
+        # a proxy that ignores Range answers 200 with the whole object: its first bytes would be
+        # taken for those of the range
         begin, *_ = answer.get("ContentRange", "bytes 0-").removeprefix("bytes ").split("-")
         if begin != str(start) or answer["ContentLength"] > length:
             what = f"requested {length} bytes from {start}, the response has another range"
@@ -171,6 +174,7 @@ class S3ObjectStore:
             if len(data) > MULTIPART_BYTES:
                 self._put_parts(key, io.BytesIO(data))
             else:
+                # bytes: botocore accepts no memoryview
                 self._call("put_object", key, Body=bytes(data))
         return True
 
@@ -195,6 +199,7 @@ class S3ObjectStore:
     def _put_parts(self, key: str, file: BinaryIO) -> None:
         from boto3.s3.transfer import TransferConfig
 
+        # twice the default part size: half the requests
         config = TransferConfig(multipart_threshold=MULTIPART_BYTES, multipart_chunksize=16 << 20)
         self._client.upload_fileobj(file, self._bucket, self._prefix + key, Config=config)
 
@@ -251,6 +256,7 @@ class S3ObjectStore:
         pages = self._client.get_paginator("list_object_versions")
         with self._errors(prefix):
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
+                # delete markers, too: they keep the key, which may name a source
                 for item in [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]:
                     if matches(item):
                         key = item["Key"].removeprefix(self._prefix)
@@ -267,6 +273,7 @@ class S3ObjectStore:
             raise StorageError(
                 self.url, "no AWS credentials", "set AWS_ACCESS_KEY_ID or AWS_PROFILE"
             )
+        # frozen: key, secret and token of one moment; refreshed credentials change all three
         frozen = credentials.get_frozen_credentials()
         given = {
             "AWS_ACCESS_KEY_ID": frozen.access_key,
@@ -274,6 +281,7 @@ class S3ObjectStore:
             "AWS_SESSION_TOKEN": frozen.token,
             "AWS_REGION": self._client.meta.region_name,
             "AWS_ENDPOINT_URL": self._endpoint,
+            # object_store of Rust, which delta-rs uses, rejects http:// by default
             "AWS_ALLOW_HTTP": "true" if self._endpoint.startswith("http://") else "",
         }
         return {name: value for name, value in given.items() if value}
@@ -290,13 +298,15 @@ def _s3_client(endpoint: str) -> tuple[Any, Any]:
 
     session = boto3.session.Session()
     config = Config(
-        retries={"mode": "standard", "max_attempts": 5},
+        retries={"mode": "standard", "max_attempts": 5},  # of connects and responses, not of bodies
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
+        # other servers rarely have DNS names per bucket
         s3={"addressing_style": "path"} if endpoint else None,
         connect_timeout=5,
-        max_pool_connections=32,
+        max_pool_connections=32,  # more than the 16 concurrent reads of one reader
     )
+    # boto3 needs some region to sign requests; servers other than AWS accept any
     region = session.region_name or "us-east-1"
     client = session.client("s3", endpoint_url=endpoint or None, region_name=region, config=config)
     return client, session

@@ -97,6 +97,7 @@ class Snapshot:
         footers: "Sequence[FileMetaData] | None" = None,
     ) -> pa.Table:
         """Return all rows as one table."""
+        # concat_tables of nothing raises; the empty table also fixes the schema
         empty = self._schema(columns).empty_table()
         return pa.concat_tables([empty, *self.read(columns, verify=verify, footers=footers)])
 

@@ -68,6 +68,7 @@ def _range(column: Column, chunk: pq.ColumnChunkMetaData) -> Range | None:
     is_id = column.type == "string" and (column.checks.regex or column.checks.enum)
     if column.type not in _RANGED and not is_id:
         return Range(nulls=statistics.null_count)
+    # without min and max: all values are null, or Parquet has none (values over 4 kB, NaN only)
     if not statistics.has_min_max:
         return (
             Range(nulls=statistics.null_count)

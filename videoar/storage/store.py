@@ -107,6 +107,7 @@ class Store:
         """
         for file in files:
             target = into / file["path"]
+            # a record of a foreign store may have `../` in a path
             if not target.resolve().is_relative_to(into.resolve()):
                 raise StorageError(
                     file["path"], "leads out of the folder", "do not use this record"
@@ -118,6 +119,7 @@ class Store:
 
     def _fetch(self, key: str, size_bytes: int, target: Path) -> str:
         """Copy an object into a file; return the SHA-256 of the bytes received."""
+        # one buffer for all pieces: a model may be larger than the memory
         sha256, memory = hashlib.sha256(), memoryview(bytearray(min(size_bytes, _PIECE_BYTES)))
         with target.open("wb") as copy:
             for start in range(0, size_bytes, _PIECE_BYTES):

@@ -110,8 +110,10 @@ class Dataset:
             TransientStorageError: too many attempts lost the race for a log version.
             WithdrawnError: a take-down has removed one of the files since it was written.
         """
+        # two shards may write equal rows, hence one file; the Delta log lists a path once
         unique = tuple({file.sha256: file for file in files}.values())
         digest = snapshot_digest(unique, self.contract.id)
+        # version 0 is a placeholder: the log assigns the version of the attempt that wins
         draft = Commit(
             snapshot=f"{self.name}:{digest[:SHORT_DIGEST]}",
             digest=digest,

@@ -33,6 +33,7 @@ from videoar.storage.reader import read_file
 
 SOURCE_COLUMN = "source_id"
 ADDRESS_COLUMNS = ("uri", "etag")
+# whichever of these a table has: clips, rejects and listings differ
 _COLUMNS = ("clip_id", "licence", "origin", "source_uri", "uri", "video_key", "video_size_bytes")
 
 
@@ -137,6 +138,7 @@ def shares_of(objects: ObjectStore, file: FileRef) -> dict[str, Share]:
 
 
 def _share(rows: list[Row]) -> Share:
+    # clips have source_uri, rejects have uri
     uris = {row.get("source_uri") or row.get("uri") for row in rows}
     return Share(
         rows=len(rows),
@@ -163,6 +165,7 @@ def files_of_source(
             yield key, record
     for file in data_files(objects):
         if file.key not in withdrawn:
+            # reads one column of every file of the store: there is no index by source
             ids = read_file(objects, file, [SOURCE_COLUMN])
             if ids.num_columns and source in ids[SOURCE_COLUMN].unique().to_pylist():
                 shares = shares_of(objects, file)
@@ -173,7 +176,7 @@ def listings(objects: ObjectStore) -> Iterator[tuple[FileRef, list[tuple[str, st
     """Yield every file of a listing, committed or not, with its URIs and ETags."""
     for file in data_files(objects):
         rows = read_file(objects, file, list(ADDRESS_COLUMNS))
-        if rows.column_names == list(ADDRESS_COLUMNS):
+        if rows.column_names == list(ADDRESS_COLUMNS):  # only listings have both columns
             yield file, [(row["uri"], row["etag"]) for row in rows.to_pylist()]
 
 

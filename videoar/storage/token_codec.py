@@ -53,5 +53,6 @@ def unpack_bits(
 
 def checksum(data: bytes | memoryview) -> int:
     """Return xxh3-64 as a signed 64-bit integer: Parquet files have int64 columns for it."""
+    # two's complement: Delta has no unsigned integers
     value: int = xxhash.xxh3_64_intdigest(data)
     return value - (1 << 64) if value >> 63 else value

@@ -75,6 +75,7 @@ def _equal_hashes(snapshot: Snapshot, share: int, shares: int) -> tuple[np.ndarr
         numbers.append(in_share + first[-1])
         first.append(first[-1] + len(keys))
     every = np.concatenate(hashes)
+    # after sorting, equal hashes are neighbours: one pass finds all of them
     order = np.argsort(every, kind="stable")  # stable: equal hashes stay in file order
     same = np.flatnonzero(np.diff(every[order]) == 0)
     number = np.concatenate(numbers)[order]
@@ -104,4 +105,5 @@ def _keys(snapshot: Snapshot, file: FileRef) -> list[tuple[object, ...]]:
 
 
 def _hash(key: tuple[object, ...]) -> int:
+    # NUL separates columns: ("a", "bc") and ("ab", "c") must differ
     return checksum("\0".join(map(str, key)).encode()) % (1 << 64)

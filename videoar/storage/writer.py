@@ -45,6 +45,7 @@ def write_parquet(table: pa.Table, contract: Contract) -> memoryview:
         ContractError: the values of a payload column differ in length.
         StorageError: this Parquet writer does not produce the direct layout.
     """
+    # an empty table has no values to take a width from; it keeps plain binary columns
     widths = {name: _width(table[name], name) for name in contract.payloads} if len(table) else {}
     sink = pa.BufferOutputStream()
     strings = [f.name for f in table.schema if pa.types.is_string(f.type)]
@@ -59,6 +60,7 @@ def write_parquet(table: pa.Table, contract: Contract) -> memoryview:
         write_batch_size=1 << 20,
         write_page_checksum=True,
     ) as writer:
+        # slice by slice: casting the whole table to fixed width would copy all payload
         for start in range(0, len(table), rows):
             writer.write_table(table.slice(start, rows).cast(schema), row_group_size=rows)
     data = memoryview(sink.getvalue()).cast("B")
@@ -69,6 +71,7 @@ def write_parquet(table: pa.Table, contract: Contract) -> memoryview:
 
 def find_footer(data: memoryview) -> Footer:
     """Return size and checksum of a Parquet file's footer, with its length and magic number."""
+    # the file ends in <footer><4 bytes: its length><PAR1>
     size = int.from_bytes(data[-8:-4], "little") + 8
     return Footer(size_bytes=size, xxh3=checksum(data[-size:]))
 
@@ -102,6 +105,7 @@ def direct_blocks(metadata: pq.FileMetaData, name: str) -> list[Block] | None:
     blocks, row = [], 0
     for group in range(metadata.num_row_groups):
         chunk = metadata.row_group(group).column(index)
+        # what a chunk holds besides its values is one page header, if it is one page
         header = chunk.total_compressed_size - chunk.num_values * width
         if not (_is_plain(chunk) and 0 < header < _MAX_HEADER):
             return None
@@ -119,7 +123,7 @@ def _is_plain(chunk: pq.ColumnChunkMetaData) -> bool:
         chunk.physical_type == "FIXED_LEN_BYTE_ARRAY"
         and chunk.compression == "UNCOMPRESSED"
         and not chunk.has_dictionary_page
-        and set(chunk.encodings) <= {"PLAIN", "RLE"}
+        and set(chunk.encodings) <= {"PLAIN", "RLE"}  # RLE: definition levels, empty if REQUIRED
     )
 
 
