@@ -14,6 +14,7 @@ from pathlib import Path
 from videoar import api
 from videoar.core.errors import VideoARError
 from videoar.core.logging import configure_logging
+from videoar.core.printable import printable
 
 
 def main(arguments: list[str]) -> int:
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except VideoARError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     print(json.dumps(run.public()))
     return 0

@@ -155,7 +155,7 @@ def _publish_results(execution: Execution) -> None:
     try:
         page = _render_report(store, run_id)[1]
     except VideoARError as error:
-        logger.error("no report page: %s", error)  # noqa: TRY400 - one line, as everywhere
+        logger.warning("no report page: %s", error)
     try:
         record_run(store, execution.spec, status(store, run_id), page)
     except Exception as error:  # noqa: BLE001 - MLflow is a mirror: if it is down, warn

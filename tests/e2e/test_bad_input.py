@@ -126,6 +126,24 @@ def test_verbs(tmp_path: Path, arguments: list[str], code: int, words: str):
     assert (got, words in stderr) == (code, True), stderr
 
 
+@pytest.mark.parametrize(
+    ("job", "arguments", "words"),
+    [
+        ("run_pipeline.py", ["absent.yaml"], "absent.yaml: cannot be read"),
+        ("run_pipeline.py", [str(PIPELINE), "--set", "inputs.vidoes=x"], "vidoes"),
+        ("run_stage.py", ["absent.yaml", "clips"], "absent.yaml: cannot be read"),
+    ],
+)
+def test_jobs(tmp_path: Path, job: str, arguments: list[str], words: str):
+    env = environment(VIDEOAR_STORE=(tmp_path / "store").as_uri(), PYTHONPATH=str(ROOT))
+    done = subprocess.run(
+        [sys.executable, f"jobs/{job}", *arguments],
+        cwd=ROOT, env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_doctor_passes_a_good_store(tmp_path: Path):
     found = videoar("doctor", store=(tmp_path / "store").as_uri())
     assert found["ok"], json.dumps(found)

@@ -127,7 +127,10 @@ def _run_so_far() -> tuple[dict[str, Any], list[Block]]:
 
 
 def _describe(error: BaseException) -> dict[str, Any]:
-    """Return an error as JSON: `{type, where, what, hint, exit_code}`, and more where there is."""
+    """Return an error as JSON: `{type, where, what, hint, exit_code}`.
+
+    A pipeline file's `mistakes`, and `usage` and `example` of a verb, are added to it.
+    """
     kind = type(error).__name__
     if isinstance(error, VideoARError):
         parts = {"where": error.where, "what": error.what, "hint": error.hint}
@@ -137,7 +140,7 @@ def _describe(error: BaseException) -> dict[str, Any]:
         ]
         extra = {"mistakes": mistakes} if mistakes else {}
         return {"type": kind, **parts, "exit_code": error.exit_code, **extra}
-    if hasattr(error, "format_message"):  # typer's usage errors: a wrong option, a missing argument
+    if isinstance(error, typer.TyperException):  # a wrong option, a missing argument
         return _describe_usage(error)
     if isinstance(error, KeyboardInterrupt):
         run = session.execution
@@ -149,8 +152,9 @@ def _describe(error: BaseException) -> dict[str, Any]:
     return {"type": kind, "where": where, "what": what, "hint": "", "exit_code": _INTERNAL}
 
 
-def _describe_usage(error: Any) -> dict[str, Any]:  # noqa: ANN401 - typer's class has no public name
-    ctx = getattr(error, "ctx", None)
+def _describe_usage(error: typer.TyperException) -> dict[str, Any]:
+    """Return a usage error as JSON, with the usage line and the example of its verb."""
+    ctx = getattr(error, "ctx", None)  # where parsing stopped; typer's class has no public name
     message = one_line(error.format_message()).rstrip(".")
     where = ctx.command_path if ctx else "videoar"
     extra = {}
@@ -169,6 +173,7 @@ def _describe_usage(error: Any) -> dict[str, Any]:  # noqa: ANN401 - typer's cla
 
 
 def _lines(document: dict[str, Any]) -> list[str]:
+    """Return the lines of an error for stderr: one per mistake, or the error and its usage."""
     where, what, hint = document["where"], document["what"], document["hint"]
     if "mistakes" in document:
         paths = [": ".join(filter(None, m.values())) for m in document["mistakes"]]
