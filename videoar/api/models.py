@@ -1,0 +1,81 @@
+"""Verbs on models: reports, gate decisions, and the refs that they move."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from videoar.api.runs import Document
+from videoar.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from videoar.storage.store import Store
+
+
+def report(store: Store, name: str | None = None, out: Path | None = None) -> str:
+    """Render a run's report page into the store, or to `out`; return its path.
+
+    Raises:
+        ConfigError: no such run, or `out` cannot be written.
+    """
+    from videoar.records.names import find_run
+    from videoar.report.publish import render_report
+
+    key, page = render_report(store, find_run(store, name))
+    if out is None:
+        return store.objects.location(key)
+    try:
+        out.write_bytes(page)
+    except OSError as error:
+        raise ConfigError(f"--out {out}", f"cannot be written: {error.strerror}") from error
+    return str(out)
+
+
+def report_path(store: Store, run_id: str) -> str | None:
+    """Return where a run's report page is; None if it has not been rendered."""
+    from videoar.storage.layout import report_key
+
+    key = report_key(run_id)
+    return store.objects.location(key) if store.objects.size(key) is not None else None
+
+
+def gate(store: Store, name: str | None = None) -> Document:
+    """Return the decision of a run's promotion gate; None means the newest run.
+
+    Returns:
+        `{passed, decision, candidate, ref, rules: [{name, value, bound, passed, reason}]}`.
+
+    Raises:
+        GateError: the run has no decision.
+    """
+    from videoar.admin import promotion
+
+    return promotion.gate(store, name)
+
+
+def promote(store: Store, model: str, ref: str = "champion") -> Document:
+    """Point a ref at a model that its gate has passed.
+
+    Returns:
+        `{ref, snapshot, decision}`.
+
+    Raises:
+        GateError: no decision on this model for this ref, or its newest one has a broken rule.
+    """
+    from videoar.admin import promotion
+
+    return promotion.promote(store, model, ref)
+
+
+def rollback(store: Store, ref: str) -> Document:
+    """Point a ref back at what it pointed at before.
+
+    Returns:
+        `{ref, snapshot, was}`.
+
+    Raises:
+        ConfigError: no such ref, or it never pointed at anything else.
+    """
+    from videoar.admin import promotion
+
+    return promotion.rollback(store, ref)

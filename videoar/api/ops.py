@@ -1,0 +1,89 @@
+"""Verbs on a store and a machine: takedowns, diagnosis, benchmarks."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from videoar.api.runs import Document, ls
+from videoar.core.settings import settings
+
+if TYPE_CHECKING:
+    from videoar.admin.doctor import Check
+    from videoar.bench.result import BenchResult
+    from videoar.records.run_record import Run
+    from videoar.storage.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+def open_store(url: str = "") -> Store:
+    """Open a store; without a URL the one of VIDEOAR_STORE, or `.videoar` in this directory.
+
+    Raises:
+        ConfigError: the URL cannot be used.
+        StorageError: an S3 store cannot be reached, or its put-if-absent is not atomic.
+    """
+    from videoar.storage import store
+
+    return store.open_store(url or settings().store_url, endpoint=settings().s3_endpoint)
+
+
+def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False) -> Document:
+    """Take a source down; report pages that show its clips are rendered again without them.
+
+    Args:
+        store: where it is.
+        source: SHA-256 of the source file.
+        reason: why; kept in the tombstone.
+        dry_run: only return what would be deleted.
+
+    Returns:
+        As `videoar.admin.forget`, and `pages`: the runs whose report pages showed it.
+
+    Raises:
+        ConfigError: this is no SHA-256.
+        SnapshotNotFoundError: nothing in the store is of this source.
+    """
+    from videoar.admin import forget
+    from videoar.report.publish import rerender_reports
+
+    result = forget.forget(store, source, reason, dry_run=dry_run)
+    holders = {entry["id"] for entry in result["derived"] if entry["holds_content"]}
+    runs = ls(store)[::-1]  # the oldest first
+    affected = [run for run in runs if holders & _snapshots_of(run)]
+    if not dry_run:
+        rerender_reports(store, affected)
+    for run in runs:
+        if run.status == "RUNNING":
+            logger.warning("run %s is in progress: forget again when it has ended", run.run_id)
+    return {**result, "pages": [run.run_id for run in affected]}
+
+
+def _snapshots_of(run: Run) -> set[str]:
+    inputs = {snapshot for stage in run.stages for snapshot in stage.inputs.values()}
+    return inputs | set(run.outputs.values())
+
+
+def doctor(store: Store) -> list[Check]:
+    """Check this machine and the store, and return one answer per check."""
+    from videoar.admin.doctor import diagnose
+
+    return diagnose(store)
+
+
+def bench(name: str, videos: Path | None = None, rounds: int = 3) -> BenchResult:
+    """Run a benchmark beside its baselines.
+
+    Args:
+        name: one of `videoar.bench.BENCHES`.
+        videos: folder to measure on; None draws videos.
+        rounds: how often each contestant runs, in turns.
+
+    Raises:
+        ConfigError: no such benchmark, or what it compares with is not installed.
+    """
+    from videoar.bench import measure
+
+    return measure(name, videos, rounds)

@@ -1,0 +1,210 @@
+"""Verbs on runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from videoar.core.errors import ConfigError, VideoARError
+
+if TYPE_CHECKING:
+    from videoar.engine.base import Engine
+    from videoar.records.run_record import Run
+    from videoar.runner.execute import Execution
+    from videoar.runner.plan import StagePlan
+    from videoar.storage.store import Store
+
+Document: TypeAlias = dict[str, Any]
+"""A JSON object; `json.dumps` takes it as it is."""
+Watch: TypeAlias = "Callable[[Execution], AbstractContextManager[None]]"
+"""Wraps a run, e.g. to display its progress."""
+_FROM_A_NODE = "on a node of the cluster use --target HOST:PORT, the address of its GCS"
+_UNFINISHED = "has no finished snapshot"
+
+
+def make_engine(target: str) -> Engine:
+    """Return the engine of a target: `inline`, `local`, or `HOST:PORT` of a Ray cluster's GCS.
+
+    Raises:
+        ConfigError: the target is of another kind.
+    """
+    if target == "inline":
+        from videoar.engine.inline import InlineEngine
+
+        return InlineEngine()
+    if target in ("job", "kuberay"):
+        raise ConfigError(f"--target {target}", "cannot be driven from here", _FROM_A_NODE)
+    if target.startswith("ray://"):  # Ray Client
+        raise ConfigError(f"--target {target}", "Ray Data does not run over it", _FROM_A_NODE)
+    from videoar.engine.ray_engine import RayEngine
+
+    return RayEngine(target)
+
+
+def run(  # noqa: PLR0913 - the verb's own options
+    store: Store,
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    target: str = "local",
+    start: str | None = None,
+    until: str | None = None,
+    watch: Watch = lambda _: nullcontext(),
+) -> Run:
+    """Plan and execute a pipeline file.
+
+    Args:
+        store: where snapshots and the run's record go.
+        path: pipeline file (YAML).
+        overrides: `a.b=value`, e.g. `inputs.videos=/data/videos`.
+        target: see `make_engine`.
+        start: first stage to run; what it needs must be finished.
+        until: last stage to run.
+        watch: wraps the execution.
+
+    Raises:
+        ConfigError: the file, an override or an input cannot be used; nothing ran.
+        GateError: the promotion gate blocked; everything before it is finished.
+        StageError: a stage failed.
+    """
+    from videoar.pipeline.spec import load_pipeline
+    from videoar.runner.execute import Execution
+
+    execution = Execution(load_pipeline(path, overrides), store, make_engine(target))
+    return _execute(execution, watch, start, until)
+
+
+def resume(
+    store: Store, name: str, *, target: str = "local", watch: Watch = lambda _: nullcontext()
+) -> Run:
+    """Execute an earlier run again under its id; finished stages and shards are reused.
+
+    A run that was started with `until` ends there again.
+
+    Raises:
+        VideoARError: as for `run`.
+    """
+    from videoar.records.names import find_run
+    from videoar.records.run_record import load_run
+    from videoar.runner.execute import Execution, resume_spec
+
+    run_id = find_run(store, name)
+    spec, requested = resume_spec(run_id, store), load_run(store, run_id)
+    execution = Execution(spec, store, make_engine(target), run_id=run_id)
+    return _execute(execution, watch, requested.from_, requested.until)
+
+
+def _execute(execution: Execution, watch: Watch, start: str | None, until: str | None) -> Run:
+    from videoar.report.publish import publish_results
+
+    try:
+        with watch(execution):
+            execution.run(start, until)
+    except VideoARError:
+        if execution.has_begun:
+            publish_results(execution.store, execution.spec, execution.run_id)
+        raise
+    finally:
+        execution.engine.close()
+    publish_results(execution.store, execution.spec, execution.run_id)
+    return status(execution.store, execution.run_id)
+
+
+def plan(
+    store: Store,
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    start: str | None = None,
+    until: str | None = None,
+) -> list[StagePlan]:
+    """Return what `run` would do with each requested stage, and why; has no side effect.
+
+    Raises:
+        ConfigError: the file, an override or an input cannot be used.
+    """
+    from videoar.pipeline.spec import load_pipeline
+    from videoar.runner import plan
+
+    spec = load_pipeline(path, overrides)
+    requested = {stage.name for stage in spec.select(start, until)}
+    plans = [stage for stage in plan.plan(spec, store) if stage.name in requested]
+    must_exist = spec.upstream(start) if start else set()
+    for stage in plans:
+        if stage.name in must_exist and stage.action != "cached":
+            raise ConfigError(f"stages.{stage.name}", _UNFINISHED, "leave out --from")
+    return plans
+
+
+def status(store: Store, name: str | None = None) -> Run:
+    """Return the state of a run; None means the newest one.
+
+    Raises:
+        ConfigError: no run matches, or several do.
+    """
+    from videoar.records.names import find_run
+    from videoar.records.run_record import load_run
+
+    return load_run(store, find_run(store, name))
+
+
+def ls(store: Store, limit: int | None = None) -> list[Run]:
+    """Return the newest `limit` runs, newest first; None means all of them."""
+    from videoar.records.run_record import load_run, run_ids
+
+    return [load_run(store, run_id) for run_id in run_ids(store)[::-1][:limit]]
+
+
+def logs(store: Store, where: str) -> list[Document]:
+    """Return the events that a run recorded, in order.
+
+    Args:
+        store: where to look.
+        where: RUN or RUN/STAGE.
+
+    Raises:
+        ConfigError: no such run or stage.
+    """
+    from videoar.admin import inspect
+
+    return inspect.logs(store, where)
+
+
+def cancel(store: Store, name: str) -> str:
+    """Stop a run that is driven from this machine, and return its id; finished shards stay.
+
+    Raises:
+        ConfigError: the run is not running, or is driven from another machine.
+    """
+    from videoar.records.names import find_run
+    from videoar.records.run_record import cancel_run
+
+    run_id = find_run(store, name)
+    cancel_run(store, run_id)
+    return run_id
+
+
+def progress(store: Store, run_id: str, stage: str) -> Document | None:
+    """Return `{step, total, metrics}` of a training stage in progress; None if it has none yet."""
+    from videoar.storage.layout import progress_key
+
+    data = store.objects.find(progress_key(run_id, stage))
+    state: Document | None = json.loads(data) if data is not None else None
+    return state
+
+
+def explain(store: Store, name: str | None, stage: str) -> Document:
+    """Return what changed in a stage's fingerprint since the pipeline's run before.
+
+    Returns:
+        `{run_id, stage, status, previous_run, changed: [{component, old, new}]}`.
+
+    Raises:
+        ConfigError: no such run or stage, or the stage did not start.
+    """
+    from videoar.admin import inspect
+
+    return inspect.explain(store, name, stage)

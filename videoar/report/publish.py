@@ -1,0 +1,57 @@
+"""Write the results of a run for people: its report page, and its mirror in MLflow."""
+
+import logging
+from collections.abc import Iterable
+
+from videoar.core.errors import VideoARError
+from videoar.pipeline.spec import PipelineSpec, parse_pipeline
+from videoar.records.mlflow_mirror import record_run
+from videoar.records.run_record import Run, load_run
+from videoar.report.collect import collect
+from videoar.report.page import render
+from videoar.storage.layout import report_key
+from videoar.storage.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+def render_report(store: Store, run_id: str) -> tuple[str, bytes]:
+    """Render a run's page into the store; return its key and content."""
+    key, page = report_key(run_id), render(collect(store, load_run(store, run_id))).encode()
+    store.objects.put(key, page)
+    return key, page
+
+
+def publish_results(store: Store, spec: PipelineSpec, run_id: str) -> None:
+    """Write the page and the MLflow mirror; a finished run stays finished if they fail."""
+    page: bytes | None = None
+    try:
+        page = render_report(store, run_id)[1]
+    except VideoARError as error:
+        logger.warning("no report page: %s", error)
+    try:
+        record_run(store, spec, load_run(store, run_id), page)
+    except Exception as error:  # noqa: BLE001 - MLflow is a mirror: if it is down, warn
+        logger.warning("not mirrored to MLflow, `videoar report %s` tries again: %s", run_id, error)
+
+
+def rerender_reports(store: Store, runs: Iterable[Run]) -> None:
+    """Replace the pages of runs, in the store and in MLflow, by pages of what remains.
+
+    All old pages are deleted before the first one is rendered: rendering may fail or be killed, and
+    after a takedown no old page may be left.
+    """
+    runs = list(runs)
+    for run in runs:
+        store.objects.purge(report_key(run.run_id))
+    for run in runs:
+        _rerender_report(store, run)
+
+
+def _rerender_report(store: Store, run: Run) -> None:
+    try:
+        page = render_report(store, run.run_id)[1]
+        record_run(store, parse_pipeline(run.document, run.source), run, page)
+    except Exception as error:  # noqa: BLE001 - the page in the store is gone; MLflow's may be left
+        where = f"run {run.run_id}"
+        logger.warning("%s: MLflow may still show the old page, forget again: %s", where, error)
