@@ -15,7 +15,7 @@ from videoar.training.data import epoch_order
 pytestmark = pytest.mark.s3
 
 
-def test_batches_from_s3_are_those_of_a_folder(s3_server, tmp_path, monkeypatch):
+def test_loader_batches_from_s3_equal_those_from_a_folder(s3_server, tmp_path, monkeypatch):
     monkeypatch.setattr(epoch_order, "WINDOW_BYTES", 10 * 240)
     tables = [token_table(start, 10) for start in range(0, 120, 10)]
     tables.append(token_table(120, 6, (2, 8, 64, 128)))  # rows that are fetched one by one

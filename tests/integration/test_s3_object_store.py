@@ -39,7 +39,7 @@ def objects(request, tmp_path):
     return open_store(server.new_url(), endpoint=server.endpoint).objects
 
 
-def test_bytes_come_back(objects):
+def test_object_is_read_back(objects):
     assert objects.find("a/b") is None
     assert objects.size("a/b") is None
     with pytest.raises(StorageError, match="a/b: no such object"):
@@ -78,7 +78,7 @@ def read_cached(objects, key, start, length):
     return bytes(target) if objects.read_cached(key, [(start, memoryview(target))]) else None
 
 
-def test_what_is_in_memory_is_read_at_once_and_nothing_else(objects, monkeypatch):
+def test_read_cached_reads_the_page_cache_only(objects, monkeypatch):
     if objects.is_local:
         with pytest.raises(StorageError, match="a/b: no such object"):
             read_cached(objects, "a/b", 0, 1)
@@ -94,7 +94,7 @@ def test_what_is_in_memory_is_read_at_once_and_nothing_else(objects, monkeypatch
     assert read_cached(objects, "a/b", 3, 4) is None
 
 
-def test_a_bad_disk_is_no_reason_to_wait(tmp_path, monkeypatch):
+def test_read_cached_on_bad_disk_raises(tmp_path, monkeypatch):
     objects = open_store(tmp_path.as_uri()).objects
     objects.put("a/b", b"0123456789")
     monkeypatch.setattr(os, "preadv", refuse(errno.EIO))
@@ -109,7 +109,7 @@ def refuse(number):
     return preadv
 
 
-def test_a_purge_leaves_no_older_version(moto_server):
+def test_purge_deletes_older_versions(moto_server):
     bucket = make_bucket(moto_server.endpoint)
     client = boto3.client("s3", endpoint_url=moto_server.endpoint)
     enabled = {"Status": "Enabled"}
@@ -138,7 +138,7 @@ def test_a_purge_leaves_no_older_version(moto_server):
     assert objects.get("runs/a") == b"3"
 
 
-def test_uploads_that_were_never_finished_are_aborted(moto_server, monkeypatch):
+def test_uploads_unfinished_are_aborted_by_sweep(moto_server, monkeypatch):
     bucket = make_bucket(moto_server.endpoint)
     client = boto3.client("s3", endpoint_url=moto_server.endpoint)
     for key in ("p/a", "q/a"):
@@ -156,7 +156,7 @@ def test_uploads_that_were_never_finished_are_aborted(moto_server, monkeypatch):
     assert left() == ["q/a"]
 
 
-def test_what_a_take_down_withdrew_says_so(objects):
+def test_object_withdrawn_raises_withdrawn_error(objects):
     source = "ab" * 32
     objects.put(withdrawal_key("a/b"), canonical_json({"source": source}).encode())
     for read in (lambda: objects.get("a/b"), lambda: objects.get_range("a/b", 0, 1)):
@@ -187,7 +187,7 @@ def test_put_if_absent_has_one_winner_and_keeps_its_content(objects):
     assert [info.key for info in objects.list("doctor/")] == [PROBE_PASSED_KEY]
 
 
-def test_big_objects_go_up_whole(objects, tmp_path):
+def test_objects_large_are_uploaded_whole(objects, tmp_path):
     data = secrets.token_bytes(1 << 20) * 70
     put_content(objects, "big", data)
     put_content(objects, "big", data)
@@ -204,18 +204,18 @@ def test_big_objects_go_up_whole(objects, tmp_path):
     assert next(objects.list("big")).size_bytes == len(data)
 
 
-def test_a_store_travels_by_address(objects):
+def test_store_pickles_by_address(objects):
     objects.put("k", b"x")
     assert pickle.loads(pickle.dumps(objects)).get("k") == b"x"
 
 
 @pytest.mark.parametrize("key", ["", "/etc/passwd", "../x", "a//b", "a/./b"])
-def test_a_local_key_stays_in_its_folder(tmp_path, key):
+def test_local_key_outside_of_the_folder_is_rejected(tmp_path, key):
     with pytest.raises(ConfigError, match="not a store key"):
         open_store(tmp_path.as_uri()).objects.put(key, b"x")
 
 
-def test_local_trouble_names_the_path(tmp_path):
+def test_local_error_names_the_path(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StorageError, match=r"file.*(Not a directory|File exists)"):
         open_store((tmp_path / "file").as_uri()).objects.put("k", b"x")
@@ -245,7 +245,7 @@ class IgnoresPrecondition(CheckThenPut):
 
 
 @pytest.mark.parametrize("broken", [CheckThenPut, IgnoresPrecondition])
-def test_a_store_that_lets_two_win_is_refused(tmp_path, broken):
+def test_store_without_atomic_put_if_absent_is_rejected(tmp_path, broken):
     objects = broken(open_store(tmp_path.as_uri()).objects)
     with pytest.raises(StorageError, match="put-if-absent is not atomic"):
         ensure_put_if_absent(objects)
@@ -285,7 +285,7 @@ class DropsAnswers(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_lost_answer_is_no_lost_race(moto_server):
+def test_put_retried_after_lost_response_wins(moto_server):
     """The retry of a PUT that had succeeded gets 412: our own object decides, not the status."""
     backend = moto_server.endpoint.removeprefix("http://")
     handler = type("Proxy", (DropsAnswers,), {"backend": backend, "seen": set()})
@@ -358,7 +358,7 @@ READS = [
 
 
 @pytest.mark.parametrize("read", READS)
-def test_a_connection_that_breaks_in_a_body_is_tried_again_for_a_while(troubled, read, monkeypatch):
+def test_body_read_broken_is_retried_until_the_limit(troubled, read, monkeypatch):
     objects, told = troubled
     told += ["broken", "broken", "well", "left"]
     assert read(objects) == Troubled.data[50:150]
@@ -371,7 +371,7 @@ def test_a_connection_that_breaks_in_a_body_is_tried_again_for_a_while(troubled,
 
 
 @pytest.mark.parametrize("how", ["whole", "others"])
-def test_bytes_that_were_not_asked_for_are_refused(troubled, how):
+def test_range_response_of_other_bytes_is_rejected(troubled, how):
     objects, told = troubled
     for read in READS[2:]:
         told[:] = [how]
@@ -381,19 +381,19 @@ def test_bytes_that_were_not_asked_for_are_refused(troubled, how):
     assert objects.get_range("k", 0, 500) == filled(objects, 0, 200) == Troubled.data
 
 
-def test_a_missing_bucket_says_so(moto_server):
+def test_bucket_missing_is_named(moto_server):
     with pytest.raises(StorageError, match="s3://no-such-bucket: no such bucket"):
         open_store("s3://no-such-bucket/x", endpoint=moto_server.endpoint)
 
 
-def test_an_endpoint_that_is_not_there_is_transient_and_named(moto_server):
+def test_endpoint_unreachable_is_transient_and_named(moto_server):
     with pytest.raises(
         TransientStorageError, match=r"127\.0\.0\.1:9: the S3 endpoint does not respond"
     ):
         open_store("s3://bucket/x", endpoint="http://127.0.0.1:9")
 
 
-def test_no_credentials_says_so(monkeypatch, moto_server, tmp_path):
+def test_credentials_missing_are_named(monkeypatch, moto_server, tmp_path):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -404,7 +404,7 @@ def test_no_credentials_says_so(monkeypatch, moto_server, tmp_path):
 
 
 @pytest.mark.s3
-def test_wrong_credentials_are_denied(monkeypatch, s3_server):
+def test_credentials_wrong_are_denied(monkeypatch, s3_server):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     with pytest.raises(StorageError, match="access denied"):
         open_store(s3_server.new_url(), endpoint=s3_server.endpoint)

@@ -86,7 +86,7 @@ def check_log(store):
 
 
 @pytest.mark.slow
-def test_writers_in_many_processes_lose_nothing(place):
+def test_commits_of_many_processes_are_all_kept(place):
     url, endpoint = place
     open_store(url, endpoint=endpoint)
     writers = [start_writer(url, endpoint, 5 * writer, 5) for writer in range(4)]
@@ -102,7 +102,7 @@ def test_writers_in_many_processes_lose_nothing(place):
 
 
 @pytest.mark.slow
-def test_equal_fingerprints_race_to_one_commit(place):
+def test_commits_of_equal_fingerprint_racing_give_one(place):
     url, endpoint = place
     open_store(url, endpoint=endpoint)
     writers = [start_writer(url, endpoint, 0, 1) for _ in range(4)]
@@ -110,7 +110,7 @@ def test_equal_fingerprints_race_to_one_commit(place):
     assert len(check_log(open_store(url, endpoint=endpoint))) == 1
 
 
-def test_equal_rows_are_equal_files_and_digests_everywhere(s3_server, tmp_path):
+def test_equal_rows_give_equal_digests_on_s3_and_disk(s3_server, tmp_path):
     snapshots = []
     for url, endpoint in ((tmp_path.as_uri(), ""), (s3_server.new_url(), s3_server.endpoint)):
         commit_numbers(url, endpoint, range(2))
@@ -136,7 +136,7 @@ POINTS = [
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_step_leaves_the_old_or_the_new_state(tmp_path):
+def test_commit_killed_at_any_step_leaves_old_or_new_state(tmp_path):
     undisturbed = (tmp_path / "undisturbed").as_uri()
     commit_numbers(undisturbed, "", [0])
     expected = open_store(undisturbed).dataset("videos", "sources@1").find("f0")
@@ -159,7 +159,7 @@ def test_a_kill_at_any_step_leaves_the_old_or_the_new_state(tmp_path):
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments_are_survived(place):
+def test_commits_killed_at_random_are_consistent(place):
     url, endpoint = place
     open_store(url, endpoint=endpoint)
     for delay in (0.1, 0.25, 0.4):

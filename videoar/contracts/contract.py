@@ -185,7 +185,7 @@ def read_contract(path: Path) -> Contract:
 
 
 def _first(error: ValidationError) -> str:
-    # one mistake at a time: contracts are written by developers, who run this again at once
+    # the first mistake only: contract files are written by developers, not by users
     first: Any = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     return f"{key + ': ' if key else ''}{first['msg']}"
@@ -207,5 +207,5 @@ def load_contract(contract_id: str) -> Contract:
     name, _, major = contract_id.partition("@")
     contract = read_contract(schemas_folder() / f"{name}.v{major}.yaml")
     if contract.id != contract_id:
-        raise ContractError(contract_id, f"the file says {contract.id}", "rename one of them")
+        raise ContractError(contract_id, f"the file declares {contract.id}", "rename one of them")
     return contract

@@ -64,10 +64,10 @@ def child_environment(**extra: str) -> dict[str, str]:
     return {**os.environ, **extra}
 
 
-def given_gpus() -> str:
+def visible_gpus() -> str:
     """Return `CUDA_VISIBLE_DEVICES`; empty if it is not set or allows no GPU."""
-    given = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return "" if given in {"-1", "NoDevFiles"} else given  # how CUDA and Slurm spell none
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return "" if visible in {"-1", "NoDevFiles"} else visible  # how CUDA and Slurm spell none
 
 
 def set_defaults(**values: str) -> None:

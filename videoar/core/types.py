@@ -13,7 +13,7 @@ Row: TypeAlias = dict[str, Any]
 
 
 class Frozen(BaseModel):
-    """Immutable model of user input; refuses unknown keys, which are typing errors there.
+    """Immutable model of user input; rejects unknown keys, which are typos there.
 
     Attribute docstrings become the descriptions of its JSON Schema.
     """
@@ -24,8 +24,8 @@ class Frozen(BaseModel):
 class Stored(Frozen):
     """Immutable model of a record that is read back from a store; ignores unknown keys.
 
-    A newer version may add a field to its records. Refusing them would make a store unreadable for
-    every older client, for a field that the older client has no use for.
+    A newer version may add a field to its records. Rejecting them would make the store unreadable
+    for older clients, which do not need the field.
     """
 
     model_config = ConfigDict(extra="ignore")

@@ -3,7 +3,7 @@
 import torch
 
 from videoar.core.errors import StageError
-from videoar.core.settings import given_gpus
+from videoar.core.settings import visible_gpus
 
 
 def device() -> str:
@@ -17,7 +17,7 @@ def device() -> str:
     """
     if torch.cuda.is_available():
         return "cuda"
-    if assigned := given_gpus():
+    if assigned := visible_gpus():
         what = f"CUDA_VISIBLE_DEVICES={assigned}, but torch {torch.__version__} finds no GPU"
         hint = "install a torch with CUDA, check the driver (nvidia-smi), or ask for no GPU"
         raise StageError("device", what, hint)

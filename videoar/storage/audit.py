@@ -192,8 +192,8 @@ class _FileAudit:
                     damaged = damaged or name in key
                 else:
                     columns[name] = read[name]
-            own = {name: direct[group] for name, direct in blocks.items()}
-            yield from self._rows(columns, row, own, scales)
+            group_blocks = {name: of_column[group] for name, of_column in blocks.items()}
+            yield from self._rows(columns, row, group_blocks, scales)
             row += parquet.metadata.row_group(group).num_rows
         if row and not damaged and set(key) <= set(names):
             # read again: keys kept in the loop would lie between freed payloads, and the allocator

@@ -2,7 +2,7 @@
 
 Fingerprint and digest of a commit are application transaction ids (`txn` actions) of the Delta log.
 The version of an id is that of the commit that carried it first. The log is the only source of
-truth; index records of the ledger hold the same versions and save loading the log.
+truth; index records of the ledger have the same versions, so that the log need not be loaded.
 
 Worked example, dataset `clips`:
 
@@ -278,10 +278,11 @@ class DeltaLog:
         from deltalake.transaction import AddAction, RemoveAction
 
         # O(all files of the table), also for a commit that adds one
-        old = table.get_add_actions()
-        sizes = dict(zip(old["path"].to_pylist(), old["size_bytes"].to_pylist(), strict=True))
+        existing = table.get_add_actions()
+        paths, sizes_bytes = existing["path"].to_pylist(), existing["size_bytes"].to_pylist()
+        sizes = dict(zip(paths, sizes_bytes, strict=True))
         now_ms = int(time.time() * 1000)
-        paths = {data_path(file.sha256) for file in commit.files}
+        kept = {data_path(file.sha256) for file in commit.files}
         new = [file for file in commit.files if data_path(file.sha256) not in sizes]
         statistics = read_statistics(self._objects, new, load_contract(commit.contract))
         return [
@@ -297,7 +298,7 @@ class DeltaLog:
         ] + [
             RemoveAction(path, True, now_ms, size, {})
             for path, size in sizes.items()
-            if path not in paths
+            if path not in kept
         ]
 
     def _open_or_create(self, contract: str, schema: pa.Schema) -> "DeltaTable":
@@ -343,7 +344,7 @@ class DeltaLog:
             return DeltaTable(
                 self._objects.location(self.folder), storage_options=self._objects.options()
             )
-        except TableNotFoundError:  # a DeltaError, so it has to come first
+        except TableNotFoundError:  # a subclass of DeltaError
             return None
         except (DeltaError, OSError) as error:
             what = f"its Delta log cannot be read: {one_line(error)}"

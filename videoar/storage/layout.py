@@ -82,7 +82,7 @@ def log_prefix(dataset: str) -> str:
 
 
 def log_version_key(dataset: str, version: int) -> str:
-    """Return the key of one version of a Delta log; the protocol asks for 20 digits."""
+    """Return the key of one version of a Delta log; 20 digits by the Delta protocol."""
     return f"{log_prefix(dataset)}{version:020d}.json"
 
 
@@ -93,7 +93,7 @@ def is_log_version(key: str) -> bool:
 
 
 def commit_index_key(dataset: str, app_id: str) -> str:
-    """Return the key of the record that says which version of a log carries an application id."""
+    """Return the key of the index record of an application id: its version in the Delta log."""
     return f"commits/{dataset}/{app_id}.json"
 
 
@@ -174,7 +174,7 @@ def log_entry_key(log: str, number: int) -> str:
 
 
 def withdrawal_key(key: str) -> str:
-    """Return the key of the record that says why an object was removed by a take-down."""
+    """Return the key of the withdrawal record of an object that a take-down removed."""
     return f"{WITHDRAWN_PREFIX}{key}.json"
 
 

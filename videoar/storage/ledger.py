@@ -133,7 +133,7 @@ class Refs:
             "by_run": by_run,
             "evidence": dict(evidence),
         }
-        # the create below decides; this only saves a request and gives `prev` its meaning
+        # the create decides the race; this check saves its request when the head has moved before
         is_current = (head["seq"] if head else -1) == seq
         if not is_current or not self._ledger.create(log_entry_key(ref_log(name), seq + 1), record):
             current = self.head_record(name)

@@ -48,9 +48,9 @@ def _os_errors(path: Path | str) -> Iterator[None]:
 def _as_storage_error(error: OSError, path: Path | str) -> StorageError:
     where = str(error.filename or path)
     if isinstance(error, PermissionError):
-        return StorageError(where, "no permission", "choose another store or fix its rights")
+        return StorageError(where, "no permission", "change its permissions")
     if error.errno in _DISK_FULL:
-        return TransientStorageError(where, "disk full", "free some, then resume")
+        return TransientStorageError(where, "disk full", "free space, then resume")
     hint = "the file system has no hard links" if error.errno in _NO_LINKS else ""
     return StorageError(where, error.strerror or str(error), hint)
 

@@ -30,18 +30,18 @@ def _compute(tasks: list[Any], scheduler: DaskScheduler | None) -> list[Any]:
 
 
 def map_partitions(
-    make: Callable[[int], T], partitions: int, scheduler: DaskScheduler | None = None
+    compute: Callable[[int], T], partitions: int, scheduler: DaskScheduler | None = None
 ) -> list[T]:
     """Return the values of all partitions, in their order."""
     from dask import delayed
 
     # a pure task is named by a hash of its arguments: hashing costs more than it can save here
-    task = delayed(make, pure=False)
+    task = delayed(compute, pure=False)
     return _compute([task(index) for index in range(partitions)], scheduler)
 
 
 def hash_join(
-    make: Callable[[int], np.ndarray],
+    read: Callable[[int], np.ndarray],
     partitions: int,
     join: Callable[[np.ndarray], T],
     scheduler: DaskScheduler | None = None,
@@ -49,7 +49,7 @@ def hash_join(
     """Call `join` on buckets of rows, such that rows with equal keys share a bucket.
 
     Args:
-        make: returns the rows of partition i: a structured array with a field `key` (uint64).
+        read: returns the rows of partition i: a structured array with a field `key` (uint64).
         partitions: number of partitions.
         join: receives all rows of some keys, in no particular order.
         scheduler: see `DaskScheduler`.
@@ -62,9 +62,9 @@ def hash_join(
     buckets = max(1, min(partitions, _MAX_BUCKETS))
 
     def split(index: int) -> tuple[np.ndarray, ...]:
-        rows = make(index)
-        home = rows["key"] % np.uint64(buckets)
-        return tuple(rows[home == bucket] for bucket in range(buckets))
+        rows = read(index)
+        bucket_of_row = rows["key"] % np.uint64(buckets)
+        return tuple(rows[bucket_of_row == bucket] for bucket in range(buckets))
 
     def gather(*pieces: np.ndarray) -> T:
         return join(np.concatenate(pieces))
@@ -75,7 +75,7 @@ def hash_join(
 
 
 def all_pairs(
-    make: Callable[[int], V],
+    read: Callable[[int], V],
     partitions: int,
     merge: Callable[[list[V]], V],
     compare: Callable[[V, V], T],
@@ -84,7 +84,7 @@ def all_pairs(
     """Compare every two rows of a table once, block against block, each also with itself.
 
     Args:
-        make: returns the rows of partition i.
+        read: returns the rows of partition i.
         partitions: number of partitions.
         merge: concatenates the rows of several partitions to one block.
         compare: receives two blocks, or one block twice.
@@ -95,7 +95,7 @@ def all_pairs(
     count = min(partitions, _MAX_BLOCKS)
 
     def load(block: int) -> V:
-        return merge([make(index) for index in range(block, partitions, count)])
+        return merge([read(index) for index in range(block, partitions, count)])
 
     blocks = [delayed(load, pure=False)(block) for block in range(count)]
     task = delayed(compare, pure=False)

@@ -2,7 +2,7 @@
 
 In the direct layout (`videoar.storage.writer`) a value is `width` bytes at a known offset. The
 offsets are computed once, as arrays over all rows. A batch then costs one read per run of
-consecutive rows, without decoding or copying. For remote stores there are reads of whole row
+consecutive rows, without decoding or copying. Remote stores are read by whole row
 groups: the payload columns of a row group are one span of the file, hence one ranged GET.
 
 Shapes: N rows of all files in order, F files, G row groups, B requested rows, r runs of consecutive

@@ -241,5 +241,5 @@ def _decode(
         rows = parquet.metadata.num_rows
     # the row counts of page headers have no checksum: a flipped bit there passes all others
     if table.num_columns and table.num_rows != rows:
-        raise ValueError(f"pages of {table.num_rows} rows, the footer says {rows}")
+        raise ValueError(f"pages have {table.num_rows} rows, the footer has {rows}")
     return table

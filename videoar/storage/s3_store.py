@@ -256,7 +256,7 @@ class S3ObjectStore:
         pages = self._client.get_paginator("list_object_versions")
         with self._errors(prefix):
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
-                # delete markers, too: they keep the key, which may name a source
+                # delete markers, too: they have the key, which may name a source
                 for item in [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]:
                     if matches(item):
                         key = item["Key"].removeprefix(self._prefix)
@@ -275,7 +275,7 @@ class S3ObjectStore:
             )
         # frozen: key, secret and token of one moment; refreshed credentials change all three
         frozen = credentials.get_frozen_credentials()
-        given = {
+        options = {
             "AWS_ACCESS_KEY_ID": frozen.access_key,
             "AWS_SECRET_ACCESS_KEY": frozen.secret_key,
             "AWS_SESSION_TOKEN": frozen.token,
@@ -284,7 +284,7 @@ class S3ObjectStore:
             # object_store of Rust, which delta-rs uses, rejects http:// by default
             "AWS_ALLOW_HTTP": "true" if self._endpoint.startswith("http://") else "",
         }
-        return {name: value for name, value in given.items() if value}
+        return {name: value for name, value in options.items() if value}
 
 
 def _s3_client(endpoint: str) -> tuple[Any, Any]:

@@ -56,7 +56,7 @@ def footer_statistics(footer: pq.FileMetaData, contract: Contract) -> Statistics
     for group in range(footer.num_row_groups):
         row_group = footer.row_group(group)
         ranges = {c.name: _range(c, row_group.column(index[c.name])) for c in columns}
-        parts.append({name: own for name, own in ranges.items() if own is not None})
+        parts.append({name: range_ for name, range_ in ranges.items() if range_ is not None})
     return merge(parts)
 
 
@@ -87,7 +87,7 @@ def merge(parts: Iterable[Statistics]) -> Statistics:
         if merged is None:
             merged = dict(part)
         else:
-            merged = {name: _union(own, part[name]) for name, own in merged.items() if name in part}
+            merged = {n: _union(range_, part[n]) for n, range_ in merged.items() if n in part}
     return merged or {}
 
 

@@ -1,11 +1,11 @@
 """Records of take-downs: a tombstone per source, a withdrawal record per removed object.
 
-Both are create-once and hold no content. Of addresses they hold digests only: enough to recognize
+Both are create-once and have no content. Of addresses they have digests only: enough to recognize
 an address, not enough to read it.
 
     forgotten/<sha256>.json   Tombstone: this source must not be ingested again
-    withdrawn/<key>.json      Withdrawal: why an object was removed; for a Parquet file also what it
-                              held of each source, so that lineage and later take-downs still work
+    withdrawn/<key>.json      Withdrawal: why an object was removed; for a Parquet file also the
+                              shares of its sources, for lineage and later take-downs
 
 A listing (`sources@1`) has rows of many sources. It is rewritten without the withdrawn one, and its
 withdrawal record points readers to the replacement.
@@ -45,11 +45,11 @@ class Tombstone(Stored):
     reason: str
     time: str
     addresses: tuple[str, ...]
-    """Where it was found, see `address_digest`."""
+    """Addresses under which it was listed, see `address_digest`."""
 
 
 class Share(Stored):
-    """What one Parquet file holds of one source."""
+    """Content of one source in one Parquet file."""
 
     rows: int = 0
     places: tuple[str, ...] = ()
@@ -129,7 +129,7 @@ def withdrawn_keys(ledger: Ledger, prefix: str) -> frozenset[str]:
 
 
 def shares_of(objects: ObjectStore, file: FileRef) -> dict[str, Share]:
-    """Read what a Parquet file holds of each source; empty if its rows name no source."""
+    """Return the share of each source in a Parquet file; empty if its rows name no source."""
     rows: dict[str, list[Row]] = {}
     for row in read_file(objects, file, [SOURCE_COLUMN, *_COLUMNS]).to_pylist():
         if row.get(SOURCE_COLUMN) is not None:

@@ -80,7 +80,7 @@ def _width(values: pa.ChunkedArray, name: str) -> int:
     lengths = pa.compute.unique(pa.compute.binary_length(values)).to_pylist()
     if len(lengths) != 1 or not lengths[0]:
         what = f"payload column {name} has values of {sorted(lengths)[:4]} bytes"
-        raise ContractError("file", what, "a file holds one non-empty shape only")
+        raise ContractError("file", what, "all rows of a file have one non-empty shape")
     return int(lengths[0])
 
 

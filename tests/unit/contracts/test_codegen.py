@@ -15,7 +15,7 @@ def test_generated_files_are_fresh():
     assert main(["--check"], print) == 0
 
 
-def test_a_changed_or_missing_file_is_stale(tmp_path):
+def test_generated_file_changed_or_missing_is_stale(tmp_path):
     for name, text in generated_files().items():
         (tmp_path / name).write_text(text)
     (tmp_path / "clips.v1.json").write_text("{}")
@@ -27,7 +27,7 @@ def test_a_changed_or_missing_file_is_stale(tmp_path):
     ("change", "valid"),
     [({}, True), ({"split": None}, True), ({"split": "test"}, False), ({"size_bytes": -1}, False)],
 )
-def test_row_schema_judges_as_the_contract_does(change, valid):
+def test_row_schema_agrees_with_contract_checks(change, valid):
     row = {"uri": "a", "name": "a", "etag": "1", "size_bytes": 1, "split": "train", **change}
     validator = jsonschema.Draft202012Validator(row_schema(load_contract("sources@1")))
     assert validator.is_valid(row) == valid

@@ -1,4 +1,4 @@
-"""A contract file is read strictly, and rows that break it are named."""
+"""Contract files are validated strictly, and errors name the rows that break a contract."""
 
 import pyarrow as pa
 import pytest
@@ -15,7 +15,7 @@ def sources(**columns):
     return pa.table({**SOURCE, **columns})
 
 
-def test_every_contract_of_the_repository_loads():
+def test_contracts_of_the_repository_load():
     assert {load_contract(name).id for name in contract_ids()} == set(contract_ids())
     assert "clips@1" in contract_ids()
 
@@ -51,7 +51,7 @@ def test_conform_names_a_missing_column_and_counts_bad_rows():
         contract.conform(sources(size_bytes=[-1, -2]), "here")
 
 
-def test_nan_is_outside_any_bounds_and_regex_is_checked():
+def test_nan_is_out_of_bounds_and_regex_is_checked():
     clips = load_contract("clips@1")
     from videoar.contracts.checks import find_problems
 
@@ -65,7 +65,7 @@ def test_nan_is_outside_any_bounds_and_regex_is_checked():
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from("ab")), max_size=30))
-def test_duplicates_are_found_exactly_when_there_are_some(rows):
+def test_duplicates_are_found_iff_they_exist(rows):
     from videoar.contracts.checks import find_problems
 
     table = pa.table({
@@ -104,7 +104,7 @@ COLUMN = "{name: a, type: string, nullable: false, description: x}"
         ("a: [", "not YAML"),
     ],
 )
-def test_a_wrong_contract_file_is_refused_by_name(tmp_path, text, message):
+def test_contract_file_invalid_is_named(tmp_path, text, message):
     path = tmp_path / "x.v1.yaml"
     path.write_text(f"description: x\nowner: x\n{text}" if text != "a: [" else text)
     with pytest.raises(ContractError, match=message) as error:
@@ -112,6 +112,6 @@ def test_a_wrong_contract_file_is_refused_by_name(tmp_path, text, message):
     assert "x.v1.yaml" in str(error.value)
 
 
-def test_an_unknown_contract_lists_the_known_ones():
+def test_contract_unknown_lists_known_ones():
     with pytest.raises(ContractError, match="sources@1"):
         load_contract("source@1")

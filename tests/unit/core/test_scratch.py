@@ -1,4 +1,4 @@
-"""Folders of killed workers go with the next start; those of the living and of others stay."""
+"""Folders of killed processes are removed; those of running processes and other users are kept."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ def folders(temp: Path) -> set[Path]:
     return set(temp.glob("videoar-scratch-*"))
 
 
-def test_what_a_killed_ingest_leaves_goes_with_the_next(temp, tmp_path, monkeypatch):
+def test_scratch_of_killed_ingest_is_removed_by_the_next(temp, tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     draw(tmp_path / "in" / "a.mp4", 0)
     store = (tmp_path / "store").as_uri()
@@ -53,7 +53,7 @@ def test_what_a_killed_ingest_leaves_goes_with_the_next(temp, tmp_path, monkeypa
     assert (tmp_path / "in" / "a.mp4").exists()  # the folder that went held a link to it
 
 
-def test_the_living_keep_theirs_whoever_sweeps(temp):
+def test_scratch_of_running_owner_is_kept(temp):
     script = (
         "from videoar.core.scratch import Scratch; import time;"
         "print(Scratch().path, flush=True); time.sleep(60)"
@@ -70,7 +70,7 @@ def test_the_living_keep_theirs_whoever_sweeps(temp):
         assert not path.exists()
 
 
-def test_links_and_folders_of_others_stay(temp, tmp_path):
+def test_scratch_sweep_skips_links_and_other_users(temp, tmp_path):
     (tmp_path / "mine").mkdir()
     (temp / "videoar-scratch-link").symlink_to(tmp_path / "mine")
     (temp / "videoar-scratch-file").touch()
@@ -85,7 +85,7 @@ def test_links_and_folders_of_others_stay(temp, tmp_path):
     assert (tmp_path / "mine").exists()
 
 
-def test_makers_and_sweepers_at_once(temp):
+def test_scratch_creation_racing_with_sweep_succeeds(temp):
     def make(_):
         for _ in range(100):
             sweep()

@@ -1,4 +1,4 @@
-"""Records are created once, logs have no holes, and refs move by decision on the current head."""
+"""Records are created once, logs have no gaps, and a ref moves only from the head that was read."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +13,7 @@ def store(tmp_path):
     return open_store(tmp_path.as_uri())
 
 
-def test_a_record_is_created_once_and_adopted_afterwards(store):
+def test_record_created_twice_is_adopted(store):
     assert store.ledger.read("a/b.json") is None
     assert store.ledger.create("a/b.json", {"by": 1})
     assert not store.ledger.create("a/b.json", {"by": 2})
@@ -22,7 +22,7 @@ def test_a_record_is_created_once_and_adopted_afterwards(store):
     assert list(store.ledger.list("a/")) == ["a/b.json", "a/c.json"]
 
 
-def test_racing_appends_get_different_numbers_without_holes(store):
+def test_log_appends_racing_get_consecutive_numbers(store):
     with ThreadPoolExecutor(8) as pool:
         numbers = list(pool.map(lambda _: store.ledger.append("log", {"same": True}), range(40)))
     assert sorted(numbers) == list(range(40))
@@ -31,7 +31,7 @@ def test_racing_appends_get_different_numbers_without_holes(store):
     assert store.ledger.length("log") == 40
 
 
-def test_append_does_not_rely_on_a_fresh_listing(store):
+def test_append_with_stale_listing_finds_the_end(store):
     class Stale:
         """A store whose listings never show anything."""
 
@@ -51,7 +51,7 @@ def test_append_does_not_rely_on_a_fresh_listing(store):
     assert refs.head("champion") == "models:b"
 
 
-def test_refs_keep_history_and_refuse_stale_decisions(store):
+def test_ref_advance_on_stale_head_is_rejected(store):
     refs = store.refs
     assert refs.head("champion") is None
     assert refs.advance("champion", "models:a", expect=None, evidence={"fvd": 2.0}) == 0
@@ -69,7 +69,7 @@ def test_refs_keep_history_and_refuse_stale_decisions(store):
     ]
 
 
-def test_one_of_many_candidates_wins(store):
+def test_ref_advance_racing_has_one_winner(store):
     def promote(candidate):
         try:
             store.refs.advance("champion", f"models:{candidate}", expect=None, evidence={})

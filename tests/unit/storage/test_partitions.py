@@ -31,7 +31,7 @@ def test_configured_scheduler_used_unless_one_is_passed():
 
 
 @pytest.mark.parametrize("partitions", [1, 3, 100])
-def test_rows_of_a_key_meet_whatever_their_partition(partitions):
+def test_hash_join_equal_keys_share_a_bucket(partitions):
     key = np.dtype([("key", np.uint64), ("row", np.int64)])
     rows = np.array([(i * i % 17 + (1 << 63), i) for i in range(300)], key)
 
@@ -45,7 +45,7 @@ def test_rows_of_a_key_meet_whatever_their_partition(partitions):
 
 
 @pytest.mark.parametrize("partitions", [1, 5, 70])
-def test_every_two_rows_meet_once(partitions):
+def test_all_pairs_each_pair_is_compared_once(partitions):
     def pairs(a, b):
         return [(x, y) for x in a for y in b if a is not b or x < y]
 

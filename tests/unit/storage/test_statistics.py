@@ -1,4 +1,4 @@
-"""Other readers find in the log what values a file can hold; what a source shows is not there."""
+"""Statistics in the Delta log: readers skip files by them; they have no captions or addresses."""
 
 import pyarrow as pa
 import pyarrow.dataset as pds
@@ -27,7 +27,7 @@ def actions(store, dataset="tokens"):
     return sorted(rows, key=lambda row: row["min.clip_id"])
 
 
-def test_every_file_has_its_own(store):
+def test_statistics_are_recorded_per_file(store):
     small = (1, 3, 2, 2)
     other = changed(token_rows(50, 4, shape=small, scales=[(2, 2)]), "caption", 1, None)
     commit_tables(store, token_rows(0, 10), other)
@@ -40,14 +40,14 @@ def test_every_file_has_its_own(store):
     assert (first["null_count.caption"], first["null_count.t"]) == (3, 0)
 
 
-def test_row_groups_count_together(store, monkeypatch):
+def test_statistics_of_row_groups_are_merged(store, monkeypatch):
     monkeypatch.setattr("videoar.storage.writer.ROW_GROUP_BYTES", 600)
     commit_tables(store, token_rows(0, 11))
     (only,) = actions(store)
     assert (only["min.start_s"], only["max.start_s"], only["null_count.caption"]) == (0.0, 10.0, 3)
 
 
-def test_readers_leave_out_files(store):
+def test_readers_skip_files_by_statistics(store):
     commit_tables(store, token_rows(0, 10), token_rows(50, 4), token_rows(90, 4))
     table = opened(store, "tokens")
     late = pds.field("start_s") > 60.0
@@ -60,13 +60,13 @@ def test_readers_leave_out_files(store):
     assert pa.table(counted)["n"].to_pylist() == [4]
 
 
-def test_columns_beyond_the_thirty_second_count(store):
+def test_columns_beyond_the_32nd_have_statistics(store):
     clips_of(store, [clip_row("a", motion_max=0.5), clip_row("b", motion_max=2.25)])
     (only,) = actions(store, "clips")
     assert (only["min.motion_max"], only["max.motion_max"]) == (0.5, 2.25)
 
 
-def test_the_log_does_not_tell_what_a_source_shows_or_where_it_was(store):
+def test_log_has_no_captions_and_no_addresses(store):
     secret = {"caption": "a secret", "label": "a secret", "source_uri": "file:///a secret"}
     clips_of(store, [clip_row("a", **secret)])
     log = [store.objects.get(i.key) for i in store.objects.list("tables/clips/_delta_log/")]
@@ -74,7 +74,7 @@ def test_the_log_does_not_tell_what_a_source_shows_or_where_it_was(store):
     assert b"secret" not in b"".join(log)
 
 
-def test_values_that_json_cannot_say_are_left_out(store):
+def test_statistics_not_finite_are_left_out(store):
     endless = changed(token_rows(0, 3), "start_s", 1, float("inf"))
     commit_tables(store, endless, changed(token_rows(9, 1), "start_s", 0, float("nan")))
     for row in actions(store):
@@ -82,7 +82,7 @@ def test_values_that_json_cannot_say_are_left_out(store):
         assert row["max.rate_fps"] == 8.0
 
 
-def test_show_prints_them(store):
+def test_show_prints_statistics(store):
     snapshot = commit_tables(store, token_rows(0, 10), token_rows(50, 4))
     found = show(store, snapshot.id)
     assert found["statistics"]["start_s"] == {"min": 0.0, "max": 53.0, "nulls": 0}
@@ -95,13 +95,13 @@ def test_show_prints_them(store):
     assert "start_s" not in show(store, endless.id)["statistics"]
 
 
-def test_show_after_a_take_down_tells_of_what_is_left(store):
+def test_show_after_take_down_has_statistics_of_remaining_files(store):
     snapshot = commit_tables(store, token_rows(50, 4), token_rows(0, 10))
     forget(store, f"{3:064x}")
     assert show(store, snapshot.id)["statistics"]["start_s"]["max"] == 53.0
 
 
-def test_a_file_of_no_rows_has_none(store):
+def test_empty_file_has_no_statistics(store):
     snapshot = store.dataset("tokens", "tokens@1")
     empty = token_rows(0, 1).slice(0, 0)
     assert write_parquet(snapshot.contract.conform(empty, "x"), snapshot.contract)

@@ -22,12 +22,12 @@ from videoar.storage.local_store import LocalObjectStore
 
 
 @pytest.mark.parametrize("url", ["", "ftp://x/y", "s3://", "file://host/x", "x/y", "file:///"])
-def test_an_unusable_url_is_a_config_error(url):
+def test_store_url_invalid_is_config_error(url):
     with pytest.raises(ConfigError, match="not a store URL"):
         open_store(url)
 
 
-def test_memory_stores_are_shared_by_name_and_survive_pickling():
+def test_memory_store_same_name_is_shared_also_after_pickling():
     store = open_store("memory://shared-by-name")
     store.objects.put("a", b"1")
     assert pickle.loads(pickle.dumps(store)).objects.get("a") == b"1"
@@ -35,7 +35,7 @@ def test_memory_stores_are_shared_by_name_and_survive_pickling():
     assert open_store("memory://another-name").objects.size("a") is None
 
 
-def test_what_killed_writers_left_goes_and_nothing_of_the_living(tmp_path):
+def test_temporary_files_of_killed_writers_only_are_swept(tmp_path):
     root, old = tmp_path / "store", time.time() - 7200
     script = "import sys; from videoar.storage import open_store\n"
     command = [sys.executable, "-c", script + "open_store(sys.argv[1]).objects.put('a', b'1')"]
@@ -58,7 +58,7 @@ def test_what_killed_writers_left_goes_and_nothing_of_the_living(tmp_path):
     assert store.objects.get("a") == b"4"
 
 
-def test_a_sweeper_that_is_faster_than_a_writer_costs_nothing(tmp_path, monkeypatch):
+def test_temporary_file_swept_before_its_lock_is_created_again(tmp_path, monkeypatch):
     swept = []
 
     def sweep_once(file, how):
@@ -73,7 +73,7 @@ def test_a_sweeper_that_is_faster_than_a_writer_costs_nothing(tmp_path, monkeypa
     assert swept
 
 
-def test_a_put_that_fails_leaves_nothing(tmp_path, monkeypatch):
+def test_put_failing_leaves_no_file(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -83,7 +83,7 @@ def test_a_put_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert list((tmp_path / ".tmp").iterdir()) == []
 
 
-def test_objects_are_named_by_their_content(tmp_path):
+def test_object_key_is_its_content_hash(tmp_path):
     store = open_store((tmp_path / "with space").as_uri())
     file = store.put_object(b"video", ".mp4")
     assert file == store.put_object(b"video", ".mp4")
@@ -92,7 +92,7 @@ def test_objects_are_named_by_their_content(tmp_path):
     assert (tmp_path / "with space" / file.key).is_file()
 
 
-def test_a_folder_comes_back_as_it_was(tmp_path):
+def test_folder_published_is_fetched_unchanged(tmp_path):
     store = open_store((tmp_path / "store").as_uri())
     folder = tmp_path / "model"
     (folder / "sub").mkdir(parents=True)
@@ -108,7 +108,7 @@ def test_a_folder_comes_back_as_it_was(tmp_path):
         store.fetch_folder(files, tmp_path / "again")
 
 
-def test_a_record_cannot_write_outside_of_its_folder(tmp_path):
+def test_folder_record_with_outside_path_is_rejected(tmp_path):
     store = open_store((tmp_path / "store").as_uri())
     file = store.put_object(b"x", ".py").model_dump()
     with pytest.raises(StorageError, match="out of the folder"):
@@ -116,6 +116,6 @@ def test_a_record_cannot_write_outside_of_its_folder(tmp_path):
     assert not (tmp_path / "escaped.py").exists()
 
 
-def test_an_unset_ref_is_not_found(tmp_path):
+def test_ref_unset_is_not_found(tmp_path):
     with pytest.raises(SnapshotNotFoundError, match="no such ref"):
         open_store(tmp_path.as_uri()).snapshot("champion")

@@ -1,4 +1,4 @@
-"""Snapshots: what a commit promises on one machine. Races and S3 are in the integration tests."""
+"""Snapshots and commits on one machine. Races and S3 are in the integration tests."""
 
 import pickle
 
@@ -60,7 +60,7 @@ def names(files):
     return {f"{file.sha256}.parquet" for file in files}
 
 
-def test_write_is_invisible_and_idempotent(store, dataset):
+def test_write_without_commit_is_invisible_and_idempotent(store, dataset):
     file = dataset.write(rows("a", "b"))
     assert file == dataset.write(rows("a", "b"))
     assert file.rows == 2
@@ -69,7 +69,7 @@ def test_write_is_invisible_and_idempotent(store, dataset):
         store.snapshot("videos:0123456789abcdef")
 
 
-def test_every_version_lists_exactly_its_snapshot(store, dataset):
+def test_log_version_has_exactly_the_files_of_its_snapshot(store, dataset):
     a, b, c = (dataset.write(rows(name)) for name in "abc")
     for number, files in enumerate(([a, b], [b, c], [c], [], [c, a], [a, b])):
         snapshot = dataset.commit(files, made_by(f"f{number}"), {"n": number})
@@ -80,7 +80,7 @@ def test_every_version_lists_exactly_its_snapshot(store, dataset):
     assert DeltaTable(store.objects.location("tables/videos")).count() == 2
 
 
-def test_a_commit_is_found_by_fingerprint_id_and_ref(store, dataset):
+def test_commit_is_found_by_fingerprint_id_and_ref(store, dataset):
     file = dataset.write(rows("a"))
     snapshot = dataset.commit([file], made_by("f"), {"loss": 0.5}, rejects="videos.rejects:00")
     store.refs.advance("latest", snapshot.id, expect=None, evidence={})
@@ -92,7 +92,7 @@ def test_a_commit_is_found_by_fingerprint_id_and_ref(store, dataset):
     assert dataset.find("g") is None
 
 
-def test_index_records_lost_are_created_by_the_next_writer_and_by_no_reader(store, dataset):
+def test_index_records_lost_are_created_by_writers_only(store, dataset):
     file = dataset.write(rows("a"))
     snapshot = dataset.commit([file], made_by("f"), {})
     records = list(store.ledger.list("commits/"))
@@ -106,14 +106,14 @@ def test_index_records_lost_are_created_by_the_next_writer_and_by_no_reader(stor
     assert list(store.ledger.list("commits/")) == records
 
 
-def test_listing_sees_commits_whose_writer_died_before_its_records(store, dataset):
+def test_commits_without_index_records_are_listed(store, dataset):
     made = dataset.commit([dataset.write(rows("a"))], made_by("f1"), {})
     for key in list(store.ledger.list("commits/")):
         store.objects.delete(key)
     assert [snapshot.id for snapshot in store.snapshots()] == [made.id]
 
 
-def test_equal_fingerprint_adopts_and_equal_content_resolves_to_the_first(store, dataset):
+def test_commit_with_equal_fingerprint_or_content_resolves_to_the_first(store, dataset):
     a, b = dataset.write(rows("a")), dataset.write(rows("b"))
     first = dataset.commit([a], made_by("f"), {"n": 1})
     assert dataset.commit([b], made_by("f"), {"n": 2}).commit == first.commit
@@ -125,7 +125,7 @@ def test_equal_fingerprint_adopts_and_equal_content_resolves_to_the_first(store,
     assert delta_files(store, "videos") == names([a])
 
 
-def test_digest_is_of_content_alone(dataset):
+def test_digest_depends_on_content_only(dataset):
     a, b = dataset.write(rows("a")), dataset.write(rows("b"))
     assert snapshot_digest([a, b], "x@1") == snapshot_digest([b, a], "x@1")
     assert snapshot_digest([a, b], "x@1") != snapshot_digest([a, b], "x@2")
@@ -148,7 +148,7 @@ def test_reading(store, dataset):
     assert empty.table().schema.equals(dataset.contract.arrow_schema)
 
 
-def test_damage_and_loss_are_errors_that_name_the_file(store, dataset):
+def test_file_damaged_or_missing_is_named(store, dataset):
     file = dataset.write(rows("a"))
     snapshot = dataset.commit([file], made_by("f"), {})
     data = bytearray(store.objects.get(file.key))
@@ -163,7 +163,7 @@ def test_damage_and_loss_are_errors_that_name_the_file(store, dataset):
         snapshot.table(["uri"])
 
 
-def test_a_commit_that_lost_a_file_counts_as_never_made(store, dataset):
+def test_commit_with_missing_file_is_not_cached(store, dataset):
     some = [dataset.write(rows(str(n))) for n in range(3)]
     many = [dataset.write(rows(str(n))) for n in range(40)]
     refused = store.dataset("videos.rejects", "sources@1")
@@ -187,7 +187,7 @@ def test_a_commit_that_lost_a_file_counts_as_never_made(store, dataset):
     assert dataset.find("f").commit == other.commit
 
 
-def test_what_a_listing_does_not_show_yet_is_not_lost(store, dataset):
+def test_file_not_listed_yet_is_not_missing(store, dataset):
     few = [dataset.write(rows("a"))]
     many = [dataset.write(rows(str(n))) for n in range(40)]
     for files in (few, many):
@@ -196,7 +196,7 @@ def test_what_a_listing_does_not_show_yet_is_not_lost(store, dataset):
         assert list(missing_files(ListsLate(store.objects), files)) == [files[0].key]
 
 
-def test_what_is_damaged_is_replaced_when_it_is_written_again(store, monkeypatch):
+def test_object_damaged_is_replaced_by_the_next_write(store, monkeypatch):
     for most in (object_store.MULTIPART_BYTES, 3):
         monkeypatch.setattr(object_store, "MULTIPART_BYTES", most)
         for there in (b"12345", b"123456"[: 6 if most > 3 else 5]):
@@ -206,13 +206,13 @@ def test_what_is_damaged_is_replaced_when_it_is_written_again(store, monkeypatch
             assert store.objects.get("a") == b"12345x"
 
 
-def test_rows_that_break_the_contract_are_not_written(store, dataset):
+def test_rows_breaking_the_contract_are_not_written(store, dataset):
     with pytest.raises(ContractError, match="videos: column uri: not unique: row 1"):
         dataset.write(rows("a", "a"))
     assert list(store.objects.list("tables/")) == []
 
 
-def test_a_contract_that_grew_reads_old_files_and_extends_the_table(store, dataset):
+def test_contract_with_new_column_reads_old_files_and_extends_the_table(store, dataset):
     from videoar.contracts.contract import Contract
     from videoar.storage.tables import Dataset
 
@@ -253,7 +253,7 @@ ERRORS = [OSError("500 after PUT"), DeltaError("Generic S3 error: timed out")]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=["OSError", "DeltaError"])
-def test_an_error_after_the_commit_was_written_is_no_error(store, dataset, answers, error):
+def test_commit_error_after_success_is_ignored(store, dataset, answers, error):
     old = dataset.commit([dataset.write(rows("a"))], made_by("f"), {})
     answers += [(True, error)]
     made = dataset.commit([dataset.write(rows("b"))], made_by("g"), {})
@@ -265,14 +265,14 @@ def test_an_error_after_the_commit_was_written_is_no_error(store, dataset, answe
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=["OSError", "DeltaError"])
-def test_a_commit_that_was_not_written_is_tried_again(store, dataset, answers, error):
+def test_commit_not_written_is_retried(store, dataset, answers, error):
     answers += [(False, error)] * 2
     made = dataset.commit([dataset.write(rows("a"))], made_by("f"), {})
     assert not answers
     assert (made.commit.version, dataset.find("f").commit) == (1, made.commit)
 
 
-def test_a_store_that_takes_no_commit_is_a_transient_error_with_its_words(dataset, answers):
+def test_commit_never_written_is_transient_error_with_cause(dataset, answers):
     answers += [(False, OSError("503\n slow down"))] * 20
     with pytest.raises(
         TransientStorageError, match="20 attempts, last error: 503 slow down"
@@ -284,7 +284,7 @@ def test_a_store_that_takes_no_commit_is_a_transient_error_with_its_words(datase
     assert dataset.commit([dataset.write(rows("a"))], made_by("f"), {}).rows == 1
 
 
-def test_a_log_that_cannot_be_read_is_named(store, dataset):
+def test_log_unreadable_is_named(store, dataset):
     made = dataset.commit([dataset.write(rows("a"))], made_by("f"), {})
     store.objects.put("tables/videos/_delta_log/00000000000000000000.json", b"{")
     assert store.snapshot(made.id).commit == made.commit

@@ -1,4 +1,4 @@
-"""Bits survive the way to bytes and back, in the documented order."""
+"""Bits packed into bytes and back, in the documented order."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def test_round_trip(num_frames, scales, num_bits, seed):
         np.testing.assert_array_equal(got, expected)
 
 
-def test_order_is_frame_scale_position_bit_with_the_highest_bit_first():
+def test_bits_are_packed_by_frame_scale_position_msb_first():
     small = np.zeros((2, 1, 1, 3), bool)
     large = np.zeros((2, 1, 2, 3), bool)
     small[0, 0, 0, 0] = True  # bit 0 of frame 0
@@ -32,12 +32,12 @@ def test_order_is_frame_scale_position_bit_with_the_highest_bit_first():
     assert pack_bits([small, large]) == bytes([0b10000000, 0b10000000, 0b00010000, 0])
 
 
-def test_wrong_length_is_refused():
+def test_unpack_wrong_length_is_rejected():
     with pytest.raises(ValueError, match="reshape"):
         unpack_bits(b"123", 1, [(1, 1)], 8)
 
 
-def test_checksum_is_signed_and_sees_one_bit():
+def test_checksum_is_signed_and_changes_with_one_bit():
     values = {checksum(bytes([i, 0])) for i in range(64)}
     assert len(values) == 64
     assert min(values) < 0 < max(values)

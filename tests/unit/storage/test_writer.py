@@ -1,4 +1,4 @@
-"""The direct layout: every payload row is where the footer says, for any reader."""
+"""The direct layout: the footer gives the offset of every payload row, for any reader."""
 
 import io
 
@@ -78,7 +78,7 @@ def test_rows_are_read_in_any_order_across_row_groups(put, rows, width):
         assert [row.tobytes() for row in got] == table[column].take(wanted).to_pylist()
 
 
-def test_neighbours_are_one_read_within_their_row_group(monkeypatch):
+def test_consecutive_rows_of_a_row_group_are_one_read(monkeypatch):
     store = open_store("memory://neighbours")
     tables = [tokens(300, 100_000, seed) for seed in (0, 1)]
     files = []
@@ -108,7 +108,7 @@ def test_neighbours_are_one_read_within_their_row_group(monkeypatch):
     assert {key for key, _ in reads} == {"0.parquet", "1.parquet"}
 
 
-def test_plain_parquet_for_everybody_and_equal_bytes_for_equal_rows():
+def test_file_is_plain_parquet_and_equal_rows_give_equal_bytes():
     table = tokens(20)
     data = write_parquet(table, TOKENS)
     assert data == write_parquet(tokens(20), TOKENS)
@@ -120,7 +120,7 @@ def test_plain_parquet_for_everybody_and_equal_bytes_for_equal_rows():
     assert not chunk.has_dictionary_page
 
 
-def test_notes_reach_the_footer_and_library_versions_do_not(put):
+def test_footer_has_own_metadata_but_no_library_versions(put):
     table = tokens(3).replace_schema_metadata({"tokenizer_digest": "d", "pandas": "3.1"})
     data = write_parquet(TOKENS.conform(table, "x"), TOKENS)
     objects, file = put(data, 3)
@@ -130,7 +130,7 @@ def test_notes_reach_the_footer_and_library_versions_do_not(put):
 
 
 @pytest.mark.parametrize("width", [1000, -1])  # -1: of no fixed width
-def test_another_writers_file_is_decoded_instead(put, width):
+def test_file_of_another_writer_is_decoded(put, width):
     table = tokens(50)
     sink = io.BytesIO()
     schema = table.schema.set(
@@ -149,7 +149,7 @@ def test_another_writers_file_is_decoded_instead(put, width):
 
 
 @pytest.mark.parametrize("odd", [b"", b"x" * 999, None])
-def test_values_of_other_sizes_in_another_writers_file_are_named(put, odd):
+def test_file_of_another_writer_with_mixed_sizes_is_rejected(put, odd):
     def read(*values):
         sink = io.BytesIO()
         pq.write_table(pa.table({"latent": values}), sink)
@@ -163,7 +163,7 @@ def test_values_of_other_sizes_in_another_writers_file_are_named(put, odd):
             read(*values)
 
 
-def test_many_pages_are_not_taken_for_the_direct_layout():
+def test_file_with_many_pages_is_not_direct():
     table = (
         tokens(2000, 16)
         .select(["latent"])
@@ -182,13 +182,13 @@ def test_many_pages_are_not_taken_for_the_direct_layout():
     assert direct_blocks(pq.read_metadata(sink), "latent") is None
 
 
-def test_shapes_do_not_mix_in_a_file():
+def test_file_with_two_shapes_is_rejected():
     mixed = pa.concat_tables([tokens(2, 10), tokens(2, 12)])
     with pytest.raises(ContractError, match="latent has values of \\[10, 12\\] bytes"):
         write_parquet(mixed, TOKENS)
 
 
-def test_column_reads_fetch_less_than_the_file(put):
+def test_column_read_fetches_less_than_the_file(put):
     objects, file = put(write_parquet(tokens(100, 50_000), TOKENS), 100)
     fetched = []
 
@@ -204,7 +204,7 @@ def test_column_reads_fetch_less_than_the_file(put):
     assert sum(fetched) < file.size_bytes / 10
 
 
-def test_damage_is_seen(put):
+def test_file_damaged_is_detected(put):
     data = bytearray(write_parquet(tokens(10), TOKENS))
     objects, file = put(bytes(data), 10)
     data[40] ^= 1
@@ -223,7 +223,7 @@ def flipped(data, place):
 
 
 @pytest.mark.parametrize("name", TOKENS.arrow_schema.names)
-def test_a_flipped_bit_in_any_column_is_an_error_that_names_the_file(put, name):
+def test_column_with_flipped_bit_names_the_file(put, name):
     data = bytes(write_parquet(tokens(50), TOKENS))
     there = pq.read_table(io.BytesIO(data))[name].to_pylist()
     metadata = pq.read_metadata(io.BytesIO(data))
@@ -252,7 +252,7 @@ READS = {
 
 
 @pytest.mark.parametrize("how", READS)
-def test_any_flipped_bit_of_the_footer_is_an_error_that_names_the_file(put, how):
+def test_footer_with_flipped_bit_names_the_file(put, how):
     data = bytes(write_parquet(tokens(5), TOKENS))
     footer = find_footer(memoryview(data))
     objects, file = put(data, 5, footer)
@@ -266,7 +266,7 @@ def test_any_flipped_bit_of_the_footer_is_an_error_that_names_the_file(put, how)
         assert error.value.where == f"{objects.url}/x.parquet"
 
 
-def test_a_cut_file_fails_by_its_footer(put):
+def test_file_truncated_fails_by_its_footer(put):
     data = bytes(write_parquet(tokens(5), TOKENS))
     for length in (len(data) - 1, len(data) // 2, 3, 0):
         objects, file = put(data, 5, find_footer(memoryview(data)))
@@ -275,7 +275,7 @@ def test_a_cut_file_fails_by_its_footer(put):
             read_footer(objects, file)
 
 
-def test_footers_of_files_from_before_their_checksums_are_read(put):
+def test_footer_without_recorded_checksum_is_read(put):
     data = bytes(write_parquet(tokens(5), TOKENS))
     objects, file = put(data, 5)
     assert read_footer(objects, file).num_rows == 5
