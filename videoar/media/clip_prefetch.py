@@ -1,8 +1,8 @@
 """Reads clips ahead of the consumer: in threads of this process, or in reader slots of an engine.
 
 A reader slot reads one clip at a time. Decoding releases the GIL, so threads suffice while this
-machine has free cores. Spans of one source always use the same slot, which fetches the source once;
-clips with an object of their own are distributed round-robin.
+machine has free cores. References to one source always use the same slot, which fetches the source
+once; clips with an object of their own are distributed round-robin.
 """
 
 import itertools

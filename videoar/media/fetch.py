@@ -1,8 +1,8 @@
-"""Bring one source here and name it by its bytes.
+"""Fetch one source to a local path and identify it by its SHA-256.
 
-A network drive or a server that has died answers nothing, for ever, even to a question such as how
-long a file is. So this runs in a child process that may be killed (`videoar.media.sandbox`), and it
-tells how far it is: the deadline counts from one sign of life to the next.
+An unreachable network drive or server may block any call forever, even `stat`. So this runs in a
+child process that can be killed (`videoar.media.sandbox`), and reports progress: the deadline
+applies to each report, not to the whole source, which may be of any size.
 """
 
 import hashlib
@@ -17,46 +17,47 @@ from videoar.core.settings import settings
 from videoar.media.probe import require_file
 
 SOURCE = "source"
-"""Name under which a source is found in the folder that it was fetched into: a harmless one."""
-_PIECE_BYTES = 1 << 20
-_SIGN_BYTES = 64 << 20  # chosen: with 300 s for each, 0.2 MB/s are fast enough
+"""Name of the file in the folder that it is fetched into: it has nothing of the original name."""
+_CHUNK_BYTES = 1 << 20
+_REPORT_BYTES = 64 << 20  # chosen: at 300 s per report, 0.2 MB/s are fast enough
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """How far a source is; with its SHA-256 once it is here."""
+    """Progress of a fetch; the last report has the SHA-256."""
 
     num_bytes: int
     sha256: str | None = None
 
 
-def fetch(uri: str, into: Path) -> Iterator[Fetched]:
-    """Make a source readable as `into / SOURCE`; yield signs of life, then what was fetched.
+def fetch(uri: str, into: Path, report_bytes: int = _REPORT_BYTES) -> Iterator[Fetched]:
+    """Make a source readable as `into / SOURCE`; yield progress reports, the last with its digest.
 
     Args:
-        uri: `file://` or `s3://` address from `list_sources`. Local files are never copied nor
-            changed, they get a link.
+        uri: `file://` or `s3://` address from `list_sources`. A local file is neither copied nor
+            changed, only linked.
         into: existing, empty folder.
+        report_bytes: bytes between two reports.
 
     Raises:
-        MediaError: `IO_PERMANENT` (gone, or no regular file) or `EMPTY`.
-        TransientStorageError: the store may answer later, or the disk may have room later.
+        MediaError: `IO_PERMANENT` (does not exist, or is no regular file) or `EMPTY`.
+        TransientStorageError: the store is unavailable, or the local disk is full.
     """
     path = into / SOURCE
     digest = hashlib.sha256()
-    count = signs = 0
-    for piece in _linked(uri, path) if uri.startswith("file://") else _downloaded(uri, path):
-        digest.update(piece)
-        count += len(piece)
-        if count // _SIGN_BYTES > signs:
-            signs = count // _SIGN_BYTES
+    count = reports = 0
+    for chunk in _linked(uri, path) if uri.startswith("file://") else _downloaded(uri, path):
+        digest.update(chunk)
+        count += len(chunk)
+        if count // report_bytes > reports:
+            reports = count // report_bytes
             yield Fetched(count)
     require_file(path)
     yield Fetched(count, digest.hexdigest())
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:
-    """Return the parts of an `s3://` address."""
+    """Return the bucket and the key of an `s3://` address."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, unquote(key)
 
@@ -66,22 +67,23 @@ def _linked(uri: str, path: Path) -> Iterator[bytes]:
     require_file(path)
     try:
         with path.open("rb", buffering=0) as file:
-            while piece := file.read(_PIECE_BYTES):
-                yield piece
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
     except OSError as error:
         raise MediaError(uri, "IO_PERMANENT", error.strerror or str(error)) from error
 
 
 def _downloaded(uri: str, path: Path) -> Iterator[bytes]:
-    from videoar.storage.s3_store import S3ObjectStore  # the decoding child has no use for it
+    # imported here, because children that only decode do not need boto3
+    from videoar.storage.s3_store import S3ObjectStore
 
     bucket, key = bucket_and_key(uri)
     try:
         with path.open("wb") as file:
-            for piece in S3ObjectStore(bucket, "", settings().s3_endpoint).stream(key):
-                file.write(piece)
-                yield piece
-    except OSError as error:
+            for chunk in S3ObjectStore(bucket, "", settings().s3_endpoint).stream(key):
+                file.write(chunk)
+                yield chunk
+    except OSError as error:  # of the local disk: errors of the store are StorageErrors
         raise TransientStorageError(str(path), error.strerror or str(error)) from error
     except StorageError as error:
         if error.retryable:

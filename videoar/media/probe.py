@@ -1,9 +1,11 @@
-"""Decide from a file's first bytes whether a decoder may see it, and as what.
+"""Decide from the first bytes of a file whether a decoder may open it, and with which demuxer.
 
-Names lie and demuxers that guess can be led to open other files (an `.mp4` that holds an HLS
-playlist or an ffconcat list). So the content decides, exactly one demuxer from a short list is
-named to the decoder, and playlists, pictures and text never reach it.
-Source: the behaviour table of FFmpeg 5.1 on such files; demuxer signatures from libavformat.
+File names cannot be trusted, and FFmpeg's own probing can be led to open other files: an `.mp4` may
+hold an HLS playlist or an ffconcat list with paths or URLs of the attacker's choice. So the content
+decides, exactly one demuxer from a short list is passed to FFmpeg, and playlists, images and text
+are never opened.
+Source: behaviour of FFmpeg 5.1 on such files (`tests/support/hostile.py`); signatures of
+libavformat.
 """
 
 import stat
@@ -12,9 +14,12 @@ from pathlib import Path
 from videoar.core.errors import MediaError
 
 _HEAD_BYTES = 4096
+# First boxes of MP4 and QuickTime files. The brand in `ftyp` is not checked: old QuickTime files
+# have none, and the demuxer is the same.
 _BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"}
+# HLS, ffconcat, PLS, DASH, SMIL, SDP: all of them name other files or hosts
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<MPD", b"<smil", b"v=0\r\n", b"v=0\n")
-_PICTURES = (
+_IMAGES = (
     b"\x89PNG",
     b"GIF8",
     b"\xff\xd8\xff",
@@ -27,10 +32,13 @@ _PICTURES = (
 CODECS = frozenset({"h264", "hevc", "av1", "vp8", "vp9", "mpeg1video", "mpeg2video", "mpeg4"})
 CODECS |= {"h263", "flv1", "mjpeg", "theora", "wmv1", "wmv2", "wmv3", "vc1", "msmpeg4v2"}
 CODECS |= {"msmpeg4v3", "prores", "dnxhd", "ffv1"}
+"""Codecs that may be decoded: those that real corpora use. Rare decoders are little tested."""
 
 
 def require_file(path: Path) -> None:
-    """Refuse what must not even be opened: devices, pipes (a read may hang for ever), nothing.
+    """Check that a path is a regular file with content.
+
+    Devices and pipes must not even be opened: a read from a pipe may block forever.
 
     Raises:
         MediaError: `IO_PERMANENT` (not a regular file) or `EMPTY`.
@@ -40,16 +48,16 @@ def require_file(path: Path) -> None:
     except OSError as error:
         raise MediaError(path.name, "IO_PERMANENT", error.strerror or str(error)) from error
     if not stat.S_ISREG(status.st_mode):
-        raise MediaError(path.name, "IO_PERMANENT", "not a regular file")
+        raise MediaError(path.name, "IO_PERMANENT", "is not a regular file")
     if status.st_size == 0:
-        raise MediaError(path.name, "EMPTY", "0 bytes")
+        raise MediaError(path.name, "EMPTY", "is empty")
 
 
 def detect_demuxer(path: Path) -> str:
     """Return the only demuxer that may open a file.
 
     Raises:
-        MediaError: a code of `require_file` or `sniff`.
+        MediaError: with a code of `require_file` or `sniff`.
     """
     require_file(path)
     try:
@@ -60,32 +68,34 @@ def detect_demuxer(path: Path) -> str:
 
 
 def sniff(head: bytes, name: str) -> str:
-    """Return the demuxer of a file that begins with `head`.
+    """Return the demuxer for a file that begins with `head`.
 
     Raises:
-        MediaError: `PLAYLIST`, `CONTAINER_DENIED` (pictures, terminal art, archives), `NOT_VIDEO`.
+        MediaError: `PLAYLIST`, `CONTAINER_DENIED` (images, archives, terminal text), `NOT_VIDEO`.
     """
     container = _container(head)
     if container:
         return container
+    # anywhere in the head: a byte order mark or an XML comment may come first
     if any(mark in head[:512] for mark in _PLAYLISTS):
-        raise MediaError(name, "PLAYLIST", "a list of other files, not a video")
-    if head.startswith(_PICTURES) or b"\x1b[" in head[:512]:
-        raise MediaError(name, "CONTAINER_DENIED", "a picture, archive or terminal text")
-    raise MediaError(name, "NOT_VIDEO", "no known video container")
+        raise MediaError(name, "PLAYLIST", "is a playlist of other files, not a video")
+    # escape sequences: FFmpeg's `tty` demuxer renders terminal text as a video
+    if head.startswith(_IMAGES) or b"\x1b[" in head[:512]:
+        raise MediaError(name, "CONTAINER_DENIED", "is an image, archive or terminal text")
+    raise MediaError(name, "NOT_VIDEO", "is in no known video container")
 
 
 def _container(head: bytes) -> str | None:
-    if head[4:8] in _BOXES:
+    if head[4:8] in _BOXES:  # 4 bytes of length come before the type of a box
         return "mov"
     if head[:4] == b"RIFF" and head[8:11] == b"AVI":
         return "avi"
     for mark, container in (
-        (b"\x1aE\xdf\xa3", "matroska"),
+        (b"\x1aE\xdf\xa3", "matroska"),  # EBML; WebM too
         (b"FLV\x01", "flv"),
         (b"OggS", "ogg"),
-        (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
-        (b"\0\0\x01\xba", "mpeg"),
+        (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),  # GUID of the ASF header object
+        (b"\0\0\x01\xba", "mpeg"),  # pack header of a program stream
     ):
         if head.startswith(mark):
             return container
@@ -93,6 +103,10 @@ def _container(head: bytes) -> str | None:
 
 
 def _is_transport_stream(head: bytes) -> bool:
+    """Return whether three packets in a row begin with the sync byte 0x47.
+
+    Packets have 188 bytes, or 192 with a time code of 4 bytes in front (M2TS of cameras).
+    """
     return any(
         len(head) > start + 2 * packet and set(head[start : start + 3 * packet : packet]) == {0x47}
         for start, packet in ((0, 188), (4, 192))

@@ -1,9 +1,19 @@
-"""Fetch and scan sources in child processes that may be killed at any time.
+"""Fetch and decode sources in child processes that can be killed at any time.
 
-Decoders crash, hang and swallow memory on hostile files, drives and servers stop answering; none of
-that may reach the worker. One child of each kind serves many sources (a start costs 0.5 s) under
-memory and CPU limits, in its own session; a timer kills it at the deadline, and the next source
-gets a new one. The child is not trusted: only JSON and raw pixels come back, never pickles.
+Decoders crash, hang and exhaust memory on hostile files; network drives and servers stop answering.
+None of that may reach the worker. One child of each kind serves many sources, because a start costs
+0.5 s. It runs in a session of its own, under limits on memory and CPU time. A timer kills it at the
+deadline, and the next source gets a new child.
+
+The child is not trusted: after a hostile file it may send anything. So messages are JSON and raw
+pixels, never pickles, and the shape is checked against the number of bytes by `reshape`.
+
+    worker                                  child (`python -m videoar.media.sandbox`)
+    SandboxedDecoder.scan                   main
+      -> {"path": .., "plan": ..}             -> scan(path, plan)
+      <- {"kind": "clip", ..}, pixels         for each clip
+      <- {"kind": "source", ..}               at the end of the source
+      <- {"kind": "end"} or {"kind": "error", "code": .., "what": ..}
 """
 
 import json
@@ -34,14 +44,16 @@ from videoar.media.fetch import SOURCE, Fetched, fetch
 from videoar.media.process import Limits, kill_group, tail
 from videoar.media.scan import DecodedClip, ScanPlan, scan
 from videoar.media.source_decoder import SourceMetadata
+from videoar.media.synthetic import SCHEME, render_file
 
 _START_S = 120  # chosen: importing the decoders takes 0.5 s on an idle machine
-_FETCH_MEMORY_BYTES = 4 << 30  # address space, most of it of libraries; it reads in small pieces
-_RECYCLE_AFTER = 1000  # chosen: bounds what a leaking decoder can pile up
+_FETCH_MEMORY_BYTES = 4 << 30  # chosen: address space, most of it libraries; data comes in MiB
+_RECYCLE_AFTER = 1000  # chosen: sources per child; bounds what a leaking decoder accumulates
+_Item = DecodedClip | SourceMetadata | Fetched
 
 
 class SandboxedDecoder:
-    """Fetches and scans sources, one at a time; a context manager that leaves no child behind."""
+    """Fetches and decodes sources, one at a time; as a context manager it ends its children."""
 
     def __init__(self, plan: ScanPlan, limits: Limits) -> None:
         self.plan, self.limits = plan, limits
@@ -64,22 +76,20 @@ class SandboxedDecoder:
             self._children.pop(kind).end()
 
     def fetch(self, uri: str, into: Path) -> tuple[Path, str]:
-        """Bring a source into a folder; return its path there and its SHA-256.
+        """Fetch a source into a folder; return its path there and its SHA-256.
 
-        The wall-clock limit counts anew for every piece of some megabytes. A child of its own does
-        it: one that has decoded a hostile file could lie about the next file's identity.
+        The wall-clock limit restarts with every 64 MiB. Fetching has a child of its own: one that
+        has decoded a hostile file could report a false digest for the next source.
 
         Raises:
-            MediaError: it is gone or no regular file, or does not answer (`TIMEOUT`).
-            TransientStorageError: the store may answer later.
+            MediaError: the source does not exist, is no regular file, or timed out (`TIMEOUT`).
+            TransientStorageError: the store failed in a way that a later call may not.
         """
-        from videoar.media import synthetic
-
-        if uri.startswith("rendered://"):  # drawn here, by tools that have their own limits
-            uri = synthetic.render_file(uri, into).as_uri()
+        if uri.startswith(SCHEME):  # drawn in this process, by tools that have their own limits
+            uri = render_file(uri, into).as_uri()
         limits = replace(self.limits, memory_bytes=_FETCH_MEMORY_BYTES)
         try:
-            *_, last = self._ask("fetch", limits, uri, {"uri": uri, "into": str(into)})
+            *_, last = self._request("fetch", limits, uri, {"uri": uri, "into": str(into)})
         except MediaError as error:
             if error.code == "IO_TRANSIENT":
                 raise TransientStorageError(uri, error.what) from error
@@ -89,35 +99,41 @@ class SandboxedDecoder:
     def scan(
         self, path: Path, part: int = 0, parts: int = 1
     ) -> Iterator[DecodedClip | SourceMetadata]:
-        """Yield what `videoar.media.scan.scan` yields of a source, or of a part of a long one.
+        """Yield what `videoar.media.scan.scan` yields of a source, or of one part of it.
 
         Raises:
-            MediaError: the source is unusable, or its decoder hung (`TIMEOUT`), died (`CRASH`) or
-                outgrew its memory (`MEM`).
+            MediaError: the source is unusable, or its decoder timed out (`TIMEOUT`), crashed
+                (`CRASH`) or exceeded its memory (`MEM`).
         """
         yield from self.run(path, self.plan.model_copy(update={"part": part, "parts": parts}))
 
     def run(self, path: Path, plan: ScanPlan) -> Iterator[DecodedClip | SourceMetadata]:
-        """Yield what `videoar.media.scan.scan` yields under another plan; raises as `scan`."""
+        """Yield what `videoar.media.scan.scan` yields with another plan; raises as `scan`."""
         request = {"path": str(path), "plan": plan.model_dump()}
-        yield from self._ask("scan", self.limits, path.name, request)
+        yield from self._request("scan", self.limits, path.name, request)
 
-    def _ask(self, kind: str, limits: Limits, name: str, request: dict[str, Any]) -> Iterator[Any]:
-        """Let the child of a kind answer; one that failed us is not asked again."""
+    def _request(
+        self, kind: str, limits: Limits, name: str, request: dict[str, Any]
+    ) -> Iterator[Any]:
+        """Yield the items of one request, from the child of this kind.
+
+        A child that failed, or whose items were not read to the end, is not used again: its
+        socket may still hold items of the old request.
+        """
         child = self._children.get(kind)
         if child is None or child.num_served >= _RECYCLE_AFTER:
             if child is not None:
                 child.end()
             child = self._children[kind] = _Child(limits)
-        is_done = False
+        is_reusable = False
         try:
             yield from child.serve(name, request)
-            is_done = True
+            is_reusable = True
         except MediaError as error:
-            is_done = error.code not in {"TIMEOUT", "CRASH", "MEM"}
+            is_reusable = error.code not in {"TIMEOUT", "CRASH", "MEM"}
             raise
         finally:
-            if not is_done:
+            if not is_reusable:
                 self._children.pop(kind).end()
 
 
@@ -128,18 +144,18 @@ class _Child:
         ours, theirs = socket.socketpair()
         self.limits = limits
         self.num_served = 0
-        self.is_late = False
+        self.is_timed_out = False
         self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         environment = child_environment(
             PYTHONPATH=os.pathsep.join(filter(None, sys.path)),
             OMP_NUM_THREADS="1",
-            MALLOC_ARENA_MAX="1",  # another thread's arena would take from the address space
+            MALLOC_ARENA_MAX="1",  # an arena per thread would reserve 64 MiB of RLIMIT_AS each
         )
         with theirs:
             self.process = subprocess.Popen(  # noqa: S603 - our own module
                 [sys.executable, "-m", __name__, str(theirs.fileno()), str(limits.memory_bytes)],
                 stdin=subprocess.DEVNULL,
-                stderr=self.stderr,
+                stderr=self.stderr,  # a file: a full pipe would block the child
                 env=environment,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
@@ -147,30 +163,31 @@ class _Child:
         self.pipe = Connection(ours.detach())
         self.end = weakref.finalize(self, _end, self.process, self.pipe, self.stderr)
 
-    def serve(
-        self, name: str, request: dict[str, Any]
-    ) -> Iterator[DecodedClip | SourceMetadata | Fetched]:
+    def serve(self, name: str, request: dict[str, Any]) -> Iterator[_Item]:
         if self.num_served == 0 and not self.pipe.poll(_START_S):
-            raise ConfigError("scanning process", f"did not start within {_START_S} s")
+            raise ConfigError("decoding process", f"did not start within {_START_S} s")
         self.num_served += 1
-        left_s = self.limits.wall_s
+        remaining_s = self.limits.wall_s
         try:
             self.pipe.send_bytes(json.dumps({**request, "cpu_s": self.limits.cpu_s}).encode())
             while True:
                 start = time.monotonic()
-                item = self._wait(name, left_s)
-                left_s -= time.monotonic() - start  # what the reader does meanwhile is not counted
+                item = self._receive_in_time(name, remaining_s)
+                remaining_s -= time.monotonic() - start  # time in the consumer does not count
                 if item is None:
                     return
                 if isinstance(item, Fetched):
-                    left_s = self.limits.wall_s
+                    remaining_s = self.limits.wall_s
                 yield item
         except (EOFError, OSError) as error:
             raise self._exit_error(name) from error
 
-    def _wait(self, name: str, left_s: float) -> DecodedClip | SourceMetadata | Fetched | None:
-        """Receive one item; a child that takes longer dies while it is waited for."""
-        deadline = threading.Timer(left_s, self._kill_on_timeout)
+    def _receive_in_time(self, name: str, seconds: float) -> _Item | None:
+        """Receive one item; kill the child if that takes longer.
+
+        `poll` with a timeout would not do: a child may stop in the middle of a message.
+        """
+        deadline = threading.Timer(seconds, self._kill_on_timeout)
         deadline.start()
         try:
             return self._receive(name)
@@ -178,12 +195,12 @@ class _Child:
             deadline.cancel()
 
     def _kill_on_timeout(self) -> None:
-        self.is_late = True
+        self.is_timed_out = True
         kill_group(self.process)
 
-    def _receive(self, name: str) -> DecodedClip | SourceMetadata | Fetched | None:
+    def _receive(self, name: str) -> _Item | None:
         reply = json.loads(self.pipe.recv_bytes())
-        if reply["kind"] == "ready":
+        if reply["kind"] == "ready":  # sent once, at the start
             reply = json.loads(self.pipe.recv_bytes())
         if reply["kind"] == "error":
             raise MediaError(name, reply["code"], reply["what"])
@@ -197,23 +214,27 @@ class _Child:
         return DecodedClip(pixels.reshape(reply["shape"]), reply["columns"])
 
     def _exit_error(self, name: str) -> MediaError:
-        code = self.process.wait()
-        last_words = tail(self.stderr).splitlines()[-1:] or [""]
-        if self.is_late or code == -signal.SIGXCPU:
-            return MediaError(name, "TIMEOUT", f"no end after {self.limits.wall_s:g} s")
-        if code == -signal.SIGKILL:
-            return MediaError(name, "MEM", "killed from outside, as when memory runs out")
-        return MediaError(name, "CRASH", f"decoder died with status {code} {last_words[0]}".strip())
+        """Return the error for a child that has exited, by its exit status."""
+        status = self.process.wait()
+        message = (tail(self.stderr).splitlines() or [""])[-1]
+        if self.is_timed_out or status == -signal.SIGXCPU:  # SIGXCPU: RLIMIT_CPU was reached
+            what = f"exceeded the time limit of {self.limits.wall_s:g} s"
+            return MediaError(name, "TIMEOUT", what)
+        if status == -signal.SIGKILL:  # not by us, so by the kernel's OOM killer or an operator
+            return MediaError(name, "MEM", "decoder was killed, probably for lack of memory")
+        what = f"decoder exited with status {status} {message}".strip()
+        return MediaError(name, "CRASH", what)
 
 
 def _end(process: subprocess.Popen[bytes], pipe: Connection, stderr: IO[bytes]) -> None:
+    # a function, not a method: a finalizer that refers to its object would keep it alive
     kill_group(process)
     pipe.close()
     stderr.close()
 
 
 def main(fd: int, memory_bytes: int) -> None:
-    """Serve scans over a socket until it closes: the child's side."""
+    """Serve requests from a socket until it is closed. This is the child's side."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     pipe = Connection(fd)
@@ -228,26 +249,27 @@ def main(fd: int, memory_bytes: int) -> None:
         if "uri" in request:
             _answer_fetch(pipe, request)
         else:
-            _answer(pipe, Path(request["path"]), ScanPlan(**request["plan"]))
+            _answer_scan(pipe, Path(request["path"]), ScanPlan(**request["plan"]))
 
 
 def _exit_with_parent(fd: int) -> None:
-    """Die when the worker does: a busy decoder looks at the socket too late or never."""
+    """Exit when the worker has exited: a busy decoder reads the socket late or never."""
     poll = select.poll()
-    poll.register(fd, 0)  # a hang-up is always reported
+    poll.register(fd, 0)  # no events are requested; POLLHUP is always reported
     poll.poll()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _allow_cpu(seconds: int) -> None:
-    """Let this process use that much CPU time from now on."""
+    """Limit the CPU time of this process to so much more than it has used."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     used = int(usage.ru_utime + usage.ru_stime)
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    # the soft limit only: the hard one cannot be raised again for the next source
     resource.setrlimit(resource.RLIMIT_CPU, (used + seconds + 1, hard))
 
 
-def _answer(pipe: Connection, path: Path, plan: ScanPlan) -> None:
+def _answer_scan(pipe: Connection, path: Path, plan: ScanPlan) -> None:
     try:
         for item in scan(path, plan):
             if isinstance(item, SourceMetadata):
@@ -264,9 +286,9 @@ def _answer(pipe: Connection, path: Path, plan: ScanPlan) -> None:
 
 def _answer_fetch(pipe: Connection, request: dict[str, Any]) -> None:
     try:
-        for state in fetch(request["uri"], Path(request["into"])):
+        for progress in fetch(request["uri"], Path(request["into"])):
             _allow_cpu(request["cpu_s"])
-            _send(pipe, "fetched", columns=asdict(state))
+            _send(pipe, "fetched", columns=asdict(progress))
         _send(pipe, "end")
     except MediaError as error:
         _send(pipe, "error", code=error.code, what=error.what)

@@ -1,11 +1,11 @@
-"""List what lies under a raw input.
+"""List the files of a raw input as rows of `sources@1`.
 
-Every file gets a row, however odd its name or kind: what cannot be a video is refused later, with a
-row of its own, never by being overlooked. Local files have percent-encoded `file://` addresses, so
-that any name (newlines, bytes that are no UTF-8) is valid text and can be opened again.
+Every file gets a row, whatever its name or kind: ingest rejects what is no video, with a row of its
+own, so that no file disappears without a reason. Local files have percent-encoded `file://`
+addresses: any name (newlines, bytes that are no UTF-8) is then valid text and can be opened again.
 
-A video may be a link to anywhere: what is no video is refused by its content. A text may not leave
-the input, since any file's text would pass as a caption and be copied into the store.
+A video may be a link to a file elsewhere, because its content is checked before it is decoded. A
+caption may not: the text of any file that this user can read would be copied into the store.
 """
 
 import csv
@@ -40,7 +40,7 @@ _LABEL_COLUMNS |= {"licence", "license", "origin", "source"}
 
 @dataclass(frozen=True)
 class _File:
-    """One listed file: how it is named, and how its bytes are read if they are needed here."""
+    """One listed file, with a function that reads its bytes."""
 
     uri: str
     name: str
@@ -53,9 +53,9 @@ class _File:
 def list_sources(url: str) -> pa.Table:
     """List a raw input, sorted by uri.
 
-    Labels come from a `labels.csv` at its top (columns `file`, `label` and optionally `label_text`,
-    `split`, `group`, `licence` or `license`, `origin` or `source`), else from folder names;
-    captions also from small text files beside a video (`<stem>.txt`).
+    Labels come from `labels.csv` in its top folder (columns `file`, `label` and optionally
+    `label_text`, `split`, `group`, `licence` or `license`, `origin` or `source`), or else from
+    folder names. A small text file beside a video (`<stem>.txt`) is its caption.
 
     Args:
         url: folder path, `file://`, `s3://bucket/prefix` or `rendered://shapes?num_videos=..`.
@@ -64,15 +64,15 @@ def list_sources(url: str) -> pa.Table:
         Rows of `sources@1`.
 
     Raises:
-        ConfigError: nothing there, no permission, or a `labels.csv` that cannot be used.
+        ConfigError: the input is empty or unreadable, or `labels.csv` is invalid.
     """
-    if url.startswith("rendered://"):
+    if url.startswith(synthetic.SCHEME):
         rows = synthetic.list_synthetic(url)
     else:
         files = list(_list_s3(url) if url.startswith("s3://") else _list_folder(_folder(url)))
         rows = _rows(url, files)
     if not rows:
-        raise ConfigError(url, "no files", "point the input at a folder of videos")
+        raise ConfigError(url, "has no files", "give a folder with videos")
     rows.sort(key=lambda row: str(row["uri"]))
     contract = load_contract(SOURCES)
     return contract.conform(pa.Table.from_pylist(rows, contract.arrow_schema), url)
@@ -81,28 +81,31 @@ def list_sources(url: str) -> pa.Table:
 def _folder(url: str) -> Path:
     folder = Path(os.fsdecode(unquote_to_bytes(urlsplit(url).path)) if "://" in url else url)
     if "://" in url and not url.startswith("file://"):
-        raise ConfigError(url, "unknown kind of input", "a folder, file://, s3:// or rendered://")
+        hint = "use a folder, file://, s3:// or rendered://"
+        raise ConfigError(url, "unknown kind of input", hint)
     if not folder.exists():
         raise ConfigError(str(folder), "no such folder")
     if not folder.is_dir():
-        raise ConfigError(str(folder), "not a folder", "point the input at the folder around it")
+        raise ConfigError(str(folder), "not a folder", "give the folder that contains it")
     return folder.absolute()
 
 
 def _list_folder(root: Path) -> Iterator[_File]:
-    def refuse(error: OSError) -> None:
+    def fail(error: OSError) -> None:
         raise ConfigError(str(error.filename), error.strerror or str(error)) from error
 
-    for folder, subfolders, names in os.walk(root, onerror=refuse):
+    # without onerror, os.walk skips unreadable folders silently
+    for folder, subfolders, names in os.walk(root, onerror=fail):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        odd = [name for name in subfolders if Path(name).suffix.lower() in _VIDEO_SUFFIXES]
-        for name in (*names, *odd):
+        # a folder named like a video is listed, and rejected as no regular file
+        misnamed = [name for name in subfolders if Path(name).suffix.lower() in _VIDEO_SUFFIXES]
+        for name in (*names, *misnamed):
             if not name.startswith("."):
                 yield _local_file(root, Path(folder) / name)
 
 
 def _local_file(root: Path, path: Path) -> _File:
-    status = path.stat() if path.exists() else path.lstat()
+    status = path.stat() if path.exists() else path.lstat()  # of a broken link, the link itself
     is_regular = path.is_file()
     return _File(
         uri="file://" + quote(os.fsencode(path)),
@@ -115,18 +118,19 @@ def _local_file(root: Path, path: Path) -> _File:
 
 
 def _read_inside(root: Path, path: Path) -> bytes:
-    """Read a text of the input; refuse one that is a link out of it."""
+    """Read a text file of the input; fail if it is a link to a file outside."""
     real = path.resolve()
     if not real.is_relative_to(root.resolve()):
-        hint = "put the file itself there, or take the link away"
-        raise ConfigError(str(path), "is a link that leads out of the input folder", hint)
+        hint = "replace the link by the file, or remove it"
+        raise ConfigError(str(path), "is a link to a file outside the input folder", hint)
     return real.read_bytes()
 
 
 def _name(raw: bytes) -> str:
-    """Return a name as text that no other name has, since names are keys.
+    """Return a file name as text; different names give different texts, because names are keys.
 
-    Names that are no UTF-8 are escaped and get `./` in front, as no listed name has by itself.
+    Names that are not UTF-8 are escaped. They get the prefix `./`, which no listed name has, so
+    that the escaped form cannot equal the name of another file.
     """
     try:
         return raw.decode()
@@ -159,7 +163,7 @@ def _rows(url: str, files: list[_File]) -> list[dict[str, Any]]:
     ]
     unknown = set(labels) - {str(row["name"]) for row in rows}
     if unknown:
-        logger.warning("%s: %d labels without a file, such as %s", url, len(unknown), min(unknown))
+        logger.warning("%s: %d labels have no file, e.g. %s", url, len(unknown), min(unknown))
     return rows
 
 
@@ -187,17 +191,17 @@ def _row(file: _File, labels: dict[str, dict[str, str]], captions: "_Sidecars") 
 
 
 def _read_labels(url: str, files: list[_File]) -> dict[str, dict[str, str]]:
-    """Read the `labels.csv` at the top of the input, if there is one; empty cells are absent."""
+    """Read `labels.csv` from the top folder, if it exists; empty cells are left out."""
     for file in files:
         if file.name == LABELS:
             where = f"{url.rstrip('/')}/{LABELS}"
-            if not file.is_regular:  # a pipe would be read for ever
+            if not file.is_regular:  # reading a pipe would block forever
                 raise ConfigError(where, "not a regular file")
             try:
                 reader = csv.DictReader(io.StringIO(file.read().decode("utf-8-sig")), strict=True)
                 return dict(_label_lines(where, reader))
             except (UnicodeDecodeError, csv.Error) as error:
-                raise ConfigError(where, f"not a CSV file in UTF-8: {error}") from error
+                raise ConfigError(where, f"is not a CSV file in UTF-8: {error}") from error
             except OSError as error:
                 raise ConfigError(where, error.strerror or str(error)) from error
     return {}
@@ -205,18 +209,19 @@ def _read_labels(url: str, files: list[_File]) -> dict[str, dict[str, str]]:
 
 def _label_lines(where: str, reader: "csv.DictReader[str]") -> Iterator[tuple[str, dict[str, str]]]:
     if "file" not in (reader.fieldnames or ()):
-        raise ConfigError(where, "no column `file`", "its paths are relative to the input")
+        hint = "add it, with paths relative to the input folder"
+        raise ConfigError(where, "has no column `file`", hint)
     for line in reader:
         given = {key: text for key, text in line.items() if key in _LABEL_COLUMNS and text}
         if given.get("split", "train") not in {"train", "val"}:
-            what = f"line {reader.line_num}: split is {given['split']}"
-            raise ConfigError(where, what, "allowed: train, val")
+            what = f"line {reader.line_num}: split {given['split']} is unknown"
+            raise ConfigError(where, what, "use train or val")
         yield line["file"], given
 
 
 @dataclass(frozen=True)
 class _Sidecars:
-    """Captions in text files, by path without suffix, and the names of these files."""
+    """Captions from text files, by path without suffix, and the names of these files."""
 
     by_stem: dict[str, str]
     texts: frozenset[str]
@@ -241,14 +246,15 @@ def _stem(name: str) -> str:
 
 
 def _small_text(file: _File) -> str | None:
-    """Return the text of a caption file, None if it is something else under that name."""
+    """Return the text of a caption file, None if the file is no caption."""
     if not file.is_regular or file.size_bytes > _SIDECAR_BYTES:
         return None
     try:
         text = file.read().decode("utf-8-sig")
     except ConfigError as error:
-        logger.warning("%s; it is no caption", error)
+        logger.warning("%s; not used as a caption", error)
         return None
     except (UnicodeDecodeError, OSError):
         return None
+    # NUL bytes: a binary file that happens to decode
     return None if "\0" in text else " ".join(text.split())

@@ -1,13 +1,14 @@
-"""The synthetic corpus: tiny videos whose content is known exactly, drawn by our own code.
+"""The synthetic corpus: tiny rendered videos whose content is known exactly.
 
-The one idea: a scene is three words (shape, colour, motion) plus nuisance drawn from a seed
-(textured background, camera shake, size, start, speed), so a prompt says everything that matters
-and a generated video can be judged by arithmetic (`videoar.evaluation.synthetic`). Lengths are in
-frame sides and speeds in sides per second: any size and frame rate shows the same scene.
+A scene is three words (shape, colour, motion) plus nuisance parameters drawn from a seed (textured
+background, camera shake, size, start, speed). The prompt describes all that matters, so a generated
+video can be classified by arithmetic (`videoar.evaluation.synthetic`). Lengths are in frame sides
+and speeds in sides per second: any size and frame rate shows the same scene.
 
 The corpus `rendered://shapes?num_videos=N&seed=S` lists files of mixed containers, codecs, sizes
-and rates, some with a hard cut, a few broken on purpose. File i depends on (seed, i) alone, so a
-larger corpus begins with the smaller one. A file costs about 0.3 CPU-seconds, mostly its encoder.
+and rates, some with a hard cut, a few damaged on purpose. File i depends on (seed, i) alone, so a
+larger corpus begins with the smaller one. Rendering a file costs about 0.3 CPU-seconds, most of
+them in the encoder.
 """
 
 import itertools
@@ -27,6 +28,7 @@ from videoar.core.ids import digest_json, seed_from
 from videoar.media import transcode
 
 Frames = NDArray[np.uint8]
+SCHEME = "rendered://"
 
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {
@@ -40,12 +42,12 @@ COLOURS = {
 MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y), y down
 
 SCENE_S = 3.0
-"""Longest scene: over this time the figure stays inside the frame."""
-_RECIPE_VERSION = 1
-_RADII = (0.13, 0.17)
-_REACH = 1.25  # farthest point of any shape from its centre, in radii
+"""Longest scene: for this time the shape stays inside the frame."""
+_RECIPE_VERSION = 1  # raise it when equal seeds give other pixels
+_RADII = (0.13, 0.17)  # in frame sides
+_REACH = 1.25  # farthest point of any shape from its centre, in radii: the triangle's corners
 _SHAKE = 0.008
-_PATHS = (0.42, 0.52)  # way of the figure in SCENE_S
+_PATHS = (0.42, 0.52)  # distance that the shape moves in SCENE_S
 
 _FORMATS = (
     ("libx264", "mp4"),
@@ -56,14 +58,14 @@ _FORMATS = (
 )
 _RATES_FPS = (8.0, 12.0, 15.0, 24.0, 25.0, 30.0)
 _SIZES_PX = (64, 96, 128)
-_BROKEN_EVERY = 24
+_BROKEN_EVERY = 24  # a multiple of _VAL_EVERY: see `Entry.broken`
 _BROKEN = ("truncated", "empty", "text", "noise")
 _VAL_EVERY = 6
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One thing to draw: three words and the seed of everything else."""
+    """What to draw: three words, and a seed for everything else."""
 
     shape: str
     colour: str
@@ -82,7 +84,7 @@ _PROMPT = re.compile(
 
 
 def parse_prompt(text: str) -> Scene | None:
-    """Return the scene (seed 0) that a prompt asks for, None if it is not one of ours."""
+    """Return the scene (seed 0) of a prompt, None if it is no prompt of the corpus."""
     match = _PROMPT.fullmatch(" ".join(text.split()).rstrip("."))
     if match is None:
         return None
@@ -91,7 +93,7 @@ def parse_prompt(text: str) -> Scene | None:
 
 
 def held_out() -> tuple[Scene, ...]:
-    """Return the combinations, one per colour, that the corpus never shows."""
+    """Return the combinations, one per colour, that are not in the corpus."""
     motions = tuple(MOTIONS)
     return tuple(
         Scene(SHAPES[i % len(SHAPES)], colour, motions[i % len(motions)])
@@ -101,14 +103,14 @@ def held_out() -> tuple[Scene, ...]:
 
 @lru_cache(maxsize=1)
 def scenes() -> tuple[Scene, ...]:
-    """Return the combinations that the corpus shows, in a fixed order, seed 0."""
-    hidden = set(held_out())
+    """Return the combinations in the corpus, in a fixed order, with seed 0."""
+    excluded = set(held_out())
     every = (Scene(*words) for words in itertools.product(SHAPES, COLOURS, MOTIONS))
-    return tuple(scene for scene in every if scene not in hidden)
+    return tuple(scene for scene in every if scene not in excluded)
 
 
 def prompts() -> tuple[str, ...]:
-    """Return the prompts that the corpus shows."""
+    """Return the prompts of the corpus."""
     return tuple(scene.prompt for scene in scenes())
 
 
@@ -130,14 +132,17 @@ def coverage(
         outside = np.hypot(x, y) - radius
     elif shape == "square":
         outside = np.maximum(abs(x), abs(y)) - 0.886 * radius  # area of the circle
-    else:  # upward triangle, centroid at the origin, corners at _REACH radii
+    else:  # equilateral triangle, pointing up, centroid at the origin, corners at _REACH radii
         slope = math.sqrt(0.75) * abs(x) - 0.5 * y
         outside = np.maximum(slope, y + 0 * x) - _REACH / 2 * radius
     return np.asarray(np.clip(0.5 - outside, 0.0, 1.0))
 
 
 class _Nuisance:
-    """Everything about a scene that its prompt leaves open, drawn from its seed."""
+    """Parameters of a scene that its prompt does not describe, drawn from its seed.
+
+    The order of the draws is part of the recipe: a new one goes to the end.
+    """
 
     def __init__(self, scene: Scene) -> None:
         draw_from = np.random.default_rng(seed_from("rendered", _RECIPE_VERSION, scene.seed))
@@ -146,8 +151,8 @@ class _Nuisance:
         direction = np.array(MOTIONS[scene.motion], dtype=np.float64)
         self.speed_xy = direction * uniform(*_PATHS) / SCENE_S
         margin = _REACH * self.radius + _SHAKE
-        way = self.speed_xy * SCENE_S
-        self.start_xy = uniform(margin - np.minimum(way, 0), 1 - margin - np.maximum(way, 0))
+        path = self.speed_xy * SCENE_S
+        self.start_xy = uniform(margin - np.minimum(path, 0), 1 - margin - np.maximum(path, 0))
         self.shake_rate_hz = uniform(0.5, 1.2, 2)
         self.shake_phase = uniform(0, 2 * math.pi, 2)
         self.luma = uniform(80, 150)
@@ -163,17 +168,18 @@ class _Nuisance:
         return np.asarray(_SHAKE * np.sin(turns))
 
     def background(self, size_px: int, shift_xy: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the texture's grey values: plane waves, so that any sub-pixel shift is exact."""
+        """Return the luma of the texture: plane waves, so that sub-pixel shifts are exact."""
         grid = (np.arange(size_px) + 0.5) / size_px
         x = self.wave_xy[:, :1] * (grid - shift_xy[0])
         y = self.wave_xy[:, 1:] * (grid - shift_xy[1]) + self.wave_phase[:, None]
         height = self.wave_height[:, None]
         cosines, sines = (height * np.cos(y)).T @ np.cos(x), (height * np.sin(y)).T @ np.sin(x)
-        return np.asarray(self.luma + cosines - sines)  # cos(x + y)
+        # cos(x + y) = cos x cos y - sin x sin y: two products instead of a cosine per pixel
+        return np.asarray(self.luma + cosines - sines)
 
 
 def draw(scene: Scene, num_frames: int, size_px: int, rate_fps: float) -> Frames:
-    """Draw a scene from its beginning.
+    """Draw the first frames of a scene.
 
     Args:
         scene: what to draw.
@@ -185,7 +191,7 @@ def draw(scene: Scene, num_frames: int, size_px: int, rate_fps: float) -> Frames
         RGB frames [T, H, W, 3], uint8; equal arguments give equal bytes.
 
     Raises:
-        ValueError: the figure would leave the frame.
+        ValueError: the shape would leave the frame.
     """
     if (num_frames - 1) / rate_fps > SCENE_S:
         raise ValueError(f"{num_frames} frames at {rate_fps} fps last longer than {SCENE_S} s")
@@ -196,11 +202,11 @@ def draw(scene: Scene, num_frames: int, size_px: int, rate_fps: float) -> Frames
     for t in range(num_frames):
         shift_xy = nuisance.shake_xy(t / rate_fps)
         x, y = size_px * (nuisance.start_xy + nuisance.speed_xy * t / rate_fps + shift_xy)
-        grey = nuisance.background(size_px, shift_xy)
+        luma_hw = nuisance.background(size_px, shift_xy)
         alpha = coverage(
             scene.shape, pixel[None, :] - x, pixel[:, None] - y, nuisance.radius * size_px
         )[..., None]
-        frame = grey[..., None] + nuisance.tint_3
+        frame = luma_hw[..., None] + nuisance.tint_3
         frame += alpha * (colour_3 - frame)
         frames[t] = np.round(np.clip(frame, 0, 255))
     return frames
@@ -216,13 +222,14 @@ class Entry:
     @property
     def broken(self) -> str | None:
         """How the file is damaged, None for a good one."""
-        if self.index % _BROKEN_EVERY != _BROKEN_EVERY - 2:  # never among the val files
+        # val files have index 5 modulo 6, damaged ones 22 modulo 24: none is both
+        if self.index % _BROKEN_EVERY != _BROKEN_EVERY - 2:
             return None
         return _BROKEN[self.index // _BROKEN_EVERY % len(_BROKEN)]
 
     @property
     def format(self) -> tuple[str, str]:
-        """Codec and file suffix. Damage is done to MP4 files, whose index sits at the end."""
+        """Codec and file suffix. Damaged files are MP4: truncation removes the index at the end."""
         choice = seed_from("format", self.seed, self.index) % len(_FORMATS)
         return _FORMATS[0 if self.broken else choice]
 
@@ -238,7 +245,7 @@ class Entry:
 
     @property
     def cuts(self) -> tuple[Scene, ...]:
-        """The scenes of the file: one, or two of one prompt, so that its caption holds for both."""
+        """The scenes of the file: one, or two with the same prompt, which the caption describes."""
         block, place = divmod(self.index, len(scenes()))
         order = np.random.default_rng(seed_from("order", self.seed, block)).permutation(
             len(scenes())
@@ -260,7 +267,7 @@ class Entry:
         return np.concatenate(parts), rate_fps
 
     def row(self) -> dict[str, Any]:
-        """Return the file's row of `sources@1`; its size is unknown before it is drawn."""
+        """Return the row of `sources@1`; the size is 0, as it is unknown before encoding."""
         return {
             "uri": self.uri,
             "name": self.name,
@@ -277,54 +284,55 @@ class Entry:
 
 
 def _parameters(url: str, allowed: dict[str, int]) -> dict[str, int]:
-    """Read the whole-number parameters of a URL; defaults are given, nothing else is accepted."""
+    """Return the integer parameters of a URL, with `allowed` as names and defaults."""
     parts = urlsplit(url)
     if parts.scheme != "rendered" or parts.netloc != "shapes":
-        raise ConfigError(url, "no such synthetic corpus", "there is one: rendered://shapes")
+        raise ConfigError(url, "no such synthetic corpus", "use rendered://shapes")
     values = dict(allowed)
     for key, text in parse_qsl(parts.query, keep_blank_values=True):
         if key not in allowed:
             raise ConfigError(url, f"unknown parameter {key}", f"allowed: {', '.join(allowed)}")
         if not text.isascii() or not text.isdigit():
-            raise ConfigError(url, f"{key}={text} is not a whole number >= 0")
+            raise ConfigError(url, f"{key}={text} is not an integer >= 0")
         values[key] = int(text)
     return values
 
 
 def list_synthetic(url: str) -> list[dict[str, Any]]:
-    """List a synthetic corpus as rows of `sources@1`.
+    """Return the rows of `sources@1` of a synthetic corpus.
 
     Args:
         url: `rendered://shapes?num_videos=240&seed=0`; both parameters are optional.
 
     Returns:
-        Rows in order of their names; the first rows of a larger corpus are the smaller one.
+        Rows in order of their names; a larger corpus begins with the rows of a smaller one.
 
     Raises:
-        ConfigError: unknown corpus or parameter, or a value that is no whole number.
+        ConfigError: unknown corpus or parameter, or a value that is no integer.
     """
     given = _parameters(url, {"num_videos": 240, "seed": 0})
     if urlsplit(url).path not in {"", "/"} or given["num_videos"] == 0:
-        raise ConfigError(url, "no videos", "write rendered://shapes?num_videos=240&seed=0")
+        raise ConfigError(url, "has no videos", "use rendered://shapes?num_videos=240&seed=0")
     return [Entry(given["seed"], index).row() for index in range(given["num_videos"])]
 
 
 def entry(uri: str) -> Entry:
-    """Return the corpus entry behind the address of one file: the ground truth.
+    """Return the entry of a file by its address: the ground truth.
 
     Raises:
         ConfigError: not the address of a file of the corpus.
     """
     seed = _parameters(uri, {"seed": 0})["seed"]
     stem = Path(urlsplit(uri).path).stem
-    found = Entry(seed, int(stem)) if stem.isascii() and stem.isdigit() else None
-    if found is None or urlsplit(uri).path != f"/{found.name}":
+    result = Entry(seed, int(stem)) if stem.isascii() and stem.isdigit() else None
+    # an index determines its suffix: 000001.mp4 may exist where 000001.webm does not
+    if result is None or urlsplit(uri).path != f"/{result.name}":
         raise ConfigError(uri, "no such file in the synthetic corpus")
-    return found
+    return result
 
 
 def render_file(uri: str, into: Path) -> Path:
-    """Draw, encode and write one file of the corpus; the same bytes each time.
+    """Render one file of the corpus; the same bytes each time.
 
     Args:
         uri: address from `list_synthetic`.
@@ -336,17 +344,17 @@ def render_file(uri: str, into: Path) -> Path:
     Raises:
         ConfigError: not the address of a file of the corpus.
     """
-    wanted = entry(uri)
-    path = into / wanted.name
-    if wanted.broken == "empty":
+    file = entry(uri)
+    path = into / file.name
+    if file.broken == "empty":
         path.write_bytes(b"")
-    elif wanted.broken == "text":
-        path.write_text(f"{wanted.cuts[0].prompt}, they said, but this is no video.\n" * 20)
-    elif wanted.broken == "noise":
-        path.write_bytes(np.random.default_rng(wanted.index).bytes(20_000))
+    elif file.broken == "text":
+        path.write_text(f"{file.cuts[0].prompt}, they said, but this is no video.\n" * 20)
+    elif file.broken == "noise":
+        path.write_bytes(np.random.default_rng(file.index).bytes(20_000))
     else:
-        frames, rate_fps = wanted.frames()
-        transcode.encode(frames, path, rate_fps, codec=wanted.format[0])
-        if wanted.broken == "truncated":
+        frames, rate_fps = file.frames()
+        transcode.encode(frames, path, rate_fps, codec=file.format[0])
+        if file.broken == "truncated":
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     return path

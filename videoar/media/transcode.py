@@ -1,8 +1,10 @@
-"""Frames to video files: deterministic encoding through ffmpeg.
+"""Encode frames to video files through ffmpeg, deterministically.
 
-Equal frames give equal bytes on one build of ffmpeg: one thread, bit-exact flags, no metadata. A
-process start costs more than encoding a small clip, so `encode_clips` writes many clips with one
-process (one encoder each, so that a clip's bytes do not depend on its neighbours).
+Equal frames give equal bytes with the same build of ffmpeg: one thread, bit-exact flags, no
+metadata. Clips are stored by the digest of their bytes, so this is what makes a re-run idempotent.
+
+Starting a process costs more than encoding a small clip, so `encode_clips` encodes many clips with
+one process. Each has an encoder of its own: rate control must not carry over from other clips.
 """
 
 import itertools
@@ -31,7 +33,7 @@ CODEC_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "mpeg4": {},
     "mjpeg": {},
 }
-_QUANTIZER = {"mpeg4": "q:v", "mjpeg": "q:v"}  # these know no crf
+_QUANTIZER = {"mpeg4": "q:v", "mjpeg": "q:v"}  # encoders without the option crf
 _EXACT = {
     "threads": 1,
     "sws_flags": "accurate_rnd+bitexact",
@@ -50,14 +52,14 @@ def encode(
     crf: int = 12,
     pix_fmt: str = "yuv420p",
 ) -> None:
-    """Encode one clip; the container follows from the path's suffix.
+    """Encode one clip; the suffix of the path chooses the container.
 
     Args:
         frames_THWC: uint8 RGB; even height and width unless `pix_fmt` is yuv444p.
         path: file to write.
         rate_fps: frame rate.
         codec: a key of `CODEC_OPTIONS`.
-        crf: quality, smaller is better (quantizer for mpeg4 and mjpeg).
+        crf: quality, smaller is better (the quantizer for mpeg4 and mjpeg).
         pix_fmt: pixel format of the file.
     """
     _write([frames_THWC], [path], rate_fps, _settings(codec, crf, pix_fmt))
@@ -66,7 +68,7 @@ def encode(
 def encode_clips(clips_NTHWC: Sequence[np.ndarray], rate_fps: float, crf: int) -> list[bytes]:
     """Encode clips of one size as H.264 MP4 with a single process; return their bytes in order.
 
-    The header comes first in each file, so that a reader can start before the file has ended.
+    The index (`moov`) comes first in each file, so that a player can start before the file ends.
     """
     options = {**_settings("libx264", crf, "yuv420p"), "movflags": "+faststart"}
     with tempfile.TemporaryDirectory(prefix="videoar-") as folder:
@@ -78,7 +80,7 @@ def encode_clips(clips_NTHWC: Sequence[np.ndarray], rate_fps: float, crf: int) -
 def encode_stream(
     frames: Iterable[np.ndarray], path: Path, rate_fps: float, codec: str, quality: int
 ) -> None:
-    """Encode frames as they come, however many; see `encode`."""
+    """Encode any number of frames without holding them in memory; see `encode`."""
     frames = iter(frames)
     first = next(frames)
     graph = _raw_input(first, rate_fps).output(
@@ -90,7 +92,7 @@ def encode_stream(
 
 @lru_cache(maxsize=1)
 def tool_versions() -> Mapping[str, str]:
-    """Return the versions that the pixels and bytes of clips depend on.
+    """Return the versions of ffmpeg and PyAV, which pixels and bytes of clips depend on.
 
     Raises:
         ConfigError: ffmpeg is not installed.
@@ -109,7 +111,7 @@ def _settings(codec: str, crf: int, pix_fmt: str) -> dict[str, Any]:
 
 
 def _raw_input(frame_HWC: np.ndarray, rate_fps: float) -> "FilterableStream":
-    """Return the node of a graph that reads such frames from a pipe."""
+    """Return the input node of a graph that reads frames of this size from a pipe."""
     import ffmpeg
 
     height, width, _ = frame_HWC.shape
@@ -123,12 +125,13 @@ def _write(
 ) -> None:
     import ffmpeg
 
+    # all clips are one input stream; each output takes its range of frame numbers from it
     parts = _raw_input(clips[0][0], rate_fps).filter_multi_output("split", len(clips))
     ends = np.cumsum([len(clip) for clip in clips]).tolist()
     outputs = [
         parts[i]
         .filter("trim", start_frame=end - len(clip), end_frame=end)
-        .filter("setpts", "PTS-STARTPTS")
+        .filter("setpts", "PTS-STARTPTS")  # each file starts at time 0
         .output(f"file:{path}", vsync="passthrough", **options)
         for i, (clip, end, path) in enumerate(zip(clips, ends, paths, strict=True))
     ]

@@ -94,9 +94,9 @@ def test_a_text_that_is_a_link_stays_inside_the_input(tmp_path, caplog):
         assert captions == {"b.mp4": "a red ball", "texts/words": "texts"}
         assert {"a.txt", "c.txt"} < set(found)  # not overlooked: ingest will refuse them
         for name in ("a.txt", "c.txt"):
-            assert f"{top / name}: is a link that leads out of the input folder" in caplog.text
+            assert f"{top / name}: is a link to a file outside the input folder" in caplog.text
     (folder / "labels.csv").symlink_to(tmp_path / "secret")
-    with pytest.raises(ConfigError, match=r"labels\.csv: is a link that leads out of the input"):
+    with pytest.raises(ConfigError, match=r"labels\.csv: is a link to a file outside the input"):
         rows(folder)
     (folder / "labels.csv").unlink()
     (folder / "texts" / "all").write_text("file,label\na.mp4,ball\n")
@@ -124,7 +124,7 @@ def test_etag_follows_the_content(tmp_path):
     ("labels", "message"),
     [
         ("name,label\na,b\n", "no column `file`"),
-        ("file,split\na.mp4,test\n", "line 2: split is test"),
+        ("file,split\na.mp4,test\n", "line 2: split test is unknown"),
         (b"\xff\xfe", "not a CSV file in UTF-8"),
     ],
 )

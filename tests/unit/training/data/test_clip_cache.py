@@ -55,11 +55,13 @@ def test_clip_whose_source_does_not_respond_is_retried_not_skipped(store, code):
 
     def flaky(row):
         if is_down:
-            raise MediaError("//server/a.mp4", code, "no end after 300 s")
+            raise MediaError("//server/a.mp4", code, "exceeded the time limit of 300 s")
         return read(row)
 
     cached = ClipCache(flaky, [row])
-    with pytest.raises(TransientStorageError, match=rf"a\.mp4: {code}: no end after 300 s"):
+    with pytest.raises(
+        TransientStorageError, match=rf"a\.mp4: {code}: exceeded the time limit"
+    ):
         cached[0]
     is_down = False
     assert np.array_equal(cached[0], read(row))
