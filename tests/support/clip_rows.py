@@ -1,4 +1,4 @@
-"""Rows of clips@1 for tests: complete, good in every respect, and a snapshot of them."""
+"""Complete rows of clips@1 for tests, which every policy keeps, and snapshots of them."""
 
 import pyarrow as pa
 
@@ -11,7 +11,7 @@ from videoar.pipeline.stage import Output
 
 
 def clip_row(name="a", **change):
-    """Return a row that the default policy keeps, given floors in place of its percentiles.
+    """Return a row that the default policy keeps, with its percentiles replaced by numbers.
 
     Equal names give equal ids, hashes and addresses.
     """
@@ -59,7 +59,7 @@ def clip_row(name="a", **change):
 
 
 def stored(store, frames_NTHWC, crf=12):
-    """Store drawn clips at 8 fps; yield the columns that say where and what each one is."""
+    """Store clips at 8 fps; yield the columns that describe each object."""
     for data, frames in zip(encode_clips(frames_NTHWC, 8.0, crf), frames_NTHWC, strict=True):
         ref = store.put_object(data, ".mp4")
         yield {
@@ -74,7 +74,7 @@ def stored(store, frames_NTHWC, crf=12):
 
 
 def drawn_rows(store, scenes):
-    """Return a row per scene: 9 frames of 32 px, with a clip in the store behind it."""
+    """Return a row per scene: 9 frames of 32 px, with its clip in the store."""
     videos = stored(store, [draw(scene, 9, 32, 8.0) for scene in scenes])
     return [clip_row(str(i), **video) for i, video in enumerate(videos)]
 

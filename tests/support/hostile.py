@@ -1,8 +1,8 @@
-"""Hostile and awkward inputs for ingest, each with the ends that it may have.
+"""Hostile and unusual inputs for ingest, each with the outcomes that it may have.
 
-Everything is made here, by ffmpeg and by hand. A file that points at others points at `.canary.mp4`
-beside it: hidden, so never listed, and nothing may open it. Sizes are tiny: the danger is in what
-files claim and in what readers do with them.
+All files are generated here, by ffmpeg and from bytes. Files that refer to others refer to
+`.canary.mp4` beside them: it is hidden, so never listed, and nothing may open it. Sizes are tiny:
+the risk is in what headers claim and in what readers do with it.
 """
 
 import os
@@ -27,7 +27,7 @@ BAITS: dict[str, Sequence[str]] = {
     "dref-absolute.mov": ("-enable_drefs", "1", "-use_absolute_path", "1"),
     "dref-relative.mov": ("-enable_drefs", "1", "-use_absolute_path", "1"),
 }
-"""Names of files that do make a careless ffmpeg open the canary, and what makes it careless."""
+"""Files that make plain ffmpeg open the canary, and the options with which it does."""
 NAMES = (
     "-i -leading dash.mp4",
     "new\nline.mp4",
@@ -42,7 +42,7 @@ NAMES = (
     "back\\slash\ttab?query#fragment.mp4",
     "\u202egnitteser\r\x1b[31m.mp4",
     os.fsdecode(b"raw\xff\xfe.mp4"),
-    "raw\\xff\\xfe.mp4",  # looks like the one before once that is printed
+    "raw\\xff\\xfe.mp4",  # prints like the one before
 )
 
 
@@ -64,21 +64,21 @@ def video(path: Path, *options: object, picture: str = PICTURE, num_frames: int 
 
 
 def make(folder: Path) -> dict[str, set[str]]:
-    """Fill a folder; return for each name in it the codes, or `CLIPS`, that it may end with."""
+    """Fill a folder; return, by file name, the codes (or `CLIPS`) that it may end with."""
     ends: dict[str, set[str]] = {}
-    basis = video(folder / CANARY).read_bytes()
+    base = video(folder / CANARY).read_bytes()
     front = _front(folder / CANARY)
     for name, data, *allowed in (
-        *_pointers(folder, basis),
-        *_no_videos(basis),
-        *_cut_and_flipped(basis, front),
-        *_liars(folder, basis),
-        *_crowded(),
+        *_pointers(folder, base),
+        *_not_videos(base),
+        *_cut_and_flipped(base, front),
+        *_false_headers(folder, base),
+        *_many_tracks(),
     ):
         (folder / name).write_bytes(data)
         ends[name] = set(allowed)
     for i, name in enumerate(NAMES):
-        (folder / name).write_bytes(basis + _box(b"free", bytes([i])))  # no two files are equal
+        (folder / name).write_bytes(base + _box(b"free", bytes([i])))  # no two files are equal
         ends[name] = {CLIPS}
     return ends | _odd_files(folder) | _encoded(folder)
 
@@ -86,7 +86,7 @@ def make(folder: Path) -> dict[str, set[str]]:
 def repeated(path: Path, size: str, num_frames: int, times: int, then: str = "") -> Path:
     """Write a film of one colour, `times` as long as what is encoded: kilobytes for gigapixels.
 
-    With `then`, each repetition goes on in another size.
+    With `then`, each repetition continues in another size.
     """
     units = annex_b(size, num_frames) + (annex_b(then, num_frames) if then else b"")
     raw = path.with_name(path.name + ".h264")
@@ -118,8 +118,8 @@ def mutants(path: Path, count: int, seed: int) -> Iterator[bytes]:
 _Made = Iterator[tuple[object, ...]]
 
 
-def _pointers(folder: Path, basis: bytes) -> _Made:
-    """Files that name another file as their content."""
+def _pointers(folder: Path, base: bytes) -> _Made:
+    """Files that refer to another file for their content."""
     for kind, target in (("absolute", f"file://{folder}/{CANARY}"), ("relative", CANARY)):
         hls = f"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{target}\n#EXT-X-ENDLIST\n"
         yield f"hls-{kind}.mp4", hls.encode(), "PLAYLIST"
@@ -140,12 +140,12 @@ def _pointers(folder: Path, basis: bytes) -> _Made:
     yield "avisynth.mp4", f'DirectShowSource("{folder}/{CANARY}")\n'.encode(), "NOT_VIDEO"
     yield "vobsub.mp4", b"# VobSub index file, v7\nid: en, index: 0\n", "NOT_VIDEO"
     for kind, levels in (("absolute", 0), ("relative", 1)):
-        data = _external(basis, f"{folder}/{CANARY}", levels)
+        data = _external(base, f"{folder}/{CANARY}", levels)
         yield f"dref-{kind}.mov", data, "CORRUPT"
 
 
 def _external(mp4: bytes, target: str, levels: int) -> bytes:
-    """Make a QuickTime file take its pictures from another file, by a Macintosh alias."""
+    """Return a QuickTime file whose frames are in another file, by a Macintosh alias."""
     at = mp4.index(b"dref") - 4
     (size,) = struct.unpack_from(">I", mp4, at)
     path = target.encode() + b"\0" * (len(target) % 2)
@@ -161,13 +161,13 @@ def _external(mp4: bytes, target: str, levels: int) -> bytes:
     return bytes(data)
 
 
-def _no_videos(basis: bytes) -> _Made:
+def _not_videos(base: bytes) -> _Made:
     yield "empty.mp4", b"", "EMPTY"
     yield "text.mp4", b"just some words\n" * 50, "NOT_VIDEO"
     yield "random.avi", random.Random(7).randbytes(1 << 16), "NOT_VIDEO"
     yield "zeros.mp4", bytes(1 << 16), "NOT_VIDEO"
     yield "page.mp4", b"<html><title>403 Forbidden</title></html>\n", "NOT_VIDEO"
-    yield "head-only.mp4", basis[:32], "NOT_VIDEO"
+    yield "head-only.mp4", base[:32], "NOT_VIDEO"
     yield "archive.mp4", b"PK\x03\x04" + bytes(100), "CONTAINER_DENIED"
     yield "art.ans", b"\x1b[31m\xdb\xdb\x1b[0m\r\n" * 40, "CONTAINER_DENIED"
     for name, options in (
@@ -180,7 +180,7 @@ def _no_videos(basis: bytes) -> _Made:
 
 
 def _cut_and_flipped(back: bytes, front: bytes) -> _Made:
-    """Damage to a file with its index behind the pictures, and to one with it in front."""
+    """Damage to a file with its index after the frames, and to one with it before them."""
     for percent in (10, 30, 60, 90):
         yield f"cut{percent}-back.mp4", back[: len(back) * percent // 100], "NOT_VIDEO"
     start = front.index(b"mdat")
@@ -205,18 +205,18 @@ DAMAGE = ("CORRUPT", "TRUNCATED", "NOT_VIDEO", "TOO_LONG", "TOO_SHORT", "TOO_LAR
 DAMAGE += ("CODEC_DENIED", "NO_VIDEO_STREAM")
 
 
-def _liars(folder: Path, basis: bytes) -> _Made:
-    """Headers that do not say what the stream holds."""
+def _false_headers(folder: Path, base: bytes) -> _Made:
+    """Headers that contradict the stream."""
     big = repeated(folder / "bomb.mp4", "8192x8192", 2, 100).read_bytes()
     yield "bomb.mp4", big, "TOO_LARGE_DIM"
-    yield "claims-huge.mp4", _with_size(basis, 16384, 16384), CLIPS, "TOO_LARGE_DIM"
+    yield "claims-huge.mp4", _with_size(base, 16384, 16384), CLIPS, "TOO_LARGE_DIM"
     yield "claims-small.mp4", _with_size(big, 64, 48), "TOO_LARGE_DIM"
     grows = repeated(folder / "grows.ts", "64x48", 20, 1, then="128x96")
     yield "grows.ts", grows.read_bytes(), CLIPS
     grows = repeated(folder / "grows-huge.ts", "64x48", 2, 1, then="8192x8192")
     yield "grows-huge.ts", grows.read_bytes(), "TOO_LARGE_DIM"
-    yield "fast.mp4", _with_clock(basis, 2_000_000_000, 1), CLIPS
-    yield "slow.mp4", _with_clock(basis, 1, 512), "TOO_LONG"
+    yield "fast.mp4", _with_clock(base, 2_000_000_000, 1), CLIPS
+    yield "slow.mp4", _with_clock(base, 1, 512), "TOO_LONG"
 
 
 def _with_size(mp4: bytes, width: int, height: int) -> bytes:
@@ -234,8 +234,8 @@ def _with_clock(mp4: bytes, ticks_per_s: int, ticks_per_frame: int) -> bytes:
     return bytes(data)
 
 
-def _crowded() -> _Made:
-    """A Matroska file with more tracks than anybody needs, and no picture."""
+def _many_tracks() -> _Made:
+    """A Matroska file with very many tracks and no frame."""
     for count in (900, 20_000):
         entry = b"\xd7\x81\x01\x73\xc5\x81\x01\x83\x81\x01\x86\x86V_MJPG"
         tracks = _ebml(b"\x16\x54\xae\x6b", _ebml(b"\xae", entry) * count)
@@ -249,7 +249,7 @@ def _ebml(name: bytes, content: bytes) -> bytes:
 
 
 def _odd_files(folder: Path) -> dict[str, set[str]]:
-    """What has a video's name and is no file."""
+    """Entries named like a video that are no regular files."""
     os.mkfifo(folder / "pipe.mp4")
     (folder / "device.mp4").symlink_to("/dev/zero")
     (folder / "directory.mp4").mkdir()
@@ -265,7 +265,7 @@ def _odd_files(folder: Path) -> dict[str, set[str]]:
 
 
 def _encoded(folder: Path) -> dict[str, set[str]]:
-    """Correct files that are rare: what ffmpeg can be asked for."""
+    """Valid but rare files that ffmpeg can write."""
     x264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p")
     canary = folder / CANARY
     video(folder / "one-frame.mp4", num_frames=1)
@@ -340,7 +340,7 @@ def _times(expression: str) -> tuple[str, ...]:
 
 
 def _gab2(folder: Path) -> None:
-    """Make an AVI whose subtitles are a playlist: an old way to have a reader open other files."""
+    """Make an AVI whose subtitles are a playlist: readers may open the files that it names."""
     playlist = f"#EXTM3U\n#EXTINF:9,\nfile://{folder}/{CANARY}\n#EXT-X-ENDLIST\n".encode()
     (folder / ".words.raw").write_bytes(
         b"GAB2\0" + struct.pack("<HIHI", 2, 0, 0, len(playlist)) + playlist

@@ -1,6 +1,6 @@
-"""One worker of an ingest that several processes do together on one store, and its commit.
+"""One of several worker processes that ingest into one store, and its commit.
 
-It stands in a module of its own so that a fork server can import it once for all workers.
+A separate module, so that a fork server imports it once for all workers.
 """
 
 import os
@@ -33,12 +33,12 @@ def make_task(store, snapshot, **options):
     )
 
 
-def work(task: StageTask, place: float, crash_at: str) -> None:
-    """Run all shards from a place (0 to 1) in their list on, then commit: as the runner does."""
-    os.environ["VIDEOAR_CRASH_AT"] = crash_at  # nothing has read the environment before
+def work(task: StageTask, position: float, crash_at: str) -> None:
+    """Run all shards from a position (0 to 1) of their list, then commit like the runner."""
+    os.environ["VIDEOAR_CRASH_AT"] = crash_at  # before settings are read and cached
     worker = ShardWorker(task)
     shards = list(worker.stage.shards(worker.inputs))
-    first = int(place * len(shards))
+    first = int(position * len(shards))
     for shard in (*shards[first:], *shards[:first]):
         worker(shard)
     record = merge([worker(shard) for shard in shards])
@@ -47,8 +47,8 @@ def work(task: StageTask, place: float, crash_at: str) -> None:
         run_id=task.run_id, pipeline="test", stage="clips", fingerprint=task.fingerprint,
         code_version="test",
     )  # fmt: skip
-    refused = worker.store.dataset("clips.rejects", REJECTS)
-    rejects = refused.commit(record.rejects, provenance, {}).id
+    rejected = worker.store.dataset("clips.rejects", REJECTS)
+    rejects = rejected.commit(record.rejects, provenance, {}).id
     crash_point("rejects-committed")
     dataset = worker.store.dataset("clips", "clips@1")
     dataset.commit(record.files, provenance, record.metrics, rejects)
@@ -56,7 +56,7 @@ def work(task: StageTask, place: float, crash_at: str) -> None:
 
 
 def run_workers(task: StageTask, places: Sequence[float], crash_at: str = "") -> list[int | None]:
-    """Run workers at once, every second one with a crash point; return their exit codes."""
+    """Run workers concurrently, every second one with a crash point; return their exit codes."""
     processes = [
         _CONTEXT.Process(target=work, args=(task, place, "" if i % 2 else crash_at))
         for i, place in enumerate(places)

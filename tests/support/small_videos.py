@@ -1,4 +1,4 @@
-"""A folder of small drawn videos, and the two stages that curate it, in this process."""
+"""Small rendered videos, and a pipeline of ingest and filter that runs in this process."""
 
 import hashlib
 from itertools import count
@@ -18,7 +18,7 @@ from videoar.storage.store import Store
 def draw(
     path: Path, seed: int, num_frames: int = 20, height_px: int = 64, width_px: int = 64
 ) -> None:
-    """Write a video of noise that moves sideways; every seed another one."""
+    """Write a video of noise that moves sideways, different for every seed."""
     shape = (height_px // 8, 3 * width_px // 8, 3)
     cells = np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
     wide = cells.repeat(8, 0).repeat(8, 1)
@@ -27,7 +27,7 @@ def draw(
 
 
 def address(folder: Path, stem: str, per_shard: int, *, ends_shard: bool) -> Path:
-    """Name a video whose address ends a shard of that mean size, or one whose does not."""
+    """Return a path whose address ends a shard of that mean size, or one that does not."""
     paths = (folder / f"{stem}-{k}.mp4" for k in count())
     return next(path for path in paths if (seed_from(path.as_uri()) % per_shard == 0) == ends_shard)
 
@@ -50,7 +50,7 @@ def run(store: Store, doc: dict) -> Run:
     return Execution(parse_pipeline(doc, "p.yaml"), store, InlineEngine()).run()
 
 
-def shards(made: Run, stage: str = "clips") -> tuple[int, int, int]:
+def shards(finished: Run, stage: str = "clips") -> tuple[int, int, int]:
     """Return how many shards were planned, cached and done."""
-    counts = made.stage(stage).shards
+    counts = finished.stage(stage).shards
     return counts.planned, counts.cached, counts.done

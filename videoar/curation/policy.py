@@ -125,7 +125,7 @@ class Policy(Frozen):
         """The bounds that need a profile."""
         return {name: value for name, value in self if isinstance(value, str)}
 
-    def resolve(self, profile: Mapping[str, Sequence[float]] | None = None) -> Bounds:
+    def resolve_percentiles(self, profile: Mapping[str, Sequence[float]] | None = None) -> Bounds:
         """Replace percentiles by numbers.
 
         Args:

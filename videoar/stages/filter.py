@@ -127,7 +127,7 @@ class FilterStage(ReduceStage[FilterConfig]):
         clips = inputs["clips"]
         if not clips.files:
             raise GateError("filter", "the input has no clips", "see the rejects of ingest")
-        bounds = self.config.resolved.resolve(_percentiles(inputs.get("profile")))
+        bounds = self.config.resolved.resolve_percentiles(_percentiles(inputs.get("profile")))
         rules = _PolicyOnFiles(
             clips, bounds, needs_embedding=self.config.dedup_semantic is not None
         )

@@ -1,4 +1,4 @@
-"""Duplicates: the fast way gives what the obvious one gives, for any order and any partitioning."""
+"""Duplicates: the joins give the same as comparing all pairs, for any order and partitioning."""
 
 import random
 from functools import partial
@@ -45,7 +45,7 @@ def find(clips, files=1, mask=0):
 
 
 def reference(clips, mask):
-    """Compare every clip with every kept one, the best first."""
+    """Compare every clip with every kept one, best first: the slow reference."""
     kept, found = [], {}
     for one in sorted(clips, key=_rank):
         copies = [k for k in kept if k["clip_id"] == one["clip_id"]]
@@ -75,7 +75,7 @@ def is_near(a, b, mask):
     st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 7), st.sampled_from([0, MIRROR])
 )
 @settings(deadline=None, max_examples=100)
-def test_equals_the_obvious_way(seed, count, files, mask):
+def test_result_equals_comparing_all_pairs(seed, count, files, mask):
     draw = random.Random(seed)
     centres = [[draw.getrandbits(64) - 2**63 for _ in range(3)] for _ in range(3)]
     centres += [[h ^ MIRROR for h in hashes] for hashes in centres[:2]]
@@ -97,7 +97,7 @@ def test_equals_the_obvious_way(seed, count, files, mask):
     assert find(clips, files, mask) == expected
 
 
-def test_the_best_is_kept_in_any_order():
+def test_best_clip_is_kept_in_any_order():
     near = [h ^ 0b111 for h in BASE]
     clips = [
         clip("small", near, src_width_px=160),
@@ -117,7 +117,7 @@ def test_the_best_is_kept_in_any_order():
         assert find(clips, files=1 + seed) == expected
 
 
-def test_mirrored_copies_are_found_on_demand_and_apart_from_near_ones():
+def test_mirrored_copies_are_found_only_with_the_mask():
     scene = scenes()[0]
     frames = draw(scene, 3, 64, 8.0)
     plain, turned = phash(frames), phash(frames[:, :, ::-1])
@@ -142,7 +142,7 @@ def test_mirrored_copies_are_found_on_demand_and_apart_from_near_ones():
     assert pairs(MIRROR) == {(0, 1)}
 
 
-def test_a_chain_loses_only_its_middle():
+def test_chain_loses_only_its_middle():
     steps = [0, (1 << HAMMING) - 1, (1 << 2 * HAMMING) - 1]
     chain = [clip(n, [h ^ s for h in BASE]) for n, s in zip("bac", steps, strict=True)]
     ranked = [{**c, "src_width_px": w} for c, w in zip(chain, (900, 500, 700), strict=True)]
@@ -150,7 +150,7 @@ def test_a_chain_loses_only_its_middle():
 
 
 @pytest.mark.parametrize("files", [1, 3, 5])
-def test_close_embeddings_do_not_depend_on_blocks(files):
+def test_semantic_pairs_do_not_depend_on_blocks(files):
     noise = np.random.default_rng(0)
     vectors = np.repeat(noise.standard_normal((12, 32)), 5, axis=0)
     vectors = (vectors + 0.2 * noise.standard_normal(vectors.shape)).astype(np.float32)
@@ -172,7 +172,7 @@ def test_close_embeddings_do_not_depend_on_blocks(files):
     assert wanted
 
 
-def test_semantic_links_come_last_among_reasons():
+def test_semantic_is_the_last_reason():
     rows = {0: clip("a", BASE), 1: clip("b", BASE), 2: clip("c", BASE)}
     rows[3] = clip("d", BASE)
     found = pick_representatives(rows, [(0, 1)], [(0, 1), (0, 3)], [(0, 1), (0, 2), (0, 3)])

@@ -1,4 +1,4 @@
-"""Verdicts are pure; policies are files whose mistakes are all named."""
+"""Policies: reasons per bound, percentiles, and all mistakes of a file at once."""
 
 import pytest
 
@@ -44,32 +44,32 @@ def test_each_bound_gives_its_reason(change, reason):
     assert reason in REASONS
 
 
-def test_bounds_that_are_off_need_no_score():
-    bounds = Policy(min_luma=16).resolve()
+def test_disabled_bounds_need_no_score():
+    bounds = Policy(min_luma=16).resolve_percentiles()
     assert evaluate({**GOOD, "motion_mean": None, "expected_frames": None}, bounds) == []
 
 
-def test_a_container_that_announces_no_length_breaks_no_promise():
+def test_container_without_announced_frames_is_not_truncated():
     assert evaluate({**GOOD, "expected_frames": None}, BOUNDS) == []
 
 
-def test_percentiles_are_those_of_the_profile():
+def test_percentiles_are_resolved_from_the_profile():
     policy = parse_policy({"min_motion": "p02", "max_luma": 200}, "x")
     assert policy.percentiles == {"min_motion": "p02"}
-    bounds = policy.resolve({"motion_mean": [i / 10 for i in range(101)]})
+    bounds = policy.resolve_percentiles({"motion_mean": [i / 10 for i in range(101)]})
     assert (bounds["min_motion"], bounds["max_luma"], bounds["min_blur"]) == (0.2, 200, None)
     for profile in (None, {}, {"motion_mean": []}):
         with pytest.raises(ConfigError, match=r"min_motion: p02 needs a profile.*type profile"):
-            policy.resolve(profile)
+            policy.resolve_percentiles(profile)
 
 
-def test_shipped_policies_name_only_bounds_and_permissive_needs_no_profile():
+def test_shipped_policies_are_valid_and_permissive_needs_no_profile():
     assert policy_names() == ["default", "permissive"]
     assert read_policy("default").percentiles == {"min_motion": "p02", "min_blur": "p02"}
     assert read_policy("permissive").percentiles == {}
 
 
-def test_all_mistakes_of_a_file_are_named_at_once(tmp_path):
+def test_invalid_policy_file_lists_all_mistakes(tmp_path):
     path = tmp_path / "my.yaml"
     path.write_text("min_motoin: 1\nmax_luma: bright\nmin_duration_s: p02\nmin_blur: true\n")
     with pytest.raises(ConfigError) as error:
@@ -93,7 +93,7 @@ def test_all_mistakes_of_a_file_are_named_at_once(tmp_path):
         ("list.yaml", "not a mapping .bounds such as"),
     ],
 )
-def test_a_policy_that_cannot_be_read_says_why(tmp_path, monkeypatch, name, text):
+def test_unreadable_policy_is_a_config_error(tmp_path, monkeypatch, name, text):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "twice.yaml").write_text("min_luma: 1\nmin_luma: 2\n")
     (tmp_path / "list.yaml").write_text("- min_luma\n")

@@ -1,4 +1,4 @@
-"""Reading ahead: in order, with a bound, one source to one lane, errors where they belong."""
+"""Prefetch of clips: order, bounds, assignment of sources to reader slots, errors."""
 
 import io
 import threading
@@ -15,13 +15,13 @@ from videoar.media.decode import decode_clip
 from videoar.storage.store import open_store
 
 
-def test_no_more_than_the_depth_is_begun_ahead():
-    begun = []
+def test_prefetch_starts_no_more_than_depth_items_ahead():
+    started = []
     for taken, (item, double) in enumerate(
-        prefetch(lambda n: begun.append(n) or 2 * n, range(9), 3)
+        prefetch(lambda n: started.append(n) or 2 * n, range(9), 3)
     ):
         assert (item, double) == (taken, 2 * taken)
-        assert len(begun) == min(9, taken + 4)
+        assert len(started) == min(9, taken + 4)
     assert list(prefetch(str, [], 3)) == []
 
 
@@ -30,27 +30,27 @@ def store(tmp_path):
     return open_store(tmp_path.as_uri())
 
 
-def test_clips_come_in_order_and_a_damaged_one_is_refused(store):
+def test_clips_are_in_order_and_a_damaged_one_is_rejected(store):
     rows = shape_rows(store, SHAPES * 2)
     rows[3]["video_key"] = store.put_object(b"no clip", ".mp4").key
-    refused = []
-    read = list(ClipPrefetcher(store.objects, 3).each(rows, "tokenize", refused, 2))
+    rejected = []
+    read = list(ClipPrefetcher(store.objects, 3).each(rows, "tokenize", rejected, 2))
     assert [row["clip_id"] for row, _ in read] == [r["clip_id"] for r in rows if r is not rows[3]]
     assert [frames.shape for _, frames in read] == [
         (*shape, 3) for i, shape in enumerate(SHAPES * 2) if i != 3
     ]
-    (reject,) = refused
+    (reject,) = rejected
     assert (reject["item_id"], reject["reasons"]) == (rows[3]["clip_id"], ["CORRUPT"])
 
 
-def test_a_missing_object_is_no_finding_about_a_clip(store):
+def test_missing_object_raises_instead_of_rejecting_the_clip(store):
     (row,) = shape_rows(store, SHAPES[:1])
     row["video_key"] = "objects/gone.mp4"
     with pytest.raises(StorageError, match="gone"):
         list(ClipPrefetcher(store.objects, 1).each([row], "tokenize", [], 2))
 
 
-def test_references_of_a_source_keep_to_a_slot_and_clips_go_round(store):
+def test_references_of_a_source_share_a_slot_and_clips_alternate(store):
     seen = [[] for _ in range(4)]
 
     def slots():
@@ -71,7 +71,7 @@ def test_references_of_a_source_keep_to_a_slot_and_clips_go_round(store):
     assert [len(mine) for mine in seen] == [4, 4, 4, 4]
 
 
-def test_slots_read_at_the_same_time(store):
+def test_slots_read_concurrently(store):
     meeting = threading.Barrier(2, timeout=10)  # breaks unless both slots are in it at once
 
     class Objects:
@@ -80,12 +80,12 @@ def test_slots_read_at_the_same_time(store):
             raise MediaError(key, "CORRUPT", "met")
 
     rows = shape_rows(store, SHAPES[:1] * 4)
-    refused = []
-    assert not list(ClipPrefetcher(Objects(), 2).each(rows, "s", refused, 2))
-    assert {reject["detail"] for reject in refused} == {"met"}
+    rejected = []
+    assert not list(ClipPrefetcher(Objects(), 2).each(rows, "s", rejected, 2))
+    assert {reject["detail"] for reject in rejected} == {"met"}
 
 
-def test_pixels_are_those_of_each_frame_by_itself(store):
+def test_pixels_equal_those_of_frames_converted_one_by_one(store):
     for row in shape_rows(store, SHAPES):
         data = store.objects.get(row["video_key"])
         with av.open(io.BytesIO(data)) as container:

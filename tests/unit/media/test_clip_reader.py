@@ -1,4 +1,4 @@
-"""A clip is read the same from the store and from its source, and never from another source."""
+"""A clip has the same frames read from the store and from its source, and from no other source."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def rate_fps(request):
         ("a.mov", {"codec": "mjpeg", "crf": 3, "pix_fmt": "yuvj420p"}),
     ],
 )
-def test_references_give_the_frames_that_were_scanned(tmp_path, name, options, rate_fps):
+def test_reference_returns_the_frames_of_the_scan(tmp_path, name, options, rate_fps):
     (tmp_path / "in").mkdir()
     path = write(tmp_path / "in" / name, shot(90), **options)
     plan = ScanPlan(size_px=48, num_frames=9, find_shots=False, rate_fps=rate_fps)
@@ -46,7 +46,7 @@ def test_references_give_the_frames_that_were_scanned(tmp_path, name, options, r
     read.close()
 
 
-def test_references_give_the_same_frames_at_any_size(tmp_path):
+def test_reference_returns_the_same_frames_at_any_size(tmp_path):
     (tmp_path / "in").mkdir()
     plain = write(tmp_path / "plain.mp4", shot(20, size=(72, 128)))
     ffmpeg("-i", plain, "-c", "copy", "-metadata:s:v", "rotate=90", tmp_path / "in" / "turned.mp4")
@@ -70,7 +70,7 @@ def test_references_give_the_same_frames_at_any_size(tmp_path):
 
 
 @pytest.mark.parametrize("size_px", [48, [[32, 56]]], ids=["square", "wide"])
-def test_stored_clips_and_references_show_the_same(tmp_path, size_px):
+def test_stored_clip_and_reference_have_the_same_frames(tmp_path, size_px):
     (tmp_path / "in").mkdir()
     write(tmp_path / "in" / "a.mp4", shot(40))
     found = {}
@@ -91,7 +91,7 @@ def test_stored_clips_and_references_show_the_same(tmp_path, size_px):
         assert np.abs(stored.astype(int) - referenced).mean() < 8
 
 
-def test_a_source_that_changed_or_went_is_refused(tmp_path):
+def test_changed_or_missing_source_is_rejected(tmp_path):
     (tmp_path / "in").mkdir()
     path = write(tmp_path / "in" / "a.mp4", shot(40))
     store = open_store((tmp_path / "store").as_uri())

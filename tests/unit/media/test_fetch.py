@@ -1,4 +1,4 @@
-"""Fetching ends, whatever the drive or the server does, and names a source by all of its bytes."""
+"""A fetch ends in time whatever drive or server do, and identifies a source by all of its bytes."""
 
 import fcntl
 import hashlib
@@ -27,8 +27,8 @@ WALL_S = 1.5
 
 @contextmanager
 def stuck(path):
-    """Make every other process that opens a file wait in the kernel, as a dead drive would."""
-    before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # sent when somebody asks for the file
+    """Block every other process that opens a file in the kernel, as an unreachable drive does."""
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # sent when another process opens it
     with path.open("rb+") as file:
         fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
         try:
@@ -49,9 +49,9 @@ def endpoint(monkeypatch, url):
 
 
 @pytest.fixture
-def scanner():
-    with SandboxedDecoder(ScanPlan(), Limits(wall_s=WALL_S, cpu_s=20)) as scanner:
-        yield scanner
+def decoder():
+    with SandboxedDecoder(ScanPlan(), Limits(wall_s=WALL_S, cpu_s=20)) as decoder:
+        yield decoder
 
 
 @pytest.fixture
@@ -60,27 +60,27 @@ def into(tmp_path):
     return tmp_path / "into"
 
 
-def timed_out(scanner, uri, into):
-    begun = time.monotonic()
+def timed_out(decoder, uri, into):
+    start = time.monotonic()
     with pytest.raises(MediaError) as error:
-        scanner.fetch(uri, into)
+        decoder.fetch(uri, into)
     assert error.value.code == "TIMEOUT"
     assert "exceeded the time limit of 1.5 s" in error.value.what
-    return time.monotonic() - begun
+    return time.monotonic() - start
 
 
-def test_a_file_that_never_answers_is_left_and_the_next_one_read(scanner, into, tmp_path):
+def test_blocked_file_times_out_and_the_next_fetch_succeeds(decoder, into, tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"x" * 10)
-    scanner.fetch(path.as_uri(), into)  # starts the child, so that only waiting is measured
+    decoder.fetch(path.as_uri(), into)  # starts the child, which is not to be measured
     (into / "source").unlink()
     with stuck(path):
-        assert WALL_S <= timed_out(scanner, path.as_uri(), into) < WALL_S + 1
+        assert WALL_S <= timed_out(decoder, path.as_uri(), into) < WALL_S + 1
     (into / "source").unlink()
-    assert scanner.fetch(path.as_uri(), into)[1] == hashlib.sha256(b"x" * 10).hexdigest()
+    assert decoder.fetch(path.as_uri(), into)[1] == hashlib.sha256(b"x" * 10).hexdigest()
 
 
-def test_the_stage_quarantines_it_and_goes_on(tmp_path):
+def test_blocked_file_is_rejected_and_the_stage_continues(tmp_path):
     (tmp_path / "in").mkdir()
     for seed, name in enumerate("ab"):
         draw(tmp_path / "in" / f"{name}.mp4", seed)
@@ -94,43 +94,43 @@ def test_the_stage_quarantines_it_and_goes_on(tmp_path):
     assert row["retryable"]
 
 
-def test_a_server_that_accepts_and_says_nothing(into, monkeypatch):
+def test_silent_server_times_out(into, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         with (
             endpoint(monkeypatch, url),
-            SandboxedDecoder(ScanPlan(), Limits(wall_s=WALL_S, cpu_s=20)) as scanner,
+            SandboxedDecoder(ScanPlan(), Limits(wall_s=WALL_S, cpu_s=20)) as decoder,
         ):
-            assert timed_out(scanner, "s3://bucket/a.mp4", into) < 30  # with the child's start
+            assert timed_out(decoder, "s3://bucket/a.mp4", into) < 30  # with the child's start
 
 
-def test_a_server_that_is_not_there_is_asked_again_later(into, monkeypatch):
+def test_unreachable_server_is_a_transient_error(into, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with (
         endpoint(monkeypatch, "http://127.0.0.1:9"),
-        SandboxedDecoder(ScanPlan(), Limits(wall_s=20, cpu_s=20)) as scanner,
+        SandboxedDecoder(ScanPlan(), Limits(wall_s=20, cpu_s=20)) as decoder,
         pytest.raises(TransientStorageError, match="does not respond"),
     ):
-        scanner.fetch("s3://bucket/a.mp4", into)
+        decoder.fetch("s3://bucket/a.mp4", into)
 
 
-def test_objects_come_in_pieces_or_are_refused(into, moto_server, monkeypatch):
+def test_object_is_streamed_and_a_missing_one_is_rejected(into, moto_server, monkeypatch):
     data = os.urandom(3 << 20) + b"end"
     S3ObjectStore(moto_server.bucket, "", moto_server.endpoint).put("a b.mp4", data)
     with (
         endpoint(monkeypatch, moto_server.endpoint),
-        SandboxedDecoder(ScanPlan(), Limits(wall_s=20, cpu_s=20)) as scanner,
+        SandboxedDecoder(ScanPlan(), Limits(wall_s=20, cpu_s=20)) as decoder,
     ):
-        path, sha256 = scanner.fetch(f"s3://{moto_server.bucket}/a%20b.mp4", into)
+        path, sha256 = decoder.fetch(f"s3://{moto_server.bucket}/a%20b.mp4", into)
         assert path.read_bytes() == data
         assert sha256 == hashlib.sha256(data).hexdigest()
         for uri in (f"s3://{moto_server.bucket}/gone.mp4", "s3://no-such-bucket/a.mp4"):
             with pytest.raises(MediaError) as error:
-                scanner.fetch(uri, into)
+                decoder.fetch(uri, into)
             assert error.value.code == "IO_PERMANENT"
 
 
-def test_a_big_source_shows_that_it_is_alive(into, tmp_path):
+def test_large_source_reports_progress(into, tmp_path):
     with (tmp_path / "a.mp4").open("wb") as file:
         file.truncate(5 << 20)
     *reports, last = fetch((tmp_path / "a.mp4").as_uri(), into, report_bytes=2 << 20)
@@ -139,10 +139,10 @@ def test_a_big_source_shows_that_it_is_alive(into, tmp_path):
     assert not any(report.sha256 for report in reports)
 
 
-def test_the_deadline_grows_with_the_source(into, tmp_path):
+def test_deadline_restarts_with_each_report(into, tmp_path):
     with (tmp_path / "a.mp4").open("wb") as file:
         file.truncate(4 << 30)  # sparse: seconds of hashing, no disk space
-    with SandboxedDecoder(ScanPlan(), Limits(wall_s=1.5, cpu_s=2)) as scanner:
-        begun = time.monotonic()
-        scanner.fetch((tmp_path / "a.mp4").as_uri(), into)
-        assert time.monotonic() - begun > 1.5
+    with SandboxedDecoder(ScanPlan(), Limits(wall_s=1.5, cpu_s=2)) as decoder:
+        start = time.monotonic()
+        decoder.fetch((tmp_path / "a.mp4").as_uri(), into)
+        assert time.monotonic() - start > 1.5

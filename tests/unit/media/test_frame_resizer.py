@@ -1,4 +1,4 @@
-"""Pictures of frames: of the size nearest in shape, the middle of the whole, upright."""
+"""RGB frames at clip size: nearest shape, centre of the frame, upright."""
 
 import av
 import numpy as np
@@ -26,20 +26,20 @@ ROUNDING = 5  # levels: half a pixel of a small picture, where places are rounde
         (900, 10, TALL),
     ],
 )
-def test_the_nearest_shape_is_taken(height, width, size):
+def test_nearest_shape_is_chosen(height, width, size):
     assert nearest_size(SIZES, height, width) == size
 
 
 @pytest.mark.parametrize(
     "sizes", [(WIDE, TALL), (TALL, WIDE), ((84, 48), WIDE), ((26, 14), (7, 13))]
 )
-def test_of_equally_near_shapes_the_first_is_taken(sizes):
+def test_first_of_equally_near_shapes_is_chosen(sizes):
     for side in (3, 77, 480):
         assert nearest_size(sizes, side, side) == sizes[0]
 
 
 def smooth(height, width):
-    """Draw waves, which a shift by a pixel hardly changes."""
+    """Return waves, which a shift by one pixel hardly changes."""
     y, x = np.mgrid[:height, :width] / max(height, width)
     waves = [np.sin(5 * x + 2 * y), np.cos(4 * y - 2 * x), np.sin(4 * x * y + 2)]
     return np.round(127 + 100 * np.stack(waves, axis=-1)).astype(np.uint8)
@@ -50,7 +50,7 @@ def frame_of(height, width, form="yuv420p"):
 
 
 def covered(frame, size, pixel_aspect=1.0):
-    """Resize all of an upright frame to cover a size, then cut out the middle: slow and obvious."""
+    """Resize a whole upright frame to cover a size, then crop its centre: the slow reference."""
     height, width = size
     scale = max(width / (frame.width * pixel_aspect), height / frame.height)
     wide, high = round(frame.width * pixel_aspect * scale), round(frame.height * scale)
@@ -64,7 +64,7 @@ def covered(frame, size, pixel_aspect=1.0):
 @pytest.mark.parametrize("pixel_aspect", [1.0, 4 / 3, 0.5])
 @pytest.mark.parametrize("size", [*SIZES, (16, 64), (200, 300)])
 @pytest.mark.parametrize("source", [(240, 426), (426, 240), (121, 161), (96, 96)])
-def test_a_picture_is_the_middle_of_the_whole(source, size, pixel_aspect, form):
+def test_rgb_is_the_centre_of_the_frame(source, size, pixel_aspect, form):
     frame = frame_of(*source, form)
     found = FrameResizer([size], pixel_aspect).rgb(frame)
     assert found.shape == (*size, 3)
@@ -73,7 +73,7 @@ def test_a_picture_is_the_middle_of_the_whole(source, size, pixel_aspect, form):
 
 
 @pytest.mark.parametrize("source", [(240, 426), (426, 240), (98, 121)])
-def test_squares_are_those_of_the_even_middle_square(source):
+def test_square_is_the_even_centre_square(source):
     frame = frame_of(*source)
     side = min(source) // 2 * 2
     top, left = ((length - side) // 2 // 2 * 2 for length in source)
@@ -91,7 +91,7 @@ def test_squares_are_those_of_the_even_middle_square(source):
     assert np.array_equal(FrameResizer([(48, 48)], 1.0).rgb(frame), wanted)
 
 
-def test_the_first_picture_decides_for_all_of_a_source():
+def test_first_frame_chooses_the_size_for_the_whole_source():
     resizer = FrameResizer(SIZES, 1.0)
     assert [resizer.rgb(frame_of(*s)).shape[:2] for s in ((90, 160), (160, 90))] == [WIDE] * 2
     assert FrameResizer(SIZES, 16 / 9).rgb(frame_of(160, 90)).shape[:2] == SIZES[0]
@@ -102,7 +102,9 @@ def test_the_first_picture_decides_for_all_of_a_source():
     ("shown_as", "size", "turned"),
     [("16:9", WIDE, TALL), ("1:1", SIZES[0], SIZES[0]), ("9:16", TALL, WIDE)],
 )
-def test_turned_sources_with_oblong_pixels(tmp_path, angle, shown_as, size, turned):
+def test_rotated_sources_with_oblong_pixels_are_upright(
+    tmp_path, angle, shown_as, size, turned
+):
     frames = np.stack([smooth(144, 160)[:, t : t + 144] for t in range(9)])
     plain = write(tmp_path / "plain.mp4", frames, crf=1)
     told = ["-c", "copy", "-aspect", shown_as, "-metadata:s:v", f"rotate={angle}"]
@@ -121,7 +123,7 @@ def test_turned_sources_with_oblong_pixels(tmp_path, angle, shown_as, size, turn
         assert np.abs(found - covered(whole, size, aspect)).mean() < ROUNDING
 
 
-def test_a_source_whose_frames_change_size_keeps_the_size_of_its_clips(tmp_path):
+def test_source_with_changing_frame_size_keeps_its_clip_size(tmp_path):
     wide = write(tmp_path / "wide.ts", shot(20, size=(72, 128)))
     tall = write(tmp_path / "tall.ts", shot(20, size=(128, 72)))
     both = tmp_path / "both.ts"

@@ -1,4 +1,4 @@
-"""The exact frames that clips hold: each picture shows its own number, read back from the clip."""
+"""The exact frames of clips: each frame shows its own number, which is read back from the clip."""
 
 import itertools
 import subprocess
@@ -22,7 +22,7 @@ VP9 = ["-c:v", "libvpx-vp9", "-crf", "10", "-b:v", "0", "-cpu-used", "8", "-auto
 
 
 def numbered(num_frames, height, width):
-    """Make frames that show their number: a row per bit, white for 1, across the whole width."""
+    """Return frames that show their number: a row per bit, white for 1, across the whole width."""
     bits = (np.arange(num_frames)[:, None] >> np.arange(NUM_BITS)) & 1
     rows = np.arange(height) * NUM_BITS // height
     picture = (bits[:, rows] * 255).astype(np.uint8)
@@ -30,7 +30,7 @@ def numbered(num_frames, height, width):
 
 
 def numbers(frames_THWC):
-    """Read the numbers of frames."""
+    """Return the numbers that frames show."""
     height = frames_THWC.shape[1]
     centres = (np.arange(NUM_BITS) * 2 + 1) * height // (2 * NUM_BITS)
     bits = frames_THWC[:, centres].mean(axis=(2, 3)) > 127
@@ -61,7 +61,7 @@ def clips(path, **plan):
 
 
 def assert_every_frame_once(path, first=0, num_frames=40):
-    """Check the native grid: clips lie back to back and hold the frames that they say."""
+    """Check the native grid: clips are back to back and have the frames that their columns name."""
     decoded, metadata = clips(path)
     assert metadata.decoded_frames == num_frames
     assert len(decoded) == num_frames // 9
@@ -71,7 +71,7 @@ def assert_every_frame_once(path, first=0, num_frames=40):
     return decoded, metadata
 
 
-def test_the_numbers_can_be_read_and_survive_the_clip_encoder():
+def test_frame_numbers_survive_the_clip_encoder():
     frames = numbered(64, 48, 48)
     assert numbers(frames) == list(range(64))
     (data,) = encode_clips([frames], 12.0, 12)
@@ -103,7 +103,7 @@ def test_the_numbers_can_be_read_and_survive_the_clip_encoder():
         ("mp4", [*X264, "-aspect", "8:3"], (96, 128)),  # pixels twice as wide as high
     ],
 )
-def test_every_frame_once_whatever_the_codec(tmp_path, suffix, options, size):
+def test_native_grid_has_every_frame_once_for_any_codec(tmp_path, suffix, options, size):
     encoder = options[1]
     if not has_encoder(encoder):
         pytest.skip(f"this ffmpeg has no encoder {encoder}")
@@ -111,8 +111,8 @@ def test_every_frame_once_whatever_the_codec(tmp_path, suffix, options, size):
 
 
 @pytest.mark.parametrize("angle", [90, 180, 270])
-def test_rotated_frames_are_upright_once(tmp_path, angle):
-    # stored lying on a side, so that turned back as told by ffmpeg the rows are rows again
+def test_rotation_is_applied_once_to_every_frame(tmp_path, angle):
+    # stored rotated, so that the rows are horizontal again after ffmpeg's rotation
     for turns in (1, 2, 3):
         stored = write(tmp_path / "stored.mp4", *X264, size=(96, 96), turns=turns)
         turned = remux(stored, tmp_path / "turned.mp4", "-metadata:s:v", f"rotate={angle}")
@@ -126,7 +126,7 @@ def test_rotated_frames_are_upright_once(tmp_path, angle):
     pytest.fail("ffmpeg shows none of the turns upright")
 
 
-def test_an_edit_list_hides_frames(tmp_path):
+def test_edit_list_hides_frames(tmp_path):
     whole = write(tmp_path / "whole.mp4", *X264, "-g", "10")
     assert_every_frame_once(whole)
     cut = remux(whole, tmp_path / "cut.mp4", before=("-ss", str(15 / 12)))
@@ -150,7 +150,7 @@ def assert_blocks_of(shown, decoded):
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
-def test_variable_frame_rates_give_every_frame_and_the_grid_those_on_display(tmp_path, suffix):
+def test_variable_frame_rate_grid_takes_the_frames_on_display(tmp_path, suffix):
     options = ["-enc_time_base", "1:480", *X264]
     path = write(tmp_path / f"a.{suffix}", *options, vf="settb=1/480,setpts=N*N+12*N")
     _, metadata = assert_every_frame_once(path)
@@ -160,13 +160,13 @@ def test_variable_frame_rates_give_every_frame_and_the_grid_those_on_display(tmp
 
 
 @pytest.mark.parametrize("rate_fps", [5.0, 8.0, 12.0, 30.0])
-def test_a_grid_on_a_constant_rate_drops_and_repeats_exactly(tmp_path, rate_fps):
+def test_grid_on_a_constant_rate_drops_and_repeats_exactly(tmp_path, rate_fps):
     path = write(tmp_path / "a.mp4", *X264[:-1], "2")
     decoded, _ = clips(path, rate_fps=rate_fps)
     assert_blocks_of(on_display([Fraction(n, 12) for n in range(40)], rate_fps), decoded)
 
 
-def test_a_lost_picture_counts_as_an_error_where_it_is_missing(tmp_path):
+def test_lost_frame_counts_as_an_error_where_it_is_missing(tmp_path):
     data = bytearray(write(tmp_path / "a.mov", "-c:v", "prores_ks").read_bytes())
     frame = -1
     for _ in range(13):

@@ -1,4 +1,4 @@
-"""One pass over little videos: cuts, grids, rotation, damage; here and in the child process."""
+"""Scan of small videos: cuts, grids, rotation, damage; in this process and in the child."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from videoar.media.transcode import encode, encode_clips
 
 
 def shot(num_frames, seed=0, size=(48, 64), step=2):
-    """Smooth noise that moves to the right: every frame differs, and knows its index."""
+    """Smooth noise that moves to the right: every frame differs."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (size[0] // 8, size[1] // 4, 3)).astype(np.uint8)
     wide = coarse.repeat(8, 0).repeat(8, 1)
@@ -71,7 +71,7 @@ def test_grid_picks_the_frame_on_display(tmp_path):
     ]  # grid: 0, 900, 1800 ms
 
 
-def test_spans_keep_clear_of_a_hard_cut(tmp_path):
+def test_spans_exclude_frames_beside_a_cut(tmp_path):
     frames = np.concatenate([tinted(shot(30, 1), 0), tinted(shot(30, 2), 180)])
     decoded, _ = run(write(tmp_path / "a.mp4", frames), num_frames=13)
     starts = [e.columns["frame_index_start"] for e in decoded]
@@ -82,7 +82,7 @@ def test_spans_keep_clear_of_a_hard_cut(tmp_path):
     assert [e.columns["frame_index_start"] for e in whole] == [0, 13, 26, 39]
 
 
-def test_flicker_is_not_a_row_of_cuts(tmp_path):
+def test_flicker_is_not_detected_as_cuts(tmp_path):
     frames = tinted(shot(60), 0)
     frames[1::2] += 150
     decoded, _ = run(write(tmp_path / "a.mp4", frames))
@@ -139,7 +139,7 @@ def test_gaps_in_time_are_never_filled(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
-def test_parts_share_the_frames_of_the_whole(tmp_path, suffix):
+def test_parts_divide_the_frames_of_the_whole(tmp_path, suffix):
     path = write(tmp_path / f"a{suffix}", shot(100), codec="mpeg4", crf=3)
     whole, metadata = run(path, num_frames=5, find_shots=False, rate_fps=25.0)
     shared, frames = [], 0
@@ -158,7 +158,7 @@ def test_parts_share_the_frames_of_the_whole(tmp_path, suffix):
     assert sum(same) >= len(whole) // 3
 
 
-def test_damage_is_counted_and_ends_at_the_next_key_frame(tmp_path):
+def test_damage_is_counted_up_to_the_next_key_frame(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (68, 48, 64, 3)).astype(np.uint8)
     data = bytearray(encode_clips([noise], 25.0, 20)[0])
     middle = len(data) // 2
@@ -171,7 +171,7 @@ def test_damage_is_counted_and_ends_at_the_next_key_frame(tmp_path):
     assert metadata.expected_frames == 68
 
 
-def test_scores_tell_black_held_and_moving_apart(tmp_path):
+def test_scores_distinguish_black_frozen_and_moving(tmp_path):
     black, moving = np.zeros((17, 48, 64, 3), np.uint8), shot(17)
     held = np.repeat(moving[:1], 17, axis=0)
     scores = {}
@@ -204,14 +204,14 @@ def test_each_source_is_opened_once(tmp_path, monkeypatch):
         ({"num_frames": 21}, "TOO_SHORT"),
     ],
 )
-def test_policy_of_sources(tmp_path, plan, code):
+def test_source_outside_its_bounds_is_rejected(tmp_path, plan, code):
     path = write(tmp_path / "a.mp4", shot(20))
     with pytest.raises(MediaError) as error:
         run(path, **plan)
     assert error.value.code == code
 
 
-def test_clip_files_are_exact_and_independent_of_their_neighbours():
+def test_clip_files_do_not_depend_on_other_clips_of_the_call():
     one, other = shot(17, 1), shot(17, 2)
     together = encode_clips([one, other], 8.0, 12)
     assert together == [encode_clips([one], 8.0, 12)[0], encode_clips([other], 8.0, 12)[0]]
@@ -221,20 +221,20 @@ def test_clip_files_are_exact_and_independent_of_their_neighbours():
 
 
 @pytest.fixture
-def scanner():
-    with SandboxedDecoder(ScanPlan(size_px=48), Limits(wall_s=20, cpu_s=20)) as scanner:
-        yield scanner
+def decoder():
+    with SandboxedDecoder(ScanPlan(size_px=48), Limits(wall_s=20, cpu_s=20)) as decoder:
+        yield decoder
 
 
-def test_child_gives_the_same_and_outlives_bad_files(tmp_path, scanner):
+def test_child_gives_equal_results_and_survives_bad_files(tmp_path, decoder):
     good = write(tmp_path / "a.mp4", shot(40))
     (tmp_path / "b.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(500))
-    before = list(scanner.scan(good))
-    pid = scanner._children["scan"].process.pid
+    before = list(decoder.scan(good))
+    pid = decoder._children["scan"].process.pid
     with pytest.raises(MediaError):
-        list(scanner.scan(tmp_path / "b.mp4"))
-    after = list(scanner.scan(good))
-    assert scanner._children["scan"].process.pid == pid
+        list(decoder.scan(tmp_path / "b.mp4"))
+    after = list(decoder.scan(good))
+    assert decoder._children["scan"].process.pid == pid
     here = list(scan(good, ScanPlan(size_px=48)))
     for ours, theirs in ((before, here), (after, here)):
         assert [vars(x) for x in ours[-1:]] == [vars(x) for x in theirs[-1:]]
@@ -248,15 +248,15 @@ def test_child_gives_the_same_and_outlives_bad_files(tmp_path, scanner):
     ("stroke", "code"),
     [(signal.SIGSTOP, "TIMEOUT"), (signal.SIGSEGV, "CRASH"), (signal.SIGKILL, "MEM")],
 )
-def test_a_dead_or_hanging_child_costs_one_source(tmp_path, stroke, code):
+def test_crashed_or_stopped_child_rejects_one_source(tmp_path, stroke, code):
     good = write(tmp_path / "a.mp4", shot(40))
-    with SandboxedDecoder(ScanPlan(size_px=48), Limits(wall_s=2, cpu_s=20)) as scanner:
-        assert len(list(scanner.scan(good))) == 3
-        pid = scanner._children["scan"].process.pid
+    with SandboxedDecoder(ScanPlan(size_px=48), Limits(wall_s=2, cpu_s=20)) as decoder:
+        assert len(list(decoder.scan(good))) == 3
+        pid = decoder._children["scan"].process.pid
         os.kill(pid, stroke)
         with pytest.raises(MediaError) as error:
-            list(scanner.scan(good))
+            list(decoder.scan(good))
         assert error.value.code == code
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
-        assert len(list(scanner.scan(good))) == 3
+        assert len(list(decoder.scan(good))) == 3

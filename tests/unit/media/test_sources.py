@@ -1,4 +1,4 @@
-"""Listing: every file gets a row, labels and captions find their way, errors name the place."""
+"""Listing of inputs: a row per file, labels and captions, errors with the file; detection."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ def rows(folder):
     return {row["name"]: row for row in list_sources(str(folder)).to_pylist()}
 
 
-def test_every_file_gets_a_row_whatever_its_name_or_kind(tmp_path):
+def test_every_file_has_a_row_for_any_name_or_kind(tmp_path):
     names = ["-dash.mp4", "a b&(1).MP4", "vid\u00e9o.mp4", "n" * 240 + ".mp4"]
     names += ["new\nline.mp4", "none"]
     for name in names:
@@ -50,7 +50,7 @@ def test_every_file_gets_a_row_whatever_its_name_or_kind(tmp_path):
         (tmp_path / ".into").rmdir()
 
 
-def test_labels_folders_and_sidecars(tmp_path):
+def test_labels_csv_folder_names_and_text_files_give_labels(tmp_path):
     (tmp_path / "Some_Class").mkdir()
     (tmp_path / "Some_Class" / "a.mp4").write_bytes(MP4)
     (tmp_path / "b.mp4").write_bytes(MP4)
@@ -74,7 +74,7 @@ def test_labels_folders_and_sidecars(tmp_path):
     assert {key: row[key] for key in wanted} == wanted
 
 
-def test_a_text_that_is_a_link_stays_inside_the_input(tmp_path, caplog):
+def test_text_that_links_outside_the_input_is_not_read(tmp_path, caplog):
     (tmp_path / "secret").write_text("root:x:0:0\n")
     (tmp_path / "film").write_bytes(MP4)
     folder = tmp_path / "in"
@@ -92,7 +92,7 @@ def test_a_text_that_is_a_link_stays_inside_the_input(tmp_path, caplog):
         found = rows(top)
         captions = {name: row["caption"] for name, row in found.items() if row["caption"]}
         assert captions == {"b.mp4": "a red ball", "texts/words": "texts"}
-        assert {"a.txt", "c.txt"} < set(found)  # not overlooked: ingest will refuse them
+        assert {"a.txt", "c.txt"} < set(found)  # listed: ingest rejects them
         for name in ("a.txt", "c.txt"):
             assert f"{top / name}: is a link to a file outside the input folder" in caplog.text
     (folder / "labels.csv").symlink_to(tmp_path / "secret")
@@ -112,7 +112,7 @@ def test_licence_and_origin_in_either_spelling(tmp_path, header):
     assert (row["licence"], row["origin"]) == ("CC0", "an archive")
 
 
-def test_etag_follows_the_content(tmp_path):
+def test_etag_changes_with_the_content(tmp_path):
     (tmp_path / "a.mp4").write_bytes(MP4)
     before = rows(tmp_path)["a.mp4"]
     assert rows(tmp_path)["a.mp4"] == before
@@ -128,14 +128,14 @@ def test_etag_follows_the_content(tmp_path):
         (b"\xff\xfe", "not a CSV file in UTF-8"),
     ],
 )
-def test_bad_labels_are_named(tmp_path, labels, message):
+def test_invalid_labels_csv_is_a_config_error(tmp_path, labels, message):
     (tmp_path / "a.mp4").write_bytes(MP4)
     (tmp_path / "labels.csv").write_bytes(labels if isinstance(labels, bytes) else labels.encode())
     with pytest.raises(ConfigError, match=message):
         list_sources(str(tmp_path))
 
 
-def test_nothing_to_list_is_one_clear_line(tmp_path):
+def test_empty_or_missing_input_is_a_config_error(tmp_path):
     with pytest.raises(ConfigError, match="no files"):
         list_sources(str(tmp_path))
     with pytest.raises(ConfigError, match="no such folder"):
@@ -147,11 +147,11 @@ def test_nothing_to_list_is_one_clear_line(tmp_path):
         list_sources("http://host/x")
 
 
-def test_rendered_corpus_is_an_input_like_others(tmp_path):
+def test_synthetic_corpus_is_listed_and_fetched(tmp_path):
     listed = list_sources("rendered://shapes?num_videos=3&seed=0").to_pylist()
     assert len(listed) == 3
-    with SandboxedDecoder(ScanPlan(), Limits(wall_s=20)) as scanner:
-        path, sha256 = scanner.fetch(listed[0]["uri"], tmp_path)
+    with SandboxedDecoder(ScanPlan(), Limits(wall_s=20)) as decoder:
+        path, sha256 = decoder.fetch(listed[0]["uri"], tmp_path)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256
 
 
@@ -167,13 +167,13 @@ def test_rendered_corpus_is_an_input_like_others(tmp_path):
         (bytes(64), "NOT_VIDEO"),
     ],
 )
-def test_content_decides_what_a_decoder_sees(head, code):
+def test_files_that_are_no_video_are_rejected_by_content(head, code):
     with pytest.raises(MediaError) as error:
         sniff(head, "a.mp4")
     assert error.value.code == code
 
 
-def test_containers_are_known_by_content(tmp_path):
+def test_containers_are_detected_by_content(tmp_path):
     (tmp_path / "a.txt").write_bytes(MP4)
     assert detect_demuxer(tmp_path / "a.txt") == "mov"
     assert sniff(b"\x1aE\xdf\xa3", "") == "matroska"

@@ -1,4 +1,4 @@
-"""The synthetic corpus: true to its prompts, deterministic, growing, and broken only on purpose."""
+"""The synthetic corpus: matches its prompts, is deterministic, and damaged only on purpose."""
 
 from collections import Counter
 
@@ -24,7 +24,7 @@ from videoar.media.synthetic import (
 URL = "rendered://shapes?num_videos=240&seed=0"
 
 
-def test_prompts_say_what_is_drawn_and_nothing_else_is_understood():
+def test_prompts_are_parsed_and_other_text_is_not():
     assert len(scenes()) + len(held_out()) == len(SHAPES) * len(COLOURS) * len(MOTIONS)
     assert not set(scenes()) & set(held_out())
     for scene in (*scenes(), *held_out()):
@@ -35,7 +35,7 @@ def test_prompts_say_what_is_drawn_and_nothing_else_is_understood():
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
-def test_figure_stays_inside_and_goes_where_it_says_at_any_size_and_rate(motion):
+def test_shape_stays_inside_and_moves_as_prompted_at_any_size_and_rate(motion):
     for seed, shape in enumerate(SHAPES):
         scene = Scene(shape, "red", motion, seed)
         frames = draw(scene, 25, 64, 8.0)
@@ -50,7 +50,7 @@ def test_figure_stays_inside_and_goes_where_it_says_at_any_size_and_rate(motion)
         assert np.array_equal(frames, every_third)
 
 
-def test_scene_too_long_for_its_figure_is_refused():
+def test_scene_that_is_too_long_raises():
     with pytest.raises(ValueError, match="longer than"):
         draw(scenes()[0], 26, 16, 8.0)
 
@@ -84,19 +84,19 @@ def test_listing_is_balanced_and_a_larger_corpus_begins_with_the_smaller():
         "rendered://shapes/000000.mp4?num_videos=3",
     ],
 )
-def test_bad_address_is_refused(url):
+def test_invalid_url_is_a_config_error(url):
     with pytest.raises(ConfigError):
         list_synthetic(url)
 
 
-def test_address_of_another_file_is_refused():
+def test_unknown_file_is_a_config_error():
     row = list_synthetic(URL)[0]
     for uri in (row["uri"].replace(".mp4", ".avi"), "rendered://shapes/x.mp4?seed=0"):
         with pytest.raises(ConfigError):
             entry(uri)
 
 
-def test_files_are_the_same_each_time_and_damaged_as_told(tmp_path):
+def test_files_are_deterministic_and_damaged_as_declared(tmp_path):
     by_kind = {}
     for row in list_synthetic(URL):
         made = entry(row["uri"])

@@ -1,4 +1,4 @@
-"""Changes of shot on films whose edit is known: what is found, and what is not mistaken for one."""
+"""Shot transitions in films with a known edit: what is found, and what is no false detection."""
 
 import itertools
 
@@ -31,11 +31,11 @@ def films():
     return [(film, luma_of(film)) for film in made]
 
 
-def hits(wanted, found):
-    return [any(c.first <= w.last + 2 and c.last >= w.first - 2 for c in found) for w in wanted]
+def hits(expected, found):
+    return [any(c.first <= w.last + 2 and c.last >= w.first - 2 for c in found) for w in expected]
 
 
-def test_nearly_all_changes_are_found_and_nearly_nothing_else(films):
+def test_most_transitions_are_found_and_few_others(films):
     found_of_kind, wanted_of_kind, false = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0), 0
     for film, luma_frames in films:
         _, wanted, _ = film.plan()
@@ -51,7 +51,7 @@ def test_nearly_all_changes_are_found_and_nearly_nothing_else(films):
 
 
 @pytest.mark.parametrize("rate_fps", [8.0, 60.0])
-def test_frame_rates_from_slow_to_fast(rate_fps):
+def test_transitions_are_found_at_any_frame_rate(rate_fps):
     film = small_film(41, rate_fps=rate_fps, kinds=("cut",))
     _, wanted, _ = film.plan()
     luma_frames = luma_of(film)
@@ -60,7 +60,7 @@ def test_frame_rates_from_slow_to_fast(rate_fps):
     assert hits(found, wanted).count(False) <= 1
 
 
-def test_a_cut_is_named_by_the_first_frame_of_the_new_shot():
+def test_cut_has_the_index_of_the_first_frame_of_the_new_shot():
     draw = np.random.default_rng(0)
     one, other = (np.tile(draw.integers(0, 255, (1, 36, 64)), (20, 1, 1)) for _ in range(2))
     luma_frames = np.concatenate([one, other]).astype(np.uint8)
@@ -68,7 +68,7 @@ def test_a_cut_is_named_by_the_first_frame_of_the_new_shot():
     assert (change.kind, change.first, change.last) == ("cut", 20, 20)
 
 
-def test_a_picture_without_content_is_a_shot_for_policy_to_judge():
+def test_frames_without_content_have_no_transition():
     assert find_transitions(np.zeros((30, 36, 64), np.uint8), clock(30, 25)) == []
     assert find_transitions(np.zeros((1, 36, 64), np.uint8), clock(1, 25)) == []
 
@@ -80,7 +80,7 @@ def sampled(luma_frames, times_us):
     ]
 
 
-def test_blocks_decide_as_one_detection_over_the_whole_film_does(films):
+def test_detection_in_blocks_equals_detection_over_the_whole_film(films):
     film, _luma = films[0]
     long = np.concatenate([g for _, g in films[:4]])
     times_us = clock(len(long), film.rate_fps)
@@ -93,7 +93,7 @@ def test_blocks_decide_as_one_detection_over_the_whole_film_does(films):
     assert next(s.kind for s in starts.values()) == "start"
 
 
-def test_memory_does_not_grow_with_the_length():
+def test_memory_is_independent_of_the_length():
     alive, most = 0, 0
 
     class Counted(np.ndarray):
@@ -116,7 +116,7 @@ def test_memory_does_not_grow_with_the_length():
     assert most < 1500
 
 
-def test_gaps_and_sizes_part_shots_without_looking():
+def test_gaps_and_size_changes_end_shots_without_detection():
     luma_frames = np.zeros((30, 36, 64), np.uint8)
     frames = sampled(luma_frames, clock(30, 25))
     for frame in frames[10:]:
@@ -128,7 +128,7 @@ def test_gaps_and_sizes_part_shots_without_looking():
     assert [s.first.index for s in spans(shots(frames, find=False), 5)] == [0, 5, 10, 15, 20, 25]
 
 
-def test_changes_are_disjoint_and_in_order(films):
+def test_transitions_are_disjoint_and_in_order(films):
     for film, luma_frames in films:
         found: list[Transition] = find_transitions(
             luma_frames, clock(len(luma_frames), film.rate_fps)

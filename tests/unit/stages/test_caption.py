@@ -37,7 +37,7 @@ def run(store, clips, model, **options):
 
 
 @pytest.mark.parametrize("make", [tiny_models.llava, tiny_models.blip])
-def test_only_missing_captions_are_written(make, store, clips, tmp_path):
+def test_missing_captions_are_written_and_others_kept(make, store, clips, tmp_path):
     model = make(tmp_path / "model")
     output = run(store, clips, model)
     before, after = clips.table().to_pylist(), output.rows.to_pylist()
@@ -53,13 +53,13 @@ def test_only_missing_captions_are_written(make, store, clips, tmp_path):
 
 
 @pytest.mark.parametrize("make", [tiny_models.llava, tiny_models.qwen2_vl, tiny_models.blip])
-def test_clips_of_several_sizes_go_together(make, store, tmp_path):
+def test_clips_of_several_sizes_share_a_batch(make, store, tmp_path):
     clips = clips_of(store, shape_rows(store, [(9, 32, 32), (9, 24, 42), (9, 42, 24)]))
     output = run(store, clips, make(tmp_path / "model"), batch_clips=3)
     assert (output.metrics["captions_kept"], output.rows.num_rows) == (0, 3)
 
 
-def test_a_shard_gives_the_same_bytes_twice(store, clips, tmp_path):
+def test_shard_gives_the_same_bytes_twice(store, clips, tmp_path):
     model = tiny_models.llava(tmp_path / "model")
     first, second = (
         store.dataset(name, "clips@1").write(run(store, clips, model).rows) for name in "ab"
@@ -67,20 +67,20 @@ def test_a_shard_gives_the_same_bytes_twice(store, clips, tmp_path):
     assert first.sha256 == second.sha256
 
 
-def test_all_captions_are_replaced_on_demand(store, clips, tmp_path):
+def test_all_captions_are_replaced_with_the_option(store, clips, tmp_path):
     output = run(store, clips, tiny_models.llava(tmp_path / "model"), only_missing=False)
     assert set(output.rows["caption_source"].to_pylist()) == {"model"}
     assert output.rows["caption"][1].as_py() != CAPTIONS[1]
 
 
-def test_a_model_that_says_nothing_leaves_the_row_as_it_is(store, clips, tmp_path):
+def test_model_without_output_leaves_the_row_unchanged(store, clips, tmp_path):
     model = tiny_models.llava(tmp_path / "model", silent=True)
     output = run(store, clips, model, only_missing=False)
     assert output.rows.equals(clips.table())
     assert output.metrics == {"captions_kept": 0, "captions_made": 0, "captions_empty": 5}
 
 
-def test_the_fingerprint_is_of_the_models_content_not_of_its_place(clips, tmp_path):
+def test_fingerprint_has_the_content_of_the_model_not_its_path(clips, tmp_path):
     first, copy, other = (
         compute_parts(stage(tiny_models.llava(tmp_path / name, seed=seed)), {"clips": clips})
         for name, seed in (("first", 0), ("copy", 0), ("other", 1))
@@ -89,7 +89,7 @@ def test_the_fingerprint_is_of_the_models_content_not_of_its_place(clips, tmp_pa
     assert [found["component"] for found in differences(first, other)] == ["tools.model"]
 
 
-def test_no_model_stops_a_plan_in_one_line(store, clips, tmp_path):
+def test_missing_or_wrong_model_is_a_config_error(store, clips, tmp_path):
     with pytest.raises(ConfigError, match="nowhere: no such model folder"):
         compute_parts(stage(str(tmp_path / "nowhere")), {"clips": clips})
     with pytest.raises(ConfigError, match=r"not usable: .*the folder of a vision-language model"):

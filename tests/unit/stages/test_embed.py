@@ -35,7 +35,7 @@ def run(store, clips, model, **options):
 
 
 @pytest.mark.parametrize("make", [tiny_models.siglip, tiny_models.dinov2])
-def test_every_clip_gets_a_unit_vector_and_nothing_else_changes(make, store, clips, tmp_path):
+def test_every_clip_has_a_unit_vector_and_other_columns_stay(make, store, clips, tmp_path):
     model = make(tmp_path / "model")
     rows = run(store, clips, model)
     assert rows.schema == clips.table().schema
@@ -50,7 +50,7 @@ def test_every_clip_gets_a_unit_vector_and_nothing_else_changes(make, store, cli
         np.testing.assert_allclose(ImageEncoder(model)([stills])[0], vector, atol=1e-5)
 
 
-def test_clips_of_several_sizes_go_together(store, tmp_path):
+def test_clips_of_several_sizes_share_a_batch(store, tmp_path):
     clips = clips_of(store, shape_rows(store, [(9, 32, 32), (9, 24, 42), (9, 42, 24)]))
     model = tiny_models.clip(tmp_path / "model")
     together, alone = (
@@ -60,7 +60,7 @@ def test_clips_of_several_sizes_go_together(store, tmp_path):
     np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
-def test_a_shard_gives_the_same_bytes_twice(store, clips, tmp_path):
+def test_shard_gives_the_same_bytes_twice(store, clips, tmp_path):
     model = tiny_models.clip(tmp_path / "model")
     first, second = (
         store.dataset(name, "clips@1").write(run(store, clips, model)) for name in "ab"
@@ -68,7 +68,7 @@ def test_a_shard_gives_the_same_bytes_twice(store, clips, tmp_path):
     assert first.sha256 == second.sha256
 
 
-def test_the_fingerprint_is_of_the_models_content_not_of_its_place(clips, tmp_path):
+def test_fingerprint_has_the_content_of_the_model_not_its_path(clips, tmp_path):
     first, copy, other = (
         compute_parts(stage(tiny_models.dinov2(tmp_path / name, seed=seed)), {"clips": clips})
         for name, seed in (("first", 0), ("copy", 0), ("other", 1))
@@ -77,6 +77,6 @@ def test_the_fingerprint_is_of_the_models_content_not_of_its_place(clips, tmp_pa
     assert [found["component"] for found in differences(first, other)] == ["tools.model"]
 
 
-def test_a_model_of_another_kind_is_refused_before_the_first_clip(store, clips, tmp_path):
+def test_model_of_another_kind_is_a_config_error(store, clips, tmp_path):
     with pytest.raises(ConfigError, match="an image encoder such as CLIP"):
         run(store, clips, tiny_models.qwen2_vl(tmp_path / "model"))

@@ -1,4 +1,4 @@
-"""The filter on hand-made rows: verdicts, duplicates over files, the funnel and the gate."""
+"""The filter on constructed rows: reasons, duplicates across files, counts and the check."""
 
 import pyarrow as pa
 import pytest
@@ -23,7 +23,7 @@ def store(tmp_path):
     return open_store(tmp_path.as_uri())
 
 
-def test_files_stay_files_and_the_sum_holds(store):
+def test_each_file_gives_one_file_and_counts_add_up(store):
     best = clip_row("best")
     worse = clip_row("worse", phash=best["phash"], src_width_px=200)
     clips = clips_of(store, [best, clip_row("still", motion_mean=0.0)], [worse, clip_row("other")])
@@ -31,8 +31,8 @@ def test_files_stay_files_and_the_sum_holds(store):
     kept = set(good.table(["source_name"])["source_name"].to_pylist())
     assert kept == {"best", "other"}
     assert len(good.files) == 2
-    refused = {r["uri"]: (r["reasons"], r["detail"]) for r in good.rejects().table().to_pylist()}
-    assert refused == {
+    rejected = {r["uri"]: (r["reasons"], r["detail"]) for r in good.rejects().table().to_pylist()}
+    assert rejected == {
         "file:///still": (["LOW_MOTION"], None),
         "file:///worse": (["DUPLICATE_NEAR"], f"repeats {best['clip_id']}"),
     }
@@ -41,7 +41,7 @@ def test_files_stay_files_and_the_sum_holds(store):
     assert metrics["bound/min_motion"] == 0.03
 
 
-def test_a_copy_in_another_file_is_an_exact_duplicate(store):
+def test_copy_in_another_file_is_an_exact_duplicate(store):
     first = clip_row("a")
     copy = {**first, "source_uri": "file:///b", "source_name": "b"}
     good, _ = sift(store, clips_of(store, [first], [copy]), gate=False, policy="permissive")
@@ -53,7 +53,7 @@ def test_a_copy_in_another_file_is_an_exact_duplicate(store):
 
 
 @pytest.mark.slow
-def test_check_names_what_failed_on_a_page_that_loads_nothing(store):
+def test_failed_check_is_named_on_a_page_without_external_resources(store):
     stage = FilterStage(FilterConfig(min_keep_fraction=0.5))
     clips = clips_of(store, [clip_row(str(i)) for i in range(4)])
     table = clips.table()
@@ -69,7 +69,7 @@ def test_check_names_what_failed_on_a_page_that_loads_nothing(store):
     assert "row_count" in failure
 
 
-def test_how_near_is_near_is_an_option(store):
+def test_hamming_bound_is_an_option(store):
     first = clip_row("a")
     other = clip_row("b", phash=[h ^ 0b11111 for h in first["phash"]])
     clips = clips_of(store, [first], [other])
@@ -80,20 +80,20 @@ def test_how_near_is_near_is_an_option(store):
     assert kept == [2, 1]
 
 
-def test_mirrored_copies_go_only_on_demand(store):
+def test_mirrored_copies_are_rejected_only_with_the_option(store):
     first = clip_row("a")
     turned = clip_row("b", phash=[h ^ MIRROR ^ 0b111 for h in first["phash"]], src_width_px=200)
     clips = clips_of(store, [first], [turned])
     good, _ = sift(store, clips, gate=False, policy="permissive")
     assert good.rows == 2
     good, metrics = sift(store, clips, gate=False, policy="permissive", dedup_mirrored=True)
-    (refused,) = good.rejects().table().to_pylist()
-    assert (refused["uri"], refused["reasons"]) == ("file:///b", ["DUPLICATE_MIRRORED"])
-    assert refused["detail"] == f"repeats {first['clip_id']}"
+    (rejected,) = good.rejects().table().to_pylist()
+    assert (rejected["uri"], rejected["reasons"]) == ("file:///b", ["DUPLICATE_MIRRORED"])
+    assert rejected["detail"] == f"repeats {first['clip_id']}"
     assert metrics["reject/DUPLICATE_MIRRORED"] == 1
 
 
-def test_percentiles_need_a_profile_and_say_what_to_add(store):
+def test_percentile_without_a_profile_is_a_config_error(store):
     with pytest.raises(ConfigError, match=r"min_motion: p02 needs a profile.*from: .profile"):
         sift(store, clips_of(store, [clip_row("a")]))
     document = {
@@ -107,8 +107,8 @@ def test_percentiles_need_a_profile_and_say_what_to_add(store):
     parse_pipeline(document, "t")
 
 
-def test_a_frozen_profile_keeps_verdicts_while_the_corpus_grows(store):
-    """Verdicts on the old clips flip only once the profile is renewed."""
+def test_frozen_profile_keeps_decisions_while_the_corpus_grows(store):
+    """Decisions on the old clips change only with a new profile."""
     old = [clip_row(f"old{i}", motion_mean=1.0 + i) for i in range(60)]
     calm = [clip_row(f"calm{i}", motion_mean=0.2) for i in range(60)]
     before = clips_of(store, old)
@@ -125,7 +125,7 @@ def test_a_frozen_profile_keeps_verdicts_while_the_corpus_grows(store):
     assert kept(grown, describe(store, grown)) == {r["source_name"] for r in old}
 
 
-def test_semantic_duplicates_name_what_they_repeat(store):
+def test_semantic_duplicates_name_the_clip_that_they_repeat(store):
     at = {"embedding_model": "m", "embedding": [1.0, 0.0]}
     rows = [
         clip_row("best", **at),
@@ -137,8 +137,8 @@ def test_semantic_duplicates_name_what_they_repeat(store):
     options = {"gate": False, "policy": "permissive", "dedup_semantic": 0.98}
     good, _ = sift(store, clips, **options)
     assert set(good.table()["source_name"].to_pylist()) == {"best", "other"}
-    refused = {r["uri"]: (r["reasons"], r["detail"]) for r in good.rejects().table().to_pylist()}
-    assert refused == {
+    rejected = {r["uri"]: (r["reasons"], r["detail"]) for r in good.rejects().table().to_pylist()}
+    assert rejected == {
         "file:///alike": (
             ["DUPLICATE_SEMANTIC"],
             f"repeats {rows[0]['clip_id']}",
@@ -152,7 +152,7 @@ def test_semantic_duplicates_name_what_they_repeat(store):
         sift(store, mixed, **options)
 
 
-def test_the_content_of_a_policy_is_what_counts(store, tmp_path):
+def test_fingerprint_has_the_content_of_the_policy(store, tmp_path):
     one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
     one.write_text("min_motion: 0.5\n")
     two.write_text("# the same, elsewhere\nmin_motion: 0.5\nmax_luma: null\n")
@@ -173,13 +173,13 @@ def test_the_content_of_a_policy_is_what_counts(store, tmp_path):
     assert FilterConfig.model_validate(config).policy.min_motion == 0.6
 
 
-def test_nothing_in_is_refused(store):
+def test_empty_input_is_a_gate_error(store):
     empty = commit(store, "clips", "clips@1", [])
     with pytest.raises(GateError, match="the input has no clips"):
         sift(store, empty)
 
 
-def test_options_are_checked():
+def test_invalid_options_are_rejected():
     assert FilterConfig(override={"min_motion": None}).resolved.min_motion is None
     with pytest.raises(ValidationError, match="policy strict: no such policy"):
         FilterConfig(policy="strict")

@@ -1,4 +1,4 @@
-"""Hostile inputs: each ends once and as expected, opens nothing else, leaves nothing behind."""
+"""Hostile inputs: each ends once and as expected, opens no other file, leaves no process."""
 
 import ctypes
 import hashlib
@@ -35,7 +35,7 @@ PLAN = ScanPlan(num_frames=9, size_px=32)
 
 @contextmanager
 def watched(path):
-    """Yield a function that says whether any process has opened a file since it was last asked."""
+    """Yield a function that returns whether a process has opened a file since the last call."""
     libc = ctypes.CDLL(None, use_errno=True)
     handle = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
     assert libc.inotify_add_watch(handle, os.fsencode(path), 0x20 | 0x1) > 0  # IN_OPEN, IN_ACCESS
@@ -50,7 +50,7 @@ def watched(path):
 
 
 def processes(mark):
-    """Return the processes (dead ones too) that we started or that inherited a mark from us."""
+    """Return the processes, zombies too, that are children of this one or inherited its mark."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it ended meanwhile
@@ -136,7 +136,7 @@ def test_every_input_ends_once_and_as_expected(folder, expected, outcome):
     assert wrong == {}
 
 
-def test_the_account_is_settled_with_typed_codes(expected, outcome):
+def test_counts_add_up_and_every_reject_has_a_typed_code(expected, outcome):
     metrics = outcome.metrics
     assert metrics["sources"] == len(expected)
     assert metrics["sources"] == metrics["sources_kept"] + metrics["sources_rejected"]
@@ -146,7 +146,7 @@ def test_the_account_is_settled_with_typed_codes(expected, outcome):
     assert all(row["detail"] for row in outcome.rejects)
 
 
-def test_nothing_changes_in_the_folder_and_nothing_runs_on(outcome, mark):
+def test_folder_is_unchanged_and_no_process_remains(outcome, mark):
     assert outcome.after == outcome.before
     assert outcome.left == set()
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as left_behind:
@@ -154,14 +154,14 @@ def test_nothing_changes_in_the_folder_and_nothing_runs_on(outcome, mark):
         left_behind.kill()
 
 
-def test_names_reach_no_command_line(folder, outcome):
+def test_file_names_are_on_no_command_line(folder, outcome):
     assert "libx264" in outcome.argv
     for name in (*hostile.NAMES, str(folder)):
         assert os.fsencode(name).decode("utf-8", "replace") not in outcome.argv
     assert not list(Path.cwd().glob("hacked*"))
 
 
-def test_a_careless_reader_would_open_the_canary(folder, expected):
+def test_plain_ffmpeg_opens_the_canary(folder, expected):
     bitten = set()
     with watched(folder / hostile.CANARY) as is_opened:
         for name, options in hostile.BAITS.items():
@@ -173,16 +173,16 @@ def test_a_careless_reader_would_open_the_canary(folder, expected):
     assert {"concat-relative.mp4", "dref-absolute.mov", "dref-relative.mov"} <= bitten
 
 
-def test_the_canary_is_never_opened(folder, expected, outcome):
+def test_decoder_never_opens_the_canary(folder, expected, outcome):
     assert not outcome.is_canary_opened
     pointers = {*hostile.BAITS, "smil.mp4", "sdp.mp4", "gab2.avi", "attached.mkv"}
     with (
         watched(folder / hostile.CANARY) as is_opened,
-        SandboxedDecoder(PLAN, Limits(20, 20)) as scanner,
+        SandboxedDecoder(PLAN, Limits(20, 20)) as decoder,
     ):
         for name in sorted(pointers & set(expected)):
             with suppress(MediaError):  # under its own name, so that relative paths lead there
-                list(scanner.scan(folder / name))
+                list(decoder.scan(folder / name))
             assert not is_opened(), name
         (folder / hostile.CANARY).open("rb").close()
         assert is_opened()
@@ -200,15 +200,15 @@ FORMATS = {
 }
 
 
-def test_changed_bytes_end_with_a_code_and_cost_no_child(tmp_path):
+def test_mutated_files_end_with_a_code_and_crash_no_child(tmp_path):
     ends = Counter()
-    with SandboxedDecoder(PLAN, Limits(20, 20)) as scanner:
+    with SandboxedDecoder(PLAN, Limits(20, 20)) as decoder:
         for seed, (name, options) in enumerate(FORMATS.items()):
             path = hostile.video(tmp_path / name, *options)
             for data in hostile.mutants(path, 60, seed):
                 (tmp_path / "mutant").write_bytes(data)
                 try:
-                    *_, end = scanner.scan(tmp_path / "mutant")
+                    *_, end = decoder.scan(tmp_path / "mutant")
                     ends[end.container] += 1
                 except MediaError as error:
                     ends[error.code] += 1
@@ -219,9 +219,9 @@ def test_changed_bytes_end_with_a_code_and_cost_no_child(tmp_path):
 
 
 @pytest.fixture
-def scanner():
-    with SandboxedDecoder(PLAN, Limits(wall_s=1.5, cpu_s=20)) as scanner:
-        yield scanner
+def decoder():
+    with SandboxedDecoder(PLAN, Limits(wall_s=1.5, cpu_s=20)) as decoder:
+        yield decoder
 
 
 @pytest.fixture(scope="module")
@@ -229,42 +229,42 @@ def good(tmp_path_factory):
     return hostile.video(tmp_path_factory.mktemp("good") / "good.mp4")
 
 
-def refusal(scanner, path):
-    """Return the code of a refused source and the seconds that this took."""
+def rejection(decoder, path):
+    """Return the code of a rejected source and the seconds until then."""
     start = time.monotonic()
     with pytest.raises(MediaError) as error:
-        list(scanner.scan(path))
+        list(decoder.scan(path))
     return error.value.code, time.monotonic() - start
 
 
-def test_a_wedged_decoder_is_killed_in_time(scanner, good):
-    assert len(list(scanner.scan(good))) == 3
-    os.kill(scanner._children["scan"].process.pid, signal.SIGSTOP)
-    code, seconds = refusal(scanner, good)
+def test_stopped_decoder_is_killed_at_the_deadline(decoder, good):
+    assert len(list(decoder.scan(good))) == 3
+    os.kill(decoder._children["scan"].process.pid, signal.SIGSTOP)
+    code, seconds = rejection(decoder, good)
     assert code == "TIMEOUT"
     assert 1.4 < seconds < 2.5
-    assert len(list(scanner.scan(good))) == 3
+    assert len(list(decoder.scan(good))) == 3
 
 
-def test_an_endless_film_is_cut_off_in_time(scanner, good, tmp_path):
+def test_very_long_film_is_killed_at_the_deadline(decoder, good, tmp_path):
     film = hostile.repeated(tmp_path / "film.mp4", "3072x3072", 30, 100)
     assert film.stat().st_size < 2 << 20
-    list(scanner.scan(good))
-    pid = scanner._children["scan"].process.pid
-    code, seconds = refusal(scanner, film)
+    list(decoder.scan(good))
+    pid = decoder._children["scan"].process.pid
+    code, seconds = rejection(decoder, film)
     assert code == "TIMEOUT"
     assert 1.4 < seconds < 2.5
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
 
-def test_the_child_of_a_killed_worker_dies_too(mark, tmp_path):
+def test_child_of_a_killed_worker_exits(mark, tmp_path):
     film = hostile.repeated(tmp_path / "film.mp4", "3072x3072", 30, 100)
     before = processes(mark)
     script = (
         "import sys; from pathlib import Path; from videoar.media.sandbox import *;"
-        "scanner = SandboxedDecoder(ScanPlan(num_frames=4097), Limits());"  # yields nothing
-        "list(scanner.scan(Path(sys.argv[1])))"
+        "decoder = SandboxedDecoder(ScanPlan(num_frames=4097), Limits());"  # yields nothing
+        "list(decoder.scan(Path(sys.argv[1])))"
     )
     with subprocess.Popen([sys.executable, "-c", script, film]) as worker:
         wait_until(lambda: len(processes(mark) - before) == 2)
@@ -285,7 +285,7 @@ def wait_until(is_so, seconds=30):
         time.sleep(0.05)
 
 
-def test_memory_is_bounded_and_the_worker_lives_on(good, folder, expected, tmp_path):
+def test_memory_is_bounded_and_the_worker_continues(good, folder, expected, tmp_path):
     (tmp_path / "in").mkdir()
     for path in (good, folder / "bomb.mp4"):
         shutil.copy(path, tmp_path / "in")
@@ -305,7 +305,7 @@ def test_memory_is_bounded_and_the_worker_lives_on(good, folder, expected, tmp_p
         (f"exec {sys.executable} -c 'bytearray(1 << 30)'", "CRASH"),
     ],
 )
-def test_tools_are_bounded_too(mark, script, code):
+def test_ffmpeg_is_bounded(mark, script, code):
     before, start = processes(mark), time.monotonic()
     with pytest.raises(MediaError) as error:
         run_tool(["/bin/sh", "-c", script], [bytes(1 << 20)], Limits(1.0, 20, 256 << 20))
@@ -314,7 +314,7 @@ def test_tools_are_bounded_too(mark, script, code):
     wait_until(lambda: processes(mark) == before, 1)
 
 
-def test_a_pipe_named_labels_is_no_trap(good, tmp_path):
+def test_pipe_named_labels_csv_is_a_config_error(good, tmp_path):
     shutil.copy(good, tmp_path)
     os.mkfifo(tmp_path / "labels.csv")
     writer = Timer(5, lambda: (tmp_path / "labels.csv").write_bytes(b""))  # ends a hanging read
@@ -325,13 +325,13 @@ def test_a_pipe_named_labels_is_no_trap(good, tmp_path):
     writer.cancel()
 
 
-def test_refused_names_that_look_alike_are_told_apart(tmp_path):
+def test_rejected_names_that_print_alike_stay_distinct(tmp_path):
     names = (b"a\xff\\xfe.mp4", b"a\\xff\\xfe.mp4", b"a\xff\xfe.mp4", b"a\\xff\xfe.mp4")
     (tmp_path / "in").mkdir()
     for name in names:
         (tmp_path / "in" / os.fsdecode(name)).touch()
     url = str(tmp_path / "in")
     clips, _ = ingest(open_store((tmp_path / "s").as_uri()), url, **OPTIONS)
-    refused = clips.rejects().table(["item_id"])["item_id"].to_pylist()
-    assert len(set(refused)) == len(names)
-    assert r"a\xff\xfe.mp4" in refused  # the one that has this very name
+    rejected = clips.rejects().table(["item_id"])["item_id"].to_pylist()
+    assert len(set(rejected)) == len(names)
+    assert r"a\xff\xfe.mp4" in rejected  # the one that has this very name

@@ -1,4 +1,4 @@
-"""Ingest on own files, good and hostile: every source ends once, equal inputs give equal bytes."""
+"""Ingest of small files, good and bad: every source ends once, equal inputs give equal bytes."""
 
 import itertools
 
@@ -67,7 +67,7 @@ def test_every_source_ends_as_clips_or_as_a_typed_reject(outcome):
     assert metrics["sources"] == metrics["sources_kept"] + metrics["sources_rejected"] == 11
 
 
-def test_clips_are_stored_and_source_columns(outcome):
+def test_clips_are_stored_with_the_columns_of_their_source(outcome):
     store, clips, _ = outcome
     row = next(r for r in clips.table().to_pylist() if r["source_name"] == "good1.mp4")
     wanted = {"label": "right", "caption": "moving right", "caption_source": "labels"}
@@ -93,7 +93,7 @@ def test_clip_id_does_not_depend_on_the_path(outcome, folder, tmp_path):
     assert clip_id in clips.table(["clip_id"])["clip_id"].to_pylist()
 
 
-def test_one_more_source_changes_one_group():
+def test_new_source_changes_one_group():
     rows = [{"uri": f"file:///{i:04d}.mp4", "size_bytes": 10} for i in range(400)]
     before = [tuple(r["uri"] for r in group) for group in group_rows(rows, 8, 100)]
     more = sorted(
@@ -106,7 +106,7 @@ def test_one_more_source_changes_one_group():
     assert max(map(len, before)) <= 32
 
 
-def test_a_long_source_is_read_in_parts_by_many_workers(tmp_path):
+def test_long_source_is_read_in_parts_by_many_workers(tmp_path):
     (tmp_path / "in").mkdir()
     draw = np.random.default_rng(0)
     noise = draw.integers(0, 256, (200, 96, 96, 3)).astype(np.uint8)
@@ -128,7 +128,7 @@ def test_a_long_source_is_read_in_parts_by_many_workers(tmp_path):
     assert again.digest == clips.digest
 
 
-def test_options_are_checked():
+def test_invalid_options_are_rejected():
     with pytest.raises(ValidationError, match="not 1 \\+ 4m"):
         IngestConfig(num_frames=16)
     assert "scan_timeout_s" not in IngestConfig().semantic()
@@ -142,7 +142,7 @@ def test_options_are_checked():
     assert IngestConfig(size_px=sizes).semantic()["size_px"] == sizes
 
 
-def test_a_list_of_sizes_renews_only_the_clips_that_change(outcome, folder, tmp_path):
+def test_list_of_sizes_changes_only_the_clips_of_other_size(outcome, folder, tmp_path):
     _, square, _ = outcome
     (tmp_path / "in").mkdir()
     for name in ("good1.mp4", "good2.mp4"):

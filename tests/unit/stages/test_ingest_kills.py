@@ -52,29 +52,29 @@ def folder(tmp_path_factory):
 
 
 def new_store(folder, root):
-    """Return a store's task, with the sources committed."""
+    """Commit the sources to a new store; return its ingest task."""
     store = open_store(root.as_uri())
     return make_task(store, sources_snapshot(store, str(folder)), **OPTIONS)
 
 
 @pytest.fixture(scope="module")
 def mapped(folder, tmp_path_factory):
-    """A store whose shards are done and that lacks only the commit."""
+    """A store in which all shards are done but not committed."""
     task = new_store(folder, tmp_path_factory.mktemp("mapped"))
     assert run_workers(task, PLACES[1], "before-commit") == [-9]
     return task
 
 
 @pytest.fixture(scope="module")
-def calm(folder, tmp_path_factory):
-    """The digests that an undisturbed worker commits."""
-    task = new_store(folder, tmp_path_factory.mktemp("calm"))
+def undisturbed(folder, tmp_path_factory):
+    """The digests that a worker commits when it is not killed."""
+    task = new_store(folder, tmp_path_factory.mktemp("undisturbed"))
     assert run_workers(task, PLACES[1]) == [0]
     return committed(task.open_store())
 
 
 def committed(store):
-    """Return the digests of clips and rejects, having read every byte that they lead to."""
+    """Return the digests of clips and rejects, after reading every object they refer to."""
     found = {snapshot.dataset: snapshot for snapshot in store.snapshots()}
     assert set(found) == {"videos", "clips", "clips.rejects"}
     assert len(list(store.snapshots())) == 3
@@ -98,20 +98,20 @@ def kill_and_rerun(task, steps, workers, expected):
 
 @pytest.mark.parametrize("workers", PLACES)
 @pytest.mark.parametrize("steps", SHARD_STEPS, ids="+".join)
-def test_killed_in_a_shard(folder, calm, tmp_path, steps, workers):
-    kill_and_rerun(new_store(folder, tmp_path / "store"), steps, workers, calm)
+def test_kill_in_a_shard_gives_the_same_snapshot(folder, undisturbed, tmp_path, steps, workers):
+    kill_and_rerun(new_store(folder, tmp_path / "store"), steps, workers, undisturbed)
 
 
 @pytest.mark.parametrize("workers", PLACES)
 @pytest.mark.parametrize("steps", COMMIT_STEPS, ids="+".join)
-def test_killed_in_the_commit(mapped, calm, tmp_path, steps, workers):
+def test_kill_in_the_commit_gives_the_same_snapshot(mapped, undisturbed, tmp_path, steps, workers):
     shutil.copytree(mapped.open_store().objects.root, tmp_path / "store")
     task = replace(mapped, store_url=(tmp_path / "store").as_uri())
-    kill_and_rerun(task, steps, workers, calm)
+    kill_and_rerun(task, steps, workers, undisturbed)
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_any_order_and_no_engine_give_the_same_bytes(folder, calm, tmp_path, seed):
+def test_any_order_without_an_engine_gives_the_same_bytes(folder, undisturbed, tmp_path, seed):
     draw = random.Random(seed)
     store = open_store(tmp_path.as_uri())
     rows = list_sources(str(folder))
@@ -123,4 +123,4 @@ def test_any_order_and_no_engine_give_the_same_bytes(folder, calm, tmp_path, see
     mapper = stage.open({}, StageContext(store))
     outputs = [mapper(pa.Table.from_pylist([dict(r) for r in s.rows])) for s in shards]
     clips = commit(store, "clips", "clips@1", outputs)
-    assert (clips.digest, clips.rejects().digest) == calm
+    assert (clips.digest, clips.rejects().digest) == undisturbed

@@ -1,4 +1,4 @@
-"""A profile is exact, and the same for any cut into files."""
+"""A profile is exact, and the same for any division into files."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def store(tmp_path):
     return open_store(tmp_path.as_uri())
 
 
-def test_percentiles_are_exact_whatever_the_files(store):
+def test_percentiles_are_exact_for_any_files(store):
     motion = np.random.default_rng(0).gamma(2.0, 2.0, 200).astype(np.float32)
     rows = [clip_row(str(i), motion_mean=float(m), blur_p10=None) for i, m in enumerate(motion)]
     rows.append(clip_row("none", motion_mean=None, blur_p10=None))
@@ -35,6 +35,6 @@ def test_percentiles_are_exact_whatever_the_files(store):
     assert (empty["nulls"], empty["mean"], empty["percentiles"]) == (201, None, [])
 
 
-def test_nothing_in_is_refused(store):
+def test_empty_input_is_a_gate_error(store):
     with pytest.raises(GateError, match="the input has no clips"):
         describe(store, commit(store, "clips", "clips@1", []))

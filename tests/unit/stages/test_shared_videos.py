@@ -1,4 +1,4 @@
-"""Real and damaged files, judged by what their manifests expect, under the permissive policy."""
+"""Real and damaged files end as their manifests expect, with the permissive policy."""
 
 import csv
 import subprocess
@@ -21,7 +21,7 @@ UNMET = {
 
 
 def ends_as_expected(expect, quarantine, clips):
-    """Say whether one source ended as the manifest asks; `clips` holds each clip's reasons."""
+    """Return whether a source ended as its manifest expects; `clips` has each clip's reasons."""
     good = [reasons for reasons in clips if set(reasons) <= DUPLICATES]
     return {
         "accept": bool(good),
@@ -36,19 +36,19 @@ def ends_as_expected(expect, quarantine, clips):
     }[expect]
 
 
-def judge(folder, manifest, tmp_path):
+def outcomes(folder, manifest, tmp_path):
     """Return {name: (expect, quarantine reasons, reasons of each clip)} after both stages."""
     store = open_store(tmp_path.as_uri())
     clips, metrics = ingest(store, str(folder), **NATIVE)
     good, _ = sift(store, clips, policy="permissive", gate=False)
     assert metrics["sources"] == metrics["sources_kept"] + metrics["sources_rejected"]
-    refused = good.rejects().table().to_pylist()
-    assert good.rows + len(refused) == clips.rows
+    rejected = good.rejects().table().to_pylist()
+    assert good.rows + len(rejected) == clips.rows
     names = {r["source_uri"]: r["source_name"] for r in clips.table().to_pylist()}
     reasons = defaultdict(list)
     for row in good.table(["source_name"]).to_pylist():
         reasons[row["source_name"]].append([])
-    for row in refused:
+    for row in rejected:
         reasons[names[row["uri"]]].append(row["reasons"])
     quarantine = {r["item_id"]: r["reasons"] for r in clips.rejects().table().to_pylist()}
     with manifest.open(encoding="utf-8", newline="") as file:
@@ -56,8 +56,8 @@ def judge(folder, manifest, tmp_path):
     return {n: (e, quarantine.get(n, []), reasons[n]) for n, e in expected.items()}
 
 
-def misses(judged):
-    return {name for name, outcome in judged.items() if not ends_as_expected(*outcome)}
+def misses(ends):
+    return {name for name, outcome in ends.items() if not ends_as_expected(*outcome)}
 
 
 @pytest.fixture
@@ -67,23 +67,23 @@ def smoke():
     return ROOT / "data" / "smoke"
 
 
-def has_duplicate(judged, *names):
-    return any(DUPLICATES & set(reasons) for name in names for reasons in judged[name][2])
+def has_duplicate(ends, *names):
+    return any(DUPLICATES & set(reasons) for name in names for reasons in ends[name][2])
 
 
-def test_smoke(smoke, tmp_path):
-    judged = judge(smoke, smoke / "manifest.csv", tmp_path)
-    assert misses(judged) == set()
-    assert has_duplicate(judged, "flower.mp4", "flower.webm")
+def test_smoke_videos_end_as_the_manifest_expects(smoke, tmp_path):
+    ends = outcomes(smoke, smoke / "manifest.csv", tmp_path)
+    assert misses(ends) == set()
+    assert has_duplicate(ends, "flower.mp4", "flower.webm")
 
 
-def test_broken(smoke, tmp_path):
+def test_broken_videos_end_as_the_manifest_expects(smoke, tmp_path):
     folder = tmp_path / "broken"
     script = smoke.parent / "make_broken.py"
     subprocess.run([sys.executable, script, smoke, folder], check=True)
-    judged = judge(folder, folder / "expected.csv", tmp_path)
-    assert misses(judged) == set(UNMET)
-    copies = [n for n, (expect, _, _) in judged.items() if expect.endswith("duplicate")]
-    originals = sum(not all(judged[name][2]) for name in copies)
+    ends = outcomes(folder, folder / "expected.csv", tmp_path)
+    assert misses(ends) == set(UNMET)
+    copies = [n for n, (expect, _, _) in ends.items() if expect.endswith("duplicate")]
+    originals = sum(not all(ends[name][2]) for name in copies)
     assert originals < len(copies)
-    assert has_duplicate(judged, *copies)
+    assert has_duplicate(ends, *copies)

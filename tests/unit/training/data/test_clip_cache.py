@@ -59,9 +59,7 @@ def test_clip_whose_source_does_not_respond_is_retried_not_skipped(store, code):
         return read(row)
 
     cached = ClipCache(flaky, [row])
-    with pytest.raises(
-        TransientStorageError, match=rf"a\.mp4: {code}: exceeded the time limit"
-    ):
+    with pytest.raises(TransientStorageError, match=rf"a\.mp4: {code}: exceeded the time limit"):
         cached[0]
     is_down = False
     assert np.array_equal(cached[0], read(row))
