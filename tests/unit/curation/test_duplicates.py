@@ -37,26 +37,26 @@ def find(clips, files=1, mask=0):
         partial(near_duplicate_pairs, hamming=HAMMING, mask=mask),
     )
     pairs = [tuple(p) for part in linked for p in part.tolist()]
-    found = pick_representatives(dict(enumerate(clips)), *(([], pairs) if mask else (pairs, [])))
+    result = pick_representatives(dict(enumerate(clips)), *(([], pairs) if mask else (pairs, [])))
     return {
         (clips[i]["clip_id"], clips[i]["source_uri"]): (reason, clips[other]["clip_id"])
-        for i, (reason, other) in found.items()
+        for i, (reason, other) in result.items()
     }
 
 
 def reference(clips, mask):
     """Compare every clip with every kept one, best first: the slow reference."""
-    kept, found = [], {}
+    kept, result = [], {}
     for one in sorted(clips, key=_rank):
         copies = [k for k in kept if k["clip_id"] == one["clip_id"]]
         near = [k for k in kept if is_near(one, k, mask)]
         if copies or near:
             near_reason = "DUPLICATE_MIRRORED" if mask else "DUPLICATE_NEAR"
             reason = "DUPLICATE_EXACT" if copies else near_reason
-            found[one["clip_id"], one["source_uri"]] = (reason, (copies or near)[0]["clip_id"])
+            result[one["clip_id"], one["source_uri"]] = (reason, (copies or near)[0]["clip_id"])
         else:
             kept.append(one)
-    return found
+    return result
 
 
 def is_near(a, b, mask):
@@ -131,12 +131,12 @@ def test_mirrored_copies_are_found_only_with_the_mask():
     rows = dict(enumerate(clips))
 
     def pairs(mask):
-        made = hash_join(
+        created = hash_join(
             lambda i: keys([*rows.items()][i::2], mask),
             2,
             partial(near_duplicate_pairs, hamming=8, mask=mask),
         )
-        return {tuple(pair) for part in made for pair in part.tolist()}
+        return {tuple(pair) for part in created for pair in part.tolist()}
 
     assert (0, 1) not in pairs(0)
     assert pairs(MIRROR) == {(0, 1)}
@@ -158,7 +158,7 @@ def test_semantic_pairs_do_not_depend_on_blocks(files):
     wide = vectors.astype(np.float64)
     with np.errstate(invalid="ignore"):
         unit = np.nan_to_num(wide / np.linalg.norm(wide, axis=1, keepdims=True))
-    wanted = {(a, b) for a, b in np.argwhere(unit @ unit.T >= 0.97).tolist() if a < b}
+    expected_rows = {(a, b) for a, b in np.argwhere(unit @ unit.T >= 0.97).tolist() if a < b}
 
     def load(i):
         rows = np.arange(i, len(vectors), files)
@@ -167,16 +167,16 @@ def test_semantic_pairs_do_not_depend_on_blocks(files):
     def merge(parts):
         return tuple(np.concatenate(column) for column in zip(*parts, strict=True))
 
-    found = all_pairs(load, files, merge, lambda a, b: semantic_pairs(a, b, 0.97))
-    assert {(a, b) for pairs in found for a, b in pairs.tolist()} == wanted
-    assert wanted
+    result = all_pairs(load, files, merge, lambda a, b: semantic_pairs(a, b, 0.97))
+    assert {(a, b) for pairs in result for a, b in pairs.tolist()} == expected_rows
+    assert expected_rows
 
 
 def test_semantic_is_the_last_reason():
     rows = {0: clip("a", BASE), 1: clip("b", BASE), 2: clip("c", BASE)}
     rows[3] = clip("d", BASE)
-    found = pick_representatives(rows, [(0, 1)], [(0, 1), (0, 3)], [(0, 1), (0, 2), (0, 3)])
-    assert found == {
+    result = pick_representatives(rows, [(0, 1)], [(0, 1), (0, 3)], [(0, 1), (0, 2), (0, 3)])
+    assert result == {
         1: ("DUPLICATE_NEAR", 0),
         2: ("DUPLICATE_SEMANTIC", 0),
         3: ("DUPLICATE_MIRRORED", 0),

@@ -73,21 +73,21 @@ def test_reference_returns_the_same_frames_at_any_size(tmp_path):
 def test_stored_clip_and_reference_have_the_same_frames(tmp_path, size_px):
     (tmp_path / "in").mkdir()
     write(tmp_path / "in" / "a.mp4", shot(40))
-    found = {}
+    result = {}
     for keep in ("clips", "references"):
         store = open_store((tmp_path / keep).as_uri())
         options = {**OPTIONS, "size_px": size_px, "keep": keep, "rate_fps": None}
         clips, _ = ingest(store, str(tmp_path / "in"), **options)
         read = ClipReader(store.objects)
         rows = clips.table().to_pylist()
-        found[keep] = [read(row) for row in rows]
+        result[keep] = [read(row) for row in rows]
         read.close()
         if keep == "clips":
             stored = decode_clip(store.objects.get(rows[0]["video_key"]))
-            assert np.array_equal(found[keep][0], stored)
+            assert np.array_equal(result[keep][0], stored)
         else:
             assert {row["video_key"] for row in rows} == {None}
-    for stored, referenced in zip(found["clips"], found["references"], strict=True):
+    for stored, referenced in zip(result["clips"], result["references"], strict=True):
         assert np.abs(stored.astype(int) - referenced).mean() < 8
 
 

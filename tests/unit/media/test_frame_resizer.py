@@ -66,9 +66,9 @@ def covered(frame, size, pixel_aspect=1.0):
 @pytest.mark.parametrize("source", [(240, 426), (426, 240), (121, 161), (96, 96)])
 def test_rgb_is_the_centre_of_the_frame(source, size, pixel_aspect, form):
     frame = frame_of(*source, form)
-    found = FrameResizer([size], pixel_aspect).rgb(frame)
-    assert found.shape == (*size, 3)
-    apart = np.abs(found - covered(frame, size, pixel_aspect)).mean()
+    result = FrameResizer([size], pixel_aspect).rgb(frame)
+    assert result.shape == (*size, 3)
+    apart = np.abs(result - covered(frame, size, pixel_aspect)).mean()
     assert apart == 0 or (form == "yuv420p" and apart < ROUNDING)
 
 
@@ -86,9 +86,9 @@ def test_square_is_the_even_centre_square(source):
     data = np.concatenate([part.ravel() for part in parts]).reshape(side * 3 // 2, side)
     square = av.VideoFrame.from_ndarray(data, format="yuv420p")
     how = {"interpolation": Interpolation.AREA, "src_colorspace": "ITU601"}
-    wanted = VideoReformatter().reformat(square, 48, 48, "rgb24", **how).to_ndarray()
-    assert np.array_equal(FrameResizer(48, 1.0).rgb(frame), wanted)
-    assert np.array_equal(FrameResizer([(48, 48)], 1.0).rgb(frame), wanted)
+    expected = VideoReformatter().reformat(square, 48, 48, "rgb24", **how).to_ndarray()
+    assert np.array_equal(FrameResizer(48, 1.0).rgb(frame), expected)
+    assert np.array_equal(FrameResizer([(48, 48)], 1.0).rgb(frame), expected)
 
 
 def test_first_frame_chooses_the_size_for_the_whole_source():
@@ -102,14 +102,12 @@ def test_first_frame_chooses_the_size_for_the_whole_source():
     ("shown_as", "size", "turned"),
     [("16:9", WIDE, TALL), ("1:1", SIZES[0], SIZES[0]), ("9:16", TALL, WIDE)],
 )
-def test_rotated_sources_with_oblong_pixels_are_upright(
-    tmp_path, angle, shown_as, size, turned
-):
+def test_rotated_sources_with_oblong_pixels_are_upright(tmp_path, angle, shown_as, size, turned):
     frames = np.stack([smooth(144, 160)[:, t : t + 144] for t in range(9)])
     plain = write(tmp_path / "plain.mp4", frames, crf=1)
-    told = ["-c", "copy", "-aspect", shown_as, "-metadata:s:v", f"rotate={angle}"]
-    path = tmp_path / "told.mp4"
-    ffmpeg("-i", plain, *told, path)
+    options = ["-c", "copy", "-aspect", shown_as, "-metadata:s:v", f"rotate={angle}"]
+    path = tmp_path / "turned.mp4"
+    ffmpeg("-i", plain, *options, path)
     raw = ffmpeg("-i", path, "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
     shown = np.frombuffer(raw, np.uint8).reshape(9, 144, 144, 3)  # as stored, but upright
     (clip, _) = scan(path, ScanPlan(size_px=SIZES, num_frames=9, find_shots=False))
@@ -118,9 +116,9 @@ def test_rotated_sources_with_oblong_pixels_are_upright(
     assert (clip.columns["height_px"], clip.columns["width_px"]) == size
     wide, high = map(int, shown_as.split(":"))
     aspect = high / wide if angle in {90, 270} else wide / high
-    for found, picture in zip(clip.frames_THWC, shown, strict=True):
+    for result, picture in zip(clip.frames_THWC, shown, strict=True):
         whole = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-        assert np.abs(found - covered(whole, size, aspect)).mean() < ROUNDING
+        assert np.abs(result - covered(whole, size, aspect)).mean() < ROUNDING
 
 
 def test_source_with_changing_frame_size_keeps_its_clip_size(tmp_path):

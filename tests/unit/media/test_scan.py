@@ -61,9 +61,9 @@ def test_grid_picks_the_frame_on_display(tmp_path):
     frames = shot(80)
     decoded, _ = run(write(tmp_path / "a.mkv", frames, crf=1), rate_fps=10.0, num_frames=9)
     first = decoded[0].frames_THWC.astype(int)
-    wanted = [int(k * 25 / 10) for k in range(9)]  # 0 2 5 7 10 ...
+    expected = [int(k * 25 / 10) for k in range(9)]  # 0 2 5 7 10 ...
     errors = np.abs(first[:, None] - frames[None, :25, :, 8:56]).mean(axis=(2, 3, 4))
-    assert errors.argmin(axis=1).tolist() == wanted
+    assert errors.argmin(axis=1).tolist() == expected
     assert [e.columns["span_start_us"] for e in decoded] == [
         0,
         880_000,

@@ -31,11 +31,11 @@ def test_every_file_has_a_row_for_any_name_or_kind(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     for hidden in (".hidden", "labels.csv", "manifest.csv"):
         (tmp_path / hidden).write_text("file,label\n")
-    found = list_sources(str(tmp_path)).to_pylist()
+    result = list_sources(str(tmp_path)).to_pylist()
     expected = {*names, "./raw\\xff.mp4", "dir.mp4", "lost.mp4", "pipe.mp4"}
-    assert {row["name"] for row in found} == expected
-    assert [row["uri"] for row in found] == sorted(row["uri"] for row in found)
-    for row in found:
+    assert {row["name"] for row in result} == expected
+    assert [row["uri"] for row in result] == sorted(row["uri"] for row in result)
+    for row in result:
         (tmp_path / ".into").mkdir()
         path = tmp_path / ".into" / "source"
         if row["size_bytes"]:
@@ -58,11 +58,11 @@ def test_labels_csv_folder_names_and_text_files_give_labels(tmp_path):
     (tmp_path / "b2.txt").write_text("no video of this name")
     (tmp_path / "c.mp4").write_bytes(MP4)
     (tmp_path / "c.txt").write_bytes(MP4 + bytes(range(256)))
-    found = rows(tmp_path)
-    assert set(found) == {"Some_Class/a.mp4", "b.mp4", "b2.txt", "c.mp4", "c.txt"}
-    assert found["Some_Class/a.mp4"]["label"] == "Some_Class"
-    assert found["Some_Class/a.mp4"]["caption"] == "Some Class"
-    assert (found["b.mp4"]["caption"], found["b.mp4"]["caption_source"]) == (
+    result = rows(tmp_path)
+    assert set(result) == {"Some_Class/a.mp4", "b.mp4", "b2.txt", "c.mp4", "c.txt"}
+    assert result["Some_Class/a.mp4"]["label"] == "Some_Class"
+    assert result["Some_Class/a.mp4"]["caption"] == "Some Class"
+    assert (result["b.mp4"]["caption"], result["b.mp4"]["caption_source"]) == (
         "a red ball rolls",
         "sidecar",
     )
@@ -70,8 +70,14 @@ def test_labels_csv_folder_names_and_text_files_give_labels(tmp_path):
         "file,label,label_text,split,group,source\nSome_Class/a.mp4,x,an x,val,g1,somewhere\n"
     )
     row = rows(tmp_path)["Some_Class/a.mp4"]
-    wanted = {"label": "x", "caption": "an x", "split": "val", "group": "g1", "origin": "somewhere"}
-    assert {key: row[key] for key in wanted} == wanted
+    expected = {
+        "label": "x",
+        "caption": "an x",
+        "split": "val",
+        "group": "g1",
+        "origin": "somewhere",
+    }
+    assert {key: row[key] for key in expected} == expected
 
 
 def test_text_that_links_outside_the_input_is_not_read(tmp_path, caplog):
@@ -89,10 +95,10 @@ def test_text_that_links_outside_the_input_is_not_read(tmp_path, caplog):
     (tmp_path / "link").symlink_to(folder)  # the input itself may be a link
     for top in (folder, tmp_path / "link"):
         caplog.clear()
-        found = rows(top)
-        captions = {name: row["caption"] for name, row in found.items() if row["caption"]}
+        result = rows(top)
+        captions = {name: row["caption"] for name, row in result.items() if row["caption"]}
         assert captions == {"b.mp4": "a red ball", "texts/words": "texts"}
-        assert {"a.txt", "c.txt"} < set(found)  # listed: ingest rejects them
+        assert {"a.txt", "c.txt"} < set(result)  # listed: ingest rejects them
         for name in ("a.txt", "c.txt"):
             assert f"{top / name}: is a link to a file outside the input folder" in caplog.text
     (folder / "labels.csv").symlink_to(tmp_path / "secret")

@@ -99,8 +99,8 @@ def test_unknown_file_is_a_config_error():
 def test_files_are_deterministic_and_damaged_as_declared(tmp_path):
     by_kind = {}
     for row in list_synthetic(URL):
-        made = entry(row["uri"])
-        by_kind.setdefault(made.broken or made.format, row["uri"])
+        result = entry(row["uri"])
+        by_kind.setdefault(result.broken or result.format, row["uri"])
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()

@@ -27,23 +27,23 @@ def clock(count, rate_fps):
 
 @pytest.fixture(scope="module")
 def films():
-    made = [small_film(seed, rate_fps=(24.0, 25.0, 30.0)[seed % 3]) for seed in SEEDS]
-    return [(film, luma_of(film)) for film in made]
+    created = [small_film(seed, rate_fps=(24.0, 25.0, 30.0)[seed % 3]) for seed in SEEDS]
+    return [(film, luma_of(film)) for film in created]
 
 
-def hits(expected, found):
-    return [any(c.first <= w.last + 2 and c.last >= w.first - 2 for c in found) for w in expected]
+def hits(expected, result):
+    return [any(c.first <= w.last + 2 and c.last >= w.first - 2 for c in result) for w in expected]
 
 
 def test_most_transitions_are_found_and_few_others(films):
     found_of_kind, wanted_of_kind, false = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0), 0
     for film, luma_frames in films:
-        _, wanted, _ = film.plan()
-        found = find_transitions(luma_frames, clock(len(luma_frames), film.rate_fps))
-        for transition, hit in zip(wanted, hits(wanted, found), strict=True):
+        _, transitions, _ = film.plan()
+        result = find_transitions(luma_frames, clock(len(luma_frames), film.rate_fps))
+        for transition, hit in zip(transitions, hits(transitions, result), strict=True):
             wanted_of_kind[transition.kind] += 1
             found_of_kind[transition.kind] += hit
-        false += hits(found, wanted).count(False)
+        false += hits(result, transitions).count(False)
     assert found_of_kind["cut"] == wanted_of_kind["cut"] > 5
     assert found_of_kind["fade"] >= 0.9 * wanted_of_kind["fade"] > 5
     assert found_of_kind["dissolve"] >= 0.75 * wanted_of_kind["dissolve"] > 5
@@ -53,11 +53,11 @@ def test_most_transitions_are_found_and_few_others(films):
 @pytest.mark.parametrize("rate_fps", [8.0, 60.0])
 def test_transitions_are_found_at_any_frame_rate(rate_fps):
     film = small_film(41, rate_fps=rate_fps, kinds=("cut",))
-    _, wanted, _ = film.plan()
+    _, transitions, _ = film.plan()
     luma_frames = luma_of(film)
-    found = find_transitions(luma_frames, clock(len(luma_frames), rate_fps))
-    assert all(hits(wanted, found))
-    assert hits(found, wanted).count(False) <= 1
+    result = find_transitions(luma_frames, clock(len(luma_frames), rate_fps))
+    assert all(hits(transitions, result))
+    assert hits(result, transitions).count(False) <= 1
 
 
 def test_cut_has_the_index_of_the_first_frame_of_the_new_shot():
@@ -130,7 +130,7 @@ def test_gaps_and_size_changes_end_shots_without_detection():
 
 def test_transitions_are_disjoint_and_in_order(films):
     for film, luma_frames in films:
-        found: list[Transition] = find_transitions(
+        result: list[Transition] = find_transitions(
             luma_frames, clock(len(luma_frames), film.rate_fps)
         )
-        assert all(a.last < b.first for a, b in itertools.pairwise(found))
+        assert all(a.last < b.first for a, b in itertools.pairwise(result))

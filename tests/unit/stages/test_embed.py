@@ -74,7 +74,7 @@ def test_fingerprint_has_the_content_of_the_model_not_its_path(clips, tmp_path):
         for name, seed in (("first", 0), ("copy", 0), ("other", 1))
     )
     assert first == copy
-    assert [found["component"] for found in differences(first, other)] == ["tools.model"]
+    assert [result["component"] for result in differences(first, other)] == ["tools.model"]
 
 
 def test_model_of_another_kind_is_a_config_error(store, clips, tmp_path):

@@ -161,13 +161,13 @@ def test_fingerprint_has_the_content_of_the_policy(store, tmp_path):
     def parts(**options):
         return compute_parts(FilterStage(FilterConfig(**options)), {"clips": clips})
 
-    asked = parts(policy=str(one))
-    assert asked == parts(policy=str(two)) == parts(policy={"min_motion": 0.5})
-    assert asked == parts(policy={"min_motion": 1}, override={"min_motion": 0.5})
+    requested = parts(policy=str(one))
+    assert requested == parts(policy=str(two)) == parts(policy={"min_motion": 0.5})
+    assert requested == parts(policy={"min_motion": 1}, override={"min_motion": 0.5})
     one.write_text("min_motion: 0.6\n")
     changed = parts(policy=str(one))
     assert changed["config"]["policy"]["min_motion"] == 0.6
-    assert changed["config"] != asked["config"]
+    assert changed["config"] != requested["config"]
     config = FilterConfig(policy=str(one)).model_dump(mode="json")
     one.unlink()  # a worker elsewhere has no such file
     assert FilterConfig.model_validate(config).policy.min_motion == 0.6

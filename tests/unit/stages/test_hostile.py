@@ -51,7 +51,7 @@ def watched(path):
 
 def processes(mark):
     """Return the processes, zombies too, that are children of this one or inherited its mark."""
-    found = []
+    result = []
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it ended meanwhile
             parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
@@ -59,8 +59,8 @@ def processes(mark):
                 folder / "environ"
             ).read_bytes().split(b"\0")
             if is_ours and int(folder.name) != os.getpid():
-                found.append(int(folder.name))
-    return set(found)
+                result.append(int(folder.name))
+    return set(result)
 
 
 def state(folder):

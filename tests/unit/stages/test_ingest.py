@@ -70,9 +70,9 @@ def test_every_source_ends_as_clips_or_as_a_typed_reject(outcome):
 def test_clips_are_stored_with_the_columns_of_their_source(outcome):
     store, clips, _ = outcome
     row = next(r for r in clips.table().to_pylist() if r["source_name"] == "good1.mp4")
-    wanted = {"label": "right", "caption": "moving right", "caption_source": "labels"}
-    wanted |= {"split": "val", "num_frames": 17, "width_px": 32, "rate_fps": 12.0}
-    assert {key: row[key] for key in wanted} == wanted
+    expected = {"label": "right", "caption": "moving right", "caption_source": "labels"}
+    expected |= {"split": "val", "num_frames": 17, "width_px": 32, "rate_fps": 12.0}
+    assert {key: row[key] for key in expected} == expected
     frames = decode_clip(store.objects.get(row["video_key"]))
     assert frames.shape == (17, 32, 32, 3)
 

@@ -75,15 +75,15 @@ def undisturbed(folder, tmp_path_factory):
 
 def committed(store):
     """Return the digests of clips and rejects, after reading every object they refer to."""
-    found = {snapshot.dataset: snapshot for snapshot in store.snapshots()}
-    assert set(found) == {"videos", "clips", "clips.rejects"}
+    result = {snapshot.dataset: snapshot for snapshot in store.snapshots()}
+    assert set(result) == {"videos", "clips", "clips.rejects"}
     assert len(list(store.snapshots())) == 3
-    clips = found["clips"]
+    clips = result["clips"]
     rows = clips.table(verify=True).to_pylist()
     for row in rows:
         assert sha256_hex(store.objects.get(row["video_key"])) == row["video_sha256"]
-    assert clips.rejects().digest == found["clips.rejects"].digest
-    assert len({row["source_uri"] for row in rows}) + found["clips.rejects"].rows == 6
+    assert clips.rejects().digest == result["clips.rejects"].digest
+    assert len({row["source_uri"] for row in rows}) + result["clips.rejects"].rows == 6
     return clips.digest, clips.rejects().digest
 
 

@@ -22,16 +22,16 @@ def test_percentiles_are_exact_for_any_files(store):
     whole = describe(store, clips_of(store, rows))
     parts = describe(store, clips_of(store, rows[150:], rows[:7], rows[7:150]))
     assert whole.digest == parts.digest
-    found = {r["column"]: r for r in whole.table().to_pylist()}
-    assert tuple(found) == score_columns()
-    one = found["motion_mean"]
+    result = {r["column"]: r for r in whole.table().to_pylist()}
+    assert tuple(result) == score_columns()
+    one = result["motion_mean"]
     assert (one["rows"], one["nulls"], one["min"]) == (201, 1, motion.min())
     assert one["percentiles"] == pytest.approx(
         np.percentile(motion.astype(np.float64), range(101)), rel=1e-12
     )
     assert sum(one["hist_counts"]) == 200
     assert len(one["hist_edges"]) == len(one["hist_counts"]) + 1
-    empty = found["blur_p10"]
+    empty = result["blur_p10"]
     assert (empty["nulls"], empty["mean"], empty["percentiles"]) == (201, None, [])
 
 
