@@ -11,11 +11,8 @@ import pytest
 import yaml
 
 from tests.e2e.small import ROOT, environment
-from tests.support.toys import REGISTRY
-from tests.unit.runner.test_execute import document, execute
-from videoar.engine.inline import InlineEngine
+from tests.support.toy_runs import execute, resume, toy_document
 from videoar.records.run_record import run_ids
-from videoar.runner.execute import Execution, resume_spec
 from videoar.storage.store import open_store
 
 _ROUNDS = 5
@@ -25,23 +22,20 @@ _KILLS = 12
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", range(_ROUNDS))
-def test_random_kills(tmp_path: Path, seed: int):
+def test_run_killed_at_random_moments_resumes_to_the_same_snapshots(tmp_path: Path, seed: int):
     videos = tmp_path / "videos"
     videos.mkdir()
     for number in range(40):
         (videos / f"{number}{'bad' if number % 7 == 0 else ''}.mp4").write_bytes(b"x" * 10)
-    doc = document(videos, model={"steps": 30, "checkpoint_every": 5})
-    expected = execute(open_store((tmp_path / "calm").as_uri()), doc).outputs
-    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(doc))
+    document = toy_document(videos, model={"steps": 30, "checkpoint_every": 5})
+    expected = execute(open_store((tmp_path / "calm").as_uri()), document).outputs
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(document))
     url = (tmp_path / "store").as_uri()
-    script = (
-        "import sys; from tests.unit.runner.test_execute import *;"
-        "execute(open_store(sys.argv[1]), yaml.safe_load(open(sys.argv[2])), 'run1')"
-    )
+    module = [sys.executable, "-m", "tests.support.toy_runs"]
     chance = random.Random(seed)
     for _ in range(_KILLS):
         driver = subprocess.Popen(
-            [sys.executable, "-c", script, url, str(tmp_path / "toy.yaml")],
+            [*module, url, str(tmp_path / "toy.yaml"), "run1"],
             env=environment(), cwd=ROOT, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         time.sleep(chance.uniform(1.0, 6.0))
@@ -49,7 +43,6 @@ def test_random_kills(tmp_path: Path, seed: int):
         driver.wait()
     store = open_store(url)
     assert run_ids(store) == ["run1"]
-    spec = resume_spec("run1", store, REGISTRY)
-    run = Execution(spec, store, InlineEngine(), run_id="run1", registry=REGISTRY).run()
+    run = resume(store, "run1")
     data = ("big", "few")
     assert {k: run.outputs[k] for k in data} == {k: expected[k] for k in data}

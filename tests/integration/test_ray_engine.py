@@ -1,4 +1,4 @@
-"""The Ray engine on a real local Ray keeps the inline engine's promises, with equal results."""
+"""The Ray engine on a local Ray gives the results of the in-process engine."""
 
 import contextlib
 import os
@@ -12,8 +12,8 @@ import ray
 
 from tests.support import token_runs
 from tests.support.clip_rows import clip_row, clips_of
+from tests.support.toy_runs import execute, toy_document, write_videos
 from tests.support.toys import REGISTRY
-from tests.unit.runner.test_execute import document, execute
 from videoar.core.errors import ConfigError, StageError
 from videoar.core.types import Resources
 from videoar.engine.inline import InlineEngine
@@ -34,30 +34,23 @@ def engine():
     engine.close()
 
 
-def make_videos(folder: Path, *names: str) -> Path:
-    folder.mkdir(exist_ok=True)
-    for name in names:
-        (folder / f"{name}.mp4").write_bytes(b"x" * 10)
-    return folder
-
-
 def run_on_ray(store, doc, engine):
     return Execution(parse_pipeline(doc, "t", REGISTRY), store, engine, registry=REGISTRY).run()
 
 
-def test_same_snapshots_as_inline(tmp_path: Path, engine: RayEngine):
-    videos = make_videos(tmp_path / "videos", "a", "b", "c", "bad")
-    inline = execute(open_store((tmp_path / "one").as_uri()), document(videos))
-    doc = document(videos, big={"resources": {"workers": 2, "cpus": 0.5}})
+def test_run_on_ray_gives_the_snapshots_of_an_inline_run(tmp_path: Path, engine: RayEngine):
+    videos = write_videos(tmp_path / "videos", "a.mp4", "b.mp4", "c.mp4", "bad.mp4")
+    inline = execute(open_store((tmp_path / "one").as_uri()), toy_document(videos))
+    doc = toy_document(videos, big={"resources": {"workers": 2, "cpus": 0.5}})
     on_ray = run_on_ray(open_store((tmp_path / "two").as_uri()), doc, engine)
     assert on_ray.outputs == inline.outputs
     assert on_ray.stage("big").rows == inline.stage("big").rows
 
 
-def test_an_error_comes_back_as_ours_with_its_shard(tmp_path: Path, engine: RayEngine):
-    videos = make_videos(tmp_path / "videos", "a", "explode")
+def test_error_in_a_worker_is_a_stage_error_with_its_shard(tmp_path: Path, engine: RayEngine):
+    videos = write_videos(tmp_path / "videos", "a.mp4", "explode.mp4")
     with pytest.raises(StageError, match="shard 1: ValueError: boom"):
-        run_on_ray(open_store((tmp_path / "one").as_uri()), document(videos), engine)
+        run_on_ray(open_store((tmp_path / "one").as_uri()), toy_document(videos), engine)
 
 
 @pytest.mark.parametrize(
@@ -69,15 +62,17 @@ def test_an_error_comes_back_as_ours_with_its_shard(tmp_path: Path, engine: RayE
         ("model", {"cpus": 3, "workers": 1000}, "stages.model.resources.cpus: needs 3000"),
     ],
 )
-def test_what_this_machine_never_has_is_not_waited_for(
+def test_resources_beyond_the_machine_are_an_error_before_any_work(
     tmp_path: Path, engine: RayEngine, stage: str, resources: dict, what: str
 ):
-    doc = document(make_videos(tmp_path / "videos", "a"), **{stage: {"resources": resources}})
+    doc = toy_document(
+        write_videos(tmp_path / "videos", "a.mp4"), **{stage: {"resources": resources}}
+    )
     with pytest.raises(ConfigError, match=what):
         run_on_ray(open_store((tmp_path / "one").as_uri()), doc, engine)
 
 
-def test_a_worker_that_reserves_no_gpu_sees_none(engine: RayEngine, monkeypatch):
+def test_worker_without_a_reserved_gpu_sees_none(engine: RayEngine, monkeypatch):
     connect("local")
     assert environment(Resources()) == {}
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4, "GPU": 2})
@@ -86,10 +81,13 @@ def test_a_worker_that_reserves_no_gpu_sees_none(engine: RayEngine, monkeypatch)
     assert ray.get(seen.remote("CUDA_VISIBLE_DEVICES")) == ""
 
 
-def test_a_gang_starts_again_when_a_rank_died_and_not_when_one_refuses(
+def test_ranks_restart_after_a_killed_rank_and_not_after_a_config_error(
     tmp_path: Path, engine: RayEngine
 ):
-    store, videos = open_store((tmp_path / "store").as_uri()), make_videos(tmp_path / "videos", "a")
+    store, videos = (
+        open_store((tmp_path / "store").as_uri()),
+        write_videos(tmp_path / "videos", "a.mp4"),
+    )
     stage = {"stage": "gang", "from": {"sources": "videos"}}
     stage["resources"] = {"workers": 2, "cpus": 0.5}
     document = {"pipeline": "p", "inputs": {"videos": str(videos)}, "stages": {"gang": stage}}
@@ -98,7 +96,7 @@ def test_a_gang_starts_again_when_a_rank_died_and_not_when_one_refuses(
     assert [store.ledger.length(f"attempts/{rank}") for rank in range(2)] == [2, 2]
 
 
-def test_a_reduction_computes_its_dask_graphs_on_ray_with_equal_results(
+def test_reduction_computes_its_dask_graphs_on_ray_with_equal_results(
     tmp_path: Path, engine: RayEngine
 ):
     same = clip_row("best")["phash"]
@@ -144,14 +142,16 @@ def tokens_inline(tmp_path_factory):
     return token_runs.execute(store, token_runs.prepare(store, 4, 40)).outputs
 
 
-def test_two_shards_at_once_in_a_worker(tmp_path: Path, engine: RayEngine, tokens_inline: dict):
+def test_two_concurrent_shards_in_a_worker_give_the_same_tokens(
+    tmp_path: Path, engine: RayEngine, tokens_inline: dict
+):
     store = open_store(tmp_path.as_uri())
     run = token_runs.execute(store, tokens_on_ray(token_runs.prepare(store, 4, 40)), engine)
     assert run.outputs == tokens_inline
     assert run.stage("tokens").metrics["accelerator_items"] == 160
 
 
-def test_killed_readers_and_workers_change_nothing(
+def test_killed_readers_and_workers_do_not_change_the_tokens(
     tmp_path: Path, engine: RayEngine, tokens_inline: dict
 ):
     store = open_store(tmp_path.as_uri())
@@ -166,7 +166,7 @@ def test_killed_readers_and_workers_change_nothing(
 
 
 def kill_each_once(killed: list, store: Path) -> None:
-    """Kill a reader at work, then, once a shard is done, a worker."""
+    """Kill a busy reader, then, after the first finished shard, a worker."""
     deadline = time.monotonic() + 100
     while len(killed) < 2 and time.monotonic() < deadline:
         if not killed:
@@ -177,7 +177,7 @@ def kill_each_once(killed: list, store: Path) -> None:
 
 
 def kill_one(title: str) -> list[str]:
-    """Kill a process of ours by its title; Ray's workers are grandchildren of this process."""
+    """Kill a process by its title; Ray's workers are grandchildren of this process."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended meanwhile
             is_one = (folder / "cmdline").read_text().startswith(title)

@@ -3,21 +3,20 @@
 A separate module, so that a fork server imports it once for all workers.
 """
 
-import os
 from collections.abc import Sequence
-from multiprocessing import get_context
 
+from tests.support.child_process import preload, start
 from videoar.contracts.names import REJECTS
 from videoar.core.crash_points import crash_point
 from videoar.core.types import Provenance
-from videoar.media import sandbox, sources, transcode  # noqa: F401 - once, before the forks
 from videoar.pipeline.fingerprint import compute_parts
 from videoar.pipeline.work.shard import ShardWorker
 from videoar.pipeline.work.task import StageTask, merge
 from videoar.stages.ingest import IngestConfig, IngestStage
 
-_CONTEXT = get_context("forkserver")
-_CONTEXT.set_forkserver_preload([__name__, "pytest", "deltalake", "ffmpeg", "pandas"])
+preload(__name__)
+for _late in ("sandbox", "sources", "transcode"):  # stages import them at first use
+    preload(f"videoar.media.{_late}")
 
 
 def make_task(store, snapshot, **options):
@@ -33,9 +32,8 @@ def make_task(store, snapshot, **options):
     )
 
 
-def work(task: StageTask, position: float, crash_at: str) -> None:
+def work(task: StageTask, position: float) -> None:
     """Run all shards from a position (0 to 1) of their list, then commit like the runner."""
-    os.environ["VIDEOAR_CRASH_AT"] = crash_at  # before settings are read and cached
     worker = ShardWorker(task)
     shards = list(worker.stage.shards(worker.inputs))
     first = int(position * len(shards))
@@ -58,11 +56,9 @@ def work(task: StageTask, position: float, crash_at: str) -> None:
 def run_workers(task: StageTask, places: Sequence[float], crash_at: str = "") -> list[int | None]:
     """Run workers concurrently, every second one with a crash point; return their exit codes."""
     processes = [
-        _CONTEXT.Process(target=work, args=(task, place, "" if i % 2 else crash_at))
+        start(work, task, place, VIDEOAR_CRASH_AT="" if i % 2 else crash_at)
         for i, place in enumerate(places)
     ]
-    for process in processes:
-        process.start()
     for process in processes:
         process.join(60)
     return [process.exitcode for process in processes]

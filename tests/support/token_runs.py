@@ -1,14 +1,14 @@
-"""Runs of `tokenize` alone on drawn clips, in a process that may be told when to die.
+"""Runs of `tokenize` alone on drawn clips, here or in a process that is killed at a given point.
 
-A module of its own, so that a fork server can import it once for all of them.
+A module of its own, so that the fork server imports it once for all of them.
 """
 
 import os
 import signal
-from multiprocessing import get_context
 
 import torch
 
+from tests.support.child_process import exit_code, preload
 from tests.support.clip_rows import clip_row, clips_of, stored
 from tests.support.stage_chain import commit
 from videoar.engine.inline import InlineEngine
@@ -18,12 +18,11 @@ from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.pipeline.spec import parse_pipeline
 from videoar.pipeline.stage import Output
 from videoar.runner.execute import Execution
-from videoar.stages import tokenize
+from videoar.stages import tokenize_worker
 from videoar.storage.store import open_store
 from videoar.training.model_store import publish_model
 
-_CONTEXT = get_context("forkserver")
-_CONTEXT.set_forkserver_preload([__name__, "pytest", "deltalake", "pandas"])
+preload(__name__)
 SHAPES = ((9, 32, 32), (5, 32, 32), (9, 64, 64))
 
 
@@ -69,26 +68,22 @@ def execute(store, document, engine=None):
     return Execution(parse_pipeline(document, "t"), store, engine or InlineEngine()).run()
 
 
-def _run(url: str, document: dict, crash_at: str, batch: int) -> None:
-    os.environ["VIDEOAR_CRASH_AT"] = crash_at  # nothing has read the environment before
+def _run(url: str, document: dict, batch: int) -> None:
     count = 0
 
-    def die_at(name: str) -> None:
+    def kill_in_batch(name: str) -> None:
         nonlocal count
         count += 1
         if count == batch:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    tokenize.crash_point = die_at
+    tokenize_worker.crash_point = kill_in_batch
     execute(open_store(url), document)
 
 
 def run_in_child(url: str, document: dict, crash_at: str = "", batch: int = 0) -> int | None:
-    """Run in a process that dies at a crash point, or after so many batches; return its code."""
-    child = _CONTEXT.Process(target=_run, args=(url, document, crash_at, batch))
-    child.start()
-    child.join(120)
-    return child.exitcode
+    """Run in a process killed at a crash point, or after so many batches; return its exit code."""
+    return exit_code(_run, url, document, batch, VIDEOAR_CRASH_AT=crash_at)
 
 
 def damaged(store, row):
