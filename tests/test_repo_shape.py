@@ -47,20 +47,20 @@ def child_cpu_s(*command: str) -> float:
 
 
 @pytest.mark.parametrize("module", ["videoar", "videoar.cli", "videoar.api"])
-def test_importing_loads_nothing_heavy(module):
+def test_import_loads_no_heavy_package(module):
     code = f"import sys, {module}; print(*sorted(set({HEAVY}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
     assert done.stdout.split() == []
 
 
-def test_help_costs_less_than_half_a_second_of_cpu():
+def test_help_takes_less_than_half_a_second_of_cpu():
     script = Path(sys.executable).with_name("videoar")
     assert min(child_cpu_s(str(script), "--help") for _ in range(3)) < 0.5
 
 
 @pytest.mark.parametrize("given", [[], ["INPUT=/a folder/of videos"]])
 @pytest.mark.parametrize("target", ["setup", "demo", "test", "check", "bench", "soak"])
-def test_recipes_are_what_the_shell_understands(target, given):
+def test_make_recipes_are_valid_shell(target, given):
     make = ["make", "--no-print-directory", "--dry-run", target, *given]
     recipe = subprocess.run(make, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert subprocess.run(["sh", "-n"], input=recipe, text=True, check=False).returncode == 0
@@ -69,7 +69,7 @@ def test_recipes_are_what_the_shell_understands(target, given):
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs").glob("*.py")), ids=lambda path: path.name)
-def test_jobs_stay_thin(path):
+def test_jobs_have_at_most_40_lines(path):
     assert len(path.read_text().splitlines()) <= 40
 
 
@@ -80,14 +80,14 @@ def test_generated_contract_files_are_fresh():
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "pipelines").glob("*.yaml")), ids=lambda path: path.stem
 )
-def test_pipelines_validate(path):
+def test_shipped_pipelines_are_valid(path):
     spec = load_pipeline(path)
     assert "videos" in spec.inputs, "every pipeline can be pointed at other data the same way"
     with pytest.raises(ConfigError):
         load_pipeline(path, ["stages.no_such_stage.x=1"])
 
 
-def test_no_path_of_somebodys_machine_is_tracked():
+def test_tracked_files_contain_no_machine_path():
     private = tuple("/".join(("", *parts)) for parts in (("work", ""), ("root", ""), ("opt", "")))
     allowed = {ROOT / "tests/test_repo_shape.py"}
     for path in set(tracked()) - allowed:
@@ -97,14 +97,14 @@ def test_no_path_of_somebodys_machine_is_tracked():
         assert not [word for word in words if word.startswith(private)], path
 
 
-def test_no_large_or_media_file_is_tracked():
+def test_tracked_files_are_small_and_no_media():
     for path in tracked():
         if path.is_file():
             assert path.stat().st_size <= 500_000, path
             assert path.suffix not in {".mp4", ".webm", ".mkv", ".avi", ".mov", ".parquet"}, path
 
 
-def test_constraints_pin_what_the_project_asks_for():
+def test_constraints_satisfy_the_project_requirements():
     pins = dict(
         line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line
     )
@@ -115,18 +115,18 @@ def test_constraints_pin_what_the_project_asks_for():
         assert wanted.specifier.contains(pins[wanted.name.lower()]), text
 
 
-def test_installed_script_is_the_documented_one():
+def test_installed_script_is_videoar():
     scripts = {e.name: e.value for e in distribution("videoar").entry_points}
     assert scripts == {"videoar": "videoar.cli:main"}
 
 
-def test_wheel_ships_its_types():
+def test_wheel_contains_py_typed():
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     assert build["targets"]["wheel"]["packages"] == ["videoar"]  # all that git does not ignore
     assert ROOT / "videoar" / "py.typed" in tracked()
 
 
-def test_every_noqa_has_its_reason():
+def test_every_noqa_has_a_reason():
     marks = [
         line
         for path in tracked()

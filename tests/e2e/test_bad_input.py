@@ -41,7 +41,7 @@ def edited(tmp_path: Path, change) -> str:
         (lambda s: s["model"]["training"].update(phases=[]), "stages.model.training.phases"),
     ],
 )  # fmt: skip
-def test_pipeline_files(tmp_path: Path, change, line: str):
+def test_invalid_pipeline_file_exits_2_with_one_line(tmp_path: Path, change, line: str):
     path = edited(tmp_path, change)
     code, stderr = fail("run", path, store=(tmp_path / "store").as_uri())
     assert code == 2
@@ -54,7 +54,7 @@ def run_on(videos: str, store: str, **extra: str) -> tuple[int, str]:
     return fail("run", str(PIPELINE), "--set", f"inputs.videos={videos}", store=store, **extra)
 
 
-def test_inputs(tmp_path: Path):
+def test_unusable_input_exits_with_one_line(tmp_path: Path):
     store = (tmp_path / "store").as_uri()
     (tmp_path / "empty").mkdir()
     for videos, words in [
@@ -71,7 +71,7 @@ def test_inputs(tmp_path: Path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, which takes root")
-def test_a_store_without_permission(tmp_path: Path):
+def test_store_without_permission_exits_7(tmp_path: Path):
     locked = tmp_path / "locked"
     locked.mkdir(mode=0o700)
     script = (
@@ -97,7 +97,7 @@ def test_a_store_without_permission(tmp_path: Path):
         ("file://", "not a store URL", 2),
     ],
 )
-def test_stores_that_cannot_be_opened(store: str, words: str, code: int):
+def test_unusable_store_exits_with_one_line(store: str, words: str, code: int):
     extra = {
         "VIDEOAR_S3_ENDPOINT": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "x",
         "AWS_SECRET_ACCESS_KEY": "x", "AWS_MAX_ATTEMPTS": "1",
@@ -121,7 +121,9 @@ def test_stores_that_cannot_be_opened(store: str, words: str, code: int):
         (["ls", "--wrong"], 2, "--wrong"),
     ],
 )
-def test_verbs(tmp_path: Path, arguments: list[str], code: int, words: str):
+def test_wrong_argument_exits_with_one_line(
+    tmp_path: Path, arguments: list[str], code: int, words: str
+):
     got, stderr = fail(*arguments, store=(tmp_path / "store").as_uri())
     assert (got, words in stderr) == (code, True), stderr
 
@@ -149,7 +151,7 @@ def test_doctor_passes_a_good_store(tmp_path: Path):
     assert found["ok"], json.dumps(found)
 
 
-def test_doctor_refuses_a_store_in_which_two_racing_writers_win(tmp_path: Path):
+def test_doctor_of_a_store_without_atomic_create_fails(tmp_path: Path):
     store = (tmp_path / "store").as_uri()
     script = (
         "import sys, time, videoar.storage.local_store as o\n"

@@ -31,7 +31,7 @@ def again(first: dict, *extra: str) -> dict:
     return videoar("run", str(PIPELINE), *sets(MORE_VIDEOS, *extra), store=first["store"])
 
 
-def test_every_stage_succeeds_and_rows_add_up(first: dict):
+def test_run_succeeds_in_every_stage_and_row_counts_add_up(first: dict):
     assert first["status"] == "SUCCEEDED"
     assert [s["name"] for s in first["stages"]] == STAGES
     assert {s["status"] for s in first["stages"]} == {"SUCCEEDED"}
@@ -45,18 +45,18 @@ def test_every_stage_succeeds_and_rows_add_up(first: dict):
     assert good["in"] == good["out"] + good["rejected"]
 
 
-def test_a_second_run_reuses_every_stage(first: dict):
+def test_second_run_is_cached_in_every_stage(first: dict):
     second = again(first)
     assert {s["status"] for s in second["stages"]} == {"CACHED"}
     assert second["outputs"] == first["outputs"]
 
 
-def test_worker_counts_change_nothing(first: dict):
+def test_changed_worker_counts_rerun_nothing(first: dict):
     run = again(first, "stages.clips.resources={workers: 5}", "stages.model.checkpoint_every=3")
     assert {s["status"] for s in run["stages"]} == {"CACHED"}
 
 
-def test_a_semantic_value_reruns_only_what_is_below_and_explain_names_it(first: dict):
+def test_changed_option_reruns_only_downstream_stages_and_explain_names_it(first: dict):
     run = again(first, "stages.samples.temperature=0.9")
     status = {s["name"]: s["status"] for s in run["stages"]}
     assert {status[name] for name in STAGES[:5]} == {"CACHED"}
@@ -67,7 +67,7 @@ def test_a_semantic_value_reruns_only_what_is_below_and_explain_names_it(first: 
     assert [entry["component"] for entry in below] == ["inputs.samples"]
 
 
-def test_clips_may_stay_in_their_sources(tmp_path: Path):
+def test_referenced_clips_run_up_to_tokens_and_resume(tmp_path: Path):
     store = (tmp_path / "store").as_uri()
     call = ["run", *up_to_the_model(tmp_path), "--until", "tokens"]
     call += ["--set", "stages.clips.keep=references"]
@@ -82,7 +82,7 @@ def test_clips_may_stay_in_their_sources(tmp_path: Path):
     assert statuses == {**dict.fromkeys(STAGES[:4], "CACHED"), "model": "SKIPPED"}
 
 
-def test_lineage_ends_at_source_videos(first: dict):
+def test_lineage_of_a_sample_ends_at_source_videos(first: dict):
     sample = videoar("show", first["outputs"]["samples"], store=first["store"])["first_rows"][0]
     graph = videoar("lineage", sample["sample_id"], store=first["store"])
     sources = [node for node in graph["nodes"] if node["kind"] == "source"]
@@ -90,7 +90,7 @@ def test_lineage_ends_at_source_videos(first: dict):
     assert all(len(node["sha256"]) == 64 and node["licence"] for node in sources)
 
 
-def test_report_status_logs_gate(first: dict, tmp_path: Path):
+def test_report_status_logs_gate_and_validate_read_the_run(first: dict, tmp_path: Path):
     page = tmp_path / "page.html"
     videoar("report", first["run_id"], "--out", str(page), store=first["store"])
     text = page.read_text()
@@ -103,12 +103,12 @@ def test_report_status_logs_gate(first: dict, tmp_path: Path):
     assert videoar("validate", first["outputs"]["tokens"], store=first["store"])["ok"]
 
 
-def test_every_byte_of_every_snapshot_is_what_was_committed(first: dict):
+def test_validate_deep_passes_for_every_snapshot(first: dict):
     for snapshot in first["outputs"].values():
         assert videoar("validate", snapshot, "--deep", store=first["store"])["ok"]
 
 
-def test_mlflow_has_the_run_its_curves_its_page_and_its_models(first: dict):
+def test_mlflow_has_run_curves_page_and_models(first: dict):
     from mlflow import MlflowClient
 
     folder = first["store"].removeprefix("file://")
@@ -129,7 +129,7 @@ def test_mlflow_has_the_run_its_curves_its_page_and_its_models(first: dict):
     assert version.tags["videoar.snapshot"] == first["outputs"]["model"]
 
 
-def test_an_unpassed_gate_exits_4_and_promotes_nothing(first: dict):
+def test_failed_gate_exits_4_and_promotes_nothing(first: dict):
     rules = "stages.release.rules=[{metric: recon/psnr, min: 99.0}, {metric: no/such, min: 0}]"
     call = ["run", str(PIPELINE), *sets(MORE_VIDEOS, rules)]
     failed = videoar(*call, store=first["store"], code=4)
@@ -137,7 +137,7 @@ def test_an_unpassed_gate_exits_4_and_promotes_nothing(first: dict):
     assert "no/such" in failed["stderr"]
 
 
-def test_progress_is_json_lines_where_there_is_no_terminal(first: dict):
+def test_progress_without_a_terminal_is_json_lines(first: dict):
     call = ["run", str(PIPELINE), "--until", "clips", *sets(MORE_VIDEOS)]
     call = command(*call, store=first["store"])
     for log, is_json in (("", True), ("text", False)):

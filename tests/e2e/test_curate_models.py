@@ -117,7 +117,7 @@ def fates(store, run, names):
     return {of_clip[clip_id] for clip_id in good.table()["clip_id"].to_pylist()}, refused
 
 
-def test_copies_above_the_bound_are_refused_and_no_others(curated):
+def test_copies_above_the_bound_are_rejected_and_no_others(curated):
     for store, run, names, copies, distinct in curated:
         assert copies > distinct
         cached = {stage.name for stage in run.stages if stage.status == "CACHED"}
@@ -130,14 +130,14 @@ def test_copies_above_the_bound_are_refused_and_no_others(curated):
         assert kept == set(names.values()) - refused.keys() - {"still"}
 
 
-def test_the_same_ones_are_kept_whatever_the_order(curated):
+def test_kept_clips_do_not_depend_on_the_order(curated):
     first, second = (fates(*made[:3]) for made in curated)
     assert first == second
     listed = [made[0].snapshot(made[1].outputs["clips"]).table()["source_id"] for made in curated]
     assert listed[0] != listed[1]
 
 
-def test_what_is_left_is_captioned_and_the_page_shows_the_pairs(curated):
+def test_kept_clips_are_captioned_and_the_page_shows_the_pairs(curated):
     store, run, names, *_ = curated[0]
     kept, refused = fates(store, run, names)
     captioned = store.snapshot(run.outputs["captioned"]).table().to_pylist()
@@ -152,7 +152,7 @@ def test_what_is_left_is_captioned_and_the_page_shows_the_pairs(curated):
 
 
 @pytest.mark.parametrize("stage", ["embedded", "captioned"])
-def test_a_missing_model_is_named_before_anything_runs(models, stage, tmp_path):
+def test_missing_model_is_reported_before_any_work(models, stage, tmp_path):
     store = open_store((tmp_path / "store").as_uri())
     given = {**models, stage: tmp_path / "nowhere"}
     line = rf"stages\.{stage}\.model: .*nowhere: no such model folder \(give a local folder"
@@ -164,7 +164,7 @@ def test_a_missing_model_is_named_before_anything_runs(models, stage, tmp_path):
     assert list(store.snapshots()) == []
 
 
-def test_as_shipped_the_pipeline_names_the_model_that_is_missing(tmp_path):
+def test_shipped_pipeline_names_its_missing_model(tmp_path):
     with pytest.raises(
         ConfigError, match=r"stages\.embedded\.model: models/image-encoder: no such"
     ):

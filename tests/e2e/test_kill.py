@@ -64,7 +64,7 @@ EVERYWHERE = [IN_INGEST, IN_TOKENIZE, IN_PRETRAIN]
         pytest.param("local", EVERYWHERE, marks=[pytest.mark.ray, pytest.mark.soak]),
     ],
 )
-def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
+def test_run_killed_in_several_stages_resumes_to_the_same_snapshots(
     undisturbed: dict, tmp_path: Path, target: str, traces: list[str]
 ):
     store, mark = (tmp_path / "store").as_uri(), f"KILLED_RUN={tmp_path.name}-{os.getpid()}"
@@ -109,7 +109,7 @@ def test_a_run_killed_again_and_again_ends_where_an_undisturbed_one_does(
 
 @pytest.mark.ray
 @pytest.mark.soak
-def test_two_ranks_of_which_one_is_killed_end_where_undisturbed_ones_do(tmp_path: Path):
+def test_run_with_a_killed_rank_gives_the_same_snapshots(tmp_path: Path):
     changes = (
         "stages.tokenizer.training.steps=100",
         "stages.tokenizer.checkpoint_every=20",

@@ -16,7 +16,7 @@ TAKEN = {"square": (32, 32), "wide": (32, 56), "tall": (56, 32)}
 
 
 @pytest.mark.slow
-def test_each_source_keeps_its_shape_up_to_the_batches(tmp_path):
+def test_clips_of_several_shapes_keep_their_shape_up_to_the_batches(tmp_path):
     videos = tmp_path / "videos"
     videos.mkdir()
     lines = ["file,split"]

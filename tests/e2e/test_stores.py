@@ -10,7 +10,7 @@ from tests.support.s3_server import S3Server
 
 @pytest.mark.slow
 @pytest.mark.s3
-def test_equal_digests_on_s3_and_on_files(tmp_path: Path, s3_server: S3Server):
+def test_run_on_s3_gives_the_snapshots_of_a_folder(tmp_path: Path, s3_server: S3Server):
     on_files = videoar("run", str(PIPELINE), *sets(), store=(tmp_path / "store").as_uri())
     url, endpoint = s3_server.new_url(), s3_server.endpoint
     on_s3 = videoar("run", str(PIPELINE), *sets(), store=url, VIDEOAR_S3_ENDPOINT=endpoint)

@@ -29,7 +29,7 @@ def sources(first: dict, name: str) -> dict[str, dict]:
     return {node["sha256"]: node for node in graph["nodes"] if node["kind"] == "source"}
 
 
-def test_models_and_samples_end_at_sources_with_licence_and_origin(first: dict):
+def test_lineage_of_models_and_samples_ends_at_sources_with_licence_and_origin(first: dict):
     for name in ("model", "samples", "scores"):
         found = sources(first, name)
         assert found
@@ -52,7 +52,7 @@ def source_of(first: dict, example: dict) -> str:
     return next(row["source_id"] for row in clips if row["clip_id"] == example["clip_id"])
 
 
-def test_a_take_down_names_what_derives_and_the_chain_goes_on(first: dict):
+def test_forget_lists_derived_snapshots_and_the_next_run_succeeds(first: dict):
     store = first["store"]
     folder = Path(store.removeprefix("file://"))
     example = example_of(first)
@@ -100,7 +100,7 @@ def test_a_take_down_names_what_derives_and_the_chain_goes_on(first: dict):
     assert not any(entry["refs"] for entry in later)  # the new champion has never seen it
 
 
-def test_a_folder_through_the_command_line(tmp_path: Path):
+def test_forget_of_a_file_of_a_folder_rejects_its_copies(tmp_path: Path):
     store, videos = (tmp_path / "store").as_uri(), tmp_path / "videos"
     videos.mkdir()
     for seed, name in enumerate("abc"):
@@ -131,7 +131,7 @@ def test_a_folder_through_the_command_line(tmp_path: Path):
 
 @pytest.mark.s3
 @pytest.mark.parametrize("is_versioned", [False, True], ids=["plain", "versioned"])
-def test_nothing_of_it_is_left_in_a_bucket(tmp_path: Path, s3_server: S3Server, is_versioned):
+def test_forget_leaves_no_version_in_a_bucket(tmp_path: Path, s3_server: S3Server, is_versioned):
     client = boto3.client("s3", endpoint_url=s3_server.endpoint)
     bucket = make_bucket(s3_server.endpoint)
     url, endpoint = f"s3://{bucket}/store", {"VIDEOAR_S3_ENDPOINT": s3_server.endpoint}
@@ -180,7 +180,7 @@ def test_nothing_of_it_is_left_in_a_bucket(tmp_path: Path, s3_server: S3Server, 
     assert left() == {}
 
 
-def test_what_cannot_be_forgotten(tmp_path: Path):
+def test_forget_of_an_unknown_source_is_rejected(tmp_path: Path):
     store = (tmp_path / "store").as_uri()
     no_sha = videoar("forget", "--source", "a.mp4", store=store, code=2)["stderr"]
     assert "a.mp4: is no SHA-256" in no_sha

@@ -48,7 +48,7 @@ def test_launcher_file_passes_rays_own_checks(launcher):
     validate_config(prepare_config(launcher))
 
 
-def test_launcher_numbers_fit_together(launcher):
+def test_launcher_worker_limits_are_consistent(launcher):
     types = launcher["available_node_types"]
     workers = {name: t for name, t in types.items() if name != launcher["head_node_type"]}
     assert all(t["min_workers"] <= t["max_workers"] for t in workers.values())
@@ -70,7 +70,7 @@ def test_launcher_nodes_are_valid_ec2_requests(launcher):
         assert request["InstanceType"] in known_types
 
 
-def test_manifests_run_the_pinned_ray_on_our_images(kinds):
+def test_manifests_use_the_pinned_ray_and_the_image_tags(kinds):
     version = re.search(r'version = "(.+)"', (ROOT / "pyproject.toml").read_text())[1]
     for spec in cluster_specs(kinds).values():
         assert spec["rayVersion"] == PINS["ray"]
@@ -79,7 +79,7 @@ def test_manifests_run_the_pinned_ray_on_our_images(kinds):
         assert images == {f"videoar:{version}-cpu", f"videoar:{version}-gpu"}
 
 
-def test_clusters_keep_work_off_the_head_and_grow_from_nothing(kinds):
+def test_clusters_schedule_no_work_on_the_head_and_scale_from_zero(kinds):
     for spec in cluster_specs(kinds).values():
         assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
         assert len(spec["workerGroupSpecs"]) <= 7, "Kueue admits eight pod sets, head included"
@@ -89,7 +89,7 @@ def test_clusters_keep_work_off_the_head_and_grow_from_nothing(kinds):
             assert all("sizeLimit" in volume for volume in scratch)
 
 
-def test_job_obeys_the_rules_that_only_kuberays_controller_knows(kinds):
+def test_job_satisfies_the_rules_of_the_kuberay_controller(kinds):
     spec = kinds["RayJob"]["spec"]
     assert "clusterSelector" not in spec
     assert spec["shutdownAfterJobFinishes"], "ttlSecondsAfterFinished needs it"
@@ -106,7 +106,7 @@ def test_kustomization_lists_every_manifest(kinds):
     assert set(kinds["Kustomization"]["resources"]) == names
 
 
-def test_docker_file_has_both_targets_and_copies_what_exists():
+def test_dockerfile_has_both_targets_and_copies_existing_files():
     text = (ROOT / "infra" / "docker" / "Dockerfile").read_text()
     assert set(re.findall(r"^FROM base AS (\w+)", text, re.M)) == {"cpu", "gpu"}
     ignored = (ROOT / ".dockerignore").read_text().split()
@@ -147,7 +147,7 @@ def crd_validator(name: str) -> jsonschema.Draft7Validator:
 @pytest.mark.parametrize(
     ("kind", "crd"), [("RayCluster", "rayclusters.yaml"), ("RayJob", "rayjobs.yaml")]
 )
-def test_manifests_match_kuberays_schemas_strictly(kinds, kind, crd):
+def test_manifests_match_the_kuberay_schemas_without_unknown_keys(kinds, kind, crd):
     if not CRDS.is_dir():
         pytest.skip("no KubeRay CRDs: set KUBERAY_CRDS to a folder of them")
     validator = crd_validator(crd)

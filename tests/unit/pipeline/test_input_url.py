@@ -45,7 +45,7 @@ def test_folders_and_known_urls_are_accepted(url: str):
         ("/a\udcff", "contains control characters or bytes that are not UTF-8"),
     ],
 )
-def test_anything_else_has_a_problem_and_a_way_out(url: str, what: str):
+def test_other_urls_are_rejected_with_a_hint(url: str, what: str):
     problem = input_problem(url)
     assert problem is not None
     assert problem[0].startswith(what)
@@ -53,7 +53,7 @@ def test_anything_else_has_a_problem_and_a_way_out(url: str, what: str):
     assert "secret" not in str(problem)
 
 
-def test_relative_paths_become_absolute_and_urls_stay():
+def test_relative_paths_become_absolute_and_urls_are_unchanged():
     assert absolute_input("a/../b #1", Path("/x")) == "/x/a/../b #1"
     assert absolute_input("/a", Path("/x")) == "/a"
     assert absolute_input("s3://a/b", Path("/x")) == "s3://a/b"

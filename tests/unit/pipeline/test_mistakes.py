@@ -80,7 +80,9 @@ def mistakes(document: dict) -> dict[str, str]:
         ("release", {"stage": 3}, "stage", "must be the type of a stage, not 3"),
     ],
 )  # fmt: skip
-def test_mistake_in_a_stage_is_one_sentence(stage: str, changes: dict, path: str, message: str):
+def test_mistake_in_a_stage_is_reported_in_one_line(
+    stage: str, changes: dict, path: str, message: str
+):
     document = quickstart()
     document["stages"][stage] |= changes
     found = mistakes(document)
@@ -112,11 +114,13 @@ def test_mistake_in_a_stage_is_one_sentence(stage: str, changes: dict, path: str
         ("stage", {}, "stage", "unknown key (did you mean stages?)"),
     ],
 )  # fmt: skip
-def test_mistake_at_the_top_is_one_sentence(key: str, value: object, path: str, message: str):
+def test_mistake_at_the_top_level_is_reported_in_one_line(
+    key: str, value: object, path: str, message: str
+):
     assert message in mistakes(quickstart() | {key: value})[path]
 
 
-def test_all_mistakes_come_at_once_and_hide_no_others(tmp_path: Path):
+def test_all_mistakes_of_a_file_are_reported_at_once(tmp_path: Path):
     document = quickstart()
     document["pipeline"] = "Quick"
     document["inputs"]["videos"] = "file:rel"
@@ -138,7 +142,7 @@ def test_all_mistakes_come_at_once_and_hide_no_others(tmp_path: Path):
     assert [vars(mistake) for mistake in caught.value.mistakes] == found
 
 
-def test_cycle_is_found_beside_other_mistakes():
+def test_cycle_is_reported_beside_other_mistakes():
     document = quickstart()
     document["stages"]["clips"]["from"]["sources"] = "release"
     document["stages"]["clips"]["crf"] = 99
@@ -174,7 +178,7 @@ def test_relative_paths_of_options_are_resolved_too(tmp_path: Path, monkeypatch)
     assert stages["good"]["policy"] == str(tmp_path / "my.yaml")
 
 
-def test_names_that_are_no_paths_stay():
+def test_names_that_are_no_paths_are_unchanged():
     changes = ["stages.samples.prompts=captions", "stages.tokenizer.image_weights="]
     stages = load_pipeline(QUICKSTART, changes).document["stages"]
     assert stages["samples"]["prompts"] == "captions"
@@ -200,7 +204,7 @@ def places(node: object) -> list[tuple]:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
-def test_any_value_anywhere_is_accepted_or_explained(data: st.DataObject):
+def test_any_value_at_any_key_is_accepted_or_reported(data: st.DataObject):
     document = quickstart()
     place = data.draw(st.sampled_from(places(document)[1:]))
     parent: object = document

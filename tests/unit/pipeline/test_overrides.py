@@ -55,7 +55,7 @@ def after(override: str):
         "stages.tokenizer.training.precision",
     ],
 )
-def test_text_keys_take_the_value_verbatim(key: str, text: str):
+def test_override_of_a_text_key_is_verbatim(key: str, text: str):
     assert after(f"{key}={text}") == text
 
 
@@ -79,7 +79,7 @@ def test_text_keys_take_the_value_verbatim(key: str, text: str):
         ("stages.clips.unknown=a", "a"),
     ],
 )  # fmt: skip
-def test_other_keys_take_one_yaml_value(override: str, value: object):
+def test_override_of_another_key_is_parsed_as_yaml(override: str, value: object):
     assert after(override) == value
 
 
@@ -107,7 +107,7 @@ def test_other_keys_take_one_yaml_value(override: str, value: object):
         ("inputs..videos=1", "not of the form a.b=value"),
     ],
 )
-def test_an_override_that_does_not_fit_is_rejected(override: str, message: str):
+def test_override_of_a_wrong_type_is_rejected(override: str, message: str):
     with pytest.raises(ConfigError) as caught:
         after(override)
     assert str(caught.value).startswith("--set ")
@@ -119,7 +119,7 @@ def test_an_override_that_does_not_fit_is_rejected(override: str, message: str):
     ["/x/my vids #2", 'it\'s "x"', "a$b$(c)${d}$$", "`ls`\\;&|<>*?", "--set", "007", "a,b (c)"],
 )
 @pytest.mark.parametrize("by_environment", [True, False])
-def test_make_passes_its_input_verbatim(path: str, by_environment: bool):
+def test_make_demo_passes_input_verbatim(path: str, by_environment: bool):
     given = ["env", f"INPUT={path}", "make"] if by_environment else ["make", f"INPUT={path}"]
     printed = subprocess.run(
         [*given, "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True

@@ -58,7 +58,7 @@ def test_mistake_has_path_and_hint(tmp_path: Path, old: str, new: str, path: str
     assert str(tmp_path / "toy.yaml") in str(caught.value)
 
 
-def test_all_mistakes_are_found_at_once(tmp_path: Path):
+def test_pipeline_file_with_many_mistakes_lists_all(tmp_path: Path):
     text = GOOD.replace("suffix", "sufix").replace("stage: judge", "stage: juge")
     with pytest.raises(SpecError) as caught:
         load(tmp_path, text)
@@ -74,7 +74,7 @@ def test_file_without_a_pipeline_is_rejected(tmp_path: Path, text: str, message:
         load(tmp_path, text)
 
 
-def test_overrides_apply_before_validation(tmp_path: Path):
+def test_overrides_are_applied_before_validation(tmp_path: Path):
     spec = load(tmp_path, GOOD, "inputs.videos=/other", "stages.model.steps=9",
                 "stages.big.resources.workers=3")  # fmt: skip
     assert spec.inputs["videos"] == "/other"

@@ -55,7 +55,7 @@ def test_stage_has_ports_and_what_it_makes():
     json.dumps(reference.model_dump(mode="json"), allow_nan=False)
 
 
-def test_all_stages_come_in_order_and_an_unknown_one_is_named():
+def test_reference_lists_all_stages_in_order_and_rejects_an_unknown_one():
     assert [reference.name for reference in stage_references()] == list(BUILTIN)
     with pytest.raises(ConfigError, match="did you mean ingest"):
         stage_references(["ingst"])

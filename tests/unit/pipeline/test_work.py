@@ -49,7 +49,7 @@ def kept(task):
     return records, sorted({int(name.split("-")[0]) for name in names if "-" in name})
 
 
-def test_the_newest_two_checkpoints_stay(task, tmp_path):
+def test_save_checkpoint_keeps_the_newest_two(task, tmp_path):
     rank, other = rank_of(task, tmp_path), task.open_store()
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "same.json").write_text("{}")
@@ -63,7 +63,7 @@ def test_the_newest_two_checkpoints_stay(task, tmp_path):
     assert (tmp_path / "into" / "same.json").read_text() == "{}"
 
 
-def test_what_a_killed_attempt_left_goes_with_the_checkpoints_before_it(task, tmp_path):
+def test_files_of_a_killed_attempt_are_removed_with_older_checkpoints(task, tmp_path):
     rank, objects = rank_of(task, tmp_path), task.open_store().objects
     for step in (2, 4):
         save(rank, tmp_path / "state", step)
@@ -98,7 +98,7 @@ class Silent(Stubborn):
         raise StorageError(key, "access denied")
 
 
-def test_a_store_that_does_not_delete_costs_space_and_no_training(task, tmp_path, caplog):
+def test_failed_deletion_of_a_checkpoint_does_not_stop_the_training(task, tmp_path, caplog):
     rank = rank_of(task, tmp_path)
     rank._store.objects = Stubborn(rank._store.objects)
     for step in (1, 2, 3):
@@ -107,7 +107,7 @@ def test_a_store_that_does_not_delete_costs_space_and_no_training(task, tmp_path
     assert "access denied" in caplog.text
 
 
-def test_a_checkpoint_that_goes_while_it_is_chosen_does_not_start_from_nothing(task, tmp_path):
+def test_checkpoint_deleted_while_loading_raises_a_transient_error(task, tmp_path):
     rank = rank_of(task, tmp_path)
     save(rank, tmp_path / "state", 1)
     rank._store.ledger.read = lambda key: None
@@ -116,7 +116,7 @@ def test_a_checkpoint_that_goes_while_it_is_chosen_does_not_start_from_nothing(t
 
 
 @pytest.mark.parametrize("damage", ["lost", "cut", "flipped"])
-def test_after_a_damaged_checkpoint_the_gang_goes_on_from_the_one_before(task, tmp_path, damage):
+def test_damaged_checkpoint_resumes_all_ranks_from_the_one_before(task, tmp_path, damage):
     rank, objects = rank_of(task, tmp_path), task.open_store().objects
     for step in (2, 4):
         save(rank, tmp_path / "state", step)
@@ -135,7 +135,7 @@ def test_after_a_damaged_checkpoint_the_gang_goes_on_from_the_one_before(task, t
     assert load(rank, tmp_path / "again") == 4
 
 
-def test_a_store_that_gives_no_answer_costs_no_checkpoint(task, tmp_path):
+def test_failed_read_of_a_checkpoint_deletes_none(task, tmp_path):
     rank = rank_of(task, tmp_path)
     save(rank, tmp_path / "state", 2)
     rank._store.objects = Silent(rank._store.objects)
@@ -144,7 +144,7 @@ def test_a_store_that_gives_no_answer_costs_no_checkpoint(task, tmp_path):
     assert kept(task) == ([2], [2])
 
 
-def test_progress_that_cannot_be_written_is_said_once_and_stops_nothing(task, caplog):
+def test_failed_write_of_progress_is_logged_once(task, caplog):
     sink = store_progress(dataclasses.replace(task, store_url="file:///proc/videoar"))
     for step in range(3):
         sink(step, 3, {"loss": 1.0})
@@ -152,7 +152,7 @@ def test_progress_that_cannot_be_written_is_said_once_and_stops_nothing(task, ca
 
 
 @pytest.mark.parametrize(("takes_s", "every_s"), [(0.01, 2), (1, 20)])
-def test_a_slow_sink_gets_progress_less_often(task, tmp_path, monkeypatch, takes_s, every_s):
+def test_slow_progress_sink_is_called_less_often(task, tmp_path, monkeypatch, takes_s, every_s):
     now_s, seen = 100.0, []
 
     def sink(step, total, metrics):

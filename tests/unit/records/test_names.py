@@ -28,7 +28,7 @@ def runs(store: Store, folder: Path) -> list[Run]:
     return [toy_run(store, videos), toy_run(store, videos, model={"steps": 4})]
 
 
-def test_snapshot_ids_datasets_refs_and_stages_of_runs_are_found(store: Store, runs: list[Run]):
+def test_names_of_snapshots_datasets_refs_and_run_stages_resolve(store: Store, runs: list[Run]):
     old, new = (run.outputs["model"] for run in runs)
     assert old != new
     assert find_snapshot(store, old).id == old
@@ -39,7 +39,7 @@ def test_snapshot_ids_datasets_refs_and_stages_of_runs_are_found(store: Store, r
     assert find_snapshot(store, "last").id == runs[1].outputs["gate"]
 
 
-def test_unique_prefixes_are_found(store: Store, runs: list[Run]):
+def test_unique_prefixes_resolve(store: Store, runs: list[Run]):
     model = runs[0].outputs["model"]
     digest = store.snapshot(model).digest
     fingerprint = runs[0].stage("model").fingerprint
@@ -52,14 +52,16 @@ def test_unique_prefixes_are_found(store: Store, runs: list[Run]):
     assert find_snapshot(store, first[: both + 1]).id == runs[0].outputs["gate"]
 
 
-def test_ids_of_rows_are_found(store: Store, runs: list[Run]):
+def test_row_ids_resolve(store: Store, runs: list[Run]):
     model = store.snapshot(runs[0].outputs["model"])
     digest = model.table(["digest"])["digest"][0].as_py()
     assert find_snapshot(store, digest).id == find_snapshot(store, digest[:9]).id == model.id
     assert find_snapshot(store, "bad.mp4").id == runs[0].stage("big").rejects
 
 
-def test_a_snapshot_in_place_of_a_run_means_the_run_that_made_it(store: Store, runs: list[Run]):
+def test_snapshot_name_where_a_run_is_expected_means_the_run_that_made_it(
+    store: Store, runs: list[Run]
+):
     first, second = (run.run_id for run in runs)
     assert find_run(store) == find_run(store, "last") == second
     assert find_run(store, runs[0].outputs["model"]) == first
@@ -67,7 +69,7 @@ def test_a_snapshot_in_place_of_a_run_means_the_run_that_made_it(store: Store, r
 
 
 @pytest.mark.parametrize("find", [find_snapshot, find_run])
-def test_an_ambiguous_prefix_lists_its_candidates(store: Store, runs: list[Run], find):
+def test_ambiguous_prefix_lists_its_candidates(store: Store, runs: list[Run], find):
     with pytest.raises(ConfigError, match="matches 2") as error:
         find(store, runs[0].run_id[:5])
     assert all(run.run_id in str(error.value) for run in runs)
@@ -87,7 +89,7 @@ def test_an_ambiguous_prefix_lists_its_candidates(store: Store, runs: list[Run],
         ("", "''"),
     ],
 )
-def test_an_unknown_name_is_answered_with_what_there_is(store: Store, name: str, words: str):
+def test_unknown_name_is_rejected_with_existing_names(store: Store, name: str, words: str):
     with pytest.raises(SnapshotNotFoundError) as error:
         find_snapshot(store, name)
     assert words in str(error.value)
@@ -98,7 +100,7 @@ def test_an_unknown_name_is_answered_with_what_there_is(store: Store, name: str,
 @pytest.mark.parametrize(
     "name", ["../../../usr", "..", "../store/refs/champion", "/etc", "model/../model", "a\0b", "."]
 )
-def test_a_name_does_not_leave_the_store(store: Store, name: str):
+def test_name_with_a_path_is_rejected(store: Store, name: str):
     for find in (lambda name: find_snapshot(store, name), store.snapshot):
         with pytest.raises(SnapshotNotFoundError):
             find(name)
@@ -108,7 +110,7 @@ def test_a_name_does_not_leave_the_store(store: Store, name: str):
         find_run(store, name)
 
 
-def test_an_empty_store_says_how_to_fill_it(tmp_path: Path):
+def test_empty_store_error_names_the_run_command(tmp_path: Path):
     store = open_store(tmp_path.as_uri())
     with pytest.raises(SnapshotNotFoundError, match="the store is empty"):
         find_snapshot(store, "clips")

@@ -32,7 +32,7 @@ def curate(store, *sets):
     return Execution(spec, store, InlineEngine()).run()
 
 
-def test_another_policy_decodes_no_frame(tmp_path, monkeypatch):
+def test_changed_policy_decodes_no_frame(tmp_path, monkeypatch):
     store = open_store((tmp_path / "store").as_uri())
     first = curate(store)
     assert first.status == "SUCCEEDED"
@@ -50,7 +50,7 @@ def test_another_policy_decodes_no_frame(tmp_path, monkeypatch):
     assert second.outputs["good"] != first.outputs["good"]
 
 
-def test_the_report_shows_what_curation_did(tmp_path):
+def test_report_shows_bounds_histograms_and_rejected_clips(tmp_path):
     store = open_store((tmp_path / "store").as_uri())
     run = curate(store, "stages.good.override={min_short_side_px: 80, max_source_fps: 26}")
     data = collect(store, run)
@@ -81,7 +81,7 @@ def test_the_report_shows_what_curation_did(tmp_path):
     assert "UNAVAILABLE: no such object</span>" in render(left)
 
 
-def test_referenced_clips_are_shown_from_their_sources(tmp_path):
+def test_report_of_referenced_clips_reads_their_sources(tmp_path):
     (tmp_path / "videos").mkdir()
     for seed, name in enumerate("abc"):
         draw(tmp_path / "videos" / f"{name}.mp4", seed)
@@ -135,7 +135,7 @@ def run_filter(store, clips, profile=None, **options):
         return load_run(store, execution.run_id), error
 
 
-def test_a_profile_is_frozen_by_naming_its_snapshot_as_an_input(tmp_path):
+def test_profile_given_as_a_snapshot_input_does_not_change_with_the_clips(tmp_path):
     store = open_store(tmp_path.as_uri())
     old = [clip_row(f"old{i}", motion_mean=1.0 + i) for i in range(20)]
     frozen = describe(store, clips_of(store, old))
@@ -148,7 +148,7 @@ def test_a_profile_is_frozen_by_naming_its_snapshot_as_an_input(tmp_path):
     assert (sum(histogram.counts), histogram.score) == (40, "motion_mean")  # of all that came in
 
 
-def test_the_page_of_a_check_is_kept_for_good_and_for_bad(tmp_path):
+def test_check_page_is_stored_for_success_and_failure(tmp_path):
     store = open_store(tmp_path.as_uri())
     clips = clips_of(store, [clip_row("a"), clip_row("still", motion_mean=0.0)])
     passed = run_filter(store, clips).stage("good")

@@ -44,7 +44,7 @@ def again(store: Store, videos: Path):
     return made, (listed.new, listed.changed, listed.gone), good
 
 
-def test_nothing_new(store: Store, videos: Path, caplog):
+def test_unchanged_folder_is_cached(store: Store, videos: Path, caplog):
     with caplog.at_level("INFO"):
         made, moved, _ = again(store, videos)
     assert moved == (0, 0, 0)
@@ -52,14 +52,14 @@ def test_nothing_new(store: Store, videos: Path, caplog):
     assert "input videos: 4 sources (0 new, 0 changed, 0 gone)" in caplog.text
 
 
-def test_a_new_file_costs_only_its_shard(store: Store, videos: Path):
+def test_new_file_runs_only_its_shard(store: Store, videos: Path):
     draw(videos / "bb.mp4", 10)
     made, moved, good = again(store, videos)
     assert (shards(made), moved) == ((5, 4, 1), (1, 0, 0))
     assert sha(videos / "bb.mp4") in good["source_id"].to_pylist()
 
 
-def test_a_removed_file_leaves_the_next_snapshot(store: Store, videos: Path):
+def test_removed_file_is_absent_from_the_next_snapshot(store: Store, videos: Path):
     gone = sha(videos / "b.mp4")
     (videos / "b.mp4").unlink()
     made, moved, good = again(store, videos)
@@ -67,7 +67,7 @@ def test_a_removed_file_leaves_the_next_snapshot(store: Store, videos: Path):
     assert gone not in good["source_id"].to_pylist()
 
 
-def test_a_changed_file_is_seen(store: Store, videos: Path):
+def test_changed_file_runs_only_its_shard(store: Store, videos: Path):
     old = sha(videos / "b.mp4")
     draw(videos / "b.mp4", 11)
     made, moved, good = again(store, videos)
@@ -76,23 +76,21 @@ def test_a_changed_file_is_seen(store: Store, videos: Path):
     assert sha(videos / "b.mp4") in good["source_id"].to_pylist()
 
 
-def test_a_touched_file_reruns_nothing_downstream(store: Store, videos: Path):
+def test_touched_file_reruns_nothing_downstream(store: Store, videos: Path):
     os.utime(videos / "b.mp4", (1, 1))
     made, moved, _ = again(store, videos)
     assert (shards(made), moved) == ((4, 3, 1), (0, 1, 0))
     assert [stage.status for stage in made.stages] == ["SUCCEEDED", "CACHED"]
 
 
-def test_a_renamed_folder_keeps_clip_ids(store: Store, videos: Path):
+def test_renamed_folder_keeps_clip_ids(store: Store, videos: Path):
     _, _, before = again(store, videos)
     _, moved, after = again(store, videos.rename(videos.parent / "moved"))
     assert moved == (4, 0, 4)
     assert sorted(before["clip_id"].to_pylist()) == sorted(after["clip_id"].to_pylist())
 
 
-def test_a_refused_file_is_in_the_next_quarantine_though_the_clips_are_equal(
-    store: Store, videos: Path
-):
+def test_rejected_file_is_in_quarantine_although_the_clips_are_equal(store: Store, videos: Path):
     assert quarantine(store, None)["rows"] == []
     (videos / "page.mp4").write_text("<html>403</html>")
     made, _, _ = again(store, videos)
@@ -103,7 +101,7 @@ def test_a_refused_file_is_in_the_next_quarantine_though_the_clips_are_equal(
     assert [s.status for s in made.stages] == ["SUCCEEDED", "CACHED"]
 
 
-def test_larger_shards_too(videos: Path, tmp_path: Path):
+def test_file_added_to_shards_of_several_runs_only_its_shard(videos: Path, tmp_path: Path):
     store = open_store((tmp_path / "store").as_uri())
     for seed in range(12, 20):
         draw(address(videos, str(seed), per_shard=3, ends_shard=seed in (13, 16)), seed)

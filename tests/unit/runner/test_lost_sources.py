@@ -65,7 +65,7 @@ def refused(store: Store, videos: Path) -> dict[str, dict]:
     return {row["uri"].removeprefix(videos.as_uri() + "/"): row for row in rows}
 
 
-def test_tokenize_goes_on_without_them(store: Store, videos: Path):
+def test_tokenize_rejects_clips_of_changed_and_missing_sources(store: Store, videos: Path):
     doc = tokenized(store, videos)
     before = spoil(videos)
     made = run(store, doc)
@@ -84,7 +84,7 @@ def test_tokenize_goes_on_without_them(store: Store, videos: Path):
     assert set(ids.to_pylist()) == {before["a.mp4"], before["b.mp4"]}
 
 
-def test_nothing_left_is_a_failure_that_is_not_remembered(store: Store, videos: Path):
+def test_stage_without_a_readable_source_fails_and_is_not_cached(store: Store, videos: Path):
     doc = tokenized(store, videos)
     videos.rename(videos.with_name("unmounted"))
     with pytest.raises(StageError, match=r"tokens: all of its 3 rows .* IO_PERMANENT: file://.*No"):
@@ -93,7 +93,9 @@ def test_nothing_left_is_a_failure_that_is_not_remembered(store: Store, videos: 
     assert run(store, doc).stage("tokens").rows.out == 3
 
 
-def test_embed_and_caption_go_on_without_them(store: Store, videos: Path, tmp_path: Path):
+def test_embed_and_caption_reject_clips_of_changed_and_missing_sources(
+    store: Store, videos: Path, tmp_path: Path
+):
     stage = {"stage": "embed", "from": {"clips": "clips"}, "batch_clips": 2, "num_frames": 2}
     doc = referenced(store, videos, {
         "vectors": {**stage, "model": tiny_models.dinov2(tmp_path / "dino")},
