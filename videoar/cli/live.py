@@ -1,6 +1,7 @@
 """Live progress of a run on a terminal: one row per stage, redrawn a few times a second."""
 
 import contextlib
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -22,7 +23,15 @@ def follow(execution: "api.Execution") -> Iterator[None]:
     """Show the execution's stages on stderr until the block ends."""
     stop = threading.Event()
     console = Console(stderr=True)
-    with Live(_table(execution), console=console, refresh_per_second=_REFRESH_PER_S) as live:
+    # the summary on stdout repeats the last state, so on the same terminal the table goes
+    # (`sys.stdout` itself is redirected while a run executes)
+    is_transient = sys.__stdout__ is not None and sys.__stdout__.isatty()
+    with Live(
+        _table(execution),
+        console=console,
+        refresh_per_second=_REFRESH_PER_S,
+        transient=is_transient,
+    ) as live:
 
         def redraw() -> None:
             while not stop.wait(1 / _REFRESH_PER_S):
