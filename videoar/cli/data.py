@@ -1,5 +1,6 @@
 """Verbs on data: snapshots, their lineage and their contracts."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ Name = Annotated[
 app = typer.Typer()
 _PANEL = "Data"
 _LISTED = 20
+"""chosen: videos or sources that fit one screen."""
 _VALUE_CHARS, _RANGE_CHARS = 80, 16
 """chosen: longer values of a row, and longer bounds of a column, are cut; --json has them whole."""
 
@@ -38,7 +40,8 @@ def _show_blocks(result: dict[str, Any]) -> list[Block]:
         "snapshot": result["snapshot"],
         "contract": result["contract"],
         "rows": result["rows"],
-        "size": f"{result['bytes']:,} bytes in {len(result['shards'])} files",
+        "bytes": result["bytes"],
+        "files": len(result["shards"]),
         "rejects": result["rejects"],
         "made by": f"run {provenance['run_id']}, stage {provenance['stage'] or 'input'}",
         "made from": made_from or None,
@@ -144,8 +147,14 @@ def _lineage_blocks(graph: dict[str, Any], *, down: bool) -> list[Block]:
             for node in sources[:_LISTED]
         ]
         columns = ("source video", "licence", "origin", "sha256")
-        blocks += ["", Table(columns, listed), *_more(len(sources))]
+        blocks += ["", Table(columns, listed), *_more(len(sources)), "", _licences(sources)]
     return blocks
+
+
+def _licences(sources: Sequence[dict[str, Any]]) -> str:
+    counts = Counter(node["licence"] or "unknown" for node in sources)
+    licences = ", ".join(f"{licence} {count}" for licence, count in sorted(counts.items()))
+    return f"{len(sources)} source videos by licence: {licences}"
 
 
 def _linked(ids: Sequence[str]) -> str:
