@@ -3,7 +3,7 @@
     python -m videoar.bench.near_duplicates [--distinct 1250] [--copies 105] [--folder VIDEOS]
 
 Distinct: the first clip of each file of one synthetic corpus, all pairs compared. Copies: files of
-another seed, changed and encoded anew, each compared with its own original. Folder: the first clip
+another seed, changed and encoded again, each compared with its own original. Folder: the first clip
 of each of its files, all pairs compared. A pair counts as at the bound b when all three hashes
 differ in at most b bits and, as in the filter, some hash shares one of its four 16-bit bands.
 Mirrored hashes are compared after the bits that mirroring flips (the filter's `dedup_mirrored`).

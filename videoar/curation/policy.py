@@ -76,10 +76,12 @@ def score_columns() -> tuple[str, ...]:
 
 def _bound(value: object, info: ValidationInfo) -> float | str | None:
     if value is None or (isinstance(value, str) and _PERCENTILE.fullmatch(value)):
+        # derived scores (short side, duration, decoded share) are no columns, so not in a profile
         score = score_of(str(info.field_name))
         if value is not None and score not in score_columns():
             raise ValueError(f"{value}: a profile does not include {score}, give a number")
         return value
+    # bool is an int to Python, but `min_blur: true` in a file is a mistake
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{value!r} is neither a number, nor a percentile such as p02, nor null")
     return value
@@ -141,7 +143,7 @@ class Policy(Frozen):
             if not values:
                 what = f"{percentile} needs a profile of {score}, which is missing"
                 raise ConfigError(f"policy, {name}", what, PROFILE_HINT)
-            bounds[name] = values[int(percentile[1:])]
+            bounds[name] = values[int(percentile[1:])]  # a profile has percentiles 0 to 100
         return bounds
 
 

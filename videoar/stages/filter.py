@@ -93,7 +93,7 @@ class FilterConfig(StageConfig):
     def semantic(self) -> Row:
         """Return the options with one policy: the same bounds are the same, wherever written."""
         values = super().semantic()
-        del values["override"]
+        del values["override"]  # already merged into `policy`
         return {**values, "policy": self.resolved.model_dump(mode="json")}
 
     def needs(self) -> Mapping[str, str]:
@@ -141,10 +141,11 @@ class FilterStage(ReduceStage[FilterConfig]):
     def check(self, inputs: Inputs, output: pa.Table) -> CheckReport:
         """Check the kept rows with Great Expectations."""
         rows_in = inputs["clips"].rows
+        # no check on single columns: the contract has them; these need the whole table or options
         checks = TableChecks(
             unique=("clip_id",),
             increasing=(("span_start_us", "span_end_us"),),
-            values={"num_frames": tuple(range(5, _LONGEST_CLIP + 1, 4))},
+            values={"num_frames": tuple(range(5, _LONGEST_CLIP + 1, 4))},  # 1 + 4m, see ingest
             rows=(max(1, round(self.config.min_keep_fraction * rows_in)), rows_in),
         )
         return check(output, load_contract(self.produces), checks)
@@ -175,6 +176,7 @@ class FilterStage(ReduceStage[FilterConfig]):
         paired = {number for pair in plain | mirrored | semantic for number in pair}
         rows = _read_rows(clips, paired)
         repeats = duplicates.pick_representatives(rows, plain, mirrored, semantic)
+        # outputs are made file by file, so the result is needed by file
         by_file: dict[int, dict[int, tuple[str, Row]]] = {}
         for number, (reason, kept) in repeats.items():
             file, row = divmod(number, 1 << _ROW_BITS)
@@ -254,7 +256,10 @@ def _as_set(pairs: Iterable[np.ndarray]) -> set[tuple[int, int]]:
 
 
 def _read_rows(clips: Snapshot, numbers: set[int]) -> dict[int, Row]:
-    """Read the columns that rank clips, for the given row numbers."""
+    """Read the columns that rank clips, for the given row numbers.
+
+    Only rows of pairs are held in memory: usually few, whatever the size of the table.
+    """
     rows: dict[int, Row] = {}
     for index in sorted({number >> _ROW_BITS for number in numbers}):
         table = clips.read_file(clips.files[index], list(duplicates.COLUMNS))
@@ -292,6 +297,7 @@ def _reject(row: Row, reasons: list[str], repeat: tuple[str, Row] | None) -> Row
         "stage": FilterStage.name,
         "source_id": row["source_id"],
         "uri": row["source_uri"],
+        # a clip that fails the policy is no duplicate: it took no part in the search
         "reasons": reasons or [reason],
         "detail": f"repeats {kept['clip_id']}" if repeat else None,
         "exit_kind": "policy",

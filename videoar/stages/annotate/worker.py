@@ -7,12 +7,12 @@ from typing import ClassVar, Generic
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from videoar.contracts.contract import load_contract
 from videoar.contracts.names import CLIPS, REJECTS
 from videoar.core.types import Row
 from videoar.media.clip_reader import ClipReader
+from videoar.model.device import limit_threads
 from videoar.model.pretrained.model_folder import folder_digest
 from videoar.model.pretrained.networks import Captioner, ImageEncoder, pick_stills
 from videoar.pipeline.context import StageContext
@@ -30,7 +30,7 @@ class AnnotateWorker(ABC, Generic[C]):
     """Prefix of the counters `_kept`, `_made` and `_empty`."""
 
     def __init__(self, config: C, context: StageContext) -> None:
-        torch.set_num_threads(max(1, int(config.resources.cpus)))
+        limit_threads(config.resources.cpus)
         self.config = config
         self._read = ClipReader(context.store.objects)
 
@@ -46,9 +46,11 @@ class AnnotateWorker(ABC, Generic[C]):
             readable = list(self._read.each(candidates, self.stage_name, rejected))
             stills = [pick_stills(frames, cfg.num_frames) for _, frames in readable]
             annotations = self.annotate(stills) if readable else []
+            # an empty annotation keeps the row as it is, and is counted
             for (row, _), columns in zip(readable, annotations, strict=True):
                 counts["made" if columns else "empty"] += 1
                 row.update(columns)
+        # rows whose clip cannot be read leave the output: a later stage could not read them either
         unreadable = {row["item_id"] for row in rejected}
         kept = [row for row in rows if row["clip_id"] not in unreadable]
         return Output(

@@ -56,7 +56,7 @@ class IngestWorker:
         rejects: list[Row] = []
         kept: set[str] = set()
         counts: Counter[str] = Counter(sources=batch.num_rows)
-        digests: dict[str, str] = {}
+        digests: dict[str, str] = {}  # address to SHA-256, of the sources fetched so far
         for row in batch.to_pylist():
             try:
                 clips += self._ingest(row, digests)
@@ -83,7 +83,7 @@ class IngestWorker:
                 what = f"the source with SHA-256 {source_id} was taken down"
                 raise MediaError(row["name"], "FORGOTTEN", what)
             equal = [uri for uri, digest in digests.items() if digest == source_id]
-            digests[row["uri"]] = source_id
+            digests[row["uri"]] = source_id  # before the next check, which may reject the source
             if equal:
                 raise MediaError(
                     row["name"], "DUPLICATE_EXACT", f"has the same bytes as {equal[0]}"
