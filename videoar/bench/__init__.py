@@ -1,7 +1,13 @@
-"""Measurements against peers and physical limits: interleaved, in CPU time, ratios reported.
+"""Measurements against peers and physical limits: interleaved, with ratios.
 
-Machines are noisy, so a number is only ever reported beside the number that it is compared with,
-taken in the same minutes by the same process tree.
+Machines are noisy, so a number is reported only beside the number that it is compared with, taken
+in the same minutes by the same process tree.
+
+    videoar bench NAME                 cuts, ingest, loader, runner, tokenize: see `BENCHES`
+    python -m videoar.bench.NAME       duplicate_speed, loader_s3, near_duplicates, reconstruction:
+                                       print a Markdown table or lines of text
+
+Results are in `benchmarks/results`.
 """
 
 from pathlib import Path
@@ -19,8 +25,9 @@ def measure(name: str, videos: Path | None, rounds: int) -> "BenchResult":
     """Run a benchmark by name.
 
     Raises:
-        ConfigError: there is no such benchmark, or what it compares with is not installed.
+        ConfigError: there is no such benchmark, or a package to compare with is not installed.
     """
+    # One import per branch: a benchmark loads only what it measures.
     if name == "ingest":
         from videoar.bench import ingest
 

@@ -1,8 +1,8 @@
-"""`bench cuts`: our shot changes against PySceneDetect's, on films whose edit is known.
+"""`bench cuts`: our shot transitions compared with PySceneDetect's, on films of known edits.
 
-A transition counts as found when a detection lies within two frames of it; each detection counts
-once, every other one is false. PySceneDetect (an optional package: `videoar[bench]`) runs as its
-documentation shows it, with its default thresholds, on the same files in the same turn.
+A transition is found if a detection lies within two frames of it; each detection counts once, every
+other one is a false positive. PySceneDetect (an optional package: `videoar[bench]`) is used as in
+its documentation, with its default thresholds, on the same files in the same turn.
 """
 
 import tempfile
@@ -28,12 +28,13 @@ _CODECS = (
 _RATES_FPS = (24.0, 25.0, 30.0)
 _FIRST_SEED = 100  # thresholds were chosen on films 0 to 29
 _SLACK = 2
-Found = list[tuple[int, int]]
+Spans = list[tuple[int, int]]
+"""First and last frame of each detection."""
 
 
 @dataclass
 class _Tally:
-    """One detector's record."""
+    """Counts of one detector."""
 
     found: Counter[str] = field(default_factory=Counter)
     false: Counter[str] = field(default_factory=Counter)
@@ -41,44 +42,44 @@ class _Tally:
 
 
 def run(num_films: int) -> BenchResult:
-    """Measure on freshly drawn films.
+    """Measure on synthetic films that thresholds were not chosen on.
 
     Raises:
         ConfigError: PySceneDetect is not installed.
     """
     detectors = {"ours": _ours, **_peers()}
     tallies = {name: _Tally() for name in detectors}
-    wanted: Counter[str] = Counter()
+    actual: Counter[str] = Counter()
     frames = 0
     for number in range(num_films):
         rate_fps, (codec, suffix, quality) = _RATES_FPS[number % 3], _CODECS[number % 5]
         film = Film(_FIRST_SEED + number, num_shots=14, rate_fps=rate_fps)
         _, transitions, disturbances = film.plan()
-        wanted.update(transition.kind for transition in transitions)
+        actual.update(transition.kind for transition in transitions)
         with tempfile.TemporaryDirectory(prefix="videoar-bench-") as folder:
             path = Path(folder) / f"film.{suffix}"
             encode_stream(film.frames(), path, rate_fps, codec, quality)
             for name in shuffled(list(detectors), number):
-                found: Found = []
-                seconds = cpu_seconds(partial(_detect, detectors[name], path, found))
+                detected: Spans = []
+                seconds = cpu_seconds(partial(_detect, detectors[name], path, detected))
                 tallies[name].cpu_s += seconds
-                _count(tallies[name], transitions, found, disturbances)
+                _count(tallies[name], transitions, detected, disturbances)
         frames += sum(1 for _ in film.frames())
-    cases = {name: _row(tally, wanted) for name, tally in tallies.items()}
+    cases = {name: _row(tally, actual) for name, tally in tallies.items()}
     figures = {name: [frames / tally.cpu_s] for name, tally in tallies.items()}
-    notes = (f"{num_films} films, {frames} frames, {wanted.total()} transitions: {dict(wanted)}",)
+    notes = (f"{num_films} films, {frames} frames, {actual.total()} transitions: {dict(actual)}",)
     return compare("cuts", "frames per CPU-second", figures, cases=cases, notes=notes)
 
 
-def _detect(detector: Callable[[Path], Found], path: Path, into: Found) -> None:
+def _detect(detector: Callable[[Path], Spans], path: Path, into: Spans) -> None:
     into += detector(path)
 
 
-def _ours(path: Path) -> Found:
+def _ours(path: Path) -> Spans:
     return [(change.first, change.last) for change in detect_transitions(path, ScanPlan())]
 
 
-def _peers() -> dict[str, Callable[[Path], Found]]:
+def _peers() -> dict[str, Callable[[Path], Spans]]:
     try:
         from scenedetect import AdaptiveDetector, ContentDetector, SceneManager, open_video
     except ImportError as error:
@@ -86,7 +87,7 @@ def _peers() -> dict[str, Callable[[Path], Found]]:
             "bench cuts", f"{error.name} is missing", "install videoar[bench]"
         ) from None
 
-    def detect(path: Path, detector: type) -> Found:
+    def detect(path: Path, detector: type) -> Spans:
         manager = SceneManager()
         manager.add_detector(detector())
         manager.detect_scenes(open_video(str(path)))
@@ -100,18 +101,21 @@ def _peers() -> dict[str, Callable[[Path], Found]]:
 
 
 def _count(
-    tally: _Tally, wanted: Sequence[Transition], found: Found, disturbances: Sequence[Disturbance]
+    tally: _Tally,
+    actual: Sequence[Transition],
+    detected: Spans,
+    disturbances: Sequence[Disturbance],
 ) -> None:
     used: set[int] = set()
-    for transition in wanted:
-        for index, (first, last) in enumerate(found):
+    for transition in actual:
+        for index, (first, last) in enumerate(detected):
             is_near = first <= transition.last + _SLACK and last >= transition.first - _SLACK
             if is_near and index not in used:
                 used.add(index)
                 tally.found[transition.kind] += 1
                 break
-    for index in set(range(len(found))) - used:
-        tally.false[next(_causes(found[index], disturbances), "other")] += 1
+    for index in set(range(len(detected))) - used:
+        tally.false[next(_causes(detected[index], disturbances), "other")] += 1
 
 
 def _causes(place: tuple[int, int], disturbances: Sequence[Disturbance]) -> Iterator[str]:
@@ -120,14 +124,14 @@ def _causes(place: tuple[int, int], disturbances: Sequence[Disturbance]) -> Iter
             yield disturbance.kind
 
 
-def _row(tally: _Tally, wanted: Counter[str]) -> dict[str, float]:
+def _row(tally: _Tally, actual: Counter[str]) -> dict[str, float]:
     hits, false = tally.found.total(), tally.false.total()
-    precision, recall = hits / max(1, hits + false), hits / wanted.total()
+    precision, recall = hits / max(1, hits + false), hits / actual.total()
     row = {
         "f1": 2 * precision * recall / max(1e-9, precision + recall),
         "precision": precision,
         "recall": recall,
-        **{f"recall_{kind}": tally.found[kind] / max(1, wanted[kind]) for kind in KINDS},
+        **{f"recall_{kind}": tally.found[kind] / max(1, actual[kind]) for kind in KINDS},
         **{f"false_{cause}": count for cause, count in sorted(tally.false.items())},
     }
     return {name: round(value, 3) for name, value in row.items()}

@@ -1,9 +1,9 @@
-"""What finding duplicates costs: CPU seconds and memory of the searches on drawn rows.
+"""CPU seconds and memory of the searches for duplicates, on random rows.
 
     OMP_NUM_THREADS=1 python -m videoar.bench.duplicate_speed [--near 200000] [--semantic 50000]
 
-Rows are random, in 20 partitions, on dask's synchronous scheduler: what is measured is the search
-among clips that repeat nothing, the common case, without reading Parquet.
+Rows are in 20 partitions, on dask's synchronous scheduler. Random rows have no duplicates, which is
+the common case; Parquet is not read.
 """
 
 import argparse
@@ -24,7 +24,7 @@ _FILES, _WIDTH = 20, 512
 
 
 def hashed(count: int, mask: int, index: int) -> np.ndarray:
-    """Return the keys of one partition: four clips per source, 2 s apart."""
+    """Return the search keys of one partition: four clips per source, 2 s apart."""
     low, high = -(2**63), 2**63 - 1
     hashes = np.random.default_rng(index).integers(low, high, (count // _FILES, 3)).tolist()
     rows = (
@@ -43,39 +43,42 @@ def hashed(count: int, mask: int, index: int) -> np.ndarray:
 
 
 def embedded(count: int, index: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return numbers and embeddings of one partition."""
+    """Return numbers and embeddings of the rows of one partition."""
     vectors = np.random.default_rng(index).standard_normal((count // _FILES, _WIDTH))
     return np.arange(len(vectors)) * _FILES + index, vectors.astype(np.float32)
 
 
 def merge(parts: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Join partitions to a block."""
+    """Concatenate partitions."""
     numbers, vectors = zip(*parts, strict=True)
     return np.concatenate(numbers), np.concatenate(vectors)
 
 
 def main() -> None:
-    """Measure and say."""
+    """Print one line per search."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--near", type=int, default=200_000)
     parser.add_argument("--semantic", type=int, default=50_000)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
 
     def near(mask: int) -> list[np.ndarray]:
         link = partial(near_duplicate_pairs, hamming=6, mask=mask)
-        return hash_join(partial(hashed, given.near, mask), _FILES, link)
+        return hash_join(partial(hashed, arguments.near, mask), _FILES, link)
 
     searches: dict[str, Callable[[], list[np.ndarray]]] = {
-        f"near, {given.near} clips": partial(near, 0),
-        f"mirrored, {given.near} clips": partial(near, MIRROR),
-        f"semantic, {given.semantic} clips of width {_WIDTH}": lambda: all_pairs(
-            partial(embedded, given.semantic), _FILES, merge, partial(semantic_pairs, cosine=0.98)
+        f"near, {arguments.near} clips": partial(near, 0),
+        f"mirrored, {arguments.near} clips": partial(near, MIRROR),
+        f"semantic, {arguments.semantic} clips of width {_WIDTH}": lambda: all_pairs(
+            partial(embedded, arguments.semantic),
+            _FILES,
+            merge,
+            partial(semantic_pairs, cosine=0.98),
         ),
     }
     for name, search in searches.items():
-        begun = time.process_time()
-        pairs = sum(len(found) for found in search())
-        seconds = time.process_time() - begun
+        start = time.process_time()
+        pairs = sum(len(part) for part in search())
+        seconds = time.process_time() - start
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
         text = f"{name}: {seconds:.1f} CPU-s, process peak {peak_mib} MiB, {pairs} pairs"
         sys.stdout.write(text + os.linesep)

@@ -1,9 +1,9 @@
-"""Films drawn by our own code, whose every cut, fade and dissolve is known exactly.
+"""Synthetic films, whose every cut, fade and dissolve is known exactly.
 
-One idea: a shot is a window that wanders over a large textured canvas while figures cross it, so
-drawing a frame costs little more than copying it, at any size. Around the transitions that a
-detector must find lie the things that it must not mistake for one: flashes, whip pans, zooms,
-exposure ramps, flicker, large objects that pass close to the lens.
+One idea: a shot is a window that moves over a large textured canvas, so drawing a frame costs
+little more than copying it, at any size. Between the transitions that a detector must find are
+disturbances that it must not report: flashes, whip pans, zooms, exposure ramps, flicker, large
+objects that pass close to the lens.
 
 Axes: H W pixels of a frame.
 """
@@ -26,7 +26,7 @@ _MARGIN = 2.0  # sides of a canvas, in sides of a frame
 _SHOT_S = (1.6, 5.0)
 _FADE_S = (0.4, 1.2)
 _DISSOLVE_S = (0.4, 1.4)
-_GRAIN = 3.0  # grey levels: what a camera adds to each frame, and what a decoder has to work for
+_GRAIN = 3.0  # luma levels, as of a camera; without it decoding would be unrealistically cheap
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Transition:
 
     kind: Kind
     first: int
-    """First frame that is not of the old shot alone."""
+    """First frame that does not show the old shot only."""
     last: int
-    """Last frame that is not of the new shot alone; for a cut the first frame of the new shot."""
+    """Last frame that does not show the new shot only; for a cut the new shot's first frame."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Disturbance:
 
 @dataclass(frozen=True)
 class Film:
-    """A film to be drawn; equal fields give equal frames."""
+    """A film; equal fields give equal frames."""
 
     seed: int
     num_shots: int = 12
@@ -86,12 +86,12 @@ class Film:
         return shots, transitions, disturbances
 
     def _length(self, draw: np.random.Generator, kind: Kind | None) -> int:
-        """Return the frames over which a shot goes, and the next one comes."""
+        """Return the frames of a dissolve, or of each half of a fade; 0 for a cut."""
         spans = {"fade": _FADE_S, "dissolve": _DISSOLVE_S}
         return round(draw.uniform(*spans[kind]) * self.rate_fps) if kind in spans else 0
 
     def frames(self) -> Iterator[Frame]:
-        """Draw the frames in order."""
+        """Yield the frames in order."""
         draw = np.random.default_rng(seed_from("grain", self.seed))
         size = (2 * self.height_px, 2 * self.width_px, 1)
         grain = draw.normal(0, _GRAIN, size).astype(np.float32)
@@ -114,13 +114,13 @@ class Film:
                     yield (1 - share) * old + share * new
                 else:
                     yield shot.picture(place)
-            shot.forget()
+            shot.release()
 
 
 class _Shot:
-    """One shot; frames count from the first one in which anything of it is seen."""
+    """One shot; frames are counted from the first one that shows anything of it."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - a record of its place in the film
+    def __init__(  # noqa: PLR0913, PLR0917 - its place in the film
         self,
         film: Film,
         number: int,
@@ -153,11 +153,11 @@ class _Shot:
         return self.start + self._event[0], self.start + self._event[1]
 
     def raw(self, index: int) -> NDArray[np.float32]:
-        """Draw frame `index` without its fades."""
+        """Return frame `index` without fades."""
         return self._disturb(self._window(index), index)
 
     def picture(self, index: int) -> NDArray[np.float32]:
-        """Draw frame `index` as it is seen."""
+        """Return frame `index` with fades."""
         image = self.raw(index)
         share = 1.0
         if self.kind_in == "fade" and index < self.lead:
@@ -166,8 +166,8 @@ class _Shot:
             share = 1 - (index - self.lead - self.pure + 1) / self.tail
         return share * image + (1 - share) * self._fade_to
 
-    def forget(self) -> None:
-        """Give the canvas back."""
+    def release(self) -> None:
+        """Free the canvas."""
         self._canvas = None
 
     def _window(self, index: int) -> NDArray[np.float32]:
@@ -204,7 +204,7 @@ class _Shot:
         return image
 
     def _paint(self) -> NDArray[np.float32]:
-        """Paint the canvas: clouds of several sizes in two colours, and hard-edged things."""
+        """Paint the canvas: clouds of several sizes in two colours, and hard-edged rectangles."""
         draw = self._draw
         height, width = (int(_MARGIN * side) for side in (self.film.height_px, self.film.width_px))
         level = np.zeros((height, width), np.float32)
@@ -236,7 +236,7 @@ def _stretched(coarse: NDArray[np.float32], height: int, width: int) -> NDArray[
 
 
 def copies(film: Path, into: Path, count: int) -> None:
-    """Copy an MP4 file, each time with some bytes of its own behind the end: another source."""
+    """Copy an MP4 file `count` times, each with an own `free` box at the end: another source."""
     into.mkdir()
     for number in range(count):
         own = f"{into.name} {number}".encode()

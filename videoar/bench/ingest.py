@@ -1,11 +1,11 @@
-"""`bench ingest`: reading a source once against decoding it at all, and against reading it thrice.
+"""`bench ingest`: one pass over a source, compared with bare decoding and with three passes.
 
-    null     ffmpeg -threads 1 -f null -: the decoder alone, the physical limit of one core
+    null     ffmpeg -threads 1 -f null -: the decoder alone, the limit of one core
     3-pass   the same results from three passes of ffmpeg: cuts; luma and scores; RGB and hashes
-    stage    ours, and beyond: hash of the file, killable child, references into the source
+    stage    the whole stage: also hash of the file, sandboxed child, references into the source
     clips    the same, with clips encoded and stored instead of references
 
-CPU time, not wall time; what a process costs to start is measured and taken off.
+CPU time, not wall time; the time that a process takes to start is measured and subtracted.
 """
 
 import subprocess
@@ -39,23 +39,23 @@ _FFMPEG = ("ffmpeg", "-nostdin", "-v", "error", "-threads", "1")
 
 
 def run(videos: Path | None, rounds: int) -> BenchResult:
-    """Measure on films drawn for it, or on the files of a folder.
+    """Measure on synthetic films, or on the files of a folder.
 
     Raises:
         ConfigError: the folder holds no file that can be read.
     """
     with tempfile.TemporaryDirectory(prefix="videoar-bench-") as folder:
-        cases = _given(videos) if videos else _drawn(Path(folder))
-        starts_s = _starts(Path(folder))
+        cases = _readable_files(videos) if videos else _synthetic_films(Path(folder))
+        start_s = _start_costs(Path(folder))
         figures: dict[str, list[float]] = {name: [] for name in _CONTESTANTS}
         by_case: dict[str, dict[str, float]] = {}
         for turn in range(rounds):
             frames, spent = 0.0, dict.fromkeys(figures, 0.0)
             for case, paths in cases.items():
-                found = _once(paths, starts_s, turn)
-                frames += found.pop("frames")
-                spent = {name: spent[name] + found[name] for name in figures}
-                _keep_best(by_case.setdefault(case, {}), found)
+                measured = _turn(paths, start_s, turn)
+                frames += measured.pop("frames")
+                spent = {name: spent[name] + measured[name] for name in figures}
+                _keep_best(by_case.setdefault(case, {}), measured)
             for name, seconds in spent.items():
                 figures[name].append(frames / seconds)
     table = {
@@ -65,11 +65,15 @@ def run(videos: Path | None, rounds: int) -> BenchResult:
     }
     unit = "source frames per CPU-second"
     return compare(
-        "ingest", unit, figures, cases=table, notes=("eta: null over it, best of turns",)
+        "ingest",
+        unit,
+        figures,
+        cases=table,
+        notes=("eta: CPU time of null over this, best of turns",),
     )
 
 
-def _given(folder: Path) -> dict[str, list[Path]]:
+def _readable_files(folder: Path) -> dict[str, list[Path]]:
     usable = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_readable(path)]
     if not usable:
         raise ConfigError(str(folder), "no video that can be read")
@@ -85,7 +89,7 @@ def _is_readable(path: Path) -> bool:
         return False
 
 
-def _drawn(folder: Path) -> dict[str, list[Path]]:
+def _synthetic_films(folder: Path) -> dict[str, list[Path]]:
     cases = {}
     for width, height in _SIZES_PX:
         path = folder / f"{height}p.mp4"
@@ -95,8 +99,8 @@ def _drawn(folder: Path) -> dict[str, list[Path]]:
     return cases
 
 
-def _starts(folder: Path) -> dict[str, float]:
-    """Return what starting costs: ffmpeg once a pass and file, a stage's child once."""
+def _start_costs(folder: Path) -> dict[str, float]:
+    """Return the CPU time of starting: ffmpeg once per pass and file, a stage's child once."""
     tiny = folder / "tiny" / "tiny.mp4"
     tiny.parent.mkdir()
     encode_stream(np.zeros((2, 32, 32, 3), np.uint8), tiny, 24.0, "libx264", 23)
@@ -105,8 +109,8 @@ def _starts(folder: Path) -> dict[str, float]:
     return {"null": ffmpeg_s, "3-pass": 3 * ffmpeg_s, "stage": stage_s, "clips": stage_s}
 
 
-def _once(paths: list[Path], starts_s: dict[str, float], turn: int) -> dict[str, float]:
-    """Let each contestant read the files once; return CPU seconds, and the number of frames."""
+def _turn(paths: list[Path], start_s: dict[str, float], turn: int) -> dict[str, float]:
+    """Read the files once per contestant; return CPU seconds and the number of frames."""
     frames = 0
 
     def ours() -> None:
@@ -123,7 +127,7 @@ def _once(paths: list[Path], starts_s: dict[str, float], turn: int) -> dict[str,
     per_file = {"null", "3-pass"}
     spent = {
         name: cpu_seconds(contestants[name])
-        - starts_s.get(name, 0.0) * (len(paths) if name in per_file else 1)
+        - start_s.get(name, 0.0) * (len(paths) if name in per_file else 1)
         for name in shuffled(list(contestants), turn)
     }
     return spent | {"frames": frames}
@@ -134,8 +138,9 @@ def _each(read: Callable[[Path], None], paths: list[Path]) -> None:
         read(path)
 
 
-def _keep_best(best: dict[str, float], found: dict[str, float]) -> None:
-    for name, value in found.items():
+def _keep_best(best: dict[str, float], measured: dict[str, float]) -> None:
+    # The minimum: other work on the machine can only add CPU time (caches, clock speed).
+    for name, value in measured.items():
         best[name] = min(value, best.get(name, value))
 
 
@@ -153,8 +158,8 @@ def _stage(paths: list[Path], keep: Literal["clips", "references"]) -> None:
         worker = IngestWorker(config, StageContext(open_store(Path(folder).as_uri())))
         for parent in sorted({path.parent for path in paths}):
             rows = list_sources(str(parent)).to_pylist()
-            given = {str(path) for path in paths}
-            rows = [row for row in rows if str(parent / row["name"]) in given]
+            names = {str(path) for path in paths}
+            rows = [row for row in rows if str(parent / row["name"]) in names]
             for group in group_rows(rows, config.sources_per_shard, config.part_mib << 20):
                 worker(pa.Table.from_pylist(group))
         worker.close()

@@ -1,9 +1,9 @@
-"""`bench loader`: shuffled batches of tokens, beside other formats and plain reads.
+"""`bench loader`: shuffled batches of tokens, compared with other formats and plain reads.
 
-Payload of two shapes: A, as clips of UCF-101 have it at 128 px, and B, as clips of 384 x 672. Each
+Payloads of two shapes: A, of clips of UCF-101 at 128 px, and B, of clips of 384 x 672 px. Each
 contestant reads in a fresh process, from the page cache, into recycled buffers; contestants are
 shuffled within a turn and compared with `raw` of that turn. Peers need not be installed here:
-`VIDEOAR_BENCH_PEERS` names a Python interpreter that has them, because MDS replaces torch.
+`VIDEOAR_BENCH_PEERS` names a Python interpreter that has them, because MDS pins another torch.
 """
 
 import json
@@ -32,12 +32,12 @@ def run(rounds: int) -> BenchResult:
     notes: set[str] = set()
     for shape in SHAPES:
         with tempfile.TemporaryDirectory(prefix="videoar-bench-") as name:
-            found = _measure(Path(name), shape, rounds, notes)
-        for contestant, turns in found.items():
+            measured = _measure(Path(name), shape, rounds, notes)
+        for contestant, turns in measured.items():
             rates = [turn["samples_per_s"] for turn in turns]
             if shape == "A":
                 figures[contestant] = rates
-            raw = [turn["samples_per_s"] for turn in found["raw"]]
+            raw = [turn["samples_per_s"] for turn in measured["raw"]]
             ratios = [rate / limit for rate, limit in zip(rates, raw, strict=True)]
             means = {key: float(np.median([turn[key] for turn in turns])) for key in turns[0]}
             cases[f"{shape} {contestant}"] = {"to_raw": float(np.median(ratios)), **means}
@@ -56,27 +56,27 @@ def _measure(
     for name, width in (("bits", bits_bytes), ("latent", int(np.prod(latent_shape)) * 2)):
         np.save(folder / f"{name}.npy", random.integers(0, 256, (rows, width), np.uint8))
     (folder / "shape.json").write_text(json.dumps(latent_shape))
-    found: dict[str, list[dict[str, float]]] = {}
+    measured: dict[str, list[dict[str, float]]] = {}
     for name in loader_cell.CONTESTANTS:
         try:
             _cell("write", name, folder, batch_size)
-            found[name] = []
+            measured[name] = []
         except StageError as error:
             if name in {"raw", "ours"}:
                 raise
-            notes.add(f"{name} was left out: {str(error).splitlines()[-1][:200]}")
+            notes.add(f"{name} is missing: {str(error).splitlines()[-1][:200]}")
     for turn in range(rounds):
-        for name in shuffled(list(found), turn):
-            found[name].append(_cell("read", name, folder, batch_size))
-    return found
+        for name in shuffled(list(measured), turn):
+            measured[name].append(_cell("read", name, folder, batch_size))
+    return measured
 
 
 def _cell(action: str, name: str, folder: Path, batch_size: int) -> dict[str, float]:
-    own = name in {"raw", "ours"}
-    python = sys.executable if own else settings().bench_peers or sys.executable
+    is_peer = name not in {"raw", "ours"}
+    python = (settings().bench_peers if is_peer else "") or sys.executable
     command = [python, "-P", loader_cell.__file__, action, name, str(folder), str(batch_size)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise StageError(f"bench loader, {name}", done.stderr.strip() or f"exit {done.returncode}")
-    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result

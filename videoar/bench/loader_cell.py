@@ -2,9 +2,10 @@
 
     python loader_cell.py write|read CONTESTANT FOLDER BATCH_SIZE
 
-FOLDER holds `bits.npy` and `latent.npy`, uint8 [N, width]. Every contestant ends in the same place:
-both payloads of a batch in recycled torch buffers. Peers are imported here alone, so that they may
-live in an environment of their own; this file needs the package for `ours` only. Prints JSON.
+FOLDER holds `bits.npy` and `latent.npy`, uint8 [N, width]. The result of every contestant is the
+same: both payloads of a batch in recycled torch buffers. Only this file imports peers, so that they
+can be installed in an environment of their own, without this package; `ours` alone imports it.
+Prints JSON.
 """
 
 import json
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
 
 WIDTHS = ("bits", "latent")
 _CHUNK_BYTES = 64 << 20
-_MIN_S = 1.0
+_MIN_S = 1.0  # chosen: with epochs of 0.2 s, at least five of them
 T = TypeVar("T")
 Sample = tuple[Any, Any]
 
 
 class Ring:
-    """Recycled batches: fresh memory would cost every contestant more than its reading."""
+    """Recycled batches: allocating would take every contestant longer than reading."""
 
     def __init__(self, batch_size: int, widths: tuple[int, int]) -> None:
         self._slots = [
@@ -64,7 +65,7 @@ def _as_tensors(slot: tuple[np.ndarray, ...], size: int) -> int:
 
 
 def payload(folder: Path) -> list[np.ndarray]:
-    """Map the rows that all contestants store."""
+    """Memory-map the rows that all contestants store."""
     return [np.load(folder / f"{name}.npy", mmap_mode="r") for name in WIDTHS]
 
 
@@ -75,14 +76,14 @@ def rows(folder: Path) -> Iterator[tuple[int, bytes, bytes]]:
 
 
 def write_raw(folder: Path, out: Path) -> None:
-    """Two plain files."""
+    """Write two plain files."""
     for name, values in zip(WIDTHS, payload(folder), strict=True):
         with (out / name).open("wb") as file:
             file.write(np.ascontiguousarray(values).data)
 
 
 def read_raw(folder: Path, out: Path, batch_size: int, epoch: int) -> Iterator[int]:
-    """One pread per value in a shuffled order: the limit of reading rows one by one."""
+    """Read with one pread per value, in a shuffled order: the limit of reading row by row."""
     widths = tuple(values.shape[1] for values in payload(folder))
     handles = [os.open(out / name, os.O_RDONLY) for name in WIDTHS]
     num_rows = os.fstat(handles[0]).st_size // widths[0]
@@ -99,7 +100,7 @@ def read_raw(folder: Path, out: Path, batch_size: int, epoch: int) -> Iterator[i
 
 
 def write_ours(folder: Path, out: Path) -> None:
-    """Four files of a token store."""
+    """Write four files of a token store."""
     from videoar.contracts.names import TOKENS
     from videoar.core.types import Provenance
     from videoar.storage.store import open_store
@@ -113,7 +114,7 @@ def write_ours(folder: Path, out: Path) -> None:
 
 
 def token_table(payload: list[np.ndarray], numbers: np.ndarray, shape: list[int]) -> "pa.Table":
-    """Return rows of `tokens@1` that hold a payload, with small columns as they may be."""
+    """Return rows of `tokens@1` with a payload and plausible small columns."""
     import pyarrow as pa
 
     from videoar.storage.token_codec import checksum
@@ -135,7 +136,7 @@ def token_table(payload: list[np.ndarray], numbers: np.ndarray, shape: list[int]
 
 
 def read_ours(folder: Path, out: Path, batch_size: int, epoch: int) -> Iterator[int]:  # noqa: ARG001 - the signature of all contestants
-    """Iterate the loader as training does, small columns and all."""
+    """Iterate the loader as training does, including small columns."""
     loader = _once(lambda: _open_ours(out, batch_size))
     loader.seek(epoch * len(loader))
     for batch in loader:
@@ -151,7 +152,7 @@ def _open_ours(out: Path, batch_size: int) -> "TokenLoader":
 
 
 def write_mds(folder: Path, out: Path) -> None:
-    """Shards of bytes."""
+    """Write MDS shards of bytes columns."""
     from streaming import MDSWriter
 
     columns = dict.fromkeys(WIDTHS, "bytes")
@@ -161,7 +162,7 @@ def write_mds(folder: Path, out: Path) -> None:
 
 
 def read_mds(folder: Path, out: Path, batch_size: int, epoch: int) -> Iterator[int]:  # noqa: ARG001 - the signature of all contestants
-    """Iterate the dataset, which shuffles by itself, otherwise in each epoch."""
+    """Iterate the dataset, which shuffles every epoch itself."""
     from streaming import StreamingDataset
 
     opened = _once(
@@ -171,7 +172,7 @@ def read_mds(folder: Path, out: Path, batch_size: int, epoch: int) -> Iterator[i
 
 
 def write_webdataset(folder: Path, out: Path) -> None:
-    """Tar files."""
+    """Write tar files."""
     import webdataset
 
     pattern = str(out / "%05d.tar")
@@ -191,7 +192,7 @@ def read_webdataset(folder: Path, out: Path, batch_size: int, epoch: int) -> Ite
 
 
 def write_litdata(folder: Path, out: Path) -> None:
-    """Chunks, by the writer that `optimize` uses."""
+    """Write chunks, with the writer that `optimize` uses."""
     from litdata.streaming.writer import BinaryWriter
 
     writer = BinaryWriter(str(out), chunk_bytes=_CHUNK_BYTES)
@@ -202,7 +203,7 @@ def write_litdata(folder: Path, out: Path) -> None:
 
 
 def read_litdata(folder: Path, out: Path, batch_size: int, epoch: int) -> Iterator[int]:
-    """Iterate the dataset, which shuffles by itself."""
+    """Iterate the dataset, which shuffles itself."""
     from litdata import StreamingDataset
 
     opened = _once(lambda: StreamingDataset(str(out), shuffle=True))
@@ -211,7 +212,7 @@ def read_litdata(folder: Path, out: Path, batch_size: int, epoch: int) -> Iterat
 
 
 def write_lance(folder: Path, out: Path) -> None:
-    """A table of two fixed-size binary columns."""
+    """Write a table of two fixed-size binary columns."""
     import lance
     import pyarrow as pa
 
@@ -224,7 +225,7 @@ def write_lance(folder: Path, out: Path) -> None:
 
 
 def read_lance(folder: Path, out: Path, batch_size: int, epoch: int) -> Iterator[int]:
-    """`take` of a permutation."""
+    """Read with `take` of a permutation."""
     import lance
 
     data = _once(lambda: lance.dataset(str(out / "rows.lance")))
@@ -304,7 +305,7 @@ def measure(name: str, folder: Path, batch_size: int) -> dict[str, float]:
 
 
 def _peak_mib() -> float:
-    """Return the peak of this process; `ru_maxrss` would include what it was forked from."""
+    """Return the peak RSS of this process; `ru_maxrss` would include the process it forked from."""
     status = Path("/proc/self/status").read_text().split()
     return int(status[status.index("VmHWM:") + 1]) / 1024
 

@@ -1,11 +1,11 @@
-"""How near the loader comes to bare ranged GETs, on an S3 server with added latency.
+"""The loader compared with bare ranged GETs, on an S3 server with added latency.
 
     VIDEOAR_S3_ENDPOINT=http://127.0.0.1:7480 python -m videoar.bench.loader_s3 s3://bucket/prefix
 
-Both sides use the same client and as many threads as the loader. The bare side fetches every row
-group (small rows) or value (large rows) once into recycled memory and does nothing with it. Opening
-(footers and small columns of all rows) is timed and counted on its own: the bare side has none.
-Writes a store of about 600 MB per shape under the given prefix, and leaves it there.
+Both sides use the same client and the same number of threads. The bare side fetches every row group
+(small rows) or value (large rows) once into recycled memory and does nothing with it. Opening
+(footers and small columns of all rows) is timed and counted separately: the bare side has none.
+Writes a store of about 600 MB per shape under the given prefix and does not delete it.
 """
 
 import argparse
@@ -34,8 +34,8 @@ from videoar.training.data.token_loader import TokenLoader
 _COLUMNS = ("bits", "latent")
 
 
-class Slow:
-    """The server, further away."""
+class SlowObjectStore:
+    """An object store with latency added to every request."""
 
     is_local = False
 
@@ -47,12 +47,12 @@ class Slow:
         return getattr(self._objects, name)
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
-        """Wait, then read."""
+        """Read a range after the latency of one request."""
         self._wait(1)
         return self._objects.get_range(key, start, length)
 
     def read_into(self, key: str, spans: list[tuple[int, memoryview]]) -> None:
-        """Wait, then read."""
+        """Read ranges after the latency of as many requests."""
         self._wait(len(spans))
         self._objects.read_into(key, spans)
 
@@ -62,8 +62,8 @@ class Slow:
         time.sleep(self._latency_s * requests)
 
 
-def stored(url: str, shape: str) -> Snapshot:
-    """Write random rows."""
+def store_rows(url: str, shape: str) -> Snapshot:
+    """Commit random rows of a shape; return their snapshot."""
     latent_shape, bits_bytes, rows, _ = SHAPES[shape]
     random = np.random.default_rng(0)
     dataset = open_store(f"{url}/{shape}", endpoint=settings().s3_endpoint).dataset(
@@ -78,8 +78,8 @@ def stored(url: str, shape: str) -> Snapshot:
 
 
 def loader_s(snapshot: Snapshot, batch_size: int) -> tuple[float, float, int, int]:
-    """Return the seconds of opening and of one epoch, and the requests of each."""
-    slow = cast("Slow", snapshot.objects)
+    """Return the seconds of opening and of one epoch, and the number of requests of each."""
+    slow = cast("SlowObjectStore", snapshot.objects)
     slow.requests, start = 0, time.perf_counter()
     loader = TokenLoader(snapshot, batch_size, 0, columns=_COLUMNS)
     opened, opening = time.perf_counter(), slow.requests
@@ -90,15 +90,16 @@ def loader_s(snapshot: Snapshot, batch_size: int) -> tuple[float, float, int, in
 
 
 def bare_s(snapshot: Snapshot, shape: str) -> float:
-    """Return the seconds of fetching the same bytes by the same requests."""
+    """Return the seconds of fetching the same bytes with the same requests."""
     footers = read_footers(snapshot.objects, snapshot.files)
     payload = Payload(snapshot.objects, snapshot.files, footers, _COLUMNS)
     if shape == "A":
-        units = range(int(payload.row_group_N[-1]) + 1)
-        largest = max(map(payload.row_group_bytes, units))
+        row_groups = range(int(payload.row_group_N[-1]) + 1)
+        largest = max(map(payload.row_group_bytes, row_groups))
         ring: Any = cycle([np.empty(largest, np.uint8) for _ in range(2 * PREFETCH_ROW_GROUPS)])
         jobs: list[Any] = [
-            (payload.read_row_group, u, next(ring)[: payload.row_group_bytes(u)]) for u in units
+            (payload.read_row_group, group, next(ring)[: payload.row_group_bytes(group)])
+            for group in row_groups
         ]
         threads = PREFETCH_ROW_GROUPS
     else:
@@ -119,10 +120,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     for shape, (latent_shape, bits_bytes, rows, batch_size) in SHAPES.items():
-        near = stored(arguments.url, shape)
+        near = store_rows(arguments.url, shape)
         num_bytes = rows * (bits_bytes + 2 * int(np.prod(latent_shape)))
         for latency_s in (0.0, 0.02, 0.05):
-            slow = Slow(near.objects, latency_s)
+            slow = SlowObjectStore(near.objects, latency_s)
             snapshot = replace(near, objects=cast("ObjectStore", slow))
             opening, ours, bare = [], [], []
             gets = [0, 0]

@@ -1,13 +1,13 @@
-"""Near duplicates as a function of the Hamming bound: what is found, and what is found wrongly.
+"""Recall and false positives of near-duplicate detection, by Hamming bound.
 
     python -m videoar.bench.near_duplicates [--distinct 1250] [--copies 105] [--folder VIDEOS]
 
 Distinct: the first clip of each file of one synthetic corpus, all pairs compared. Copies: files of
 another seed, changed and encoded again, each compared with its own original. Folder: the first clip
-of each of its files, all pairs compared. A pair counts as at the bound b when all three hashes
-differ in at most b bits and, as in the filter, some hash shares one of its four 16-bit bands.
-Mirrored hashes are compared after the bits that mirroring flips (the filter's `dedup_mirrored`).
-Every file goes the way of ingest: encoded, read from disk, scanned. Results are in
+of each of its files, all pairs compared. A pair is near at the bound b if all three hashes differ
+in at most b bits and, as in the filter, some hash shares one of its four 16-bit bands. Mirrored
+hashes are compared after flipping the bits that mirroring flips (the filter's `dedup_mirrored`).
+Every file is processed as by ingest: encoded, read from disk, scanned. Results are in
 `benchmarks/results/near_duplicates.md`.
 """
 
@@ -36,7 +36,7 @@ _DISTINCT_SEED, _COPIES_SEED = 11, 12
 
 
 def _resized(frames_THWC: np.ndarray, size_px: int) -> np.ndarray:
-    """Resize by the means of a picture that is enlarged to four times the wanted size."""
+    """Resize: enlarge to four times the target size, then take means of 4 x 4 pixels."""
     scale = np.linspace(0, frames_THWC.shape[1], 4 * size_px, endpoint=False).astype(int)
     big = frames_THWC[:, scale][:, :, scale].astype(np.float32)
     count, _, _, colours = big.shape
@@ -46,7 +46,7 @@ def _resized(frames_THWC: np.ndarray, size_px: int) -> np.ndarray:
 
 
 def _cropped(frames_THWC: np.ndarray, share: float) -> np.ndarray:
-    """Cut `share` of the height and width away, evenly on both sides; keep even lengths."""
+    """Crop `share` of the height and width, evenly on both sides, to even lengths."""
     side = frames_THWC.shape[1]
     cut = max(1, round(side * share / 2))
     kept = frames_THWC[:, cut:-cut, cut:-cut]
@@ -71,7 +71,7 @@ COPIES: dict[str, tuple[Change, str, str, int]] = {
 
 
 def _hashes(path: Path) -> list[int] | None:
-    """Return the three hashes of a file's first clip, None if ingest would refuse the file."""
+    """Return the three hashes of a file's first clip, None if ingest would reject the file."""
     try:
         first = next(iter(scan(path, _PLAN)))
     except MediaError:
@@ -79,7 +79,7 @@ def _hashes(path: Path) -> list[int] | None:
     return first.columns["phash"] if isinstance(first, DecodedClip) else None
 
 
-def _fetched_hashes(uri: str, folder: Path) -> list[int] | None:
+def _hashes_of_uri(uri: str, folder: Path) -> list[int] | None:
     try:
         list(fetch(uri, folder))
     except MediaError:
@@ -106,13 +106,13 @@ def copies(index: int) -> Copies | None:
         original = _hashes(render_file(entry.uri, Path(folder)))
         if original is None:
             return None
-        found = {}
+        hashed = {}
         for name, (change, codec, suffix, crf) in COPIES.items():
             path = Path(folder) / f"copy.{suffix}"
             changed, rate = change(frames, rate_fps)
             encode(changed, path, rate, codec=codec, crf=crf)
-            found[name] = (original, _hashes(path))
-    return found
+            hashed[name] = (original, _hashes(path))
+    return hashed
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -133,7 +133,7 @@ def _array(hashes: Iterable[list[int]]) -> np.ndarray:
 
 
 def false_rates(hashes: np.ndarray, mask: int = 0) -> tuple[list[int], list[int]]:
-    """Return, per bound, the clips that some other clip is near to, and the near pairs."""
+    """Return, per bound, the number of clips near another clip, and of near pairs."""
     nearest = np.full(len(hashes), 64)
     pairs = np.zeros(65, dtype=int)
     for i in range(len(hashes)):
@@ -145,22 +145,22 @@ def false_rates(hashes: np.ndarray, mask: int = 0) -> tuple[list[int], list[int]
 
 
 def copies_table(results: list[Copies]) -> Iterator[str]:
-    """Yield a line per kind of copy: how many are found."""
+    """Yield a line per kind of copy: the share that is found."""
     for name in COPIES:
         pairs = [r[name] for r in results if r[name][1] is not None]
         before, after = _array(a for a, _ in pairs), _array(b for _, b in pairs if b)
-        yield _found(f"{name}, n = {len(pairs)}", distance(before, after))
+        yield _recall_line(f"{name}, n = {len(pairs)}", distance(before, after))
         if name == "flip":
             mirrored = distance(before ^ np.uint64(MIRROR), after)
-            yield _found(f"flip, `dedup_mirrored`, n = {len(pairs)}", mirrored)
+            yield _recall_line(f"flip, `dedup_mirrored`, n = {len(pairs)}", mirrored)
 
 
-def _found(name: str, apart: np.ndarray) -> str:
+def _recall_line(name: str, apart: np.ndarray) -> str:
     return _line(name, [f"{100 * (apart <= b).mean():.0f} %" for b in BOUNDS])
 
 
 def distinct_table(hashes: np.ndarray) -> Iterator[str]:
-    """Yield what is found among clips of which none is a copy."""
+    """Yield the numbers of false positives among clips of which none is a copy."""
     count = len(hashes)
     for kind, mask in (("false", 0), ("false, mirrored", MIRROR)):
         clips, pairs = false_rates(hashes, mask)
@@ -170,26 +170,27 @@ def distinct_table(hashes: np.ndarray) -> Iterator[str]:
 
 
 def folder_table(url: str) -> Iterator[str]:
-    """Yield how many clips of real videos are near one of another file, and of another group."""
+    """Yield the numbers of real clips near one of another file, and of another group."""
     hashes, groups = [], []
     for row in list_sources(url).to_pylist():
         with tempfile.TemporaryDirectory() as folder:
-            found = _fetched_hashes(row["uri"], Path(folder))
-        if found:
-            hashes.append(found)
+            hashed = _hashes_of_uri(row["uri"], Path(folder))
+        if hashed:
+            hashes.append(hashed)
             groups.append(row["group"] or row["uri"])
-    every = _array(hashes)
+    of_all = _array(hashes)
     kinds = product(
         (("near", 0), ("mirrored", MIRROR)),
         (("file", np.arange(len(groups))), ("group", np.array(groups))),
     )
     for (kind, mask), (what, own) in kinds:
-        turned = every ^ np.uint64(mask)
+        masked = of_all ^ np.uint64(mask)
         nearest = [
-            np.where(own == own[i], 64, distance(turned[i], every)).min() for i in range(len(every))
+            np.where(own == own[i], 64, distance(masked[i], of_all)).min()
+            for i in range(len(of_all))
         ]
         counts = [str(sum(n <= b for n in nearest)) for b in BOUNDS]
-        yield _line(f"of {len(every)} clips, {kind} one of another {what}", counts)
+        yield _line(f"of {len(of_all)} clips, {kind} one of another {what}", counts)
 
 
 def _line(*cells: str | Iterable[str]) -> str:
@@ -198,20 +199,20 @@ def _line(*cells: str | Iterable[str]) -> str:
 
 
 def main() -> None:
-    """Measure and write the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--distinct", type=int, default=1250)
     parser.add_argument("--copies", type=int, default=105)
     parser.add_argument("--folder", default="")
     parser.add_argument("--workers", type=int, default=1)
-    given = parser.parse_args()
-    with ProcessPoolExecutor(given.workers) as pool:
-        results = [r for r in pool.map(copies, range(given.copies), chunksize=2) if r]
-        hashes = [h for h in pool.map(distinct, range(given.distinct), chunksize=8) if h]
+    arguments = parser.parse_args()
+    with ProcessPoolExecutor(arguments.workers) as pool:
+        results = [r for r in pool.map(copies, range(arguments.copies), chunksize=2) if r]
+        hashes = [h for h in pool.map(distinct, range(arguments.distinct), chunksize=8) if h]
     lines = [_line("Hamming bound", map(str, BOUNDS)), "|---" * (1 + len(BOUNDS)) + "|"]
     lines += copies_table(results) if results else []
     lines += distinct_table(_array(hashes)) if hashes else []
-    lines += folder_table(given.folder) if given.folder else []
+    lines += folder_table(arguments.folder) if arguments.folder else []
     sys.stdout.write(os.linesep.join(lines) + os.linesep)
 
 

@@ -1,11 +1,12 @@
-"""What a tokenizer preset reconstructs after a given CPU time: one row of a table per preset.
+"""Reconstruction quality of tokenizer presets after a given CPU time: one table row per preset.
 
     python -m videoar.bench.reconstruction --presets tiny demo small --minutes 10 [--videos FOLDER]
 
-Clips come through the stages `ingest` and `filter` at the preset's size, drawn ones without a
-folder; PSNR, SSIM and the use of bits are of val clips, whose sources are not trained on. The
-number of steps follows from the time of the first few, as the learning rate needs it beforehand.
-Time is CPU time of training alone. Half of the steps are on single frames (as in the demo).
+Clips are made by the stages `ingest` and `filter` at the preset's size, from synthetic videos if no
+folder is given. PSNR, SSIM and the use of bits are measured on val clips, whose sources are not
+trained on. The number of steps is estimated from a few of them, because the learning rate schedule
+needs it in advance. Time is CPU time of training only. Half of the steps are on single frames, as
+in the demo.
 """
 
 import argparse
@@ -31,8 +32,8 @@ from videoar.training.data.clip_cache import ClipCache
 from videoar.training.tokenizer import TokenizerTrainer
 
 Clip = np.ndarray
-_DRAWN = "rendered://shapes?num_videos=240&seed=0"
-_WARM_UP, _TIMED = 3, 5  # steps of either kind before the number of steps is known
+_SYNTHETIC = "rendered://shapes?num_videos=240&seed=0"
+_WARM_UP, _TIMED = 3, 5  # steps of each kind, to estimate the time of a step
 _HEADER = (
     "| preset | px | parameters | steps | CPU-s | PSNR dB | SSIM | bits/frame | of them used "
     "| used per scale |\n|---|---|---|---|---|---|---|---|---|---|"
@@ -40,7 +41,7 @@ _HEADER = (
 
 
 def find_clips(videos: str, preset: str, folder: str) -> tuple[list[Clip], list[Clip]]:
-    """Ingest and filter an input; return clips to train on and clips to measure on, decoded."""
+    """Ingest and filter an input; return decoded clips to train on and to measure on."""
     sizes = [list(TOKENIZERS[preset].size_px)]
     document = {
         "pipeline": "reconstruction",
@@ -60,27 +61,27 @@ def find_clips(videos: str, preset: str, folder: str) -> tuple[list[Clip], list[
     return train, val
 
 
-def options(steps: int, image_steps: int, given: argparse.Namespace) -> TokenizerTraining:
-    """Return the demo's way of training, for so many steps."""
+def options(steps: int, image_steps: int, arguments: argparse.Namespace) -> TokenizerTraining:
+    """Return the demo's training options for a number of steps."""
     return TokenizerTraining(
         steps=steps,
         image_steps=image_steps,
-        batch_clips=given.batch_clips,
+        batch_clips=arguments.batch_clips,
         excerpt_frames=5,
-        learning_rate=given.learning_rate,
+        learning_rate=arguments.learning_rate,
         ema=0.99,
-        drop_scales=given.drop_scales,
+        drop_scales=arguments.drop_scales,
         weights=LossWeights(l1=0, l2=2),
-        seed=given.seed,
+        seed=arguments.seed,
     )
 
 
-def seconds_per_step(preset: str, clips: list[Clip], given: argparse.Namespace) -> float:
-    """Return the CPU time of a step on images and one on excerpts, on average."""
+def seconds_per_step(preset: str, clips: list[Clip], arguments: argparse.Namespace) -> float:
+    """Return the mean CPU time of a step on images and one on excerpts."""
     total = 0.0
     for image_steps in (0, _WARM_UP + _TIMED):
-        tried = options(_WARM_UP + _TIMED, image_steps, given)
-        trainer = TokenizerTrainer(TOKENIZERS[preset], tried, clips)
+        trial = options(_WARM_UP + _TIMED, image_steps, arguments)
+        trainer = TokenizerTrainer(TOKENIZERS[preset], trial, clips)
         for _ in range(_WARM_UP):
             trainer.train_step()
         before = time.process_time()
@@ -90,56 +91,56 @@ def seconds_per_step(preset: str, clips: list[Clip], given: argparse.Namespace) 
     return total / 2
 
 
-def row(preset: str, given: argparse.Namespace) -> str:
-    """Train a preset and return its row."""
+def row(preset: str, arguments: argparse.Namespace) -> str:
+    """Train a preset; return its row of the table."""
     with tempfile.TemporaryDirectory(prefix="videoar-bench-") as folder:
-        train, val = find_clips(given.videos, preset, folder)
-        steps = max(2, int(60 * given.minutes / seconds_per_step(preset, train, given)))
-        trainer = TokenizerTrainer(TOKENIZERS[preset], options(steps, steps // 2, given), train)
+        train, val = find_clips(arguments.videos, preset, folder)
+        steps = max(2, int(60 * arguments.minutes / seconds_per_step(preset, train, arguments)))
+        trainer = TokenizerTrainer(TOKENIZERS[preset], options(steps, steps // 2, arguments), train)
         before = time.process_time()
         while trainer.step < steps:
             trainer.train_step()
         spent = time.process_time() - before
-        found = Validation(val, {}).measure(trainer.averaged())
-    if not found:
-        sys.exit(f"{given.videos} gave no clips of the val split")
+        measured = Validation(val, {}).measure(trainer.averaged())
+    if not measured:
+        sys.exit(f"{arguments.videos} gave no clips of the val split")
     scales = range(1, len(TOKENIZERS[preset].scales) + 1)
-    used = " ".join(f"{found[f'scale_{scale}/bit_entropy']:.2f}" for scale in scales)
+    used = " ".join(f"{measured[f'scale_{scale}/bit_entropy']:.2f}" for scale in scales)
     cells = (
         preset,
         "x".join(map(str, TOKENIZERS[preset].size_px)),
         f"{trainer.net.num_parameters / 1e6:.2f} M",
         steps,
         f"{spent:.0f}",
-        f"{found['psnr_db']:.2f}",
-        f"{found['ssim']:.4f}",
-        f"{found['capacity/bits_per_frame']:.0f}",
-        f"{found['entropy/bits_per_frame'] / found['capacity/bits_per_frame']:.0%}",
+        f"{measured['psnr_db']:.2f}",
+        f"{measured['ssim']:.4f}",
+        f"{measured['capacity/bits_per_frame']:.0f}",
+        f"{measured['entropy/bits_per_frame'] / measured['capacity/bits_per_frame']:.0%}",
         used,
     )
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def main() -> None:
-    """Measure and say."""
+    """Print the table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--presets", nargs="+", default=["tiny", "demo"], choices=TOKENIZERS)
     parser.add_argument("--minutes", type=float, default=1.0, help="CPU time per preset")
-    parser.add_argument("--videos", default=_DRAWN, help="folder or URL; default: drawn clips")
+    parser.add_argument("--videos", default=_SYNTHETIC, help="folder or URL; default: synthetic")
     parser.add_argument("--batch-clips", type=int, default=4)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--drop-scales", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    say(f"{given.videos}, seed {given.seed}, {hardware()}\n\n{_HEADER}")
-    for preset in given.presets:
-        say(row(preset, given))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print_now(f"{arguments.videos}, seed {arguments.seed}, {hardware()}\n\n{_HEADER}")
+    for preset in arguments.presets:
+        print_now(row(preset, arguments))
 
 
-def say(text: str) -> None:
-    """Print at once, as the next row may take long."""
+def print_now(text: str) -> None:
+    """Print and flush, because the next row may take minutes."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""What a benchmark says: medians of interleaved runs, ratios, and where they were taken."""
+"""Result of a benchmark: medians of interleaved runs, ratios, hardware and commit."""
 
 import resource
 import statistics
@@ -22,7 +22,7 @@ class Measured(Frozen):
 
 
 class BenchResult(Frozen):
-    """Our figure beside others', taken in turns."""
+    """Our figure beside those of baselines, measured in turns."""
 
     name: str
     unit: str
@@ -38,7 +38,14 @@ class BenchResult(Frozen):
 
 
 def compare(name: str, unit: str, figures: Mapping[str, list[float]], **more: Json) -> BenchResult:
-    """Sum figures up; `ours` is ours, everything else is compared with it."""
+    """Return medians and ratios.
+
+    Args:
+        name: of the benchmark.
+        unit: of the figures; more is better.
+        figures: runs by contestant; `ours` is compared with every other one.
+        more: further fields of `BenchResult`.
+    """
     measured = {
         key: Measured(median=statistics.median(runs), runs=tuple(runs))
         for key, runs in figures.items()
@@ -52,7 +59,7 @@ def compare(name: str, unit: str, figures: Mapping[str, list[float]], **more: Js
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:
-    """Return the CPU time of this process and of the children that it waited for."""
+    """Return the CPU time that work takes in this process and in children that it waits for."""
     before = _cpu()
     work()
     return _cpu() - before
@@ -64,7 +71,7 @@ def _cpu() -> float:
 
 
 def shuffled(names: list[str], turn: int) -> list[str]:
-    """Return the contestants in the order of a turn: nobody always runs first."""
+    """Return the contestants in the order of a turn, so that none always runs first."""
     return sorted(names, key=lambda name: seed_from("turn", turn, name))
 
 

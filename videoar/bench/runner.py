@@ -1,13 +1,12 @@
-"""`bench runner`: what Ray costs. Ingest on two Ray workers, and on two processes without Ray.
+"""`bench runner`: the cost of Ray. Ingest on two Ray workers, and on two processes without Ray.
 
-Compared with twice one process as well, which two busy cores do not quite give. Wall time of the
-stage alone: starting Ray is paid once a session, by a run on other sources that nobody times. The
-headline is the rate after the first quarter of the sources; a stage's start (workers, listing)
-costs the same whether it does a minute's work or a day's, and is among the cases, as are the whole
-runs.
+Also compared with twice one process, which two busy cores do not quite reach. Wall time of the
+stage only: Ray is started once per session, by an untimed run on other sources. The headline is the
+rate after the first quarter of the sources, because the start of a stage (workers, listing) takes
+the same time for a minute's work as for a day's; it is listed among the cases, as are whole runs.
 
-References are kept, so nothing is encoded. Each source is a copy of one drawn film with a few bytes
-of its own behind the end, as equal files would be refused.
+References are kept, so nothing is encoded. Each source is a copy of one film with a few bytes of
+its own after the end, because ingest rejects equal files.
 """
 
 import tempfile
@@ -45,16 +44,16 @@ def run(rounds: int) -> BenchResult:
         ray = RayEngine("local")
         try:
             contest = _Contest(Path(name), ray)
-            found = [contest.turn(turn) for turn in range(rounds)]
+            turns = [contest.turn(turn) for turn in range(rounds)]
         finally:
             ray.close()
-    figures = {name: [turn[name].rate for turn in found] for name in found[0]}
+    figures = {name: [turn[name].rate for turn in turns] for name in turns[0]}
     unit = f"78 s sources at 480p per second on {_WORKERS} workers, beyond the first {_FIRST}"
-    return compare("runner", unit, figures, cases=_whole_runs(found))
+    return compare("runner", unit, figures, cases=_whole_runs(turns))
 
 
 class _Pace(NamedTuple):
-    """How a run went."""
+    """Speed of a run."""
 
     rate: float
     """Sources per second after the first ones."""
@@ -63,15 +62,15 @@ class _Pace(NamedTuple):
 
     @property
     def start_s(self) -> float:
-        """What the stage took beyond its sources at that rate."""
+        """Seconds of the stage beyond those of its sources at that rate."""
         return self.whole_s - _SOURCES / self.rate
 
 
-def _whole_runs(found: Sequence[dict[str, _Pace]]) -> dict[str, dict[str, float]]:
-    """Return ratios and times with everything in them, and what a stage costs beside its work."""
-    rates = {name: [_SOURCES / turn[name].whole_s for turn in found] for name in found[0]}
+def _whole_runs(turns: Sequence[dict[str, _Pace]]) -> dict[str, dict[str, float]]:
+    """Return ratios and times of whole runs, and the seconds of starting a stage."""
+    rates = {name: [_SOURCES / turn[name].whole_s for turn in turns] for name in turns[0]}
     whole = compare("", "", rates)
-    start_s = {name: median(turn[name].start_s for turn in found) for name in ("ours", _PLAIN)}
+    start_s = {name: median(turn[name].start_s for turn in turns) for name in ("ours", _PLAIN)}
     return {
         f"whole run, {_SOURCES} sources": {
             **{f"x {name}": ratio for name, ratio in whole.ratios.items()},
@@ -82,7 +81,7 @@ def _whole_runs(found: Sequence[dict[str, _Pace]]) -> dict[str, dict[str, float]
 
 
 class _Contest:
-    """The sources, and who ingests them."""
+    """The sources and the contestants."""
 
     def __init__(self, folder: Path, ray: Engine) -> None:
         self._folder, self._ray = folder, ray
@@ -92,7 +91,7 @@ class _Contest:
         _ingest(ray, _copies(folder, "few", _WORKERS), folder / "warm", _WORKERS)
 
     def turn(self, turn: int) -> dict[str, _Pace]:
-        """Let everybody ingest all sources once."""
+        """Ingest all sources once per contestant."""
         stores = self._folder / f"stores{turn}"
         contestants = {
             "ours": lambda: _pace([_ingest(self._ray, self._all, stores / "ray", _WORKERS)]),
@@ -106,39 +105,39 @@ class _Run(NamedTuple):
     """One run of the stage."""
 
     done_s: list[float]
-    """When each shard was done, by the clock on the wall."""
+    """Wall-clock time of the end of each shard."""
     whole_s: float
 
 
-class _Watched:
-    """An engine whose finished shards are timed."""
+class _TimedEngine:
+    """An engine that records when each shard ends."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self.name, self.done_s = engine, engine.name, list[float]()
 
     def map(self, task: StageTask, shards: Sequence[Shard], done: ShardDone) -> None:
-        """Pass on, and note the time of each shard."""
+        """Run the shards; record the time of each."""
 
-        def note(shard: Shard, record: WorkRecord) -> None:
+        def record_time(shard: Shard, record: WorkRecord) -> None:
             self.done_s.append(time.time())
             done(shard, record)
 
-        self._engine.map(task, shards, note)
+        self._engine.map(task, shards, record_time)
 
     def loop(self, task: StageTask) -> WorkRecord:
-        """Pass on."""
+        """Run the loop."""
         return self._engine.loop(task)
 
     def reduce(self, task: StageTask) -> WorkRecord:
-        """Pass on."""
+        """Run the reduction."""
         return self._engine.reduce(task)
 
     def close(self) -> None:
-        """Leave the engine open: it serves several runs."""
+        """Do nothing: the engine is used by several runs."""
 
 
 def _pace(runs: Sequence[_Run]) -> _Pace:
-    """Return the pace of runs that went on side by side."""
+    """Return the pace of concurrent runs."""
     done_s = sorted(when for run in runs for when in run.done_s)
     rate = (len(done_s) - _FIRST) / (done_s[-1] - done_s[_FIRST - 1])
     return _Pace(rate, max(run.whole_s for run in runs))
@@ -183,6 +182,6 @@ def _ingest(engine: Engine, videos: Path, store: Path, workers: int) -> _Run:
         },
     }
     spec = parse_pipeline(document, "bench")
-    watched = _Watched(engine)
-    run = Execution(spec, open_store(store.as_uri()), watched).run()
-    return _Run(watched.done_s, run.stage("clips").seconds)
+    timed = _TimedEngine(engine)
+    run = Execution(spec, open_store(store.as_uri()), timed).run()
+    return _Run(timed.done_s, run.stage("clips").seconds)

@@ -1,11 +1,11 @@
-"""`bench tokenize`: the stage, from stored clips to a snapshot, against its network alone.
+"""`bench tokenize`: the stage, from stored clips to a snapshot, compared with its network alone.
 
-    encode loop    the network over the same clips, decoded in memory beforehand, in equal batches:
-                   what there would be if nobody ever waited for a file
-    simple loop    read, decode and encode a batch, then the next; nothing is packed or stored
+    encode loop    the network over the same clips, already decoded in memory, in equal batches: the
+                   limit if reading and writing took no time
+    simple loop    read, decode and encode one batch after the other; nothing is packed or stored
 
-Wall time, since overlap is the point: a stage wants a core for the network and another one for
-everything else. Weights are as they were drawn, speed does not depend on them.
+Wall time, because overlap is what is measured: a stage uses one core for the network and another
+one for everything else. Weights are random; speed does not depend on them.
 """
 
 import tempfile
@@ -32,8 +32,8 @@ from videoar.storage.store import Store, open_store
 if TYPE_CHECKING:
     from videoar.model.tokenizer.network import VideoTokenizer
 
-_SIZES_PX = (64, 32)  # the first one is the headline; the smaller, the more a file costs beside it
-_PRESET = "demo"  # the sizes of the paper take half a minute per clip and core
+_SIZES_PX = (64, 32)  # the first is the headline; at smaller sizes files cost more per clip
+_PRESET = "demo"  # presets of the paper take half a minute per clip and core
 _BATCH = 8
 _NUM_SOURCES = 20  # of some 35 clips each
 _FILM = Film(79, num_shots=22, height_px=240, width_px=426, rate_fps=24.0)
@@ -52,8 +52,8 @@ def run(rounds: int) -> BenchResult:
         for size_px in _SIZES_PX:
             store = open_store((Path(folder) / f"{size_px}px").as_uri())
             contest = _Contest(store, Path(folder) / "videos", size_px)
-            found = [contest.turn(turn) for turn in range(rounds)]
-            runs = {name: [each[name] for each in found] for name in found[0]}
+            turns = [contest.turn(turn) for turn in range(rounds)]
+            runs = {name: [each[name] for each in turns] for name in turns[0]}
             figures = figures or {name: runs[name] for name in ("ours", _ENCODE, _SIMPLE)}
             case = compare("tokenize", "", {name: runs[name] for name in figures})
             table[f"{size_px}px"] = {
@@ -66,7 +66,7 @@ def run(rounds: int) -> BenchResult:
 
 
 class _Contest:
-    """The clips of one size, in the store and in memory, and who encodes them."""
+    """The clips of one size, in the store and in memory, and the contestants."""
 
     def __init__(self, store: Store, videos: Path, size_px: int) -> None:
         import torch
@@ -79,7 +79,7 @@ class _Contest:
             "rate_fps": 8.0, "find_shots": False, "max_clips_per_source": 64,
             "sources_per_shard": 4,
         }  # fmt: skip
-        self.clips = self._made({"videos": str(videos)}, {"clips": ingest})
+        self.clips = self._run({"videos": str(videos)}, {"clips": ingest})
         torch.manual_seed(0)
         self.net = VideoTokenizer(TOKENIZERS[_PRESET].for_size(size_px, size_px)).eval()
         self.tokenizer = _committed(store, self.net)
@@ -88,14 +88,14 @@ class _Contest:
         self.frames = [read(row) for row in self.rows]
 
     def turn(self, turn: int) -> dict[str, float]:
-        """Let everybody encode all clips once; return clips per second, and how busy we were."""
+        """Encode all clips once per contestant; return clips per second and our device's use."""
         contestants = {"ours": self._stage, _ENCODE: self._encode, _SIMPLE: self._simple}
-        found: dict[str, float] = {}
+        measured: dict[str, float] = {}
         for name in shuffled(list(contestants), turn):
             start = time.perf_counter()
-            found |= contestants[name](turn)
-            found[name] = len(self.rows) / (time.perf_counter() - start)
-        return found
+            measured |= contestants[name](turn)
+            measured[name] = len(self.rows) / (time.perf_counter() - start)
+        return measured
 
     def _stage(self, turn: int) -> dict[str, float]:
         inputs = {
@@ -104,26 +104,27 @@ class _Contest:
         }
         ports = {port: port for port in inputs}
         stage = {"stage": "tokenize", "from": ports, "batch_clips": _BATCH}
-        made = self._made(inputs, {f"tokens{turn}": stage})  # a name of its own: nothing is reused
-        return {"busy_percent": made.commit.metrics["accelerator_busy_percent"]}
+        # Another stage name per turn: nothing is reused.
+        tokens = self._run(inputs, {f"tokens{turn}": stage})
+        return {"busy_percent": tokens.commit.metrics["accelerator_busy_percent"]}
 
-    def _made(self, inputs: dict[str, str], stages: dict[str, Any]) -> Snapshot:
+    def _run(self, inputs: dict[str, str], stages: dict[str, Any]) -> Snapshot:
         document = {"pipeline": "bench", "inputs": inputs, "stages": stages}
         spec = parse_pipeline(document, "bench")
         (snapshot_id,) = Execution(spec, self.store, InlineEngine()).run().outputs.values()
         return self.store.snapshot(snapshot_id)
 
     def _encode(self, _: int) -> dict[str, float]:
-        return self._through(
+        return self._encode_all(
             self.frames[i : i + _BATCH] for i in range(0, len(self.frames), _BATCH)
         )
 
     def _simple(self, _: int) -> dict[str, float]:
         read = ClipReader(self.store.objects)
         groups = (self.rows[i : i + _BATCH] for i in range(0, len(self.rows), _BATCH))
-        return self._through([read(row) for row in group] for group in groups)
+        return self._encode_all([read(row) for row in group] for group in groups)
 
-    def _through(self, batches: Iterator[list[np.ndarray]]) -> dict[str, float]:
+    def _encode_all(self, batches: Iterator[list[np.ndarray]]) -> dict[str, float]:
         import torch
 
         from videoar.model.tokenizer.network import video_from_frames

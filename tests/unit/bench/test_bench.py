@@ -114,7 +114,7 @@ def test_a_peer_that_is_not_installed_is_left_out_by_name(tmp_path, monkeypatch)
     found = loader._measure(tmp_path, "A", 1, notes)
     assert found.keys() == {"raw", "ours"}
     assert found["ours"][0]["samples_per_s"] > 0
-    assert [note for note in notes if "webdataset was left out: ModuleNotFoundError" in note]
+    assert [note for note in notes if "webdataset is missing: ModuleNotFoundError" in note]
 
 
 @pytest.mark.slow
