@@ -136,7 +136,7 @@ def test_wrong_argument_exits_with_one_line(
         ("run_stage.py", ["absent.yaml", "clips"], "absent.yaml: cannot be read"),
     ],
 )
-def test_jobs(tmp_path: Path, job: str, arguments: list[str], words: str):
+def test_job_bad_argument_exits_2(tmp_path: Path, job: str, arguments: list[str], words: str):
     env = environment(VIDEOAR_STORE=(tmp_path / "store").as_uri(), PYTHONPATH=str(ROOT))
     done = subprocess.run(
         [sys.executable, f"jobs/{job}", *arguments],
@@ -146,7 +146,7 @@ def test_jobs(tmp_path: Path, job: str, arguments: list[str], words: str):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_doctor_passes_a_good_store(tmp_path: Path):
+def test_doctor_good_store_passes(tmp_path: Path):
     found = videoar("doctor", store=(tmp_path / "store").as_uri())
     assert found["ok"], json.dumps(found)
 

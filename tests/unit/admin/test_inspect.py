@@ -15,7 +15,7 @@ def store(tmp_path: Path) -> Store:
     return api.open_store((tmp_path / "store").as_uri())
 
 
-def test_diff_names_added_and_removed_videos(store: Store, tmp_path: Path):
+def test_diff_lists_added_and_removed_videos(store: Store, tmp_path: Path):
     videos = write_videos(tmp_path / "videos", "a.mp4", "b.mp4")
     first = toy_run(store, videos)
     (videos / "a.mp4").unlink()
@@ -29,7 +29,7 @@ def test_diff_names_added_and_removed_videos(store: Store, tmp_path: Path):
     assert (again["same"], again["videos_added"], again["videos_removed"]) == (True, [], [])
 
 
-def test_show_describes_a_snapshot_by_any_name(store: Store, tmp_path: Path):
+def test_show_by_any_name_describes_the_snapshot(store: Store, tmp_path: Path):
     run = toy_run(store, write_videos(tmp_path / "videos", "a.mp4"))
     for name in (run.outputs["big"], "big", "last/big"):
         shown = api.show(store, name, rows=1)
@@ -37,9 +37,7 @@ def test_show_describes_a_snapshot_by_any_name(store: Store, tmp_path: Path):
         assert [row["name"] for row in shown["first_rows"]] == ["A.MP4"]
 
 
-def test_logs_of_a_stage_are_its_events_and_an_unknown_stage_is_refused(
-    store: Store, tmp_path: Path
-):
+def test_logs_of_stage_are_its_events(store: Store, tmp_path: Path):
     run = toy_run(store, write_videos(tmp_path / "videos", "a.mp4"))
     events = api.logs(store, f"{run.run_id}/big")
     assert events
@@ -49,7 +47,7 @@ def test_logs_of_a_stage_are_its_events_and_an_unknown_stage_is_refused(
         api.logs(store, "last/nosuch")
 
 
-def test_rejected_rows_are_found_by_run_and_by_snapshot(store: Store, tmp_path: Path):
+def test_quarantine_by_run_and_by_snapshot_returns_rows(store: Store, tmp_path: Path):
     run = toy_run(store, write_videos(tmp_path / "videos", "a.mp4", "bad.mp4"))
     rejects = run.stage("big").rejects
     for name in (None, "last", run.run_id, run.outputs["big"], rejects, "bad.mp4"):

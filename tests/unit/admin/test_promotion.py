@@ -20,7 +20,7 @@ def videos(tmp_path: Path) -> Path:
     return write_videos(tmp_path / "videos", "a.mp4", "b.mp4")
 
 
-def test_a_decision_has_the_names_of_the_contract(store: Store, videos: Path):
+def test_gate_decision_has_keys_of_contract(store: Store, videos: Path):
     run = toy_run(store, videos)
     decision = api.gate(store)
     assert decision["passed"]
@@ -29,13 +29,13 @@ def test_a_decision_has_the_names_of_the_contract(store: Store, videos: Path):
     assert rule.keys() == {"name", "value", "bound", "passed", "reason"}
 
 
-def test_a_run_without_a_gate_has_no_decision(store: Store, videos: Path):
+def test_gate_run_without_gate_raises(store: Store, videos: Path):
     toy_run(store, videos, gate=None)
     with pytest.raises(GateError, match="has no gate decision"):
         api.gate(store)
 
 
-def test_the_newest_decision_counts_whatever_its_gate_is_called(store: Store, videos: Path):
+def test_promote_newest_decision_holds_whatever_its_stage_name(store: Store, videos: Path):
     # `zgate` comes after `gate` in any listing by name, and was decided before it
     passing = {"stage": "judge", "from": {"model": "model"}}
     run = toy_run(store, videos, zgate=passing, gate=None)
@@ -47,7 +47,7 @@ def test_the_newest_decision_counts_whatever_its_gate_is_called(store: Store, vi
         api.promote(store, model)
 
 
-def test_a_model_that_no_gate_has_judged_is_not_promoted(store: Store, videos: Path):
+def test_promote_without_decision_raises(store: Store, videos: Path):
     toy_run(store, videos)
     with pytest.raises(GateError, match="no gate has judged it for production"):
         api.promote(store, "model", "production")
@@ -55,7 +55,7 @@ def test_a_model_that_no_gate_has_judged_is_not_promoted(store: Store, videos: P
         api.promote(store, "few")
 
 
-def test_rollback_goes_to_the_snapshot_before_and_refuses_without_one(store: Store, videos: Path):
+def test_rollback_returns_to_previous_snapshot(store: Store, videos: Path):
     first = toy_run(store, videos).outputs["model"]
     with pytest.raises(ConfigError, match="no earlier snapshot"):
         api.rollback(store, "champion")

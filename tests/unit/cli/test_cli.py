@@ -67,7 +67,7 @@ def fail(*arguments: str) -> tuple[int, dict, str]:
 
 
 @pytest.mark.parametrize("verb", ["run", "resume"])
-def test_what_libraries_print_meanwhile_is_no_part_of_the_answer(verb, tmp_path, monkeypatch):
+def test_run_output_of_libraries_goes_to_stderr(verb, tmp_path, monkeypatch):
     def works(*_: object, **__: object) -> SimpleNamespace:
         print("(raylet) A worker died or was killed")
         return RUN
@@ -80,7 +80,7 @@ def test_what_libraries_print_meanwhile_is_no_part_of_the_answer(verb, tmp_path,
 
 @pytest.mark.parametrize("verb", ["", *VERBS, "quarantine ls"])
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_help_of_every_verb(verb, flag):
+def test_help_every_verb_has_global_options_and_an_example(verb, flag):
     done = CliRunner().invoke(app, [*verb.split(), flag])
     assert done.exit_code == 0
     assert "--store" in done.stdout
@@ -89,26 +89,26 @@ def test_help_of_every_verb(verb, flag):
         assert f"Example: videoar {verb}" in done.stdout
 
 
-def test_help_lists_every_verb_with_a_whole_sentence():
+def test_help_root_lists_all_verbs_untruncated():
     listed = CliRunner().invoke(app, ["-h"]).stdout
     assert re.findall(r"^  (\w+)  +[A-Z]", listed, re.MULTILINE) == list(VERBS)
     assert "..." not in listed.partition("Runs:")[2]
 
 
 @pytest.mark.parametrize("arguments", [[], ["quarantine"], ["--json"]])
-def test_a_bare_command_or_group_prints_its_help(arguments):
+def test_bare_command_prints_help_and_exits_0(arguments):
     done = CliRunner().invoke(app, arguments)
     assert (done.exit_code, done.stdout.startswith("Usage: ")) == (0, True)
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["run", "--version"], ["show", "--version"]])
-def test_the_version_is_printed_before_and_after_a_verb(arguments):
+def test_version_before_and_after_verb_is_printed(arguments):
     done = CliRunner().invoke(app, arguments)
     assert (done.exit_code, done.stdout) == (0, "videoar 0.1.0\n")
 
 
 @pytest.mark.parametrize("verb", [*VERBS, "quarantine ls"])
-def test_global_options_are_taken_before_and_after_every_verb(verb, tmp_path):
+def test_global_options_before_and_after_verb_are_equivalent(verb, tmp_path):
     given = ["--store", "nonsense", "--target", "inline", "--json", "-v"]
     arguments = {"validate": ["x"], "export": ["x", "--format", "parquet", "--to", "y"]}
     arguments |= {"forget": ["--source", "0" * 64], "explain": ["x", "y"], "diff": ["x", "y"]}
@@ -123,13 +123,13 @@ def test_global_options_are_taken_before_and_after_every_verb(verb, tmp_path):
 
 
 @pytest.mark.usefixtures("runs")
-def test_an_option_after_the_verb_replaces_the_one_before_it(store):
+def test_global_option_given_twice_last_one_holds(store):
     code, out, _ = call("file:///nosuch", "ls", "--store", store, "--json")
     assert (code, len(json.loads(out)["runs"])) == (0, 2)
 
 
 @pytest.mark.parametrize("verb", sorted(NEEDS_ARGUMENTS))
-def test_missing_arguments_show_usage_and_an_example(verb, store):
+def test_missing_argument_prints_usage_and_example(verb, store):
     code, error, err = fail(store, verb)
     assert code == error["exit_code"] == 2
     assert error["usage"].startswith(f"videoar {verb} ")
@@ -160,7 +160,7 @@ def test_missing_arguments_show_usage_and_an_example(verb, store):
         (["forget", "--source", "abc"], 2, "ConfigError", "is no SHA-256"),
     ],
 )  # fmt: skip
-def test_an_error_is_a_json_document_with_the_same_exit_code(store, arguments, code, kind, words):
+def test_error_with_json_is_a_document_with_the_same_exit_code(store, arguments, code, kind, words):
     got, error, err = fail(store, *arguments)
     assert (got, error["exit_code"], error["type"]) == (code, code, kind)
     assert error.keys() >= {"where", "what", "hint"}
@@ -170,7 +170,7 @@ def test_an_error_is_a_json_document_with_the_same_exit_code(store, arguments, c
     assert (without, out, text) == (code, "", err)
 
 
-def test_all_mistakes_of_a_pipeline_file_are_in_the_document(store, tmp_path):
+def test_spec_error_with_json_lists_all_mistakes(store, tmp_path):
     path = tmp_path / "p.yaml"
     path.write_text(
         "pipeline: p\ninputs: {videos: /v}\nstages:\n"
@@ -196,7 +196,7 @@ def test_all_mistakes_of_a_pipeline_file_are_in_the_document(store, tmp_path):
         BlockingIOError(11, "try again"),
     ],
 )
-def test_any_other_error_is_one_line_and_no_traceback(store, monkeypatch, error):
+def test_unexpected_error_is_one_line_without_traceback(store, monkeypatch, error):
     def raises(*_: object) -> None:
         raise error
 
@@ -211,14 +211,14 @@ def test_any_other_error_is_one_line_and_no_traceback(store, monkeypatch, error)
 
 
 @pytest.mark.usefixtures("runs")
-def test_the_gate_has_the_keys_of_the_contract(store):
+def test_gate_json_has_keys_of_contract(store):
     code, out, _ = call(store, "gate", "--json")
     decision = json.loads(out)
     assert (code, decision["passed"]) == (0, True)
     assert decision["rules"][0].keys() >= {"name", "value", "bound", "passed"}
 
 
-def test_tables_for_people_name_what_they_show(store, runs):
+def test_tables_contain_ids_and_values(store, runs):
     first, second = (run.outputs["big"] for run in runs)
     for arguments, words in [
         (["status"], ["stage", "SUCCEEDED", runs[1].outputs["model"], "report"]),
@@ -238,7 +238,7 @@ def test_tables_for_people_name_what_they_show(store, runs):
         assert all(line == line.rstrip() for line in out.splitlines())
 
 
-def test_ls_lists_the_newest_runs_first_up_to_a_limit(store, runs):
+def test_ls_limit_lists_newest_runs_first(store, runs):
     for limit, expected in [("1", 1), ("2", 2), ("0", 2)]:
         _, out, _ = call(store, "ls", "--limit", limit, "--json")
         ids = [run["run_id"] for run in json.loads(out)["runs"]]
@@ -247,7 +247,7 @@ def test_ls_lists_the_newest_runs_first_up_to_a_limit(store, runs):
 
 @pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize("arguments", [["quarantine", "ls"], ["show", "bad\x1b[31m\n.mp4"]])
-def test_control_characters_of_file_names_are_escaped(store, arguments):
+def test_file_name_with_control_characters_is_escaped(store, arguments):
     _, out, _ = call(store, *arguments)
     assert "\x1b" not in out
     assert r"bad\x1b[31m\n.mp4" in out
@@ -255,7 +255,7 @@ def test_control_characters_of_file_names_are_escaped(store, arguments):
 
 @pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize("flags", [[], ["--json"]])
-def test_a_reader_that_closes_the_pipe_early_is_no_error(store, flags):
+def test_pipe_closed_by_reader_is_silent(store, flags):
     program = f"{sys.executable} -m videoar --store {store} show videos --rows 9 {' '.join(flags)}"
     script = f"set -o pipefail; {program} | head -c 1 >/dev/null; exit $?"
     done = subprocess.run(
@@ -268,7 +268,7 @@ def test_a_reader_that_closes_the_pipe_early_is_no_error(store, flags):
 
 @pytest.mark.usefixtures("runs")
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_behind_stdout_is_one_line(store):
+def test_stdout_on_full_disk_is_one_line(store):
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "videoar", "--store", store, "ls"], cwd=ROOT,
@@ -279,7 +279,7 @@ def test_a_full_disk_behind_stdout_is_one_line(store):
 
 @pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize("closed", [">&-", "2>&-"])
-def test_a_closed_stream_is_no_error(store, closed):
+def test_closed_stream_is_no_error(store, closed):
     command = f"{sys.executable} -m videoar --store {store} ls {closed}"
     done = subprocess.run(
         ["bash", "-c", command], cwd=ROOT, env=environment(), capture_output=True, text=True,
@@ -289,7 +289,7 @@ def test_a_closed_stream_is_no_error(store, closed):
 
 
 @pytest.mark.usefixtures("runs")
-def test_a_name_that_stdout_cannot_encode_is_escaped(store):
+def test_file_name_not_encodable_is_escaped(store):
     command = [sys.executable, "-m", "videoar", "--store", store, "show", "videos", "--rows", "9"]
     env = environment(PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, check=False)
@@ -323,7 +323,7 @@ def terminal(columns: int, *arguments: str, **extra: str) -> str:
 
 
 @pytest.mark.usefixtures("runs")
-def test_tables_fit_a_narrow_terminal_and_colours_obey_no_color(store):
+def test_terminal_of_60_columns_fits_tables_and_obeys_no_color(store):
     columns = 60
     for arguments in (["status"], ["gate"]):
         coloured = terminal(columns, "--store", store, *arguments)
@@ -338,12 +338,12 @@ def test_tables_fit_a_narrow_terminal_and_colours_obey_no_color(store):
 
 
 @pytest.mark.parametrize("target", ["ray://head:10001", "job", "kuberay"])
-def test_a_target_that_cannot_work_names_the_one_that_does(target):
+def test_make_engine_unusable_target_hints_at_host_port(target):
     with pytest.raises(ConfigError, match=f"{target}: .*on a node of the cluster use .*HOST:PORT"):
         api.make_engine(target)
 
 
-def test_importing_the_api_loads_no_heavy_package():
+def test_import_api_loads_no_heavy_package():
     heavy = {"ray", "torch", "pyarrow", "pydantic", "yaml", "rich"}
     code = f"import sys, videoar.api; print(*sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
@@ -351,7 +351,7 @@ def test_importing_the_api_loads_no_heavy_package():
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_completion_scripts_and_verbs_are_completed(shell):
+def test_completion_of_a_verb(shell):
     env = environment(
         _VIDEOAR_COMPLETE=f"complete_{shell}", COMP_WORDS="videoar qu", COMP_CWORD="1"
     )
@@ -403,7 +403,7 @@ def test_validate_and_run_name_what_is_no_json_data_in_one_line(store, tmp_path,
     assert (got, err.splitlines()[0]) == (2, f"error: {out.strip()}")
 
 
-def test_a_model_of_a_million_layers_is_a_mistake_of_the_file(store, tmp_path):
+def test_model_depth_of_a_million_is_rejected(store, tmp_path):
     document = yaml.safe_load((ROOT / "pipelines/quickstart.yaml").read_text())
     document["stages"]["model"]["model"] = {"depth": 10**6}
     path = tmp_path / "deep.yaml"
@@ -431,7 +431,7 @@ def toy_file(tmp_path, monkeypatch):
     return write
 
 
-def test_a_blocked_gate_shows_the_run_and_its_report(toy_file):
+def test_run_blocked_by_gate_prints_stages_and_report(toy_file):
     arguments = toy_file("a.mp4", gate={"bound": 2.0})
     code, out, err = call(*arguments, VIDEOAR_LOG="json")
     assert code == 4
@@ -450,14 +450,14 @@ def test_a_blocked_gate_shows_the_run_and_its_report(toy_file):
     assert Path(document["report"]).exists()
 
 
-def test_a_failed_run_shows_its_stages_and_the_error_once_on_stderr(toy_file):
+def test_run_failed_prints_stages_and_error(toy_file):
     code, out, err = call(*toy_file("explode.mp4"), "--json", VIDEOAR_LOG="json")
     document = json.loads(out)
     assert (code, document["status"], document["error"]["type"]) == (3, "FAILED", "StageError")
     assert [line for line in err.splitlines() if "boom" in line and line.startswith("error: ")]
 
 
-def test_stages_that_were_not_requested_are_skipped(toy_file):
+def test_run_until_marks_other_stages_skipped(toy_file):
     code, out, err = call(*toy_file("a.mp4"), "--until", "few", "--json")
     assert code == 0, err
     statuses = {stage["name"]: stage["status"] for stage in json.loads(out)["stages"]}
@@ -466,7 +466,7 @@ def test_stages_that_were_not_requested_are_skipped(toy_file):
     }  # fmt: skip
 
 
-def test_a_dry_run_is_a_plan_and_leaves_nothing(toy_file, tmp_path):
+def test_run_dry_run_equals_plan(toy_file, tmp_path):
     store, _, path, *target = toy_file("a.mp4")
     for flags in ([], ["--json"], ["--until", "few"]):
         dry = call(store, "run", path, *target, "--dry-run", *flags)
@@ -481,7 +481,7 @@ def test_a_dry_run_is_a_plan_and_leaves_nothing(toy_file, tmp_path):
     assert (code, error["where"]) == (2, "--from model")
 
 
-def test_an_interrupted_run_says_how_to_resume_it(toy_file, monkeypatch):
+def test_run_interrupted_hints_at_resume(toy_file, monkeypatch):
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
