@@ -59,7 +59,7 @@ Holders = Mapping[str, Withdrawal]
 """Parquet files with rows of the source, by key; deleted ones by their withdrawal records."""
 Mentions = Mapping[str, tuple[FileRef, set[str]]]
 """Listings, by key, and the addresses of the source in them."""
-_HINT = "videoar lineage NAME shows the sha256 of each source"
+_HINT = "videoar lineage NAME --json has the sha256 of each source"
 
 
 def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def _root(
     ] = "",
     target: Annotated[
         str,
-        typer.Option(help="Where it runs: local, inline, or HOST:PORT of a Ray cluster."),
+        typer.Option(metavar="TARGET", help="local, inline, or HOST:PORT of a Ray cluster."),
     ] = "",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document, also for errors.")
@@ -123,7 +123,8 @@ def _run_so_far() -> tuple[dict[str, Any], list[Block]]:
         report = api.report_path(execution.store, run.run_id)
     except VideoARError:  # the store is what failed
         return {}, []
-    return runs.run_document(run, report), runs.run_blocks(run, report)
+    # the error is printed below the summary, so the summary leaves it out
+    return runs.run_document(run, report), runs.run_blocks(run, report, with_errors=False)
 
 
 def _describe(error: BaseException) -> dict[str, Any]:

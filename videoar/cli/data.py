@@ -143,7 +143,12 @@ def _lineage_blocks(graph: dict[str, Any], *, down: bool) -> list[Block]:
     blocks: list[Block] = [Table(("snapshot", "contract", ">rows", title), rows)]
     if sources:
         listed = [
-            (_file_name(node), node["licence"], node["origin"], node["sha256"])
+            (
+                _file_name(node),
+                node["licence"],
+                node["origin"],
+                _short(node["sha256"], _RANGE_CHARS),
+            )
             for node in sources[:_LISTED]
         ]
         columns = ("source video", "licence", "origin", "sha256")

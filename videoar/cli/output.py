@@ -5,6 +5,8 @@ the terminal's width. Elsewhere they are plain aligned columns, a row per line, 
 Text from outside (file names, captions, errors of other programs) is escaped on its way.
 """
 
+import contextlib
+import io
 import json
 import math
 import os
@@ -66,7 +68,8 @@ def emit(document: "Json", blocks: Callable[[], Sequence[Block]]) -> None:
 
 def discard_stdout() -> None:
     """Send what is left in the buffer of stdout nowhere: Python flushes it once more at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with contextlib.suppress(io.UnsupportedOperation):  # text in memory: nothing to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def to_json(document: "Json") -> str:

@@ -182,7 +182,7 @@ def run_document(state: "api.Run", report: str | None) -> api.Document:
     return {**state.public(), "report": report}
 
 
-def run_blocks(state: "api.Run", report: str | None) -> list[Block]:
+def run_blocks(state: "api.Run", report: str | None, *, with_errors: bool = True) -> list[Block]:
     """Return a run as a summary, one row per stage, and where its report is."""
     summary = [f"run {state.run_id}", state.pipeline, state.status, f"{state.seconds:.0f} s"]
     inputs = [
@@ -204,7 +204,7 @@ def run_blocks(state: "api.Run", report: str | None) -> list[Block]:
     if inputs:
         blocks += [Table(("input", ">videos", ">new", ">changed", ">gone"), inputs), ""]
     blocks += [Table(("stage", "status", ">seconds", "snapshot", ">rows", ">rejected"), stages), ""]
-    blocks += [f"{stage.name}: {stage.error}" for stage in state.stages if stage.error]
+    blocks += [stage.error for stage in state.stages if stage.error and with_errors]
     return [*blocks, f"report: {report}" if report else "no report page yet"]
 
 
