@@ -125,7 +125,7 @@ def _batches(source: RowReader, rows: np.ndarray) -> Iterator[tuple[pa.Table, di
     """
     file = source.payload.file_N[rows]
     for number in np.unique(file):
-        notes, where = source.notes[number], source.snapshot.files[number].key
+        notes, where = source.file_metadata[number], source.snapshot.files[number].key
         is_declared = notes.keys() >= {"scales", "tokenizer_digest"}
         if not is_declared or notes.get("layout_version") not in READABLE_LAYOUT_VERSIONS:
             hint = f"see videoar validate {source.snapshot.id} --deep"

@@ -88,7 +88,7 @@ def _bad_masks(
 
 
 def _problem(name: str, rule: str, bad: pa.ChunkedArray, values: pa.ChunkedArray) -> Problem | None:
-    count = pc.sum(bad).as_py() or 0
+    count = pc.sum(bad).as_py() or 0  # the sum of no rows is null
     if not count:
         return None
     row = pc.index(bad, True).as_py()
@@ -106,7 +106,7 @@ def _duplicates(table: pa.Table, key: list[str]) -> list[Problem]:
     # group_by returns each key once with its first row; every other row repeats a key
     keys = table.select(key).append_column("row", pa.array(range(table.num_rows), pa.int64()))
     first = keys.group_by(key).aggregate([("row", "min")])
-    if first.num_rows == table.num_rows:
+    if first.num_rows == table.num_rows:  # as many keys as rows
         return []
     bad = pc.invert(pc.is_in(keys["row"], first["row_min"]))
     row = pc.index(bad, True).as_py()

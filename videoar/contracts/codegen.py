@@ -59,6 +59,7 @@ def _column_schema(column: Column) -> dict[str, Any]:
 
 def row_schema(contract: Contract) -> dict[str, Any]:
     """Return the JSON Schema of one row of a contract."""
+    # additionalProperties false: rows are checked against one version of a contract
     return {
         "$schema": _DRAFT,
         "title": contract.id,

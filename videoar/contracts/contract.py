@@ -57,6 +57,7 @@ def _split(text: str) -> list[str]:
     """Split at commas that are not inside inner brackets."""
     parts, depth = [""], 0
     for char in text:
+        # `struct<a:map<string,int64>,b:bool>` splits at the last comma only
         depth += (char == "<") - (char == ">")
         if char == "," and depth == 0:
             parts.append("")
@@ -197,6 +198,7 @@ def contract_ids() -> list[str]:
     return [name.replace(".v", "@") for name in names]
 
 
+# every read and write asks for its contract; the files do not change while a process runs
 @lru_cache(maxsize=64)
 def load_contract(contract_id: str) -> Contract:
     """Load a contract by id, e.g. `clips@1`.

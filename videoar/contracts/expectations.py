@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         ExpectationValidationResult,
     )
 
-_SHOWN_CHARS = 80
+_SHOWN_CHARS = 80  # chosen: the failures of a gate are one error line
 _NO_NETWORK = (
     '<meta http-equiv="Content-Security-Policy" '
     "content=\"default-src 'none'; style-src 'unsafe-inline'\">"

@@ -27,6 +27,7 @@ from difflib import get_close_matches
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a hint: the closest known name, or all of them."""
     known = sorted(known)
+    # difflib's default cutoff of 0.6 finds one or two typos in a short word
     close = get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
 
@@ -119,7 +120,7 @@ class MediaError(VideoARError):
 
     def __init__(self, where: str, code: str, what: str) -> None:
         super().__init__(where, what)
-        self.args = (where, code, what)
+        self.args = (where, code, what)  # pickle calls __init__ with these three
         self.code = code
 
 

@@ -11,12 +11,14 @@ _NVIDIA = Path("/proc/driver/nvidia/gpus")
 @lru_cache(maxsize=1)
 def hardware() -> str:
     """Return processor, usable cores, memory and GPUs of this machine."""
+    # of this process: containers and taskset allow fewer than the machine has
     cores = len(os.sched_getaffinity(0))
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{_processor()}, {cores} cores, {memory_gib:.0f} GiB, {_gpus()}"
 
 
 def _processor() -> str:
+    # ARM has no "model name" in /proc/cpuinfo
     return _field(Path("/proc/cpuinfo"), "model name") or platform.machine()
 
 

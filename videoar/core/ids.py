@@ -12,11 +12,13 @@ from videoar.core.types import Json
 # Crockford's base 32: no i, l, o, u; its characters sort like the digits they stand for.
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 _RUN_ID = re.compile(f"[0-7][{_CROCKFORD}]{{17}}")
+# 64 bits: among a million snapshots of one dataset, two collide with probability 3e-8
 SHORT_DIGEST = 16
 
 
 def canonical_json(value: Json) -> str:
     """Return the canonical JSON text of a value: sorted keys, no spaces; NaN is an error."""
+    # NaN and infinity are no JSON: other parsers would reject the record
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -52,10 +54,12 @@ def new_run_id(after: Iterable[str] = ()) -> str:
     earlier = max((id_ for id_ in after if _RUN_ID.fullmatch(id_)), default="")
     floor_ms = sum(_CROCKFORD.index(c) << 5 * i for i, c in enumerate(reversed(earlier[:10]))) + 1
     time_ms = max(int(time.time() * 1000), floor_ms)
+    # 40 random bits separate runs that start in one millisecond
     number = (time_ms << 40) | secrets.randbits(40)
     return "".join(_CROCKFORD[(number >> shift) & 31] for shift in range(85, -1, -5))
 
 
 def seed_from(*parts: Json) -> int:
     """Derive a 63-bit seed from JSON values, the same on every machine and in every process."""
+    # 63 bits: seeds are stored in int64 columns
     return int(digest_json(list(parts))[:16], 16) >> 1

@@ -21,6 +21,7 @@ def prefetch(submit: Callable[[T], F], items: Iterable[T], depth: int) -> Iterat
     """
     pending: deque[tuple[T, F]] = deque()
     for item in items:
+        # submitted before the oldest is yielded: the consumer never waits for a submission
         pending.append((item, submit(item)))
         if len(pending) > depth:
             yield pending.popleft()

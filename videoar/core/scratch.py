@@ -43,6 +43,7 @@ def _locked() -> tuple[Path, int | None]:
         path = Path(tempfile.mkdtemp(prefix=_PREFIX))
         with contextlib.suppress(FileNotFoundError):  # swept before it was locked: try again
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            # blocks while a sweeper has the lock of this folder
             fcntl.flock(lock, fcntl.LOCK_EX)
             if path.exists():
                 return path, lock
@@ -53,7 +54,7 @@ def sweep() -> None:
     """Remove folders of this user whose owners no longer run."""
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(FileNotFoundError):  # removed by its owner or another sweeper
-            status = path.lstat()
+            status = path.lstat()  # not stat: a link's owner counts, not its target's
             if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
                 _remove_if_unlocked(path)
 

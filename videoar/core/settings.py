@@ -42,6 +42,7 @@ class Settings:
         return self.store or (Path.cwd() / ".videoar").as_uri()
 
 
+# cached: a variable that changes during a run must not change the run
 @lru_cache(maxsize=1)
 def settings() -> Settings:
     """Read the environment once per process.

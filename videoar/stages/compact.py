@@ -86,7 +86,7 @@ class CompactStage(MapStage[CompactConfig]):
     def open(self, inputs: Inputs, context: StageContext) -> Mapper:
         """Read the small columns of all rows."""
         source = RowReader(inputs[self.primary])
-        metadata_N = _numbers(source.notes)[source.payload.file_N]
+        metadata_N = _numbers(source.file_metadata)[source.payload.file_N]
         hash_N = _hashes(source.small)
         clip_N = source.small["clip_id"]
 

@@ -88,6 +88,7 @@ def _audit_bytes(
     objects: ObjectStore, key: str, sha256: str, size_bytes: int | None
 ) -> Iterator[Finding]:
     """Compare one object with its committed size and hash."""
+    # a missing object is a finding; a store that does not respond is an error
     size = objects.size(key)
     if size is None:
         try:
@@ -138,7 +139,7 @@ class _FileAudit:
             source = pa.PythonFile(ObjectFile(self._objects, file), "r")
             parquet = pq.ParquetFile(source, metadata=footer, page_checksum_verification=True)
             schema = parquet.schema_arrow
-        except TransientStorageError:
+        except TransientStorageError:  # the store failed, not the file
             raise
         except (StorageError, *UNREADABLE) as error:
             what = error.what if isinstance(error, StorageError) else one_line(error)
@@ -170,6 +171,7 @@ class _FileAudit:
                 yield self._finding("LAYOUT", f"column {name} is not in the direct layout")
             else:
                 blocks[name] = direct
+        # without scales the payload of tokens is still hashed and compared with its checksums
         yield from self._row_groups(parquet, names, blocks, scales)
 
     def _row_groups(
@@ -349,6 +351,7 @@ class _FileAudit:
         """Compare the stored bits with those quantized from the stored latents."""
         t, h, w, k = shape
         latents, bits = list(_bytes(columns["latent"])), list(_bytes(columns["bits"]))
+        # rows per call; one row may be larger than the limit
         step = max(1, _DERIVE_BYTES // len(latents[0]))
         for start in range(0, len(latents), step):
             joined = np.frombuffer(b"".join(latents[start : start + step]), "<f2")

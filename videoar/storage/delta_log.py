@@ -201,6 +201,7 @@ class DeltaLog:
         dataset, _, digest = (commit.rejects or "").partition(":")
         if not digest:
             return commit.files
+        # a commit whose rejects are missing is incomplete, too: `quarantine` reads them
         rejects = DeltaLog(self._objects, self._ledger, dataset).find(f"digest-{digest}")
         return commit.files + (rejects.files if rejects else ())
 
@@ -222,6 +223,7 @@ class DeltaLog:
     def _append_once(self, draft: Commit, schema: pa.Schema) -> Commit:
         from deltalake.exceptions import DeltaError
 
+        # inside the retried attempt: the loser of a race finds and adopts the winner's commit
         app_id, existing = self.find_complete(f"fingerprint-{draft.provenance.fingerprint}")
         if existing is not None:
             # its writer may have been killed before it created the index records
@@ -249,6 +251,7 @@ class DeltaLog:
         table = self._open_or_create(draft.contract, schema)
         if table.transaction_version(fingerprint) is not None:
             return  # another writer committed the same fingerprint since find_complete
+        # known before the commit: with another version, the commit fails as a lost race
         version = table.version() + 1
         ids = [fingerprint]
         # only the first commit of a digest carries its id: snapshot ids resolve to that one
@@ -284,6 +287,7 @@ class DeltaLog:
         now_ms = int(time.time() * 1000)
         kept = {data_path(file.sha256) for file in commit.files}
         new = [file for file in commit.files if data_path(file.sha256) not in sizes]
+        # from the footers in the store: shards were written by other processes
         statistics = read_statistics(self._objects, new, load_contract(commit.contract))
         return [
             AddAction(
@@ -331,6 +335,7 @@ class DeltaLog:
         """Add the columns that the contract gained within its major version."""
         from deltalake import Schema
 
+        # within a major version only nullable columns are added, so old files stay valid
         known = {field.name for field in table.schema().fields}
         missing = [f for f in Schema.from_arrow(schema).fields if f.name not in known]
         if missing:

@@ -27,6 +27,7 @@ LAYOUT_VERSION = "1"
 """Version of token files (`storage.writer`), kept in each Parquet footer."""
 READABLE_LAYOUT_VERSIONS = (LAYOUT_VERSION,)
 
+# Prefixes end with a slash: `runs/` must not list keys of a later `runs-archive/`.
 TABLES_PREFIX = "tables/"
 STAGES_PREFIX = "stages/"
 RUNS_PREFIX = "runs/"
@@ -39,8 +40,10 @@ ROUND_TRIP_KEY = f"{PROBES_PREFIX}round-trip"
 TEMPORARY_FOLDER = ".tmp"
 """Of a folder store: half-written files. Listings leave it out."""
 
+# fixed by the Delta protocol
 _LOG_FOLDER = "_delta_log"
 _DATA_FOLDER = "data"
+# names of stages and inputs have no dots (core/names.py), so no stage can take such a name
 _REJECTS_SUFFIX = ".rejects"
 
 
@@ -89,6 +92,7 @@ def log_version_key(dataset: str, version: int) -> str:
 def is_log_version(key: str) -> bool:
     """Return whether a key is a version of a Delta log, not a checkpoint of it or data."""
     folder, _, name = key.rpartition("/")
+    # checkpoints are <version>.checkpoint.parquet and _last_checkpoint
     return folder.endswith(f"/{_LOG_FOLDER}") and name.removesuffix(".json").isdigit()
 
 
@@ -144,6 +148,7 @@ def run_key(run_id: str) -> str:
 
 def run_id_of(key: str) -> str | None:
     """Return the run of a `run.json` key, None for any other key."""
+    # progress/ and events/ of a run are one level deeper
     parts = key.split("/")
     return parts[1] if len(parts) == 3 and key == run_key(parts[1]) else None
 
@@ -170,6 +175,7 @@ def ref_log(name: str) -> str:
 
 def log_entry_key(log: str, number: int) -> str:
     """Return the key of one record of a log, from number 0 on."""
+    # leading zeros: listings are sorted by key, and records have to come in order of their numbers
     return f"{log}/{number:08d}.json"
 
 

@@ -56,7 +56,7 @@ def _as_storage_error(error: OSError, path: Path | str) -> StorageError:
 
 
 def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(folder, os.O_RDONLY)  # fsync needs a handle; folders open for reading only
     try:
         os.fsync(handle)
     finally:
@@ -121,7 +121,7 @@ class LocalObjectStore:
         """
         if not _NO_WAIT:
             return False
-        handle, path = -1, self._name(key)
+        handle, path = -1, self._name(key)  # a plain string: Path costs microseconds
         try:
             handle = os.open(path, os.O_RDONLY)
             for start, target in spans:

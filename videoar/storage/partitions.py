@@ -59,6 +59,7 @@ def hash_join(
     """
     from dask import delayed
 
+    # the shuffle makes partitions * buckets pieces
     buckets = max(1, min(partitions, _MAX_BUCKETS))
 
     def split(index: int) -> tuple[np.ndarray, ...]:
@@ -94,6 +95,7 @@ def all_pairs(
 
     count = min(partitions, _MAX_BLOCKS)
 
+    # round robin: blocks of about equal size
     def load(block: int) -> V:
         return merge([read(index) for index in range(block, partitions, count)])
 

@@ -68,7 +68,7 @@ class Payload:
             [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
             for footer in footers
         ]
-        self.notes = [key_value_metadata(footer) for footer in footers]
+        self.file_metadata = [key_value_metadata(footer) for footer in footers]
         """Per file, the key-values of its footer, e.g. the digest of the tokenizer."""
         rows_F = np.array([footer.num_rows for footer in footers], np.int64)
         self.file_N = np.repeat(np.arange(len(files)), rows_F)
@@ -76,6 +76,7 @@ class Payload:
             np.arange(sum(map(len, groups))), [rows for of_file in groups for rows in of_file]
         )
         """Row group of each row, counted over all files."""
+        # exclusive prefix sum: number of the first row of each file
         self._first_F = np.cumsum(rows_F) - rows_F
         self._columns = {name: self._column(footers, name) for name in columns}
         # prepend -1: row 0 starts a row group, too
@@ -108,17 +109,20 @@ class Payload:
         # consecutive rows of one row group are consecutive in the file: one read for the run
         is_next_B = np.zeros(len(rows_B), bool)
         is_next_B[1:] = (rows_B[1:] == rows_B[:-1] + 1) & (row_group_B[1:] == row_group_B[:-1])
+        # example: rows 7 8 9 3 4 of one row group are the runs [7 8 9] [3 4], begin_r = [0 3]
         begin_r = np.flatnonzero(~is_next_B)
         row_r = rows_B[begin_r]
         places = list(itertools.pairwise([*begin_r.tolist(), len(rows_B)]))
         files = self.file_N[row_r].tolist()
         spans: dict[int, list[tuple[int, memoryview]]] = defaultdict(list)
         for column, out_BW in out.items():
+            # cast: a 2-D view cannot be sliced by bytes; it needs C-contiguous memory
             width, target = out_BW.shape[1], out_BW.data.cast("B")
             offsets = self._columns[column].offset_N[row_r].tolist()
             for file, offset, (begin, end) in zip(files, offsets, places, strict=True):
                 if offset >= 0:
                     spans[file].append((offset, target[begin * width : end * width]))
+            # files of other writers: decoding is all or nothing, so once per file and column
             for file in {f for f, offset in zip(files, offsets, strict=True) if offset < 0}:
                 if not wait:
                     return False
@@ -159,6 +163,7 @@ class Payload:
         start_B = self._start_G[self.row_group_N[rows_B]]
         for column, out_BW in out.items():
             width, target, end = out_BW.shape[1], out_BW.data.cast("B"), 0
+            # position in the span of the row group instead of in the file
             begin_B = self._columns[column].offset_N[rows_B] - start_B
             for span, begin in zip(spans, begin_B.tolist(), strict=True):
                 start, end = end, end + width
@@ -168,6 +173,7 @@ class Payload:
         values = read_file(self._objects, self._files[file], [column])[column]
         with arrow_errors(self._objects, self._files[file]):
             taken = values.take(pa.array(rows_B - self._first_F[file]))
+            # joined below without separators: one longer value would shift all that follow
             if pc.unique(pc.binary_length(taken)).to_pylist() != [width]:
                 raise ValueError(f"column {column} has values that are not of {width} bytes")
             return np.frombuffer(b"".join(taken.to_pylist()), np.uint8).reshape(-1, width)
@@ -177,6 +183,7 @@ class Payload:
         for file, footer in zip(self._files, footers, strict=True):
             with arrow_errors(self._objects, file):
                 fixed = footer.schema.column(footer.schema.names.index(name)).length
+                # plain BINARY has no width in the schema: take that of the first value
                 widths.append(fixed or self._first_length(file, footer, name))
                 offsets.extend(_offsets(footer, name))
         return _Column(np.array(widths, np.int64), np.concatenate(offsets))
@@ -185,6 +192,7 @@ class Payload:
         """Return the size of a column's first value, for files whose column has no fixed width."""
         source = pa.PythonFile(ObjectFile(self._objects, file), "r")
         with pq.ParquetFile(source, metadata=footer, page_checksum_verification=True) as parquet:
+            # one row: decoding the column would read all of its payload
             for batch in parquet.iter_batches(1, columns=[name], use_threads=False):
                 if value := batch.column(0)[0].as_py():
                     return len(value)
@@ -243,6 +251,7 @@ class SpanCache:
 def row_bytes(footer: pq.FileMetaData) -> int:
     """Return the payload bytes of a row; without fixed-width columns, the bytes of all columns."""
     columns = map(footer.schema.column, range(len(footer.schema)))
+    # only payload columns have a fixed width, see writer.py
     fixed = sum(c.length for c in columns if c.physical_type == "FIXED_LEN_BYTE_ARRAY")
     groups = map(footer.row_group, range(footer.num_row_groups))
     mean = sum(group.total_byte_size for group in groups) // max(1, footer.num_rows)

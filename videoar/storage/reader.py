@@ -100,6 +100,7 @@ def read_file(
         StorageError: the object is missing, or differs from the commit.
     """
     with arrow_errors(objects, file):
+        # the hash needs every byte, so `verify` reads the whole file even for one column
         if columns is not None and not verify:
             footer = footer or read_footer(objects, file)
             return _decode(pa.PythonFile(ObjectFile(objects, file), "r"), columns, footer)
@@ -107,7 +108,7 @@ def read_file(
         data = objects.get(file.key)
         if len(data) != file.size_bytes or (verify and sha256_hex(data) != file.sha256):
             raise _damaged(objects, file, "its bytes are not those that were committed")
-        if file.footer is not None:
+        if file.footer is not None:  # parsed here, because _decode would parse it unchecked
             footer = _parse(objects, file, file.footer, data)
         return _decode(pa.BufferReader(data), columns, footer)
 
@@ -125,7 +126,7 @@ def read_columns(
     Raises:
         StorageError: an object is missing, or differs from the commit.
     """
-    if objects.is_local:
+    if objects.is_local:  # reads of the page cache gain nothing from concurrency
         for file, footer in zip(files, footers, strict=True):
             yield read_file(objects, file, columns, footer=footer)
         return
@@ -169,6 +170,7 @@ def _spans(file: FileRef, footer: pq.FileMetaData, columns: Sequence[str]) -> li
         end = start + chunk.total_compressed_size
         if not 0 <= start < end <= file.size_bytes:
             continue
+        # chunks are in file order, so only the last span can be extended
         last = spans[-1] if spans else (end, end)
         if 0 <= start - last[1] <= _GAP_BYTES and end - last[0] <= _SPAN_BYTES:
             spans[-1] = last[0], end
@@ -206,6 +208,7 @@ def _parse(objects: ObjectStore, file: FileRef, footer: Footer, data: bytes) -> 
 
 def read_footers(objects: ObjectStore, files: Iterable[FileRef]) -> list[pq.FileMetaData]:
     """Read the footers of files concurrently, one small read each."""
+    # a footer is a few kB: the time is round trips
     with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
         return list(pool.map(lambda file: read_footer(objects, file), files))
 
@@ -234,6 +237,7 @@ def _decode(
     source: pa.NativeFile, columns: Sequence[str] | None, footer: pq.FileMetaData | None = None
 ) -> pa.Table:
     """Decode in this thread: Arrow's thread pool may abort the exit of a short command."""
+    # pre_buffer would read ahead in Arrow's thread pool
     with pq.ParquetFile(
         source, metadata=footer, pre_buffer=False, page_checksum_verification=True
     ) as parquet:

@@ -46,7 +46,7 @@ class RowReader:
         self._schema, self._names = contract.arrow_schema, contract.payloads
         small = [name for name in self._schema.names if name not in self._names]
         footers = read_footers(snapshot.objects, snapshot.files)
-        self.notes = [own_metadata(footer) for footer in footers]
+        self.file_metadata = [own_metadata(footer) for footer in footers]
         """Key-value metadata of each file."""
         self.payload = Payload(snapshot.objects, snapshot.files, footers, self._names)
         # one chunk per column: take() on many chunks is slow
@@ -65,10 +65,12 @@ class RowReader:
         table = self.small.take(pa.array(rows))
         for name, of_rows in values.items():
             self._check(name, of_rows, table[f"{name}_xxh3"].to_pylist(), rows)
+            # from_buffers: the values are not copied again
             fixed, buffers = pa.binary(of_rows.shape[1]), [None, pa.py_buffer(of_rows)]
             column = pa.FixedSizeBinaryArray.from_buffers(fixed, len(rows), buffers)
             table = table.append_column(name, column)
-        schema = self._schema.with_metadata(self.notes[file])
+        # rows of one result have one tokenizer, hence equal metadata
+        schema = self._schema.with_metadata(self.file_metadata[file])
         return table.select(self._schema.names).cast(schema)
 
     def _read(self, rows: np.ndarray, values: Mapping[str, np.ndarray]) -> None:
@@ -79,6 +81,7 @@ class RowReader:
         begins = np.flatnonzero(
             np.diff(rows, prepend=-2) != 1
         )  # a run of consecutive rows is one request
+        # at most _CONCURRENT_READS parts; -(-a // b) rounds up
         begins = begins[:: -(-len(begins) // _CONCURRENT_READS)]
         parts = [slice(*ends) for ends in pairwise([*begins.tolist(), len(rows)])]
 

@@ -63,6 +63,7 @@ def footer_statistics(footer: pq.FileMetaData, contract: Contract) -> Statistics
 def _range(column: Column, chunk: pq.ColumnChunkMetaData) -> Range | None:
     """Return the range of a column chunk; None if it is unknown (not: if there are no values)."""
     statistics = chunk.statistics
+    # a missing null count must not be written as 0: readers would skip rows with nulls
     if statistics is None or not statistics.has_null_count:
         return None
     is_id = column.type == "string" and (column.checks.regex or column.checks.enum)
@@ -84,7 +85,7 @@ def merge(parts: Iterable[Statistics]) -> Statistics:
     """Return the statistics of the union of rows, of the columns that are in all parts."""
     merged: Statistics | None = None
     for part in parts:
-        if merged is None:
+        if merged is None:  # the first part; an empty start would drop every column
             merged = dict(part)
         else:
             merged = {n: _union(range_, part[n]) for n, range_ in merged.items() if n in part}

@@ -85,6 +85,7 @@ class Store:
         self.ledger.prepare_write()
         published = []
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            # hashed before the upload, because the hash is the key
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             name = f"{sha256}{path.suffix}"
@@ -147,6 +148,7 @@ def open_store(url: str, *, endpoint: str = "") -> Store:
 
 
 def _open_objects(url: str, endpoint: str) -> ObjectStore:
+    # netloc of file://host/x is another machine: rejected below
     parts = urlsplit(url)
     prefix = parts.path.strip("/")
     if parts.scheme == "file" and not parts.netloc and prefix:

@@ -36,6 +36,7 @@ def _check(objects: ObjectStore, data: bytes | None) -> None:
         version = json.loads(data)[_FIELD]
     except (ValueError, KeyError, TypeError):
         version = None
+    # an unreadable record is no version 1: the store may be newer
     if not isinstance(version, int):
         hint = f'restore it from a copy, or write {{"{_FIELD}": {FORMAT_VERSION}}}'
         raise DamagedError(where, "damaged: no format version in it", hint)
@@ -63,6 +64,7 @@ class WriteGuard:
             ensure_put_if_absent(self._objects)
         # a writer that loses this race may be the older one of two: it checks the winner's record
         record = canonical_json({_FIELD: FORMAT_VERSION}).encode()
+        # put, not find and put: two first writers must agree on one record
         if not self._objects.put(FORMAT_KEY, record, if_absent=True):
             check_format(self._objects)
         self._is_done = True

@@ -159,6 +159,7 @@ def files_of_source(
     create. Files that no commit names are included.
     """
     withdrawn = withdrawn_keys(ledger, TABLES_PREFIX)
+    # sorted: the output of `forget` is stable
     for key in sorted(withdrawn):
         record = find_withdrawal(ledger, key)
         if record is not None and source in record.shares:

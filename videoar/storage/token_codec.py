@@ -30,6 +30,7 @@ def pack_bits(scale_bits: Sequence[np.ndarray]) -> bytes:
     """
     num_frames = scale_bits[0].shape[0]
     flat = [np.asarray(bits).reshape(num_frames, -1).astype(bool) for bits in scale_bits]
+    # axis 1 pads every frame to a byte: frames can be unpacked one by one
     return np.packbits(np.concatenate(flat, axis=1), axis=1).tobytes()
 
 

@@ -44,12 +44,14 @@ def duplicate_keys(snapshot: Snapshot) -> Iterator[DuplicateKey]:
     Raises:
         TransientStorageError: the store does not respond; the result is unknown.
     """
-    if len(snapshot.files) < 2:
+    if len(snapshot.files) < 2:  # writers check within a file
         return
     reported: set[tuple[int, ...]] = set()
+    # rounded up, so that a share has at most MAX_HASHES on average
     shares = max(1, -(-snapshot.rows // MAX_HASHES))
     for share in range(shares):
         pairs, first = _equal_hashes(snapshot, share, shares)
+        # row number to file: the last file that begins at or before the row
         file = np.searchsorted(first, pairs, "right") - 1
         for pair in np.unique(file[file[:, 0] != file[:, 1]], axis=0).tolist():
             if tuple(pair) not in reported:
@@ -99,7 +101,7 @@ def _keys(snapshot: Snapshot, file: FileRef) -> list[tuple[object, ...]]:
         table: pa.Table = snapshot.read_file(file, columns)
     except TransientStorageError:
         raise
-    except VideoARError:
+    except VideoARError:  # damaged or withdrawn
         return []
     return list(zip(*(table[name].to_pylist() for name in columns), strict=True))
 

@@ -48,6 +48,7 @@ def write_parquet(table: pa.Table, contract: Contract) -> memoryview:
     # an empty table has no values to take a width from; it keeps plain binary columns
     widths = {name: _width(table[name], name) for name in contract.payloads} if len(table) else {}
     sink = pa.BufferOutputStream()
+    # dictionaries pay for repeated texts (labels, licences), not for numbers
     strings = [f.name for f in table.schema if pa.types.is_string(f.type)]
     schema, rows = _fixed(table.schema, widths), _row_group_rows(sum(widths.values()))
     with pq.ParquetWriter(
@@ -63,7 +64,8 @@ def write_parquet(table: pa.Table, contract: Contract) -> memoryview:
         # slice by slice: casting the whole table to fixed width would copy all payload
         for start in range(0, len(table), rows):
             writer.write_table(table.slice(start, rows).cast(schema), row_group_size=rows)
-    data = memoryview(sink.getvalue()).cast("B")
+    data = memoryview(sink.getvalue()).cast("B")  # no copy; Arrow's own view is of signed bytes
+    # a new pyarrow could change encodings or page sizes: find out here, not in training
     for name in widths:
         _check_layout(data, table[name], name)
     return data

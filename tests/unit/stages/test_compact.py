@@ -192,7 +192,7 @@ def test_damage_is_not_copied_on_from_far(store):
 def test_tokenizers_do_not_mix_and_notes_are_kept(store):
     tokens = commit_tables(store, token_rows(0, 3), token_rows(3, 3, tokenizer_digest="b" * 64))
     _, packed = compact(store, tokens.id)
-    notes = RowReader(packed).notes
+    notes = RowReader(packed).file_metadata
     assert {note["tokenizer_digest"] for note in notes} == {"a" * 64, "b" * 64}
     assert set(notes[0]) == {"tokenizer_digest", "scales", "interpolation", "layout_version"}
 

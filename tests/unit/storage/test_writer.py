@@ -124,7 +124,7 @@ def test_footer_has_own_metadata_but_no_library_versions(put):
     table = tokens(3).replace_schema_metadata({"tokenizer_digest": "d", "pandas": "3.1"})
     data = write_parquet(TOKENS.conform(table, "x"), TOKENS)
     objects, file = put(data, 3)
-    (notes,) = payload_of(objects, [file], ["bits"]).notes
+    (notes,) = payload_of(objects, [file], ["bits"]).file_metadata
     assert notes["tokenizer_digest"] == "d"
     assert "pandas" not in notes
 

@@ -116,8 +116,8 @@ class TokenLoader:
         names = [*_METADATA, *_SHAPE, *checksums, "split"]
         table, self._row_N = _rows_of_split(self._snapshot.read(names, footers=footers), split)
         self._metadata = table.drop_columns([*_SHAPE, "split"])
-        _require_known_layout(files, self._payload.notes)
-        self.tokenizer_digest = _only_tokenizer(snapshot.id, self._payload.notes)
+        _require_known_layout(files, self._payload.file_metadata)
+        self.tokenizer_digest = _only_tokenizer(snapshot.id, self._payload.file_metadata)
         """Of the tokenizer that encoded the rows; empty if the files do not name it."""
         if not len(table):
             raise ConfigError(snapshot.id, f"no rows in split {split!r}")
