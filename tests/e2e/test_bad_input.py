@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.e2e.small import PIPELINE, ROOT, environment, videoar
+from tests.support.small_pipeline import PIPELINE, ROOT, environment, videoar
 
 
 def fail(*arguments: str, store: str, **extra: str) -> tuple[int, str]:

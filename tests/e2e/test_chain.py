@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.small import (
+from tests.support.small_pipeline import (
     MORE_VIDEOS,
     PIPELINE,
     ROOT,

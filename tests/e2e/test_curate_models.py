@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.e2e.small import ROOT
 from tests.support import tiny_models
+from tests.support.small_pipeline import ROOT
 from tests.support.small_videos import sha
 from videoar import api
 from videoar.core.errors import ConfigError

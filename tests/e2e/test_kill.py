@@ -14,7 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.small import ROOT, STAGES, command, environment, sets, up_to_the_model, videoar
+from tests.support.small_pipeline import (
+    ROOT,
+    STAGES,
+    command,
+    environment,
+    sets,
+    up_to_the_model,
+    videoar,
+)
 from videoar.storage.store import open_store
 
 pytestmark = pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.e2e.small import ROOT, environment
+from tests.support.small_pipeline import ROOT, environment
 from tests.support.toy_runs import execute, resume, toy_document
 from videoar.records.run_record import run_ids
 from videoar.storage.store import open_store

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.small import PIPELINE, sets, videoar
 from tests.support.s3_server import S3Server
+from tests.support.small_pipeline import PIPELINE, sets, videoar
 
 
 @pytest.mark.slow

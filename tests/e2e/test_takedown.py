@@ -7,8 +7,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from tests.e2e.small import PIPELINE, ROOT, STAGES, sets, videoar
 from tests.support.s3_server import S3Server, make_bucket
+from tests.support.small_pipeline import PIPELINE, ROOT, STAGES, sets, videoar
 from tests.support.small_videos import draw, sha
 from tests.support.stored_text import holds
 from videoar.core.errors import WithdrawnError

@@ -1,58 +1,19 @@
 """Commits under races and kills, on a file system and on a real S3 server.
 
 The invariant behind every test: each version of the Delta table lists exactly the files of the
-snapshot that its commit names, so nobody's race or death is ever visible.
+snapshot that its commit names, so that no race and no killed writer is ever visible.
 """
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from videoar.core.types import Provenance
+from tests.support.commit_writer import commit_numbers, start_writer
 from videoar.storage import open_store
-
-# Arguments: store URL, endpoint, first number, commits, rows per commit.
-WRITER = """
-import sys
-from tests.integration.test_s3_tables import commit_numbers
-url, endpoint, first, count = sys.argv[1:]
-commit_numbers(url, endpoint, range(int(first), int(first) + int(count)))
-"""
-
-
-def made_by(number):
-    return Provenance(
-        run_id="r", pipeline="p", stage="s", fingerprint=f"f{number}", code_version="c"
-    )
-
-
-def rows(name):
-    size = pa.array([1], pa.int64())
-    return pa.table({"uri": [name], "name": [name], "etag": [name], "size_bytes": size})
-
-
-def commit_numbers(url, endpoint, numbers):
-    """Commit one snapshot of two files per number: one of its own, one that all share."""
-    dataset = open_store(url, endpoint=endpoint).dataset("videos", "sources@1")
-    for number in numbers:
-        files = [dataset.write(rows(f"own {number}")), dataset.write(rows("shared"))]
-        dataset.commit(files, made_by(number), {"number": number})
-
-
-def start_writer(url, endpoint, first, count, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-c", WRITER, url, endpoint, str(first), str(count)],
-        env={**os.environ, **environment},
-        cwd=Path(__file__).parents[2],
-    )
 
 
 @pytest.fixture(params=["file", pytest.param("ceph", marks=pytest.mark.s3)])
@@ -61,6 +22,11 @@ def place(request, tmp_path):
         return tmp_path.as_uri(), ""
     server = request.getfixturevalue("s3_server")
     return server.new_url(), server.endpoint
+
+
+def exit_code(child):
+    child.join(120)
+    return child.exitcode
 
 
 def check_log(store):
@@ -89,8 +55,10 @@ def check_log(store):
 def test_commits_of_many_processes_are_all_kept(place):
     url, endpoint = place
     open_store(url, endpoint=endpoint)
-    writers = [start_writer(url, endpoint, 5 * writer, 5) for writer in range(4)]
-    assert [writer.wait(120) for writer in writers] == [0] * 4
+    writers = [
+        start_writer(url, endpoint, range(5 * writer, 5 * writer + 5)) for writer in range(4)
+    ]
+    assert [exit_code(writer) for writer in writers] == [0] * 4
     store = open_store(url, endpoint=endpoint)
     commits = check_log(store)
     assert sorted(commit["metrics"]["number"] for commit in commits) == list(range(20))
@@ -105,11 +73,12 @@ def test_commits_of_many_processes_are_all_kept(place):
 def test_commits_of_equal_fingerprint_racing_give_one(place):
     url, endpoint = place
     open_store(url, endpoint=endpoint)
-    writers = [start_writer(url, endpoint, 0, 1) for _ in range(4)]
-    assert [writer.wait(120) for writer in writers] == [0] * 4
+    writers = [start_writer(url, endpoint, [0]) for _ in range(4)]
+    assert [exit_code(writer) for writer in writers] == [0] * 4
     assert len(check_log(open_store(url, endpoint=endpoint))) == 1
 
 
+@pytest.mark.s3
 def test_equal_rows_give_equal_digests_on_s3_and_disk(s3_server, tmp_path):
     snapshots = []
     for url, endpoint in ((tmp_path.as_uri(), ""), (s3_server.new_url(), s3_server.endpoint)):
@@ -143,9 +112,9 @@ def test_commit_killed_at_any_step_leaves_old_or_new_state(tmp_path):
     children = {}
     for point in POINTS:
         url = (tmp_path / point).as_uri()
-        children[url] = start_writer(url, "", 0, 1, VIDEOAR_CRASH_AT=point), point
+        children[url] = start_writer(url, "", [0], VIDEOAR_CRASH_AT=point), point
     for url, (child, point) in children.items():
-        assert child.wait(60) == -signal.SIGKILL, point
+        assert exit_code(child) == -signal.SIGKILL, point
         dataset = open_store(url).dataset("videos", "sources@1")
         after = dataset.find("f0")
         reached = POINTS.index(point) >= POINTS.index("commit.after_log")
@@ -163,7 +132,7 @@ def test_commits_killed_at_random_are_consistent(place):
     url, endpoint = place
     open_store(url, endpoint=endpoint)
     for delay in (0.1, 0.25, 0.4):
-        writer = start_writer(url, endpoint, 0, 200)
+        writer = start_writer(url, endpoint, range(200))
         end = time.monotonic() + 60
         store = open_store(url, endpoint=endpoint)
         known = len(list(store.ledger.list("commits/")))
@@ -171,7 +140,7 @@ def test_commits_killed_at_random_are_consistent(place):
             time.sleep(0.02)
         time.sleep(delay)
         writer.kill()
-        assert writer.wait() == -signal.SIGKILL
+        assert exit_code(writer) == -signal.SIGKILL
         done = len(check_log(store))
         assert 0 < done < 200
     commit_numbers(url, endpoint, range(done + 1))

@@ -10,10 +10,11 @@ import random
 import re
 import socket
 import struct
-import subprocess
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+
+from tests.support.video_files import ffmpeg
 
 CLIPS = "clips"
 CANARY = ".canary.mp4"
@@ -44,11 +45,6 @@ NAMES = (
     os.fsdecode(b"raw\xff\xfe.mp4"),
     "raw\\xff\\xfe.mp4",  # prints like the one before
 )
-
-
-def ffmpeg(*arguments: object) -> bytes:
-    command = ["ffmpeg", "-nostdin", "-v", "error", "-y", *map(str, arguments)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
 
 
 @cache

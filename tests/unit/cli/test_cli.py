@@ -12,7 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from tests.e2e.small import ROOT, environment, in_this_process
+from tests.support.small_pipeline import ROOT, environment, in_this_process
 from tests.support.toy_runs import toy_document, toy_run, write_videos
 from tests.support.toys import REGISTRY
 from videoar import api

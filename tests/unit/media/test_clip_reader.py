@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.support.stage_chain import ingest
-from tests.unit.media.test_scan import ffmpeg, shot, write
+from tests.support.video_files import ffmpeg, moving_noise, write_video
 from videoar.core.errors import MediaError
 from videoar.media.clip_reader import COLUMNS, ClipReader
 from videoar.media.decode import decode_clip
@@ -32,7 +32,7 @@ def rate_fps(request):
 )
 def test_reference_returns_the_frames_of_the_scan(tmp_path, name, options, rate_fps):
     (tmp_path / "in").mkdir()
-    path = write(tmp_path / "in" / name, shot(90), **options)
+    path = write_video(tmp_path / "in" / name, moving_noise(90), **options)
     plan = ScanPlan(size_px=48, num_frames=9, find_shots=False, rate_fps=rate_fps)
     *decoded, _ = scan(path, plan)
     store = open_store((tmp_path / "store").as_uri())
@@ -48,10 +48,10 @@ def test_reference_returns_the_frames_of_the_scan(tmp_path, name, options, rate_
 
 def test_reference_returns_the_same_frames_at_any_size(tmp_path):
     (tmp_path / "in").mkdir()
-    plain = write(tmp_path / "plain.mp4", shot(20, size=(72, 128)))
+    plain = write_video(tmp_path / "plain.mp4", moving_noise(20, size=(72, 128)))
     ffmpeg("-i", plain, "-c", "copy", "-metadata:s:v", "rotate=90", tmp_path / "in" / "turned.mp4")
     plain.rename(tmp_path / "in" / "wide.mp4")
-    write(tmp_path / "in" / "square.mp4", shot(20, size=(64, 64)))
+    write_video(tmp_path / "in" / "square.mp4", moving_noise(20, size=(64, 64)))
     sizes = ((32, 32), (24, 42), (42, 24))
     store = open_store((tmp_path / "store").as_uri())
     options = {**OPTIONS, "size_px": sizes, "keep": "references", "rate_fps": None}
@@ -72,7 +72,7 @@ def test_reference_returns_the_same_frames_at_any_size(tmp_path):
 @pytest.mark.parametrize("size_px", [48, [[32, 56]]], ids=["square", "wide"])
 def test_stored_clip_and_reference_have_the_same_frames(tmp_path, size_px):
     (tmp_path / "in").mkdir()
-    write(tmp_path / "in" / "a.mp4", shot(40))
+    write_video(tmp_path / "in" / "a.mp4", moving_noise(40))
     result = {}
     for keep in ("clips", "references"):
         store = open_store((tmp_path / keep).as_uri())
@@ -93,12 +93,12 @@ def test_stored_clip_and_reference_have_the_same_frames(tmp_path, size_px):
 
 def test_changed_or_missing_source_is_rejected(tmp_path):
     (tmp_path / "in").mkdir()
-    path = write(tmp_path / "in" / "a.mp4", shot(40))
+    path = write_video(tmp_path / "in" / "a.mp4", moving_noise(40))
     store = open_store((tmp_path / "store").as_uri())
     options = {"keep": "references", "rate_fps": None, **OPTIONS}
     clips, _ = ingest(store, str(tmp_path / "in"), **options)
     row = clips.table().to_pylist()[0]
-    write(path, shot(40, seed=1))
+    write_video(path, moving_noise(40, seed=1))
     with pytest.raises(MediaError, match=r"ingest it again"):
         ClipReader(store.objects)(row)
     path.unlink()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from tests.unit.media.test_scan import ffmpeg, shot, write
+from tests.support.video_files import ffmpeg, moving_noise, write_video
 from videoar.media.frame_resizer import FrameResizer, nearest_size
 from videoar.media.scan import ScanPlan, scan
 
@@ -104,7 +104,7 @@ def test_first_frame_chooses_the_size_for_the_whole_source():
 )
 def test_rotated_sources_with_oblong_pixels_are_upright(tmp_path, angle, shown_as, size, turned):
     frames = np.stack([smooth(144, 160)[:, t : t + 144] for t in range(9)])
-    plain = write(tmp_path / "plain.mp4", frames, crf=1)
+    plain = write_video(tmp_path / "plain.mp4", frames, crf=1)
     options = ["-c", "copy", "-aspect", shown_as, "-metadata:s:v", f"rotate={angle}"]
     path = tmp_path / "turned.mp4"
     ffmpeg("-i", plain, *options, path)
@@ -122,8 +122,8 @@ def test_rotated_sources_with_oblong_pixels_are_upright(tmp_path, angle, shown_a
 
 
 def test_source_with_changing_frame_size_keeps_its_clip_size(tmp_path):
-    wide = write(tmp_path / "wide.ts", shot(20, size=(72, 128)))
-    tall = write(tmp_path / "tall.ts", shot(20, size=(128, 72)))
+    wide = write_video(tmp_path / "wide.ts", moving_noise(20, size=(72, 128)))
+    tall = write_video(tmp_path / "tall.ts", moving_noise(20, size=(128, 72)))
     both = tmp_path / "both.ts"
     both.write_bytes(wide.read_bytes() + tall.read_bytes())
     *decoded, metadata = scan(both, ScanPlan(size_px=SIZES, num_frames=9))

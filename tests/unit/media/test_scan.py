@@ -2,41 +2,23 @@
 
 import os
 import signal
-import subprocess
 
 import av
 import numpy as np
 import pytest
 
+from tests.support.video_files import ffmpeg, moving_noise, write_video
 from videoar.core.errors import MediaError
 from videoar.media.decode import decode_clip
 from videoar.media.process import Limits
 from videoar.media.sandbox import SandboxedDecoder
 from videoar.media.scan import DecodedClip, ScanPlan, scan
 from videoar.media.source_decoder import SourceMetadata
-from videoar.media.transcode import encode, encode_clips
-
-
-def shot(num_frames, seed=0, size=(48, 64), step=2):
-    """Smooth noise that moves to the right: every frame differs."""
-    rng = np.random.default_rng(seed)
-    coarse = rng.integers(0, 256, (size[0] // 8, size[1] // 4, 3)).astype(np.uint8)
-    wide = coarse.repeat(8, 0).repeat(8, 1)
-    return np.stack([np.roll(wide, step * t, 1)[:, : size[1]] for t in range(num_frames)])
+from videoar.media.transcode import encode_clips
 
 
 def tinted(frames, level):
     return (frames // 4 + level).astype(np.uint8)
-
-
-def write(path, frames, rate_fps=25.0, **options):
-    encode(frames, path, rate_fps, **options)
-    return path
-
-
-def ffmpeg(*arguments):
-    command = ["ffmpeg", "-nostdin", "-v", "error", *map(str, arguments)]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
 
 
 def run(path, **plan):
@@ -47,8 +29,8 @@ def run(path, **plan):
 
 
 def test_native_grid_takes_every_frame_once(tmp_path):
-    frames = shot(40)
-    decoded, metadata = run(write(tmp_path / "a.mp4", frames, crf=1))
+    frames = moving_noise(40)
+    decoded, metadata = run(write_video(tmp_path / "a.mp4", frames, crf=1))
     assert [e.columns["frame_index_start"] for e in decoded] == [0, 17]
     assert metadata.decoded_frames == metadata.expected_frames == 40
     assert metadata.src_rate_fps == pytest.approx(25)
@@ -58,8 +40,8 @@ def test_native_grid_takes_every_frame_once(tmp_path):
 
 
 def test_grid_picks_the_frame_on_display(tmp_path):
-    frames = shot(80)
-    decoded, _ = run(write(tmp_path / "a.mkv", frames, crf=1), rate_fps=10.0, num_frames=9)
+    frames = moving_noise(80)
+    decoded, _ = run(write_video(tmp_path / "a.mkv", frames, crf=1), rate_fps=10.0, num_frames=9)
     first = decoded[0].frames_THWC.astype(int)
     expected = [int(k * 25 / 10) for k in range(9)]  # 0 2 5 7 10 ...
     errors = np.abs(first[:, None] - frames[None, :25, :, 8:56]).mean(axis=(2, 3, 4))
@@ -72,8 +54,8 @@ def test_grid_picks_the_frame_on_display(tmp_path):
 
 
 def test_spans_exclude_frames_beside_a_cut(tmp_path):
-    frames = np.concatenate([tinted(shot(30, 1), 0), tinted(shot(30, 2), 180)])
-    decoded, _ = run(write(tmp_path / "a.mp4", frames), num_frames=13)
+    frames = np.concatenate([tinted(moving_noise(30, 1), 0), tinted(moving_noise(30, 2), 180)])
+    decoded, _ = run(write_video(tmp_path / "a.mp4", frames), num_frames=13)
     starts = [e.columns["frame_index_start"] for e in decoded]
     assert starts == [0, 13, 32, 45]  # the cut is at 30; two frames on each side are dropped
     assert [e.columns["cut_in"] for e in decoded] == ["start", "start", "cut", "cut"]
@@ -83,16 +65,16 @@ def test_spans_exclude_frames_beside_a_cut(tmp_path):
 
 
 def test_flicker_is_not_detected_as_cuts(tmp_path):
-    frames = tinted(shot(60), 0)
+    frames = tinted(moving_noise(60), 0)
     frames[1::2] += 150
-    decoded, _ = run(write(tmp_path / "a.mp4", frames))
+    decoded, _ = run(write_video(tmp_path / "a.mp4", frames))
     assert len(decoded) >= 2
 
 
 @pytest.mark.parametrize("angle", [90, 180, 270])
 def test_rotation_is_applied_once(tmp_path, angle):
-    frames = shot(17)
-    write(tmp_path / "plain.mp4", frames, crf=1)
+    frames = moving_noise(17)
+    write_video(tmp_path / "plain.mp4", frames, crf=1)
     turn = ["-c", "copy", "-metadata:s:v", f"rotate={angle}"]
     ffmpeg("-i", tmp_path / "plain.mp4", *turn, tmp_path / "turned.mp4")
     shown = ffmpeg("-i", tmp_path / "turned.mp4", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
@@ -117,10 +99,10 @@ def test_rotation_is_applied_once(tmp_path, angle):
     ],
 )
 def test_containers_codecs_depth_range_and_odd_sizes(tmp_path, suffix, options):
-    frames = shot(18)
+    frames = moving_noise(18)
     if suffix == ".mp4":
         frames = frames[:, :47, :61]
-    (clip,), metadata = run(write(tmp_path / f"a{suffix}", frames, **options), size_px=46)
+    (clip,), metadata = run(write_video(tmp_path / f"a{suffix}", frames, **options), size_px=46)
     assert metadata.decoded_frames == 18
     left = (frames.shape[2] - frames.shape[1]) // 2
     centre = frames[:17, :, left : left + frames.shape[1]]
@@ -128,8 +110,8 @@ def test_containers_codecs_depth_range_and_odd_sizes(tmp_path, suffix, options):
 
 
 def test_gaps_in_time_are_never_filled(tmp_path):
-    frames = shot(40)
-    write(tmp_path / "a.mp4", frames, crf=1)
+    frames = moving_noise(40)
+    write_video(tmp_path / "a.mp4", frames, crf=1)
     gap = "setpts=N/25/TB+gte(N\\,20)*2/TB"
     gap_options = ["-vf", gap, "-vsync", "passthrough", "-c:v", "libx264"]
     ffmpeg("-i", tmp_path / "a.mp4", *gap_options, tmp_path / "gap.mp4")
@@ -140,7 +122,7 @@ def test_gaps_in_time_are_never_filled(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi"])
 def test_parts_divide_the_frames_of_the_whole(tmp_path, suffix):
-    path = write(tmp_path / f"a{suffix}", shot(100), codec="mpeg4", crf=3)
+    path = write_video(tmp_path / f"a{suffix}", moving_noise(100), codec="mpeg4", crf=3)
     whole, metadata = run(path, num_frames=5, find_shots=False, rate_fps=25.0)
     shared, frames = [], 0
     for part in range(3):
@@ -172,11 +154,11 @@ def test_damage_is_counted_up_to_the_next_key_frame(tmp_path):
 
 
 def test_scores_distinguish_black_frozen_and_moving(tmp_path):
-    black, moving = np.zeros((17, 48, 64, 3), np.uint8), shot(17)
+    black, moving = np.zeros((17, 48, 64, 3), np.uint8), moving_noise(17)
     held = np.repeat(moving[:1], 17, axis=0)
     scores = {}
     for name, frames in {"black": black, "held": held, "moving": moving}.items():
-        (clip,), _ = run(write(tmp_path / f"{name}.mp4", frames))
+        (clip,), _ = run(write_video(tmp_path / f"{name}.mp4", frames))
         scores[name] = clip.columns
     assert scores["black"]["black_frac"] == 1
     assert scores["black"]["letterbox_frac"] == 1
@@ -187,7 +169,7 @@ def test_scores_distinguish_black_frozen_and_moving(tmp_path):
 
 
 def test_each_source_is_opened_once(tmp_path, monkeypatch):
-    path = write(tmp_path / "a.mp4", shot(60))
+    path = write_video(tmp_path / "a.mp4", moving_noise(60))
     opened = []
     real = av.open
     monkeypatch.setattr(av, "open", lambda *a, **k: opened.append(a) or real(*a, **k))
@@ -205,14 +187,14 @@ def test_each_source_is_opened_once(tmp_path, monkeypatch):
     ],
 )
 def test_source_outside_its_bounds_is_rejected(tmp_path, plan, code):
-    path = write(tmp_path / "a.mp4", shot(20))
+    path = write_video(tmp_path / "a.mp4", moving_noise(20))
     with pytest.raises(MediaError) as error:
         run(path, **plan)
     assert error.value.code == code
 
 
 def test_clip_files_do_not_depend_on_other_clips_of_the_call():
-    one, other = shot(17, 1), shot(17, 2)
+    one, other = moving_noise(17, 1), moving_noise(17, 2)
     together = encode_clips([one, other], 8.0, 12)
     assert together == [encode_clips([one], 8.0, 12)[0], encode_clips([other], 8.0, 12)[0]]
     assert np.abs(decode_clip(together[0]).astype(int) - one).mean() < 8
@@ -227,7 +209,7 @@ def decoder():
 
 
 def test_child_gives_equal_results_and_survives_bad_files(tmp_path, decoder):
-    good = write(tmp_path / "a.mp4", shot(40))
+    good = write_video(tmp_path / "a.mp4", moving_noise(40))
     (tmp_path / "b.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(500))
     before = list(decoder.scan(good))
     pid = decoder._children["scan"].process.pid
@@ -249,7 +231,7 @@ def test_child_gives_equal_results_and_survives_bad_files(tmp_path, decoder):
     [(signal.SIGSTOP, "TIMEOUT"), (signal.SIGSEGV, "CRASH"), (signal.SIGKILL, "MEM")],
 )
 def test_crashed_or_stopped_child_rejects_one_source(tmp_path, stroke, code):
-    good = write(tmp_path / "a.mp4", shot(40))
+    good = write_video(tmp_path / "a.mp4", moving_noise(40))
     with SandboxedDecoder(ScanPlan(size_px=48), Limits(wall_s=2, cpu_s=20)) as decoder:
         assert len(list(decoder.scan(good))) == 3
         pid = decoder._children["scan"].process.pid

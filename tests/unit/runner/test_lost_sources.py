@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import tiny_models
+from tests.support.loop_rank import commit
 from tests.support.small_videos import document, draw, run, sha
-from tests.unit.stages.test_tokenizer_stages import commit
 from videoar.api import quarantine
 from videoar.core.errors import StageError
 from videoar.model.tokenizer.config import TOKENIZERS
