@@ -75,7 +75,8 @@ EVERYWHERE = [IN_INGEST, IN_TOKENIZE, IN_PRETRAIN]
 def test_run_killed_in_several_stages_resumes_to_the_same_snapshots(
     undisturbed: dict, tmp_path: Path, target: str, traces: list[str]
 ):
-    store, mark = (tmp_path / "store").as_uri(), f"KILLED_RUN={tmp_path.name}-{os.getpid()}"
+    store = (tmp_path / "store").as_uri()
+    mark = f"PYTHON_KILLED_RUN={tmp_path.name}-{os.getpid()}"  # a name that decoders get too
     until = "model" if traces[-1] == IN_PRETRAIN else "tokens"
     verb, run_id, cut = ["run", *up_to_the_model(tmp_path), "--until", until], "", []
     for trace in traces:

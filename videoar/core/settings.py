@@ -13,6 +13,28 @@ from videoar.core.errors import ConfigError
 
 _PREFIX = "VIDEOAR_"
 _LOG_FORMS = ("text", "json")
+_CHILD_VARIABLES = frozenset((
+    "PATH",
+    "HOME",
+    "LANG",
+    "LANGUAGE",
+    "TZ",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "LD_PRELOAD",
+    "VIDEOAR_CRASH_AT",
+))
+_CHILD_PREFIXES: tuple[str, ...] = (
+    "LC_", "PYTHON", "COVERAGE_", "COV_CORE_", "OMP_", "OPENBLAS_", "MKL_", "MALLOC_",
+)  # fmt: skip
+_S3_VARIABLES = frozenset((
+    "VIDEOAR_S3_ENDPOINT",
+    "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    *(f"{name}_PROXY" for name in ("HTTP", "HTTPS", "NO", "ALL")),
+    *(f"{name}_proxy" for name in ("http", "https", "no", "all")),
+))
 
 
 @dataclass(frozen=True)
@@ -60,9 +82,17 @@ def settings() -> Settings:
     return result
 
 
-def child_environment(**extra: str) -> dict[str, str]:
-    """Return this process's environment with additions, for a child process."""
-    return {**os.environ, **extra}
+def child_environment(*, for_s3: bool = False, **extra: str) -> dict[str, str]:
+    """Return the environment of a child process that works on media, with additions.
+
+    What decodes a hostile file has no use for the credentials of this process, so only listed
+    variables are passed on; `for_s3` adds what a client of S3 needs.
+    """
+    names, prefixes = _CHILD_VARIABLES, _CHILD_PREFIXES
+    if for_s3:
+        names, prefixes = names | _S3_VARIABLES, (*prefixes, "AWS_")
+    passed = {k: v for k, v in os.environ.items() if k in names or k.startswith(prefixes)}
+    return {**passed, **extra}
 
 
 def visible_gpus() -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from videoar.core.errors import ConfigError, MediaError
+from videoar.core.settings import child_environment
 
 if TYPE_CHECKING:
     from ffmpeg.nodes import OutputStream
@@ -52,7 +53,11 @@ def run_tool(argv: list[str], data: Iterable[bytes], limits: Limits) -> None:
     shell = ["/bin/sh", "-c", _LIMIT, "sh", str(limits.memory_bytes >> 10), str(limits.cpu_s)]
     with tempfile.TemporaryFile() as stderr:  # a full pipe would block the tool
         process = subprocess.Popen(  # noqa: S603 - a list of arguments, limited by the shell line
-            [*shell, *argv], stdin=subprocess.PIPE, stderr=stderr, start_new_session=True
+            [*shell, *argv],
+            stdin=subprocess.PIPE,
+            stderr=stderr,
+            env=child_environment(),
+            start_new_session=True,
         )
         is_late = threading.Event()
         deadline = threading.Timer(limits.wall_s, _kill_on_timeout, (process, is_late))

@@ -48,6 +48,7 @@ from videoar.media.synthetic import SCHEME, render_file
 
 _START_S = 120  # chosen: importing the decoders takes 0.5 s on an idle machine
 _FETCH_MEMORY_BYTES = 4 << 30  # chosen: address space, most of it libraries; data comes in MiB
+_DOWNLOAD = "download"  # the only kind of child that receives S3 credentials
 _RECYCLE_AFTER = 1000  # chosen: sources per child; bounds what a leaking decoder accumulates
 _Item = DecodedClip | SourceMetadata | Fetched
 
@@ -79,7 +80,8 @@ class SandboxedDecoder:
         """Fetch a source into a folder; return its path there and its SHA-256.
 
         The wall-clock limit restarts with every 64 MiB. Fetching has a child of its own: one that
-        has decoded a hostile file could report a false digest for the next source.
+        has decoded a hostile file could report a false digest for the next source, and decoders
+        receive no credentials.
 
         Raises:
             MediaError: the source does not exist, is no regular file, or timed out (`TIMEOUT`).
@@ -88,8 +90,9 @@ class SandboxedDecoder:
         if uri.startswith(SCHEME):  # drawn in this process, by tools that have their own limits
             uri = render_file(uri, into).as_uri()
         limits = replace(self.limits, memory_bytes=_FETCH_MEMORY_BYTES)
+        kind = _DOWNLOAD if uri.startswith("s3://") else "fetch"
         try:
-            *_, last = self._request("fetch", limits, uri, {"uri": uri, "into": str(into)})
+            *_, last = self._request(kind, limits, uri, {"uri": uri, "into": str(into)})
         except MediaError as error:
             if error.code == "IO_TRANSIENT":
                 raise TransientStorageError(uri, error.what) from error
@@ -140,13 +143,14 @@ class SandboxedDecoder:
 class _Child:
     """One child process and the socket to it."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, *, for_s3: bool) -> None:
         ours, theirs = socket.socketpair()
         self.limits = limits
         self.num_served = 0
         self.is_timed_out = False
         self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         environment = child_environment(
+            for_s3=for_s3,
             PYTHONPATH=os.pathsep.join(filter(None, sys.path)),
             OMP_NUM_THREADS="1",
             MALLOC_ARENA_MAX="1",  # an arena per thread would reserve 64 MiB of RLIMIT_AS each

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from videoar.core.errors import ConfigError
+from videoar.core.settings import child_environment
 from videoar.media.process import Limits, run_graph
 
 if TYPE_CHECKING:
@@ -100,9 +101,11 @@ def tool_versions() -> Mapping[str, str]:
     tool = shutil.which("ffmpeg")
     if tool is None:
         raise ConfigError("ffmpeg", "not found on PATH", "install ffmpeg")
-    text = subprocess.run([tool, "-version"], capture_output=True, text=True, check=True).stdout  # noqa: S603 - found above
-    found = re.match(r"ffmpeg version (\S+)", text)
-    return {"ffmpeg": found.group(1) if found else text[:80], "av": version("av")}
+    done = subprocess.run(  # noqa: S603 - found above
+        [tool, "-version"], capture_output=True, text=True, check=True, env=child_environment()
+    )
+    found = re.match(r"ffmpeg version (\S+)", done.stdout)
+    return {"ffmpeg": found.group(1) if found else done.stdout[:80], "av": version("av")}
 
 
 def _settings(codec: str, crf: int, pix_fmt: str) -> dict[str, Any]:

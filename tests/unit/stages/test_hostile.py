@@ -78,8 +78,8 @@ def state(folder):
 def mark():
     value = f"{os.getpid()}-{time.monotonic_ns()}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOSTILE_TEST", value)
-        yield f"HOSTILE_TEST={value}"
+        patch.setenv("PYTHON_HOSTILE_TEST", value)  # a name that decoders and ffmpeg get too
+        yield f"PYTHON_HOSTILE_TEST={value}"
 
 
 @pytest.fixture(scope="module")
