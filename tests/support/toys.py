@@ -1,8 +1,8 @@
 """Toy stages of all three shapes on the real contracts, so that the runner is tested for itself.
 
-`upper` (map) refuses names with a "bad" in them; `count` (loop) counts to `steps` with checkpoints;
-`gang` (loop) has a rank in trouble; `pick` (reduce) keeps rows up to a size; `judge` (reduce) makes
-a gate decision.
+`upper` (map) refuses names with a "bad" in them, and so does `served`, which asks for Ray Serve;
+`count` (loop) counts to `steps` with checkpoints; `gang` (loop) has a rank in trouble; `pick`
+(reduce) keeps rows up to a size; `judge` (reduce) makes a gate decision.
 """
 
 import os
@@ -35,7 +35,7 @@ from videoar.stages.promote import apply_promotion
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
-NAMES = ("upper", "pick", "count", "gang", "judge")
+NAMES = ("upper", "served", "pick", "count", "gang", "judge")
 REGISTRY = {name: f"tests.support.toys:{name.capitalize()}" for name in NAMES}
 
 
@@ -76,6 +76,11 @@ class Upper(MapStage[UpperConfig]):
             )
 
         return mapper
+
+
+class Served(Upper):
+    name = "served"
+    placement = "serve"
 
 
 class PickConfig(StageConfig):

@@ -105,3 +105,14 @@ def set_defaults(**values: str) -> None:
     """Set environment variables that libraries read at import, unless the user has set them."""
     for name, value in values.items():
         os.environ.setdefault(name, value)
+
+
+def set_variables(**values: str | None) -> dict[str, str | None]:
+    """Set environment variables, or unset those that are None; return the values of before."""
+    before = {name: os.environ.get(name) for name in values}
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    return before
