@@ -1,4 +1,4 @@
-"""A local Ray serves its own run alone: what listens, and what it asks for."""
+"""Access to a local Ray: its listening sockets, and what they require."""
 
 import contextlib
 import os
@@ -18,8 +18,9 @@ import grpc
 import pytest
 import ray
 
-from tests.integration.test_ray_engine import make_videos
-from tests.toys import REGISTRY
+from tests.support.toy_runs import write_videos
+from tests.support.toys import REGISTRY
+from videoar.core.errors import ClusterUnknownError
 from videoar.engine.ray_engine import RayEngine
 from videoar.engine.ray_session import connect, disconnect
 from videoar.pipeline.spec import parse_pipeline
@@ -80,7 +81,7 @@ def token() -> Path:
     return Path(os.environ["RAY_AUTH_TOKEN_PATH"])
 
 
-def start_stranger(**extra: str) -> subprocess.Popen:
+def start_other_process(**extra: str) -> subprocess.Popen:
     """Start another process that runs a task on this Ray, if it is let in."""
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     # without it Ray would look for 127.0.0.1 at the address in the network, where nothing listens
@@ -93,13 +94,13 @@ def start_stranger(**extra: str) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def test_only_who_has_the_token_runs_tasks(engine: RayEngine):
-    stranger = start_stranger()
-    friend = start_stranger(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token()))
-    out, error = friend.communicate(timeout=120)
+def test_process_without_token_refused(engine: RayEngine):
+    refused_process = start_other_process()
+    allowed_process = start_other_process(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token()))
+    out, error = allowed_process.communicate(timeout=120)
     assert "answer 42" in out, error
     assert "['RAY_AUTH_MODE', 'RAY_AUTH_TOKEN_PATH']" in out  # joining adds nothing
-    out, error = stranger.communicate(timeout=120)
+    out, error = refused_process.communicate(timeout=120)
     assert "answer" not in out
     assert "no access: Failed to connect to Ray cluster" in error
     assert "InvalidAuthToken" in error
@@ -183,10 +184,8 @@ def listeners() -> set[tuple[str, str, int]]:
     return found
 
 
-def test_what_listens_is_on_loopback_or_known_and_asks_for_the_token(
-    engine: RayEngine, tmp_path: Path
-):
-    videos = make_videos(tmp_path / "videos", *"abc")
+def test_listening_sockets_documented_and_guarded(engine: RayEngine, tmp_path: Path):
+    videos = write_videos(tmp_path / "videos", *"abc")
     small = {"resources": {"cpus": 0.5}}
     document = {
         "pipeline": "p",
@@ -234,7 +233,7 @@ def test_what_listens_is_on_loopback_or_known_and_asks_for_the_token(
     assert [name for name in named if f"`{name}`" not in documented] == []
 
 
-def test_the_token_is_private_and_goes_with_its_ray(engine: RayEngine):
+def test_token_file_private_and_removed_with_its_ray(engine: RayEngine):
     path = token()
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
@@ -242,3 +241,12 @@ def test_the_token_is_private_and_goes_with_its_ray(engine: RayEngine):
     assert not path.parent.exists()
     left = {k: v for k, v in os.environ.items() if k.startswith("RAY_AUTH")}
     assert left == FOR_A_CLUSTER
+
+
+def test_address_where_nothing_listens_fails_at_once():
+    disconnect()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(ClusterUnknownError, match=f"{address}: cannot be reached: .*refused"):
+        connect(address)

@@ -23,7 +23,6 @@ from videoar.core.errors import ConfigError
 from videoar.media.clip_scores import phash, score_span
 from videoar.media.scan import ScanPlan, scan
 from videoar.media.source_decoder import SourceMetadata
-from videoar.core.settings import child_environment
 from videoar.media.sources import list_sources
 from videoar.media.transcode import encode_stream
 from videoar.pipeline.context import StageContext

@@ -1,7 +1,8 @@
-"""The one place that starts or joins Ray, and that turns Ray's errors back into ours.
+"""Starts or joins Ray, and unwraps its exceptions.
 
-Whoever may talk to a Ray may run code on it. A local Ray listens on loopback and asks for a token
-that it alone has; a cluster keeps the authentication that it was started with.
+Access to a Ray cluster is the right to run code on it. A local Ray therefore listens on loopback
+and requires a token that is generated for it. A cluster keeps the authentication that it was
+started with. `SECURITY.md` lists the sockets.
 """
 
 import atexit
@@ -21,26 +22,27 @@ from videoar.core.errors import (
     WorkerLostError,
     one_line,
 )
+from videoar.core.scratch import Scratch, sweep
 from videoar.core.settings import set_defaults, set_variables
 from videoar.core.types import Resources
-from videoar.media.scratch import Scratch, sweep
 
 logger = logging.getLogger(__name__)
 _JOIN_HINT = (
-    "--target takes HOST:PORT of the GCS, from a node of the cluster; if that asks for a token, "
-    "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+    "--target is HOST:PORT of the GCS, from a node of the cluster; if it requires a token, set "
+    "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
 )
 _local = ExitStack()
-"""What to undo after a local Ray of this process."""
-_START_TRIES = 3
+"""Cleanup of the local Ray of this process."""
+_START_ATTEMPTS = 3
+_CONNECT_TIMEOUT_S = 10.0
 _MIN_LOGICAL_CPUS = 4  # chosen: Ray Data adds helper actors and starves with fewer
 
 
 def connect(address: str) -> None:
-    """Join the Ray at `address`, or start one in this machine for `local`. Idempotent.
+    """Join the cluster at `address`, or start a local Ray for `local`. Idempotent.
 
     Raises:
-        ClusterUnknownError: nothing answers at that address.
+        ClusterUnknownError: there is no cluster at that address, or it denies access.
     """
     set_defaults(
         RAY_USAGE_STATS_ENABLED="0",
@@ -58,10 +60,10 @@ def connect(address: str) -> None:
 
 
 def environment(resources: Resources) -> dict[str, Any]:
-    """Return the runtime environment of workers: those that reserve no GPU see none.
+    """Return the runtime environment of workers: without reserved GPUs they see none.
 
-    Ray leaves all GPUs of a machine visible to them, and each would take the first one. Where the
-    cluster has no GPU there is nothing to hide, and an environment would cost seconds a worker.
+    Ray leaves all GPUs of a node visible to such workers, and each would use the first one. On a
+    cluster without GPUs the environment is empty, because a non-empty one costs seconds per worker.
     """
     import ray
 
@@ -71,12 +73,12 @@ def environment(resources: Resources) -> dict[str, Any]:
 
 
 def _start_local() -> None:
-    """Start a Ray of this process's own; a loaded machine may need a second try."""
+    """Start a Ray for this process; on a loaded machine the first attempt may time out."""
     import ray
 
-    _local.enter_context(_guarded())
-    atexit.register(disconnect)  # for processes that end without it
-    for attempt in range(1, _START_TRIES + 1):
+    _local.enter_context(_private_ray())
+    atexit.register(disconnect)  # for processes that exit without calling it
+    for attempt in range(1, _START_ATTEMPTS + 1):
         try:
             ray.init(
                 address="local",
@@ -84,25 +86,25 @@ def _start_local() -> None:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.WARNING,
-                object_store_memory=512 * 2**20,  # keys travel, payloads do not
-                _node_ip_address="127.0.0.1",  # kept as it is only under `_guarded`
+                object_store_memory=512 * 2**20,  # keys are sent, payloads are not
+                _node_ip_address="127.0.0.1",  # effective only in `_private_ray`
             )
         except Exception as error:
             ray.shutdown()
-            if attempt == _START_TRIES:
+            if attempt == _START_ATTEMPTS:
                 _local.close()
                 raise ClusterUnknownError("local Ray", f"does not start: {error}") from error
-            logger.warning("Ray did not start, trying again: %s", error)
+            logger.warning("Ray did not start, retrying: %s", error)
         else:
             return
 
 
 @contextmanager
-def _guarded() -> Iterator[None]:
-    """Make the Ray that starts in this context, and its workers, private to this process.
+def _private_ray() -> Iterator[None]:
+    """Make the Ray that is started in this context accessible to its own processes only.
 
-    Its processes inherit where the token is; after a kill, the next sweep removes the file. The
-    user's own settings are for clusters, and are there again afterwards.
+    They inherit the path of the token. After a kill, the next sweep removes the file. The user's
+    RAY_AUTH_* variables are meant for clusters and are restored afterwards.
     """
     from ray._private import ray_constants
 
@@ -114,33 +116,33 @@ def _guarded() -> Iterator[None]:
         before = set_variables(
             RAY_AUTH_MODE="token",
             RAY_AUTH_TOKEN_PATH=str(token),
-            RAY_AUTH_TOKEN=None,  # it would count before the file
+            RAY_AUTH_TOKEN=None,  # it would take precedence over the file
             **_loopback_for_gloo(),
         )
-        spans_machines = ray_constants.ENABLE_RAY_CLUSTER
-        # What Ray does on macOS and Windows. Otherwise it takes 127.0.0.1 for "this machine",
-        # replaces it by the address in the network and listens on all interfaces.
+        is_cluster_enabled = ray_constants.ENABLE_RAY_CLUSTER
+        # False is the default of macOS and Windows. If true, Ray replaces 127.0.0.1 by the address
+        # in the network and listens on all interfaces.
         ray_constants.ENABLE_RAY_CLUSTER = False
         try:
             _reload_authentication()
             yield
         finally:
-            ray_constants.ENABLE_RAY_CLUSTER = spans_machines
+            ray_constants.ENABLE_RAY_CLUSTER = is_cluster_enabled
             set_variables(**before)
             _reload_authentication()
 
 
 def _loopback_for_gloo() -> dict[str, str | None]:
-    """Keep gloo from the interface that the host's name stands for: in a container, the network."""
+    """Bind gloo to loopback; its default is the interface of the host name, often the network."""
     has_lo = any(name == "lo" for _, name in socket.if_nameindex())
     return {"GLOO_SOCKET_IFNAME": "lo"} if has_lo else {}
 
 
 def _reload_authentication() -> None:
-    """Let Ray read mode and token from the environment again: it does so once per process.
+    """Make Ray read mode and token from the environment again; it caches both per process.
 
-    The mode goes first: with a mode that asks for a token, a thread of Ray that is still at work
-    would abort the process where there is none.
+    The mode first: in a mode that requires a token, a running thread of Ray aborts the process when
+    there is none.
     """
     from ray import _raylet  # an extension without type stubs
 
@@ -149,18 +151,34 @@ def _reload_authentication() -> None:
 
 
 def _join(address: str) -> None:
-    """Join a cluster; whatever the user has set for its authentication is left as it is."""
+    """Join a cluster with the authentication that the user has configured."""
     import ray
     from ray.exceptions import AuthenticationError
 
+    _require_listener(address)
     try:
         ray.init(address=address, log_to_driver=False)
     except (AuthenticationError, ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
         raise ClusterUnknownError(address, f"no access: {one_line(error)}", _JOIN_HINT) from error
 
 
+def _require_listener(address: str) -> None:
+    """Check that something listens at HOST:PORT: Ray retries for ten minutes and more.
+
+    Raises:
+        ClusterUnknownError: the connection is refused or times out.
+    """
+    host, colon, port = address.rpartition(":")
+    if not (colon and port.isdecimal()):
+        return  # `auto`, for jobs: Ray finds the cluster of this node
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterUnknownError(address, f"cannot be reached: {error}", _JOIN_HINT) from error
+
+
 def _quiet() -> None:
-    """Turn Ray's own progress displays off: the runner has one for all stages."""
+    """Turn off Ray's progress bars: the runner displays all stages."""
     import ray.data
     import ray.util.annotations
 
@@ -172,7 +190,7 @@ def _quiet() -> None:
 
 
 def disconnect() -> None:
-    """Leave Ray; stops it if this process started it."""
+    """Disconnect from Ray; stop it if this process started it."""
     import ray
 
     if ray.is_initialized():
@@ -181,7 +199,7 @@ def disconnect() -> None:
 
 
 def unwrap(error: BaseException, where: str) -> VideoARError:
-    """Return our own error from inside whatever Ray wrapped around it."""
+    """Return the `VideoARError` inside an exception of Ray, or a `StageError` if there is none."""
     import ray.exceptions
 
     seen: set[int] = set()

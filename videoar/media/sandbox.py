@@ -127,7 +127,7 @@ class SandboxedDecoder:
         if child is None or child.num_served >= _RECYCLE_AFTER:
             if child is not None:
                 child.end()
-            child = self._children[kind] = _Child(limits)
+            child = self._children[kind] = _Child(limits, for_s3=kind == _DOWNLOAD)
         is_reusable = False
         try:
             yield from child.serve(name, request)

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.small_videos import draw
+from tests.support.small_videos import draw
 from videoar.core.settings import settings
-from videoar.media.isolate import Scanner
 from videoar.media.process import Limits
+from videoar.media.sandbox import SandboxedDecoder
 from videoar.media.scan import ScanPlan
 from videoar.media.transcode import encode_stream
-from videoar.storage.object_store import S3ObjectStore
+from videoar.storage.s3_store import S3ObjectStore
 
 SECRETS = {
     "AWS_SESSION_TOKEN": "a-secret",
@@ -49,10 +49,10 @@ def assert_no_secrets(environment: dict[str, str]) -> None:
 def test_decoders_and_fetchers_of_files_have_no_secrets(tmp_path):
     draw(tmp_path / "a.mp4", 0)
     (tmp_path / "into").mkdir()
-    with Scanner(ScanPlan(), Limits()) as scanner:
+    with SandboxedDecoder(ScanPlan(), Limits()) as scanner:
         path, _ = scanner.fetch((tmp_path / "a.mp4").as_uri(), tmp_path / "into")
         assert list(scanner.scan(path))
-        children = environments(b"videoar.media.isolate")
+        children = environments(b"videoar.media.sandbox")
     assert len(children) == 2
     for environment in children.values():
         assert_no_secrets(environment)
@@ -81,11 +81,11 @@ def test_what_fetches_from_s3_has_the_credentials_and_what_decodes_it_has_not(
     )
     monkeypatch.setenv("VIDEOAR_S3_ENDPOINT", moto_server.endpoint)
     settings.cache_clear()
-    with Scanner(ScanPlan(), Limits()) as scanner:
+    with SandboxedDecoder(ScanPlan(), Limits()) as scanner:
         path, _ = scanner.fetch(f"s3://{moto_server.bucket}/a.mp4", tmp_path / "into")
-        fetchers = environments(b"videoar.media.isolate")
+        fetchers = environments(b"videoar.media.sandbox")
         assert list(scanner.scan(path))
-        children = environments(b"videoar.media.isolate")
+        children = environments(b"videoar.media.sandbox")
     settings.cache_clear()
     [(fetcher, environment)] = fetchers.items()
     assert environment["AWS_SECRET_ACCESS_KEY"] == "testing-secret"
