@@ -57,6 +57,7 @@ ON_ALL_INTERFACES = {
     "ray::execute": "ray::RayTrainWorker",
 }
 """Titles of processes, which follow what they do at the moment, and whose they are."""
+HTTP = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
 METRICS = {"dashboard.py", "monitor.py", "ray::DashboardAgent"}
 WRONG = "0" * 64
 
@@ -208,6 +209,9 @@ def test_listening_sockets_documented_and_guarded(engine: RayEngine, tmp_path: P
         while not is_over.wait(0.1):
             for one in listeners() - found.keys():
                 found[one] = answers(one[0], one[2], secret)
+            for one, answer in found.items():
+                if one[0] in HTTP and answer["http"] == [0]:  # listens before it serves
+                    answer["http"] = [http_status(one[2])]
 
     with ThreadPoolExecutor(1) as pool:
         watching = pool.submit(watch)
