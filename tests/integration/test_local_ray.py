@@ -186,7 +186,7 @@ def listeners() -> set[tuple[str, str, int]]:
 
 
 def test_listening_sockets_documented_and_guarded(engine: RayEngine, tmp_path: Path):
-    videos = write_videos(tmp_path / "videos", *"abc")
+    videos = write_videos(tmp_path / "videos", "a.mp4", "b.mp4", "c.mp4")
     small = {"resources": {"cpus": 0.5}}
     document = {
         "pipeline": "p",
