@@ -7,12 +7,13 @@
     scan            frames to clips: shots, transitions, frame_resizer, clip_scores
     sandbox         fetch and scan in child processes that can be killed
     transcode       clips to MP4 through ffmpeg, started by process
-    clip_reader     frames of a stored clip; clip_prefetch reads ahead
+    decode          frames of an MP4 that transcode wrote; thumbnails
+    clip_reader     frames of a clip, from its MP4 or its source; clip_prefetch reads ahead
     synthetic       the synthetic corpus
 
-This package knows no table and no stage, and decides nothing about quality: bounds on scores are in
-`videoar.curation`. It reads objects of a store where sources and clips live there (`sources`,
-`fetch`, `clip_reader`), and writes none.
+It returns frames and rows, and commits no table; it knows no stage. It does not decide on quality:
+bounds on scores are in `videoar.curation`. Three modules read objects of a store, where sources and
+clips may be (`sources`, `fetch`, `clip_reader`); none writes there.
 
 A video that cannot be used raises `MediaError` with a code of `reject_codes`.
 """

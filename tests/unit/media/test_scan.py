@@ -1,7 +1,4 @@
-"""Scan of small videos: cuts, grids, rotation, damage; in this process and in the child."""
-
-import os
-import signal
+"""Scan of small videos: cuts, grids, rotation, damage."""
 
 import av
 import numpy as np
@@ -9,9 +6,6 @@ import pytest
 
 from tests.support.video_files import ffmpeg, moving_noise, write_video
 from videoar.core.errors import MediaError
-from videoar.media.decode import decode_clip
-from videoar.media.process import Limits
-from videoar.media.sandbox import SandboxedDecoder
 from videoar.media.scan import DecodedClip, ScanPlan, scan
 from videoar.media.source_decoder import SourceMetadata
 from videoar.media.transcode import encode_clips
@@ -191,54 +185,3 @@ def test_source_outside_its_bounds_is_rejected(tmp_path, plan, code):
     with pytest.raises(MediaError) as error:
         run(path, **plan)
     assert error.value.code == code
-
-
-def test_clip_files_do_not_depend_on_other_clips_of_the_call():
-    one, other = moving_noise(17, 1), moving_noise(17, 2)
-    together = encode_clips([one, other], 8.0, 12)
-    assert together == [encode_clips([one], 8.0, 12)[0], encode_clips([other], 8.0, 12)[0]]
-    assert np.abs(decode_clip(together[0]).astype(int) - one).mean() < 8
-    with pytest.raises(MediaError, match="not a clip"):
-        decode_clip(b"no video at all")
-
-
-@pytest.fixture
-def decoder():
-    with SandboxedDecoder(ScanPlan(size_px=48), Limits(wall_s=20, cpu_s=20)) as decoder:
-        yield decoder
-
-
-def test_child_gives_equal_results_and_survives_bad_files(tmp_path, decoder):
-    good = write_video(tmp_path / "a.mp4", moving_noise(40))
-    (tmp_path / "b.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(500))
-    before = list(decoder.scan(good))
-    pid = decoder._children["scan"].process.pid
-    with pytest.raises(MediaError):
-        list(decoder.scan(tmp_path / "b.mp4"))
-    after = list(decoder.scan(good))
-    assert decoder._children["scan"].process.pid == pid
-    here = list(scan(good, ScanPlan(size_px=48)))
-    for ours, theirs in ((before, here), (after, here)):
-        assert [vars(x) for x in ours[-1:]] == [vars(x) for x in theirs[-1:]]
-        assert all(
-            (a.frames_THWC == b.frames_THWC).all() for a, b in zip(ours[:-1], theirs, strict=False)
-        )
-        assert [a.columns for a in ours[:-1]] == [b.columns for b in theirs[:-1]]
-
-
-@pytest.mark.parametrize(
-    ("stroke", "code"),
-    [(signal.SIGSTOP, "TIMEOUT"), (signal.SIGSEGV, "CRASH"), (signal.SIGKILL, "MEM")],
-)
-def test_crashed_or_stopped_child_rejects_one_source(tmp_path, stroke, code):
-    good = write_video(tmp_path / "a.mp4", moving_noise(40))
-    with SandboxedDecoder(ScanPlan(size_px=48), Limits(wall_s=2, cpu_s=20)) as decoder:
-        assert len(list(decoder.scan(good))) == 3
-        pid = decoder._children["scan"].process.pid
-        os.kill(pid, stroke)
-        with pytest.raises(MediaError) as error:
-            list(decoder.scan(good))
-        assert error.value.code == code
-        with pytest.raises(ProcessLookupError):
-            os.kill(pid, 0)
-        assert len(list(decoder.scan(good))) == 3

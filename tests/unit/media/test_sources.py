@@ -1,4 +1,4 @@
-"""Listing of inputs: a row per file, labels and captions, errors with the file; detection."""
+"""Listing of inputs: a row per file, labels and captions, errors with the file."""
 
 import hashlib
 import os
@@ -7,7 +7,6 @@ import pytest
 
 from videoar.core.errors import ConfigError, MediaError
 from videoar.media.fetch import fetch
-from videoar.media.probe import detect_demuxer, sniff
 from videoar.media.process import Limits
 from videoar.media.sandbox import SandboxedDecoder
 from videoar.media.scan import ScanPlan
@@ -159,29 +158,3 @@ def test_synthetic_corpus_is_listed_and_fetched(tmp_path):
     with SandboxedDecoder(ScanPlan(), Limits(wall_s=20)) as decoder:
         path, sha256 = decoder.fetch(listed[0]["uri"], tmp_path)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256
-
-
-@pytest.mark.parametrize(
-    ("head", "code"),
-    [
-        (b"#EXTM3U\n#EXT-X-STREAM-INF\nfile:///etc/passwd", "PLAYLIST"),
-        (b"ffconcat version 1.0\nfile other.mp4\n", "PLAYLIST"),
-        (b"\x89PNG\r\n\x1a\n", "CONTAINER_DENIED"),
-        (b"GIF89a", "CONTAINER_DENIED"),
-        (b"\x1b[31mred\x1b[0m", "CONTAINER_DENIED"),
-        (b"<html></html>", "NOT_VIDEO"),
-        (bytes(64), "NOT_VIDEO"),
-    ],
-)
-def test_files_that_are_no_video_are_rejected_by_content(head, code):
-    with pytest.raises(MediaError) as error:
-        sniff(head, "a.mp4")
-    assert error.value.code == code
-
-
-def test_containers_are_detected_by_content(tmp_path):
-    (tmp_path / "a.txt").write_bytes(MP4)
-    assert detect_demuxer(tmp_path / "a.txt") == "mov"
-    assert sniff(b"\x1aE\xdf\xa3", "") == "matroska"
-    assert sniff(b"RIFF\0\0\0\0AVI LIST", "") == "avi"
-    assert sniff((b"G" + bytes(187)) * 3, "") == "mpegts"

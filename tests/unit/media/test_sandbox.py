@@ -1,0 +1,54 @@
+"""The decoding child: results equal to those of this process, and one lost source per crash."""
+
+import os
+import signal
+
+import pytest
+
+from tests.support.hostile import video
+from videoar.core.errors import MediaError
+from videoar.media.process import Limits
+from videoar.media.sandbox import SandboxedDecoder
+from videoar.media.scan import ScanPlan, scan
+
+
+@pytest.fixture
+def decoder():
+    with SandboxedDecoder(ScanPlan(size_px=48), Limits(wall_s=20, cpu_s=20)) as decoder:
+        yield decoder
+
+
+def test_child_gives_equal_results_and_survives_bad_files(tmp_path, decoder):
+    good = video(tmp_path / "a.mp4", num_frames=40)
+    (tmp_path / "b.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(500))
+    before = list(decoder.scan(good))
+    pid = decoder._children["scan"].process.pid
+    with pytest.raises(MediaError):
+        list(decoder.scan(tmp_path / "b.mp4"))
+    after = list(decoder.scan(good))
+    assert decoder._children["scan"].process.pid == pid
+    here = list(scan(good, ScanPlan(size_px=48)))
+    for ours, theirs in ((before, here), (after, here)):
+        assert [vars(x) for x in ours[-1:]] == [vars(x) for x in theirs[-1:]]
+        assert all(
+            (a.frames_THWC == b.frames_THWC).all() for a, b in zip(ours[:-1], theirs, strict=False)
+        )
+        assert [a.columns for a in ours[:-1]] == [b.columns for b in theirs[:-1]]
+
+
+@pytest.mark.parametrize(
+    ("stroke", "code"),
+    [(signal.SIGSTOP, "TIMEOUT"), (signal.SIGSEGV, "CRASH"), (signal.SIGKILL, "MEM")],
+)
+def test_crashed_or_stopped_child_rejects_one_source(tmp_path, stroke, code):
+    good = video(tmp_path / "a.mp4", num_frames=40)
+    with SandboxedDecoder(ScanPlan(size_px=48), Limits(wall_s=2, cpu_s=20)) as decoder:
+        assert len(list(decoder.scan(good))) == 3
+        pid = decoder._children["scan"].process.pid
+        os.kill(pid, stroke)
+        with pytest.raises(MediaError) as error:
+            list(decoder.scan(good))
+        assert error.value.code == code
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+        assert len(list(decoder.scan(good))) == 3
