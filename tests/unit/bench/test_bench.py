@@ -14,7 +14,7 @@ from videoar.core.errors import ConfigError
 from videoar.media.transcode import encode
 
 
-def test_a_film_is_as_long_as_its_plan_and_the_same_each_time():
+def test_film_has_the_length_of_its_plan_and_is_deterministic():
     film = Film(7, num_shots=6, height_px=36, width_px=64)
     frames, again = list(film.frames()), list(film.frames())
     assert all((a == b).all() for a, b in zip(frames, again, strict=True))
@@ -48,7 +48,7 @@ def test_every_disturbance_occurs():
     assert kinds == set(DISTURBANCES) - {"none"}
 
 
-def test_detections_count_once_and_the_rest_is_false():
+def test_detections_count_once_and_others_are_false_positives():
     tally = _Tally()
     wanted = [
         Transition("cut", 50, 50),
@@ -65,7 +65,7 @@ def test_detections_count_once_and_the_rest_is_false():
     assert (row["precision"], row["recall"], row["recall_cut"]) == (0.4, 0.667, 0.5)
 
 
-def test_ratios_are_ours_over_theirs_with_hardware_beside_them():
+def test_compare_returns_ratios_and_hardware():
     found = compare("x", "per second", {"ours": [3.0, 1.0, 2.0], "peer": [4.0, 4.0, 5.0]})
     assert (found.ours.median, found.ratios) == (2.0, {"peer": 0.5})
     assert "cores" in found.hardware
@@ -74,7 +74,7 @@ def test_ratios_are_ours_over_theirs_with_hardware_beside_them():
 
 
 @pytest.mark.slow
-def test_ingest_is_measured_on_given_files(tmp_path):
+def test_ingest_is_measured_on_files_of_a_folder(tmp_path):
     draw = np.random.default_rng(0)
     frames = np.repeat(draw.integers(0, 255, (40, 16, 16, 3)), 8, axis=1).repeat(8, axis=2)
     encode(frames.astype(np.uint8), tmp_path / "a.mp4", 12.0)
@@ -85,7 +85,7 @@ def test_ingest_is_measured_on_given_files(tmp_path):
     assert list(found.cases) == [tmp_path.name]
 
 
-def test_what_cannot_be_measured_is_said(tmp_path):
+def test_unknown_benchmark_and_unreadable_folder_are_rejected(tmp_path):
     with pytest.raises(ConfigError, match="known: " + ", ".join(BENCHES)):
         measure("speed", None, 1)
     with pytest.raises(ConfigError, match="no video that can be read"):
@@ -104,7 +104,7 @@ def test_contestants_of_the_loader_read_every_row(tmp_path):
         assert list(read(tmp_path, tmp_path / name, 8, 1)) == [8] * 6 + [2]
 
 
-def test_a_peer_that_is_not_installed_is_left_out_by_name(tmp_path, monkeypatch):
+def test_peer_that_is_not_installed_is_named_in_the_notes(tmp_path, monkeypatch):
     monkeypatch.setitem(loader.SHAPES, "A", ((4, 3, 2, 2), 30, 50, 8))
     absent = {name: loader_cell.CONTESTANTS[name] for name in ("raw", "ours", "webdataset")}
     monkeypatch.setattr(loader_cell, "CONTESTANTS", absent)
@@ -118,7 +118,7 @@ def test_a_peer_that_is_not_installed_is_left_out_by_name(tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_tokenizing_is_measured_beside_its_network(monkeypatch):
+def test_tokenize_is_measured_beside_its_network(monkeypatch):
     from videoar.bench import tokens
 
     monkeypatch.setattr(tokens, "_FILM", Film(79, num_shots=3, height_px=48, width_px=64))

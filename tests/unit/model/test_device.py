@@ -8,7 +8,7 @@ from videoar.model.device import device
 
 
 @pytest.mark.parametrize("given", [None, "", "-1"])
-def test_without_a_gpu_it_is_the_cpu(given, monkeypatch):
+def test_device_without_a_gpu_is_the_cpu(given, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if given is not None:
@@ -16,7 +16,7 @@ def test_without_a_gpu_it_is_the_cpu(given, monkeypatch):
     assert device() == "cpu"
 
 
-def test_a_gpu_that_torch_cannot_use_is_an_error_and_no_slow_training(monkeypatch):
+def test_assigned_gpu_that_torch_cannot_use_is_an_error(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert device() == "cuda"

@@ -60,7 +60,7 @@ def by_clip(snapshot):
     return {row["clip_id"]: row for row in rows}
 
 
-def test_the_same_rows_in_few_files_of_one_shape_each(store):
+def test_output_has_the_same_rows_in_few_files_of_one_shape_each(store):
     tokens = many(store)
     stage, packed = compact(store, tokens.id)
     assert (len(tokens.files), len(packed.files)) == (30, 2)
@@ -82,7 +82,7 @@ def test_clips_of_a_source_are_spread(store):
     assert np.mean(np.diff(source) == 0) < 0.15  # by chance 1 in 20; before it was 19 in 20
 
 
-def test_files_have_the_size_that_is_asked_for(store):
+def test_files_have_the_requested_size(store):
     tokens = commit_tables(store, *[token_rows(20 * i, 20, source=i) for i in range(20)])
     source = RowReader(tokens)
     for most in (100, 40, 1):
@@ -104,7 +104,7 @@ def hash_of(clip):
     return checksum(clip.encode()) % (1 << 64) >> 1
 
 
-def test_new_clips_and_clips_that_go_cost_their_own_files_alone(store):
+def test_new_and_deleted_clips_change_only_their_own_files(store):
     tables = [token_rows(20 * i, 20, source=i) for i in range(20)]
     tokens = commit_tables(store, *tables)
     size = int(RowReader(tokens).payload.row_bytes_N.sum()) / 16 / (1 << 20)
@@ -119,19 +119,19 @@ def test_new_clips_and_clips_that_go_cost_their_own_files_alone(store):
     assert touched(*tables, token_rows(400, 1)) == 1
     assert touched(*tables, token_rows(400, 3, **SMALL)) == 0
     assert touched(*tables, token_rows(400, 3, tokenizer_digest="0" * 64)) == 0
-    assert touched(*tables[1:], tables[0].slice(1)) == 1  # in a file that was written anew
+    assert touched(*tables[1:], tables[0].slice(1)) == 1  # in a file that was written again
     assert touched(pa.concat_tables(tables[:10]), pa.concat_tables(tables[10:])) == 0
     assert touched(*tables[1:], changed(tables[0], "caption", 3, "another")) == 1
 
 
-def test_the_plan_is_small_however_many_rows_there_are(store):
+def test_plan_does_not_grow_with_the_rows(store):
     stage = CompactStage(CompactConfig())
     many_rows = commit_tables(store, token_rows(0, 1000, (1, 3, 2, 2), [(2, 2)]))
     (shard,) = stage.shards({"tokens": many_rows})
     assert (shard.num_rows, len(shard.rows)) == (1000, 1)
 
 
-def test_it_is_done_once_and_again_makes_the_same_bytes(store, tmp_path):
+def test_second_run_is_cached_and_recomputation_gives_the_same_bytes(store, tmp_path):
     tokens = many(store)
     _, packed = compact(store, tokens.id)
     stage, again = compact(store, tokens.id)
@@ -157,7 +157,7 @@ class Slow(Far):
             self.waiting -= 1
 
 
-def test_from_far_the_same_rows_by_many_requests_at_once(store):
+def test_remote_store_gives_the_same_rows_with_concurrent_requests(store):
     tokens = many(store)
     far = dataclasses.replace(tokens, objects=Slow(tokens.objects))
     stage = CompactStage(CompactConfig())
@@ -178,7 +178,7 @@ def test_from_far_the_same_rows_by_many_requests_at_once(store):
     assert len(far.objects.reads) == 2  # neighbours: one request a column
 
 
-def test_damage_is_not_copied_on_from_far(store):
+def test_damage_in_a_remote_store_is_not_copied(store):
     bad = changed(token_rows(3, 3), "latent_xxh3", 1, 7)
     tokens = commit_tables(store, token_rows(0, 3), bad)
     source = RowReader(dataclasses.replace(tokens, objects=Slow(tokens.objects)))
@@ -189,7 +189,7 @@ def test_damage_is_not_copied_on_from_far(store):
         source.take(np.array([0, 2, 5]))
 
 
-def test_tokenizers_do_not_mix_and_notes_are_kept(store):
+def test_tokenizers_do_not_mix_and_metadata_is_kept(store):
     tokens = commit_tables(store, token_rows(0, 3), token_rows(3, 3, tokenizer_digest="b" * 64))
     _, packed = compact(store, tokens.id)
     notes = RowReader(packed).file_metadata
@@ -197,7 +197,7 @@ def test_tokenizers_do_not_mix_and_notes_are_kept(store):
     assert set(notes[0]) == {"tokenizer_digest", "scales", "interpolation", "layout_version"}
 
 
-def test_files_of_another_writer_come_out_in_our_layout(store):
+def test_files_of_another_writer_are_written_in_our_layout(store):
     """Payload that is plain binary, of no fixed width: as any Parquet library writes it."""
     ours = commit_tables(store, token_rows(0, 6), token_rows(6, 4, **SMALL))
     files = []
@@ -220,11 +220,11 @@ def test_files_of_another_writer_come_out_in_our_layout(store):
     assert by_clip(packed) == by_clip(ours)
 
 
-def test_nothing_comes_of_nothing(store):
+def test_empty_input_plans_no_shard(store):
     assert compact(store, commit_tables(store).id)[1].rows == 0
 
 
-def test_damage_is_not_copied_on(store):
+def test_damage_is_not_copied(store):
     bad = changed(token_rows(3, 3), "latent_xxh3", 1, 7)
     tokens = commit_tables(store, token_rows(0, 3), bad)
     words = f"{tokens.files[1].key}: row 1: latent fails its checksum"
@@ -233,7 +233,7 @@ def test_damage_is_not_copied_on(store):
 
 
 @pytest.mark.parametrize("column", ["caption", "latent_xxh3", "start_s"])
-def test_damage_of_small_columns_is_not_copied_on(store, column):
+def test_damage_of_small_columns_is_not_copied(store, column):
     tokens = commit_tables(store, token_rows(0, 30), token_rows(30, 30))
     file = tokens.files[1]
     flip_silently(store, file, column)
@@ -248,7 +248,7 @@ def test_damage_of_small_columns_is_not_copied_on(store, column):
         export(store, tokens.id, "parquet", f"{store.url}-export")
 
 
-def test_a_clip_that_is_there_twice_is_refused(store):
+def test_duplicate_clip_is_rejected(store):
     tokens = commit_tables(
         store, token_rows(0, 3), changed(token_rows(3, 3), "clip_id", 0, "0" * 32)
     )
@@ -256,7 +256,7 @@ def test_a_clip_that_is_there_twice_is_refused(store):
         compact(store, tokens.id)
 
 
-def test_a_take_down_reaches_the_large_files(store):
+def test_takedown_removes_rows_of_the_large_files(store):
     tokens = many(store)
     _, packed = compact(store, tokens.id)
     forget(store, f"{7:064x}")
@@ -286,7 +286,7 @@ compact(open_store(sys.argv[1]), sys.argv[2])
 
 @pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
-def test_a_kill_at_any_step_leaves_the_old_or_the_new_state(store, tmp_path, point):
+def test_kill_at_any_step_leaves_the_old_or_the_new_state(store, tmp_path, point):
     tokens = many(store)
     calm = open_store((tmp_path / "calm").as_uri())
     expected = compact(calm, many(calm).id)[1]

@@ -80,7 +80,7 @@ def pretrain(store, inputs, rank, **options):
     )
 
 
-def test_a_killed_training_ends_like_the_uninterrupted_one(store, inputs, tmp_path):
+def test_killed_training_equals_the_uninterrupted_one(store, inputs, tmp_path):
     rank = MemoryRank(tmp_path / "a")
     output = pretrain(store, inputs, rank, checkpoint_every=3)
     (row,) = output.rows.to_pylist()
@@ -94,7 +94,7 @@ def test_a_killed_training_ends_like_the_uninterrupted_one(store, inputs, tmp_pa
     assert not [*rank.scratch.iterdir(), *killed.scratch.iterdir()]  # no checkpoint stays there
 
 
-def test_a_later_phase_starts_from_the_weights_of_an_earlier_one(store, inputs, tmp_path):
+def test_start_port_initializes_from_an_earlier_phase(store, inputs, tmp_path):
     first = pretrain(store, inputs, MemoryRank(tmp_path / "a")).rows
     start = commit(store, "first", "models@1", first)
     still = {**TRAINING, "optimizer": {"learning_rate": 1e-12}}
@@ -107,7 +107,7 @@ def test_a_later_phase_starts_from_the_weights_of_an_earlier_one(store, inputs, 
     assert all(torch.allclose(old[name], new[name], atol=1e-8) for name in old)
 
 
-def test_tokens_of_another_tokenizer_are_refused(store, inputs, tmp_path):
+def test_tokens_of_another_tokenizer_are_rejected(store, inputs, tmp_path):
     other = commit(store, "other", "models@1", _model_row(store, base_width=8))
     rank = MemoryRank(tmp_path)
     with pytest.raises(ContractError, match=f"tokenize the clips again, by {other.id}"):
@@ -124,7 +124,7 @@ def test_tokens_of_another_tokenizer_are_refused(store, inputs, tmp_path):
         pretrain(store, {"tokens": tokens, "tokenizer": narrow}, rank)
 
 
-def test_compacted_tokens_are_those_of_the_same_tokenizer(store, inputs, tmp_path):
+def test_compacted_tokens_keep_their_tokenizer(store, inputs, tmp_path):
     _, packed = compact(store, inputs["tokens"].id)
     assert "tokenizer" not in packed.commit.provenance.parents
     config = load_tokenizer(inputs["tokenizer"], store)[0].cfg
@@ -141,7 +141,7 @@ def _model_row(store, **changes):
     return publish_model(net, store, weights=net.state_dict(), step=0, metrics={}, history=[])
 
 
-def test_mistakes_in_the_config_are_found_before_anything_runs():
+def test_mistakes_in_the_config_are_rejected_before_a_run():
     for options in (
         {"preset": "huge", "training": TRAINING},
         {"training": TRAINING, "model": {"depht": 3}},
@@ -152,7 +152,7 @@ def test_mistakes_in_the_config_are_found_before_anything_runs():
             PretrainConfig(**options)
 
 
-def test_samples_are_planned_made_and_repeatable(store, inputs, reference, tmp_path):
+def test_samples_are_planned_and_reproducible(store, inputs, reference, tmp_path):
     model = commit(store, "model", "models@1", pretrain(store, inputs, MemoryRank(tmp_path)).rows)
     ports = {"model": model, "tokenizer": inputs["tokenizer"], "reference": reference}
     stage = GenerateStage(GenerateConfig(num_per_prompt=2, shard_samples=3, num_frames=5))
@@ -173,7 +173,7 @@ def test_samples_are_planned_made_and_repeatable(store, inputs, reference, tmp_p
         stage.open({**ports, "tokenizer": stranger}, StageContext(store))
 
 
-def test_prompts_come_from_a_file_too(tmp_path):
+def test_prompts_are_read_from_a_file(tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("a cat\n\na dog\na cat\n")
     stage = GenerateStage(GenerateConfig(prompts=str(path)))

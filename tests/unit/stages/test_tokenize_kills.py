@@ -51,10 +51,10 @@ def run_and_read(prepared, folder, *kills):
 
 
 @pytest.mark.parametrize("kill", KILLS, ids=str)
-def test_a_killed_run_ends_as_a_calm_one(prepared, calm, tmp_path, kill):
+def test_killed_run_ends_with_the_tokens_of_an_undisturbed_one(prepared, calm, tmp_path, kill):
     assert run_and_read(prepared, tmp_path, kill) == calm
 
 
-def test_killed_again_and_again(prepared, calm, tmp_path):
+def test_run_killed_four_times_ends_with_the_same_tokens(prepared, calm, tmp_path):
     kills = ({"batch": 2}, {"batch": 7}, {"crash_at": "shard-written"}, {"batch": 1})
     assert run_and_read(prepared, tmp_path, *kills) == calm

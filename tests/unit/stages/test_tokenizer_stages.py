@@ -75,7 +75,7 @@ def test_training_publishes_the_average_and_resumes_exactly(store, clips, tmp_pa
     assert again.rows.equals(output.rows)
 
 
-def test_the_average_is_published_and_not_the_last_weights(store, clips, tmp_path):
+def test_published_weights_are_the_average_not_the_last(store, clips, tmp_path):
     rank = MemoryRank(tmp_path / "run")
     output = train(store, clips, rank, checkpoint_every=4)
     state = load(rank.saved[4]["state.safetensors"])
@@ -87,14 +87,14 @@ def test_the_average_is_published_and_not_the_last_weights(store, clips, tmp_pat
     assert not all(torch.equal(weight, state[f"net/{name}"]) for name, weight in published.items())
 
 
-def test_clips_that_are_left_out_are_said(store, clips, tmp_path, caplog):
+def test_max_clips_below_the_input_is_logged(store, clips, tmp_path, caplog):
     train(store, clips, MemoryRank(tmp_path / "a"))
     assert "max_clips" not in caplog.text
     train(store, clips, MemoryRank(tmp_path / "b"), max_clips=1)
     assert "trains on max_clips = 1 of " in caplog.text
 
 
-def test_measurements_are_spread_evenly_over_the_run(store, clips, tmp_path):
+def test_validations_are_spread_evenly_over_the_run(store, clips, tmp_path):
     output = train(store, clips, MemoryRank(tmp_path), validations=2)
     history = json.loads(output.rows["history_json"][0].as_py())
     assert [point["step"] for point in history if "val/psnr_db" in point] == [1, 3]
@@ -104,7 +104,7 @@ def test_measurements_are_spread_evenly_over_the_run(store, clips, tmp_path):
     assert [step for step in range(1, 8) if stage._is_due(step)] == [3, 5, 7]
 
 
-def test_a_tokenizer_that_is_not_good_enough_is_not_published(store, clips, tmp_path):
+def test_tokenizer_below_its_gate_is_not_published(store, clips, tmp_path):
     rank = MemoryRank(tmp_path / "a")
     with pytest.raises(GateError, match=r"min_psnr_db.*\d+\.\d\d dB PSNR, at least 60 dB required"):
         train(store, clips, rank, min_psnr_db=60, checkpoint_every=3)
@@ -137,7 +137,7 @@ def test_training_starts_from_an_image_tokenizer(store, clips, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_distance_is_a_curve_of_the_history(store, clips, tmp_path):
+def test_distance_option_adds_a_curve_to_the_history(store, clips, tmp_path):
     rows = clips.table().to_pylist()
     another = {**rows[2], "clip_id": "f" * 32, "span_start_us": 0}
     more = clips_of(store, [*rows, another])
@@ -147,7 +147,7 @@ def test_a_distance_is_a_curve_of_the_history(store, clips, tmp_path):
         train(store, clips, MemoryRank(tmp_path / "few"), distance=True)
 
 
-def test_clips_that_cannot_train_it_are_refused(store, clips, tmp_path):
+def test_unsuitable_clips_are_rejected(store, clips, tmp_path):
     with pytest.raises(ValidationError, match="none of the 3 scales"):
         TrainTokenizerConfig(preset="tiny", training={**TRAINING, "drop_scales": 3})
     with pytest.raises(ConfigError, match=r"\(32, 32\).*\(64, 64\)"):
@@ -181,7 +181,7 @@ def test_clips_that_cannot_train_it_are_refused(store, clips, tmp_path):
         ),
     ],
 )
-def test_mistakes_in_a_shape_are_refused_with_their_pipeline_and_named_where_they_are(
+def test_mistakes_in_a_shape_are_rejected_with_the_pipeline_under_their_key(
     type_name, ports, options, match
 ):
     stage = {"stage": type_name, "from": ports, **options}
@@ -190,7 +190,7 @@ def test_mistakes_in_a_shape_are_refused_with_their_pipeline_and_named_where_the
         parse_pipeline(document, "t")
 
 
-def test_a_batch_that_its_workers_cannot_share_is_refused_before_any_of_them_starts():
+def test_batch_that_workers_cannot_share_is_rejected_with_the_config():
     def config(workers, accumulate):
         training = {**TRAINING, "batch_clips": 4, "accumulate": accumulate}
         return TrainTokenizerConfig(training=training, resources={"workers": workers})
@@ -200,7 +200,7 @@ def test_a_batch_that_its_workers_cannot_share_is_refused_before_any_of_them_sta
         config(3, 2)
 
 
-def test_clips_that_would_stop_it_later_are_refused_before_the_first_step(store, tmp_path):
+def test_too_short_clips_are_rejected_before_the_first_step(store, tmp_path):
     def refused(match, rows, **options):
         rank = MemoryRank(tmp_path / "run")
         with pytest.raises(ConfigError, match=match):
@@ -238,7 +238,7 @@ def test_clips_of_several_sizes_train_one_network(store, clips, tmp_path):
         train(store, odd, MemoryRank(tmp_path / "d"))
 
 
-def test_lpips_weights_count_and_must_be_there(tmp_path):
+def test_lpips_weights_are_in_the_fingerprint_and_must_exist(tmp_path):
     path = tmp_path / "lpips.safetensors"
     stage = TrainTokenizerStage(TrainTokenizerConfig(preset="tiny", lpips_weights=str(path)))
     with pytest.raises(ConfigError, match="No such file"):
@@ -270,7 +270,7 @@ def test_files_of_weights_that_hold_something_else_are_named(store, clips, tmp_p
     refused("image_fresh", "leaves no weight to take from .*w.safetensors", **image, **everything)
 
 
-def test_training_goes_on_over_an_unreadable_clip_and_resumes_exactly(store, clips, tmp_path):
+def test_training_skips_an_unreadable_clip_and_resumes_exactly(store, clips, tmp_path):
     first, *others = clips.table().to_pylist()
     broken = clips_of(store, [damaged(store, first), *others])
     rank, killed = MemoryRank(tmp_path / "a"), MemoryRank(tmp_path / "b")
@@ -280,7 +280,7 @@ def test_training_goes_on_over_an_unreadable_clip_and_resumes_exactly(store, cli
     assert not train(store, clips, MemoryRank(tmp_path / "c")).rows.equals(output.rows)
 
 
-def test_tokens_hold_what_the_tokenizer_says(store, clips, tmp_path):
+def test_tokens_hold_latents_and_bits_of_the_tokenizer(store, clips, tmp_path):
     models = commit(store, "tok", "models@1", train(store, clips, MemoryRank(tmp_path)).rows)
     net, digest = load_tokenizer(models, store)
     inputs = {"clips": clips, "tokenizer": models}
@@ -320,7 +320,7 @@ def open_mapper(store, models, rows, **options):
     return stage.open({"clips": clips, "tokenizer": models}, StageContext(store)), clips.table()
 
 
-def test_no_tokens_are_written_by_a_tokenizer_that_cannot_show_them(store, models):
+def test_tokenizer_below_its_gate_writes_no_tokens(store, models):
     rows = shape_rows(store, SHAPES[:1])
     mapper, table = open_mapper(store, models, rows, min_psnr_db=60)
     with pytest.raises(GateError, match=r"tokenize.min_psnr_db: reconstructions have .* 60 dB"):
@@ -329,7 +329,7 @@ def test_no_tokens_are_written_by_a_tokenizer_that_cannot_show_them(store, model
     assert len(mapper(table)) == 1
 
 
-def test_tokens_of_a_lower_gate_are_not_those_of_a_higher_one(store):
+def test_tokens_of_another_gate_are_encoded_again(store):
     document = prepare(store, num_files=1, clips_per_file=1)
     execute(store, document)
     document["stages"]["tokens"]["min_psnr_db"] = 60
@@ -342,7 +342,7 @@ def commit_net(store, net):
     return commit(store, "tok", "models@1", row)
 
 
-def test_a_clip_whose_latents_are_not_finite_stops_before_anything_is_written(store):
+def test_non_finite_latents_stop_the_stage_before_anything_is_written(store):
     rows = shape_rows(store, SHAPES[:1] * 2)
     torch.manual_seed(0)
     net = VideoTokenizer(TOKENIZERS["tiny"]).eval()
@@ -360,7 +360,7 @@ def test_a_clip_whose_latents_are_not_finite_stops_before_anything_is_written(st
         mapper(table)  # the gate has seen the first clip alone
 
 
-def test_the_gate_names_the_clip_whose_latents_are_not_finite(store):
+def test_gate_names_the_clip_with_non_finite_latents(store):
     rows = shape_rows(store, SHAPES[:1])
     net = VideoTokenizer(TOKENIZERS["tiny"])
     torch.nn.init.constant_(net.encoder.conv_out.bias, torch.nan)
@@ -420,7 +420,7 @@ def test_clips_that_do_not_fit_are_named(store, models, shape, claimed, message)
         mapper(table)
 
 
-def test_a_refused_clip_changes_no_other_and_busy_time_is_counted(store, models):
+def test_rejected_clip_changes_no_other_and_busy_time_is_counted(store, models):
     rows = shape_rows(store, [SHAPES[0]] * 6)
     mapper, table = open_mapper(store, models, rows, batch_clips=2, resources={"cpus": 4})
     (whole,) = mapper(table)
@@ -436,7 +436,7 @@ def test_a_refused_clip_changes_no_other_and_busy_time_is_counted(store, models)
     assert (whole.metrics["accelerator_items"], rest.metrics["accelerator_items"]) == (6, 5)
 
 
-def test_two_shards_at_once_give_what_one_gives(store, tmp_path):
+def test_concurrent_shards_give_the_same_tokens(store, tmp_path):
     run = execute(store, prepare(store))
     other = open_store((tmp_path / "other").as_uri())
     assert execute(other, prepare(other), _OneByOne()).outputs == run.outputs
@@ -446,7 +446,7 @@ def test_two_shards_at_once_give_what_one_gives(store, tmp_path):
     assert metrics == pytest.approx(store.snapshot(run.outputs["tokens"]).commit.metrics)
 
 
-def test_one_shard_that_fails_stops_the_other(store):
+def test_failed_shard_stops_the_other(store):
     document = prepare(store)
     bad = shape_rows(store, [(7, 32, 32)])
     good = [shape_rows(store, SHAPES, str(n)) for n in range(4)]

@@ -45,13 +45,13 @@ def cut_at_several_lengths(path, load):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_model_that_is_cut_off_is_refused(tmp_path, name):
+def test_truncated_model_is_rejected(tmp_path, name):
     save_model(VideoTokenizer(TINY), tmp_path)
     cut_at_several_lengths(tmp_path / name, lambda: load_model(tmp_path))
     assert load_model(tmp_path).cfg == TINY
 
 
-def test_a_flipped_byte_does_not_leave_the_store(tmp_path):
+def test_flipped_byte_of_a_stored_model_is_rejected(tmp_path):
     net = VideoTokenizer(TINY)
     store = open_store((tmp_path / "store").as_uri())
     row = publish_model(net, store, weights=net.state_dict(), step=0, metrics={}, history=[])
@@ -68,7 +68,7 @@ def test_a_flipped_byte_does_not_leave_the_store(tmp_path):
         path.write_bytes(data)
 
 
-def test_weights_of_another_network_are_refused(tmp_path):
+def test_weights_of_another_network_are_rejected(tmp_path):
     save_model(VideoTokenizer(TINY), tmp_path)
     config = tmp_path / "config.json"
     document = json.loads(config.read_text())
@@ -101,7 +101,7 @@ def trainer(steps=0, gan_start=5):
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "progress.json"])
-def test_a_state_that_is_cut_off_is_refused(tmp_path, name):
+def test_truncated_state_is_rejected(tmp_path, name):
     trainer(1).save(tmp_path)
     resumed = trainer()
     cut_at_several_lengths(tmp_path / name, lambda: resumed.load(tmp_path))
@@ -139,7 +139,7 @@ def shorter(key):
         (shorter("net/encoder.conv_in.weight"), "size mismatch"),
     ],
 )
-def test_a_state_that_lacks_or_changes_something_is_refused(tmp_path, change, message):
+def test_incomplete_or_changed_state_is_rejected(tmp_path, change, message):
     trainer(1, gan_start=0).save(tmp_path)
     path = tmp_path / "state.safetensors"
     save_file(change(load_file(path)), path)
@@ -147,7 +147,7 @@ def test_a_state_that_lacks_or_changes_something_is_refused(tmp_path, change, me
         trainer(gan_start=0).load(tmp_path)
 
 
-def test_a_state_of_other_parts_is_refused(tmp_path):
+def test_state_of_other_parts_is_rejected(tmp_path):
     trainer(1).save(tmp_path)
     alone = TokenizerTrainer(TINY, TokenizerTraining(batch_clips=2, excerpt_frames=5), CLIPS)
     with pytest.raises(ContractError, match="critic"):

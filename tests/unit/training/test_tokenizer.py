@@ -36,7 +36,7 @@ def options(**changes):
     return TokenizerTraining(**{**base, **changes})
 
 
-def test_the_loss_falls_and_the_average_reconstructs():
+def test_training_lowers_the_loss_and_the_average_reconstructs():
     trainer = TokenizerTrainer(CFG, options(ema=0.9, weights=LossWeights(l2=2)), CLIPS)
     val = Validation(CLIPS, {})
     before = val.measure(trainer.averaged())["psnr_db"]
@@ -48,7 +48,7 @@ def test_the_loss_falls_and_the_average_reconstructs():
 
 
 @pytest.mark.parametrize("extra", [{}, {"accumulate": 2, "precision": "bf16"}], ids=str)
-def test_every_term_is_finite_and_resuming_is_exact(extra, tmp_path):
+def test_resumed_training_with_every_term_is_exact(extra, tmp_path):
     straight = TokenizerTrainer(CFG, options(**EVERYTHING | extra), CLIPS)
     for _ in range(2):
         straight.train_step()
@@ -88,7 +88,7 @@ def test_ranks_share_one_batch():
         TokenizerTrainer(CFG, options(), CLIPS, 0, 2).train_step()
 
 
-def test_images_come_first_and_inflate():
+def test_image_steps_come_first_and_train_no_past():
     trainer = TokenizerTrainer(CFG, options(image_steps=1), CLIPS)
     assert videos_of(trainer)[0].shape == (20, 3, 1, 32, 32)
     kernel = next(w for w in trainer.net.parameters() if w.ndim == 5 and w.shape[2] == 3)
@@ -99,7 +99,7 @@ def test_images_come_first_and_inflate():
     assert kernel[:, :, :2].any()
 
 
-def test_a_batch_mixes_images_and_videos_that_count_the_same_each():
+def test_images_and_videos_of_a_batch_have_equal_weight():
     def parts(**more):
         shared = options(batch_clips=8, image_share=0.25, **more)
         return parts_of(TokenizerTrainer(CFG, shared, CLIPS))
@@ -115,7 +115,7 @@ def test_a_batch_mixes_images_and_videos_that_count_the_same_each():
 
 
 @pytest.mark.parametrize("extra", [{}, {"image_share": 0.25}, EVERYTHING], ids=str)
-def test_a_batch_in_parts_takes_the_same_step_as_the_whole(extra):
+def test_step_in_parts_equals_the_step_of_the_whole_batch(extra):
     def trained(accumulate):
         trainer = TokenizerTrainer(CFG, options(accumulate=accumulate, **extra), CLIPS)
         trainer.metrics = [trainer.train_step() for _ in range(3)]
@@ -128,7 +128,7 @@ def test_a_batch_in_parts_takes_the_same_step_as_the_whole(extra):
         assert (a.grad - b.grad).norm() <= 1e-3 * a.grad.norm()  # of the third step
 
 
-def test_the_last_scales_are_left_out_now_and_then_and_never_all():
+def test_drop_scales_omits_last_scales_at_random_never_all():
     trainer = TokenizerTrainer(CFG, options(drop_scales=2), CLIPS)
     drawn = {tuple(trainer._kept_scales(np.random.default_rng(seed), 3)) for seed in range(40)}
     assert drawn == {(True, a, b) for a in (True, False) for b in (True, False)}
@@ -152,7 +152,7 @@ class Read:
         return CLIPS[index]
 
 
-def test_the_next_step_is_read_while_this_one_computes_and_fails_only_when_it_comes():
+def test_next_batch_is_prefetched_and_its_error_is_raised_in_its_step():
     def read(steps, bad=None):
         clips = Read(bad)
         trainer = TokenizerTrainer(CFG, options(steps=steps), clips)
@@ -175,7 +175,7 @@ def mixed(rank=0, world_size=1, **changes):
     return TokenizerTrainer(CFG, options(**changes), MIXED, rank, world_size, sizes_px=SIZES)
 
 
-def test_every_batch_has_one_size_drawn_in_proportion_to_its_clips():
+def test_batches_have_one_size_in_proportion_to_its_clips():
     trainer, seen = mixed(), []
     for trainer.step in range(300):
         (video,) = videos_of(trainer)
@@ -189,7 +189,7 @@ def test_every_batch_has_one_size_drawn_in_proportion_to_its_clips():
         assert tuple(video.shape[-2:]) == seen[other.step]
 
 
-def test_clips_of_one_size_are_drawn_as_they_always_were():
+def test_draws_with_one_size_do_not_depend_on_sizes():
     (batch,) = videos_of(TokenizerTrainer(CFG, options(), CLIPS))
     (same,) = videos_of(TokenizerTrainer(CFG, options(), CLIPS, sizes_px=[(32, 32)] * 6))
     draw = np.random.default_rng(seed_from("tokenizer", 0, 0))
@@ -203,7 +203,7 @@ def test_clips_of_one_size_are_drawn_as_they_always_were():
     assert torch.equal(batch, same)
 
 
-def test_sizes_share_one_network_and_resuming_is_exact(tmp_path):
+def test_resumed_training_on_several_sizes_is_exact(tmp_path):
     everything = {**EVERYTHING, "accumulate": 2, "seed": 4}
     straight, sizes = mixed(**everything), []
     for step in range(6):
@@ -224,7 +224,7 @@ def test_sizes_share_one_network_and_resuming_is_exact(tmp_path):
         mixed(drop_scales=3)
 
 
-def test_half_precision_trains_and_keeps_full_precision_weights():
+def test_half_precision_trains_full_precision_weights():
     full = TokenizerTrainer(CFG, options(), CLIPS).train_step()
     trainer = TokenizerTrainer(CFG, options(precision="bf16", ema=0.9), CLIPS)
     metrics = [trainer.train_step() for _ in range(40)]
@@ -234,7 +234,7 @@ def test_half_precision_trains_and_keeps_full_precision_weights():
     assert {weight.dtype for weight in trainer.average.weights.values()} == {torch.float32}
 
 
-def test_a_network_can_start_from_another_one():
+def test_start_changes_the_initial_network():
     def halve(net):
         net.decoder.conv_out.weight.mul_(0.5)
 
@@ -244,7 +244,7 @@ def test_a_network_can_start_from_another_one():
     assert torch.equal(started.average.weights[name], 0.5 * plain.average.weights[name])
 
 
-def test_what_cannot_be_trained_on_is_refused():
+def test_unusable_clips_and_networks_are_rejected():
     with pytest.raises(ConfigError, match="no clips"):
         TokenizerTrainer(CFG, options(), CLIPS[:0])
     with pytest.raises(ConfigError, match="longer than a clip of 9"):
@@ -324,7 +324,7 @@ def state_of(trainer):
     return [tensor.detach().clone() for tensor in (*weights, *moments)]
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_soon_stops_the_run(tmp_path, caplog):
+def test_non_finite_step_is_skipped_and_repeated_ones_stop_the_run(tmp_path, caplog):
     for features, what in ((lost, "loss is nan"), (steep, "gradient norm of the tokenizer is nan")):
         trainer = watched_by(features)
         before = state_of(trainer)
@@ -389,7 +389,7 @@ def _train_as_rank(rank, folder):
 
 
 @pytest.mark.slow
-def test_two_ranks_on_different_clips_do_what_one_does_with_all(tmp_path):
+def test_two_ranks_take_the_steps_of_one(tmp_path):
     torch.multiprocessing.spawn(_train_as_rank, args=(str(tmp_path),), nprocs=2)
     for name, more in RANK_CASES.items():
         first, second = np.load(tmp_path / f"{name}0.npy"), np.load(tmp_path / f"{name}1.npy")
@@ -428,5 +428,5 @@ def _fail_as_rank(rank, folder):
 
 
 @pytest.mark.slow
-def test_what_one_rank_gets_wrong_stops_both(tmp_path):
+def test_error_of_one_rank_stops_both(tmp_path):
     torch.multiprocessing.spawn(_fail_as_rank, args=(str(tmp_path),), nprocs=2)

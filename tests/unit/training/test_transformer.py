@@ -64,7 +64,7 @@ def test_training_halves_the_loss():
 
 
 @pytest.mark.parametrize("stop", [3, 4, 5])  # the first phase has 4 steps
-def test_a_resumed_run_ends_where_the_uninterrupted_one_does(stop, tmp_path):
+def test_resumed_run_equals_the_uninterrupted_one(stop, tmp_path):
     whole = make_trainer()
     whole.run(lambda trainer, _: trainer.save(tmp_path) if trainer.step == stop else None)
     resumed = make_trainer()
@@ -76,7 +76,7 @@ def test_a_resumed_run_ends_where_the_uninterrupted_one_does(stop, tmp_path):
         assert torch.equal(weight, resumed.average.weights[name]), name
 
 
-def test_broken_losses_skip_the_step_and_soon_stop_the_run(tmp_path):
+def test_non_finite_step_is_skipped_and_repeated_ones_stop_the_run(tmp_path):
     trainer = make_trainer(steps=6)
     trainer.model.features.weight.data[0, 0] = float("nan")
     before = trainer.model.head.weight.clone()
@@ -92,7 +92,7 @@ def test_broken_losses_skip_the_step_and_soon_stop_the_run(tmp_path):
         resumed.run(lambda *_: None)
 
 
-def test_models_survive_the_store_without_pickle(tmp_path):
+def test_published_model_loads_without_pickle(tmp_path):
     torch.manual_seed(0)
     model = VideoAR(CONFIG)
     store = open_store((tmp_path / "store").as_uri())
@@ -109,7 +109,7 @@ def test_models_survive_the_store_without_pickle(tmp_path):
         assert torch.equal(weight, loaded.state_dict()[name])
 
 
-def test_other_folders_are_refused(tmp_path):
+def test_folder_of_another_kind_is_rejected(tmp_path):
     save_model(VideoAR(CONFIG), tmp_path)
     config = tmp_path / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "kind": "upscaler"}))
@@ -133,7 +133,7 @@ def _step_of_rank(rank, folder):
 
 
 @pytest.mark.slow
-def test_a_rank_without_rows_of_a_short_batch_takes_part(tmp_path):
+def test_rank_without_rows_of_a_short_batch_joins_the_step(tmp_path):
     torch.multiprocessing.spawn(_step_of_rank, args=(str(tmp_path),), nprocs=2)
     np.testing.assert_array_equal(np.load(tmp_path / "0.npy"), np.load(tmp_path / "1.npy"))
     alone = make_trainer()

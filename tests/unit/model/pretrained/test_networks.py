@@ -34,7 +34,7 @@ def no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-def test_stills_are_the_middles_of_equal_parts():
+def test_stills_are_the_middle_frames_of_equal_parts():
     frames = np.arange(17)[:, None]
     assert pick_stills(frames, 1)[:, 0].tolist() == [8]
     assert pick_stills(frames, 4)[:, 0].tolist() == [2, 6, 10, 14]
@@ -42,7 +42,7 @@ def test_stills_are_the_middles_of_equal_parts():
 
 
 @pytest.mark.parametrize("make", CAPTIONERS, ids=lambda make: make.__name__)
-def test_captions_are_the_same_every_time_and_without_the_question(make, tmp_path, no_network):
+def test_captions_are_deterministic_and_without_the_prompt(make, tmp_path, no_network):
     folder = make(tmp_path)
     clips = [noise(1, 3, 20, 24), noise(2, 2, 32, 32)]  # another size, another number of stills
     captioner = Captioner(folder, PROMPT, 6)
@@ -54,14 +54,14 @@ def test_captions_are_the_same_every_time_and_without_the_question(make, tmp_pat
         assert not text.startswith(("user", PROMPT))
 
 
-def test_a_caption_depends_on_its_own_clip_only(tmp_path):
+def test_caption_depends_on_its_own_clip_only(tmp_path):
     captioner = Captioner(tiny_models.llava(tmp_path), PROMPT, 6)
     clips = [noise(seed, 1 + seed, 16, 16) for seed in range(3)]
     assert captioner(clips) == [captioner([clip])[0] for clip in clips]
 
 
 @pytest.mark.parametrize("make", [tiny_models.llava, tiny_models.qwen2_vl])
-def test_a_caption_depends_on_what_is_shown_and_asked(make, tmp_path):
+def test_caption_depends_on_stills_and_prompt(make, tmp_path):
     folder = make(tmp_path, seed=2)  # most random models say one thing whatever they see
     clips = [np.full((2, 16, 16, 3), grey, np.uint8) for grey in (0, 255)]
     clips += [noise(seed, 2, 16, 16) for seed in range(4)]
@@ -71,7 +71,7 @@ def test_a_caption_depends_on_what_is_shown_and_asked(make, tmp_path):
 
 
 @pytest.mark.parametrize("make", [tiny_models.clip, tiny_models.siglip, tiny_models.dinov2])
-def test_the_vector_of_one_still_is_the_models_own(make, tmp_path):
+def test_vector_of_one_still_is_the_output_of_the_model(make, tmp_path):
     folder, still = make(tmp_path), noise(1, 20, 28)
     pixels = tiny_models.transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
     net = tiny_models.transformers.AutoModel.from_pretrained(folder)
@@ -83,7 +83,7 @@ def test_the_vector_of_one_still_is_the_models_own(make, tmp_path):
 
 
 @pytest.mark.parametrize("make", ENCODERS, ids=lambda make: make.__name__)
-def test_embeddings_are_unit_vectors_of_what_is_shown(make, tmp_path, no_network):
+def test_embeddings_are_unit_vectors_of_the_stills(make, tmp_path, no_network):
     encoder = ImageEncoder(make(tmp_path))
     light, dark = np.full((2, 24, 20, 3), 250, np.uint8), noise(1, 3, 32, 32)
     vectors = encoder([light, dark, light])
@@ -94,7 +94,7 @@ def test_embeddings_are_unit_vectors_of_what_is_shown(make, tmp_path, no_network
     np.testing.assert_allclose(encoder([dark[::-1]])[0], vectors[1], atol=1e-5)
 
 
-def test_the_digest_is_of_what_loading_reads(tmp_path):
+def test_folder_digest_covers_the_files_that_loading_reads(tmp_path):
     folder = tiny_models.clip(tmp_path / "a")
     digest = folder_digest(folder)
     assert digest == folder_digest(tiny_models.clip(tmp_path / "b"))
@@ -160,7 +160,7 @@ def ask_for_code(folder):
     ],
 )
 @pytest.mark.parametrize("make", [tiny_models.llava, tiny_models.dinov2])
-def test_a_damaged_folder_is_one_line(make, damage, what, tmp_path, no_network):
+def test_damaged_folder_is_one_error_line(make, damage, what, tmp_path, no_network):
     folder = make(tmp_path)
     damage(tmp_path)
     with pytest.raises(ConfigError, match=what) as caught:
@@ -177,14 +177,14 @@ def test_a_damaged_folder_is_one_line(make, damage, what, tmp_path, no_network):
         (ImageEncoder, tiny_models.llava, "image encoder"),
     ],
 )
-def test_a_model_of_another_kind_is_one_line(load, make, wanted, tmp_path):
+def test_model_of_another_kind_is_one_error_line(load, make, wanted, tmp_path):
     with pytest.raises(ConfigError, match=wanted) as caught:
         load(make(tmp_path))
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
 
 
-def test_an_encoder_that_draws_at_random_is_refused(tmp_path):
+def test_encoder_with_random_output_is_rejected(tmp_path):
     folder = tiny_models.dinov2(tmp_path)
     config = tiny_models.transformers.ViTMAEConfig(**tiny_models.VISION | {"patch_size": 2})
     tiny_models.transformers.ViTMAEModel(config).save_pretrained(folder)
@@ -192,19 +192,19 @@ def test_an_encoder_that_draws_at_random_is_refused(tmp_path):
         ImageEncoder(folder)
 
 
-def test_a_template_without_pictures_is_one_line(tmp_path):
+def test_chat_template_without_images_is_one_error_line(tmp_path):
     folder = tiny_models.llava(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0]['content'][-1]['text'] }}")
     with pytest.raises(ConfigError, match="not usable: "):
         Captioner(folder, PROMPT, 4)
 
 
-def test_no_folder_is_one_line(tmp_path):
+def test_missing_folder_is_one_error_line(tmp_path):
     with pytest.raises(ConfigError, match=r"no such model folder \(give a local folder"):
         ImageEncoder("openai/clip-vit-base-patch32")
 
 
-def test_without_the_extra_the_message_says_what_to_install(tmp_path, monkeypatch):
+def test_missing_extra_is_an_error_with_the_package_to_install(tmp_path, monkeypatch):
     folder = tiny_models.clip(tmp_path)
     monkeypatch.setattr(sys, "path", [])
     with pytest.raises(ConfigError, match=r"not installed \(install videoar\[caption\]\)"):

@@ -33,7 +33,7 @@ def test_pixel_terms_and_psnr_have_their_closed_forms():
     assert psnr(clip, clip + 0.5).item() == pytest.approx(-20 * math.log10(0.25))
 
 
-def test_perceptual_distance_is_zero_at_home_grows_with_noise_and_is_seeded():
+def test_perceptual_distance_is_zero_for_equal_videos_and_grows_with_noise():
     clip, noisy = videos()
     net = RandomFeatures(seed=7)
     assert perceptual_loss(net, clip, clip).item() == pytest.approx(0, abs=1e-9)
@@ -69,7 +69,7 @@ def lpips_by_its_formula(weights, images, others):
     return distance.item()
 
 
-def test_lpips_is_its_formula():
+def test_lpips_features_give_the_formula_of_the_paper():
     shapes = {0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3),
               10: (256, 256, 3, 3)}  # fmt: skip
     draw = torch.Generator().manual_seed(0)
@@ -94,14 +94,14 @@ def test_lpips_is_its_formula():
         LpipsAlex({**weights, **dict(list(heads.items())[:4])})
 
 
-def test_hinge_losses_at_their_corners():
+def test_hinge_losses_have_their_values_at_the_corners():
     real, fake = torch.full((2, 1), 1.5), torch.full((2, 1), -1.5)
     assert hinge_discriminator_loss(real, fake).item() == 0
     assert hinge_discriminator_loss(fake, real).item() == pytest.approx(2.5)
     assert hinge_generator_loss(fake).item() == pytest.approx(1.5)
 
 
-def test_lecam_punishes_distance_from_the_running_mean_of_the_other_side():
+def test_lecam_penalizes_distance_from_the_running_mean_of_the_other_side():
     lecam = LeCam(decay=0.5)
     real, fake = torch.full((4,), 2.0), torch.full((4,), -2.0)
     assert lecam(real, fake).item() == pytest.approx(2.0**2 + 2.0**2)  # the means are 0 at first
@@ -111,7 +111,7 @@ def test_lecam_punishes_distance_from_the_running_mean_of_the_other_side():
     assert set(lecam.state_dict()) == {"real", "fake"}
 
 
-def test_the_critic_learns_to_tell_noise_from_a_ramp():
+def test_discriminator_learns_to_separate_noise_from_a_ramp():
     torch.manual_seed(0)
     critic = PatchDiscriminator(width=8)
     real = torch.linspace(-1, 1, 16).expand(4, 3, 5, 16, 16)

@@ -56,7 +56,7 @@ def video(cfg, frames, seed=1):
 
 @CONFIGS
 @torch.no_grad()
-def test_shapes_and_bits(cfg):
+def test_latents_and_bits_have_the_shapes_of_the_config(cfg):
     net, clip = make(cfg), video(cfg, 17)
     latent = net.encode(clip)
     assert latent.shape == (2, cfg.num_bits, 5, *cfg.scales[-1])
@@ -70,7 +70,7 @@ def test_shapes_and_bits(cfg):
 
 
 @CONFIGS
-def test_a_network_for_another_size_is_the_same_network(cfg):
+def test_network_for_another_size_shares_its_weights(cfg):
     net, stride = make(cfg), cfg.space_stride
     assert net.for_size(*cfg.size_px) is net
     wide = net.for_size(3 * stride, 5 * stride)
@@ -91,7 +91,7 @@ def test_a_network_for_another_size_is_the_same_network(cfg):
 
 @CONFIGS
 @torch.no_grad()
-def test_a_beginning_is_encoded_as_within_the_whole(cfg):
+def test_prefix_of_a_video_has_the_latents_of_the_whole(cfg):
     net, clip = make(cfg), video(cfg, 17)
     whole, decoded = net.encode(clip), net.decode(net.encode(clip))
     for m in range(4):
@@ -101,7 +101,7 @@ def test_a_beginning_is_encoded_as_within_the_whole(cfg):
 
 @CONFIGS
 @torch.no_grad()
-def test_chunks_give_what_the_whole_gives(cfg):
+def test_chunks_give_the_latents_and_frames_of_the_whole(cfg):
     net, clip = make(cfg), video(cfg, 17)
     encode_carry, decode_carry = {}, {}
     latent = net.encode(clip)
@@ -118,7 +118,7 @@ def test_chunks_give_what_the_whole_gives(cfg):
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=5), st.sampled_from([FULL, TINY]))
 @torch.no_grad()
-def test_any_parts_in_any_order_of_sizes_give_the_whole(sizes, cfg):
+def test_chunks_of_any_sizes_give_the_latents_of_the_whole(sizes, cfg):
     net = make(cfg)
     lengths = [1 + 4 * (sizes[0] - 1), *(4 * m for m in sizes[1:])]
     clip = video(cfg, sum(lengths))
@@ -132,7 +132,7 @@ def test_any_parts_in_any_order_of_sizes_give_the_whole(sizes, cfg):
 
 @CONFIGS
 @torch.no_grad()
-def test_a_stream_remembers_the_same_few_frames_however_long_it_is(cfg):
+def test_carry_of_a_stream_does_not_grow_with_its_length(cfg):
     net, carry, held = make(cfg), {}, []
     for length in (1, 4, 4, 8, 40):
         net.decode(net.encode(video(cfg, length), carry), carry)
@@ -142,7 +142,7 @@ def test_a_stream_remembers_the_same_few_frames_however_long_it_is(cfg):
 
 @CONFIGS
 @torch.no_grad()
-def test_a_frame_first_changes_the_latent_frame_that_stands_for_it(cfg):
+def test_pixel_frame_first_changes_its_own_latent_frame(cfg):
     net, clip = make(cfg), video(cfg, 17)
     latent = net.encode(clip)
     for frame in range(17):
@@ -153,7 +153,7 @@ def test_a_frame_first_changes_the_latent_frame_that_stands_for_it(cfg):
 
 
 @torch.no_grad()
-def test_an_inflated_tokenizer_treats_still_videos_as_the_image_tokenizer_does():
+def test_inflated_tokenizer_encodes_static_videos_like_the_image_tokenizer():
     image_net, net = make(FULL.as_image(), seed=3), make(FULL, seed=4)
     inflate(net, image_net.state_dict())
     still = video(FULL, 1).expand(-1, -1, 9, -1, -1)
@@ -165,7 +165,7 @@ def test_an_inflated_tokenizer_treats_still_videos_as_the_image_tokenizer_does()
 
 
 @torch.no_grad()
-def test_inflation_can_leave_the_past_random_and_some_layers_fresh():
+def test_inflation_with_random_rest_and_fresh_layers():
     image_net, net = make(FULL.as_image(), seed=3), make(FULL, seed=4)
     flat = {name: w.squeeze(2) if w.ndim == 5 else w for name, w in image_net.state_dict().items()}
     fresh = net.encoder.conv_out.weight.clone()
@@ -182,7 +182,7 @@ def test_inflation_can_leave_the_past_random_and_some_layers_fresh():
 
 
 @torch.no_grad()
-def test_an_image_tokenizer_is_read_from_safetensors(tmp_path):
+def test_image_tokenizer_is_loaded_from_safetensors(tmp_path):
     image_net, net = make(FULL.as_image(), seed=3), make(FULL, seed=4)
     flat = {name: w.squeeze(2) if w.ndim == 5 else w for name, w in image_net.state_dict().items()}
     save_file(flat, tmp_path / "image.safetensors")
@@ -198,7 +198,7 @@ def test_an_image_tokenizer_is_read_from_safetensors(tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_weights_laid_out_as_infinitys_give_what_their_network_gives(tmp_path, wrapped):
+def test_weights_of_infinity_give_the_output_of_its_network(tmp_path, wrapped):
     theirs = InfinityReference(INFINITY, wrapped=wrapped)
     save_file(theirs.weights, tmp_path / "vae.safetensors")
     net = make(INFINITY)
@@ -210,7 +210,7 @@ def test_weights_laid_out_as_infinitys_give_what_their_network_gives(tmp_path, w
     torch.testing.assert_close(found, pixels[:, :, None].expand(-1, -1, 5, -1, -1))
 
 
-def test_weights_of_networks_that_do_not_fit_are_refused(tmp_path):
+def test_weights_of_networks_that_do_not_fit_are_rejected(tmp_path):
     theirs, path = InfinityReference(INFINITY, wrapped=False), tmp_path / "vae.safetensors"
     save_file(theirs.weights, path)
     with pytest.raises(ConfigError, match="infinity_layout"):
@@ -221,13 +221,13 @@ def test_weights_of_networks_that_do_not_fit_are_refused(tmp_path):
 
 
 @torch.no_grad()
-def test_a_new_network_treats_every_frame_as_an_image():
+def test_new_network_encodes_every_frame_as_an_image():
     torch.manual_seed(0)
     net, clip = VideoTokenizer(FULL).double(), video(FULL, 5)
     torch.testing.assert_close(net.encode(clip)[:, :, 1:], net.encode(clip[:, :, 4:]))
 
 
-def test_folding_and_bytes_are_undone_exactly():
+def test_folding_and_conversion_to_bytes_are_inverted_exactly():
     frames = torch.randint(0, 256, (2, 5, 8, 12, 3), dtype=torch.uint8)
     clip = video_from_frames(frames)
     assert clip.shape == (2, 3, 5, 8, 12)
@@ -248,7 +248,7 @@ def test_gradients_pass_the_quantizer_to_every_weight():
     assert net.encoder.conv_in.weight.grad.abs().sum() > 0
 
 
-def test_the_papers_tokenizers_have_the_papers_shapes():
+def test_presets_of_the_paper_have_its_shapes():
     ucf, large = TOKENIZERS["ucf"], TOKENIZERS["512"]
     assert (ucf.size_px, ucf.space_stride, ucf.time_stride) == ((128, 128), 16, 4)
     assert ucf.num_latent_frames(17) == 5
@@ -262,7 +262,7 @@ def test_the_papers_tokenizers_have_the_papers_shapes():
         assert net.encode(torch.empty(1, 3, 5, 128, 128)).shape == (1, 48, 2, 8, 8)
 
 
-def test_configs_that_cannot_be_built_are_refused():
+def test_impossible_configs_are_rejected():
     with pytest.raises(ValueError, match="time only"):
         TINY.as_image()
     too_large = ({"num_res_blocks": 10**6}, {"base_width": 10**6}, {"scales": ((1, 10**6),)})
@@ -282,11 +282,11 @@ def test_configs_that_cannot_be_built_are_refused():
         (((-2, -2), (4, 4)), r"\(-2, -2\) has a side below 1"),
     ],
 )
-def test_scales_that_cannot_be_a_pyramid_are_named(scales, message):
+def test_invalid_scales_are_named(scales, message):
     with pytest.raises(ValidationError, match=rf"scales\n.*scale {message}"):
         TokenizerConfig(scales=scales)
 
 
-def test_the_scales_of_every_grid_are_accepted():
+def test_schedule_of_every_grid_is_valid():
     for h, w in itertools.product(range(1, 49), repeat=2):
         assert TokenizerConfig(scales=scale_schedule(h, w)).scales[-1] == (h, w)

@@ -27,7 +27,7 @@ def bsq():
     return MultiScaleBSQ(num_bits=8, scales=SMALL_SQUARE)
 
 
-def test_published_schedules_and_token_counts():
+def test_schedules_have_the_published_token_counts():
     assert scale_schedule(8, 8) == SMALL_SQUARE
     assert tokens_per_frame(scale_schedule(8, 8)) == 130
     assert tokens_per_frame(scale_schedule(16, 16)) == 521
@@ -80,7 +80,7 @@ def test_fp16_storage_changes_few_bits(bsq):
     assert max(changed) < 2e-3
 
 
-def test_gradient_passes_straight_through_and_the_penalty_is_finite(bsq):
+def test_gradient_is_straight_through_and_the_penalty_finite(bsq):
     latent = smooth_latent().requires_grad_()
     quantized = bsq(latent)
     (quantized.latent_BKTHW.sum() + quantized.loss).backward()
@@ -165,7 +165,7 @@ def latents_with_scales(draw):
 
 @settings(max_examples=60, deadline=None)
 @given(latents_with_scales())
-def test_it_agrees_with_a_slow_reference(case):
+def test_quantizer_agrees_with_a_slow_reference(case):
     latent, scales = case
     bsq = MultiScaleBSQ(latent.shape[1], scales)
     residuals, rebuilt = slow_bsq(latent[0].numpy(), scales)
@@ -200,7 +200,7 @@ def test_bits_are_canonical(case):
     assert torch.equal(bsq.encode(latent * 8)[0], bsq.encode(latent)[0])
 
 
-def test_small_latents_overshoot_and_large_ones_are_met(bsq):
+def test_small_latents_overshoot_and_large_ones_do_not(bsq):
     def relative_error(norm):
         latent = smooth_latent(norm)
         return ((bsq.decode(bsq.encode(latent)) - latent).norm() / latent.norm()).item()
@@ -209,7 +209,7 @@ def test_small_latents_overshoot_and_large_ones_are_met(bsq):
     assert errors[0] > 1 > errors[1] > errors[2]
 
 
-def test_a_scale_that_is_left_out_is_as_if_it_were_not_there(bsq):
+def test_omitted_scale_has_no_effect(bsq):
     latent = smooth_latent()
     without = MultiScaleBSQ(8, (*SMALL_SQUARE[:4], SMALL_SQUARE[5]))(latent)
     quantized = bsq(latent, kept=[True] * 4 + [False, True])

@@ -59,7 +59,7 @@ def rows(model, frame, scale, frames=3):
     return (layout.frame_l == frame) & (layout.scale_l == scale)
 
 
-def test_a_frame_does_not_change_the_past_nor_its_own_first_scale(model):
+def test_frame_does_not_change_logits_of_the_past_nor_of_its_own_first_scale(model):
     bits, changed = make_bits(), make_bits(seed=1)
     mixed = [
         torch.cat([b[:, :1], c[:, 1:2], b[:, 2:]], 1) for b, c in zip(bits, changed, strict=True)
@@ -95,7 +95,7 @@ def test_cached_decoding_equals_one_masked_forward(history):
     assert torch.equal(logits[..., 1] > logits[..., 0], wanted)
 
 
-def test_a_seed_gives_the_same_bits_cached_or_not_alone_or_in_a_batch(model):
+def test_seed_gives_the_same_bits_cached_or_not_alone_or_in_a_batch(model):
     together = sample_bits(model, PROMPTS, 9, [3, 4])
     alone = sample_bits(model, PROMPTS[1:], 9, [4])
     slow = sample_bits(model, PROMPTS, 9, [3, 4], settings=SamplerSettings(cached=False))
@@ -104,7 +104,7 @@ def test_a_seed_gives_the_same_bits_cached_or_not_alone_or_in_a_batch(model):
         assert torch.equal(a, c)
 
 
-def test_given_frames_are_kept_cost_no_pass_and_change_the_rest(model):
+def test_prefix_frames_are_kept_need_no_pass_and_change_the_rest(model):
     given = [b[:, :1] for b in make_bits(seed=5)]
     free = sample_bits(model, PROMPTS, 9, [0, 0])
     forced = sample_bits(model, PROMPTS, 9, [0, 0], prefix_bits=given)
@@ -135,7 +135,7 @@ def test_unconditional_text_replaces_content_but_not_length(model):
     assert torch.equal(text.features_BPD[0], model.encode_text(PROMPTS).features_BPD[0])
 
 
-def test_rope_is_one_dimensional_on_text_and_sees_only_distances():
+def test_rope_is_one_dimensional_on_text_and_depends_on_distances_only():
     torch.manual_seed(0)
     q, k = torch.randn(2, 1, 1, 4, 16, dtype=torch.float64)
     index = torch.arange(4.0)[None, :, None].expand(1, 4, 3)
@@ -202,7 +202,7 @@ def test_attention_density_and_steps_of_the_ucf_shape():
 
 
 @pytest.mark.parametrize("history", ["full", "last_scale"])
-def test_the_scheme_keeps_the_rules_of_every_scheme(history):
+def test_scheme_obeys_the_rules_of_every_scheme(history):
     scheme = NextFrameNextScale(4, ((1, 1), (2, 2)), history, 2)
     size = len(scheme.blocks)
     assert all(scheme.visible(i, i) for i in range(size))
@@ -232,7 +232,7 @@ def test_flips_follow_equation_8():
     )  # fmt: skip
 
 
-def test_flips_change_later_labels_only_and_zero_is_the_clean_pipeline():
+def test_flips_change_later_labels_only_and_none_change_nothing():
     quantizer = MultiScaleBSQ(8, TINY.scales)
     latent = torch.randn(1, 8, 3, 3, 3, generator=torch.Generator().manual_seed(0)) * 2
     clean = quantizer.pyramid(latent)
@@ -261,7 +261,7 @@ def test_flips_change_later_labels_only_and_zero_is_the_clean_pipeline():
     assert touched == {(2, 0)}
 
 
-def test_a_clip_has_the_frames_that_were_asked_for_whatever_the_time_stride():
+def test_sample_has_the_requested_frames_at_any_time_stride():
     shape = TOKENIZERS["tiny"].model_copy(update={"time_downs": (0,)})
     same = {"scales": shape.scales, "time_stride": 2}
     tokenizer = VideoTokenizer(shape)
@@ -273,7 +273,7 @@ def test_a_clip_has_the_frames_that_were_asked_for_whatever_the_time_stride():
             sample(other, tokenizer, PROMPTS, num_frames=9)
 
 
-def test_guidance_ends_where_the_paper_says():
+def test_guidance_has_the_end_points_of_the_paper():
     ucf, t2v = guidance_schedule("ucf"), guidance_schedule("t2v")
     assert (ucf(0, 0), ucf(1, 0), ucf(0, 1), ucf(1, 1)) == (1, 5, 10, 10)
     assert (t2v(0, 0), t2v(1, 1)) == (5, 3)
@@ -282,7 +282,7 @@ def test_guidance_ends_where_the_paper_says():
         guidance_schedule("strong")
 
 
-def test_guidance_one_is_the_conditional_model(model):
+def test_guidance_of_one_is_the_conditional_model(model):
     plain = sample_bits(model, PROMPTS, 5, [1, 2], settings=SamplerSettings(guidance=1.0))
     almost = sample_bits(model, PROMPTS, 5, [1, 2], settings=SamplerSettings(guidance=1 + 1e-12))
     assert all(torch.equal(a, b) for a, b in zip(plain.bits, almost.bits, strict=True))
@@ -291,7 +291,7 @@ def test_guidance_one_is_the_conditional_model(model):
 @pytest.mark.parametrize(
     ("name", "stated"), [("small", 36.0e6), ("L", 912.9e6), ("XL", 2006e6), ("4B", 4001e6)]
 )
-def test_parameters_of_the_published_sizes(name, stated):
+def test_presets_have_the_published_parameter_counts(name, stated):
     with torch.device("meta"):
         assert VideoAR(PRESETS[name]).num_parameters() == pytest.approx(stated, rel=0.002)
 
@@ -324,7 +324,7 @@ def test_loss_starts_at_ln_2_and_weights_sum_to_one():
     assert {single.weight(i) for i in range(2)} == {1.0}
 
 
-def test_checkpointed_activations_change_no_gradient():
+def test_checkpointed_activations_give_the_same_gradients():
     torch.manual_seed(0)
     model = VideoAR(TINY).train()
     layout, text = model.layout(5), Text(torch.randn(1, 2, 32), torch.ones(1, 2, dtype=torch.bool))
@@ -337,13 +337,13 @@ def test_checkpointed_activations_change_no_gradient():
     torch.testing.assert_close(*gradients)
 
 
-def test_configs_that_cannot_work_are_refused():
+def test_impossible_configs_are_rejected():
     for change in ({"heads": 3}, {"max_scales": 2}, {"scheme": "other"}):
         with pytest.raises(ValueError, match="="):
             ModelConfig.model_validate({**PRESETS["tiny"].model_dump(), **change})
 
 
 @pytest.mark.parametrize("change", [{"depth": 10**6}, {"depth": 1000, "width": 65_536}], ids=str)
-def test_config_of_a_network_that_no_memory_holds_is_rejected(change):
+def test_config_of_a_huge_network_is_rejected(change):
     with pytest.raises(ValueError, match=r"less than or equal to 1024|the limit is 1e"):
         ModelConfig.model_validate({**PRESETS["tiny"].model_dump(), **change})

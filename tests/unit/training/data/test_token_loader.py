@@ -77,7 +77,7 @@ def ids(batches):
     return [batch["clip_ids"] for batch in batches]
 
 
-def test_every_row_exactly_once_and_its_own_values(snapshot):
+def test_epoch_yields_every_row_once_with_its_own_values(snapshot):
     seen = []
     for batch in TokenLoader(snapshot, 4, seed=0):
         latent = batch["latent_BTKHW"]
@@ -113,7 +113,7 @@ def test_ranks_together_read_the_same_global_batches(snapshot, world_size):
     assert [flat(parts) for parts in zip(*ranks, strict=True)] == whole
 
 
-def test_order_depends_on_seed_and_epoch_alone(snapshot):
+def test_order_depends_on_seed_and_epoch_only(snapshot):
     loader = TokenLoader(snapshot, 4, seed=1)
     first, second = ids(loader), ids(loader)
     assert first != second
@@ -124,7 +124,7 @@ def test_order_depends_on_seed_and_epoch_alone(snapshot):
 
 
 @pytest.mark.parametrize("stop", [1, 3, 9])
-def test_resume_continues_exactly_even_at_another_world_size(snapshot, stop):
+def test_resume_at_another_world_size_continues_exactly(snapshot, stop):
     whole = ids(TokenLoader(snapshot, 4, seed=3))
     loader = TokenLoader(snapshot, 4, seed=3)
     for step, _ in enumerate(loader, 1):
@@ -139,13 +139,13 @@ def test_resume_continues_exactly_even_at_another_world_size(snapshot, stop):
     assert rest == whole[stop:]
 
 
-def test_a_foreign_state_is_refused(snapshot):
+def test_state_of_another_loader_is_rejected(snapshot):
     state = TokenLoader(snapshot, 4, seed=3).state_dict()
     with pytest.raises(ConfigError, match="seed 3, this loader 4"):
         TokenLoader(snapshot, 4, seed=4).load_state_dict(state)
 
 
-def test_splits_and_bad_sizes(snapshot):
+def test_split_selects_rows_and_bad_sizes_are_rejected(snapshot):
     validation = flat(ids(TokenLoader(snapshot, 4, 0, split="val")))
     assert sorted(int(clip, 16) for clip in validation) == list(range(4, 46, 5))
     assert TokenLoader(snapshot, 4, 0, split="").num_rows == 46
@@ -155,7 +155,7 @@ def test_splits_and_bad_sizes(snapshot):
         TokenLoader(commit(token_table(0, 2)), 4, 0, split="val")
 
 
-def test_rows_of_two_tokenizers_do_not_mix():
+def test_rows_of_two_tokenizers_are_rejected():
     tables = [
         token_table(start, 3).replace_schema_metadata({"tokenizer_digest": maker})
         for start, maker in ((0, "one"), (3, "two"))
@@ -164,13 +164,13 @@ def test_rows_of_two_tokenizers_do_not_mix():
         TokenLoader(commit(*tables), 2, 0)
 
 
-def test_another_layout_is_refused():
+def test_unknown_layout_is_rejected():
     odd = commit(token_table(0, 3).replace_schema_metadata({"layout_version": "99"}))
     with pytest.raises(ContractError, match=rf"{odd.files[0].key}: layout version 99"):
         TokenLoader(odd, 2, 0)
 
 
-def test_a_state_of_another_order_is_refused(snapshot, monkeypatch):
+def test_state_of_another_order_is_rejected(snapshot, monkeypatch):
     state = TokenLoader(snapshot, 4, 0).state_dict()
     for name in ("STRATA", "WINDOW_BYTES", "ROW_BYTES", "VERSION"):
         with monkeypatch.context() as patch:
@@ -180,7 +180,7 @@ def test_a_state_of_another_order_is_refused(snapshot, monkeypatch):
     TokenLoader(snapshot, 4, 0).load_state_dict(state)
 
 
-def test_a_wrong_checksum_names_the_clip():
+def test_wrong_checksum_names_the_clip():
     bad = commit(token_table(0, 3, corrupt=1))
     with pytest.raises(StorageError, match=f"{1:032x}: latent fails its checksum"):
         list(TokenLoader(bad, 3, 0, verify=True))
@@ -235,7 +235,7 @@ def checked(snapshot):
 
 
 @pytest.mark.parametrize("opened", [lambda s: TokenLoader(s, 4, 7), RowReader, checked])
-def test_opening_from_far_asks_once_per_row_group_and_many_at_once(opened, monkeypatch):
+def test_opening_a_remote_store_takes_concurrent_requests_one_per_row_group(opened, monkeypatch):
     monkeypatch.setattr(writer, "ROW_GROUP_BYTES", 300_000)
     tables = [token_table(start, 20, (2, 8, 64, 64)) for start in (0, 20)]
     notes = {"tokenizer_digest": "a" * 64, "layout_version": "1"}
@@ -249,7 +249,7 @@ def test_opening_from_far_asks_once_per_row_group_and_many_at_once(opened, monke
     assert not store.objects.reads
 
 
-def test_what_is_fetched_at_once_is_bounded_where_row_groups_are_tiny(monkeypatch):
+def test_concurrent_bytes_are_bounded_with_tiny_row_groups(monkeypatch):
     monkeypatch.setattr(writer, "ROW_GROUP_BYTES", 1000)
     monkeypatch.setattr(reader, "_SPAN_BYTES", 8000)
     tiny = commit(token_table(0, 200))
@@ -285,7 +285,9 @@ def assert_equal(some, others):
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_from_far_the_same_batches_by_one_request_per_row_group(many_units, world_size):
+def test_remote_store_yields_the_same_batches_with_one_request_per_row_group(
+    many_units, world_size
+):
     for rank in range(world_size):
         store = far(many_units)
         loader = TokenLoader(store, 4, 7, rank, world_size)
@@ -310,7 +312,7 @@ class Cold:
         return self.answers[-1]
 
 
-def test_what_is_not_cached_is_read_all_the_same(many_units):
+def test_pages_that_are_not_cached_are_read(many_units):
     store = dataclasses.replace(many_units, objects=Cold(many_units.objects))
     loader = TokenLoader(store, 4, 7)
     assert_equal(contents(loader), contents(TokenLoader(many_units, 4, 7)))
@@ -318,7 +320,7 @@ def test_what_is_not_cached_is_read_all_the_same(many_units):
     assert False in store.objects.answers
 
 
-def test_both_columns_of_a_row_group_come_together(many_units):
+def test_both_columns_of_a_row_group_are_one_request(many_units):
     store = far(many_units)
     batch = next(iter(TokenLoader(store, 4, 7, columns=["bits", "latent"])))
     assert bytes(batch["bits_BN"].flatten().tolist()) == b"xxxx"
@@ -326,7 +328,7 @@ def test_both_columns_of_a_row_group_come_together(many_units):
     assert len(first) == len(store.objects.reads)
 
 
-def test_a_rank_without_rows_of_a_short_batch_gets_an_empty_one(many_units):
+def test_rank_without_rows_of_a_short_batch_gets_an_empty_batch(many_units):
     shares = [list(TokenLoader(many_units, 64, 7, rank, 64)) for rank in (0, 63)]
     assert shares[0][-1]["latent_BTKHW"].shape == (1, 2, 3, 4, 5)
     last = shares[1][-1]
@@ -335,7 +337,7 @@ def test_a_rank_without_rows_of_a_short_batch_gets_an_empty_one(many_units):
     assert last["clip_ids"] == []
 
 
-def test_large_rows_from_far_come_one_by_one():
+def test_large_remote_rows_are_fetched_one_by_one():
     wide = commit(token_table(0, 10, (2, 8, 64, 128)))
     store = far(wide)
     width = 2 * 8 * 64 * 128 * 2
@@ -344,7 +346,7 @@ def test_large_rows_from_far_come_one_by_one():
     assert [length for *_, length in store.objects.reads] == [width] * 8
 
 
-def test_resume_from_far_reads_only_what_is_left(many_units):
+def test_resume_from_a_remote_store_reads_only_remaining_rows(many_units):
     loader = TokenLoader(many_units, 4, 7)
     whole = contents(loader)
     again = TokenLoader(far(many_units), 4, 7)
@@ -354,7 +356,7 @@ def test_resume_from_far_reads_only_what_is_left(many_units):
 
 
 @pytest.mark.parametrize("away", [False, True])
-def test_a_state_after_the_last_batch_goes_on_with_the_next_epoch(many_units, away):
+def test_state_after_the_last_batch_resumes_with_the_next_epoch(many_units, away):
     loader = TokenLoader(many_units, 4, 7)
     steps = loader.endless()
     for _ in range(len(loader)):
@@ -366,7 +368,7 @@ def test_a_state_after_the_last_batch_goes_on_with_the_next_epoch(many_units, aw
     assert next(again.endless())["clip_ids"] == next(steps)["clip_ids"]
 
 
-def test_a_local_cache_asks_the_store_once(many_units, tmp_path):
+def test_local_cache_requests_every_span_once(many_units, tmp_path):
     once = far(many_units)
     first = contents(TokenLoader(once, 4, 7, cache=tmp_path / "cache"))
     assert once.objects.reads
@@ -375,16 +377,14 @@ def test_a_local_cache_asks_the_store_once(many_units, tmp_path):
     assert not again.objects.reads
 
 
-def test_a_local_cache_that_is_of_no_use_ends_no_training(
-    many_units, tmp_path, monkeypatch, caplog
-):
+def test_unusable_local_cache_does_not_stop_training(many_units, tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     first = contents(TokenLoader(far(many_units), 4, 7, cache=Path("cache")))
     cut, folder, *_ = (path for path in Path("cache").iterdir() if path.is_file())
     cut.write_bytes(cut.read_bytes()[:-1])
     folder.unlink()
     folder.mkdir()
-    for unread in (2, 1):  # the one that was cut is kept anew
+    for unread in (2, 1):  # the one that was cut is kept again
         again = far(many_units)
         assert_equal(contents(TokenLoader(again, 4, 7, cache=Path("cache"))), first)
         assert len(again.objects.reads) == unread
@@ -396,7 +396,7 @@ def test_a_local_cache_that_is_of_no_use_ends_no_training(
     }
 
 
-def test_batches_that_are_kept_stay_and_memory_of_others_is_used_again(many_units):
+def test_memory_of_batches_is_reused_only_when_unreferenced(many_units):
     kept = list(TokenLoader(many_units, 4, 7))
     for batch in kept:
         for clip, row in zip(batch["clip_ids"], batch["latent_BTKHW"], strict=True):
@@ -410,7 +410,7 @@ def test_batches_that_are_kept_stay_and_memory_of_others_is_used_again(many_unit
     assert torch.equal(part, before)
 
 
-def test_memory_of_odd_sizes_does_not_pile_up():
+def test_buffers_of_odd_sizes_do_not_accumulate():
     buffers = BufferPool()
     for size in range(1000, 3000):
         assert buffers.empty(size).shape == (size,)
@@ -419,7 +419,7 @@ def test_memory_of_odd_sizes_does_not_pile_up():
     )
 
 
-def test_a_file_whose_footer_calls_a_column_otherwise_is_named():
+def test_file_with_another_column_name_in_its_footer_is_named():
     snapshot = commit(token_table(0, 10))
     (file,) = snapshot.files
     data = snapshot.objects.get(file.key)
@@ -429,7 +429,7 @@ def test_a_file_whose_footer_calls_a_column_otherwise_is_named():
         TokenLoader(snapshot, 4, 7)
 
 
-def test_a_file_cut_short_is_named(many_units):
+def test_truncated_file_is_named(many_units):
     snapshot = commit(*[token_table(start, 10) for start in range(0, 20, 10)])
     loader = TokenLoader(snapshot, 4, 7)
     victim = snapshot.files[1].key
@@ -441,7 +441,7 @@ def test_a_file_cut_short_is_named(many_units):
 
 
 @pytest.mark.parametrize("place", [-100, -500])
-def test_a_damaged_footer_is_named(place):
+def test_damaged_footer_is_named(place):
     snapshot = commit(token_table(0, 10), token_table(10, 10))
     victim = snapshot.files[1].key
     data = bytearray(snapshot.objects.get(victim))
@@ -451,7 +451,7 @@ def test_a_damaged_footer_is_named(place):
         TokenLoader(snapshot, 4, 7)
 
 
-def test_smaller_shapes_fill_batches_of_equal_work():
+def test_equal_work_fills_batches_of_smaller_shapes():
     tables = token_table(0, 40, (2, 3, 4, 4)), token_table(40, 40, (1, 3, 2, 4))
     batches = list(TokenLoader(commit(*tables), 2, 0, split="", equal_work=True))
     sizes = {(b["latent_BTKHW"].shape[1:], len(b["clip_ids"])) for b in batches}
@@ -469,7 +469,7 @@ def two_stores(many_units):
     return {"video": many_units, "image": commit(token_table(500, 30, (1, 3, 4, 5)))}
 
 
-def test_a_mixture_keeps_its_shares_and_each_store_its_order(two_stores):
+def test_mixture_keeps_shares_and_the_order_of_each_store(two_stores):
     mixed = mixture(two_stores, {"video": 2, "image": 1})
     blocks = [[(b["store"], b["clip_ids"]) for b in mixed] for _ in range(2)]
     assert [len(block) for block in blocks] == [BLOCK] * 2
@@ -482,7 +482,7 @@ def test_a_mixture_keeps_its_shares_and_each_store_its_order(two_stores):
         assert seen == [next(alone)["clip_ids"] for _ in seen]
 
 
-def test_a_mixture_resumes_anywhere_at_another_world_size(two_stores):
+def test_mixture_resumes_anywhere_at_another_world_size(two_stores):
     weights = {"video": 0.7, "image": 0.3}
     mixed = mixture(two_stores, weights)
     whole = [b["clip_ids"] for _ in range(2) for b in mixed]
@@ -502,7 +502,7 @@ def test_a_mixture_resumes_anywhere_at_another_world_size(two_stores):
         assert joined == whole[stop : stop + len(joined)]
 
 
-def test_bad_mixtures_are_refused(two_stores):
+def test_bad_mixtures_are_rejected(two_stores):
     with pytest.raises(ConfigError, match="less than one step in 1000"):
         mixture(two_stores, {"video": 1e6, "image": 1})
     with pytest.raises(ConfigError, match="not all positive"):
@@ -521,7 +521,7 @@ def test_bad_mixtures_are_refused(two_stores):
         mixture(two_stores, {"video": 3, "image": 1}).load_state_dict(state)
 
 
-def test_the_order_is_that_of_the_digest(many_units):
+def test_order_depends_on_the_digest_not_on_the_commit(many_units):
     tables = [token_table(start, 10) for start in range(0, 40, 10)]
     one, other = commit(*tables), commit(*reversed(tables))
     assert one.digest == other.digest
@@ -535,7 +535,7 @@ def test_the_order_is_that_of_the_digest(many_units):
     assert by_columns[0] == by_columns[1] == by_columns[2]
 
 
-def test_a_state_is_of_its_split(snapshot):
+def test_state_of_another_split_is_rejected(snapshot):
     rows = token_table(0, 10)
     half = rows.set_column(2, "split", [["val", "train"] * 5])
     state = TokenLoader(commit(half), 1, 0).state_dict()
@@ -547,13 +547,13 @@ def test_a_state_is_of_its_split(snapshot):
 
 
 @pytest.mark.parametrize("columns", [[], ["latents"], ["label"]])
-def test_columns_that_are_no_payload_are_refused(snapshot, columns):
+def test_columns_that_are_no_payload_are_rejected(snapshot, columns):
     with pytest.raises(ConfigError, match=r"are not among \['bits', 'latent'\]"):
         TokenLoader(snapshot, 4, 0, columns=columns)
 
 
 @pytest.mark.parametrize("rank_of", [(0, 0), (2, 2), (-1, 2), (0, 3)])
-def test_ranks_that_do_not_fit_are_refused(snapshot, rank_of):
+def test_ranks_that_do_not_fit_are_rejected(snapshot, rank_of):
     with pytest.raises(ConfigError, match="batch_size 4 is not"):
         TokenLoader(snapshot, 4, 0, *rank_of)
     with pytest.raises(ConfigError, match="no rows"):
@@ -584,7 +584,7 @@ def by_whom(snapshot, work_s, monkeypatch):
     return readers
 
 
-def test_threads_read_for_a_caller_who_works_and_only_for_him(many_units, monkeypatch):
+def test_threads_read_ahead_only_for_a_caller_that_works_between_batches(many_units, monkeypatch):
     assert not any(by_whom(many_units, 0, monkeypatch))
     readers = by_whom(many_units, 0.02, monkeypatch)
     assert all(readers[2:])  # the first two fill what was empty
@@ -599,7 +599,7 @@ class Failing(Far):
         raise TransientStorageError(key, "no answer")
 
 
-def test_a_failure_does_not_wait_for_the_queue():
+def test_failed_request_is_raised_before_the_queue_is_drained():
     wide = commit(token_table(0, 200, (2, 8, 64, 128)))
     store = dataclasses.replace(wide, objects=Failing(wide.objects))
     with pytest.raises(TransientStorageError, match="no answer"):
@@ -607,7 +607,7 @@ def test_a_failure_does_not_wait_for_the_queue():
     assert len(store.objects.reads) <= 2 * REQUESTS  # of 128 that were asked for
 
 
-def test_a_mixture_goes_on_after_a_failure(two_stores, monkeypatch):
+def test_mixture_continues_after_a_failed_read(two_stores, monkeypatch):
     weights = {"video": 1, "image": 1}
     whole = ids(mixture(two_stores, weights))
     mixed, seen = mixture(two_stores, weights), []
