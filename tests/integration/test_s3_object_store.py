@@ -375,9 +375,9 @@ def test_range_response_of_other_bytes_is_rejected(troubled, how):
     objects, told = troubled
     for read in READS[2:]:
         told[:] = [how]
-        with pytest.raises(StorageError, match=r"p/k: asked for 100 .* gave others"):
+        with pytest.raises(StorageError, match=r"p/k: requested 100 .* has another range"):
             read(objects)
-    told[:] = ["whole"] * 2  # all of it was asked for
+    told[:] = ["whole"] * 2  # the whole object was requested
     assert objects.get_range("k", 0, 500) == filled(objects, 0, 200) == Troubled.data
 
 
