@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from videoar.core.ids import seed_from
+from videoar.core.types import Row
 
 DUPLICATE_EXACT = "DUPLICATE_EXACT"
 DUPLICATE_NEAR = "DUPLICATE_NEAR"
@@ -50,7 +51,6 @@ _KEYS = np.dtype([
     ("start_us", np.int64),
     ("hashes", np.uint64, 3),
 ])
-Row = Mapping[str, Any]
 Pair = tuple[int, int]
 """Row numbers of two clips."""
 
