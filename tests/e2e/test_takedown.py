@@ -137,6 +137,7 @@ def test_forget_leaves_no_version_in_a_bucket(tmp_path: Path, s3_server: S3Serve
     url, endpoint = f"s3://{bucket}/store", {"VIDEOAR_S3_ENDPOINT": s3_server.endpoint}
     store = open_store(url, endpoint=s3_server.endpoint)
     if is_versioned:  # somebody turns it on later: a store that begins in such a bucket is refused
+        store.ledger.prepare_write()
         enabled = {"Status": "Enabled"}
         client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration=enabled)
     videos = tmp_path / "videos"

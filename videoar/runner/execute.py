@@ -84,8 +84,8 @@ class Execution:
         check_tools(selected, self.registry)
         check_datasets(selected, self.store, self.registry)
         inputs = {name: resolve(self.store, name, url) for name, url in self.spec.inputs.items()}
-        self.has_begun = True
         self._log.create(self.spec, __version__, start, until)
+        self.has_begun = True
         for skipped in self.stages.keys() - {stage.name for stage in selected}:
             self.stages[skipped] = self.stages[skipped].model_copy(update={"status": "SKIPPED"})
         self._log.driver()
