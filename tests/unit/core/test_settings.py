@@ -37,6 +37,9 @@ def test_unknown_log_form_is_rejected_with_the_known_ones(monkeypatch):
         settings()
 
 
-def test_child_environment_adds_to_the_own_one(monkeypatch):
+def test_child_environment_has_listed_variables_and_additions(monkeypatch):
     monkeypatch.setenv("SOME_VARIABLE", "1")
-    assert child_environment(OTHER="2").items() >= {"SOME_VARIABLE": "1", "OTHER": "2"}.items()
+    monkeypatch.setenv("TZ", "UTC")
+    environment = child_environment(OTHER="2")
+    assert environment.items() >= {"TZ": "UTC", "OTHER": "2"}.items()
+    assert "SOME_VARIABLE" not in environment
