@@ -12,7 +12,8 @@ from videoar.core.types import Provenance
 from videoar.pipeline.fingerprint import compute_parts
 from videoar.pipeline.work.shard import ShardWorker
 from videoar.pipeline.work.task import StageTask, merge
-from videoar.stages.ingest import IngestConfig, IngestStage
+from videoar.stages.ingest.config import IngestConfig
+from videoar.stages.ingest.stage import IngestStage
 
 preload(__name__)
 for _late in ("sandbox", "sources", "transcode"):  # stages import them at first use

@@ -12,7 +12,8 @@ from videoar.core.types import Provenance
 from videoar.media.sources import list_sources
 from videoar.pipeline.context import StageContext
 from videoar.stages.filter import FilterConfig, FilterStage
-from videoar.stages.ingest import IngestConfig, IngestStage
+from videoar.stages.ingest.config import IngestConfig
+from videoar.stages.ingest.stage import IngestStage
 from videoar.stages.profile import ProfileConfig, ProfileStage
 from videoar.storage.store import open_store
 

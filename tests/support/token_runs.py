@@ -18,7 +18,7 @@ from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.pipeline.spec import parse_pipeline
 from videoar.pipeline.stage import Output
 from videoar.runner.execute import Execution
-from videoar.stages import tokenize_worker
+from videoar.stages.tokenize import worker
 from videoar.storage.store import open_store
 from videoar.training.model_store import publish_model
 
@@ -77,7 +77,7 @@ def _run(url: str, document: dict, batch: int) -> None:
         if count == batch:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    tokenize_worker.crash_point = kill_in_batch
+    worker.crash_point = kill_in_batch
     execute(open_store(url), document)
 
 

@@ -26,7 +26,8 @@ from videoar.media.source_decoder import SourceMetadata
 from videoar.media.sources import list_sources
 from videoar.media.transcode import encode_stream
 from videoar.pipeline.context import StageContext
-from videoar.stages.ingest import IngestConfig, group_rows
+from videoar.stages.ingest.config import IngestConfig
+from videoar.stages.ingest.stage import group_rows
 from videoar.stages.ingest.worker import IngestWorker
 from videoar.storage.store import open_store
 

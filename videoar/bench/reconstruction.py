@@ -25,8 +25,8 @@ from videoar.media.clip_reader import ClipReader
 from videoar.model.tokenizer.config import TOKENIZERS, LossWeights, TokenizerTraining
 from videoar.pipeline.spec import parse_pipeline
 from videoar.runner.execute import Execution
-from videoar.stages.train_tokenizer import TrainTokenizerConfig, TrainTokenizerStage
-from videoar.stages.train_tokenizer_worker import clip_table
+from videoar.stages.train_tokenizer.stage import TrainTokenizerConfig, TrainTokenizerStage
+from videoar.stages.train_tokenizer.worker import clip_table
 from videoar.storage.store import open_store
 from videoar.training.data.clip_cache import ClipCache
 from videoar.training.tokenizer import TokenizerTrainer

@@ -16,17 +16,17 @@ Registry = Mapping[str, str]
 """Stage type to `module:Class`. Tests pass their own."""
 
 BUILTIN: Registry = {  # in the order of a pipeline, which is that of the generated reference
-    "ingest": "videoar.stages.ingest:IngestStage",
+    "ingest": "videoar.stages.ingest.stage:IngestStage",
     "profile": "videoar.stages.profile:ProfileStage",
     "filter": "videoar.stages.filter:FilterStage",
-    "caption": "videoar.stages.annotate:CaptionStage",
-    "embed": "videoar.stages.annotate:EmbedStage",
-    "train_tokenizer": "videoar.stages.train_tokenizer:TrainTokenizerStage",
-    "tokenize": "videoar.stages.tokenize:TokenizeStage",
+    "caption": "videoar.stages.annotate.stage:CaptionStage",
+    "embed": "videoar.stages.annotate.stage:EmbedStage",
+    "train_tokenizer": "videoar.stages.train_tokenizer.stage:TrainTokenizerStage",
+    "tokenize": "videoar.stages.tokenize.stage:TokenizeStage",
     "compact": "videoar.stages.compact:CompactStage",
-    "pretrain": "videoar.stages.pretrain:PretrainStage",
-    "generate": "videoar.stages.generate:GenerateStage",
-    "score": "videoar.stages.score:ScoreStage",
+    "pretrain": "videoar.stages.pretrain.stage:PretrainStage",
+    "generate": "videoar.stages.generate.stage:GenerateStage",
+    "score": "videoar.stages.score.stage:ScoreStage",
     "promote": "videoar.stages.promote:PromoteStage",
 }
 

@@ -12,7 +12,8 @@ from videoar.core.errors import StageError
 from videoar.model.tokenizer.config import TOKENIZERS
 from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.pipeline.context import StageContext
-from videoar.stages.annotate import CaptionConfig, CaptionStage
+from videoar.stages.annotate.config import CaptionConfig
+from videoar.stages.annotate.stage import CaptionStage
 from videoar.storage.store import Store, open_store
 from videoar.training.model_store import publish_model
 

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from tests.support.stage_chain import ingest
 from videoar.media.decode import decode_clip
 from videoar.media.transcode import encode
-from videoar.stages.ingest import IngestConfig, group_rows
+from videoar.stages.ingest.config import IngestConfig
+from videoar.stages.ingest.stage import group_rows
 from videoar.storage.store import open_store
 
 OPTIONS = {"rate_fps": None, "size_px": 32, "sources_per_shard": 2}

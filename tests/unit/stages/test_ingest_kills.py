@@ -14,7 +14,8 @@ from tests.support.stage_chain import commit, provenance, sources_snapshot
 from videoar.core.ids import sha256_hex
 from videoar.media.sources import list_sources
 from videoar.pipeline.context import StageContext
-from videoar.stages.ingest import IngestConfig, IngestStage
+from videoar.stages.ingest.config import IngestConfig
+from videoar.stages.ingest.stage import IngestStage
 from videoar.storage.store import open_store
 
 pytestmark = pytest.mark.slow

@@ -17,9 +17,9 @@ from videoar.media.decode import decode_clip
 from videoar.model.tokenizer.config import TOKENIZERS
 from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.pipeline.context import StageContext
-from videoar.stages.generate import GenerateConfig, GenerateStage
-from videoar.stages.pretrain import PretrainConfig, PretrainStage
-from videoar.stages.pretrain_worker import require_tokens_of
+from videoar.stages.generate.stage import GenerateConfig, GenerateStage
+from videoar.stages.pretrain.stage import PretrainConfig, PretrainStage
+from videoar.stages.pretrain.worker import require_tokens_of
 from videoar.storage.store import open_store
 from videoar.storage.token_codec import checksum, pack_bits
 from videoar.training.model_store import load_tokenizer, load_transformer, publish_model

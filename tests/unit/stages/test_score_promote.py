@@ -19,7 +19,7 @@ from videoar.model.tokenizer.config import TokenizerConfig
 from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.pipeline.context import StageContext
 from videoar.stages.promote import PromoteConfig, PromoteStage
-from videoar.stages.score import ScoreConfig, ScoreStage
+from videoar.stages.score.stage import ScoreConfig, ScoreStage
 from videoar.storage.store import open_store
 from videoar.training.model_store import publish_model
 

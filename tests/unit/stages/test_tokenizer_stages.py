@@ -27,12 +27,12 @@ from videoar.model.tokenizer.network import VideoTokenizer, video_from_frames
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.spec import parse_pipeline
 from videoar.pipeline.work.shard import ShardWorker
-from videoar.stages.tokenize import TokenizeConfig, TokenizeStage
-from videoar.stages.train_tokenizer import (
+from videoar.stages.tokenize.stage import TokenizeConfig, TokenizeStage
+from videoar.stages.train_tokenizer.stage import (
     TrainTokenizerConfig,
     TrainTokenizerStage,
 )
-from videoar.stages.train_tokenizer_worker import _inflate
+from videoar.stages.train_tokenizer.worker import _inflate
 from videoar.storage.store import open_store
 from videoar.storage.token_codec import checksum, unpack_bits
 from videoar.training.model_store import load_tokenizer, publish_model

@@ -17,7 +17,7 @@ from videoar.model.pretrained.model_folder import folder_digest
 from videoar.model.pretrained.networks import Captioner, ImageEncoder, pick_stills
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import Output
-from videoar.stages.annotate import C, CaptionConfig, CaptionStage, EmbedConfig, EmbedStage
+from videoar.stages.annotate.config import C, CaptionConfig, EmbedConfig
 
 _SOURCE = "model"  # value of `caption_source`
 
@@ -71,7 +71,7 @@ class AnnotateWorker(ABC, Generic[C]):
 class CaptionWorker(AnnotateWorker[CaptionConfig]):
     """Writes captions; a clip for which the model returns no text keeps the caption it has."""
 
-    stage_name = CaptionStage.name
+    stage_name = "caption"
     metric = "captions"
 
     def __init__(self, config: CaptionConfig, context: StageContext) -> None:
@@ -91,7 +91,7 @@ class CaptionWorker(AnnotateWorker[CaptionConfig]):
 class EmbedWorker(AnnotateWorker[EmbedConfig]):
     """Writes embeddings; the vectors of a clip's frames are averaged."""
 
-    stage_name = EmbedStage.name
+    stage_name = "embed"
     metric = "embeddings"
 
     def __init__(self, config: EmbedConfig, context: StageContext) -> None:

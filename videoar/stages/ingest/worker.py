@@ -25,7 +25,7 @@ from videoar.media.source_decoder import SourceMetadata
 from videoar.media.transcode import encode_clips
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import Output
-from videoar.stages.ingest import IngestConfig, IngestStage
+from videoar.stages.ingest.config import IngestConfig
 from videoar.storage.takedown import find_tombstone
 
 _ENCODE_TOGETHER = 8  # chosen: clips per ffmpeg process; bounds memory and amortizes its start
@@ -166,7 +166,7 @@ def _reject(row: Row, error: MediaError, source_id: str | None) -> Row:
         error,
         item_id=row["name"] + part,
         kind="source",
-        stage=IngestStage.name,
+        stage="ingest",
         source_id=source_id,
         uri=row["uri"],
     )

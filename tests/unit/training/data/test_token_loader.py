@@ -20,7 +20,7 @@ from videoar.core.errors import (
     TransientStorageError,
 )
 from videoar.core.types import Provenance
-from videoar.stages.pretrain_worker import require_tokens_of
+from videoar.stages.pretrain.worker import require_tokens_of
 from videoar.storage import open_store, reader, writer
 from videoar.storage.payload import Payload
 from videoar.storage.row_reader import RowReader

@@ -51,7 +51,7 @@ class ScoreStage(ReduceStage[ScoreConfig]):
 
     def reduce(self, inputs: Inputs, context: StageContext) -> Iterator[Output]:
         """Yield one table with a row per metric."""
-        from videoar.stages.score_worker import ScoreWorker
+        from videoar.stages.score.worker import ScoreWorker
 
         # Sorted by id, so that the selected clips do not depend on the order of files and rows.
         samples = sorted(inputs["samples"].table().to_pylist(), key=lambda row: row["sample_id"])

@@ -75,7 +75,7 @@ class GenerateStage(MapStage[GenerateConfig]):
 
     def open(self, inputs: Inputs, context: StageContext) -> Mapper:
         """Load the model and its tokenizer."""
-        from videoar.stages.generate_worker import GenerateWorker
+        from videoar.stages.generate.worker import GenerateWorker
 
         config = self.config
         return GenerateWorker(

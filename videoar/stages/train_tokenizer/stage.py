@@ -128,7 +128,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
             StageError: ranks begin differently, a loss or gradient is not finite, or clips cannot
                 be read.
         """
-        from videoar.stages.train_tokenizer_worker import (
+        from videoar.stages.train_tokenizer.worker import (
             TrainTokenizerWorker,
             WeightFiles,
             clip_table,

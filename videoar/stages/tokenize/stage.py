@@ -37,7 +37,7 @@ class TokenizeStage(MapStage[TokenizeConfig]):
 
     def open(self, inputs: Inputs, context: StageContext) -> Mapper:
         """Load the tokenizer."""
-        from videoar.stages.tokenize_worker import TokenizeWorker
+        from videoar.stages.tokenize.worker import TokenizeWorker
 
         return TokenizeWorker(
             inputs["tokenizer"],

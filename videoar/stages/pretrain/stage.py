@@ -60,7 +60,7 @@ class PretrainStage(LoopStage[PretrainConfig]):
             ContractError: the tokens were made by another tokenizer than the one given.
             StageError: several steps in a row had a loss or gradient that is not finite.
         """
-        from videoar.stages.pretrain_worker import new_trainer, publish
+        from videoar.stages.pretrain.worker import new_trainer, publish
 
         config = self.config
         trainer, tokenizer_digest = new_trainer(

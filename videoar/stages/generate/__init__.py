@@ -1,0 +1,1 @@
+"""Stage `generate`: `stage` has options and ports, `worker` does the work."""

@@ -1,0 +1,1 @@
+"""Stage `pretrain`: `stage` has options and ports, `worker` does the work."""

@@ -1,0 +1,1 @@
+"""Stage `score`: `stage` has options and ports, `worker` does the work."""

@@ -1,0 +1,1 @@
+"""Stage `tokenize`: `stage` has options and ports, `worker` does the work."""
