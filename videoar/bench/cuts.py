@@ -27,7 +27,7 @@ _CODECS = (
 )
 _RATES_FPS = (24.0, 25.0, 30.0)
 _FIRST_SEED = 100  # thresholds were chosen on films 0 to 29
-_SLACK = 2
+_SLACK = 2  # frames; chosen
 Spans = list[tuple[int, int]]
 """First and last frame of each detection."""
 
@@ -106,6 +106,7 @@ def _count(
     detected: Spans,
     disturbances: Sequence[Disturbance],
 ) -> None:
+    # A detection is used once: two transitions side by side need two detections.
     used: set[int] = set()
     for transition in actual:
         for index, (first, last) in enumerate(detected):
@@ -120,6 +121,7 @@ def _count(
 
 def _causes(place: tuple[int, int], disturbances: Sequence[Disturbance]) -> Iterator[str]:
     for disturbance in disturbances:
+        # Chosen: a false detection within 3 frames of a disturbance is attributed to it.
         if place[0] <= disturbance.last + 3 and place[1] >= disturbance.first - 3:
             yield disturbance.kind
 

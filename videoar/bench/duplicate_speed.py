@@ -20,7 +20,7 @@ from videoar.curation.duplicates import keys, near_duplicate_pairs, semantic_pai
 from videoar.media.clip_scores import MIRROR
 from videoar.storage.partitions import all_pairs, hash_join
 
-_FILES, _WIDTH = 20, 512
+_FILES, _WIDTH = 20, 512  # partitions; width of CLIP's ViT-B/32 embeddings
 
 
 def hashed(count: int, mask: int, index: int) -> np.ndarray:

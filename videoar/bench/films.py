@@ -22,7 +22,7 @@ Frame = NDArray[np.uint8]
 Kind = Literal["cut", "fade", "dissolve"]
 KINDS: tuple[Kind, ...] = ("cut", "fade", "dissolve")
 DISTURBANCES = ("none", "flash", "whip", "exposure", "flicker", "passer", "zoom")
-_MARGIN = 2.0  # sides of a canvas, in sides of a frame
+_MARGIN = 2.0  # sides of a canvas, in sides of a frame: room for drifts and whip pans
 _SHOT_S = (1.6, 5.0)
 _FADE_S = (0.4, 1.2)
 _DISSOLVE_S = (0.4, 1.4)
@@ -69,6 +69,7 @@ class Film:
             is_last = number == self.num_shots - 1
             kind = None if is_last else self.kinds[draw.integers(len(self.kinds))]
             tail = self._length(draw, kind)
+            # At least 24 frames: disturbances of half a second fit between two transitions.
             pure = max(24, round(draw.uniform(*_SHOT_S) * self.rate_fps))
             disturbance = DISTURBANCES[draw.integers(len(DISTURBANCES))]
             shot = _Shot(self, number, start, lead, pure, tail, kind_in, kind, disturbance)
@@ -93,6 +94,7 @@ class Film:
     def frames(self) -> Iterator[Frame]:
         """Yield the frames in order."""
         draw = np.random.default_rng(seed_from("grain", self.seed))
+        # One field of noise, from which each frame takes a random window: cheaper than new noise.
         size = (2 * self.height_px, 2 * self.width_px, 1)
         grain = draw.normal(0, _GRAIN, size).astype(np.float32)
         for image in self._images():

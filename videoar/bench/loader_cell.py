@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from videoar.training.data.token_loader import TokenLoader
 
 WIDTHS = ("bits", "latent")
-_CHUNK_BYTES = 64 << 20
+_CHUNK_BYTES = 64 << 20  # the default of MDS; the others get the same
 _MIN_S = 1.0  # chosen: with epochs of 0.2 s, at least five of them
 T = TypeVar("T")
 Sample = tuple[Any, Any]
@@ -312,7 +312,7 @@ def _peak_mib() -> float:
 
 if __name__ == "__main__":
     action, contestant, place, size = sys.argv[1:]
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # contestants differ in reading; none may gain by torch's threads
     if action == "write":
         (Path(place) / contestant).mkdir()
         CONTESTANTS[contestant][0](Path(place), Path(place) / contestant)

@@ -125,7 +125,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     differing = a ^ b
     bits = np.bitwise_count(differing).max(-1)
     bands = differing[..., None] >> np.array([0, 16, 32, 48], np.uint64) & np.uint64(0xFFFF)
-    return np.where((bands == 0).any((-1, -2)), bits, 64)
+    return np.where((bands == 0).any((-1, -2)), bits, 64)  # the filter compares within bands only
 
 
 def _array(hashes: Iterable[list[int]]) -> np.ndarray:
@@ -138,7 +138,7 @@ def false_rates(hashes: np.ndarray, mask: int = 0) -> tuple[list[int], list[int]
     pairs = np.zeros(65, dtype=int)
     for i in range(len(hashes)):
         row = distance(hashes[i] ^ np.uint64(mask), hashes)
-        row[i] = 64
+        row[i] = 64  # not a pair with itself
         nearest[i] = row.min()
         pairs += np.bincount(row[:i], minlength=65)
     return [int((nearest <= b).sum()) for b in BOUNDS], [int(pairs[: b + 1].sum()) for b in BOUNDS]

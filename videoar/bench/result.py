@@ -66,6 +66,7 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 
 def _cpu() -> float:
+    # Children count once they have been waited for; `process_time` has none of them.
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
 

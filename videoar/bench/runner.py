@@ -30,7 +30,7 @@ from videoar.runner.execute import Execution
 from videoar.storage.store import open_store
 
 _WORKERS = 2
-_SOURCES, _FIRST = 96, 24  # each is a shard
+_SOURCES, _FIRST = 96, 24  # each is a shard; chosen: 72 of them take about two minutes
 _TWICE = f"{_WORKERS} x one process"
 _PLAIN = f"{_WORKERS} processes without Ray"
 _FILM = Film(78, num_shots=22, height_px=480, width_px=854, rate_fps=24.0)
@@ -88,6 +88,7 @@ class _Contest:
         self._all = _copies(folder, "all", _SOURCES)
         share = _SOURCES // _WORKERS
         self._parts = [_copies(folder, f"part{n}", share) for n in range(_WORKERS)]
+        # Untimed: starts Ray's workers and imports.
         _ingest(ray, _copies(folder, "few", _WORKERS), folder / "warm", _WORKERS)
 
     def turn(self, turn: int) -> dict[str, _Pace]:
@@ -149,6 +150,7 @@ def _doubled(pace: _Pace) -> _Pace:
 
 def _ingest_apart(parts: Sequence[Path], stores: Path) -> list[_Run]:
     """Ingest each folder in a process of its own, all at once."""
+    # spawn: a fork would inherit threads and locks of Ray from this process.
     with ProcessPoolExecutor(len(parts), mp_context=get_context("spawn")) as pool:
         runs = [pool.submit(_ingest_alone, part, stores / part.name) for part in parts]
         return [run.result() for run in runs]

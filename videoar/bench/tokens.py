@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _SIZES_PX = (64, 32)  # the first is the headline; at smaller sizes files cost more per clip
 _PRESET = "demo"  # presets of the paper take half a minute per clip and core
-_BATCH = 8
+_BATCH = 8  # the default of the stage
 _NUM_SOURCES = 20  # of some 35 clips each
 _FILM = Film(79, num_shots=22, height_px=240, width_px=426, rate_fps=24.0)
 _ENCODE, _SIMPLE = "encode loop", "simple loop"
@@ -80,7 +80,7 @@ class _Contest:
             "sources_per_shard": 4,
         }  # fmt: skip
         self.clips = self._run({"videos": str(videos)}, {"clips": ingest})
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # equal tokens in every run
         self.net = VideoTokenizer(TOKENIZERS[_PRESET].for_size(size_px, size_px)).eval()
         self.tokenizer = _committed(store, self.net)
         self.rows: Rows = self.clips.table().to_pylist()

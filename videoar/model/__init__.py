@@ -7,6 +7,7 @@ Names are loaded on first use, so that code that must stay light can import the 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+# For type checkers; at run time `__getattr__` resolves the same names.
 if TYPE_CHECKING:
     from videoar.model.tokenizer.config import TokenizerConfig
     from videoar.model.tokenizer.network import VideoTokenizer

@@ -40,6 +40,7 @@ def kind_of(model: Network) -> str:
 
 def save_model(model: Network, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
     """Write a network, by default with its own weights, into an existing folder."""
+    # safetensors stores no strides.
     tensors = {name: w.contiguous() for name, w in (weights or model.state_dict()).items()}
     save_file(tensors, folder / _WEIGHTS)
     config = {"kind": kind_of(model), "config": model.cfg.model_dump(mode="json")}
@@ -127,6 +128,7 @@ def publish_model(  # noqa: PLR0913 - the columns of `models@1`
     row = {
         "name": kind_of(model),
         "kind": kind_of(model),
+        # Over names and contents of the files, so the same weights and config have the same digest.
         "digest": digest_json([[file["path"], file["sha256"]] for file in files]),
         "config_json": canonical_json(model.cfg.model_dump(mode="json")),
         "files": files,

@@ -96,7 +96,7 @@ class TokenizerTrainer:
         fewest_scales = min(len(cfg.for_size(*size).scales) for size in set(sizes_px))
         if options.drop_scales >= fewest_scales:
             raise ConfigError("drop_scales", f"leaves none of {fewest_scales} scales")
-        cfg.num_latent_frames(options.excerpt_frames)
+        cfg.num_latent_frames(options.excerpt_frames)  # raises for a length that does not fit
         self.options, self.device, self.world_size = options, device, world_size
         self.loader = ExcerptLoader(clips, options, sizes_px, rank, world_size)
         self.step = 0
@@ -138,7 +138,7 @@ class TokenizerTrainer:
         """
         if not self._are_ranks_compared:
             self._compare_ranks()
-        self._set_rates()
+        self._set_rates()  # a function of the step, so no scheduler has a state to save
         batch = self.loader.batch(self.step)
         parts = [self._on_device(*part) for part in batch.parts]
         net = self.net.for_size(*parts[0].video_B3THW.shape[-2:])
@@ -164,6 +164,7 @@ class TokenizerTrainer:
                 self.optimizer.zero_grad()
             (part.weight * loss).backward()
             rebuilt.append(rebuilt_B3THW.detach())
+            # After the backward pass, whose memory these would otherwise add to.
             own |= {
                 "loss": loss,
                 "psnr_db": psnr(part.video_B3THW, rebuilt[-1]),
@@ -178,6 +179,7 @@ class TokenizerTrainer:
             )
         terms = _sum_of_ranks(terms)
         scores = [terms.pop(name) for name in _SCORES if name in terms]
+        # One transfer from the device: `.item()` per metric would wait for it as many times.
         metrics = dict(zip(terms, torch.stack([*terms.values()]).tolist(), strict=True))
         if self._guard.accept(self.step, {"loss": metrics["loss"], **norms}):
             self.optimizer.step()

@@ -70,6 +70,7 @@ class TransformerTrainer:
     ) -> None:
         self.model, self.training, self.rank = model.train(), training, rank
         model.checkpoint_activations = training.checkpoint_activations
+        # The uncompiled module stays the owner of the weights: names in checkpoints do not change.
         self.network = torch.compile(model) if training.compile else model
         self.quantizer = MultiScaleBSQ(model.cfg.num_bits, model.cfg.scales)
         self.optimizer = make_adamw(model.parameters(), training.optimizer)
@@ -118,7 +119,9 @@ class TransformerTrainer:
             loader.load_state_dict(self._loader_state)
         while True:
             for batch in loader:
-                self._loader_state = loader.state_dict()
+                self._loader_state = (
+                    loader.state_dict()
+                )  # the position after the batch that is trained next
                 yield batch
 
     def take_step(self, batch: Mapping[str, Any], phase: Phase, inner: int) -> dict[str, float]:

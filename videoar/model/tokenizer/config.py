@@ -68,6 +68,7 @@ class TokenizerConfig(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        # After the last level nothing is resampled: its output is the latent.
         last = len(self.multipliers) - 1
         if any(not 0 <= level < last for level in (*self.space_downs, *self.time_downs)):
             raise ValueError(f"space_downs and time_downs lie between 0 and {last - 1}")
@@ -129,6 +130,7 @@ class TokenizerConfig(Frozen):
     def resampling(self, level: int) -> Resampling:
         """Return what the layer after a level halves; the decoder's doubles the same."""
         halves_time = level in self.time_downs
+        # A stride of 2 with a kernel of 1 would drop every other frame.
         kernel = max(3, self.time_kernel) if halves_time else self.time_kernel
         halves_space = level in self.space_downs
         at_end = self.infinity_layout and halves_space

@@ -27,8 +27,9 @@ class PatchDiscriminator(nn.Module):
         channels = 3
         for i in range(num_downs):
             out = width * min(2**i, 8)
-            stride = (2 if i else 1, 2, 2)
+            stride = (2 if i else 1, 2, 2)  # excerpts have few frames: time is halved less often
             layers.append(nn.Conv3d(channels, out, (3, 4, 4), stride, padding=1))
+            # One group: batch statistics would couple real and rebuilt videos and the parts.
             layers += [nn.GroupNorm(1, out)] if i else []
             layers.append(nn.LeakyReLU(0.2))
             channels = out

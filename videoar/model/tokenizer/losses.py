@@ -49,6 +49,7 @@ class RandomFeatures(nn.Module):
         )
         generator = torch.Generator().manual_seed(seed)
         for weight in self.parameters():
+            # He initialisation of kernels, biases 0: activations keep their scale over the layers.
             scale = (2 / max(1, weight[0].numel())) ** 0.5 if weight.ndim == 4 else 0.0
             weight.data = scale * torch.randn(weight.shape, generator=generator)
         self.requires_grad_(requires_grad=False)

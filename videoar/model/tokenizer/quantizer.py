@@ -152,6 +152,7 @@ class MultiScaleBSQ(nn.Module):
                 a mean is not the mean of entropies; given this, the gradients of parts add up to
                 that of the batch.
         """
+        # fp32: bits are signs of small differences, which bf16 rounds to either side.
         with torch.autocast(latent_BKTHW.device.type, enabled=False):
             batch = latent_BKTHW.shape[0]
             latent = rearrange(latent_BKTHW.float(), "b k t h w -> (b t) k h w")
@@ -161,6 +162,7 @@ class MultiScaleBSQ(nn.Module):
             for k, scale in enumerate(self.scales):
                 if kept is not None and not kept[k]:
                     continue
+                # Detached: a scale's loss trains the latent, not the codes of earlier scales.
                 z = self._down(latent - rebuilt.detach(), scale)
                 code = torch.where(z > 0, 1.0, -1.0) / math.sqrt(self.num_bits)
                 # Straight-through: z - z.detach() is exactly 0, so the value is that of the code.
@@ -188,13 +190,15 @@ class MultiScaleBSQ(nn.Module):
 
         Source: Infinity and InfinityStar (arXiv 2511.04675).
         """
+        # Soft bit, the probability of the code -c with c = 1 / sqrt(K) at inverse temperature t:
+        # exp(-t(z + c)^2) / (exp(-t(z + c)^2) + exp(-t(z - c)^2)) = sigmoid(-4tzc).
         logits = -4 * z_nKhw * self.INVERSE_TEMPERATURE / math.sqrt(self.num_bits)
         mean_p = torch.sigmoid(logits).mean(dim=(0, 2, 3))
         own_mean_p = mean_p.detach()
         if batch_mean_p_K is not None:
             mean_p = batch_mean_p_K + (mean_p - own_mean_p)  # value of the batch, own gradient
         per_sample = binary_entropy(logits).mean(dim=(0, 2, 3)).sum()
-        per_codebook = binary_entropy(torch.logit(mean_p, eps=1e-6)).sum()
+        per_codebook = binary_entropy(torch.logit(mean_p, eps=1e-6)).sum()  # eps: mean_p may be 0
         entropy = (per_sample - per_codebook) / self.INVERSE_TEMPERATURE
         commit = F.mse_loss(z_nKhw, code_nKhw)
         return self.COMMIT_WEIGHT * commit + self.ENTROPY_WEIGHT * entropy, own_mean_p

@@ -62,8 +62,9 @@ def compile_scheme(scheme: Scheme, device: torch.device) -> Layout:
     counts = [block.num_tokens for block in blocks]
     offsets = (0, *torch.tensor(counts).cumsum(0).tolist())
     table = torch.zeros(len(blocks) + 1, len(blocks) + 1, dtype=torch.bool)
-    table[:, TEXT] = True
+    table[:, TEXT] = True  # everything attends to text; the row of text stays empty but for itself
     for i in range(len(blocks)):
+        # Later blocks are never visible, so half of the table need not be asked for.
         table[i, : i + 1] = torch.tensor([scheme.visible(i, j) for j in range(i + 1)])
 
     def per_token(values: Sequence[float]) -> Tensor:
@@ -78,7 +79,7 @@ def compile_scheme(scheme: Scheme, device: torch.device) -> Layout:
         scale_l=per_token([block.scale for block in blocks]),
         starts_l=per_token([block.parent is None for block in blocks]),
         positions_l3=torch.tensor(positions, dtype=torch.float32, device=device),
-        weight_l=weight / weight.sum(),
+        weight_l=weight / weight.sum(),  # the loss is a weighted mean, whatever the schedule
         table=table.to(device),
         offsets=offsets,
     )
@@ -147,6 +148,7 @@ def flex_attention(visibility: Visibility) -> Attend:
     def mask_mod(b: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return visibility.mask_mod(b, q, k)
 
+    # No head dimension (None): all heads share one mask, which is built once per batch.
     kernel, make_mask = _flex()
     batch = len(visibility.valid_BL)
     mask = make_mask(mask_mod, batch, None, length, length, device=visibility.block_L.device)
@@ -158,6 +160,7 @@ def _flex() -> tuple[Any, Any]:
     # Imported here: it loads inductor, which takes seconds and is of no use on a CPU.
     from torch.nn.attention import flex_attention as flex
 
+    # dynamic: batches differ in the length of their text; static shapes would compile for each.
     return torch.compile(flex.flex_attention, dynamic=True), flex.create_block_mask
 
 
@@ -185,6 +188,7 @@ class KVCache:
             storage = keys.new_empty(2, batch, heads, self.longest, width)
             self._storage[layer] = storage
         stop = self.length + keys.shape[2]
+        # In place: `torch.cat` would copy the whole cache in every pass.
         storage[:, :, :, self.length : stop] = torch.stack([keys, values])
         return storage[0, :, :, :stop], storage[1, :, :, :stop]
 

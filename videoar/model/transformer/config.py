@@ -106,6 +106,8 @@ class CFECConfig(Frozen):
         return self.p_max == self.delta == 0
 
 
+# Billions of parameters of L, XL and 4B: 0.91, 2.0 and 4.0 here (pinned by a test), 0.93, 2.0 and 4
+# in the paper.
 PRESETS: dict[str, ModelConfig] = {
     "tiny": ModelConfig(
         depth=2, width=64, heads=4, ff_width=192, num_bits=8,

@@ -174,6 +174,7 @@ class VideoAR(nn.Module):
         for layer in layers:
             for last in (layer.attention.out, layer.feed_forward.down):
                 last.weight.data.mul_((2 * self.cfg.depth) ** -0.5)
+        # Chosen: half the scale of projected latents, which they are added to or stand for.
         for embedding in (self.unconditional, self.start, self.scales.weight):
             nn.init.normal_(embedding, std=0.5)
         # Rebuilt latents have norm about 1 over K channels, so std 1 gives tokens of variance 1.
@@ -234,27 +235,30 @@ class VideoAR(nn.Module):
             logits [B, l, K, 2] of bit = 0 and bit = 1, at least float32.
         """
         prefix = text.mask_BP.shape[1]
+        # Positions in the sequence of all tokens, text first: [start, stop) is this span's.
         start = cache.length if cache else 0
         stop = max(start, prefix) + features_BlK.shape[1]
-        first = max(start - prefix, 0)
+        first = max(start - prefix, 0)  # first visual token of the span
         x = self._embed(features_BlK, layout, first)
         if start == 0:
             x = torch.cat([self.text_mlp(self.text_norm(text.features_BPD)).to(x.dtype), x], dim=1)
         angles = self._rotation(text, layout)[..., start:stop, :]
         attend = self._attention(Visibility.of(layout, text.mask_BP, keep_BTT), start, stop, cache)
         for index, layer in enumerate(self.layers):
-            place = (cache, index) if cache else None
+            place = (cache, index) if cache else None  # keys and values are kept per layer
             if self.checkpoint_activations and self.training:
                 x = checkpoint(layer, x, angles, attend, place, use_reentrant=False)
             else:
                 x = layer(x, angles, attend, place)
         if cache:
             cache.length = stop
+        # The first span also holds the text, which predicts nothing.
         return self._bits(x[:, -features_BlK.shape[1] :])
 
     def _embed(self, features_BlK: Tensor, layout: Layout, first: int) -> Tensor:
         span = slice(first, first + features_BlK.shape[1])
         x = self.features(features_BlK.to(self.start.dtype))
+        # Blocks without a parent have no input; a trained vector marks the start instead.
         x = torch.where(layout.starts_l[span, None], self.start.to(x.dtype), x)
         return x + self.scales(layout.scale_l[span])
 

@@ -109,6 +109,7 @@ class _SampleState:
             torch.zeros(*lead, h, w, quantizer.num_bits, dtype=torch.bool, device=device)
             for h, w in quantizer.scales
         ]
+        # Kept per frame and updated by every scale, so that no pass sums up the codes again.
         self.rebuilt = torch.zeros(*lead, quantizer.num_bits, *quantizer.grid, device=device)
 
     def inputs(self, wave: Sequence[int]) -> Tensor:
@@ -116,6 +117,7 @@ class _SampleState:
         return torch.cat([self._input(self.blocks[i]) for i in wave], dim=1)
 
     def _input(self, block: Block) -> Tensor:
+        # Without a parent nothing has been rebuilt: frame 0 is still zero, as in training.
         frame = 0 if block.parent is None else self.blocks[block.parent].frame
         return block_input(self.rebuilt[:, frame], block)
 
@@ -143,6 +145,7 @@ class _Decoder:
         ]
         # Guidance runs the prompts twice in one batch: with and without their text.
         self.copies = 1 if set(self.strengths) == {1.0} else 2
+        # Rows [0, n) are conditional, rows [n, 2n) the same prompts with unconditional features.
         unconditional = torch.arange(self.copies * len(prompts)) >= len(prompts)
         self.text = model.encode_text([*prompts] * self.copies, unconditional)
         self.cache = model.new_cache(layout, self.text) if settings.cached else None
@@ -157,6 +160,7 @@ class _Decoder:
         features_BlK = torch.cat(self.pending, dim=1).repeat(self.copies, 1, 1)
         logits = self.model(features_BlK, self.text, self.layout, cache=self.cache)
         self.steps += 1
+        # Pending inputs of given frames and of the uncached prefix precede those of the wave.
         logits = logits[:, -self.pending[-1].shape[1] :]
         if self.cache:  # without a cache the next pass repeats the whole prefix
             self.pending.clear()
@@ -267,6 +271,7 @@ def sample(  # noqa: PLR0913 - the public entry point, one keyword per choice of
         of_tokenizer, of_model = getattr(tokenizer.cfg, name), getattr(model.cfg, name)
         if of_tokenizer != of_model:
             raise ValueError(f"the tokenizer has {name} {of_tokenizer}, the model {of_model}")
+    # One draw per sample and not one generator for all: samples do not depend on the batch.
     if seeds is None and generator is not None:
         seeds = torch.randint(2**62, (len(prompts),), generator=generator).tolist()
     chosen = range(len(prompts)) if seeds is None else seeds

@@ -79,6 +79,7 @@ class ExcerptLoader:
         return batch
 
     def _submit(self, step: int) -> "Future[ExcerptBatch]":
+        # With this thread's context: log lines of the reader name the run and stage, too.
         return self._thread.submit(copy_context().run, self.read, step)
 
     def read(self, step: int) -> ExcerptBatch:
