@@ -62,6 +62,7 @@ def export(
     source = RowReader(snapshot)
     shards = _shards(source, int(shard_mib * (1 << 20)))
     suffix, write = FORMATS[form]
+    # shards are named as TensorFlow and Hugging Face datasets name them
     names = [
         f"{snapshot.dataset}-{i:05d}-of-{len(shards):05d}.{suffix}" for i in range(len(shards))
     ]
@@ -112,6 +113,7 @@ def _done(
 
 def _shards(source: RowReader, shard_bytes: int) -> list[np.ndarray]:
     """Split the rows, in the order of the snapshot, into shards of about equal size."""
+    # By stored bytes, which the manifest of the snapshot has: nothing is read to plan the shards.
     size = sum(file.size_bytes for file in source.snapshot.files)
     count = min(math.ceil(size / shard_bytes), source.small.num_rows)
     return np.array_split(np.arange(source.small.num_rows), count) if count else []
@@ -123,6 +125,7 @@ def _batches(source: RowReader, rows: np.ndarray) -> Iterator[tuple[pa.Table, di
     Raises:
         ContractError: the footer declares none, or one of a newer version.
     """
+    # The layout is declared per file, so a batch has rows of one file only.
     file = source.payload.file_N[rows]
     for number in np.unique(file):
         notes, where = source.file_metadata[number], source.snapshot.files[number].key
@@ -142,6 +145,7 @@ def _batches(source: RowReader, rows: np.ndarray) -> Iterator[tuple[pa.Table, di
 def _webdataset(source: RowReader, rows: np.ndarray) -> bytes:
     """Write a tar of `<clip>.json`, `<clip>.bits.npy` and `<clip>.latent.npy` per sample."""
     sink = io.BytesIO()
+    # USTAR has no extended headers: every reader takes it, and a member costs 512 bytes
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         batches = _batches(source, rows)
         samples = ({**row, **layout} for batch, layout in batches for row in batch.to_pylist())
@@ -164,6 +168,7 @@ def _webdataset(source: RowReader, rows: np.ndarray) -> bytes:
 
 def _npy(array: np.ndarray) -> bytes:
     sink = io.BytesIO()
+    # 1.0 is the version that all readers of .npy know; later ones only allow longer headers
     np.lib.format.write_array(sink, array, version=(1, 0), allow_pickle=False)
     return sink.getvalue()
 
@@ -179,13 +184,15 @@ def _parquet(source: RowReader, rows: np.ndarray) -> bytes:
         batches.append(wide.replace_schema_metadata(None))
     table = pa.concat_tables(batches)
     sink = io.BytesIO()
+    # Sign bits and float16 latents are close to random: compressing them costs time and no bytes
+    # are saved. Statistics of payloads would put whole values into the footer.
     plain = ["bits", "latent"]
     others = [name for name in table.column_names if name not in plain]
     strings = [field.name for field in table.schema if pa.types.is_string(field.type)]
     pq.write_table(
         table,
         sink,
-        row_group_size=256,
+        row_group_size=256,  # chosen: what a shuffling reader fetches at a time
         use_dictionary=strings,
         compression={**dict.fromkeys(others, "zstd"), **dict.fromkeys(plain, "none")},
         write_statistics=others,

@@ -90,12 +90,14 @@ def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False
     holders = dict(files_of_source(store.objects, store.ledger, source))
     if tombstone is None and not holders:
         raise SnapshotNotFoundError(source, f"no source of this SHA-256 in {store.url}", _HINT)
+    # All reading comes before the first deletion: the result describes the store as it was.
     snapshots = {snapshot.id: snapshot for snapshot in store.snapshots()}
     derived = _derived(snapshots, _ref_names(store), holders, source)
     removable = _removable_objects(store, snapshots.values(), holders, source)
     addresses = set(tombstone.addresses) if tombstone else _addresses(store, holders, source)
     mentions = _mentions(store, addresses)
     rewritten = mentions.keys() | _rewritten_before(store, source)
+    # A second call counts what the first one deleted, so both return the same numbers.
     if not dry_run:
         tombstone = tombstone or Tombstone(
             source=source,
@@ -129,8 +131,10 @@ def _withdraw(
     deleted file held.
     """
     source = tombstone.source
+    # From here on no write of rows of this source succeeds, in any process.
     store.ledger.create(tombstone_key(source), tombstone.model_dump())
     crash_point("forget.tombstone")
+    # A run that resumes later would adopt these records, and commit files that are deleted.
     _drop_work_records(store, holders)
     crash_point("forget.records")
     _scrub(store, {uri for _, uris in mentions.values() for uri in uris})
@@ -142,12 +146,12 @@ def _withdraw(
         store.ledger.create(withdrawal_key(key), withdrawal.model_dump())
     crash_point("forget.notes")
     for key in removable:
-        store.objects.purge(key)
+        store.objects.purge(key)  # unlike `delete`, also its older versions in a versioned bucket
     crash_point("forget.objects")
     for key in holders:
         store.objects.purge(key)
         crash_point("forget.file")
-    store.objects.sweep()
+    store.objects.sweep()  # half-written copies that a killed writer has left
 
 
 def _mentions(store: Store, addresses: Collection[str]) -> Mentions:
@@ -248,7 +252,7 @@ def _derived(
     descendants = children(snapshots.values())
     queue = [name for name, count in rows.items() if count]
     reached: dict[str, Snapshot] = {}
-    while queue:
+    while queue:  # breadth first, so that the result lists parents before their children
         name = queue.pop(0)
         if name not in reached and (rows[name] or not _has_sources(snapshots[name].contract)):
             reached[name] = snapshots[name]
@@ -276,6 +280,7 @@ def _addresses(store: Store, holders: Holders, source: str) -> set[str]:
     result: set[str] = set()
     for commit in iter_commits(store.objects):
         shares = [_share(holders, file.key, source) for file in commit.files]
+        # Rows have the address without the etag, listings have both: the place joins them.
         places = {place for share in shares for place in share.places}
         if places:
             result |= {
@@ -309,7 +314,7 @@ def _removable_objects(
     result = {key: size for key, size in sorted(clips.items()) if key not in shared}
     for key in sorted(_reconstructions(store, snapshots, taken_down, holders)):
         withdrawal = find_withdrawal(store.ledger, key)
-        stored = [info.size_bytes for info in store.objects.list(key)]
+        stored = [info.size_bytes for info in store.objects.list(key)]  # none: deleted before
         result[key] = withdrawal.size_bytes if withdrawal else sum(stored)
     return result
 
@@ -319,6 +324,7 @@ def _needed_by_others(store: Store, keys: Collection[str], taken_down: Collectio
     withdrawn = dict(_withdrawals(store))
     needed: set[str] = set()
     for withdrawal in withdrawn.values():
+        # a file that another takedown has removed still shows which clips were shared
         for other in withdrawal.shares.keys() - taken_down:
             needed |= withdrawal.shares[other].objects.keys() & keys
     for file in data_files(store.objects):

@@ -23,6 +23,7 @@ def show(store: Store, name: str, rows: int = 5) -> dict[str, Any]:
     """Describe a snapshot; see `videoar.api.show`."""
     snapshot = find_snapshot(store, name)
     commit, contract = snapshot.commit, load_contract(snapshot.contract)
+    # the footers of withdrawn files are gone; statistics are those of the rows that remain
     removed = withdrawn_keys(store.ledger, f"{table_folder(snapshot.dataset)}/")
     remaining = [file for file in snapshot.files if file.key not in removed]
     statistics = merge(read_statistics(store.objects, remaining, contract))
@@ -47,6 +48,7 @@ def _first_rows(snapshot: Snapshot, count: int) -> list[Row]:
     if not snapshot.files or count < 1:
         return []
     rows = snapshot.read_file(snapshot.files[0]).slice(0, count).to_pylist()
+    # payloads are kilobytes of no text
     return [
         {
             key: f"<{len(value)} B>" if isinstance(value, bytes) else value
@@ -59,6 +61,7 @@ def _first_rows(snapshot: Snapshot, count: int) -> list[Row]:
 def diff(store: Store, old: str, new: str) -> dict[str, Any]:
     """Compare two snapshots; see `videoar.api.diff`."""
     before, after = find_snapshot(store, old), find_snapshot(store, new)
+    # by content: a file that was copied or written again is the same file
     before_files = {file.sha256: file for file in before.files}
     after_files = {file.sha256: file for file in after.files}
     before_videos, after_videos = _videos(before), _videos(after)

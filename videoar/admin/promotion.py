@@ -53,7 +53,7 @@ def promote(store: Store, model: str, ref: str) -> dict[str, Any]:
     if broken:
         raise GateError(candidate, f"blocked by its gate: {', '.join(broken)}", "see videoar gate")
     head = store.refs.head_record(ref)
-    seq = head["seq"] if head else None
+    seq = head["seq"] if head else None  # another move since then makes `advance` fail
     evidence = {"decision": decision["decision"]}
     store.refs.advance(ref, candidate, expect=seq, evidence=evidence)
     return {"ref": ref, "snapshot": candidate, "decision": decision["decision"]}
@@ -83,6 +83,7 @@ def rollback(store: Store, ref: str) -> dict[str, Any]:
     if not history:
         known = ", ".join(store.refs.names())
         raise ConfigError(ref, "no such ref", f"known: {known}" if known else "")
+    # moves that repeat the snapshot of the head are no way back
     earlier = [entry for entry in history if entry["snapshot"] != history[-1]["snapshot"]]
     if not earlier:
         raise ConfigError(ref, "has no earlier snapshot to go back to")

@@ -78,6 +78,7 @@ def _check_file(snapshot: Snapshot, file: FileRef) -> list[Mistake]:
 def _tokenizer_of(store: Store, snapshot: Snapshot) -> str | None:
     """Return the tokenizer of a snapshot of tokens; `compact` names the tokens it read instead."""
     parents = snapshot.commit.provenance.parents
+    # a chain of compactions leads to the tokens that a tokenizer made
     while "tokenizer" not in parents and "tokens" in parents:
         parents = store.snapshot(parents["tokens"]).commit.provenance.parents
     return parents.get("tokenizer")
@@ -109,12 +110,13 @@ def requantize(latent_NTKHW: "np.ndarray", scales: "Sequence[Grid]") -> list[byt
     Returns:
         The packed bits of each row, as they are stored.
     """
-    import torch
+    import torch  # late: a check of any other table needs no torch
 
     from videoar.model.tokenizer.quantizer import MultiScaleBSQ
     from videoar.storage.token_codec import pack_bits
 
     quantizer = MultiScaleBSQ(latent_NTKHW.shape[2], tuple(scales))
+    # copied: arrays of Arrow are read-only, and torch warns about those
     latent = torch.from_numpy(latent_NTKHW.copy()).transpose(1, 2)
     scales_bits = [bits.numpy() for bits in quantizer.encode(latent)]
     return [pack_bits([bits[row] for bits in scales_bits]) for row in range(len(latent))]

@@ -103,7 +103,7 @@ def _execute(execution: Execution, watch: Watch, start: str | None, until: str |
     try:
         with watch(execution):
             execution.run(start, until)
-    except VideoARError:
+    except VideoARError:  # not on Ctrl-C: rendering a page takes seconds
         if execution.has_begun:
             publish_results(execution.store, execution.spec, execution.run_id)
         raise
@@ -132,6 +132,7 @@ def plan(
     spec = load_pipeline(path, overrides)
     requested = {stage.name for stage in spec.select(start, until)}
     plans = [stage for stage in plan.plan(spec, store) if stage.name in requested]
+    # as `run` does: with `start`, earlier stages are read and never executed
     must_exist = spec.upstream(start) if start else set()
     for stage in plans:
         if stage.name in must_exist and stage.action != "cached":
@@ -155,6 +156,7 @@ def ls(store: Store, limit: int | None = None) -> list[Run]:
     """Return the newest `limit` runs, newest first; None means all of them."""
     from videoar.records.run_record import load_run, run_ids
 
+    # ids sort by time, so only the listed runs are read
     return [load_run(store, run_id) for run_id in run_ids(store)[::-1][:limit]]
 
 

@@ -23,8 +23,8 @@ from videoar.core.printable import printable
 app = typer.Typer(
     name="videoar",
     cls=RootGroup,
-    invoke_without_command=True,
-    rich_markup_mode=None,
+    invoke_without_command=True,  # typer's own no_args_is_help exits with 2
+    rich_markup_mode=None,  # importing rich takes longer than all the rest of --help
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     subcommand_metavar="VERB [ARGS]...",
@@ -68,6 +68,7 @@ def _root(
     print_help_without_verb(ctx)
 
 
+# without a name, typer adds the verbs of a module to the root itself
 for module in (runs, data, models, ops):
     app.add_typer(module.app)
 
@@ -86,7 +87,7 @@ def main() -> None:
 
 def _exit_code() -> int:
     try:
-        session.begin({})  # the options may be what is wrong
+        session.begin({})  # if the options are wrong, no callback of typer resets it
         # typer returns the code of an Exit, and maps KeyboardInterrupt to 130
         code = app(prog_name="videoar", standalone_mode=False) or 0
         sys.stdout.flush()

@@ -74,6 +74,7 @@ def discard_stdout() -> None:
 
 def to_json(document: "Json") -> str:
     """Return a document as JSON text; NaN and infinities, which JSON does not have, become null."""
+    # default=str: bytes and times in rows of tables; ASCII escapes keep control characters out
     return json.dumps(_finite(document), indent=2, default=str, allow_nan=False)
 
 
@@ -122,6 +123,7 @@ def _print_blocks(blocks: Sequence[Block]) -> None:
         if isinstance(block, Table):
             _print_table(console, block)
         else:
+            # not folded: paths and ids on lines of their own are there to be copied
             console.print(Text(printable(block)), soft_wrap=True)
 
 
@@ -148,6 +150,7 @@ def _print_table(console: "Console", table: Table) -> None:
     for row in rows:
         cells = zip(columns, row, strict=True)
         layout.add_row(
+            # Text, because a str is parsed as markup: `[red]` in a file name would vanish
             *(Text(text, STYLES.get(text, "") if t in _STYLED else "") for t, text in cells)
         )
     console.print(layout)
@@ -155,6 +158,7 @@ def _print_table(console: "Console", table: Table) -> None:
 
 def _filled(table: Table) -> tuple[list[str], list[list[str]]]:
     """Return titles and texts of the columns that have any text."""
+    # an empty column takes width that others need, e.g. `rejected` where nothing was
     texts = [[cell(value) for value in row] for row in table.rows]
     used = [i for i in range(len(table.columns)) if any(row[i] for row in texts)]
     return [table.columns[i] for i in used], [[row[i] for i in used] for row in texts]

@@ -30,7 +30,9 @@ OptionalRun = Annotated[
 app = typer.Typer()
 _PANEL = "Runs"
 _LISTED_RUNS = 20
+"""chosen: one screen; each run takes one request per event on S3."""
 _LISTED_COMPONENTS = 3
+"""chosen: a refactoring changes a hundred components; `explain` and --json list them all."""
 
 
 @verb(app, _PANEL, "run pipelines/quickstart.yaml")
@@ -169,6 +171,7 @@ def _execute(execute: "Callable[[], api.Run]") -> None:
 def _watch(execution: "api.Execution") -> AbstractContextManager[None]:
     """Show a live table on a terminal; elsewhere the log lines are the progress."""
     session.execution = execution
+    # JSON lines on a terminal were asked for by VIDEOAR_LOG, e.g. below a process supervisor
     if not sys.stderr.isatty() or log_form() == "json":
         return nullcontext()
     from videoar.cli.live import follow

@@ -42,7 +42,7 @@ class Session:
 
     def begin(self, options: dict[str, Any]) -> None:
         """Start with the options that were given before the verb."""
-        vars(self).update(vars(Session()))
+        vars(self).update(vars(Session()))  # in place: the verbs have imported this object
         self.update(options)
 
     def update(self, options: dict[str, Any]) -> None:
@@ -117,6 +117,7 @@ class RootGroup(TyperGroup):
     def format_commands(self, ctx: "Context", formatter: "HelpFormatter") -> None:  # noqa: ARG002 - the signature of click
         """Write one section per panel, in the order in which the verbs were added."""
         panels: dict[str, list[tuple[str, str]]] = {}
+        # 6: indentation and gap of click's own definition lists
         width = formatter.width - 6 - max(map(len, self.commands))
         for name, command in self.commands.items():
             panel = getattr(command, "rich_help_panel", None) or "Commands"
@@ -133,12 +134,14 @@ def print_help_without_verb(ctx: typer.Context) -> None:
 
 
 def _global_params(ctx: "Context") -> "list[Parameter]":
+    # The root itself has them already; click would report them as declared twice.
     root = ctx.find_root()
     params = root.command.params if root is not ctx else []
     return [param for param in params if param.name in _GLOBAL]
 
 
 def _apply_global_options(ctx: "Context") -> None:
+    # popped, because click calls the verb's function with all that is left in `params`
     session.update({name: ctx.params.pop(name) for name in _GLOBAL if name in ctx.params})
 
 

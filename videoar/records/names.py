@@ -83,7 +83,7 @@ def find_snapshot(store: Store, name: str) -> Snapshot:
         ConfigError: a prefix matches several things.
         WithdrawnError: it is a source that was taken down.
     """
-    if is_safe_key(name):
+    if is_safe_key(name):  # parts of it become parts of keys
         snapshot = _by_exact_name(store, name) or _by_prefix(store, name) or _by_row(store, name)
         if snapshot is not None:
             return snapshot
@@ -95,6 +95,7 @@ def find_snapshot(store: Store, name: str) -> Snapshot:
 
 
 def _by_exact_name(store: Store, name: str) -> Snapshot | None:
+    # refs first: they are set on purpose, a dataset of the same name exists by accident
     head = store.refs.head(name)
     if head is not None:
         return store.snapshot(head)
@@ -123,6 +124,7 @@ def _output(store: Store, run: Run, stage: str) -> Snapshot:
 
 def _by_prefix(store: Store, name: str) -> Snapshot | None:
     runs = [run_id for run_id in run_ids(store) if run_id.startswith(name)]
+    # a dict, because equal content is committed again and has one id
     snapshots = dict.fromkeys(
         commit.snapshot for commit in iter_commits(store.objects) if _matches(commit, name)
     )
