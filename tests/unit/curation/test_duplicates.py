@@ -74,7 +74,7 @@ def is_near(a, b, mask):
 @given(
     st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 7), st.sampled_from([0, MIRROR])
 )
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_result_equals_comparing_all_pairs(seed, count, files, mask):
     draw = random.Random(seed)
     centres = [[draw.getrandbits(64) - 2**63 for _ in range(3)] for _ in range(3)]

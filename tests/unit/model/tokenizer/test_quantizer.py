@@ -163,7 +163,7 @@ def latents_with_scales(draw):
     return norm * torch.randn(shape, generator=generator, dtype=torch.float64), scales
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(latents_with_scales())
 def test_quantizer_agrees_with_a_slow_reference(case):
     latent, scales = case
@@ -181,7 +181,7 @@ def test_quantizer_agrees_with_a_slow_reference(case):
     assert quantized.loss.item() == pytest.approx(wanted, rel=1e-3, abs=2e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(latents_with_scales())
 def test_bits_are_canonical(case):
     latent, scales = case

@@ -45,7 +45,7 @@ def stores(draw):
 
 
 @given(stores(), st.integers(0, 5))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_batches_hold_every_row_once_and_one_shape_each(store, seed):
     bucket_N, *_, sizes = store
     order = epoch_order(*store, key=("d", seed, 0))
@@ -61,7 +61,7 @@ def test_batches_hold_every_row_once_and_one_shape_each(store, seed):
 
 
 @given(stores(), st.sampled_from([1, 2, 3, 4, 8]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_slices_of_ranks_make_up_every_batch(store, world_size):
     *rest, sizes = store
     order = epoch_order(*rest, sizes * world_size, key=("d", 0, 0))
