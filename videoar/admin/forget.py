@@ -1,4 +1,4 @@
-"""Takedown: delete one source from the store, and list what was made from it.
+"""Takedown: delete one source from the store, and list what was derived from it.
 
 The tombstone is created first and rejects the source from then on. Then everything that holds its
 content is deleted: its clips, every Parquet file with rows of it, and reconstructions of its clips.
@@ -245,7 +245,7 @@ def _derived(
 ) -> list[Row]:
     """List the snapshots with rows of a source, and their descendants.
 
-    A table with a column of sources shows by itself whether it derives from this one: clips without
+    A table with a column of sources shows whether it derives from this one: clips without
     a row of it do not, nor does a model that was trained on them. So the search ends there.
     """
     rows = {name: _rows(snapshot, holders, source) for name, snapshot in snapshots.items()}

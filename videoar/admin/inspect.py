@@ -23,7 +23,7 @@ def show(store: Store, name: str, rows: int = 5) -> dict[str, Any]:
     """Describe a snapshot; see `videoar.api.show`."""
     snapshot = find_snapshot(store, name)
     commit, contract = snapshot.commit, load_contract(snapshot.contract)
-    # the footers of withdrawn files are gone; statistics are those of the rows that remain
+    # withdrawn files have no footer to read: statistics are those of the remaining rows
     removed = withdrawn_keys(store.ledger, f"{table_folder(snapshot.dataset)}/")
     remaining = [file for file in snapshot.files if file.key not in removed]
     statistics = merge(read_statistics(store.objects, remaining, contract))
@@ -90,7 +90,7 @@ def diff(store: Store, old: str, new: str) -> dict[str, Any]:
 def _videos(snapshot: Snapshot) -> dict[str, str]:
     """Return the videos that the rows of a snapshot are of: their identity, and what to print.
 
-    A listing knows a video by address and etag, every later table by the SHA-256 of its content.
+    A listing identifies a video by address and etag, later tables by the SHA-256 of its content.
     """
     known = load_contract(snapshot.contract).arrow_schema.names
     if snapshot.contract == SOURCES:
@@ -157,7 +157,7 @@ def rejected(store: Store, name: str | None, reason: str | None = None) -> dict[
 
 
 def _rejects_of(store: Store, name: str | None) -> list[str]:
-    """Return the snapshots of rejects of a run, or of the stage that made one snapshot."""
+    """Return the snapshots of rejects of a run, or of the stage that produced a snapshot."""
     match = find_run_or_snapshot(store, name)
     if isinstance(match, str):
         return [stage.rejects for stage in load_run(store, match).stages if stage.rejects]

@@ -78,7 +78,7 @@ def _check_file(snapshot: Snapshot, file: FileRef) -> list[Mistake]:
 def _tokenizer_of(store: Store, snapshot: Snapshot) -> str | None:
     """Return the tokenizer of a snapshot of tokens; `compact` names the tokens it read instead."""
     parents = snapshot.commit.provenance.parents
-    # a chain of compactions leads to the tokens that a tokenizer made
+    # follow a chain of compactions back to the output of `tokenize`
     while "tokenizer" not in parents and "tokens" in parents:
         parents = store.snapshot(parents["tokens"]).commit.provenance.parents
     return parents.get("tokenizer")

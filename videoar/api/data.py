@@ -38,7 +38,7 @@ def diff(store: Store, old: str, new: str) -> Document:
 
 
 def lineage(store: Store, name: str, *, down: bool = False) -> Document:
-    """Return the graph of all that a snapshot came from, or of all that was made of it.
+    """Return the graph of a snapshot's ancestors, or of its descendants.
 
     Returns:
         `{nodes: [...], edges: [{from, to}]}`; sources are nodes with sha256, licence and origin.

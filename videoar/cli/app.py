@@ -68,7 +68,7 @@ def _root(
     print_help_without_verb(ctx)
 
 
-# without a name, typer adds the verbs of a module to the root itself
+# without a name, typer adds the verbs of a module to the root
 for module in (runs, data, models, ops):
     app.add_typer(module.app)
 

@@ -23,7 +23,7 @@ _PANEL = "Data"
 _LISTED = 20
 """chosen: videos or sources that fit one screen."""
 _VALUE_CHARS, _RANGE_CHARS = 80, 16
-"""chosen: longer values of a row, and longer bounds of a column, are cut; --json has them whole."""
+"""chosen: longer values of a row, and longer bounds of a column, are cut; --json has them in full."""
 
 
 @verb(app, _PANEL, "show clips --rows 1")
@@ -35,7 +35,7 @@ def show(name: Name, rows: Annotated[int, typer.Option(min=0, help="Rows to prin
 
 def _show_blocks(result: dict[str, Any]) -> list[Block]:
     provenance = result["provenance"]
-    made_from = ", ".join(f"{port} {parent}" for port, parent in provenance["parents"].items())
+    parents = ", ".join(f"{port} {parent}" for port, parent in provenance["parents"].items())
     head = {
         "snapshot": result["snapshot"],
         "contract": result["contract"],
@@ -43,8 +43,8 @@ def _show_blocks(result: dict[str, Any]) -> list[Block]:
         "bytes": result["bytes"],
         "files": len(result["shards"]),
         "rejects": result["rejects"],
-        "made by": f"run {provenance['run_id']}, stage {provenance['stage'] or 'input'}",
-        "made from": made_from or None,
+        "created by": f"run {provenance['run_id']}, stage {provenance['stage'] or 'input'}",
+        "parents": parents or None,
         "fingerprint": provenance["fingerprint"],
     }
     ranges = result["statistics"]
@@ -118,8 +118,8 @@ def _more(count: int) -> list[str]:
 @verb(app, _PANEL, "lineage champion")
 def lineage(
     name: Name,
-    up: Annotated[bool, typer.Option("--up", help="What it was made from (the default).")] = False,
-    down: Annotated[bool, typer.Option("--down", help="What was made from it.")] = False,
+    up: Annotated[bool, typer.Option("--up", help="Its ancestors (the default).")] = False,
+    down: Annotated[bool, typer.Option("--down", help="Its descendants.")] = False,
 ) -> None:
     """Trace anything to its source videos, or forwards."""
     if up and down:
@@ -129,17 +129,17 @@ def lineage(
 
 
 def _lineage_blocks(graph: dict[str, Any], *, down: bool) -> list[Block]:
-    here, there = ("from", "to") if down else ("to", "from")
+    end, other_end = ("from", "to") if down else ("to", "from")
     linked: dict[str, list[str]] = {}
     for edge in graph["edges"]:
-        linked.setdefault(edge[here], []).append(edge[there])
+        linked.setdefault(edge[end], []).append(edge[other_end])
     snapshots = [node for node in graph["nodes"] if node["kind"] == "snapshot"]
     sources = [node for node in graph["nodes"] if node["kind"] == "source"]
     rows = [
         (node["id"], node["contract"], node["rows"], _linked(linked.get(node["id"], [])))
         for node in snapshots
     ]
-    title = "used by" if down else "made from"
+    title = "children" if down else "parents"
     blocks: list[Block] = [Table(("snapshot", "contract", ">rows", title), rows)]
     if sources:
         listed = [
@@ -212,7 +212,7 @@ def _mistake_line(name: str, path: str, message: str) -> str:
 def stages(
     name: Annotated[str | None, typer.Argument(metavar="STAGE", help="Stage type.")] = None,
 ) -> None:
-    """Describe stage types: options, ports, what they make."""
+    """Describe stage types: options, ports, products."""
     references = api.stages(name)
     document = {"stages": [reference.model_dump(mode="json") for reference in references]}
     emit(document, lambda: _stage_blocks(references[0]) if name else _stage_list(references))

@@ -26,7 +26,7 @@ def forget(
 ) -> None:
     """Take a source down: delete it and what holds it.
 
-    Models and samples that were made from it are listed and stay.
+    Models and samples derived from it are listed and stay.
     """
     result = api.forget(session.open(), source, reason, dry_run=dry_run)
     emit(result, lambda: _forget_blocks(result))
@@ -38,7 +38,7 @@ def _forget_blocks(result: dict[str, Any]) -> list[Block]:
         (
             entry["id"],
             entry["contract"],
-            f"{entry['rows']} rows of it" if entry["holds_content"] else "made from it, stays",
+            f"{entry['rows']} rows of it" if entry["holds_content"] else "derived from it, stays",
             ", ".join(entry["refs"]),
         )
         for entry in result["derived"]

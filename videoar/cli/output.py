@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from videoar.core.types import Json  # needs pydantic, half of the time that --help takes
 
 PIPE_CLOSED = 141
-"""Exit code when the reader of a pipe has gone: 128 + SIGPIPE, what a shell reports of `cat`."""
+"""Exit code if the reader has closed the pipe: 128 + SIGPIPE, as shells report for `cat`."""
 STYLES = {
     "SUCCEEDED": "green", "CACHED": "cyan", "RUNNING": "yellow", "FAILED": "red",
     "GATE_BLOCKED": "magenta", "CANCELLED": "red", "INTERRUPTED": "red", "PENDING": "dim",
@@ -67,7 +67,7 @@ def emit(document: "Json", blocks: Callable[[], Sequence[Block]]) -> None:
 
 
 def discard_stdout() -> None:
-    """Send what is left in the buffer of stdout nowhere: Python flushes it once more at exit."""
+    """Redirect stdout to the null device: Python flushes its buffer once more at exit."""
     with contextlib.suppress(io.UnsupportedOperation):  # text in memory: nothing to flush
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -123,7 +123,7 @@ def _print_blocks(blocks: Sequence[Block]) -> None:
         if isinstance(block, Table):
             _print_table(console, block)
         else:
-            # not folded: paths and ids on lines of their own are there to be copied
+            # not folded, so that a path or id can be copied
             console.print(Text(printable(block)), soft_wrap=True)
 
 

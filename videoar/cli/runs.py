@@ -113,7 +113,7 @@ def ls(
     ),
 ) -> None:
     """List runs, the newest first."""
-    # One more than is listed tells whether there are more; reading them all takes long on S3.
+    # One extra run shows whether there are more; reading all of them takes minutes on S3.
     runs = api.ls(session.open(), limit + 1 if limit else None)
     listed = runs[:limit] if limit else runs
     keys = {"run_id", "pipeline", "status", "started_at", "seconds"}
@@ -171,7 +171,7 @@ def _execute(execute: "Callable[[], api.Run]") -> None:
 def _watch(execution: "api.Execution") -> AbstractContextManager[None]:
     """Show a live table on a terminal; elsewhere the log lines are the progress."""
     session.execution = execution
-    # JSON lines on a terminal were asked for by VIDEOAR_LOG, e.g. below a process supervisor
+    # JSON lines on a terminal: VIDEOAR_LOG=json is set, e.g. under a process supervisor
     if not sys.stderr.isatty() or log_form() == "json":
         return nullcontext()
     from videoar.cli.live import follow

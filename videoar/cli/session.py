@@ -134,7 +134,7 @@ def print_help_without_verb(ctx: typer.Context) -> None:
 
 
 def _global_params(ctx: "Context") -> "list[Parameter]":
-    # The root itself has them already; click would report them as declared twice.
+    # The root has them already; click would report them as declared twice.
     root = ctx.find_root()
     params = root.command.params if root is not ctx else []
     return [param for param in params if param.name in _GLOBAL]

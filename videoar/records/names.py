@@ -39,7 +39,7 @@ def find_run(store: Store, name: str | None = None) -> str:
     """Return the id of the run that a name means; None means the newest run.
 
     A name that is no run id and no prefix of one may name a snapshot: then it means the run that
-    made it.
+    created it.
 
     Raises:
         ConfigError: no run matches, or several do.
@@ -58,7 +58,7 @@ def find_run_or_snapshot(store: Store, name: str | None = None) -> str | Snapsho
 
     Raises:
         SnapshotNotFoundError: nothing in the store has this name.
-        ConfigError: there is no run yet, or a prefix matches several things.
+        ConfigError: there is no run yet, or a prefix matches several ids.
     """
     known = run_ids(store)
     if name is None or name == LAST:
@@ -76,7 +76,7 @@ def find_run_or_snapshot(store: Store, name: str | None = None) -> str | Snapsho
 def find_snapshot(store: Store, name: str) -> Snapshot:
     """Return the snapshot that a name means.
 
-    Of a run, that is what its last finished stage made; RUN/STAGE names another stage.
+    A run means the output of its last finished stage; RUN/STAGE names another stage.
 
     Raises:
         SnapshotNotFoundError: nothing in the store has this name.
@@ -89,7 +89,7 @@ def find_snapshot(store: Store, name: str) -> Snapshot:
             return snapshot
         source = name.removeprefix(SOURCE_PREFIX)
         if find_tombstone(store.ledger, source) is not None:
-            hint = f"videoar forget --source {source} lists what was made of it"
+            hint = f"videoar forget --source {source} lists what was derived from it"
             raise WithdrawnError(name, "this source was taken down", hint)
     raise SnapshotNotFoundError(name or "''", f"no such name in {store.url}", _known(store, name))
 
@@ -112,9 +112,9 @@ def _by_exact_name(store: Store, name: str) -> Snapshot | None:
 
 
 def _output(store: Store, run: Run, stage: str) -> Snapshot:
-    """Return what a stage of a run made; of its last finished stage if none is named."""
+    """Return the output of a stage of a run; of its last finished stage if none is named."""
     if not run.outputs:
-        raise SnapshotNotFoundError(f"run {run.run_id}", "has made no snapshot yet")
+        raise SnapshotNotFoundError(f"run {run.run_id}", "has no snapshot yet")
     name = stage or list(run.outputs)[-1]
     if name not in run.outputs:
         hint = did_you_mean(name, run.outputs)

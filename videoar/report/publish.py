@@ -52,6 +52,6 @@ def _rerender_report(store: Store, run: Run) -> None:
     try:
         page = render_report(store, run.run_id)[1]
         record_run(store, parse_pipeline(run.document, run.source), run, page)
-    except Exception as error:  # noqa: BLE001 - the page in the store is gone; MLflow's may be left
+    except Exception as error:  # noqa: BLE001 - the store's page is deleted; MLflow's may remain
         where = f"run {run.run_id}"
         logger.warning("%s: MLflow may still show the old page, forget again: %s", where, error)
