@@ -23,7 +23,7 @@ _PANEL = "Data"
 _LISTED = 20
 """chosen: videos or sources that fit one screen."""
 _VALUE_CHARS, _RANGE_CHARS = 80, 16
-"""chosen: longer values of a row, and longer bounds of a column, are cut; --json has them in full."""
+"""chosen: longer values of a row and longer bounds of a column are cut; --json has them in full."""
 
 
 @verb(app, _PANEL, "show clips --rows 1")
