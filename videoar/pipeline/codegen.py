@@ -32,6 +32,8 @@ def stages_page(references: list[StageReference]) -> str:
     lines += ["option marked with `*` does not run the stage again; of a path, other content does."]
     lines += [""]
     first = references[0].options
+    # compared with default and bounds: an option that a stage declares differently stays in its
+    # table
     shared = [option for option in first if all(option in r.options for r in references)]
     for reference in references:
         lines += _section(reference, [o for o in reference.options if o not in shared])
@@ -58,6 +60,7 @@ def _row(option: OptionReference) -> str:
     default = "required" if option.required else default
     mark = "" if option.changes_output else " *"
     cells = (f"`{option.name}`{mark}", option.type_text, default, option.unit, option.meaning)
+    # chr(92) is a backslash: before Python 3.12 the expression of an f-string cannot contain one
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
@@ -97,6 +100,7 @@ def _input() -> dict[str, Any]:
         "type": "string",
         "description": kinds,
         "minLength": 1,
+        # what a pattern can express of `input_url`: no ~, no `file:x`, no credentials before an @
         "not": {"pattern": "^~|^file:(?!//)|^[a-z0-9+.-]+://[^/]*@"},
     }
 
@@ -109,6 +113,7 @@ def _any_stage(registry: Registry) -> dict[str, Any]:
         "properties": {"stage": {"enum": list(registry)}},
         "allOf": [
             {
+                # without `required`, `if` would also hold for a mapping that has no `stage`
                 "if": {"properties": {"stage": {"const": name}}, "required": ["stage"]},
                 "then": {"$ref": f"#/$defs/{name}"},
             }
@@ -136,6 +141,7 @@ def _stage_schema(type_name: str, registry: Registry) -> tuple[dict[str, Any], d
         "properties": {
             "stage": {"const": type_name},
             "from": ports,
+            # merged and not referenced: `additionalProperties` ignores the properties of a `$ref`
             **_plain(options.schema["properties"]),
         },
         "required": ["stage", "from", *options.schema.get("required", ())],

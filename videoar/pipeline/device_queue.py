@@ -32,6 +32,7 @@ class DeviceQueue:
     def start_shard(self) -> "DeviceUsage":
         """Return the usage of a new shard, behind all earlier ones."""
         number = next(self._numbers)
+        # loading weights, before the first shard, is no idle time
         if number == 0:
             self._idle_since = time.monotonic()
         return DeviceUsage(self, number)
@@ -56,6 +57,7 @@ class DeviceQueue:
             if self._is_stopped:
                 raise StageError("device", "stopped, because another shard failed or was cancelled")
             self._is_held = True
+            # since the last release: the time that another shard held the device is not idle
             return time.monotonic() - self._idle_since
 
     def release(self) -> None:
@@ -63,6 +65,8 @@ class DeviceQueue:
         with self._changed:
             self._is_held = False
             self._idle_since = time.monotonic()
+            # all, because each thread has a condition of its own: notify() could wake a younger
+            # shard only
             self._changed.notify_all()
 
     def _is_next(self, number: int) -> bool:

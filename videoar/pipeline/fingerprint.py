@@ -26,7 +26,7 @@ _PACKAGE = __name__.partition(".")[0]
 _PLUMBING = frozenset({"core", "storage", "pipeline", "contracts"})
 """Subpackages that only move bytes. Matched by whole name: `storage_x` would be code in reach."""
 _ROOT = Path(__file__).parent.parent
-_CODE_DIGEST = 12
+_CODE_DIGEST = 12  # chosen: 48 bits are enough to notice an edit, and stay readable in `explain`
 
 
 def compute_parts(stage: Stage[Any], inputs: Inputs) -> FingerprintParts:
@@ -42,6 +42,7 @@ def compute_parts(stage: Stage[Any], inputs: Inputs) -> FingerprintParts:
         "code": code_closure(type(stage).__module__),
         "config": stage.config.semantic(),
         "inputs": {port: snapshot.digest for port, snapshot in sorted(inputs.items())},
+        # the content, too: a schema file can change without a new id
         "contract": {
             stage.produces: digest_json(load_contract(stage.produces).model_dump(mode="json"))
         },
@@ -75,6 +76,7 @@ def differences(old: FingerprintParts, new: FingerprintParts) -> list[dict[str, 
     ]
 
 
+# {"config": {"crf": 12}, "inputs": {}} -> {"config.crf": 12}; a list is one leaf
 def _leaves(value: Json, path: str = "") -> dict[str, Json]:
     if not isinstance(value, Mapping):
         return {path: value}
@@ -101,8 +103,11 @@ def code_closure(module: str, root: Path = _ROOT) -> dict[str, str]:
         path = _source(name, root)
         if path is None:
             continue
+        # parsed, not imported: planning must load neither torch nor Ray
         tree = ast.parse(path.read_text(encoding="utf-8"))
         queue += _imports(tree)
+        # no line numbers are dumped, so reformatted code keeps its digest. The text differs between
+        # Python versions (3.13 omits empty fields): another interpreter recomputes.
         digests[name] = sha256_hex(ast.dump(_without_docstrings(tree)).encode())[:_CODE_DIGEST]
     return dict(sorted(digests.items()))
 
@@ -126,8 +131,11 @@ def _source(name: str, root: Path) -> Path | None:
 def _imports(tree: ast.Module) -> list[str]:
     names: list[str] = []
     for node in ast.walk(tree):
+        # walk, not the top level only: stages import their workers inside functions
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
+        # `from videoar.media import decode` may import a module or a name; `_source` drops the
+        # names
         elif isinstance(node, ast.ImportFrom) and node.module:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
     return [name for name in names if name.split(".")[0] == _PACKAGE and name != _PACKAGE]
@@ -137,6 +145,7 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
+            # any text that stands alone: Python itself knows no docstrings of attributes
             kept = [item for item in body if not _is_text(item)]
             node.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
     return tree

@@ -9,8 +9,8 @@ from urllib.parse import SplitResult, urlsplit
 
 from videoar.core.printable import printable
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-_LOCAL_HOSTS = ("", "localhost")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")  # with ://, as a path may contain a colon
+_LOCAL_HOSTS = ("", "localhost")  # RFC 8089: both mean this machine
 _KINDS = "a folder, file://, s3://, rendered://, ref:// or snapshot://"
 _NAMED = ("ref", "snapshot")
 Problem = tuple[str, str]
@@ -27,6 +27,7 @@ def input_problem(url: str) -> Problem | None:
     match = _SCHEME.match(url)
     if match is None:
         return _path_problem(url)
+    # schemes are case-insensitive (RFC 3986)
     scheme = match[1].lower()
     if scheme in _NAMED:
         return None if url[match.end() :] else (f"names no {scheme}", f"e.g. {scheme}://NAME")
@@ -45,7 +46,7 @@ def _path_problem(path: str) -> Problem | None:
 def _url_problem(scheme: str, url: str) -> Problem | None:
     try:
         parts = urlsplit(url)
-    except ValueError as error:
+    except ValueError as error:  # such as an IPv6 address without its ]
         return f"is not a URL: {error}", f"give {_KINDS}"
     if "@" in parts.netloc:
         # run records, logs and report pages would keep it

@@ -25,10 +25,13 @@ def path_or(*names: str) -> WithJsonSchema:
 
 def with_absolute_paths(value: Json, option: Option | None, directory: Path) -> Json:
     """Return the value of an option with relative paths in it resolved against a directory."""
+    # "" means no file; joined with the directory it would become the directory
     if option is None or not value:
         return value
     if isinstance(value, str):
         is_path = any(variant.get("format") == "path" for variant in option.variants)
+        # an absolute path replaces the directory; names such as `captions` or `default` are no
+        # files
         return str(directory / value) if is_path and value not in option.choices else value
     if isinstance(value, dict):
         return {

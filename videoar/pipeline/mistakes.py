@@ -22,8 +22,8 @@ from videoar.core.printable import printable
 from videoar.core.types import Json
 from videoar.pipeline.options import Option
 
-_SHOWN_CHARS = 60
-_MESSAGE_CHARS = 400
+_SHOWN_CHARS = 60  # chosen: leaves room for key and reason on a line of 120
+_MESSAGE_CHARS = 400  # chosen: pydantic quotes the input in some messages, of any length
 Path = tuple[str | int, ...]
 """Keys of mappings and indices of lists, from the outside in."""
 
@@ -43,6 +43,8 @@ class SpecError(ConfigError):
         self.mistakes = tuple(mistakes)
         lines = [f"{m.path}: {m.message}" if m.path else m.message for m in mistakes]
         super().__init__(where, f"\n{where}: ".join(lines))
+        # unpickling calls the class with `args`: by default those of the base, which do not fit
+        # __init__
         self.args = (where, self.mistakes)
 
 
@@ -92,6 +94,7 @@ def _sentences(
         keys, kind = _keys(detail["loc"], value), detail["type"]
         inner = detail.get("ctx", {}).get("error")
         if kind == "missing":
+            # `_keys` drops it, as the document does not have it
             keys = (*keys, detail["loc"][-1])
         option, given = options.at(keys), _at(value, keys)
         if isinstance(inner, ValidationError):  # a validator that validates another model
@@ -145,6 +148,7 @@ def _at(value: Json, keys: Path) -> Json:
 
 def _unknown(key: str, parent: Option | None, also: Sequence[str]) -> str:
     known = [*(parent.keys if parent else ()), *also]
+    # `steps` beside `training` instead of in it: no spelling is close, but the place is known
     homes = [name for name in known if parent and key in _keys_of(parent.child(name))]
     if homes:
         return f"unknown key (it is an option of {homes[0]})"

@@ -80,6 +80,7 @@ class Option:
     @property
     def type_name(self) -> str:
         """The JSON types that are allowed, such as `number or null`, and `enum` and `path`."""
+        # unions of several number ranges repeat a type; a dict keeps the order, a set does not
         return " or ".join(dict.fromkeys(map(_type_name, self.variants)))
 
     @property
@@ -153,6 +154,7 @@ def _child_schema(schema: Schema, key: str | int) -> Schema | None:
     if isinstance(schema.get("additionalProperties"), dict):
         values: Schema = schema["additionalProperties"]
         return values
+    # `--set` addresses list entries by indices that are text
     if schema.get("type") == "array" and str(key).isdecimal():
         prefix = schema.get("prefixItems", [])
         items: Schema | None = prefix[int(key)] if int(key) < len(prefix) else schema.get("items")

@@ -31,6 +31,7 @@ def apply_override(
     Raises:
         ConfigError: there is no such key, or the value does not fit its type.
     """
+    # at the first =: a value may contain more of them, such as s3://bucket/day=1
     path, equals, value = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys) or len(keys) < 2:
@@ -95,4 +96,5 @@ def _read(value: str, option: Option, where: str) -> Json:
         if not value.strip():
             raise ConfigError(where, "has no value", f"must be {option.describe()}")
         return parse_value(value, where)
+    # null is the one word that is not taken verbatim: nothing else could unset a text
     return None if value == "null" and option.is_nullable else value

@@ -22,6 +22,7 @@ Shape = TypeVar("Shape", bound=Frozen)
 
 def with_overrides(preset: Shape, overrides: Mapping[str, Any]) -> Shape:
     """Return a preset with other values in some fields, validated as a whole."""
+    # not model_copy(update=...), which validates nothing
     return type(preset).model_validate({**preset.model_dump(), **overrides})
 
 
@@ -76,6 +77,7 @@ class _ValidOverrides:
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         """Return the fields of the preset's class, all optional: the preset has the defaults."""
+        # any of them: all presets of an option are of one class
         shape = type(next(iter(self.presets.values())))
         full = handler.resolve_ref_schema(handler(shape.__pydantic_core_schema__))
         fields = {

@@ -113,6 +113,7 @@ def load_pipeline(
     document = read_mapping(path, "start with `pipeline: <name>`")
     for override in overrides:
         apply_override(document, override, str(path), registry)
+    # before validation, because `document` is stored and `resume` validates it again
     _resolve_paths(document, Path.cwd(), registry)
     return parse_pipeline(document, str(path), registry)
 
@@ -122,6 +123,7 @@ def _resolve_paths(document: dict[str, Any], directory: Path, registry: Registry
     inputs, stages = document.get("inputs"), document.get("stages")
     if isinstance(inputs, dict):
         for name, url in inputs.items():
+            # what is wrong stays as it is: `parse_pipeline` reports it as the user wrote it
             if isinstance(url, str) and input_problem(url) is None:
                 inputs[name] = absolute_input(url, directory)
     if isinstance(stages, dict):
@@ -192,6 +194,7 @@ def _parse_inputs(raw: Json) -> tuple[dict[str, str], list[Mistake]]:
             mistakes.append(Mistake(path, f"must be a folder or URL as text, not {shown(url)}"))
         elif problem := input_problem(url):
             mistakes.append(Mistake(path, f"{problem[0]} ({problem[1]})"))
+    # with the wrong ones: otherwise each port that names one would be reported, too
     return {name: str(url) for name, url in raw.items()}, mistakes
 
 
@@ -276,6 +279,7 @@ def _check_ports(
         if source not in inputs and source not in drafts:
             hint = did_you_mean(source, {*inputs, *drafts})
             mistakes.append(Mistake(f"{path}.{port}", f"no input or stage {source} ({hint})"))
+    # which ports an unknown type has cannot be checked; its misspelt type is a mistake already
     if draft.stage is None:
         return mistakes
     consumes = draft.stage.consumes

@@ -158,6 +158,8 @@ class RankContext(Protocol):
 
 def save_checkpoint(rank: RankContext, step: int, save: Callable[[Path], None]) -> None:
     """Commit the files that `save` writes into a temporary folder."""
+    # in the scratch folder, which is swept after a kill; removed at once, since checkpoints are
+    # large
     with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=rank.scratch) as folder:
         save(Path(folder))
         rank.save_checkpoint(step, Path(folder))

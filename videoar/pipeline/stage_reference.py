@@ -120,6 +120,7 @@ def stage_reference(type_name: str, registry: Registry = BUILTIN) -> StageRefere
             for name, port in stage.consumes.items()
         ),
         produces=stage.produces,
+        # a stable sort: both groups keep the order of the class
         options=tuple(sorted(options, key=_is_common)),
     )
 
@@ -151,6 +152,7 @@ def _options(
                 required=key in required,
                 default=_default(key, option, defaults),
                 unit=_unit(key, option),
+                # everything below a runtime option is runtime, too
                 changes_output=changes_output and not schema.get("runtime"),
                 meaning=_joined(schema.get("description", "")),
             )
@@ -181,6 +183,8 @@ def _unit(key: str, option: Option) -> str:
         return ""
     words = key.split("_")
     counted = [word for word in words if word in _COUNTED]
+    # `max_clips_per_source` counts clips: the last words "source" and "shard" stand for what is
+    # counted
     return _UNITS.get(words[-1]) or (counted[-1] if counted else "1")
 
 

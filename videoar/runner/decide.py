@@ -28,7 +28,7 @@ from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
 Action = Literal["run", "cached", "partial"]
-_CONCURRENT_READS = 16
+_CONCURRENT_READS = 16  # half of the connections of an S3 client, see `s3_store`
 _UNFINISHED = "has not finished before, or its files were withdrawn or are missing"
 
 
@@ -125,6 +125,7 @@ def check_tools(stages: Iterable[StageSpec], registry: Registry = BUILTIN) -> No
         try:
             build(spec, registry).tools()
         except ConfigError as error:
+            # a tool reports its path; the user needs the key of the option that holds it
             key = next((f".{key}" for key, value in spec.config if value == error.where), "")
             what = f"{error.where}: {error.what}"
             raise ConfigError(f"stages.{spec.name}{key}", what, error.hint) from error
@@ -149,6 +150,7 @@ def split_by_record(
     shards: Sequence[Shard],
 ) -> ShardWork:
     """Split shards into those that have a record with all of its files, and those to run."""
+    # one listing instead of a request per shard: in a first run, none of them has a record
     known = set(store.ledger.list(shard_records_prefix(dataset)))
     names = {
         shard.index: shard_fingerprint(fingerprint_parts, stage.primary, shard) for shard in shards
@@ -157,7 +159,9 @@ def split_by_record(
     listed = {index: key for index, key in keys.items() if key in known}
     with ThreadPoolExecutor(_CONCURRENT_READS) as pool:  # on S3 one by one would take minutes
         read = list(pool.map(lambda key: find_record(store, key), listed.values()))
+    # None: deleted since the listing, by another run that found its files missing
     records = {index: record for index, record in zip(listed, read, strict=True) if record}
+    # all shards together: many files are compared with a listing, not by a request each
     absent = set(missing_files(store.objects, [f for r in records.values() for f in r.all_files]))
     done = {
         index: record

@@ -80,14 +80,18 @@ class Execution:
         Raises:
             VideoARError: what stopped the run.
         """
+        # all checks before the first record: a mistake in the file leaves no run behind
         selected = self.spec.select(start, until)
         check_tools(selected, self.registry)
         check_datasets(selected, self.store, self.registry)
+        # listed before the run is recorded, committed after it: a commit names its run
         inputs = {name: resolve(self.store, name, url) for name, url in self.spec.inputs.items()}
         self._log.create(self.spec, __version__, start, until)
         self.has_begun = True
         for skipped in self.stages.keys() - {stage.name for stage in selected}:
             self.stages[skipped] = self.stages[skipped].model_copy(update={"status": "SKIPPED"})
+        # marks the run as running again if it is resumed, so only after everything that may refuse
+        # it
         self._log.driver()
         status: Status = "SUCCEEDED"
         problem: str | None = None
@@ -104,6 +108,7 @@ class Execution:
             status, problem = "GATE_BLOCKED", str(error)
             raise
         except BaseException as error:
+            # BaseException: SystemExit, too, must not leave a run that looks killed
             status, problem = "FAILED", str(error)
             raise
         finally:
@@ -142,11 +147,14 @@ class Execution:
         ids = {port: snapshot.id for port, snapshot in inputs.items()}
         self._update(spec.name, status="RUNNING", inputs=ids)
         try:
+            # a resumed run is not compared with itself: it would report that nothing changed
             decision = decide(
                 self.store, self.spec.name, spec, inputs, self.registry, before=self.run_id
             )
             self._update(spec.name, fingerprint=decision.fingerprint, reason=decision.reason)
             snapshot = self._output(spec, decision, inputs, began, must_exist=must_exist)
+            # in the `try`: a blocked promotion is a failure of the stage, although its output is
+            # committed
             decision.stage.after_commit(snapshot, self.store, self.run_id)
         except BaseException as error:
             self._record_failure(spec.name, error, time.monotonic() - began)
@@ -184,6 +192,7 @@ class Execution:
             rejects=snapshot.commit.rejects,
             rows=RowCounts(out=snapshot.rows, rejected=rejects.rows if rejects else 0),
         )
+        # recorded for cached stages, too: the next run is compared with the newest run
         self._log.stage(self.stages[name], decision.fingerprint_parts)
         logger.info("cached as %s", snapshot.id)
         return snapshot
@@ -191,6 +200,7 @@ class Execution:
     def _execute(
         self, spec: StageSpec, decision: Decision, inputs: Inputs, began: float
     ) -> Snapshot:
+        # the parts go first: the next run can tell what changed, even if this one is killed
         self._log.stage(self.stages[spec.name], decision.fingerprint_parts)
         logger.info("running: %s", decision.reason)
         task = StageTask(
@@ -227,6 +237,8 @@ class Execution:
         self._update(task.dataset, shards=ShardCounts(planned=1))
         is_loop = stage.shape == "loop"
         key = loop_key(task) if is_loop else reduce_key(task)
+        # not cached although it has a record: killed before the commit, or files were withdrawn or
+        # lost
         earlier = find_record(self.store, key)
         if earlier is not None and any(missing_files(self.store.objects, earlier.all_files)):
             self.store.objects.delete(key)  # the engine would adopt it
@@ -235,6 +247,8 @@ class Execution:
         return record
 
     def _map(self, task: StageTask, stage: MapStage[Any], work: ShardWork) -> WorkRecord:
+        # before any worker starts: it would adopt such a record, and the commit would name missing
+        # files
         for key in work.stale_keys:
             self.store.objects.delete(key)
         records = dict(work.done)
@@ -267,12 +281,16 @@ class Execution:
 
         if work.missing:
             self.engine.map(task, work.missing, finished)
+        # an engine that loses a shard must not lead to a snapshot with fewer rows
         for shard in work.shards:
             if shard.index not in records:
                 raise StageError(f"stage {task.dataset}, shard {shard.index}", "left no record")
+        # in the order of the plan: files and sums of floats must not depend on which shard ended
+        # first
         total = merge([records[shard.index] for shard in work.shards])
         self._update(
             task.dataset,
+            # the counts so far are those of this attempt; `total` includes cached shards
             shards=counts.model_copy(update={"quarantined": total.rows_rejected}),
         )
         if total.rows_rejected and not total.rows_out and not stage.allows_empty_output:
@@ -315,6 +333,8 @@ class Execution:
         crash_point("before-commit")
         provenance = self._provenance(task.dataset, task.fingerprint, dict(task.inputs))
         rejected = self.store.dataset(rejects_dataset(task.dataset), REJECTS)
+        # rejects first: the commit of the output names their snapshot. Killed in between, the next
+        # attempt finds it by its fingerprint.
         rejects = rejected.commit(record.rejects, provenance, {}).id if record.rejects else None
         crash_point("rejects-committed")
         dataset = self.store.dataset(task.dataset, stage.produces)
@@ -329,6 +349,7 @@ class Execution:
 def resume_spec(run_id: str, store: Store, registry: Registry = BUILTIN) -> PipelineSpec:
     """Return the pipeline of an earlier run, to be executed again under the same id."""
     run = load_run(store, run_id)
+    # a warning is enough: what new code changes has another fingerprint and runs again
     if run.code_version != __version__:
         logger.warning(
             "run %s was started by version %s, this is %s", run_id, run.code_version, __version__

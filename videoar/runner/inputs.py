@@ -33,7 +33,9 @@ class Listing:
     def __init__(self, name: str, table: pa.Table) -> None:
         self.name = name
         self.contract = SOURCES
+        # none yet: `ingest` plans its shards from the rows
         self.files = ()
+        # the name counts: equal listings of two inputs are snapshots of two datasets
         self.fingerprint = digest_json({"listing": name, "rows": table.to_pylist()})
         self.digest = self.fingerprint
         self._table = table
@@ -64,6 +66,7 @@ def resolve(store: Store, name: str, url: str) -> Snapshot | Listing:
         if url.startswith(scheme):
             return store.snapshot(url.removeprefix(scheme))
     listing = Listing(name, _without_withdrawn(store, name, url, list_sources(url)))
+    # unchanged since an earlier run: no new snapshot, so nothing after it runs again
     return listing.committed(store) or listing
 
 
@@ -84,6 +87,8 @@ def compare(store: Store, pipeline: str, run_id: str, name: str, listed: Snapsho
     try:
         rows = store.snapshot(previous.snapshot).table(["uri", "etag"]) if previous else None
     except StorageError as error:
+        # an unreachable store fails the run; a listing that is gone or damaged costs only this
+        # comparison
         if error.retryable:
             raise
         logger.warning("input %s: the previous listing cannot be read: %s", name, error)

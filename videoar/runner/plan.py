@@ -49,10 +49,12 @@ def plan(spec: PipelineSpec, store: Store, registry: Registry = BUILTIN) -> list
 def _plan_stage(
     spec: PipelineSpec, stage: StageSpec, known: KnownInputs, store: Store, registry: Registry
 ) -> StagePlan:
+    # no fingerprint without the digests of all inputs: of these stages nothing else is known
     pending = sorted(source for source in stage.ports.values() if known[source] is None)
     if pending:
         reason = f"depends on {', '.join(pending)}, which has to run first"
         return StagePlan(name=stage.name, action="run", reason=reason)
+    # a `Listing` has what planning reads of a snapshot
     inputs = cast("Inputs", {port: known[source] for port, source in stage.ports.items()})
     decision = decide(store, spec.name, stage, inputs, registry)
     work = decision.work

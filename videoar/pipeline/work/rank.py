@@ -74,9 +74,13 @@ class StoreRankContext:
         """Publish the folder's files, then the record that makes them a checkpoint."""
         if self.index:
             return
+        # fixed width: sorted as texts, keys are in the order of steps
         stem = f"{self._checkpoints}{step:09d}"
         files = self._store.publish_folder(folder, f"{stem}-")
+        # killed here, files have no record: `_remove_older` deletes them once newer checkpoints
+        # exist
         crash_point("checkpoint-written")
+        # False if this step has a record: another run of the same training was here first
         self._store.ledger.create(f"{stem}.json", {"step": step, "files": files})
         crash_point("checkpoint-committed")
         self._remove_older()
@@ -100,6 +104,8 @@ class StoreRankContext:
         try:
             self._store.fetch_folder(record["files"], into)
         except StorageError as error:
+            # a store that cannot be reached raises StorageError, too, and must not cost a
+            # checkpoint
             if not (isinstance(error, DamagedError) or self._has_missing(record["files"])):
                 raise
             self._remove(newest)
@@ -142,6 +148,7 @@ class StoreRankContext:
         try:
             keys = self._keys()
             kept = [key for key in keys if not self._is_file(key)][-_CHECKPOINTS_KEPT:]
+            # "<step>-<sha256>" > "<step>": the files of the oldest kept record are not among them
             old = [key for key in keys if kept and key < kept[0].removesuffix(".json")]
             for key in sorted(old, key=self._is_file):
                 self._store.objects.delete(key)
@@ -205,6 +212,7 @@ def _run_rank(task: StageTask, index: int, world_size: int, sink: ProgressSink) 
     stage: LoopStage[Any] = task.make_stage()
     inputs = task.open_inputs(store)
     context = StageContext(store)
+    # a killed rank has left its scratch folder, perhaps with a checkpoint in it
     sweep()
     with context.scratch() as scratch:
         rank = StoreRankContext(task, index, world_size, scratch, sink)

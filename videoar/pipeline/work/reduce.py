@@ -37,11 +37,14 @@ def run_reduce(task: StageTask, dask_scheduler: DaskScheduler | None = None) -> 
     """
     store = task.open_store()
     key = reduce_key(task)
+    # a driver that was killed between this record and the commit left it finished
     if (existing := find_record(store, key)) is not None:
         return existing
     stage: ReduceStage[Any] = task.make_stage()
     inputs = task.open_inputs(store)
     try:
+        # all tables before the first file: the check needs every row, and a failed check writes
+        # none
         outputs = list(stage.reduce(inputs, StageContext(store, dask_scheduler=dask_scheduler)))
         report = stage.check(inputs, pa.concat_tables([output.rows for output in outputs]))
     except VideoARError:
@@ -51,6 +54,7 @@ def run_reduce(task: StageTask, dask_scheduler: DaskScheduler | None = None) -> 
     if report is not None:
         _publish_check(task, store, report)
     record = merge([write_output(task, store, stage.produces, output) for output in outputs])
+    # optional inputs, such as a profile, are not what the reduction selects from
     rows_in = sum(
         snapshot.rows for port, snapshot in inputs.items() if not stage.consumes[port].optional
     )
@@ -67,6 +71,7 @@ def _publish_check(task: StageTask, store: Store, report: CheckReport) -> None:
         "page": page,
         "expectations": [expectation.model_dump() for expectation in report.expectations],
     }
+    # the page first: a record must not name a page that a kill prevented
     store.ledger.create(check_key(task.dataset, task.fingerprint), result)
     if not report.success:
         hint = f"all expectations: {store.url}/{page}"

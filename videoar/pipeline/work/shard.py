@@ -53,6 +53,7 @@ class ShardWorker:
         """
         name = shard_fingerprint(self.task.fingerprint_parts, self.stage.primary, shard)
         key = shard_record_key(self.task.dataset, name)
+        # the plan is minutes old: a retry or another run may have finished this shard since
         if (existing := find_record(self.store, key)) is not None:
             return existing
         try:
@@ -66,6 +67,8 @@ class ShardWorker:
             raise
         except Exception as error:  # the engine boundary: name the shard in any other error
             raise stage_error(self.task, f"shard {shard.index}", error) from error
+        # killed here, files have no record. The shard runs again; equal rows have equal keys, so it
+        # finds its files instead of leaving a second copy.
         crash_point("shard-written")
         return publish_record(
             self.store, key, record.model_copy(update={"rows_in": shard.num_rows})

@@ -52,6 +52,7 @@ class StageTask:
     fingerprint_parts: FingerprintParts
     store_url: str
     store_endpoint: str = ""
+    # a dict cannot be the default of a dataclass field
     registry: Registry = field(default_factory=lambda: BUILTIN)
 
     @property
@@ -89,6 +90,7 @@ def write_output(task: StageTask, store: Store, produces: str, output: Output) -
     """Write an output's rows and rejects as files; no reader sees them before the commit."""
     files, rejects = [], []
     num_rejected = output.rejects.num_rows if output.rejects is not None else 0
+    # no empty files: the next stage would run a shard for each
     if output.rows.num_rows:
         files.append(store.dataset(task.dataset, produces).write(output.rows))
     if output.rejects is not None and num_rejected:
