@@ -322,6 +322,7 @@ def terminal(columns: int, *arguments: str, **extra: str) -> str:
     return out.decode().replace("\r\n", "\n")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("runs")
 def test_terminal_of_60_columns_fits_tables_and_obeys_no_color(store):
     columns = 60
@@ -431,6 +432,7 @@ def toy_file(tmp_path, monkeypatch):
     return write
 
 
+@pytest.mark.slow  # writes an MLflow database
 def test_run_blocked_by_gate_prints_stages_and_report(toy_file):
     arguments = toy_file("a.mp4", gate={"bound": 2.0})
     code, out, err = call(*arguments, VIDEOAR_LOG="json")
@@ -450,6 +452,7 @@ def test_run_blocked_by_gate_prints_stages_and_report(toy_file):
     assert Path(document["report"]).exists()
 
 
+@pytest.mark.slow  # writes an MLflow database
 def test_run_failed_prints_stages_and_error(toy_file):
     code, out, err = call(*toy_file("explode.mp4"), "--json", VIDEOAR_LOG="json")
     document = json.loads(out)
@@ -457,6 +460,7 @@ def test_run_failed_prints_stages_and_error(toy_file):
     assert [line for line in err.splitlines() if "boom" in line and line.startswith("error: ")]
 
 
+@pytest.mark.slow  # writes an MLflow database
 def test_run_until_marks_other_stages_skipped(toy_file):
     code, out, err = call(*toy_file("a.mp4"), "--until", "few", "--json")
     assert code == 0, err
