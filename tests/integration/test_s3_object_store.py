@@ -20,7 +20,7 @@ from videoar.core.errors import (
     WithdrawnError,
 )
 from videoar.core.ids import canonical_json
-from videoar.storage import local_store, open_store, s3_store
+from videoar.storage import local_store, open_store
 from videoar.storage.conformance import ensure_put_if_absent, race
 from videoar.storage.layout import PROBE_PASSED_KEY, withdrawal_key
 from videoar.storage.object_store import put_content
@@ -138,7 +138,7 @@ def test_purge_deletes_older_versions(moto_server):
     assert objects.get("runs/a") == b"3"
 
 
-def test_uploads_unfinished_are_aborted_by_sweep(moto_server, monkeypatch):
+def test_uploads_unfinished_are_aborted_by_sweep(moto_server):
     bucket = make_bucket(moto_server.endpoint)
     client = boto3.client("s3", endpoint_url=moto_server.endpoint)
     for key in ("p/a", "q/a"):
@@ -148,9 +148,7 @@ def test_uploads_unfinished_are_aborted_by_sweep(moto_server, monkeypatch):
         return [u["Key"] for u in client.list_multipart_uploads(Bucket=bucket).get("Uploads", ())]
 
     objects = S3ObjectStore(bucket, "p", moto_server.endpoint)
-    with monkeypatch.context() as patch:
-        patch.setattr(s3_store, "STALE_TEMP_S", 1e9)  # this server says that all are of 2010
-        objects.sweep()
+    objects.sweep(stale_s=1e9)  # this server dates all uploads 2010
     assert sorted(left()) == ["p/a", "q/a"]
     objects.sweep()
     assert left() == ["q/a"]
@@ -358,15 +356,15 @@ READS = [
 
 
 @pytest.mark.parametrize("read", READS)
-def test_body_read_broken_is_retried_until_the_limit(troubled, read, monkeypatch):
+def test_body_read_broken_is_retried_until_the_limit(troubled, read):
     objects, told = troubled
     told += ["broken", "broken", "well", "left"]
     assert read(objects) == Troubled.data[50:150]
     assert told == ["left"]
     told[:] = ["broken"] * 3
-    monkeypatch.setattr(s3_store, "BODY_RETRY_S", -1)
+    hasty = S3ObjectStore("b", "p", objects._endpoint, body_retry_s=-1)
     with pytest.raises(TransientStorageError, match="the S3 endpoint does not respond"):
-        read(objects)
+        read(hasty)
     assert told == ["broken"] * 2
 
 

@@ -10,6 +10,7 @@ from videoar.admin.validate import requantize
 from videoar.core.ids import digest_json
 from videoar.core.types import Provenance
 from videoar.storage.token_codec import checksum
+from videoar.storage.writer import ROW_GROUP_BYTES
 
 SCALES = [(1, 1), (2, 2), (4, 5)]
 SHAPE = (2, 3, 4, 5)  # t, k, h, w
@@ -67,10 +68,17 @@ def changed(table, column, row, value):
     return table.set_column(index, field, pa.array(values, field.type))
 
 
-def commit_tables(store, *tables, dataset="tokens", contract="tokens@1", **parents):
+def commit_tables(
+    store,
+    *tables,
+    dataset="tokens",
+    contract="tokens@1",
+    row_group_bytes=ROW_GROUP_BYTES,
+    **parents,
+):
     """Commit tables as a snapshot of one file each."""
     target = store.dataset(dataset, contract)
-    files = [target.write(table) for table in tables]
+    files = [target.write(table, row_group_bytes) for table in tables]
     made = Provenance(
         run_id="r",
         pipeline="p",

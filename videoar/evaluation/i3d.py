@@ -74,10 +74,11 @@ class _Norm(nn.Module):
         self.beta = nn.Parameter(torch.empty(width))
         self.moving_mean = nn.Parameter(torch.empty(width))
         self.moving_variance = nn.Parameter(torch.empty(width))
+        self.eps = _BN_EPS
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.batch_norm(
-            x, self.moving_mean, self.moving_variance, bias=self.beta, eps=_BN_EPS
+            x, self.moving_mean, self.moving_variance, bias=self.beta, eps=self.eps
         )
 
 

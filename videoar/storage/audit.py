@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from videoar.contracts.checks import find_problems
-from videoar.contracts.contract import Contract, load_contract
+from videoar.contracts.contract import load_contract
 from videoar.core.errors import (
     StorageError,
     TransientStorageError,
@@ -58,7 +58,10 @@ class Finding(Frozen):
 
 
 def audit(
-    snapshot: Snapshot, requantize: Requantize, tokenizer: str | None = None
+    snapshot: Snapshot,
+    requantize: Requantize,
+    tokenizer: str | None = None,
+    piece_bytes: int = _PIECE_BYTES,
 ) -> Iterator[Finding]:
     """Read all files and objects of a snapshot and yield the problems found.
 
@@ -67,6 +70,7 @@ def audit(
         requantize: computes bits from latents.
         tokenizer: digest of the tokenizer that must have made the tokens; by default that of the
             first file.
+        piece_bytes: most bytes of an object that memory holds while it is hashed.
 
     Raises:
         StorageError: the store does not respond.
@@ -75,9 +79,8 @@ def audit(
         yield Finding(
             path=snapshot.id, kind="DIGEST", message="its digest is not that of its files"
         )
-    contract = load_contract(snapshot.contract)
     for file in snapshot.files:
-        file_audit = _FileAudit(snapshot.objects, file, contract, requantize, tokenizer)
+        file_audit = _FileAudit(snapshot, file, requantize, tokenizer, piece_bytes)
         yield from file_audit.findings()
         tokenizer = tokenizer or file_audit.metadata.get("tokenizer_digest")
     for key in duplicate_keys(snapshot):
@@ -85,7 +88,7 @@ def audit(
 
 
 def _audit_bytes(
-    objects: ObjectStore, key: str, sha256: str, size_bytes: int | None
+    objects: ObjectStore, key: str, sha256: str, size_bytes: int | None, piece_bytes: int
 ) -> Iterator[Finding]:
     """Compare one object with its committed size and hash."""
     # a missing object is a finding; a store that does not respond is an error
@@ -104,8 +107,8 @@ def _audit_bytes(
         yield Finding(path=key, kind="SIZE", message=what)
     digest = hashlib.sha256()
     # in pieces: objects may be models of many gigabytes
-    for start in range(0, size, _PIECE_BYTES):
-        digest.update(objects.get_range(key, start, _PIECE_BYTES))
+    for start in range(0, size, piece_bytes):
+        digest.update(objects.get_range(key, start, piece_bytes))
     if digest.hexdigest() != sha256:
         what = f"damaged: its SHA-256 is {digest.hexdigest()}, committed was {sha256}"
         yield Finding(path=key, kind="SHA256", message=what)
@@ -116,21 +119,23 @@ class _FileAudit:
 
     def __init__(
         self,
-        objects: ObjectStore,
+        snapshot: Snapshot,
         file: FileRef,
-        contract: Contract,
         requantize: Requantize,
         tokenizer: str | None,
+        piece_bytes: int,
     ) -> None:
-        self._objects, self._file, self._contract = objects, file, contract
+        self._objects, self._file = snapshot.objects, file
+        self._contract = load_contract(snapshot.contract)
         self._requantize, self._tokenizer = requantize, tokenizer
+        self._piece_bytes = piece_bytes
         self._shapes: dict[tuple[int, ...], int] = {}
         self.metadata: dict[str, str] = {}
 
     def findings(self) -> Iterator[Finding]:
         """Yield the problems of the file."""
         file = self._file
-        findings = list(_audit_bytes(self._objects, file.key, file.sha256, file.size_bytes))
+        findings = list(self._bytes(file.key, file.sha256, file.size_bytes))
         yield from findings
         if any(finding.kind in {"WITHDRAWN", "MISSING"} for finding in findings):
             return
@@ -278,8 +283,11 @@ class _FileAudit:
                         first + row, file["key"], file["sha256"], file["size_bytes"]
                     )
 
+    def _bytes(self, key: str, sha256: str, size_bytes: int | None) -> Iterator[Finding]:
+        return _audit_bytes(self._objects, key, sha256, size_bytes, self._piece_bytes)
+
     def _object(self, row: int, key: str, sha256: str, size: int | None) -> Iterator[Finding]:
-        for finding in _audit_bytes(self._objects, key, sha256, size):
+        for finding in self._bytes(key, sha256, size):
             what = f"{finding.message} (row {row} of {self._file.key})"
             yield finding.model_copy(update={"message": what, "row": row})
 

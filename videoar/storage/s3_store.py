@@ -48,16 +48,20 @@ class S3ObjectStore:
 
     is_local = False
 
-    def __init__(self, bucket: str, prefix: str, endpoint: str = "") -> None:
+    def __init__(
+        self, bucket: str, prefix: str, endpoint: str = "", body_retry_s: float = BODY_RETRY_S
+    ) -> None:
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._endpoint = endpoint
+        self._body_retry_s = body_retry_s
         self._client, self._session = _s3_client(endpoint)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by address: every process opens its own connections and credentials."""
-        return S3ObjectStore, (self._bucket, self._prefix.rstrip("/"), self._endpoint)
+        address = (self._bucket, self._prefix.rstrip("/"), self._endpoint)
+        return S3ObjectStore, (*address, self._body_retry_s)
 
     @contextlib.contextmanager
     def _errors(self, key: str) -> Iterator[None]:
@@ -122,7 +126,7 @@ class S3ObjectStore:
         from botocore import exceptions as s3
 
         broken = (s3.ResponseStreamingError, s3.IncompleteReadError, s3.ReadTimeoutError)
-        policy = RetryPolicy(first_wait_s=0.1, max_wait_s=5.0, max_seconds=BODY_RETRY_S)
+        policy = RetryPolicy(first_wait_s=0.1, max_wait_s=5.0, max_seconds=self._body_retry_s)
         return policy.call(
             lambda: read(self._body(key, span)), lambda error: isinstance(error, broken)
         )
@@ -237,13 +241,13 @@ class S3ObjectStore:
         """DELETE the versions that newer ones have replaced."""
         self._delete_versions(prefix, lambda item: not item["IsLatest"])
 
-    def sweep(self) -> None:
-        """Abort multipart uploads that are older than `STALE_TEMP_S`.
+    def sweep(self, stale_s: float = STALE_TEMP_S) -> None:
+        """Abort multipart uploads that are older than `stale_s`.
 
         Their age is the only sign that a writer was killed. A lifecycle rule of the bucket
         (AbortIncompleteMultipartUpload) does the same after days.
         """
-        before = datetime.now(UTC) - timedelta(seconds=STALE_TEMP_S)
+        before = datetime.now(UTC) - timedelta(seconds=stale_s)
         pages = self._client.get_paginator("list_multipart_uploads")
         with self._errors(""):
             for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix):

@@ -29,7 +29,7 @@ from videoar.storage.ledger import Ledger
 from videoar.storage.object_store import ObjectStore, put_content
 from videoar.storage.snapshot import Snapshot, snapshot_digest
 from videoar.storage.takedown import reject_withdrawn_sources
-from videoar.storage.writer import find_footer, write_parquet
+from videoar.storage.writer import ROW_GROUP_BYTES, find_footer, write_parquet
 
 
 class Dataset:
@@ -41,7 +41,7 @@ class Dataset:
         self._objects, self._ledger = objects, ledger
         self._log = DeltaLog(objects, ledger, name)
 
-    def write(self, table: pa.Table) -> FileRef:
+    def write(self, table: pa.Table, row_group_bytes: int = ROW_GROUP_BYTES) -> FileRef:
         """Write rows as one immutable file, which no reader sees before it is committed.
 
         Raises:
@@ -49,7 +49,8 @@ class Dataset:
             WithdrawnError: a row belongs to a source that was withdrawn.
         """
         reject_withdrawn_sources(self._ledger, table, self.name)
-        data = write_parquet(self.contract.conform(table, self.name), self.contract)
+        rows = self.contract.conform(table, self.name)
+        data = write_parquet(rows, self.contract, row_group_bytes)
         sha256 = sha256_hex(data)
         self._ledger.prepare_write()
         crash_point("write.before_put")

@@ -5,7 +5,7 @@ bounded: each pass reads the keys of all files and keeps the hashes of one share
 are equal, the keys are compared.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,10 +36,17 @@ class DuplicateKey:
         return f"{self.key} is also in row {self.first_row} of {self.first.key}"
 
 
-def duplicate_keys(snapshot: Snapshot) -> Iterator[DuplicateKey]:
+def duplicate_keys(
+    snapshot: Snapshot, max_hashes: int = MAX_HASHES, hash_bytes: Callable[[bytes], int] = checksum
+) -> Iterator[DuplicateKey]:
     """Yield one key for every pair of files of a snapshot that share a key.
 
     Skips files that cannot be read: `audit` reports those itself.
+
+    Args:
+        snapshot: any snapshot.
+        max_hashes: most hashes that memory holds, on average over the shares.
+        hash_bytes: hash of a key; equal hashes of different keys cost time, not correctness.
 
     Raises:
         TransientStorageError: the store does not respond; the result is unknown.
@@ -47,10 +54,10 @@ def duplicate_keys(snapshot: Snapshot) -> Iterator[DuplicateKey]:
     if len(snapshot.files) < 2:  # writers check within a file
         return
     reported: set[tuple[int, ...]] = set()
-    # rounded up, so that a share has at most MAX_HASHES on average
-    shares = max(1, -(-snapshot.rows // MAX_HASHES))
+    # rounded up, so that a share has at most `max_hashes` on average
+    shares = max(1, -(-snapshot.rows // max_hashes))
     for share in range(shares):
-        pairs, first = _equal_hashes(snapshot, share, shares)
+        pairs, first = _equal_hashes(snapshot, share, shares, hash_bytes)
         # row number to file: the last file that begins at or before the row
         file = np.searchsorted(first, pairs, "right") - 1
         for pair in np.unique(file[file[:, 0] != file[:, 1]], axis=0).tolist():
@@ -62,7 +69,9 @@ def duplicate_keys(snapshot: Snapshot) -> Iterator[DuplicateKey]:
                     break
 
 
-def _equal_hashes(snapshot: Snapshot, share: int, shares: int) -> tuple[np.ndarray, np.ndarray]:
+def _equal_hashes(
+    snapshot: Snapshot, share: int, shares: int, hash_bytes: Callable[[bytes], int]
+) -> tuple[np.ndarray, np.ndarray]:
     """Find pairs of rows with equal hashes in one share.
 
     Returns:
@@ -71,7 +80,7 @@ def _equal_hashes(snapshot: Snapshot, share: int, shares: int) -> tuple[np.ndarr
     hashes, numbers, first = [], [], [0]
     for file in snapshot.files:
         keys = _keys(snapshot, file)
-        of_file = np.fromiter(map(_hash, keys), np.uint64, len(keys))
+        of_file = np.fromiter((_hash(key, hash_bytes) for key in keys), np.uint64, len(keys))
         in_share = np.flatnonzero(of_file % np.uint64(shares) == share)
         hashes.append(of_file[in_share])
         numbers.append(in_share + first[-1])
@@ -106,6 +115,6 @@ def _keys(snapshot: Snapshot, file: FileRef) -> list[tuple[object, ...]]:
     return list(zip(*(table[name].to_pylist() for name in columns), strict=True))
 
 
-def _hash(key: tuple[object, ...]) -> int:
+def _hash(key: tuple[object, ...], hash_bytes: Callable[[bytes], int]) -> int:
     # NUL separates columns: ("a", "bc") and ("ab", "c") must differ
-    return checksum("\0".join(map(str, key)).encode()) % (1 << 64)
+    return hash_bytes("\0".join(map(str, key)).encode()) % (1 << 64)

@@ -36,7 +36,9 @@ class Block:
     """Bytes per row."""
 
 
-def write_parquet(table: pa.Table, contract: Contract) -> memoryview:
+def write_parquet(
+    table: pa.Table, contract: Contract, row_group_bytes: int = ROW_GROUP_BYTES
+) -> memoryview:
     """Write a conforming table as one Parquet file; equal rows give equal bytes.
 
     Besides the table, memory holds the file once and one row group.
@@ -50,7 +52,8 @@ def write_parquet(table: pa.Table, contract: Contract) -> memoryview:
     sink = pa.BufferOutputStream()
     # dictionaries pay for repeated texts (labels, licences), not for numbers
     strings = [f.name for f in table.schema if pa.types.is_string(f.type)]
-    schema, rows = _fixed(table.schema, widths), _row_group_rows(sum(widths.values()))
+    schema = _fixed(table.schema, widths)
+    rows = _row_group_rows(sum(widths.values()), row_group_bytes)
     with pq.ParquetWriter(
         sink,
         schema,
@@ -86,10 +89,10 @@ def _width(values: pa.ChunkedArray, name: str) -> int:
     return int(lengths[0])
 
 
-def _row_group_rows(row_bytes: int) -> int:
-    return (
-        max(1, min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // row_bytes)) if row_bytes else ROW_GROUP_ROWS
-    )
+def _row_group_rows(row_bytes: int, row_group_bytes: int) -> int:
+    if not row_bytes:
+        return ROW_GROUP_ROWS
+    return max(1, min(ROW_GROUP_ROWS, row_group_bytes // row_bytes))
 
 
 def _fixed(schema: pa.Schema, widths: dict[str, int]) -> pa.Schema:

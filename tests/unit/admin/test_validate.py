@@ -29,6 +29,7 @@ from videoar.core.ids import sha256_hex
 from videoar.storage.audit import audit
 from videoar.storage.store import Store, open_store
 from videoar.storage.token_codec import checksum
+from videoar.storage.unique_keys import duplicate_keys
 from videoar.storage.writer import find_footer
 
 
@@ -88,24 +89,21 @@ def test_good_tokens_pass_on_every_store(store):
     assert deep(store, snapshot) == []
 
 
-def test_many_row_groups_are_read_one_by_one(local, monkeypatch):
-    monkeypatch.setattr("videoar.storage.writer.ROW_GROUP_BYTES", 600)
+def test_many_row_groups_are_read_one_by_one(local):
     table = changed(changed(token_rows(0, 11), "rate_fps", 9, 4.0), "label", 8, None)
-    good = commit_tables(local, table)
+    good = commit_tables(local, table, row_group_bytes=600)
     assert chunk(local, good.files[0], "latent").num_values == 2
     assert deep(local, good) == []
     latent = np.frombuffer(table["latent"][7].as_py(), "<f2").copy()
     latent[0] = -5 * np.sign(latent[0])
     bad = changed(table, "latent", 7, latent.tobytes())
-    snapshot = commit_tables(local, bad)
+    snapshot = commit_tables(local, bad, row_group_bytes=600)
     key = snapshot.files[0].key
     assert deep(local, snapshot) == [("XXH3", key, 7), ("BITS", key, 7)]
 
 
-def test_no_file_is_read_whole(local, monkeypatch):
-    monkeypatch.setattr("videoar.storage.writer.ROW_GROUP_BYTES", 600)
-    monkeypatch.setattr("videoar.storage.audit._PIECE_BYTES", 600)
-    snapshot = commit_tables(local, token_rows(0, 60))
+def test_no_file_is_read_whole(local):
+    snapshot = commit_tables(local, token_rows(0, 60), row_group_bytes=600)
     lengths = []
 
     class Counting:
@@ -118,7 +116,8 @@ def test_no_file_is_read_whole(local, monkeypatch):
             lengths.append(length)
             return local.objects.get_range(key, start, length)
 
-    assert list(audit(dataclasses.replace(snapshot, objects=Counting()), requantize)) == []
+    counted = dataclasses.replace(snapshot, objects=Counting())
+    assert list(audit(counted, requantize, piece_bytes=600)) == []
     footer = 32 << 10  # Arrow reads the end of a file at once
     assert max(length for length in lengths if length < footer) <= 600
     assert sum(length >= footer for length in lengths) <= 2
@@ -198,9 +197,7 @@ def test_a_checksum_of_something_else_names_the_row(local):
     assert sorted(deep(local, snapshot)) == [("XXH3", key, 2), ("XXH3", key, 5)]
 
 
-@pytest.mark.parametrize("hashes_at_once", [1 << 23, 2])
-def test_a_clip_in_two_files_names_both(local, monkeypatch, hashes_at_once):
-    monkeypatch.setattr("videoar.storage.unique_keys.MAX_HASHES", hashes_at_once)
+def test_a_clip_in_two_files_names_both(local):
     tables = [token_rows(0, 5), token_rows(5, 3), token_rows(8, 4)]
     for row, clip in ((2, 3), (3, 7)):
         tables[2] = changed(tables[2], "clip_id", row, f"{clip:032x}")
@@ -212,6 +209,8 @@ def test_a_clip_in_two_files_names_both(local, monkeypatch, hashes_at_once):
         (third, f"clip_id {7:032x} is also in row 2 of {second}"),
     ])
     assert sorted(deep(local, snapshot)) == [("KEYS", third, 2), ("KEYS", third, 3)]
+    in_shares = duplicate_keys(snapshot, max_hashes=2)
+    assert sorted(key.second_row for key in in_shares) == [2, 3]
 
 
 def test_two_files_that_share_many_clips_are_said_once(local):
@@ -220,10 +219,9 @@ def test_two_files_that_share_many_clips_are_said_once(local):
     assert found["message"] == f"clip_id {0:032x} is also in row 0 of {snapshot.files[0].key}"
 
 
-def test_keys_of_equal_hash_are_compared(local, monkeypatch):
-    monkeypatch.setattr("videoar.storage.unique_keys.checksum", len)
+def test_keys_of_equal_hash_are_compared(local):
     snapshot = commit_tables(local, token_rows(0, 4), token_rows(4, 4))
-    assert validate_snapshot(local, snapshot.id) == []
+    assert list(duplicate_keys(snapshot, hash_bytes=len)) == []
 
 
 def test_latents_that_are_not_finite(local):

@@ -40,9 +40,8 @@ def test_statistics_are_recorded_per_file(store):
     assert (first["null_count.caption"], first["null_count.t"]) == (3, 0)
 
 
-def test_statistics_of_row_groups_are_merged(store, monkeypatch):
-    monkeypatch.setattr("videoar.storage.writer.ROW_GROUP_BYTES", 600)
-    commit_tables(store, token_rows(0, 11))
+def test_statistics_of_row_groups_are_merged(store):
+    commit_tables(store, token_rows(0, 11), row_group_bytes=600)
     (only,) = actions(store)
     assert (only["min.start_s"], only["max.start_s"], only["null_count.caption"]) == (0.0, 10.0, 3)
 
