@@ -52,6 +52,7 @@ def run(num_films: int) -> BenchResult:
     actual: Counter[str] = Counter()
     frames = 0
     for number in range(num_films):
+        # 3 and 5 have no common factor: 15 films have every rate with every codec
         rate_fps, (codec, suffix, quality) = _RATES_FPS[number % 3], _CODECS[number % 5]
         film = Film(_FIRST_SEED + number, num_shots=14, rate_fps=rate_fps)
         _, transitions, disturbances = film.plan()
@@ -91,6 +92,7 @@ def _peers() -> dict[str, Callable[[Path], Spans]]:
         manager = SceneManager()
         manager.add_detector(detector())
         manager.detect_scenes(open_video(str(path)))
+        # scenes start at cuts; the first one starts at frame 0
         cuts = [start.frame_num for start, _ in manager.get_scene_list()][1:]
         return [(cut, cut) for cut in cuts]
 

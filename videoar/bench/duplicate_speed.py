@@ -29,6 +29,7 @@ def hashed(count: int, mask: int, index: int) -> np.ndarray:
     hashes = np.random.default_rng(index).integers(low, high, (count // _FILES, 3)).tolist()
     rows = (
         (
+            # as `filter` numbers rows: file above, row below
             index << 32 | i,
             {
                 "clip_id": f"{index:04x}{i:028x}",
@@ -79,6 +80,7 @@ def main() -> None:
         start = time.process_time()
         pairs = sum(len(part) for part in search())
         seconds = time.process_time() - start
+        # KiB on Linux. It never falls: a search also shows the peak of those before it.
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
         text = f"{name}: {seconds:.1f} CPU-s, process peak {peak_mib} MiB, {pairs} pairs"
         sys.stdout.write(text + os.linesep)

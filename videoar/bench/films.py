@@ -105,12 +105,14 @@ class Film:
     def _images(self) -> Iterator[NDArray[np.float32]]:
         shots, _, _ = self.plan()
         for shot, following in zip(shots, [*shots[1:], None], strict=True):
+            # a dissolve was drawn with the shot before it
             skipped = shot.lead if shot.kind_in == "dissolve" else 0
             for index in range(skipped, shot.lead + shot.pure):
                 yield shot.picture(index)
             for index in range(shot.tail):
                 place = shot.lead + shot.pure + index
                 if shot.kind_out == "dissolve" and following is not None:
+                    # never 0 or 1: each frame of a dissolve shows both shots
                     share = (index + 1) / (shot.tail + 1)
                     old, new = shot.raw(place), following.raw(index)
                     yield (1 - share) * old + share * new
@@ -137,6 +139,7 @@ class _Shot:
         self.film, self.start = film, start
         self.lead, self.pure, self.tail = lead, pure, tail
         self.kind_in, self.kind_out, self.disturbance = kind_in, kind_out, disturbance
+        # a generator per shot: its pictures do not depend on how many numbers earlier shots drew
         self._draw = np.random.default_rng(seed_from("shot", film.seed, number))
         self._canvas: NDArray[np.float32] | None = None
         rate = film.rate_fps
@@ -201,6 +204,7 @@ class _Shot:
         if self.disturbance == "passer" and first <= index <= last:
             width = self.film.width_px
             right = int((along * 1.7) * width)
+            # a window is a view: painting into it would change the canvas for later frames
             image = image.copy()
             image[:, max(0, right - int(0.7 * width)) : max(0, right)] = self._passer
         return image
@@ -210,6 +214,7 @@ class _Shot:
         draw = self._draw
         height, width = (int(_MARGIN * side) for side in (self.film.height_px, self.film.width_px))
         level = np.zeros((height, width), np.float32)
+        # finer clouds are weaker, about as in natural pictures
         for cells in (2, 5, 12, 30, 70):
             coarse = draw.normal(size=(cells + 1, cells * 4 // 3 + 1)).astype(np.float32)
             level += _stretched(coarse, height, width) * cells**-0.7
@@ -242,5 +247,6 @@ def copies(film: Path, into: Path, count: int) -> None:
     into.mkdir()
     for number in range(count):
         own = f"{into.name} {number}".encode()
+        # readers skip `free` boxes (ISO/IEC 14496-12): other bytes, the same video
         box = (8 + len(own)).to_bytes(4, "big") + b"free" + own
         (into / f"{number:03d}.mp4").write_bytes(film.read_bytes() + box)

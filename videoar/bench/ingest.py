@@ -47,6 +47,7 @@ def run(videos: Path | None, rounds: int) -> BenchResult:
     """
     with tempfile.TemporaryDirectory(prefix="videoar-bench-") as folder:
         cases = _readable_files(videos) if videos else _synthetic_films(Path(folder))
+        # subtracted: it weighs on films of a minute, and not on sources of an hour
         start_s = _start_costs(Path(folder))
         figures: dict[str, list[float]] = {name: [] for name in _CONTESTANTS}
         by_case: dict[str, dict[str, float]] = {}
@@ -146,6 +147,7 @@ def _keep_best(best: dict[str, float], measured: dict[str, float]) -> None:
 
 
 def _scan(path: Path) -> int:
+    # metadata comes last: it counts the decoded frames
     *_, metadata = scan(path, _PLAN)
     return metadata.decoded_frames if isinstance(metadata, SourceMetadata) else 0
 
@@ -163,6 +165,7 @@ def _stage(paths: list[Path], keep: Literal["clips", "references"]) -> None:
             rows = [row for row in rows if str(parent / row["name"]) in names]
             for group in group_rows(rows, config.sources_per_shard, config.part_mib << 20):
                 worker(pa.Table.from_pylist(group))
+        # ends the child: its CPU time counts only after it was waited for
         worker.close()
 
 
@@ -172,6 +175,7 @@ def _start_ffmpeg() -> None:
 
 
 def _null(path: Path) -> None:
+    # `file:` keeps a name with a colon from being read as a protocol
     subprocess.run([*_FFMPEG, "-i", f"file:{path}", "-f", "null", "-"], check=True)
 
 
@@ -191,6 +195,7 @@ def _three_passes(path: Path) -> None:
 
 def _raw(path: Path, filters: str, frame_bytes: int) -> np.ndarray:
     form = ["-f", "rawvideo", "-"] if frame_bytes else ["-f", "null", "-"]
+    # passthrough: by default ffmpeg may repeat or drop frames to get a constant rate
     command = [*_FFMPEG, "-i", f"file:{path}", "-vf", filters, "-vsync", "passthrough", *form]
     done = subprocess.run(command, check=True, capture_output=True)
     return np.frombuffer(done.stdout, np.uint8)

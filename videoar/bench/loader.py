@@ -54,6 +54,7 @@ def _measure(
     latent_shape, bits_bytes, rows, batch_size = SHAPES[shape]
     random = np.random.default_rng(0)
     for name, width in (("bits", bits_bytes), ("latent", int(np.prod(latent_shape)) * 2)):
+        # random bytes: no format may gain by compressing them
         np.save(folder / f"{name}.npy", random.integers(0, 256, (rows, width), np.uint8))
     (folder / "shape.json").write_text(json.dumps(latent_shape))
     measured: dict[str, list[dict[str, float]]] = {}
@@ -62,6 +63,7 @@ def _measure(
             _cell("write", name, folder, batch_size)
             measured[name] = []
         except StageError as error:
+            # only peers may be missing: without these two there is nothing to compare
             if name in {"raw", "ours"}:
                 raise
             notes.add(f"{name} is missing: {str(error).splitlines()[-1][:200]}")
@@ -74,9 +76,11 @@ def _measure(
 def _cell(action: str, name: str, folder: Path, batch_size: int) -> dict[str, float]:
     is_peer = name not in {"raw", "ours"}
     python = (settings().bench_peers if is_peer else "") or sys.executable
+    # -P: the script's folder stays out of sys.path, where its modules would shadow packages
     command = [python, "-P", loader_cell.__file__, action, name, str(folder), str(batch_size)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise StageError(f"bench loader, {name}", done.stderr.strip() or f"exit {done.returncode}")
+    # the last line, because peers may print, too
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return result

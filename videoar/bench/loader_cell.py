@@ -238,6 +238,7 @@ def read_lance(folder: Path, out: Path, batch_size: int, epoch: int) -> Iterator
             for chunk in table[name].chunks:
                 width = chunk.type.byte_width
                 flat = np.frombuffer(chunk.buffers()[1], np.uint8)
+                # a chunk may be a slice of a larger buffer
                 own = flat[chunk.offset * width : (chunk.offset + len(chunk)) * width]
                 memory[done : done + len(chunk)] = own.reshape(-1, width)
                 done += len(chunk)
@@ -248,6 +249,7 @@ _opened: dict[str, Any] = {}
 
 
 def _once(make: Callable[[], T]) -> T:
+    # once per process: epochs pay for reading, the first batch also for opening
     if "data" not in _opened:
         _opened["data"] = make()
     data: T = _opened["data"]
@@ -279,9 +281,11 @@ def measure(name: str, folder: Path, batch_size: int) -> dict[str, float]:
     batches = read(folder, out, batch_size, 0)
     next(batches)
     first_s = time.perf_counter() - start
+    # the rest of the first epoch fills caches and is not timed
     for _ in batches:
         pass
     rates, cpu_s, seconds, total, epoch = [], 0.0, 0.0, 0, 0
+    # at least three epochs: a median of fewer does not exclude an outlier
     while seconds < _MIN_S or epoch < 3:
         epoch += 1
         batches = read(folder, out, batch_size, epoch)

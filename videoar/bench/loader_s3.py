@@ -37,6 +37,7 @@ _COLUMNS = ("bits", "latent")
 class SlowObjectStore:
     """An object store with latency added to every request."""
 
+    # also for a folder: the loader then prefetches as from S3
     is_local = False
 
     def __init__(self, objects: ObjectStore, latency_s: float) -> None:
@@ -59,6 +60,7 @@ class SlowObjectStore:
     def _wait(self, requests: int) -> None:
         with self._lock:
             self.requests += requests
+        # `S3ObjectStore.read_into` requests its ranges one after the other
         time.sleep(self._latency_s * requests)
 
 
@@ -84,6 +86,7 @@ def loader_s(snapshot: Snapshot, batch_size: int) -> tuple[float, float, int, in
     loader = TokenLoader(snapshot, batch_size, 0, columns=_COLUMNS)
     opened, opening = time.perf_counter(), slow.requests
     rows = sum(len(batch["clip_ids"]) for batch in loader)
+    # a loader that skips rows would look fast
     if rows != snapshot.rows:
         raise SystemExit(f"{rows} rows instead of {snapshot.rows}")
     return opened - start, time.perf_counter() - opened, opening, slow.requests - opening

@@ -129,6 +129,7 @@ def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _array(hashes: Iterable[list[int]]) -> np.ndarray:
+    # stored as int64; unsigned here, because shifts of negative numbers copy the sign
     return np.array(list(hashes), dtype=np.int64).view(np.uint64)
 
 
@@ -140,6 +141,7 @@ def false_rates(hashes: np.ndarray, mask: int = 0) -> tuple[list[int], list[int]
         row = distance(hashes[i] ^ np.uint64(mask), hashes)
         row[i] = 64  # not a pair with itself
         nearest[i] = row.min()
+        # only the clips before it: each pair counts once
         pairs += np.bincount(row[:i], minlength=65)
     return [int((nearest <= b).sum()) for b in BOUNDS], [int(pairs[: b + 1].sum()) for b in BOUNDS]
 
@@ -147,6 +149,7 @@ def false_rates(hashes: np.ndarray, mask: int = 0) -> tuple[list[int], list[int]
 def copies_table(results: list[Copies]) -> Iterator[str]:
     """Yield a line per kind of copy: the share that is found."""
     for name in COPIES:
+        # copies that ingest rejects are no misses of the search
         pairs = [r[name] for r in results if r[name][1] is not None]
         before, after = _array(a for a, _ in pairs), _array(b for _, b in pairs if b)
         yield _recall_line(f"{name}, n = {len(pairs)}", distance(before, after))

@@ -79,6 +79,7 @@ def options(steps: int, image_steps: int, arguments: argparse.Namespace) -> Toke
 def seconds_per_step(preset: str, clips: list[Clip], arguments: argparse.Namespace) -> float:
     """Return the mean CPU time of a step on images and one on excerpts."""
     total = 0.0
+    # 0: all steps on excerpts, which cost more than those on single frames
     for image_steps in (0, _WARM_UP + _TIMED):
         trial = options(_WARM_UP + _TIMED, image_steps, arguments)
         trainer = TokenizerTrainer(TOKENIZERS[preset], trial, clips)
@@ -88,6 +89,7 @@ def seconds_per_step(preset: str, clips: list[Clip], arguments: argparse.Namespa
         for _ in range(_TIMED):
             trainer.train_step()
         total += (time.process_time() - before) / _TIMED
+    # the mean of both kinds, because half of the steps are of each
     return total / 2
 
 

@@ -73,11 +73,13 @@ def _cpu() -> float:
 
 def shuffled(names: list[str], turn: int) -> list[str]:
     """Return the contestants in the order of a turn, so that none always runs first."""
+    # a hash instead of a random number: the order of a turn can be repeated
     return sorted(names, key=lambda name: seed_from("turn", turn, name))
 
 
 def commit_id() -> str:
     """Return the commit of the code, "" outside of a checkout."""
+    # --dirty marks results of code that was not committed
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).parent, capture_output=True, text=True, check=False,

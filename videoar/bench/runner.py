@@ -120,6 +120,7 @@ class _TimedEngine:
         """Run the shards; record the time of each."""
 
         def record_time(shard: Shard, record: WorkRecord) -> None:
+            # not monotonic(): times of several processes are compared, and its zero is undefined
             self.done_s.append(time.time())
             done(shard, record)
 
@@ -140,6 +141,7 @@ class _TimedEngine:
 def _pace(runs: Sequence[_Run]) -> _Pace:
     """Return the pace of concurrent runs."""
     done_s = sorted(when for run in runs for when in run.done_s)
+    # from the end of the last of the first ones: starting workers does not count
     rate = (len(done_s) - _FIRST) / (done_s[-1] - done_s[_FIRST - 1])
     return _Pace(rate, max(run.whole_s for run in runs))
 
@@ -178,6 +180,7 @@ def _ingest(engine: Engine, videos: Path, store: Path, workers: int) -> _Run:
                 "from": {"sources": "videos"},
                 "size_px": 128,
                 "keep": "references",
+                # the end of a shard is seen, that of a source is not
                 "sources_per_shard": 1,
                 "resources": {"workers": workers},
             }

@@ -54,6 +54,7 @@ def run(rounds: int) -> BenchResult:
             contest = _Contest(store, Path(folder) / "videos", size_px)
             turns = [contest.turn(turn) for turn in range(rounds)]
             runs = {name: [each[name] for each in turns] for name in turns[0]}
+            # the first size only: see `_SIZES_PX`
             figures = figures or {name: runs[name] for name in ("ours", _ENCODE, _SIMPLE)}
             case = compare("tokenize", "", {name: runs[name] for name in figures})
             table[f"{size_px}px"] = {
@@ -85,6 +86,7 @@ class _Contest:
         self.tokenizer = _committed(store, self.net)
         self.rows: Rows = self.clips.table().to_pylist()
         read = ClipReader(store.objects)
+        # decoded beforehand: `encode loop` is to measure the network alone
         self.frames = [read(row) for row in self.rows]
 
     def turn(self, turn: int) -> dict[str, float]:
@@ -133,6 +135,7 @@ class _Contest:
         with torch.no_grad():
             for clips in batches:
                 video = video_from_frames(torch.from_numpy(np.stack(clips)))
+                # fp16 and the bits, too: the stage computes both for each clip
                 self.net.quantizer.encode(self.net.encode(video).half())
         return {}
 

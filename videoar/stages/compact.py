@@ -76,6 +76,7 @@ class CompactStage(MapStage[CompactConfig]):
         for kind in _kinds(inputs[self.primary]):
             begin, max_rows = 0, max(1, int(file_bytes // kind.row_bytes))
             for prefix, bits, count in _ranges(kind.hash_n, max_rows):
+                # "<i8": the digest of a shard must not depend on the byte order of the machine
                 values = kind.digest_n[begin : begin + count].astype("<i8")
                 digest = digest_json([kind.metadata, sha256_hex(values.tobytes())])
                 rows = ({**kind.key, "prefix": prefix, "bits": bits},)
@@ -92,6 +93,8 @@ class CompactStage(MapStage[CompactConfig]):
 
         def mapper(batch: pa.Table) -> Output:
             (requested,) = batch.to_pylist()
+            # hashes have 63 bits: with bits = 0 the shift by 63 gives 0, the prefix of the whole
+            # range
             is_in_N = hash_N >> (_HASH_BITS - requested["bits"]) == requested["prefix"]
             is_in_N &= metadata_N == requested["metadata"]
             for name in _SHAPE:
@@ -122,6 +125,7 @@ class _Kind:
 def _kinds(tokens: Snapshot) -> Iterator[_Kind]:
     """Yield the kinds of rows, each once, in a fixed order."""
     schema = load_contract(tokens.contract)
+    # payloads are not read to plan: their checksums are among the small columns
     small = [name for name in schema.arrow_schema.names if name not in schema.payloads]
     footers = read_footers(tokens.objects, tokens.files)
     metadata = [own_metadata(footer) for footer in footers]
@@ -135,8 +139,10 @@ def _kinds(tokens: Snapshot) -> Iterator[_Kind]:
             is_own = shape_n == i
             parts[number, *shape].append((file, hash_n[is_own], digest_n[is_own]))
     for key in sorted(parts):
+        # pop: the parts of a kind are freed before those of the next are joined
         files, hashes, digests = zip(*parts.pop(key), strict=True)
         hash_n, digest_n = np.concatenate(hashes), np.concatenate(digests)
+        # lexsort takes the primary key last; equal hashes (rows of one clip) need an order, too
         order = np.lexsort((digest_n, hash_n))
         named = dict(zip(("metadata", *_SHAPE), key, strict=True))
         size = max(1, *(row_bytes(footers[file]) for file in files))
@@ -156,6 +162,7 @@ def _hashes(table: pa.Table) -> np.ndarray:
 
 def _digests(table: pa.Table) -> np.ndarray:
     """Return a digest of each row's values."""
+    # repr: floats in full precision, None unlike "None"
     return _checksums(table, repr)
 
 
@@ -172,6 +179,7 @@ def _ranges(
     hash_n: np.ndarray, max_rows: int, prefix: int = 0, bits: int = 0
 ) -> Iterator[tuple[int, int, int]]:
     """Yield (prefix, its bits, rows) of the ranges of sorted hashes, `max_rows` each at most."""
+    # rows of one clip have equal hashes and cannot be split: such a file may exceed the limit
     if len(hash_n) <= max_rows or bits == _HASH_BITS:
         if len(hash_n):
             yield prefix, bits, len(hash_n)

@@ -74,6 +74,7 @@ class FilterConfig(StageConfig):
             return value
         try:
             return read_policy(value)
+        # pydantic collects ValueErrors with their keys; a ConfigError would hide all other mistakes
         except ConfigError as error:
             raise ValueError(str(error)) from None
 
@@ -131,6 +132,7 @@ class FilterStage(ReduceStage[FilterConfig]):
         rules = _PolicyOnFiles(
             clips, bounds, needs_embedding=self.config.dedup_semantic is not None
         )
+        # before the loop: a clip may repeat one of a later file
         repeats = self._repeats(rules, context.dask_scheduler)
         metrics = {f"bound/{name}": value for name, value in bounds.items() if value is not None}
         for index, file in enumerate(clips.files):
@@ -146,6 +148,7 @@ class FilterStage(ReduceStage[FilterConfig]):
             unique=("clip_id",),
             increasing=(("span_start_us", "span_end_us"),),
             values={"num_frames": tuple(range(5, _LONGEST_CLIP + 1, 4))},  # 1 + 4m, see ingest
+            # at least one row, also if the fraction is 0: an empty corpus trains nothing
             rows=(max(1, round(self.config.min_keep_fraction * rows_in)), rows_in),
         )
         return check(output, load_contract(self.produces), checks)
@@ -252,6 +255,7 @@ def _require_one_model(rules: _PolicyOnFiles, scheduler: DaskScheduler | None) -
 
 
 def _as_set(pairs: Iterable[np.ndarray]) -> set[tuple[int, int]]:
+    # a set: pairs that share several bands of their hashes are found several times
     return {(a, b) for part in pairs for a, b in part.tolist()}
 
 

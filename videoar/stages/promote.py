@@ -43,6 +43,8 @@ class PromoteStage(ReduceStage[PromoteConfig]):
     def reduce(self, inputs: Inputs, context: StageContext) -> Iterator[Output]:
         """Yield one table with a row per rule."""
         scores = _by_metric(inputs["scores"])
+        # read from the ref, which is no input: a cached decision is not evaluated again when the
+        # champion changes
         champion = self._champion_scores(context.store)
         results = [evaluate_rule(rule, scores, champion) for rule in self.config.rules]
         common = {"candidate": inputs["model"].id, "ref": self.config.ref}
@@ -83,6 +85,7 @@ def apply_promotion(decision: Snapshot, store: Store, run_id: str) -> None:
     """
     rules = decision.table().to_pylist()
     failed = [rule for rule in rules if not rule["passed"]]
+    # fail closed: a decision without a rule is not one that all rules passed
     if failed or not rules:
         reasons = "; ".join(f"{rule['rule']}: {rule['reason']}" for rule in failed)
         what = reasons or "no rule was evaluated"

@@ -100,5 +100,6 @@ class EmbedWorker(AnnotateWorker[EmbedConfig]):
 
     def annotate(self, clips: Sequence[np.ndarray]) -> list[Row]:
         """Return the unit vector of each clip and the digest of the model."""
+        # the digest beside each vector: `filter` refuses to compare vectors of several models
         vectors = self._encoder(clips).tolist()
         return [{"embedding": vector, "embedding_model": self._digest} for vector in vectors]

@@ -92,6 +92,8 @@ class GenerateStage(MapStage[GenerateConfig]):
         per_prompt = math.ceil(self.config.min_samples / len(prompts))
         for prompt, label in prompts:
             for index in range(max(self.config.num_per_prompt, per_prompt)):
+                # no number of shard or position: more prompts or other shards leave each sample as
+                # it is
                 seed = seed_from("sample", self.config.seed, prompt, index)
                 yield {"prompt": prompt, "label": label, "index": index, "seed": seed}
 
@@ -99,6 +101,7 @@ class GenerateStage(MapStage[GenerateConfig]):
         """Return prompts, each with the label of a clip that has this caption."""
         if self.config.prompts != CAPTIONS:
             lines = self._file().read_text().splitlines()
+            # distinct: equal prompts have equal seeds, so they would give the same samples again
             texts = dict.fromkeys(line.strip() for line in lines if line.strip())
             if not texts:
                 raise ConfigError(
@@ -106,6 +109,7 @@ class GenerateStage(MapStage[GenerateConfig]):
                 )
             return [(text, None) for text in texts][: self.config.num_prompts]
         clips = inputs["reference"].table(["caption", "label"]).to_pydict()
+        # sorted: which clip's label a shared caption gets must not depend on the order of files
         labels = dict(sorted(zip(clips["caption"], clips["label"], strict=True), key=str))
         captions = sorted(
             (caption for caption in labels if caption),

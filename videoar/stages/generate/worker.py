@@ -45,6 +45,7 @@ class GenerateWorker:
         self._store, self._sampler, self._crf = store, sampler, crf
         self._model, model_digest = load_transformer(inputs["model"], store, device())
         self._tokenizer, tokenizer_digest = load_tokenizer(inputs["tokenizer"], store, device())
+        # another tokenizer of the same shape would decode without an error, to noise
         (trained_on,) = inputs["model"].table(["tokenizer_digest"])["tokenizer_digest"].to_pylist()
         if trained_on != tokenizer_digest:
             what = f"was trained on tokenizer {trained_on}, not {tokenizer_digest}"

@@ -35,6 +35,8 @@ class IngestStage(MapStage[IngestConfig]):
 
     def shards(self, inputs: Inputs) -> Sequence[Shard]:
         """Group neighbouring sources, see `group_rows`."""
+        # by address: a source keeps its neighbours, and so its group, in whatever order it is
+        # listed
         rows = sorted(inputs[self.primary].table().to_pylist(), key=lambda row: str(row["uri"]))
         groups = group_rows(rows, self.config.sources_per_shard, self.config.part_mib << 20)
         return [

@@ -47,6 +47,7 @@ class IngestWorker:
             max_pixels=config.max_pixels,
         )
         time_s = config.scan_timeout_s
+        # RLIMIT_CPU has whole seconds
         limits = Limits(time_s, max(1, round(time_s)), config.scan_memory_mib << 20)
         self._decoder = SandboxedDecoder(plan, limits)
 
@@ -79,6 +80,7 @@ class IngestWorker:
         """
         with self._context.scratch() as folder:
             path, source_id = self._decoder.fetch(row["uri"], folder)
+            # by content: the listing knows withdrawn addresses only, and this may be a copy
             if find_tombstone(self._context.store.ledger, source_id) is not None:
                 what = f"the source with SHA-256 {source_id} was taken down"
                 raise MediaError(row["name"], "FORGOTTEN", what)
@@ -98,6 +100,7 @@ class IngestWorker:
         clips: list[Row] = []
         pending: list[DecodedClip] = []
         for item in items:
+            # comes after the last clip: it counts what was decoded
             if isinstance(item, SourceMetadata):
                 inherited = {**inherited, **vars(item)}
             else:
@@ -134,6 +137,8 @@ class IngestWorker:
         """Return the rate of the grid, or else the mean rate of the source within the span."""
         span_us = clip.columns["span_end_us"] - clip.columns["span_start_us"]
         mean_fps = 1e6 * (clip.columns["num_frames"] - 1) / span_us
+        # rounded: spans are whole microseconds, so clips of one source would differ in the last
+        # digits
         return self._config.rate_fps or round(mean_fps, 3)
 
     def _row(self, clip: Row, inherited: Row) -> Row:
@@ -174,6 +179,7 @@ def _reject(row: Row, error: MediaError, source_id: str | None) -> Row:
 
 def _check_accounting(batch: pa.Table, kept: set[str], rejects: list[Row]) -> None:
     """Check that every source ended exactly once, as clips or as a reject."""
+    # lists, not sets: they also show a source that was counted twice
     ended = sorted([*kept, *(row["uri"] for row in rejects)])
     given = sorted(batch["uri"].to_pylist())
     if ended != given:

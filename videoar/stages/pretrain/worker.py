@@ -50,6 +50,7 @@ def new_trainer(
         start, _ = load_transformer(inputs["start"], store)
         # Fits although a later phase has more scales: embeddings exist for `max_scales` of them.
         model.load_state_dict(start.state_dict())
+    # moved after the start: random numbers of a GPU differ from those of the CPU
     model.to(device())
 
     def loader(batch_size: int) -> TokenLoader:

@@ -46,6 +46,7 @@ class ScoreStage(ReduceStage[ScoreConfig]):
 
     def tools(self) -> Mapping[str, str]:
         """Return the digest of the I3D weights: without them the row of FVD has no value."""
+        # if it is not set, Path("") is the working directory, which is no file
         path = Path(settings().i3d_weights)
         return {"i3d_weights": sha256_hex(path.read_bytes()) if path.is_file() else "none"}
 
@@ -60,7 +61,9 @@ class ScoreStage(ReduceStage[ScoreConfig]):
         clips = sorted(inputs["reference"].table().to_pylist(), key=lambda row: row["clip_id"])
         reference = [row for row in clips if row["split"] == self.config.reference_split]
         others = [row for row in clips if row["split"] != self.config.reference_split]
+        # equal numbers on both sides: the bias of a Frechet distance is proportional to 1/N
         num = min(self.config.num_clips, len(samples), len(reference))
+        # real clips that are not in the reference: the distance that perfect samples would have
         floor = [*reference[num:], *others][:num]
         lock = _sample_lock(samples)
         with closing(ScoreWorker(context.store, self.config.seed)) as worker:
@@ -74,6 +77,7 @@ class ScoreStage(ReduceStage[ScoreConfig]):
                 ),
                 *worker.vbench_rows(lock),
             ]
+        # a score that was not evaluated is missing here: no number could stand for it
         metrics = {row["metric"]: row["value"] for row in rows if row["status"] == "ok"}
         yield Output(pa.Table.from_pylist(rows), metrics=metrics)
 

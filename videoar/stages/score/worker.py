@@ -62,6 +62,8 @@ class ScoreWorker:
             reason = problem
             try:
                 network = None if reason else load()
+            # weights that fail their check cost the row of FVD, with the reason, and not the other
+            # scores
             except ConfigError as error:
                 network, reason = None, str(error)
             if network is None:

@@ -123,6 +123,7 @@ class TokenizeWorker:
         if shape in self._tested:
             return
         where, tested = "tokenize.min_psnr_db", clips[:_TESTED_CLIPS]
+        # work of the device, but not yet a clip of the output
         with usage.acquire(items=0):
             require_min_psnr(self._net, tested, self._min_psnr_db, where, map(_name, rows))
         self._tested.add(shape)
@@ -133,6 +134,7 @@ class TokenizeWorker:
         """Yield the rows of `tokens@1` of some clips of one shape."""
         net = self._net.for_size(*frames_NTHWC.shape[2:4])
         with usage.acquire(len(rows)), torch.no_grad():
+            # moved as uint8: a quarter of the bytes of float32
             frames = torch.from_numpy(frames_NTHWC).to(next(net.parameters()).device)
             latent_NKTHW = net.encode(video_from_frames(frames)).half().cpu()
         for row, latent_KTHW in zip(rows, latent_NKTHW, strict=True):

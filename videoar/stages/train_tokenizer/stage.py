@@ -75,6 +75,7 @@ class TrainTokenizerConfig(StageConfig):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        # called for its ValueError: now, not when the first excerpt is drawn
         self.shape.num_latent_frames(self.training.excerpt_frames)
         if self.training.drop_scales >= len(self.shape.scales):
             raise ValueError(
@@ -157,6 +158,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
 
     def _is_due(self, step: int) -> bool:
         """Return whether one of the evenly spaced measurements follows a step, counted from 1."""
+        # 5 times in 12 steps: after steps 3, 5, 8, 10 and 12
         times, steps = self.config.validations, self.config.training.steps
         return step * times // steps > (step - 1) * times // steps
 
@@ -231,5 +233,6 @@ def _rows_of_split(table: pa.Table, split: str) -> list[Row]:
 
 
 def _evenly(rows: Sequence[Row], at_most: int) -> list[Row]:
+    # 4 of 10 rows: 0, 2, 5, 7
     count = min(len(rows), at_most)
     return [rows[i * len(rows) // count] for i in range(count)]

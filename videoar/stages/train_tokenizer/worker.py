@@ -141,6 +141,7 @@ def _inflate(net: VideoTokenizer, *, path: str, fresh: tuple[str, ...]) -> None:
 
 
 def _feature_networks(seed: int) -> dict[str, I3D]:
+    # two names, because their values are not comparable: a random network gives no FVD
     if settings().i3d_weights:
         return {"fvd": load_i3d(settings().i3d_weights)}
     return {"frechet_random_i3d": random_i3d(seed)}
