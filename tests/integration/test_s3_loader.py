@@ -2,21 +2,14 @@
 
 import pytest
 
-from tests.unit.training.data.test_token_loader import (
-    assert_equal,
-    commit_to,
-    contents,
-    token_table,
-)
+from tests.support.numbered_tokens import assert_equal, commit_to, contents, token_table
 from videoar.storage import open_store
 from videoar.training import TokenLoader
-from videoar.training.data import epoch_order
 
 pytestmark = pytest.mark.s3
 
 
-def test_loader_batches_from_s3_equal_those_from_a_folder(s3_server, tmp_path, monkeypatch):
-    monkeypatch.setattr(epoch_order, "WINDOW_BYTES", 10 * 240)
+def test_loader_batches_from_s3_equal_those_from_a_folder(s3_server, tmp_path):
     tables = [token_table(start, 10) for start in range(0, 120, 10)]
     tables.append(token_table(120, 6, (2, 8, 64, 128)))  # rows that are fetched one by one
     far = commit_to(open_store(s3_server.new_url(), endpoint=s3_server.endpoint), *tables)

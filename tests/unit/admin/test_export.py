@@ -2,9 +2,8 @@
 
 import io
 import json
+import os
 import signal
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -14,11 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
+from tests.support.child_process import exit_code
 from tests.support.token_files import SCALES, changed, commit_tables, token_rows
 from videoar.admin.export import export
 from videoar.cli.app import app
 from videoar.core.errors import ConfigError, ContractError, StorageError
 from videoar.core.ids import sha256_hex
+from videoar.storage.local_store import LocalObjectStore
 from videoar.storage.store import open_store
 from videoar.storage.token_codec import unpack_bits
 
@@ -54,7 +55,7 @@ def check(row, facts, bits, latent):
     np.testing.assert_array_equal(flat, np.concatenate([b.reshape(t, -1) for b in ours], axis=1))
 
 
-def test_webdataset(store, tokens, tmp_path):
+def test_webdataset_export_has_tars_of_clips(store, tokens, tmp_path):
     made = export(store, tokens.id, "webdataset", str(tmp_path / "out"), shard_mib=0.01)
     assert len(made["files"]) > 1
     assert names(tmp_path / "out") == sorted([f["name"] for f in made["files"]] + ["manifest.json"])
@@ -74,7 +75,7 @@ def test_webdataset(store, tokens, tmp_path):
     assert rows == {}
 
 
-def test_parquet(store, tokens, tmp_path):
+def test_parquet_export_has_the_rows(store, tokens, tmp_path):
     made = export(store, tokens.id, "parquet", str(tmp_path / "out"), shard_mib=0.01)
     paths = [tmp_path / "out" / file["name"] for file in made["files"]]
     table = pa.concat_tables(pq.read_table(path) for path in paths)
@@ -86,7 +87,7 @@ def test_parquet(store, tokens, tmp_path):
         check(row, facts, np.frombuffer(facts["bits"], np.uint8).reshape(t, -1), latent)
 
 
-def test_the_webdataset_library_reads_it(store, tokens, tmp_path):
+def test_webdataset_library_reads_the_export(store, tokens, tmp_path):
     webdataset = pytest.importorskip("webdataset", reason="webdataset is not installed")
     made = export(store, tokens.id, "webdataset", str(tmp_path / "out"), shard_mib=0.01)
     urls = [str(tmp_path / "out" / file["name"]) for file in made["files"]]
@@ -97,7 +98,7 @@ def test_the_webdataset_library_reads_it(store, tokens, tmp_path):
     assert rows == {}
 
 
-def test_hugging_face_datasets_reads_it(store, tokens, tmp_path):
+def test_hugging_face_datasets_reads_the_export(store, tokens, tmp_path):
     datasets = pytest.importorskip("datasets", reason="datasets is not installed")
     export(store, tokens.id, "parquet", str(tmp_path / "out"), shard_mib=0.01)
     files = str(tmp_path / "out" / "*.parquet")
@@ -110,7 +111,7 @@ def test_hugging_face_datasets_reads_it(store, tokens, tmp_path):
 
 
 @pytest.mark.parametrize("form", ["webdataset", "parquet"])
-def test_equal_bytes_and_done_once(store, tokens, tmp_path, form):
+def test_export_twice_gives_equal_bytes_and_writes_once(store, tokens, tmp_path, form):
     made = export(store, tokens.id, form, str(tmp_path / "a"))
     assert made["files"] == export(store, tokens.id, form, (tmp_path / "b").as_uri())["files"]
     (tmp_path / "a" / made["files"][0]["name"]).touch()
@@ -120,7 +121,7 @@ def test_equal_bytes_and_done_once(store, tokens, tmp_path, form):
     assert (made["snapshot"], made["rows"]) == (tokens.id, 11)
 
 
-def test_an_export_that_has_lost_a_file_is_written_again(store, tokens, tmp_path):
+def test_export_with_a_missing_file_is_rewritten(store, tokens, tmp_path):
     def again():
         return export(store, tokens.id, "webdataset", str(out), shard_mib=0.01)
 
@@ -144,7 +145,7 @@ def test_an_export_that_has_lost_a_file_is_written_again(store, tokens, tmp_path
     assert again() == made
 
 
-def test_a_bucket(store, tokens, tmp_path, moto_server):
+def test_export_to_a_bucket_equals_that_to_a_folder(store, tokens, tmp_path, moto_server):
     far = open_store(moto_server.new_url(), endpoint=moto_server.endpoint)
     same = commit_tables(far, token_rows(0, 7), token_rows(50, 4))
     here = export(store, tokens.id, "webdataset", str(tmp_path / "out"))
@@ -153,7 +154,7 @@ def test_a_bucket(store, tokens, tmp_path, moto_server):
     assert [f["rows"] for f in there["files"]] == [f["rows"] for f in here["files"]]
 
 
-def test_what_is_there_is_not_mixed_with_or_written_over(store, tokens, tmp_path):
+def test_export_to_a_folder_with_other_files_is_rejected(store, tokens, tmp_path):
     export(store, tokens.id, "webdataset", str(tmp_path / "out"))
     more = commit_tables(store, token_rows(0, 3))
     for arguments in [(tokens.id, "parquet"), (more.id, "webdataset")]:
@@ -167,7 +168,7 @@ def test_what_is_there_is_not_mixed_with_or_written_over(store, tokens, tmp_path
         export(store, tokens.id, "parquet", str(tmp_path / "own"))
 
 
-def test_what_cannot_be_exported(store, tokens, tmp_path):
+def test_export_of_other_contracts_or_damaged_tokens_is_rejected(store, tokens, tmp_path):
     with pytest.raises(ConfigError, match="did you mean webdataset"):
         export(store, tokens.id, "webdatasets", str(tmp_path / "out"))
     row = {"uri": "a", "name": "a", "etag": "a", "size_bytes": 1}
@@ -185,27 +186,28 @@ def test_what_cannot_be_exported(store, tokens, tmp_path):
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_a_kill_leaves_no_manifest_and_the_next_call_finishes(store, tokens, tmp_path):
-    script = (
-        "import sys, os, signal\n"
-        "from videoar.admin.export import export\n"
-        "from videoar.storage.store import open_store\n"
-        "from videoar.storage.local_store import LocalObjectStore as L\n"
-        "def put(self, key, data, real=L.put, **options):\n"
-        "    if '00001-of' in key: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return real(self, key, data, **options)\n"
-        "L.put = put\n"
-        "export(open_store(sys.argv[1]), sys.argv[2], 'webdataset', sys.argv[3], shard_mib=0.01)\n"
-    )
+def killed_export(store_url, tokens, out):
+    """Export in a process that is killed at the second shard."""
+    put = LocalObjectStore.put
+
+    def killed_put(self, key, data, **options):
+        if "00001-of" in key:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return put(self, key, data, **options)
+
+    LocalObjectStore.put = killed_put
+    export(open_store(store_url), tokens, "webdataset", out, shard_mib=0.01)
+
+
+def test_killed_export_has_no_manifest_and_resumes(store, tokens, tmp_path):
     out = tmp_path / "out"
-    child = [sys.executable, "-c", script, store.url, tokens.id, str(out)]
-    assert subprocess.run(child, cwd=ROOT, check=False).returncode == -signal.SIGKILL
+    assert exit_code(killed_export, store.url, tokens.id, str(out)) == -signal.SIGKILL
     assert len(names(out)) == 1
     made = export(store, tokens.id, "webdataset", str(out), shard_mib=0.01)
     assert names(out) == sorted([f["name"] for f in made["files"]] + ["manifest.json"])
 
 
-def test_the_verb(store, tokens, tmp_path):
+def test_export_command_prints_the_manifest(store, tokens, tmp_path):
     call = ["--store", store.url, "--json", "export", tokens.id, "--format", "parquet", "--to"]
     done = CliRunner().invoke(app, [*call, str(tmp_path / "out")])
     assert done.exit_code == 0

@@ -1,13 +1,11 @@
 """A take-down on real clips: what goes, what stays, what the next run does; kills in between."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.child_process import exit_code
 from tests.support.small_videos import address, document, draw, run, sha, shards
 from tests.support.stored_text import holding_text
 from videoar.admin.forget import forget
@@ -65,7 +63,7 @@ def holders(found: dict) -> dict[str, int]:
     return {e["dataset"]: e["rows"] for e in found["derived"] if e["holds_content"]}
 
 
-def test_what_holds_content_goes_and_says_so(store: Store, videos: Path):
+def test_files_with_content_are_deleted_and_raise_withdrawn(store: Store, videos: Path):
     source, before = sha(videos / "a.mp4"), objects(store)
     old = {name: store.snapshot(f"{name}:{digest}") for name, digest in heads(store).items()}
     found = forget(store, source, "asked by its owner")
@@ -94,7 +92,7 @@ def heads(store: Store) -> dict[str, str]:
     return {s.dataset: s.id.partition(":")[2] for s in store.snapshots()}
 
 
-def test_the_next_run_goes_on_without_it(store: Store, videos: Path):
+def test_next_run_succeeds_without_the_source(store: Store, videos: Path):
     old = store.snapshot(f"good:{heads(store)['good']}")
     forget(store, sha(videos / "a.mp4"))
     made = run(store, document(videos))
@@ -108,7 +106,7 @@ def test_the_next_run_goes_on_without_it(store: Store, videos: Path):
     assert {s.status for s in run(store, document(videos)).stages} == {"CACHED"}
 
 
-def test_only_the_shard_that_held_it_is_made_anew(videos: Path, tmp_path: Path):
+def test_only_the_shard_of_the_source_is_recomputed(videos: Path, tmp_path: Path):
     store = open_store((tmp_path / "store").as_uri())
     own = own_videos(videos, tmp_path)
     drawn = [
@@ -125,7 +123,7 @@ def test_only_the_shard_that_held_it_is_made_anew(videos: Path, tmp_path: Path):
     assert store.snapshot(second.outputs["clips"]).rows == 8
 
 
-def test_a_copy_elsewhere_is_refused_by_its_content(store: Store, videos: Path, tmp_path: Path):
+def test_copy_of_the_source_is_rejected_by_its_content(store: Store, videos: Path, tmp_path: Path):
     forget(store, sha(videos / "a.mp4"))
     own = own_videos(videos, tmp_path)
     made = run(store, document(own))
@@ -136,7 +134,7 @@ def test_a_copy_elsewhere_is_refused_by_its_content(store: Store, videos: Path, 
     assert {s.status for s in run(store, document(own)).stages} == {"CACHED"}
 
 
-def test_a_stage_that_lost_files_is_not_cached(store: Store, videos: Path):
+def test_stage_with_deleted_files_is_not_cached(store: Store, videos: Path):
     listing = f"snapshot://videos:{heads(store)['videos']}"  # asks for exactly what was asked
     assert {s.status for s in run(store, document(listing)).stages} == {"CACHED"}
     forget(store, sha(videos / "a.mp4"))
@@ -150,7 +148,7 @@ def test_a_stage_that_lost_files_is_not_cached(store: Store, videos: Path):
     assert again.outputs == made.outputs
 
 
-def test_lost_rejects_count_as_well(store: Store, videos: Path):
+def test_stage_with_deleted_rejects_is_not_cached(store: Store, videos: Path):
     listing = f"snapshot://videos:{heads(store)['videos']}"
     found = forget(store, sha(videos / "short.mp4"))
     assert holders(found) == {"clips.rejects": 1}
@@ -162,7 +160,7 @@ def test_lost_rejects_count_as_well(store: Store, videos: Path):
     assert refused(store) == {}
 
 
-def test_a_run_that_began_before_cannot_bring_it_back(store: Store, videos: Path):
+def test_run_that_began_before_cannot_commit_the_source(store: Store, videos: Path):
     old = store.snapshot(f"clips:{heads(store)['clips']}")
     rows = old.table()
     forget(store, sha(videos / "a.mp4"))
@@ -173,7 +171,7 @@ def test_a_run_that_began_before_cannot_bring_it_back(store: Store, videos: Path
         store.dataset("clips", "clips@1").commit(old.files, provenance, {})
 
 
-def test_work_that_was_never_committed_goes_as_well(store: Store, videos: Path):
+def test_uncommitted_files_are_deleted(store: Store, videos: Path):
     rows = store.snapshot(f"clips:{heads(store)['clips']}").table()
     left = store.dataset("killed", "clips@1").write(rows)
     half = store.objects.root / ".tmp" / "half"  # what a kill amid a put leaves
@@ -183,7 +181,7 @@ def test_work_that_was_never_committed_goes_as_well(store: Store, videos: Path):
     assert not half.exists()
 
 
-def test_listings_go_on_without_its_address_and_caption(videos: Path, tmp_path: Path):
+def test_listings_are_rewritten_without_address_and_caption(videos: Path, tmp_path: Path):
     own = own_videos(videos, tmp_path)
     (own / "labels.csv").write_text("file,label_text\na.mp4,a quite private day\n")
     store = open_store((tmp_path / "store").as_uri())
@@ -209,7 +207,7 @@ def test_listings_go_on_without_its_address_and_caption(videos: Path, tmp_path: 
         run(store, document(own))
 
 
-def test_an_address_goes_from_the_errors_of_runs_too(store: Store, videos: Path):
+def test_address_is_removed_from_errors_of_runs(store: Store, videos: Path):
     uri = (videos / "a.mp4").as_uri()
     key = "runs/x/events/0000.json"
     store.ledger.create(key, {"kind": "stage", "error": f"{uri}: is broken"})
@@ -217,7 +215,7 @@ def test_an_address_goes_from_the_errors_of_runs_too(store: Store, videos: Path)
     assert store.ledger.read(key) == {"kind": "stage", "error": "(taken down): is broken"}
 
 
-def test_two_take_downs_from_one_file(videos: Path, tmp_path: Path):
+def test_second_takedown_from_a_rewritten_file_succeeds(videos: Path, tmp_path: Path):
     store = open_store((tmp_path / "store").as_uri())
     run(store, document(videos, per_shard=100))
     for name in "ab":
@@ -229,7 +227,7 @@ def test_two_take_downs_from_one_file(videos: Path, tmp_path: Path):
     assert store.snapshot(made.outputs["good"]).table().num_rows == 1
 
 
-def test_a_clip_that_two_sources_share_stays_until_both_are_gone(videos: Path, tmp_path: Path):
+def test_object_of_two_sources_is_deleted_with_the_second(videos: Path, tmp_path: Path):
     own = own_videos(videos, tmp_path)
     (own / "twin.mp4").write_bytes((own / "a.mp4").read_bytes() + b"\0\0\0\x08free")
     store = open_store((tmp_path / "store").as_uri())
@@ -241,25 +239,29 @@ def test_a_clip_that_two_sources_share_stays_until_both_are_gone(videos: Path, t
     assert len(objects(store)) == len(before) - 1
 
 
-def test_a_dry_run_changes_nothing(store: Store, videos: Path):
+def test_dry_run_changes_nothing(store: Store, videos: Path):
     before = {info.key for info in store.objects.list("")}
     shown = forget(store, sha(videos / "a.mp4"), dry_run=True)
     assert {info.key for info in store.objects.list("")} == before
     assert shown == {**forget(store, sha(videos / "a.mp4")), "dry_run": True}
 
 
-def test_what_is_no_source_is_one_clear_line(store: Store):
+def test_unknown_source_is_one_error_line(store: Store):
     with pytest.raises(ConfigError, match="is no SHA-256"):
         forget(store, "a.mp4")
     with pytest.raises(SnapshotNotFoundError, match=r"no source of .*videoar lineage"):
         forget(store, "0" * 64)
 
 
+def forget_at(store_url: str, source: str) -> None:
+    forget(open_store(store_url), source, "why")
+
+
 POINTS = ["tombstone", "records", "scrub", "listing", "notes", "objects", "file"]
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_kill_9_anywhere_then_a_second_call_ends_the_same(
+def test_forget_killed_at_a_crash_point_ends_the_same_when_repeated(
     store: Store, videos: Path, tmp_path: Path, point: str
 ):
     record, uri = "runs/x/events/0000.json", (videos / "a.mp4").as_uri()
@@ -267,15 +269,8 @@ def test_kill_9_anywhere_then_a_second_call_ends_the_same(
     shutil.copytree(tmp_path / "store", tmp_path / "calm")
     calm = open_store((tmp_path / "calm").as_uri())
     expected = forget(calm, sha(videos / "a.mp4"), "why")
-    script = (
-        "import sys; from videoar.admin.forget import forget\n"
-        "from videoar.storage.store import open_store\n"
-        "forget(open_store(sys.argv[1]), sys.argv[2], 'why')"
-    )
-    command = [sys.executable, "-c", script, store.url, sha(videos / "a.mp4")]
-    environment = {**os.environ, "VIDEOAR_CRASH_AT": f"forget.{point}"}
-    killed = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, check=False)
-    assert killed.returncode == -9, killed.stderr.decode()
+    arguments = (store.url, sha(videos / "a.mp4"))
+    assert exit_code(forget_at, *arguments, VIDEOAR_CRASH_AT=f"forget.{point}") == -9
     assert store.ledger.read(record)["kind"] == "stage"
     made = run(store, document(videos))  # a run in between already goes on without it
     assert shards(made) == (3, 3, 0)

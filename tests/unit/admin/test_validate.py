@@ -82,7 +82,7 @@ def replace(store, snapshot, data, rows):
     return store.dataset("tokens", "tokens@1").commit([file], made, {})
 
 
-def test_good_tokens_pass_on_every_store(store):
+def test_undamaged_tokens_have_no_finding_on_any_store(store):
     scales = [(1, 1), (3, 2)]
     other = token_rows(100, 3, shape=(1, 3, 3, 2), scales=scales)
     snapshot = commit_tables(store, token_rows(0, 5), token_rows(5, 4), other)
@@ -102,7 +102,7 @@ def test_many_row_groups_are_read_one_by_one(local):
     assert deep(local, snapshot) == [("XXH3", key, 7), ("BITS", key, 7)]
 
 
-def test_no_file_is_read_whole(local):
+def test_files_are_read_in_pieces(local):
     snapshot = commit_tables(local, token_rows(0, 60), row_group_bytes=600)
     lengths = []
 
@@ -123,7 +123,7 @@ def test_no_file_is_read_whole(local):
     assert sum(length >= footer for length in lengths) <= 2
 
 
-def test_a_truncated_file(store):
+def test_truncated_file_is_named(store):
     snapshot = commit_tables(store, token_rows(0, 5), token_rows(5, 5))
     file = snapshot.files[1]
     store.objects.put(file.key, store.objects.get(file.key)[:-100])
@@ -131,7 +131,7 @@ def test_a_truncated_file(store):
     assert deep(store, snapshot) == [(kind, file.key, None) for kind in kinds]
 
 
-def test_a_file_that_listings_do_not_show_yet_is_read_all_the_same(local):
+def test_file_absent_from_a_listing_is_read(local):
     snapshot = commit_tables(local, token_rows(0, 5), token_rows(5, 5))
     late = dataclasses.replace(snapshot, objects=ListsLate(local.objects))
     assert list(audit(late, requantize)) == []
@@ -142,7 +142,7 @@ def test_a_file_that_listings_do_not_show_yet_is_read_all_the_same(local):
     assert [finding.kind for finding in audit(late, requantize)] == ["MISSING"]
 
 
-def test_a_missing_file_hides_no_other_damage(store):
+def test_missing_file_is_listed_beside_other_damage(store):
     snapshot = commit_tables(store, token_rows(0, 5), token_rows(5, 5))
     first, second = snapshot.files
     store.objects.delete(first.key)
@@ -154,7 +154,7 @@ def test_a_missing_file_hides_no_other_damage(store):
 
 
 @pytest.mark.parametrize("column", ["latent", "bits", "clip_id", "caption", "latent_xxh3"])
-def test_a_flipped_byte_in_any_column_names_it(local, column):
+def test_flipped_byte_names_its_column(local, column):
     snapshot = commit_tables(local, token_rows(0, 5))
     (file,) = snapshot.files
     place = chunk(local, file, column)
@@ -166,7 +166,7 @@ def test_a_flipped_byte_in_any_column_names_it(local, column):
     assert {m["path"] for m in found} == {file.key}
 
 
-def test_no_flipped_bit_anywhere_passes(local):
+def test_flipped_bit_anywhere_is_a_finding(local):
     snapshot = commit_tables(local, token_rows(0, 3))
     (file,) = snapshot.files
     good = local.objects.get(file.key)
@@ -179,7 +179,7 @@ def test_no_flipped_bit_anywhere_passes(local):
         assert ("SHA256", file.key, None) in deep(local, snapshot), position
 
 
-def test_bits_that_do_not_follow_from_the_latents(local):
+def test_bits_that_differ_from_the_latents_name_the_row(local):
     table = token_rows(0, 6)
     bits = bytes([table["bits"][4].as_py()[0] ^ 0b11000000]) + table["bits"][4].as_py()[1:]
     table = changed(changed(table, "bits", 4, bits), "bits_xxh3", 4, checksum(bits))
@@ -190,14 +190,14 @@ def test_bits_that_do_not_follow_from_the_latents(local):
     assert mistake["path"] == snapshot.files[0].key
 
 
-def test_a_checksum_of_something_else_names_the_row(local):
+def test_wrong_checksum_names_the_row(local):
     table = changed(changed(token_rows(0, 6), "bits_xxh3", 2, 7), "latent_xxh3", 5, 7)
     snapshot = commit_tables(local, table)
     key = snapshot.files[0].key
     assert sorted(deep(local, snapshot)) == [("XXH3", key, 2), ("XXH3", key, 5)]
 
 
-def test_a_clip_in_two_files_names_both(local):
+def test_clip_in_two_files_names_both(local):
     tables = [token_rows(0, 5), token_rows(5, 3), token_rows(8, 4)]
     for row, clip in ((2, 3), (3, 7)):
         tables[2] = changed(tables[2], "clip_id", row, f"{clip:032x}")
@@ -213,18 +213,18 @@ def test_a_clip_in_two_files_names_both(local):
     assert sorted(key.second_row for key in in_shares) == [2, 3]
 
 
-def test_two_files_that_share_many_clips_are_said_once(local):
+def test_files_that_share_many_clips_are_one_finding(local):
     snapshot = commit_tables(local, token_rows(0, 6), token_rows(0, 6, source=9))
     (found,) = validate_snapshot(local, snapshot.id)
     assert found["message"] == f"clip_id {0:032x} is also in row 0 of {snapshot.files[0].key}"
 
 
-def test_keys_of_equal_hash_are_compared(local):
+def test_different_keys_of_equal_hash_are_no_finding(local):
     snapshot = commit_tables(local, token_rows(0, 4), token_rows(4, 4))
     assert list(duplicate_keys(snapshot, hash_bytes=len)) == []
 
 
-def test_latents_that_are_not_finite(local):
+def test_latents_that_are_not_finite_are_named(local):
     table = token_rows(0, 2)
     latents = np.frombuffer(b"".join(table["latent"].to_pylist()), "<f2").reshape(2, *SHAPE).copy()
     latents[1, 0, 0, 0, 0] = np.nan
@@ -247,7 +247,7 @@ def test_latents_that_are_not_finite(local):
         ({"layout_version": ""}, {"LAYOUT_VERSION"}),
     ],
 )
-def test_a_footer_that_is_not_of_these_rows(local, notes, kinds):
+def test_footer_of_other_rows_is_named(local, notes, kinds):
     liar = token_rows(3, 3).replace_schema_metadata({**NOTES, **notes})
     snapshot = commit_tables(local, token_rows(0, 3), liar)
     found = deep(local, snapshot)
@@ -255,7 +255,7 @@ def test_a_footer_that_is_not_of_these_rows(local, notes, kinds):
     assert {path for _, path, _ in found} == {snapshot.files[1].key}
 
 
-def test_a_file_without_a_footer_of_tokens(local):
+def test_file_without_token_metadata_is_named(local):
     snapshot = commit_tables(local, token_rows(0, 3).replace_schema_metadata(None))
     assert deep(local, snapshot) == [("LAYOUT_VERSION", snapshot.files[0].key, None)]
 
@@ -269,7 +269,7 @@ def model(store, digest, kind="tokenizer"):
     return commit_tables(store, table, dataset=kind, contract="models@1")
 
 
-def test_tokens_of_another_tokenizer_than_the_one_given(local):
+def test_tokens_of_another_tokenizer_are_named(local):
     own, other = model(local, "a" * 64), model(local, "b" * 64)
     snapshot = commit_tables(local, token_rows(0, 3))
     key = snapshot.files[0].key
@@ -304,7 +304,7 @@ def foreign(table, **options):
     return sink.getvalue()
 
 
-def test_files_of_another_writer(local):
+def test_files_of_another_writer_are_validated(local):
     first = commit_tables(local, token_rows(0, 3))
     packed = replace(local, first, foreign(token_rows(0, 4), compression="snappy"), 4)
     key = packed.files[0].key
@@ -342,7 +342,7 @@ def clips(store):
     return rows, clips_of(store, [*rows, clip_row("3", **reference)])
 
 
-def test_the_videos_of_clips(store):
+def test_damaged_videos_of_clips_are_named(store):
     rows, snapshot = clips(store)
     assert deep(store, snapshot) == []
     keys = [row["video_key"] for row in rows]
@@ -357,7 +357,7 @@ def test_the_videos_of_clips(store):
     ]
 
 
-def test_the_files_of_models(local):
+def test_damaged_files_of_models_are_named(local):
     ref = local.put_object(b"weights", ".safetensors")
     row = model(local, "a" * 64).table().to_pylist()[0]
     row["files"] = [{"path": "w", **ref.model_dump(exclude={"rows"})}]
@@ -368,13 +368,13 @@ def test_the_files_of_models(local):
     assert deep(local, snapshot) == [("SHA256", ref.key, 0)]
 
 
-def test_a_take_down_is_not_taken_for_damage(local):
+def test_withdrawn_source_is_no_damage(local):
     snapshot = commit_tables(local, token_rows(0, 3), token_rows(3, 3))
     forget(local, f"{4:064x}")
     assert deep(local, snapshot) == [("WITHDRAWN", snapshot.files[1].key, None)]
 
 
-def test_a_store_that_does_not_answer_is_no_finding(local):
+def test_unavailable_store_is_an_error_and_no_finding(local):
     snapshot = commit_tables(local, token_rows(0, 3))
 
     class Denied:
@@ -393,7 +393,7 @@ def call(store, *arguments):
     return done.exit_code, json.loads(done.stdout) if done.stdout else done.exception
 
 
-def test_the_verb(local):
+def test_validate_command_prints_findings_and_exits_3(local):
     snapshot = commit_tables(local, token_rows(0, 3), token_rows(3, 3))
     assert call(local, "validate", snapshot.id, "--deep") == (0, {"ok": True, "errors": []})
     for file in snapshot.files:

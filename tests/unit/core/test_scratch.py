@@ -9,17 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.child_process import exit_code
 from tests.support.small_videos import draw
 from tests.support.stage_chain import ingest
 from videoar.core.scratch import Scratch, sweep
 from videoar.storage.store import open_store
 
-INGEST = """
-import sys
-from tests.support.stage_chain import ingest
-from videoar.storage.store import open_store
-ingest(open_store(sys.argv[1]), sys.argv[2], rate_fps=None, size_px=32)
-"""
+
+def ingest_at(store_url, folder):
+    return ingest(open_store(store_url), folder, rate_fps=None, size_px=32)
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +38,11 @@ def test_scratch_of_killed_ingest_is_removed_by_the_next(temp, tmp_path, monkeyp
     (tmp_path / "in").mkdir()
     draw(tmp_path / "in" / "a.mp4", 0)
     store = (tmp_path / "store").as_uri()
-    command = [sys.executable, "-c", INGEST, store, str(tmp_path / "in")]
-    environment = {**os.environ, "VIDEOAR_CRASH_AT": "clips-stored"}
-    killed = subprocess.run(command, env=environment, capture_output=True, check=False)
-    assert killed.returncode == -9, killed.stderr.decode()
+    child = {"VIDEOAR_CRASH_AT": "clips-stored", "TMPDIR": str(temp)}
+    assert exit_code(ingest_at, store, str(tmp_path / "in"), **child) == -9
     assert len(folders(temp)) == 1
     with Scratch() as ours:
-        _, metrics = ingest(open_store(store), str(tmp_path / "in"), rate_fps=None, size_px=32)
+        _, metrics = ingest_at(store, str(tmp_path / "in"))
         assert folders(temp) == {ours}
     assert metrics["sources_kept"] == 1
     assert folders(temp) == set()

@@ -2,10 +2,7 @@
 
 import dataclasses
 import io
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,19 +11,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.child_process import exit_code
+from tests.support.compaction import compact, compact_at
+from tests.support.remote_objects import RemoteObjects
 from tests.support.token_files import changed, commit_tables, flip_silently, token_rows
-from tests.unit.training.data.test_token_loader import Far
 from videoar.admin.export import export
 from videoar.admin.forget import forget
 from videoar.admin.validate import validate_snapshot
 from videoar.core.errors import ContractError, StorageError, WithdrawnError
 from videoar.core.ids import sha256_hex
 from videoar.core.types import FileRef
-from videoar.engine.inline import InlineEngine
 from videoar.pipeline.context import StageContext
-from videoar.pipeline.spec import parse_pipeline
 from videoar.records.lineage import lineage
-from videoar.runner.execute import Execution
 from videoar.stages.compact import CompactConfig, CompactStage
 from videoar.storage.row_reader import RowReader
 from videoar.storage.store import open_store
@@ -46,13 +42,6 @@ def many(store):
     """Commit thirty files: of two shapes, three rows of one source each."""
     tables = [token_rows(3 * i, 3, source=i, **SMALL if i % 5 == 0 else {}) for i in range(30)]
     return commit_tables(store, *tables)
-
-
-def compact(store, tokens, **options):
-    stages = {"packed": {"stage": "compact", "from": {"tokens": "tokens"}, **options}}
-    document = {"pipeline": "p", "inputs": {"tokens": f"snapshot://{tokens}"}, "stages": stages}
-    made = Execution(parse_pipeline(document, "p.yaml"), store, InlineEngine()).run()
-    return made.stage("packed"), store.snapshot(made.outputs["packed"])
 
 
 def by_clip(snapshot):
@@ -142,7 +131,7 @@ def test_second_run_is_cached_and_recomputation_gives_the_same_bytes(store, tmp_
     assert compact(store, packed.id)[1].id == packed.id
 
 
-class Slow(Far):
+class Slow(RemoteObjects):
     """Answers late, and knows how many requests wait for it."""
 
     waiting = most = 0
@@ -211,7 +200,7 @@ def test_files_of_another_writer_are_written_in_our_layout(store):
         files.append(FileRef(key=key, sha256=sha256, size_bytes=size, rows=table.num_rows))
     made = ours.commit.provenance.model_copy(update={"fingerprint": "theirs"})
     theirs = store.dataset("tokens", "tokens@1").commit(files, made, {})
-    for snapshot in (theirs, dataclasses.replace(theirs, objects=Far(theirs.objects))):
+    for snapshot in (theirs, dataclasses.replace(theirs, objects=RemoteObjects(theirs.objects))):
         batches = list(TokenLoader(snapshot, 4, 0, columns=["bits", "latent"]))
         clips = [int(clip, 16) for batch in batches for clip in batch["clip_ids"]]
         assert sorted(clips) == list(range(10))
@@ -275,13 +264,6 @@ POINTS = [
     "rejects-committed", "commit.before_log", "commit.after_log", "commit.between_records",
     "commit.after_records", "committed",
 ]  # fmt: skip
-SCRIPT = """
-import sys
-from tests.unit.stages.test_compact import compact
-from videoar.storage.store import open_store
-from videoar.storage.token_codec import checksum
-compact(open_store(sys.argv[1]), sys.argv[2])
-"""
 
 
 @pytest.mark.slow
@@ -290,11 +272,7 @@ def test_kill_at_any_step_leaves_the_old_or_the_new_state(store, tmp_path, point
     tokens = many(store)
     calm = open_store((tmp_path / "calm").as_uri())
     expected = compact(calm, many(calm).id)[1]
-    child = subprocess.run(
-        [sys.executable, "-c", SCRIPT, store.url, tokens.id],
-        env={**os.environ, "VIDEOAR_CRASH_AT": point}, cwd=ROOT, capture_output=True, check=False,
-    )  # fmt: skip
-    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert exit_code(compact_at, store.url, tokens.id, VIDEOAR_CRASH_AT=point) == -signal.SIGKILL
     there = [s.id for s in store.snapshots() if s.dataset == "packed"]
     assert there in ([], [expected.id])
     assert validate_snapshot(store, tokens.id, deep=True) == []

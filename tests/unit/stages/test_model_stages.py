@@ -9,8 +9,8 @@ import torch
 from pydantic import ValidationError
 
 from tests.support.clip_rows import clip_row, clips_of
+from tests.support.compaction import compact
 from tests.support.loop_rank import MemoryRank, commit
-from tests.unit.stages.test_compact import compact
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, ContractError
 from videoar.media.decode import decode_clip

@@ -4,13 +4,12 @@ import errno
 import fcntl
 import os
 import pickle
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.support.child_process import exit_code
 from videoar.core.errors import (
     ConfigError,
     SnapshotNotFoundError,
@@ -35,13 +34,13 @@ def test_memory_store_same_name_is_shared_also_after_pickling():
     assert open_store("memory://another-name").objects.size("a") is None
 
 
+def put_at(store_url):
+    open_store(store_url).objects.put("a", b"1")
+
+
 def test_temporary_files_of_killed_writers_only_are_swept(tmp_path):
     root, old = tmp_path / "store", time.time() - 7200
-    script = "import sys; from videoar.storage import open_store\n"
-    command = [sys.executable, "-c", script + "open_store(sys.argv[1]).objects.put('a', b'1')"]
-    environment = {**os.environ, "VIDEOAR_CRASH_AT": "put.before_publish"}
-    killed = subprocess.run([*command, root.as_uri()], env=environment, check=False)
-    assert killed.returncode == -9
+    assert exit_code(put_at, root.as_uri(), VIDEOAR_CRASH_AT="put.before_publish") == -9
     (left,) = (root / ".tmp").iterdir()
     open_store(root.as_uri()).objects.put("a", b"2")
     assert left.exists()  # not old enough where locks of other machines may not show

@@ -257,8 +257,8 @@ def test_footer_with_flipped_bit_names_the_file(put, how):
     footer = find_footer(memoryview(data))
     objects, file = put(data, 5, footer)
     READS[how](objects, file)
-    # every byte for one reader; the others call it, so a sample of the bytes is enough
-    step = 1 if how == "footer" else 16
+    # a sample: the other readers call the first one
+    step = 4 if how == "footer" else 16
     for place in range(len(data) - footer.size_bytes, len(data), step):
         objects, file = put(flipped(data, place), 5, footer)
         with pytest.raises(

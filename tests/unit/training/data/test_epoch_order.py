@@ -14,7 +14,10 @@ SMALL, LARGE = 1000, ROW_BYTES
 
 @pytest.fixture(autouse=True, scope="module")
 def small_windows():
-    """Let windows be of 20 small rows, so that small stores do not fit into them."""
+    """Let windows be of 20 small rows, so that small stores do not fit into them.
+
+    Not a parameter: the constants of an order are part of its version, which checkpoints hold.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(order_module, "WINDOW_BYTES", 20 * SMALL)
         yield

@@ -9,59 +9,28 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
+from tests.support.numbered_tokens import assert_equal, commit, contents, token_table
+from tests.support.remote_objects import ConcurrentRanges, RemoteObjects
 from videoar.core.errors import (
     ConfigError,
     ContractError,
     StorageError,
     TransientStorageError,
 )
-from videoar.core.types import Provenance
 from videoar.stages.pretrain.worker import require_tokens_of
-from videoar.storage import open_store, reader, writer
+from videoar.storage import reader
 from videoar.storage.payload import Payload
 from videoar.storage.row_reader import RowReader
-from videoar.storage.token_codec import checksum
-from videoar.training.data import epoch_order, token_loader
+from videoar.training.data import epoch_order
 from videoar.training.data.buffers import BufferPool
 from videoar.training.data.mixture import BLOCK, TokenMixture
 from videoar.training.data.row_group_prefetch import REQUESTS
 from videoar.training.data.token_loader import TokenLoader
 
 torch.set_num_threads(1)
-
-
-def token_table(start, rows, shape=(2, 3, 4, 5), corrupt=None):
-    ids = range(start, start + rows)
-    latents = [np.full(shape, i, "<f2").tobytes() for i in ids]
-    sums = [checksum(latent) + (i == corrupt) for i, latent in zip(ids, latents, strict=True)]
-    return pa.table({
-        "clip_id": [f"{i:032x}" for i in ids],
-        "source_id": [f"{i:064x}" for i in ids],
-        "split": ["val" if i % 5 == 4 else "train" for i in ids],
-        "label": [f"class {i % 3}" for i in ids],
-        "caption": [None if i == 0 else f"caption {i}" for i in ids],
-        **dict.fromkeys(("rate_fps", "start_s", "duration_s"), [1.0] * rows),
-        **{name: [size] * rows for name, size in zip("tkhw", shape, strict=True)},
-        "bits": [b"x"] * rows,
-        "latent": latents,
-        "bits_xxh3": [0] * rows,
-        "latent_xxh3": sums,
-    })
-
-
-def commit(*tables):
-    return commit_to(open_store(f"memory://{np.random.default_rng().integers(1 << 62)}"), *tables)
-
-
-def commit_to(store, *tables):
-    dataset = store.dataset("tokens", "tokens@1")
-    files = [dataset.write(table) for table in tables]
-    made = Provenance(run_id="r", pipeline="p", stage="s", fingerprint="f", code_version="c")
-    return dataset.commit(files, made, {})
 
 
 @pytest.fixture(scope="module")
@@ -187,60 +156,18 @@ def test_wrong_checksum_names_the_clip():
     assert len(ids(TokenLoader(bad, 3, 0))) == 1
 
 
-class Far:
-    """A store behind a network, as far as the loader can tell; counts what is read."""
-
-    is_local = False
-
-    def __init__(self, near):
-        self.near, self.url, self.reads = near, near.url, []
-        self._lock = threading.Lock()
-
-    def __getattr__(self, name):
-        return getattr(self.near, name)
-
-    def read_into(self, key, spans):
-        with self._lock:
-            self.reads += [(key, start, len(target)) for start, target in spans]
-        self.near.read_into(key, spans)
-
-
-class Ranges(Far):
-    """Notes ranged reads; those of columns wait until so many are under way."""
-
-    def __init__(self, near, together=8):
-        super().__init__(near)
-        self.sizes = {info.key: info.size_bytes for info in near.list("")}
-        self.footers, self.spans, self._now = 0, [], 0
-        self._together, self._are_together = together, threading.Event()
-
-    def get_range(self, key, start, length):
-        if start + length == self.sizes[key]:
-            self.footers += 1
-            return self.near.get_range(key, start, length)
-        with self._lock:
-            self.spans.append(length)
-            self._now += 1
-            if self._now == self._together:
-                self._are_together.set()
-        assert self._are_together.wait(30), "one after the other"
-        with self._lock:
-            self._now -= 1
-        return self.near.get_range(key, start, length)
-
-
 def checked(snapshot):
     tokenizer = SimpleNamespace(scales=[(64, 64)], num_bits=8)
     require_tokens_of({"tokens": snapshot}, tokenizer, "a" * 64)
 
 
 @pytest.mark.parametrize("opened", [lambda s: TokenLoader(s, 4, 7), RowReader, checked])
-def test_opening_a_remote_store_takes_concurrent_requests_one_per_row_group(opened, monkeypatch):
-    monkeypatch.setattr(writer, "ROW_GROUP_BYTES", 300_000)
+def test_opening_a_remote_store_takes_concurrent_requests_one_per_row_group(opened):
     tables = [token_table(start, 20, (2, 8, 64, 64)) for start in (0, 20)]
     notes = {"tokenizer_digest": "a" * 64, "layout_version": "1"}
-    wide = commit(*[table.replace_schema_metadata(notes) for table in tables])
-    store = dataclasses.replace(wide, objects=Ranges(wide.objects))
+    tables = [table.replace_schema_metadata(notes) for table in tables]
+    wide = commit(*tables, row_group_bytes=300_000)
+    store = dataclasses.replace(wide, objects=ConcurrentRanges(wide.objects))
     opened(store)
     groups, files = 20, 2  # checksums of a group lie beside the small columns of the next one
     assert store.objects.footers == files
@@ -250,38 +177,25 @@ def test_opening_a_remote_store_takes_concurrent_requests_one_per_row_group(open
 
 
 def test_concurrent_bytes_are_bounded_with_tiny_row_groups(monkeypatch):
-    monkeypatch.setattr(writer, "ROW_GROUP_BYTES", 1000)
+    # no parameter: a loader passes none on; real spans take files of tens of megabytes to fill
     monkeypatch.setattr(reader, "_SPAN_BYTES", 8000)
-    tiny = commit(token_table(0, 200))
-    store = dataclasses.replace(tiny, objects=Ranges(tiny.objects, together=1))
+    tiny = commit(token_table(0, 200), row_group_bytes=1000)
+    store = dataclasses.replace(tiny, objects=ConcurrentRanges(tiny.objects, together=1))
     assert_equal(contents(TokenLoader(store, 4, 7)), contents(TokenLoader(tiny, 4, 7)))
     assert 4000 < max(store.objects.spans[1:]) <= 8000  # the first is of a long footer
 
 
 def far(snapshot):
-    return dataclasses.replace(snapshot, objects=Far(snapshot.objects))
+    return dataclasses.replace(snapshot, objects=RemoteObjects(snapshot.objects))
 
 
 @pytest.fixture(scope="module")
 def many_units():
     """Twelve row groups: more than the windows of a batch of 4 hold, which are one each here."""
     with pytest.MonkeyPatch.context() as patch:
+        # no parameter: the order's constants are part of its version, which checkpoints hold
         patch.setattr(epoch_order, "WINDOW_BYTES", 10 * 240)
         yield commit(*[token_table(start, 10) for start in range(0, 120, 10)])
-
-
-def contents(loader):
-    """Return what the batches hold, copied at once; each row must hold its own number."""
-    batches = [(batch["clip_ids"], batch["latent_BTKHW"].numpy().copy()) for batch in loader]
-    for clips, latents in batches:
-        assert [int(clip, 16) for clip in clips] == latents[:, 0, 0, 0, 0].tolist()
-    return batches
-
-
-def assert_equal(some, others):
-    assert [clips for clips, _ in some] == [clips for clips, _ in others]
-    for (_, one), (_, other) in zip(some, others, strict=True):
-        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -302,13 +216,13 @@ class Cold:
     """A folder of which the page cache holds nothing, every second time."""
 
     def __init__(self, near):
-        self.near, self.answers = near, []
+        self.objects, self.answers = near, []
 
     def __getattr__(self, name):
-        return getattr(self.near, name)
+        return getattr(self.objects, name)
 
     def read_cached(self, key, spans):
-        self.answers.append(len(self.answers) % 2 == 0 and self.near.read_cached(key, spans))
+        self.answers.append(len(self.answers) % 2 == 0 and self.objects.read_cached(key, spans))
         return self.answers[-1]
 
 
@@ -578,7 +492,7 @@ def by_whom(snapshot, work_s, monkeypatch):
         return read(*args, wait=wait)
 
     loader._payload.read = noting
-    monkeypatch.setattr(token_loader, "time", SimpleNamespace(perf_counter=lambda: passes(0)))
+    monkeypatch.setattr(time, "perf_counter", lambda: passes(0))
     for _ in loader:
         passes(work_s)
     return readers
@@ -591,7 +505,7 @@ def test_threads_read_ahead_only_for_a_caller_that_works_between_batches(many_un
     assert len(readers) == len(TokenLoader(many_units, 4, 7))
 
 
-class Failing(Far):
+class Failing(RemoteObjects):
     def read_into(self, key, spans):
         super().read_into(key, spans)
         if len(self.reads) > 1:
