@@ -41,6 +41,7 @@ from videoar.api.runs import (
     status,
 )
 
+# `X as X` re-exports a name for type checkers (PEP 484)
 if TYPE_CHECKING:  # types of arguments and results, for annotations
     from videoar.admin.doctor import Check as Check
     from videoar.admin.validate import Mistake as Mistake

@@ -106,7 +106,9 @@ def schema(contract: str) -> Contract:
     known = contract_ids()
     matches = [name for name in known if contract in (name, name.partition("@")[0])]
     if not matches:
+        # quotes for an empty name: an error line without its subject could not be understood
         raise ConfigError(contract or "''", "no such contract", did_you_mean(contract, known))
+    # as numbers: `@10` is newer than `@9`
     return load_contract(max(matches, key=lambda name: int(name.partition("@")[2])))
 
 

@@ -35,6 +35,7 @@ def report_path(store: Store, run_id: str) -> str | None:
     """Return where a run's report page is; None if it has not been rendered."""
     from videoar.storage.layout import report_key
 
+    # the size only: a page has megabytes of videos in it
     key = report_key(run_id)
     return store.objects.location(key) if store.objects.size(key) is not None else None
 

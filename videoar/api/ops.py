@@ -51,6 +51,7 @@ def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False
 
     result = forget.forget(store, source, reason, dry_run=dry_run)
     holders = {entry["id"] for entry in result["derived"] if entry["holds_content"]}
+    # listed after the takedown: runs that started meanwhile may have read the source
     runs = ls(store)[::-1]  # the oldest first
     affected = [run for run in runs if holders & _snapshots_of(run)]
     if not dry_run:

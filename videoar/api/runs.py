@@ -73,6 +73,7 @@ def run(  # noqa: PLR0913 - the verb's own options
     from videoar.pipeline.spec import load_pipeline
     from videoar.runner.execute import Execution
 
+    # the file first: its mistakes are reported before anything of the engine is created
     execution = Execution(load_pipeline(path, overrides), store, make_engine(target))
     return _execute(execution, watch, start, until)
 
@@ -110,6 +111,7 @@ def _execute(execution: Execution, watch: Watch, start: str | None, until: str |
     finally:
         execution.engine.close()
     publish_results(execution.store, execution.spec, execution.run_id)
+    # read from the store: what is returned is what `videoar status` prints later
     return status(execution.store, execution.run_id)
 
 

@@ -62,6 +62,7 @@ def run(num_films: int) -> BenchResult:
             encode_stream(film.frames(), path, rate_fps, codec, quality)
             for name in shuffled(list(detectors), number):
                 detected: Spans = []
+                # `cpu_seconds` returns a time only, so detections are appended to a list
                 seconds = cpu_seconds(partial(_detect, detectors[name], path, detected))
                 tallies[name].cpu_s += seconds
                 _count(tallies[name], transitions, detected, disturbances)

@@ -180,6 +180,7 @@ def _null(path: Path) -> None:
 
 
 def _three_passes(path: Path) -> None:
+    # 10 is the default of ffmpeg
     _raw(path, "scdet=threshold=10", 0)
     luma = _raw(path, "scale=64:36:flags=area,format=gray", 64 * 36).reshape(-1, 36, 64)
     rate, size = _PLAN.rate_fps, _SIZE_PX
@@ -189,6 +190,7 @@ def _three_passes(path: Path) -> None:
     rgb = _raw(path, f"fps={rate},{square},format=rgb24", 3 * size**2).reshape(-1, size, size, 3)
     for span in _parts(rgb, _PLAN.num_frames):
         phash(span[[0, len(span) // 2, -1]])
+    # as long in time as a clip: luma has all frames of the source, RGB those of the grid
     for span in _parts(luma, max(2, len(luma) * _PLAN.num_frames // max(1, len(rgb)))):
         score_span(span)
 

@@ -93,6 +93,7 @@ def read_raw(folder: Path, out: Path, batch_size: int, epoch: int) -> Iterator[i
         for handle, width, memory in zip(handles, widths, slot, strict=True):
             view = memory.data.cast("B")
             for place, row in enumerate(chosen):
+                # into the batch itself: os.pread would allocate an object per value
                 os.preadv(handle, [view[place * width : (place + 1) * width]], row * width)
         yield _as_tensors(slot, len(chosen))
     for handle in handles:

@@ -132,6 +132,7 @@ def main() -> None:
             opening, ours, bare = [], [], []
             gets = [0, 0]
             for _ in range(arguments.rounds):
+                # in turns: other work on the machine or the server slows both sides
                 open_s, epoch_s, *gets = loader_s(snapshot, batch_size)
                 opening.append(open_s)
                 ours.append(epoch_s)

@@ -135,6 +135,7 @@ def _array(hashes: Iterable[list[int]]) -> np.ndarray:
 
 def false_rates(hashes: np.ndarray, mask: int = 0) -> tuple[list[int], list[int]]:
     """Return, per bound, the number of clips near another clip, and of near pairs."""
+    # 64: all bits of a hash, more than every bound
     nearest = np.full(len(hashes), 64)
     pairs = np.zeros(65, dtype=int)
     for i in range(len(hashes)):

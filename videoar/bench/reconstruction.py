@@ -83,6 +83,7 @@ def seconds_per_step(preset: str, clips: list[Clip], arguments: argparse.Namespa
     for image_steps in (0, _WARM_UP + _TIMED):
         trial = options(_WARM_UP + _TIMED, image_steps, arguments)
         trainer = TokenizerTrainer(TOKENIZERS[preset], trial, clips)
+        # the first steps also allocate memory and fill caches
         for _ in range(_WARM_UP):
             trainer.train_step()
         before = time.process_time()

@@ -143,6 +143,7 @@ def _pace(runs: Sequence[_Run]) -> _Pace:
     done_s = sorted(when for run in runs for when in run.done_s)
     # from the end of the last of the first ones: starting workers does not count
     rate = (len(done_s) - _FIRST) / (done_s[-1] - done_s[_FIRST - 1])
+    # the slowest: the corpus is done when all parts are
     return _Pace(rate, max(run.whole_s for run in runs))
 
 

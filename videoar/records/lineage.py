@@ -54,6 +54,7 @@ def lineage(store: Store, name: str, *, down: bool = False) -> dict[str, list[An
             queue.append(store.snapshot(other))
         if not down and snapshot.contract == CLIPS:
             for source in sources_of(snapshot):
+                # several snapshots of clips may be made of one source
                 nodes.setdefault(source["id"], source)
                 edges.append({"from": source["id"], "to": snapshot.id})
     return {"nodes": list(nodes.values()), "edges": edges}
@@ -94,6 +95,7 @@ def _source_columns(clips: Snapshot) -> Iterator[tuple[str, Node]]:
         for row in table.to_pylist():
             terms = {"licence": row["licence"], "origin": row["origin"]}
             yield row["source_id"], {"uri": row["source_uri"], **terms}
+    # one listing: a request per file would be many for the few that were withdrawn
     noted = withdrawn_keys(clips.ledger, f"{table_folder(clips.dataset)}/")
     for note in (find_withdrawal(clips.ledger, f.key) for f in clips.files if f.key in noted):
         for source, share in note.shares.items() if note else ():

@@ -64,14 +64,17 @@ def record_run(store: Store, spec: PipelineSpec, run: Run, page: bytes | None) -
     uri = tracking_uri(store)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     experiment = _experiment(client, uri, run.pipeline)
+    # by tag, because MLflow chooses its run ids: a resumed run updates its mirror
     existing = client.search_runs([experiment], f"tags.`{_RUN_TAG}` = '{run.run_id}'")
     tags = {_RUN_TAG: run.run_id, "mlflow.runName": run.run_id, "videoar.status": run.status}
     if existing:
         mlflow_id = str(existing[0].info.run_id)
         client.set_tag(mlflow_id, "videoar.status", run.status)
     else:
+        # MLflow counts milliseconds
         started = int(run.started_at * 1000)
         mlflow_id = str(client.create_run(experiment, started, tags).info.run_id)
+        # once: MLflow rejects another value of a param
         params = [Param(key, value[:_PARAM_CHARS]) for key, value in _params(spec)]
         client.log_batch(mlflow_id, params=params)
     now = int((run.started_at + run.seconds) * 1000)
@@ -85,6 +88,7 @@ def record_run(store: Store, spec: PipelineSpec, run: Run, page: bytes | None) -
     for snapshot in _snapshots(store, run, MODELS):
         _log_model(client, store, experiment, mlflow_id, snapshot)
     _mirror_promotions(client, store, run)
+    # last: a first mirror that was cut off stays RUNNING
     client.set_terminated(mlflow_id, _MLFLOW_STATUS.get(run.status, "FAILED"), now)
     return mlflow_id
 
@@ -160,6 +164,7 @@ def _log_model(
     with tempfile.TemporaryDirectory() as folder:
         store.fetch_folder(row["files"], Path(folder))
         client.log_model_artifacts(logged.model_id, folder)
+    # last: a model whose files are incomplete stays PENDING
     client.finalize_logged_model(logged.model_id, "READY")
 
 
@@ -173,6 +178,7 @@ def _mirror_promotions(client: "MlflowClient", store: Store, run: Run) -> None:
             continue  # not promoted, or promoted and replaced or rolled back since
         name = f"videoar-{run.pipeline}"
         try:
+            # created without a look-up before, which could lose a race with another run
             client.create_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -180,6 +186,7 @@ def _mirror_promotions(client: "MlflowClient", store: Store, run: Run) -> None:
         versions = client.search_model_versions(f"name = '{name}'")
         existing = [v for v in versions if v.tags.get(_SNAPSHOT_TAG) == rule["candidate"]]
         version = existing[0].version if existing else _new_version(client, name, rule["candidate"])
+        # an alias has letters, digits, _ and - only; a ref may contain /
         client.set_registered_model_alias(name, rule["ref"].replace("/", "-"), str(version))
 
 

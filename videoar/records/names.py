@@ -145,6 +145,8 @@ def _by_row(store: Store, name: str) -> Snapshot | None:
     value = name.removeprefix(SOURCE_PREFIX)
     matches: dict[str, Snapshot] = {}
     for snapshot in store.snapshots():
+        # an exact id ends the search; a prefix is compared with every row, to know that it is
+        # unique
         for row_id in _row_ids(snapshot):
             if row_id == value:
                 return snapshot

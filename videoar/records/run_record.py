@@ -158,6 +158,7 @@ class RunLog:
             "started_at": time.time(),
             "stages": [{"name": stage.name, "type": stage.type} for stage in spec.stages],
         }
+        # False if a resumed run has one: its pipeline and start stay those of the first attempt
         self._store.ledger.create(run_key(self.run_id), record)
 
     def event(self, kind: str, **fields: Json) -> None:
@@ -243,12 +244,14 @@ def load_run(store: Store, run_id: str) -> Run:
     if record is None:
         raise ConfigError(run_id, "no such run", "videoar ls lists them")
     events = events_of(store, run_id)
+    # a stage that was not requested has no events: `run.json` alone tells it from one still to come
     requested = _requested_stages(record)
     stages = {
         raw["name"]: StageRun(**raw, status="PENDING" if raw["name"] in requested else "SKIPPED")
         for raw in record.pop("stages")
     }
     inputs: dict[str, InputRun] = {}
+    # killed between run.json and the first event of its driver
     status: Status = "PENDING"
     error = None
     # Events are in the order in which they were written, so the last state of each stage wins.
@@ -262,6 +265,7 @@ def load_run(store: Store, run_id: str) -> Run:
             status, error = event["status"], event["error"]
         elif event["kind"] == "driver":  # a resumed run: an earlier `finish` no longer holds
             status, error = "RUNNING", None
+    # computed on reading: a killed process records nothing
     if status == "RUNNING" and not driver_alive(events):
         status = "INTERRUPTED"
     return Run(
@@ -308,6 +312,7 @@ def stage_parts(store: Store, run_id: str, stage: str) -> FingerprintParts | Non
     result: FingerprintParts | None = None
     for event in events_of(store, run_id):
         if event["kind"] == "stage" and event["stage"]["name"] == stage and "parts" in event:
+            # the last ones: a resumed run records them again, perhaps by newer code
             result = event["parts"]
     return result
 
@@ -354,6 +359,7 @@ def cancel_run(store: Store, run_id: str) -> None:
         ConfigError: the run is not running, or its driver is on another host.
     """
     events = events_of(store, run_id)
+    # compares the start time of the process, too: a reused pid must not get the signal
     if load_run(store, run_id).status != "RUNNING":
         raise ConfigError(run_id, "is not running")
     driver = [event for event in events if event["kind"] == "driver"][-1]

@@ -138,6 +138,7 @@ def _stage_nodes(run: Run) -> Iterator[StageReport]:
             status=stage.status,
             parents=tuple(dict.fromkeys(_ports(run, stage.name).values())),
             snapshot=stage.snapshot or "",
+            # 0: not counted, e.g. because the stage was cached
             rows_in=stage.rows.in_ or None,
             rows_out=stage.rows.out if stage.snapshot else None,
             seconds=stage.seconds,
@@ -245,6 +246,7 @@ def _scale_series(store: Store, scores: list[Row]) -> Iterator[ScaleSeries]:
         step = (f"up to {entry['grid']}", _video(store, entry["recon_key"]))
         steps.setdefault(entry["clip_id"], []).append(step)
     for clip_id, series in steps.items():
+        # `score` stores scales of its first example only, so its real clip is among the examples
         real = _video(store, real_key[clip_id])
         videos = tuple((grid, video) for grid, video in series if video is not None)
         if real is not None and len(videos) == len(series):
@@ -257,6 +259,7 @@ def _score(row: Row) -> Score:
 
 def _confusions(scores: list[Row]) -> Iterator[Confusion]:
     for row in scores:
+        # only metrics that classify samples have one
         table = json.loads(row["details_json"]).get("confusion")
         if table:
             # Keys of canonical JSON are sorted; columns that are no row (`none`) go last.
@@ -281,6 +284,7 @@ def _licences(snapshots: Iterable[Snapshot]) -> tuple[Licence, ...]:
     for snapshot in snapshots:
         is_clips = snapshot.contract == CLIPS
         for row in sources_of(snapshot) if is_clips else _rows([snapshot]):
+            # by source: many clips, and several snapshots, come from one video
             stated = (row["licence"] or "not stated", row["origin"] or "not stated")
             terms[row["sha256" if is_clips else "uri"]] = stated
     return tuple(
@@ -292,6 +296,7 @@ def _licences(snapshots: Iterable[Snapshot]) -> tuple[Licence, ...]:
 def _lineage(store: Store, outputs: list[Snapshot]) -> tuple[LineageNode, ...]:
     """Return the output snapshots of a run, the last first, then their ancestors."""
     nodes: dict[str, LineageNode] = {}
+    # breadth first: outputs are listed before what they were made of
     queue = outputs[::-1]
     while queue:
         snapshot = queue.pop(0)
@@ -310,6 +315,7 @@ def _config(run: Run, events: list[Row]) -> str:
     # The document holds only the keys of the file; the recorded fingerprint parts hold defaults.
     defaults = {e["stage"]["name"]: e["parts"]["config"] for e in events if "parts" in e}
     stages = {
+        # the keys of the file win: a named policy stays a name instead of all of its bounds
         name: {"stage": options["stage"], "from": options.get("from", {})}
         | defaults.get(name, {})
         | {key: value for key, value in options.items() if key not in ("stage", "from")}
@@ -324,6 +330,7 @@ def _locks(scores: list[Row]) -> tuple[Lock, ...]:
     groups: dict[str, dict[str, str]] = {}
     for row in scores:
         lock = json.loads(row["lock_json"])
+        # metrics that were computed alike differ in their name only
         lock.pop("metric", None)
         groups.setdefault(canonical_json(lock), {})[row["metric"]] = row["lock_digest"]
     return tuple(

@@ -65,10 +65,12 @@ def score_histograms(
         for metric, value in sorted(after.commit.metrics.items()):
             name = metric.removeprefix(_BOUND)
             if _is_bound(metric) and score_of(name) in score_columns():
+                # `min_luma` of 12 -> (12, "min 12")
                 bounds.setdefault(score_of(name), []).append((value, f"{name[:3]} {value:.4g}"))
         for score, marks in bounds.items():
             row = rows.get(score) or _describe(before, score)
             edges, counts = row.get("hist_edges"), row.get("hist_counts")
+            # a score that is null in every row has no bins
             if edges and counts:
                 yield Histogram(score=score, edges=edges, counts=counts, bounds=tuple(marks))
 
@@ -91,6 +93,7 @@ def contact_sheets(
 ) -> Iterator[ContactSheet]:
     """Yield a sheet of kept clips, then one per decisive reason, the most frequent first."""
     for before, after in steps:
+        # by id: a page that is rendered again shows the same clips
         kept = sorted(row["clip_id"] for row in _remaining(after, ["clip_id"]))
         rejected = _rejected_rows(after)
         counts = Counter(row["reasons"][0] for row in rejected)
@@ -172,6 +175,7 @@ def _thumbnail(read: ClipReader, row: Row, deadline: float) -> Thumbnail:
     try:
         return Thumbnail(jpeg=thumbnail_jpeg(read({**row, **middle})))
     except (MediaError, StorageError) as error:
+        # only errors of media have a reject code
         return Thumbnail(error=f"{getattr(error, 'code', 'UNAVAILABLE')}: {error.what}")
 
 

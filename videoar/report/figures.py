@@ -116,10 +116,12 @@ def _tracks(edges: Sequence[tuple[str, str]], layer: Mapping[str, int]) -> dict[
         if layer[target] - layer[source] > 1:
             reach[source] = max(reach.get(source, 0), layer[target])
     tracks: dict[str, int] = {}
+    # of edges that start in one layer the longest first: the others run outside of it
     for source in sorted(reach, key=lambda name: (layer[name], -reach[name])):
         used = {
             tracks[other]
             for other in tracks
+            # strict: edges that only meet in a layer can share a track
             if layer[other] < reach[source] and layer[source] < reach[other]
         }
         tracks[source] = next(i for i in range(len(reach)) if i not in used)
@@ -178,6 +180,7 @@ def line_plot(
     left, right, top, bottom = 46.0, width - 12.0, 10.0, height - 26.0
     x_axis, y_axis = _Axis.of(xs, left, right), _Axis.of(ys, bottom, top)
     lines = [
+        # a tenth of a px cannot be seen, and more digits would double the size of a curve
         Line(name, "M" + "L".join(f"{x_axis(x):.1f} {y_axis(y):.1f}" for x, y in p), p[-1][1])
         for name, p in finite.items()
         if p
@@ -231,6 +234,7 @@ def histogram(
     """
     left, right, top, bottom = 46.0, width - 12.0, 22.0, height - 26.0
     x_axis = _Axis.of([edges[0], edges[-1], *(value for value, _ in marks)], left, right)
+    # from 0, because bars are compared by their height
     y_axis = _Axis.of([0.0, max(counts)], bottom, top)
     path = "".join(
         f"M{x_axis(low):.1f} {bottom:g}V{y_axis(count):.1f}H{x_axis(high):.1f}V{bottom:g}Z"

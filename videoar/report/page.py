@@ -60,6 +60,7 @@ def frozen_clip_warning(scores: Sequence[Score]) -> str:
         for score in scores
         if score.value is not None and not score.metric.startswith("rendered_recon/")
     }  # reconstructions are other clips than the samples
+    # names have prefixes of their method, such as `proxy/`
     perfect = [name for name in values if name.endswith(_PERFECT_WHEN_FROZEN)]
     motion = [name for name in values if name.endswith(_MOTION)]
     if not perfect:
@@ -159,6 +160,7 @@ def _duration(seconds: float | None) -> str:
         return "-"
     if seconds < 60:
         return f"{seconds:.1f} s"
+    # rounded first: 119.6 s are 2 min 0 s, not 1 min 60 s
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
@@ -214,5 +216,6 @@ def _template() -> Template:
         "video_url": _video_url,
         "image_url": _image_url,
     }
+    # a resource of the package: found in an installed wheel, too
     source = files("videoar.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source)

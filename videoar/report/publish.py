@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 def render_report(store: Store, run_id: str) -> tuple[str, bytes]:
     """Render a run's page into the store; return its key and content."""
     key, page = report_key(run_id), render(collect(store, load_run(store, run_id))).encode()
+    # replaced, unlike data: a resumed run or a takedown changes the page
     store.objects.put(key, page)
     return key, page
 
@@ -27,6 +28,7 @@ def publish_results(store: Store, spec: PipelineSpec, run_id: str) -> None:
     page: bytes | None = None
     try:
         page = render_report(store, run_id)[1]
+    # only known errors: one in the page's own code must be seen, and the run is recorded already
     except VideoARError as error:
         logger.warning("no report page: %s", error)
     try:
@@ -41,6 +43,7 @@ def rerender_reports(store: Store, runs: Iterable[Run]) -> None:
     All old pages are deleted before the first one is rendered: rendering may fail or be killed, and
     after a takedown no old page may be left.
     """
+    # iterated twice
     runs = list(runs)
     for run in runs:
         store.objects.purge(report_key(run.run_id))

@@ -136,6 +136,7 @@ class FilterStage(ReduceStage[FilterConfig]):
         repeats = self._repeats(rules, context.dask_scheduler)
         metrics = {f"bound/{name}": value for name, value in bounds.items() if value is not None}
         for index, file in enumerate(clips.files):
+            # read once more instead of kept: a corpus need not fit into memory
             output = _split(clips.read_file(file), rules(index), repeats.get(index, {}))
             yield Output(output.rows, output.rejects, {**output.metrics, **metrics})
             metrics = {}  # metrics of outputs are summed: bounds must be counted once

@@ -95,6 +95,7 @@ def apply_promotion(decision: Snapshot, store: Store, run_id: str) -> None:
     # A resumed run repeats this call. If the ref was rolled back in between, it must stay there.
     if any(entry["evidence"].get("decision") == decision.id for entry in history):
         return
+    # compare-and-swap: of two promotions at once one fails, and decides again on the new head
     head = store.refs.head_record(ref)
     store.refs.advance(
         ref,

@@ -30,6 +30,7 @@ class AnnotateWorker(ABC, Generic[C]):
     """Prefix of the counters `_kept`, `_made` and `_empty`."""
 
     def __init__(self, config: C, context: StageContext) -> None:
+        # by default torch takes all cores, and a machine runs several workers
         limit_threads(config.resources.cpus)
         self.config = config
         self._read = ClipReader(context.store.objects)

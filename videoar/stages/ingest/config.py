@@ -7,6 +7,7 @@ from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field
 from videoar.core.types import Row
 from videoar.pipeline.stage import StageConfig, runtime
 
+# even: H.264 in yuv420p halves both sides
 Side = Annotated[int, Field(ge=16, le=2048, multiple_of=2)]
 Sizes = Annotated[tuple[tuple[Side, Side], ...], Field(min_length=1)]
 
@@ -32,6 +33,7 @@ class IngestConfig(StageConfig):
     part_mib: int = Field(default=256, ge=1)
     """A larger source is read in parts of about this size, each a separate shard, so that one long
     film keeps many workers busy. Shots end where parts end; counts of sources count parts."""
+    # 4096 x 2304
     max_pixels: int = Field(default=9_437_184, ge=1)
     """Sources with larger frames are rejected (`TOO_LARGE_DIM`)."""
     keep: Literal["clips", "references"] = "clips"

@@ -51,6 +51,7 @@ class ScoreWorker:
     ) -> list[Row]:
         """Return the Frechet distances of samples, and of other real clips (the floor)."""
         sets = (samples, reference, floor)
+        # devices round features differently: their distances must not pass for comparable
         lock = {**lock, "reference": _digest(reference), "device": device()}
         problem = measure.no_distance_reason([[row["num_frames"] for row in rows] for rows in sets])
         networks = {

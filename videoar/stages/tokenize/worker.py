@@ -83,11 +83,15 @@ class TokenizeWorker:
         rows = itertools.chain.from_iterable(by_shape.values())
         # Two batches ahead: one is complete when the device becomes free, the next is being read.
         pairs = self._clips.each(rows, "tokenize", rejected, 2 * self._batch_clips)
+        # groupby joins neighbours: pairs come in the order of the rows, and batches are ranges of
+        # it
         for _, group in itertools.groupby(pairs, lambda pair: batch_of[pair[0]["clip_id"]]):
             group_rows, clips = zip(*map(_require_row_shape, group), strict=True)
             self._require_min_psnr(group_rows, clips, usage)
             tokens[_shape(group_rows[0])] += self._encode(np.stack(clips), group_rows, usage)
         rejects = pa.Table.from_pylist(rejected, load_contract(REJECTS).arrow_schema)
+        # rejects and use of the device belong to the shard: with one output, because outputs are
+        # summed
         first, *others = (self._table(shape, of_shape) for shape, of_shape in tokens.items())
         return [Output(first, rejects, usage.metrics()), *map(Output, others)]
 
@@ -151,6 +155,7 @@ class TokenizeWorker:
             yield {
                 **{name: row[name] for name in _COPIED},
                 "start_s": row["span_start_us"] / 1e6,
+                # from the first to the last frame
                 "duration_s": (row["num_frames"] - 1) / row["rate_fps"],
                 "t": t, "h": h, "w": w, "k": k,
                 "bits": bits, "latent": latent,

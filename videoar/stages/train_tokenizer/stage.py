@@ -198,6 +198,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
     def _check_lengths(self, train: Sequence[Row], val: Sequence[Row]) -> None:
         """Reject now what would fail hours later, when it is drawn or measured."""
         training, shape = self.config.training, self.config.shape
+        # steps on images draw single frames
         needed = training.excerpt_frames if training.steps > training.image_steps else 1
         if short := [row for row in train if row["num_frames"] < needed]:
             what = (

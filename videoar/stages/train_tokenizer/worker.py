@@ -91,6 +91,7 @@ class TrainTokenizerWorker:
         self, distance: bool, seed: int
     ) -> Callable[[VideoTokenizer], Mapping[str, float]]:
         """Decode the val clips; return the function that measures a tokenizer on them."""
+        # decoded once for all measurements of the run
         return Validation(list(self._val), _feature_networks(seed) if distance else {}).measure
 
     def publish(self, trainer: TokenizerTrainer, min_psnr_db: float) -> Output:
@@ -126,6 +127,7 @@ def _inflate(net: VideoTokenizer, *, path: str, fresh: tuple[str, ...]) -> None:
     names = [name for name, _ in net.named_parameters()]
     for prefix in fresh:
         if not any(name.startswith(prefix) for name in names):
+            # layers, not weights: a hint with hundreds of names would not be read
             layers = {".".join(name.split(".")[:2]) for name in names}
             what = f"no weight begins with {prefix!r}"
             raise ConfigError(_FRESH, what, did_you_mean(prefix, layers))
