@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ from videoar.bench.result import BenchResult, compare, shuffled
 from videoar.core.errors import StageError
 from videoar.core.settings import settings
 
-SHAPES = {  # latent shape, bytes of bits, rows, batch size
+Shape = tuple[tuple[int, ...], int, int, int]
+"""Latent shape, bytes of bits, rows, batch size."""
+SHAPES: dict[str, Shape] = {
     "A": ((5, 48, 8, 8), 3900, 16_384, 64),
     "B": ((9, 48, 24, 42), 141_912, 640, 8),
 }
@@ -30,9 +33,9 @@ def run(rounds: int) -> BenchResult:
     figures: dict[str, list[float]] = {"ours": []}
     cases: dict[str, dict[str, float]] = {}
     notes: set[str] = set()
-    for shape in SHAPES:
+    for shape, sizes in SHAPES.items():
         with tempfile.TemporaryDirectory(prefix="videoar-bench-") as name:
-            measured = _measure(Path(name), shape, rounds, notes)
+            measured = measure_shape(Path(name), sizes, rounds, notes)
         for contestant, turns in measured.items():
             rates = [turn["samples_per_s"] for turn in turns]
             if shape == "A":
@@ -48,17 +51,22 @@ def run(rounds: int) -> BenchResult:
     )  # fmt: skip
 
 
-def _measure(
-    folder: Path, shape: str, rounds: int, notes: set[str]
+def measure_shape(
+    folder: Path,
+    shape: Shape,
+    rounds: int,
+    notes: set[str],
+    contestants: Iterable[str] = tuple(loader_cell.CONTESTANTS),
 ) -> dict[str, list[dict[str, float]]]:
-    latent_shape, bits_bytes, rows, batch_size = SHAPES[shape]
+    """Measure contestants in turns on rows of one shape; add to `notes` who is not installed."""
+    latent_shape, bits_bytes, rows, batch_size = shape
     random = np.random.default_rng(0)
     for name, width in (("bits", bits_bytes), ("latent", int(np.prod(latent_shape)) * 2)):
         # random bytes: no format may gain by compressing them
         np.save(folder / f"{name}.npy", random.integers(0, 256, (rows, width), np.uint8))
     (folder / "shape.json").write_text(json.dumps(latent_shape))
     measured: dict[str, list[dict[str, float]]] = {}
-    for name in loader_cell.CONTESTANTS:
+    for name in contestants:
         try:
             _cell("write", name, folder, batch_size)
             measured[name] = []

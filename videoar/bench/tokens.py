@@ -10,7 +10,7 @@ one for everything else. Weights are random; speed does not depend on them.
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,15 +41,20 @@ _ENCODE, _SIMPLE = "encode loop", "simple loop"
 Rows = list[dict[str, Any]]
 
 
-def run(rounds: int) -> BenchResult:
-    """Measure in turns."""
+def run(
+    rounds: int,
+    film: Film = _FILM,
+    num_sources: int = _NUM_SOURCES,
+    sizes_px: Sequence[int] = _SIZES_PX,
+) -> BenchResult:
+    """Measure in turns; each source is a copy of the film."""
     figures: dict[str, list[float]] = {}
     table: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(prefix="videoar-bench-") as folder:
-        film = Path(folder) / "film.mp4"
-        encode_stream(_FILM.frames(), film, _FILM.rate_fps, "libx264", 23)
-        copies(film, Path(folder) / "videos", _NUM_SOURCES)
-        for size_px in _SIZES_PX:
+        path = Path(folder) / "film.mp4"
+        encode_stream(film.frames(), path, film.rate_fps, "libx264", 23)
+        copies(path, Path(folder) / "videos", num_sources)
+        for size_px in sizes_px:
             store = open_store((Path(folder) / f"{size_px}px").as_uri())
             contest = _Contest(store, Path(folder) / "videos", size_px)
             turns = [contest.turn(turn) for turn in range(rounds)]
@@ -62,7 +67,7 @@ def run(rounds: int) -> BenchResult:
                 "clips_per_s": round(case.ours.median, 1),
                 "busy_percent": round(float(np.median(runs["busy_percent"])), 1),
             }
-    unit = f"clips of 17 frames at {_SIZES_PX[0]} px per second, tokenizer `{_PRESET}`"
+    unit = f"clips of 17 frames at {sizes_px[0]} px per second, tokenizer `{_PRESET}`"
     return compare("tokenize", unit, figures, cases=table)
 
 

@@ -104,27 +104,24 @@ def test_contestants_of_the_loader_read_every_row(tmp_path):
         assert list(read(tmp_path, tmp_path / name, 8, 1)) == [8] * 6 + [2]
 
 
-def test_peer_that_is_not_installed_is_named_in_the_notes(tmp_path, monkeypatch):
-    monkeypatch.setitem(loader.SHAPES, "A", ((4, 3, 2, 2), 30, 50, 8))
-    absent = {name: loader_cell.CONTESTANTS[name] for name in ("raw", "ours", "webdataset")}
-    monkeypatch.setattr(loader_cell, "CONTESTANTS", absent)
+@pytest.mark.slow
+def test_peer_that_is_not_installed_is_named_in_the_notes(tmp_path):
     if importlib.util.find_spec("webdataset"):
         pytest.skip("webdataset is installed here")
     notes = set()
-    found = loader._measure(tmp_path, "A", 1, notes)
+    shape = ((4, 3, 2, 2), 30, 50, 8)
+    found = loader.measure_shape(tmp_path, shape, 1, notes, ("raw", "ours", "webdataset"))
     assert found.keys() == {"raw", "ours"}
     assert found["ours"][0]["samples_per_s"] > 0
     assert [note for note in notes if "webdataset is missing: ModuleNotFoundError" in note]
 
 
 @pytest.mark.slow
-def test_tokenize_is_measured_beside_its_network(monkeypatch):
+def test_tokenize_is_measured_beside_its_network():
     from videoar.bench import tokens
 
-    monkeypatch.setattr(tokens, "_FILM", Film(79, num_shots=3, height_px=48, width_px=64))
-    monkeypatch.setattr(tokens, "_NUM_SOURCES", 2)
-    monkeypatch.setattr(tokens, "_SIZES_PX", (32,))
-    found = measure("tokenize", None, 2)
+    film = Film(79, num_shots=3, height_px=48, width_px=64)
+    found = tokens.run(2, film, num_sources=2, sizes_px=(32,))
     assert set(found.ratios) == {"encode loop", "simple loop"}
     assert [len(runs.runs) for runs in (found.ours, *found.baselines.values())] == [2, 2, 2]
     assert 0 < found.cases["32px"]["busy_percent"] < 100

@@ -72,9 +72,9 @@ def test_clips_of_a_source_are_spread(store):
 
 
 def test_files_have_the_requested_size(store):
-    tokens = commit_tables(store, *[token_rows(20 * i, 20, source=i) for i in range(20)])
+    tokens = commit_tables(store, *[token_rows(20 * i, 20, source=i) for i in range(8)])
     source = RowReader(tokens)
-    for most in (100, 40, 1):
+    for most in (60, 30, 1):
         size = most * int(source.payload.row_bytes_N[0])
         _, packed = compact(store, tokens.id, file_mib=size / (1 << 20))
         rows = [file.rows for file in packed.files]

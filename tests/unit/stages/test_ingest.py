@@ -107,6 +107,7 @@ def test_new_source_changes_one_group():
     assert max(map(len, before)) <= 32
 
 
+@pytest.mark.slow
 def test_long_source_is_read_in_parts_by_many_workers(tmp_path):
     (tmp_path / "in").mkdir()
     draw = np.random.default_rng(0)
