@@ -25,7 +25,7 @@ from videoar.storage.layout import PROBES_PREFIX, READABLE_LAYOUT_VERSIONS
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.row_reader import RowReader
 from videoar.storage.store import Store, open_store
-from videoar.storage.token_codec import frame_bytes
+from videoar.storage.token_codec import bytes_per_frame
 
 MANIFEST = "manifest.json"
 _BATCH_ROWS = 64  # chosen: bounds the payload that is held beside the shard
@@ -152,7 +152,7 @@ def _webdataset(source: RowReader, rows: np.ndarray) -> bytes:
         for sample in samples:
             bits, latent = sample.pop("bits"), sample.pop("latent")
             t, h, w, k = (sample[name] for name in "thwk")
-            width = frame_bytes(sample["scales"], k)
+            width = bytes_per_frame(sample["scales"], k)
             members = {
                 "json": canonical_json(sample).encode(),
                 "bits.npy": _npy(np.frombuffer(bits, np.uint8).reshape(t, width)),

@@ -310,7 +310,7 @@ def _removable_objects(
     shares = [file.shares[source] for file in holders.values()]
     clips = {key: size for share in shares for key, size in share.objects.items()}
     taken_down = withdrawn_sources(store.ledger) | {source}
-    shared = _needed_by_others(store, clips.keys(), taken_down)
+    shared = _still_referenced(store, clips.keys(), taken_down)
     result = {key: size for key, size in sorted(clips.items()) if key not in shared}
     for key in sorted(_reconstructions(store, snapshots, taken_down, holders)):
         withdrawal = find_withdrawal(store.ledger, key)
@@ -319,21 +319,21 @@ def _removable_objects(
     return result
 
 
-def _needed_by_others(store: Store, keys: Collection[str], taken_down: Collection[str]) -> set[str]:
-    """Return the keys in rows of sources that were not taken down, withdrawn files included."""
+def _still_referenced(store: Store, keys: Collection[str], taken_down: Collection[str]) -> set[str]:
+    """Return the keys that rows of sources not taken down refer to, in withdrawn files too."""
     withdrawn = dict(_withdrawals(store))
-    needed: set[str] = set()
+    referenced: set[str] = set()
     for withdrawal in withdrawn.values():
-        # a file that another takedown has removed still shows which clips were shared
+        # the withdrawal record of a removed file lists the clips that its sources shared
         for other in withdrawal.shares.keys() - taken_down:
-            needed |= withdrawal.shares[other].objects.keys() & keys
+            referenced |= withdrawal.shares[other].objects.keys() & keys
     for file in data_files(store.objects):
         if file.key not in withdrawn:
-            needed |= _needed_in(store, file, keys, taken_down)
-    return needed
+            referenced |= _referenced_in(store, file, keys, taken_down)
+    return referenced
 
 
-def _needed_in(
+def _referenced_in(
     store: Store, file: FileRef, keys: Collection[str], taken_down: Collection[str]
 ) -> set[str]:
     rows = read_file(store.objects, file, [SOURCE_COLUMN, "video_key"])

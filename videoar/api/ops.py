@@ -85,6 +85,6 @@ def bench(name: str, videos: Path | None = None, rounds: int = 3) -> BenchResult
     Raises:
         ConfigError: no such benchmark, or what it compares with is not installed.
     """
-    from videoar.bench import measure
+    from videoar.bench import run_benchmark
 
-    return measure(name, videos, rounds)
+    return run_benchmark(name, videos, rounds)

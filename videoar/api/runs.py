@@ -105,7 +105,7 @@ def _execute(execution: Execution, watch: Watch, start: str | None, until: str |
         with watch(execution):
             execution.run(start, until)
     except VideoARError:  # not on Ctrl-C: rendering a page takes seconds
-        if execution.has_begun:
+        if execution.has_started:
             publish_results(execution.store, execution.spec, execution.run_id)
         raise
     finally:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BENCHES = ("cuts", "ingest", "loader", "runner", "tokenize")
 
 
-def measure(name: str, videos: Path | None, rounds: int) -> "BenchResult":
+def run_benchmark(name: str, videos: Path | None, rounds: int) -> "BenchResult":
     """Run a benchmark by name.
 
     Raises:

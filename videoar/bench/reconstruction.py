@@ -54,7 +54,9 @@ def find_clips(videos: str, preset: str, folder: str) -> tuple[list[Clip], list[
     store = open_store(Path(folder).as_uri())
     run = Execution(parse_pipeline(document, "reconstruction"), store, InlineEngine()).run()
     if "good" not in run.outputs:
-        sys.exit(f"{videos} gave no clips: {[(s.name, s.status, s.error) for s in run.stages]}")
+        sys.exit(
+            f"{videos} has no usable clips: {[(s.name, s.status, s.error) for s in run.stages]}"
+        )
     config = TrainTokenizerConfig(preset=preset, validation_clips=24, max_clips=1024)
     rows = TrainTokenizerStage(config).select_clips(clip_table(store.snapshot(run.outputs["good"])))
     train, val = (list(ClipCache(ClipReader(store.objects), of_split)) for of_split in rows)
@@ -94,8 +96,8 @@ def seconds_per_step(preset: str, clips: list[Clip], arguments: argparse.Namespa
     return total / 2
 
 
-def row(preset: str, arguments: argparse.Namespace) -> str:
-    """Train a preset; return its row of the table."""
+def measure_preset(preset: str, arguments: argparse.Namespace) -> str:
+    """Train a preset; return its row of the Markdown table."""
     with tempfile.TemporaryDirectory(prefix="videoar-bench-") as folder:
         train, val = find_clips(arguments.videos, preset, folder)
         steps = max(2, int(60 * arguments.minutes / seconds_per_step(preset, train, arguments)))
@@ -106,7 +108,7 @@ def row(preset: str, arguments: argparse.Namespace) -> str:
         spent = time.process_time() - before
         measured = Validation(val, {}).measure(trainer.averaged())
     if not measured:
-        sys.exit(f"{arguments.videos} gave no clips of the val split")
+        sys.exit(f"{arguments.videos} has no clips of the val split")
     scales = range(1, len(TOKENIZERS[preset].scales) + 1)
     used = " ".join(f"{measured[f'scale_{scale}/bit_entropy']:.2f}" for scale in scales)
     cells = (
@@ -139,7 +141,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     print_now(f"{arguments.videos}, seed {arguments.seed}, {hardware()}\n\n{_HEADER}")
     for preset in arguments.presets:
-        print_now(row(preset, arguments))
+        print_now(measure_preset(preset, arguments))
 
 
 def print_now(text: str) -> None:

@@ -43,8 +43,8 @@ def run(rounds: int) -> BenchResult:
     with tempfile.TemporaryDirectory(prefix="videoar-bench-") as name:
         ray = RayEngine("local")
         try:
-            contest = _Contest(Path(name), ray)
-            turns = [contest.turn(turn) for turn in range(rounds)]
+            comparison = _Comparison(Path(name), ray)
+            turns = [comparison.turn(turn) for turn in range(rounds)]
         finally:
             ray.close()
     figures = {name: [turn[name].rate for turn in turns] for name in turns[0]}
@@ -52,8 +52,8 @@ def run(rounds: int) -> BenchResult:
     return compare("runner", unit, figures, cases=_whole_runs(turns))
 
 
-class _Pace(NamedTuple):
-    """Speed of a run."""
+class _Throughput(NamedTuple):
+    """Throughput of a run."""
 
     rate: float
     """Sources per second after the first ones."""
@@ -66,7 +66,7 @@ class _Pace(NamedTuple):
         return self.whole_s - _SOURCES / self.rate
 
 
-def _whole_runs(turns: Sequence[dict[str, _Pace]]) -> dict[str, dict[str, float]]:
+def _whole_runs(turns: Sequence[dict[str, _Throughput]]) -> dict[str, dict[str, float]]:
     """Return ratios and times of whole runs, and the seconds of starting a stage."""
     rates = {name: [_SOURCES / turn[name].whole_s for turn in turns] for name in turns[0]}
     whole = compare("", "", rates)
@@ -80,7 +80,7 @@ def _whole_runs(turns: Sequence[dict[str, _Pace]]) -> dict[str, dict[str, float]
     }
 
 
-class _Contest:
+class _Comparison:
     """The sources and the contestants."""
 
     def __init__(self, folder: Path, ray: Engine) -> None:
@@ -91,13 +91,15 @@ class _Contest:
         # Untimed: starts Ray's workers and imports.
         _ingest(ray, _copies(folder, "few", _WORKERS), folder / "warm", _WORKERS)
 
-    def turn(self, turn: int) -> dict[str, _Pace]:
+    def turn(self, turn: int) -> dict[str, _Throughput]:
         """Ingest all sources once per contestant."""
         stores = self._folder / f"stores{turn}"
         contestants = {
-            "ours": lambda: _pace([_ingest(self._ray, self._all, stores / "ray", _WORKERS)]),
-            _TWICE: lambda: _doubled(_pace([_ingest_alone(self._all, stores / "inline")])),
-            _PLAIN: lambda: _pace(_ingest_apart(self._parts, stores)),
+            "ours": lambda: _throughput([_ingest(self._ray, self._all, stores / "ray", _WORKERS)]),
+            _TWICE: lambda: _linear_scaling(
+                _throughput([_ingest_inline(self._all, stores / "inline")])
+            ),
+            _PLAIN: lambda: _throughput(_ingest_in_processes(self._parts, stores)),
         }
         return {name: contestants[name]() for name in shuffled(list(contestants), turn)}
 
@@ -138,28 +140,29 @@ class _TimedEngine:
         """Do nothing: the engine is used by several runs."""
 
 
-def _pace(runs: Sequence[_Run]) -> _Pace:
-    """Return the pace of concurrent runs."""
+def _throughput(runs: Sequence[_Run]) -> _Throughput:
+    """Return the throughput of concurrent runs."""
     done_s = sorted(when for run in runs for when in run.done_s)
     # from the end of the last of the first ones: starting workers does not count
     rate = (len(done_s) - _FIRST) / (done_s[-1] - done_s[_FIRST - 1])
     # the slowest: the corpus is done when all parts are
-    return _Pace(rate, max(run.whole_s for run in runs))
+    return _Throughput(rate, max(run.whole_s for run in runs))
 
 
-def _doubled(pace: _Pace) -> _Pace:
-    return _Pace(pace.rate * _WORKERS, pace.whole_s / _WORKERS)
+def _linear_scaling(throughput: _Throughput) -> _Throughput:
+    """Return the throughput of one process times the number of workers."""
+    return _Throughput(throughput.rate * _WORKERS, throughput.whole_s / _WORKERS)
 
 
-def _ingest_apart(parts: Sequence[Path], stores: Path) -> list[_Run]:
+def _ingest_in_processes(parts: Sequence[Path], stores: Path) -> list[_Run]:
     """Ingest each folder in a process of its own, all at once."""
     # spawn: a fork would inherit threads and locks of Ray from this process.
     with ProcessPoolExecutor(len(parts), mp_context=get_context("spawn")) as pool:
-        runs = [pool.submit(_ingest_alone, part, stores / part.name) for part in parts]
+        runs = [pool.submit(_ingest_inline, part, stores / part.name) for part in parts]
         return [run.result() for run in runs]
 
 
-def _ingest_alone(videos: Path, store: Path) -> _Run:
+def _ingest_inline(videos: Path, store: Path) -> _Run:
     return _ingest(InlineEngine(), videos, store, 1)
 
 

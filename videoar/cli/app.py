@@ -117,7 +117,7 @@ def _fail(error: BaseException) -> int:
 def _run_so_far() -> tuple[dict[str, Any], list[Block]]:
     """Return the run that this call drives, as JSON and for people; empty if it drives none."""
     execution = session.execution
-    if execution is None or not execution.has_begun:
+    if execution is None or not execution.has_started:
         return {}, []
     try:
         run = api.status(execution.store, execution.run_id)
@@ -146,7 +146,7 @@ def _describe(error: BaseException) -> dict[str, Any]:
         return _describe_usage(error)
     if isinstance(error, KeyboardInterrupt):
         run = session.execution
-        resume = f"videoar resume {run.run_id}" if run is not None and run.has_begun else ""
+        resume = f"videoar resume {run.run_id}" if run is not None and run.has_started else ""
         parts = {"where": "videoar", "what": "interrupted", "hint": resume}
         return {"type": kind, **parts, "exit_code": _INTERRUPTED}
     where = str(error.filename) if isinstance(error, OSError) and error.filename else kind

@@ -30,16 +30,16 @@ _SCALARS: dict[pa.DataType, dict[str, Any]] = {
 }
 
 
-def json_type(of: pa.DataType) -> dict[str, Any]:
+def type_schema(arrow_type: pa.DataType) -> dict[str, Any]:
     """Return the JSON Schema of one Arrow type; bytes are base64 text."""
-    if pa.types.is_list(of):
-        return {"type": "array", "items": json_type(of.value_type)}
-    if pa.types.is_map(of):
-        return {"type": "object", "additionalProperties": json_type(of.item_type)}
-    if pa.types.is_struct(of):
-        fields = {field.name: json_type(field.type) for field in of}
+    if pa.types.is_list(arrow_type):
+        return {"type": "array", "items": type_schema(arrow_type.value_type)}
+    if pa.types.is_map(arrow_type):
+        return {"type": "object", "additionalProperties": type_schema(arrow_type.item_type)}
+    if pa.types.is_struct(arrow_type):
+        fields = {field.name: type_schema(field.type) for field in arrow_type}
         return {"type": "object", "properties": fields, "additionalProperties": False}
-    return _SCALARS[of]
+    return _SCALARS[arrow_type]
 
 
 def _column_schema(column: Column) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def _column_schema(column: Column) -> dict[str, Any]:
         "enum": list(checks.enum) if checks.enum else None,
         "pattern": checks.regex,
     }
-    schema = json_type(column.field.type) | {k: v for k, v in rules.items() if v is not None}
+    schema = type_schema(column.field.type) | {k: v for k, v in rules.items() if v is not None}
     if column.nullable:  # anyOf: the checks hold for values, not for null
         schema = {"anyOf": [schema, {"type": "null"}]}
     unit = f" Unit: {column.unit}." if column.unit else ""

@@ -33,7 +33,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(error: object) -> str:
-    """Return the text of an error with every run of white space as one space."""
+    """Return the text of an error on one line: each run of white space becomes one space."""
     return " ".join(str(error).split())
 
 

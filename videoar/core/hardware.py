@@ -19,16 +19,17 @@ def hardware() -> str:
 
 def _processor() -> str:
     # ARM has no "model name" in /proc/cpuinfo
-    return _field(Path("/proc/cpuinfo"), "model name") or platform.machine()
+    return _read_field(Path("/proc/cpuinfo"), "model name") or platform.machine()
 
 
 def _gpus() -> str:
     """Return the GPU names of the driver; querying CUDA takes seconds and a context."""
-    names = [_field(path, "Model") for path in sorted(_NVIDIA.glob("*/information"))]
+    names = [_read_field(path, "Model") for path in sorted(_NVIDIA.glob("*/information"))]
     return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or "no GPU"
 
 
-def _field(path: Path, name: str) -> str:
+def _read_field(path: Path, name: str) -> str:
+    """Return the first `name: value` of a file of /proc, empty if there is none."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

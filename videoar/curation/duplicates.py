@@ -66,7 +66,7 @@ def keys(rows: Iterable[tuple[int, Row]], mask: int = 0) -> np.ndarray:
         Structured array with the field `key`, as `videoar.storage.partitions.hash_join` takes it.
     """
     clips = np.array([(0, *_key_fields(number, row)) for number, row in rows], dtype=_KEYS)
-    return np.concatenate([_with_key(clips, key) for key in _each_key(clips, mask)])
+    return np.concatenate([_with_key(clips, key) for key in _iter_keys(clips, mask)])
 
 
 def _key_fields(number: int, clip: Row) -> tuple[Any, ...]:
@@ -76,17 +76,18 @@ def _key_fields(number: int, clip: Row) -> tuple[Any, ...]:
     return (number, *ids, clip["span_start_us"], hashes)
 
 
-def _each_key(clips: np.ndarray, mask: int) -> Iterator[np.ndarray]:
+def _iter_keys(clips: np.ndarray, mask: int) -> Iterator[np.ndarray]:
     """Yield the key of the clip's id, then those of the bands of its hashes.
 
-    The top bit and the number of the band keep keys of different kinds apart. A band and the same
-    band after the mask share one key, the smaller value, so that a clip meets its mirrored copy.
+    The top bit and the number of the band make keys of different kinds unequal. A band and the same
+    band after the mask share one key, the smaller value, so that a clip is compared with its
+    mirrored copy.
     """
     yield clips["clip"].astype(np.uint64)
     for frame in range(3):
         for band, shift in enumerate(_BANDS):
-            either = [clips["hashes"][:, frame] ^ np.uint64(bits) for bits in (0, mask)]
-            value = np.minimum(*(hashes >> shift & np.uint64(0xFFFF) for hashes in either))
+            candidates = [clips["hashes"][:, frame] ^ np.uint64(bits) for bits in (0, mask)]
+            value = np.minimum(*(hashes >> shift & np.uint64(0xFFFF) for hashes in candidates))
             yield value | np.uint64((1 << 63) + (4 * frame + band << 16))
 
 

@@ -68,8 +68,8 @@ def distance_rows(
         "num_clips": len(samples_ND),
     }
     return [
-        _distance_row(metric, samples_ND, reference_ND, full, seed),
-        _distance_row(metric + metric_names.FLOOR, floor_ND, reference_ND, full, seed)
+        _frechet_row(metric, samples_ND, reference_ND, full, seed),
+        _frechet_row(metric + metric_names.FLOOR, floor_ND, reference_ND, full, seed)
         if len(floor_ND) == len(reference_ND)
         else scorecard.not_evaluated(
             metric + metric_names.FLOOR,
@@ -80,7 +80,7 @@ def distance_rows(
     ]
 
 
-def _distance_row(metric: str, x_ND: Array, y_ND: Array, lock: Lock, seed: int) -> Row:
+def _frechet_row(metric: str, x_ND: Array, y_ND: Array, lock: Lock, seed: int) -> Row:
     scorecard.require_equal_counts(metric, len(x_ND), len(y_ND))
     return scorecard.score_row(
         metric,

@@ -211,7 +211,7 @@ def synthetic_scores(
     chances = {name: 1 / len(words) for name, words in ATTRIBUTES.items()}
     # Three independent guesses.
     chances["all"] = math.prod(chances.values())
-    details = {name: {"confusion": _confusion(pairs, name)} for name in ATTRIBUTES}
+    details = {name: {"confusion": _confusion_matrix(pairs, name)} for name in ATTRIBUTES}
     details["all"] = _composition(hits["all"], prompted)
     scores = {f"{name}_acc": _proportion(hits[name], chances[name], details[name]) for name in hits}
     found_per_frame = np.mean([prediction.detected for prediction in predictions], axis=0).tolist()
@@ -228,14 +228,14 @@ def _proportion(hits: Sequence[bool], chance: float | None, details: dict[str, A
     return Proportion(sum(hits) / len(hits), low, high, chance, details)
 
 
-def _confusion(
+def _confusion_matrix(
     pairs: Sequence[tuple[Prediction, Scene]], attribute: str
 ) -> dict[str, dict[str, int]]:
-    words = ATTRIBUTES[attribute]
-    table = {word: dict.fromkeys((*words, "none"), 0) for word in words}
+    values = ATTRIBUTES[attribute]
+    matrix = {value: dict.fromkeys((*values, "none"), 0) for value in values}
     for prediction, scene in pairs:
-        table[getattr(scene, attribute)][getattr(prediction, attribute) or "none"] += 1
-    return table
+        matrix[getattr(scene, attribute)][getattr(prediction, attribute) or "none"] += 1
+    return matrix
 
 
 def _composition(hits: Sequence[bool], prompted: Sequence[Scene]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ _Item = DecodedClip | SourceMetadata | Fetched
 
 
 class SandboxedDecoder:
-    """Fetches and decodes sources, one at a time; as a context manager it ends its children."""
+    """Fetches and decodes sources, one at a time. Exiting the context terminates the children."""
 
     def __init__(self, plan: ScanPlan, limits: Limits) -> None:
         self.plan, self.limits = plan, limits

@@ -119,7 +119,7 @@ class SourceDecoder:
         self._codec = self._stream.codec_context
         self._check_header()
         self._start_pts = plan.start_pts
-        self._tick_us = float((self._stream.time_base or 0) * 1_000_000)  # Fractions are slow
+        self._time_base_us = float((self._stream.time_base or 0) * 1_000_000)  # Fractions are slow
         self._stream.thread_type = "NONE"
         self._codec.thread_count = 1
         self._window_us = self._seek_to_part() if plan.parts > 1 else (0.0, math.inf)
@@ -176,7 +176,7 @@ class SourceDecoder:
         if time_us is None:
             self._container.seek(0)
         else:
-            target = (self._start_pts or 0) + int(time_us / (self._tick_us or 1))
+            target = (self._start_pts or 0) + int(time_us / (self._time_base_us or 1))
             self._container.seek(target, stream=self._stream, backward=True)
         self.last_us = -1
 
@@ -271,7 +271,9 @@ class SourceDecoder:
         pts, previous_us = frame.pts, self.last_us
         if self._start_pts is None:
             self._start_pts = pts or 0
-        time_us = previous_us if pts is None else round((pts - self._start_pts) * self._tick_us)
+        time_us = (
+            previous_us if pts is None else round((pts - self._start_pts) * self._time_base_us)
+        )
         if previous_us < 0:
             time_us = max(0, time_us)
         elif time_us <= previous_us:

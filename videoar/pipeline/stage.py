@@ -227,7 +227,7 @@ class MapStage(Stage[C]):
 
 
 class LoopStage(Stage[C]):
-    """A group of ranks that run together: training."""
+    """Training: a group of ranks that run together."""
 
     shape = "loop"
 
@@ -237,7 +237,7 @@ class LoopStage(Stage[C]):
 
 
 class ReduceStage(Stage[C]):
-    """All rows of the inputs to a few."""
+    """Reduces all rows of the inputs to a few."""
 
     shape = "reduce"
 
@@ -246,5 +246,5 @@ class ReduceStage(Stage[C]):
         """Yield output tables; each becomes one file. Yield them in a fixed order."""
 
     def check(self, inputs: Inputs, output: pa.Table) -> CheckReport | None:  # noqa: ARG002 - no gate
-        """Check the output rows before they are committed; None: there is nothing to check."""
+        """Check the output rows before they are committed; return None if there are no checks."""
         return None

@@ -1,4 +1,4 @@
-"""Write the results of a run for people: its report page, and its mirror in MLflow."""
+"""Publish the results of a run: its report page, and its mirror in MLflow."""
 
 import logging
 from collections.abc import Iterable
@@ -30,7 +30,7 @@ def publish_results(store: Store, spec: PipelineSpec, run_id: str) -> None:
         page = render_report(store, run_id)[1]
     # only known errors: one in the page's own code must be seen, and the run is recorded already
     except VideoARError as error:
-        logger.warning("no report page: %s", error)
+        logger.warning("the report page was not rendered: %s", error)
     try:
         record_run(store, spec, load_run(store, run_id), page)
     except Exception as error:  # noqa: BLE001 - MLflow is a mirror: if it is down, warn
@@ -38,10 +38,10 @@ def publish_results(store: Store, spec: PipelineSpec, run_id: str) -> None:
 
 
 def rerender_reports(store: Store, runs: Iterable[Run]) -> None:
-    """Replace the pages of runs, in the store and in MLflow, by pages of what remains.
+    """Render the report pages of runs again, in the store and in MLflow, after data was removed.
 
     All old pages are deleted before the first one is rendered: rendering may fail or be killed, and
-    after a takedown no old page may be left.
+    after a takedown no old page may remain.
     """
     # iterated twice
     runs = list(runs)
@@ -57,4 +57,4 @@ def _rerender_report(store: Store, run: Run) -> None:
         record_run(store, parse_pipeline(run.document, run.source), run, page)
     except Exception as error:  # noqa: BLE001 - the store's page is deleted; MLflow's may remain
         where = f"run {run.run_id}"
-        logger.warning("%s: MLflow may still show the old page, forget again: %s", where, error)
+        logger.warning("%s: MLflow may still have the old page, run forget again: %s", where, error)

@@ -69,7 +69,7 @@ class Execution:
         self.run_id = self.run_id or next_run_id(self.store)
         self._log = RunLog(self.store, self.run_id)
         self._snapshots: dict[str, Snapshot] = {}
-        self.has_begun = False
+        self.has_started = False
         self.stages = {s.name: StageRun(name=s.name, type=s.type) for s in self.spec.stages}
 
     def run(self, start: str | None = None, until: str | None = None) -> Run:
@@ -87,7 +87,7 @@ class Execution:
         # listed before the run is recorded, committed after it: a commit names its run
         inputs = {name: resolve(self.store, name, url) for name, url in self.spec.inputs.items()}
         self._log.create(self.spec, __version__, start, until)
-        self.has_begun = True
+        self.has_started = True
         for skipped in self.stages.keys() - {stage.name for stage in selected}:
             self.stages[skipped] = self.stages[skipped].model_copy(update={"status": "SKIPPED"})
         # marks the run as running again if it is resumed, so only after everything that may refuse
@@ -141,9 +141,9 @@ class Execution:
         )
 
     def _run_stage(self, spec: StageSpec, *, must_exist: bool) -> None:
-        """Reach the committed output of one stage; record an error before it is raised."""
+        """Reuse or compute the output of one stage; record an error before it is raised."""
         inputs = {port: self._snapshots[source] for port, source in spec.ports.items()}
-        began = time.monotonic()
+        started = time.monotonic()
         ids = {port: snapshot.id for port, snapshot in inputs.items()}
         self._update(spec.name, status="RUNNING", inputs=ids)
         try:
@@ -152,21 +152,23 @@ class Execution:
                 self.store, self.spec.name, spec, inputs, self.registry, before=self.run_id
             )
             self._update(spec.name, fingerprint=decision.fingerprint, reason=decision.reason)
-            snapshot = self._output(spec, decision, inputs, began, must_exist=must_exist)
+            snapshot = self._reuse_or_execute(
+                spec, decision, inputs, started, must_exist=must_exist
+            )
             # in the `try`: a blocked promotion is a failure of the stage, although its output is
             # committed
             decision.stage.after_commit(snapshot, self.store, self.run_id)
         except BaseException as error:
-            self._record_failure(spec.name, error, time.monotonic() - began)
+            self._record_failure(spec.name, error, time.monotonic() - started)
             raise
         self._snapshots[spec.name] = snapshot
 
-    def _output(
+    def _reuse_or_execute(
         self,
         spec: StageSpec,
         decision: Decision,
         inputs: Inputs,
-        began: float,
+        started: float,
         *,
         must_exist: bool,
     ) -> Snapshot:
@@ -175,7 +177,7 @@ class Execution:
         if must_exist:
             what = "has no finished snapshot"
             raise ConfigError(f"stages.{spec.name}", what, "run without --from")
-        return self._execute(spec, decision, inputs, began)
+        return self._execute(spec, decision, inputs, started)
 
     def _record_failure(self, name: str, error: BaseException, seconds: float) -> None:
         failed: Status = "GATE_BLOCKED" if isinstance(error, GateError) else "FAILED"
@@ -198,7 +200,7 @@ class Execution:
         return snapshot
 
     def _execute(
-        self, spec: StageSpec, decision: Decision, inputs: Inputs, began: float
+        self, spec: StageSpec, decision: Decision, inputs: Inputs, started: float
     ) -> Snapshot:
         # the parts go first: the next run can tell what changed, even if this one is killed
         self._log.stage(self.stages[spec.name], decision.fingerprint_parts)
@@ -217,7 +219,7 @@ class Execution:
         record = self._work(task, decision)
         self._check_rejects(spec, record)
         snapshot = self._commit(task, decision.stage, record)
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - started
         self._update(
             spec.name,
             status="SUCCEEDED",

@@ -30,7 +30,7 @@ from videoar.storage.layout import READABLE_LAYOUT_VERSIONS
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.reader import UNREADABLE, ObjectFile, key_value_metadata, read_footer
 from videoar.storage.snapshot import Snapshot, snapshot_digest
-from videoar.storage.token_codec import Grid, checksum, frame_bytes
+from videoar.storage.token_codec import Grid, bytes_per_frame, checksum
 from videoar.storage.unique_keys import duplicate_keys
 from videoar.storage.writer import Block, direct_blocks
 
@@ -342,7 +342,7 @@ class _FileAudit:
             return
         if scales[-1] != (h, w):
             yield self._finding("SCALES", f"the last of {scales} is not the grid {(h, w)}", row)
-        expected = {"bits": t * frame_bytes(scales, k), "latent": 2 * t * k * h * w}
+        expected = {"bits": t * bytes_per_frame(scales, k), "latent": 2 * t * k * h * w}
         for name, width in expected.items():
             widths = {len(value) for value in _bytes(columns[name])}
             if widths != {width}:

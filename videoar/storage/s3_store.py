@@ -39,7 +39,7 @@ def _read_all(body: _Body) -> bytes:
     return data
 
 
-def _fill_from(target: memoryview, url: str, key: str, body: _Body) -> None:
+def _read_into(target: memoryview, url: str, key: str, body: _Body) -> None:
     read_exactly(target, body.readinto, f"{url}/{key}")
 
 
@@ -116,7 +116,7 @@ class S3ObjectStore:
         """GET each range, one after the other."""
         with self._errors(key):
             for start, target in spans:
-                self._read(key, partial(_fill_from, target, self.url, key), (start, len(target)))
+                self._read(key, partial(_read_into, target, self.url, key), (start, len(target)))
 
     def _read(self, key: str, read: Callable[[_Body], T], span: tuple[int, int] | None = None) -> T:
         """GET an object, or (start, length) of it, and read the body.

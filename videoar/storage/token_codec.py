@@ -14,8 +14,8 @@ import xxhash
 Grid = tuple[int, int]
 
 
-def frame_bytes(scales: Sequence[Grid], num_bits: int) -> int:
-    """Return the bytes of one frame's bits."""
+def bytes_per_frame(scales: Sequence[Grid], num_bits: int) -> int:
+    """Return the number of bytes that hold the packed bits of one frame."""
     return (sum(h * w for h, w in scales) * num_bits + 7) // 8
 
 
@@ -42,7 +42,7 @@ def unpack_bits(
     Raises:
         ValueError: the length does not fit the shape.
     """
-    packed = np.frombuffer(data, np.uint8).reshape(num_frames, frame_bytes(scales, num_bits))
+    packed = np.frombuffer(data, np.uint8).reshape(num_frames, bytes_per_frame(scales, num_bits))
     count = sum(h * w for h, w in scales) * num_bits
     flat = np.unpackbits(packed, axis=1, count=count)
     ends = np.cumsum([h * w * num_bits for h, w in scales])[:-1]

@@ -61,8 +61,8 @@ def save_state(folder: Path, parts: Mapping[str, Part], progress: Mapping[str, A
         for name, tensor in own.items()
     }
     save_file(tensors, folder / _STATE)
-    # An optimizer that has not stepped yet has no state. Without these counts a reader could not
-    # tell it from one whose state was lost.
+    # An optimizer that has not stepped yet has no state. These counts distinguish it from one
+    # whose state is missing from the file.
     sizes = {_SIZES: {part: len(own) for part, own in tensors_of.items()}}
     (folder / _PROGRESS).write_text(json.dumps({**progress, **sizes}))
 
@@ -83,7 +83,7 @@ def load_state(folder: Path, parts: Mapping[str, Part]) -> dict[str, Any]:
             tensors_of.setdefault(part, {})[name] = tensor
         read = {part: len(own) for part, own in tensors_of.items()}
         if read != sizes:
-            raise ValueError(f"it has {read} tensors for {sorted(parts)}, {sizes} were written")
+            raise ValueError(f"has tensors {read} of {sorted(parts)}, but {sizes} were written")
         for name, part_now in parts.items():
             _restore(name, part_now, tensors_of[name])
     return progress
@@ -103,7 +103,9 @@ def _restore(name: str, part: Part, tensors: dict[str, Tensor]) -> None:
         part.load_state_dict(tensors)
     else:
         if unmatched := sorted(tensors.keys() ^ part.keys()):
-            raise ValueError(f"{name}/{unmatched[0]} is in one of file and network only")
+            raise ValueError(
+                f"{name}/{unmatched[0]} is in the file or in the network, but not in both"
+            )
         for key, tensor in tensors.items():
             _require_shape(f"{name}/{key}", tensor, part[key])
             part[key].copy_(tensor)
@@ -125,4 +127,4 @@ def _restore_optimizer(
 
 def _require_shape(key: str, tensor: Tensor, like: Tensor) -> None:
     if tensor.shape != like.shape:  # `copy_` would broadcast it
-        raise ValueError(f"{key} is {tuple(tensor.shape)}, not {tuple(like.shape)}")
+        raise ValueError(f"{key} has shape {tuple(tensor.shape)}, expected {tuple(like.shape)}")

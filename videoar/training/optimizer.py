@@ -50,7 +50,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move towards the model after a step, counted from 0.
+        """Update the average with the weights of the model after a step, counted from 0.
 
         The decay rises from 0.1 to its final value, otherwise the random initial weights would
         dominate the average of the first thousand steps.

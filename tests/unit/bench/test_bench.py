@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from videoar.bench import BENCHES, loader, loader_cell, measure
+from videoar.bench import BENCHES, loader, loader_cell, run_benchmark
 from videoar.bench.cuts import _count, _row, _Tally
 from videoar.bench.films import DISTURBANCES, Disturbance, Film, Transition
 from videoar.bench.result import compare, shuffled
@@ -79,7 +79,7 @@ def test_ingest_is_measured_on_files_of_a_folder(tmp_path):
     frames = np.repeat(draw.integers(0, 255, (40, 16, 16, 3)), 8, axis=1).repeat(8, axis=2)
     encode(frames.astype(np.uint8), tmp_path / "a.mp4", 12.0)
     (tmp_path / "no.mp4").write_text("no video")
-    found = measure("ingest", tmp_path, 1)
+    found = run_benchmark("ingest", tmp_path, 1)
     assert found.ours.median > 0
     assert set(found.baselines) == {"null", "3-pass", "stage", "clips"}
     assert list(found.cases) == [tmp_path.name]
@@ -87,9 +87,9 @@ def test_ingest_is_measured_on_files_of_a_folder(tmp_path):
 
 def test_unknown_benchmark_and_unreadable_folder_are_rejected(tmp_path):
     with pytest.raises(ConfigError, match="known: " + ", ".join(BENCHES)):
-        measure("speed", None, 1)
+        run_benchmark("speed", None, 1)
     with pytest.raises(ConfigError, match="no video that can be read"):
-        measure("ingest", tmp_path, 1)
+        run_benchmark("ingest", tmp_path, 1)
 
 
 def test_contestants_of_the_loader_read_every_row(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from videoar.storage.token_codec import checksum, frame_bytes, pack_bits, unpack_bits
+from videoar.storage.token_codec import bytes_per_frame, checksum, pack_bits, unpack_bits
 
 
 @given(
@@ -18,7 +18,7 @@ def test_round_trip(num_frames, scales, num_bits, seed):
     random = np.random.default_rng(seed)
     bits = [random.integers(0, 2, (num_frames, h, w, num_bits)) for h, w in scales]
     data = pack_bits(bits)
-    assert len(data) == num_frames * frame_bytes(scales, num_bits)
+    assert len(data) == num_frames * bytes_per_frame(scales, num_bits)
     for got, expected in zip(unpack_bits(data, num_frames, scales, num_bits), bits, strict=True):
         np.testing.assert_array_equal(got, expected)
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videoar.model.tokenizer.config import LossWeights
-from videoar.model.tokenizer.lpips import unit_length
+from videoar.model.tokenizer.lpips import normalize_features
 
 
 class FeatureNet(Protocol):
@@ -59,7 +59,7 @@ class RandomFeatures(nn.Module):
         features = [images_N3HW]
         for conv in self.convs:
             features.append(F.relu(conv(features[-1])))
-        return [unit_length(feature) for feature in features[1:]]
+        return [normalize_features(feature) for feature in features[1:]]
 
 
 def pixel_loss(video_B3THW: Tensor, rebuilt_B3THW: Tensor, weights: LossWeights) -> Tensor:
@@ -74,7 +74,9 @@ def perceptual_loss(net: FeatureNet, video_B3THW: Tensor, rebuilt_B3THW: Tensor)
     Source: arXiv 1801.03924 equation 1.
     """
     total = video_B3THW.new_zeros(())
-    for real, other in zip(net(_images(video_B3THW)), net(_images(rebuilt_B3THW)), strict=True):
+    for real, other in zip(
+        net(_frames_as_images(video_B3THW)), net(_frames_as_images(rebuilt_B3THW)), strict=True
+    ):
         total = total + (real - other).square().sum(dim=1).mean()
     return total
 
@@ -86,5 +88,5 @@ def psnr(video_B3THW: Tensor, rebuilt_B3THW: Tensor) -> Tensor:
     return (-10 * torch.log10(mse_B)).mean()
 
 
-def _images(video_B3THW: Tensor) -> Tensor:
+def _frames_as_images(video_B3THW: Tensor) -> Tensor:
     return video_B3THW.transpose(1, 2).flatten(0, 1)

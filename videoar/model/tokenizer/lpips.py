@@ -59,7 +59,7 @@ class LpipsAlex(nn.Module):
         for i, conv in enumerate(self.convs):
             x = F.max_pool2d(x, 3, 2) if i in {1, 2} else x  # AlexNet pools after layers 1 and 2
             x = F.relu(conv(x))
-            features.append(unit_length(x) * self.get_buffer(f"head{i}"))
+            features.append(normalize_features(x) * self.get_buffer(f"head{i}"))
         return features
 
 
@@ -77,6 +77,6 @@ def load_lpips(path: Path) -> LpipsAlex:
     return net
 
 
-def unit_length(features_NCHW: Tensor) -> Tensor:
-    """Scale the feature of every position to length 1."""
+def normalize_features(features_NCHW: Tensor) -> Tensor:
+    """Scale the feature vector of every position to unit L2 norm."""
     return F.normalize(features_NCHW, dim=1, eps=1e-10)

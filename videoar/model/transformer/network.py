@@ -253,7 +253,7 @@ class VideoAR(nn.Module):
         if cache:
             cache.length = stop
         # The first span also holds the text, which predicts nothing.
-        return self._bits(x[:, -features_BlK.shape[1] :])
+        return self._logits(x[:, -features_BlK.shape[1] :])
 
     def _embed(self, features_BlK: Tensor, layout: Layout, first: int) -> Tensor:
         span = slice(first, first + features_BlK.shape[1])
@@ -282,7 +282,7 @@ class VideoAR(nn.Module):
             return flex_attention(visibility)
         return dense_attention(visibility, start, stop)
 
-    def _bits(self, x_BlC: Tensor) -> Tensor:
+    def _logits(self, x_BlC: Tensor) -> Tensor:
         """Apply the head in full precision: the log-odds of a bit are a small difference."""
         with torch.autocast(x_BlC.device.type, enabled=False):
             logits = self.head(self.norm(x_BlC.to(self.head.weight.dtype)))

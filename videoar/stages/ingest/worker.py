@@ -57,7 +57,7 @@ class IngestWorker:
         rejects: list[Row] = []
         kept: set[str] = set()
         counts: Counter[str] = Counter(sources=batch.num_rows)
-        digests: dict[str, str] = {}  # address to SHA-256, of the sources fetched so far
+        digests: dict[str, str] = {}  # URI to SHA-256, of the sources fetched so far
         for row in batch.to_pylist():
             try:
                 clips += self._ingest(row, digests)
@@ -70,11 +70,11 @@ class IngestWorker:
         return Output(_table(clips, CLIPS), _table(rejects, REJECTS), dict(counts))
 
     def close(self) -> None:
-        """End the child process."""
+        """Terminate the child process."""
         self._decoder.close()
 
     def _ingest(self, row: Row, digests: dict[str, str]) -> list[Row]:
-        """Return the clips of one source; add its digest to those of the shard, by address.
+        """Return the clips of one source; add its digest to those of the shard, by URI.
 
         Duplicates are found within the shard only: across shards, `filter` finds them by clip id.
         """
@@ -84,11 +84,11 @@ class IngestWorker:
             if find_tombstone(self._context.store.ledger, source_id) is not None:
                 what = f"the source with SHA-256 {source_id} was taken down"
                 raise MediaError(row["name"], "FORGOTTEN", what)
-            equal = [uri for uri, digest in digests.items() if digest == source_id]
+            duplicates = [uri for uri, digest in digests.items() if digest == source_id]
             digests[row["uri"]] = source_id  # before the next check, which may reject the source
-            if equal:
+            if duplicates:
                 raise MediaError(
-                    row["name"], "DUPLICATE_EXACT", f"has the same bytes as {equal[0]}"
+                    row["name"], "DUPLICATE_EXACT", f"has the same bytes as {duplicates[0]}"
                 )
             inherited = _source_columns(row, source_id, self._config.val_fraction)
             return self._store_all(inherited, self._decoder.scan(path, row["part"], row["parts"]))
@@ -184,7 +184,9 @@ def _check_accounting(batch: pa.Table, kept: set[str], rejects: list[Row]) -> No
     given = sorted(batch["uri"].to_pylist())
     if ended != given:
         what = f"{len(given)} sources in, {len(kept)} kept + {len(rejects)} rejected out"
-        raise ContractError("ingest", what, "a source was lost or counted twice: report this")
+        raise ContractError(
+            "ingest", what, "a source is missing or was counted twice: report this bug"
+        )
 
 
 def _table(rows: list[Row], contract: str) -> pa.Table:
