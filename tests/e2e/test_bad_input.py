@@ -171,4 +171,4 @@ def test_doctor_of_a_store_without_atomic_create_fails(tmp_path: Path):
     assert done.returncode == 7
     race = json.loads(done.stdout)["checks"][0]
     assert not race["ok"]
-    assert "racing writers won" in race["detail"]
+    assert "concurrent writers won" in race["detail"]

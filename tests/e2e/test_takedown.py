@@ -1,4 +1,4 @@
-"""A take-down through the command line: of a trained and reported chain, and on a folder."""
+"""A takedown through the command line: of a trained and reported chain, and on a folder."""
 
 import base64
 import json
@@ -82,7 +82,7 @@ def test_forget_lists_derived_snapshots_and_the_next_run_succeeds(first: dict):
     champions = [entry["dataset"] for entry in found["derived"] if "champion" in entry["refs"]]
     assert champions == ["model"]
 
-    with pytest.raises(WithdrawnError, match=f"withdrawn by the take-down of source {source}"):
+    with pytest.raises(WithdrawnError, match=f"withdrawn by the takedown of source {source}"):
         open_store(store).snapshot(first["outputs"]["tokens"]).table()
     assert sources(first, "model")[source]["forgotten"]
     assert videoar("show", first["outputs"]["model"], store=store)["rows"] == 1
@@ -172,9 +172,9 @@ def test_forget_leaves_no_version_in_a_bucket(tmp_path: Path, s3_server: S3Serve
     listing = store.snapshot(first["inputs"]["videos"]["snapshot"])
     assert sorted(listing.table(["name"])["name"].to_pylist()) == ["b.mp4", "c.mp4"]
     for name in ("clips", "good"):
-        with pytest.raises(WithdrawnError, match="take-down"):
+        with pytest.raises(WithdrawnError, match="takedown"):
             store.snapshot(first["outputs"][name]).table()
-    with pytest.raises(WithdrawnError, match="take-down"):
+    with pytest.raises(WithdrawnError, match="takedown"):
         store.objects.get(clip["video_key"])
     second = videoar("run", CURATE, *options, store=url, **endpoint)
     assert store.snapshot(second["outputs"]["good"]).table().num_rows == 2
@@ -184,6 +184,6 @@ def test_forget_leaves_no_version_in_a_bucket(tmp_path: Path, s3_server: S3Serve
 def test_forget_of_an_unknown_source_is_rejected(tmp_path: Path):
     store = (tmp_path / "store").as_uri()
     no_sha = videoar("forget", "--source", "a.mp4", store=store, code=2)["stderr"]
-    assert "a.mp4: is no SHA-256" in no_sha
+    assert "a.mp4: is not a SHA-256" in no_sha
     unknown = videoar("forget", "--source", "0" * 64, store=store, code=2)["stderr"]
     assert "videoar lineage" in unknown

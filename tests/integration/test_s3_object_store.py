@@ -158,7 +158,7 @@ def test_object_withdrawn_raises_withdrawn_error(objects):
     source = "ab" * 32
     objects.put(withdrawal_key("a/b"), canonical_json({"source": source}).encode())
     for read in (lambda: objects.get("a/b"), lambda: objects.get_range("a/b", 0, 1)):
-        with pytest.raises(WithdrawnError, match=f"a/b: withdrawn by the take-down .* {source}"):
+        with pytest.raises(WithdrawnError, match=f"a/b: withdrawn by the takedown .* {source}"):
             read()
     assert objects.find("a/b") is None
 

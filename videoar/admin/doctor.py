@@ -53,7 +53,9 @@ def _run(name: str, check: Callable[[], str]) -> Check:
 def _race(store: Store) -> str:
     winners = race(store.objects)
     if any(count != 1 for count in winners):
-        raise StorageError(store.url, f"{max(winners)} racing writers won at once", "use another")
+        raise StorageError(
+            store.url, f"{max(winners)} concurrent writers won the same key", "use another store"
+        )
     return f"one winner in each of {len(winners)} rounds"
 
 
@@ -62,7 +64,7 @@ def _round_trip(store: Store) -> str:
     is_equal = store.objects.get(ROUND_TRIP_KEY) == b"videoar"
     store.objects.delete(ROUND_TRIP_KEY)
     if not is_equal:
-        raise ConfigError(store.url, "returns other bytes than were written", "use another")
+        raise ConfigError(store.url, "returns other bytes than those written", "use another store")
     return store.url
 
 

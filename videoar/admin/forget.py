@@ -85,7 +85,7 @@ def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False
     """
     source = source.lower().removeprefix(SOURCE_PREFIX)
     if not re.fullmatch("[0-9a-f]{64}", source):  # a prefix would do, but this deletes data
-        raise ConfigError(source or "''", "is no SHA-256", f"64 hex digits; {_HINT}")
+        raise ConfigError(source or "''", "is not a SHA-256", f"64 hex digits; {_HINT}")
     tombstone = find_tombstone(store.ledger, source)
     holders = dict(files_of_source(store.objects, store.ledger, source))
     if tombstone is None and not holders:
@@ -125,10 +125,10 @@ def _withdraw(
     removable: Mapping[str, int],
     mentions: Mentions,
 ) -> None:
-    """Delete in an order that a kill at any line leaves repeatable.
+    """Delete in an order such that the call can be repeated after a kill at any line.
 
-    Withdrawal records come before deletions: without them the next call could not tell what a
-    deleted file held.
+    Withdrawal records come before deletions: without them the next call could not
+    determine the content of a deleted file.
     """
     source = tombstone.source
     # From here on no write of rows of this source succeeds, in any process.

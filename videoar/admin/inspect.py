@@ -88,7 +88,7 @@ def diff(store: Store, old: str, new: str) -> dict[str, Any]:
 
 
 def _videos(snapshot: Snapshot) -> dict[str, str]:
-    """Return the videos that the rows of a snapshot are of: their identity, and what to print.
+    """Return the videos of the rows of a snapshot: identity to display text.
 
     A listing identifies a video by address and etag, later tables by the SHA-256 of its content.
     """

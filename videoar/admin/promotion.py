@@ -48,7 +48,7 @@ def promote(store: Store, model: str, ref: str) -> dict[str, Any]:
     candidate = find_snapshot(store, model).id
     decision = _newest_decision(store, candidate, ref)
     if decision is None:
-        raise GateError(candidate, f"no gate has judged it for {ref}", "run its pipeline first")
+        raise GateError(candidate, f"no gate has evaluated it for {ref}", "run its pipeline first")
     broken = [rule["name"] for rule in decision["rules"] if not rule["passed"]]
     if broken:
         raise GateError(candidate, f"blocked by its gate: {', '.join(broken)}", "see videoar gate")
@@ -83,10 +83,10 @@ def rollback(store: Store, ref: str) -> dict[str, Any]:
     if not history:
         known = ", ".join(store.refs.names())
         raise ConfigError(ref, "no such ref", f"known: {known}" if known else "")
-    # moves that repeat the snapshot of the head are no way back
+    # a move that repeats the snapshot of the head is not an earlier state
     earlier = [entry for entry in history if entry["snapshot"] != history[-1]["snapshot"]]
     if not earlier:
-        raise ConfigError(ref, "has no earlier snapshot to go back to")
+        raise ConfigError(ref, "has no earlier snapshot")
     head, target = history[-1], earlier[-1]["snapshot"]
     evidence = {"rolled_back_from": head["snapshot"]}
     store.refs.advance(ref, target, expect=head["seq"], evidence=evidence)

@@ -67,7 +67,7 @@ def _check_file(snapshot: Snapshot, file: FileRef) -> list[Mistake]:
     contract = load_contract(snapshot.contract)
     try:
         contract.conform(snapshot.read_file(file, verify=True), file.key)
-    except TransientStorageError:  # says nothing about the file
+    except TransientStorageError:  # the file may be intact
         raise
     except VideoARError as error:
         what = f"{error.what} ({error.hint})" if error.hint else error.what
@@ -93,8 +93,8 @@ def _tokenizer_digest(store: Store, snapshot: Snapshot, name: str | None) -> str
     if [row["kind"] for row in rows] != ["tokenizer"]:
         raise ConfigError(
             f"--tokenizer {name}",
-            "is no tokenizer",
-            "a snapshot of the stage train_tokenizer is one",
+            "is not a tokenizer",
+            "name a snapshot of a train_tokenizer stage",
         )
     digest: str = rows[0]["digest"]
     return digest

@@ -113,7 +113,7 @@ def schema(contract: str) -> Contract:
 
 
 def stages(name: str | None = None) -> list[StageReference]:
-    """Return what a stage type takes, makes and can be set to; of all types without a name.
+    """Return the input ports, output contract and options of a stage type, or of all types.
 
     Raises:
         ConfigError: no stage of this type.

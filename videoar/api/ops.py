@@ -58,7 +58,7 @@ def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False
         rerender_reports(store, affected)
     for run in runs:
         if run.status == "RUNNING":
-            logger.warning("run %s is in progress: forget again when it has ended", run.run_id)
+            logger.warning("run %s is in progress: run forget again when it has ended", run.run_id)
     return {**result, "pages": [run.run_id for run in affected]}
 
 

@@ -36,9 +36,13 @@ def make_engine(target: str) -> Engine:
 
         return InlineEngine()
     if target in ("job", "kuberay"):
-        raise ConfigError(f"--target {target}", "cannot be driven from here", _FROM_A_NODE)
+        raise ConfigError(
+            f"--target {target}", "cannot be submitted from the command line", _FROM_A_NODE
+        )
     if target.startswith("ray://"):  # Ray Client
-        raise ConfigError(f"--target {target}", "Ray Data does not run over it", _FROM_A_NODE)
+        raise ConfigError(
+            f"--target {target}", "Ray Data does not support Ray Client", _FROM_A_NODE
+        )
     from videoar.engine.ray_engine import RayEngine
 
     return RayEngine(target)

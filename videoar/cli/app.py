@@ -115,7 +115,7 @@ def _fail(error: BaseException) -> int:
 
 
 def _run_so_far() -> tuple[dict[str, Any], list[Block]]:
-    """Return the run that this call drives, as JSON and for people; empty if it drives none."""
+    """Return the run that this command started, as JSON and as tables; empty if there is none."""
     execution = session.execution
     if execution is None or not execution.has_started:
         return {}, []

@@ -23,7 +23,7 @@ def follow(execution: "api.Execution") -> Iterator[None]:
     """Show the execution's stages on stderr until the block ends."""
     stop = threading.Event()
     console = Console(stderr=True)
-    # the summary on stdout repeats the last state, so on the same terminal the table goes
+    # the summary on stdout repeats the last state, so on the same terminal the table is erased
     # (`sys.stdout` itself is redirected while a run executes)
     is_transient = sys.__stdout__ is not None and sys.__stdout__.isatty()
     with Live(

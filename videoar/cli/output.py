@@ -2,7 +2,7 @@
 
 On a terminal tables are laid out by rich, in colours unless NO_COLOR is set, and fold long cells to
 the terminal's width. Elsewhere they are plain aligned columns, a row per line, for grep and awk.
-Text from outside (file names, captions, errors of other programs) is escaped on its way.
+Text from outside (file names, captions, errors of other programs) is escaped before it is printed.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Verbs on runs: start them, look at them, stop them."""
+"""Verbs on runs: start, inspect and stop them."""
 
 import sys
 from collections.abc import Callable

@@ -1,8 +1,8 @@
-"""The global options, accepted before and after the verb, and the command classes that do this.
+"""The global options, accepted before and after the verb, and the command classes that parse them.
 
-The options are declared once, as parameters of the root command in `cli.app`. Each verb takes these
-parameters over from the root, so that its parser and its `-h` know them. What is given after the
-verb replaces what was given before it.
+The options are declared once, as parameters of the root command in `cli.app`. Each verb inherits
+these parameters, so that its parser accepts them and its `-h` lists them. A value after the verb
+overrides one before it.
 """
 
 import sys

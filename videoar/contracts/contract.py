@@ -198,7 +198,7 @@ def contract_ids() -> list[str]:
     return [name.replace(".v", "@") for name in names]
 
 
-# every read and write asks for its contract; the files do not change while a process runs
+# loaded at every read and write; the files do not change while a process runs
 @lru_cache(maxsize=64)
 def load_contract(contract_id: str) -> Contract:
     """Load a contract by id, e.g. `clips@1`.

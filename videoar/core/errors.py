@@ -94,7 +94,7 @@ class DamagedError(StorageError):
 
 
 class WithdrawnError(StorageError):
-    """An object was removed permanently by a take-down of its source."""
+    """An object was removed permanently by a takedown of its source."""
 
 
 class SnapshotConflictError(StorageError):

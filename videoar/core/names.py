@@ -1,8 +1,8 @@
 """Names that people choose and the platform writes into keys: pipelines, stages, inputs.
 
 A stage's name becomes a dataset, hence a prefix of the store, and its rejected rows become the
-dataset `<name>.rejects`. Without dots in names no stage can take the dataset of another's rejects;
-without upper case two names cannot be one folder on a file system that ignores case.
+dataset `<name>.rejects`. Without dots in names no stage can collide with the dataset of another's
+rejects; without upper case two names cannot be one folder on a case-insensitive file system.
 """
 
 import re

@@ -164,7 +164,7 @@ def _document(text: str) -> _Document:
             mark.line + 1 if mark else 0, f"not YAML: {printable(what)}", hint
         ) from None
     except (ValueError, OverflowError) as error:
-        # PyYAML does not catch what chr() says of "\U00110000" and int() of a 5,000-digit %YAML
+        # PyYAML does not catch errors of chr() for "\U00110000" and int() for a 5,000-digit %YAML
         raise _RejectedError(0, f"not YAML: {error}") from None
 
 

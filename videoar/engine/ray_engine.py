@@ -56,7 +56,7 @@ def _require_room(task: StageTask) -> None:
 
 
 class RayEngine:
-    """Ray Data for maps, Ray Serve for maps that ask for it, Ray Train for loops."""
+    """Ray Data for maps, Ray Serve for maps with `placement = "serve"`, Ray Train for loops."""
 
     name = "ray"
 
@@ -72,7 +72,7 @@ class RayEngine:
                 done(shard, record)
 
     def loop(self, task: StageTask) -> WorkRecord:
-        """Run all ranks; when one is lost, start all of them again from the newest checkpoint."""
+        """Run all ranks; if one fails, restart all of them from the newest checkpoint."""
         with_retries(partial(self._train, task))
         return finished_loop(task)
 

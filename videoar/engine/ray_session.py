@@ -46,7 +46,7 @@ def connect(address: str) -> None:
     """
     set_defaults(
         RAY_USAGE_STATS_ENABLED="0",
-        RAY_worker_niceness="0",  # its default of 15 starves workers beside anything else
+        RAY_worker_niceness="0",  # its default of 15 starves workers on a machine with other load
         RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5",  # its default of 2 s is paid at every report
         RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
         RAY_agent_register_timeout_ms="120000",  # its default of 30 s kills a raylet under load
@@ -60,7 +60,7 @@ def connect(address: str) -> None:
 
 
 def environment(resources: Resources) -> dict[str, Any]:
-    """Return the runtime environment of workers: without reserved GPUs they see none.
+    """Return the runtime environment of workers: without reserved GPUs none is visible.
 
     Ray leaves all GPUs of a node visible to such workers, and each would use the first one. On a
     cluster without GPUs the environment is empty, because a non-empty one costs seconds per worker.

@@ -1,9 +1,9 @@
 """Loop stages on Ray Train: all ranks of a stage in one TorchTrainer.
 
 Ray Train starts the ranks and joins them into a torch process group. Its own retries are off (the
-default `FailureConfig`), because only the engine knows which errors are retryable. Our create-once
-records decide which checkpoint counts: a report to Ray Train is asynchronous, and the last one can
-be lost with the worker.
+default `FailureConfig`), because the engine alone decides which errors are retryable. Our
+create-once records decide which checkpoint counts: a report to Ray Train is asynchronous, and the
+last one can be lost with the worker.
 """
 
 import tempfile
@@ -69,5 +69,5 @@ def _cause(where: str, failures: Mapping[int, Exception]) -> VideoARError:
     ours = [error for error in failures.values() if isinstance(error, VideoARError)]
     if ours and len(ours) == len(failures):
         return min(ours, key=lambda error: error.retryable)
-    dead = [rank for rank, error in failures.items() if not isinstance(error, VideoARError)]
-    return WorkerLostError(where, f"lost ranks {dead}")
+    failed = [rank for rank, error in failures.items() if not isinstance(error, VideoARError)]
+    return WorkerLostError(where, f"lost ranks {failed}")

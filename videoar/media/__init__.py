@@ -11,8 +11,8 @@
     clip_reader     frames of a clip, from its MP4 or its source; clip_prefetch reads ahead
     synthetic       the synthetic corpus
 
-It returns frames and rows, and commits no table; it knows no stage. It does not decide on quality:
-bounds on scores are in `videoar.curation`. Three modules read objects of a store, where sources and
+It returns frames and rows, commits no table and is independent of stages. It does not decide on
+quality: bounds on scores are in `videoar.curation`. Three modules read objects of a store, where sources and
 clips may be (`sources`, `fetch`, `clip_reader`); none writes there.
 
 A video that cannot be used raises `MediaError` with a code of `reject_codes`.

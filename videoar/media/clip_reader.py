@@ -69,7 +69,7 @@ class ClipReader:
         )
         (clip,) = self._decoder.run(self._fetched(row["source_uri"], row["source_id"]), plan)
         if not isinstance(clip, DecodedClip):
-            raise TypeError(f"a scan with `take_us` gave {type(clip).__name__}")
+            raise TypeError(f"a scan with `take_us` returned {type(clip).__name__}")
         return clip.frames_THWC
 
     def each(

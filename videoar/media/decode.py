@@ -40,9 +40,9 @@ def decode_clip(data: bytes | Path) -> np.ndarray:
                 for frame in container.decode(stream)
             ]
     except (av.FFmpegError, IndexError) as error:
-        raise MediaError(where, "CORRUPT", f"is not a clip: {error}") from error
+        raise MediaError(where, "CORRUPT", f"cannot be decoded: {error}") from error
     if not frames:
-        raise MediaError(where, "TOO_SHORT", "is a clip without frames")
+        raise MediaError(where, "TOO_SHORT", "has no frames")
     return np.stack(frames)
 
 

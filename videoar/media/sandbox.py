@@ -148,7 +148,7 @@ class _Child:
         self.limits = limits
         self.num_served = 0
         self.is_timed_out = False
-        self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
         environment = child_environment(
             for_s3=for_s3,
             PYTHONPATH=os.pathsep.join(filter(None, sys.path)),
@@ -238,7 +238,7 @@ def _end(process: subprocess.Popen[bytes], pipe: Connection, stderr: IO[bytes]) 
 
 
 def main(fd: int, memory_bytes: int) -> None:
-    """Serve requests from a socket until it is closed. This is the child's side."""
+    """Serve requests from a socket until it is closed. Runs in the child."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     pipe = Connection(fd)

@@ -120,9 +120,9 @@ class _ClipScan:
         raise MediaError(self._decoder.name, "CORRUPT", what)
 
     def _check_yield(self, num_clips: int) -> None:
-        """Reject a source that gave no frame or no clip."""
+        """Reject a source without a decodable frame or without a clip."""
         if self._plan.part:
-            return  # a part without a long enough shot says nothing about the source
+            return  # other parts of the source may have a long enough shot
         num_decoded = len(self._decoder.times_us)
         if num_decoded == 0:
             what = f"no frame can be decoded: {self._decoder.last_error or 'the stream is empty'}"

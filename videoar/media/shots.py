@@ -149,8 +149,8 @@ class _Segment:
     def _detect(self, limit: int) -> None:
         """Add the transitions that affect frames below `limit`.
 
-        Transitions further on are left to a later call, which sees them whole. Those before
-        `_flushed` are known from the call before.
+        Later transitions are left to a later call, when all of their frames are available. Those
+        before `_flushed` were found by the previous call.
         """
         luma_Thw = np.stack(self._luma_hw) if self._luma_hw else np.empty((0, 0, 0), np.uint8)
         for found in find_transitions(luma_Thw, np.array(self._times_us, np.int64)):

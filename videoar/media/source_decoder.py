@@ -198,7 +198,7 @@ class SourceDecoder:
 
     def _check_header(self) -> None:
         """Check what the header announces, before a frame is decoded."""
-        # PyAV gives None for a stream that FFmpeg has no decoder for, whatever its stubs say
+        # PyAV returns None for a stream that FFmpeg has no decoder for, contrary to its stubs
         codec = getattr(self._codec, "codec", None)
         name = codec.canonical_name if codec else "none"
         if name not in CODECS:

@@ -141,7 +141,7 @@ def coverage(
 class _Nuisance:
     """Parameters of a scene that its prompt does not describe, drawn from its seed.
 
-    The order of the draws is part of the recipe: a new one goes to the end.
+    The order of the draws is part of the recipe: append new ones at the end.
     """
 
     def __init__(self, scene: Scene) -> None:

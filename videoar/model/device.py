@@ -7,9 +7,9 @@ from videoar.core.settings import visible_gpus
 
 
 def device() -> str:
-    """Return `cuda` where this process sees a GPU, else `cpu`.
+    """Return `cuda` if a GPU is visible to this process, else `cpu`.
 
-    A stage on Ray sees the GPUs of its `resources.gpus` and no others.
+    On Ray only the GPUs of the stage's `resources.gpus` are visible.
 
     Raises:
         StageError: the process was assigned a GPU that torch cannot use. Falling back to the CPU

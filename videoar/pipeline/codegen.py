@@ -177,7 +177,7 @@ def generated_files() -> dict[str, str]:
     }
 
 
-def main(arguments: list[str], say: Callable[[str], object]) -> int:
+def main(arguments: list[str], write: Callable[[str], object]) -> int:
     """Write the generated files, or only report which ones are stale; return an exit code."""
     parser = argparse.ArgumentParser(prog="videoar.pipeline.codegen")
     parser.add_argument("--check", action="store_true", help="write nothing, fail when stale")
@@ -188,11 +188,11 @@ def main(arguments: list[str], say: Callable[[str], object]) -> int:
         if path.is_file() and path.read_text() == text:
             continue
         if check:
-            say(f"error: pipelines/{name}: stale (run python -m videoar.pipeline.codegen)\n")
+            write(f"error: pipelines/{name}: stale (run python -m videoar.pipeline.codegen)\n")
             code = 3
         else:
             path.write_text(text)
-            say(f"wrote pipelines/{name}\n")
+            write(f"wrote pipelines/{name}\n")
     return code
 
 

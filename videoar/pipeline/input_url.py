@@ -1,6 +1,6 @@
 """What an input of a pipeline may be: a folder, or a URL of a kind that the platform can read.
 
-Checked without touching anything outside, so that `validate` and `run` say the same.
+Checked without access to files or network, so that `validate` and `run` agree.
 """
 
 import re

@@ -71,7 +71,7 @@ def explain(
     """Return the mistakes in a mapping of options.
 
     Args:
-        error: what pydantic says of it.
+        error: of pydantic, for this mapping.
         path: key path of the mapping in the file.
         options: what the mapping may contain.
         value: what it contains.

@@ -43,7 +43,7 @@ class Option:
     def variants(self) -> tuple[Schema, ...]:
         """The alternatives of a union, with references resolved; one if it is none.
 
-        Everything below looks at these in turn, so that nothing else has to know of unions.
+        All methods below iterate over these, so that unions need no other special case.
         """
         return tuple(self._flat(self.schema))
 

@@ -52,7 +52,7 @@ def _parent(document: dict[str, Any], keys: list[str], where: str, source: str) 
             node = node[_index(node, key, where, source)]
             continue
         if not isinstance(node, dict):
-            raise ConfigError(where, f"{'.'.join(keys[:depth])} is no mapping in {source}")
+            raise ConfigError(where, f"{'.'.join(keys[:depth])} is not a mapping in {source}")
         # inside a stage, mappings that the file leaves out are added: stages.x.resources.cpus=2
         if key not in node and depth < 2:
             raise ConfigError(where, f"{source} has no {key}", did_you_mean(key, map(str, node)))
@@ -65,7 +65,7 @@ def _set(parent: object, keys: list[str], value: Json, where: str, source: str) 
     if isinstance(parent, list):
         parent[_index(parent, key, where, source)] = value
     elif not isinstance(parent, dict):
-        raise ConfigError(where, f"{'.'.join(keys[:-1])} is no mapping in {source}")
+        raise ConfigError(where, f"{'.'.join(keys[:-1])} is not a mapping in {source}")
     elif len(keys) == 2 and key not in parent:
         # a new input would feed nothing: the run would silently use the file's own
         raise ConfigError(where, f"{source} has no {key}", did_you_mean(key, map(str, parent)))
@@ -76,7 +76,7 @@ def _set(parent: object, keys: list[str], value: Json, where: str, source: str) 
 def _index(entries: list[Any], key: str, where: str, source: str) -> int:
     if not key.isdecimal() or int(key) >= len(entries):
         hint = f"0 to {len(entries) - 1}" if entries else "it is empty"
-        raise ConfigError(where, f"{key} is no index of the list in {source}", hint)
+        raise ConfigError(where, f"{key} is not an index of the list in {source}", hint)
     return int(key)
 
 

@@ -16,7 +16,7 @@ from videoar.storage.store import Store
 from videoar.storage.takedown import find_withdrawal, withdrawn_keys, withdrawn_sources
 
 Node = dict[str, Any]
-"""A snapshot or source; `kind` tells which."""
+"""A snapshot or source; `kind` distinguishes them."""
 Edge = dict[str, str]
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 _PARAM_CHARS = 500  # chosen: older MLflow servers reject longer values (current limit: 6,000)
 _RUN_TAG, _SNAPSHOT_TAG = "videoar.run_id", "videoar.snapshot"
-# MLflow knows RUNNING, SCHEDULED, FINISHED, FAILED and KILLED; the exact status is in a tag.
+# MLflow has RUNNING, SCHEDULED, FINISHED, FAILED and KILLED; the exact status is in a tag.
 _MLFLOW_STATUS = {"SUCCEEDED": "FINISHED", "CANCELLED": "KILLED"}
 
 

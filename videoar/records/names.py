@@ -1,4 +1,4 @@
-"""Resolve the names that people type to snapshots and runs.
+"""Resolve names from the command line to snapshots and runs.
 
 Every id that a verb prints is accepted: a snapshot id, a dataset (its newest snapshot), a ref, a
 run id, `last` (the newest run), RUN/STAGE, a digest or fingerprint, and the id of a row (model,
@@ -30,7 +30,7 @@ _ROW_KEYS = {
     REJECTS: ("item_id", "source_id"),
 }
 _MIN_ROW_PREFIX = 6
-"""chosen: 6 hex digits tell 16 million rows apart; a shorter text matches by chance."""
+"""chosen: 6 hex digits distinguish 16 million rows; a shorter prefix matches by chance."""
 _MAX_LISTED = 8
 """chosen: candidates in one error line."""
 
@@ -168,7 +168,7 @@ def _row_ids(snapshot: Snapshot) -> Iterator[str]:
 def _ambiguous(name: str, ids: list[str]) -> ConfigError:
     listed = ", ".join(ids[:_MAX_LISTED])
     more = f" and {len(ids) - _MAX_LISTED} more" if len(ids) > _MAX_LISTED else ""
-    return ConfigError(name, f"matches {len(ids)}: {listed}{more}", "type more of the one you mean")
+    return ConfigError(name, f"matches {len(ids)}: {listed}{more}", "use a longer prefix")
 
 
 def _known(store: Store, name: str) -> str:

@@ -1,6 +1,6 @@
 """The run record: an immutable `run.json` and append-only events, folded into a `Run` on reading.
 
-A killed run has no `finish` event, so the record alone cannot tell it from one in progress. The
+A killed run has no `finish` event, so by the record alone it looks like one in progress. The
 driver process therefore records its host, pid and start time: a run without a `finish` event whose
 driver process no longer exists is INTERRUPTED.
 """

@@ -286,7 +286,7 @@ class Execution:
         # an engine that loses a shard must not lead to a snapshot with fewer rows
         for shard in work.shards:
             if shard.index not in records:
-                raise StageError(f"stage {task.dataset}, shard {shard.index}", "left no record")
+                raise StageError(f"stage {task.dataset}, shard {shard.index}", "has no work record")
         # in the order of the plan: files and sums of floats must not depend on which shard ended
         # first
         total = merge([records[shard.index] for shard in work.shards])

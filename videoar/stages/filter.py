@@ -92,7 +92,7 @@ class FilterConfig(StageConfig):
         return parse_policy({**dict(self.policy), **self.override}, "override")
 
     def semantic(self) -> Row:
-        """Return the options with one policy: the same bounds are the same, wherever written."""
+        """Return the options with one policy: equal bounds give equal options."""
         values = super().semantic()
         del values["override"]  # already merged into `policy`
         return {**values, "policy": self.resolved.model_dump(mode="json")}
@@ -286,7 +286,7 @@ def _split(
     ]
     if kept.num_rows + len(rejected) != table.num_rows:
         what = f"{table.num_rows} clips in, {kept.num_rows} kept + {len(rejected)} rejected out"
-        raise ContractError("filter", what, "report this")
+        raise ContractError("filter", what, "report this bug")
     # each clip counts once, under its first reason, so that the counts add up
     decisive = Counter(f"reject/{row['reasons'][0]}" for row in rejected)
     counts = {"clips_in": table.num_rows, "clips_kept": kept.num_rows, **decisive}

@@ -15,13 +15,13 @@ At version 3 the code of the stage had changed and its output had not: nothing i
 `digest-d2` keeps version 2, so the id `clips:d2` resolves to the commit at version 2. A second
 commit of f3 finds `fingerprint-f3` in the log and adopts version 3.
 
-Then a take-down deletes B. Its commits stay in the log but are incomplete, so f3 counts as never
+Then a takedown deletes B. Its commits stay in the log but are incomplete, so f3 counts as never
 committed. It runs again and makes B' without the source:
 
     version 4   txn fingerprint-f3.1 = 4, txn digest-d4 = 4, add B', remove B
 
 The suffix `.1` is needed because an application id is committed once. If the new run had made B
-again (a file that a disk had lost), version 3 would be complete again and adopted.
+again (a file missing after a disk failure), version 3 would be complete again and adopted.
 """
 
 import json
@@ -70,7 +70,7 @@ def iter_commits(objects: ObjectStore, dataset: str | None = None) -> Iterator[C
     """Yield the commits of a dataset, or of all, also those of content that an earlier commit has.
 
     Reads the logs, not the index records: a writer that was killed between the two left none, and
-    a take-down must see its files as well.
+    a takedown must see its files as well.
     """
     for info in objects.list(log_prefix(dataset) if dataset else TABLES_PREFIX):
         if is_log_version(info.key):
@@ -251,7 +251,7 @@ class DeltaLog:
         table = self._open_or_create(draft.contract, schema)
         if table.transaction_version(fingerprint) is not None:
             return  # another writer committed the same fingerprint since find_complete
-        # known before the commit: with another version, the commit fails as a lost race
+        # known before the commit: with another version, the commit fails as a conflict
         version = table.version() + 1
         ids = [fingerprint]
         # only the first commit of a digest carries its id: snapshot ids resolve to that one
@@ -266,7 +266,7 @@ class DeltaLog:
             commit_properties=CommitProperties(
                 # in the log entry itself, so that data and provenance cannot be committed apart
                 custom_metadata={"videoar": commit.model_dump(mode="json")},
-                max_commit_retries=0,  # after a lost race, the removals must be computed again
+                max_commit_retries=0,  # after a conflict, the removals must be computed again
                 app_transactions=[Transaction(name, version) for name in ids],
             ),
         )
@@ -364,5 +364,5 @@ class DeltaLog:
         key = log_version_key(self._dataset, version)
         commit = _commit_of(self._objects.get(key))
         if commit is None:
-            raise StorageError(f"{self._objects.url}/{key}", "no commit of videoar in it")
+            raise StorageError(f"{self._objects.url}/{key}", "contains no commit of videoar")
         return commit

@@ -11,7 +11,7 @@
     runs/<run>/run.json, events/, progress/       run record
     runs/<run>/report.html                        report page
     refs/<name>/<number>.json                     refs, one record per move
-    withdrawn/<key>.json, forgotten/<sha256>.json take-downs
+    withdrawn/<key>.json, forgotten/<sha256>.json takedowns
     doctor/...                                    probes of the store itself
 
 `<xx>` are the first two hex digits of the digest: some file systems slow down with 100,000 entries
@@ -180,7 +180,7 @@ def log_entry_key(log: str, number: int) -> str:
 
 
 def withdrawal_key(key: str) -> str:
-    """Return the key of the withdrawal record of an object that a take-down removed."""
+    """Return the key of the withdrawal record of an object that a takedown removed."""
     return f"{WITHDRAWN_PREFIX}{key}.json"
 
 

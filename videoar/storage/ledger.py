@@ -50,7 +50,7 @@ class Ledger:
     def append(self, prefix: str, record: Mapping[str, Any]) -> int:
         """Append a record to a log; return its number, from 0."""
         # S3ObjectStore compares contents to recognize its own retried put: two writers of equal
-        # records would both believe that they won the number
+        # records would both get the same number
         unique = {**record, _NONCE: secrets.token_hex(8)}
         number = self.length(prefix)
         # another writer may take the number between length and create
@@ -138,5 +138,5 @@ class Refs:
         if not is_current or not self._ledger.create(log_entry_key(ref_log(name), seq + 1), record):
             current = self.head_record(name)
             what = f"moved to {current and current['snapshot']} in the meantime"
-            raise SnapshotConflictError(ref_log(name), what, "decide again")
+            raise SnapshotConflictError(ref_log(name), what, "read the ref again and retry")
         return seq + 1

@@ -148,7 +148,7 @@ def missing_error(objects: ObjectStore, key: str) -> StorageError:
     if record is None:
         return StorageError(where, "no such object", "deleted, or never written to this store")
     source = json.loads(record)["source"]
-    what = f"withdrawn by the take-down of source {source}"
+    what = f"withdrawn by the takedown of source {source}"
     return WithdrawnError(where, what, "run its pipeline again")
 
 

@@ -101,7 +101,7 @@ class Payload:
             wait: False returns False instead of reading what is not in the page cache.
 
         Raises:
-            StorageError: an object is missing or shorter than its footer says.
+            StorageError: an object is missing or shorter than stated in its footer.
         """
         if not len(rows_B):
             return True  # memoryview.cast rejects empty arrays
@@ -175,7 +175,7 @@ class Payload:
             taken = values.take(pa.array(rows_B - self._first_F[file]))
             # joined below without separators: one longer value would shift all that follow
             if pc.unique(pc.binary_length(taken)).to_pylist() != [width]:
-                raise ValueError(f"column {column} has values that are not of {width} bytes")
+                raise ValueError(f"column {column} has values that are not {width} bytes long")
             return np.frombuffer(b"".join(taken.to_pylist()), np.uint8).reshape(-1, width)
 
     def _column(self, footers: Sequence[pq.FileMetaData], name: str) -> _Column:
@@ -214,7 +214,7 @@ class SpanCache:
     """Caches spans of a remote store in a local folder.
 
     Objects are immutable, so spans stay valid. Nothing is evicted: use a folder of its own with
-    room for all spans, and delete it after a take-down. Errors of the folder are logged once and
+    room for all spans, and delete it after a takedown. Errors of the folder are logged once and
     the store is read instead.
 
     Args:
@@ -244,7 +244,7 @@ class SpanCache:
         except StorageError as error:
             if not self._has_warned:
                 self._has_warned = True
-                logger.warning("span cache does not work, reading the store: %s", error)
+                logger.warning("span cache failed, reading from the store: %s", error)
             return None
 
 

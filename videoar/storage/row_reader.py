@@ -37,7 +37,7 @@ class RowReader:
 
     Raises:
         StorageError: a file is missing or damaged.
-        WithdrawnError: a take-down has removed one.
+        WithdrawnError: a takedown has removed one.
     """
 
     def __init__(self, snapshot: Snapshot) -> None:

@@ -149,7 +149,7 @@ class S3ObjectStore:
                 raise
             return io.BytesIO()  # like pread at the end of a file
         # a proxy that ignores Range answers 200 with the whole object: its first bytes would be
-        # taken for those of the range
+        # mistaken for those of the range
         begin, *_ = answer.get("ContentRange", "bytes 0-").removeprefix("bytes ").split("-")
         if begin != str(start) or answer["ContentLength"] > length:
             what = f"requested {length} bytes from {start}, the response has another range"
@@ -190,7 +190,7 @@ class S3ObjectStore:
         except ClientError as error:
             if _code(error) not in {"PreconditionFailed", "412"}:
                 raise
-            # after a retry, the 412 may be caused by our own first attempt, whose response was lost
+            # after a retry, the 412 may come from our own first attempt, whose response was lost
             retried = error.response["ResponseMetadata"].get("RetryAttempts", 0) > 0
             return retried and self.find(key) == data
         return True

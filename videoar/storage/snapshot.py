@@ -112,7 +112,7 @@ class Snapshot:
 
         Raises:
             StorageError: the file is missing or damaged.
-            WithdrawnError: a take-down has removed it.
+            WithdrawnError: a takedown has removed it.
         """
         try:
             table = read_file(self.objects, file, columns, verify=verify)

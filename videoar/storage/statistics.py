@@ -1,7 +1,7 @@
 """Minimum, maximum and null count of the columns of a file, from its Parquet footer.
 
 They are written to the Delta log, where other readers use them to skip files. The log is kept after
-a take-down, so it must not hold captions or addresses: of string columns, only ids and enumerations
+a takedown, so it must not hold captions or addresses: of string columns, only ids and enumerations
 (columns whose contract has a regex or enum) have a range.
 """
 

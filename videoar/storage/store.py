@@ -104,14 +104,14 @@ class Store:
 
         Raises:
             DamagedError: the SHA-256 of a file differs from its record.
-            StorageError: a file is missing, or its path leads out of `into`.
+            StorageError: a file is missing, or its path is outside `into`.
         """
         for file in files:
             target = into / file["path"]
             # a record of a foreign store may have `../` in a path
             if not target.resolve().is_relative_to(into.resolve()):
                 raise StorageError(
-                    file["path"], "leads out of the folder", "do not use this record"
+                    file["path"], "path is outside the target folder", "do not use this record"
                 )
             target.parent.mkdir(parents=True, exist_ok=True)
             if self._fetch(file["key"], file["size_bytes"], target) != file["sha256"]:

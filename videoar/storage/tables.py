@@ -4,11 +4,11 @@ A stage first writes files under content-hash keys; no reader sees them. One Del
 creates the snapshot: its file list becomes that of the table, and its `commitInfo` has the whole
 `Commit`. Readers go from the log to the files and never list a data folder.
 
-The digest covers {sha256, bytes, rows} of the files and the contract, not who made them: equal
-content has an equal digest wherever it was made, so a source that was only touched retrains
-nothing.
+The digest covers {sha256, bytes, rows} of the files and the contract, not their provenance:
+equal content has an equal digest in any run and store, so a source whose time stamp alone changed
+causes no retraining.
 
-A take-down deletes files of old snapshots, and disks lose some. The commits stay, but are
+A takedown deletes files of old snapshots, and a disk failure may. The commits stay, but are
 incomplete, and their fingerprints count as never committed (worked example in `delta_log`).
 
 A dataset has one contract: its first commit decides.
@@ -68,7 +68,7 @@ class Dataset:
     def find(self, fingerprint: str) -> Snapshot | None:
         """Return the snapshot of a fingerprint; None without one or if files of it are missing.
 
-        Decides whether a stage is cached, so a withdrawn, lost or truncated file makes it run
+        Decides whether a stage is cached, so a withdrawn, missing or truncated file makes it run
         again. Read-only.
 
         Raises:
@@ -108,8 +108,8 @@ class Dataset:
 
         Raises:
             ConfigError: the dataset has another contract.
-            TransientStorageError: too many attempts lost the race for a log version.
-            WithdrawnError: a take-down has removed one of the files since it was written.
+            TransientStorageError: too many attempts conflicted with another writer.
+            WithdrawnError: a takedown has removed one of the files since it was written.
         """
         # two shards may write equal rows, hence one file; the Delta log lists a path once
         unique = tuple({file.sha256: file for file in files}.values())
@@ -127,7 +127,7 @@ class Dataset:
             rejects=rejects,
         )
         if withdrawn := self._log.withdrawn_of(draft):
-            what = "withdrawn by a take-down during the run"
+            what = "withdrawn by a takedown during the run"
             raise WithdrawnError(min(withdrawn), what, "resume the run")
         commit = self._log.append(draft, self.contract.arrow_schema)
         return Snapshot(self._objects, self._ledger, commit)

@@ -1,11 +1,11 @@
-"""Records of take-downs: a tombstone per source, a withdrawal record per removed object.
+"""Records of takedowns: a tombstone per source, a withdrawal record per removed object.
 
 Both are create-once and have no content. Of addresses they have digests only: enough to recognize
 an address, not enough to read it.
 
     forgotten/<sha256>.json   Tombstone: this source must not be ingested again
     withdrawn/<key>.json      Withdrawal: why an object was removed; for a Parquet file also the
-                              shares of its sources, for lineage and later take-downs
+                              shares of its sources, for lineage and later takedowns
 
 A listing (`sources@1`) has rows of many sources. It is rewritten without the withdrawn one, and its
 withdrawal record points readers to the replacement.
@@ -67,7 +67,7 @@ class Withdrawal(Stored):
     model_config = ConfigDict(validate_by_name=True, serialize_by_alias=True)
 
     source: str
-    """Source whose take-down removed it."""
+    """Source whose takedown removed it."""
     size_bytes: int
     shares: dict[str, Share] = Field(default_factory=dict)
     """Of a Parquet file: what it held, by source."""
@@ -113,7 +113,7 @@ def reject_withdrawn_sources(ledger: Ledger, table: pa.Table, where: str) -> Non
         sources = withdrawn_sources(ledger) & set(table[SOURCE_COLUMN].unique().to_pylist())
         if sources:
             what = f"has rows of source {min(sources)}, which was withdrawn"
-            raise WithdrawnError(where, what, "run the pipeline again, it leaves the source out")
+            raise WithdrawnError(where, what, "run the pipeline again, it omits the source")
 
 
 def find_withdrawal(ledger: Ledger, key: str) -> Withdrawal | None:
@@ -184,8 +184,8 @@ def listings(objects: ObjectStore) -> Iterator[tuple[FileRef, list[tuple[str, st
 def data_files(objects: ObjectStore) -> Iterator[FileRef]:
     """Yield the Parquet files of all datasets, also those that no commit names.
 
-    The only function that lists data instead of reading a log: a take-down must reach the files of
-    runs that were killed before their commit.
+    The only function that lists data instead of reading a log: a takedown must include the files
+    of runs that were killed before their commit.
     """
     for info in objects.list(TABLES_PREFIX):
         sha256 = data_sha256(info.key)

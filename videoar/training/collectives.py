@@ -67,5 +67,7 @@ def _world_size() -> int:
 def _exchange() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # gloo and NCCL report a closed connection by nothing narrower
-        raise WorkerLostError("a rank", f"lost another one: {one_line(error)}") from error
+    except RuntimeError as error:  # gloo and NCCL raise no narrower type for a closed connection
+        raise WorkerLostError(
+            "a rank", f"lost the connection to another rank: {one_line(error)}"
+        ) from error

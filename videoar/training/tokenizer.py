@@ -2,8 +2,8 @@
 
 The one idea: the network is causal and convolutional, so what is trained on excerpts of a few
 frames runs on clips of any length and size, and costs less to train. The batch of a step depends on
-the step alone (`excerpt_loader`): a run resumes deterministically, and any number of ranks sees the
-same batches. All sizes of clips share all weights; each size has scales of its own.
+the step alone (`excerpt_loader`): a run resumes deterministically, and the batches are the same
+at any number of ranks. All sizes of clips share all weights; each size has scales of its own.
 
 Shape suffixes: B batch (of this rank), T frames, H W height and width, C channels; S scales,
 K bits.
@@ -224,7 +224,7 @@ class TokenizerTrainer:
         return state
 
     def _compare_ranks(self) -> None:
-        """Reject, by one collective, ranks that would train apart: no later step would show it."""
+        """Reject ranks whose initial states differ: no later step would detect it."""
         nets = (self.net, self.discriminator, self.features)
         states = [net.state_dict() for net in nets if isinstance(net, nn.Module)]
         weights = _digest(w for state in (*states, self.average.weights) for w in state.values())

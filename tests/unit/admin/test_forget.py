@@ -1,4 +1,4 @@
-"""A take-down on real clips: what goes, what stays, what the next run does; kills in between."""
+"""A takedown on real clips: what goes, what stays, what the next run does; kills in between."""
 
 import shutil
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_files_with_content_are_deleted_and_raise_withdrawn(store: Store, videos
     assert sha(videos / "a.mp4") == source
     for snapshot in (old["clips"], old["good"]):
         for columns in (None, ["clip_id"]):
-            with pytest.raises(WithdrawnError, match=f"withdrawn by the take-down of .* {source}"):
+            with pytest.raises(WithdrawnError, match=f"withdrawn by the takedown of .* {source}"):
                 snapshot.table(columns)
         assert sum(table.num_rows for table in snapshot.read_available()) == 2
     stone = find_tombstone(store.ledger, source)

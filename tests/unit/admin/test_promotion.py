@@ -49,9 +49,9 @@ def test_promote_newest_decision_holds_whatever_its_stage_name(store: Store, vid
 
 def test_promote_without_decision_raises(store: Store, videos: Path):
     toy_run(store, videos)
-    with pytest.raises(GateError, match="no gate has judged it for production"):
+    with pytest.raises(GateError, match="no gate has evaluated it for production"):
         api.promote(store, "model", "production")
-    with pytest.raises(GateError, match="no gate has judged it"):
+    with pytest.raises(GateError, match="no gate has evaluated it"):
         api.promote(store, "few")
 
 

@@ -283,7 +283,7 @@ def test_tokens_of_another_tokenizer_are_named(local):
     mixed = commit_tables(local, token_rows(0, 3), token_rows(6, 3, tokenizer_digest="c" * 64))
     assert deep(local, mixed) == [("TOKENIZER", mixed.files[1].key, None)]
     for wrong in (snapshot.id, model(local, "d" * 64, "transformer").id):
-        with pytest.raises(ConfigError, match="is no tokenizer"):
+        with pytest.raises(ConfigError, match="is not a tokenizer"):
             deep(local, snapshot, tokenizer=wrong)
 
 

@@ -153,11 +153,11 @@ def test_missing_argument_prints_usage_and_example(verb, store):
         (["stages", "ingst"], 2, "ConfigError", "did you mean ingest?"),
         (["schema", "clip@1"], 2, "ConfigError", "did you mean clips@1?"),
         (["rollback", "nosuch"], 2, "ConfigError", "known: champion"),
-        (["promote", "few"], 4, "GateError", "no gate has judged it"),
+        (["promote", "few"], 4, "GateError", "no gate has evaluated it"),
         (["run", "absent.yaml"], 2, "ConfigError", "absent.yaml"),
         (["report", "--out", "/nosuch/folder/x.html"], 2, "ConfigError", "/nosuch/folder/x.html"),
         (["lineage", "model", "--up", "--down"], 2, "ConfigError", "exclude each other"),
-        (["forget", "--source", "abc"], 2, "ConfigError", "is no SHA-256"),
+        (["forget", "--source", "abc"], 2, "ConfigError", "is not a SHA-256"),
     ],
 )  # fmt: skip
 def test_error_with_json_is_a_document_with_the_same_exit_code(store, arguments, code, kind, words):

@@ -1,4 +1,4 @@
-"""Small files become large ones with the same rows, spread; kills and take-downs as everywhere."""
+"""Small files become large ones with the same rows, spread; kills and takedowns as everywhere."""
 
 import dataclasses
 import io

@@ -267,7 +267,7 @@ def test_files_of_weights_that_hold_something_else_are_named(store, clips, tmp_p
     typo = {"image_fresh": ["encodr.conv_in"]}
     refused("image_fresh", r"encodr\.conv_in.*did you mean encoder\.conv_in", **image, **typo)
     everything = {"image_fresh": ["encoder", "decoder"]}
-    refused("image_fresh", "leaves no weight to take from .*w.safetensors", **image, **everything)
+    refused("image_fresh", "excludes every weight of .*w.safetensors", **image, **everything)
 
 
 def test_training_skips_an_unreadable_clip_and_resumes_exactly(store, clips, tmp_path):

@@ -122,7 +122,9 @@ class ImageEncoder:
             self._processor = AutoImageProcessor.from_pretrained(folder, backend=_PIL, **_SAFE)
             self._net = _network(AutoModel, folder, torch.float32)
             if not np.allclose(self(_PATTERN), self(_PATTERN), atol=1e-3):
-                raise ValueError("returns another vector each time, as masked training does")
+                raise ValueError(
+                    "returns different vectors for equal images, like a model that masks its input"
+                )
 
     @torch.inference_mode()
     def __call__(self, clips: Sequence[np.ndarray]) -> np.ndarray:
@@ -147,7 +149,7 @@ class ImageEncoder:
         pooled = output if torch.is_tensor(output) else getattr(output, "pooler_output", None)
         vectors = output.last_hidden_state.mean(1) if pooled is None else pooled
         if not torch.is_tensor(vectors) or vectors.ndim != 2:
-            raise TypeError(f"{type(self._net).__name__} returns no single vector per image")
+            raise TypeError(f"{type(self._net).__name__} does not return one vector per image")
         return vectors
 
 

@@ -151,7 +151,7 @@ class Upsample(nn.Module):
         is_start = carry is None or self.conv not in carry
         if self.how.time:
             x_BCTHW = x_BCTHW.repeat_interleave(2, dim=2)
-            # The first copy of frame 0 goes: it would be a frame before the video's first.
+            # Drop the first copy of frame 0: it would precede the first frame of the video.
             x_BCTHW = x_BCTHW[:, :, 1:] if is_start else x_BCTHW
         if self.how.space:
             x_BCTHW = F.interpolate(x_BCTHW, scale_factor=(1, 2, 2), mode="nearest")

@@ -71,7 +71,7 @@ class TokenizerConfig(Frozen):
         # After the last level nothing is resampled: its output is the latent.
         last = len(self.multipliers) - 1
         if any(not 0 <= level < last for level in (*self.space_downs, *self.time_downs)):
-            raise ValueError(f"space_downs and time_downs lie between 0 and {last - 1}")
+            raise ValueError(f"space_downs and time_downs must be between 0 and {last - 1}")
         if any(self.base_width * multiplier % self.norm_groups for multiplier in self.multipliers):
             raise ValueError(f"norm_groups={self.norm_groups} must divide the width of every level")
         return self

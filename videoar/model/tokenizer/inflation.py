@@ -81,7 +81,7 @@ def load_image_weights(path: Path, cfg: TokenizerConfig) -> dict[str, Tensor]:
         raise ConfigError(str(path), f"has attention ({attention[0]}), this network has none")
     if not cfg.infinity_layout:
         hint = "set infinity_layout: true"
-        raise ConfigError(str(path), f"is laid out as Infinity's ({of_infinity[0]})", hint)
+        raise ConfigError(str(path), f"has the layer names of Infinity ({of_infinity[0]})", hint)
     our_layer = dict(_layer_names(cfg))
     result = {}
     for name, weight in unwrapped.items():

@@ -64,7 +64,7 @@ def compile_scheme(scheme: Scheme, device: torch.device) -> Layout:
     table = torch.zeros(len(blocks) + 1, len(blocks) + 1, dtype=torch.bool)
     table[:, TEXT] = True  # everything attends to text; the row of text stays empty but for itself
     for i in range(len(blocks)):
-        # Later blocks are never visible, so half of the table need not be asked for.
+        # Later blocks are never visible, so half of the table need not be computed.
         table[i, : i + 1] = torch.tensor([scheme.visible(i, j) for j in range(i + 1)])
 
     def per_token(values: Sequence[float]) -> Tensor:

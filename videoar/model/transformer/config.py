@@ -58,16 +58,16 @@ class ModelConfig(Frozen):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.width % (16 * self.heads):
-            raise ValueError(f"width={self.width} over heads={self.heads} is no multiple of 16")
+            raise ValueError(f"width={self.width} is not a multiple of 16 x heads={self.heads}")
         if len(self.scales) > self.max_scales:
-            raise ValueError(f"{len(self.scales)} scales; max_scales={self.max_scales} fit")
+            raise ValueError(f"{len(self.scales)} scales, more than max_scales={self.max_scales}")
         if self.scheme not in SCHEMES:
-            raise ValueError(f"scheme={self.scheme!r} is unknown; there are {sorted(SCHEMES)}")
+            raise ValueError(f"unknown scheme={self.scheme!r}; use one of {sorted(SCHEMES)}")
         # Attention has 4 matrices of width x width, SwiGLU 3 of width x ff_width.
         weights = self.depth * self.width * (4 * self.width + 3 * self.ff_width)
         if weights > _MAX_LAYER_WEIGHTS:
             raise ValueError(
-                f"layers of {weights:.1e} weights; the limit is {_MAX_LAYER_WEIGHTS:.0e}"
+                f"the layers have {weights:.1e} weights; the limit is {_MAX_LAYER_WEIGHTS:.0e}"
             )
         return self
 

@@ -60,7 +60,9 @@ def guidance_schedule(guidance: str | float) -> Guidance:
     """
     if isinstance(guidance, str):
         if guidance not in GUIDANCE:
-            raise ValueError(f"guidance {guidance!r}; there are {sorted(GUIDANCE)} and numbers")
+            raise ValueError(
+                f"unknown guidance {guidance!r}; use a number or one of {sorted(GUIDANCE)}"
+            )
         return GUIDANCE[guidance]
     return lambda _frame, _scale: float(guidance)
 
@@ -216,7 +218,7 @@ def sample_bits(
     known = prefix_bits[0].shape[1] if prefix_bits else 0
     if known >= layout.num_frames:
         raise ValueError(
-            f"{known} latent frames are given; {num_frames} frames leave none to generate"
+            f"prefix_bits has {known} latent frames, a video of {num_frames} frames has no more"
         )
     state = _SampleState(layout, MultiScaleBSQ(model.cfg.num_bits, model.cfg.scales), len(prompts))
     decoder = _Decoder(model, prompts, layout, settings or SamplerSettings())

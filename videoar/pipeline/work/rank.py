@@ -140,8 +140,8 @@ class StoreRankContext:
         """Remove all but the newest checkpoints, and files that killed attempts left before them.
 
         Records are deleted first, so that every record that exists can be loaded. Nothing newer is
-        deleted: it may belong to a run that was wrongly taken for dead. A store that refuses the
-        deletion costs space, not the training.
+        deleted: it may belong to a driver that still runs. If the store rejects the deletion,
+        training continues and the files stay.
         """
         if self.index:
             return
@@ -154,7 +154,7 @@ class StoreRankContext:
                 self._store.objects.delete(key)
                 crash_point("checkpoint-removing")
         except StorageError as error:
-            logger.warning("older checkpoints are kept for now: %s", error)
+            logger.warning("older checkpoints could not be deleted: %s", error)
 
 
 def _checkpoint_prefix(task: StageTask) -> str:
@@ -174,7 +174,7 @@ def _checkpoint_prefix(task: StageTask) -> str:
 def store_progress(task: StageTask) -> ProgressSink:
     """Return a sink that overwrites one advisory object, which the driver reads for its display.
 
-    No result depends on it, so a store that refuses the write fails no step.
+    No result depends on it, so a failed write is logged and ignored.
     """
     store = task.open_store()
     key = progress_key(task.run_id, task.dataset)
@@ -187,7 +187,7 @@ def store_progress(task: StageTask) -> ProgressSink:
             store.objects.put(key, json.dumps(state).encode())
         except StorageError as error:
             if not has_warned:
-                logger.warning("progress cannot be shown for now: %s", error)
+                logger.warning("progress could not be written: %s", error)
             has_warned = True
 
     return sink

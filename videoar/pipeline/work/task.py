@@ -64,7 +64,7 @@ class StageTask:
         """Open the store in this process."""
         return open_store(self.store_url, endpoint=self.store_endpoint)
 
-    def make_stage(self) -> Any:  # noqa: ANN401 - one of the three shapes, the caller knows which
+    def make_stage(self) -> Any:  # noqa: ANN401 - one of the three shapes, depending on the stage type
         """Build the stage in this process."""
         return make_stage(self.stage_type, self.config, self.registry)
 
@@ -87,7 +87,7 @@ def publish_record(store: Store, key: str, record: WorkRecord) -> WorkRecord:
 
 
 def write_output(task: StageTask, store: Store, produces: str, output: Output) -> WorkRecord:
-    """Write an output's rows and rejects as files; no reader sees them before the commit."""
+    """Write an output's rows and rejects as files; not visible to readers before the commit."""
     files, rejects = [], []
     num_rejected = output.rejects.num_rows if output.rejects is not None else 0
     # no empty files: the next stage would run a shard for each

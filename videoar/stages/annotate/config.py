@@ -9,13 +9,13 @@ from videoar.pipeline.stage import StageConfig, runtime
 
 
 class AnnotateConfig(StageConfig):
-    """The model, and how much of a clip it sees."""
+    """The model, and the frames of a clip that it receives."""
 
     model: LocalPath = runtime(...)
     """Folder, on every worker, of the model as transformers saves it (config, processor, weights as
     safetensors). Its content enters the fingerprint, its path does not."""
     num_frames: int = Field(default=4, ge=1)
-    """Frames of a clip that the model sees, evenly spaced."""
+    """Frames of a clip passed to the model, evenly spaced."""
     batch_clips: int = Field(ge=1)
     """Clips per batch: memory against speed. It enters the fingerprint, because padding and other
     batch sizes may round the last bit differently."""
@@ -33,7 +33,7 @@ class CaptionConfig(AnnotateConfig):
     """Largest number of tokens of a caption."""
     only_missing: bool = True
     """Keep existing captions; false replaces them all. A caption that a person wrote is worth more
-    than a generated one; `caption_source` tells the two apart permanently."""
+    than a generated one; `caption_source` records which one a caption is."""
 
 
 class EmbedConfig(AnnotateConfig):

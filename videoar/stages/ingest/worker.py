@@ -144,8 +144,8 @@ class IngestWorker:
     def _row(self, clip: Row, inherited: Row) -> Row:
         span = [clip["span_start_us"], clip["span_end_us"]]
         height, width = clip["height_px"], clip["width_px"]
-        # the size of this clip, not the list of sizes in the options: a size more in the list
-        # changes the ids of those clips alone that take it
+        # the size of this clip, not the list of sizes in the options: adding a size to the
+        # list changes the ids of those clips only that get the new size
         size = height if height == width else [height, width]
         key = [inherited["source_id"], span, {**self._config.clip_options, "size_px": size}]
         return {**inherited, **clip, "clip_id": digest_json(key)[:32]}

@@ -184,6 +184,6 @@ def _name(row: Row) -> str:
 def _require_row_shape(pair: tuple[Row, np.ndarray]) -> tuple[Row, np.ndarray]:
     row, frames = pair
     if frames.shape != (*_shape(row), 3):
-        what = f"has frames of {frames.shape}, its row says {_shape(row)}"
+        what = f"has frames of shape {frames.shape}, but {_shape(row)} in its row"
         raise ContractError(_name(row), what, "ingest its source again")
     return pair

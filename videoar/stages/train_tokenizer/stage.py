@@ -86,7 +86,7 @@ class TrainTokenizerConfig(StageConfig):
         parts = self.resources.workers * self.training.accumulate
         if self.training.batch_clips % parts:
             raise ValueError(
-                f"training.batch_clips={self.training.batch_clips} is no multiple of {parts}:"
+                f"training.batch_clips={self.training.batch_clips} is not a multiple of {parts}:"
                 f" resources.workers={self.resources.workers}"
                 f" x training.accumulate={self.training.accumulate}"
             )
@@ -172,10 +172,10 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
         self._check_sizes(set(map(size_px, table.select(["height_px", "width_px"]).to_pylist())))
         train, val = (_rows_of_split(table, split) for split in ("train", "val"))
         if not train:
-            raise GateError("train_tokenizer", "no clips of the train split came in")
+            raise GateError("train_tokenizer", "the input has no clips of the train split")
         if len(train) > self.config.max_clips:
             logger.warning(
-                "trains on max_clips = %d of %d clips", self.config.max_clips, len(train)
+                "training on max_clips = %d of %d clips", self.config.max_clips, len(train)
             )
         train = _evenly(train, self.config.max_clips)
         val = _evenly(val, self.config.validation_clips)

@@ -132,7 +132,7 @@ def _inflate(net: VideoTokenizer, *, path: str, fresh: tuple[str, ...]) -> None:
             what = f"no weight begins with {prefix!r}"
             raise ConfigError(_FRESH, what, did_you_mean(prefix, layers))
     if all(name.startswith(fresh) for name in names):
-        raise ConfigError(_FRESH, f"leaves no weight to take from {path}", "name fewer of them")
+        raise ConfigError(_FRESH, f"excludes every weight of {path}", "list fewer layers")
     try:
         inflate(net, load_image_weights(Path(path), net.cfg), fresh=fresh)
     except ConfigError as error:

@@ -1,6 +1,6 @@
 """Recycled host memory for batches and row groups.
 
-Allocating a batch afresh costs more than filling it: the kernel zeroes every new page on first
+Allocating a new batch costs more than filling it: the kernel zeroes every new page on first
 touch. A pool returns the memory of arrays that nothing refers to any more.
 """
 
@@ -12,7 +12,7 @@ import torch
 
 
 class BufferPool:
-    """Uint8 tensors whose memory is reused after their last reference is gone."""
+    """Uint8 tensors whose memory is reused after their last reference is released."""
 
     def __init__(self) -> None:
         self._free: dict[int, list[np.ndarray]] = {}
@@ -22,7 +22,7 @@ class BufferPool:
         """Return an uninitialised uint8 tensor, valid as long as it or a view of it is referenced.
 
         With a GPU the memory is pinned, so that copies to the device run asynchronously. It then
-        comes from torch's own pool of pinned memory: only torch knows when a copy that was started
+        comes from torch's own pool of pinned memory: only torch tracks when a copy that was started
         with `non_blocking=True` has finished reading it.
         """
         if self._is_pinned:
@@ -35,11 +35,11 @@ class BufferPool:
         try:
             memory = free.pop()
         except IndexError:
-            # Not `np.empty`: it asks for huge pages, which take the kernel longer to find than
-            # they save (measured, benchmarks/results/loader.md).
+            # Not `np.empty`: it requests huge pages, and the kernel takes longer to find them
+            # than they save (measured, benchmarks/results/loader.md).
             memory = torch.empty(capacity, dtype=torch.uint8).numpy()
         array = memory[:size].reshape(shape)
-        # The tensor keeps `array` alive, not `memory`; so the end of `array` is the end of all
-        # tensors made of it. At exit there is nothing to recycle for.
+        # The tensor holds a reference to `array`, not to `memory`: `array` is freed when the last
+        # tensor that shares it is. At exit nothing needs to be recycled.
         finalize(array, free.append, memory).atexit = False
         return torch.from_numpy(array)

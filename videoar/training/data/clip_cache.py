@@ -91,7 +91,9 @@ class ClipCache:
         frames_THWC = self._read(row)
         expected, actual = (row["num_frames"], *size_px(row)), frames_THWC.shape[:3]
         if actual != expected:
-            raise MediaError(row["clip_id"], "CORRUPT", f"is {actual}, {expected} in its row")
+            raise MediaError(
+                row["clip_id"], "CORRUPT", f"has shape {actual}, but {expected} in its row"
+            )
         return frames_THWC
 
     def _skip(self, index: int, error: MediaError) -> None:

@@ -110,8 +110,8 @@ def epoch_order(
         begin += len(own)
     random = np.random.Generator(np.random.Philox(key=seed_from(*key)))
     drawn = random.permutation(np.concatenate(labels))
-    # Batch i of the concatenated buckets goes to the i-th step that drew its bucket: buckets are
-    # interleaved, the batches of each stay in their order.
+    # Batch i of the concatenated buckets is assigned to the i-th step that drew its bucket: buckets
+    # are interleaved, the batches of each stay in their order.
     place = np.empty(len(drawn), np.int64)
     place[np.argsort(drawn, kind="stable")] = np.arange(len(drawn))
     return EpochOrder(
@@ -122,7 +122,7 @@ def epoch_order(
 def order_rules() -> str:
     """Return all that an order depends on besides its key and rows.
 
-    Checkpoints hold this text and reject any other, so it says `lanes`, the former word for strata.
+    Checkpoints hold this text and reject any other, so it has `lanes`, the former name of strata.
     """
     return f"version {VERSION}, {STRATA} lanes of {WINDOW_BYTES} bytes, rows of {ROW_BYTES} alone"
 

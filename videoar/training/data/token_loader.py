@@ -1,7 +1,7 @@
 """Batches of latents in an order that is a pure function of (snapshot digest, seed, epoch).
 
     order     `epoch_order`: global batches of one shape each, every row exactly once
-    rank      takes its slice of every global batch: any world size sees the same batches
+    rank      takes its slice of every global batch: the batches are the same at any world size
     reading   threads fill recycled buffers ahead of the training step; if the caller returns for
               the next batch sooner than a thread could read it, it is read in the caller's thread
     state     (digest, seed, batch size, epoch, step): there is no other state
@@ -94,7 +94,7 @@ class TokenLoader:
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size or batch_size % world_size:
             what = f"batch_size {batch_size} is not a multiple of world_size {world_size}"
-            raise ConfigError("batch_size", f"{what}, or there is no rank {rank}")
+            raise ConfigError("batch_size", f"{what}, or rank {rank} is out of range")
         payloads = load_contract(snapshot.contract).payloads
         if not columns or not set(columns) <= set(payloads):
             raise ConfigError("columns", f"{list(columns)} are not among {sorted(payloads)}")
@@ -229,7 +229,7 @@ class TokenLoader:
 
     @property
     def _is_cheap_to_read(self) -> bool:
-        """Whether a batch is many short local reads, each of which hands over the lock."""
+        """Whether a batch is many short local reads, each of which releases the GIL."""
         is_small = self._payload.row_bytes_N[self._row_N[0]] < ROW_BYTES
         return bool(is_small) and not self._is_remote
 
@@ -315,17 +315,17 @@ def _threads(number: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(cancel_futures=True)
 
 
-def _require_known_layout(files: Sequence[FileRef], notes: Sequence[Mapping[str, str]]) -> None:
-    for file, of_file in zip(files, notes, strict=True):
-        version = of_file.get("layout_version", LAYOUT_VERSION)
+def _require_known_layout(files: Sequence[FileRef], metadata: Sequence[Mapping[str, str]]) -> None:
+    for file, entries in zip(files, metadata, strict=True):
+        version = entries.get("layout_version", LAYOUT_VERSION)
         if version not in READABLE_LAYOUT_VERSIONS:
             readable = ", ".join(READABLE_LAYOUT_VERSIONS)
             what = f"layout version {version}, this version reads {readable}"
             raise ContractError(file.key, what, "tokenize its clips again")
 
 
-def _only_tokenizer(snapshot: str, notes: Sequence[Mapping[str, str]]) -> str:
-    digests = sorted({of_file.get("tokenizer_digest", "") for of_file in notes})
+def _only_tokenizer(snapshot: str, metadata: Sequence[Mapping[str, str]]) -> str:
+    digests = sorted({entries.get("tokenizer_digest", "") for entries in metadata})
     if len(digests) > 1:
         raise ConfigError(snapshot, f"tokens of {len(digests)} tokenizers: {digests}")
     return digests[0]

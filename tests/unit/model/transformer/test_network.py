@@ -278,7 +278,7 @@ def test_guidance_has_the_end_points_of_the_paper():
     assert (ucf(0, 0), ucf(1, 0), ucf(0, 1), ucf(1, 1)) == (1, 5, 10, 10)
     assert (t2v(0, 0), t2v(1, 1)) == (5, 3)
     assert guidance_schedule(2)(0.3, 0.4) == 2.0
-    with pytest.raises(ValueError, match="there are"):
+    with pytest.raises(ValueError, match="unknown guidance"):
         guidance_schedule("strong")
 
 
