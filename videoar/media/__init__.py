@@ -12,8 +12,8 @@
     synthetic       the synthetic corpus
 
 It returns frames and rows, commits no table and is independent of stages. It does not decide on
-quality: bounds on scores are in `videoar.curation`. Three modules read objects of a store, where sources and
-clips may be (`sources`, `fetch`, `clip_reader`); none writes there.
+quality: bounds on scores are in `videoar.curation`. Three modules read objects of a
+store, where sources and clips may be (`sources`, `fetch`, `clip_reader`); none writes there.
 
 A video that cannot be used raises `MediaError` with a code of `reject_codes`.
 """
