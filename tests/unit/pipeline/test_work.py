@@ -148,7 +148,7 @@ def test_failed_write_of_progress_is_logged_once(task, caplog):
     sink = store_progress(dataclasses.replace(task, store_url="file:///proc/videoar"))
     for step in range(3):
         sink(step, 3, {"loss": 1.0})
-    assert caplog.text.count("progress cannot be shown for now: /proc/videoar") == 1
+    assert caplog.text.count("progress could not be written: /proc/videoar") == 1
 
 
 @pytest.mark.parametrize(("takes_s", "every_s"), [(0.01, 2), (1, 20)])

@@ -91,7 +91,7 @@ def test_max_clips_below_the_input_is_logged(store, clips, tmp_path, caplog):
     train(store, clips, MemoryRank(tmp_path / "a"))
     assert "max_clips" not in caplog.text
     train(store, clips, MemoryRank(tmp_path / "b"), max_clips=1)
-    assert "trains on max_clips = 1 of " in caplog.text
+    assert "training on max_clips = 1 of " in caplog.text
 
 
 def test_validations_are_spread_evenly_over_the_run(store, clips, tmp_path):

@@ -131,11 +131,14 @@ def shorter(key):
         (without("critic_adam/"), "'critic_adam': 0"),
         (without("net/"), "'net': 0"),
         (replaced("critic/", "judge/"), "'judge': "),
-        (replaced("average/encoder", "average/coder"), "average/coder.* is in one of"),
+        (
+            replaced("average/encoder", "average/coder"),
+            "average/coder.* is in the file or in the network",
+        ),
         (replaced("net/encoder", "net/coder"), "Missing key"),
         (replaced("adam/0.", "adam/999."), "IndexError"),
-        (shorter("average/encoder.conv_in.weight"), "average/encoder.conv_in.weight is"),
-        (shorter("adam/0.exp_avg"), "adam/0.exp_avg is"),
+        (shorter("average/encoder.conv_in.weight"), "average/encoder.conv_in.weight has shape"),
+        (shorter("adam/0.exp_avg"), "adam/0.exp_avg has shape"),
         (shorter("net/encoder.conv_in.weight"), "size mismatch"),
     ],
 )
