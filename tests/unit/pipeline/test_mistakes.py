@@ -43,7 +43,7 @@ def mistakes(document: dict) -> dict[str, str]:
          "training.optimizer.betas.1", "missing"),
         ("model", {"training": None}, "training", "must be a mapping, not null"),
         ("model", {"model": {"dept": 3}}, "model.dept", "unknown key (did you mean depth?)"),
-        ("model", {"model": {"depth": 0}}, "model.depth", "must be a whole number >= 1, not 0"),
+        ("model", {"model": {"depth": 0}}, "model.depth", "must be a whole number >= 1 and <= 1,024, not 0"),
         ("model", {"preset": "tinny"}, "preset", "unknown preset tinny (did you mean tiny?)"),
         ("model", {"preset": 3}, "preset", "must be one of tiny, small, L, XL, 4B, not 3"),
         ("model", {"learning_rate": 1}, "learning_rate", "unknown key (known: "),
