@@ -247,7 +247,7 @@ def test_dry_run_changes_nothing(store: Store, videos: Path):
 
 
 def test_unknown_source_is_one_error_line(store: Store):
-    with pytest.raises(ConfigError, match="is no SHA-256"):
+    with pytest.raises(ConfigError, match="is not a SHA-256"):
         forget(store, "a.mp4")
     with pytest.raises(SnapshotNotFoundError, match=r"no source of .*videoar lineage"):
         forget(store, "0" * 64)
