@@ -71,7 +71,7 @@ class PretrainStage(LoopStage[PretrainConfig]):
         def after_step(_: object, metrics: Mapping[str, float]) -> None:
             step = trainer.step
             rank.report(step, config.training.steps, metrics)
-            # gradients are averaged over ranks, so their weights are equal: one checkpoint serves
+            # gradients are summed over ranks, so their weights are equal: one checkpoint serves
             # all
             is_due = step % config.checkpoint_every == 0 or step == config.training.steps
             if is_due and rank.index == 0:
