@@ -164,7 +164,7 @@ def test_run_that_began_before_cannot_commit_the_source(store: Store, videos: Pa
     old = store.snapshot(f"clips:{heads(store)['clips']}")
     rows = old.table()
     forget(store, sha(videos / "a.mp4"))
-    with pytest.raises(WithdrawnError, match="taken down"):
+    with pytest.raises(WithdrawnError, match="which was withdrawn"):
         store.dataset("good", "clips@1").write(rows)
     provenance = old.commit.provenance.model_copy(update={"fingerprint": "new"})
     with pytest.raises(WithdrawnError, match="during the run"):

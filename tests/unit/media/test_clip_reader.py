@@ -14,36 +14,46 @@ from videoar.storage.store import open_store
 OPTIONS = {"size_px": 48, "num_frames": 9, "find_shots": False, "max_clips_per_source": 50}
 
 
-@pytest.fixture(params=[None, 8.0], ids=["native", "grid"])
-def rate_fps(request):
-    return request.param
+FILES = {
+    "a.mp4": {"crf": 5},
+    "a.mkv": {"codec": "libx265", "crf": 10},
+    "a.webm": {"codec": "libvpx-vp9", "crf": 20},
+    "a.avi": {"codec": "mpeg4", "crf": 3},
+    "a.ts": {"crf": 5},
+    "a.mov": {"codec": "mjpeg", "crf": 3, "pix_fmt": "yuvj420p"},
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("a.mp4", {"crf": 5}),
-        ("a.mkv", {"codec": "libx265", "crf": 10}),
-        ("a.webm", {"codec": "libvpx-vp9", "crf": 20}),
-        ("a.avi", {"codec": "mpeg4", "crf": 3}),
-        ("a.ts", {"crf": 5}),
-        ("a.mov", {"codec": "mjpeg", "crf": 3, "pix_fmt": "yuvj420p"}),
-    ],
-)
-def test_reference_returns_the_frames_of_the_scan(tmp_path, name, options, rate_fps):
-    (tmp_path / "in").mkdir()
-    path = write_video(tmp_path / "in" / name, moving_noise(90), **options)
-    plan = ScanPlan(size_px=48, num_frames=9, find_shots=False, rate_fps=rate_fps)
-    *decoded, _ = scan(path, plan)
-    store = open_store((tmp_path / "store").as_uri())
-    clips, _ = ingest(store, str(tmp_path / "in"), keep="references", rate_fps=rate_fps, **OPTIONS)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("in")
+    for name, options in FILES.items():
+        write_video(folder / name, moving_noise(90), **options)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[None, 8.0], ids=["native", "grid"])
+def referenced(request, folder, tmp_path_factory):
+    """Return the rate, a reader, and the rows of the references to every file."""
+    store = open_store(tmp_path_factory.mktemp("store").as_uri())
+    options = {"keep": "references", "rate_fps": request.param, **OPTIONS}
+    clips, _ = ingest(store, str(folder), **options)
     assert list(store.objects.list("objects/")) == []
-    rows = sorted(clips.table(list(COLUMNS)).to_pylist(), key=lambda row: row["frame_times_us"])
-    assert len(rows) == len(decoded) >= 2
     read = ClipReader(store.objects)
-    for row, clip in zip(reversed(rows), reversed(decoded), strict=True):
-        assert np.array_equal(read(row), clip.frames_THWC)
+    yield request.param, read, clips.table([*COLUMNS, "source_name"]).to_pylist()
     read.close()
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_reference_returns_the_frames_of_the_scan(folder, referenced, name):
+    rate_fps, read, rows = referenced
+    plan = ScanPlan(size_px=48, num_frames=9, find_shots=False, rate_fps=rate_fps)
+    *decoded, _ = scan(folder / name, plan)
+    own = [row for row in rows if row["source_name"] == name]
+    own.sort(key=lambda row: row["frame_times_us"])
+    assert len(own) == len(decoded) >= 2
+    for row, clip in zip(reversed(own), reversed(decoded), strict=True):
+        assert np.array_equal(read(row), clip.frames_THWC)
 
 
 def test_reference_returns_the_same_frames_at_any_size(tmp_path):
