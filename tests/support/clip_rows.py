@@ -58,19 +58,24 @@ def clip_row(name="a", **change):
     } | change
 
 
+def video_columns(store, data, num_frames, height_px, width_px):
+    """Store an encoded clip of 8 fps; return the columns that say where and what it is."""
+    ref = store.put_object(data, ".mp4")
+    return {
+        "num_frames": num_frames,
+        "rate_fps": 8.0,
+        "width_px": width_px,
+        "height_px": height_px,
+        "video_key": ref.key,
+        "video_sha256": ref.sha256,
+        "video_size_bytes": ref.size_bytes,
+    }
+
+
 def stored(store, frames_NTHWC, crf=12):
-    """Store clips at 8 fps; yield the columns that describe each object."""
+    """Store drawn clips at 8 fps; yield their columns."""
     for data, frames in zip(encode_clips(frames_NTHWC, 8.0, crf), frames_NTHWC, strict=True):
-        ref = store.put_object(data, ".mp4")
-        yield {
-            "num_frames": len(frames),
-            "rate_fps": 8.0,
-            "width_px": frames.shape[2],
-            "height_px": frames.shape[1],
-            "video_key": ref.key,
-            "video_sha256": ref.sha256,
-            "video_size_bytes": ref.size_bytes,
-        }
+        yield video_columns(store, data, *frames.shape[:3])
 
 
 def drawn_rows(store, scenes):

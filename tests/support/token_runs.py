@@ -5,14 +5,16 @@ A module of its own, so that the fork server imports it once for all of them.
 
 import os
 import signal
+from functools import cache
 
 import torch
 
 from tests.support.child_process import exit_code, preload
-from tests.support.clip_rows import clip_row, clips_of, stored
+from tests.support.clip_rows import clip_row, clips_of, video_columns
 from tests.support.stage_chain import commit
 from videoar.engine.inline import InlineEngine
 from videoar.media.synthetic import draw, scenes
+from videoar.media.transcode import encode_clips
 from videoar.model.tokenizer.config import TOKENIZERS
 from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.pipeline.spec import parse_pipeline
@@ -29,11 +31,17 @@ SHAPES = ((9, 32, 32), (5, 32, 32), (9, 64, 64))
 def shape_rows(store, shapes, prefix=""):
     """Return a row per shape (frames, height, width), with a drawn clip in the store behind it."""
     rows = []
-    for i, (frames, height, width) in enumerate(shapes):
-        picture = draw(scenes()[i % len(scenes())], frames, max(height, width), 8.0)
-        (video,) = stored(store, [picture[:, :height, :width]])
+    for i, shape in enumerate(shapes):
+        video = video_columns(store, _drawn(i % len(scenes()), *shape), *shape)
         rows.append(clip_row(f"{prefix}{i}", **video))
     return rows
+
+
+@cache  # every clip costs a run of ffmpeg, and most tests draw the same ones
+def _drawn(scene, num_frames, height_px, width_px):
+    frames = draw(scenes()[scene], num_frames, max(height_px, width_px), 8.0)
+    (data,) = encode_clips([frames[:, :height_px, :width_px]], 8.0, 12)
+    return data
 
 
 def untrained(store, preset="tiny"):
