@@ -196,7 +196,7 @@ def test_batch_that_workers_cannot_share_is_rejected_with_the_config():
         return TrainTokenizerConfig(training=training, resources={"workers": workers})
 
     assert config(2, 2).resources.workers == 2
-    with pytest.raises(ValidationError, match=r"batch_clips=4 is no multiple of 6: .*workers=3"):
+    with pytest.raises(ValidationError, match=r"batch_clips=4 is not a multiple of 6: .*workers=3"):
         config(3, 2)
 
 
