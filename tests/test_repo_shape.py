@@ -126,6 +126,12 @@ def test_wheel_contains_py_typed():
     assert ROOT / "videoar" / "py.typed" in tracked()
 
 
+def test_tests_import_only_support_and_checks():
+    pattern = re.compile(r"(?:from|import) tests\.(?!support\b|checks\b)\S+")
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        assert pattern.findall(path.read_text(encoding="utf-8")) == [], path
+
+
 def test_every_noqa_has_a_reason():
     marks = [
         line

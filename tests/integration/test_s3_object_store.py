@@ -90,7 +90,7 @@ def test_read_cached_reads_the_page_cache_only(objects, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(os, "preadv", refuse(number))
             assert read_cached(objects, "a/b", 3, 4) is None
-    monkeypatch.setattr(local_store, "_NO_WAIT", 0)
+    monkeypatch.setattr(local_store, "_NO_WAIT", 0)  # a platform without RWF_NOWAIT
     assert read_cached(objects, "a/b", 3, 4) is None
 
 

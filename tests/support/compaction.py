@@ -17,5 +17,5 @@ def compact(store, tokens, **options):
 
 
 def compact_at(store_url, tokens):
-    """Do the same from addresses alone, in a child process."""
+    """Open the store and compact, in a child process."""
     compact(open_store(store_url), tokens)

@@ -1,4 +1,4 @@
-"""Infinity's image tokenizer, slow and obvious: one call per layer, weights by their names.
+"""Infinity's image tokenizer, slow and plain: one call per layer, weights by their names.
 
 Layers as in FoundationVision/Infinity, `models/bsq_vae/flux_vqgan.py`, with `cnn_type="2d"` and no
 attention. The weights are random.

@@ -1,4 +1,4 @@
-"""What tests of loop stages share: a rank without an engine, and tables committed as stages do."""
+"""A rank without an engine, and commits of single tables, for tests of loop stages."""
 
 from videoar.core.types import Provenance
 

@@ -1,4 +1,4 @@
-"""Tokens whose values are the number of their row, and what a loader makes of them."""
+"""Tokens whose values are the number of their row, and comparison of loaded batches."""
 
 import numpy as np
 import pyarrow as pa
@@ -41,7 +41,7 @@ def commit_to(store, *tables, row_group_bytes=ROW_GROUP_BYTES):
 
 
 def contents(loader):
-    """Return what the batches hold, copied at once; each row must hold its own number."""
+    """Return clip ids and latents of the batches, copied because buffers are reused."""
     batches = [(batch["clip_ids"], batch["latent_BTKHW"].numpy().copy()) for batch in loader]
     for clips, latents in batches:
         assert [int(clip, 16) for clip in clips] == latents[:, 0, 0, 0, 0].tolist()

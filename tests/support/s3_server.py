@@ -66,7 +66,7 @@ bluestore_block_size = 21474836480
 osd_memory_target = 939524096
 osd_client_watch_timeout = 5
 [client]
-# with Nagle's algorithm every answer to a small GET waits 40 ms for an acknowledgement
+# with Nagle's algorithm every response to a small GET is delayed 40 ms, until an acknowledgement
 rgw_frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1
 rgw_data = {folder}/rgw
 rgw_run_sync_thread = false
@@ -92,7 +92,7 @@ class S3Server:
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody uses now."""
+    """Return a free loopback port."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
@@ -108,7 +108,7 @@ class Ceph:
         self._daemons: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
-        """Build the cluster and wait until the gateway answers."""
+        """Build the cluster and wait until the gateway responds."""
         for name in ("run", "log", "osd", "rgw"):
             (self.folder / name).mkdir()
         fsid, osd, mon_port = str(uuid.uuid4()), str(uuid.uuid4()), free_port()
@@ -188,7 +188,7 @@ def aws_variables() -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """Start Ceph once per test session, with one bucket; AWS variables point at it meanwhile."""
+    """Start Ceph once per test session, with one bucket; AWS variables point at it."""
     reason = install(PACKAGES)
     if reason:
         pytest.skip(f"a real S3 server: {reason}")
@@ -204,7 +204,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session")
 def moto_server() -> Iterator[S3Server]:
-    """Start the quick in-process imitation, for what needs no real server."""
+    """Start moto, an in-process imitation, for tests that need no real server."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 

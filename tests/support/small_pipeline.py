@@ -1,4 +1,4 @@
-"""The quickstart pipeline with everything made small: same stages, same file, seconds of work."""
+"""The quickstart pipeline with small sizes: the same file and stages, seconds of work."""
 
 import io
 import json
@@ -40,7 +40,7 @@ OVERRIDES = [
     "stages.release.rules=[{metric: recon/psnr, min: 1.0}]",
 ]
 MORE_VIDEOS = "inputs.videos=rendered://shapes?num_videos=30&seed=0"
-"""Some are broken, and there are enough to compare distances."""
+"""Some are broken; enough are good for a Frechet distance."""
 STAGES = ["clips", "good", "tokenizer", "tokens", "model", "samples", "scores", "release"]
 
 
@@ -49,7 +49,7 @@ def sets(*extra: str, base: Sequence[str] = OVERRIDES) -> list[str]:
 
 
 def up_to_the_model(folder: Path) -> list[str]:
-    """Write the pipeline without what comes after its model; return the arguments to run it."""
+    """Write the pipeline up to its model; return the arguments to run it."""
     document = yaml.safe_load(PIPELINE.read_text())
     kept = STAGES[:5]
     document["stages"] = {name: document["stages"][name] for name in kept}
@@ -74,7 +74,7 @@ def videoar(
 ) -> dict:
     """Call the command line as a user does; return its JSON, and `stderr` if it failed.
 
-    In this process, unless Ray is asked for: starting Python with torch, MLflow and Great
+    In this process, except on Ray: starting Python with torch, MLflow and Great
     Expectations takes as long as what most of these calls do.
     """
     call = command(*arguments, store=store, target=target)

@@ -1,4 +1,4 @@
-"""Run ingest and filter on a store without an engine: what the stages' tests share."""
+"""Run ingest and filter on a store without an engine."""
 
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor

@@ -1,4 +1,4 @@
-"""Look for a text or for bytes in everything that a store keeps, Parquet decoded."""
+"""Search all objects of a store for a text or for bytes, Parquet decoded."""
 
 import io
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from videoar.storage.store import Store
 
 
 def holding_text(store: Store, wanted: str | bytes) -> list[str]:
-    """Return the keys of the objects that hold it."""
+    """Return the keys of the objects that contain it."""
     found = ((info.key, store.objects.get(info.key)) for info in store.objects.list(""))
     return [key for key, data in found if holds(data, wanted)]
 

@@ -1,4 +1,4 @@
-"""Debian packages that some tests need: installed where the user may, else the test is skipped."""
+"""Debian packages that some tests need: installed if the user is root, else the test is skipped."""
 
 import fcntl
 import os

@@ -1,4 +1,4 @@
-"""Pretrained models of real classes, tiny and random, saved as their makers save them.
+"""Tiny pretrained models of real classes with random weights, saved by transformers.
 
 Weights cannot be fetched in a test; everything else that loading does is the same.
 """
@@ -18,7 +18,7 @@ IMAGE, QWEN_IMAGE, QWEN_VIDEO = "<image>", "<|image_pad|>", "<|video_pad|>"
 WORDS = (PAD, START, END, UNKNOWN, IMAGE, QWEN_IMAGE, QWEN_VIDEO, "user", "assistant",
          "what", "is", "this", "a")  # fmt: skip
 MADE = tuple(f"word{i}" for i in range(24))
-"""What a random model can say beside its prompt."""
+"""Words that a random model can write besides those of its prompt."""
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
 TEXT = SIZES | {"vocab_size": len(WORDS + MADE), "num_attention_heads": 2, "pad_token_id": 0,
                 "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
@@ -34,7 +34,9 @@ def _save(folder: Path, *parts, seed: int) -> str:
     for part in parts:
         if isinstance(part, torch.nn.Module):
             generator = torch.Generator().manual_seed(seed)
-            for weight in part.parameters():  # the classes' own draw leaves pooled features at zero
+            for weight in (
+                part.parameters()
+            ):  # the classes' own initialization leaves pooled features at zero
                 weight.data.normal_(0, 0.3, generator=generator)
         part.save_pretrained(folder)
     return str(folder)
@@ -57,7 +59,7 @@ def _tokenizer():
 
 
 def llava(folder: Path, seed: int = 0, silent: bool = False) -> str:
-    """Conversations, pictures as tokens of one text; a silent one ends where it should begin."""
+    """LLaVA: chat, images as tokens of the text. `silent`: the first token ends the answer."""
     from transformers.models.clip import CLIPImageProcessorPil
 
     config = transformers.LlavaConfig(
@@ -76,7 +78,7 @@ def llava(folder: Path, seed: int = 0, silent: bool = False) -> str:
 
 
 def qwen2_vl(folder: Path, seed: int = 0) -> str:
-    """Conversations; a processor that asks for torchvision to read videos."""
+    """Chat; its processor needs torchvision for videos."""
     from transformers.models.qwen2_vl import Qwen2VLImageProcessorPil
 
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
@@ -98,7 +100,7 @@ def qwen2_vl(folder: Path, seed: int = 0) -> str:
 
 
 def blip(folder: Path, seed: int = 0) -> str:
-    """No conversations: one picture and the beginning of its caption."""
+    """No chat: one image and the beginning of its caption."""
     from transformers.models.blip import BlipImageProcessorPil
 
     config = transformers.BlipConfig(
@@ -109,7 +111,7 @@ def blip(folder: Path, seed: int = 0) -> str:
 
 
 def clip(folder: Path, seed: int = 0) -> str:
-    """Both towers, a joint space of 12 numbers."""
+    """Both towers, joint embeddings of 12 numbers."""
     from transformers.models.clip import CLIPImageProcessorPil
 
     config = transformers.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=12)
@@ -135,7 +137,7 @@ def siglip(folder: Path, seed: int = 0) -> str:
 
 
 def dinov2(folder: Path, seed: int = 0) -> str:
-    """No text at all."""
+    """Vision only."""
     from transformers.models.bit import BitImageProcessorPil
 
     model = transformers.Dinov2Model(transformers.Dinov2Config(**VISION, mlp_ratio=1))
@@ -143,7 +145,7 @@ def dinov2(folder: Path, seed: int = 0) -> str:
 
 
 def ijepa(folder: Path, seed: int = 0) -> str:
-    """Nothing pooled: what it knows is in the patches."""
+    """No pooled output: features of the patches only."""
     from transformers.models.vit import ViTImageProcessorPil
 
     model = transformers.IJepaModel(transformers.IJepaConfig(**VISION))
@@ -151,7 +153,7 @@ def ijepa(folder: Path, seed: int = 0) -> str:
 
 
 def drawn_clips(store, captions):
-    """Commit one drawn clip per caption, None for a clip without."""
+    """Commit one drawn clip per caption; None: a clip without a caption."""
     rows = drawn_rows(store, scenes()[: len(captions)])
     for row, caption in zip(rows, captions, strict=True):
         row |= {"caption": caption, "caption_source": caption and "labels"}

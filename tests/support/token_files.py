@@ -47,7 +47,7 @@ def token_rows(start, rows, shape=SHAPE, scales=SCALES, source=None, **notes):
 
 
 class ListsLate:
-    """A store whose listings do not show what was written just now."""
+    """A store whose listings omit recent writes."""
 
     def __init__(self, objects):
         self._objects = objects
@@ -60,7 +60,7 @@ class ListsLate:
 
 
 def changed(table, column, row, value):
-    """Return the table with one other value."""
+    """Return the table with one value replaced."""
     values = table[column].to_pylist()
     values[row] = value
     index = table.column_names.index(column)
@@ -91,7 +91,7 @@ def commit_tables(
 
 
 def flip_silently(store, file, column):
-    """Flip a bit so that whoever does not look at checksums reads other values, and no error."""
+    """Flip a bit so that a reader without checksums gets other values and no error."""
     good = store.objects.get(file.key)
     there = pq.read_table(pa.BufferReader(good), columns=[column])
     metadata = pq.read_metadata(pa.BufferReader(good))

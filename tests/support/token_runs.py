@@ -29,7 +29,7 @@ SHAPES = ((9, 32, 32), (5, 32, 32), (9, 64, 64))
 
 
 def shape_rows(store, shapes, prefix=""):
-    """Return a row per shape (frames, height, width), with a drawn clip in the store behind it."""
+    """Return a row per shape (frames, height, width), with a drawn clip in the store."""
     rows = []
     for i, shape in enumerate(shapes):
         video = video_columns(store, _drawn(i % len(scenes()), *shape), *shape)
@@ -45,7 +45,7 @@ def _drawn(scene, num_frames, height_px, width_px):
 
 
 def untrained(store, preset="tiny"):
-    """Commit a tokenizer with drawn weights."""
+    """Commit a tokenizer with random weights."""
     torch.manual_seed(0)
     net = VideoTokenizer(TOKENIZERS[preset])
     row = publish_model(net, store, weights=net.state_dict(), step=0, metrics={}, history=[])

@@ -58,7 +58,7 @@ def resume(store: Store, run_id: str) -> Run:
 
 
 def execute_at(store_url: str, document: dict, run_id: str) -> None:
-    """Do the same from addresses alone, in a child process."""
+    """Open the store and run, in a child process."""
     execute(open_store(store_url), document, run_id)
 
 

@@ -1,7 +1,7 @@
-"""Toy stages of all three shapes on the real contracts, so that the runner is tested for itself.
+"""Toy stages of all three shapes on the real contracts, for tests of the runner alone.
 
 `upper` (map) refuses names with a "bad" in them, and so does `served`, which asks for Ray Serve;
-`count` (loop) counts to `steps` with checkpoints; `gang` (loop) has a rank in trouble; `pick`
+`count` (loop) counts to `steps` with checkpoints; `gang` (loop) has a rank that fails; `pick`
 (reduce) keeps rows up to a size; `judge` (reduce) makes a gate decision.
 """
 
@@ -141,7 +141,7 @@ class Count(LoopStage[CountConfig]):
 
 
 class Gang(LoopStage[StageConfig]):
-    """Ranks that add up their numbers, counted from 1; the second one dies first, then refuses."""
+    """Ranks that add up their numbers; the second is killed once, then raises an error."""
 
     name = "gang"
     consumes = {"sources": Port("sources@1")}
@@ -159,7 +159,7 @@ class Gang(LoopStage[StageConfig]):
         total = all_reduce_sum(torch.tensor([rank.index + 1.0])).item()
         if rank.index:
             raise ConfigError("gang", f"adds up to {total:g}")
-        all_reduce_sum(torch.zeros(1))  # waits for who will never come
+        all_reduce_sum(torch.zeros(1))  # blocks: the other rank has raised
         return None
 
 
