@@ -18,7 +18,9 @@ PINS = dict(
 
 
 def documents(folder: Path) -> dict[str, dict]:
-    loaded = [d for path in sorted(folder.glob("*.yaml")) for d in yaml.safe_load_all(path.open())]
+    loaded = [
+        d for path in sorted(folder.glob("*.yaml")) for d in yaml.safe_load_all(path.read_text())
+    ]
     return {document["kind"]: document for document in loaded}
 
 

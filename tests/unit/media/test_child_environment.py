@@ -52,7 +52,7 @@ def test_decoders_and_fetchers_of_files_have_no_secrets(tmp_path):
     with SandboxedDecoder(ScanPlan(), Limits()) as scanner:
         path, _ = scanner.fetch((tmp_path / "a.mp4").as_uri(), tmp_path / "into")
         assert list(scanner.scan(path))
-        children = environments(b"videoar.media.sandbox")
+        children = environments(b"-m\0videoar.media.sandbox\0")
     assert len(children) == 2
     for environment in children.values():
         assert_no_secrets(environment)
@@ -83,9 +83,9 @@ def test_what_fetches_from_s3_has_the_credentials_and_what_decodes_it_has_not(
     settings.cache_clear()
     with SandboxedDecoder(ScanPlan(), Limits()) as scanner:
         path, _ = scanner.fetch(f"s3://{moto_server.bucket}/a.mp4", tmp_path / "into")
-        fetchers = environments(b"videoar.media.sandbox")
+        fetchers = environments(b"-m\0videoar.media.sandbox\0")
         assert list(scanner.scan(path))
-        children = environments(b"videoar.media.sandbox")
+        children = environments(b"-m\0videoar.media.sandbox\0")
     settings.cache_clear()
     [(fetcher, environment)] = fetchers.items()
     assert environment["AWS_SECRET_ACCESS_KEY"] == "testing-secret"
