@@ -166,6 +166,6 @@ def test_missing_model_is_reported_before_any_work(models, stage, tmp_path):
 
 def test_shipped_pipeline_names_its_missing_model(tmp_path):
     with pytest.raises(
-        ConfigError, match=r"stages\.embedded\.model: models/image-encoder: no such"
+        ConfigError, match=r"stages\.embedded\.model: /.*/models/image-encoder: no such"
     ):
         api.run(open_store((tmp_path / "store").as_uri()), PIPELINE, target="inline")
