@@ -7,11 +7,12 @@ pyarrow, Delta Lake and torch takes seconds, a fork milliseconds.
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from multiprocessing import get_context
+from multiprocessing import get_context, util
 from multiprocessing.process import BaseProcess
 
 _CONTEXT = get_context("forkserver")
 _PRELOADED = ["pytest", "deltalake", "ffmpeg", "pandas"]
+util.get_temp_dir()  # now: with the TMPDIR of a test, the path of the server's socket is too long
 
 
 def preload(module: str) -> None:
@@ -23,14 +24,18 @@ def preload(module: str) -> None:
 def _call(
     function: Callable[..., object], arguments: tuple, environment: Mapping[str, str]
 ) -> None:
-    os.environ.update(environment)  # before anything in this process reads the settings
+    # the server has the environment of the moment at which it started: without a test's credentials
+    os.environ.clear()
+    os.environ.update(environment)
     tempfile.tempdir = None  # so that TMPDIR counts
     function(*arguments)
 
 
 def start(function: Callable[..., object], *arguments: object, **environment: str) -> BaseProcess:
     """Start a child that calls a function of a module, with variables added to its environment."""
-    child = _CONTEXT.Process(target=_call, args=(function, arguments, environment))
+    child = _CONTEXT.Process(
+        target=_call, args=(function, arguments, {**os.environ, **environment})
+    )
     child.start()
     return child
 

@@ -110,7 +110,7 @@ def test_folder_published_is_fetched_unchanged(tmp_path):
 def test_folder_record_with_outside_path_is_rejected(tmp_path):
     store = open_store((tmp_path / "store").as_uri())
     file = store.put_object(b"x", ".py").model_dump()
-    with pytest.raises(StorageError, match="out of the folder"):
+    with pytest.raises(StorageError, match="outside the target folder"):
         store.fetch_folder([{**file, "path": "../escaped.py"}], tmp_path / "into")
     assert not (tmp_path / "escaped.py").exists()
 
