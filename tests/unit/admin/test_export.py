@@ -145,6 +145,7 @@ def test_export_with_a_missing_file_is_rewritten(store, tokens, tmp_path):
     assert again() == made
 
 
+@pytest.mark.slow
 def test_export_to_a_bucket_equals_that_to_a_folder(store, tokens, tmp_path, moto_server):
     far = open_store(moto_server.new_url(), endpoint=moto_server.endpoint)
     same = commit_tables(far, token_rows(0, 7), token_rows(50, 4))

@@ -33,7 +33,13 @@ from videoar.storage.unique_keys import duplicate_keys
 from videoar.storage.writer import find_footer
 
 
-@pytest.fixture(params=["file", "moto", pytest.param("ceph", marks=pytest.mark.s3)])
+@pytest.fixture(
+    params=[
+        "file",
+        pytest.param("moto", marks=pytest.mark.slow),  # a second per test
+        pytest.param("ceph", marks=pytest.mark.s3),
+    ]
+)
 def store(request, tmp_path) -> Store:
     if request.param == "file":
         return open_store((tmp_path / "store").as_uri())
