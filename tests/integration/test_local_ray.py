@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
@@ -185,6 +186,11 @@ def listeners() -> set[tuple[str, str, int]]:
     return found
 
 
+def serving_http(found: dict) -> set[str]:
+    """Return the processes that have refused an HTTP request without the token."""
+    return {name for (name, _, _), answer in list(found.items()) if answer["http"] == [401]}
+
+
 def test_listening_sockets_documented_and_guarded(engine: RayEngine, tmp_path: Path):
     videos = write_videos(tmp_path / "videos", "a.mp4", "b.mp4", "c.mp4")
     small = {"resources": {"cpus": 0.5}}
@@ -217,6 +223,9 @@ def test_listening_sockets_documented_and_guarded(engine: RayEngine, tmp_path: P
         watching = pool.submit(watch)
         try:
             execution.run()
+            deadline = time.monotonic() + 60  # agents start beside the run, and may need longer
+            while not serving_http(found) >= HTTP and time.monotonic() < deadline:
+                time.sleep(0.2)
         finally:
             is_over.set()
     watching.result()
