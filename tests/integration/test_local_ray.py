@@ -211,15 +211,23 @@ def test_listening_sockets_documented_and_guarded(engine: RayEngine, tmp_path: P
     )
     secret, found, is_over = token().read_text(), {}, threading.Event()
 
-    def watch() -> None:
-        while not is_over.wait(0.1):
-            for one in listeners() - found.keys():
-                found[one] = answers(one[0], one[2], secret)
-            for one, answer in found.items():
-                if one[0] in HTTP and answer["http"] == [0]:  # listens before it serves
-                    answer["http"] = [http_status(one[2])]
+    def ask(one: tuple[str, str, int]) -> None:
+        answer = answers(one[0], one[2], secret)
+        while one[0] in HTTP and answer["http"] == [0] and not is_over.wait(0.5):
+            answer["http"] = [http_status(one[2])]  # agents listen before they serve
+            found[one] = answer
+        found[one] = answer
 
-    with ThreadPoolExecutor(1) as pool:
+    def watch() -> None:
+        seen = set()
+        while not is_over.wait(0.1):
+            # asked beside the watching: a server that hangs must not hide sockets that come and go
+            for one in listeners() - seen:
+                seen.add(one)
+                asking.append(pool.submit(ask, one))
+
+    asking = []
+    with ThreadPoolExecutor(64) as pool:
         watching = pool.submit(watch)
         try:
             execution.run()
@@ -228,7 +236,8 @@ def test_listening_sockets_documented_and_guarded(engine: RayEngine, tmp_path: P
                 time.sleep(0.2)
         finally:
             is_over.set()
-    watching.result()
+    for one in (watching, *asking):
+        one.result()
     far = {name for name, address, _ in found if not re.match(r"(::ffff:)?127[.]", address)}
     assert {ON_ALL_INTERFACES.get(name, name) for name in far} == set(ON_ALL_INTERFACES.values())
     for owner, method in CALLS:
