@@ -114,7 +114,7 @@ class Dataset:
         # two shards may write equal rows, hence one file; the Delta log lists a path once
         unique = tuple({file.sha256: file for file in files}.values())
         digest = snapshot_digest(unique, self.contract.id)
-        # version 0 is a placeholder: the log assigns the version of the attempt that wins
+        # the log sets the version: only the attempt that is committed knows its own
         draft = Commit(
             snapshot=f"{self.name}:{digest[:SHORT_DIGEST]}",
             digest=digest,
