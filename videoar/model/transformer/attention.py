@@ -50,6 +50,11 @@ class Layout:
         """Latent frames."""
         return self.scheme.blocks[-1].frame + 1
 
+    @property
+    def num_scales(self) -> int:
+        """Scales of a frame."""
+        return 1 + max(block.scale for block in self.scheme.blocks)
+
 
 @lru_cache(maxsize=32)
 def compile_scheme(scheme: Scheme, device: torch.device) -> Layout:

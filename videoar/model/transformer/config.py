@@ -76,11 +76,23 @@ class ModelConfig(Frozen):
         """Channels of one attention head."""
         return self.width // self.heads
 
-    def scheme_for(self, num_frames: int) -> Scheme:
-        """Return the order of prediction of a clip with a number of pixel frames."""
+    def scheme_for(self, num_frames: int, scales: Scales | None = None) -> Scheme:
+        """Return the order of prediction of a clip.
+
+        Args:
+            num_frames: pixel frames, 1 for an image.
+            scales: schedule of the clip's size and orientation, if not `self.scales`. Scale i has
+                embedding i in every schedule.
+
+        Raises:
+            ValueError: `scales` are more than `max_scales`; or see `latent_frames`.
+        """
+        scales = scales or self.scales
+        if len(scales) > self.max_scales:
+            raise ValueError(f"{len(scales)} scales, more than max_scales={self.max_scales}")
         return SCHEMES[self.scheme](
             latent_frames(num_frames, self.time_stride),
-            self.scales,
+            scales,
             self.history,
             self.window,
             self.rope,

@@ -9,6 +9,7 @@ width, C channels, K bits, T latent frames, H W latent grid.
 Source: arXiv 2601.05966 sections 4.2 and 6.1; block ours ("LLaMA family principles").
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from videoar.model.schedule import Scale, Scales
 from videoar.model.tokenizer.quantizer import resize
 from videoar.model.transformer.attention import (
     Attend,
@@ -51,15 +53,26 @@ def teacher_forcing_inputs(scheme: Scheme, accumulated: Sequence[Tensor]) -> Ten
     Returns:
         features_BLK; zeros for blocks without a parent.
     """
-    inputs = []
-    for block in scheme.blocks:
-        if block.parent is None:
-            source = torch.zeros_like(accumulated[0][:, 0])
-        else:
-            parent = scheme.blocks[block.parent]
-            source = accumulated[parent.scale][:, parent.frame]
-        inputs.append(block_input(source, block))
+    zero_BK1 = torch.zeros_like(accumulated[0][:, 0, :, 0, :1])
+    inputs = [zero_BK1.expand(-1, -1, block.num_tokens).mT for block in scheme.blocks]
+    # All frames of a scale at once: about S kernels in place of T * S, which are tiny.
+    for (scale, grid), members in _resized_alike(scheme).items():
+        rebuilt = torch.stack([accumulated[scale][:, frame] for _, frame in members])
+        resized = resize(rebuilt.flatten(0, 1), grid)
+        features = rearrange(resized, "(n b) k h w -> n b (h w) k", n=len(members))
+        for (index, _), feature_BlK in zip(members, features, strict=True):
+            inputs[index] = feature_BlK
     return torch.cat(inputs, dim=1)
+
+
+def _resized_alike(scheme: Scheme) -> dict[tuple[int, Scale], list[tuple[int, int]]]:
+    """Return (block, frame of its parent) by the parent's scale and the block's grid."""
+    groups: dict[tuple[int, Scale], list[tuple[int, int]]] = defaultdict(list)
+    for index, block in enumerate(scheme.blocks):
+        if block.parent is not None:
+            parent = scheme.blocks[block.parent]
+            groups[parent.scale, block.grid].append((index, parent.frame))
+    return groups
 
 
 def flatten_bits(scheme: Scheme, bits: Sequence[Tensor]) -> Tensor:
@@ -191,9 +204,9 @@ class VideoAR(nn.Module):
         """Device of the weights."""
         return self.start.device
 
-    def layout(self, num_frames: int) -> Layout:
-        """Return the token layout of a clip with a number of pixel frames."""
-        return compile_scheme(self.cfg.scheme_for(num_frames), self.device)
+    def layout(self, num_frames: int, scales: Scales | None = None) -> Layout:
+        """Return the token layout of a clip; see `ModelConfig.scheme_for`."""
+        return compile_scheme(self.cfg.scheme_for(num_frames, scales), self.device)
 
     def encode_text(self, prompts: Sequence[str], drop_B: Tensor | None = None) -> Text:
         """Encode prompts; where `drop_B` is true, return the unconditional features instead.
