@@ -103,7 +103,7 @@ class CFECConfig(Frozen):
     """Strength of the corruption (`corruption.py`). Source: arXiv 2601.05966 sec. 6.1."""
 
     p_min: float = Field(default=0.0, ge=0, le=1)
-    """Least flip probability in the first frame."""
+    """Least flip probability in the first frame, at most `p_max`."""
     p_max: float = Field(default=0.25, ge=0, le=1)
     """Largest flip probability in the first frame."""
     delta: float = Field(default=0.01, ge=0, le=1)
@@ -112,10 +112,16 @@ class CFECConfig(Frozen):
     """Whether the first scale of a frame is corrupted at least as much as the last scale of the
     frame before."""
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.p_min > self.p_max:
+            raise ValueError(f"p_min={self.p_min} is above p_max={self.p_max}")
+        return self
+
     @property
     def is_clean(self) -> bool:
-        """Whether no bit can flip."""
-        return self.p_max == self.delta == 0
+        """Whether no bit can flip in any frame; p_min is at most p_max."""
+        return self.p_max == 0 and self.delta == 0
 
 
 # Billions of parameters of L, XL and 4B: 0.91, 2.0 and 4.0 here (pinned by a test), 0.93, 2.0 and 4

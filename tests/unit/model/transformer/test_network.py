@@ -232,6 +232,14 @@ def test_flips_follow_equation_8():
     )  # fmt: skip
 
 
+def test_corruption_is_clean_only_if_no_frame_can_have_a_flip():
+    assert CFECConfig(p_max=0, delta=0).is_clean
+    assert not CFECConfig(p_max=0, delta=0.01).is_clean  # from the second frame
+    assert not CFECConfig(p_max=0.1, delta=0).is_clean
+    with pytest.raises(ValueError, match=r"p_min=0\.3 is above p_max=0\.25"):
+        CFECConfig(p_min=0.3)
+
+
 def test_flips_change_later_labels_only_and_none_change_nothing():
     quantizer = MultiScaleBSQ(8, TINY.scales)
     latent = torch.randn(1, 8, 3, 3, 3, generator=torch.Generator().manual_seed(0)) * 2
