@@ -19,7 +19,7 @@ class OptimizerConfig(Frozen):
     final_fraction: float = Field(default=0.1, ge=0, le=1)
     """Share of the peak at the end of the cosine."""
     weight_decay: float = Field(default=0.05, ge=0)
-    """On matrices and kernels only; vectors are not decayed."""
+    """On matrices of linear layers and kernels only, not on embeddings, norms and biases."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the running means of gradient and squared gradient."""
     clip_norm: float = Field(default=1.0, gt=0)

@@ -7,7 +7,8 @@ fraction, skipping and averaging are ours.
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +17,23 @@ from videoar.core.errors import StageError
 from videoar.training.config import OptimizerConfig
 
 logger = logging.getLogger(__name__)
+_DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _MAX_BAD_STEPS = 5  # chosen: a spike passes, a diverged run does not
 
 
-def make_adamw(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on matrices and kernels only."""
-    weights = [weight for weight in parameters if weight.requires_grad]
+def make_adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Return AdamW with weight decay on the matrices of linear layers and kernels only.
+
+    Not on embeddings: a row that no token of a batch uses has no gradient and would only shrink.
+    """
+    decayed = {id(layer.weight) for layer in model.modules() if isinstance(layer, _DECAYED)}
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    # Checkpoints refer to weights by their number in this order, matrices before vectors. So
+    # undecayed matrices stay where they are, as groups of their own.
+    ordered = sorted(trained, key=lambda weight: weight.ndim <= 1)
     groups = [
-        {"params": [w for w in weights if w.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [w for w in weights if w.ndim <= 1], "weight_decay": 0.0},
+        {"params": [*weights], "weight_decay": config.weight_decay if is_decayed else 0.0}
+        for is_decayed, weights in groupby(ordered, key=lambda weight: id(weight) in decayed)
     ]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 

@@ -121,7 +121,7 @@ class TokenizerTrainer:
         self.features = features or RandomFeatures(options.seed)
         if isinstance(self.features, nn.Module):
             self.features.to(device)
-        self.optimizer = make_adamw(self.net.parameters(), self._optimizer_config)
+        self.optimizer = make_adamw(self.net, self._optimizer_config)
         self.average = MovingAverage(self.net, options.ema)
 
     def train_step(self) -> Metrics:
@@ -351,7 +351,7 @@ class _Discriminator(nn.Module):
         self.judge = PatchDiscriminator()
         self.lecam = LeCam()
         self.to(device)
-        self.optimizer = make_adamw(self.judge.parameters(), config)
+        self.optimizer = make_adamw(self.judge, config)
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:

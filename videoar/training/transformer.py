@@ -73,7 +73,7 @@ class TransformerTrainer:
         # The uncompiled module stays the owner of the weights: names in checkpoints do not change.
         self.network = torch.compile(model) if training.compile else model
         self.quantizer = MultiScaleBSQ(model.cfg.num_bits, model.cfg.scales)
-        self.optimizer = make_adamw(model.parameters(), training.optimizer)
+        self.optimizer = make_adamw(model, training.optimizer)
         self.average = MovingAverage(model, training.optimizer.ema)
         self.step = 0
         self.history: list[dict[str, float]] = []
