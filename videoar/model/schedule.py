@@ -106,5 +106,7 @@ def latent_frames(num_frames: int, time_stride: int) -> int:
         ValueError: the number has another form, which the causal tokenizer cannot encode.
     """
     if num_frames < 1 or (num_frames - 1) % time_stride:
-        raise ValueError(f"{num_frames} frames are not 1 + a multiple of {time_stride}")
+        fits = 1 + time_stride * max(0, (num_frames - 1) // time_stride)
+        hint = f"use {fits} or {fits + time_stride}"
+        raise ValueError(f"{num_frames} frames are not 1 + a multiple of {time_stride} ({hint})")
     return 1 + (num_frames - 1) // time_stride

@@ -171,6 +171,15 @@ def test_samples_are_planned_and_reproducible(store, inputs, reference, tmp_path
     stranger = commit(store, "other", "models@1", _model_row(store, base_width=8))
     with pytest.raises(ConfigError, match="trained on tokenizer"):
         stage.open({**ports, "tokenizer": stranger}, StageContext(store))
+    odd = GenerateStage(GenerateConfig(num_frames=6))
+    with pytest.raises(ConfigError, match=r"generate\.num_frames: 6 frames .*use 5 or 9"):
+        odd.open(ports, StageContext(store))
+
+
+def test_unknown_guidance_is_rejected_before_a_run():
+    assert GenerateConfig(guidance=3).guidance == 3
+    with pytest.raises(ValidationError, match="'ucf' or 't2v'"):
+        GenerateConfig(guidance="strong")
 
 
 def test_prompts_are_read_from_a_file(tmp_path):

@@ -7,7 +7,7 @@ Source: depth, width and heads of L, XL and 4B arXiv 2601.05966 table 1; `ff_wid
 to hit the stated parameter counts; tiny and small are ours.
 """
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,8 @@ from videoar.core.types import Frozen
 from videoar.model.schedule import SMALL_SQUARE, Scales, latent_frames, scale_schedule
 from videoar.model.transformer.schemes import SCHEMES, History, RopeLayout, Scheme
 
+GuidanceName = Literal["ucf", "t2v"]
+"""Named guidance schedules, see `sampling.GUIDANCE`."""
 _MAX_LAYER_WEIGHTS = 10**11  # chosen: 20 times the 4B preset
 
 

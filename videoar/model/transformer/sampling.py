@@ -1,7 +1,9 @@
 """Generate videos: one forward pass per wave of blocks, each appended to the cache.
 
-One idea: a seed determines its sample, alone or in a batch, cached or not, because every sample has
-its own generator and every bit compares one uniform number with its probability.
+One idea: a seed determines its sample, because every sample has its own generator and every bit
+compares one uniform number with its probability. In fp32 that holds alone or in a batch, cached or
+not; in bf16 only at an equal batch size and padding, because matrix kernels round by the shape of
+the batch.
 
     17 frames, 6 scales: T' = 5 latent frames, S = 6, so 30 waves of one block
 
@@ -16,6 +18,7 @@ B batch, T latent frames, S scales, h w grid of one scale, K bits, l tokens of a
 Source: arXiv 2601.05966 sections 4.3 and 6.1.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -50,13 +53,14 @@ def t2v_guidance(frame: float, scale: float) -> float:
 
 
 GUIDANCE: dict[str, Guidance] = {"ucf": ucf_guidance, "t2v": t2v_guidance}
+_MAX_SEED = 2**63 - 1
 
 
 def guidance_schedule(guidance: str | float) -> Guidance:
     """Return a named schedule, or a constant one.
 
     Raises:
-        ValueError: no schedule has this name.
+        ValueError: no schedule has this name, or the number is not finite.
     """
     if isinstance(guidance, str):
         if guidance not in GUIDANCE:
@@ -64,12 +68,18 @@ def guidance_schedule(guidance: str | float) -> Guidance:
                 f"unknown guidance {guidance!r}; use a number or one of {sorted(GUIDANCE)}"
             )
         return GUIDANCE[guidance]
+    if not math.isfinite(guidance):
+        raise ValueError(f"guidance {guidance} is not finite (1 is the model without guidance)")
     return lambda _frame, _scale: float(guidance)
 
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """How bits are drawn."""
+    """How bits are drawn.
+
+    Raises:
+        ValueError: see `guidance_schedule`; or the temperature is not finite and above 0.
+    """
 
     guidance: str | float = "t2v"
     """`ucf`, `t2v` or a constant; 1 is the conditional model without guidance."""
@@ -79,6 +89,12 @@ class SamplerSettings:
     """Take the likelier value of every bit."""
     cached: bool = True
     """False recomputes the whole prefix in every pass: the slow reference."""
+
+    def __post_init__(self) -> None:
+        guidance_schedule(self.guidance)
+        if not 0 < self.temperature < math.inf:
+            hint = "greedy=True takes the likelier values"
+            raise ValueError(f"temperature {self.temperature} is not finite and above 0 ({hint})")
 
 
 @dataclass(frozen=True)
@@ -201,7 +217,8 @@ def sample_bits(
         model: the transformer.
         prompts: one per sample.
         num_frames: pixel frames, 1 + a multiple of the time stride.
-        seeds: one per sample; its bits do not depend on the rest of the batch.
+        seeds: one per sample, from 0 to 2^63 - 1. In fp32 the bits of a sample do not depend on the
+            rest of the batch.
         settings: how bits are drawn.
         prefix_bits: per scale bool [B, t, h, w, K], the first latent frames, used as they are (an
             image or a video to continue); they need no pass of their own.
@@ -210,12 +227,13 @@ def sample_bits(
         The bits and the number of forward passes.
 
     Raises:
-        ValueError: numbers of prompts and seeds differ, or no latent frame is left to generate.
+        ValueError: before the first pass. There are no prompts; the number of seeds differs or a
+            seed is out of range; `num_frames` does not fit; the prefix has other scales, samples,
+            bits or type, or leaves no latent frame to generate.
     """
-    if len(prompts) != len(seeds):
-        raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds")
+    _require_seeds(seeds, len(prompts))
     layout = model.layout(num_frames)
-    known = prefix_bits[0].shape[1] if prefix_bits else 0
+    known = _prefix_frames(prefix_bits, model, len(prompts))
     if known >= layout.num_frames:
         raise ValueError(
             f"prefix_bits has {known} latent frames, a video of {num_frames} frames has no more"
@@ -233,6 +251,34 @@ def sample_bits(
         else:
             state.add(wave, decoder.draw(wave, generators))
     return SampledBits(state.bits, decoder.steps)
+
+
+def _require_seeds(seeds: Sequence[int], num_prompts: int) -> None:
+    if not num_prompts:
+        raise ValueError("there are no prompts; an empty text is one")
+    if len(seeds) != num_prompts:
+        raise ValueError(f"{num_prompts} prompts but {len(seeds)} seeds")
+    if wrong := [seed for seed in seeds if not 0 <= seed <= _MAX_SEED]:
+        raise ValueError(f"seed {wrong[0]} is not between 0 and 2^63 - 1")
+
+
+def _prefix_frames(prefix_bits: Sequence[Tensor] | None, model: VideoAR, batch: int) -> int:
+    """Return the number of latent frames that are given; raise if their bits do not fit."""
+    if not prefix_bits:
+        return 0
+    cfg = model.cfg
+    if len(prefix_bits) != len(cfg.scales):
+        hint = "encode it with the model's tokenizer"
+        raise ValueError(
+            f"prefix_bits has {len(prefix_bits)} scales, the model {len(cfg.scales)} ({hint})"
+        )
+    frames = prefix_bits[0].shape[1:2]
+    for bits, grid in zip(prefix_bits, cfg.scales, strict=True):
+        expected = (batch, *frames, *grid, cfg.num_bits)
+        if bits.dtype != torch.bool or bits.shape != expected:
+            found = f"{bits.dtype} {tuple(bits.shape)}"
+            raise ValueError(f"prefix_bits of scale {grid} is {found}, expected bool {expected}")
+    return frames[0]
 
 
 def sample(  # noqa: PLR0913 - the public entry point, one keyword per choice of the caller
@@ -267,7 +313,7 @@ def sample(  # noqa: PLR0913 - the public entry point, one keyword per choice of
 
     Raises:
         ValueError: the tokenizer has other bits, scales or time stride than the model; or see
-            `sample_bits`.
+            `SamplerSettings` and `sample_bits`.
     """
     for name in ("num_bits", "scales", "time_stride"):
         of_tokenizer, of_model = getattr(tokenizer.cfg, name), getattr(model.cfg, name)

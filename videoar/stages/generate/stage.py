@@ -11,6 +11,7 @@ from videoar.contracts.names import CLIPS, MODELS, SAMPLES
 from videoar.core.errors import ConfigError
 from videoar.core.ids import digest_json, seed_from, sha256_hex
 from videoar.core.types import Row
+from videoar.model.transformer.config import GuidanceName
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.local_path import path_or
 from videoar.pipeline.stage import Inputs, Mapper, MapStage, Port, Shard, StageConfig, runtime
@@ -32,7 +33,7 @@ class GenerateConfig(StageConfig):
     """Minimum number of samples in all: fewer prompts get more samples each, with other seeds."""
     num_frames: int = Field(default=17, ge=1)
     """Pixel frames of a sample, 1 + a multiple of the tokenizer's time stride."""
-    guidance: str | float = "t2v"
+    guidance: GuidanceName | float = "t2v"
     """`ucf`, `t2v` or a constant strength."""
     temperature: float = Field(default=1.0, gt=0)
     """Of every bit; below 1 the likelier value is drawn more often."""

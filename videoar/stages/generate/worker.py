@@ -28,7 +28,7 @@ class GenerateWorker:
         crf: H.264 constant rate factor of the stored MP4.
 
     Raises:
-        ConfigError: the model was trained on another tokenizer.
+        ConfigError: the model was trained on another tokenizer, or `num_frames` does not fit it.
     """
 
     def __init__(
@@ -50,6 +50,10 @@ class GenerateWorker:
         if trained_on != tokenizer_digest:
             what = f"was trained on tokenizer {trained_on}, not {tokenizer_digest}"
             raise ConfigError(inputs["model"].id, what)
+        try:
+            self._model.layout(num_frames)
+        except ValueError as error:
+            raise ConfigError("generate.num_frames", str(error)) from error
         self._columns = {
             "model_digest": model_digest,
             "tokenizer_digest": tokenizer_digest,

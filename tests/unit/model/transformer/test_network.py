@@ -1,4 +1,5 @@
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from videoar.model.tokenizer.config import TOKENIZERS
 from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.model.tokenizer.quantizer import MultiScaleBSQ
 from videoar.model.transformer.attention import Visibility, random_frame_mask
-from videoar.model.transformer.config import PRESETS, CFECConfig, ModelConfig
+from videoar.model.transformer.config import PRESETS, CFECConfig, GuidanceName, ModelConfig
 from videoar.model.transformer.corruption import draw_flips, flip_probabilities
 from videoar.model.transformer.loss import bit_loss
 from videoar.model.transformer.network import (
@@ -19,6 +20,7 @@ from videoar.model.transformer.network import (
 )
 from videoar.model.transformer.rope import AXIS_OF_SLOT, rotate, rotation
 from videoar.model.transformer.sampling import (
+    GUIDANCE,
     SamplerSettings,
     guidance_schedule,
     sample,
@@ -269,6 +271,58 @@ def test_flips_change_later_labels_only_and_none_change_nothing():
     assert touched == {(2, 0)}
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance": "strong"}, "unknown guidance 'strong'; use a number or one of"),
+        ({"guidance": math.nan}, "guidance nan is not finite"),
+        ({"guidance": math.inf}, "guidance inf is not finite"),
+        ({"temperature": 0.0}, r"temperature 0\.0 is not .* above 0 \(greedy=True takes"),
+        ({"temperature": -1.0}, r"temperature -1\.0 is not"),
+        ({"temperature": math.nan}, "temperature nan is not"),
+        ({"temperature": math.inf}, "temperature inf is not"),
+    ],
+    ids=str,
+)
+def test_settings_that_no_bit_can_be_drawn_with_are_rejected(options, message):
+    with pytest.raises(ValueError, match=message):
+        SamplerSettings(**options)
+
+
+PREFIX = make_bits(frames=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts": []}, "no prompts"),
+        ({"seeds": [1]}, "2 prompts but 1 seeds"),
+        ({"seeds": [1, -1]}, r"seed -1 is not between 0 and 2\^63 - 1"),
+        ({"seeds": [2**63, 0]}, f"seed {2**63} is not"),
+        ({"num_frames": 8}, r"8 frames are not 1 \+ a multiple of 4 \(use 5 or 9\)"),
+        ({"num_frames": 0}, r"0 frames are not .* \(use 1 or 5\)"),
+        ({"prefix_bits": PREFIX[:2]}, "prefix_bits has 2 scales, the model 3"),
+        ({"prefix_bits": make_bits(frames=3)}, "has 3 latent frames, .* 9 frames has no more"),
+        ({"prefix_bits": make_bits(frames=1, batch=1)}, r"is torch.bool \(1, .*expected bool \(2,"),
+        ({"prefix_bits": [b[..., :4] for b in PREFIX]}, r"\(1, 1\) is .*4\), expected .*8\)"),
+        ({"prefix_bits": [b.float() for b in PREFIX]}, "is torch.float32 .*expected bool"),
+        ({"prefix_bits": [*PREFIX[:2], PREFIX[1]]}, r"scale \(3, 3\) is .*\(2, 1, 2, 2, 8\)"),
+        ({"prefix_bits": [*PREFIX[:2], make_bits(frames=2)[2]]}, r"\(2, 2, 3, 3, 8\), expected"),
+        ({"prefix_bits": [torch.tensor(True)] * 3}, r"torch.bool \(\), expected"),
+    ],
+    ids=[
+        *("no prompts", "seeds", "negative seed", "large seed", "length", "no length", "scales"),
+        *("frames", "batch", "bits", "dtype", "grid", "unequal frames", "no shape"),
+    ],
+)  # fmt: skip
+def test_inputs_of_sampling_are_checked_before_the_first_pass(changes, message):
+    with torch.device("meta"):  # a pass would fail: bits of meta tensors have no values
+        model = VideoAR(TINY)
+    inputs = {"prompts": PROMPTS, "num_frames": 9, "seeds": [0, 1]}
+    with pytest.raises(ValueError, match=message):
+        sample_bits(model, **(inputs | changes))
+
+
 def test_sample_has_the_requested_frames_at_any_time_stride():
     shape = TOKENIZERS["tiny"].model_copy(update={"time_downs": (0,)})
     same = {"scales": shape.scales, "time_stride": 2}
@@ -286,8 +340,7 @@ def test_guidance_has_the_end_points_of_the_paper():
     assert (ucf(0, 0), ucf(1, 0), ucf(0, 1), ucf(1, 1)) == (1, 5, 10, 10)
     assert (t2v(0, 0), t2v(1, 1)) == (5, 3)
     assert guidance_schedule(2)(0.3, 0.4) == 2.0
-    with pytest.raises(ValueError, match="unknown guidance"):
-        guidance_schedule("strong")
+    assert set(get_args(GuidanceName)) == set(GUIDANCE)
 
 
 def test_guidance_of_one_is_the_conditional_model(model):
