@@ -42,19 +42,23 @@ def _save(folder: Path, *parts, seed: int) -> str:
     return str(folder)
 
 
-def _tokenizer():
-    from tokenizers import Tokenizer, models, pre_tokenizers
+def _tokenizer(words=WORDS + MADE, ends=False):
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    words = {word: i for i, word in enumerate(WORDS + MADE)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token=UNKNOWN))
+    ids = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    if ends:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A {END}", special_tokens=[(END, ids[END])]
+        )
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
         bos_token=START,
         eos_token=END,
         unk_token=UNKNOWN,
-        additional_special_tokens=[IMAGE, QWEN_IMAGE, QWEN_VIDEO],
+        additional_special_tokens=[w for w in (IMAGE, QWEN_IMAGE, QWEN_VIDEO) if w in words],
     )
 
 
@@ -150,6 +154,28 @@ def ijepa(folder: Path, seed: int = 0) -> str:
 
     model = transformers.IJepaModel(transformers.IJepaConfig(**VISION))
     return _save(folder, model, ViTImageProcessorPil(size=PIXELS["size"]), seed=seed)
+
+
+def t5(folder: Path, seed: int = 0, kind: str = "T5", width: int = 32, ends: bool = True) -> str:
+    """Encoder and decoder, as published; `ends`: the tokenizer ends a text with its end token."""
+    words = (
+        PAD,
+        START,
+        END,
+        UNKNOWN,
+        *["a", "red", "blue", "circle", "square", "moving", "left", "up", "right"],
+    )
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(words), d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+        pad_token_id=0, eos_token_id=2, decoder_start_token_id=0, dropout_rate=0.5,
+    )  # fmt: skip
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+    return _save(folder, model, _tokenizer(words, ends), seed=seed)
+
+
+def umt5(folder: Path, seed: int = 0, **options) -> str:
+    """Like T5, with a relative position bias in every layer."""
+    return t5(folder, seed, kind="UMT5", **options)
 
 
 def drawn_clips(store, captions):

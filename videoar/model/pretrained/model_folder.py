@@ -22,6 +22,21 @@ def pretrained_fingerprint(folder: str) -> Mapping[str, str]:
     return {"transformers": library_version(), "model": folder_digest(folder)}
 
 
+def text_encoder_fields(folder: str) -> Mapping[str, str]:
+    """Return the fields of `ModelConfig` that name the frozen text encoder of a folder.
+
+    The version of transformers is not among them: a newer one must still load the model.
+
+    Args:
+        folder: empty for the embedded encoder, which needs none.
+
+    Raises:
+        ConfigError: no such model folder.
+    """
+    name = Path(folder).resolve().name
+    return {"text_encoder": folder_digest(folder), "text_encoder_name": name} if folder else {}
+
+
 def library_version() -> str:
     """Return the version of transformers.
 

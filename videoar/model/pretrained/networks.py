@@ -1,35 +1,25 @@
 """Pretrained networks from a local folder: a captioner and an image encoder.
 
 The one idea: the Auto classes of transformers read the architecture from the folder, so any
-vision-language model and any image encoder works, and no other module imports that library.
-Nothing is downloaded, no pickle is loaded, no code of the folder runs. A clip is passed as a few
-stills: all of these models take images, only some take videos, each with a sampling of its own.
+vision-language model and any image encoder works. A clip is passed as a few stills: all of these
+models take images, only some take videos, each with a sampling of its own.
 
 Shape suffixes: N clips, T stills of a clip, H W height and width, C = 3 channels, D width.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 
-from videoar.core.errors import ConfigError, one_line
-from videoar.model.device import device
-from videoar.model.pretrained.model_folder import library_version, model_files
+from videoar.model.pretrained.loading import SAFE, load_network, loading
 
 if TYPE_CHECKING:
-    from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
-    from transformers.models.auto.auto_factory import _BaseAutoModelClass
+    from transformers import BatchFeature, ProcessorMixin
 
-_SAFE = {"local_files_only": True, "trust_remote_code": False}
 _PIL = "pil"  # chosen: pixels then do not depend on whether torchvision is installed
-_LOAD_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError,
-                RuntimeError, SafetensorError)  # fmt: skip
-"""Raised by transformers for a folder of another kind; it has no error class of its own."""
 _PATTERN = (np.arange(64 * 64 * 3).astype(np.uint8).reshape(1, 64, 64, 3),)
 """A first clip: a model that cannot work fails while loading, not in the middle of a shard."""
 
@@ -55,11 +45,11 @@ class Captioner:
 
     def __init__(self, folder: str, prompt: str, max_new_tokens: int) -> None:
         self._prompt, self._max_new_tokens = prompt, max_new_tokens
-        with _loading(folder, "a vision-language model"):
+        with loading(folder, "a vision-language model"):
             from transformers import AutoModelForImageTextToText
 
             self._processor = _processor(folder)
-            self._net = _network(AutoModelForImageTextToText, folder, "auto")
+            self._net = load_network(AutoModelForImageTextToText, folder, "auto")
             tokenizer = self._processor.tokenizer
             # Decoder-only models continue the last token, so the prompt must not end in padding.
             tokenizer.padding_side = "left"
@@ -116,11 +106,11 @@ class ImageEncoder:
     """
 
     def __init__(self, folder: str) -> None:
-        with _loading(folder, "an image encoder such as CLIP, SigLIP or DINOv2"):
+        with loading(folder, "an image encoder such as CLIP, SigLIP or DINOv2"):
             from transformers import AutoImageProcessor, AutoModel
 
-            self._processor = AutoImageProcessor.from_pretrained(folder, backend=_PIL, **_SAFE)
-            self._net = _network(AutoModel, folder, torch.float32)
+            self._processor = AutoImageProcessor.from_pretrained(folder, backend=_PIL, **SAFE)
+            self._net = load_network(AutoModel, folder, torch.float32)
             if not np.allclose(self(_PATTERN), self(_PATTERN), atol=1e-3):
                 raise ValueError(
                     "returns different vectors for equal images, like a model that masks its input"
@@ -153,41 +143,6 @@ class ImageEncoder:
         return vectors
 
 
-@contextmanager
-def _loading(folder: str, kind: str) -> Iterator[None]:
-    """Raise any error of loading as a ConfigError of one line, with the first sentence of it."""
-    library_version()
-    model_files(folder)
-    try:
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        yield
-    except _LOAD_ERRORS as error:
-        first_sentence = one_line(error).partition(". ")[0].removesuffix(".")
-        is_package = isinstance(error, ImportError)
-        hint = "install what is missing" if is_package else f"give the folder of {kind}"
-        what = f"not usable: {first_sentence or type(error).__name__}"
-        raise ConfigError(folder, what, hint) from error
-
-
-def _network(
-    auto: "type[_BaseAutoModelClass]", folder: str, dtype: torch.dtype | str
-) -> "PreTrainedModel":
-    """Load a network.
-
-    Raises:
-        ValueError: weights are missing; transformers would initialise them at random.
-    """
-    net, info = auto.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **_SAFE
-    )
-    if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"{type(net).__name__} lacks {len(missing)} weights ({missing[0]} ...)")
-    return net.to(device()).eval()
-
-
 def _processor(folder: str) -> "ProcessorMixin":
     """Load a processor without its video processor: not needed, and it requires torchvision."""
     from transformers import (
@@ -198,16 +153,16 @@ def _processor(folder: str) -> "ProcessorMixin":
         AutoTokenizer,
     )
 
-    config = type(AutoConfig.from_pretrained(folder, **_SAFE))
+    config = type(AutoConfig.from_pretrained(folder, **SAFE))
     kind = PROCESSOR_MAPPING.get(config, AutoProcessor)
     if kind is AutoProcessor or "video_processor" not in kind.get_attributes():
-        return AutoProcessor.from_pretrained(folder, backend=_PIL, **_SAFE)
+        return AutoProcessor.from_pretrained(folder, backend=_PIL, **SAFE)
     parts = {
-        "tokenizer": AutoTokenizer.from_pretrained(folder, **_SAFE),
-        "image_processor": AutoImageProcessor.from_pretrained(folder, backend=_PIL, **_SAFE),
+        "tokenizer": AutoTokenizer.from_pretrained(folder, **SAFE),
+        "image_processor": AutoImageProcessor.from_pretrained(folder, backend=_PIL, **SAFE),
         "video_processor": None,
     }
     unchecked = {"check_argument_for_proper_class": lambda *_: None}  # the check rejects None
     images_only: Any = type(kind.__name__, (kind,), unchecked)
-    options, _ = kind.get_processor_dict(folder, **_SAFE)
+    options, _ = kind.get_processor_dict(folder, **SAFE)
     return images_only.from_args_and_dict([parts[name] for name in kind.get_attributes()], options)

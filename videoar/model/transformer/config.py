@@ -10,6 +10,7 @@ to hit the stated parameter counts; tiny and small are ours.
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from videoar.core.types import Frozen
 from videoar.model.schedule import SMALL_SQUARE, Scales, latent_frames, scale_schedule
@@ -44,7 +45,12 @@ class ModelConfig(Frozen):
     max_text_tokens: int = Field(default=512, ge=1, le=65_536)
     """Longest text prefix; as many unconditional embeddings are trained. Source: Infinity."""
     word_buckets: int = Field(default=4096, ge=1, le=1 << 24)
-    """Hash buckets of the embedded text encoder; unused with an external one."""
+    """Hash buckets of the embedded text encoder; unused with a frozen one."""
+    # Both are set from the folder of the encoder, so they are no options of a pipeline.
+    text_encoder: SkipJsonSchema[str] = ""
+    """Digest of the frozen text encoder, which is no part of the model; empty: the embedded one."""
+    text_encoder_name: SkipJsonSchema[str] = ""
+    """Name of the frozen text encoder's folder, for messages."""
     scheme: str = "videoar"
     """Order of prediction, a key of `SCHEMES`."""
     history: History = "full"

@@ -151,17 +151,24 @@ class VideoAR(nn.Module):
 
     Args:
         cfg: shape of the network.
-        text_encoder: prompts to features of `cfg.text_width`; the default is trained with the
-            model.
+        text_encoder: the frozen encoder that `cfg` names. It is no submodule: nothing of it is
+            initialised, trained, averaged, moved or saved with the model. Without one, a `cfg` that
+            names none has the embedded encoder, which is trained with the model.
+
+    Raises:
+        ValueError: `cfg` names another text encoder, or expects another width.
     """
+
+    text_encoder: TextEncoder | None
 
     def __init__(self, cfg: ModelConfig, text_encoder: TextEncoder | None = None) -> None:
         super().__init__()
         self.cfg = cfg
         self.checkpoint_activations = False
-        self.text_encoder = text_encoder or WordEncoder(
-            cfg.text_width, cfg.max_text_tokens, cfg.word_buckets
-        )
+        if cfg.text_encoder or text_encoder is not None:
+            self._set_frozen(text_encoder)
+        else:
+            self.text_encoder = WordEncoder(cfg.text_width, cfg.max_text_tokens, cfg.word_buckets)
         self.unconditional = nn.Parameter(torch.empty(cfg.max_text_tokens, cfg.text_width))
         self.text_norm = nn.RMSNorm(cfg.text_width, eps=1e-6)
         self.text_mlp = nn.Sequential(
@@ -194,6 +201,17 @@ class VideoAR(nn.Module):
         nn.init.normal_(self.features.weight, std=1.0)
         self.head.weight.data.mul_(0.02)  # logits near 0: the loss starts at ln 2 per bit
 
+    def _set_frozen(self, encoder: TextEncoder | None) -> None:
+        if encoder is not None:
+            if (encoder.width, encoder.digest) != (self.cfg.text_width, self.cfg.text_encoder):
+                raise ValueError(
+                    f"text encoder of width {encoder.width} and digest {encoder.digest!r}; the"
+                    f" model has {self.cfg.text_width} and {self.cfg.text_encoder!r}"
+                )
+            if isinstance(encoder, nn.Module):
+                encoder.requires_grad_(False).eval()
+        object.__setattr__(self, "text_encoder", encoder)  # not `self.`, which registers modules
+
     def num_parameters(self) -> int:
         """Return the number of weights, without the text encoder."""
         encoder = "text_encoder."
@@ -213,11 +231,23 @@ class VideoAR(nn.Module):
 
         They are as many as the prompt's tokens, so that the positions of visual tokens, which start
         where the prompt ends, are the same with and without the prompt: guidance compares the two.
+
+        Raises:
+            ValueError: the model was built without its frozen text encoder, or the encoder returns
+                more than `cfg.max_text_tokens` tokens.
         """
+        if self.text_encoder is None:
+            raise ValueError(f"the model needs its text encoder {self.cfg.text_encoder_name!r}")
         text = self.text_encoder(prompts)
+        if text.mask_BP.shape[1] > self.cfg.max_text_tokens:
+            tokens, limit = text.mask_BP.shape[1], self.cfg.max_text_tokens
+            raise ValueError(f"a prompt of {tokens} text tokens; max_text_tokens is {limit}")
+        # A frozen encoder may be on another device or of another precision.
+        features_BPD = text.features_BPD.to(self.device, self.start.dtype)
+        text = Text(features_BPD, text.mask_BP.to(self.device))
         if drop_B is None:
             return text
-        blank = self.unconditional[: text.mask_BP.shape[1]].to(text.features_BPD.dtype)
+        blank = self.unconditional[: text.mask_BP.shape[1]]
         drop = drop_B.to(self.device)[:, None, None]
         return Text(torch.where(drop, blank, text.features_BPD), text.mask_BP)
 

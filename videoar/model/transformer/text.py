@@ -3,7 +3,7 @@
 One idea: the transformer only needs features and a mask, so a frozen T5 and the trainable encoder
 here are interchangeable. The default has one token per word, the mean of embeddings of its hashed
 byte n-grams (as fastText): no vocabulary, no download, and a prompt takes a few tokens instead of
-512.
+512. It is part of the model; every other encoder is frozen and stays outside of it.
 
 B batch, P text tokens, D text width.
 """
@@ -34,6 +34,11 @@ class Text:
 class TextEncoder(Protocol):
     """Encodes prompts to features of a fixed width."""
 
+    width: int
+    """D."""
+    digest: str
+    """Identity: encoders of equal digest return equal features."""
+
     def __call__(self, prompts: Sequence[str]) -> Text:
         """Encode prompts; every prompt has at least one token."""
         ...
@@ -48,8 +53,11 @@ class WordEncoder(nn.Module):
         buckets: rows of the embedding table; n-grams of equal hash share a row.
     """
 
+    digest = ""  # its weights are those of the model
+
     def __init__(self, width: int, max_tokens: int, buckets: int) -> None:
         super().__init__()
+        self.width = width
         self.max_tokens = max_tokens
         self.buckets = buckets
         self.table = nn.EmbeddingBag(buckets, width, mode="mean")
