@@ -8,6 +8,7 @@
     stages/<dataset>/{shards,loops,reduced}/...   work records: results that wait for a commit
     checkpoints/<dataset>/<fingerprint>/...       training checkpoints
     checks/<dataset>/<fingerprint>.{json,html}    expectations of a reduction and their page
+    text/<encoder>/<max tokens>/<sha256>.safetensors   features of prompts, can be computed again
     runs/<run>/run.json, events/, progress/       run record
     runs/<run>/report.html                        report page
     refs/<name>/<number>.json                     refs, one record per move
@@ -129,6 +130,16 @@ def reduce_record_key(dataset: str, fingerprint: str) -> str:
 def checkpoints_prefix(dataset: str, fingerprint: str) -> str:
     """Return what the keys of a training's checkpoints begin with."""
     return f"checkpoints/{dataset}/{fingerprint}/"
+
+
+def text_features_prefix(encoder: str, max_tokens: int) -> str:
+    """Return what the keys of the features of prompts begin with, by digest of the encoder."""
+    return f"text/{encoder}/{max_tokens}/"
+
+
+def text_features_key(encoder: str, max_tokens: int, sha256: str) -> str:
+    """Return the key of a file with features of some prompts."""
+    return f"{text_features_prefix(encoder, max_tokens)}{sha256}.safetensors"
 
 
 def check_key(dataset: str, fingerprint: str) -> str:

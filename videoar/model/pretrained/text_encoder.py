@@ -15,6 +15,7 @@ from videoar.model.device import device
 from videoar.model.pretrained.loading import SAFE, load_network, loading
 from videoar.model.pretrained.model_folder import folder_digest
 from videoar.model.transformer.config import ModelConfig
+from videoar.model.transformer.network import VideoAR
 from videoar.model.transformer.text import Text
 
 _VOCABULARIES = ("tokenizer.json", "spiece.model")
@@ -106,3 +107,14 @@ def load_text_encoder(cfg: ModelConfig, folder: str) -> T5TextEncoder | None:
     """
     require_text_encoder(cfg, folder)
     return T5TextEncoder(folder, cfg.text_width, cfg.max_text_tokens) if folder else None
+
+
+def attach_text_encoder(model: VideoAR, folder: str) -> None:
+    """Load the text encoder of a model, which then can encode prompts; "" for the embedded one.
+
+    Raises:
+        ConfigError: see `load_text_encoder`.
+    """
+    encoder = load_text_encoder(model.cfg, folder)
+    if encoder is not None:
+        model.set_text_encoder(encoder)

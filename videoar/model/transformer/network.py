@@ -165,9 +165,10 @@ class VideoAR(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.checkpoint_activations = False
-        if cfg.text_encoder or text_encoder is not None:
-            self._set_frozen(text_encoder)
-        else:
+        self.text_encoder = None
+        if text_encoder is not None:
+            self.set_text_encoder(text_encoder)
+        elif not cfg.text_encoder:
             self.text_encoder = WordEncoder(cfg.text_width, cfg.max_text_tokens, cfg.word_buckets)
         self.unconditional = nn.Parameter(torch.empty(cfg.max_text_tokens, cfg.text_width))
         self.text_norm = nn.RMSNorm(cfg.text_width, eps=1e-6)
@@ -201,15 +202,19 @@ class VideoAR(nn.Module):
         nn.init.normal_(self.features.weight, std=1.0)
         self.head.weight.data.mul_(0.02)  # logits near 0: the loss starts at ln 2 per bit
 
-    def _set_frozen(self, encoder: TextEncoder | None) -> None:
-        if encoder is not None:
-            if (encoder.width, encoder.digest) != (self.cfg.text_width, self.cfg.text_encoder):
-                raise ValueError(
-                    f"text encoder of width {encoder.width} and digest {encoder.digest!r}; the"
-                    f" model has {self.cfg.text_width} and {self.cfg.text_encoder!r}"
-                )
-            if isinstance(encoder, nn.Module):
-                encoder.requires_grad_(False).eval()
+    def set_text_encoder(self, encoder: TextEncoder) -> None:
+        """Encode prompts with the frozen encoder that `cfg` names.
+
+        Raises:
+            ValueError: it is another one.
+        """
+        if (encoder.width, encoder.digest) != (self.cfg.text_width, self.cfg.text_encoder):
+            raise ValueError(
+                f"text encoder of width {encoder.width} and digest {encoder.digest!r}; the"
+                f" model has {self.cfg.text_width} and {self.cfg.text_encoder!r}"
+            )
+        if isinstance(encoder, nn.Module):
+            encoder.requires_grad_(False).eval()
         object.__setattr__(self, "text_encoder", encoder)  # not `self.`, which registers modules
 
     def num_parameters(self) -> int:
