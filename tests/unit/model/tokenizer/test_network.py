@@ -91,7 +91,7 @@ def test_network_for_another_size_shares_its_weights(cfg):
 
 @CONFIGS
 @torch.no_grad()
-def test_prefix_of_a_video_has_the_latents_of_the_whole(cfg):
+def test_invariant_10_prefix_of_a_video_has_the_latents_of_the_whole(cfg):
     net, clip = make(cfg), video(cfg, 17)
     whole, decoded = net.encode(clip), net.decode(net.encode(clip))
     for m in range(4):
@@ -101,7 +101,7 @@ def test_prefix_of_a_video_has_the_latents_of_the_whole(cfg):
 
 @CONFIGS
 @torch.no_grad()
-def test_chunks_give_the_latents_and_frames_of_the_whole(cfg):
+def test_invariant_10_chunks_give_the_latents_and_frames_of_the_whole(cfg):
     net, clip = make(cfg), video(cfg, 17)
     encode_carry, decode_carry = {}, {}
     latent = net.encode(clip)
@@ -142,7 +142,7 @@ def test_carry_of_a_stream_does_not_grow_with_its_length(cfg):
 
 @CONFIGS
 @torch.no_grad()
-def test_pixel_frame_first_changes_its_own_latent_frame(cfg):
+def test_invariant_10_pixel_frame_first_changes_its_own_latent_frame(cfg):
     net, clip = make(cfg), video(cfg, 17)
     latent = net.encode(clip)
     for frame in range(17):
@@ -153,7 +153,7 @@ def test_pixel_frame_first_changes_its_own_latent_frame(cfg):
 
 
 @torch.no_grad()
-def test_inflated_tokenizer_encodes_static_videos_like_the_image_tokenizer():
+def test_invariant_10_inflated_tokenizer_encodes_static_videos_as_the_image_tokenizer():
     image_net, net = make(FULL.as_image(), seed=3), make(FULL, seed=4)
     inflate(net, image_net.state_dict())
     still = video(FULL, 1).expand(-1, -1, 9, -1, -1)

@@ -40,7 +40,7 @@ def test_schedules_have_the_published_token_counts():
         latent_frames(16, 4)
 
 
-def test_bits_rebuild_the_latent_exactly(bsq):
+def test_invariant_04_bits_rebuild_the_latent_exactly(bsq):
     pyramid = bsq.pyramid(smooth_latent())
     rebuilt = bsq.decode(pyramid.bits)
     total = sum(bsq.code_map(bits) for bits in pyramid.bits).transpose(1, 2)
@@ -49,21 +49,21 @@ def test_bits_rebuild_the_latent_exactly(bsq):
     assert torch.equal(bsq(smooth_latent()).latent_BKTHW, rebuilt)
 
 
-def test_codes_have_unit_norm_and_rescaling_keeps_the_first_scale(bsq):
+def test_invariant_05_codes_have_unit_norm_and_rescaling_keeps_the_first_scale(bsq):
     latent = smooth_latent()
     bits = bsq.encode(latent)
     torch.testing.assert_close(bsq.codes(bits[2]).norm(dim=-1), torch.ones(2, 3, 3, 3))
     assert torch.equal(bits[0], bsq.encode(5 * latent)[0])
 
 
-def test_residual_falls_with_every_scale_when_latents_are_large_enough(bsq):
+def test_invariant_06_residual_falls_with_every_scale_at_norm_3(bsq):
     latent = smooth_latent(norm=3.0)
     accumulated = bsq.pyramid(latent).accumulated
     errors = [(latent.transpose(1, 2) - acc).square().mean().item() for acc in accumulated]
     assert errors == sorted(errors, reverse=True)
 
 
-def test_frames_are_quantized_independently(bsq):
+def test_invariant_11_frames_are_quantized_independently(bsq):
     latent = smooth_latent()
     together = bsq.encode(latent)
     for t in range(3):
@@ -183,7 +183,7 @@ def test_quantizer_agrees_with_a_slow_reference(case):
 
 @settings(max_examples=40)
 @given(latents_with_scales())
-def test_bits_are_canonical(case):
+def test_invariants_04_05_11_bits_are_canonical(case):
     latent, scales = case
     bsq = MultiScaleBSQ(latent.shape[1], scales)
     pyramid = bsq.pyramid(latent.half())
