@@ -77,15 +77,16 @@ class T5TextEncoder:
         return Text(features_BPD.half(), mask_BP)
 
 
-def require_text_encoder(cfg: ModelConfig, folder: str) -> None:
-    """Check that a folder holds the text encoder that a model was trained with.
+def load_text_encoder(cfg: ModelConfig, folder: str) -> T5TextEncoder | None:
+    """Load the frozen text encoder of a model; None for the embedded one.
 
     Args:
         cfg: of the model.
         folder: empty for none.
 
     Raises:
-        ConfigError: it holds another one, or the model needs one, or none.
+        ConfigError: the folder cannot be loaded or holds another encoder, or the model needs one,
+            or none.
     """
     name, digest = cfg.text_encoder_name, cfg.text_encoder
     if folder and not digest:
@@ -97,16 +98,19 @@ def require_text_encoder(cfg: ModelConfig, folder: str) -> None:
     if folder and (given := folder_digest(folder)) != digest:
         what = f"digest {given[:16]}; the model was trained with {name} of digest {digest[:16]}"
         raise ConfigError(folder, what, "give the folder of that text encoder")
+    return T5TextEncoder(folder, cfg.text_width, cfg.max_text_tokens) if folder else None
 
 
-def load_text_encoder(cfg: ModelConfig, folder: str) -> T5TextEncoder | None:
-    """Load the frozen text encoder of a model; None for the embedded one.
+def require_same_text_encoder(start: ModelConfig, cfg: ModelConfig) -> None:
+    """Check that a model continues with the text encoder that its start was trained with.
 
     Raises:
-        ConfigError: see `require_text_encoder`; or the folder cannot be loaded.
+        ConfigError: it is another one.
     """
-    require_text_encoder(cfg, folder)
-    return T5TextEncoder(folder, cfg.text_width, cfg.max_text_tokens) if folder else None
+    if start.text_encoder != cfg.text_encoder:
+        needs, has = (c.text_encoder_name or "the embedded encoder" for c in (start, cfg))
+        what = f"{has} is another text encoder than {needs}, which the start was trained with"
+        raise ConfigError("text_encoder", what, "give that one, or train without start")
 
 
 def attach_text_encoder(model: VideoAR, folder: str) -> None:

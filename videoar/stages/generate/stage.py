@@ -11,9 +11,10 @@ from videoar.contracts.names import CLIPS, MODELS, SAMPLES
 from videoar.core.errors import ConfigError
 from videoar.core.ids import digest_json, seed_from, sha256_hex
 from videoar.core.types import Row
+from videoar.model.pretrained.model_folder import pretrained_fingerprint
 from videoar.model.transformer.config import GuidanceName
 from videoar.pipeline.context import StageContext
-from videoar.pipeline.local_path import path_or
+from videoar.pipeline.local_path import LocalPath, path_or
 from videoar.pipeline.stage import Inputs, Mapper, MapStage, Port, Shard, StageConfig, runtime
 
 CAPTIONS = "captions"
@@ -39,6 +40,9 @@ class GenerateConfig(StageConfig):
     """Of every bit; below 1 the likelier value is drawn more often."""
     seed: int = Field(default=0, ge=0)
     """Seed of the choice of captions and of every sample's own seed."""
+    text_encoder: LocalPath = runtime("")
+    """Folder, on every worker, of the text encoder that the model was trained with; empty for a
+    model with the embedded one. Its content enters the fingerprint."""
     crf: int = Field(default=12, ge=0, le=51)
     """Quality of the stored MP4 (H.264 constant rate factor); smaller is better."""
     shard_samples: int = runtime(16, ge=1)
@@ -60,12 +64,16 @@ class GenerateStage(MapStage[GenerateConfig]):
     primary = "reference"
 
     def tools(self) -> Mapping[str, str]:
-        """Return the digest of the prompt file and the encoder's versions."""
+        """Return digests of prompt file and text encoder, and versions of what encodes videos."""
         from videoar.media.transcode import tool_versions
 
-        if self.config.prompts == CAPTIONS:
-            return tool_versions()
-        return {**tool_versions(), "prompts": sha256_hex(self._file().read_bytes())}
+        config, tools = self.config, dict(tool_versions())
+        if config.prompts != CAPTIONS:
+            tools["prompts"] = sha256_hex(self._file().read_bytes())
+        if config.text_encoder:
+            found = pretrained_fingerprint(config.text_encoder)
+            tools |= {f"text_encoder_{name}": value for name, value in found.items()}
+        return tools
 
     def shards(self, inputs: Inputs) -> Sequence[Shard]:
         """Divide the requested samples into batches."""
@@ -75,7 +83,7 @@ class GenerateStage(MapStage[GenerateConfig]):
         return [Shard(i, digest_json(chunk), rows=chunk) for i, chunk in enumerate(chunks)]
 
     def open(self, inputs: Inputs, context: StageContext) -> Mapper:
-        """Load the model and its tokenizer."""
+        """Load the model, its tokenizer and its text encoder."""
         from videoar.stages.generate.worker import GenerateWorker
 
         config = self.config
@@ -86,6 +94,7 @@ class GenerateStage(MapStage[GenerateConfig]):
             num_frames=config.num_frames,
             sampler={"guidance": config.guidance, "temperature": config.temperature},
             crf=config.crf,
+            text_encoder=config.text_encoder,
         )
 
     def _requested(self, inputs: Inputs) -> Iterator[Row]:

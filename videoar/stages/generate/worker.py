@@ -9,6 +9,7 @@ from videoar.core.ids import canonical_json, digest_json
 from videoar.core.types import Row
 from videoar.media.transcode import encode_clips
 from videoar.model.device import device, limit_threads
+from videoar.model.pretrained.text_encoder import attach_text_encoder
 from videoar.model.tokenizer.network import frames_from_video
 from videoar.model.transformer.sampling import sample
 from videoar.pipeline.stage import Inputs, Output
@@ -26,12 +27,14 @@ class GenerateWorker:
         num_frames: pixel frames of a sample.
         sampler: `guidance` and `temperature` of `sample`.
         crf: H.264 constant rate factor of the stored MP4.
+        text_encoder: folder of the model's text encoder; empty for the embedded one.
 
     Raises:
-        ConfigError: the model was trained on another tokenizer, or `num_frames` does not fit it.
+        ConfigError: the model was trained on another tokenizer or text encoder, or `num_frames`
+            does not fit it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - options of the stage; all are keyword-only
         self,
         inputs: Inputs,
         store: Store,
@@ -40,6 +43,7 @@ class GenerateWorker:
         num_frames: int,
         sampler: dict[str, Any],
         crf: int,
+        text_encoder: str,
     ) -> None:
         limit_threads(cpus)
         self._store, self._sampler, self._crf = store, sampler, crf
@@ -50,6 +54,7 @@ class GenerateWorker:
         if trained_on != tokenizer_digest:
             what = f"was trained on tokenizer {trained_on}, not {tokenizer_digest}"
             raise ConfigError(inputs["model"].id, what)
+        attach_text_encoder(self._model, text_encoder)
         try:
             self._model.layout(num_frames)
         except ValueError as error:

@@ -7,6 +7,7 @@ import torch
 
 from videoar.core.errors import ContractError
 from videoar.model.device import device, limit_threads
+from videoar.model.pretrained.text_encoder import require_same_text_encoder
 from videoar.model.tokenizer.config import TokenizerConfig
 from videoar.model.transformer.config import ModelConfig
 from videoar.model.transformer.network import VideoAR
@@ -14,6 +15,7 @@ from videoar.pipeline.stage import Inputs, Output, RankContext
 from videoar.storage.reader import key_value_metadata, read_footers
 from videoar.storage.store import Store
 from videoar.training.config import TransformerTraining
+from videoar.training.data.text_features import prepare_text_features
 from videoar.training.data.token_loader import TokenLoader
 from videoar.training.model_store import load_tokenizer, load_transformer, publish_model
 from videoar.training.transformer import TransformerTrainer
@@ -48,6 +50,7 @@ def new_trainer(
     model = VideoAR(model_for({name: getattr(tokenizer.cfg, name) for name in shared}))
     if "start" in inputs:
         start, _ = load_transformer(inputs["start"], store)
+        require_same_text_encoder(start.cfg, model.cfg)
         # Fits although a later phase has more scales: embeddings exist for `max_scales` of them.
         model.load_state_dict(start.state_dict())
     # moved after the start: random numbers of a GPU differ from those of the CPU
@@ -57,6 +60,27 @@ def new_trainer(
         return TokenLoader(inputs["tokens"], batch_size, training.seed, rank.index, rank.world_size)
 
     return TransformerTrainer(model, training, loader, rank.index), tokenizer_digest
+
+
+def set_text_features(
+    model: VideoAR, inputs: Inputs, store: Store, rank: RankContext, folder: str
+) -> None:
+    """Give a model the features of all captions of the token stores; "" for its own encoder.
+
+    Raises:
+        ConfigError: the text encoder cannot be loaded.
+    """
+    if not folder:
+        return
+    captions = {
+        caption or ""
+        for port, tokens in inputs.items()
+        if port.partition(".")[0] == "tokens"
+        for table in tokens.read(["caption"])
+        for caption in table["caption"].unique().to_pylist()
+    }
+    ranks = rank.index, rank.world_size
+    model.set_text_encoder(prepare_text_features(store, model.cfg, folder, captions, *ranks))
 
 
 def publish(trainer: TransformerTrainer, store: Store, tokenizer_digest: str) -> Output:
