@@ -64,7 +64,7 @@ def mistakes(document: dict) -> dict[str, str]:
         ("clips", {"resources": {"worker": 2}}, "resources.worker", "did you mean workers?"),
         ("good", {"policy": {"min_moton": 1}}, "policy.min_moton", "did you mean min_motion?"),
         ("tokenizer", {"tokenizer": {"scales": [[1, 1], []]}}, "tokenizer.scales.1.1", "missing"),
-        ("samples", {"guidance": [1]}, "guidance", "must be text or a number, not [1]"),
+        ("samples", {"guidance": [1]}, "guidance", "must be one of ucf, t2v or a number, not [1]"),
         ("release", {"rules": [{"metric": "fvdd", "max": 1}]}, "rules.0.metric",
          "unknown metric fvdd (did you mean fvd?)"),
         ("release", {"ref": ""}, "ref", 'must be text that is not empty, not ""'),
