@@ -26,9 +26,14 @@ class MemoryRank:
 
 def commit(store, dataset, contract, table, **parents):
     """Commit a table as the only file of a dataset; return the snapshot."""
+    return commit_all(store, dataset, contract, [table], **parents)
+
+
+def commit_all(store, dataset, contract, tables, **parents):
+    """Commit tables as the files of a dataset; return the snapshot."""
     provenance = Provenance(
         run_id="r", pipeline="p", stage=dataset, fingerprint=dataset, code_version="0",
         parents=parents,
     )  # fmt: skip
     target = store.dataset(dataset, contract)
-    return target.commit([target.write(table)], provenance, {})
+    return target.commit([target.write(table) for table in tables], provenance, {})

@@ -15,7 +15,12 @@ from videoar.core.names import NAME_PATTERN
 from videoar.core.types import Json
 from videoar.pipeline.options import Schema, options_of
 from videoar.pipeline.registry import BUILTIN, Registry, stage_class
-from videoar.pipeline.stage_reference import OptionReference, StageReference, stage_references
+from videoar.pipeline.stage_reference import (
+    OptionReference,
+    PortReference,
+    StageReference,
+    stage_references,
+)
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _FOLDER = Path(__file__).parents[2] / "pipelines"
@@ -42,13 +47,15 @@ def stages_page(references: list[StageReference]) -> str:
 
 
 def _section(reference: StageReference, options: list[OptionReference]) -> list[str]:
-    ports = ", ".join(
-        f"`{port.name}` ({port.contract}{', optional' if port.optional else ''})"
-        for port in reference.ports
-    )
+    ports = ", ".join(f"`{port.name}` ({port.contract}{_note(port)})" for port in reference.ports)
     lines = [f"## {reference.name}", "", reference.meaning, ""]
     lines += [f"Shape: {reference.shape}. From: {ports}. Makes: {reference.produces}.", ""]
     return [*lines, *_table(options)] if options else lines
+
+
+def _note(port: PortReference) -> str:
+    further = f", further ones as `{port.name}.NAME`" if port.repeatable else ""
+    return (", optional" if port.optional else "") + further
 
 
 def _table(options: list[OptionReference]) -> list[str]:
@@ -125,7 +132,7 @@ def _any_stage(registry: Registry) -> dict[str, Any]:
 def _stage_schema(type_name: str, registry: Registry) -> tuple[dict[str, Any], dict[str, Any]]:
     stage = stage_class(type_name, registry)
     options = options_of(stage.config_type)
-    ports = {
+    ports: dict[str, Any] = {
         "type": "object",
         "description": "Ports to inputs or stages.",
         "properties": {
@@ -135,6 +142,13 @@ def _stage_schema(type_name: str, registry: Registry) -> tuple[dict[str, Any], d
         "required": [name for name, port in stage.consumes.items() if not port.optional],
         "additionalProperties": False,
     }
+    repeatable = {
+        rf"^{name}\.[^.]+$": {"type": "string", "description": f"Takes {port.contract}."}
+        for name, port in stage.consumes.items()
+        if port.repeatable
+    }
+    if repeatable:
+        ports["patternProperties"] = repeatable
     schema = {
         "description": " ".join((stage.__doc__ or "").split()),
         "type": "object",

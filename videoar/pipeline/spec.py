@@ -284,14 +284,15 @@ def _check_ports(
         return mistakes
     consumes = draft.stage.consumes
     for port, source in draft.ports.items():
-        if port not in consumes:
+        declared = draft.stage.port(port)
+        if declared is None:
             text = f"unknown port ({did_you_mean(port, consumes)})"
             mistakes.append(Mistake(f"{path}.{port}", text))
             continue
         # an input's contract is known only when it is resolved: see `check_contracts`
         other = drafts[source].stage if source in drafts else None
-        if other is not None and other.produces != consumes[port].contract:
-            text = f"needs {consumes[port].contract}, but {source} makes {other.produces}"
+        if other is not None and other.produces != declared.contract:
+            text = f"needs {declared.contract}, but {source} makes {other.produces}"
             mistakes.append(Mistake(f"{path}.{port}", text))
     return mistakes + _missing_ports(draft, path, consumes)
 

@@ -81,6 +81,8 @@ class Port:
     contract: str
     """Contract that the snapshot must have, e.g. `clips@1`."""
     optional: bool = False
+    repeatable: bool = False
+    """Whether `PORT.NAME` is a further input of the same contract, for any NAME."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,15 @@ class Stage(ABC, Generic[C]):
 
     def __init__(self, config: C) -> None:
         self.config = config
+
+    @classmethod
+    def port(cls, name: str) -> Port | None:
+        """Return the declaration of a port, None if there is no such port."""
+        base, dot, further = name.partition(".")
+        declared = cls.consumes.get(base)
+        if declared is None or (dot and not (further and declared.repeatable)):
+            return None
+        return declared
 
     def tools(self) -> Mapping[str, str]:
         """Return versions and digests outside code and options that the output depends on."""

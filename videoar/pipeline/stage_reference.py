@@ -22,6 +22,8 @@ class PortReference(Frozen):
     name: str
     contract: str
     optional: bool
+    repeatable: bool
+    """Whether `NAME` may have further inputs, `NAME.FURTHER`."""
 
 
 class OptionReference(Frozen):
@@ -116,7 +118,12 @@ def stage_reference(type_name: str, registry: Registry = BUILTIN) -> StageRefere
         shape=stage.shape,
         meaning=_joined(stage.__doc__ or ""),
         ports=tuple(
-            PortReference(name=name, contract=port.contract, optional=port.optional)
+            PortReference(
+                name=name,
+                contract=port.contract,
+                optional=port.optional,
+                repeatable=port.repeatable,
+            )
             for name, port in stage.consumes.items()
         ),
         produces=stage.produces,

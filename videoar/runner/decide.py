@@ -109,7 +109,8 @@ def check_contracts(spec: StageSpec, inputs: Inputs, registry: Registry = BUILTI
         ContractError: names stage and port.
     """
     for port, snapshot in inputs.items():
-        expected = stage_class(spec.type, registry).consumes[port].contract
+        declared = stage_class(spec.type, registry).port(port)
+        expected = declared.contract if declared else ""
         if snapshot.contract != expected:
             key = f"stages.{spec.name}.from.{port}"
             raise ContractError(key, f"needs {expected}, but the input has {snapshot.contract}")

@@ -1,12 +1,16 @@
 """How transformers are trained, as validated values. Torch-free, so that stages stay light."""
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from videoar.core.types import Frozen
+from videoar.model.schedule import Scales
 from videoar.model.transformer.config import CFECConfig
+
+MAIN_STORE = "tokens"
+"""Name of the store at the port `tokens`; a store at `tokens.NAME` is called `NAME`."""
 
 
 class OptimizerConfig(Frozen):
@@ -27,28 +31,94 @@ class OptimizerConfig(Frozen):
     ema: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the moving average of weights."""
 
-    def rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
-        warmup = max(1, round(self.warmup_fraction * steps))
-        if step < warmup:
-            return self.learning_rate * (step + 1) / warmup
-        progress = (step - warmup) / max(1, steps - warmup)
+    def rate(self, done: int, budget: int, peak: float | None = None) -> float:
+        """Return the learning rate of a step.
+
+        Args:
+            done: steps (or tokens) before it.
+            budget: steps (or tokens) of the whole schedule.
+            peak: largest rate, by default `learning_rate`.
+        """
+        peak = self.learning_rate if peak is None else peak
+        warmup = max(1, round(self.warmup_fraction * budget))
+        if done < warmup:
+            return peak * (done + 1) / warmup
+        progress = min(1.0, (done - warmup) / max(1, budget - warmup))
         cosine = 0.5 * (1 + math.cos(math.pi * progress))
-        return self.learning_rate * (self.final_fraction + (1 - self.final_fraction) * cosine)
+        return peak * (self.final_fraction + (1 - self.final_fraction) * cosine)
+
+
+class PhaseStore(Frozen):
+    """What a phase trains on of one token store."""
+
+    weight: float = Field(default=1.0, gt=0)
+    """Share of the steps, on any scale."""
+    num_frames: int | None = Field(default=None, ge=1)
+    """Pixel frames from the start of each clip, 1 for images; None: those of the phase."""
+    batch_size: int | None = Field(default=None, ge=1)
+    """Clips per step, over all ranks; None: those of the phase."""
+    grids: tuple[tuple[int, int], ...] = ()
+    """Latent grids (height, width) whose rows are read; empty: all of the store."""
 
 
 class Phase(Frozen):
     """One part of the curriculum; the paper's "training stage"."""
 
-    steps: int = Field(ge=1)
-    """Optimizer steps."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps; give either `steps` or `tokens`."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Visual tokens over all steps: the phase ends with the step that reaches them."""
     batch_size: int = Field(default=8, ge=1)
     """Clips per step, over all ranks."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts into which a rank divides its share of a batch: less memory, the same step up to
+    rounding."""
     num_frames: int | None = Field(default=None, ge=1)
     """Pixel frames from the start of each clip; None uses all that are stored."""
+    stores: dict[str, PhaseStore] = Field(default_factory=dict)
+    """By the name of their port: `tokens`, or `NAME` for the port `tokens.NAME`. Each step is a
+    batch of one store. Empty: all stores of the stage, with equal weights."""
+    scales: tuple[Scales, ...] = ()
+    """Scale schedules that differ from the standard ones, each for the grid that it ends with. A
+    schedule of a larger grid that begins with the smaller one's keeps the trained embeddings."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Peak of this phase; None: that of the optimizer."""
     p_mask: float = Field(default=0.0, ge=0, le=1)
     """Probability of hiding a past frame from attention. Source: 0 on UCF (paper), else 0.1
     (ours)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.steps is None) == (self.tokens is None):
+            raise ValueError("give either steps or tokens")
+        return self
+
+    @property
+    def budget(self) -> int:
+        """Steps or tokens of the phase."""
+        return self.steps or self.tokens or 0
+
+    def frames_of(self, store: str | None) -> int | None:
+        """Return the pixel frames of a store's clips; None for all that are stored.
+
+        Args:
+            store: its name; None if the phase reads one store only.
+        """
+        only = next(iter(self.stores.values())) if len(self.stores) == 1 else PhaseStore()
+        own = (only if store is None else self.stores.get(store, PhaseStore())).num_frames
+        return self.num_frames if own is None else own
+
+
+class Validation(Frozen):
+    """Held-out measurement during training, on the rows of the split `val`."""
+
+    points: int = Field(default=10, ge=0)
+    """Evaluations of each phase, evenly over its budget, the last one at its end; 0 is none."""
+    max_rows: int = Field(default=256, ge=1)
+    """Rows of each store that are evaluated: the first ones of a fixed order."""
+    patience: int | None = Field(default=None, ge=1)
+    """End the training after so many evaluations in a row without a lower loss; the weights of the
+    lowest loss are published. None trains to the end and publishes the last weights."""
 
 
 class TransformerTraining(Frozen):
@@ -60,6 +130,8 @@ class TransformerTraining(Frozen):
     """Learning rate, weight decay, gradient clipping, moving average."""
     corruption: CFECConfig = CFECConfig()
     """Cross-frame error correction."""
+    validation: Validation = Validation()
+    """Held-out numbers, early stop."""
     drop_text: float = Field(default=0.1, ge=0, le=1)
     """Share of captions replaced by the unconditional features. Source: Infinity."""
     seed: int = 0
@@ -72,14 +144,7 @@ class TransformerTraining(Frozen):
     """Compile the network with torch.compile."""
 
     @property
-    def steps(self) -> int:
-        """Steps of all phases."""
-        return sum(phase.steps for phase in self.phases)
-
-    def phase_at(self, step: int) -> tuple[int, int]:
-        """Return the phase of a step and the step's number inside it."""
-        for index, phase in enumerate(self.phases):
-            if step < phase.steps:
-                return index, step
-            step -= phase.steps
-        raise ValueError("the step is after the last phase")
+    def steps(self) -> int | None:
+        """Steps of all phases; None if a budget is in tokens."""
+        steps = [phase.steps for phase in self.phases]
+        return None if None in steps else sum(step or 0 for step in steps)

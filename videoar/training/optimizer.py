@@ -7,7 +7,8 @@ fraction, skipping and averaging are ours.
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import groupby
 
 import torch
@@ -68,6 +69,29 @@ class MovingAverage:
         current: dict[str, Tensor] = model.state_dict()
         averaged = list(self.weights.values())
         torch._foreach_lerp_(averaged, [current[name] for name in self.weights], 1 - decay)
+
+    @contextmanager
+    def applied_to(self, model: nn.Module) -> Iterator[None]:
+        """Exchange the weights of a model and of the average, and back at the end."""
+        self._exchange(model)
+        try:
+            yield
+        finally:
+            self._exchange(model)
+
+    @torch.no_grad()
+    def _exchange(self, model: nn.Module) -> None:
+        current = model.state_dict()
+        for name, averaged in self.weights.items():
+            # one tensor at a time: a copy of the whole model may not fit
+            kept = current[name].clone()
+            current[name].copy_(averaged)
+            averaged.copy_(kept)
+
+    @torch.no_grad()
+    def copy_from(self, other: "MovingAverage") -> None:
+        """Take the weights of another average of the same model."""
+        torch._foreach_copy_(list(self.weights.values()), list(other.weights.values()))
 
 
 class NonFiniteGuard:

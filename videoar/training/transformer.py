@@ -1,45 +1,46 @@
-"""Train the transformer on latents: corrupt the history, predict the bits that repair it.
+"""Train the transformer on latents: phases, steps, held-out numbers, checkpoints.
 
-One idea: every random choice of a step comes from a generator seeded with (seed, step, rank), so a
-run is a pure function of its inputs and resumes deterministically: bit for bit on a CPU, on a GPU
-up to the order in which some kernels add.
+One idea: a run is a pure function of its inputs. The rows of a step follow from the position of the
+loader, the random choices from the rows (`Objective`), so a run resumes deterministically: bit for
+bit on a CPU at the same world size; up to the order of additions on a GPU or at another one.
 
-The token store holds continuous latents; the bits that are predicted are computed from them in
-every step, because a flipped bit of the history changes the labels after it. At 8x8x5 latents that
-is under a tenth of the step.
+    phase      budget in steps or tokens; its own data, warm-up and cosine
+    step       rows -> parts -> loss and gradients -> one sum over ranks -> clip -> AdamW -> average
+    metrics    read one step late: reading waits for the device, and then the next step's kernels
+               are already queued
 
-B batch, T latent frames, K bits, H W latent grid.
 Source: arXiv 2601.05966 sections 5 and 6.1.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from videoar.core.ids import seed_from
-from videoar.model.schedule import latent_frames
-from videoar.model.tokenizer.quantizer import MultiScaleBSQ
-from videoar.model.transformer.attention import random_frame_mask
-from videoar.model.transformer.corruption import draw_flips, flip_probabilities
-from videoar.model.transformer.loss import BitLoss, bit_loss
-from videoar.model.transformer.network import VideoAR, flatten_bits, teacher_forcing_inputs
+from videoar.model.transformer.loss import bit_loss
+from videoar.model.transformer.network import VideoAR
 from videoar.training.checkpoint import Part, load_state, save_state
 from videoar.training.collectives import all_reduce_gradients, all_reduce_sum
 from videoar.training.config import Phase, TransformerTraining
+from videoar.training.held_out import HeldOutLoader, evaluate
+from videoar.training.objective import Objective, Rows
 from videoar.training.optimizer import MovingAverage, NonFiniteGuard, finite, make_adamw, set_rate
 
-_NO_ROWS = BitLoss(torch.zeros(()), torch.zeros(()))
 _HISTORY_POINTS = 200  # chosen: enough for a curve, small in a checkpoint
 
 
 class Loader(Protocol):
-    """The part of `TokenLoader` that the trainer uses: iterating runs one epoch."""
+    """The part of `TokenLoader` and `TokenMixture` that the trainer uses."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield batches with `latent_BTKHW`, `captions` and `global_size`."""
+        """Yield batches with `latent_BTKHW`, `captions`, `first_row` and `global_size`.
+
+        Batches of a mixture name their `store`.
+        """
         ...
 
     def state_dict(self) -> dict[str, int | str]:
@@ -51,149 +52,257 @@ class Loader(Protocol):
         ...
 
 
+class TrainingData(Protocol):
+    """This rank's data of each phase."""
+
+    def train(self, phase: Phase) -> Loader:
+        """Return a loader at the start of epoch 0."""
+        ...
+
+    def held_out(self, phase: Phase) -> Mapping[str, HeldOutLoader]:
+        """Return the loaders of the split `val` by store; empty without val rows."""
+        ...
+
+
+@dataclass
+class Progress:
+    """Where a training is; saved with every checkpoint."""
+
+    step: int = 0
+    """Optimizer steps taken, skipped ones included."""
+    phase: int = 0
+    done: int = 0
+    """Steps or tokens of the phase, the unit of its budget."""
+    evaluations: int = 0
+    """Of the phase."""
+    best_loss: float = math.inf
+    """Lowest val loss so far."""
+    worse_evaluations: int = 0
+    """In a row, since the lowest val loss."""
+    is_stopped: bool = False
+    """Whether the training ended early."""
+
+
 class TransformerTrainer:
     """One rank of a training run.
 
     Args:
         model: trained in place; equal on all ranks.
         training: phases, optimizer, corruption.
-        make_loader: returns this rank's loader for a global batch size.
-        rank: number of this rank; several must have joined a torch process group.
+        data: this rank's batches; several ranks must have joined a torch process group.
     """
 
-    def __init__(
-        self,
-        model: VideoAR,
-        training: TransformerTraining,
-        make_loader: Callable[[int], Loader],
-        rank: int = 0,
-    ) -> None:
-        self.model, self.training, self.rank = model.train(), training, rank
+    def __init__(self, model: VideoAR, training: TransformerTraining, data: TrainingData) -> None:
+        self.model, self.training, self.data = model.train(), training, data
         model.checkpoint_activations = training.checkpoint_activations
         # The uncompiled module stays the owner of the weights: names in checkpoints do not change.
-        self.network = torch.compile(model) if training.compile else model
-        self.quantizer = MultiScaleBSQ(model.cfg.num_bits, model.cfg.scales)
+        network = torch.compile(model) if training.compile else model
+        self.objective = Objective(model, training, network)
         self.optimizer = make_adamw(model, training.optimizer)
         self.average = MovingAverage(model, training.optimizer.ema)
-        self.step = 0
+        self.best = MovingAverage(model, 0.0) if training.validation.patience else None
+        """The averaged weights of the lowest val loss."""
+        self.progress = Progress()
         self.history: list[dict[str, float]] = []
-        self._make_loader = make_loader
+        self.metrics: dict[str, float] = {}
+        """Of the last step that was read."""
+        self.held_out: dict[str, float] = {}
+        """Of the weights that would be published now: those of the last or best evaluation."""
         self._loader_state: dict[str, int | str] | None = None
         self._guard = NonFiniteGuard()
+        self._unread: tuple[int, float, Tensor] | None = None
+        """Step, learning rate and metrics on the device."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken."""
+        return self.progress.step
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no step is left."""
+        return self.progress.is_stopped or self.progress.phase == len(self.training.phases)
+
+    @property
+    def expected_steps(self) -> int:
+        """Steps of all phases, estimated for budgets in tokens; for displays."""
+        steps = self.training.steps
+        if steps is not None or self.is_done:
+            return steps or self.step
+        phase = self.training.phases[self.progress.phase]
+        share = (self.progress.phase + self.progress.done / phase.budget) / len(
+            self.training.phases
+        )
+        return max(self.step + 1, round(self.step / max(share, 1e-9)))
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weights to publish: the average, of the best evaluation if there is a patience."""
+        return (self.best or self.average).weights
 
     @property
     def parts(self) -> dict[str, Part]:
         """What a checkpoint holds; the names are part of its format."""
-        return {"model": self.model, "optimizer": self.optimizer, "average": self.average.weights}
+        parts: dict[str, Part] = {
+            "model": self.model, "optimizer": self.optimizer, "average": self.average.weights
+        }  # fmt: skip
+        return parts | ({"best": self.best.weights} if self.best else {})
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint into an existing folder."""
-        progress = {"step": self.step, "loader": self._loader_state, "history": self.history}
-        save_state(folder, self.parts, progress | {"bad_steps": self._guard.bad_steps})
+        self.read_metrics()
+        # as text: the first best loss is infinite, which JSON has no number for
+        progress = vars(self.progress) | {"best_loss": repr(self.progress.best_loss)}
+        state = {
+            "progress": progress,
+            "loader": self._loader_state,
+            "history": self.history,
+            "metrics": finite(self.metrics),
+            "held_out": self.held_out,
+            "bad_steps": self._guard.bad_steps,
+        }
+        save_state(folder, self.parts, state)
 
     def load(self, folder: Path) -> None:
         """Resume from a checkpoint."""
-        progress = load_state(folder, self.parts)
-        self.step, self.history = progress["step"], progress["history"]
-        self._loader_state = progress["loader"]
-        self._guard.bad_steps = progress["bad_steps"]
+        state = load_state(folder, self.parts)
+        best_loss = float(state["progress"]["best_loss"])
+        self.progress = Progress(**state["progress"] | {"best_loss": best_loss})
+        self.history, self.metrics = state["history"], state["metrics"]
+        self.held_out, self._loader_state = state["held_out"], state["loader"]
+        self._guard.bad_steps = state["bad_steps"]
 
-    def run(self, after_step: Callable[["TransformerTrainer", Mapping[str, float]], None]) -> None:
+    def run(self, after_step: Callable[["TransformerTrainer"], None]) -> None:
         """Take the remaining steps, calling `after_step` after each."""
-        while self.step < self.training.steps:
-            index, done = self.training.phase_at(self.step)
+        while not self.is_done:
+            index = self.progress.phase
             phase = self.training.phases[index]
-            batches = self._batches(phase)
-            for inner in range(done, phase.steps):
-                metrics = self.take_step(next(batches), phase, inner)
-                if inner == phase.steps - 1:
-                    # A checkpoint of this step resumes in the next phase, whose loader has another
-                    # batch size and begins with its own first epoch.
-                    self._loader_state = None
-                self._finish_step(metrics)
-                after_step(self, metrics)
+            batches, held_out = self._batches(phase), self.data.held_out(phase)
+            while self.progress.phase == index and not self.is_done:
+                batch = next(batches)
+                self.take_step(batch, phase, self.progress.done)
+                self.progress.step += 1
+                self.progress.done += 1 if phase.steps else self._num_tokens(batch, phase)
+                self._evaluate_if_due(phase, held_out)
+                if self.progress.done >= phase.budget:
+                    self._end_phase()
+                after_step(self)
+        self.read_metrics()
+
+    def _end_phase(self) -> None:
+        # A checkpoint of this step resumes in the next phase, whose loader begins with its own
+        # first epoch.
+        self._loader_state = None
+        self.progress.phase += 1
+        self.progress.done = self.progress.evaluations = 0
 
     def _batches(self, phase: Phase) -> Iterator[dict[str, Any]]:
-        loader = self._make_loader(phase.batch_size)
+        loader = self.data.train(phase)
         if self._loader_state is not None:
             loader.load_state_dict(self._loader_state)
         while True:
             for batch in loader:
-                self._loader_state = (
-                    loader.state_dict()
-                )  # the position after the batch that is trained next
+                # the position after the batch that is trained next
+                self._loader_state = loader.state_dict()
                 yield batch
 
-    def take_step(self, batch: Mapping[str, Any], phase: Phase, inner: int) -> dict[str, float]:
-        """Update the weights once; return metrics of the global batch.
+    def take_step(self, batch: Mapping[str, Any], phase: Phase, done: int) -> None:
+        """Update the weights once.
 
-        A step whose loss or gradient is not finite is skipped.
+        A step whose loss or gradient is not finite changes no weights.
 
         Args:
-            batch: this rank's rows.
+            batch: this rank's rows of a global batch.
             phase: part of the curriculum.
-            inner: number of the step inside the phase, from 0: each phase has its own schedule.
+            done: steps or tokens of the phase before this step, for the learning rate.
 
         Raises:
-            StageError: several steps in a row had a loss or gradient that is not finite.
+            StageError: several steps before this one had a loss or gradient that is not finite.
         """
-        rate = self.training.optimizer.rate(inner, phase.steps)
+        rate = self.training.optimizer.rate(done, phase.budget, phase.learning_rate)
         set_rate(self.optimizer, rate)
         self.optimizer.zero_grad()
-        rows = len(batch["captions"])
-        # The last batch of an epoch may leave this rank no rows; it still joins the collectives.
-        scored = self._score(batch, phase) if rows else _NO_ROWS
-        # Losses are means over own rows; scaled by their share, gradients of ranks add up to that
-        # of the mean over the global batch, however many rows each rank has.
-        share = rows / batch["global_size"]
-        if rows:
-            (scored.loss * share).backward()
+        frames = phase.frames_of(batch.get("store"))
+        rows = self.objective.rows(batch, frames, seed_of=(self.step,))
+        own = torch.zeros(2, device=self.model.device)
+        for part in rows.parts(phase.accumulate):
+            own += self._backward(part, phase, len(part) / batch["global_size"])
         all_reduce_gradients(self.model.parameters())
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.training.optimizer.clip_norm
         )
-        own = share * torch.stack([scored.loss.detach(), scored.accuracy.detach()])
-        loss, accuracy = all_reduce_sum(own.to(norm.device)).tolist()
-        checked = {"loss": loss, "gradient_norm": norm.item()}
-        if self._guard.accept(self.step, checked):
-            self.optimizer.step()
-            self.average.update(self.model, self.step)
-        self.step += 1
-        return {**checked, "bit_accuracy": accuracy, "learning_rate": rate}
+        metrics = torch.cat([all_reduce_sum(own), norm[None]])
+        # The fused kernel reads this on the device and skips the update if it is 1: with a check
+        # on the host, every step would wait for the device.
+        is_bad = ~torch.isfinite(metrics).all()
+        self.optimizer.found_inf = is_bad.float()  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.average.update(self.model, self.step)
+        self.read_metrics()
+        self._unread = (self.step, rate, metrics)
 
-    def _score(self, batch: Mapping[str, Any], phase: Phase) -> BitLoss:
-        device, stride = self.model.device, self.model.cfg.time_stride
-        latent_BKTHW = batch["latent_BTKHW"].to(device, non_blocking=True).transpose(1, 2)
-        if phase.num_frames:
-            latent_BKTHW = latent_BKTHW[:, :, : latent_frames(phase.num_frames, stride)]
-        size, frames = latent_BKTHW.shape[0], latent_BKTHW.shape[2]
-        # On the CPU: a CUDA generator draws other numbers from the same seed.
-        random = torch.Generator().manual_seed(seed_from(self.training.seed, self.step, self.rank))
-        drop_B = torch.rand(size, generator=random) < self.training.drop_text
-        flips = self._flips((size, frames), random)
-        keep = random_frame_mask((size, frames), phase.p_mask, random) if phase.p_mask else None
-        pyramid = self.quantizer.pyramid(latent_BKTHW, flips)
-        layout = self.model.layout(1 + stride * (frames - 1))
-        with torch.autocast(
-            device.type, dtype=torch.bfloat16, enabled=self.training.precision == "bf16"
-        ):
-            logits = self.network(
-                teacher_forcing_inputs(layout.scheme, pyramid.accumulated),
-                self.model.encode_text(batch["captions"], drop_B),
-                layout,
-                keep_BTT=None if keep is None else keep.to(device),
-            )
-        return bit_loss(logits, flatten_bits(layout.scheme, pyramid.bits), layout.weight_l)
+    def _backward(self, rows: Rows, phase: Phase, share: float) -> Tensor:
+        """Add the gradients of some rows; return their share of the batch's loss and accuracy.
 
-    def _flips(self, shape_BT: tuple[int, int], random: torch.Generator) -> list[Tensor] | None:
-        corruption, cfg = self.training.corruption, self.model.cfg
-        if corruption.is_clean:
-            return None
-        p_BTS = flip_probabilities((*shape_BT, len(cfg.scales)), corruption, random)
-        shapes = [(h, w, cfg.num_bits) for h, w in cfg.scales]
-        return [flip.to(self.model.device) for flip in draw_flips(p_BTS, shapes, random)]
+        Losses are means over rows; scaled by their share, gradients of parts and ranks add up to
+        that of the mean over the global batch, however many rows each has.
+        """
+        predicted = self.objective.predict(rows, phase, is_training=True, flips=True)
+        weight_l = predicted.layout.weight_l
+        scored = bit_loss(predicted.logits_BLK2, predicted.bits_BLK, weight_l)
+        (scored.loss * share).backward()
+        return share * torch.stack([scored.loss.detach(), scored.accuracy])
 
-    def _finish_step(self, metrics: Mapping[str, float]) -> None:
-        every = max(1, self.training.steps // _HISTORY_POINTS)
-        if self.step % every == 0 or self.step in {1, self.training.steps}:
-            self.history.append({"step": self.step, **finite(metrics)})
+    def read_metrics(self) -> None:
+        """Read the metrics of the last step, which waits for the device.
+
+        Raises:
+            StageError: several steps in a row had a loss or gradient that is not finite.
+        """
+        if self._unread is None:
+            return
+        (step, rate, on_device), self._unread = self._unread, None
+        loss, accuracy, norm = on_device.tolist()
+        self._guard.accept(step, {"loss": loss, "gradient_norm": norm})
+        self.metrics = {
+            "loss": loss, "gradient_norm": norm, "bit_accuracy": accuracy, "learning_rate": rate
+        }  # fmt: skip
+        if self._is_history_point(step + 1):
+            self._log(step + 1, self.metrics)
+
+    def _is_history_point(self, step: int) -> bool:
+        steps = self.training.steps
+        if steps is None:
+            # With budgets in tokens the number of steps is not known: points get sparser instead.
+            return step % max(1, 1 << max(0, step.bit_length() - 7)) == 0
+        return step % max(1, steps // _HISTORY_POINTS) == 0 or step in {1, steps}
+
+    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if not self.history or self.history[-1]["step"] != step:
+            self.history.append({"step": step})
+        self.history[-1] |= finite(metrics)
+
+    def _num_tokens(self, batch: Mapping[str, Any], phase: Phase) -> int:
+        frames = phase.frames_of(batch.get("store"))
+        return self.objective.num_tokens(batch, phase, frames)
+
+    def _evaluate_if_due(self, phase: Phase, held_out: Mapping[str, HeldOutLoader]) -> None:
+        """Evaluate the averaged weights at evenly spaced parts of the phase's budget."""
+        progress, validation = self.progress, self.training.validation
+        due = min(progress.done, phase.budget) * validation.points // phase.budget
+        if due <= progress.evaluations or not held_out:
+            return
+        progress.evaluations = due
+        self.read_metrics()
+        with self.average.applied_to(self.model):
+            values = evaluate(self.objective, held_out, phase)
+        self._log(self.step, values)
+        if values["val/loss"] < progress.best_loss or self.best is None:
+            progress.best_loss, progress.worse_evaluations = values["val/loss"], 0
+            self.held_out = values
+            if self.best is not None:
+                self.best.copy_from(self.average)
+            return
+        progress.worse_evaluations += 1
+        patience = validation.patience or math.inf
+        progress.is_stopped = progress.worse_evaluations >= patience

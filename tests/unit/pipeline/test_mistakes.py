@@ -33,8 +33,8 @@ def mistakes(document: dict) -> dict[str, str]:
     [
         ("model", {"training": {"phases": [{"step": 3}]}}, "training.phases.0.step",
          "unknown key (did you mean steps?)"),
-        ("model", {"training": {"phases": [{"step": 3}]}}, "training.phases.0.steps",
-         "missing (Optimizer steps)"),
+        ("model", {"training": {"phases": [{"steps": 3, "tokens": 3}]}}, "training.phases.0",
+         "give either steps or tokens"),
         ("model", {"training": {"phases": []}}, "training.phases",
          "must be a list of at least 1, each entry a mapping, not []"),
         ("model", {"training": {"phases": 3}}, "training.phases",

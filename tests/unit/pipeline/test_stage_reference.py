@@ -40,7 +40,8 @@ def test_option_has_type_bounds_default_and_unit():
 
 
 def test_nested_options_are_expanded():
-    assert option("pretrain", "training.phases[].steps").required
+    assert option("pretrain", "training.phases").required
+    assert option("pretrain", "training.phases[].steps").bounds == ">= 1"
     assert option("train_tokenizer", "training.weights.l1").default == 1.0
     assert option("train_tokenizer", "tokenizer.num_bits").unit == "bits"
     assert option("filter", "policy.min_luma").type == "number or string or null"

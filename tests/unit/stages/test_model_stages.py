@@ -10,21 +10,22 @@ from pydantic import ValidationError
 
 from tests.support.clip_rows import clip_row, clips_of
 from tests.support.compaction import compact
-from tests.support.loop_rank import MemoryRank, commit
+from tests.support.loop_rank import MemoryRank, commit, commit_all
 from videoar.contracts.contract import load_contract
-from videoar.core.errors import ConfigError, ContractError
+from videoar.core.errors import ConfigError, ContractError, GateError
 from videoar.media.decode import decode_clip
 from videoar.model.tokenizer.config import TOKENIZERS
 from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.pipeline.context import StageContext
 from videoar.stages.generate.stage import GenerateConfig, GenerateStage
+from videoar.stages.pretrain.data import open_stores
 from videoar.stages.pretrain.stage import PretrainConfig, PretrainStage
-from videoar.stages.pretrain.worker import require_tokens_of
 from videoar.storage.store import open_store
 from videoar.storage.token_codec import checksum, pack_bits
 from videoar.training.model_store import load_tokenizer, load_transformer, publish_model
 
 CAPTIONS = ["a red circle moving left", "a blue square moving up", None]
+SEVEN_SCALES = [[1, 1], [1, 2], [2, 2], [2, 3], [3, 3], [3, 4], [4, 4]]
 TRAINING = {"phases": [{"steps": 4, "batch_size": 2}], "optimizer": {"learning_rate": 1e-3}}
 
 
@@ -129,7 +130,7 @@ def test_compacted_tokens_keep_their_tokenizer(store, inputs, tmp_path):
     assert "tokenizer" not in packed.commit.provenance.parents
     config = load_tokenizer(inputs["tokenizer"], store)[0].cfg
     digest = inputs["tokenizer"].table(["digest"])["digest"][0].as_py()
-    require_tokens_of({**inputs, "tokens": packed}, config, digest)
+    open_stores({**inputs, "tokens": packed}, config, digest)
     assert pretrain(store, {**inputs, "tokens": packed}, MemoryRank(tmp_path)) is not None
     other = commit(store, "other", "models@1", _model_row(store, base_width=8))
     with pytest.raises(ContractError, match="tokenize the clips again"):
@@ -141,12 +142,123 @@ def _model_row(store, **changes):
     return publish_model(net, store, weights=net.state_dict(), step=0, metrics={}, history=[])
 
 
+def _tokens(store, inputs, name, shapes, split="train"):
+    """Commit a token store of one row per shape (t, h, w)."""
+    draw = np.random.default_rng(1)
+    rows = []
+    for i, (t, h, w) in enumerate(shapes):
+        latent = (2 * draw.standard_normal((t, 8, h, w))).astype("<f2").tobytes()
+        rows.append({
+            "clip_id": f"{i:032x}", "source_id": f"{i:064x}", "split": split, "label": None,
+            "caption": CAPTIONS[0], "rate_fps": 8.0, "start_s": 0.0, "duration_s": 0.5,
+            "t": t, "k": 8, "h": h, "w": w, "bits": b"\0" * t, "latent": latent,
+            "bits_xxh3": 0, "latent_xxh3": checksum(latent),
+        })  # fmt: skip
+    schema = load_contract("tokens@1").arrow_schema
+    digest = inputs["tokenizer"].table(["digest"])["digest"][0].as_py()
+    groups = {shape: [row for row, own in zip(rows, shapes, strict=True) if own == shape]
+              for shape in set(shapes)}  # fmt: skip
+    tables = [
+        pa.Table.from_pylist(own, schema=schema).replace_schema_metadata({
+            "tokenizer_digest": digest,
+            "layout_version": "1",
+        })
+        for own in groups.values()
+    ]
+    return commit_all(store, name, "tokens@1", tables)
+
+
+def test_phases_mix_sizes_images_and_stores_in_one_model(store, inputs, tmp_path):
+    further = _tokens(store, inputs, "further", [(1, 4, 4)] * 4 + [(3, 4, 8)] * 4 + [(3, 8, 4)] * 4)
+    val = _tokens(store, inputs, "val", [(2, 4, 4)] * 3, split="val")
+    both = store.dataset("both", "tokens@1")
+    both = both.commit([*further.files, *val.files], further.commit.provenance, {})
+    phases = [
+        {"steps": 3, "batch_size": 2},
+        {
+            "tokens": 400, "batch_size": 2, "accumulate": 2, "p_mask": 0.5, "num_frames": 1,
+            "stores": {"wide": {"num_frames": 9, "grids": [[4, 8], [8, 4]], "weight": 3},
+                       "tokens": {"weight": 1, "batch_size": 3}},
+        },
+    ]  # fmt: skip
+    stage = PretrainStage(PretrainConfig(training={"phases": phases}, model={"max_scales": 6}))
+    ports = {**inputs, "tokens.wide": both}
+    rank = MemoryRank(tmp_path)
+    output = stage.run(ports, StageContext(store), rank)
+    (row,) = output.rows.to_pylist()
+    assert row["step"] == len(rank.steps) > 4
+    assert np.isfinite(dict(row["metrics"])["loss"])
+    history = json.loads(row["history_json"])
+    # the val rows are 4 x 4: the second phase reads other grids only, so it has none
+    assert {point["step"] for point in history if "val/loss" in point} <= {1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("training", "where", "what"),
+    [
+        ({"phases": [{"steps": 1, "num_frames": 65}]}, "phases.0.num_frames", "65 frames are 17"),
+        ({"phases": [{"steps": 1, "num_frames": 4}]}, "phases.0.num_frames", "multiple of 4"),
+        ({"phases": [{"steps": 1}, {"steps": 1, "stores": {"tokns": {}}}]},
+         "phases.1.stores.tokns", "no such token store"),
+        ({"phases": [{"steps": 1, "stores": {"tokens": {"grids": [[9, 9]]}}}]},
+         "phases.0.stores.tokens", r"no rows of the split train of the grids"),
+        ({"phases": [{"steps": 1}], "validation": {"patience": 1}},
+         "validation.patience", "no store has rows"),
+        ({"phases": [{"steps": 1, "scales": [SEVEN_SCALES]}]},
+         "phases.0.scales", "has 7 scales"),
+    ],
+)  # fmt: skip
+def test_phases_are_checked_against_the_stores_before_step_0(
+    store, inputs, tmp_path, training, where, what
+):
+    rank = MemoryRank(tmp_path)
+    stage = PretrainStage(PretrainConfig(training=training, model={"max_scales": 6}))
+    with pytest.raises(ConfigError, match=what) as error:
+        stage.run(inputs, StageContext(store), rank)
+    assert where in error.value.where
+    assert rank.steps == []
+
+
+def test_batch_that_ranks_cannot_share_is_rejected_before_step_0(store, inputs, tmp_path):
+    rank = MemoryRank(tmp_path)
+    rank.world_size = 4
+    with pytest.raises(ConfigError, match="2 rows cannot be divided over 4 ranks"):
+        pretrain(store, inputs, rank)
+
+
+def test_start_of_another_shape_is_rejected_field_by_field(store, inputs, tmp_path):
+    start = commit(store, "start", "models@1", pretrain(store, inputs, MemoryRank(tmp_path)).rows)
+    ports = {**inputs, "start": start}
+    with pytest.raises(ConfigError, match=r"model.depth: is 3, but the start has 2"):
+        pretrain(store, ports, MemoryRank(tmp_path / "b"), model={"depth": 3})
+    assert pretrain(store, ports, MemoryRank(tmp_path / "c"), model={"window": 1}) is not None
+
+
+def test_gate_on_the_val_loss_needs_a_low_one(store, inputs, tmp_path):
+    rank = MemoryRank(tmp_path)
+    with pytest.raises(GateError, match="was not measured"):
+        pretrain(store, inputs, rank, max_val_nats=0.5)
+    val = _tokens(store, inputs, "val", [(2, 4, 4)] * 3, split="val")
+    both = store.dataset("both", "tokens@1").commit(
+        [*inputs["tokens"].files, *val.files], val.commit.provenance, {}
+    )
+    ports = {**inputs, "tokens": both}
+    with pytest.raises(GateError, match=r"the val loss is 0\.\d+ nats per bit, the maximum 0.01"):
+        pretrain(store, ports, MemoryRank(tmp_path / "b"), max_val_nats=0.01)
+    output = pretrain(store, ports, MemoryRank(tmp_path / "c"), max_val_nats=5.0)
+    assert 0 < output.metrics["val/loss"] <= 5.0
+    assert not any("block" in name for name in output.metrics)
+
+
 def test_mistakes_in_the_config_are_rejected_before_a_run():
     for options in (
         {"preset": "huge", "training": TRAINING},
         {"training": TRAINING, "model": {"depht": 3}},
         {"training": TRAINING, "model": {"heads": 3}},
         {"training": {"phases": []}},
+        {"training": {"phases": [{"batch_size": 2}]}},
+        {"training": {"phases": [{"steps": 2, "tokens": 10}]}},
+        {"training": TRAINING, "model": {"depth": 10**6}},
     ):
         with pytest.raises(ValidationError):
             PretrainConfig(**options)

@@ -1,3 +1,4 @@
+import itertools
 import json
 from pathlib import Path
 
@@ -9,8 +10,10 @@ from videoar.core.errors import ContractError, StageError
 from videoar.model.transformer.config import PRESETS, CFECConfig
 from videoar.model.transformer.network import VideoAR
 from videoar.storage.store import open_store
-from videoar.training.config import OptimizerConfig, Phase, TransformerTraining
+from videoar.training.config import OptimizerConfig, Phase, TransformerTraining, Validation
+from videoar.training.held_out import evaluate
 from videoar.training.model_store import load_model, publish_model, save_model
+from videoar.training.objective import Objective
 from videoar.training.transformer import TransformerTrainer
 
 SCALES = ((1, 1), (2, 2))
@@ -18,20 +21,24 @@ CONFIG = PRESETS["tiny"].model_copy(update={"scales": SCALES})
 
 
 class Squares:
-    """Latents that only depend on the caption, in a loader's clothes."""
+    """Latents that only depend on the caption, in the form of a loader."""
 
-    def __init__(self, batch_size):
-        self.batch_size, self.step = batch_size, 0
+    def __init__(self, batch_size, seed=0):
+        self.batch_size, self.seed, self.step = batch_size, seed, 0
+
+    def seek(self, position):
+        self.step = position
 
     def __iter__(self):
         while self.step < 4:
             self.step += 1
-            draw = torch.Generator().manual_seed(0)
+            draw = torch.Generator().manual_seed(self.seed)
             pair = torch.randn(2, 8, 3, 2, 2, generator=draw) * 2
             yield {
                 "latent_BTKHW": pair.repeat(self.batch_size // 2, 1, 1, 1, 1).transpose(1, 2),
                 "captions": ["red", "blue"] * (self.batch_size // 2),
                 "global_size": self.batch_size,
+                "first_row": 0,
             }
         self.step = 0
 
@@ -43,21 +50,34 @@ class Squares:
         self.step = state["step"]
 
 
-def make_trainer(steps=4, **options):
+class Data:
+    """Val rows are other latents than those that are trained."""
+
+    def train(self, phase):
+        return Squares(phase.batch_size)
+
+    def held_out(self, phase):
+        return {"tokens": Squares(phase.batch_size, seed=1)}
+
+
+def make_trainer(steps=4, data=None, phase=None, **options):
     torch.set_num_threads(1)
     torch.manual_seed(0)
     training = TransformerTraining(
-        phases=(Phase(steps=steps, batch_size=4), Phase(steps=2, batch_size=2, num_frames=5)),
+        phases=(
+            Phase(steps=steps, batch_size=4, **(phase or {})),
+            Phase(steps=2, batch_size=2, num_frames=5),
+        ),
         optimizer=OptimizerConfig(learning_rate=4e-3),
         **options,
     )
-    return TransformerTrainer(VideoAR(CONFIG), training, Squares)
+    return TransformerTrainer(VideoAR(CONFIG), training, data or Data())
 
 
 def test_training_halves_the_loss():
     trainer = make_trainer(steps=50, corruption=CFECConfig(p_max=0, delta=0), drop_text=0.0)
-    losses = []
-    trainer.run(lambda _trainer, metrics: losses.append(metrics["loss"]))
+    trainer.run(lambda _: None)
+    losses = [point["loss"] for point in trainer.history]
     assert losses[0] == pytest.approx(0.693, rel=0.05)
     assert losses[49] < 0.5 * losses[0]
     assert len(losses) == 52
@@ -66,11 +86,11 @@ def test_training_halves_the_loss():
 @pytest.mark.parametrize("stop", [3, 4, 5])  # the first phase has 4 steps
 def test_resumed_run_equals_the_uninterrupted_one(stop, tmp_path):
     whole = make_trainer()
-    whole.run(lambda trainer, _: trainer.save(tmp_path) if trainer.step == stop else None)
+    whole.run(lambda trainer: trainer.save(tmp_path) if trainer.step == stop else None)
     resumed = make_trainer()
     resumed.load(tmp_path)
     assert resumed.step == stop
-    resumed.run(lambda *_: None)
+    resumed.run(lambda _: None)
     assert resumed.history == whole.history
     for name, weight in whole.average.weights.items():
         assert torch.equal(weight, resumed.average.weights[name]), name
@@ -81,15 +101,13 @@ def test_non_finite_step_is_skipped_and_repeated_ones_stop_the_run(tmp_path):
     trainer.model.features.weight.data[0, 0] = float("nan")
     before = trainer.model.head.weight.clone()
     with pytest.raises(StageError, match="training step 4: not finite"):
-        trainer.run(lambda trainer, _: trainer.save(tmp_path) if trainer.step == 3 else None)
+        trainer.run(lambda trainer: trainer.save(tmp_path) if trainer.step == 3 else None)
     assert torch.equal(trainer.model.head.weight, before)
-    assert {tuple(point) for point in trainer.history} == {
-        ("step", "bit_accuracy", "learning_rate")
-    }
+    assert all("loss" not in point for point in trainer.history)
     resumed = make_trainer(steps=6)
     resumed.load(tmp_path)
     with pytest.raises(StageError, match="training step 4: not finite"):
-        resumed.run(lambda *_: None)
+        resumed.run(lambda _: None)
 
 
 def test_published_model_loads_without_pickle(tmp_path):
@@ -117,6 +135,12 @@ def test_folder_of_another_kind_is_rejected(tmp_path):
         load_model(tmp_path)
 
 
+def _take_step(trainer, batch, phase=0):
+    trainer.take_step(batch, trainer.training.phases[phase], 0)
+    trainer.read_metrics()
+    return trainer.metrics
+
+
 def _step_of_rank(rank, folder):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
@@ -124,8 +148,8 @@ def _step_of_rank(rank, folder):
     trainer = make_trainer()
     batch = next(iter(Squares(4)))
     if rank:
-        batch |= {"captions": [], "latent_BTKHW": batch["latent_BTKHW"][:0]}
-    metrics = trainer.take_step(batch, trainer.training.phases[0], 0)
+        batch |= {"captions": [], "latent_BTKHW": batch["latent_BTKHW"][:0], "first_row": 4}
+    metrics = _take_step(trainer, batch)
     torch.distributed.destroy_process_group()
     Path(f"{folder}/{rank}.json").write_text(json.dumps(metrics))
     flat = torch.cat([weight.detach().flatten() for weight in trainer.model.parameters()])
@@ -136,8 +160,126 @@ def _step_of_rank(rank, folder):
 def test_rank_without_rows_of_a_short_batch_joins_the_step(tmp_path):
     torch.multiprocessing.spawn(_step_of_rank, args=(str(tmp_path),), nprocs=2)
     np.testing.assert_array_equal(np.load(tmp_path / "0.npy"), np.load(tmp_path / "1.npy"))
-    alone = make_trainer()
-    metrics = alone.take_step(next(iter(Squares(4))), alone.training.phases[0], 0)
+    metrics = _take_step(make_trainer(), next(iter(Squares(4))))
     for rank in range(2):
-        found = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert found == pytest.approx(metrics, rel=1e-4)
+        result = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert result == pytest.approx(metrics, rel=1e-4)
+
+
+def _slice_of(batch, start, stop):
+    return batch | {
+        "latent_BTKHW": batch["latent_BTKHW"][start:stop],
+        "captions": batch["captions"][start:stop],
+        "first_row": start,
+    }
+
+
+@pytest.mark.parametrize("cuts", [(0, 2, 4), (0, 1, 2, 3, 4), (0, 3, 4)])
+def test_draws_belong_to_rows_of_the_global_batch(cuts):
+    phase = {"p_mask": 0.4}
+    whole = make_trainer(phase=phase, drop_text=0.5)
+    batch = next(iter(Squares(4)))
+    expected = _gradient(whole, [batch])
+    ranks = [_slice_of(batch, a, b) for a, b in itertools.pairwise(cuts)]
+    divided = _gradient(make_trainer(phase=phase, drop_text=0.5), ranks)
+    assert (divided - expected).norm() < 1e-5 * expected.norm()
+    moved = [_slice_of(batch, a, b) | {"first_row": 0} for a, b in itertools.pairwise(cuts)]
+    other = _gradient(make_trainer(phase=phase, drop_text=0.5), moved)
+    assert (other - expected).norm() > 0.1 * expected.norm()
+
+
+def _gradient(trainer, ranks):
+    """Return the sum over ranks of the gradients of one step."""
+    for batch in ranks:
+        rows = trainer.objective.rows(batch, None, seed_of=(0,))
+        trainer._backward(rows, trainer.training.phases[0], len(rows) / batch["global_size"])
+    return torch.cat([w.grad.flatten() for w in trainer.model.parameters() if w.grad is not None])
+
+
+def test_accumulated_parts_equal_the_whole_batch():
+    whole, parts = make_trainer(), make_trainer(phase={"accumulate": 3})
+    for trainer in (whole, parts):
+        _take_step(trainer, next(iter(Squares(4))))
+    assert parts.metrics == pytest.approx(whole.metrics, rel=1e-5)
+
+
+def test_held_out_numbers_are_those_of_the_averaged_weights():
+    trainer = make_trainer(validation=Validation(points=2, max_rows=6))
+    trainer.run(lambda _: None)
+    points = [point for point in trainer.history if "val/loss" in point]
+    assert [point["step"] for point in points] == [2, 4, 5, 6]
+    assert trainer.history[-1]["val/loss"] == trainer.held_out["val/loss"]
+    phase, training = trainer.training.phases[-1], trainer.training
+    averaged = VideoAR(CONFIG)
+    averaged.load_state_dict(trainer.average.weights)
+    loaders = {"tokens": Squares(phase.batch_size, seed=1)}
+    result = evaluate(Objective(averaged, training), loaders, phase)
+    assert result == trainer.held_out
+
+
+def test_held_out_numbers_follow_from_the_logits():
+    trainer = make_trainer(validation=Validation(points=1, max_rows=3))
+    phase = trainer.training.phases[0]
+    result = evaluate(trainer.objective, {"tokens": Squares(4, seed=1)}, phase)
+    batch = _slice_of(next(iter(Squares(4, seed=1))), 0, 3)
+    rows = trainer.objective.rows(batch, None, seed_of=("val", "tokens", 0))
+    with torch.no_grad():
+        clean = trainer.objective.predict(rows, phase, is_training=False, flips=False)
+        flipped = trainer.objective.predict(rows, phase, is_training=False, flips=True)
+    for name, predicted in (("val", clean), ("val_flipped", flipped)):
+        odds = predicted.logits_BLK2[..., 1] - predicted.logits_BLK2[..., 0]
+        nats = torch.where(predicted.bits_BLK, -odds, odds).double().exp().log1p()
+        weighted = (nats.mean(dim=(0, 2)) * predicted.layout.weight_l).sum().item()
+        assert result[f"{name}/loss"] == pytest.approx(weighted, rel=1e-5)
+        last = nats[:, -4:].mean().item()  # frame 2, scale 1
+        assert result[f"{name}/frame2/scale1/block_nats"] == pytest.approx(last, rel=1e-5)
+        first = nats[:, [0, 5, 10]].mean().item()  # scale 0 of all three frames
+        assert result[f"{name}/scale0/scale_nats"] == pytest.approx(first, rel=1e-5)
+    assert result["val/loss"] != result["val_flipped/loss"]
+
+
+def test_patience_ends_the_training_and_publishes_the_best_weights(tmp_path):
+    options = {"validation": Validation(points=20, patience=2), "steps": 40}
+    trainer = make_trainer(**options)
+    kept = {}
+
+    def after_step(trainer):
+        kept[trainer.step] = {n: w.clone() for n, w in trainer.average.weights.items()}
+        if trainer.step == 6:
+            trainer.save(tmp_path)
+
+    trainer.run(after_step)
+    curve = {p["step"]: p["val/loss"] for p in trainer.history if "val/loss" in p}
+    best = min(curve, key=curve.get)
+    assert trainer.step < 40, "these val rows are learned by no one: the loss must rise"
+    assert list(curve).index(best) == len(curve) - 3
+    assert all(torch.equal(kept[best][name], w) for name, w in trainer.weights.items())
+    resumed = make_trainer(**options)
+    resumed.load(tmp_path)
+    resumed.run(lambda _: None)
+    assert resumed.history == trainer.history
+    assert all(torch.equal(resumed.weights[name], w) for name, w in trainer.weights.items())
+
+
+def test_budget_in_tokens_counts_those_of_the_global_batch(tmp_path):
+    # 3 latent frames of 1 + 4 tokens, 4 rows: 60 tokens a step
+    phases = (Phase(tokens=200, batch_size=4), Phase(steps=1, batch_size=2))
+
+    def trainer_of():
+        torch.manual_seed(0)
+        return TransformerTrainer(VideoAR(CONFIG), TransformerTraining(phases=phases), Data())
+
+    whole = trainer_of()
+    seen = []
+
+    def after_step(trainer):
+        seen.append((trainer.progress.phase, trainer.progress.done))
+        if trainer.step == 2:
+            trainer.save(tmp_path)
+
+    whole.run(after_step)
+    assert seen == [(0, 60), (0, 120), (0, 180), (1, 0), (2, 0)]
+    resumed = trainer_of()
+    resumed.load(tmp_path)
+    resumed.run(lambda _: None)
+    assert resumed.history == whole.history

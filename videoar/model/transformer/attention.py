@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from videoar.model.transformer.draws import FRAMES, bernoulli
 from videoar.model.transformer.schemes import TEXT, Scheme
 
 
@@ -198,21 +199,19 @@ class KVCache:
         return storage[0, :, :, :stop], storage[1, :, :, :stop]
 
 
-def random_frame_mask(
-    shape_BT: tuple[int, int], p_mask: float, generator: torch.Generator
-) -> Tensor:
+def random_frame_mask(seed_B: Tensor, num_frames: int, p_mask: float) -> Tensor:
     """Draw which past frames each frame keeps; a frame always keeps itself.
 
     Args:
-        shape_BT: samples and latent frames.
+        seed_B: int64 seed of each row, see `draws`.
+        num_frames: latent frames.
         p_mask: probability of hiding a past frame. Source: 0.1 (ours).
-        generator: on the CPU.
 
     Returns:
         bool [B, T, T], query frame by key frame. Later frames and frames outside the window are
         masked by the scheme, whatever is drawn for them.
     Source: arXiv 2601.05966 equation 9.
     """
-    batch, frames = shape_BT
-    kept = torch.rand(batch, frames, frames, generator=generator) >= p_mask
-    return kept | torch.eye(frames, dtype=torch.bool)
+    hidden = bernoulli(seed_B, FRAMES, num_frames * num_frames, p_mask)
+    own = torch.eye(num_frames, dtype=torch.bool, device=seed_B.device)
+    return ~hidden.view(-1, num_frames, num_frames) | own

@@ -18,6 +18,7 @@ from videoar.pipeline.stage import (
     Port,
     RankContext,
     StageConfig,
+    publish_gate,
     resume,
     runtime,
     save_checkpoint,
@@ -39,6 +40,9 @@ class PretrainConfig(StageConfig):
     are computed once and kept in the store. Empty: the embedded encoder, trained with the model."""
     training: TransformerTraining
     """Phases, optimizer, corruption."""
+    max_val_nats: float | None = publish_gate(None, gt=0)
+    """Gate: maximum loss of the val rows, in weighted nats per bit (ln 2 = 0.693 at chance level);
+    a worse model is not published."""
     checkpoint_every: int = runtime(500, ge=1)
     """Steps between checkpoints; one more follows the last step."""
 
@@ -60,11 +64,11 @@ class PretrainConfig(StageConfig):
 
 
 class PretrainStage(LoopStage[PretrainConfig]):
-    """Latents and captions to a transformer; with `start`, from an earlier phase's weights."""
+    """Latents and captions to a transformer, in phases; with `start`, from a model's weights."""
 
     name = "pretrain"
     consumes: ClassVar[Mapping[str, Port]] = {
-        "tokens": Port(TOKENS),
+        "tokens": Port(TOKENS, repeatable=True),
         "tokenizer": Port(MODELS),
         "start": Port(MODELS, optional=True),
     }
@@ -80,8 +84,10 @@ class PretrainStage(LoopStage[PretrainConfig]):
         """Train to the last step, from the newest checkpoint if there is one.
 
         Raises:
-            ConfigError: the text encoder cannot be loaded, or `start` was trained with another one.
+            ConfigError: a phase does not fit the stores, the text encoder cannot be loaded, or
+                `start` has another shape or text encoder.
             ContractError: the tokens were made by another tokenizer than the one given.
+            GateError: the loss of the val rows is above `max_val_nats`, or there are none.
             StageError: several steps in a row had a loss or gradient that is not finite.
         """
         from videoar.stages.pretrain.worker import new_trainer, publish, set_text_features
@@ -93,14 +99,15 @@ class PretrainStage(LoopStage[PretrainConfig]):
         set_text_features(trainer.model, inputs, context.store, rank, config.text_encoder)
         resume(rank, trainer.load)
 
-        def after_step(_: object, metrics: Mapping[str, float]) -> None:
+        def after_step(_: object) -> None:
             step = trainer.step
-            rank.report(step, config.training.steps, metrics)
-            # gradients are summed over ranks, so their weights are equal: one checkpoint serves
-            # all
-            is_due = step % config.checkpoint_every == 0 or step == config.training.steps
+            rank.report(step, trainer.expected_steps, trainer.metrics)
+            is_due = step % config.checkpoint_every == 0 or trainer.is_done
+            # weights are equal on all ranks: one checkpoint serves all
             if is_due and rank.index == 0:
                 save_checkpoint(rank, step, trainer.save)
 
         trainer.run(after_step)
-        return None if rank.index else publish(trainer, context.store, tokenizer_digest)
+        if rank.index:
+            return None
+        return publish(trainer, context.store, tokenizer_digest, config.max_val_nats)

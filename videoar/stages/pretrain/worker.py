@@ -5,20 +5,21 @@ from typing import Any
 
 import torch
 
-from videoar.core.errors import ContractError
+from videoar.core.errors import ConfigError, GateError
 from videoar.model.device import device, limit_threads
 from videoar.model.pretrained.text_encoder import require_same_text_encoder
-from videoar.model.tokenizer.config import TokenizerConfig
 from videoar.model.transformer.config import ModelConfig
 from videoar.model.transformer.network import VideoAR
 from videoar.pipeline.stage import Inputs, Output, RankContext
-from videoar.storage.reader import key_value_metadata, read_footers
+from videoar.stages.pretrain.data import StoreData, open_stores
 from videoar.storage.store import Store
 from videoar.training.config import TransformerTraining
 from videoar.training.data.text_features import prepare_text_features
-from videoar.training.data.token_loader import TokenLoader
 from videoar.training.model_store import load_tokenizer, load_transformer, publish_model
 from videoar.training.transformer import TransformerTrainer
+
+_OF_A_START = {"scales", "history", "window"}
+"""Fields in which a model may differ from its start: no weight depends on them."""
 
 
 def new_trainer(
@@ -32,7 +33,7 @@ def new_trainer(
     """Return the trainer of one rank at step 0, and the digest of the tokenizer.
 
     Args:
-        inputs: snapshots of the ports `tokens`, `tokenizer` and perhaps `start`.
+        inputs: snapshots of the ports `tokens`, `tokens.NAME`, `tokenizer` and perhaps `start`.
         store: where models are read.
         rank: which slice of the batches to train on.
         training: how.
@@ -40,26 +41,25 @@ def new_trainer(
         cpus: cores of this rank.
 
     Raises:
-        ContractError: see `require_tokens_of`; or `start` holds no transformer.
+        ConfigError: a phase does not fit the stores, or `start` the model.
+        ContractError: tokens of another tokenizer; or `start` holds no transformer.
     """
     limit_threads(cpus)
     tokenizer, tokenizer_digest = load_tokenizer(inputs["tokenizer"], store)
-    require_tokens_of(inputs, tokenizer.cfg, tokenizer_digest)
-    torch.manual_seed(training.seed)  # of the first weights, equal on all ranks
     shared = ("num_bits", "scales", "time_stride")
-    model = VideoAR(model_for({name: getattr(tokenizer.cfg, name) for name in shared}))
+    cfg = model_for({name: getattr(tokenizer.cfg, name) for name in shared})
+    data = StoreData(open_stores(inputs, tokenizer.cfg, tokenizer_digest), training, rank)
+    data.check(cfg)
+    torch.manual_seed(training.seed)  # of the first weights, equal on all ranks
+    model = VideoAR(cfg)
     if "start" in inputs:
         start, _ = load_transformer(inputs["start"], store)
-        require_same_text_encoder(start.cfg, model.cfg)
-        # Fits although a later phase has more scales: embeddings exist for `max_scales` of them.
+        require_same_text_encoder(start.cfg, cfg)
+        _require_same_shape(start.cfg, cfg)
         model.load_state_dict(start.state_dict())
     # moved after the start: random numbers of a GPU differ from those of the CPU
     model.to(device())
-
-    def loader(batch_size: int) -> TokenLoader:
-        return TokenLoader(inputs["tokens"], batch_size, training.seed, rank.index, rank.world_size)
-
-    return TransformerTrainer(model, training, loader, rank.index), tokenizer_digest
+    return TransformerTrainer(model, training, data), tokenizer_digest
 
 
 def set_text_features(
@@ -83,13 +83,35 @@ def set_text_features(
     model.set_text_encoder(prepare_text_features(store, model.cfg, folder, captions, *ranks))
 
 
-def publish(trainer: TransformerTrainer, store: Store, tokenizer_digest: str) -> Output:
-    """Store the averaged weights; return the row of `models@1`."""
-    metrics = {name: value for name, value in trainer.history[-1].items() if name != "step"}
+def _require_same_shape(start: ModelConfig, cfg: ModelConfig) -> None:
+    """Reject a start whose weights would not fit or would mean something else."""
+    for name in sorted(type(cfg).model_fields.keys() - _OF_A_START):
+        of_start, own = getattr(start, name), getattr(cfg, name)
+        if of_start != own:
+            hint = f"set model.{name} to {of_start}, or train without start"
+            raise ConfigError(f"model.{name}", f"is {own}, but the start has {of_start}", hint)
+
+
+def publish(
+    trainer: TransformerTrainer,
+    store: Store,
+    tokenizer_digest: str,
+    max_val_nats: float | None,
+) -> Output:
+    """Store the averaged weights; return the row of `models@1`.
+
+    Raises:
+        GateError: there is a maximum, and the loss of the val rows is above it or was not measured.
+    """
+    if max_val_nats is not None:
+        _check_gate(trainer.held_out.get("val/loss"), max_val_nats)
+    is_block = {name for name in trainer.held_out if "/block_" in name}
+    held_out = {name: v for name, v in trainer.held_out.items() if name not in is_block}
+    metrics = trainer.metrics | held_out
     rows = publish_model(
         trainer.model,
         store,
-        weights=trainer.average.weights,
+        weights=trainer.weights,
         step=trainer.step,
         metrics=metrics,
         history=trainer.history,
@@ -98,25 +120,13 @@ def publish(trainer: TransformerTrainer, store: Store, tokenizer_digest: str) ->
     return Output(rows, metrics=metrics)
 
 
-def require_tokens_of(inputs: Inputs, tokenizer: TokenizerConfig, digest: str) -> None:
-    """Reject tokens of another tokenizer.
-
-    Checked in the footers of the files, which keep the tokenizer's digest when `compact` rewrites
-    them; the snapshot's provenance would name the last stage only.
-
-    Raises:
-        ContractError: a file names another tokenizer or none, or rows have another shape.
-    """
-    tokens = inputs["tokens"]
-    footers = read_footers(tokens.objects, tokens.files)
-    for file, footer in zip(tokens.files, footers, strict=True):
-        made_by = key_value_metadata(footer).get("tokenizer_digest")
-        if made_by != digest:
-            what = f"{file.key} was made by tokenizer {made_by}, not {digest}"
-            hint = f"tokenize the clips again, by {inputs['tokenizer'].id}"
-            raise ContractError(tokens.id, what, hint)
-    columns = tokens.table(["h", "w", "k"], footers=footers)
-    shapes = set(zip(*columns.to_pydict().values(), strict=True))
-    expected = (*tokenizer.scales[-1], tokenizer.num_bits)
-    if shapes != {expected}:
-        raise ContractError(tokens.id, f"has (h, w, k) {sorted(shapes)}, the tokenizer {expected}")
+def _check_gate(loss: float | None, max_val_nats: float) -> None:
+    where = "pretrain.max_val_nats"
+    if loss is None:
+        what = "the val loss was not measured"
+        raise GateError(
+            where, what, "add val clips, set training.validation.points, or leave it out"
+        )
+    if not loss <= max_val_nats:
+        what = f"the val loss is {loss:.4f} nats per bit, the maximum {max_val_nats}"
+        raise GateError(where, what, "train on more data, or raise it")

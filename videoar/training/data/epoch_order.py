@@ -71,9 +71,13 @@ class EpochOrder:
         Slices of a short batch differ by at most one row: the last ranks may have none, rank 0
         always has one.
         """
-        start, size = int(self.start_S[step]), int(self.size_S[step])
-        begin, end = (-(-size * part // world_size) for part in (rank, rank + 1))
+        start = int(self.start_S[step])
+        begin, end = (self.first_row(step, part, world_size) for part in (rank, rank + 1))
         return self.rows_N[start + begin : start + end]
+
+    def first_row(self, step: int, rank: int, world_size: int) -> int:
+        """Return the number of a rank's first row in a global batch."""
+        return -(-int(self.size_S[step]) * rank // world_size)
 
 
 def epoch_order(

@@ -21,7 +21,7 @@ import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -56,8 +56,9 @@ class TokenLoader:
     """One rank's share of the global batches of a `tokens@1` snapshot; iterating runs one epoch.
 
     A batch holds `latent_BTKHW` (float16) and `bits_BN` (uint8, packed as stored), if they are
-    among the columns, `captions`, `labels`, `clip_ids`, and `global_size`, the rows of the global
-    batch. The memory of a batch is reused once nothing refers to its tensors any more.
+    among the columns, `captions`, `labels`, `clip_ids`, `global_size`, the rows of the global
+    batch, and `first_row`, the number of the first own row in it. The memory of a batch is reused
+    once nothing refers to its tensors any more.
 
     Args:
         snapshot: the token store.
@@ -69,6 +70,7 @@ class TokenLoader:
         columns: payload columns to read: `latent`, `bits` or both.
         equal_work: batches of smaller shapes hold more rows, so that a batch of any shape has about
             as many latent cells as `batch_size` rows of the largest.
+        grids: keep only rows of these latent grids (height, width); empty keeps all.
         verify: check every value read against its xxh3.
         cache: local folder that keeps what was fetched from a remote store.
 
@@ -89,6 +91,7 @@ class TokenLoader:
         split: str = "train",
         columns: Sequence[str] = ("latent",),
         equal_work: bool = False,
+        grids: Collection[tuple[int, int]] = (),
         verify: bool = False,
         cache: Path | None = None,
     ) -> None:
@@ -114,13 +117,16 @@ class TokenLoader:
         self._payload = Payload(snapshot.objects, files, footers, self._columns, span_cache)
         checksums = [f"{column}_xxh3" for column in self._columns] if verify else []
         names = [*_METADATA, *_SHAPE, *checksums, "split"]
-        table, self._row_N = _rows_of_split(self._snapshot.read(names, footers=footers), split)
+        self._grids = sorted(grids)
+        tables = self._snapshot.read(names, footers=footers)
+        table, self._row_N = _select_rows(tables, split, self._grids)
         self._metadata = table.drop_columns([*_SHAPE, "split"])
         _require_known_layout(files, self._payload.file_metadata)
         self.tokenizer_digest = _only_tokenizer(snapshot.id, self._payload.file_metadata)
         """Of the tokenizer that encoded the rows; empty if the files do not name it."""
         if not len(table):
-            raise ConfigError(snapshot.id, f"no rows in split {split!r}")
+            grids_text = f" of the grids {self._grids}" if grids else ""
+            raise ConfigError(snapshot.id, f"no rows in split {split!r}{grids_text}")
         shape_N4 = np.stack([table[name].to_numpy() for name in _SHAPE], axis=1)
         self._shape_b4, self._bucket_N = _distinct_shapes(shape_N4)
         cells_b = self._shape_b4[:, [0, 2, 3]].prod(axis=1)
@@ -150,6 +156,7 @@ class TokenLoader:
             "batch_size": self._batch_size,
             "equal_work": self._equal_work,
             "split": self._split,
+            **({"grids": str(self._grids)} if self._grids else {}),
             "num_rows": self.num_rows,
             "order": order_rules(),
         }
@@ -269,7 +276,8 @@ class TokenLoader:
             return {}
         if self._verify:
             self._verify_checksums(kept_B, values)
-        batch: Batch = {"global_size": len(global_rows)}
+        first_row = order.first_row(step, self.rank, self.world_size)
+        batch: Batch = {"global_size": len(global_rows), "first_row": first_row}
         for column, tensor in memory.items():
             batch |= _view(column, tensor, shape)
         self._read_s = time.perf_counter() - start
@@ -331,12 +339,19 @@ def _only_tokenizer(snapshot: str, metadata: Sequence[Mapping[str, str]]) -> str
     return digests[0]
 
 
-def _rows_of_split(tables: Iterable[pa.Table], split: str) -> tuple[pa.Table, np.ndarray]:
-    """Return the rows of a split, and the number of each among all rows."""
+def _select_rows(
+    tables: Iterable[pa.Table], split: str, grids: Collection[tuple[int, int]]
+) -> tuple[pa.Table, np.ndarray]:
+    """Return the rows of a split and of some grids, and the number of each among all rows."""
     kept, numbers, first = [], [np.empty(0, np.int64)], 0
     for table in tables:
-        splits = np.array(table["split"].to_pylist(), dtype=object)
-        rows = np.flatnonzero(splits == split) if split else np.arange(len(table))
+        is_kept = np.ones(len(table), dtype=bool)
+        if split:
+            is_kept &= np.array(table["split"].to_pylist(), dtype=object) == split
+        if grids:
+            sides = [table[side].to_numpy() for side in ("h", "w")]
+            is_kept &= np.any([(sides[0] == h) & (sides[1] == w) for h, w in grids], axis=0)
+        rows = np.flatnonzero(is_kept)
         # 64-bit offsets: the ids of 67 million rows take more than 2 GiB.
         large = [f.with_type(_LARGE.get(f.type, f.type)) for f in table.schema]
         kept.append(table.take(pa.array(rows)).cast(pa.schema(large)))

@@ -20,7 +20,7 @@ from videoar.core.errors import (
     StorageError,
     TransientStorageError,
 )
-from videoar.stages.pretrain.worker import require_tokens_of
+from videoar.stages.pretrain.data import open_stores
 from videoar.storage import reader
 from videoar.storage.payload import Payload
 from videoar.storage.row_reader import RowReader
@@ -158,7 +158,7 @@ def test_wrong_checksum_names_the_clip():
 
 def checked(snapshot):
     tokenizer = SimpleNamespace(scales=[(64, 64)], num_bits=8)
-    require_tokens_of({"tokens": snapshot}, tokenizer, "a" * 64)
+    open_stores({"tokens": snapshot}, tokenizer, "a" * 64)
 
 
 @pytest.mark.parametrize("opened", [lambda s: TokenLoader(s, 4, 7), RowReader, checked])
