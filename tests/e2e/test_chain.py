@@ -17,6 +17,8 @@ from tests.support.small_pipeline import (
     up_to_the_model,
     videoar,
 )
+from videoar import load
+from videoar.media.decode import decode_clip
 
 pytestmark = pytest.mark.slow
 
@@ -152,3 +154,22 @@ def test_progress_without_a_terminal_is_json_lines(first: dict):
             records = [json.loads(line) for line in lines]
             assert {"time", "level", "message"} <= set(records[0])
             assert any(record.get("stage") == "clips" for record in records)
+
+
+def test_promoted_model_is_exported_with_its_card_and_sampled_from(first: dict, tmp_path: Path):
+    out = tmp_path / "model"
+    videoar("export", "champion", "--format", "safetensors", "--to", str(out), store=first["store"])
+    loaded = load(out)
+    card = loaded.card
+    assert card.model.snapshot == first["outputs"]["model"]
+    assert card.tokenizer.snapshot == first["outputs"]["tokenizer"]
+    listed = {data.snapshot for data in card.data}
+    assert {first["outputs"][name] for name in ("clips", "good", "tokens")} <= listed
+    assert card.sources.licences == {"Apache-2.0": card.sources.videos}
+    assert card.gate["decision"] == first["outputs"]["release"]
+    assert card.scores["recon/psnr"].value > 1
+    assert card.sampler["temperature"] == 0.7
+    assert card.model.training["training"]["phases"][0]["steps"] == 6
+    assert str(tmp_path.parent) not in (out / "README.md").read_text()
+    made = loaded.sample("a red circle moving left", seconds=0.5)
+    assert decode_clip(made.save(tmp_path / "x.mp4").read_bytes()).shape[1:] == (32, 32, 3)

@@ -1,4 +1,4 @@
-"""Export a snapshot of tokens as WebDataset tar shards or plain Parquet.
+"""Export a snapshot of tokens as WebDataset tar shards or plain Parquet; a model by `export_model`.
 
 Each shard is built in memory and uploaded in one request. `manifest.json` is written last: a folder
 without it is an export that was interrupted, and the same call completes it. Equal rows give equal
@@ -17,33 +17,45 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from videoar.contracts.names import TOKENS
+from videoar.admin.export_model import export_model
+from videoar.contracts.names import MODELS, TOKENS
 from videoar.core.errors import ConfigError, ContractError, did_you_mean
 from videoar.core.ids import canonical_json, sha256_hex
 from videoar.records.names import find_snapshot
 from videoar.storage.layout import PROBES_PREFIX, READABLE_LAYOUT_VERSIONS
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.row_reader import RowReader
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store, open_store
 from videoar.storage.token_codec import bytes_per_frame
 
 MANIFEST = "manifest.json"
+SAFETENSORS = "safetensors"
 _BATCH_ROWS = 64  # chosen: bounds the payload that is held beside the shard
 _CHECKSUMS = ("bits_xxh3", "latent_xxh3")
 """Not exported: checksums of the bytes as stored, which were verified on reading."""
 
 
 def export(
-    store: Store, name: str, form: str, to: str, *, shard_mib: float = 256
+    store: Store,
+    name: str,
+    form: str,
+    to: str,
+    *,
+    shard_mib: float = 256,
+    single_file: bool = False,
 ) -> dict[str, Any]:
     """Write a snapshot of tokens to a folder or URL; a finished export is not repeated.
+
+    A model is written to a new folder, see `export_model`.
 
     Args:
         store: where the snapshot is.
         name: its name.
-        form: `webdataset` or `parquet`.
+        form: `webdataset` or `parquet`; for a model `safetensors`.
         to: folder or store URL, empty or with the same export in it.
         shard_mib: stored bytes per file; a tar adds its headers.
+        single_file: of a model, see `export_model`.
 
     Returns:
         The manifest: `{format, snapshot, digest, rows, files: [{name, rows, size_bytes, sha256}]}`.
@@ -52,12 +64,13 @@ def export(
         ConfigError: the format or snapshot cannot be exported, or the folder has other files.
         StorageError: a row is damaged, or a store does not answer.
     """
-    if form not in FORMATS:
-        raise ConfigError(f"--format {form}", "no such format", did_you_mean(form, FORMATS))
     snapshot = find_snapshot(store, name)
-    if snapshot.contract != TOKENS:
-        what = f"is {snapshot.contract}, only {TOKENS} can be exported"
-        raise ConfigError(snapshot.id, what, "files of other tables are plain Parquet already")
+    _require_format(snapshot, form)
+    if snapshot.contract == MODELS:
+        return export_model(store, snapshot, to, single_file=single_file)
+    if single_file:
+        what = f"{snapshot.id} is {TOKENS}, only a model can be one file"
+        raise ConfigError("--single-file", what)
     objects = _open(to, store.endpoint)
     source = RowReader(snapshot)
     shards = _shards(source, int(shard_mib * (1 << 20)))
@@ -80,6 +93,18 @@ def export(
     manifest = {**head, "rows": snapshot.rows, "files": files}
     objects.put(MANIFEST, json.dumps(manifest, indent=1).encode())
     return manifest
+
+
+def _require_format(snapshot: Snapshot, form: str) -> None:
+    formats = {TOKENS: list(FORMATS), MODELS: [SAFETENSORS]}
+    if form not in (known := [name for names in formats.values() for name in names]):
+        raise ConfigError(f"--format {form}", "no such format", did_you_mean(form, known))
+    if snapshot.contract not in formats:
+        what = f"is {snapshot.contract}, only {' and '.join(formats)} can be exported"
+        raise ConfigError(snapshot.id, what, "files of other tables are plain Parquet already")
+    if form not in (own := formats[snapshot.contract]):
+        what = f"is not a format of {snapshot.contract}"
+        raise ConfigError(f"--format {form}", what, f"use {' or '.join(own)}")
 
 
 def _open(to: str, endpoint: str) -> ObjectStore:

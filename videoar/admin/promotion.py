@@ -46,7 +46,7 @@ def _decision(snapshot: Snapshot) -> dict[str, Any]:
 def promote(store: Store, model: str, ref: str) -> dict[str, Any]:
     """Point a ref at a model that its gate has passed; see `videoar.api.promote`."""
     candidate = find_snapshot(store, model).id
-    decision = _newest_decision(store, candidate, ref)
+    decision = newest_decision(store, candidate, ref)
     if decision is None:
         raise GateError(candidate, f"no gate has evaluated it for {ref}", "run its pipeline first")
     broken = [rule["name"] for rule in decision["rules"] if not rule["passed"]]
@@ -59,8 +59,8 @@ def promote(store: Store, model: str, ref: str) -> dict[str, Any]:
     return {"ref": ref, "snapshot": candidate, "decision": decision["decision"]}
 
 
-def _newest_decision(store: Store, candidate: str, ref: str) -> Row | None:
-    """Return the newest decision on a model for a ref.
+def newest_decision(store: Store, candidate: str, ref: str | None = None) -> Row | None:
+    """Return the newest decision on a model, for a ref or for any.
 
     Newest by run id, which sorts by time: commits come dataset by dataset, and a pipeline may call
     its gate by any name.
@@ -72,7 +72,7 @@ def _newest_decision(store: Store, candidate: str, ref: str) -> Row | None:
     }
     for snapshot_id in sorted(made_by, key=lambda key: made_by[key], reverse=True):
         decision = _decision(store.snapshot(snapshot_id))
-        if (decision["candidate"], decision["ref"]) == (candidate, ref):
+        if decision["candidate"] == candidate and ref in {None, decision["ref"]}:
             return decision
     return None
 

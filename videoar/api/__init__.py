@@ -24,7 +24,7 @@ from videoar.api.data import (
     validate,
     validate_pipeline,
 )
-from videoar.api.models import gate, promote, report, report_path, rollback
+from videoar.api.models import gate, load, promote, report, report_path, rollback
 from videoar.api.ops import bench, doctor, forget, open_store
 from videoar.api.runs import (
     Document,
@@ -44,6 +44,7 @@ from videoar.api.runs import (
 # `X as X` re-exports a name for type checkers (PEP 484)
 if TYPE_CHECKING:  # types of arguments and results, for annotations
     from videoar.admin.doctor import Check as Check
+    from videoar.admin.loaded_model import LoadedModel as LoadedModel
     from videoar.admin.validate import Mistake as Mistake
     from videoar.bench.result import BenchResult as BenchResult
     from videoar.pipeline.stage_reference import StageReference as StageReference
@@ -55,7 +56,7 @@ if TYPE_CHECKING:  # types of arguments and results, for annotations
 
 __all__ = [
     "Document", "Watch", "bench", "cancel", "diff", "doctor", "explain", "export", "forget", "gate",
-    "lineage", "logs", "ls", "make_engine", "open_store", "plan", "progress", "promote",
+    "lineage", "load", "logs", "ls", "make_engine", "open_store", "plan", "progress", "promote",
     "quarantine", "report", "report_path", "resume", "rollback", "run", "schema", "show", "stages",
     "status", "validate", "validate_pipeline",
 ]  # fmt: skip

@@ -123,16 +123,24 @@ def stages(name: str | None = None) -> list[StageReference]:
     return stage_references([name] if name else [])
 
 
-def export(store: Store, name: str, form: str, to: str, *, shard_mib: float = 256) -> Document:
-    """Write a snapshot of tokens as WebDataset or Parquet; see `videoar.admin.export`.
+def export(
+    store: Store,
+    name: str,
+    form: str,
+    to: str,
+    *,
+    shard_mib: float = 256,
+    single_file: bool = False,
+) -> Document:
+    """Write tokens as WebDataset or Parquet, or a model; see `videoar.admin.export`.
 
     Returns:
         The manifest: `{format, snapshot, digest, rows, files: [{name, rows, size_bytes, sha256}]}`.
 
     Raises:
         ConfigError: the format or snapshot cannot be exported, or the folder is not empty.
-        StorageError: a row is damaged, or a store does not answer.
+        StorageError: a row or file is damaged, or a store does not answer.
     """
     from videoar.admin import export
 
-    return export.export(store, name, form, to, shard_mib=shard_mib)
+    return export.export(store, name, form, to, shard_mib=shard_mib, single_file=single_file)

@@ -9,7 +9,41 @@ from videoar.api.runs import Document
 from videoar.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from videoar.admin.loaded_model import LoadedModel
     from videoar.storage.store import Store
+
+
+def load(
+    name: str | Path,
+    *,
+    text_encoder: str | Path = "",
+    store: Store | None = None,
+    device: str | None = None,
+) -> LoadedModel:
+    """Load a model with its tokenizer, checked against each other, ready to sample from.
+
+        videoar.load("champion").sample("a prompt", seconds=2, seed=0).save("x.mp4")
+
+    Args:
+        name: path of an export, which needs no store, or else a name of the store: a ref, a
+            snapshot, RUN/STAGE.
+        text_encoder: folder of the frozen text encoder, for a model that was trained with one.
+        store: where a name is looked up; by default that of `VIDEOAR_STORE`.
+        device: of torch; by default a GPU if there is one.
+
+    Raises:
+        ConfigError: there is no such export; the name is no transformer; its tokenizer is not in
+            the store; or the text encoder is missing or another one.
+        ContractError: a part does not fit the others.
+        StorageError: a file is damaged or missing, or nothing in the store has this name.
+    """
+    from videoar.admin.loaded_model import is_export, load_export, load_stored
+    from videoar.api.ops import open_store
+
+    encoder = str(text_encoder) if text_encoder else ""
+    if isinstance(name, Path) or is_export(Path(name)):
+        return load_export(Path(name), text_encoder=encoder, on=device)
+    return load_stored(store or open_store(), name, text_encoder=encoder, on=device)
 
 
 def report(store: Store, name: str | None = None, out: Path | None = None) -> str:

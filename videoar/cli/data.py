@@ -266,17 +266,26 @@ def schema(
 @verb(app, _PANEL, "export tokens --format webdataset --to /data/tokens")
 def export(
     name: Name,
-    form: Annotated[str, typer.Option("--format", help="webdataset or parquet.")],
-    to: Annotated[str, typer.Option(help="Empty folder, file:///... or s3://bucket/prefix.")],
+    form: Annotated[
+        str, typer.Option("--format", help="webdataset or parquet; for a model: safetensors.")
+    ],
+    to: Annotated[str, typer.Option(help="Empty folder; of tokens also s3://bucket/prefix.")],
     shard_mib: Annotated[
         float, typer.Option(min=0.001, help="Stored bytes per file; a tar adds its headers.")
     ] = 256,
+    single_file: Annotated[
+        bool, typer.Option("--single-file", help="Of a model: both networks in one file.")
+    ] = False,
 ) -> None:
-    """Write tokens as WebDataset or Parquet.
+    """Write tokens for other readers, or a model to use elsewhere.
 
-    manifest.json comes last: a folder without it is an export that did not finish.
+    Of tokens, manifest.json comes last: a folder without it is an export that did not finish. A
+    model has its tokenizer and its card beside it, and its folder appears when it is complete;
+    videoar.load reads it in Python.
     """
-    manifest = api.export(session.open(), name, form, to, shard_mib=shard_mib)
+    manifest = api.export(
+        session.open(), name, form, to, shard_mib=shard_mib, single_file=single_file
+    )
     rows = [(file["name"], file["rows"], file["size_bytes"]) for file in manifest["files"]]
     emit(manifest, lambda: [Table(("file", ">rows", ">bytes"), rows)] if rows else ["no rows"])
 

@@ -19,10 +19,15 @@ _PREFIX = "videoar-scratch-"
 
 
 class Scratch:
-    """A private folder until `close`; after a kill, until another process calls `sweep`."""
+    """A private folder until `close`; after a kill, until another process calls `sweep`.
 
-    def __init__(self) -> None:
-        self.path, self._lock = _locked()
+    Args:
+        parent: where it is made, with a hidden name, to be renamed within one file system; None is
+            the folder for temporary files.
+    """
+
+    def __init__(self, parent: Path | None = None) -> None:
+        self.path, self._lock = _locked(parent)
 
     def close(self) -> None:
         """Remove the folder; a second call does nothing."""
@@ -38,9 +43,10 @@ class Scratch:
         self.close()
 
 
-def _locked() -> tuple[Path, int | None]:
+def _locked(parent: Path | None) -> tuple[Path, int | None]:
     while True:
-        path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        prefix = f".{_PREFIX}" if parent else _PREFIX
+        path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         with contextlib.suppress(FileNotFoundError):  # swept before it was locked: try again
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
             # blocks while a sweeper has the lock of this folder
@@ -50,9 +56,9 @@ def _locked() -> tuple[Path, int | None]:
             os.close(lock)
 
 
-def sweep() -> None:
+def sweep(parent: Path | None = None) -> None:
     """Remove folders of this user whose owners no longer run."""
-    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+    for path in Path(parent or tempfile.gettempdir()).glob(f"*{_PREFIX}*"):
         with contextlib.suppress(FileNotFoundError):  # removed by its owner or another sweeper
             status = path.lstat()  # not stat: a link's owner counts, not its target's
             if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():

@@ -6,7 +6,7 @@ Both files together are enough to build the network again; no pickle is ever wri
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import torch
@@ -54,15 +54,25 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> Network:
         ContractError: the folder holds something else, or a file of it is damaged.
     """
     with reading(folder / _CONFIG) as path:
-        config = json.loads(path.read_text())
-        kind, fields = config["kind"], config["config"]
-        if kind not in _KINDS.values():
-            raise ContractError(str(path), f"no such kind of network: {kind!r}")
-        shape = (ModelConfig if kind == "transformer" else TokenizerConfig).model_validate(fields)
-    model = VideoAR(shape) if isinstance(shape, ModelConfig) else VideoTokenizer(shape)
+        model = build_network(json.loads(path.read_text()))
     with reading(folder / _WEIGHTS) as path:
         model.load_state_dict(load_file(path))
     return model.to(device).eval()
+
+
+def build_network(document: Mapping[str, Any]) -> Network:
+    """Build the network of a `config.json`, with random weights.
+
+    Raises:
+        LookupError: the document has no kind or no config.
+        ValueError: it has another kind, or a config that is not allowed.
+    """
+    kind, fields = document["kind"], document["config"]
+    if kind == _KINDS[VideoAR]:
+        return VideoAR(ModelConfig.model_validate(fields))
+    if kind == _KINDS[VideoTokenizer]:
+        return VideoTokenizer(TokenizerConfig.model_validate(fields))
+    raise ValueError(f"no such kind of network: {kind!r}")
 
 
 def load_transformer(

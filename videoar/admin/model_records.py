@@ -1,0 +1,165 @@
+"""The card of a model of a store: every value is read from its commits, rows and run records."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from videoar.admin.model_card import Data, ModelCard, Network, Score, Sources, TextEncoder
+from videoar.admin.promotion import newest_decision
+from videoar.contracts.names import MODELS, SCORES, TOKENS
+from videoar.core.errors import ConfigError, ContractError
+from videoar.core.ids import digest_json
+from videoar.core.types import Row
+from videoar.model.tokenizer.config import TokenizerConfig
+from videoar.model.transformer.config import ModelConfig
+from videoar.records.lineage import lineage
+from videoar.records.names import find_snapshot
+from videoar.records.run_record import stage_parts
+from videoar.storage.delta_log import iter_commits
+from videoar.storage.snapshot import Snapshot
+from videoar.storage.store import Store
+
+_NOT_STATED = "not stated"
+
+
+def card_of(store: Store, name: str) -> ModelCard:
+    """Return the card of a transformer of a store.
+
+    Raises:
+        ConfigError: the name is no transformer, or the store does not have its tokenizer.
+        SnapshotNotFoundError: nothing in the store has this name.
+    """
+    snapshot = find_snapshot(store, name)
+    row = model_row(snapshot)
+    if row["kind"] != "transformer":
+        hint = "name the transformer: its tokenizer belongs to it"
+        raise ConfigError(snapshot.id, f"is a {row['kind']}, not a transformer", hint)
+    tokenizer = find_tokenizer(store, snapshot, row["tokenizer_digest"])
+    config = ModelConfig.model_validate_json(row["config_json"])
+    tokenizer_config = TokenizerConfig.model_validate_json(model_row(tokenizer)["config_json"])
+    graph = lineage(store, snapshot.id)
+    rate_fps, frames = _clip_shape(store, snapshot, config)
+    decision = newest_decision(store, snapshot.id)
+    scores = _scores(store, snapshot, decision)
+    return ModelCard(
+        model=_network(store, snapshot),
+        tokenizer=_network(store, tokenizer),
+        text_encoder=TextEncoder(name=config.text_encoder_name, digest=config.text_encoder)
+        if config.text_encoder
+        else None,
+        size_px=tokenizer_config.size_px,
+        rate_fps=rate_fps,
+        num_frames=frames,
+        sampler=_sampler(store, scores),
+        data=[
+            Data(snapshot=node["id"], contract=node["contract"], rows=node["rows"])
+            for node in sorted(graph["nodes"], key=lambda node: str(node["id"]))
+            if node["kind"] == "snapshot" and node["contract"] != MODELS
+        ],
+        sources=_sources(node for node in graph["nodes"] if node["kind"] == "source"),
+        # YAML as read here has no NaN
+        metrics={name: value for name, value in row["metrics"] if math.isfinite(value)},
+        scores=_values(scores),
+        gate=decision,
+    )
+
+
+def model_row(snapshot: Snapshot) -> Row:
+    """Return the only row of a snapshot of models.
+
+    Raises:
+        ConfigError: the snapshot is of another contract.
+        ContractError: it has several rows.
+    """
+    if snapshot.contract != MODELS:
+        raise ConfigError(snapshot.id, f"is {snapshot.contract}, not a model")
+    rows = snapshot.table().to_pylist()
+    if len(rows) != 1:
+        raise ContractError(snapshot.id, f"holds {len(rows)} models, not one")
+    row: Row = rows[0]
+    return row
+
+
+def find_tokenizer(store: Store, model: Snapshot, digest: str | None) -> Snapshot:
+    """Return the snapshot of the tokenizer that a transformer was trained on.
+
+    Raises:
+        ConfigError: the store has no tokenizer of this digest.
+    """
+    commits = iter_commits(store.objects)
+    ids = dict.fromkeys(commit.snapshot for commit in commits if commit.contract == MODELS)
+    for snapshot in map(store.snapshot, ids):
+        if digest in snapshot.table(["digest"])["digest"].to_pylist():
+            return snapshot
+    hint = "videoar store copy, or train it again from the same clips" if digest else ""
+    raise ConfigError(model.id, f"its tokenizer {digest} is not in {store.url}", hint)
+
+
+def _network(store: Store, snapshot: Snapshot) -> Network:
+    row, provenance = model_row(snapshot), snapshot.commit.provenance
+    parts = stage_parts(store, provenance.run_id, provenance.stage) or {}
+    return Network(
+        snapshot=snapshot.id,
+        training=parts.get("config", {}),
+        code=digest_json(parts["code"]) if "code" in parts else "",
+        version=provenance.code_version,
+        **{name: row[name] for name in ("digest", "num_parameters", "step")},
+    )
+
+
+def _clip_shape(
+    store: Store, model: Snapshot, config: ModelConfig
+) -> tuple[float | None, int | None]:
+    """Return frame rate and number of pixel frames of the tokens that a model was trained on."""
+    parents = map(store.snapshot, model.commit.provenance.parents.values())
+    counts: Counter[tuple[float, int]] = Counter()  # (frame rate, latent frames)
+    for snapshot in (parent for parent in parents if parent.contract == TOKENS):
+        for table in snapshot.read_available(["rate_fps", "t"]):
+            counts.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    if not counts:
+        return None, None
+    rates: Counter[float] = Counter()
+    for (rate_fps, latent_frames), count in counts.items():
+        rates[rate_fps] += count * latent_frames  # by length: an image has no frame rate
+    longest = max(latent_frames for _, latent_frames in counts)
+    return rates.most_common(1)[0][0], 1 + (longest - 1) * config.time_stride
+
+
+def _sources(nodes: Iterable[dict[str, Any]]) -> Sources:
+    sources = list(nodes)
+    licences = Counter(node["licence"] or _NOT_STATED for node in sources)
+    forgotten = sum(node["forgotten"] for node in sources)
+    by_licence = dict(sorted(licences.items()))
+    return Sources(videos=len(sources), forgotten=forgotten, licences=by_licence)
+
+
+def _scores(store: Store, model: Snapshot, decision: dict[str, Any] | None) -> Snapshot | None:
+    """Return the scores that the decision is based on, else the newest ones of the model."""
+    made_of = store.snapshot(decision["decision"]).commit.provenance.parents if decision else {}
+    if "scores" in made_of:
+        return store.snapshot(made_of["scores"])
+    graph = lineage(store, model.id, down=True)
+    scored = [node for node in graph["nodes"] if node.get("contract") == SCORES]
+    newest = max(scored, key=lambda node: str(node["run_id"]), default=None)
+    return store.snapshot(newest["id"]) if newest else None
+
+
+def _values(scores: Snapshot | None) -> dict[str, Score]:
+    rows = scores.table().to_pylist() if scores else []
+    return {row["metric"]: Score.model_validate(row) for row in rows if row["status"] == "ok"}
+
+
+def _sampler(store: Store, scores: Snapshot | None) -> dict[str, Any]:
+    """Return how the scored samples were drawn."""
+    samples = scores.commit.provenance.parents.get("samples") if scores else None
+    if samples is None:
+        return {}
+    texts = [
+        text
+        for table in store.snapshot(samples).read_available(["sampler_json"])
+        for text in table["sampler_json"].to_pylist()
+    ]
+    sampler: dict[str, Any] = json.loads(texts[0]) if texts else {}
+    return sampler
