@@ -20,11 +20,15 @@ from videoar.evaluation.frechet import frechet_of_vectors
 from videoar.evaluation.i3d import I3D
 from videoar.evaluation.measure import Clip, features_ND, no_distance_reason
 from videoar.evaluation.metrics import psnr_T, ssim_T
-from videoar.model.tokenizer.network import VideoTokenizer, frames_from_video, video_from_frames
+from videoar.model.tokenizer.network import (
+    CHUNK_PIXELS,
+    VideoTokenizer,
+    frames_from_video,
+    video_from_frames,
+)
 from videoar.storage.token_codec import pack_bits, unpack_bits
 
 Frames = NDArray[np.uint8]
-CHUNK_PIXELS = 1 << 21  # chosen: 128 frames of 128 x 128 px at a time, 8 of 384 x 672 px
 
 
 def for_clip_shape(
@@ -118,9 +122,7 @@ def _through_store(
 
 def _chunks(net: VideoTokenizer, frames_THWC: Frames, chunk_pixels: int) -> Iterator[Tensor]:
     device = next(net.parameters()).device
-    frames, height_px, width_px, _ = frames_THWC.shape
-    stride = net.cfg.time_stride
-    step = stride * max(1, chunk_pixels // (height_px * width_px * stride))
+    frames, step = len(frames_THWC), net.cfg.time_stride * net.cfg.latent_frames_in(chunk_pixels)
     # The causal encoder maps the first frame to a latent frame of its own, so the first chunk has
     # one frame more than a multiple of the stride.
     ends = [*range(1 + step, frames, step), frames]

@@ -22,12 +22,7 @@ from torch import Tensor, nn
 
 from videoar.core.errors import ConfigError, StageError, TransientStorageError
 from videoar.model.tokenizer.config import TokenizerConfig, TokenizerTraining
-from videoar.model.tokenizer.discriminator import (
-    LeCam,
-    PatchDiscriminator,
-    hinge_discriminator_loss,
-    hinge_generator_loss,
-)
+from videoar.model.tokenizer.discriminator import hinge_generator_loss
 from videoar.model.tokenizer.losses import (
     FeatureNet,
     RandomFeatures,
@@ -40,11 +35,11 @@ from videoar.training.checkpoint import Part, load_state, save_state
 from videoar.training.collectives import all_gather, all_reduce_gradients, all_reduce_sum
 from videoar.training.config import OptimizerConfig
 from videoar.training.data.excerpt_loader import Clips, ExcerptLoader
+from videoar.training.discriminator import SCORES, Discriminator
 from videoar.training.optimizer import MovingAverage, NonFiniteGuard, finite, make_adamw, set_rate
 
 Metrics = dict[str, float]
 _HISTORY_POINTS = 100  # chosen: enough for a curve, small in a checkpoint
-_SCORES = ("real", "fake")
 
 
 class _VideoPart(NamedTuple):
@@ -116,7 +111,9 @@ class TokenizerTrainer:
             self.net.to(device)
             is_adversarial = options.weights.gan > 0
             self.discriminator = (
-                _Discriminator(self._optimizer_config, device) if is_adversarial else None
+                Discriminator(self._optimizer_config, options.weights.lecam, device)
+                if is_adversarial
+                else None
             )
         self.features = features or RandomFeatures(options.seed)
         if isinstance(self.features, nn.Module):
@@ -141,10 +138,32 @@ class TokenizerTrainer:
         self._set_rates()  # a function of the step, so no scheduler has a state to save
         batch = self.loader.batch(self.step)
         parts = [self._on_device(*part) for part in batch.parts]
-        net = self.net.for_size(*parts[0].video_B3THW.shape[-2:])
-        kept = self._kept_scales(batch.random, len(net.cfg.scales))
         is_late = self.step >= self.options.weights.gan_start
         discriminator = self.discriminator if is_late else None
+        terms, rebuilt = self._backward(parts, batch.random, discriminator)
+        norms = {"gradient norm of the tokenizer": self._reduce_and_clip(self.optimizer)}
+        if discriminator is not None:
+            terms |= self._backward_discriminator(discriminator, parts, rebuilt)
+            norm = self._reduce_and_clip(discriminator.optimizer)
+            norms["gradient norm of the discriminator"] = norm
+        terms = _sum_of_ranks(terms)
+        scores = [terms.pop(name) for name in SCORES if name in terms]
+        metrics = _values(terms | norms)
+        checked = {"loss": metrics["loss"]} | {name: metrics.pop(name) for name in norms}
+        if self._guard.accept(self.step, checked):
+            self._update(discriminator, scores)
+        self._finish_step(metrics)
+        return metrics
+
+    def _backward(
+        self,
+        parts: Sequence[_VideoPart],
+        random: np.random.Generator,
+        discriminator: Discriminator | None,
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Compute the tokenizer's gradients; return this rank's share of its terms, and videos."""
+        net = self.net.for_size(*parts[0].video_B3THW.shape[-2:])
+        kept = self._kept_scales(random, len(net.cfg.scales))
         encoded, batch_mean_p_SK = self._batch_bit_usage(net, parts, kept)
         terms: dict[str, Tensor] = {}
         rebuilt: list[Tensor] = []
@@ -171,24 +190,14 @@ class TokenizerTrainer:
                 "latent_norm": latent.float().norm(dim=1).mean(),
             }
             _add(terms, own, part.weight)
-        norms = {"gradient norm of the tokenizer": self._reduce_and_clip(self.optimizer)}
+        return terms, rebuilt
+
+    def _update(self, discriminator: Discriminator | None, scores: Sequence[Tensor]) -> None:
+        """Change weights and running means by the gradients and scores of the step."""
+        self.optimizer.step()
+        self.average.update(self.net, self.step)
         if discriminator is not None:
-            terms |= self._backward_discriminator(discriminator, parts, rebuilt)
-            norms["gradient norm of the discriminator"] = self._reduce_and_clip(
-                discriminator.optimizer
-            )
-        terms = _sum_of_ranks(terms)
-        scores = [terms.pop(name) for name in _SCORES if name in terms]
-        # One transfer from the device: `.item()` per metric would wait for it as many times.
-        metrics = dict(zip(terms, torch.stack([*terms.values()]).tolist(), strict=True))
-        if self._guard.accept(self.step, {"loss": metrics["loss"], **norms}):
-            self.optimizer.step()
-            self.average.update(self.net, self.step)
-            if discriminator is not None:
-                discriminator.optimizer.step()
-                discriminator.lecam.update(*scores)
-        self._finish_step(metrics)
-        return metrics
+            discriminator.update(*scores)
 
     def averaged(self) -> VideoTokenizer:
         """Return the network with averaged weights, in evaluation mode: what is published."""
@@ -280,7 +289,7 @@ class TokenizerTrainer:
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=enabled)
 
     def _terms(
-        self, video_B3THW: Tensor, rebuilt_B3THW: Tensor, discriminator: "_Discriminator | None"
+        self, video_B3THW: Tensor, rebuilt_B3THW: Tensor, discriminator: Discriminator | None
     ) -> dict[str, Tensor]:
         """Return the weighted terms of the tokenizer's loss, without the quantizer's."""
         weights = self.options.weights
@@ -290,30 +299,24 @@ class TokenizerTrainer:
             terms["perceptual"] = weights.perceptual * distance
         if discriminator is not None:
             with self._autocast():
-                logits = discriminator.judge(rebuilt_B3THW)
+                logits = discriminator.judge_frozen(rebuilt_B3THW)
             terms["gan"] = weights.gan * hinge_generator_loss(logits)
         return terms
 
     def _backward_discriminator(
         self,
-        discriminator: "_Discriminator",
+        discriminator: Discriminator,
         parts: Sequence[_VideoPart],
         rebuilt: Sequence[Tensor],
     ) -> dict[str, Tensor]:
         """Compute the discriminator's gradients; return its loss and scores, this rank's share."""
         terms: dict[str, Tensor] = {}
-        # The tokenizer's adversarial term has left gradients in these weights as well.
         discriminator.optimizer.zero_grad()
         for part, rebuilt_B3THW in zip(parts, rebuilt, strict=True):
             with self._autocast():
-                real = discriminator.judge(part.video_B3THW)
-                fake = discriminator.judge(rebuilt_B3THW)
-            loss = hinge_discriminator_loss(real, fake)
-            loss = loss + self.options.weights.lecam * discriminator.lecam(real, fake)
-            (part.weight * loss).backward()
-            scores = dict(zip(_SCORES, (real.mean(), fake.mean()), strict=True))
-            # `critic` is the metric's name in stored histories and in MLflow.
-            _add(terms, {"critic": loss, **scores}, part.weight)
+                own = discriminator.terms(part.video_B3THW, rebuilt_B3THW)
+            (part.weight * own["critic"]).backward()
+            _add(terms, own, part.weight)
         return terms
 
     def _set_rates(self) -> None:
@@ -322,7 +325,7 @@ class TokenizerTrainer:
         if self.discriminator is not None:
             set_rate(self.discriminator.optimizer, rate)
 
-    def _reduce_and_clip(self, optimizer: torch.optim.Optimizer) -> float:
+    def _reduce_and_clip(self, optimizer: torch.optim.Optimizer) -> Tensor:
         """Add up the gradients of all ranks and clip their norm.
 
         Returns:
@@ -330,7 +333,7 @@ class TokenizerTrainer:
         """
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         all_reduce_gradients(weights)
-        return torch.nn.utils.clip_grad_norm_(weights, self._optimizer_config.clip_norm).item()
+        return torch.nn.utils.clip_grad_norm_(weights, self._optimizer_config.clip_norm)
 
     def _finish_step(self, metrics: Metrics) -> None:
         every = max(1, self.options.steps // _HISTORY_POINTS)
@@ -338,20 +341,6 @@ class TokenizerTrainer:
         self.step += 1
         if is_point:
             self.log_metrics(finite(metrics))
-
-
-class _Discriminator(nn.Module):
-    """The discriminator, the running means of its scores, and their optimizer.
-
-    The names `judge` and `lecam` are keys of checkpoints (`critic/judge.layers.0.weight`).
-    """
-
-    def __init__(self, config: OptimizerConfig, device: str) -> None:
-        super().__init__()
-        self.judge = PatchDiscriminator()
-        self.lecam = LeCam()
-        self.to(device)
-        self.optimizer = make_adamw(self.judge, config)
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:
@@ -365,6 +354,11 @@ def _digest(tensors: Iterable[Tensor]) -> str:
 def _add(sums: dict[str, Tensor], values: Mapping[str, Tensor], weight: float) -> None:
     for name, value in values.items():
         sums[name] = sums.get(name, 0) + weight * value.detach().float()
+
+
+def _values(scalars: Mapping[str, Tensor]) -> Metrics:
+    """Return scalars of the device in one transfer: each `.item()` would wait for it by itself."""
+    return dict(zip(scalars, torch.stack([*scalars.values()]).tolist(), strict=True))
 
 
 def _sum_of_ranks(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -297,6 +297,16 @@ def test_step_with_a_discriminator_is_that_of_the_paper():
         torch.testing.assert_close(own.grad, expected.grad, rtol=1e-3, atol=1e-5)
 
 
+def test_adversarial_term_has_a_gradient_to_the_video_alone():
+    trainer = TokenizerTrainer(CFG, options(**EVERYTHING), CLIPS)
+    video = videos_of(trainer)[0].requires_grad_()
+    trainer.discriminator.judge_frozen(video).mean().backward()
+    assert video.grad.abs().sum() > 0
+    for weight in trainer.discriminator.judge.parameters():
+        assert weight.grad is None
+        assert weight.requires_grad
+
+
 def flat(images_N3HW):
     return [images_N3HW]
 

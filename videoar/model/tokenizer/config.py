@@ -100,6 +100,11 @@ class TokenizerConfig(Frozen):
         """
         return latent_frames(num_frames, self.time_stride)
 
+    def latent_frames_in(self, num_pixels: int) -> int:
+        """Return how many latent frames decode to at most so many pixels, at least 1."""
+        height_px, width_px = self.size_px
+        return max(1, num_pixels // (height_px * width_px * self.time_stride))
+
     def for_size(self, height_px: int, width_px: int) -> "TokenizerConfig":
         """Return the config of the same network for videos of another size.
 

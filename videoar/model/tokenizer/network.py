@@ -89,6 +89,10 @@ class _Decoder(nn.Module):
         return self.conv_out(F.silu(self.norm_out(x_BCTHW)), carry)
 
 
+CHUNK_PIXELS = 1 << 21
+"""Pixels of a clip to process at a time. Chosen: 128 frames of 128 x 128 px, 8 of 384 x 672 px."""
+
+
 class VideoTokenizer(nn.Module):
     """Encoder, multi-scale bitwise quantizer and decoder.
 
@@ -152,9 +156,18 @@ class VideoTokenizer(nn.Module):
         """Return the bits of a video: per scale bool [B, T, h, w, K]."""
         return self.quantizer.encode(self.encode(video_B3THW))
 
-    def detokenize(self, bits: Sequence[Tensor]) -> Tensor:
-        """Return the video of bits."""
-        return self.decode(self.quantizer.decode(list(bits)))
+    def detokenize(self, bits: Sequence[Tensor], chunk_pixels: int = CHUNK_PIXELS) -> Tensor:
+        """Return the video of bits.
+
+        It is decoded in parts, so that only the result grows with its length, not the activations.
+
+        Args:
+            bits: per scale bool [B, T, h, w, K].
+            chunk_pixels: pixels of a part per sample, rounded down to whole latent frames.
+        """
+        latent_BKTHW = self.quantizer.decode(list(bits))
+        chunks = latent_BKTHW.split(self.cfg.latent_frames_in(chunk_pixels), dim=2)
+        return torch.cat([*self.decode_chunks(chunks)], dim=2)
 
     def for_size(self, height_px: int, width_px: int) -> "VideoTokenizer":
         """Return this network for videos of another size; both share their weights.

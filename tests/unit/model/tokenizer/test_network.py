@@ -132,6 +132,23 @@ def test_chunks_of_any_sizes_give_the_latents_of_the_whole(sizes, cfg):
 
 @CONFIGS
 @torch.no_grad()
+def test_long_videos_are_decoded_from_bits_in_parts(cfg):
+    net = make(cfg).float()
+    bits = net.tokenize(video(cfg, 29).float())
+    whole, lengths = net.decode(net.quantizer.decode(bits)), []
+    hook = net.decoder.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[2]))
+    frame_px = cfg.size_px[0] * cfg.size_px[1]
+    torch.testing.assert_close(net.detokenize(bits, 15 * frame_px), whole)
+    assert lengths == [3, 3, 2]
+    assert torch.equal(net.detokenize(bits), whole)  # at once: it is short
+    assert lengths[3:] == [8]
+    net.detokenize(bits, 1)
+    assert lengths[4:] == [1] * 8
+    hook.remove()
+
+
+@CONFIGS
+@torch.no_grad()
 def test_carry_of_a_stream_does_not_grow_with_its_length(cfg):
     net, carry, held = make(cfg), {}, []
     for length in (1, 4, 4, 8, 40):
