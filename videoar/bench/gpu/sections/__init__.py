@@ -1,0 +1,1 @@
+"""What is measured, a module per section: each has `run(section, workload)`."""

@@ -1,0 +1,53 @@
+"""The machine: versions, and what its matrix units and memory reach."""
+
+import platform
+
+import torch
+
+from videoar.bench.flops import peak_flops
+from videoar.bench.gpu.measure import median_ms
+from videoar.bench.gpu.record import Result, Section
+from videoar.bench.gpu.workload import Workload
+from videoar.bench.result import commit_id
+from videoar.core.hardware import hardware
+
+_SIDE = 8192
+
+
+def run(section: Section, workload: Workload) -> None:
+    """Measure the machine."""
+    device = section.device
+    side = _SIDE if device.type == "cuda" else 256
+    section.case("machine", lambda result: result.update(describe(device, workload)))
+    section.case("bf16 matrix product", lambda result: _matmul(result, device, side))
+    section.case("copy", lambda result: _copy(result, device, side))
+
+
+def describe(device: torch.device, workload: Workload) -> Result:
+    """Return names and versions."""
+    result: Result = {
+        "hardware": hardware(), "python": platform.python_version(), "torch": torch.__version__,
+        "cuda": torch.version.cuda, "commit": commit_id(), "headline": workload.headline,
+    }  # fmt: skip
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        result |= {
+            "card": card.name, "memory_gib": round(card.total_memory / 2**30, 1),
+            "peak_bf16_flops": peak_flops(card.name),
+        }  # fmt: skip
+    return result
+
+
+def _matmul(result: Result, device: torch.device, side: int) -> None:
+    # random data: a product of zeros takes less power and so runs at a higher clock
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    ms = median_ms(lambda: a @ b, device, seconds=1.0, most=50)
+    result |= {"side": side, "ms": ms, "flops_per_s": 2 * side**3 / (ms / 1000)}
+
+
+def _copy(result: Result, device: torch.device, side: int) -> None:
+    source = torch.randn(side, side, 8, device=device)
+    target = torch.empty_like(source)
+    ms = median_ms(lambda: target.copy_(source), device, seconds=0.5, most=50)
+    # counts what is read and what is written
+    result |= {"ms": ms, "bytes_per_s": 2 * source.nbytes / (ms / 1000)}

@@ -1,0 +1,85 @@
+"""Training steps of the headline preset at the UCF shape, by the real trainer, in bf16."""
+
+from collections.abc import Iterator
+from functools import partial
+
+from videoar.bench.flops import training_flops
+from videoar.bench.gpu.measure import first_seconds, host_syncs, median_ms, peak_memory, release
+from videoar.bench.gpu.record import Result, Section
+from videoar.bench.gpu.subject import CHECKPOINTING, Subject
+from videoar.bench.gpu.workload import Workload, captions
+
+
+def run(section: Section, workload: Workload) -> None:
+    """Measure in order of value: what a long training would use comes first."""
+    largest = max(workload.batches)
+    for checkpointing, is_compiled, batches in [
+        ("none", False, workload.batches[:1]),
+        ("none", True, workload.batches),
+        *((kind, True, (largest,)) for kind in CHECKPOINTING if kind != "none"),
+        ("none", False, workload.batches[1:]),
+    ]:
+        held: list[Subject] = []
+        for batch in batches:
+            how = "compiled" if is_compiled else "eager"
+            name = f"{workload.headline}, {how}, checkpointing {checkpointing}, batch {batch}"
+            section.case(
+                name,
+                partial(_step, section, workload, held, batch, (checkpointing, is_compiled)),
+            )
+        held.clear()
+        release(section.device)
+
+
+def _step(
+    section: Section,
+    workload: Workload,
+    held: list[Subject],
+    batch: int,
+    how: tuple[str, bool],
+    result: Result,
+) -> None:
+    if not held:  # one network for all batches
+        cfg = workload.presets[workload.headline]
+        held.append(
+            Subject(
+                cfg, workload.num_frames, section.device, checkpointing=how[0], is_compiled=how[1]
+            )
+        )
+    measure_step(section, held[0], batch, result)
+
+
+def measure_step(section: Section, subject: Subject, batch: int, result: Result) -> None:
+    """Measure one training step: time, rates, memory, host synchronisations."""
+    device, step = section.device, subject.step(batch)
+    result["parameters"] = subject.trainer.model.num_parameters()
+    with peak_memory(device, result):
+        result["first_step_s"] = round(first_seconds(step, device), 3)
+        ms = median_ms(step, device, seconds=min(4.0, section.seconds_left / 4))
+    scheme = subject.cfg.scheme_for(subject.num_frames)
+    tokens = batch * sum(block.num_tokens for block in scheme.blocks)
+    flops = training_flops(subject.cfg, scheme, [len(text.split()) for text in captions(batch)])
+    result |= {
+        "step_ms": round(ms, 2), "clips_per_s": round(1000 * batch / ms, 2),
+        "visual_tokens_per_s": round(1000 * tokens / ms), "flops": flops.total,
+        "attention_share_of_flops": round(flops.attention / flops.total, 4),
+    }  # fmt: skip
+    result |= utilisation(section, flops.total, ms)
+    result |= host_syncs(step, device)
+
+
+def utilisation(section: Section, flops: int, ms: float) -> Result:
+    """Return the rate of model FLOPs over the card's stated and its measured peak (MFU)."""
+    rate, result = flops / (ms / 1000), {}
+    for name, peak in _peaks(section):
+        result[name] = round(rate / peak, 4)
+    return result
+
+
+def _peaks(section: Section) -> Iterator[tuple[str, float]]:
+    for name, case, key in (
+        ("mfu", "machine", "peak_bf16_flops"),
+        ("mfu_of_measured_peak", "bf16 matrix product", "flops_per_s"),
+    ):
+        if peak := section.figure("a", case, key):
+            yield name, peak
