@@ -1,12 +1,20 @@
 """The network and its trainer as the sections use them: one place for their options."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from videoar.bench.gpu.workload import training_batch
-from videoar.model.transformer.attention import Attend, Visibility, dense_attention, flex_attention
+from videoar.model.transformer.attention import (
+    Attend,
+    Layout,
+    Visibility,
+    dense_attention,
+    flex_attention,
+)
 from videoar.model.transformer.config import ModelConfig
 from videoar.model.transformer.network import VideoAR
 from videoar.training.config import Phase, TransformerTraining
@@ -28,20 +36,75 @@ def set_checkpointing(model: VideoAR, kind: str) -> None:
     model.checkpoint_activations = kind == "full"
 
 
-def attend_dense(visibility: Visibility) -> Attend:
+def compile_layers(model: VideoAR) -> None:
+    """Compile the layers."""
+    # On a CPU only a test compiles: capturing graphs is enough, and takes no C++ compiler.
+    backend = "inductor" if model.device.type == "cuda" else "eager"
+    for layer in model.layers:
+        layer.compile(backend=backend)
+
+
+def attend_dense(_: Layout, visibility: Visibility) -> Attend:
     """Return attention with an explicit mask."""
     return dense_attention(visibility, 0, len(visibility.block_L))
 
 
-def attend_fast(visibility: Visibility) -> Attend:
+def attend_fast(layout: Layout, visibility: Visibility) -> Attend:
     """Return the attention that a training step uses on the device."""
     if visibility.block_L.device.type == "cuda":
         return flex_attention(visibility)
-    return attend_dense(visibility)
+    return attend_dense(layout, visibility)
+
+
+@dataclass(frozen=True)
+class MemoryLoader:
+    """Batches of clips in memory, in a shuffled order of each epoch."""
+
+    latent_BTKHW: Tensor
+    captions: Sequence[str]
+    batch_size: int
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield one epoch; the last batch may be smaller."""
+        for rows in torch.randperm(len(self.captions)).split(self.batch_size):
+            yield {
+                "latent_BTKHW": self.latent_BTKHW[rows],
+                "captions": [self.captions[i] for i in rows],
+                "first_row": 0,
+                "global_size": len(rows),
+            }
+
+    def seek(self, _: int) -> None:
+        """Do nothing: an epoch holds all rows, in whatever order."""
+
+    def state_dict(self) -> dict[str, int | str]:
+        """Return nothing: a benchmark is not resumed."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, int | str]) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True)
+class MemoryData:
+    """The data of a training in memory."""
+
+    train_rows: MemoryLoader | None = None
+    val_rows: MemoryLoader | None = None
+
+    def train(self, _: Phase) -> MemoryLoader:
+        """Return the training rows."""
+        if self.train_rows is None:
+            raise ValueError("there is no data to train on: hand batches to `take_step`")
+        return self.train_rows
+
+    def held_out(self, _: Phase) -> dict[str, MemoryLoader]:
+        """Return the validation rows."""
+        return {} if self.val_rows is None else {"latents": self.val_rows}
 
 
 class Subject:
-    """A network in training, with the real trainer.
+    """A network in training, with the real trainer, on batches in memory.
 
     Args:
         cfg: shape of the network.
@@ -49,7 +112,6 @@ class Subject:
         device: where to train.
         checkpointing: kind of activation checkpointing.
         is_compiled: whether layers are compiled.
-        p_mask: probability of hiding a past frame.
     """
 
     def __init__(
@@ -65,24 +127,18 @@ class Subject:
         model = build(cfg, device)
         # chosen: longer than any measurement, so that the rate stays in its warm-up
         self.phase = Phase(steps=100_000, batch_size=1)
-        training = TransformerTraining(
-            phases=(self.phase,),
-            precision="bf16",
-            checkpoint_activations=checkpointing == "full",
-        )
-        self.trainer = TransformerTrainer(model, training, no_loader)
+        training = TransformerTraining(phases=(self.phase,), precision="bf16")
+        self.trainer = TransformerTrainer(model, training, MemoryData())
+        set_checkpointing(model, checkpointing)
         if is_compiled:
-            # On a CPU only a test compiles: capturing graphs is enough, and takes no C++ compiler.
-            backend = "inductor" if device.type == "cuda" else "eager"
-            for layer in model.layers:
-                layer.compile(backend=backend)
+            compile_layers(model)
 
-    def step(self, batch: int) -> Callable[[], dict[str, float]]:
+    def step(self, batch: int) -> Callable[[], None]:
         """Return a training step on a batch in memory."""
         data = training_batch(self.cfg, self.num_frames, batch)
-        return lambda: self.trainer.take_step(data, self.phase, self.trainer.step)
 
+        def take() -> None:
+            self.trainer.take_step(data, self.phase, self.trainer.step)
+            self.trainer.progress.step += 1
 
-def no_loader(_: int) -> Any:  # noqa: ANN401 - the trainer's loader protocol
-    """Stand in for a loader: benchmarks hand their batches to `take_step`."""
-    raise AssertionError("a benchmark hands its batches to `take_step`")
+        return take

@@ -105,7 +105,12 @@ def training_batch(cfg: ModelConfig, num_frames: int, batch: int, seed: int = 0)
     latents = random_latents((batch, frames, cfg.num_bits, *cfg.scales[-1]), seed)
     if torch.cuda.is_available():
         latents = latents.pin_memory()
-    return {"latent_BTKHW": latents, "captions": captions(batch), "global_size": batch}
+    return {
+        "latent_BTKHW": latents,
+        "captions": captions(batch),
+        "first_row": 0,
+        "global_size": batch,
+    }
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,10 @@ def _compare(section: Section, workload: Workload, cfg: ModelConfig, result: Res
     result["tokens"] = tokens
     attends = {"flex": attend_fast, "dense": attend_dense}
     for name, make in attends.items():
-        own: Result = {"mask_ms": round(median_ms(partial(make, visibility), device, most=5), 3)}
-        attend = make(visibility)
+        own: Result = {
+            "mask_ms": round(median_ms(partial(make, layout, visibility), device, most=5), 3)
+        }
+        attend = make(layout, visibility)
         with peak_memory(device, own):
             own["first_s"] = round(first_seconds(partial(_both, attend, qkvg), device), 3)
             ms = median_ms(partial(_both, attend, qkvg), device, seconds=1.5)

@@ -7,26 +7,23 @@ B batch, T latent frames or frames, S scales, K bits, H W latent grid or pixels.
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from videoar.bench.gpu.measure import first_seconds
 from videoar.bench.gpu.record import Result, Section
-from videoar.bench.gpu.subject import build, no_loader
+from videoar.bench.gpu.subject import MemoryData, MemoryLoader, build
 from videoar.bench.gpu.workload import ClipFile, LatentFile, Workload
 from videoar.model.schedule import scale_schedule
 from videoar.model.tokenizer.config import TOKENIZERS, LossWeights, TokenizerTraining
 from videoar.model.tokenizer.losses import psnr
 from videoar.model.tokenizer.network import VideoTokenizer, video_from_frames
-from videoar.model.tokenizer.quantizer import MultiScaleBSQ
 from videoar.model.transformer.config import CFECConfig
-from videoar.model.transformer.network import VideoAR, flatten_bits, teacher_forcing_inputs
-from videoar.training.config import OptimizerConfig, Phase, TransformerTraining
+from videoar.training.config import OptimizerConfig, Phase, TransformerTraining, Validation
 from videoar.training.tokenizer import TokenizerTrainer
 from videoar.training.transformer import TransformerTrainer
 
@@ -115,92 +112,66 @@ def _steps(step: Any, section: Section, seconds: float) -> int:  # noqa: ANN401 
     return max(_POINTS, int(seconds / per_step))
 
 
-@dataclass(frozen=True)
-class _Batches:
-    """Random batches of the training rows, in memory."""
-
-    data: LatentFile
-    size: int
-
-    def batch(self, step: int) -> dict[str, Any]:
-        """Return the batch of a step."""
-        rows = (~self.data.is_val).nonzero().flatten()
-        generator = torch.Generator().manual_seed(step)
-        chosen = rows[torch.randint(len(rows), (self.size,), generator=generator)]
-        return {
-            "latent_BTKHW": self.data.latent_BTKHW[chosen],
-            "captions": [self.data.captions[i] for i in chosen],
-            "global_size": self.size,
-        }
-
-
 def _train_transformer(
     section: Section, workload: Workload, data: LatentFile, result: Result
 ) -> None:
-    frames, bits, height, width = data.latent_BTKHW.shape[1:]
-    preset = workload.presets[workload.learner]
-    scales = TOKENIZERS[workload.learner].scales
-    if scales[-1] != (height, width):
-        scales = scale_schedule(height, width)
-    cfg = preset.model_copy(update={"num_bits": bits, "scales": scales})
-    batches = _Batches(data, min(_BATCH, int((~data.is_val).sum())))
+    """Train with the real trainer and its held-out numbers."""
     seconds = 0.85 * min(section.seconds_left, workload.learning_most_s)
+    steps = _steps(_probe(_trainer(section, workload, data, 1000)), section, seconds)
+    trainer, started = _trainer(section, workload, data, steps), time.monotonic()
+    curve: list[dict[str, float]] = []
 
-    def trainer(steps: int) -> TransformerTrainer:
-        training = TransformerTraining(
-            phases=(Phase(steps=steps, batch_size=batches.size),), precision="bf16",
-            optimizer=OptimizerConfig(learning_rate=3e-4, ema=0.99),
-            corruption=CFECConfig(p_max=0.1, delta=0.0),
-        )  # fmt: skip
-        model = build(cfg, section.device)
-        return TransformerTrainer(model, training, no_loader)
-
-    def step_of(own: TransformerTrainer) -> dict[str, float]:
-        return own.take_step(batches.batch(own.step), own.training.phases[0], own.step)
-
-    probe = trainer(1000)
-    steps = _steps(lambda: step_of(probe), section, seconds)
-    own, curve, started = trainer(steps), list[dict[str, Any]](), time.monotonic()
-    while own.step < steps and time.monotonic() - started < 1.1 * seconds:
-        metrics = step_of(own)
-        if own.step % max(1, steps // _POINTS) == 0 or own.step == steps:
-            nats_TS = held_out(own.model, data, frames)
-            curve.append({
-                "step": own.step, "seconds": round(time.monotonic() - started, 2),
-                "train_loss": metrics["loss"], "val_nats": float(nats_TS.mean()),
-                "val_nats_by_frame_and_scale": nats_TS.tolist(),
-            })  # fmt: skip
+    def after_step(trainer: TransformerTrainer) -> None:
+        elapsed_s = time.monotonic() - started
+        last = trainer.history[-1] if trainer.history else {}
+        if "val/loss" in last and (not curve or curve[-1]["step"] != last["step"]):
+            curve.append(_without_frames(last) | {"seconds": round(elapsed_s, 2)})
             result["curve"] = curve
             section.save()
+        trainer.progress.is_stopped |= elapsed_s > 1.2 * seconds
+
+    trainer.run(after_step)
+    values = trainer.held_out
     result |= {
-        "preset": workload.learner, "data": data.source, "steps": own.step, "batch": batches.size,
+        "preset": workload.learner, "data": data.source, "steps": trainer.step,
+        "batch": trainer.training.phases[0].batch_size,
         "train_clips": int((~data.is_val).sum()), "val_clips": int(data.is_val.sum()),
-        "train_loss": curve[-1]["train_loss"], "val_nats": curve[-1]["val_nats"],
-        "least_val_nats": min(point["val_nats"] for point in curve),
+        "train_loss": trainer.metrics["loss"], "last_val": values,
+        "least_val_loss": min(point["val/loss"] for point in curve),
     }  # fmt: skip
 
 
-@torch.no_grad()
-def held_out(model: VideoAR, data: LatentFile, frames: int) -> Tensor:
-    """Return the nats per bit of the val clips by frame and scale, [T, S], without corruption."""
-    cfg = model.cfg
-    layout = model.layout(1 + cfg.time_stride * (frames - 1))
-    quantizer = MultiScaleBSQ(cfg.num_bits, cfg.scales)
-    rows = data.is_val.nonzero().flatten()
-    total_L = torch.zeros(layout.offsets[-1], device=model.device)
-    model.eval()
-    for some in rows.split(_BATCH):
-        latents = data.latent_BTKHW[some].to(model.device).transpose(1, 2)
-        pyramid = quantizer.pyramid(latents)
-        text = model.encode_text([data.captions[i] for i in some])
-        with torch.autocast(model.device.type, dtype=torch.bfloat16):
-            logits = model(teacher_forcing_inputs(layout.scheme, pyramid.accumulated), text, layout)
-        labels = flatten_bits(layout.scheme, pyramid.bits).float()
-        log_odds = logits[..., 1] - logits[..., 0]
-        nats = F.binary_cross_entropy_with_logits(log_odds, labels, reduction="none")
-        total_L += nats.mean(dim=2).sum(dim=0)
-    model.train()
-    of_block = [
-        total_L[a:b].mean() for a, b in zip(layout.offsets, layout.offsets[1:], strict=False)
-    ]
-    return (torch.stack(of_block) / len(rows)).reshape(frames, len(cfg.scales)).cpu()
+def _probe(trainer: TransformerTrainer) -> Callable[[], None]:
+    """Return a step that is only timed."""
+    (phase,) = trainer.training.phases
+    batch = next(iter(trainer.data.train(phase)))
+    return lambda: trainer.take_step(batch, phase, 0)
+
+
+def _without_frames(point: Mapping[str, float]) -> dict[str, float]:
+    """Return a point of a curve without its blocks: those of the last one are kept beside it."""
+    return {name: value for name, value in point.items() if "/block_" not in name}
+
+
+def _trainer(
+    section: Section, workload: Workload, data: LatentFile, steps: int
+) -> TransformerTrainer:
+    _, bits, height, width = data.latent_BTKHW.shape[1:]
+    scales = TOKENIZERS[workload.learner].scales
+    if scales[-1] != (height, width):
+        scales = scale_schedule(height, width)
+    preset = workload.presets[workload.learner]
+    cfg = preset.model_copy(update={"num_bits": bits, "scales": scales})
+    batch = min(_BATCH, int((~data.is_val).sum()))
+    training = TransformerTraining(
+        phases=(Phase(steps=steps, batch_size=batch),), precision="bf16",
+        optimizer=OptimizerConfig(learning_rate=3e-4, ema=0.99),
+        corruption=CFECConfig(p_max=0.1, delta=0.0), validation=Validation(points=_POINTS),
+    )  # fmt: skip
+    in_memory = MemoryData(_loader(data, ~data.is_val, batch), _loader(data, data.is_val, _BATCH))
+    return TransformerTrainer(build(cfg, section.device), training, in_memory)
+
+
+def _loader(data: LatentFile, is_in_split: Tensor, batch: int) -> MemoryLoader:
+    rows = is_in_split.nonzero().flatten()
+    return MemoryLoader(data.latent_BTKHW[rows], [data.captions[i] for i in rows], batch)

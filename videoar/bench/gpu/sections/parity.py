@@ -35,7 +35,9 @@ from videoar.model.transformer.attention import (
     compile_scheme,
     random_frame_mask,
 )
-from videoar.model.transformer.config import ModelConfig
+from videoar.model.transformer.config import CFECConfig, ModelConfig
+from videoar.model.transformer.corruption import draw_flips
+from videoar.model.transformer.draws import TEXT, bernoulli
 from videoar.model.transformer.loss import bit_loss
 from videoar.model.transformer.network import VideoAR, flatten_bits, teacher_forcing_inputs
 from videoar.model.transformer.sampling import SamplerSettings, sample_bits
@@ -61,6 +63,7 @@ def run(section: Section, workload: Workload) -> None:
     section.case("CPU and GPU, fp32", partial(_cpu_and_device, cfg, device))
     section.case("bf16 and fp32", partial(_bf16, cfg, device))
     section.case("checkpointing", partial(_checkpointing, cfg, device))
+    section.case("draws", partial(_draws, cfg, device))
     section.case("bits of equal latents", partial(_quantizer, cfg, device))
     section.case("bits of equal videos", partial(_tokenizer, workload, device))
     section.case("sampling, cached and uncached", partial(_sampling, cfg, device))
@@ -90,18 +93,18 @@ def _attention(
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor([1, 7, 16])
     text_mask_BP = (torch.arange(16) < lengths[:, None]).to(device)
-    keep = (
-        random_frame_mask((3, layout.num_frames), p_mask, generator).to(device) if p_mask else None
-    )
+    seed_B = torch.arange(3, device=device)
+    keep = random_frame_mask(seed_B, layout.num_frames, p_mask) if p_mask else None
     visibility = Visibility.of(layout, text_mask_BP, keep)
     shape = (4, 3, cfg.heads, len(visibility.block_L), cfg.head_width)
     qkvg = torch.randn(shape, generator=generator).to(device)
     # Rows of padding attend to nothing that matters: their outputs are never read.
     qkvg[3] *= visibility.valid_BL[:, None, :, None]
-    exact = _passes(attend_dense(visibility), qkvg)
-    flex32 = _passes(attend_fast(visibility), qkvg)
+    exact = _passes(attend_dense(layout, visibility), qkvg)
+    flex32 = _passes(attend_fast(layout, visibility), qkvg)
     flex16, dense16 = (
-        _passes(attend(visibility), qkvg.bfloat16()) for attend in (attend_fast, attend_dense)
+        _passes(attend(layout, visibility), qkvg.bfloat16())
+        for attend in (attend_fast, attend_dense)
     )
     errors, limits = {}, {}
     for i, name in enumerate(("output", "d_query", "d_key", "d_value")):
@@ -181,6 +184,21 @@ def _checkpointing(cfg: ModelConfig, device: torch.device, result: Result) -> No
     }
     result |= errors
     _require(errors, dict.fromkeys(errors, 1e-5))
+
+
+def _draws(cfg: ModelConfig, device: torch.device, result: Result) -> None:
+    """Compare flips, dropped texts and hidden frames of equal seeds: they must be equal."""
+    shapes = [(h, w, cfg.num_bits) for h, w in cfg.scales]
+    drawn = []
+    for where in (torch.device("cpu"), device):
+        seed_B = (torch.arange(64) * 0x0123456789ABCDEF % 2**62).to(where)
+        flips = draw_flips(seed_B, 5, shapes, CFECConfig())
+        others = [bernoulli(seed_B, TEXT, 1, 0.1), random_frame_mask(seed_B, 5, 0.1)]
+        drawn.append(torch.cat([each.flatten().cpu() for each in (*flips, *others)]))
+    result["drawn"], result["share of ones"] = len(drawn[0]), float(drawn[0].float().mean())
+    result["different"] = int((drawn[0] != drawn[1]).sum())
+    if result["different"]:
+        raise ParityError(f"{result['different']} of {len(drawn[0])} draws differ")
 
 
 def _quantizer(cfg: ModelConfig, device: torch.device, result: Result) -> None:
