@@ -194,26 +194,28 @@ def _generated(
     # A stable sort by the index within the prompt: the first sample of each prompt in order of the
     # prompts, then the second ones.
     shown = sorted(samples, key=lambda row: row["index"])[:_SHOWN_SAMPLES]
-    real = _clips_by_caption(clips)
+    real = _clips_by_text(clips)
     return tuple(
         GeneratedSample(
             prompt=row["prompt"],
             seed=row["seed"],
             video=store.objects.get(row["video_key"]),
-            real=_video(store, real.get(row["prompt"])),
+            # a prompt is a caption, or made of a class
+            real=_video(store, real.get(row["prompt"], real.get(row["label"]))),
         )
         for row in shown
     )
 
 
-def _clips_by_caption(clips: Iterable[Snapshot]) -> dict[str, str]:
-    """Return a video key per caption; of several snapshots the last one wins: the kept clips."""
+def _clips_by_text(clips: Iterable[Snapshot]) -> dict[str, str]:
+    """Return a video key per caption and per class; of several snapshots the last one wins."""
     result: dict[str, str] = {}
     for snapshot in clips:
-        for table in snapshot.read_available(columns=["caption", "video_key"]):
+        for table in snapshot.read_available(columns=["caption", "label", "video_key"]):
             for row in table.to_pylist():
                 if row["video_key"]:  # None: the clip is a reference to a part of its source
-                    result[row["caption"]] = row["video_key"]
+                    texts = filter(None, (row["label"], row["caption"]))
+                    result |= dict.fromkeys(texts, row["video_key"])
     return result
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from videoar.core.types import Frozen
 from videoar.model.schedule import Scales
 from videoar.model.transformer.config import CFECConfig
+from videoar.training.prompts import PromptTemplates
 
 MAIN_STORE = "tokens"
 """Name of the store at the port `tokens`; a store at `tokens.NAME` is called `NAME`."""
@@ -121,7 +122,7 @@ class Validation(Frozen):
     lowest loss are published. None trains to the end and publishes the last weights."""
 
 
-class TransformerTraining(Frozen):
+class TransformerTraining(PromptTemplates):
     """How a transformer is trained."""
 
     phases: tuple[Phase, ...] = Field(min_length=1)

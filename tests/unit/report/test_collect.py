@@ -61,9 +61,15 @@ def data():
     )
     sources = [{"uri": f"/v/{i}", "name": f"{i}", "licence": "CC0"} for i in range(4)]
     writer.commit("videos", "sources@1", sources)
-    clip = {"licence": None, "caption": "blue", "video_key": blue, "source_id": "cd" * 32}
-    clips = [{"clip_id": f"{1:032x}", "caption": "red", "video_key": red, "licence": "CC0",
-              "origin": "an archive"},
+    clip = {
+        "licence": None,
+        "caption": "blue",
+        "label": "Ball",
+        "video_key": blue,
+        "source_id": "cd" * 32,
+    }
+    clips = [{"clip_id": f"{1:032x}", "caption": "red", "label": None, "video_key": red,
+              "licence": "CC0", "origin": "an archive"},
              {"clip_id": f"{2:032x}", **clip}, {"clip_id": f"{3:032x}", **clip}]  # fmt: skip
     rejected = [
         {"item_id": f"{i}", "stage": "clips", "reasons": reasons}
@@ -74,9 +80,17 @@ def data():
                {"step": 2, "train/loss": 0.6}]  # fmt: skip
     model = {"kind": "transformer", "history_json": json.dumps(history)}
     writer.commit("model", "models@1", [model], ["clips"])
+    of_class = "Generate a video of ball"
+    prompts = (("red", None, 0), ("red", None, 1), (HOSTILE, None, 0), (of_class, "Ball", 2))
+    names = ("prompt", "label", "index")
     samples = [
-        {"sample_id": f"{i:032x}", "prompt": prompt, "index": index, "video_key": made, "seed": i}
-        for i, (prompt, index) in enumerate((("red", 0), ("red", 1), (HOSTILE, 0)))
+        {
+            "sample_id": f"{i:032x}",
+            "video_key": made,
+            "seed": i,
+            **dict(zip(names, row, strict=True)),
+        }
+        for i, row in enumerate(prompts)
     ]
     writer.commit("samples", "samples@1", samples, ["model"])
     example = {"clip_id": f"{1:032x}", "real_key": red, "recon_key": recon}
@@ -147,6 +161,7 @@ def test_collect_funnel_counts_decisive_reasons(data):
 def test_collect_samples_are_paired_with_real_clips_of_their_prompt(data):
     assert [(g.prompt, g.seed, g.video, g.real) for g in data.generated] == [
         ("red", 0, b"made", b"red"), (HOSTILE, 2, b"made", None), ("red", 1, b"made", b"red"),
+        ("Generate a video of ball", 3, b"made", b"blue"),
     ]  # fmt: skip
     (pair,) = data.reconstructions
     assert (pair.real, pair.reconstruction) == (b"red", b"recon")

@@ -270,9 +270,10 @@ def test_samples_are_planned_and_reproducible(store, inputs, reference, tmp_path
     stage = GenerateStage(GenerateConfig(num_per_prompt=2, shard_samples=3, num_frames=5))
     shards = stage.shards(ports)
     rows = [row for shard in shards for row in shard.rows]
-    assert [shard.num_rows for shard in shards] == [3, 1]
-    assert {row["prompt"] for row in rows} == set(CAPTIONS[:2])
-    assert len({row["seed"] for row in rows}) == 4
+    assert [shard.num_rows for shard in shards] == [3, 3]
+    of_class = "Generate a video of circle"  # a clip has no caption
+    assert {row["prompt"] for row in rows} == {*CAPTIONS[:2], of_class}
+    assert len({row["seed"] for row in rows}) == 6
     mapper = stage.open(ports, StageContext(store))
     batch = pa.Table.from_pylist([dict(row) for row in shards[0].rows])
     made = load_contract("samples@1").conform(mapper(batch).rows, "samples")

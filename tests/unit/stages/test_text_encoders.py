@@ -17,6 +17,9 @@ from videoar.pipeline.context import StageContext
 from videoar.stages.generate.stage import GenerateConfig, GenerateStage
 from videoar.stages.pretrain.stage import PretrainConfig, PretrainStage
 from videoar.storage.store import open_store
+from videoar.training.config import TransformerTraining
+from videoar.training.data.text_features import TextFeatures
+from videoar.training.data.token_loader import TokenLoader
 from videoar.training.model_store import load_transformer
 
 TRAINING = {"phases": [{"steps": 2, "batch_size": 3}], "optimizer": {"learning_rate": 1e-3}}
@@ -63,7 +66,8 @@ def test_frozen_encoder_trains_loads_and_generates(make, store, inputs, tmp_path
     assert not [name for name in names if name.startswith("text_encoder")]
     model = commit(store, "model", "models@1", output.rows)
     samples = generate(store, inputs, model, folder)
-    assert {sample["prompt"] for sample in samples} == set(CAPTIONS[:2])
+    of_class = "Generate a video of circle"
+    assert {sample["prompt"] for sample in samples} == {*CAPTIONS[:2], of_class}
     loaded = load_transformer(model, store)[0]
     assert loaded.cfg.text_encoder == before
     assert loaded.num_parameters() == row["num_parameters"]
@@ -86,6 +90,24 @@ def test_resumed_and_further_runs_use_the_stored_features(store, inputs, tmp_pat
     del rank.saved[2]
     assert pretrain(store, inputs, rank, folder).rows["digest"] == first.rows["digest"]
     assert [info.key for info in store.objects.list("text/")] == [key]
+
+
+def test_clips_without_a_caption_are_trained_on_the_template_of_their_class(store, tmp_path):
+    inputs = pretrain_inputs(store, ("a red circle", None, "ApplyEyeMakeup"), "ApplyEyeMakeup")
+    folder = tiny_models.t5(tmp_path / "encoder")
+    output = pretrain(store, inputs, MemoryRank(tmp_path / "rank"), folder)
+    cfg = load_transformer(commit(store, "model", "models@1", output.rows), store)[0].cfg
+    prompts = ["a red circle", "Generate a video of apply eye makeup"]
+    assert TextFeatures(store.objects, cfg, [*prompts, "", "ApplyEyeMakeup"]).missing == [
+        "",
+        "ApplyEyeMakeup",
+    ]
+    loader = TokenLoader(
+        inputs["tokens"], 3, 0, prompt_of=TransformerTraining.model_validate(TRAINING).prompt
+    )
+    assert sorted(next(iter(loader))["captions"]) == sorted([prompts[0], prompts[1], prompts[1]])
+    (batch,) = TokenLoader(inputs["tokens"], 3, 0)
+    assert sorted(batch["captions"]) == ["", "ApplyEyeMakeup", "a red circle"]
 
 
 def test_content_of_the_encoder_enters_the_fingerprint_and_its_path_does_not(tmp_path):

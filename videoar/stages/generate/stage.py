@@ -16,16 +16,17 @@ from videoar.model.transformer.config import GuidanceName
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.local_path import LocalPath, path_or
 from videoar.pipeline.stage import Inputs, Mapper, MapStage, Port, Shard, StageConfig, runtime
+from videoar.training.prompts import PromptTemplates
 
 CAPTIONS = "captions"
 
 
-class GenerateConfig(StageConfig):
-    """Options of `generate`."""
+class GenerateConfig(StageConfig, PromptTemplates):
+    """Options of `generate`; its templates must be those that the model was trained with."""
 
     prompts: Annotated[str, path_or(CAPTIONS)] = runtime(CAPTIONS)
-    """`captions` uses distinct captions of the reference; anything else is the path of a text file
-    with one prompt per line."""
+    """`captions` uses distinct captions of the reference, or its classes where a clip has no other
+    caption; anything else is the path of a text file with one caption per line."""
     num_prompts: int = Field(default=16, ge=1)
     """Maximum number of prompts."""
     num_per_prompt: int = Field(default=1, ge=1)
@@ -108,7 +109,7 @@ class GenerateStage(MapStage[GenerateConfig]):
                 yield {"prompt": prompt, "label": label, "index": index, "seed": seed}
 
     def _prompts(self, inputs: Inputs) -> Sequence[tuple[str, str | None]]:
-        """Return prompts, each with the label of a clip that has this caption."""
+        """Return prompts, each with the label of a clip that has this prompt."""
         if self.config.prompts != CAPTIONS:
             lines = self._file().read_text().splitlines()
             # distinct: equal prompts have equal seeds, so they would give the same samples again
@@ -117,19 +118,21 @@ class GenerateStage(MapStage[GenerateConfig]):
                 raise ConfigError(
                     self.config.prompts, "holds no prompt", "write one prompt per line"
                 )
-            return [(text, None) for text in texts][: self.config.num_prompts]
-        clips = inputs["reference"].table(["caption", "label"]).to_pydict()
-        # sorted: which clip's label a shared caption gets must not depend on the order of files
-        labels = dict(sorted(zip(clips["caption"], clips["label"], strict=True), key=str))
-        captions = sorted(
-            (caption for caption in labels if caption),
-            # A hash per caption: new clips add captions without reordering the others.
-            key=lambda caption: seed_from("prompt", self.config.seed, caption),
+            return [(self.config.prompt(text), None) for text in texts][: self.config.num_prompts]
+        table = inputs["reference"].table(["caption", "label"])
+        clips = zip(table["caption"].to_pylist(), table["label"].to_pylist(), strict=True)
+        pairs = {(self.config.prompt(caption, label), label) for caption, label in clips}
+        # sorted: which clip's label a shared prompt gets must not depend on the order of files
+        labels = dict(sorted(pairs, key=str))
+        prompts = sorted(
+            (prompt for prompt in labels if prompt),
+            # A hash per prompt: new clips add prompts without reordering the others.
+            key=lambda prompt: seed_from("prompt", self.config.seed, prompt),
         )
-        if not captions:
+        if not prompts:
             hint = "give a file with prompts"
-            raise ConfigError("generate.prompts", "the reference has no captions", hint)
-        return [(caption, labels[caption]) for caption in captions[: self.config.num_prompts]]
+            raise ConfigError("generate.prompts", "the reference has no captions or classes", hint)
+        return [(prompt, labels[prompt]) for prompt in prompts[: self.config.num_prompts]]
 
     def _file(self) -> Path:
         path = Path(self.config.prompts)

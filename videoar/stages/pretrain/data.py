@@ -177,4 +177,5 @@ class StoreData:
             self._rank.world_size,
             split=split,
             grids=part.grids,
+            prompt_of=self._training.prompt,
         )

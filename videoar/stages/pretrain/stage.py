@@ -96,7 +96,7 @@ class PretrainStage(LoopStage[PretrainConfig]):
         trainer, tokenizer_digest = new_trainer(
             inputs, context.store, rank, config.training, config.model_for, config.resources.cpus
         )
-        set_text_features(trainer.model, inputs, context.store, rank, config.text_encoder)
+        set_text_features(trainer, inputs, context.store, rank, config.text_encoder)
         resume(rank, trainer.load)
 
         def after_step(_: object) -> None:

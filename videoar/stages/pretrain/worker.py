@@ -13,13 +13,14 @@ from videoar.model.transformer.network import VideoAR
 from videoar.pipeline.stage import Inputs, Output, RankContext
 from videoar.stages.pretrain.data import StoreData, open_stores
 from videoar.storage.store import Store
-from videoar.training.config import TransformerTraining
+from videoar.training.config import MAIN_STORE, TransformerTraining
 from videoar.training.data.text_features import prepare_text_features
 from videoar.training.model_store import load_tokenizer, load_transformer, publish_model
 from videoar.training.transformer import TransformerTrainer
 
-_OF_A_START = {"scales", "history", "window"}
-"""Fields in which a model may differ from its start: no weight depends on them."""
+_OF_A_START = {"scales", "history", "window", "text_encoder", "text_encoder_name"}
+"""Fields in which a model may differ from its start, as no weight depends on them, and those of the
+text encoder, which are checked on their own: the folder may have another name."""
 
 
 def new_trainer(
@@ -63,24 +64,28 @@ def new_trainer(
 
 
 def set_text_features(
-    model: VideoAR, inputs: Inputs, store: Store, rank: RankContext, folder: str
+    trainer: TransformerTrainer, inputs: Inputs, store: Store, rank: RankContext, folder: str
 ) -> None:
-    """Give a model the features of all captions of the token stores; "" for its own encoder.
+    """Give the model the features of all prompts of the token stores; "" for its own encoder.
 
     Raises:
         ConfigError: the text encoder cannot be loaded.
     """
     if not folder:
         return
-    captions = {
-        caption or ""
+    tables = (
+        table.group_by(["caption", "label"]).aggregate([])
         for port, tokens in inputs.items()
-        if port.partition(".")[0] == "tokens"
-        for table in tokens.read(["caption"])
-        for caption in table["caption"].unique().to_pylist()
+        if port.partition(".")[0] == MAIN_STORE
+        for table in tokens.read(["caption", "label"])
+    )
+    prompts = {
+        trainer.training.prompt(row["caption"], row["label"])
+        for table in tables
+        for row in table.to_pylist()
     }
-    ranks = rank.index, rank.world_size
-    model.set_text_encoder(prepare_text_features(store, model.cfg, folder, captions, *ranks))
+    cfg, ranks = trainer.model.cfg, (rank.index, rank.world_size)
+    trainer.model.set_text_encoder(prepare_text_features(store, cfg, folder, prompts, *ranks))
 
 
 def _require_same_shape(start: ModelConfig, cfg: ModelConfig) -> None:

@@ -21,7 +21,7 @@ import contextlib
 import itertools
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -71,6 +71,7 @@ class TokenLoader:
         equal_work: batches of smaller shapes hold more rows, so that a batch of any shape has about
             as many latent cells as `batch_size` rows of the largest.
         grids: keep only rows of these latent grids (height, width); empty keeps all.
+        prompt_of: returns what `captions` holds of a row, given its caption and label.
         verify: check every value read against its xxh3.
         cache: local folder that keeps what was fetched from a remote store.
 
@@ -92,6 +93,7 @@ class TokenLoader:
         columns: Sequence[str] = ("latent",),
         equal_work: bool = False,
         grids: Collection[tuple[int, int]] = (),
+        prompt_of: Callable[[str | None, str | None], str] = lambda caption, _label: caption or "",
         verify: bool = False,
         cache: Path | None = None,
     ) -> None:
@@ -110,6 +112,7 @@ class TokenLoader:
         self._snapshot = replace(snapshot, commit=commit)
         self._batch_size, self._seed, self._split = batch_size, seed, split
         self.rank, self.world_size = rank, world_size
+        self._prompt_of = prompt_of
         self._columns, self._equal_work, self._verify = tuple(columns), equal_work, verify
         self._is_remote = not snapshot.objects.is_local
         span_cache = SpanCache(snapshot.objects, cache) if cache and self._is_remote else None
@@ -302,8 +305,8 @@ class TokenLoader:
             steps = range(start, min(start + METADATA_BATCHES, len(order)))
             kept = [order.batch(step, self.rank, self.world_size) for step in steps]
             table = self._metadata.take(pa.array(np.concatenate(kept)))
-            captions = [caption or "" for caption in table["caption"].to_pylist()]
             labels, clip_ids = table["label"].to_pylist(), table["clip_id"].to_pylist()
+            captions = list(map(self._prompt_of, table["caption"].to_pylist(), labels))
             ends = itertools.accumulate(map(len, kept), initial=0)
             for batch in itertools.starmap(slice, itertools.pairwise(ends)):
                 yield {
