@@ -92,6 +92,9 @@ class Phase(Frozen):
     def _check(self) -> Self:
         if (self.steps is None) == (self.tokens is None):
             raise ValueError("give either steps or tokens")
+        grids = [scales[-1] for scales in self.scales]
+        if twice := [grid for grid in grids if grids.count(grid) > 1]:
+            raise ValueError(f"scales has two schedules of the grid {twice[0]}")
         return self
 
     @property

@@ -99,6 +99,7 @@ class StoreData:
                     raise ConfigError(f"{where}.stores.{name}", "no such token store", hint)
             for name, part in self._parts(phase):
                 self._check_store(where, name, part, phase, cfg)
+            self._check_scales(f"{where}.scales", phase)
         if self._training.validation.patience and not any(
             self.held_out(phase) for phase in self._training.phases
         ):
@@ -129,6 +130,18 @@ class StoreData:
                 what = f"the grid {grid} of {store.snapshot.id} has {len(scales)} scales"
                 hint = f"model.max_scales is {cfg.max_scales}: raise it, or give shorter scales"
                 raise ConfigError(f"{where}.scales", what, hint)
+
+    def _check_scales(self, where: str, phase: Phase) -> None:
+        """Reject schedules that no row would use: of a mistyped grid, most likely."""
+        read = {
+            shape[1:3]
+            for name, part in self._parts(phase)
+            for shape in self._stores[name].shapes_of("train", part)
+        }
+        for scales in phase.scales:
+            if scales[-1] not in read:
+                what = f"a schedule ends with the grid {scales[-1]}, of which no row is read"
+                raise ConfigError(where, what, f"the grids are {sorted(read)}")
 
     @staticmethod
     def _check_frames(

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from videoar.contracts.names import MODELS, TOKENS
+from videoar.core.errors import ConfigError, one_line
 from videoar.model.pretrained.model_folder import pretrained_fingerprint, text_encoder_fields
 from videoar.model.transformer.config import PRESETS, ModelConfig
 from videoar.pipeline.context import StageContext
@@ -57,10 +58,15 @@ class PretrainConfig(StageConfig):
         """Return the model's shape on a tokenizer with these bits and scales.
 
         Raises:
-            ConfigError: there is no text encoder in the folder given.
+            ConfigError: there is no text encoder in the folder given, or the model has fewer scale
+                embeddings than the tokenizer scales.
         """
         encoder = text_encoder_fields(self.text_encoder)
-        return with_overrides(PRESETS[self.preset], {**tokens, **self.model, **encoder})
+        try:
+            return with_overrides(PRESETS[self.preset], {**tokens, **self.model, **encoder})
+        except ValidationError as error:  # the preset alone was valid
+            what = f"does not fit the tokenizer: {one_line(error.errors()[0]['msg'])}"
+            raise ConfigError("pretrain.model", what) from error
 
 
 class PretrainStage(LoopStage[PretrainConfig]):

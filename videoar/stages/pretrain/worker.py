@@ -8,6 +8,7 @@ import torch
 from videoar.core.errors import ConfigError, GateError
 from videoar.model.device import device, limit_threads
 from videoar.model.pretrained.text_encoder import require_same_text_encoder
+from videoar.model.tokenizer.config import TokenizerConfig
 from videoar.model.transformer.config import ModelConfig
 from videoar.model.transformer.network import VideoAR
 from videoar.pipeline.stage import Inputs, Output, RankContext
@@ -42,13 +43,14 @@ def new_trainer(
         cpus: cores of this rank.
 
     Raises:
-        ConfigError: a phase does not fit the stores, or `start` the model.
+        ConfigError: a phase does not fit the stores, or the model the tokenizer or `start`.
         ContractError: tokens of another tokenizer; or `start` holds no transformer.
     """
     limit_threads(cpus)
     tokenizer, tokenizer_digest = load_tokenizer(inputs["tokenizer"], store)
     shared = ("num_bits", "scales", "time_stride")
     cfg = model_for({name: getattr(tokenizer.cfg, name) for name in shared})
+    _require_same_bits(cfg, tokenizer.cfg)
     data = StoreData(open_stores(inputs, tokenizer.cfg, tokenizer_digest), training, rank)
     data.check(cfg)
     torch.manual_seed(training.seed)  # of the first weights, equal on all ranks
@@ -86,6 +88,14 @@ def set_text_features(
     }
     cfg, ranks = trainer.model.cfg, (rank.index, rank.world_size)
     trainer.model.set_text_encoder(prepare_text_features(store, cfg, folder, prompts, *ranks))
+
+
+def _require_same_bits(cfg: ModelConfig, tokenizer: TokenizerConfig) -> None:
+    for name in ("num_bits", "time_stride"):
+        own, needed = getattr(cfg, name), getattr(tokenizer, name)
+        if own != needed:
+            what = f"is {own}, but the tokenizer has {needed}"
+            raise ConfigError(f"model.{name}", what, "leave it out")
 
 
 def _require_same_shape(start: ModelConfig, cfg: ModelConfig) -> None:
