@@ -53,6 +53,9 @@ class Settings:
     """Log form on stderr, `text` or `json`; empty: text on a terminal, JSON lines elsewhere."""
     i3d_weights: str = ""
     """Path of the I3D `rgb_scratch` checkpoint data file; `fvd` exists only with it."""
+    preemption_notice: str = ""
+    """Path of a file that exists once this machine will be taken away (an agent of the node creates
+    it); training then saves a checkpoint at once."""
     bench_peers: str = ""
     """Python interpreter that has the peers of `bench loader`; empty: this one."""
     crash_at: str = ""

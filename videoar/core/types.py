@@ -1,9 +1,9 @@
 """Frozen value types that are passed between layers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Annotated, Any, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Json: TypeAlias = "Mapping[str, Json] | Sequence[Json] | str | int | float | bool | None"
 """A JSON value, for reading. Read-only shapes: `dict[str, int]` is a `Mapping[str, Json]` but no
@@ -31,6 +31,9 @@ class Stored(Frozen):
     model_config = ConfigDict(extra="ignore")
 
 
+Count: TypeAlias = Annotated[int, Field(ge=1, le=100_000)]
+
+
 class Resources(Frozen):
     """Resources of one worker of a stage. Never part of a fingerprint."""
 
@@ -40,11 +43,29 @@ class Resources(Frozen):
     """GPUs per worker. On Ray a worker sees these and no others; in this process, all there are."""
     memory_gib: float = Field(default=0.0, ge=0)
     """Memory reserved per worker; 0 reserves none."""
-    workers: int = Field(default=1, ge=1, le=100_000)
-    """Workers (map stages) or ranks (loop stages)."""
+    workers: Count | tuple[Count, Count] = 1
+    """Workers (map stages) or ranks (loop stages). As `[MIN, MAX]`, a loop stage on Ray starts with
+    as many ranks as the cluster has room for, and starts again when that number changes; a map
+    stage uses at most MAX."""
     readers: int = Field(default=0, ge=0, le=1_000)
     """Processes per worker, a core each, that read clips for it wherever the cluster has cores (on
     Ray; `tokenize`). 0 reads in threads of the worker, on all of its cores but one."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"workers: {self.min_workers} is more than {self.max_workers}")
+        return self
+
+    @property
+    def min_workers(self) -> int:
+        """Workers without which the stage does not run."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """Workers that the stage uses at most."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class Footer(Stored):

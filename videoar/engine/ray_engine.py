@@ -45,7 +45,7 @@ def _require_room(task: StageTask) -> None:
 
     resources, available = task.make_stage().config.resources, ray.cluster_resources()
     is_gang = isinstance(task.make_stage(), LoopStage) or resources.readers
-    at_once = resources.workers if is_gang else 1
+    at_once = resources.min_workers if is_gang else 1
     each = {"cpus": resources.cpus + resources.readers, "gpus": resources.gpus}
     for name, kind in (("cpus", "CPU"), ("gpus", "GPU")):
         needed, present = at_once * each[name], available.get(kind, 0)

@@ -56,7 +56,7 @@ def run_pool(task: StageTask, shards: Sequence[Shard]) -> Iterator[tuple[Shard, 
 
     stage = task.make_stage()
     resources = stage.config.resources
-    workers = min(resources.workers, len(shards))
+    workers = min(resources.max_workers, len(shards))
     needed = workers * (resources.cpus + resources.readers)
     available = ray.cluster_resources().get("CPU", 0)
     if needed > available:

@@ -31,7 +31,7 @@ def run_serve(task: StageTask, shards: Sequence[Shard]) -> Iterator[tuple[Shard,
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # after the import, which sets it
     resources = task.make_stage().config.resources
-    replicas = min(resources.workers, len(shards))
+    replicas = min(resources.max_workers, len(shards))
     serve.start(proxy_location="Disabled")
     deployment = serve.deployment(
         name=f"{task.dataset}-worker",

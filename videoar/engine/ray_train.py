@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from videoar.core.errors import VideoARError, WorkerLostError
+from videoar.core.types import Resources
 from videoar.engine.ray_session import environment
 from videoar.pipeline.work.rank import run_rank, store_progress
 from videoar.pipeline.work.task import StageTask
+
+_RESIZE_CHECK_S = 60.0
+"""With a range of workers: every so often Ray checks whether the cluster has room for more."""
 
 
 def _rank_main(config: dict[str, Any]) -> None:
@@ -29,27 +33,31 @@ def _rank_main(config: dict[str, Any]) -> None:
 def run_ranks(task: StageTask) -> None:
     """Run a loop stage once, on `resources.workers` ranks.
 
+    With a range, Ray starts as many as the cluster has room for, and starts all ranks again when it
+    has room for more; each start resumes from the newest checkpoint.
+
     Raises:
         VideoARError: the error of a rank; `WorkerLostError` if a rank's process died.
     """
     from ray.train import RunConfig, ScalingConfig, WorkerGroupError
     from ray.train.torch import TorchTrainer
 
-    resources = task.make_stage().config.resources
+    resources: Resources = task.make_stage().config.resources
     per_rank = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
     with tempfile.TemporaryDirectory(prefix="videoar-train-") as folder:
         trainer = TorchTrainer(
             _rank_main,
             train_loop_config={"task": task},
-            scaling_config=ScalingConfig(
-                num_workers=resources.workers,
+            # ray.train exports its v2 configs when it runs, v1 to type checkers
+            scaling_config=ScalingConfig(  # type: ignore[call-arg]
+                num_workers=resources.workers,  # type: ignore[arg-type]
+                elastic_resize_monitor_interval_s=_RESIZE_CHECK_S,
                 use_gpu=resources.gpus > 0,
                 resources_per_worker=per_rank,
             ),
             run_config=RunConfig(
                 name=f"{task.run_id}-{task.dataset}",
                 storage_path=str(Path(folder)),
-                # ray.train exports its v2 RunConfig when it runs, v1 to type checkers
                 worker_runtime_env=environment(resources),  # type: ignore[call-arg]
             ),
         )

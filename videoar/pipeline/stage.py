@@ -11,9 +11,8 @@ other stage. Every option enters the fingerprint unless its field is declared wi
 those may change the speed of a stage, never its output.
 """
 
-import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
@@ -146,10 +145,16 @@ class RankContext(Protocol):
         """Report progress; cheap, rate-limited, safe to call at every step. Only rank 0 reports."""
         ...
 
-    def save_checkpoint(self, step: int, folder: Path) -> None:
-        """Commit a folder as the checkpoint of `step`, atomically. Only rank 0 writes.
+    def save_checkpoint(self, step: int, folder: Path, group: str = "") -> None:
+        """Commit a folder as the checkpoint of `step`, atomically; called in any thread.
 
         The newest two are kept, also after the stage has ended: see `publish_gate`.
+
+        Args:
+            step: number of the checkpoint.
+            folder: its files.
+            group: see `Checkpoints`. With one, each rank gives the files of its part, and rank 0
+                waits for those of all others; without one only rank 0 has files.
         """
         ...
 
@@ -157,21 +162,9 @@ class RankContext(Protocol):
         """Copy the newest committed checkpoint into a folder; return its step, None without one."""
         ...
 
-
-def save_checkpoint(rank: RankContext, step: int, save: Callable[[Path], None]) -> None:
-    """Commit the files that `save` writes into a temporary folder."""
-    # in the scratch folder, which is swept after a kill; removed at once, since checkpoints are
-    # large
-    with tempfile.TemporaryDirectory(prefix="checkpoint-", dir=rank.scratch) as folder:
-        save(Path(folder))
-        rank.save_checkpoint(step, Path(folder))
-
-
-def resume(rank: RankContext, load: Callable[[Path], None]) -> None:
-    """Call `load` with a temporary copy of the newest committed checkpoint, if there is one."""
-    with tempfile.TemporaryDirectory(prefix="resume-", dir=rank.scratch) as folder:
-        if rank.load_checkpoint(Path(folder)) is not None:
-            load(Path(folder))
+    def is_preempted(self) -> bool:
+        """Return whether this rank's machine has announced that it will be taken away."""
+        ...
 
 
 class Stage(ABC, Generic[C]):

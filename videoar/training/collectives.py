@@ -29,13 +29,25 @@ def all_gather(values: Tensor) -> list[Tensor]:
     """Return the values of every rank.
 
     Raises:
-        ValueError: no process group was joined.
         WorkerLostError: another rank is lost.
     """
+    if _world_size() == 1:
+        return [values]
     result = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
     with _exchange():
         torch.distributed.all_gather(result, values)
     return result
+
+
+def barrier() -> None:
+    """Return once every rank has called this.
+
+    Raises:
+        WorkerLostError: another rank is lost.
+    """
+    if _world_size() > 1:
+        with _exchange():
+            torch.distributed.barrier()
 
 
 def all_reduce_gradients(weights: Iterable[nn.Parameter]) -> None:

@@ -125,6 +125,17 @@ class Validation(Frozen):
     lowest loss are published. None trains to the end and publishes the last weights."""
 
 
+class SpikeConfig(Frozen):
+    """When a jump of the loss sends a training back to its last checkpoint."""
+
+    factor: float = Field(default=2.0, gt=1)
+    """A loss above so many times the median of the last `window` losses is a spike."""
+    window: int = Field(default=100, ge=1)
+    """Steps; no spike is detected in the first ones of a training."""
+    max_rollbacks: int = Field(default=3, ge=1)
+    """The training fails at the spike after so many."""
+
+
 class TransformerTraining(PromptTemplates):
     """How a transformer is trained."""
 
@@ -136,6 +147,9 @@ class TransformerTraining(PromptTemplates):
     """Cross-frame error correction."""
     validation: Validation = Validation()
     """Held-out numbers, early stop."""
+    spike: SpikeConfig | None = None
+    """Go back to the last checkpoint after a jump of the loss and skip the batches since then.
+    Source: PaLM, arXiv 2204.02311 section 5.1 (there by hand)."""
     drop_text: float = Field(default=0.1, ge=0, le=1)
     """Share of captions replaced by the unconditional features. Source: Infinity."""
     seed: int = 0

@@ -12,6 +12,7 @@ bit on a CPU at the same world size; up to the order of additions on a GPU or at
 Source: arXiv 2601.05966 sections 5 and 6.1.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from videoar.core.errors import StageError
 from videoar.model.transformer.loss import bit_loss
 from videoar.model.transformer.network import VideoAR
 from videoar.training.checkpoint import Part, load_state, save_state
@@ -29,7 +31,9 @@ from videoar.training.config import Phase, TransformerTraining
 from videoar.training.held_out import HeldOutLoader, evaluate
 from videoar.training.objective import Objective, Rows
 from videoar.training.optimizer import MovingAverage, NonFiniteGuard, finite, make_adamw, set_rate
+from videoar.training.spikes import LossSpikeError, SpikeDetector
 
+logger = logging.getLogger(__name__)
 _HISTORY_POINTS = 200  # chosen: enough for a curve, small in a checkpoint
 
 
@@ -81,6 +85,8 @@ class Progress:
     """In a row, since the lowest val loss."""
     is_stopped: bool = False
     """Whether the training ended early."""
+    rollbacks: int = 0
+    """After spikes of the loss."""
 
 
 class TransformerTrainer:
@@ -110,6 +116,13 @@ class TransformerTrainer:
         """Of the weights that would be published now: those of the last or best evaluation."""
         self._loader_state: dict[str, int | str] | None = None
         self._guard = NonFiniteGuard()
+        self._spikes = SpikeDetector(training.spike) if training.spike else None
+        self._num_skipped = 0
+        """Batches that the loader passes over next, after a rollback."""
+        self.is_preempted: Callable[[], bool] = lambda: False
+        """Whether this rank will be taken away."""
+        self.has_notice = False
+        """Whether any rank announced so, as of the last step that was read."""
         self._unread: tuple[int, float, Tensor] | None = None
         """Step, learning rate and metrics on the device."""
 
@@ -122,6 +135,11 @@ class TransformerTrainer:
     def is_done(self) -> bool:
         """Whether no step is left."""
         return self.progress.is_stopped or self.progress.phase == len(self.training.phases)
+
+    @property
+    def is_at_phase_end(self) -> bool:
+        """Whether the last step ended a phase or the training."""
+        return self.is_done or self.progress.done == 0
 
     @property
     def expected_steps(self) -> int:
@@ -160,6 +178,7 @@ class TransformerTrainer:
             "metrics": finite(self.metrics),
             "held_out": self.held_out,
             "bad_steps": self._guard.bad_steps,
+            "recent_losses": self._spikes.recent if self._spikes else [],
         }
         save_state(folder, self.parts, state)
 
@@ -171,6 +190,33 @@ class TransformerTrainer:
         self.history, self.metrics = state["history"], state["metrics"]
         self.held_out, self._loader_state = state["held_out"], state["loader"]
         self._guard.bad_steps = state["bad_steps"]
+        if self._spikes:
+            self._spikes.recent = state["recent_losses"]
+
+    def roll_back(
+        self, load: Callable[[Callable[[Path], None]], object], spike: LossSpikeError
+    ) -> None:
+        """Go back to the last checkpoint; the batches since then are skipped.
+
+        Args:
+            load: calls its argument with the folder of the last checkpoint, see `resume`.
+            spike: why.
+
+        Raises:
+            StageError: the training was rolled back too often.
+        """
+        rollbacks = self.progress.rollbacks + 1
+        if self._spikes and rollbacks > self._spikes.config.max_rollbacks:
+            what = f"{spike}; rolled back {rollbacks - 1} times before"
+            raise StageError("training.spike", what, "lower the learning rate, or raise factor")
+        self._unread = None
+        load(self.load)
+        self.progress.rollbacks = rollbacks
+        self._num_skipped = spike.step + 1 - self.step
+        self._log(self.step, {"skipped_batches": self._num_skipped})
+        logger.warning(
+            "%s; back to step %d, %d batches are skipped", spike, self.step, self._num_skipped
+        )
 
     def run(self, after_step: Callable[["TransformerTrainer"], None]) -> None:
         """Take the remaining steps, calling `after_step` after each."""
@@ -204,6 +250,9 @@ class TransformerTrainer:
             for batch in loader:
                 # the position after the batch that is trained next
                 self._loader_state = loader.state_dict()
+                if self._num_skipped:
+                    self._num_skipped -= 1
+                    continue
                 yield batch
 
     def take_step(self, batch: Mapping[str, Any], phase: Phase, done: int) -> None:
@@ -224,9 +273,10 @@ class TransformerTrainer:
         self.optimizer.zero_grad()
         frames = phase.frames_of(batch.get("store"))
         rows = self.objective.rows(batch, frames, seed_of=(self.step,))
-        own = torch.zeros(2, device=self.model.device)
+        # loss, accuracy, notices of preemption
+        own = torch.tensor([0.0, 0.0, float(self.is_preempted())]).to(self.model.device)
         for part in rows.parts(phase.accumulate):
-            own += self._backward(part, phase, len(part) / batch["global_size"])
+            own[:2] += self._backward(part, phase, len(part) / batch["global_size"])
         all_reduce_gradients(self.model.parameters())
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.training.optimizer.clip_norm
@@ -256,14 +306,19 @@ class TransformerTrainer:
     def read_metrics(self) -> None:
         """Read the metrics of the last step, which waits for the device.
 
+        All ranks must call this after the same steps, because it may raise.
+
         Raises:
+            LossSpikeError: the loss of the step was one.
             StageError: several steps in a row had a loss or gradient that is not finite.
         """
         if self._unread is None:
             return
         (step, rate, on_device), self._unread = self._unread, None
-        loss, accuracy, norm = on_device.tolist()
-        self._guard.accept(step, {"loss": loss, "gradient_norm": norm})
+        loss, accuracy, notices, norm = on_device.tolist()
+        self.has_notice = notices > 0
+        if self._guard.accept(step, {"loss": loss, "gradient_norm": norm}) and self._spikes:
+            self._spikes.check(step, loss)
         self.metrics = {
             "loss": loss, "gradient_norm": norm, "bit_accuracy": accuracy, "learning_rate": rate
         }  # fmt: skip

@@ -6,11 +6,12 @@ And its progress, on which nothing hangs.
 import dataclasses
 import itertools
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.support.toys import REGISTRY
-from videoar.core.errors import StorageError, TransientStorageError
+from videoar.core.errors import StorageError, TransientStorageError, WorkerLostError
 from videoar.pipeline.work.rank import StoreRankContext, store_progress
 from videoar.pipeline.work.task import StageTask
 
@@ -61,6 +62,36 @@ def test_save_checkpoint_keeps_the_newest_two(task, tmp_path):
     assert load(rank, tmp_path / "into") == 10
     assert (tmp_path / "into" / "state").read_bytes() == bytes(10)
     assert (tmp_path / "into" / "same.json").read_text() == "{}"
+
+
+def test_checkpoint_of_several_ranks_exists_once_all_have_written_their_part(task, tmp_path):
+    ranks = [rank_of(task, tmp_path, index) for index in range(2)]
+    for rank in ranks:
+        (tmp_path / f"part{rank.index}").mkdir()
+        (tmp_path / f"part{rank.index}" / f"state-{rank.index}").write_text(str(rank.index))
+    # a part of a killed attempt, which wrote other values
+    (tmp_path / "stale").mkdir()
+    (tmp_path / "stale" / "state-1").write_text("9")
+    ranks[1].save_checkpoint(4, tmp_path / "stale", "first")
+    with ThreadPoolExecutor(1) as pool:
+        commit = pool.submit(ranks[0].save_checkpoint, 4, tmp_path / "part0", "second")
+        time.sleep(0.5)
+        assert not commit.done()
+        assert kept(task)[0] == []
+        ranks[1].save_checkpoint(4, tmp_path / "part1", "second")
+        commit.result()
+    assert load(ranks[1], tmp_path / "into") == 4
+    texts = {path.name: path.read_text() for path in (tmp_path / "into").iterdir()}
+    assert texts == {"state-0": "0", "state-1": "1"}
+
+
+def test_checkpoint_whose_other_part_never_comes_is_an_error(task, tmp_path, monkeypatch):
+    monkeypatch.setattr("videoar.pipeline.work.rank._PART_TIMEOUT_S", 0.1)
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "state").write_text("0")
+    with pytest.raises(WorkerLostError, match=r"not written within 0\.1 s"):
+        rank_of(task, tmp_path).save_checkpoint(4, tmp_path / "part", "group")
+    assert kept(task)[0] == []
 
 
 def test_files_of_a_killed_attempt_are_removed_with_older_checkpoints(task, tmp_path):

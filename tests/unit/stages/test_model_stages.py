@@ -197,6 +197,14 @@ def test_gate_on_the_val_loss_needs_a_low_one(store, inputs, tmp_path):
     assert not any("block" in name for name in output.metrics)
 
 
+def test_notice_of_preemption_leads_to_one_checkpoint(store, inputs, tmp_path):
+    rank = MemoryRank(tmp_path)
+    rank.is_preempted = lambda: len(rank.steps) >= 1
+    pretrain(store, inputs, rank, checkpoint_every=100)
+    # Noticed in step 2, read after step 3; the last one is that of the end.
+    assert list(rank.saved) == [3, 4]
+
+
 def test_mistakes_in_the_config_are_rejected_before_a_run():
     for options in (
         {"preset": "huge", "training": TRAINING},

@@ -10,10 +10,17 @@ from videoar.core.errors import ContractError, StageError
 from videoar.model.transformer.config import PRESETS, CFECConfig
 from videoar.model.transformer.network import VideoAR
 from videoar.storage.store import open_store
-from videoar.training.config import OptimizerConfig, Phase, TransformerTraining, Validation
+from videoar.training.config import (
+    OptimizerConfig,
+    Phase,
+    SpikeConfig,
+    TransformerTraining,
+    Validation,
+)
 from videoar.training.held_out import evaluate
 from videoar.training.model_store import load_model, publish_model, save_model
 from videoar.training.objective import Objective
+from videoar.training.spikes import LossSpikeError
 from videoar.training.transformer import TransformerTrainer
 
 SCALES = ((1, 1), (2, 2))
@@ -283,3 +290,81 @@ def test_budget_in_tokens_counts_those_of_the_global_batch(tmp_path):
     resumed.load(tmp_path)
     resumed.run(lambda _: None)
     assert resumed.history == whole.history
+
+
+class Spiky(Data):
+    """The ninth batch has latents that no model of the others predicts."""
+
+    def train(self, phase):
+        return SpikyLoader(phase.batch_size)
+
+
+class SpikyLoader(Squares):
+    def __iter__(self):
+        while True:
+            self.step += 1
+            draw = torch.Generator().manual_seed(7 if self.step == 9 else 0)
+            pair = torch.randn(2, 8, 3, 2, 2, generator=draw) * 2
+            yield {
+                "latent_BTKHW": pair.repeat(self.batch_size // 2, 1, 1, 1, 1).transpose(1, 2),
+                "captions": ["red", "blue"] * (self.batch_size // 2),
+                "global_size": self.batch_size,
+                "first_row": 0,
+            }
+
+
+def spiky_trainer():
+    return make_trainer(
+        steps=14, data=Spiky(), corruption=CFECConfig(p_max=0, delta=0), drop_text=0.0,
+        validation=Validation(points=0), spike=SpikeConfig(factor=1.2, window=3, max_rollbacks=2),
+    )  # fmt: skip
+
+
+def run_with_rollbacks(trainer, folder):
+    """As the stage does: save after every fourth step, go back on a spike."""
+
+    def after_step(trainer):
+        if trainer.step % 4 == 0:
+            trainer.read_metrics()
+            trainer.save(folder)
+
+    while True:
+        try:
+            return trainer.run(after_step)
+        except LossSpikeError as spike:
+            trainer.roll_back(lambda load: load(folder), spike)
+
+
+def test_spike_of_the_loss_is_rolled_back_and_its_batches_are_skipped(tmp_path):
+    trainer = spiky_trainer()
+    trainer.save(tmp_path)
+    run_with_rollbacks(trainer, tmp_path)
+    (point,) = [point for point in trainer.history if "skipped_batches" in point]
+    assert (point["step"], point["skipped_batches"]) == (8, 1)
+    assert trainer.progress.rollbacks == 1
+    assert trainer.step == 16
+    losses = [p["loss"] for p in trainer.history if "loss" in p][:14]
+    assert max(losses[8:]) < 1.2 * losses[7], "the spike is not part of the curve"
+    again = spiky_trainer()
+    again.save(tmp_path)
+    run_with_rollbacks(again, tmp_path)
+    assert again.history == trainer.history
+
+
+def test_training_that_spikes_again_and_again_fails(tmp_path):
+    trainer = spiky_trainer()
+    trainer.save(tmp_path)
+    spike = LossSpikeError(0, 2.0, 1.0)
+    for _ in range(2):
+        trainer.roll_back(lambda load: load(tmp_path), spike)
+    with pytest.raises(StageError, match="rolled back 2 times before"):
+        trainer.roll_back(lambda load: load(tmp_path), spike)
+
+
+def test_notice_of_preemption_is_known_to_the_step_after_it():
+    trainer = make_trainer(validation=Validation(points=0))
+    notices = iter([False, True, False, False, False, False])
+    trainer.is_preempted = lambda: next(notices)
+    seen = []
+    trainer.run(lambda trainer: seen.append(trainer.has_notice))
+    assert seen == [False, False, True, False, False, False]

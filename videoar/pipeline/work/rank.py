@@ -2,14 +2,22 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from videoar.core.crash_points import crash_point
-from videoar.core.errors import DamagedError, StorageError, TransientStorageError, VideoARError
+from videoar.core.errors import (
+    DamagedError,
+    StorageError,
+    TransientStorageError,
+    VideoARError,
+    WorkerLostError,
+)
 from videoar.core.scratch import sweep
+from videoar.core.settings import settings
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.fingerprint import fingerprint
 from videoar.pipeline.stage import LoopStage
@@ -27,6 +35,9 @@ ProgressSink = Callable[[int, int, Mapping[str, float]], None]
 """Receives step, total steps and metrics."""
 _PROGRESS_EVERY_S = 2.0  # chosen: the display is for people
 _PROGRESS_SHARE = 0.05  # chosen: at most this share of a rank's time
+_PART_TIMEOUT_S = 600.0
+"""chosen: ranks write parts of one size, and start within a step of each other."""
+_PART_POLL_S = 0.2
 _CHECKPOINTS_KEPT = 2
 """chosen: the newest one, and the one that a rank may still be reading when it is committed."""
 
@@ -57,6 +68,7 @@ class StoreRankContext:
         self._store = task.open_store()
         self._checkpoints = _checkpoint_prefix(task)
         self._sink = sink
+        self._notice = settings().preemption_notice
         self._next_report = 0.0
 
     def report(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
@@ -70,9 +82,16 @@ class StoreRankContext:
             ended = time.monotonic()
             self._next_report = ended + max(_PROGRESS_EVERY_S, (ended - began) / _PROGRESS_SHARE)
 
-    def save_checkpoint(self, step: int, folder: Path) -> None:
-        """Publish the folder's files, then the record that makes them a checkpoint."""
-        if self.index:
+    def save_checkpoint(self, step: int, folder: Path, group: str = "") -> None:
+        """Publish the folder's files, then the record that makes them a checkpoint.
+
+        With a group, the other ranks publish a note of their files, which rank 0 waits for. The
+        group is in its key: a note of an attempt that was killed never counts.
+
+        Raises:
+            WorkerLostError: another rank of the group did not publish its files in time.
+        """
+        if self.index and not group:
             return
         # fixed width: sorted as texts, keys are in the order of steps
         stem = f"{self._checkpoints}{step:09d}"
@@ -80,10 +99,30 @@ class StoreRankContext:
         # killed here, files have no record: `_remove_older` deletes them once newer checkpoints
         # exist
         crash_point("checkpoint-written")
+        if self.index:
+            self._store.ledger.create(f"{stem}-{group}-{self.index}.json", {"files": files})
+            return
+        notes = [f"{stem}-{group}-{rank}.json" for rank in range(1, self.world_size) if group]
+        for key in notes:
+            files += self._wait_for(key)["files"]
         # False if this step has a record: another run of the same training was here first
         self._store.ledger.create(f"{stem}.json", {"step": step, "files": files})
         crash_point("checkpoint-committed")
+        for key in notes:
+            self._store.objects.delete(key)
         self._remove_older()
+
+    def _wait_for(self, key: str) -> dict[str, Any]:
+        end = time.monotonic() + _PART_TIMEOUT_S
+        while (note := self._store.ledger.read(key)) is None:
+            if time.monotonic() > end:
+                raise WorkerLostError(key, f"not written within {_PART_TIMEOUT_S:g} s")
+            time.sleep(_PART_POLL_S)
+        return note
+
+    def is_preempted(self) -> bool:
+        """Return whether the file of the setting `preemption_notice` exists on this machine."""
+        return bool(self._notice) and os.path.exists(self._notice)  # noqa: PTH110 - in every step
 
     def load_checkpoint(self, into: Path) -> int | None:
         """Fetch the newest checkpoint that has a record; return its step, None without one.

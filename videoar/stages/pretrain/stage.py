@@ -1,7 +1,8 @@
 """Train the transformer on a token store: tokens to a model."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -9,6 +10,7 @@ from videoar.contracts.names import MODELS, TOKENS
 from videoar.core.errors import ConfigError, one_line
 from videoar.model.pretrained.model_folder import pretrained_fingerprint, text_encoder_fields
 from videoar.model.transformer.config import PRESETS, ModelConfig
+from videoar.pipeline.checkpoints import Checkpoints, resume
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.local_path import LocalPath
 from videoar.pipeline.presets import preset_name, valid_overrides, with_overrides
@@ -20,11 +22,12 @@ from videoar.pipeline.stage import (
     RankContext,
     StageConfig,
     publish_gate,
-    resume,
     runtime,
-    save_checkpoint,
 )
 from videoar.training.config import TransformerTraining
+
+if TYPE_CHECKING:
+    from videoar.training.transformer import TransformerTrainer
 
 
 class PretrainConfig(StageConfig):
@@ -96,7 +99,12 @@ class PretrainStage(LoopStage[PretrainConfig]):
             GateError: the loss of the val rows is above `max_val_nats`, or there are none.
             StageError: several steps in a row had a loss or gradient that is not finite.
         """
-        from videoar.stages.pretrain.worker import new_trainer, publish, set_text_features
+        from videoar.stages.pretrain.worker import (
+            new_trainer,
+            publish,
+            require_same_step,
+            set_text_features,
+        )
 
         config = self.config
         trainer, tokenizer_digest = new_trainer(
@@ -104,16 +112,41 @@ class PretrainStage(LoopStage[PretrainConfig]):
         )
         set_text_features(trainer, inputs, context.store, rank, config.text_encoder)
         resume(rank, trainer.load)
-
-        def after_step(_: object) -> None:
-            step = trainer.step
-            rank.report(step, trainer.expected_steps, trainer.metrics)
-            is_due = step % config.checkpoint_every == 0 or trainer.is_done
-            # weights are equal on all ranks: one checkpoint serves all
-            if is_due and rank.index == 0:
-                save_checkpoint(rank, step, trainer.save)
-
-        trainer.run(after_step)
+        require_same_step(trainer.step)
+        with Checkpoints(rank) as checkpoints:
+            self._train(trainer, rank, checkpoints)
         if rank.index:
             return None
         return publish(trainer, context.store, tokenizer_digest, config.max_val_nats)
+
+    def _train(
+        self, trainer: "TransformerTrainer", rank: RankContext, checkpoints: Checkpoints
+    ) -> None:
+        """Take all steps, going back to the last checkpoint after a spike of the loss."""
+        from videoar.training.collectives import barrier
+        from videoar.training.spikes import LossSpikeError
+
+        trainer.is_preempted = rank.is_preempted
+        had_notice = False
+
+        def after_step(_: object) -> None:
+            nonlocal had_notice
+            rank.report(trainer.step, trainer.expected_steps, trainer.metrics)
+            is_new_notice = trainer.has_notice and not had_notice
+            had_notice = trainer.has_notice
+            # At the end of a phase, too: a rollback then never leaves its phase.
+            is_due = trainer.step % self.config.checkpoint_every == 0 or trainer.is_at_phase_end
+            if is_due or is_new_notice:
+                # Here it raises on all ranks alike; in `save`, it would on rank 0 alone.
+                trainer.read_metrics()
+                checkpoints.save(trainer.step, trainer.save)
+
+        if trainer.step == 0 and self.config.training.spike:
+            checkpoints.save(0, trainer.save)
+        while True:
+            try:
+                return trainer.run(after_step)
+            except LossSpikeError as spike:
+                checkpoints.wait()
+                barrier()  # the other ranks read the checkpoint that rank 0 has just committed
+                trainer.roll_back(partial(resume, rank), spike)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from videoar.core.errors import ConfigError, GateError
+from videoar.core.errors import ConfigError, GateError, TransientStorageError
 from videoar.model.device import device, limit_threads
 from videoar.model.pretrained.text_encoder import require_same_text_encoder
 from videoar.model.tokenizer.config import TokenizerConfig
@@ -14,6 +14,7 @@ from videoar.model.transformer.network import VideoAR
 from videoar.pipeline.stage import Inputs, Output, RankContext
 from videoar.stages.pretrain.data import StoreData, open_stores
 from videoar.storage.store import Store
+from videoar.training.collectives import all_gather
 from videoar.training.config import MAIN_STORE, TransformerTraining
 from videoar.training.data.text_features import prepare_text_features
 from videoar.training.model_store import load_tokenizer, load_transformer, publish_model
@@ -105,6 +106,18 @@ def _require_same_shape(start: ModelConfig, cfg: ModelConfig) -> None:
         if of_start != own:
             hint = f"set model.{name} to {of_start}, or train without start"
             raise ConfigError(f"model.{name}", f"is {own}, but the start has {of_start}", hint)
+
+
+def require_same_step(step: int) -> None:
+    """Reject ranks that resumed from different checkpoints.
+
+    Raises:
+        TransientStorageError: on all ranks; one was committed while they started.
+    """
+    steps = {int(other) for other in all_gather(torch.tensor([step]).to(device()))}
+    if len(steps) > 1:
+        what = f"ranks begin at steps {sorted(steps)}: a checkpoint was committed meanwhile"
+        raise TransientStorageError("pretrain", what)
 
 
 def publish(

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +15,7 @@ from videoar.core.ids import sha256_hex
 from videoar.core.settings import settings
 from videoar.core.types import Row
 from videoar.model.tokenizer.config import TOKENIZERS, TokenizerConfig, TokenizerTraining
+from videoar.pipeline.checkpoints import Checkpoints, resume
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.local_path import LocalPath
 from videoar.pipeline.presets import preset_name, valid_overrides, with_overrides
@@ -26,11 +27,13 @@ from videoar.pipeline.stage import (
     RankContext,
     StageConfig,
     publish_gate,
-    resume,
     runtime,
-    save_checkpoint,
 )
 from videoar.training.data.clip_cache import size_px
+
+if TYPE_CHECKING:
+    from videoar.stages.train_tokenizer.worker import TrainTokenizerWorker
+    from videoar.training.tokenizer import TokenizerTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -83,11 +86,11 @@ class TrainTokenizerConfig(StageConfig):
             )
         if self.image_weights:
             self.shape.as_image()
-        parts = self.resources.workers * self.training.accumulate
+        parts = self.resources.max_workers * self.training.accumulate
         if self.training.batch_clips % parts:
             raise ValueError(
                 f"training.batch_clips={self.training.batch_clips} is not a multiple of {parts}:"
-                f" resources.workers={self.resources.workers}"
+                f" resources.workers={self.resources.max_workers}"
                 f" x training.accumulate={self.training.accumulate}"
             )
         return self
@@ -135,7 +138,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
             clip_table,
         )
 
-        config, steps = self.config, self.config.training.steps
+        config = self.config
         train, val = self.select_clips(clip_table(inputs["clips"]))
         files = WeightFiles(config.lpips_weights, config.image_weights, config.image_fresh)
         worker = TrainTokenizerWorker(context.store, train, val, config.cache_mib << 20)
@@ -143,6 +146,18 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
             config.shape, config.training, rank, files, config.resources.cpus
         )
         resume(rank, trainer.load)
+        with Checkpoints(rank) as checkpoints:
+            self._train(trainer, worker, rank, checkpoints)
+        return None if rank.index else worker.publish(trainer, config.min_psnr_db)
+
+    def _train(
+        self,
+        trainer: "TokenizerTrainer",
+        worker: "TrainTokenizerWorker",
+        rank: RankContext,
+        checkpoints: Checkpoints,
+    ) -> None:
+        config, steps = self.config, self.config.training.steps
         # Rank 0 measures alone; the others wait for it in the next step's first collective.
         measure = None if rank.index else worker.validation(config.distance, config.training.seed)
         while trainer.step < steps:
@@ -152,9 +167,8 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
                 trainer.log_metrics({f"val/{name}": value for name, value in values.items()})
             rank.report(trainer.step, steps, metrics)
             is_due = trainer.step % config.checkpoint_every == 0 or trainer.step == steps
-            if is_due and rank.index == 0:
-                save_checkpoint(rank, trainer.step, trainer.save)
-        return None if rank.index else worker.publish(trainer, config.min_psnr_db)
+            if is_due:
+                checkpoints.save(trainer.step, trainer.save)
 
     def _is_due(self, step: int) -> bool:
         """Return whether one of the evenly spaced measurements follows a step, counted from 1."""
