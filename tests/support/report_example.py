@@ -4,6 +4,7 @@ import numpy as np
 
 from videoar.contracts.expectations import Expectation
 from videoar.report.data import (
+    BlockTable,
     Confusion,
     ContactSheet,
     Curve,
@@ -211,6 +212,13 @@ def example(real: bytes, generated: bytes, picture: bytes = b"jpeg-bytes") -> Re
                         observed="180",
                     ),
                 ),
+            ),
+        ),
+        blocks=(
+            BlockTable(
+                title="model: held-out blocks, clean history",
+                step=600,
+                cells=(((0.31, 0.9), (0.52, 0.74)), ((0.12, 0.97), None)),
             ),
         ),
         curves=(

@@ -5,6 +5,7 @@ that ended early has fewer snapshots, and its page fewer sections.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from videoar.report.curation import (
     score_histograms,
 )
 from videoar.report.data import (
+    BlockTable,
     Confusion,
     Curve,
     FunnelStep,
@@ -43,6 +45,11 @@ from videoar.report.data import (
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
+# Names of `training.held_out`.
+_BLOCK = re.compile(
+    r"(?P<variant>\w+)/frame(?P<frame>\d+)/scale(?P<scale>\d+)/block_(?P<quantity>nats|accuracy)"
+)
+_VARIANTS = {"val": "held-out blocks, clean history", "val_flipped": "the same, flipped history"}
 _SHOWN_SAMPLES = 24  # chosen: about 1 MB of demo clips; a page of them reads in a minute
 
 
@@ -83,6 +90,7 @@ def collect(
         duplicates=tuple(duplicate_pairs(store, steps, thumbnail_budget_s)),
         checks=tuple(data_checks(store, run)),
         curves=tuple(_curves(by_contract.get(MODELS, []))),
+        blocks=tuple(_blocks(by_contract.get(MODELS, []))),
         generated=_generated(store, samples, clips),
         num_generated=len(samples),
         reconstructions=_reconstructions(store, scores),
@@ -183,9 +191,44 @@ def _panels(history: list[dict[str, float]]) -> dict[str, dict[str, list[tuple[f
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for point in history:
         for name in point.keys() - {"step"}:
+            if _BLOCK.fullmatch(name):
+                continue  # a line per block could not be told apart: see `_blocks`
             series = panels.setdefault(name.rpartition("/")[2], {})
             series.setdefault(name, []).append((point["step"], point[name]))
     return {quantity: dict(sorted(panels[quantity].items())) for quantity in sorted(panels)}
+
+
+def _blocks(models: Iterable[Snapshot]) -> Iterator[BlockTable]:
+    """Yield the last held-out numbers per block of each model, clean and corrupted."""
+    for model in models:
+        for row in model.table(columns=["history_json"]).to_pylist():
+            history = json.loads(row["history_json"])
+            measured = [point for point in history if any(map(_BLOCK.fullmatch, point))]
+            for variant, what in _VARIANTS.items() if measured else ():
+                cells = _cells(measured[-1], variant)
+                if cells:
+                    title = f"{model.dataset}: {what}"
+                    yield BlockTable(title=title, step=measured[-1]["step"], cells=cells)
+
+
+def _cells(
+    point: Mapping[str, float], variant: str
+) -> tuple[tuple[tuple[float, float] | None, ...], ...]:
+    """Return (nats, accuracy) by frame and scale."""
+    values: dict[tuple[int, int, str], float] = {}
+    for name, value in point.items():
+        match = _BLOCK.fullmatch(name)
+        if match and match["variant"] == variant:
+            values[int(match["frame"]), int(match["scale"]), match["quantity"]] = value
+    frames = 1 + max((frame for frame, _, _ in values), default=-1)
+    scales = 1 + max((scale for _, scale, _ in values), default=-1)
+    return tuple(
+        tuple(
+            (values[t, k, "nats"], values[t, k, "accuracy"]) if (t, k, "nats") in values else None
+            for k in range(scales)
+        )
+        for t in range(frames)
+    )
 
 
 def _generated(

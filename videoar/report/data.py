@@ -92,6 +92,15 @@ class Curve(Frozen):
     series: dict[str, tuple[tuple[float, float], ...]]
 
 
+class BlockTable(Frozen):
+    """Held-out numbers of the blocks of a model: frames (rows) and scales (columns)."""
+
+    title: str
+    step: int
+    cells: tuple[tuple[tuple[float, float] | None, ...], ...]
+    """Nats per bit and bit accuracy of each block; None where no val row has one."""
+
+
 class GeneratedSample(Frozen):
     """One generated video, and a real clip with the same prompt if there is one."""
 
@@ -199,6 +208,7 @@ class ReportData(Frozen):
     duplicates: tuple[DuplicatePair, ...] = ()
     checks: tuple[DataCheck, ...] = ()
     curves: tuple[Curve, ...] = ()
+    blocks: tuple[BlockTable, ...] = ()
     generated: tuple[GeneratedSample, ...] = ()
     num_generated: int = 0
     """Samples of the run; `generated` holds the first of them."""

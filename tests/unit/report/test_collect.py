@@ -77,7 +77,9 @@ def data():
     ]
     writer.commit("clips", "clips@1", clips, ["videos"], rejected)
     history = [{"step": 1, "train/loss": 0.7, "val/loss": 0.8, "psnr": 20.0},
-               {"step": 2, "train/loss": 0.6}]  # fmt: skip
+               {"step": 2, "train/loss": 0.6, "val/frame0/scale0/block_nats": 0.5,
+                "val/frame0/scale0/block_accuracy": 0.75, "val/frame1/scale1/block_nats": 0.25,
+                "val/frame1/scale1/block_accuracy": 1.0}]  # fmt: skip
     model = {"kind": "transformer", "history_json": json.dumps(history)}
     writer.commit("model", "models@1", [model], ["clips"])
     of_class = "Generate a video of ball"
@@ -174,6 +176,12 @@ def test_collect_curves_of_one_quantity_share_a_panel(data):
     loss, psnr = sorted(data.curves, key=lambda curve: curve.title)
     assert loss.series == {"train/loss": ((1, 0.7), (2, 0.6)), "val/loss": ((1, 0.8),)}
     assert (psnr.title, psnr.series) == ("model: psnr", {"psnr": ((1, 20.0),)})
+
+
+def test_collect_blocks_are_a_table_of_the_last_evaluation(data):
+    (table,) = data.blocks
+    assert (table.title, table.step) == ("model: held-out blocks, clean history", 2)
+    assert table.cells == (((0.5, 0.75), None), (None, (0.25, 1.0)))
 
 
 def test_collect_scores_have_locks_gate_and_confusion(data):

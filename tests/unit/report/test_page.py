@@ -59,6 +59,12 @@ def test_render_markup_is_balanced_with_every_section(page):
     assert [a["id"] for tag, a in page.tags if tag == "section"] == list(SECTIONS)
 
 
+def test_render_held_out_blocks_show_nats_and_accuracy(page):
+    assert "model: held-out blocks, clean history" in page.text
+    assert "0.520" in page.text
+    assert "74 %" in page.text
+
+
 def test_render_hostile_caption_is_text(page):
     assert HOSTILE in page.text
     assert not {"script", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
