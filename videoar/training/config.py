@@ -1,6 +1,7 @@
 """How transformers are trained, as validated values. Torch-free, so that stages stay light."""
 
 import math
+from collections.abc import Mapping
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -156,10 +157,21 @@ class TransformerTraining(PromptTemplates):
     """Seed of the first weights, the order of clips, and the random choices of each step."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the layers; quantizer and bit head are always fp32."""
-    checkpoint_activations: bool = False
-    """Recompute layers in the backward pass: less memory, a third more compute."""
-    compile: bool = False
-    """Compile the network with torch.compile."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """Which activations of the layers are computed again in the backward pass, to save memory:
+    `selective` keeps the outputs of matrix products and attention, `full` takes a third more
+    compute."""
+    compile: bool | None = None
+    """Compile the layers with torch.compile; without a value, on a GPU only."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: object) -> object:
+        if isinstance(values, Mapping) and "checkpoint_activations" in values:
+            raise ValueError(
+                "checkpoint_activations is now activation_checkpointing: none, selective or full"
+            )
+        return values
 
     @property
     def steps(self) -> int | None:

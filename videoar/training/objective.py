@@ -13,7 +13,7 @@ Source: arXiv 2601.05966 sections 4.2, 5 and 6.1.
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,17 +76,10 @@ class Objective:
     Args:
         model: owner of the weights.
         training: corruption, dropped text, precision, seed.
-        network: what is called, `model` or a wrapper of it.
     """
 
-    def __init__(
-        self,
-        model: VideoAR,
-        training: TransformerTraining,
-        network: Callable[..., Tensor] | None = None,
-    ) -> None:
+    def __init__(self, model: VideoAR, training: TransformerTraining) -> None:
         self.model, self.training = model, training
-        self.network = network or model
 
     def rows(
         self, batch: Mapping[str, Any], num_frames: int | None, *, seed_of: Sequence[int | str]
@@ -149,7 +142,7 @@ class Objective:
         with torch.autocast(
             seed_B.device.type, dtype=torch.bfloat16, enabled=training.precision == "bf16"
         ):
-            logits = self.network(
+            logits = self.model(
                 teacher_forcing_inputs(layout.scheme, pyramid.accumulated),
                 self.model.encode_text(rows.captions, drop_B),
                 layout,

@@ -100,10 +100,11 @@ class TransformerTrainer:
 
     def __init__(self, model: VideoAR, training: TransformerTraining, data: TrainingData) -> None:
         self.model, self.training, self.data = model.train(), training, data
-        model.checkpoint_activations = training.checkpoint_activations
-        # The uncompiled module stays the owner of the weights: names in checkpoints do not change.
-        network = torch.compile(model) if training.compile else model
-        self.objective = Objective(model, training, network)
+        model.checkpointing = training.activation_checkpointing
+        on_gpu = model.device.type == "cuda"
+        if on_gpu if training.compile is None else training.compile:
+            model.compile_layers()
+        self.objective = Objective(model, training)
         self.optimizer = make_adamw(model, training.optimizer)
         self.average = MovingAverage(model, training.optimizer.ema)
         self.best = MovingAverage(model, 0.0) if training.validation.patience else None

@@ -368,3 +368,8 @@ def test_notice_of_preemption_is_known_to_the_step_after_it():
     seen = []
     trainer.run(lambda trainer: seen.append(trainer.has_notice))
     assert seen == [False, False, True, False, False, False]
+
+
+def test_old_name_of_checkpointing_is_rejected_with_the_new_one():
+    with pytest.raises(ValueError, match="is now activation_checkpointing: none, selective or"):
+        TransformerTraining(phases=(Phase(steps=1),), checkpoint_activations=True)

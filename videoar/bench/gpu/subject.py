@@ -2,26 +2,26 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from videoar.bench.gpu.workload import training_batch
-from videoar.model.transformer.attention import (
-    Attend,
-    Layout,
-    Visibility,
-    dense_attention,
-    flex_attention,
-)
+from videoar.model.transformer.attention import Layout, Visibility, attend
 from videoar.model.transformer.config import ModelConfig
+from videoar.model.transformer.layer import Checkpointing
 from videoar.model.transformer.network import VideoAR
+from videoar.model.transformer.tiles import tile_mask
 from videoar.training.config import Phase, TransformerTraining
 from videoar.training.transformer import TransformerTrainer
 
-CHECKPOINTING = ("none", "full")
+CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full")
 """Kinds of activation checkpointing."""
+
+Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Maps queries, keys and values [B, N, L, E] to outputs [B, N, L, E]."""
 
 
 def build(cfg: ModelConfig, device: torch.device, seed: int = 0) -> VideoAR:
@@ -31,28 +31,22 @@ def build(cfg: ModelConfig, device: torch.device, seed: int = 0) -> VideoAR:
         return VideoAR(cfg)
 
 
-def set_checkpointing(model: VideoAR, kind: str) -> None:
-    """Set which activations are recomputed."""
-    model.checkpoint_activations = kind == "full"
-
-
 def compile_layers(model: VideoAR) -> None:
     """Compile the layers."""
     # On a CPU only a test compiles: capturing graphs is enough, and takes no C++ compiler.
     backend = "inductor" if model.device.type == "cuda" else "eager"
-    for layer in model.layers:
-        layer.compile(backend=backend)
+    model.compile_layers(backend)
 
 
 def attend_dense(_: Layout, visibility: Visibility) -> Attend:
     """Return attention with an explicit mask."""
-    return dense_attention(visibility, 0, len(visibility.block_L))
+    return partial(attend, mask=visibility.dense(0, len(visibility.block_L)))
 
 
 def attend_fast(layout: Layout, visibility: Visibility) -> Attend:
     """Return the attention that a training step uses on the device."""
     if visibility.block_L.device.type == "cuda":
-        return flex_attention(visibility)
+        return partial(attend, mask=tile_mask(layout, visibility))
     return attend_dense(layout, visibility)
 
 
@@ -120,16 +114,20 @@ class Subject:
         num_frames: int,
         device: torch.device,
         *,
-        checkpointing: str = "none",
+        checkpointing: Checkpointing = "none",
         is_compiled: bool = False,
     ) -> None:
         self.cfg, self.num_frames = cfg, num_frames
         model = build(cfg, device)
         # chosen: longer than any measurement, so that the rate stays in its warm-up
         self.phase = Phase(steps=100_000, batch_size=1)
-        training = TransformerTraining(phases=(self.phase,), precision="bf16")
+        training = TransformerTraining(
+            phases=(self.phase,),
+            precision="bf16",
+            activation_checkpointing=checkpointing,
+            compile=False,
+        )
         self.trainer = TransformerTrainer(model, training, MemoryData())
-        set_checkpointing(model, checkpointing)
         if is_compiled:
             compile_layers(model)
 

@@ -15,20 +15,22 @@ Cost: the dense mask takes B * Q * L bytes; FlexAttention skips tiles of 128 x 1
 B batch, L all tokens (text first), Q queried tokens, T latent frames, N heads, E head width.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from videoar.model.transformer.draws import FRAMES, bernoulli
 from videoar.model.transformer.schemes import TEXT, Scheme
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity: `compile_scheme` returns it again
 class Layout:
     """A scheme compiled for one device. Vectors run over visual tokens only."""
 
@@ -45,6 +47,8 @@ class Layout:
     """bool [blocks + 1, blocks + 1], query by key; the last row and column are text."""
     offsets: tuple[int, ...]
     """First token of each block, and the number of tokens."""
+    sees_all: tuple[bool, ...]
+    """Whether each block attends to every block before it."""
 
     @property
     def num_frames(self) -> int:
@@ -55,6 +59,12 @@ class Layout:
     def num_scales(self) -> int:
         """Scales of a frame."""
         return 1 + max(block.scale for block in self.scheme.blocks)
+
+    def attends_to_all(self, start: int, stop: int) -> bool:
+        """Return whether the tokens [start, stop) attend to each other and to all before them."""
+        block = bisect_right(self.offsets, start) - 1
+        is_block = self.offsets[block : block + 2] == (start, stop)
+        return is_block and self.sees_all[block]
 
 
 @lru_cache(maxsize=32)
@@ -88,6 +98,7 @@ def compile_scheme(scheme: Scheme, device: torch.device) -> Layout:
         weight_l=weight / weight.sum(),  # the loss is a weighted mean, whatever the schedule
         table=table.to(device),
         offsets=offsets,
+        sees_all=tuple(bool(table[i, :i].all()) for i in range(len(blocks))),
     )
 
 
@@ -137,37 +148,37 @@ class Visibility:
         return self.mask_mod(rows[:, None, None], index[start:, None], index).unsqueeze(1)
 
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Maps queries, keys and values [B, N, L, E] to outputs [B, N, Q, E]."""
+AttentionMask: TypeAlias = "Tensor | BlockMask | None"
+"""Dense bool [B, 1, Q, L], tiles for FlexAttention, or None: every query attends to every key."""
 
 
-def dense_attention(visibility: Visibility, start: int, stop: int) -> Attend:
-    """Attend with an explicit mask: on any device, and on a cache."""
-    mask = visibility.dense(start, stop)
-    return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-
-
-def flex_attention(visibility: Visibility) -> Attend:
-    """Attend with FlexAttention over the whole sequence. CUDA only: it has no CPU backward."""
-    length = len(visibility.block_L)
-
-    def mask_mod(b: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return visibility.mask_mod(b, q, k)
-
-    # No head dimension (None): all heads share one mask, which is built once per batch.
-    kernel, make_mask = _flex()
-    batch = len(visibility.valid_BL)
-    mask = make_mask(mask_mod, batch, None, length, length, device=visibility.block_L.device)
-    return lambda q, k, v: kernel(q, k, v, block_mask=mask)
+def attend(q_BNQE: Tensor, k_BNLE: Tensor, v_BNLE: Tensor, mask: AttentionMask) -> Tensor:
+    """Return the attention's output [B, N, Q, E]."""
+    if not isinstance(mask, BlockMask):
+        return F.scaled_dot_product_attention(q_BNQE, k_BNLE, v_BNLE, attn_mask=mask)
+    if torch.compiler.is_compiling() or not q_BNQE.is_cuda:
+        return flex_attention(q_BNQE, k_BNLE, v_BNLE, block_mask=mask)
+    return _compiled_flex_attention()(q_BNQE, k_BNLE, v_BNLE, block_mask=mask)
 
 
 @lru_cache(maxsize=1)
-def _flex() -> tuple[Any, Any]:
-    # Imported here: it loads inductor, which takes seconds and is of no use on a CPU.
-    from torch.nn.attention import flex_attention as flex
+def _compiled_flex_attention() -> Callable[..., Tensor]:
+    # Lazy: it loads inductor, which takes seconds. dynamic: static shapes would compile for each.
+    return torch.compile(flex_attention, dynamic=True)
 
-    # dynamic: batches differ in the length of their text; static shapes would compile for each.
-    return torch.compile(flex.flex_attention, dynamic=True), flex.create_block_mask
+
+Past: TypeAlias = tuple[Tensor, int]
+"""Keys and values [2, B, N, longest, E] of one layer, and the number of tokens in them so far."""
+
+
+def extend(past: Past, k_BNlE: Tensor, v_BNlE: Tensor) -> tuple[Tensor, Tensor]:
+    """Append keys and values of a span in place; return all of them."""
+    storage, start = past
+    stop = start + k_BNlE.shape[2]
+    # In place: `torch.cat` would copy the whole cache in every pass.
+    storage[0, :, :, start:stop] = k_BNlE
+    storage[1, :, :, start:stop] = v_BNlE
+    return storage[0, :, :, :stop], storage[1, :, :, :stop]
 
 
 class KVCache:
@@ -176,27 +187,29 @@ class KVCache:
     Args:
         layers: transformer layers.
         longest: tokens of the whole sequence, including text.
+        is_dense: whether no text token is padding, so that spans may need no mask.
     """
 
-    def __init__(self, layers: int, longest: int) -> None:
-        self.longest = longest
+    def __init__(self, layers: int, longest: int, is_dense: bool = False) -> None:
+        self.longest, self.is_dense = longest, is_dense
         self.length = 0
+        """Tokens of all layers; the caller moves it when every layer has been extended."""
         self._storage: list[Tensor | None] = [None] * layers
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append a layer's keys and values of a span; return all of that layer.
-
-        The caller moves `length` when all layers have been extended by the span.
-        """
+    def past(self, layer: int, x_BlC: Tensor, heads: int) -> Past:
+        """Return a layer's keys and values, of the device of a span and the dtype of its layers."""
         storage = self._storage[layer]
-        if storage is None:  # batch, dtype and device are known from the first keys
-            batch, heads, _, width = keys.shape
-            storage = keys.new_empty(2, batch, heads, self.longest, width)
+        if storage is None:
+            batch, _, width = x_BlC.shape
+            shape = (2, batch, heads, self.longest, width // heads)
+            storage = x_BlC.new_empty(shape, dtype=_layer_dtype(x_BlC))
             self._storage[layer] = storage
-        stop = self.length + keys.shape[2]
-        # In place: `torch.cat` would copy the whole cache in every pass.
-        storage[:, :, :, self.length : stop] = torch.stack([keys, values])
-        return storage[0, :, :, :stop], storage[1, :, :, :stop]
+        return storage, self.length
+
+
+def _layer_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def random_frame_mask(seed_B: Tensor, num_frames: int, p_mask: float) -> Tensor:

@@ -10,29 +10,28 @@ Source: arXiv 2601.05966 sections 4.2 and 6.1; block ours ("LLaMA family princip
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from videoar.model.schedule import Scale, Scales
 from videoar.model.tokenizer.quantizer import resize
 from videoar.model.transformer.attention import (
-    Attend,
+    AttentionMask,
     KVCache,
     Layout,
     Visibility,
     compile_scheme,
-    dense_attention,
-    flex_attention,
 )
 from videoar.model.transformer.config import ModelConfig
-from videoar.model.transformer.rope import rotate, rotation
+from videoar.model.transformer.layer import Checkpointing, Layer
+from videoar.model.transformer.rope import rotation
 from videoar.model.transformer.schemes import Block, Scheme
 from videoar.model.transformer.text import Text, TextEncoder, WordEncoder
+from videoar.model.transformer.tiles import tile_mask
 
 
 def block_input(rebuilt_BKHW: Tensor, block: Block) -> Tensor:
@@ -80,72 +79,6 @@ def flatten_bits(scheme: Scheme, bits: Sequence[Tensor]) -> Tensor:
     return torch.cat([bits[b.scale][:, b.frame].flatten(1, 2) for b in scheme.blocks], dim=1)
 
 
-class Attention(nn.Module):
-    """Multi-head attention with rotary positions; queries and keys are normalised per head.
-
-    The norms bound the logits of attention, whose growth makes large models diverge. Source: arXiv
-    2302.05442 section 2.
-    """
-
-    def __init__(self, cfg: ModelConfig) -> None:
-        super().__init__()
-        self.heads = cfg.heads
-        self.qkv = nn.Linear(cfg.width, 3 * cfg.width, bias=False)
-        self.query_norm = nn.RMSNorm(cfg.head_width, eps=1e-6)
-        self.key_norm = nn.RMSNorm(cfg.head_width, eps=1e-6)
-        self.out = nn.Linear(cfg.width, cfg.width, bias=False)
-
-    def forward(
-        self, x_BlC: Tensor, rotation: Tensor, attend: Attend, cache: tuple[KVCache, int] | None
-    ) -> Tensor:
-        """Attend from a span.
-
-        Args:
-            x_BlC: the span.
-            rotation: of the span's positions, see `rope.rotation`.
-            attend: attention over all keys.
-            cache: a cache and the number of this layer in it.
-        """
-        q, k, v = rearrange(self.qkv(x_BlC), "b l (i n e) -> i b n l e", i=3, n=self.heads)
-        q, k = rotate(self.query_norm(q), rotation), rotate(self.key_norm(k), rotation)
-        q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast the norms, of fp32 weight, return fp32
-        if cache is not None:
-            k, v = cache[0].extend(cache[1], k, v)
-        return self.out(rearrange(attend(q, k, v), "b n l e -> b l (n e)"))
-
-
-class FeedForward(nn.Module):
-    """SwiGLU, its gate and its input in one matrix."""
-
-    def __init__(self, cfg: ModelConfig) -> None:
-        super().__init__()
-        self.gate_up = nn.Linear(cfg.width, 2 * cfg.ff_width, bias=False)
-        self.down = nn.Linear(cfg.ff_width, cfg.width, bias=False)
-
-    def forward(self, x_BlC: Tensor) -> Tensor:
-        """Transform every token independently."""
-        gate, up = self.gate_up(x_BlC).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
-
-
-class Layer(nn.Module):
-    """Pre-norm attention and feed-forward, each added to the residual stream."""
-
-    def __init__(self, cfg: ModelConfig) -> None:
-        super().__init__()
-        self.attention_norm = nn.RMSNorm(cfg.width, eps=1e-6)
-        self.attention = Attention(cfg)
-        self.feed_forward_norm = nn.RMSNorm(cfg.width, eps=1e-6)
-        self.feed_forward = FeedForward(cfg)
-
-    def forward(
-        self, x_BlC: Tensor, rotation: Tensor, attend: Attend, cache: tuple[KVCache, int] | None
-    ) -> Tensor:
-        """Update a span; see `Attention`."""
-        x_BlC = x_BlC + self.attention(self.attention_norm(x_BlC), rotation, attend, cache)
-        return x_BlC + self.feed_forward(self.feed_forward_norm(x_BlC))
-
-
 class VideoAR(nn.Module):
     """Predict the bits of a video's blocks from text and earlier blocks.
 
@@ -164,7 +97,10 @@ class VideoAR(nn.Module):
     def __init__(self, cfg: ModelConfig, text_encoder: TextEncoder | None = None) -> None:
         super().__init__()
         self.cfg = cfg
-        self.checkpoint_activations = False
+        self.checkpointing: Checkpointing = "none"
+        self.attention: Literal["auto", "dense", "flex"] = "auto"
+        """Kernel of attention over whole sequences; auto is FlexAttention on CUDA."""
+        self.is_compiled = False
         self.text_encoder = None
         if text_encoder is not None:
             self.set_text_encoder(text_encoder)
@@ -189,10 +125,9 @@ class VideoAR(nn.Module):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        layers = (module for module in self.modules() if isinstance(module, Layer))
         # Every layer adds two outputs to the residual stream; scaled down, the variance of the
         # stream does not grow with depth. Source: GPT-2.
-        for layer in layers:
+        for layer in self._layers():
             for last in (layer.attention.out, layer.feed_forward.down):
                 last.weight.data.mul_((2 * self.cfg.depth) ** -0.5)
         # Chosen: half the scale of projected latents, which they are added to or stand for.
@@ -216,6 +151,22 @@ class VideoAR(nn.Module):
         if isinstance(encoder, nn.Module):
             encoder.requires_grad_(False).eval()
         object.__setattr__(self, "text_encoder", encoder)  # not `self.`, which registers modules
+
+    def compile_layers(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile the layers with torch.compile, all in one graph.
+
+        Per layer and not as a whole: all layers share a graph, so compiling takes seconds at any
+        depth. Names of weights stay as they are.
+
+        Args:
+            backend: of torch.compile.
+        """
+        # Shapes, kernels and decoding have a graph each; at the default of 8 a run would fail.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        compute = torch.compile(Layer.checkpointed, fullgraph=True, backend=backend)
+        for layer in self._layers():
+            layer.compute = compute
+        self.is_compiled = True
 
     def num_parameters(self) -> int:
         """Return the number of weights, without the text encoder."""
@@ -258,7 +209,9 @@ class VideoAR(nn.Module):
 
     def new_cache(self, layout: Layout, text: Text) -> KVCache:
         """Return an empty cache for a whole sequence."""
-        return KVCache(self.cfg.depth, text.mask_BP.shape[1] + layout.offsets[-1])
+        longest = text.mask_BP.shape[1] + layout.offsets[-1]
+        # Read here, once a sample: reading from a GPU waits for it.
+        return KVCache(self.cfg.depth, longest, is_dense=bool(text.mask_BP.all()))
 
     def forward(
         self,
@@ -282,6 +235,8 @@ class VideoAR(nn.Module):
         Returns:
             logits [B, l, K, 2] of bit = 0 and bit = 1, at least float32.
         """
+        if cache is None and (self.is_compiled or self.device.type == "cuda"):
+            text = text.padded()  # few lengths: every one has an own graph and own tiles
         prefix = text.mask_BP.shape[1]
         # Positions in the sequence of all tokens, text first: [start, stop) is this span's.
         start = cache.length if cache else 0
@@ -291,13 +246,11 @@ class VideoAR(nn.Module):
         if start == 0:
             x = torch.cat([self.text_mlp(self.text_norm(text.features_BPD)).to(x.dtype), x], dim=1)
         angles = self._rotation(text, layout)[..., start:stop, :]
-        attend = self._attention(Visibility.of(layout, text.mask_BP, keep_BTT), start, stop, cache)
+        mask = self._mask(layout, text, keep_BTT, (start, stop), cache)
+        kind = self.checkpointing if self.training else "none"
         for index, layer in enumerate(self.layers):
-            place = (cache, index) if cache else None  # keys and values are kept per layer
-            if self.checkpoint_activations and self.training:
-                x = checkpoint(layer, x, angles, attend, place, use_reentrant=False)
-            else:
-                x = layer(x, angles, attend, place)
+            past = cache.past(index, x, self.cfg.heads) if cache else None
+            x = layer(x, angles, mask, past, kind)
         if cache:
             cache.length = stop
         # The first span also holds the text, which predicts nothing.
@@ -322,13 +275,35 @@ class VideoAR(nn.Module):
         positions = torch.cat([words_BP3, visual_BL3], dim=1)
         return rotation(positions, self.cfg.head_width, self.cfg.rope_base)
 
-    def _attention(
-        self, visibility: Visibility, start: int, stop: int, cache: KVCache | None
-    ) -> Attend:
+    def _mask(
+        self,
+        layout: Layout,
+        text: Text,
+        keep_BTT: Tensor | None,
+        span: tuple[int, int],
+        cache: KVCache | None,
+    ) -> AttentionMask:
+        start, stop = span
+        prefix = text.mask_BP.shape[1]
+        if (
+            cache
+            and cache.is_dense
+            and start
+            and layout.attends_to_all(start - prefix, stop - prefix)
+        ):
+            return None  # lets SDPA choose its fastest kernel
+        visibility = Visibility.of(layout, text.mask_BP, keep_BTT)
+        is_whole = cache is None and stop == len(visibility.block_L)
+        kernel = (
+            "flex" if self.attention == "auto" and self.device.type == "cuda" else self.attention
+        )
         # With a cache the queries are a short span, whose dense mask is small.
-        if self.device.type == "cuda" and cache is None and stop == len(visibility.block_L):
-            return flex_attention(visibility)
-        return dense_attention(visibility, start, stop)
+        if is_whole and kernel == "flex":
+            return tile_mask(layout, visibility)
+        return visibility.dense(start, stop)
+
+    def _layers(self) -> Iterator[Layer]:
+        return (module for module in self.modules() if isinstance(module, Layer))
 
     def _logits(self, x_BlC: Tensor) -> Tensor:
         """Apply the head in full precision: the log-odds of a bit are a small difference."""

@@ -12,6 +12,8 @@ B batch, L tokens, N heads, E head width.
 Source: arXiv 2601.05966 section 4.2; the distribution over slots is ours.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -30,11 +32,17 @@ def rotation(positions_BL3: Tensor, head_width: int, base: float = 10_000.0) -> 
     Returns:
         float32 [2, B, 1, L, E / 2].
     """
-    slots = torch.arange(head_width // 2, device=positions_BL3.device)
-    frequency = base ** (-2.0 * slots / head_width)
-    axis = torch.tensor(AXIS_OF_SLOT, device=slots.device)[slots % len(AXIS_OF_SLOT)]
+    axis, frequency = _spectrum(head_width, base, positions_BL3.device)
     angle = (positions_BL3.float()[..., axis] * frequency).unsqueeze(1)
     return torch.stack([angle.cos(), angle.sin()])
+
+
+@lru_cache(maxsize=16)
+def _spectrum(head_width: int, base: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return axis and frequency of every slot; cached, as a copy to a GPU waits for it."""
+    slots = torch.arange(head_width // 2, device=device)
+    frequency = base ** (-2.0 * slots / head_width)
+    return torch.tensor(AXIS_OF_SLOT, device=device)[slots % len(AXIS_OF_SLOT)], frequency
 
 
 def rotate(x_BNLE: Tensor, rotation_2B1Le: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -29,6 +30,11 @@ class Text:
     def lengths(self) -> Tensor:
         """Tokens of each prompt."""
         return self.mask_BP.sum(1)
+
+    def padded(self) -> "Text":
+        """Pad further, to a power of two of at least 8 tokens; true lengths stay as they are."""
+        more = max(8, 1 << (self.mask_BP.shape[1] - 1).bit_length()) - self.mask_BP.shape[1]
+        return Text(F.pad(self.features_BPD, (0, 0, 0, more)), F.pad(self.mask_BP, (0, more)))
 
 
 class TextEncoder(Protocol):

@@ -9,9 +9,9 @@ import torch
 
 from videoar.bench.gpu.measure import first_seconds, median_ms, peak_memory
 from videoar.bench.gpu.record import Result, Section
-from videoar.bench.gpu.subject import attend_dense, attend_fast
+from videoar.bench.gpu.subject import Attend, attend_dense, attend_fast
 from videoar.bench.gpu.workload import Workload
-from videoar.model.transformer.attention import Attend, Visibility, compile_scheme
+from videoar.model.transformer.attention import Visibility, compile_scheme
 from videoar.model.transformer.config import ModelConfig
 
 _TEXT = 16

@@ -10,6 +10,7 @@ from videoar.bench.gpu.sections.training import measure_step
 from videoar.bench.gpu.subject import CHECKPOINTING, Subject
 from videoar.bench.gpu.workload import Workload
 from videoar.model.transformer.config import ModelConfig
+from videoar.model.transformer.layer import Checkpointing
 
 
 def run(section: Section, workload: Workload) -> None:
@@ -32,7 +33,12 @@ def run(section: Section, workload: Workload) -> None:
 
 
 def _step(
-    section: Section, cfg: ModelConfig, frames: int, kind: str, result: Result, batch: int = 1
+    section: Section,
+    cfg: ModelConfig,
+    frames: int,
+    kind: Checkpointing,
+    result: Result,
+    batch: int = 1,
 ) -> None:
     subject = Subject(cfg, frames, section.device, checkpointing=kind)
     measure_step(section, subject, batch, result)

@@ -21,20 +21,15 @@ from videoar.bench.gpu.measure import relative_error
 from videoar.bench.gpu.record import ParityError, Result, Section
 from videoar.bench.gpu.subject import (
     CHECKPOINTING,
+    Attend,
     attend_dense,
     attend_fast,
     build,
-    set_checkpointing,
 )
 from videoar.bench.gpu.workload import Workload, captions, random_latents
 from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.model.tokenizer.quantizer import MultiScaleBSQ
-from videoar.model.transformer.attention import (
-    Attend,
-    Visibility,
-    compile_scheme,
-    random_frame_mask,
-)
+from videoar.model.transformer.attention import Visibility, compile_scheme, random_frame_mask
 from videoar.model.transformer.config import CFECConfig, ModelConfig
 from videoar.model.transformer.corruption import draw_flips
 from videoar.model.transformer.draws import TEXT, bernoulli
@@ -176,9 +171,9 @@ def _checkpointing(cfg: ModelConfig, device: torch.device, result: Result) -> No
     model = build(cfg, device).train()
     passes = {}
     for kind in CHECKPOINTING:
-        set_checkpointing(model, kind)
+        model.checkpointing = kind
         passes[kind] = _pass(model, cfg)
-    errors = {
+    errors: dict[str, float] = {
         kind: relative_error(passes[kind]["gradient"], passes["none"]["gradient"])
         for kind in passes
     }

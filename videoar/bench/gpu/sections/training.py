@@ -8,17 +8,19 @@ from videoar.bench.gpu.measure import first_seconds, host_syncs, median_ms, peak
 from videoar.bench.gpu.record import Result, Section
 from videoar.bench.gpu.subject import CHECKPOINTING, Subject
 from videoar.bench.gpu.workload import Workload, captions
+from videoar.model.transformer.layer import Checkpointing
 
 
 def run(section: Section, workload: Workload) -> None:
     """Measure in order of value: what a long training would use comes first."""
     largest = max(workload.batches)
-    for checkpointing, is_compiled, batches in [
+    plan: list[tuple[Checkpointing, bool, tuple[int, ...]]] = [
         ("none", False, workload.batches[:1]),
         ("none", True, workload.batches),
         *((kind, True, (largest,)) for kind in CHECKPOINTING if kind != "none"),
         ("none", False, workload.batches[1:]),
-    ]:
+    ]
+    for checkpointing, is_compiled, batches in plan:
         held: list[Subject] = []
         for batch in batches:
             how = "compiled" if is_compiled else "eager"
@@ -36,7 +38,7 @@ def _step(
     workload: Workload,
     held: list[Subject],
     batch: int,
-    how: tuple[str, bool],
+    how: tuple[Checkpointing, bool],
     result: Result,
 ) -> None:
     if not held:  # one network for all batches

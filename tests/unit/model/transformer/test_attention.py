@@ -1,0 +1,204 @@
+"""Masks as tiles, padded text, compiled layers, checkpointing, and decoding without a mask."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from videoar.model.schedule import scale_schedule
+from videoar.model.tokenizer.quantizer import MultiScaleBSQ
+from videoar.model.transformer.attention import Visibility, compile_scheme, random_frame_mask
+from videoar.model.transformer.config import PRESETS
+from videoar.model.transformer.network import VideoAR, teacher_forcing_inputs
+from videoar.model.transformer.sampling import SamplerSettings, sample_bits
+from videoar.model.transformer.schemes import NextFrameNextScale
+from videoar.model.transformer.text import Text
+from videoar.model.transformer.tiles import TILE, classify, tiles
+
+# Warnings of torch about its own doing: FlexAttention on a CPU, dynamo reading gradients.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
+]
+CPU = torch.device("cpu")
+TINY = PRESETS["tiny"].model_copy(update={"scales": ((1, 1), (2, 2), (3, 3))})
+PROMPTS = ["a red circle moving left", "blue square"]
+SHAPES = [
+    (5, (8, 8)),
+    (9, (8, 8)),
+    (9, (4, 6)),
+    (1, (12, 12)),
+    (5, (5, 3)),
+    (13, (3, 3)),
+    (1, (8, 8)),
+    (17, (8, 8)),
+]
+"""Frames and latent grids."""
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def by_tile(mask_QL):
+    """Return the number of visible pairs of every tile, of a mask padded with hidden ones."""
+    more = -len(mask_QL) % TILE
+    padded = torch.nn.functional.pad(mask_QL.int(), (0, more, 0, more))
+    size = len(padded) // TILE
+    return padded.view(size, TILE, size, TILE).sum(dim=(1, 3))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    frames=st.integers(1, 5),
+    grid=st.sampled_from([(3, 5), (8, 8), (14, 8), (16, 16)]),
+    history=st.sampled_from(["full", "last_scale"]),
+    window=st.sampled_from([None, 1, 2]),
+    prefix=st.sampled_from([1, 8, 100, 128, 200]),
+    hides_frames=st.booleans(),
+)
+def test_tiles_are_those_of_the_dense_mask(frames, grid, history, window, prefix, hides_frames):
+    scheme = NextFrameNextScale(frames, scale_schedule(*grid), history, window)
+    layout = compile_scheme(scheme, CPU)
+    length = prefix + layout.offsets[-1]
+    text = torch.ones(1, prefix, dtype=torch.bool)
+    most = Visibility.of(layout, text, None).dense(0, length)[0, 0]
+    own = torch.eye(frames, dtype=torch.bool)[None] if hides_frames else None
+    least = Visibility.of(layout, ~text, own).dense(0, length)[0, 0]
+    partial, full = classify(layout, prefix, hides_frames)
+    assert torch.equal(partial | full, by_tile(most) > 0)
+    assert torch.equal(full, by_tile(least) == TILE**2)
+    assert not (partial & full).any()
+    mask = tiles(layout, prefix, hides_frames)
+    assert torch.equal(mask.to_dense()[0, 0].bool(), partial | full)
+    assert mask.seq_lengths == (length, length)
+
+
+def test_wide_videos_have_full_and_skipped_tiles():
+    layout = compile_scheme(PRESETS["4B"].scheme_for(33), CPU)
+    partial, full = classify(layout, 16, hides_frames=True)
+    rows = -(-(16 + 23_652) // TILE)
+    assert partial.shape == full.shape == (rows, rows)
+    assert full.sum() > 2000
+    assert (partial | full).triu(diagonal=20).sum() == 0
+
+
+@pytest.mark.parametrize("hides_frames", [False, True])
+def test_flex_attention_equals_dense_attention(hides_frames):
+    model = VideoAR(PRESETS["tiny"]).eval()
+    layout, features = model.layout(9), torch.randn(2, 390, 8)
+    keep = random_frame_mask(torch.arange(2), 3, 0.5) if hides_frames else None
+    logits = []
+    for model.attention in ("dense", "flex"):
+        with torch.no_grad():
+            logits.append(model(features, model.encode_text(PROMPTS), layout, keep_BTT=keep))
+    torch.testing.assert_close(*logits, rtol=1e-5, atol=1e-6)
+
+
+def test_padded_text_gives_the_same_logits():
+    model = VideoAR(TINY).double().eval()
+    text, features = model.encode_text(PROMPTS), torch.randn(2, 28, 8)
+    padded = text.padded()
+    assert padded.mask_BP.shape == (2, 8)
+    assert padded.lengths.tolist() == [5, 2]
+    assert [Text(torch.zeros(1, n, 1), torch.ones(1, n)).padded().mask_BP.shape[1] for n in (
+        1, 8, 9, 16, 77)] == [8, 8, 16, 16, 128]  # fmt: skip
+    with torch.no_grad():
+        both = [model(features, each, model.layout(5)) for each in (text, padded)]
+    torch.testing.assert_close(*both, rtol=1e-9, atol=1e-12)
+
+
+class Graphs:
+    """A backend that runs graphs as they are and counts them."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, graph, _inputs):
+        self.count += 1
+        return graph.forward
+
+
+@pytest.fixture
+def compiled():
+    """Return a model with compiled layers, the same one without, and the counted graphs."""
+    model, plain, graphs = VideoAR(PRESETS["tiny"]), VideoAR(PRESETS["tiny"]), Graphs()
+    plain.load_state_dict(model.state_dict())
+    model.compile_layers(graphs)
+    yield model, plain, graphs
+    torch._dynamo.reset()
+
+
+def scored(model, num_frames, grid, batch, keep=None):
+    scales = scale_schedule(*grid)
+    layout = model.layout(num_frames, scales)
+    draw = torch.Generator().manual_seed(0)
+    latent = torch.randn(batch, 8, layout.num_frames, *grid, generator=draw)
+    inputs = teacher_forcing_inputs(
+        layout.scheme, MultiScaleBSQ(8, scales).pyramid(latent).accumulated
+    )
+    prompts = ["word " * (1 + 6 * row) for row in range(batch)]
+    return model(inputs, model.encode_text(prompts), layout, keep_BTT=keep)
+
+
+@pytest.mark.parametrize(("kind", "shapes"), [("none", 8), ("selective", 2), ("full", 2)])
+def test_training_steps_of_many_shapes_compile_to_few_graphs_without_a_break(
+    compiled, kind, shapes
+):
+    model, plain, graphs = compiled
+    model.checkpointing = kind
+    for num_frames, grid in SHAPES[:shapes]:
+        for batch in (2, 3):
+            results = []
+            for net in (model, plain):
+                net.zero_grad()
+                logits = scored(net, num_frames, grid, batch)
+                logits.square().sum().backward()
+                results.append([logits, *(w.grad for w in net.parameters() if w.grad is not None)])
+            torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+    assert 1 <= graphs.count <= 4
+    assert model.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_tiles_of_many_shapes_compile_to_few_graphs(compiled):
+    model, plain, graphs = compiled
+    model.attention = "flex"
+    model.eval()
+    plain.eval()
+    for num_frames, grid in SHAPES:
+        keep = random_frame_mask(torch.arange(2), 1 + num_frames // 4, 0.5)
+        with torch.no_grad():
+            both = [scored(net, num_frames, grid, 2, keep) for net in (model, plain)]
+        torch.testing.assert_close(*both, rtol=1e-4, atol=1e-5)
+    assert 1 <= graphs.count <= 6
+
+
+def test_decoding_compiles_to_few_graphs_without_a_break(compiled):
+    model, plain, graphs = compiled
+    for prompts in (PROMPTS, PROMPTS[:1], ["a b", "c d", "e f"]):
+        for frames in (1, 5):
+            both = [
+                sample_bits(net.eval(), prompts, frames, range(len(prompts)))
+                for net in (model, plain)
+            ]
+            assert all(map(torch.equal, *(each.bits for each in both)))
+    assert 1 <= graphs.count <= 10
+
+
+@pytest.mark.parametrize(("history", "masked"), [("full", 1), ("last_scale", 7)])
+def test_decoding_masks_only_what_is_hidden(monkeypatch, history, masked):
+    model = VideoAR(TINY.model_copy(update={"history": history, "window": None})).double().eval()
+    model.head.weight.data.mul_(50)
+    greedy = SamplerSettings(guidance=1.0, greedy=True)
+    slow = SamplerSettings(guidance=1.0, greedy=True, cached=False)
+    wanted = sample_bits(model, PROMPTS[:1], 9, [0], settings=slow)
+    calls = []
+    dense = Visibility.dense
+    monkeypatch.setattr(Visibility, "dense", lambda *args: calls.append(args) or dense(*args))
+    found = sample_bits(model, PROMPTS[:1], 9, [0], settings=greedy)
+    assert all(map(torch.equal, found.bits, wanted.bits))
+    assert len(calls) == masked
+    calls.clear()
+    sample_bits(model, PROMPTS, 9, [0, 0], settings=greedy)  # the shorter prompt is padded
+    assert len(calls) == 9
