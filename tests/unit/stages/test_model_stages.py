@@ -8,9 +8,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.support.clip_rows import clip_row, clips_of
 from tests.support.compaction import compact
 from tests.support.loop_rank import MemoryRank, commit, commit_all
+from tests.support.token_tables import CAPTIONS, pretrain_inputs, reference_clips
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, ContractError, GateError
 from videoar.media.decode import decode_clip
@@ -21,25 +21,10 @@ from videoar.stages.generate.stage import GenerateConfig, GenerateStage
 from videoar.stages.pretrain.data import open_stores
 from videoar.stages.pretrain.stage import PretrainConfig, PretrainStage
 from videoar.storage.store import open_store
-from videoar.storage.token_codec import checksum, pack_bits
+from videoar.storage.token_codec import checksum
 from videoar.training.model_store import load_tokenizer, load_transformer, publish_model
 
-CAPTIONS = ["a red circle moving left", "a blue square moving up", None]
 TRAINING = {"phases": [{"steps": 4, "batch_size": 2}], "optimizer": {"learning_rate": 1e-3}}
-
-
-def tokens_of(net, bits_value=0):
-    draw = np.random.default_rng(0)
-    for i, caption in enumerate(CAPTIONS):
-        latent_TKHW = (2 * draw.standard_normal((2, 8, 4, 4))).astype("<f2")
-        latent = torch.from_numpy(latent_TKHW.astype(np.float32)).transpose(0, 1)[None]
-        bits = pack_bits([scale[0].numpy() for scale in net.quantizer.encode(latent)])
-        yield {
-            "clip_id": f"{i:032x}", "source_id": f"{i:064x}", "split": "train", "label": None,
-            "caption": caption, "rate_fps": 8.0, "start_s": 0.0, "duration_s": 0.5,
-            "t": 2, "k": 8, "h": 4, "w": 4, "bits": bits, "latent": latent_TKHW.tobytes(),
-            "bits_xxh3": checksum(bits), "latent_xxh3": checksum(latent_TKHW.tobytes()),
-        }  # fmt: skip
 
 
 @pytest.fixture
@@ -50,28 +35,12 @@ def store(tmp_path):
 
 @pytest.fixture
 def inputs(store):
-    torch.manual_seed(0)
-    net = VideoTokenizer(TOKENIZERS["tiny"])
-    rows = publish_model(net, store, weights=net.state_dict(), step=0, metrics={}, history=[])
-    tokenizer = commit(store, "tokenizer", "models@1", rows)
-    schema = load_contract("tokens@1").arrow_schema
-    table = pa.Table.from_pylist(list(tokens_of(net)), schema=schema)
-    table = table.replace_schema_metadata({
-        "tokenizer_digest": rows["digest"][0].as_py(),
-        "scales": json.dumps(net.cfg.scales),
-        "layout_version": "1",
-    })
-    tokens = commit(store, "tokens", "tokens@1", table, tokenizer=tokenizer.id)
-    return {"tokens": tokens, "tokenizer": tokenizer}
+    return pretrain_inputs(store)
 
 
 @pytest.fixture
 def reference(store):
-    captions = [*CAPTIONS, CAPTIONS[0]]
-    return clips_of(store, [
-        clip_row(str(i), caption=caption, label="circle", num_frames=5)
-        for i, caption in enumerate(captions)
-    ])  # fmt: skip
+    return reference_clips(store)
 
 
 def pretrain(store, inputs, rank, **options):

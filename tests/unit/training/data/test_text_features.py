@@ -121,3 +121,20 @@ def test_damaged_file_is_an_error_that_names_it(damage, store, folder):
         prepare_text_features(store, cfg, folder, PROMPTS, 0, 1)
     store.objects.delete(key)
     prepare_text_features(store, cfg, folder, PROMPTS, 0, 1)
+
+
+def _share_of_rank(rank, url, folder, meeting):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=2
+    )
+    store = open_store(url)
+    features = prepare_text_features(store, config_of(folder), folder, PROMPTS, rank, 2)
+    assert not features.missing
+    assert len(stored(store)) == 2  # one file of each rank, whoever was first
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_wait_for_the_features_of_each_other(store, folder, tmp_path):
+    arguments = (store.url, folder, str(tmp_path / "meeting"))
+    torch.multiprocessing.spawn(_share_of_rank, args=arguments, nprocs=2)
