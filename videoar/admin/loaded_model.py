@@ -31,6 +31,7 @@ from videoar.training.model_store import (
     load_tokenizer,
     load_transformer,
 )
+from videoar.training.prompts import PromptTemplates
 
 _AGAIN = "export the model again"
 _CRF = 12
@@ -98,7 +99,7 @@ class LoadedModel:
         """Generate one video.
 
         Args:
-            prompt: text.
+            prompt: text; the template of the training is applied to it.
             seconds: duration, rounded to the next possible number of frames; None is that of the
                 longest clip that the model was trained on.
             seed: equal seeds give equal videos.
@@ -112,7 +113,8 @@ class LoadedModel:
         num_frames, rate_fps = self._shape(seconds)
         given = {"guidance": guidance, "temperature": temperature}
         options = self.card.sampler | {k: v for k, v in given.items() if v is not None}
-        made = sample(self.model, self.tokenizer, [prompt], num_frames, seeds=[seed], **options)
+        text = PromptTemplates(caption_template=self.card.caption_template).prompt(prompt)
+        made = sample(self.model, self.tokenizer, [text], num_frames, seeds=[seed], **options)
         return GeneratedVideo(*made, rate_fps)
 
     def _shape(self, seconds: float | None) -> tuple[int, float]:

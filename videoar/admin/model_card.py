@@ -96,7 +96,9 @@ class ModelCard(Stored):
     rate_fps: float | None
     """Frame rate of most clips that it was trained on; None if all of them were withdrawn."""
     num_frames: int | None
-    """Frames of the longest one, None likewise."""
+    """Frames of the longest one in the last phase, None likewise."""
+    caption_template: str = "{caption}"
+    """What a prompt is put into; see `PromptTemplates`."""
     sampler: dict[str, Any]
     """Guidance and temperature of the samples that were scored; empty if none were."""
     data: list[Data]

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from videoar.admin.model_card import Data, ModelCard, Network, Score, Sources, TextEncoder
@@ -40,11 +40,13 @@ def card_of(store: Store, name: str) -> ModelCard:
     config = ModelConfig.model_validate_json(row["config_json"])
     tokenizer_config = TokenizerConfig.model_validate_json(model_row(tokenizer)["config_json"])
     graph = lineage(store, snapshot.id)
-    rate_fps, frames = _clip_shape(store, snapshot, config)
+    network = _network(store, snapshot)
+    training = network.training.get("training", {})
+    rate_fps, frames = _clip_shape(store, snapshot, config, training)
     decision = newest_decision(store, snapshot.id)
     scores = _scores(store, snapshot, decision)
     return ModelCard(
-        model=_network(store, snapshot),
+        model=network,
         tokenizer=_network(store, tokenizer),
         text_encoder=TextEncoder(name=config.text_encoder_name, digest=config.text_encoder)
         if config.text_encoder
@@ -52,6 +54,7 @@ def card_of(store: Store, name: str) -> ModelCard:
         size_px=tokenizer_config.size_px,
         rate_fps=rate_fps,
         num_frames=frames,
+        **{name: training[name] for name in ("caption_template",) if name in training},
         sampler=_sampler(store, scores),
         data=[
             Data(snapshot=node["id"], contract=node["contract"], rows=node["rows"])
@@ -110,7 +113,7 @@ def _network(store: Store, snapshot: Snapshot) -> Network:
 
 
 def _clip_shape(
-    store: Store, model: Snapshot, config: ModelConfig
+    store: Store, model: Snapshot, config: ModelConfig, training: Mapping[str, Any]
 ) -> tuple[float | None, int | None]:
     """Return frame rate and number of pixel frames of the tokens that a model was trained on."""
     parents = map(store.snapshot, model.commit.provenance.parents.values())
@@ -123,8 +126,10 @@ def _clip_shape(
     rates: Counter[float] = Counter()
     for (rate_fps, latent_frames), count in counts.items():
         rates[rate_fps] += count * latent_frames  # by length: an image has no frame rate
-    longest = max(latent_frames for _, latent_frames in counts)
-    return rates.most_common(1)[0][0], 1 + (longest - 1) * config.time_stride
+    stored = 1 + (max(latent for _, latent in counts) - 1) * config.time_stride
+    phases = training.get("phases") or [{}]
+    last = phases[-1].get("num_frames") or stored
+    return rates.most_common(1)[0][0], min(last, stored)
 
 
 def _sources(nodes: Iterable[dict[str, Any]]) -> Sources:

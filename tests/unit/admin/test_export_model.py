@@ -1,5 +1,6 @@
 """An exported model is the store's model, checked byte by byte, with its card."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -126,6 +127,14 @@ def test_sampler_options_override_those_of_the_scored_samples(exports):
         assert not torch.equal(loaded.sample("p", seconds=1, **change).video_B3THW, plain)
     same = loaded.sample("p", seconds=1, **SAMPLER).video_B3THW
     assert torch.equal(same, plain)
+
+
+def test_prompt_is_put_into_the_template_of_the_training(exports):
+    loaded = load_export(exports[False])
+    card = loaded.card.model_copy(update={"caption_template": "a video of {caption}"})
+    framed = dataclasses.replace(loaded, card=card).sample("a cat", seconds=1).video_B3THW
+    assert torch.equal(framed, loaded.sample("a video of a cat", seconds=1).video_B3THW)
+    assert not torch.equal(framed, loaded.sample("a cat", seconds=1).video_B3THW)
 
 
 def test_saved_video_has_its_frames_at_its_rate(exports, tmp_path):
