@@ -47,7 +47,7 @@ def test_positions_follow_figure_2_of_the_paper(model):
     assert NextFrameNextScale(2, ((1, 1), (2, 2)), rope="seq1d").positions(2) == ((5, 5, 5),)
 
 
-def test_random_frame_masks_only_hide_the_past():
+def test_invariant_08_random_frame_masks_only_hide_the_past():
     masked = random_frame_mask(torch.arange(64), 5, 0.5)
     assert masked.diagonal(dim1=1, dim2=2).all()
     assert 0.4 < masked.float().tril(-1).sum() / (64 * 10) < 0.6
@@ -72,7 +72,7 @@ def test_scheme_obeys_the_rules_of_every_scheme(history):
     assert all(len(scheme.positions(i)) == b.num_tokens for i, b in enumerate(scheme.blocks))
 
 
-def test_flips_follow_equation_8():
+def test_invariant_09_flips_follow_equation_8():
     p = flip_probabilities(torch.arange(4000), 9, 6, CFECConfig()) / ONE
     high = 0.25 + 0.01 * torch.arange(9.0)
     assert (p >= 0).all()
@@ -98,7 +98,7 @@ def test_corruption_is_clean_only_if_no_frame_can_have_a_flip():
         CFECConfig(p_min=0.3)
 
 
-def test_flips_change_later_labels_only_and_none_change_nothing():
+def test_invariant_09_flips_change_later_labels_only_and_none_change_nothing():
     quantizer = MultiScaleBSQ(8, TINY.scales)
     latent = torch.randn(1, 8, 3, 3, 3, generator=torch.Generator().manual_seed(0)) * 2
     clean = quantizer.pyramid(latent)
