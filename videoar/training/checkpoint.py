@@ -89,6 +89,18 @@ def load_state(folder: Path, parts: Mapping[str, Part]) -> dict[str, Any]:
     return progress
 
 
+@contextmanager
+def restoring(folder: Path, parts: Mapping[str, Part]) -> Iterator[dict[str, Any]]:
+    """Fill the parts as `load_state` does; yield the progress.
+
+    Raises:
+        ContractError: see `load_state`; or the caller misses a value in the progress.
+    """
+    progress = load_state(folder, parts)
+    with reading(folder / _PROGRESS):
+        yield progress
+
+
 def _tensors(part: Part) -> dict[str, Tensor]:
     if isinstance(part, torch.optim.Optimizer):
         state = part.state_dict()["state"]

@@ -122,8 +122,15 @@ class Validation(Frozen):
     max_rows: int = Field(default=256, ge=1)
     """Rows of each store that are evaluated: the first ones of a fixed order."""
     patience: int | None = Field(default=None, ge=1)
-    """End the training after so many evaluations in a row without a lower loss; the weights of the
-    lowest loss are published. None trains to the end and publishes the last weights."""
+    """End a phase after so many evaluations in a row without a lower loss in it; the weights of the
+    lowest loss of the last phase are published. None trains to the end and publishes the last
+    weights."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.patience and not self.points:
+            raise ValueError("patience needs evaluations: points is 0")
+        return self
 
 
 class SpikeConfig(Frozen):

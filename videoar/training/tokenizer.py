@@ -31,7 +31,7 @@ from videoar.model.tokenizer.losses import (
     psnr,
 )
 from videoar.model.tokenizer.network import VideoTokenizer, video_from_frames
-from videoar.training.checkpoint import Part, load_state, save_state
+from videoar.training.checkpoint import Part, restoring, save_state
 from videoar.training.collectives import all_gather, all_reduce_gradients, all_reduce_sum
 from videoar.training.config import OptimizerConfig
 from videoar.training.data.excerpt_loader import Clips, ExcerptLoader
@@ -219,9 +219,9 @@ class TokenizerTrainer:
 
     def load(self, folder: Path) -> None:
         """Resume from a folder that `save` wrote."""
-        progress = load_state(folder, self._state())
-        self.step, self.history = progress["step"], progress["history"]
-        self._guard.bad_steps = progress["bad_steps"]
+        with restoring(folder, self._state()) as progress:
+            self.step, self.history = progress["step"], progress["history"]
+            self._guard.bad_steps = progress["bad_steps"]
 
     def _state(self) -> dict[str, Part]:
         """Return what a checkpoint holds; the names are part of its format."""

@@ -25,7 +25,7 @@ from torch import Tensor
 from videoar.core.errors import StageError
 from videoar.model.transformer.loss import bit_loss
 from videoar.model.transformer.network import VideoAR
-from videoar.training.checkpoint import Part, load_state, save_state
+from videoar.training.checkpoint import Part, restoring, save_state
 from videoar.training.collectives import all_reduce_gradients, all_reduce_sum
 from videoar.training.config import Phase, TransformerTraining
 from videoar.training.held_out import HeldOutLoader, evaluate
@@ -80,11 +80,11 @@ class Progress:
     evaluations: int = 0
     """Of the phase."""
     best_loss: float = math.inf
-    """Lowest val loss so far."""
+    """Lowest val loss of the phase so far."""
     worse_evaluations: int = 0
     """In a row, since the lowest val loss."""
     is_stopped: bool = False
-    """Whether the training ended early."""
+    """Set to end the training early."""
     rollbacks: int = 0
     """After spikes of the loss."""
 
@@ -108,7 +108,7 @@ class TransformerTrainer:
         self.optimizer = make_adamw(model, training.optimizer)
         self.average = MovingAverage(model, training.optimizer.ema)
         self.best = MovingAverage(model, 0.0) if training.validation.patience else None
-        """The averaged weights of the lowest val loss."""
+        """The averaged weights of the lowest val loss of the newest phase."""
         self.progress = Progress()
         self.history: list[dict[str, float]] = []
         self.metrics: dict[str, float] = {}
@@ -185,14 +185,14 @@ class TransformerTrainer:
 
     def load(self, folder: Path) -> None:
         """Resume from a checkpoint."""
-        state = load_state(folder, self.parts)
-        best_loss = float(state["progress"]["best_loss"])
-        self.progress = Progress(**state["progress"] | {"best_loss": best_loss})
-        self.history, self.metrics = state["history"], state["metrics"]
-        self.held_out, self._loader_state = state["held_out"], state["loader"]
-        self._guard.bad_steps = state["bad_steps"]
-        if self._spikes:
-            self._spikes.recent = state["recent_losses"]
+        with restoring(folder, self.parts) as state:
+            best_loss = float(state["progress"]["best_loss"])
+            self.progress = Progress(**state["progress"] | {"best_loss": best_loss})
+            self.history, self.metrics = state["history"], state["metrics"]
+            self.held_out, self._loader_state = state["held_out"], state["loader"]
+            self._guard.bad_steps = state["bad_steps"]
+            if self._spikes:
+                self._spikes.recent = state["recent_losses"]
 
     def roll_back(
         self, load: Callable[[Callable[[Path], None]], object], spike: LossSpikeError
@@ -231,17 +231,26 @@ class TransformerTrainer:
                 self.progress.step += 1
                 self.progress.done += 1 if phase.steps else self._num_tokens(batch, phase)
                 self._evaluate_if_due(phase, held_out)
-                if self.progress.done >= phase.budget:
-                    self._end_phase()
+                patience = self.training.validation.patience or math.inf
+                is_over = self.progress.worse_evaluations >= patience
+                if is_over or self.progress.done >= phase.budget:
+                    self._end_phase(has_held_out=bool(held_out))
                 after_step(self)
         self.read_metrics()
 
-    def _end_phase(self) -> None:
+    def _end_phase(self, *, has_held_out: bool) -> None:
         # A checkpoint of this step resumes in the next phase, whose loader begins with its own
         # first epoch.
         self._loader_state = None
-        self.progress.phase += 1
-        self.progress.done = self.progress.evaluations = 0
+        progress = self.progress
+        progress.phase += 1
+        progress.done = progress.evaluations = progress.worse_evaluations = 0
+        # Losses of phases do not compare: their val rows have other frames and grids.
+        progress.best_loss = math.inf
+        if not has_held_out:  # earlier numbers are not those of the weights to publish
+            self.held_out = {}
+            if self.best is not None:
+                self.best.copy_from(self.average)
 
     def _batches(self, phase: Phase) -> Iterator[dict[str, Any]]:
         loader = self.data.train(phase)
@@ -360,5 +369,3 @@ class TransformerTrainer:
                 self.best.copy_from(self.average)
             return
         progress.worse_evaluations += 1
-        patience = validation.patience or math.inf
-        progress.is_stopped = progress.worse_evaluations >= patience

@@ -1,5 +1,7 @@
 """Bad inputs of `pretrain`, each an error with a type and a remedy before the first step."""
 
+import json
+
 import pyarrow as pa
 import pytest
 import torch
@@ -182,6 +184,17 @@ def checkpoint_without_progress(run):
     run.rank.saved = {2: {"state.safetensors": earlier.saved[2]["state.safetensors"]}}
 
 
+def checkpoint_of_half_a_progress(run):
+    _, earlier = run.trained()
+    progress = json.loads(earlier.saved[2]["progress.json"])
+    del progress["progress"]
+    run.rank.saved = {2: {**earlier.saved[2], "progress.json": json.dumps(progress).encode()}}
+
+
+def patience_without_evaluations(run):
+    run.options = {"training": {"phases": [PHASE], "validation": {"patience": 1, "points": 0}}}
+
+
 def checkpoint_of_another_shape(run):
     _, earlier = run.trained(model={"depth": 3})
     run.rank.saved = earlier.saved
@@ -226,6 +239,8 @@ TABLE = [
     (damaged_checkpoint, ContractError, r"state\.safetensors: cannot be used: SafetensorError"),
     (checkpoint_without_weights, ContractError, r"state\.safetensors: cannot be used: FileNot"),
     (checkpoint_without_progress, ContractError, r"progress\.json: cannot be used: FileNot"),
+    (checkpoint_of_half_a_progress, ContractError, r"progress\.json: .*KeyError: 'progress'"),
+    (patience_without_evaluations, ValidationError, "patience needs evaluations"),
     (checkpoint_of_another_shape, ContractError, r"state\.safetensors: .* another network"),
 ]
 

@@ -245,27 +245,50 @@ def test_held_out_numbers_follow_from_the_logits():
     assert result["val/loss"] != result["val_flipped/loss"]
 
 
-def test_patience_ends_the_training_and_publishes_the_best_weights(tmp_path):
+def test_patience_ends_a_phase_and_begins_anew_in_the_next(tmp_path):
     options = {"validation": Validation(points=20, patience=2), "steps": 40}
     trainer = make_trainer(**options)
     kept = {}
 
     def after_step(trainer):
         kept[trainer.step] = {n: w.clone() for n, w in trainer.average.weights.items()}
-        if trainer.step == 6:
+        if trainer.step == 3:
             trainer.save(tmp_path)
 
     trainer.run(after_step)
-    curve = {p["step"]: p["val/loss"] for p in trainer.history if "val/loss" in p}
-    best = min(curve, key=curve.get)
+    curve = [(point["step"], point["val/loss"]) for point in trainer.history if "val/loss" in point]
+    first_phase, second_phase = curve[:-2], curve[-2:]
+    lowest = min(first_phase, key=lambda point: point[1])
     assert trainer.step < 40, "these val rows are learned by no one: the loss must rise"
-    assert list(curve).index(best) == len(curve) - 3
+    assert first_phase.index(lowest) == len(first_phase) - 3
+    assert [step for step, _ in second_phase] == [trainer.step - 1, trainer.step]
+    # published: the best of the second phase, although the loss of the first one was lower
+    best, loss = min(second_phase, key=lambda point: point[1])
+    assert lowest[1] < loss == trainer.held_out["val/loss"]
     assert all(torch.equal(kept[best][name], w) for name, w in trainer.weights.items())
     resumed = make_trainer(**options)
     resumed.load(tmp_path)
     resumed.run(lambda _: None)
     assert resumed.history == trainer.history
     assert all(torch.equal(resumed.weights[name], w) for name, w in trainer.weights.items())
+
+
+class RowsOfFirstPhase(Data):
+    """No val rows in the second phase, which has batches of 2."""
+
+    def held_out(self, phase):
+        return super().held_out(phase) if phase.batch_size == 4 else {}
+
+
+@pytest.mark.parametrize("patience", [None, 2])
+def test_phase_without_val_rows_has_no_numbers_and_its_last_weights_are_published(patience):
+    validation = Validation(points=2, patience=patience)
+    trainer = make_trainer(data=RowsOfFirstPhase(), validation=validation)
+    trainer.run(lambda _: None)
+    assert any("val/loss" in point for point in trainer.history)
+    assert trainer.held_out == {}
+    for name, weight in trainer.average.weights.items():
+        assert torch.equal(trainer.weights[name], weight)
 
 
 def test_budget_in_tokens_counts_those_of_the_global_batch(tmp_path):
