@@ -204,7 +204,7 @@ class VideoAR(nn.Module):
         if drop_B is None:
             return text
         blank = self.unconditional[: text.mask_BP.shape[1]]
-        drop = drop_B.to(self.device)[:, None, None]
+        drop = drop_B.to(self.device, non_blocking=True)[:, None, None]
         return Text(torch.where(drop, blank, text.features_BPD), text.mask_BP)
 
     def new_cache(self, layout: Layout, text: Text) -> KVCache:

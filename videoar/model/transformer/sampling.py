@@ -186,7 +186,8 @@ class _Decoder:
         if self.copies == 1:
             return log_odds
         conditional, unconditional = log_odds.chunk(2)
-        return unconditional + self._strength(wave).to(log_odds) * (conditional - unconditional)
+        strength = self._strength(wave).to(log_odds, non_blocking=True)
+        return unconditional + strength * (conditional - unconditional)
 
     def _strength(self, wave: Sequence[int]) -> Tensor:
         counts = torch.tensor([self.layout.scheme.blocks[i].num_tokens for i in wave])
@@ -198,7 +199,8 @@ class _Decoder:
         if self.settings.greedy:
             return log_odds > 0
         uniform = torch.stack([torch.rand(log_odds.shape[1:], generator=g) for g in generators])
-        return uniform.to(log_odds.device) < torch.sigmoid(log_odds / self.settings.temperature)
+        p_BlK = torch.sigmoid(log_odds / self.settings.temperature)
+        return uniform.to(p_BlK.device, non_blocking=True) < p_BlK
 
 
 @torch.no_grad()

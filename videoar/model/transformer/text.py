@@ -71,13 +71,20 @@ class WordEncoder(nn.Module):
     def forward(self, prompts: Sequence[str]) -> Text:
         """Encode prompts; case and spacing are ignored, an empty prompt is one empty word."""
         words = [(prompt.lower().split() or [""])[: self.max_tokens] for prompt in prompts]
-        lengths = torch.tensor([len(row) for row in words], device=self.table.weight.device)
-        mask_BP = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
         grams = [self._buckets_of(word) for row in words for word in row]
-        starts = torch.tensor([0, *map(len, grams)]).cumsum(0)[:-1].to(lengths.device)
-        flat = torch.tensor([gram for word in grams for gram in word], device=lengths.device)
-        features = self.table.weight.new_zeros(*mask_BP.shape, self.table.embedding_dim)
-        return Text(features.masked_scatter(mask_BP[..., None], self.table(flat, starts)), mask_BP)
+        lengths = torch.tensor([len(row) for row in words])
+        mask_BP = torch.arange(max(map(len, words))) < lengths[:, None]
+        starts = torch.tensor([0, *map(len, grams)]).cumsum(0)[:-1]
+        flat = torch.tensor([gram for word in grams for gram in word])
+        # All on the CPU and moved at the end, so that no pass waits for a GPU: the places of words
+        # are indices, as the gradient of a masked scatter asks the device how many there are.
+        flat, starts, places, mask_BP = (
+            each.to(self.table.weight.device, non_blocking=True)
+            for each in (flat, starts, mask_BP.flatten().nonzero()[:, 0], mask_BP)
+        )
+        features = self.table.weight.new_zeros(mask_BP.numel(), self.table.embedding_dim)
+        features = features.index_copy(0, places, self.table(flat, starts))
+        return Text(features.view(*mask_BP.shape, -1), mask_BP)
 
     def _buckets_of(self, word: str) -> list[int]:
         # Brackets tell a prefix from the same bytes inside a word: "<re", "red", "ed>".

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from videoar.model.schedule import scale_schedule
 from videoar.model.tokenizer.quantizer import MultiScaleBSQ
@@ -107,6 +108,43 @@ def test_padded_text_gives_the_same_logits():
     with torch.no_grad():
         both = [model(features, each, model.layout(5)) for each in (text, padded)]
     torch.testing.assert_close(*both, rtol=1e-9, atol=1e-12)
+
+
+class Waits(TorchDispatchMode):
+    """Record operators that would wait for a GPU: their results have a size, or are a number, that
+    only the device knows."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        indices = args[1] if "index" in op.__name__ and len(args) > 1 else ()
+        by_mask = isinstance(indices, list) and any(
+            index is not None and index.dtype == torch.bool for index in indices
+        )
+        if by_mask or any(name in op.__name__ for name in self.WAITING):
+            self.found.append(op.__name__)
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["none", "selective", "full"])
+def test_no_operator_of_a_training_step_waits_for_the_device(kind):
+    model = VideoAR(PRESETS["tiny"])
+    model.checkpointing = kind
+    keep = random_frame_mask(torch.arange(2), 3, 0.5)
+    text = model.text_encoder(PROMPTS)  # its places of words are found on the CPU
+    model.text_encoder.forward = lambda _: text
+    scored(model, 9, (8, 8), 2, keep)  # fills the caches of layouts
+    with Waits() as waits:
+        scored(model, 9, (8, 8), 2, keep).square().sum().backward()
+    assert waits.found == []
+    with Waits() as waits:
+        text.mask_BP.nonzero()
+        text.features_BPD[text.mask_BP]
+    assert len(waits.found) == 2
 
 
 class Graphs:
