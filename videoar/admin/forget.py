@@ -1,7 +1,8 @@
 """Takedown: delete one source from the store, and list what was derived from it.
 
 The tombstone is created first and rejects the source from then on. Then everything that holds its
-content is deleted: its clips, every Parquet file with rows of it, and reconstructions of its clips.
+content is deleted: its clips, every Parquet file with rows of it, reconstructions of its clips, and
+all features of prompts, which are computed again (which of them are of its captions is not known).
 Listings are rewritten without it, and its address is removed from the records of runs. Models and
 samples derive from it statistically; they are listed and stay. Commits stay, they hold no content.
 Source files outside of the store are never touched.
@@ -31,6 +32,7 @@ from videoar.storage.layout import (
     RUNS_PREFIX,
     STAGES_PREFIX,
     TABLES_PREFIX,
+    TEXT_FEATURES_PREFIX,
     dataset_of,
     tombstone_key,
     withdrawal_key,
@@ -65,7 +67,8 @@ _HINT = "videoar lineage NAME --json has the sha256 of each source"
 def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False) -> dict[str, Any]:
     """Take one source down; with `dry_run` only return what would be deleted.
 
-    A run in progress is not stopped: it fails when it next writes rows of the source. Call this
+    A run in progress is not stopped: it fails when it next writes rows of the source, or reads
+    features of a prompt, which it computes again when it is resumed. Call this
     again after its end, to delete what it wrote before.
 
     Args:
@@ -151,6 +154,8 @@ def _withdraw(
     for key in holders:
         store.objects.purge(key)
         crash_point("forget.file")
+    for info in list(store.objects.list(TEXT_FEATURES_PREFIX)):
+        store.objects.purge(info.key)
     store.objects.sweep()  # half-written copies that a killed writer has left
 
 

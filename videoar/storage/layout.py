@@ -33,6 +33,7 @@ TABLES_PREFIX = "tables/"
 STAGES_PREFIX = "stages/"
 RUNS_PREFIX = "runs/"
 REFS_PREFIX = "refs/"
+TEXT_FEATURES_PREFIX = "text/"
 WITHDRAWN_PREFIX = "withdrawn/"
 TOMBSTONES_PREFIX = "forgotten/"
 PROBES_PREFIX = "doctor/"
@@ -134,7 +135,7 @@ def checkpoints_prefix(dataset: str, fingerprint: str) -> str:
 
 def text_features_prefix(encoder: str, max_tokens: int) -> str:
     """Return what the keys of the features of prompts begin with, by digest of the encoder."""
-    return f"text/{encoder}/{max_tokens}/"
+    return f"{TEXT_FEATURES_PREFIX}{encoder}/{max_tokens}/"
 
 
 def text_features_key(encoder: str, max_tokens: int, sha256: str) -> str:

@@ -15,6 +15,7 @@ from videoar.media.sources import list_sources
 from videoar.pipeline.spec import parse_pipeline
 from videoar.records.lineage import lineage
 from videoar.runner.plan import plan
+from videoar.storage.layout import text_features_key
 from videoar.storage.store import Store, open_store
 from videoar.storage.takedown import address_digest, find_tombstone
 
@@ -121,6 +122,15 @@ def test_only_the_shard_of_the_source_is_recomputed(videos: Path, tmp_path: Path
     second = run(store, document(own, per_shard=3))
     assert shards(second) == (planned, planned - 1, 1)
     assert store.snapshot(second.outputs["clips"]).rows == 8
+
+
+def test_features_of_prompts_are_deleted(store: Store, videos: Path):
+    key = text_features_key("0" * 64, 16, "1" * 64)
+    store.objects.put(key, b"features of its caption")
+    forget(store, sha(videos / "a.mp4"), dry_run=True)
+    assert store.objects.size(key)
+    forget(store, sha(videos / "a.mp4"))
+    assert store.objects.size(key) is None
 
 
 def test_copy_of_the_source_is_rejected_by_its_content(store: Store, videos: Path, tmp_path: Path):
