@@ -199,7 +199,7 @@ class VideoAR(nn.Module):
             tokens, limit = text.mask_BP.shape[1], self.cfg.max_text_tokens
             raise ValueError(f"a prompt of {tokens} text tokens; max_text_tokens is {limit}")
         # A frozen encoder may be on another device or of another precision.
-        features_BPD = text.features_BPD.to(self.device, self.start.dtype)
+        features_BPD = text.features_BPD.to(self.device).to(self.start.dtype)  # fewer bytes first
         text = Text(features_BPD, text.mask_BP.to(self.device))
         if drop_B is None:
             return text
