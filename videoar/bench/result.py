@@ -1,6 +1,7 @@
 """Result of a benchmark: medians of interleaved runs, ratios, hardware and commit."""
 
 import resource
+import shutil
 import statistics
 import subprocess
 import time
@@ -79,6 +80,8 @@ def shuffled(names: list[str], turn: int) -> list[str]:
 
 def commit_id() -> str:
     """Return the commit of the code, "" outside of a checkout."""
+    if shutil.which("git") is None:
+        return ""
     # --dirty marks results of code that was not committed
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty"],

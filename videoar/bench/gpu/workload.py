@@ -17,6 +17,7 @@ from videoar.core.errors import ConfigError
 from videoar.model.schedule import latent_frames, scale_schedule
 from videoar.model.tokenizer.config import TOKENIZERS, TokenizerConfig
 from videoar.model.transformer.config import PRESETS, ModelConfig
+from videoar.model.transformer.layer import Checkpointing
 
 # Captions of the length of UCF-101's class names in the paper's template (figure 2).
 _ACTIONS = (
@@ -37,7 +38,17 @@ class Workload:
     presets: dict[str, ModelConfig] = field(default_factory=lambda: PRESETS)
     num_frames: int = 17
     """Pixel frames of the small shape; UCF's are 5 latent frames of 8 x 8."""
-    batches: tuple[int, ...] = (32, 64, 16)
+    steps: tuple[tuple[str, Checkpointing, int], ...] = (
+        ("eager", "none", 16),
+        ("compiled", "none", 32),
+        ("compiled", "none", 16),
+        ("compiled", "selective", 64),
+        ("compiled", "full", 64),
+        ("eager", "none", 32),
+        ("eager", "selective", 32),
+        ("eager", "full", 64),
+    )
+    """Training steps in order of value: how layers run, checkpointing, batch."""
     sampled: tuple[int, ...] = (1, 8, 32, 64)
     """Batches of clips that are sampled."""
     long_scales: tuple[tuple[int, int], ...] = PRESETS["4B"].scales
@@ -63,7 +74,7 @@ TOY = Workload(
     headline="tiny",
     presets={"tiny": PRESETS["tiny"]},
     num_frames=5,
-    batches=(2,),
+    steps=(("eager", "none", 2), ("compiled", "none", 2), ("compiled", "full", 2)),
     sampled=(1, 2),
     long_scales=scale_schedule(4, 7),
     long_frames=9,

@@ -1,9 +1,12 @@
 """The machine: versions, and what its matrix units and memory reach."""
 
+import hashlib
 import platform
+from pathlib import Path
 
 import torch
 
+import videoar
 from videoar.bench.flops import peak_flops
 from videoar.bench.gpu.measure import median_ms
 from videoar.bench.gpu.record import Result, Section
@@ -27,7 +30,8 @@ def describe(device: torch.device, workload: Workload) -> Result:
     """Return names and versions."""
     result: Result = {
         "hardware": hardware(), "python": platform.python_version(), "torch": torch.__version__,
-        "cuda": torch.version.cuda, "commit": commit_id(), "headline": workload.headline,
+        "cuda": torch.version.cuda, "commit": commit_id(),
+        "source_sha256": source_digest(), "headline": workload.headline,
     }  # fmt: skip
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
@@ -36,6 +40,14 @@ def describe(device: torch.device, workload: Workload) -> Result:
             "peak_bf16_flops": peak_flops(card.name),
         }  # fmt: skip
     return result
+
+
+def source_digest() -> str:
+    """Return the SHA-256 of the package's source: a copy without git has no commit."""
+    sha256, package = hashlib.sha256(), Path(videoar.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        sha256.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    return sha256.hexdigest()
 
 
 def _matmul(result: Result, device: torch.device, side: int) -> None:

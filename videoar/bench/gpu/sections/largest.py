@@ -14,14 +14,14 @@ from videoar.model.transformer.layer import Checkpointing
 
 
 def run(section: Section, workload: Workload) -> None:
-    """Try each preset at the large shape, with the least recomputation that fits."""
+    """Try each preset at the large shape, from the largest; then with less recomputation."""
     for name, preset in reversed(workload.presets.items()):
         if preset.num_bits != workload.presets[workload.headline].num_bits:
             continue
         cfg = preset.model_copy(update={"scales": workload.long_scales})
-        for kind in CHECKPOINTING:
+        for kind in reversed(CHECKPOINTING):
             case = f"{name}, {workload.long_frames} frames, checkpointing {kind}, batch 1"
-            if section.case(case, partial(_step, section, cfg, workload.long_frames, kind)):
+            if not section.case(case, partial(_step, section, cfg, workload.long_frames, kind)):
                 break
     small = [name for name in workload.presets if name != workload.headline]
     for name in small[::-1][:2]:

@@ -3,52 +3,32 @@
 from collections.abc import Iterator
 from functools import partial
 
+import torch
+
 from videoar.bench.flops import training_flops
-from videoar.bench.gpu.measure import first_seconds, host_syncs, median_ms, peak_memory, release
+from videoar.bench.gpu.measure import first_seconds, host_syncs, median_ms, peak_memory
 from videoar.bench.gpu.record import Result, Section
-from videoar.bench.gpu.subject import CHECKPOINTING, Subject
+from videoar.bench.gpu.subject import Subject
 from videoar.bench.gpu.workload import Workload, captions
 from videoar.model.transformer.layer import Checkpointing
 
 
 def run(section: Section, workload: Workload) -> None:
-    """Measure in order of value: what a long training would use comes first."""
-    largest = max(workload.batches)
-    plan: list[tuple[Checkpointing, bool, tuple[int, ...]]] = [
-        ("none", False, workload.batches[:1]),
-        ("none", True, workload.batches),
-        *((kind, True, (largest,)) for kind in CHECKPOINTING if kind != "none"),
-        ("none", False, workload.batches[1:]),
-    ]
-    for checkpointing, is_compiled, batches in plan:
-        held: list[Subject] = []
-        for batch in batches:
-            how = "compiled" if is_compiled else "eager"
-            name = f"{workload.headline}, {how}, checkpointing {checkpointing}, batch {batch}"
-            section.case(
-                name,
-                partial(_step, section, workload, held, batch, (checkpointing, is_compiled)),
-            )
-        held.clear()
-        release(section.device)
+    """Measure each step of the workload; every compiled one is compiled for its own shapes."""
+    for how, kind, batch in workload.steps:
+        name = f"{workload.headline}, {how}, checkpointing {kind}, batch {batch}"
+        section.case(name, partial(_step, section, workload, (how, kind), batch))
 
 
 def _step(
-    section: Section,
-    workload: Workload,
-    held: list[Subject],
-    batch: int,
-    how: tuple[Checkpointing, bool],
-    result: Result,
+    section: Section, workload: Workload, how: tuple[str, Checkpointing], batch: int, result: Result
 ) -> None:
-    if not held:  # one network for all batches
-        cfg = workload.presets[workload.headline]
-        held.append(
-            Subject(
-                cfg, workload.num_frames, section.device, checkpointing=how[0], is_compiled=how[1]
-            )
-        )
-    measure_step(section, held[0], batch, result)
+    torch._dynamo.reset()
+    subject = Subject(
+        workload.presets[workload.headline], workload.num_frames, section.device,
+        checkpointing=how[1], is_compiled=how[0] == "compiled",
+    )  # fmt: skip
+    measure_step(section, subject, batch, result)
 
 
 def measure_step(section: Section, subject: Subject, batch: int, result: Result) -> None:
@@ -57,7 +37,7 @@ def measure_step(section: Section, subject: Subject, batch: int, result: Result)
     result["parameters"] = subject.trainer.model.num_parameters()
     with peak_memory(device, result):
         result["first_step_s"] = round(first_seconds(step, device), 3)
-        ms = median_ms(step, device, seconds=min(4.0, section.seconds_left / 4))
+        ms = median_ms(step, device, seconds=2.5)
     scheme = subject.cfg.scheme_for(subject.num_frames)
     tokens = batch * sum(block.num_tokens for block in scheme.blocks)
     flops = training_flops(subject.cfg, scheme, [len(text.split()) for text in captions(batch)])
