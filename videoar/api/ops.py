@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from videoar.api.runs import Document, ls
 from videoar.core.settings import settings
@@ -74,17 +75,24 @@ def doctor(store: Store) -> list[Check]:
     return diagnose(store)
 
 
-def bench(name: str, videos: Path | None = None, rounds: int = 3) -> BenchResult:
+def bench(
+    name: str,
+    videos: Path | None = None,
+    rounds: int = 3,
+    *,
+    gpu: Mapping[str, Any] | None = None,
+) -> BenchResult:
     """Run a benchmark beside its baselines.
 
     Args:
         name: one of `videoar.bench.BENCHES`.
         videos: folder to measure on; None draws videos.
         rounds: how often each contestant runs, in turns.
+        gpu: options of the benchmark `gpu`, the fields of `videoar.bench.gpu.plan.Options`.
 
     Raises:
-        ConfigError: no such benchmark, or what it compares with is not installed.
+        ConfigError: no such benchmark or section, or what it compares with is not installed.
     """
     from videoar.bench import run_benchmark
 
-    return run_benchmark(name, videos, rounds)
+    return run_benchmark(name, videos, rounds, gpu)

@@ -3,49 +3,53 @@
 Machines are noisy, so a number is reported only beside the number that it is compared with, taken
 in the same minutes by the same process tree.
 
-    videoar bench NAME                 cuts, ingest, loader, runner, tokenize: see `BENCHES`
+    videoar bench NAME                 cuts, gpu, ingest, loader, runner, tokenize, train
+    python -m videoar.bench.gpu        the same as `videoar bench gpu`, from a bare checkout
     python -m videoar.bench.NAME       duplicate_speed, loader_s3, near_duplicates, reconstruction:
                                        print a Markdown table or lines of text
 
 Results are in `benchmarks/results`.
 """
 
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from videoar.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from videoar.bench.result import BenchResult
 
-BENCHES = ("cuts", "ingest", "loader", "runner", "tokenize")
+BENCHES = {
+    "cuts": "cuts", "gpu": "gpu", "ingest": "ingest", "loader": "loader", "runner": "runner",
+    "tokenize": "tokens", "train": "train",
+}  # fmt: skip
+"""Module by the name of the benchmark."""
 
 
-def run_benchmark(name: str, videos: Path | None, rounds: int) -> "BenchResult":
+def run_benchmark(
+    name: str, videos: Path | None, rounds: int, gpu: Mapping[str, Any] | None = None
+) -> "BenchResult":
     """Run a benchmark by name.
+
+    Args:
+        name: one of `BENCHES`.
+        videos: of `ingest`; None draws videos.
+        rounds: how often each contestant runs.
+        gpu: options of `gpu`, the fields of `gpu.plan.Options`.
 
     Raises:
         ConfigError: there is no such benchmark, or a package to compare with is not installed.
     """
-    # One import per branch: a benchmark loads only what it measures.
-    if name == "ingest":
-        from videoar.bench import ingest
+    if name not in BENCHES:
+        raise ConfigError(name, "no such benchmark", f"known: {', '.join(BENCHES)}")
+    if name == "gpu":
+        from videoar.bench.gpu import plan, summary, supervisor
 
-        return ingest.run(videos, rounds)
-    if name == "cuts":
-        from videoar.bench import cuts
-
-        return cuts.run(rounds)
-    if name == "loader":
-        from videoar.bench import loader
-
-        return loader.run(rounds)
-    if name == "runner":
-        from videoar.bench import runner
-
-        return runner.run(rounds)
-    if name == "tokenize":
-        from videoar.bench import tokens
-
-        return tokens.run(rounds)
-    raise ConfigError(name, "no such benchmark", f"known: {', '.join(BENCHES)}")
+        options = plan.Options.model_validate(gpu or {})
+        return summary.as_bench_result(supervisor.run_gpu_benchmark(options))
+    # imported here: a benchmark loads only what it measures
+    module = import_module(f"videoar.bench.{BENCHES[name]}")
+    result: BenchResult = module.run(videos, rounds) if name == "ingest" else module.run(rounds)
+    return result

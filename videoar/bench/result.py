@@ -36,6 +36,8 @@ class BenchResult(Frozen):
     hardware: str
     commit: str
     notes: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+    """Parts that could not be measured."""
 
 
 def compare(name: str, unit: str, figures: Mapping[str, list[float]], **more: Json) -> BenchResult:

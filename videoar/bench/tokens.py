@@ -88,7 +88,7 @@ class _Contest:
         self.clips = self._run({"videos": str(videos)}, {"clips": ingest})
         torch.manual_seed(0)  # equal tokens in every run
         self.net = VideoTokenizer(TOKENIZERS[_PRESET].for_size(size_px, size_px)).eval()
-        self.tokenizer = _committed(store, self.net)
+        self.tokenizer = committed_tokenizer(store, self.net)
         self.rows: Rows = self.clips.table().to_pylist()
         read = ClipReader(store.objects)
         # decoded beforehand: `encode loop` is to measure the network alone
@@ -145,7 +145,8 @@ class _Contest:
         return {}
 
 
-def _committed(store: Store, net: "VideoTokenizer") -> Snapshot:
+def committed_tokenizer(store: Store, net: "VideoTokenizer") -> Snapshot:
+    """Publish a tokenizer in a store."""
     from videoar.training.model_store import publish_model
 
     rows = publish_model(net, store, weights=net.state_dict(), step=0, metrics={}, history=[])

@@ -75,16 +75,26 @@ def doctor() -> None:
 @verb(app, _PANEL, "bench ingest")
 def bench(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="cuts, ingest, loader, runner or tokenize.")
+        str,
+        typer.Argument(
+            metavar="NAME", help="cuts, gpu, ingest, loader, runner, tokenize or train."
+        ),
     ],
     videos: Annotated[
         Path | None, typer.Option(help="Folder to measure on; default: synthetic videos.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds; for cuts: films.")] = 3,
+    minutes: Annotated[float, typer.Option(min=0.1, help="gpu: wall time.")] = 8.0,
+    out: Annotated[Path, typer.Option(help="gpu: result, JSON.")] = Path("bench_gpu.json"),
+    latents: Annotated[Path | None, typer.Option(help="gpu: latents to train on.")] = None,
 ) -> None:
-    """Measure beside the named baselines, interleaved."""
+    """Measure beside the named baselines, interleaved.
+
+    `gpu` measures all that only a GPU can show. Exit code 1 if a part of it failed.
+    """
+    gpu = {"minutes": minutes, "out": out, "latents": latents}
     with redirect_stdout(sys.stderr):
-        result = api.bench(name, videos, rounds)
+        result = api.bench(name, videos, rounds, gpu=gpu if name == "gpu" else None)
     ratios = [(other, f"{ratio:.2f}") for other, ratio in result.ratios.items()]
     cases = [
         (case, "  ".join(f"{key} {value:g}" for key, value in values.items()))
@@ -96,5 +106,8 @@ def bench(
             f"{result.name}: {result.ours.median:.0f} {result.unit}",
             *([Table(("baseline", ">ratio"), ratios)] if ratios else []),
             *([Table(("case", ""), cases)] if cases else []),
+            *result.failures,
         ],
     )
+    if result.failures:
+        raise typer.Exit(1)

@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
+from videoar.bench.gpu.supervisor import failed
+from videoar.bench.result import BenchResult, compare
+
 _LONG = {"host_syncs_at", "curve", "case_s"}
 
 
@@ -17,6 +20,20 @@ def summary(result: dict[str, Any]) -> Iterator[str]:
             yield f"    FAILED {error['case']}: {error['type']}: {error['message'][:300]}"
         if section["skipped"]:
             yield f"    no time for: {'; '.join(section['skipped'])}"
+
+
+def as_bench_result(result: dict[str, Any]) -> BenchResult:
+    """Return the result in the form of the other benchmarks; there is no baseline."""
+    cases = {
+        f"{letter} {name}": {k: float(v) for k, v in case.items() if isinstance(v, int | float)}
+        for letter, section in result["sections"].items()
+        for name, case in section["cases"].items()
+    }
+    trained = [case.get("clips_per_s", 0.0) for name, case in cases.items() if name[0] == "c"]
+    unit = "clips per second in training, the fastest step"
+    return compare(
+        "gpu", unit, {"ours": [max(trained, default=0.0)]}, cases=cases, failures=failed(result)
+    )
 
 
 def _figures(case: dict[str, Any]) -> str:

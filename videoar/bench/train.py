@@ -1,0 +1,344 @@
+"""`bench train`: the pretrain stage compared with a bare loop of the same steps.
+
+    stage        the whole stage from a token store: loader, progress, history, average of weights
+    bare loop    the same network, objective and optimizer on batches that are in memory already
+
+Wall time of steps; the start of a stage is left out. Goals: the stage takes at most 5 % more, and
+waits for data at most 2 % of the time. On a GPU also: dense attention against FlexAttention, and
+how often a step waits for the device. Latents are random; speed does not depend on them.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from videoar.bench.result import BenchResult, compare, shuffled
+from videoar.bench.tokens import committed_tokenizer
+from videoar.contracts.contract import load_contract
+from videoar.contracts.names import TOKENS
+from videoar.core.types import Provenance
+from videoar.engine.base import ShardDone
+from videoar.engine.inline import finished_loop
+from videoar.model.tokenizer.config import TOKENIZERS
+from videoar.pipeline.spec import parse_pipeline
+from videoar.pipeline.stage import Shard
+from videoar.pipeline.work.rank import run_rank, store_progress
+from videoar.pipeline.work.task import StageTask, WorkRecord
+from videoar.runner.execute import Execution
+from videoar.storage.snapshot import Snapshot
+from videoar.storage.store import Store, open_store
+
+if TYPE_CHECKING:
+    import torch
+
+    from videoar.training.transformer import Loader, TransformerTrainer
+
+_BARE = "bare loop"
+_FRAMES = 17
+
+
+class Shape(NamedTuple):
+    """What is trained."""
+
+    tokenizer: str
+    model: dict[str, Any]
+    batch: int
+    steps: int
+    clips: int = 256
+
+
+# the transformer of the quickstart pipeline; L at the paper's shape for UCF
+_ON_CPU = Shape("demo", {"depth": 4, "width": 128, "heads": 2, "ff_width": 384}, 8, 400)
+_ON_GPU = Shape("ucf", {"preset": "L"}, 16, 100)
+
+
+def run(rounds: int, shape: Shape | None = None) -> BenchResult:
+    """Measure in turns."""
+    from videoar.model.device import device
+
+    shape = shape or (_ON_GPU if device() == "cuda" else _ON_CPU)
+    with tempfile.TemporaryDirectory(prefix="videoar-bench-") as folder:
+        contest = _Contest(open_store(Path(folder).as_uri()), shape)
+        turns = [contest.turn(turn) for turn in range(rounds)]
+        figures = {name: [turn[name] for turn in turns] for name in ("ours", _BARE)}
+        steps = contest.details()
+    ratios = [turn["ours"] / turn[_BARE] for turn in turns]
+    overhead = {"overhead_percent": round(100 * (1 / float(np.median(ratios)) - 1), 2)}
+    unit = f"training steps of {shape.batch} clips per second"
+    return compare("train", unit, figures, cases={"stage": overhead | steps})
+
+
+class _Contest:
+    """A token store, and the contestants."""
+
+    def __init__(self, store: Store, shape: Shape) -> None:
+        import torch
+
+        from videoar.model.tokenizer.network import VideoTokenizer
+
+        self.store, self.shape = store, shape
+        torch.manual_seed(0)
+        net = VideoTokenizer(TOKENIZERS[shape.tokenizer]).eval()
+        self.tokenizer = committed_tokenizer(store, net)
+        self.tokens = _committed_tokens(store, self.tokenizer, net.cfg.scales, shape)
+
+    def turn(self, turn: int) -> dict[str, float]:
+        """Train once per contestant; return steps per second."""
+        contestants: dict[str, Callable[[int], float]] = {"ours": self._stage, _BARE: self._bare}
+        return {name: contestants[name](turn) for name in shuffled(list(contestants), turn)}
+
+    def details(self) -> dict[str, float]:
+        """Return the share of waiting for data, graph breaks, and figures of a GPU."""
+        trainer = self._trainer()
+        waiting = _TimedData(trainer.data)
+        trainer.data = waiting
+        started = time.perf_counter()
+        trainer.run(lambda _: None)
+        percent = 100 * waiting.waited_s / (time.perf_counter() - started)
+        figures = {"data_wait_percent": round(percent, 3)}
+        return figures | _graphs(self._trainer()) | _gpu_figures(self._trainer())
+
+    def _stage(self, turn: int) -> float:
+        inputs = {
+            "tokens": f"snapshot://{self.tokens.id}",
+            "tokenizer": f"snapshot://{self.tokenizer.id}",
+        }
+        # Another stage name per turn: nothing is reused.
+        stages = {f"model{turn}": {**self._options(), "from": {port: port for port in inputs}}}
+        document = {"pipeline": "bench", "inputs": inputs, "stages": stages}
+        engine = _TimedEngine()
+        Execution(parse_pipeline(document, "bench"), self.store, engine).run()
+        return engine.steps_per_s
+
+    def _options(self) -> dict[str, Any]:
+        model = dict(self.shape.model)
+        phase = {"steps": self.shape.steps, "batch_size": self.shape.batch}
+        training = {"phases": [phase], "validation": {"points": 0}, "precision": self._precision}
+        return {
+            "stage": "pretrain", "preset": model.pop("preset", "tiny"), "model": model,
+            "training": training,
+        }  # fmt: skip
+
+    @property
+    def _precision(self) -> str:
+        from videoar.model.device import device
+
+        return "bf16" if device() == "cuda" else "fp32"
+
+    def _trainer(self) -> "TransformerTrainer":
+        """Return the trainer that the stage would build."""
+        from videoar.stages.pretrain.stage import PretrainConfig
+        from videoar.stages.pretrain.worker import new_trainer
+
+        options = {key: value for key, value in self._options().items() if key != "stage"}
+        config = PretrainConfig.model_validate(options)
+        inputs = {"tokens": self.tokens, "tokenizer": self.tokenizer}
+        how = config.training, config.model_for, config.resources.cpus
+        return new_trainer(inputs, self.store, _OnlyRank(), *how)[0]
+
+    def _bare(self, _: int) -> float:
+        """Take the steps with nothing around them."""
+        import torch
+
+        from videoar.model.transformer.loss import bit_loss
+        from videoar.training.optimizer import MovingAverage, make_adamw
+
+        trainer = self._trainer()
+        model, objective, training = trainer.model, trainer.objective, trainer.training
+        (phase,) = training.phases
+        # copies: a loader reuses the memory of its batches
+        batches = [
+            {**batch, "latent_BTKHW": batch["latent_BTKHW"].clone()}
+            for batch in trainer.data.train(phase)
+        ]
+        optimizer = make_adamw(model, training.optimizer)
+        average = MovingAverage(model, training.optimizer.ema)
+        started = 0.0
+        for step in range(self.shape.steps):
+            rows = objective.rows(batches[step % len(batches)], None, seed_of=(step,))
+            predicted = objective.predict(rows, phase, is_training=True, flips=True)
+            weight_l = predicted.layout.weight_l
+            loss = bit_loss(predicted.logits_BLK2, predicted.bits_BLK, weight_l).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), training.optimizer.clip_norm)
+            optimizer.step()
+            average.update(model, step)
+            # as in the stage, whose first report follows the first step: see `_TimedEngine`
+            started = started or time.perf_counter()
+        float(loss)  # waits for the device
+        return (self.shape.steps - 1) / (time.perf_counter() - started)
+
+
+class _TimedEngine:
+    """Runs a loop in this process; measures its steps from the first report to the last."""
+
+    name = "inline"
+
+    def __init__(self) -> None:
+        self._reports: list[tuple[int, float]] = []
+
+    @property
+    def steps_per_s(self) -> float:
+        """Steps after the first report per second."""
+        (first, began), (last, ended) = self._reports[0], self._reports[-1]
+        return (last - first) / (ended - began)
+
+    def map(self, task: StageTask, shards: Sequence[Shard], done: ShardDone) -> None:
+        """Raise: the stage is a loop."""
+        raise NotImplementedError
+
+    def loop(self, task: StageTask) -> WorkRecord:
+        """Run the loop as a single rank."""
+        write = store_progress(task)
+
+        def sink(step: int, total: int, metrics: Mapping[str, float]) -> None:
+            write(step, total, metrics)
+            self._reports.append((step, time.perf_counter()))
+
+        run_rank(task, 0, 1, sink)
+        return finished_loop(task)
+
+    def reduce(self, task: StageTask) -> WorkRecord:
+        """Raise: the stage is a loop."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class _OnlyRank:
+    """A rank without checkpoints and progress."""
+
+    index, world_size = 0, 1
+    scratch = Path()
+
+    def report(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
+        """Do nothing."""
+
+    def save_checkpoint(self, step: int, folder: Path) -> None:
+        """Do nothing."""
+
+    def load_checkpoint(self, into: Path) -> int | None:  # noqa: ARG002 - the protocol
+        """Return that there is none."""
+        return None
+
+
+class _TimedData:
+    """Data of a training that counts the seconds in which a step waits for a batch."""
+
+    def __init__(self, data: Any) -> None:  # noqa: ANN401 - the trainer's protocol
+        self._data, self.waited_s = data, 0.0
+
+    def train(self, phase: Any) -> "Loader":  # noqa: ANN401
+        """Return a timed loader."""
+        return _TimedLoader(self, self._data.train(phase))
+
+    def held_out(self, phase: Any) -> Any:  # noqa: ANN401
+        """Return the loaders of the val rows."""
+        return self._data.held_out(phase)
+
+
+class _TimedLoader:
+    """A loader whose time is counted."""
+
+    def __init__(self, owner: _TimedData, loader: "Loader") -> None:
+        self._owner, self._loader = owner, loader
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield batches."""
+        batches = iter(self._loader)
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self._owner.waited_s += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+    def state_dict(self) -> dict[str, int | str]:
+        """Return the position."""
+        return self._loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, int | str]) -> None:
+        """Continue after a position."""
+        self._loader.load_state_dict(state)
+
+
+def _step_of(trainer: "TransformerTrainer") -> Callable[[], None]:
+    (phase,) = trainer.training.phases
+    batch = next(iter(trainer.data.train(phase)))
+    return lambda: trainer.take_step(batch, phase, 0)
+
+
+def _graphs(trainer: "TransformerTrainer") -> dict[str, float]:
+    """Return graph breaks and graphs of a step with compiled layers; no code is generated."""
+    import torch
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    trainer.model.compile_layers(backend="eager")
+    _step_of(trainer)()
+    breaks = sum(counters["graph_break"].values())
+    return {"graph_breaks": breaks, "graphs": counters["stats"]["unique_graphs"]}
+
+
+def _gpu_figures(trainer: "TransformerTrainer") -> dict[str, float]:
+    """Return host synchronisations per step, and the speed of FlexAttention over dense."""
+    from videoar.bench.gpu.measure import host_syncs, median_ms
+
+    device: torch.device = trainer.model.device
+    if device.type != "cuda":
+        return {}
+    step, figures = _step_of(trainer), dict[str, float]()
+    for kernel in ("dense", "flex"):
+        trainer.model.attention = kernel
+        figures[f"{kernel}_step_ms"] = round(median_ms(step, device), 2)
+    return figures | {"host_syncs": host_syncs(step, device)["host_syncs"]}
+
+
+def _committed_tokens(
+    store: Store, tokenizer: Snapshot, scales: Sequence[tuple[int, int]], shape: Shape
+) -> Snapshot:
+    """Commit random latents."""
+    import pyarrow as pa
+    import torch
+
+    from videoar.model.tokenizer.quantizer import MultiScaleBSQ
+    from videoar.storage.token_codec import checksum, pack_bits
+
+    num_bits, (height, width) = TOKENIZERS[shape.tokenizer].num_bits, scales[-1]
+    quantizer = MultiScaleBSQ(num_bits, scales)
+    frames = TOKENIZERS[shape.tokenizer].num_latent_frames(_FRAMES)
+    draw = np.random.default_rng(0)
+    rows = []
+    for number in range(shape.clips):
+        latent_TKHW = (2 * draw.standard_normal((frames, num_bits, height, width))).astype("<f2")
+        of_video = torch.from_numpy(latent_TKHW.astype(np.float32)).transpose(0, 1)[None]
+        bits = pack_bits([scale[0].numpy() for scale in quantizer.encode(of_video)])
+        latent = latent_TKHW.tobytes()
+        rows.append({
+            "clip_id": f"{number:032x}", "source_id": f"{number:064x}", "split": "train",
+            "label": "class", "caption": "a clip of a class", "rate_fps": 8.0, "start_s": 0.0,
+            "duration_s": 2.0, "t": frames, "k": num_bits, "h": height, "w": width,
+            "bits": bits, "bits_xxh3": checksum(bits),
+            "latent": latent, "latent_xxh3": checksum(latent),
+        })  # fmt: skip
+    table = pa.Table.from_pylist(rows, schema=load_contract(TOKENS).arrow_schema)
+    digest = tokenizer.table()["digest"][0].as_py()
+    table = table.replace_schema_metadata({
+        "tokenizer_digest": digest,
+        "scales": json.dumps(scales),
+        "layout_version": "1",
+    })
+    dataset = store.dataset("tokens", TOKENS)
+    made_by = Provenance(
+        run_id="bench", pipeline="bench", stage="tokens", fingerprint="drawn", code_version=""
+    )
+    return dataset.commit([dataset.write(table)], made_by, {})
