@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
@@ -36,9 +36,12 @@ from videoar.storage.store import Store, open_store
 if TYPE_CHECKING:
     import torch
 
-    from videoar.training.transformer import Loader, TransformerTrainer
+    from videoar.model.tokenizer.network import VideoTokenizer
+    from videoar.training.data.token_loader import TokenLoader
+    from videoar.training.transformer import TransformerTrainer
 
 _BARE = "bare loop"
+_SHARED = ("num_bits", "scales", "time_stride")
 _FRAMES = 17
 
 
@@ -83,9 +86,9 @@ class _Contest:
 
         self.store, self.shape = store, shape
         torch.manual_seed(0)
-        net = VideoTokenizer(TOKENIZERS[shape.tokenizer]).eval()
-        self.tokenizer = committed_tokenizer(store, net)
-        self.tokens = _committed_tokens(store, self.tokenizer, net.cfg.scales, shape)
+        self.net = VideoTokenizer(TOKENIZERS[shape.tokenizer]).eval()
+        self.tokenizer = committed_tokenizer(store, self.net)
+        self.tokens = _committed_tokens(store, self.tokenizer, self.net, shape.clips)
 
     def turn(self, turn: int) -> dict[str, float]:
         """Train once per contestant; return steps per second."""
@@ -94,12 +97,10 @@ class _Contest:
 
     def details(self) -> dict[str, float]:
         """Return the share of waiting for data, graph breaks, and figures of a GPU."""
-        trainer = self._trainer()
-        waiting = _TimedData(trainer.data)
-        trainer.data = waiting
-        started = time.perf_counter()
+        trainer, started = self._trainer(), time.perf_counter()
         trainer.run(lambda _: None)
-        percent = 100 * waiting.waited_s / (time.perf_counter() - started)
+        waited_s = cast("_TimedData", trainer.data).waited_s
+        percent = 100 * waited_s / (time.perf_counter() - started)
         figures = {"data_wait_percent": round(percent, 3)}
         return figures | _graphs(self._trainer()) | _gpu_figures(self._trainer())
 
@@ -131,15 +132,22 @@ class _Contest:
         return "bf16" if device() == "cuda" else "fp32"
 
     def _trainer(self) -> "TransformerTrainer":
-        """Return the trainer that the stage would build."""
+        """Return the trainer that the stage would build, with a loader whose time is counted."""
+        import torch
+
+        from videoar.model.device import device
+        from videoar.model.transformer.network import VideoAR
         from videoar.stages.pretrain.stage import PretrainConfig
-        from videoar.stages.pretrain.worker import new_trainer
+        from videoar.training.data.token_loader import TokenLoader
+        from videoar.training.transformer import TransformerTrainer
 
         options = {key: value for key, value in self._options().items() if key != "stage"}
         config = PretrainConfig.model_validate(options)
-        inputs = {"tokens": self.tokens, "tokenizer": self.tokenizer}
-        how = config.training, config.model_for, config.resources.cpus
-        return new_trainer(inputs, self.store, _OnlyRank(), *how)[0]
+        of_tokens = {name: getattr(self.net.cfg, name) for name in _SHARED}
+        torch.manual_seed(config.training.seed)
+        model = VideoAR(config.model_for(of_tokens)).to(device())
+        loader = TokenLoader(self.tokens, self.shape.batch, config.training.seed)
+        return TransformerTrainer(model, config.training, _TimedData(loader))
 
     def _bare(self, _: int) -> float:
         """Take the steps with nothing around them."""
@@ -158,7 +166,7 @@ class _Contest:
         ]
         optimizer = make_adamw(model, training.optimizer)
         average = MovingAverage(model, training.optimizer.ema)
-        started = 0.0
+        started, loss = 0.0, torch.zeros(())
         for step in range(self.shape.steps):
             rows = objective.rows(batches[step % len(batches)], None, seed_of=(step,))
             predicted = objective.predict(rows, phase, is_training=True, flips=True)
@@ -171,7 +179,7 @@ class _Contest:
             average.update(model, step)
             # as in the stage, whose first report follows the first step: see `_TimedEngine`
             started = started or time.perf_counter()
-        float(loss)  # waits for the device
+        float(loss.detach())  # waits for the device
         return (self.shape.steps - 1) / (time.perf_counter() - started)
 
 
@@ -212,51 +220,27 @@ class _TimedEngine:
         """Do nothing."""
 
 
-class _OnlyRank:
-    """A rank without checkpoints and progress."""
-
-    index, world_size = 0, 1
-    scratch = Path()
-
-    def report(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
-        """Do nothing."""
-
-    def save_checkpoint(self, step: int, folder: Path) -> None:
-        """Do nothing."""
-
-    def load_checkpoint(self, into: Path) -> int | None:  # noqa: ARG002 - the protocol
-        """Return that there is none."""
-        return None
-
-
 class _TimedData:
-    """Data of a training that counts the seconds in which a step waits for a batch."""
+    """The data of a training; counts the seconds in which a step waits for a batch."""
 
-    def __init__(self, data: Any) -> None:  # noqa: ANN401 - the trainer's protocol
-        self._data, self.waited_s = data, 0.0
+    def __init__(self, loader: "TokenLoader") -> None:
+        self._loader, self.waited_s = loader, 0.0
 
-    def train(self, phase: Any) -> "Loader":  # noqa: ANN401
-        """Return a timed loader."""
-        return _TimedLoader(self, self._data.train(phase))
+    def train(self, _: object) -> "_TimedData":
+        """Return the timed loader."""
+        return self
 
-    def held_out(self, phase: Any) -> Any:  # noqa: ANN401
-        """Return the loaders of the val rows."""
-        return self._data.held_out(phase)
-
-
-class _TimedLoader:
-    """A loader whose time is counted."""
-
-    def __init__(self, owner: _TimedData, loader: "Loader") -> None:
-        self._owner, self._loader = owner, loader
+    def held_out(self, _: object) -> "dict[str, TokenLoader]":
+        """Return no val rows."""
+        return {}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield batches."""
+        """Yield the batches of an epoch."""
         batches = iter(self._loader)
         while True:
             started = time.perf_counter()
             batch = next(batches, None)
-            self._owner.waited_s += time.perf_counter() - started
+            self.waited_s += time.perf_counter() - started
             if batch is None:
                 return
             yield batch
@@ -304,37 +288,17 @@ def _gpu_figures(trainer: "TransformerTrainer") -> dict[str, float]:
 
 
 def _committed_tokens(
-    store: Store, tokenizer: Snapshot, scales: Sequence[tuple[int, int]], shape: Shape
+    store: Store, tokenizer: Snapshot, net: "VideoTokenizer", clips: int
 ) -> Snapshot:
     """Commit random latents."""
     import pyarrow as pa
-    import torch
 
-    from videoar.model.tokenizer.quantizer import MultiScaleBSQ
-    from videoar.storage.token_codec import checksum, pack_bits
-
-    num_bits, (height, width) = TOKENIZERS[shape.tokenizer].num_bits, scales[-1]
-    quantizer = MultiScaleBSQ(num_bits, scales)
-    frames = TOKENIZERS[shape.tokenizer].num_latent_frames(_FRAMES)
-    draw = np.random.default_rng(0)
-    rows = []
-    for number in range(shape.clips):
-        latent_TKHW = (2 * draw.standard_normal((frames, num_bits, height, width))).astype("<f2")
-        of_video = torch.from_numpy(latent_TKHW.astype(np.float32)).transpose(0, 1)[None]
-        bits = pack_bits([scale[0].numpy() for scale in quantizer.encode(of_video)])
-        latent = latent_TKHW.tobytes()
-        rows.append({
-            "clip_id": f"{number:032x}", "source_id": f"{number:064x}", "split": "train",
-            "label": "class", "caption": "a clip of a class", "rate_fps": 8.0, "start_s": 0.0,
-            "duration_s": 2.0, "t": frames, "k": num_bits, "h": height, "w": width,
-            "bits": bits, "bits_xxh3": checksum(bits),
-            "latent": latent, "latent_xxh3": checksum(latent),
-        })  # fmt: skip
-    table = pa.Table.from_pylist(rows, schema=load_contract(TOKENS).arrow_schema)
+    schema = load_contract(TOKENS).arrow_schema
+    table = pa.Table.from_pylist(list(_token_rows(net, clips)), schema=schema)
     digest = tokenizer.table()["digest"][0].as_py()
     table = table.replace_schema_metadata({
         "tokenizer_digest": digest,
-        "scales": json.dumps(scales),
+        "scales": json.dumps(net.cfg.scales),
         "layout_version": "1",
     })
     dataset = store.dataset("tokens", TOKENS)
@@ -342,3 +306,25 @@ def _committed_tokens(
         run_id="bench", pipeline="bench", stage="tokens", fingerprint="drawn", code_version=""
     )
     return dataset.commit([dataset.write(table)], made_by, {})
+
+
+def _token_rows(net: "VideoTokenizer", clips: int) -> Iterator[dict[str, Any]]:
+    """Yield rows of `tokens@1`."""
+    import torch
+
+    from videoar.storage.token_codec import checksum, pack_bits
+
+    shape = (net.cfg.num_latent_frames(_FRAMES), net.cfg.num_bits, *net.cfg.scales[-1])
+    draw = np.random.default_rng(0)
+    for number in range(clips):
+        latent_TKHW = (2 * draw.standard_normal(shape)).astype("<f2")
+        of_video = torch.from_numpy(latent_TKHW.astype(np.float32)).transpose(0, 1)[None]
+        bits = pack_bits([scale[0].numpy() for scale in net.quantizer.encode(of_video)])
+        latent = latent_TKHW.tobytes()
+        yield {
+            "clip_id": f"{number:032x}", "source_id": f"{number:064x}", "split": "train",
+            "label": "class", "caption": "a clip of a class", "rate_fps": 8.0, "start_s": 0.0,
+            "duration_s": 2.0, **dict(zip("tkhw", shape, strict=True)),
+            "bits": bits, "bits_xxh3": checksum(bits),
+            "latent": latent, "latent_xxh3": checksum(latent),
+        }  # fmt: skip
