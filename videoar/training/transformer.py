@@ -120,6 +120,8 @@ class TransformerTrainer:
         self._spikes = SpikeDetector(training.spike) if training.spike else None
         self._num_skipped = 0
         """Batches that the loader passes over next, after a rollback."""
+        self._last_skip = (-1, 0)
+        """Step of the checkpoint of the last rollback, and the batches skipped after it."""
         self.is_preempted: Callable[[], bool] = lambda: False
         """Whether this rank will be taken away."""
         self.has_notice = False
@@ -213,7 +215,11 @@ class TransformerTrainer:
         self._unread = None
         load(self.load)
         self.progress.rollbacks = rollbacks
-        self._num_skipped = spike.step + 1 - self.step
+        checkpoint_step, skipped = self._last_skip
+        # A second spike after the same checkpoint: else the batch that caused it comes again.
+        before = skipped if checkpoint_step == self.step else 0
+        self._num_skipped = before + spike.step + 1 - self.step
+        self._last_skip = self.step, self._num_skipped
         self._log(self.step, {"skipped_batches": self._num_skipped})
         logger.warning(
             "%s; back to step %d, %d batches are skipped", spike, self.step, self._num_skipped
