@@ -29,7 +29,6 @@ SMALL = {
     "stages.tokens.resources": "{}",
     "stages.model.preset": "tiny",
     "stages.model.resources": "{}",
-    "stages.model.training.compile": "false",
     "stages.model.training.precision": "fp32",
     "stages.model.training.validation": "{points: 1}",
 }
