@@ -125,3 +125,17 @@ def test_tokenize_is_measured_beside_its_network():
     assert set(found.ratios) == {"encode loop", "simple loop"}
     assert [len(runs.runs) for runs in (found.ours, *found.baselines.values())] == [2, 2, 2]
     assert 0 < found.cases["32px"]["busy_percent"] < 100
+
+
+@pytest.mark.slow
+def test_stage_and_bare_loop_take_the_same_steps():
+    from videoar.bench import train
+
+    result = train.run(1, train.Shape("tiny", {}, batch=4, steps=6, clips=12))
+    assert set(result.ratios) == {"bare loop"}
+    stage = result.cases["stage"]
+    assert stage["graph_breaks"] == 0
+    assert stage["graphs"] >= 1
+    assert 0 <= stage["data_wait_percent"] < 100
+    expected = 100 * (result.baselines["bare loop"].median / result.ours.median - 1)
+    assert stage["overhead_percent"] == pytest.approx(expected, abs=0.01)

@@ -6,7 +6,7 @@ from typing import Any
 from videoar.bench.gpu.supervisor import failed
 from videoar.bench.result import BenchResult, compare
 
-_LONG = {"host_syncs_at", "curve", "case_s"}
+_LONG = {"host_syncs_at", "curve", "case_s", "kernels_ms"}
 
 
 def summary(result: dict[str, Any]) -> Iterator[str]:

@@ -167,6 +167,7 @@ def _trainer(
         phases=(Phase(steps=steps, batch_size=batch),), precision="bf16",
         optimizer=OptimizerConfig(learning_rate=3e-4, ema=0.99),
         corruption=CFECConfig(p_max=0.1, delta=0.0), validation=Validation(points=_POINTS),
+        compile=False,  # a minute of training would be half compilation
     )  # fmt: skip
     in_memory = MemoryData(_loader(data, ~data.is_val, batch), _loader(data, data.is_val, _BATCH))
     return TransformerTrainer(build(cfg, section.device), training, in_memory)

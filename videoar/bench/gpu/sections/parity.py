@@ -5,6 +5,7 @@ Tolerances (norm of the difference over norm of the reference):
     flex, bf16           at most twice the error of dense bf16 attention, both against dense fp32
     flex, fp32           1e-3 of dense fp32
     CPU against GPU      1e-3 in fp32 without TF32
+    compiled             1e-3 of eager in fp32
     bf16 against fp32    5e-2 of the logits, 1e-2 of the loss
     checkpointing        1e-5 of the gradient in fp32
 
@@ -25,6 +26,7 @@ from videoar.bench.gpu.subject import (
     attend_dense,
     attend_fast,
     build,
+    compile_layers,
 )
 from videoar.bench.gpu.workload import Workload, captions, random_latents
 from videoar.model.tokenizer.network import VideoTokenizer
@@ -47,21 +49,22 @@ _LAYOUTS: dict[str, dict[str, object]] = {
 
 
 def run(section: Section, workload: Workload) -> None:
-    """Compare."""
+    """Compare; what compiles least comes first."""
     device, cfg = section.device, workload.parity
-    for name, changes in _LAYOUTS.items():
-        section.case(f"attention: {name}", partial(_attention, cfg, changes, device, p_mask=0.0))
-    section.case("attention: frames hidden", partial(_attention, cfg, {}, device, p_mask=0.3))
-    for width in {cfg.head_width, *_head_widths(workload)} - {cfg.head_width}:
-        wide = cfg.model_copy(update={"width": width * cfg.heads})
-        section.case(f"attention: heads of {width}", partial(_attention, wide, {}, device))
-    section.case("CPU and GPU, fp32", partial(_cpu_and_device, cfg, device))
-    section.case("bf16 and fp32", partial(_bf16, cfg, device))
-    section.case("checkpointing", partial(_checkpointing, cfg, device))
     section.case("draws", partial(_draws, cfg, device))
     section.case("bits of equal latents", partial(_quantizer, cfg, device))
     section.case("bits of equal videos", partial(_tokenizer, workload, device))
+    section.case("CPU and GPU, fp32", partial(_cpu_and_device, cfg, device))
+    section.case("bf16 and fp32", partial(_bf16, cfg, device))
+    section.case("checkpointing", partial(_checkpointing, cfg, device))
     section.case("sampling, cached and uncached", partial(_sampling, cfg, device))
+    section.case("compiled and eager", partial(_compiled, cfg, device))
+    section.case("attention: frames hidden", partial(_attention, cfg, {}, device, p_mask=0.3))
+    for name, changes in _LAYOUTS.items():
+        section.case(f"attention: {name}", partial(_attention, cfg, changes, device, p_mask=0.0))
+    for width in _head_widths(workload) - {cfg.head_width}:
+        wide = cfg.model_copy(update={"width": width * cfg.heads})
+        section.case(f"attention: heads of {width}", partial(_attention, wide, {}, device))
 
 
 def _head_widths(workload: Workload) -> set[int]:
@@ -181,6 +184,15 @@ def _checkpointing(cfg: ModelConfig, device: torch.device, result: Result) -> No
     _require(errors, dict.fromkeys(errors, 1e-5))
 
 
+def _compiled(cfg: ModelConfig, device: torch.device, result: Result) -> None:
+    model = build(cfg, device).train()
+    expected = _pass(model, cfg)
+    compile_layers(model)
+    errors = _differences(_pass(model, cfg), expected)
+    result |= errors
+    _require(errors, dict.fromkeys(errors, 1e-3))
+
+
 def _draws(cfg: ModelConfig, device: torch.device, result: Result) -> None:
     """Compare flips, dropped texts and hidden frames of equal seeds: they must be equal."""
     shapes = [(h, w, cfg.num_bits) for h, w in cfg.scales]
@@ -217,6 +229,8 @@ def _compare_bits(result: Result, a: list[Tensor], b: list[Tensor], limit: float
 
 def _tokenizer(workload: Workload, device: torch.device, result: Result) -> None:
     """Compare the bits of one video; a tie at one scale changes later ones, so 2 % may differ."""
+    # TF32 is the default of convolutions: its rounding alone would change bits.
+    torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(0)
     net = VideoTokenizer(workload.tokenizer).eval()
     height, width = net.cfg.size_px
@@ -230,6 +244,7 @@ def _tokenizer(workload: Workload, device: torch.device, result: Result) -> None
         # Latents of an untrained network are small, and their bits near ties.
         norm = 4 / on_cpu.norm(dim=1).mean()
         bits = [net.quantizer.encode(each.to(on_cpu) * norm) for each in (on_cpu, on_device)]
+    torch.backends.cudnn.allow_tf32 = True
     _compare_bits(result, bits[0], bits[1], limit=2e-2)
 
 

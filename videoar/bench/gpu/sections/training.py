@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from videoar.bench.flops import training_flops
-from videoar.bench.gpu.measure import first_seconds, host_syncs, median_ms, peak_memory
+from videoar.bench.gpu.measure import first_seconds, host_syncs, median_ms, peak_memory, synchronize
 from videoar.bench.gpu.record import Result, Section
 from videoar.bench.gpu.subject import Subject
 from videoar.bench.gpu.workload import Workload, captions
@@ -18,22 +18,51 @@ def run(section: Section, workload: Workload) -> None:
     for how, kind, batch in workload.steps:
         name = f"{workload.headline}, {how}, checkpointing {kind}, batch {batch}"
         section.case(name, partial(_step, section, workload, (how, kind), batch))
+    how, kind, batch = workload.steps[1]
+    name = f"{workload.headline}, {how}, batch {batch}: kernels"
+    section.case(name, partial(_kernels, section, workload, (how, kind), batch))
 
 
 def _step(
     section: Section, workload: Workload, how: tuple[str, Checkpointing], batch: int, result: Result
 ) -> None:
+    measure_step(section, _subject(section, workload, how), batch, result)
+
+
+def _subject(section: Section, workload: Workload, how: tuple[str, Checkpointing]) -> Subject:
     torch._dynamo.reset()
-    subject = Subject(
+    return Subject(
         workload.presets[workload.headline], workload.num_frames, section.device,
         checkpointing=how[1], is_compiled=how[0] == "compiled",
     )  # fmt: skip
-    measure_step(section, subject, batch, result)
+
+
+def _kernels(
+    section: Section, workload: Workload, how: tuple[str, Checkpointing], batch: int, result: Result
+) -> None:
+    """Profile one step: milliseconds of the kernels that take most, and of all."""
+    step = _subject(section, workload, how).step(batch)
+    for _ in range(3):
+        step()
+    synchronize(section.device)
+    with torch.profiler.profile() as profile:
+        step()
+        synchronize(section.device)
+    is_gpu = section.device.type == "cuda"
+    # The kernels alone: operators on the host have the time of their kernels, too.
+    where = "CUDA" if is_gpu else "CPU"
+    events = [event for event in profile.key_averages() if event.device_type.name == where]
+    clock = "self_device_time_total" if is_gpu else "self_cpu_time_total"
+    times = {event.key[:120]: getattr(event, clock) / 1000 for event in events}
+    result["all_ms"] = round(sum(times.values()), 2)
+    longest = sorted(times, key=lambda key: -times[key])[:25]
+    result["kernels_ms"] = {key: round(times[key], 3) for key in longest}
 
 
 def measure_step(section: Section, subject: Subject, batch: int, result: Result) -> None:
     """Measure one training step: time, rates, memory, host synchronisations."""
     device, step = section.device, subject.step(batch)
+    torch._dynamo.utils.counters.clear()
     result["parameters"] = subject.trainer.model.num_parameters()
     with peak_memory(device, result):
         result["first_step_s"] = round(first_seconds(step, device), 3)
@@ -48,6 +77,7 @@ def measure_step(section: Section, subject: Subject, batch: int, result: Result)
     }  # fmt: skip
     result |= utilisation(section, flops.total, ms)
     result |= host_syncs(step, device)
+    result["graphs"] = torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 def utilisation(section: Section, flops: int, ms: float) -> Result:
