@@ -143,3 +143,30 @@ def test_run_with_a_killed_rank_gives_the_same_snapshots(tmp_path: Path):
     out, err = driver.communicate()
     assert err.count("lost ranks") == 2, err
     assert json.loads(out)["outputs"] == calm["outputs"]
+
+
+@pytest.mark.ray
+@pytest.mark.soak
+def test_range_of_workers_trains_on_as_many_ranks_as_there_is_room_for(tmp_path: Path):
+    changes = (
+        "stages.model.training.phases=[{steps: 100, batch_size: 4}]",
+        "stages.model.checkpoint_every=20",
+    )
+    outputs = []
+    for name, workers in (("two", "2"), ("range", "[1, 8]")):
+        mark = f"RANGE_OF_WORKERS={tmp_path.name}-{name}-{os.getpid()}"
+        own = (*changes, f"stages.model.resources={{workers: {workers}, cpus: 2}}")
+        verb = ["run", *up_to_the_model(tmp_path), *sets(*own, base=())]
+        driver = subprocess.Popen(
+            command(*verb, store=(tmp_path / name).as_uri(), target="local"),
+            env=environment(**dict([mark.split("=")])), cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        wait_for_record(driver, tmp_path / name, IN_PRETRAIN)
+        processes = list(processes_with(mark).values())
+        assert processes.count("ray::RayTrainWorker") == 2, (
+            "the local Ray has at least 4 logical CPUs"
+        )
+        out, _ = driver.communicate()
+        outputs.append(json.loads(out)["outputs"])
+    assert outputs[0] == outputs[1]

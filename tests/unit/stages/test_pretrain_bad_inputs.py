@@ -116,7 +116,7 @@ def odd_frames(run):
 
 
 def indivisible_batch(run):
-    run.rank.world_size = 4
+    run.options["resources"] = {"workers": 4}
 
 
 def unknown_store(run):
@@ -225,7 +225,7 @@ TABLE = [
     (no_scales_of_a_phase, ValidationError, "scales must not be empty"),
     (too_many_frames, ConfigError, r"phases\.0\.num_frames: 65 frames are 17 .*tokenize longer"),
     (odd_frames, ConfigError, r"phases\.0\.num_frames: 4 frames are not .*use 1 or 5"),
-    (indivisible_batch, ConfigError, "2 rows cannot be divided over 4 ranks .use a multiple of 4"),
+    (indivisible_batch, ValidationError, "batch_size=2 is not a multiple of resources.workers=4"),
     (patience_without_val_rows, ConfigError, r"validation\.patience: no store has rows"),
     (huge_depth, ValidationError, "less than or equal to 1024"),
     (huge_layers, ValidationError, "the limit is 1e"),

@@ -111,11 +111,7 @@ class StoreData:
     def _check_store(
         self, where: str, name: str, part: PhaseStore, phase: Phase, cfg: ModelConfig
     ) -> None:
-        store, world_size = self._stores[name], self._rank.world_size
-        batch_size = part.batch_size or phase.batch_size
-        if batch_size % world_size:
-            what = f"{batch_size} rows cannot be divided over {world_size} ranks"
-            raise ConfigError(f"{where}.batch_size", what, f"use a multiple of {world_size}")
+        store = self._stores[name]
         shapes = store.shapes_of("train", part)
         if not shapes:
             grids = f" of the grids {list(part.grids)}" if part.grids else ""

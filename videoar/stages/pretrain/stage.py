@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from videoar.contracts.names import MODELS, TOKENS
 from videoar.core.errors import ConfigError, one_line
@@ -56,6 +56,18 @@ class PretrainConfig(StageConfig):
         if model.keys() & {"text_encoder", "text_encoder_name"}:
             raise ValueError("the text encoder is the option `text_encoder` of the stage")
         return model
+
+    @model_validator(mode="after")
+    def _check_batches(self) -> Self:
+        """With a range of workers shares may differ by a row: their losses are weighted by it."""
+        workers = self.resources.workers
+        for number, phase in enumerate(self.training.phases):
+            sizes = {part.batch_size for part in phase.stores.values()} | {phase.batch_size}
+            for size in sorted(size for size in sizes if size):
+                if isinstance(workers, int) and size % workers:
+                    where = f"training.phases.{number}.batch_size={size}"
+                    raise ValueError(f"{where} is not a multiple of resources.workers={workers}")
+        return self
 
     def model_for(self, tokens: Mapping[str, Any]) -> ModelConfig:
         """Return the model's shape on a tokenizer with these bits and scales.

@@ -65,7 +65,7 @@ class TokenLoader:
         batch_size: rows of a global batch.
         seed: of the order.
         rank: which slice of every global batch to take.
-        world_size: number of slices; divides `batch_size`.
+        world_size: number of slices, whose rows differ by one at most.
         split: `train` or `val` keeps only these rows, empty keeps all.
         columns: payload columns to read: `latent`, `bits` or both.
         equal_work: batches of smaller shapes hold more rows, so that a batch of any shape has about
@@ -97,9 +97,11 @@ class TokenLoader:
         verify: bool = False,
         cache: Path | None = None,
     ) -> None:
-        if batch_size < 1 or not 0 <= rank < world_size or batch_size % world_size:
-            what = f"batch_size {batch_size} is not a multiple of world_size {world_size}"
-            raise ConfigError("batch_size", f"{what}, or rank {rank} is out of range")
+        if batch_size < 1 or not 0 <= rank < world_size:
+            what = (
+                f"batch_size {batch_size} is not positive, or rank {rank} of {world_size} is none"
+            )
+            raise ConfigError("batch_size", what)
         payloads = load_contract(snapshot.contract).payloads
         if not columns or not set(columns) <= set(payloads):
             raise ConfigError("columns", f"{list(columns)} are not among {sorted(payloads)}")
