@@ -128,6 +128,7 @@ def test_tokenize_is_measured_beside_its_network():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's own, while it captures a graph
 def test_stage_and_bare_loop_take_the_same_steps():
     from videoar.bench import train
 
