@@ -98,9 +98,7 @@ class TokenLoader:
         cache: Path | None = None,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
-            what = (
-                f"batch_size {batch_size} is not positive, or rank {rank} of {world_size} is none"
-            )
+            what = f"{batch_size} is not positive, or there is no rank {rank} of {world_size}"
             raise ConfigError("batch_size", what)
         payloads = load_contract(snapshot.contract).payloads
         if not columns or not set(columns) <= set(payloads):

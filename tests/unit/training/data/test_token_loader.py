@@ -129,7 +129,7 @@ def test_split_selects_rows_and_bad_sizes_are_rejected(snapshot):
     validation = flat(ids(TokenLoader(snapshot, 4, 0, split="val")))
     assert sorted(int(clip, 16) for clip in validation) == list(range(4, 46, 5))
     assert TokenLoader(snapshot, 4, 0, split="").num_rows == 46
-    with pytest.raises(ConfigError, match="rank 3 of 3 is none"):
+    with pytest.raises(ConfigError, match="there is no rank 3 of 3"):
         TokenLoader(snapshot, 4, 0, rank=3, world_size=3)
     with pytest.raises(ConfigError, match="no rows"):
         TokenLoader(commit(token_table(0, 2)), 4, 0, split="val")
@@ -479,7 +479,7 @@ def test_columns_that_are_no_payload_are_rejected(snapshot, columns):
 
 @pytest.mark.parametrize("rank_of", [(0, 0), (2, 2), (-1, 2)])
 def test_ranks_that_do_not_fit_are_rejected(snapshot, rank_of):
-    with pytest.raises(ConfigError, match="batch_size: 4 is not positive, or rank"):
+    with pytest.raises(ConfigError, match="batch_size: 4 is not positive, or there is no rank"):
         TokenLoader(snapshot, 4, 0, *rank_of)
     with pytest.raises(ConfigError, match="no rows"):
         TokenLoader(commit(), 4, 0)
