@@ -70,8 +70,11 @@ class Attention(nn.Module):
             past: keys and values before the span, extended in place.
         """
         q, k, v = rearrange(self.qkv(x_BlC), "b l (i n e) -> i b n l e", i=3, n=self.heads)
-        q, k = rotate(self.query_norm(q), rotation), rotate(self.key_norm(k), rotation)
-        q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast the norms, of fp32 weight, return fp32
+        # Under autocast in fp32, the type of the norms, until after the rotation: RMSNorm has no
+        # fused kernel for an input of another type than its weight.
+        wide = self.query_norm.weight.dtype
+        q, k = self.query_norm(q.to(wide)), self.key_norm(k.to(wide))
+        q, k = rotate(q, rotation).to(v.dtype), rotate(k, rotation).to(v.dtype)
         if past is not None:
             k, v = extend(past, k, v)
         return self.out(rearrange(attend(q, k, v, mask), "b n l e -> b l (n e)"))

@@ -86,7 +86,7 @@ def test_wide_videos_have_full_and_skipped_tiles():
 
 
 @pytest.mark.parametrize("hides_frames", [False, True])
-def test_flex_attention_equals_dense_attention(hides_frames):
+def test_invariant_16_flex_attention_equals_dense_attention(hides_frames):
     model = VideoAR(PRESETS["tiny"]).eval()
     layout, features = model.layout(9), torch.randn(2, 390, 8)
     keep = random_frame_mask(torch.arange(2), 3, 0.5) if hides_frames else None

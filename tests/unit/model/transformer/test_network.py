@@ -124,7 +124,7 @@ def test_invariant_09_flips_change_later_labels_only_and_none_change_nothing():
     assert touched == {(2, 0)}
 
 
-def test_checkpointed_activations_give_the_same_gradients():
+def test_invariant_16_checkpointed_activations_give_the_same_gradients():
     torch.manual_seed(0)
     model = VideoAR(TINY).train()
     layout, text = model.layout(5), Text(torch.randn(1, 2, 32), torch.ones(1, 2, dtype=torch.bool))
