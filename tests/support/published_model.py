@@ -25,14 +25,14 @@ def tokenizer(store, name="tokenizer", **parents):
     return commit(store, name, "models@1", row, **parents)
 
 
-def transformer(store, tokenizer_digest, name="model", parents=(), **changes):
+def transformer(store, tokenizer_digest, name="model", parents=(), clips=None, **changes):
     torch.manual_seed(1)
     shape = {"scales": SCALES, "time_stride": TOKENIZERS["tiny"].time_stride} | changes
     net = VideoAR(with_overrides(PRESETS["tiny"], shape))
     net.head.weight.data.mul_(50)  # else every bit is a coin, whatever the model is
     row = publish_model(
         net, store, weights=net.state_dict(), step=9, metrics={"loss": 0.5}, history=[],
-        tokenizer_digest=tokenizer_digest,
+        tokenizer_digest=tokenizer_digest, clips=clips,
     )  # fmt: skip
     return commit(store, name, "models@1", row, **dict(parents))
 

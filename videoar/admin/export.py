@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from videoar.admin.export_model import export_model
 from videoar.contracts.names import MODELS, TOKENS
 from videoar.core.errors import ConfigError, ContractError, did_you_mean
 from videoar.core.ids import canonical_json, sha256_hex
@@ -67,6 +66,8 @@ def export(
     snapshot = find_snapshot(store, name)
     _require_format(snapshot, form)
     if snapshot.contract == MODELS:
+        from videoar.admin.export_model import export_model  # torch, which tokens do not need
+
         return export_model(store, snapshot, to, single_file=single_file)
     if single_file:
         what = f"{snapshot.id} is {TOKENS}, only a model can be one file"

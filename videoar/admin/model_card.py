@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from videoar.core.errors import ConfigError, ContractError
+from videoar.core.ids import SHORT_DIGEST
 from videoar.core.types import Stored
 from videoar.core.yaml_file import parse_mapping
 
@@ -160,7 +161,7 @@ def _prose(card: ModelCard) -> str:
         gate=_gate(card.gate),
         step=card.model.step,
         version=card.model.version,
-        code=card.model.code or "not recorded",
+        code=card.model.code[:SHORT_DIGEST] or "not recorded",
         files=_table(("file", "SHA-256"), card.checksums.items()),
     )  # fmt: skip
 
@@ -170,7 +171,9 @@ def _metrics(card: ModelCard) -> str:
         (name, f"{score.value:.4g}", _interval(score), score.num_samples)
         for name, score in card.scores.items()
     ]
-    rows += [(f"training: {name}", f"{value:.4g}", "", "") for name, value in card.metrics.items()]
+    # those of single frames and scales are in the front matter only
+    final = ((name, value) for name, value in card.metrics.items() if name.count("/") < 2)
+    rows += [(f"training: {name}", f"{value:.4g}", "", "") for name, value in final]
     return _table(("metric", "value", "95 % interval", "samples"), rows)
 
 

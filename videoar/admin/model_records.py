@@ -20,6 +20,7 @@ from videoar.records.run_record import stage_parts
 from videoar.storage.delta_log import iter_commits
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
+from videoar.training.model_store import ClipShape, clip_shape
 
 _NOT_STATED = "not stated"
 
@@ -42,7 +43,11 @@ def card_of(store: Store, name: str) -> ModelCard:
     graph = lineage(store, snapshot.id)
     network = _network(store, snapshot)
     training = network.training.get("training", {})
-    rate_fps, frames = _clip_shape(store, snapshot, config, training)
+    clips = (
+        ClipShape(row["rate_fps"], row["num_frames"])
+        if row["num_frames"]
+        else _clip_shape(store, snapshot, config, training)
+    )
     decision = newest_decision(store, snapshot.id)
     scores = _scores(store, snapshot, decision)
     return ModelCard(
@@ -52,8 +57,8 @@ def card_of(store: Store, name: str) -> ModelCard:
         if config.text_encoder
         else None,
         size_px=tokenizer_config.size_px,
-        rate_fps=rate_fps,
-        num_frames=frames,
+        rate_fps=clips and clips.rate_fps,
+        num_frames=clips and clips.num_frames,
         **{name: training[name] for name in ("caption_template",) if name in training},
         sampler=_sampler(store, scores),
         data=[
@@ -114,22 +119,12 @@ def _network(store: Store, snapshot: Snapshot) -> Network:
 
 def _clip_shape(
     store: Store, model: Snapshot, config: ModelConfig, training: Mapping[str, Any]
-) -> tuple[float | None, int | None]:
-    """Return frame rate and number of pixel frames of the tokens that a model was trained on."""
+) -> ClipShape | None:
+    """Return the shape of the clips of a model whose row has none: earlier versions wrote none."""
     parents = map(store.snapshot, model.commit.provenance.parents.values())
-    counts: Counter[tuple[float, int]] = Counter()  # (frame rate, latent frames)
-    for snapshot in (parent for parent in parents if parent.contract == TOKENS):
-        for table in snapshot.read_available(["rate_fps", "t"]):
-            counts.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
-    if not counts:
-        return None, None
-    rates: Counter[float] = Counter()
-    for (rate_fps, latent_frames), count in counts.items():
-        rates[rate_fps] += count * latent_frames  # by length: an image has no frame rate
-    stored = 1 + (max(latent for _, latent in counts) - 1) * config.time_stride
-    phases = training.get("phases") or [{}]
-    last = phases[-1].get("num_frames") or stored
-    return rates.most_common(1)[0][0], min(last, stored)
+    stores = (parent for parent in parents if parent.contract == TOKENS)
+    last_phase = (training.get("phases") or [{}])[-1]
+    return clip_shape(stores, last_phase.get("num_frames"), config.time_stride)
 
 
 def _sources(nodes: Iterable[dict[str, Any]]) -> Sources:

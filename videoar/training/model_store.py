@@ -4,9 +4,10 @@ Both files together are enough to build the network again; no pickle is ever wri
 """
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import torch
@@ -31,6 +32,38 @@ _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 Network = VideoAR | VideoTokenizer
 _N = TypeVar("_N", VideoAR, VideoTokenizer)
 _KINDS: dict[type[Network], str] = {VideoAR: "transformer", VideoTokenizer: "tokenizer"}
+
+
+class ClipShape(NamedTuple):
+    """Of the clips that a transformer was trained on."""
+
+    rate_fps: float
+    """Frame rate of most of them."""
+    num_frames: int
+    """Pixel frames of the longest one, as far as the last phase reads them."""
+
+
+def clip_shape(
+    stores: Iterable[Snapshot], last_phase: int | None, time_stride: int
+) -> ClipShape | None:
+    """Read the shape of clips from token stores; None if all rows were withdrawn.
+
+    Args:
+        stores: snapshots of tokens.
+        last_phase: frames that the last phase reads of a clip; None for all.
+        time_stride: of the tokenizer.
+    """
+    counts: Counter[tuple[float, int]] = Counter()  # (frame rate, latent frames)
+    for snapshot in stores:
+        for table in snapshot.read_available(["rate_fps", "t"]):
+            counts.update(zip(*(column.to_pylist() for column in table.columns), strict=True))
+    if not counts:
+        return None
+    rates: Counter[float] = Counter()
+    for (rate_fps, latent), count in counts.items():
+        rates[rate_fps] += count * latent  # by length: an image has no frame rate
+    stored = 1 + (max(latent for _, latent in counts) - 1) * time_stride
+    return ClipShape(rates.most_common(1)[0][0], min(last_phase or stored, stored))
 
 
 def kind_of(model: Network) -> str:
@@ -120,6 +153,7 @@ def publish_model(  # noqa: PLR0913 - the columns of `models@1`
     metrics: Mapping[str, float],
     history: list[dict[str, float]],
     tokenizer_digest: str | None = None,
+    clips: ClipShape | None = None,
 ) -> pa.Table:
     """Put a network's files into the store and return its row of `models@1`.
 
@@ -131,6 +165,7 @@ def publish_model(  # noqa: PLR0913 - the columns of `models@1`
         metrics: final training metrics.
         history: loss curve.
         tokenizer_digest: tokenizer that a transformer was trained on.
+        clips: of a transformer.
     """
     with Scratch() as folder:
         save_model(model, folder, weights)
@@ -145,6 +180,8 @@ def publish_model(  # noqa: PLR0913 - the columns of `models@1`
         "num_parameters": sum(weight.numel() for weight in model.parameters()),
         "step": step,
         "tokenizer_digest": tokenizer_digest,
+        "rate_fps": clips and clips.rate_fps,
+        "num_frames": clips and clips.num_frames,
         "metrics": list(metrics.items()),
         "history_json": canonical_json(history),
     }

@@ -36,7 +36,7 @@ from videoar.core.ids import sha256_hex
 from videoar.media.decode import decode_clip
 from videoar.model.transformer.sampling import sample
 from videoar.storage.store import open_store
-from videoar.training.model_store import load_tokenizer, load_transformer
+from videoar.training.model_store import ClipShape, load_tokenizer, load_transformer
 
 preload(__name__)
 FOLDER = {
@@ -275,6 +275,14 @@ def test_model_without_tokens_or_scores_has_a_card_that_says_so(tmp_path):
     assert "No gate has decided" in (tmp_path / "out" / "README.md").read_text()
     with pytest.raises(ConfigError, match="its frame rate is not known"):
         load_export(tmp_path / "out").sample("p")
+
+
+def test_model_knows_its_clips_without_the_tokens(tmp_path):
+    store = open_store((tmp_path / "other").as_uri())
+    made = transformer(store, digest_of(tokenizer(store)), clips=ClipShape(12.0, 5))
+    loaded = load_stored(store, made.id)
+    assert (loaded.card.rate_fps, loaded.card.num_frames) == (12.0, 5)
+    assert loaded.sample("p", seconds=0.7).video_B3THW.shape[2] == 9  # 8.4 frames
 
 
 def test_export_of_something_else_or_in_another_format_is_rejected(store, model, tmp_path):

@@ -54,6 +54,7 @@ def test_killed_training_equals_the_uninterrupted_one(store, inputs, tmp_path):
     output = pretrain(store, inputs, rank, checkpoint_every=3)
     (row,) = output.rows.to_pylist()
     assert (row["kind"], row["step"], rank.steps) == ("transformer", 4, [1, 2, 3, 4])
+    assert (row["rate_fps"], row["num_frames"]) == (8.0, 5)
     assert json.loads(row["config_json"])["scales"] == [[1, 1], [2, 2], [4, 4]]
     assert {"loss", "bit_accuracy"} <= dict(row["metrics"]).keys()
     killed = MemoryRank(tmp_path / "b")

@@ -129,7 +129,7 @@ class PretrainStage(LoopStage[PretrainConfig]):
             self._train(trainer, rank, checkpoints)
         if rank.index:
             return None
-        return publish(trainer, context.store, tokenizer_digest, config.max_val_nats)
+        return publish(trainer, inputs, context.store, tokenizer_digest, config.max_val_nats)
 
     def _train(
         self, trainer: "TransformerTrainer", rank: RankContext, checkpoints: Checkpoints

@@ -17,7 +17,12 @@ from videoar.storage.store import Store
 from videoar.training.collectives import all_gather
 from videoar.training.config import MAIN_STORE, TransformerTraining
 from videoar.training.data.text_features import prepare_text_features
-from videoar.training.model_store import load_tokenizer, load_transformer, publish_model
+from videoar.training.model_store import (
+    clip_shape,
+    load_tokenizer,
+    load_transformer,
+    publish_model,
+)
 from videoar.training.transformer import TransformerTrainer
 
 _OF_A_START = {"scales", "history", "window", "text_encoder", "text_encoder_name"}
@@ -122,6 +127,7 @@ def require_same_step(step: int) -> None:
 
 def publish(
     trainer: TransformerTrainer,
+    inputs: Inputs,
     store: Store,
     tokenizer_digest: str,
     max_val_nats: float | None,
@@ -136,6 +142,8 @@ def publish(
     is_block = {name for name in trainer.held_out if "/block_" in name}
     held_out = {name: v for name, v in trainer.held_out.items() if name not in is_block}
     metrics = trainer.metrics | held_out
+    stores = (tokens for port, tokens in inputs.items() if port.partition(".")[0] == MAIN_STORE)
+    last_phase, cfg = trainer.training.phases[-1], trainer.model.cfg
     rows = publish_model(
         trainer.model,
         store,
@@ -144,6 +152,7 @@ def publish(
         metrics=metrics,
         history=trainer.history,
         tokenizer_digest=tokenizer_digest,
+        clips=clip_shape(stores, last_phase.num_frames, cfg.time_stride),
     )
     return Output(rows, metrics=metrics)
 
