@@ -41,12 +41,12 @@ class Workload:
     steps: tuple[tuple[str, Checkpointing, int], ...] = (
         ("eager", "none", 16),
         ("compiled", "none", 32),
-        ("compiled", "none", 16),
         ("compiled", "selective", 64),
         ("compiled", "full", 64),
-        ("eager", "none", 32),
-        ("eager", "selective", 32),
+        ("compiled", "none", 16),
         ("eager", "full", 64),
+        ("eager", "selective", 32),
+        ("eager", "none", 32),
     )
     """Training steps in order of value: how layers run, checkpointing, batch."""
     sampled: tuple[int, ...] = (1, 8, 32, 64)

@@ -9,7 +9,6 @@ B batch, T latent frames or frames, S scales, K bits, H W latent grid or pixels.
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,11 +60,11 @@ def _train_tokenizer(
         options = TokenizerTraining(
             steps=steps, batch_clips=batch, excerpt_frames=clips.frames_BTHWC.shape[1],
             precision="bf16", learning_rate=1e-3, image_steps=steps // 4, ema=0.99,
-            weights=LossWeights(l2=10.0),
+            weights=LossWeights(l2=2.0),
         )  # fmt: skip
         return TokenizerTrainer(cfg, options, train, device=device.type)
 
-    steps = _steps(trainer(1000).train_step, section, seconds)
+    steps = _steps(trainer(1000).train_step, section, seconds, result)
     training = trainer(steps)
     curve: list[dict[str, float]] = []
     val = clips.frames_BTHWC[clips.is_val]
@@ -104,11 +103,12 @@ def _val_psnr(net: VideoTokenizer, frames_BTHWC: Tensor) -> float:
     return total / len(frames_BTHWC)
 
 
-def _steps(step: Any, section: Section, seconds: float) -> int:  # noqa: ANN401 - any callable
+def _steps(step: Callable[[], object], section: Section, seconds: float, result: Result) -> int:
     """Return how many steps fit into a time, from the time of a few after the first two."""
     for _ in range(2):
         step()
     per_step = first_seconds(lambda: [step() for _ in range(5)], section.device) / 5
+    result["step_ms"] = round(1000 * per_step, 2)
     return max(_POINTS, int(seconds / per_step))
 
 
@@ -117,7 +117,7 @@ def _train_transformer(
 ) -> None:
     """Train with the real trainer and its held-out numbers."""
     seconds = 0.85 * min(section.seconds_left, workload.learning_most_s)
-    steps = _steps(_probe(_trainer(section, workload, data, 1000)), section, seconds)
+    steps = _steps(_probe(_trainer(section, workload, data, 1000)), section, seconds, result)
     trainer, started = _trainer(section, workload, data, steps), time.monotonic()
     curve: list[dict[str, float]] = []
 
@@ -162,7 +162,7 @@ def _trainer(
         scales = scale_schedule(height, width)
     preset = workload.presets[workload.learner]
     cfg = preset.model_copy(update={"num_bits": bits, "scales": scales})
-    batch = min(_BATCH, int((~data.is_val).sum()))
+    batch = min(2 * _BATCH, int((~data.is_val).sum()))
     training = TransformerTraining(
         phases=(Phase(steps=steps, batch_size=batch),), precision="bf16",
         optimizer=OptimizerConfig(learning_rate=3e-4, ema=0.99),

@@ -6,7 +6,14 @@ from functools import partial
 import torch
 
 from videoar.bench.flops import training_flops
-from videoar.bench.gpu.measure import first_seconds, host_syncs, median_ms, peak_memory, synchronize
+from videoar.bench.gpu.measure import (
+    first_seconds,
+    host_syncs,
+    median_ms,
+    peak_memory,
+    release,
+    synchronize,
+)
 from videoar.bench.gpu.record import Result, Section
 from videoar.bench.gpu.subject import Subject
 from videoar.bench.gpu.workload import Workload, captions
@@ -15,35 +22,37 @@ from videoar.model.transformer.layer import Checkpointing
 
 def run(section: Section, workload: Workload) -> None:
     """Measure each step of the workload; every compiled one is compiled for its own shapes."""
-    for how, kind, batch in workload.steps:
+    for index, (how, kind, batch) in enumerate(workload.steps):
         name = f"{workload.headline}, {how}, checkpointing {kind}, batch {batch}"
-        section.case(name, partial(_step, section, workload, (how, kind), batch))
-    how, kind, batch = workload.steps[1]
-    name = f"{workload.headline}, {how}, batch {batch}: kernels"
-    section.case(name, partial(_kernels, section, workload, (how, kind), batch))
+        held: list[Subject] = []
+        measured = section.case(name, partial(_step, section, workload, (how, kind), batch, held))
+        if index == 1 and measured:
+            section.case(f"{name}: kernels", partial(_kernels, section, held[0], batch))
+        held.clear()
+        release(section.device)
 
 
 def _step(
-    section: Section, workload: Workload, how: tuple[str, Checkpointing], batch: int, result: Result
+    section: Section,
+    workload: Workload,
+    how: tuple[str, Checkpointing],
+    batch: int,
+    held: list[Subject],
+    result: Result,
 ) -> None:
-    measure_step(section, _subject(section, workload, how), batch, result)
-
-
-def _subject(section: Section, workload: Workload, how: tuple[str, Checkpointing]) -> Subject:
     torch._dynamo.reset()
-    return Subject(
+    subject = Subject(
         workload.presets[workload.headline], workload.num_frames, section.device,
         checkpointing=how[1], is_compiled=how[0] == "compiled",
     )  # fmt: skip
+    held.append(subject)
+    measure_step(section, subject, batch, result)
 
 
-def _kernels(
-    section: Section, workload: Workload, how: tuple[str, Checkpointing], batch: int, result: Result
-) -> None:
+def _kernels(section: Section, subject: Subject, batch: int, result: Result) -> None:
     """Profile one step: milliseconds of the kernels that take most, and of all."""
-    step = _subject(section, workload, how).step(batch)
-    for _ in range(3):
-        step()
+    step = subject.step(batch)
+    step()
     synchronize(section.device)
     with torch.profiler.profile() as profile:
         step()
