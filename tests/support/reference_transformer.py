@@ -69,7 +69,9 @@ def _blocks(cfg, weights, latent_KTHW, scales, flips, prefix):
             if source is None:
                 x = weights["start"].expand(h * w, -1)
             else:
-                x = _bilinear(source, (h, w)).flatten(1).T.to(weights["start"].dtype)
+                is_area = cfg.input_down == "area"
+                down = F.adaptive_avg_pool2d if is_area else _bilinear
+                x = down(source, (h, w)).flatten(1).T.to(weights["start"].dtype)
                 x = _linear(x, weights, "features")
             inputs.append(x + weights["scales.weight"][k])
             for place in range(h * w):

@@ -114,7 +114,7 @@ class _Prefix:
     """The first waves of a scheme."""
 
     def __init__(self, scheme: Scheme, count: int) -> None:
-        self.requires = scheme.requires
+        self.requires, self.input_down = scheme.requires, scheme.input_down
         self.waves = scheme.waves[:count]
         self.blocks = scheme.blocks[: self.waves[-1][-1] + 1]
         self.visible, self.positions, self.weight = scheme.visible, scheme.positions, scheme.weight

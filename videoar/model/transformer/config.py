@@ -14,7 +14,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from videoar.core.types import Frozen
 from videoar.model.schedule import SMALL_SQUARE, Scales, latent_frames, scale_schedule
-from videoar.model.transformer.schemes import SCHEMES, History, RopeLayout, Scheme
+from videoar.model.transformer.schemes import SCHEMES, History, InputDown, RopeLayout, Scheme
 
 GuidanceName = Literal["ucf", "t2v"]
 """Named guidance schedules, see `sampling.GUIDANCE`."""
@@ -60,6 +60,10 @@ class ModelConfig(Frozen):
     (ours)."""
     rope: RopeLayout = "raw"
     """How grid cells become positions."""
+    input_down: InputDown = "bilinear"
+    """How the rebuilt latent, a block's input, is reduced to the block's grid: `bilinear` reads
+    the nearest cells (4 of 64 from 8 x 8 to 1 x 1), `area` the mean of all. Source: bilinear
+    Infinity; area is an ablation arm (ours)."""
     rope_base: float = Field(default=10_000.0, gt=1)
     """Base of the rotary spectrum. Source: LLaMA."""
 
@@ -104,6 +108,7 @@ class ModelConfig(Frozen):
             self.history,
             self.window,
             self.rope,
+            self.input_down,
         )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -29,17 +30,25 @@ from videoar.model.transformer.attention import (
 from videoar.model.transformer.config import ModelConfig
 from videoar.model.transformer.layer import Checkpointing, Layer
 from videoar.model.transformer.rope import rotation
-from videoar.model.transformer.schemes import Block, Scheme
+from videoar.model.transformer.schemes import InputDown, Scheme
 from videoar.model.transformer.text import Text, TextEncoder, WordEncoder
 from videoar.model.transformer.tiles import tile_mask
 
 
-def block_input(rebuilt_BKHW: Tensor, block: Block) -> Tensor:
+def block_input(rebuilt_BKHW: Tensor, grid: Scale, how: InputDown) -> Tensor:
     """Return a block's input features [B, l, K] from the latent frame rebuilt after its parent.
 
-    Source: arXiv 2601.05966 equations 6-7.
+    Args:
+        rebuilt_BKHW: the latent frame.
+        grid: (h, w) of the block.
+        how: `bilinear` reads the nearest cells only, 4 of 64 from 8 x 8 to 1 x 1; `area` takes the
+            mean of all.
+
+    Source: arXiv 2601.05966 equations 6-7; bilinear FoundationVision/Infinity.
     """
-    return rearrange(resize(rebuilt_BKHW, block.grid), "b k h w -> b (h w) k")
+    is_area = how == "area"
+    reduced = F.adaptive_avg_pool2d(rebuilt_BKHW, grid) if is_area else resize(rebuilt_BKHW, grid)
+    return rearrange(reduced, "b k h w -> b (h w) k")
 
 
 def teacher_forcing_inputs(scheme: Scheme, accumulated: Sequence[Tensor]) -> Tensor:
@@ -57,9 +66,8 @@ def teacher_forcing_inputs(scheme: Scheme, accumulated: Sequence[Tensor]) -> Ten
     # All frames of a scale at once: about S kernels in place of T * S, which are tiny.
     for (scale, grid), members in _resized_alike(scheme).items():
         rebuilt = torch.stack([accumulated[scale][:, frame] for _, frame in members])
-        resized = resize(rebuilt.flatten(0, 1), grid)
-        features = rearrange(resized, "(n b) k h w -> n b (h w) k", n=len(members))
-        for (index, _), feature_BlK in zip(members, features, strict=True):
+        features = block_input(rebuilt.flatten(0, 1), grid, scheme.input_down)
+        for (index, _), feature_BlK in zip(members, features.chunk(len(members)), strict=True):
             inputs[index] = feature_BlK
     return torch.cat(inputs, dim=1)
 

@@ -120,7 +120,7 @@ class _SampleState:
     """The bits of a batch so far, and the latents rebuilt from them."""
 
     def __init__(self, layout: Layout, quantizer: MultiScaleBSQ, batch: int) -> None:
-        self.blocks = layout.scheme.blocks
+        self.blocks, self.input_down = layout.scheme.blocks, layout.scheme.input_down
         self.quantizer = quantizer
         lead, device = (batch, layout.num_frames), layout.block_l.device
         self.bits = [
@@ -137,7 +137,7 @@ class _SampleState:
     def _input(self, block: Block) -> Tensor:
         # Without a parent nothing has been rebuilt: frame 0 is still zero, as in training.
         frame = 0 if block.parent is None else self.blocks[block.parent].frame
-        return block_input(self.rebuilt[:, frame], block)
+        return block_input(self.rebuilt[:, frame], block.grid, self.input_down)
 
     def add(self, wave: Sequence[int], bits_BlK: Tensor) -> None:
         """Store the bits of a wave and add their codes to the rebuilt latents."""

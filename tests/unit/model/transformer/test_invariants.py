@@ -67,10 +67,11 @@ def test_invariant_02_logits_do_not_depend_on_bits_of_the_same_or_later_scales(m
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-12), (torch.float32, 1e-4)])
-@pytest.mark.parametrize("history", ["full", "last_scale"])
+@pytest.mark.parametrize(("history", "down"), [("full", "bilinear"), ("last_scale", "area")])
 @torch.no_grad()
-def test_invariant_03_cached_decoding_equals_one_masked_forward(history, dtype, error):
-    model = tiny_transformer(history=history, window=1, rope="center").to(dtype)
+def test_invariant_03_cached_decoding_equals_one_masked_forward(history, down, dtype, error):
+    changes = {"history": history, "window": 1, "rope": "center", "input_down": down}
+    model = tiny_transformer(**changes).to(dtype)
     greedy = SamplerSettings(guidance=1.0, greedy=True)
     written = sample_bits(model, PROMPTS, 9, [0, 1], settings=greedy)
     layout, features = inputs_of(model, written.bits)

@@ -31,7 +31,7 @@ def inputs_by_block(scheme, accumulated):
         else:
             parent = scheme.blocks[block.parent]
             source = accumulated[parent.scale][:, parent.frame]
-        inputs.append(block_input(source, block))
+        inputs.append(block_input(source, block.grid, scheme.input_down))
     return torch.cat(inputs, dim=1)
 
 
@@ -41,6 +41,7 @@ class CoarseFirst:
 
     frames: int
     scales: tuple
+    input_down = "area"
 
     @property
     def blocks(self):

@@ -29,6 +29,7 @@ CASES = {
     ),
     "centred positions": ({"rope": "center"}, {}),
     "running positions": ({"rope": "seq1d"}, {}),
+    "inputs by area": ({"input_down": "area"}, {}),
     "one scale": ({"scales": ((2, 3),)}, {}),
     "another grid": ({"rope": "center"}, {"scales": WIDE}),
     "wider heads": ({"heads": 1, "rope_base": 50.0}, {}),

@@ -23,6 +23,8 @@ History = Literal["full", "last_scale"]
 """Scales of past frames that are visible: all, or the last one, which sums up the others."""
 RopeLayout = Literal["raw", "center", "seq1d"]
 """How grid cells of a block become positions, see `NextFrameNextScale.positions`."""
+InputDown = Literal["bilinear", "area"]
+"""How a rebuilt latent is reduced to the grid of a block, whose input it is."""
 Position = tuple[float, float, float]
 """Time, row, column."""
 
@@ -51,6 +53,11 @@ class Scheme(Protocol):
 
     requires: frozenset[str]
     """Columns of the token store that training reads."""
+
+    @property
+    def input_down(self) -> InputDown:
+        """How inputs of blocks are reduced to their grids."""
+        ...
 
     @property
     def blocks(self) -> Sequence[Block]:

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from videoar.model.schedule import Scales
-from videoar.model.transformer.schemes.base import Block, History, Position, RopeLayout
+from videoar.model.transformer.schemes.base import (
+    Block,
+    History,
+    InputDown,
+    Position,
+    RopeLayout,
+)
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class NextFrameNextScale:
     window: int | None = None
     """Past latent frames that a frame attends to; None is all."""
     rope: RopeLayout = "raw"
+    input_down: InputDown = "bilinear"
 
     requires = frozenset({"latent"})
 
