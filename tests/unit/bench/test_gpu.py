@@ -67,7 +67,7 @@ def test_bare_checkout_runs_every_section(tmp_path):
     steps = [c for c in result["sections"]["c"]["cases"].values() if "step_ms" in c]
     assert all(case["clips_per_s"] > 0 and case["flops"] > 0 for case in steps)
     assert all(0 < case["mfu_of_measured_peak"] < 1 for case in steps)
-    curve = result["sections"]["i"]["cases"]["transformer"]["curve"]
+    curve = result["sections"]["i"]["cases"]["transformer, auto attention"]["curve"]
     assert all(math.isfinite(point["val/loss"]) for point in curve)
     assert result["sections"]["i"]["cases"]["tokenizer"]["val_clips"] == 2
 

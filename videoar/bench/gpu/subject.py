@@ -106,6 +106,7 @@ class Subject:
         device: where to train.
         checkpointing: kind of activation checkpointing.
         is_compiled: whether layers are compiled.
+        is_dense: whether attention has an explicit mask, also on a GPU.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Subject:
         *,
         checkpointing: Checkpointing = "none",
         is_compiled: bool = False,
+        is_dense: bool = False,
     ) -> None:
         self.cfg, self.num_frames = cfg, num_frames
         model = build(cfg, device)
@@ -128,6 +130,8 @@ class Subject:
             compile=False,
         )
         self.trainer = TransformerTrainer(model, training, MemoryData())
+        if is_dense:
+            model.attention = "dense"
         if is_compiled:
             compile_layers(model)
 

@@ -9,6 +9,7 @@ B batch, T latent frames or frames, S scales, K bits, H W latent grid or pixels.
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from videoar.training.tokenizer import TokenizerTrainer
 from videoar.training.transformer import TransformerTrainer
 
 _POINTS = 12
+Kernel = Literal["auto", "dense"]
 _TOKENIZER_SHARE, _TOKENIZER_MOST_S = 0.4, 90.0
 _BATCH = 32
 
@@ -42,7 +44,12 @@ def run(section: Section, workload: Workload) -> None:
     if not data:
         cfg = workload.presets[workload.learner]
         data.append(LatentFile.random(cfg, workload.num_frames, 256))
-    section.case("transformer", partial(_train_transformer, section, workload, data[0]))
+    # Dense attention as well only if the other kernel does not run on this machine.
+    kernels: tuple[Kernel, ...] = ("auto", "dense")
+    for attention in kernels:
+        train = partial(_train_transformer, section, workload, data[0], attention)
+        if section.case(f"transformer, {attention} attention", train):
+            break
 
 
 def _train_tokenizer(
@@ -113,12 +120,13 @@ def _steps(step: Callable[[], object], section: Section, seconds: float, result:
 
 
 def _train_transformer(
-    section: Section, workload: Workload, data: LatentFile, result: Result
+    section: Section, workload: Workload, data: LatentFile, attention: Kernel, result: Result
 ) -> None:
     """Train with the real trainer and its held-out numbers."""
     seconds = 0.85 * min(section.seconds_left, workload.learning_most_s)
-    steps = _steps(_probe(_trainer(section, workload, data, 1000)), section, seconds, result)
-    trainer, started = _trainer(section, workload, data, steps), time.monotonic()
+    make = partial(_trainer, section, workload, data, attention)
+    steps = _steps(_probe(make(1000)), section, seconds, result)
+    trainer, started = make(steps), time.monotonic()
     curve: list[dict[str, float]] = []
 
     def after_step(trainer: TransformerTrainer) -> None:
@@ -154,7 +162,7 @@ def _without_frames(point: Mapping[str, float]) -> dict[str, float]:
 
 
 def _trainer(
-    section: Section, workload: Workload, data: LatentFile, steps: int
+    section: Section, workload: Workload, data: LatentFile, attention: Kernel, steps: int
 ) -> TransformerTrainer:
     _, bits, height, width = data.latent_BTKHW.shape[1:]
     scales = TOKENIZERS[workload.learner].scales
@@ -170,7 +178,9 @@ def _trainer(
         compile=False,  # a minute of training would be half compilation
     )  # fmt: skip
     in_memory = MemoryData(_loader(data, ~data.is_val, batch), _loader(data, data.is_val, _BATCH))
-    return TransformerTrainer(build(cfg, section.device), training, in_memory)
+    model = build(cfg, section.device)
+    model.attention = attention
+    return TransformerTrainer(model, training, in_memory)
 
 
 def _loader(data: LatentFile, is_in_split: Tensor, batch: int) -> MemoryLoader:

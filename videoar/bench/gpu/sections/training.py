@@ -43,7 +43,7 @@ def _step(
     torch._dynamo.reset()
     subject = Subject(
         workload.presets[workload.headline], workload.num_frames, section.device,
-        checkpointing=how[1], is_compiled=how[0] == "compiled",
+        checkpointing=how[1], is_compiled="compiled" in how[0], is_dense="dense" in how[0],
     )  # fmt: skip
     held.append(subject)
     measure_step(section, subject, batch, result)
