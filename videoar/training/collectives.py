@@ -19,7 +19,7 @@ def all_reduce_sum(values: Tensor) -> Tensor:
     Raises:
         WorkerLostError: another rank is lost.
     """
-    if _world_size() > 1:
+    if world_size() > 1:
         with _exchange():
             torch.distributed.all_reduce(values)
     return values
@@ -31,7 +31,7 @@ def all_gather(values: Tensor) -> list[Tensor]:
     Raises:
         WorkerLostError: another rank is lost.
     """
-    if _world_size() == 1:
+    if world_size() == 1:
         return [values]
     result = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
     with _exchange():
@@ -45,7 +45,7 @@ def barrier() -> None:
     Raises:
         WorkerLostError: another rank is lost.
     """
-    if _world_size() > 1:
+    if world_size() > 1:
         with _exchange():
             torch.distributed.barrier()
 
@@ -59,7 +59,7 @@ def all_reduce_gradients(weights: Iterable[nn.Parameter]) -> None:
     Raises:
         WorkerLostError: another rank is lost.
     """
-    if _world_size() == 1:
+    if world_size() == 1:
         return
     trained = [weight for weight in weights if weight.requires_grad]
     gradients = [w.grad if w.grad is not None else torch.zeros_like(w) for w in trained]
@@ -69,7 +69,8 @@ def all_reduce_gradients(weights: Iterable[nn.Parameter]) -> None:
         weight.grad = part.view_as(weight)
 
 
-def _world_size() -> int:
+def world_size() -> int:
+    """Return the number of ranks, 1 without a process group."""
     distributed = torch.distributed
     has_group = distributed.is_available() and distributed.is_initialized()
     return distributed.get_world_size() if has_group else 1

@@ -168,6 +168,9 @@ class TransformerTraining(PromptTemplates):
     """Which activations of the layers are computed again in the backward pass, to save memory:
     `selective` keeps the outputs of matrix products and attention, `full` takes a third more
     compute."""
+    shard: bool = False
+    """Divide weights, gradients and optimizer state over the ranks (FSDP), for models that do not
+    fit on one device."""
     compile: bool | None = None
     """Compile the layers with torch.compile; without a value, on a GPU only."""
 

@@ -63,11 +63,10 @@ def evaluate(
             shape = objective.frames_and_scales(rows, phase)
             for name in variants:
                 sums[name].expect(shape)
-                for part in rows.parts(phase.accumulate):
+                for part in objective.parts(rows, phase):
                     is_flipped = _VARIANTS[name]
-                    sums[name].add(
-                        shape, objective.predict(part, phase, is_training=False, flips=is_flipped)
-                    )
+                    predicted = objective.predict(part, phase, is_training=False, flips=is_flipped)
+                    sums[name].add(shape, predicted, len(part))
     return {
         f"{name}/{key}": value for name in variants for key, value in sums[name].means().items()
     }
@@ -103,12 +102,13 @@ class _Sums:
             self._blocks[shape] = torch.zeros(2, *shape, device=self._device)
             self._losses[shape] = torch.zeros(3, device=self._device)
 
-    def add(self, shape: tuple[int, int], prediction: Prediction) -> None:
-        """Add the rows of a prediction."""
+    def add(self, shape: tuple[int, int], prediction: Prediction, rows: int) -> None:
+        """Add a prediction of some rows; of 0 if they are padding."""
+        if not rows:
+            return
         logits, bits, layout = prediction.logits_BLK2, prediction.bits_BLK, prediction.layout
         own = bit_loss(logits, bits, layout.weight_l)
         blocks = block_statistics(logits, bits, layout)
-        rows = len(bits)
         self._losses[shape] += rows * torch.stack([
             own.loss,
             own.accuracy,

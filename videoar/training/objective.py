@@ -29,6 +29,7 @@ from videoar.model.transformer.corruption import draw_flips
 from videoar.model.transformer.draws import TEXT, bernoulli
 from videoar.model.transformer.network import VideoAR, flatten_bits, teacher_forcing_inputs
 from videoar.training.config import Phase, TransformerTraining
+from videoar.training.parallel import is_sharded
 
 
 @dataclass(frozen=True)
@@ -38,19 +39,30 @@ class Rows:
     latent_BKTHW: Tensor
     captions: Sequence[str]
     seed_B: Tensor
+    is_padding: bool = False
+    """Whether this is a row of zeros, for a pass without rows."""
 
     def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self.captions)
+        """Return the number of rows, 0 for padding."""
+        return 0 if self.is_padding else len(self.captions)
 
-    def parts(self, number: int) -> list["Rows"]:
-        """Divide the rows into at most `number` parts whose sizes differ by at most one."""
-        size, number = len(self), min(number, len(self))
+    def parts(self, most: int, *, pads: bool = False) -> list["Rows"]:
+        """Divide the rows into at most `most` parts whose sizes differ by at most one.
+
+        Args:
+            most: number of parts.
+            pads: return exactly `most`, the last ones perhaps padding: the ranks of a sharded model
+                must run the same passes, however many rows they have.
+        """
+        size, number = len(self), min(most, len(self))
         cuts = [size * i // number for i in range(number + 1)] if number else [0]
-        return [
+        parts = [
             Rows(self.latent_BKTHW[a:b], self.captions[a:b], self.seed_B[a:b])
             for a, b in itertools.pairwise(cuts)
         ]
+        zeros = self.latent_BKTHW.new_zeros(1, *self.latent_BKTHW.shape[1:])
+        padding = Rows(zeros, [""], self.seed_B.new_zeros(1), is_padding=True)
+        return parts + [padding] * (most - number if pads else 0)
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,10 @@ class Objective:
             batch["captions"],
             torch.tensor(seeds, dtype=torch.int64).to(device, non_blocking=True),
         )
+
+    def parts(self, rows: Rows, phase: Phase) -> list[Rows]:
+        """Return the rows of each pass of a step."""
+        return rows.parts(phase.accumulate, pads=is_sharded(self.model))
 
     def num_tokens(self, batch: Mapping[str, Any], phase: Phase, num_frames: int | None) -> int:
         """Return the visual tokens of the global batch that a rank's batch belongs to."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from videoar.core.errors import StageError
 from videoar.training.config import OptimizerConfig
+from videoar.training.parallel import local
 
 logger = logging.getLogger(__name__)
 _DECAYED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -67,8 +68,8 @@ class MovingAverage:
         """
         decay = min(self.decay, (1 + step) / (10 + step))  # Source: TensorFlow's EMA warm-up
         current: dict[str, Tensor] = model.state_dict()
-        averaged = list(self.weights.values())
-        torch._foreach_lerp_(averaged, [current[name] for name in self.weights], 1 - decay)
+        averaged = [local(weight) for weight in self.weights.values()]
+        torch._foreach_lerp_(averaged, [local(current[name]) for name in self.weights], 1 - decay)
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
@@ -84,14 +85,16 @@ class MovingAverage:
         current = model.state_dict()
         for name, averaged in self.weights.items():
             # one tensor at a time: a copy of the whole model may not fit
-            kept = current[name].clone()
-            current[name].copy_(averaged)
-            averaged.copy_(kept)
+            own, other = local(current[name]), local(averaged)
+            kept = own.clone()
+            own.copy_(other)
+            other.copy_(kept)
 
     @torch.no_grad()
     def copy_from(self, other: "MovingAverage") -> None:
         """Take the weights of another average of the same model."""
-        torch._foreach_copy_(list(self.weights.values()), list(other.weights.values()))
+        own, others = ([local(w) for w in average.weights.values()] for average in (self, other))
+        torch._foreach_copy_(own, others)
 
 
 class NonFiniteGuard:

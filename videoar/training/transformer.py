@@ -26,11 +26,12 @@ from videoar.core.errors import StageError
 from videoar.model.transformer.loss import bit_loss
 from videoar.model.transformer.network import VideoAR
 from videoar.training.checkpoint import Part, restoring, save_state
-from videoar.training.collectives import all_reduce_gradients, all_reduce_sum
+from videoar.training.collectives import all_reduce_gradients, all_reduce_sum, world_size
 from videoar.training.config import Phase, TransformerTraining
 from videoar.training.held_out import HeldOutLoader, evaluate
 from videoar.training.objective import Objective, Rows
 from videoar.training.optimizer import MovingAverage, NonFiniteGuard, finite, make_adamw, set_rate
+from videoar.training.parallel import is_sharded, shard, whole
 from videoar.training.spikes import LossSpikeError, SpikeDetector
 
 logger = logging.getLogger(__name__)
@@ -104,6 +105,8 @@ class TransformerTrainer:
         on_gpu = model.device.type == "cuda"
         if on_gpu if training.compile is None else training.compile:
             model.compile_layers()
+        if training.shard and world_size() > 1:
+            shard(model, torch.bfloat16 if training.precision == "bf16" else None)
         self.objective = Objective(model, training)
         self.optimizer = make_adamw(model, training.optimizer)
         self.average = MovingAverage(model, training.optimizer.ema)
@@ -291,13 +294,14 @@ class TransformerTrainer:
         rows = self.objective.rows(batch, frames, seed_of=(self.step,))
         # loss, accuracy, notices of preemption
         own = torch.tensor([0.0, 0.0, float(self.is_preempted())]).to(self.model.device)
-        for part in rows.parts(phase.accumulate):
+        for part in self.objective.parts(rows, phase):
             own[:2] += self._backward(part, phase, len(part) / batch["global_size"])
-        all_reduce_gradients(self.model.parameters())
+        if not is_sharded(self.model):  # else the backward pass has added them up
+            all_reduce_gradients(self.model.parameters())
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self.training.optimizer.clip_norm
         )
-        metrics = torch.cat([all_reduce_sum(own), norm[None]])
+        metrics = torch.cat([all_reduce_sum(own), whole(norm)[None]])
         # The fused kernel reads this on the device and skips the update if it is 1: with a check
         # on the host, every step would wait for the device.
         is_bad = ~torch.isfinite(metrics).all()
