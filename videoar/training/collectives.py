@@ -84,3 +84,19 @@ def _exchange() -> Iterator[None]:
         raise WorkerLostError(
             "a rank", f"lost the connection to another rank: {one_line(error)}"
         ) from error
+
+
+@contextmanager
+def exchanging_passes() -> Iterator[None]:
+    """Raise a lost connection in passes that exchange weights; other errors stay as they are.
+
+    Raises:
+        WorkerLostError: another rank is lost.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
+            with _exchange():
+                raise
+        raise

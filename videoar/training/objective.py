@@ -31,6 +31,9 @@ from videoar.model.transformer.network import VideoAR, flatten_bits, teacher_for
 from videoar.training.config import Phase, TransformerTraining
 from videoar.training.parallel import is_sharded
 
+PADDING_CAPTION = ""
+"""Prompt of padding; a table of text features must hold it."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -61,7 +64,7 @@ class Rows:
             for a, b in itertools.pairwise(cuts)
         ]
         zeros = self.latent_BKTHW.new_zeros(1, *self.latent_BKTHW.shape[1:])
-        padding = Rows(zeros, [""], self.seed_B.new_zeros(1), is_padding=True)
+        padding = Rows(zeros, [PADDING_CAPTION], self.seed_B.new_zeros(1), is_padding=True)
         return parts + [padding] * (most - number if pads else 0)
 
 

@@ -26,7 +26,12 @@ from videoar.core.errors import StageError
 from videoar.model.transformer.loss import bit_loss
 from videoar.model.transformer.network import VideoAR
 from videoar.training.checkpoint import Part, restoring, save_state
-from videoar.training.collectives import all_reduce_gradients, all_reduce_sum, world_size
+from videoar.training.collectives import (
+    all_reduce_gradients,
+    all_reduce_sum,
+    exchanging_passes,
+    world_size,
+)
 from videoar.training.config import Phase, TransformerTraining
 from videoar.training.held_out import HeldOutLoader, evaluate
 from videoar.training.objective import Objective, Rows
@@ -236,7 +241,8 @@ class TransformerTrainer:
             batches, held_out = self._batches(phase), self.data.held_out(phase)
             while self.progress.phase == index and not self.is_done:
                 batch = next(batches)
-                self.take_step(batch, phase, self.progress.done)
+                with exchanging_passes():
+                    self.take_step(batch, phase, self.progress.done)
                 self.progress.step += 1
                 self.progress.done += 1 if phase.steps else self._num_tokens(batch, phase)
                 self._evaluate_if_due(phase, held_out)
@@ -369,7 +375,7 @@ class TransformerTrainer:
             return
         progress.evaluations = due
         self.read_metrics()
-        with self.average.applied_to(self.model):
+        with exchanging_passes(), self.average.applied_to(self.model):
             values = evaluate(self.objective, held_out, phase)
         self._log(self.step, values)
         if values["val/loss"] < progress.best_loss or self.best is None:

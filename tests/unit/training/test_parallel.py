@@ -1,6 +1,7 @@
 """Sharded training takes the steps of an unsharded one, and its checkpoints fit any world size."""
 
 import json
+import os
 from datetime import timedelta
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from videoar.core.errors import ContractError
+from videoar.core.errors import ContractError, WorkerLostError
 from videoar.model.transformer.config import PRESETS
 from videoar.model.transformer.network import VideoAR
 from videoar.training.config import OptimizerConfig, Phase, TransformerTraining, Validation
@@ -92,8 +93,7 @@ def finish(trainer, folder, rank, save_into=None):
         assert weights == {}
 
 
-def _as_rank(rank, ranks, folder):
-    folder = Path(folder)
+def join(rank, ranks, folder):
     torch.distributed.init_process_group(
         "gloo",
         init_method=f"file://{folder}/meet{ranks}",
@@ -101,6 +101,11 @@ def _as_rank(rank, ranks, folder):
         world_size=ranks,
         timeout=timedelta(seconds=120),
     )
+
+
+def _as_rank(rank, ranks, folder):
+    folder = Path(folder)
+    join(rank, ranks, folder)
     if ranks == 2:
         trainer = make_trainer(rank, ranks)
         assert is_sharded(trainer.model)
@@ -156,6 +161,31 @@ def test_sharded_training_equals_the_unsharded_and_resumes_at_any_world_size(tmp
     (tmp_path / "by2" / "state-1-of-2.safetensors").unlink()
     with pytest.raises(ContractError, match=r"state-1-of-2\.safetensors"):
         make_trainer().load(tmp_path / "by2")
+
+
+def _until_lost(rank, folder):
+    join(rank, 2, folder)
+    trainer = make_trainer(rank, 2)
+
+    def after_step(trainer):
+        if rank and trainer.step == 1:
+            os._exit(1)
+
+    try:
+        trainer.run(after_step)
+    except WorkerLostError as error:
+        Path(f"{folder}/lost").write_text(str(error))
+
+
+@pytest.mark.slow
+def test_rank_that_is_lost_in_a_pass_is_a_retryable_error_of_the_others(tmp_path):
+    spawn = torch.multiprocessing.get_context("spawn")
+    ranks = [spawn.Process(target=_until_lost, args=(rank, tmp_path)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    assert "lost the connection to another rank" in (tmp_path / "lost").read_text()
 
 
 @pytest.mark.parametrize(("size", "lengths"), [(0, [0, 0]), (1, [1, 0]), (2, [1, 1]), (5, [2, 3])])

@@ -112,6 +112,7 @@ class PretrainStage(LoopStage[PretrainConfig]):
             StageError: several steps in a row had a loss or gradient that is not finite.
         """
         from videoar.stages.pretrain.worker import (
+            checkpoint_group,
             new_trainer,
             publish,
             require_same_step,
@@ -125,11 +126,9 @@ class PretrainStage(LoopStage[PretrainConfig]):
         set_text_features(trainer, inputs, context.store, rank, config.text_encoder)
         resume(rank, trainer.load)
         require_same_step(trainer.step)
-        with Checkpoints(rank) as checkpoints:
+        with Checkpoints(rank, checkpoint_group(trainer, rank)) as checkpoints:
             self._train(trainer, rank, checkpoints)
-        if rank.index:
-            return None
-        return publish(trainer, inputs, context.store, tokenizer_digest, config.max_val_nats)
+        return publish(trainer, rank, inputs, context.store, tokenizer_digest, config.max_val_nats)
 
     def _train(
         self, trainer: "TransformerTrainer", rank: RankContext, checkpoints: Checkpoints

@@ -1,5 +1,6 @@
 """Worker of `pretrain`: builds the trainer of one rank and publishes its model."""
 
+import secrets
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from videoar.model.transformer.network import VideoAR
 from videoar.pipeline.stage import Inputs, Output, RankContext
 from videoar.stages.pretrain.data import StoreData, open_stores
 from videoar.storage.store import Store
-from videoar.training.collectives import all_gather
+from videoar.training.collectives import all_gather, all_reduce_sum
 from videoar.training.config import MAIN_STORE, TransformerTraining
 from videoar.training.data.text_features import prepare_text_features
 from videoar.training.model_store import (
@@ -23,6 +24,8 @@ from videoar.training.model_store import (
     load_transformer,
     publish_model,
 )
+from videoar.training.objective import PADDING_CAPTION
+from videoar.training.parallel import gathered, is_sharded
 from videoar.training.transformer import TransformerTrainer
 
 _OF_A_START = {"scales", "history", "window", "text_encoder", "text_encoder_name"}
@@ -92,6 +95,8 @@ def set_text_features(
         for table in tables
         for row in table.to_pylist()
     }
+    if trainer.training.shard:
+        prompts.add(PADDING_CAPTION)
     cfg, ranks = trainer.model.cfg, (rank.index, rank.world_size)
     trainer.model.set_text_encoder(prepare_text_features(store, cfg, folder, prompts, *ranks))
 
@@ -125,18 +130,30 @@ def require_same_step(step: int) -> None:
         raise TransientStorageError("pretrain", what)
 
 
+def checkpoint_group(trainer: TransformerTrainer, rank: RankContext) -> str:
+    """Return the group of `Checkpoints`: a random text if every rank saves a part, else ""."""
+    if not is_sharded(trainer.model):
+        return ""
+    number = 0 if rank.index else secrets.randbits(60)
+    return str(int(all_reduce_sum(torch.tensor(number).to(device()))))
+
+
 def publish(
     trainer: TransformerTrainer,
+    rank: RankContext,
     inputs: Inputs,
     store: Store,
     tokenizer_digest: str,
     max_val_nats: float | None,
-) -> Output:
-    """Store the averaged weights; return the row of `models@1`.
+) -> Output | None:
+    """Store the averaged weights; return the row of `models@1` on rank 0. All ranks take part.
 
     Raises:
         GateError: there is a maximum, and the loss of the val rows is above it or was not measured.
     """
+    weights = gathered(trainer.weights, is_kept=rank.index == 0)
+    if rank.index:
+        return None
     if max_val_nats is not None:
         _check_gate(trainer.held_out.get("val/loss"), max_val_nats)
     is_block = {name for name in trainer.held_out if "/block_" in name}
@@ -147,7 +164,7 @@ def publish(
     rows = publish_model(
         trainer.model,
         store,
-        weights=trainer.weights,
+        weights=weights,
         step=trainer.step,
         metrics=metrics,
         history=trainer.history,
