@@ -6,17 +6,17 @@ Bytes that a rank holds in a step of `pretrain` with precision bf16:
 
     state         20 per parameter: fp32 weights, gradients, two moments of AdamW, moving average
     copies        2 per parameter: weights in bf16, which autocast keeps from forward to backward
-    activations   per token and layer, with C width, F ff_width, N heads, E = C / N:
-                  none       50 C + 8 F + 12 N + 4 E + 8
+    activations   per token and layer, with C width, F ff_width, N heads:
+                  none       50 C + 8 F + 12 N + 8
                   selective  16 C + 4 F + 4 N, and one layer of `none` in the backward pass
                   full       4 C, and one layer of `none`
     sharded       state / ranks (FSDP2), and 6 per parameter of a layer: bf16 weights of two layers,
                   the current and the next one, and bf16 gradients of one
     logits        fp32 logits and their gradient, 16 per token and bit
 
-The activations are those of the eager layers, to the byte (a test compares them); compiled layers
-keep less. Left out: text, embeddings, the masks of attention, buffers of the device's libraries,
-which a measurement has all in it.
+The activations are those of the eager layers on a CPU, to the byte (a test compares them). Compiled
+layers keep less, and so does the fused RMSNorm of CUDA. Left out are text, embeddings, masks of
+attention and buffers of libraries, all of which a measurement has in it.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def layer_bytes(cfg: ModelConfig, kind: Checkpointing) -> int:
     """Return the activations that one layer keeps per token for the backward pass."""
     width, hidden, heads = cfg.width, cfg.ff_width, cfg.heads
     return {
-        "none": 50 * width + 8 * hidden + 12 * heads + 4 * cfg.head_width + 8,
+        "none": 50 * width + 8 * hidden + 12 * heads + 8,
         "selective": 16 * width + 4 * hidden + 4 * heads,
         "full": 4 * width,
     }[kind]
