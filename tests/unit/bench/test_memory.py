@@ -50,7 +50,6 @@ def kept_bytes(cfg, kind, batch=2, text_tokens=4):
     return sum(kept), batch * length, length
 
 
-@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
 @pytest.mark.parametrize("kind", CHECKPOINTING)
 @pytest.mark.parametrize(("width", "ff_width", "heads"), [(64, 192, 4), (128, 192, 2)])
 def test_activations_of_a_layer_are_those_that_a_step_keeps(kind, width, ff_width, heads):
