@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 
 from videoar.media.synthetic import COLOURS, MOTIONS, SHAPES, Scene, coverage, held_out
 
-CLASSIFIER_VERSION = 1
+CLASSIFIER_VERSION = 2
 """Part of the protocol lock (stored as `judge`): raise it when a prediction can change."""
 
 ATTRIBUTES = {"colour": tuple(COLOURS), "shape": SHAPES, "motion": tuple(MOTIONS)}
 
 _MIN_CHROMA = 0.2  # chosen: backgrounds stay below 0.07, figures lie above 0.5
-_AREA = (0.012, 0.20)  # chosen: real figures cover 0.034 to 0.091 of the frame
+_AREA = (0.03, 0.30)  # chosen: real figures cover 0.081 to 0.181 of the frame
 _COMPACT = 0.8  # chosen: fraction of the matte that must lie near its centroid
-_MIN_SPEED = 0.045  # short sides per second; chosen: a third of the slowest real figure
+_MIN_SPEED = 0.035  # short sides per second; chosen: a third of the slowest real figure
 _MIN_DETECTED = 0.5  # chosen: fraction of frames with a figure for a clip to be valid
 
 Array = NDArray[np.float64]

@@ -6,7 +6,7 @@ video can be classified by arithmetic (`videoar.evaluation.synthetic`). Lengths 
 and speeds in sides per second: any size and frame rate shows the same scene.
 
 The corpus `rendered://shapes?num_videos=N&seed=S` lists files of mixed containers, codecs, sizes
-and rates, some with a hard cut, a few damaged on purpose. File i depends on (seed, i) alone, so a
+and rates, many with hard cuts, a few damaged on purpose. File i depends on (seed, i) alone, so a
 larger corpus begins with the smaller one. Rendering a file costs about 0.3 CPU-seconds, most of
 them in the encoder.
 """
@@ -43,11 +43,12 @@ MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # (
 
 SCENE_S = 3.0
 """Longest scene: for this time the shape stays inside the frame."""
-_RECIPE_VERSION = 1  # raise it when equal seeds give other pixels
-_RADII = (0.13, 0.17)  # in frame sides
+_RECIPE_VERSION = 2  # raise it when equal seeds give other pixels
+_RADII = (0.20, 0.24)  # in frame sides; chosen: at 32 px, shapes of 4 px were lost
 _REACH = 1.25  # farthest point of any shape from its centre, in radii: the triangle's corners
 _SHAKE = 0.008
-_PATHS = (0.42, 0.52)  # distance that the shape moves in SCENE_S
+_WAVES = (8, 6, 4, 3, 2, 1)  # amplitudes of the texture, in levels of luma
+_PATHS = (0.32, 0.38)  # distance that the shape moves in SCENE_S
 
 _FORMATS = (
     ("libx264", "mp4"),
@@ -61,6 +62,7 @@ _SIZES_PX = (64, 96, 128)
 _BROKEN_EVERY = 24  # a multiple of _VAL_EVERY: see `Entry.broken`
 _BROKEN = ("truncated", "empty", "text", "noise")
 _VAL_EVERY = 6
+_MAX_SCENES = 3  # of a file; a further scene costs a fifth of the CPU time of a further file
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class _Nuisance:
         angle, cycles = uniform(0, 2 * math.pi, 6), np.array([0.5, 1, 1.5, 2.5, 4, 6])
         self.wave_xy = 2 * math.pi * cycles[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
         self.wave_phase = uniform(0, 2 * math.pi, 6)
-        self.wave_height = np.array([14, 12, 9, 6, 5, 4]) * uniform(0.5, 1, 6)
+        self.wave_height = np.array(_WAVES) * uniform(0.5, 1, 6)
 
     def shake_xy(self, time_s: float) -> NDArray[np.float64]:
         """Return the camera's displacement."""
@@ -245,13 +247,13 @@ class Entry:
 
     @property
     def cuts(self) -> tuple[Scene, ...]:
-        """The scenes of the file: one, or two with the same prompt, which the caption describes."""
+        """The scenes of the file: one to three with one prompt, which the caption describes."""
         block, place = divmod(self.index, len(scenes()))
         order = np.random.default_rng(seed_from("order", self.seed, block)).permutation(
             len(scenes())
         )
         scene = scenes()[order[place]]
-        number = 2 if seed_from("cut", self.seed, self.index) % 4 == 0 else 1
+        number = 1 + seed_from("cut", self.seed, self.index) % _MAX_SCENES
         seeds = (seed_from("scene", self.seed, self.index, part) for part in range(number))
         return tuple(replace(scene, seed=seed) for seed in seeds)
 

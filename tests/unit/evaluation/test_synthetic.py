@@ -26,16 +26,33 @@ def classified(request):
 
 
 def test_classify_real_clips_gives_their_attributes(classified):
-    size_px, predictions = classified
+    _, predictions = classified
     scores = synthetic_scores(predictions, EVERY)
     assert scores["valid_frac"].value == 1
     assert scores["colour_acc"].value >= 0.99
     assert scores["motion_acc"].value >= 0.99
-    assert scores["shape_acc"].value >= (0.99 if size_px == 64 else 0.85)  # 9 pixels wide at 32
+    assert scores["shape_acc"].value >= 0.99
     assert scores["all_acc"].details["held_out"]["num_samples"] > 0
     speeds = [prediction.speed for prediction in predictions]
-    assert min(speeds) > 0.12
-    assert max(speeds) < 0.19
+    assert min(speeds) > 0.09
+    assert max(speeds) < 0.14
+
+
+@pytest.mark.parametrize("size_px", [32, 48])
+def test_classify_blurred_clips_gives_their_attributes(size_px):
+    """Reconstructions and samples are blurred: the classifier must not need sharp edges."""
+    wide = size_px // 8 + 1
+    clips = [box_blur(draw(scene, 17, size_px, 8.0), wide) for scene in EVERY]
+    scores = synthetic_scores([classify(clip, 8.0) for clip in clips], EVERY)
+    assert scores["all_acc"].value >= 0.95
+
+
+def box_blur(frames_THWC: np.ndarray, wide: int) -> np.ndarray:
+    """Return the means over squares of `wide` pixels; the border is repeated."""
+    near, far = wide // 2, (wide - 1) // 2
+    padded = np.pad(frames_THWC, ((0, 0), (near, far), (near, far), (0, 0)), mode="edge")
+    squares = np.lib.stride_tricks.sliding_window_view(padded, (wide, wide), axis=(1, 2))
+    return squares.mean((-2, -1)).round().astype(np.uint8)
 
 
 @pytest.mark.parametrize("is_tall", [False, True])
@@ -50,7 +67,7 @@ def test_classify_wide_and_tall_clips_gives_their_attributes(is_tall):
         ways = {"left": "up", "right": "down", "up": "left", "down": "right"}
         assert prediction.colour == scene.colour
         assert prediction.motion == (ways[scene.motion] if is_tall else scene.motion)
-        assert 0.12 < prediction.speed < 0.19
+        assert 0.09 < prediction.speed < 0.14
 
 
 def test_synthetic_scores_shuffled_prompts_are_at_chance(classified):
