@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 PIPELINE = ROOT / "pipelines" / "quickstart.yaml"
 OVERRIDES = [
     "inputs.videos=rendered://shapes?num_videos=12&seed=0",
+    "stages.clips.size_px=32",
     "stages.clips.max_clips_per_source=1",
     "stages.clips.sources_per_shard=4",
     "stages.tokenizer.preset=tiny",
@@ -28,6 +29,7 @@ OVERRIDES = [
     "stages.tokenizer.training.steps=6",
     "stages.tokenizer.training.image_steps=2",
     "stages.tokenizer.checkpoint_every=2",
+    "stages.tokens.min_psnr_db=1",
     "stages.model.preset=tiny",
     "stages.model.model={}",
     "stages.model.training.phases=[{steps: 6, batch_size: 4}]",
