@@ -50,18 +50,20 @@ def export_model(store: Store, snapshot: Snapshot, to: str, *, single_file: bool
     target = _local(to)
     _require_empty(target, to)
     card = card_of(store, snapshot.id)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sweep(target.parent)  # left by an export that was killed
-    with Scratch(target.parent) as scratch:
-        folder = scratch / "export"
-        folder.mkdir()
-        (_write_file if single_file else _write_folder)(store, card, folder)
-        files = [_described(path, folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-        crash_point("export-written")
-        try:
+    write = _write_file if single_file else _write_folder
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sweep(target.parent)  # left by an export that was killed
+        with Scratch(target.parent) as scratch:
+            folder = scratch / "export"
+            folder.mkdir()
+            write(store, card, folder)
+            paths = sorted(path for path in folder.rglob("*") if path.is_file())
+            files = [_described(path, folder) for path in paths]
+            crash_point("export-written")
             folder.rename(target)
-        except OSError as error:
-            raise ConfigError(f"--to {to}", f"cannot be created: {error.strerror}") from error
+    except OSError as error:  # those of the store are StorageErrors
+        raise ConfigError(f"--to {to}", f"cannot be written: {error.strerror}") from error
     head = {"format": "safetensors", "snapshot": snapshot.id, "digest": card.model.digest}
     return {**head, "rows": 1, "files": files}
 

@@ -101,8 +101,8 @@ def find_tokenizer(store: Store, model: Snapshot, digest: str | None) -> Snapsho
     for snapshot in map(store.snapshot, ids):
         if digest in snapshot.table(["digest"])["digest"].to_pylist():
             return snapshot
-    hint = "videoar store copy, or train it again from the same clips" if digest else ""
-    raise ConfigError(model.id, f"its tokenizer {digest} is not in {store.url}", hint)
+    what = f"its tokenizer {digest} is not in {store.url}"
+    raise ConfigError(model.id, what, "use the store that it was trained in")
 
 
 def _network(store: Store, snapshot: Snapshot) -> Network:

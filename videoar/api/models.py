@@ -41,9 +41,11 @@ def load(
     from videoar.api.ops import open_store
 
     encoder = str(text_encoder) if text_encoder else ""
-    if isinstance(name, Path) or is_export(Path(name)):
+    # no name of a store begins like these
+    is_path = isinstance(name, Path) or name.startswith(("/", "."))
+    if is_path or is_export(Path(name)):
         return load_export(Path(name), text_encoder=encoder, on=device)
-    return load_stored(store or open_store(), name, text_encoder=encoder, on=device)
+    return load_stored(store or open_store(), str(name), text_encoder=encoder, on=device)
 
 
 def report(store: Store, name: str | None = None, out: Path | None = None) -> str:

@@ -311,6 +311,9 @@ def test_existing_target_is_kept(store, model, tmp_path):
     assert names(own) == {"thesis.txt"}
     with pytest.raises(ConfigError, match="cannot be used: Not a directory"):
         export(store, model.id, "safetensors", str(own / "thesis.txt"))
+    (own / "link").symlink_to(own / "missing")
+    with pytest.raises(ConfigError, match="cannot be written: File exists"):
+        export(store, model.id, "safetensors", str(own / "link" / "out"))
     (tmp_path / "empty").mkdir()
     export(store, model.id, "safetensors", (tmp_path / "empty").as_uri())
     assert names(tmp_path / "empty") == FOLDER
@@ -357,8 +360,9 @@ def test_export_command_prints_the_manifest(store, model, tmp_path):
 
 
 def test_missing_path_is_rejected(tmp_path):
-    with pytest.raises(ConfigError, match="no exported model"):
-        videoar.load(tmp_path / "nowhere")
+    for path in (tmp_path / "nowhere", str(tmp_path / "nowhere"), "./nowhere"):
+        with pytest.raises(ConfigError, match="nowhere: no exported model"):
+            videoar.load(path)
 
 
 def test_import_of_videoar_loads_nothing_heavy():
