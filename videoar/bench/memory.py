@@ -10,8 +10,9 @@ Bytes that a rank holds in a step of `pretrain` with precision bf16:
                   none       50 C + 8 F + 12 N + 8
                   selective  16 C + 4 F + 4 N, and one layer of `none` in the backward pass
                   full       4 C, and one layer of `none`
-    sharded       state / ranks (FSDP2), and 6 per parameter of a layer: bf16 weights of two layers,
-                  the current and the next one, and bf16 gradients of one
+    sharded       state / ranks (`training.shard`), and what is gathered: 6 per parameter of a layer
+                  (bf16 weights of two layers, the current and the next one, and bf16 gradients of
+                  one), 8 per parameter outside of the layers (fp32 weights and gradients)
     logits        fp32 logits and their gradient, 16 per token and bit
 
 The activations are those of the eager layers on a CPU, to the byte (a test compares them). Compiled
@@ -38,7 +39,8 @@ from videoar.model.transformer.layer import Checkpointing
 from videoar.model.transformer.network import VideoAR
 
 _GIB = 1 << 30
-_STATE, _COPIES, _SHARD_OF_LAYER = 20, 2, 6
+_STATE, _COPIES = 20, 2
+_GATHERED, _GATHERED_REST = 6, 8
 _LOGITS = 16
 _FRAMES = {"4B": (17, 33, 65)}
 """Pixel frames of the rows of the table; other presets have 17."""
@@ -92,7 +94,8 @@ def state_bytes(cfg: ModelConfig, ranks: int = 1) -> int:
     count = parameters(cfg)
     if ranks == 1:
         return (_STATE + _COPIES) * count.total
-    return _STATE * count.total // ranks + _SHARD_OF_LAYER * count.layer
+    rest = count.total - cfg.depth * count.layer
+    return _STATE * count.total // ranks + _GATHERED * count.layer + _GATHERED_REST * rest
 
 
 def measure(preset: str, batch: int) -> dict[str, float]:
