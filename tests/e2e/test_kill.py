@@ -118,12 +118,14 @@ def test_run_killed_in_several_stages_resumes_to_the_same_snapshots(
 
 @pytest.mark.ray
 @pytest.mark.soak
-def test_run_with_a_killed_rank_gives_the_same_snapshots(tmp_path: Path):
+@pytest.mark.parametrize("shard", ["false", "true"])
+def test_run_with_a_killed_rank_gives_the_same_snapshots(tmp_path: Path, shard: str):
     changes = (
         "stages.tokenizer.training.steps=100",
         "stages.tokenizer.checkpoint_every=20",
         "stages.tokenizer.resources={workers: 2, cpus: 0.5}",
         "stages.model.training.phases=[{steps: 100, batch_size: 4}]",
+        f"stages.model.training.shard={shard}",
         "stages.model.checkpoint_every=20",
         "stages.model.resources={workers: 2, cpus: 0.5}",
     )

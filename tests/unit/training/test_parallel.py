@@ -13,6 +13,7 @@ from videoar.core.errors import ContractError, WorkerLostError
 from videoar.model.transformer.config import PRESETS
 from videoar.model.transformer.network import VideoAR
 from videoar.training.config import OptimizerConfig, Phase, TransformerTraining, Validation
+from videoar.training.model_store import kind_of
 from videoar.training.objective import Rows
 from videoar.training.parallel import gathered, is_sharded
 from videoar.training.transformer import TransformerTrainer
@@ -109,6 +110,7 @@ def _as_rank(rank, ranks, folder):
     if ranks == 2:
         trainer = make_trainer(rank, ranks)
         assert is_sharded(trainer.model)
+        assert kind_of(trainer.model) == "transformer"
         weights = [*trainer.model.parameters()]
         own = sum(weight.to_local().numel() for weight in weights)
         assert own <= 0.51 * sum(weight.numel() for weight in weights)
