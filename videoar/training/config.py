@@ -177,11 +177,12 @@ class TransformerTraining(PromptTemplates):
     @model_validator(mode="before")
     @classmethod
     def _renamed(cls, values: object) -> object:
-        if isinstance(values, Mapping) and "checkpoint_activations" in values:
-            raise ValueError(
-                "checkpoint_activations is now activation_checkpointing: none, selective or full"
-            )
-        return values
+        """Accept `checkpoint_activations` of version 0.1: documents of earlier runs have it."""
+        if not isinstance(values, Mapping) or "checkpoint_activations" not in values:
+            return values
+        given = dict(values)
+        kind = "full" if given.pop("checkpoint_activations") else "none"
+        return {"activation_checkpointing": kind, **given}
 
     @property
     def steps(self) -> int | None:

@@ -399,6 +399,7 @@ def test_notice_of_preemption_is_known_to_the_step_after_it():
     assert seen == [False, False, True, False, False, False]
 
 
-def test_old_name_of_checkpointing_is_rejected_with_the_new_one():
-    with pytest.raises(ValueError, match="is now activation_checkpointing: none, selective or"):
-        TransformerTraining(phases=(Phase(steps=1),), checkpoint_activations=True)
+@pytest.mark.parametrize(("old", "new"), [(True, "full"), (False, "none")])
+def test_name_of_an_earlier_version_is_read(old, new):
+    training = TransformerTraining(phases=(Phase(steps=1),), checkpoint_activations=old)
+    assert training.activation_checkpointing == new
