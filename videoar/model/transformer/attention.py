@@ -15,7 +15,6 @@ Cost: the dense mask takes B * Q * L bytes; FlexAttention skips tiles of 128 x 1
 B batch, L all tokens (text first), Q queried tokens, T latent frames, N heads, E head width.
 """
 
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,10 +44,12 @@ class Layout:
     """Loss weights; they sum to 1."""
     table: Tensor
     """bool [blocks + 1, blocks + 1], query by key; the last row and column are text."""
+    host_table: Tensor
+    """The same in main memory, so that no decision waits for a GPU."""
     offsets: tuple[int, ...]
     """First token of each block, and the number of tokens."""
-    sees_all: tuple[bool, ...]
-    """Whether each block attends to every block before it."""
+    last_query: tuple[int, ...]
+    """The last block that attends to each block."""
 
     @property
     def num_frames(self) -> int:
@@ -59,12 +60,6 @@ class Layout:
     def num_scales(self) -> int:
         """Scales of a frame."""
         return 1 + max(block.scale for block in self.scheme.blocks)
-
-    def attends_to_all(self, start: int, stop: int) -> bool:
-        """Return whether the tokens [start, stop) attend to each other and to all before them."""
-        block = bisect_right(self.offsets, start) - 1
-        is_block = self.offsets[block : block + 2] == (start, stop)
-        return is_block and self.sees_all[block]
 
 
 @lru_cache(maxsize=32)
@@ -97,8 +92,9 @@ def compile_scheme(scheme: Scheme, device: torch.device) -> Layout:
         positions_l3=torch.tensor(positions, dtype=torch.float32, device=device),
         weight_l=weight / weight.sum(),  # the loss is a weighted mean, whatever the schedule
         table=table.to(device),
+        host_table=table,
         offsets=offsets,
-        sees_all=tuple(bool(table[i, :i].all()) for i in range(len(blocks))),
+        last_query=tuple(int(table[:TEXT, i].nonzero().max()) for i in range(len(blocks))),
     )
 
 
@@ -141,11 +137,18 @@ class Visibility:
             return visible
         return visible & self.keep_BTT[b, self.frame_L[q], self.frame_L[k]]
 
-    def dense(self, start: int, stop: int) -> Tensor:
-        """Return the mask of the queries [start, stop) over the keys [0, stop): [B, 1, Q, L]."""
+    def dense(self, start: int, stop: int, key_l: Tensor | None = None) -> Tensor:
+        """Return the mask of the queries [start, stop): [B, 1, Q, L].
+
+        Args:
+            start: first query.
+            stop: after the last query.
+            key_l: tokens that are keys; by default [0, stop).
+        """
         index = torch.arange(stop, device=self.block_L.device)
         rows = torch.arange(len(self.valid_BL), device=index.device)
-        return self.mask_mod(rows[:, None, None], index[start:, None], index).unsqueeze(1)
+        keys = index if key_l is None else key_l
+        return self.mask_mod(rows[:, None, None], index[start:, None], keys).unsqueeze(1)
 
 
 AttentionMask: TypeAlias = "Tensor | BlockMask | None"
@@ -165,51 +168,6 @@ def attend(q_BNQE: Tensor, k_BNLE: Tensor, v_BNLE: Tensor, mask: AttentionMask) 
 def _compiled_flex_attention() -> Callable[..., Tensor]:
     # Lazy: it loads inductor, which takes seconds. dynamic: static shapes would compile for each.
     return torch.compile(flex_attention, dynamic=True)
-
-
-Past: TypeAlias = tuple[Tensor, int]
-"""Keys and values [2, B, N, longest, E] of one layer, and the number of tokens in them so far."""
-
-
-def extend(past: Past, k_BNlE: Tensor, v_BNlE: Tensor) -> tuple[Tensor, Tensor]:
-    """Append keys and values of a span in place; return all of them."""
-    storage, start = past
-    stop = start + k_BNlE.shape[2]
-    # In place: `torch.cat` would copy the whole cache in every pass.
-    storage[0, :, :, start:stop] = k_BNlE
-    storage[1, :, :, start:stop] = v_BNlE
-    return storage[0, :, :, :stop], storage[1, :, :, :stop]
-
-
-class KVCache:
-    """Keys and values of all tokens decoded so far, in memory that is allocated once.
-
-    Args:
-        layers: transformer layers.
-        longest: tokens of the whole sequence, including text.
-        is_dense: whether no text token is padding, so that spans may need no mask.
-    """
-
-    def __init__(self, layers: int, longest: int, is_dense: bool = False) -> None:
-        self.longest, self.is_dense = longest, is_dense
-        self.length = 0
-        """Tokens of all layers; the caller moves it when every layer has been extended."""
-        self._storage: list[Tensor | None] = [None] * layers
-
-    def past(self, layer: int, x_BlC: Tensor, heads: int) -> Past:
-        """Return a layer's keys and values, of the device of a span and the dtype of its layers."""
-        storage = self._storage[layer]
-        if storage is None:
-            batch, _, width = x_BlC.shape
-            shape = (2, batch, heads, self.longest, width // heads)
-            storage = x_BlC.new_empty(shape, dtype=_layer_dtype(x_BlC))
-            self._storage[layer] = storage
-        return storage, self.length
-
-
-def _layer_dtype(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 def random_frame_mask(seed_B: Tensor, num_frames: int, p_mask: float) -> Tensor:

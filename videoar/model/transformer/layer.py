@@ -17,7 +17,8 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from videoar.model.transformer.attention import AttentionMask, Past, attend, extend
+from videoar.model.transformer.attention import AttentionMask, attend
+from videoar.model.transformer.cache import Past, extend
 from videoar.model.transformer.config import ModelConfig
 from videoar.model.transformer.rope import rotate
 

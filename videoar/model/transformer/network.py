@@ -22,11 +22,11 @@ from videoar.model.schedule import Scale, Scales
 from videoar.model.tokenizer.quantizer import resize
 from videoar.model.transformer.attention import (
     AttentionMask,
-    KVCache,
     Layout,
     Visibility,
     compile_scheme,
 )
+from videoar.model.transformer.cache import KVCache
 from videoar.model.transformer.config import ModelConfig
 from videoar.model.transformer.layer import Checkpointing, Layer
 from videoar.model.transformer.rope import rotation
@@ -215,11 +215,9 @@ class VideoAR(nn.Module):
         drop = drop_B.to(self.device, non_blocking=True)[:, None, None]
         return Text(torch.where(drop, blank, text.features_BPD), text.mask_BP)
 
-    def new_cache(self, layout: Layout, text: Text) -> KVCache:
-        """Return an empty cache for a whole sequence."""
-        longest = text.mask_BP.shape[1] + layout.offsets[-1]
-        # Read here, once a sample: reading from a GPU waits for it.
-        return KVCache(self.cfg.depth, longest, is_dense=bool(text.mask_BP.all()))
+    def new_cache(self, layout: Layout, text: Text, given: int = 0) -> KVCache:
+        """Return an empty cache of a clip; see `KVCache`."""
+        return KVCache(layout, text, self._rotation(text, layout), self.cfg.depth, given)
 
     def forward(
         self,
@@ -234,7 +232,7 @@ class VideoAR(nn.Module):
 
         Args:
             features_BlK: inputs of the span. Without a cache it starts at token 0, with a cache
-                after the cached tokens.
+                after the blocks that it has processed, and is one of whole blocks.
             text: prefix; it is part of the first span of a cache.
             layout: order of prediction.
             keep_BTT: random frame mask, for training.
@@ -245,22 +243,22 @@ class VideoAR(nn.Module):
         """
         if cache is None and (self.is_compiled or self.device.type == "cuda"):
             text = text.padded()  # few lengths: every one has an own graph and own tiles
-        prefix = text.mask_BP.shape[1]
-        # Positions in the sequence of all tokens, text first: [start, stop) is this span's.
-        start = cache.length if cache else 0
-        stop = max(start, prefix) + features_BlK.shape[1]
-        first = max(start - prefix, 0)  # first visual token of the span
+        blocks = cache.begin(features_BlK.shape[1]) if cache else range(0)
+        first = layout.offsets[blocks.start]  # first visual token of the span
         x = self._embed(features_BlK, layout, first)
-        if start == 0:
+        if first == 0:
             x = torch.cat([self.text_mlp(self.text_norm(text.features_BPD)).to(x.dtype), x], dim=1)
-        angles = self._rotation(text, layout)[..., start:stop, :]
-        mask = self._mask(layout, text, keep_BTT, (start, stop), cache)
+        rotation = cache.rotation if cache else self._rotation(text, layout)
+        # Positions in the sequence of all tokens, text first: [stop - length, stop) is this span's.
+        stop = text.mask_BP.shape[1] + first + features_BlK.shape[1]
+        angles = rotation[..., stop - x.shape[1] : stop, :]
+        mask = cache.mask(blocks) if cache else self._mask(layout, text, keep_BTT, stop)
         kind = self.checkpointing if self.training else "none"
         for index, layer in enumerate(self.layers):
             past = cache.past(index, x, self.cfg.heads) if cache else None
             x = layer(x, angles, mask, past, kind)
         if cache:
-            cache.length = stop
+            cache.end(blocks)
         # The first span also holds the text, which predicts nothing.
         return self._logits(x[:, -features_BlK.shape[1] :])
 
@@ -284,31 +282,16 @@ class VideoAR(nn.Module):
         return rotation(positions, self.cfg.head_width, self.cfg.rope_base)
 
     def _mask(
-        self,
-        layout: Layout,
-        text: Text,
-        keep_BTT: Tensor | None,
-        span: tuple[int, int],
-        cache: KVCache | None,
+        self, layout: Layout, text: Text, keep_BTT: Tensor | None, stop: int
     ) -> AttentionMask:
-        start, stop = span
-        prefix = text.mask_BP.shape[1]
-        if (
-            cache
-            and cache.is_dense
-            and start
-            and layout.attends_to_all(start - prefix, stop - prefix)
-        ):
-            return None  # lets SDPA choose its fastest kernel
+        """Return the mask of the first tokens of a sequence."""
         visibility = Visibility.of(layout, text.mask_BP, keep_BTT)
-        is_whole = cache is None and stop == len(visibility.block_L)
         kernel = (
             "flex" if self.attention == "auto" and self.device.type == "cuda" else self.attention
         )
-        # With a cache the queries are a short span, whose dense mask is small.
-        if is_whole and kernel == "flex":
+        if stop == len(visibility.block_L) and kernel == "flex":
             return tile_mask(layout, visibility)
-        return visibility.dense(start, stop)
+        return visibility.dense(0, stop)
 
     def _layers(self) -> Iterator[Layer]:
         return (module for module in self.modules() if isinstance(module, Layer))

@@ -153,7 +153,12 @@ class _Decoder:
     """One batch of prompts: text, cache, guidance, and inputs that no pass has processed yet."""
 
     def __init__(
-        self, model: VideoAR, prompts: Sequence[str], layout: Layout, settings: SamplerSettings
+        self,
+        model: VideoAR,
+        prompts: Sequence[str],
+        layout: Layout,
+        settings: SamplerSettings,
+        given: int,
     ) -> None:
         self.model, self.layout, self.settings = model, layout, settings
         schedule, last = guidance_schedule(settings.guidance), layout.scheme.blocks[-1]
@@ -166,7 +171,7 @@ class _Decoder:
         # Rows [0, n) are conditional, rows [n, 2n) the same prompts with unconditional features.
         unconditional = torch.arange(self.copies * len(prompts)) >= len(prompts)
         self.text = model.encode_text([*prompts] * self.copies, unconditional)
-        self.cache = model.new_cache(layout, self.text) if settings.cached else None
+        self.cache = model.new_cache(layout, self.text, given) if settings.cached else None
         self.pending: list[Tensor] = []
         self.steps = 0
 
@@ -241,7 +246,8 @@ def sample_bits(
             f"prefix_bits has {known} latent frames, a video of {num_frames} frames has no more"
         )
     state = _SampleState(layout, MultiScaleBSQ(model.cfg.num_bits, model.cfg.scales), len(prompts))
-    decoder = _Decoder(model, prompts, layout, settings or SamplerSettings())
+    given = sum(block.frame < known for block in layout.scheme.blocks)
+    decoder = _Decoder(model, prompts, layout, settings or SamplerSettings(), given)
     # On the CPU: a CUDA generator would draw other numbers from the same seed.
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     for wave in layout.scheme.waves:

@@ -47,7 +47,7 @@ def tiles(layout: Layout, prefix: int, hides_frames: bool) -> BlockMask:
 def classify(layout: Layout, prefix: int, hides_frames: bool) -> tuple[Tensor, Tensor]:
     """Return which tiles are partial and which are full: bool, rows by columns."""
     counts = _counts(layout, prefix)
-    table = layout.table.cpu().clone()
+    table = layout.host_table.clone()
     table[TEXT, TEXT] = False
     text = counts[:, TEXT] > 0
     causal = (text[:, None] & text).tril()  # text is causal within itself

@@ -188,7 +188,7 @@ def test_invariant_14_parameters_steps_sequence_and_cache_follow_their_formulas(
     assert (tokens_per_frame(wide.scales), len(wide.waves)) == (2_628, 90)
     assert len(NextFrameNextScale(5, SMALL_SQUARE).waves) == 30
     text = model.encode_text(PROMPTS)
-    assert model.new_cache(model.layout(9), text).longest == 5 + 3 * tokens_per_frame(TINY.scales)
+    assert model.new_cache(model.layout(9), text).capacity == 5 + 3 * tokens_per_frame(TINY.scales)
     cells = {
         arm: attention_cells(NextFrameNextScale(5, SMALL_SQUARE, *arm))
         for arm in (("full",), ("last_scale", 1), ("last_scale", None))
