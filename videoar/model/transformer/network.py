@@ -253,7 +253,8 @@ class VideoAR(nn.Module):
         stop = text.mask_BP.shape[1] + first + features_BlK.shape[1]
         angles = rotation[..., stop - x.shape[1] : stop, :]
         mask = cache.mask(blocks) if cache else self._mask(layout, text, keep_BTT, stop)
-        kind = self.checkpointing if self.training else "none"
+        has_backward = self.training and torch.is_grad_enabled()
+        kind = self.checkpointing if has_backward else "none"
         for index, layer in enumerate(self.layers):
             past = cache.past(index, x, self.cfg.heads) if cache else None
             x = layer(x, angles, mask, past, kind)

@@ -1,20 +1,23 @@
 """Which tiles of 128 x 128 tokens FlexAttention computes, from the ranges of blocks.
 
-One idea: a tile holds whole ranges of blocks, so the number of its visible pairs is a sum over
-pairs of blocks, and no mask is evaluated per token. The tiles of a layout are built once on the
-CPU, in milliseconds, and serve every batch: text that is padding and frames that are hidden by
-random frame masking only ever hide more, and tiles in which they can are *partial*.
+One idea: a tile holds ranges of blocks, so the number of its visible pairs is a sum over pairs of
+blocks, and no mask is evaluated per token.
 
     rows of a tile     block 3: 100 tokens, block 4: 28 tokens
     columns            block 2: 128 tokens
     visible pairs      100 * 128 * table[3, 2] + 28 * 128 * table[4, 2]
                        0: skipped    128 * 128: full, no mask is read    else: partial
 
-Text is the table's last row and column, as in `attention`.
+The tiles of a layout serve every batch and are built once: a tile with text is partial, as text may
+be padding. Hidden frames (random frame masking) are drawn anew, so then each sample has own tiles,
+built on its device by two small products.
+
+Text is the table's last row and column, as in `attention`. B batch, T latent frames.
 """
 
 from copy import copy
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,66 +30,83 @@ TILE = 128
 """Tokens of a side; FlexAttention's default."""
 
 
-@lru_cache(maxsize=64)
-def tiles(layout: Layout, prefix: int, hides_frames: bool) -> BlockMask:
-    """Return the tiles of a whole sequence, on the layout's device, for any batch.
-
-    Args:
-        layout: order of prediction.
-        prefix: text tokens, padding included.
-        hides_frames: whether past frames can be hidden from single samples.
-    """
-    partial, full = classify(layout, prefix, hides_frames)
-    length = prefix + layout.offsets[-1]
-    mask = BlockMask.from_kv_blocks(
-        *_ordered(partial), *_ordered(full), BLOCK_SIZE=TILE, seq_lengths=(length, length)
-    )
-    return mask.to(layout.block_l.device)
-
-
-def classify(layout: Layout, prefix: int, hides_frames: bool) -> tuple[Tensor, Tensor]:
-    """Return which tiles are partial and which are full: bool, rows by columns."""
-    counts = _counts(layout, prefix)
-    table = layout.host_table.clone()
-    table[TEXT, TEXT] = False
-    text = counts[:, TEXT] > 0
-    causal = (text[:, None] & text).tril()  # text is causal within itself
-    visible = (_pairs(counts, table) > 0) | causal
-    table[:, TEXT] = False  # any token of the text may be padding
-    if hides_frames:
-        frame = torch.tensor([block.frame for block in layout.scheme.blocks] + [TEXT])
-        table &= frame[:, None] == frame
-    full = _pairs(counts, table) == TILE * TILE
-    return visible & ~full, full
-
-
-def _counts(layout: Layout, prefix: int) -> Tensor:
-    """Return how many tokens of each block, and last of the text, each tile has."""
-    edges = torch.tensor([*(prefix + offset for offset in layout.offsets)])
-    first = torch.cat([edges[:-1], torch.tensor([0])])
-    last = torch.cat([edges[1:], torch.tensor([prefix])])
-    start = torch.arange(0, int(edges[-1]), TILE)[:, None]
-    return (last.minimum(start + TILE) - first.maximum(start)).clamp(min=0).double()
-
-
-def _pairs(counts: Tensor, table: Tensor) -> Tensor:
-    """Return the number of visible pairs of every tile; exact, they are far below 2^53."""
-    return counts @ table.double() @ counts.T
-
-
-def _ordered(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Return number and indices of the chosen columns of each row, as FlexAttention reads them."""
-    order = chosen.int().argsort(dim=-1, descending=True, stable=True)
-    return chosen.sum(-1).int()[None, None], order.int()[None, None]
-
-
 def tile_mask(layout: Layout, visibility: Visibility) -> BlockMask:
     """Return the mask of a batch over the whole sequence, for FlexAttention."""
     prefix = len(visibility.block_L) - layout.offsets[-1]
-    mask = copy(tiles(layout, prefix, visibility.keep_BTT is not None))
+    keep_BTT = visibility.keep_BTT
+    if keep_BTT is None:
+        mask = copy(_shared_mask(layout, prefix))
+    else:
+        mask = _block_mask(layout, prefix, keep_BTT)
 
     def mask_mod(b: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return visibility.mask_mod(b, q, k)
 
     mask.mask_mod = mask_mod
     return mask
+
+
+@lru_cache(maxsize=64)
+def _shared_mask(layout: Layout, prefix: int) -> BlockMask:
+    return _block_mask(layout, prefix, None)
+
+
+def _block_mask(layout: Layout, prefix: int, keep_BTT: Tensor | None) -> BlockMask:
+    partial, full = classify(layout, prefix, keep_BTT)
+    length = prefix + layout.offsets[-1]
+    return BlockMask.from_kv_blocks(
+        *_ordered(partial), *_ordered(full), BLOCK_SIZE=TILE, seq_lengths=(length, length)
+    )
+
+
+def classify(layout: Layout, prefix: int, keep_BTT: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return which tiles are partial and which are full.
+
+    Args:
+        layout: order of prediction.
+        prefix: text tokens, padding included.
+        keep_BTT: as that of `Visibility`, text last; None keeps all, for any batch.
+
+    Returns:
+        Both bool [B, rows, columns], B = 1 without `keep_BTT`.
+    """
+    blocks = _blocks(layout, prefix)
+    table_BSS = layout.table[None]
+    if keep_BTT is not None:
+        table_BSS = table_BSS & keep_BTT[:, blocks.frame[:, None], blocks.frame]
+    # float64: exact, and autocast leaves it alone
+    rows, columns = blocks.counts[:, :TEXT], blocks.counts.T
+    pairs = rows @ table_BSS[:, :TEXT].double() @ columns  # without those of text by text
+    of_blocks = rows @ table_BSS[:, :TEXT, :TEXT].double() @ columns[:TEXT]
+    full = of_blocks == TILE * TILE
+    return ((pairs > 0) | blocks.causal) & ~full, full
+
+
+class _Blocks(NamedTuple):
+    """The blocks of a sequence as tiles have them, on the layout's device."""
+
+    counts: Tensor
+    """Tokens of each block, and last of the text, in each tile; float64."""
+    frame: Tensor
+    """Of each block, and last that of text."""
+    causal: Tensor
+    """Tiles of text by text."""
+
+
+@lru_cache(maxsize=64)
+def _blocks(layout: Layout, prefix: int) -> _Blocks:
+    edges = torch.tensor([prefix + offset for offset in layout.offsets])
+    first = torch.cat([edges[:-1], torch.tensor([0])])
+    last = torch.cat([edges[1:], torch.tensor([prefix])])
+    start = torch.arange(0, int(edges[-1]), TILE)[:, None]
+    counts = (last.minimum(start + TILE) - first.maximum(start)).clamp(min=0)
+    text = counts[:, TEXT] > 0
+    frame = torch.tensor([*(block.frame for block in layout.scheme.blocks), TEXT])
+    causal = (text[:, None] & text).tril()
+    return _Blocks(*(each.to(layout.table.device) for each in (counts.double(), frame, causal)))
+
+
+def _ordered(chosen_Bqk: Tensor) -> tuple[Tensor, Tensor]:
+    """Return number and indices of the chosen columns of each row, as FlexAttention reads them."""
+    order = chosen_Bqk.int().argsort(dim=-1, descending=True, stable=True)
+    return chosen_Bqk.sum(-1).int()[:, None], order.int()[:, None]

@@ -14,7 +14,7 @@ from videoar.model.transformer.network import VideoAR, teacher_forcing_inputs
 from videoar.model.transformer.sampling import SamplerSettings, sample_bits
 from videoar.model.transformer.schemes import NextFrameNextScale
 from videoar.model.transformer.text import Text
-from videoar.model.transformer.tiles import TILE, classify, tiles
+from videoar.model.transformer.tiles import TILE, classify, tile_mask
 
 # Warnings of torch about its own doing: FlexAttention on a CPU, dynamo reading gradients.
 pytestmark = [
@@ -63,26 +63,37 @@ def test_tiles_are_those_of_the_dense_mask(frames, grid, history, window, prefix
     scheme = NextFrameNextScale(frames, scale_schedule(*grid), history, window)
     layout = compile_scheme(scheme, CPU)
     length = prefix + layout.offsets[-1]
-    text = torch.ones(1, prefix, dtype=torch.bool)
-    most = Visibility.of(layout, text, None).dense(0, length)[0, 0]
-    own = torch.eye(frames, dtype=torch.bool)[None] if hides_frames else None
-    least = Visibility.of(layout, ~text, own).dense(0, length)[0, 0]
-    partial, full = classify(layout, prefix, hides_frames)
-    assert torch.equal(partial | full, by_tile(most) > 0)
-    assert torch.equal(full, by_tile(least) == TILE**2)
+    text = torch.ones(2, prefix, dtype=torch.bool)
+    keep = random_frame_mask(torch.arange(2), frames, 0.5) if hides_frames else None
+    most, least = (Visibility.of(layout, mask, keep) for mask in (text, ~text))
+    shared = classify(layout, prefix, most.keep_BTT)
+    partial, full = (each.expand(2, -1, -1) for each in shared)
+    for b in range(2):
+        of_most, of_least = (by_tile(each.dense(0, length)[b, 0]) for each in (most, least))
+        assert torch.equal((partial | full)[b], of_most > 0)
+        assert torch.equal(full[b], of_least == TILE**2)
     assert not (partial & full).any()
-    mask = tiles(layout, prefix, hides_frames)
-    assert torch.equal(mask.to_dense()[0, 0].bool(), partial | full)
+    mask = tile_mask(layout, most)
+    assert torch.equal(mask.to_dense()[:, 0].bool(), shared[0] | shared[1])
     assert mask.seq_lengths == (length, length)
 
 
 def test_wide_videos_have_full_and_skipped_tiles():
     layout = compile_scheme(PRESETS["4B"].scheme_for(33), CPU)
-    partial, full = classify(layout, 16, hides_frames=True)
-    rows = -(-(16 + 23_652) // TILE)
-    assert partial.shape == full.shape == (rows, rows)
-    assert full.sum() > 2000
-    assert (partial | full).triu(diagonal=20).sum() == 0
+    text = torch.ones(2, 16, dtype=torch.bool)
+    shared = classify(layout, 16, None)
+    assert shared[1].float().mean() > 0.45
+    assert shared[0].float().mean() < 0.05
+    assert not (shared[0] | shared[1])[0].triu(diagonal=20).any()
+    shares = []
+    for p_mask in (0.0, 0.5):
+        keep = random_frame_mask(torch.arange(2), 9, p_mask)
+        own = classify(layout, 16, Visibility.of(layout, text, keep).keep_BTT)
+        shares.append([each.float().mean() for each in own])
+        if not p_mask:
+            assert all(torch.equal(a, b[:1]) for a, b in zip(shared, own, strict=True))
+    assert shares[1][1] < 0.8 * shares[0][1]
+    assert shares[1][0] < 0.05
 
 
 @pytest.mark.parametrize("hides_frames", [False, True])
@@ -140,6 +151,11 @@ def test_no_operator_of_a_training_step_waits_for_the_device(kind):
     scored(model, 9, (8, 8), 2, keep)  # fills the caches of layouts
     with Waits() as waits:
         scored(model, 9, (8, 8), 2, keep).square().sum().backward()
+    assert waits.found == []
+    layout = model.layout(9)
+    tile_mask(layout, Visibility.of(layout, text.mask_BP, keep))
+    with Waits() as waits:
+        tile_mask(layout, Visibility.of(layout, text.mask_BP, keep))
     assert waits.found == []
     with Waits() as waits:
         text.mask_BP.nonzero()
