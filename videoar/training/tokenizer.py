@@ -32,7 +32,12 @@ from videoar.model.tokenizer.losses import (
 )
 from videoar.model.tokenizer.network import VideoTokenizer, video_from_frames
 from videoar.training.checkpoint import Part, restoring, save_state
-from videoar.training.collectives import all_gather, all_reduce_gradients, all_reduce_sum
+from videoar.training.collectives import (
+    all_gather,
+    all_reduce_gradients,
+    all_reduce_sum,
+    world_size,
+)
 from videoar.training.config import OptimizerConfig
 from videoar.training.data.excerpt_loader import Clips, ExcerptLoader
 from videoar.training.discriminator import SCORES, Discriminator
@@ -234,6 +239,9 @@ class TokenizerTrainer:
 
     def _compare_ranks(self) -> None:
         """Reject ranks whose initial states differ: no later step would detect it."""
+        if world_size() != self.world_size:
+            what = f"{self.world_size} ranks, but the process group has {world_size()}"
+            raise ValueError(f"{what} (join one first)")
         nets = (self.net, self.discriminator, self.features)
         states = [net.state_dict() for net in nets if isinstance(net, nn.Module)]
         weights = _digest(w for state in (*states, self.average.weights) for w in state.values())
