@@ -69,6 +69,26 @@ def test_changed_option_reruns_only_downstream_stages_and_explain_names_it(first
     assert [entry["component"] for entry in below] == ["inputs.samples"]
 
 
+def test_generate_pipeline_makes_samples_of_a_file_with_the_champion(first: dict, tmp_path: Path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle moving left\na blue square moving up\n")
+    call = ["run", str(ROOT / "pipelines" / "generate.yaml"), "--set", f"inputs.prompts={prompts}"]
+    call += ["--set", "stages.generated.num_per_prompt=2"]
+    store = first["store"]
+    run = videoar(*call, store=store)
+    assert (run["status"], run["stages"][0]["rows"]["out"]) == ("SUCCEEDED", 4)
+    again = videoar("plan", *call[1:], store=store)
+    assert [stage["action"] for stage in again["stages"]] == ["cached"]
+    row = videoar("show", run["outputs"]["generated"], store=store)["first_rows"][0]
+    assert decode_clip(Path(store.removeprefix("file://")) / row["video_key"]).shape[0] == 17
+    graph = videoar("lineage", row["sample_id"], store=store)
+    assert {"prompts@1", "tokens@1"} <= {node.get("contract") for node in graph["nodes"]}
+    prompts.write_text(prompts.read_text() + "a green circle moving down\n")
+    (stage,) = videoar("plan", *call[1:], store=store)["stages"]
+    assert stage["action"] == "run"  # all four samples and the new ones were one shard
+    videoar("report", run["run_id"], store=store)
+
+
 def test_referenced_clips_run_up_to_tokens_and_resume(tmp_path: Path):
     store = (tmp_path / "store").as_uri()
     call = ["run", *up_to_the_model(tmp_path), "--until", "tokens"]

@@ -17,10 +17,9 @@ from videoar.model.transformer.config import ModelConfig
 from videoar.records.lineage import lineage
 from videoar.records.names import find_snapshot
 from videoar.records.run_record import stage_parts
-from videoar.storage.delta_log import iter_commits
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.training.model_store import ClipShape, clip_shape
+from videoar.training.model_store import ClipShape, clip_shape, find_tokenizer
 
 _NOT_STATED = "not stated"
 
@@ -88,21 +87,6 @@ def model_row(snapshot: Snapshot) -> Row:
         raise ContractError(snapshot.id, f"holds {len(rows)} models, not one")
     row: Row = rows[0]
     return row
-
-
-def find_tokenizer(store: Store, model: Snapshot, digest: str | None) -> Snapshot:
-    """Return the snapshot of the tokenizer that a transformer was trained on.
-
-    Raises:
-        ConfigError: the store has no tokenizer of this digest.
-    """
-    commits = iter_commits(store.objects)
-    ids = dict.fromkeys(commit.snapshot for commit in commits if commit.contract == MODELS)
-    for snapshot in map(store.snapshot, ids):
-        if digest in snapshot.table(["digest"])["digest"].to_pylist():
-            return snapshot
-    what = f"its tokenizer {digest} is not in {store.url}"
-    raise ConfigError(model.id, what, "use the store that it was trained in")
 
 
 def _network(store: Store, snapshot: Snapshot) -> Network:

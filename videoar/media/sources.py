@@ -78,11 +78,37 @@ def list_sources(url: str) -> pa.Table:
     return contract.conform(pa.Table.from_pylist(rows, contract.arrow_schema), url)
 
 
-def _folder(url: str) -> Path:
-    folder = Path(os.fsdecode(unquote_to_bytes(urlsplit(url).path)) if "://" in url else url)
+def read_input(url: str) -> bytes:
+    """Return the content of an input that is one file: a path, `file://` or `s3://`.
+
+    Raises:
+        ConfigError: there is no such file.
+        StorageError: the bucket does not answer.
+    """
+    if url.startswith("s3://"):
+        bucket, key = bucket_and_key(url)
+        data = S3ObjectStore(bucket, "", settings().s3_endpoint).find(key)
+        if data is None:
+            raise ConfigError(url, "no such file")
+        return data
+    path = _path(url)
+    if not path.is_file():  # reading a pipe would block forever
+        raise ConfigError(str(path), "is not a file" if path.exists() else "no such file")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(str(path), f"cannot be read: {error.strerror}") from error
+
+
+def _path(url: str) -> Path:
     if "://" in url and not url.startswith("file://"):
         hint = "use a folder, file://, s3:// or rendered://"
         raise ConfigError(url, "unknown kind of input", hint)
+    return Path(os.fsdecode(unquote_to_bytes(urlsplit(url).path)) if "://" in url else url)
+
+
+def _folder(url: str) -> Path:
+    folder = _path(url)
     if not folder.exists():
         raise ConfigError(str(folder), "no such folder")
     if not folder.is_dir():

@@ -1,7 +1,8 @@
 """Encode frames to video files through ffmpeg, deterministically.
 
 Equal frames give equal bytes with the same build of ffmpeg: one thread, bit-exact flags, no
-metadata. Clips are stored by the digest of their bytes, so this is what makes a re-run idempotent.
+metadata but the given tags. Clips are stored by the digest of their bytes, so this is what makes a
+re-run idempotent.
 
 Starting a process costs more than encoding a small clip, so `encode_clips` encodes many clips with
 one process. Each has an encoder of its own: rate control must not carry over from other clips.
@@ -66,15 +67,31 @@ def encode(
     _write([frames_THWC], [path], rate_fps, _settings(codec, crf, pix_fmt))
 
 
-def encode_clips(clips_NTHWC: Sequence[np.ndarray], rate_fps: float, crf: int) -> list[bytes]:
+def encode_clips(
+    clips_NTHWC: Sequence[np.ndarray],
+    rate_fps: float,
+    crf: int,
+    tags: Sequence[Mapping[str, str]] = (),
+) -> list[bytes]:
     """Encode clips of one size as H.264 MP4 with a single process; return their bytes in order.
 
     The index (`moov`) comes first in each file, so that a player can start before the file ends.
+
+    Args:
+        clips_NTHWC: uint8 RGB.
+        rate_fps: frame rate.
+        crf: quality, smaller is better.
+        tags: of each clip `title` and `comment`; empty for none.
     """
     options = {**_settings("libx264", crf, "yuv420p"), "movflags": "+faststart"}
+    # ffmpeg-python has no repeated options; both names mean the metadata of the whole file
+    metadata = [
+        {"metadata": f"title={tag['title']}", "metadata:g": f"comment={tag['comment']}"}
+        for tag in tags
+    ]
     with tempfile.TemporaryDirectory(prefix="videoar-") as folder:
         paths = [Path(folder) / f"{i}.mp4" for i in range(len(clips_NTHWC))]
-        _write(clips_NTHWC, paths, rate_fps, options)
+        _write(clips_NTHWC, paths, rate_fps, options, metadata)
         return [path.read_bytes() for path in paths]
 
 
@@ -124,7 +141,11 @@ def _raw_input(frame_HWC: np.ndarray, rate_fps: float) -> "FilterableStream":
 
 
 def _write(
-    clips: Sequence[np.ndarray], paths: Sequence[Path], rate_fps: float, options: dict[str, Any]
+    clips: Sequence[np.ndarray],
+    paths: Sequence[Path],
+    rate_fps: float,
+    options: dict[str, Any],
+    metadata: Sequence[dict[str, str]] = (),
 ) -> None:
     import ffmpeg
 
@@ -135,7 +156,7 @@ def _write(
         parts[i]
         .filter("trim", start_frame=end - len(clip), end_frame=end)
         .filter("setpts", "PTS-STARTPTS")  # each file starts at time 0
-        .output(f"file:{path}", vsync="passthrough", **options)
+        .output(f"file:{path}", vsync="passthrough", **options, **(metadata[i] if metadata else {}))
         for i, (clip, end, path) in enumerate(zip(clips, ends, paths, strict=True))
     ]
     data = (np.ascontiguousarray(clip, dtype=np.uint8).tobytes() for clip in clips)

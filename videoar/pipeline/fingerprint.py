@@ -11,7 +11,7 @@ and the layout version pin what they write.
 """
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,16 @@ def fingerprint(fingerprint_parts: FingerprintParts) -> str:
     return digest_json(fingerprint_parts)
 
 
-def shard_fingerprint(fingerprint_parts: FingerprintParts, primary: str, shard: Shard) -> str:
+def shard_fingerprint(
+    fingerprint_parts: FingerprintParts, sharded: Collection[str], shard: Shard
+) -> str:
     """Return the fingerprint of one shard.
 
-    It has the digest of the shard in place of that of the whole primary input, so that new data
-    costs new shards only.
+    It has the digest of the shard in place of those of the `sharded` inputs, so that new data costs
+    new shards only.
     """
     inputs = fingerprint_parts["inputs"].items()
-    side_inputs = {port: digest for port, digest in inputs if port != primary}
+    side_inputs = {port: digest for port, digest in inputs if port not in sharded}
     return digest_json({**fingerprint_parts, "inputs": side_inputs, "shard": shard.digest})
 
 

@@ -1,4 +1,4 @@
-"""What an input of a pipeline may be: a folder, or a URL of a kind that the platform can read.
+"""What an input of a pipeline may be: a folder, a file of prompts, or a URL of a known kind.
 
 Checked without access to files or network, so that `validate` and `run` agree.
 """
@@ -11,7 +11,7 @@ from videoar.core.printable import printable
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")  # with ://, as a path may contain a colon
 _LOCAL_HOSTS = ("", "localhost")  # RFC 8089: both mean this machine
-_KINDS = "a folder, file://, s3://, rendered://, ref:// or snapshot://"
+_KINDS = "a folder, a file of prompts, file://, s3://, rendered://, ref:// or snapshot://"
 _NAMED = ("ref", "snapshot")
 Problem = tuple[str, str]
 """What is wrong, and what to do."""

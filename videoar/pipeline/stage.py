@@ -12,7 +12,7 @@ those may change the speed of a stage, never its output.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
@@ -217,6 +217,11 @@ class MapStage(Stage[C]):
     """Port whose files are the shards."""
     allows_empty_output: ClassVar[bool] = False
     """An empty output is valid. For other stages, rejecting every row is a failure."""
+
+    @property
+    def sharded(self) -> Collection[str]:
+        """Ports of whose inputs only a shard's own part counts in its fingerprint."""
+        return {self.primary}
 
     def shards(self, inputs: Inputs) -> Sequence[Shard]:
         """Plan the work: cheap, pure, in a fixed order. Default: one shard per primary file."""

@@ -154,7 +154,7 @@ def split_by_record(
     # one listing instead of a request per shard: in a first run, none of them has a record
     known = set(store.ledger.list(shard_records_prefix(dataset)))
     names = {
-        shard.index: shard_fingerprint(fingerprint_parts, stage.primary, shard) for shard in shards
+        shard.index: shard_fingerprint(fingerprint_parts, stage.sharded, shard) for shard in shards
     }
     keys = {index: shard_record_key(dataset, name) for index, name in names.items()}
     listed = {index: key for index, key in keys.items() if key in known}

@@ -311,7 +311,7 @@ class Execution:
         columns = ["reasons", "uri", "detail"]
         (first, *_) = read_file(self.store.objects, total.rejects[0], columns).to_pylist()
         for shard in shards:
-            name = shard_fingerprint(task.fingerprint_parts, stage.primary, shard)
+            name = shard_fingerprint(task.fingerprint_parts, stage.sharded, shard)
             self.store.objects.delete(shard_record_key(task.dataset, name))
         raise StageError(
             f"stage {task.dataset}",

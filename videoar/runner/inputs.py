@@ -1,6 +1,7 @@
 """Resolves the `inputs` of a pipeline to snapshots.
 
 folder, file://, s3://, rendered://   listed now; the listing is a snapshot of `sources@1`
+NAME.txt, NAME.jsonl                  a file of prompts, read now: a snapshot of `prompts@1`
 ref://NAME, snapshot://ID             a snapshot that is already in the store
 
 A listing omits withdrawn sources, by URL and etag. A copy of one under another URL is recognized by
@@ -11,15 +12,17 @@ import logging
 
 import pyarrow as pa
 
-from videoar.contracts.names import SOURCES
+from videoar.contracts.contract import load_contract
+from videoar.contracts.names import PROMPTS, SOURCES
 from videoar.core.errors import ConfigError, StorageError
 from videoar.core.ids import digest_json
 from videoar.core.types import Provenance
-from videoar.media.sources import list_sources
+from videoar.media.sources import list_sources, read_input
 from videoar.records.run_record import InputRun, previous_input
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 from videoar.storage.takedown import address_digest, withdrawn_addresses
+from videoar.training.prompts import PROMPT_FILES, read_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +33,10 @@ class Listing:
     Planning has no side effects, so it uses this; executing commits it.
     """
 
-    def __init__(self, name: str, table: pa.Table) -> None:
+    def __init__(self, name: str, contract: str, table: pa.Table) -> None:
         self.name = name
-        self.contract = SOURCES
-        # none yet: `ingest` plans its shards from the rows
+        self.contract = contract
+        # none yet: stages plan their shards from the rows
         self.files = ()
         # the name counts: equal listings of two inputs are snapshots of two datasets
         self.fingerprint = digest_json({"listing": name, "rows": table.to_pylist()})
@@ -46,11 +49,11 @@ class Listing:
 
     def committed(self, store: Store) -> Snapshot | None:
         """Return the snapshot with these rows, if an earlier run committed it."""
-        return store.dataset(self.name, SOURCES).find(self.fingerprint)
+        return store.dataset(self.name, self.contract).find(self.fingerprint)
 
     def commit(self, store: Store, provenance: Provenance) -> Snapshot:
         """Commit the rows as a snapshot of the dataset named like the input."""
-        dataset = store.dataset(self.name, SOURCES)
+        dataset = store.dataset(self.name, self.contract)
         listed = provenance.model_copy(update={"fingerprint": self.fingerprint})
         return dataset.commit([dataset.write(self._table)], listed, {})
 
@@ -65,9 +68,19 @@ def resolve(store: Store, name: str, url: str) -> Snapshot | Listing:
     for scheme in ("ref://", "snapshot://"):
         if url.startswith(scheme):
             return store.snapshot(url.removeprefix(scheme))
-    listing = Listing(name, _without_withdrawn(store, name, url, list_sources(url)))
+    if url.endswith(PROMPT_FILES):
+        listing = Listing(name, PROMPTS, _prompts(url))
+    else:
+        rows = _without_withdrawn(store, name, url, list_sources(url))
+        listing = Listing(name, SOURCES, rows)
     # unchanged since an earlier run: no new snapshot, so nothing after it runs again
     return listing.committed(store) or listing
+
+
+def _prompts(url: str) -> pa.Table:
+    contract = load_contract(PROMPTS)
+    rows = read_prompts(read_input(url), url)
+    return contract.conform(pa.Table.from_pylist(rows, contract.arrow_schema), url)
 
 
 def _without_withdrawn(store: Store, name: str, url: str, rows: pa.Table) -> pa.Table:

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from videoar.contracts.contract import load_contract
 from videoar.contracts.names import MODELS
-from videoar.core.errors import ContractError
+from videoar.core.errors import ConfigError, ContractError
 from videoar.core.ids import canonical_json, digest_json
 from videoar.core.scratch import Scratch
 from videoar.model.tokenizer.config import TokenizerConfig
 from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.model.transformer.config import ModelConfig
 from videoar.model.transformer.network import VideoAR
+from videoar.storage.delta_log import iter_commits
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 from videoar.training.checkpoint import reading
@@ -129,6 +130,21 @@ def load_tokenizer(
         ContractError: the snapshot holds something else, or several models.
     """
     return _load(snapshot, store, device, VideoTokenizer)
+
+
+def find_tokenizer(store: Store, model: Snapshot, digest: str | None) -> Snapshot:
+    """Return the snapshot of the tokenizer that a transformer was trained on.
+
+    Raises:
+        ConfigError: the store has no tokenizer of this digest.
+    """
+    commits = iter_commits(store.objects)
+    ids = dict.fromkeys(commit.snapshot for commit in commits if commit.contract == MODELS)
+    for snapshot in map(store.snapshot, ids):
+        if digest in snapshot.table(["digest"])["digest"].to_pylist():
+            return snapshot
+    what = f"its tokenizer {digest} is not in {store.url}"
+    raise ConfigError(model.id, what, "use the store that it was trained in")
 
 
 def _load(

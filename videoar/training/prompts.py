@@ -3,12 +3,22 @@
 Training and sampling must use the same templates: to a text encoder, other words are another text.
 """
 
+import json
 import re
+from collections.abc import Iterable, Iterator
 
-from pydantic import field_validator
+from pydantic import Field, ValidationError, field_validator
 
-from videoar.core.types import Frozen
+from videoar.core.errors import ConfigError
+from videoar.core.ids import digest_json, seed_from
+from videoar.core.printable import printable
+from videoar.core.types import Frozen, Row
 
+PROMPT_FILES = (".txt", ".jsonl")
+"""What the name of a file of prompts ends with."""
+_MAX_CHARS = 4000
+"""Chosen: 512 tokens of T5, the most that a model reads, are some 2,500 characters of English."""
+_MAX_SEED = 2**63 - 1
 _CAPTION, _LABEL = "{caption}", "{label}"
 _WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_")
 
@@ -48,6 +58,107 @@ class PromptTemplates(Frozen):
             if not caption or plain_words(caption) == words:
                 return self.class_template.replace(_LABEL, words)
         return self.caption_template.replace(_CAPTION, caption) if caption else ""
+
+    def samples(self, prompts: Iterable[Row], seed: int, num_per_prompt: int) -> Iterator[Row]:
+        """Yield the samples of prompts: prompt_id, prompt, label, index and seed of each.
+
+        The seed of a sample depends on `seed`, the text and the number of the sample among those of
+        the text: other prompts, shards or batches leave it as it is. A row with a seed is one
+        sample.
+
+        Args:
+            prompts: rows of `prompts@1`.
+            seed: of all samples.
+            num_per_prompt: samples of a row.
+        """
+        seen = set()
+        for row in prompts:
+            text = self.prompt(row["prompt"] or None, row["label"])
+            fixed = row["seed"] is not None
+            first = row["index"] if fixed else row["index"] * num_per_prompt
+            for index in range(first, first + (1 if fixed else num_per_prompt)):
+                own = row["seed"] if fixed else seed_from("sample", seed, text, index)
+                # equal prompts with equal seeds would be the same sample again
+                if (text, own) not in seen:
+                    seen.add((text, own))
+                    yield {**row, "prompt": text, "index": index, "seed": own}
+
+
+class Prompt(Frozen):
+    """A row of `prompts@1`, and a line of a file of prompts in JSON."""
+
+    prompt_id: str = ""
+    """Empty: the digest of text and label."""
+    prompt: str = ""
+    label: str | None = None
+    index: int = Field(default=0, ge=0, lt=2**31)
+    seed: int | None = Field(default=None, ge=0, le=_MAX_SEED)
+
+    def row(self, where: str) -> Row:
+        """Return the row.
+
+        Raises:
+            ConfigError: it has neither a text nor a label, or one that cannot be used.
+        """
+        for text in (self.prompt, self.label or "", self.prompt_id):
+            if printable(text) != text:
+                what = "contains control characters or bytes that are not UTF-8"
+                raise ConfigError(where, what, "a prompt is one line of text")
+            if len(text) > _MAX_CHARS:
+                raise ConfigError(
+                    where, f"has {len(text)} characters, at most {_MAX_CHARS} can be used"
+                )
+        if not self.prompt.strip() and not self.label:
+            raise ConfigError(where, "is empty", "write what the video shows")
+        named = self.prompt_id or digest_json([self.prompt, self.label])[:32]
+        return {**self.model_dump(), "prompt_id": named}
+
+
+def read_prompts(data: bytes, where: str) -> list[Row]:
+    """Return the rows of `prompts@1` of a file.
+
+    Args:
+        data: UTF-8 text, one prompt per line; blank and repeated lines are left out. If `where`
+            ends with `.jsonl`, an object per line: `prompt` or `label`, and optionally `prompt_id`,
+            `index` and `seed`.
+        where: name of the file.
+
+    Raises:
+        ConfigError: it has no prompt, or one that cannot be used.
+    """
+    try:
+        lines = data.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(where, f"is not UTF-8: {error.reason} at byte {error.start}") from error
+    numbered = ((f"{where}:{number}", line.strip()) for number, line in enumerate(lines, 1))
+    parse = _parse_json if where.endswith(".jsonl") else _parse_text
+    rows: dict[tuple[str, int], Row] = {}
+    for place, line in numbered:
+        row = parse(line, place).row(place) if line else None
+        if row is None:
+            continue
+        key = (row["prompt_id"], row["index"])
+        if rows.setdefault(key, row) is not row and where.endswith(".jsonl"):
+            raise ConfigError(
+                place, f"repeats prompt {key[0]}, index {key[1]}", "give it another index"
+            )
+    if not rows:
+        raise ConfigError(where, "holds no prompt", "write one prompt per line")
+    return list(rows.values())
+
+
+def _parse_text(line: str, _place: str) -> Prompt:
+    return Prompt(prompt=line)
+
+
+def _parse_json(line: str, place: str) -> Prompt:
+    try:
+        return Prompt.model_validate(json.loads(line))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(place, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(place, f"is not JSON: {error}") from error
 
 
 def plain_words(name: str) -> str:

@@ -17,12 +17,14 @@ from videoar.media.decode import decode_clip
 from videoar.model.tokenizer.config import TOKENIZERS
 from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.pipeline.context import StageContext
+from videoar.pipeline.fingerprint import compute_parts, shard_fingerprint
 from videoar.stages.generate.stage import GenerateConfig, GenerateStage
 from videoar.stages.pretrain.data import open_stores
 from videoar.stages.pretrain.stage import PretrainConfig, PretrainStage
 from videoar.storage.store import open_store
 from videoar.storage.token_codec import checksum
 from videoar.training.model_store import load_tokenizer, load_transformer, publish_model
+from videoar.training.prompts import Prompt
 
 TRAINING = {"phases": [{"steps": 4, "batch_size": 2}], "optimizer": {"learning_rate": 1e-3}}
 
@@ -219,14 +221,69 @@ def test_unknown_guidance_is_rejected_before_a_run():
         GenerateConfig(guidance="strong")
 
 
-def test_prompts_are_read_from_a_file(tmp_path):
+def test_prompts_are_read_from_a_file(reference, tmp_path):
     path = tmp_path / "prompts.txt"
     path.write_text("a cat\n\na dog\na cat\n")
     stage = GenerateStage(GenerateConfig(prompts=str(path)))
-    rows = [row for shard in stage.shards({}) for row in shard.rows]
+    ports = {"reference": reference}
+    rows = [row for shard in stage.shards(ports) for row in shard.rows]
     assert [(row["prompt"], row["label"]) for row in rows] == [("a cat", None), ("a dog", None)]
     before = stage.tools()
     path.write_text("a bird\n")
     assert stage.tools() != before
     with pytest.raises(ConfigError, match="no such file"):
-        GenerateStage(GenerateConfig(prompts="missing.txt")).shards({})
+        GenerateStage(GenerateConfig(prompts="missing.txt")).shards(ports)
+
+
+def prompts_of(store, name, *rows):
+    table = pa.Table.from_pylist([Prompt(**row).row("row") for row in rows])
+    return commit(store, name, "prompts@1", load_contract("prompts@1").conform(table, name))
+
+
+def test_snapshot_of_prompts_needs_no_reference_and_no_tokenizer(
+    store, inputs, reference, tmp_path
+):
+    model = commit(store, "model", "models@1", pretrain(store, inputs, MemoryRank(tmp_path)).rows)
+    fixed = {"prompt": "a frozen one", "prompt_id": "x1", "index": 2, "seed": 7}
+    prompts = prompts_of(store, "prompts", {"prompt": "a cat"}, {"label": "PlayChess"}, fixed)
+    stage = GenerateStage(GenerateConfig(num_per_prompt=2, num_frames=5, shard_samples=2))
+    ports = {"model": model, "prompts": prompts}
+    shards = stage.shards(ports)
+    rows = [row for shard in shards for row in shard.rows]
+    of_class = "Generate a video of play chess"
+    assert [(row["prompt"], row["index"]) for row in rows] == [
+        ("a cat", 0), ("a cat", 1), (of_class, 0), (of_class, 1), ("a frozen one", 2),
+    ]  # fmt: skip
+    assert (rows[4]["seed"], rows[4]["prompt_id"], rows[2]["label"]) == (7, "x1", "PlayChess")
+    in_file = tmp_path / "prompts.txt"
+    in_file.write_text("a cat")
+    of_file = GenerateStage(GenerateConfig(num_per_prompt=2, prompts=str(in_file)))
+    (shard,) = of_file.shards({"reference": reference})
+    assert [row["seed"] for row in shard.rows] == [row["seed"] for row in rows[:2]]
+    output = stage.open(ports, StageContext(store))(pa.Table.from_pylist(list(shards[0].rows)))
+    made = load_contract("samples@1").conform(output.rows, "samples").to_pylist()
+    assert [row["rate_fps"] for row in made] == [8.0, 8.0]
+    assert output.metrics.keys() == {"sample_s", "encode_s"}
+    more = prompts_of(
+        store, "more", {"prompt": "a cat"}, {"label": "PlayChess"}, fixed, {"prompt": "b"}
+    )
+    names = [
+        [shard_fingerprint(compute_parts(stage, given), stage.sharded, s)
+         for s in stage.shards(given)]
+        for given in (ports, {**ports, "prompts": more})
+    ]  # fmt: skip
+    assert names[0][:2] == names[1][:2]
+
+
+def test_stage_without_prompts_or_frame_rate_is_rejected(store, inputs, reference):
+    stage = GenerateStage(GenerateConfig())
+    model = commit(store, "model", "models@1", _model_row(store))  # trained on no clips
+    with pytest.raises(ConfigError, match="does not say the frame rate"):
+        stage.shards({"model": model, "prompts": prompts_of(store, "p", {"prompt": "x"})})
+    with pytest.raises(ConfigError, match="leave one out"):
+        GenerateStage(GenerateConfig(prompts="x.txt")).shards({
+            "reference": reference,
+            "prompts": prompts_of(store, "q", {"prompt": "x"}),
+        })
+    rated = {"model": model, "reference": reference}
+    assert stage.shards(rated)

@@ -51,7 +51,7 @@ class ShardWorker:
         Raises:
             StageError: the stage failed on this shard.
         """
-        name = shard_fingerprint(self.task.fingerprint_parts, self.stage.primary, shard)
+        name = shard_fingerprint(self.task.fingerprint_parts, self.stage.sharded, shard)
         key = shard_record_key(self.task.dataset, name)
         # the plan is minutes old: a retry or another run may have finished this shard since
         if (existing := find_record(self.store, key)) is not None:

@@ -1,13 +1,13 @@
 """Generate clips from prompts: a model to samples."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from videoar.contracts.names import CLIPS, MODELS, SAMPLES
+from videoar.contracts.names import CLIPS, MODELS, PROMPTS, SAMPLES
 from videoar.core.errors import ConfigError
 from videoar.core.ids import digest_json, seed_from, sha256_hex
 from videoar.core.types import Row
@@ -16,19 +16,22 @@ from videoar.model.transformer.config import GuidanceName
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.local_path import LocalPath, path_or
 from videoar.pipeline.stage import Inputs, Mapper, MapStage, Port, Shard, StageConfig, runtime
-from videoar.training.prompts import PromptTemplates
+from videoar.storage.snapshot import Snapshot
+from videoar.training.prompts import Prompt, PromptTemplates, read_prompts
 
 CAPTIONS = "captions"
+_NUM_CAPTIONS = 16  # chosen: enough to look at
 
 
 class GenerateConfig(StageConfig, PromptTemplates):
     """Options of `generate`; its templates must be those that the model was trained with."""
 
     prompts: Annotated[str, path_or(CAPTIONS)] = runtime(CAPTIONS)
-    """`captions` uses distinct captions of the reference, or its classes where a clip has no other
-    caption; anything else is the path of a text file with one caption per line."""
-    num_prompts: int = Field(default=16, ge=1)
-    """Maximum number of prompts."""
+    """`captions` uses the port `prompts`, or else distinct captions of the reference, or its
+    classes where a clip has no other caption; anything else is the path of a file: a prompt per
+    line, or JSON (`.jsonl`) with the columns of `prompts@1`."""
+    num_prompts: int | None = Field(default=None, ge=1)
+    """Maximum number of prompts; by default 16 of a reference, and all of others."""
     num_per_prompt: int = Field(default=1, ge=1)
     """Minimum number of samples of each prompt."""
     min_samples: int = Field(default=0, ge=0)
@@ -56,13 +59,19 @@ class GenerateStage(MapStage[GenerateConfig]):
     name = "generate"
     consumes: ClassVar[Mapping[str, Port]] = {
         "model": Port(MODELS),
-        "tokenizer": Port(MODELS),
-        "reference": Port(CLIPS),
+        "tokenizer": Port(MODELS, optional=True),
+        "prompts": Port(PROMPTS, optional=True),
+        "reference": Port(CLIPS, optional=True),
     }
     produces = SAMPLES
     config_type = GenerateConfig
     placement = "serve"
-    primary = "reference"
+    primary = "prompts"
+
+    @property
+    def sharded(self) -> Collection[str]:
+        """Ports with prompts: their rows are in the shards."""
+        return {"prompts", "reference"}
 
     def tools(self) -> Mapping[str, str]:
         """Return digests of prompt file and text encoder, and versions of what encodes videos."""
@@ -78,10 +87,12 @@ class GenerateStage(MapStage[GenerateConfig]):
 
     def shards(self, inputs: Inputs) -> Sequence[Shard]:
         """Divide the requested samples into batches."""
-        rows = list(self._requested(inputs))
+        rate_fps, rows = _rate_fps(inputs), list(self._requested(inputs))
         size = self.config.shard_samples
         chunks = [tuple(rows[i : i + size]) for i in range(0, len(rows), size)]
-        return [Shard(i, digest_json(chunk), rows=chunk) for i, chunk in enumerate(chunks)]
+        return [
+            Shard(i, digest_json([rate_fps, chunk]), rows=chunk) for i, chunk in enumerate(chunks)
+        ]
 
     def open(self, inputs: Inputs, context: StageContext) -> Mapper:
         """Load the model, its tokenizer and its text encoder."""
@@ -93,46 +104,52 @@ class GenerateStage(MapStage[GenerateConfig]):
             context.store,
             config.resources.cpus,
             num_frames=config.num_frames,
+            rate_fps=_rate_fps(inputs),
             sampler={"guidance": config.guidance, "temperature": config.temperature},
             crf=config.crf,
             text_encoder=config.text_encoder,
         )
 
     def _requested(self, inputs: Inputs) -> Iterator[Row]:
-        prompts = self._prompts(inputs)
+        prompts = self._prompts(inputs)[: self.config.num_prompts]
         per_prompt = math.ceil(self.config.min_samples / len(prompts))
-        for prompt, label in prompts:
-            for index in range(max(self.config.num_per_prompt, per_prompt)):
-                # no number of shard or position: more prompts or other shards leave each sample as
-                # it is
-                seed = seed_from("sample", self.config.seed, prompt, index)
-                yield {"prompt": prompt, "label": label, "index": index, "seed": seed}
-
-    def _prompts(self, inputs: Inputs) -> Sequence[tuple[str, str | None]]:
-        """Return prompts, each with the label of a clip that has this prompt."""
-        if self.config.prompts != CAPTIONS:
-            lines = self._file().read_text().splitlines()
-            # distinct: equal prompts have equal seeds, so they would give the same samples again
-            texts = dict.fromkeys(line.strip() for line in lines if line.strip())
-            if not texts:
-                raise ConfigError(
-                    self.config.prompts, "holds no prompt", "write one prompt per line"
-                )
-            return [(self.config.prompt(text), None) for text in texts][: self.config.num_prompts]
-        table = inputs["reference"].table(["caption", "label"])
-        clips = zip(table["caption"].to_pylist(), table["label"].to_pylist(), strict=True)
-        pairs = {(self.config.prompt(caption, label), label) for caption, label in clips}
-        # sorted: which clip's label a shared prompt gets must not depend on the order of files
-        labels = dict(sorted(pairs, key=str))
-        prompts = sorted(
-            (prompt for prompt in labels if prompt),
-            # A hash per prompt: new clips add prompts without reordering the others.
-            key=lambda prompt: seed_from("prompt", self.config.seed, prompt),
+        return self.config.samples(
+            prompts, self.config.seed, max(self.config.num_per_prompt, per_prompt)
         )
-        if not prompts:
+
+    def _prompts(self, inputs: Inputs) -> list[Row]:
+        """Return rows of `prompts@1`."""
+        if self.config.prompts != CAPTIONS:
+            if "prompts" in inputs:
+                what = "the stage has a port and a file of prompts"
+                raise ConfigError("generate.prompts", what, "leave one out")
+            return read_prompts(self._file().read_bytes(), self.config.prompts)
+        if "prompts" in inputs:
+            rows: list[Row] = inputs["prompts"].table().to_pylist()
+            if not rows:
+                raise ConfigError(inputs["prompts"].id, "holds no prompt")
+            return rows
+        if "reference" in inputs:
+            return self._captions(inputs["reference"])
+        hint = "give it a port `prompts` or `reference`, or a file"
+        raise ConfigError("generate.prompts", "the stage has no prompts", hint)
+
+    def _captions(self, reference: Snapshot) -> list[Row]:
+        """Return a prompt per distinct text of the clips, each with the label of such a clip."""
+        table = reference.table(["caption", "label"])
+        clips = zip(table["caption"].to_pylist(), table["label"].to_pylist(), strict=True)
+        texts = {(self.config.prompt(caption, label), label, caption) for caption, label in clips}
+        # sorted: which clip's label a shared prompt gets must not depend on the order of files
+        found = {text: (label, caption) for text, label, caption in sorted(texts, key=str) if text}
+        if not found:
             hint = "give a file with prompts"
             raise ConfigError("generate.prompts", "the reference has no captions or classes", hint)
-        return [(prompt, labels[prompt]) for prompt in prompts[: self.config.num_prompts]]
+        # A hash per prompt: new clips add prompts without reordering the others.
+        chosen = sorted(found, key=lambda text: seed_from("prompt", self.config.seed, text))
+        pairs = [found[text] for text in chosen[: self.config.num_prompts or _NUM_CAPTIONS]]
+        return [
+            Prompt(prompt=caption or "", label=label).row("caption") for label, caption in pairs
+        ]
 
     def _file(self) -> Path:
         path = Path(self.config.prompts)
@@ -140,3 +157,12 @@ class GenerateStage(MapStage[GenerateConfig]):
             hint = f"`{CAPTIONS}` uses those of the reference"
             raise ConfigError(str(path), "no such file with prompts", hint)
         return path
+
+
+def _rate_fps(inputs: Inputs) -> float:
+    """Return the frame rate of the reference, or else that of the model's own clips."""
+    port = "reference" if "reference" in inputs else "model"
+    if rate := inputs[port].table(["rate_fps"])["rate_fps"][0].as_py():
+        return float(rate)
+    what = "does not say the frame rate of its clips"
+    raise ConfigError(inputs["model"].id, what, "give `generate` a port `reference`")
