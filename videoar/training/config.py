@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,9 @@ from videoar.training.prompts import PromptTemplates
 
 MAIN_STORE = "tokens"
 """Name of the store at the port `tokens`; a store at `tokens.NAME` is called `NAME`."""
+
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Frozen):
@@ -26,11 +29,11 @@ class OptimizerConfig(Frozen):
     """Share of the peak at the end of the cosine."""
     weight_decay: float = Field(default=0.05, ge=0)
     """On matrices of linear layers and kernels only, not on embeddings, norms and biases."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay of the running means of gradient and squared gradient."""
     clip_norm: float = Field(default=1.0, gt=0)
     """Maximum norm of the gradient."""
-    ema: float = Field(default=0.999, ge=0, lt=1)
+    ema: Decay = 0.999
     """Decay of the moving average of weights."""
 
     def rate(self, done: int, budget: int, peak: float | None = None) -> float:
@@ -160,7 +163,7 @@ class TransformerTraining(PromptTemplates):
     Source: PaLM, arXiv 2204.02311 section 5.1 (there by hand)."""
     drop_text: float = Field(default=0.1, ge=0, le=1)
     """Share of captions replaced by the unconditional features. Source: Infinity."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Seed of the first weights, the order of clips, and the random choices of each step."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the layers; quantizer and bit head are always fp32."""

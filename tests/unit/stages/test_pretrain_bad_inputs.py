@@ -147,6 +147,14 @@ def patience_without_val_rows(run):
     run.options = {"training": {"phases": [PHASE], "validation": {"patience": 1}}}
 
 
+def beta_above_1(run):
+    run.options = {"training": {**TRAINING, "optimizer": {"betas": [0.9, 1.5]}}}
+
+
+def seed_of_more_than_63_bits(run):
+    run.options = {"training": {**TRAINING, "seed": 2**63}}
+
+
 def huge_depth(run):
     run.model(depth=10**6)
 
@@ -227,6 +235,8 @@ TABLE = [
     (odd_frames, ConfigError, r"phases\.0\.num_frames: 4 frames are not .*use 1 or 5"),
     (indivisible_batch, ValidationError, "batch_size=2 is not a multiple of resources.workers=4"),
     (patience_without_val_rows, ConfigError, r"validation\.patience: no store has rows"),
+    (beta_above_1, ValidationError, "betas.1\n.*less than 1"),
+    (seed_of_more_than_63_bits, ValidationError, "seed\n.*less than 9223372036854775808"),
     (huge_depth, ValidationError, "less than or equal to 1024"),
     (huge_layers, ValidationError, "the limit is 1e"),
     (no_text_encoder, ConfigError, "none: no such model folder"),
