@@ -11,7 +11,7 @@ how often a step waits for the device. Latents are random; speed does not depend
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -22,11 +22,9 @@ from videoar.bench.tokens import committed_tokenizer
 from videoar.contracts.contract import load_contract
 from videoar.contracts.names import TOKENS
 from videoar.core.types import Provenance
-from videoar.engine.base import ShardDone
-from videoar.engine.inline import finished_loop
+from videoar.engine.inline import InlineEngine, finished_loop
 from videoar.model.tokenizer.config import TOKENIZERS
 from videoar.pipeline.spec import parse_pipeline
-from videoar.pipeline.stage import Shard
 from videoar.pipeline.work.rank import run_rank, store_progress
 from videoar.pipeline.work.task import StageTask, WorkRecord
 from videoar.runner.execute import Execution
@@ -68,12 +66,37 @@ def run(rounds: int, shape: Shape | None = None) -> BenchResult:
     with tempfile.TemporaryDirectory(prefix="videoar-bench-") as folder:
         contest = _Contest(open_store(Path(folder).as_uri()), shape)
         turns = [contest.turn(turn) for turn in range(rounds)]
-        figures = {name: [turn[name] for turn in turns] for name in ("ours", _BARE)}
-        steps = contest.details()
-    ratios = [turn["ours"] / turn[_BARE] for turn in turns]
-    overhead = {"overhead_percent": round(100 * (1 / float(np.median(ratios)) - 1), 2)}
+        details = contest.details()
+    overhead = {
+        f"overhead{suffix}_percent": _overhead_percent([
+            getattr(turn["ours"], field) / getattr(turn[_BARE], field) for turn in turns
+        ])
+        for suffix, field in (("", "wall_s"), ("_cpu", "cpu_s"))
+    }
     unit = f"training steps of {shape.batch} clips per second"
-    return compare("train", unit, figures, cases={"stage": overhead | steps})
+    figures = {name: [1 / turn[name].wall_s for turn in turns] for name in ("ours", _BARE)}
+    return compare("train", unit, figures, cases={"stage": overhead | details})
+
+
+class _Step(NamedTuple):
+    """Time of a step."""
+
+    wall_s: float
+    cpu_s: float
+    """Of all threads; unlike the wall time it hardly depends on what else runs on the machine."""
+
+    @classmethod
+    def mean(cls, first: "_Step", last: "_Step", steps: int) -> "_Step":
+        """Return the mean over the steps between two readings of the clocks."""
+        return cls(*((b - a) / steps for a, b in zip(first, last, strict=True)))
+
+
+def _clocks() -> _Step:
+    return _Step(time.perf_counter(), time.process_time())
+
+
+def _overhead_percent(ratios: list[float]) -> float:
+    return round(100 * (float(np.median(ratios)) - 1), 2)
 
 
 class _Contest:
@@ -90,9 +113,9 @@ class _Contest:
         self.tokenizer = committed_tokenizer(store, self.net)
         self.tokens = _committed_tokens(store, self.tokenizer, self.net, shape.clips)
 
-    def turn(self, turn: int) -> dict[str, float]:
-        """Train once per contestant; return steps per second."""
-        contestants: dict[str, Callable[[int], float]] = {"ours": self._stage, _BARE: self._bare}
+    def turn(self, turn: int) -> dict[str, _Step]:
+        """Train once per contestant; return the time of a step."""
+        contestants: dict[str, Callable[[int], _Step]] = {"ours": self._stage, _BARE: self._bare}
         return {name: contestants[name](turn) for name in shuffled(list(contestants), turn)}
 
     def details(self) -> dict[str, float]:
@@ -104,7 +127,7 @@ class _Contest:
         figures = {"data_wait_percent": round(percent, 3)}
         return figures | _graphs(self._trainer()) | _gpu_figures(self._trainer())
 
-    def _stage(self, turn: int) -> float:
+    def _stage(self, turn: int) -> _Step:
         inputs = {
             "tokens": f"snapshot://{self.tokens.id}",
             "tokenizer": f"snapshot://{self.tokenizer.id}",
@@ -114,7 +137,7 @@ class _Contest:
         document = {"pipeline": "bench", "inputs": inputs, "stages": stages}
         engine = _TimedEngine()
         Execution(parse_pipeline(document, "bench"), self.store, engine).run()
-        return engine.steps_per_s
+        return engine.step
 
     def _options(self) -> dict[str, Any]:
         model = dict(self.shape.model)
@@ -149,7 +172,7 @@ class _Contest:
         loader = TokenLoader(self.tokens, self.shape.batch, config.training.seed)
         return TransformerTrainer(model, config.training, _TimedData(loader))
 
-    def _bare(self, _: int) -> float:
+    def _bare(self, _: int) -> _Step:
         """Take the steps with nothing around them."""
         import torch
 
@@ -166,7 +189,7 @@ class _Contest:
         ]
         optimizer = make_adamw(model, training.optimizer)
         average = MovingAverage(model, training.optimizer.ema)
-        started, loss = 0.0, torch.zeros(())
+        started, loss = _Step(0.0, 0.0), torch.zeros(())
         for step in range(self.shape.steps):
             rows = objective.rows(batches[step % len(batches)], None, seed_of=(step,))
             predicted = objective.predict(rows, phase, is_training=True, flips=True)
@@ -178,28 +201,22 @@ class _Contest:
             optimizer.step()
             average.update(model, step)
             # as in the stage, whose first report follows the first step: see `_TimedEngine`
-            started = started or time.perf_counter()
+            started = started if step else _clocks()
         float(loss.detach())  # waits for the device
-        return (self.shape.steps - 1) / (time.perf_counter() - started)
+        return _Step.mean(started, _clocks(), self.shape.steps - 1)
 
 
-class _TimedEngine:
-    """Runs a loop in this process; measures its steps from the first report to the last."""
-
-    name = "inline"
+class _TimedEngine(InlineEngine):
+    """Measures the steps of a loop from the first report to the last."""
 
     def __init__(self) -> None:
-        self._reports: list[tuple[int, float]] = []
+        self._reports: list[tuple[int, _Step]] = []
 
     @property
-    def steps_per_s(self) -> float:
-        """Steps after the first report per second."""
+    def step(self) -> _Step:
+        """The mean step after the first report."""
         (first, began), (last, ended) = self._reports[0], self._reports[-1]
-        return (last - first) / (ended - began)
-
-    def map(self, task: StageTask, shards: Sequence[Shard], done: ShardDone) -> None:
-        """Raise: the stage is a loop."""
-        raise NotImplementedError
+        return _Step.mean(began, ended, last - first)
 
     def loop(self, task: StageTask) -> WorkRecord:
         """Run the loop as a single rank."""
@@ -207,17 +224,10 @@ class _TimedEngine:
 
         def sink(step: int, total: int, metrics: Mapping[str, float]) -> None:
             write(step, total, metrics)
-            self._reports.append((step, time.perf_counter()))
+            self._reports.append((step, _clocks()))
 
         run_rank(task, 0, 1, sink)
         return finished_loop(task)
-
-    def reduce(self, task: StageTask) -> WorkRecord:
-        """Raise: the stage is a loop."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Do nothing."""
 
 
 class _TimedData:

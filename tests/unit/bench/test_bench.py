@@ -140,3 +140,4 @@ def test_stage_and_bare_loop_take_the_same_steps():
     assert 0 <= stage["data_wait_percent"] < 100
     expected = 100 * (result.baselines["bare loop"].median / result.ours.median - 1)
     assert stage["overhead_percent"] == pytest.approx(expected, abs=0.01)
+    assert stage["overhead_cpu_percent"] > -100
