@@ -9,8 +9,8 @@ blocks, and no mask is evaluated per token.
                        0: skipped    128 * 128: full, no mask is read    else: partial
 
 The tiles of a layout serve every batch and are built once: a tile with text is partial, as text may
-be padding. Hidden frames (random frame masking) are drawn anew, so then each sample has own tiles,
-built on its device by two small products.
+be padding. Hidden frames (random frame masking) are drawn in every step, so then each sample has
+own tiles, built on its device by two small products.
 
 Text is the table's last row and column, as in `attention`. B batch, T latent frames.
 """
