@@ -45,10 +45,10 @@ def run_benchmark(
     if name not in BENCHES:
         raise ConfigError(name, "no such benchmark", f"known: {', '.join(BENCHES)}")
     if name == "gpu":
-        from videoar.bench.gpu import plan, summary, supervisor
+        from videoar.bench.gpu import plan, summary
 
         options = plan.Options.model_validate(gpu or {})
-        return summary.as_bench_result(supervisor.run_gpu_benchmark(options))
+        return summary.as_bench_result(plan.run_gpu_benchmark(options))
     # imported here: a benchmark loads only what it measures
     module = import_module(f"videoar.bench.{BENCHES[name]}")
     result: BenchResult = module.run(videos, rounds) if name == "ingest" else module.run(rounds)

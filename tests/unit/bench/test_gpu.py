@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 import videoar
-from videoar.bench.gpu.plan import SECTIONS, Options
-from videoar.bench.gpu.supervisor import failed, run_gpu_benchmark
+from videoar.bench.gpu import plan
+from videoar.bench.gpu.plan import SECTIONS, Options, failed, run_gpu_benchmark
 from videoar.core.errors import ConfigError
 
 # All that a bare checkout lacks; and connections, which need a network.
@@ -86,25 +86,33 @@ def test_failed_section_is_recorded_and_the_next_one_runs(tmp_path):
 
 _CRASHING = """
 import json, os, pathlib, sys, time
-options, left, out = json.loads(sys.argv[1]), sys.argv[2].split(","), None
-out = pathlib.Path(options["out"])
+letter, out = sys.argv[2], pathlib.Path(json.loads(sys.argv[1])["out"])
 result = json.loads(out.read_text())
-for letter in left:
-    section = {"status": "running", "limit_s": 9, "seconds": 0, "cases": {"one": {}}, "errors": []}
-    result["sections"][letter] = section
-    out.write_text(json.dumps(result))
-    if letter == "b":
-        os._exit(17)
-    section["status"] = "done"
-    out.write_text(json.dumps(result))
+section = result["sections"][letter]
+section["cases"]["one"] = {"figure": 1}
+section["status"] = "done" if letter in "ad" else "running"
+out.write_text(json.dumps(result))
+if letter == "b":
+    os._exit(17)
+if letter == "c":
+    time.sleep(60)
 """
 
 
-def test_another_process_runs_what_a_failed_one_left(tmp_path):
-    options = Options(out=tmp_path / "result.json", only=("a", "b", "c"), minutes=1)
+def test_section_that_crashes_or_hangs_is_recorded_and_the_next_one_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(plan, "_GRACE", 0.0)
+    monkeypatch.setattr(plan, "_GRACE_S", 3.0)
+    options = Options(out=tmp_path / "result.json", only=("a", "b", "c", "d"), minutes=1)
     result = run_gpu_benchmark(options, (sys.executable, "-c", _CRASHING))
-    assert [s["status"] for s in result["sections"].values()] == ["done", "failed", "done"]
-    assert failed(result) == ["b parity, one: Ended: the process ended with code 17"]
+    states = [section["status"] for section in result["sections"].values()]
+    assert states == ["done", "failed", "failed", "done"]
+    assert all(
+        section["cases"] == {"one": {"figure": 1}} for section in result["sections"].values()
+    )
+    assert failed(result) == [
+        "b parity, one: Ended: the process ended with code 17",
+        "c training step, one: Ended: killed after 3 s",
+    ]
 
 
 def test_unknown_section_is_rejected(tmp_path):

@@ -4,6 +4,6 @@
     python -m videoar.bench.gpu          the same from a bare checkout: torch, einops, numpy,
                                          safetensors and pydantic, no network
 
-Sections (`plan`) run in a child process (`worker`), each with its share of the time; the result
-(`record`) is written after every case. Peaks and rates are taken in the same run.
+Each section (`plan`) runs in its own process (`section`) with its share of the time; the result is
+written after every case. Peaks and rates are taken in the same run.
 """

@@ -7,9 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from videoar.bench.gpu.plan import SECTIONS, Options
+from videoar.bench.gpu.plan import SECTIONS, Options, failed, run_gpu_benchmark
 from videoar.bench.gpu.summary import summary
-from videoar.bench.gpu.supervisor import failed, run_gpu_benchmark
 
 
 def main(arguments: list[str]) -> int:
@@ -21,14 +20,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--only", default="", help=f"letters with commas: {sections}")
     parser.add_argument("--latents", type=Path, help="safetensors: latents to train on")
     parser.add_argument("--clips", type=Path, help="safetensors: clips to train a tokenizer on")
-    parser.add_argument("--toy", action="store_true", help="toy shapes, for a test on a CPU")
+    parser.add_argument(
+        "--toy", dest="is_toy", action="store_true", help="toy shapes, for a test on a CPU"
+    )
     given = parser.parse_args(arguments)
-    options = Options(
-        out=given.out, minutes=given.minutes, is_toy=given.toy,
-        only=tuple(filter(None, given.only.split(","))),
-        latents=given.latents, clips=given.clips,
-    )  # fmt: skip
-    result = run_gpu_benchmark(options)
+    only = tuple(filter(None, given.only.split(",")))
+    result = run_gpu_benchmark(Options.model_validate(vars(given) | {"only": only}))
     print("\n".join(summary(result)))
     return 1 if failed(result) else 0
 

@@ -74,6 +74,36 @@ def peak_memory(device: torch.device, into: dict[str, Any]) -> Iterator[None]:
     into["peak_reserved_gib"] = round(torch.cuda.max_memory_reserved(device) / 2**30, 2)
 
 
+def clip_rate(
+    work: Callable[[], object],
+    device: torch.device,
+    batch: int,
+    seconds: float,
+    into: dict[str, Any],
+) -> float:
+    """Measure a call on a batch of clips: time, clips per second, memory; return milliseconds."""
+    with peak_memory(device, into):
+        ms = median_ms(work, device, seconds=seconds)
+    into |= {"batch": batch, "ms": round(ms, 2), "clips_per_s": round(1000 * batch / ms, 2)}
+    return ms
+
+
+def step_rate(
+    step: Callable[[], object],
+    device: torch.device,
+    batch: int,
+    seconds: float,
+    into: dict[str, Any],
+) -> float:
+    """Measure a training step, as `clip_rate`; also its first call, and host synchronisations."""
+    with peak_memory(device, into):
+        into["first_step_s"] = round(first_seconds(step, device), 3)
+        ms = median_ms(step, device, seconds=seconds)
+    into |= {"batch": batch, "step_ms": round(ms, 2), "clips_per_s": round(1000 * batch / ms, 2)}
+    into |= host_syncs(step, device)
+    return ms
+
+
 def host_syncs(work: Callable[[], object], device: torch.device) -> dict[str, Any]:
     """Return how often a call waits for the device, and where."""
     if device.type != "cuda":

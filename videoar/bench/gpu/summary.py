@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from videoar.bench.gpu.supervisor import failed
+from videoar.bench.gpu.plan import failed
 from videoar.bench.result import BenchResult, compare
 
 _LONG = {"host_syncs_at", "curve", "case_s", "kernels_ms"}

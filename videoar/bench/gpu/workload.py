@@ -127,75 +127,42 @@ def training_batch(cfg: ModelConfig, num_frames: int, batch: int, seed: int = 0)
 
 
 @dataclass(frozen=True)
-class LatentFile:
-    """Latents of clips with captions, in two splits."""
+class ClipFile:
+    """Clips with captions, in two splits."""
 
-    latent_BTKHW: Tensor
+    values: Tensor
+    """Latents [B, T, K, H, W], or frames [B, T, H, W, C] of uint8 RGB."""
     captions: Sequence[str]
     is_val: Tensor
     """bool per clip."""
     source: str
 
     @classmethod
-    def read(cls, path: Path) -> "LatentFile":
+    def read(cls, path: Path, name: str) -> "ClipFile":
         """Read a safetensors file.
 
-        It has the tensor `latent` [B, T, K, H, W] and in its metadata `captions` and `split`
-        (`train` or `val` per clip), each a JSON list.
+        It has the tensor `latent` or `frames`, and in its metadata `captions` and `split` (`train`
+        or `val` per clip), each a JSON list.
 
         Raises:
-            ConfigError: it has another form.
+            ConfigError: it does not exist, or has another form.
         """
-        values, texts, is_val = _read_clips(path, "latent")
-        return cls(values, texts, is_val, path.name)
+        if not path.is_file():
+            raise ConfigError(str(path), "no such file")
+        with safe_open(path, framework="pt") as file:
+            if name not in file.keys():  # noqa: SIM118 - the file is no mapping
+                raise ConfigError(str(path), f"has no tensor {name!r}")
+            values, metadata = file.get_tensor(name), file.metadata() or {}
+        texts, splits = (json.loads(metadata.get(key, "[]")) for key in ("captions", "split"))
+        if values.ndim != 5 or not len(values) == len(texts) == len(splits):
+            what = f"{name} {tuple(values.shape)}, {len(texts)} captions, {len(splits)} splits"
+            raise ConfigError(str(path), what, "see ClipFile.read")
+        return cls(values, texts, torch.tensor([split == "val" for split in splits]), path.name)
 
     @classmethod
-    def random(cls, cfg: ModelConfig, num_frames: int, clips: int) -> "LatentFile":
+    def random(cls, cfg: ModelConfig, num_frames: int, clips: int) -> "ClipFile":
         """Return random latents; every fourth clip is for validation."""
         frames = latent_frames(num_frames, cfg.time_stride)
         latents = random_latents((clips, frames, cfg.num_bits, *cfg.scales[-1]), seed=1)
         is_val = torch.arange(clips) % 4 == 3
         return cls(latents, captions(clips), is_val, "random: 16 patterns of drifting amplitude")
-
-
-@dataclass(frozen=True)
-class ClipFile:
-    """Clips with captions, in two splits."""
-
-    frames_BTHWC: Tensor
-    """uint8 RGB."""
-    captions: Sequence[str]
-    is_val: Tensor
-
-    @classmethod
-    def read(cls, path: Path) -> "ClipFile":
-        """Read a safetensors file with `frames`, and the metadata of `LatentFile.read`.
-
-        Raises:
-            ConfigError: it has another form.
-        """
-        values, texts, is_val = _read_clips(path, "frames")
-        return cls(values, texts, is_val)
-
-
-def _read_clips(path: Path, name: str) -> tuple[Tensor, list[str], Tensor]:
-    values, metadata = read_tensors(path, name)
-    texts, splits = (json.loads(metadata.get(key, "[]")) for key in ("captions", "split"))
-    if values.ndim != 5 or not len(values) == len(texts) == len(splits):
-        what = f"{name} {tuple(values.shape)}, {len(texts)} captions, {len(splits)} splits"
-        raise ConfigError(str(path), what, "see LatentFile.read")
-    return values, texts, torch.tensor([split == "val" for split in splits])
-
-
-def read_tensors(path: Path, name: str) -> tuple[Tensor, dict[str, str]]:
-    """Return a tensor of a safetensors file and the file's metadata.
-
-    Raises:
-        ConfigError: there is no such file or tensor.
-    """
-    if not path.is_file():
-        raise ConfigError(str(path), "no such file")
-    with safe_open(path, framework="pt") as file:
-        if name not in file.keys():  # noqa: SIM118 - the file is no mapping
-            raise ConfigError(str(path), f"has no tensor {name!r}")
-        return file.get_tensor(name), dict(file.metadata() or {})

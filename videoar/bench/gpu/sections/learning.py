@@ -8,16 +8,15 @@ B batch, T latent frames or frames, S scales, K bits, H W latent grid or pixels.
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from videoar.bench.gpu.measure import first_seconds
-from videoar.bench.gpu.record import Result, Section
+from videoar.bench.gpu.section import Result, Section
 from videoar.bench.gpu.subject import MemoryData, MemoryLoader, build
-from videoar.bench.gpu.workload import ClipFile, LatentFile, Workload
+from videoar.bench.gpu.workload import ClipFile
 from videoar.model.schedule import scale_schedule
 from videoar.model.tokenizer.config import TOKENIZERS, LossWeights, TokenizerTraining
 from videoar.model.tokenizer.losses import psnr
@@ -33,48 +32,47 @@ _TOKENIZER_SHARE, _TOKENIZER_MOST_S = 0.4, 90.0
 _BATCH = 32
 
 
-def run(section: Section, workload: Workload) -> None:
+def run(section: Section) -> None:
     """Train a tokenizer if clips are given, then the transformer."""
-    data: list[LatentFile] = []
+    workload, data = section.workload, list[ClipFile]()
     if workload.clips is not None:
-        clips = ClipFile.read(workload.clips)
-        section.case("tokenizer", partial(_train_tokenizer, section, workload, clips, data))
+        section.case("tokenizer", _train_tokenizer, ClipFile.read(workload.clips, "frames"), data)
     elif workload.latents is not None:
-        data.append(LatentFile.read(workload.latents))
+        data.append(ClipFile.read(workload.latents, "latent"))
     if not data:
         cfg = workload.presets[workload.learner]
-        data.append(LatentFile.random(cfg, workload.num_frames, 256))
+        data.append(ClipFile.random(cfg, workload.num_frames, 256))
     # Dense attention as well only if the other kernel does not run on this machine.
     kernels: tuple[Kernel, ...] = ("auto", "dense")
     for attention in kernels:
-        train = partial(_train_transformer, section, workload, data[0], attention)
-        if section.case(f"transformer, {attention} attention", train):
+        if section.case(
+            f"transformer, {attention} attention", _train_transformer, data[0], attention
+        ):
             break
 
 
 def _train_tokenizer(
-    section: Section, workload: Workload, clips: ClipFile, data: list[LatentFile], result: Result
+    section: Section, result: Result, clips: ClipFile, data: list[ClipFile]
 ) -> None:
-    device = section.device
-    base = TOKENIZERS[workload.learner]
-    cfg = base.for_size(*clips.frames_BTHWC.shape[2:4])
-    train = list(clips.frames_BTHWC[~clips.is_val].numpy())
+    workload, frames_BTHWC = section.workload, clips.values
+    cfg = TOKENIZERS[workload.learner].for_size(*frames_BTHWC.shape[2:4])
+    train = list(frames_BTHWC[~clips.is_val].numpy())
     batch = min(_BATCH, len(train))
     left = min(section.seconds_left, workload.learning_most_s)
     seconds = min(_TOKENIZER_MOST_S, _TOKENIZER_SHARE * left)
 
     def trainer(steps: int) -> TokenizerTrainer:
         options = TokenizerTraining(
-            steps=steps, batch_clips=batch, excerpt_frames=clips.frames_BTHWC.shape[1],
+            steps=steps, batch_clips=batch, excerpt_frames=frames_BTHWC.shape[1],
             precision="bf16", learning_rate=1e-3, image_steps=steps // 4, ema=0.99,
             weights=LossWeights(l2=2.0),
         )  # fmt: skip
-        return TokenizerTrainer(cfg, options, train, device=device.type)
+        return TokenizerTrainer(cfg, options, train, device=section.device.type)
 
     steps = _steps(trainer(1000).train_step, section, seconds, result)
     training = trainer(steps)
     curve: list[dict[str, float]] = []
-    val = clips.frames_BTHWC[clips.is_val]
+    val = frames_BTHWC[clips.is_val]
     started = time.monotonic()
     while training.step < steps and time.monotonic() - started < 1.2 * seconds:
         metrics = training.train_step()
@@ -84,8 +82,8 @@ def _train_tokenizer(
             result["curve"] = curve
             section.save()
     net = training.averaged()
-    latents = torch.cat([_encode(net, part).cpu() for part in clips.frames_BTHWC.split(_BATCH)])
-    data.append(LatentFile(latents.transpose(1, 2).half(), clips.captions, clips.is_val, "clips"))
+    latents = torch.cat([_encode(net, part).cpu() for part in frames_BTHWC.split(_BATCH)])
+    data.append(ClipFile(latents.transpose(1, 2).half(), clips.captions, clips.is_val, "clips"))
     result |= {
         "preset": workload.learner, "steps": training.step, "batch": batch,
         "train_clips": len(train), "val_clips": len(val), **curve[-1],
@@ -119,14 +117,14 @@ def _steps(step: Callable[[], object], section: Section, seconds: float, result:
     return max(_POINTS, int(seconds / per_step))
 
 
-def _train_transformer(
-    section: Section, workload: Workload, data: LatentFile, attention: Kernel, result: Result
-) -> None:
+def _train_transformer(section: Section, result: Result, data: ClipFile, attention: Kernel) -> None:
     """Train with the real trainer and its held-out numbers."""
-    seconds = 0.85 * min(section.seconds_left, workload.learning_most_s)
-    make = partial(_trainer, section, workload, data, attention)
-    steps = _steps(_probe(make(1000)), section, seconds, result)
-    trainer, started = make(steps), time.monotonic()
+    seconds = 0.85 * min(section.seconds_left, section.workload.learning_most_s)
+    probed = _trainer(section, data, attention, 1000)
+    (phase,) = probed.training.phases
+    batch = next(iter(probed.data.train(phase)))
+    steps = _steps(lambda: probed.take_step(batch, phase, 0), section, seconds, result)
+    trainer, started = _trainer(section, data, attention, steps), time.monotonic()
     curve: list[dict[str, float]] = []
 
     def after_step(trainer: TransformerTrainer) -> None:
@@ -139,21 +137,13 @@ def _train_transformer(
         trainer.progress.is_stopped |= elapsed_s > 1.2 * seconds
 
     trainer.run(after_step)
-    values = trainer.held_out
     result |= {
-        "preset": workload.learner, "data": data.source, "steps": trainer.step,
+        "preset": section.workload.learner, "data": data.source, "steps": trainer.step,
         "batch": trainer.training.phases[0].batch_size,
         "train_clips": int((~data.is_val).sum()), "val_clips": int(data.is_val.sum()),
-        "train_loss": trainer.metrics["loss"], "last_val": values,
+        "train_loss": trainer.metrics["loss"], "last_val": trainer.held_out,
         "least_val_loss": min(point["val/loss"] for point in curve),
     }  # fmt: skip
-
-
-def _probe(trainer: TransformerTrainer) -> Callable[[], None]:
-    """Return a step that is only timed."""
-    (phase,) = trainer.training.phases
-    batch = next(iter(trainer.data.train(phase)))
-    return lambda: trainer.take_step(batch, phase, 0)
 
 
 def _without_frames(point: Mapping[str, float]) -> dict[str, float]:
@@ -161,15 +151,13 @@ def _without_frames(point: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in point.items() if "/block_" not in name}
 
 
-def _trainer(
-    section: Section, workload: Workload, data: LatentFile, attention: Kernel, steps: int
-) -> TransformerTrainer:
-    _, bits, height, width = data.latent_BTKHW.shape[1:]
-    scales = TOKENIZERS[workload.learner].scales
+def _trainer(section: Section, data: ClipFile, attention: Kernel, steps: int) -> TransformerTrainer:
+    _, bits, height, width = data.values.shape[1:]
+    learner = section.workload.learner
+    scales = TOKENIZERS[learner].scales
     if scales[-1] != (height, width):
         scales = scale_schedule(height, width)
-    preset = workload.presets[workload.learner]
-    cfg = preset.model_copy(update={"num_bits": bits, "scales": scales})
+    cfg = section.workload.presets[learner].model_copy(update={"num_bits": bits, "scales": scales})
     batch = min(2 * _BATCH, int((~data.is_val).sum()))
     training = TransformerTraining(
         phases=(Phase(steps=steps, batch_size=batch),), precision="bf16",
@@ -183,6 +171,6 @@ def _trainer(
     return TransformerTrainer(model, training, in_memory)
 
 
-def _loader(data: LatentFile, is_in_split: Tensor, batch: int) -> MemoryLoader:
+def _loader(data: ClipFile, is_in_split: Tensor, batch: int) -> MemoryLoader:
     rows = is_in_split.nonzero().flatten()
-    return MemoryLoader(data.latent_BTKHW[rows], [data.captions[i] for i in rows], batch)
+    return MemoryLoader(data.values[rows], [data.captions[i] for i in rows], batch)

@@ -12,14 +12,11 @@ Tolerances (norm of the difference over norm of the reference):
 B batch, T latent frames, N heads, L tokens, E head width.
 """
 
-from collections.abc import Mapping
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from videoar.bench.gpu.measure import relative_error
-from videoar.bench.gpu.record import ParityError, Result, Section
+from videoar.bench.gpu.section import ParityError, Result, Section
 from videoar.bench.gpu.subject import (
     CHECKPOINTING,
     Attend,
@@ -28,7 +25,7 @@ from videoar.bench.gpu.subject import (
     build,
     compile_layers,
 )
-from videoar.bench.gpu.workload import Workload, captions, random_latents
+from videoar.bench.gpu.workload import captions, random_latents
 from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.model.tokenizer.quantizer import MultiScaleBSQ
 from videoar.model.transformer.attention import Visibility, compile_scheme, random_frame_mask
@@ -48,46 +45,46 @@ _LAYOUTS: dict[str, dict[str, object]] = {
 }
 
 
-def run(section: Section, workload: Workload) -> None:
+def run(section: Section) -> None:
     """Compare; what compiles least comes first."""
-    device, cfg = section.device, workload.parity
-    section.case("draws", partial(_draws, cfg, device))
-    section.case("bits of equal latents", partial(_quantizer, cfg, device))
-    section.case("bits of equal videos", partial(_tokenizer, workload, device))
-    section.case("CPU and GPU, fp32", partial(_cpu_and_device, cfg, device))
-    section.case("bf16 and fp32", partial(_bf16, cfg, device))
-    section.case("checkpointing", partial(_checkpointing, cfg, device))
-    section.case("sampling, cached and uncached", partial(_sampling, cfg, device))
-    section.case("compiled and eager", partial(_compiled, cfg, device))
-    section.case("attention: frames hidden", partial(_attention, cfg, {}, device, p_mask=0.3))
+    cfg = section.workload.parity
+    cases = {
+        "draws": _draws,
+        "bits of equal latents": _quantizer,
+        "bits of equal videos": _tokenizer,
+        "CPU and GPU, fp32": _cpu_and_device,
+        "bf16 and fp32": _bf16,
+        "checkpointing": _checkpointing,
+        "sampling, cached and uncached": _sampling,
+        "compiled and eager": _compiled,
+    }
+    for name, compare in cases.items():
+        section.case(name, compare, cfg)
+    section.case("attention: frames hidden", _attention, cfg, p_mask=0.3)
     for name, changes in _LAYOUTS.items():
-        section.case(f"attention: {name}", partial(_attention, cfg, changes, device, p_mask=0.0))
-    for width in _head_widths(workload) - {cfg.head_width}:
+        section.case(f"attention: {name}", _attention, cfg.model_copy(update=changes))
+    widths = {preset.head_width for preset in section.workload.presets.values()}
+    for width in widths - {cfg.head_width}:
         wide = cfg.model_copy(update={"width": width * cfg.heads})
-        section.case(f"attention: heads of {width}", partial(_attention, wide, {}, device))
+        section.case(f"attention: heads of {width}", _attention, wide)
 
 
-def _head_widths(workload: Workload) -> set[int]:
-    return {preset.head_width for preset in workload.presets.values()}
+def _check(result: Result, errors: dict[str, float], limits: dict[str, float] | float) -> None:
+    """Keep errors; raise unless each is within its limit; NaN is not."""
+    result |= errors
+    if isinstance(limits, float):
+        limits = dict.fromkeys(errors, limits)
+    above = [
+        f"{k} is {errors[k]:.2e}, above {v:.2e}" for k, v in limits.items() if not errors[k] <= v
+    ]
+    if above:
+        raise ParityError(", ".join(above))
 
 
-def _require(errors: Mapping[str, float], limits: Mapping[str, float]) -> None:
-    """Raise unless every error is within its limit; NaN is not."""
-    if bad := {k: v for k, v in errors.items() if k in limits and not v <= limits[k]}:
-        raise ParityError(
-            ", ".join(f"{k} is {v:.2e}, above {limits[k]:.2e}" for k, v in bad.items())
-        )
-
-
-def _attention(
-    cfg: ModelConfig,
-    changes: dict[str, object],
-    device: torch.device,
-    result: Result,
-    p_mask: float = 0.0,
-) -> None:
+def _attention(section: Section, result: Result, cfg: ModelConfig, *, p_mask: float = 0.0) -> None:
     """Compare forward and backward passes of both attentions, with ragged text."""
-    layout = compile_scheme(cfg.model_copy(update=changes).scheme_for(_FRAMES), device)
+    device = section.device
+    layout = compile_scheme(cfg.scheme_for(_FRAMES), device)
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor([1, 7, 16])
     text_mask_BP = (torch.arange(16) < lengths[:, None]).to(device)
@@ -111,8 +108,7 @@ def _attention(
         errors[f"{name} dense bf16"] = relative_error(dense16[i], exact[i])
         limits[f"{name} fp32"] = 1e-3
         limits[f"{name} bf16"] = 2 * errors[f"{name} dense bf16"]
-    result |= errors
-    _require(errors, limits)
+    _check(result, errors, limits)
 
 
 def _passes(attend: Attend, qkvg: Tensor) -> list[Tensor]:
@@ -155,49 +151,40 @@ def _differences(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, float]
     return {name: relative_error(a[name], b[name]) for name in a}
 
 
-def _cpu_and_device(cfg: ModelConfig, device: torch.device, result: Result) -> None:
+def _cpu_and_device(section: Section, result: Result, cfg: ModelConfig) -> None:
     model = build(cfg, torch.device("cpu"))
     expected = _pass(model, cfg)
-    errors = _differences(_pass(model.to(device), cfg), expected)
-    result |= errors
-    _require(errors, dict.fromkeys(errors, 1e-3))
+    _check(result, _differences(_pass(model.to(section.device), cfg), expected), 1e-3)
 
 
-def _bf16(cfg: ModelConfig, device: torch.device, result: Result) -> None:
-    model = build(cfg, device)
+def _bf16(section: Section, result: Result, cfg: ModelConfig) -> None:
+    model = build(cfg, section.device)
     errors = _differences(_pass(model, cfg, "bf16"), _pass(model, cfg))
-    result |= errors
-    _require(errors, {"logits": 5e-2, "loss": 1e-2})
+    _check(result, errors, {"logits": 5e-2, "loss": 1e-2})
 
 
-def _checkpointing(cfg: ModelConfig, device: torch.device, result: Result) -> None:
-    model = build(cfg, device).train()
-    passes = {}
+def _checkpointing(section: Section, result: Result, cfg: ModelConfig) -> None:
+    model = build(cfg, section.device).train()
+    gradients: dict[str, Tensor] = {}
     for kind in CHECKPOINTING:
         model.checkpointing = kind
-        passes[kind] = _pass(model, cfg)
-    errors: dict[str, float] = {
-        kind: relative_error(passes[kind]["gradient"], passes["none"]["gradient"])
-        for kind in passes
-    }
-    result |= errors
-    _require(errors, dict.fromkeys(errors, 1e-5))
+        gradients[kind] = _pass(model, cfg)["gradient"]
+    errors = {kind: relative_error(each, gradients["none"]) for kind, each in gradients.items()}
+    _check(result, errors, 1e-5)
 
 
-def _compiled(cfg: ModelConfig, device: torch.device, result: Result) -> None:
-    model = build(cfg, device).train()
+def _compiled(section: Section, result: Result, cfg: ModelConfig) -> None:
+    model = build(cfg, section.device).train()
     expected = _pass(model, cfg)
     compile_layers(model)
-    errors = _differences(_pass(model, cfg), expected)
-    result |= errors
-    _require(errors, dict.fromkeys(errors, 1e-3))
+    _check(result, _differences(_pass(model, cfg), expected), 1e-3)
 
 
-def _draws(cfg: ModelConfig, device: torch.device, result: Result) -> None:
+def _draws(section: Section, result: Result, cfg: ModelConfig) -> None:
     """Compare flips, dropped texts and hidden frames of equal seeds: they must be equal."""
     shapes = [(h, w, cfg.num_bits) for h, w in cfg.scales]
     drawn = []
-    for where in (torch.device("cpu"), device):
+    for where in (torch.device("cpu"), section.device):
         seed_B = (torch.arange(64) * 0x0123456789ABCDEF % 2**62).to(where)
         flips = draw_flips(seed_B, 5, shapes, CFECConfig())
         others = [bernoulli(seed_B, TEXT, 1, 0.1), random_frame_mask(seed_B, 5, 0.1)]
@@ -208,11 +195,12 @@ def _draws(cfg: ModelConfig, device: torch.device, result: Result) -> None:
         raise ParityError(f"{result['different']} of {len(drawn[0])} draws differ")
 
 
-def _quantizer(cfg: ModelConfig, device: torch.device, result: Result) -> None:
+def _quantizer(section: Section, result: Result, cfg: ModelConfig) -> None:
     """Bits are canonical: equal latents must have equal bits on every device, up to ties."""
     frames = cfg.scheme_for(_FRAMES).blocks[-1].frame + 1
     latents = random_latents((16, frames, cfg.num_bits, *cfg.scales[-1])).transpose(1, 2)
     quantizer = MultiScaleBSQ(cfg.num_bits, cfg.scales)
+    device = section.device
     on_cpu, on_device = quantizer.encode(latents), quantizer.encode(latents.to(device))
     _compare_bits(result, on_cpu, on_device, limit=1e-4)
     # From equal bits the latents must be equal to the last bit of the mantissa, or nearly.
@@ -227,19 +215,19 @@ def _compare_bits(result: Result, a: list[Tensor], b: list[Tensor], limit: float
         raise ParityError(f"{max(shares):.2e} of the bits of a scale differ, above {limit:.0e}")
 
 
-def _tokenizer(workload: Workload, device: torch.device, result: Result) -> None:
+def _tokenizer(section: Section, result: Result, _: ModelConfig) -> None:
     """Compare the bits of one video; a tie at one scale changes later ones, so 2 % may differ."""
     # TF32 is the default of convolutions: its rounding alone would change bits.
     torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(0)
-    net = VideoTokenizer(workload.tokenizer).eval()
+    net = VideoTokenizer(section.workload.tokenizer).eval()
     height, width = net.cfg.size_px
     generator = torch.Generator().manual_seed(0)
     video = torch.rand(1, 3, 5, height // 8, width // 8, generator=generator) * 2 - 1
     video = torch.nn.functional.interpolate(video, (5, height, width), mode="trilinear")
     with torch.no_grad():
         on_cpu = net.encode(video)
-        on_device = net.to(device).encode(video.to(device))
+        on_device = net.to(section.device).encode(video.to(section.device))
         result["latents"] = relative_error(on_device, on_cpu)
         # Latents of an untrained network are small, and their bits near ties.
         norm = 4 / on_cpu.norm(dim=1).mean()
@@ -248,18 +236,10 @@ def _tokenizer(workload: Workload, device: torch.device, result: Result) -> None
     _compare_bits(result, bits[0], bits[1], limit=2e-2)
 
 
-def _sampling(cfg: ModelConfig, device: torch.device, result: Result) -> None:
+def _sampling(section: Section, result: Result, cfg: ModelConfig) -> None:
     """Compare greedy clips with and without a cache, in fp32."""
-    model = build(cfg, device).eval()
+    model = build(cfg, section.device).eval()
     frames = 1 + cfg.time_stride
-    runs = [
-        sample_bits(
-            model,
-            captions(2),
-            frames,
-            [0, 1],
-            settings=SamplerSettings("ucf", greedy=True, cached=cached),
-        ).bits
-        for cached in (True, False)
-    ]
-    _compare_bits(result, runs[0], runs[1], limit=1e-3)
+    settings = [SamplerSettings("ucf", greedy=True, cached=cached) for cached in (True, False)]
+    runs = [sample_bits(model, captions(2), frames, [0, 1], settings=each) for each in settings]
+    _compare_bits(result, runs[0].bits, runs[1].bits, limit=1e-3)
