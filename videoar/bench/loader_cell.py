@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -102,20 +102,25 @@ def read_raw(folder: Path, out: Path, batch_size: int, epoch: int) -> Iterator[i
 
 def write_ours(folder: Path, out: Path) -> None:
     """Write four files of a token store."""
+    from videoar.bench.stores import commit
     from videoar.contracts.names import TOKENS
-    from videoar.core.types import Provenance
     from videoar.storage.store import open_store
 
     shape = json.loads((folder / "shape.json").read_text())
-    dataset = open_store(out.as_uri()).dataset("tokens", TOKENS)
-    parts = np.array_split(np.arange(len(payload(folder)[0])), 4)
-    files = [dataset.write(token_table(payload(folder), part, shape)) for part in parts]
-    made = Provenance(run_id="bench", pipeline="b", stage="s", fingerprint="f", code_version="c")
-    (out / "snapshot").write_text(dataset.commit(files, made, {}).id)
+    tables = token_tables(payload(folder), shape)
+    snapshot = commit(open_store(out.as_uri()), "tokens", TOKENS, tables)
+    (out / "snapshot").write_text(snapshot.id)
 
 
-def token_table(payload: list[np.ndarray], numbers: np.ndarray, shape: list[int]) -> "pa.Table":
-    """Return rows of `tokens@1` with a payload and plausible small columns."""
+def token_tables(payload: list[np.ndarray], shape: Sequence[int]) -> Iterator["pa.Table"]:
+    """Yield rows of `tokens@1`, in four parts, with a payload and plausible small columns."""
+    for numbers in np.array_split(np.arange(len(payload[0])), 4):
+        yield _token_table(payload, numbers, shape)
+
+
+def _token_table(
+    payload: list[np.ndarray], numbers: np.ndarray, shape: Sequence[int]
+) -> "pa.Table":
     import pyarrow as pa
 
     from videoar.storage.token_codec import checksum
@@ -294,11 +299,8 @@ def measure(name: str, folder: Path, batch_size: int) -> dict[str, float]:
         began, cpu_began = time.perf_counter(), time.process_time()
         count = sum(batches)
         passed = time.perf_counter() - began
-        seconds, cpu_s, total = (
-            seconds + passed,
-            cpu_s + time.process_time() - cpu_began,
-            total + count,
-        )
+        seconds, total = seconds + passed, total + count
+        cpu_s += time.process_time() - cpu_began
         rates.append(count / passed)
     return {
         "samples_per_s": float(np.median(rates)),

@@ -19,10 +19,10 @@ from typing import Any, cast
 import numpy as np
 
 from videoar.bench.loader import SHAPES
-from videoar.bench.loader_cell import token_table
+from videoar.bench.loader_cell import token_tables
+from videoar.bench.stores import commit
 from videoar.contracts.names import TOKENS
 from videoar.core.settings import settings
-from videoar.core.types import Provenance
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.payload import Payload
 from videoar.storage.reader import read_footers
@@ -68,15 +68,10 @@ def store_rows(url: str, shape: str) -> Snapshot:
     """Commit random rows of a shape; return their snapshot."""
     latent_shape, bits_bytes, rows, _ = SHAPES[shape]
     random = np.random.default_rng(0)
-    dataset = open_store(f"{url}/{shape}", endpoint=settings().s3_endpoint).dataset(
-        "tokens", TOKENS
-    )
+    store = open_store(f"{url}/{shape}", endpoint=settings().s3_endpoint)
     widths = bits_bytes, int(np.prod(latent_shape)) * 2
     payload = [random.integers(0, 256, (rows, width), np.uint8) for width in widths]
-    parts = np.array_split(np.arange(rows), 4)
-    files = [dataset.write(token_table(payload, part, list(latent_shape))) for part in parts]
-    made = Provenance(run_id="b", pipeline="b", stage="s", fingerprint="f", code_version="c")
-    return dataset.commit(files, made, {})
+    return commit(store, "tokens", TOKENS, token_tables(payload, latent_shape))
 
 
 def loader_s(snapshot: Snapshot, batch_size: int) -> tuple[float, float, int, int]:

@@ -14,17 +14,16 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from videoar.bench.stores import run_stages
 from videoar.core.hardware import hardware
-from videoar.engine.inline import InlineEngine
 from videoar.evaluation.reconstruction import Validation
 from videoar.media.clip_reader import ClipReader
 from videoar.model.tokenizer.config import TOKENIZERS, LossWeights, TokenizerTraining
-from videoar.pipeline.spec import parse_pipeline
-from videoar.runner.execute import Execution
 from videoar.stages.train_tokenizer.stage import TrainTokenizerConfig, TrainTokenizerStage
 from videoar.stages.train_tokenizer.worker import clip_table
 from videoar.storage.store import open_store
@@ -42,17 +41,12 @@ _HEADER = (
 
 def find_clips(videos: str, preset: str, folder: str) -> tuple[list[Clip], list[Clip]]:
     """Ingest and filter an input; return decoded clips to train on and to measure on."""
-    sizes = [list(TOKENIZERS[preset].size_px)]
-    document = {
-        "pipeline": "reconstruction",
-        "inputs": {"videos": videos},
-        "stages": {
-            "clips": {"stage": "ingest", "from": {"sources": "videos"}, "size_px": sizes},
-            "good": {"stage": "filter", "from": {"clips": "clips"}, "policy": "permissive"},
-        },
+    stages: dict[str, dict[str, Any]] = {
+        "clips": {"stage": "ingest", "size_px": [list(TOKENIZERS[preset].size_px)]},
+        "good": {"stage": "filter", "from": {"clips": "clips"}, "policy": "permissive"},
     }
     store = open_store(Path(folder).as_uri())
-    run = Execution(parse_pipeline(document, "reconstruction"), store, InlineEngine()).run()
+    run = run_stages(store, {"sources": videos}, stages)
     if "good" not in run.outputs:
         sys.exit(
             f"{videos} has no usable clips: {[(s.name, s.status, s.error) for s in run.stages]}"

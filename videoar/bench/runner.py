@@ -16,17 +16,16 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from videoar.bench.films import Film, copies
 from videoar.bench.result import BenchResult, compare, shuffled
+from videoar.bench.stores import run_stages
 from videoar.engine.base import Engine, ShardDone
 from videoar.engine.inline import InlineEngine
 from videoar.media.transcode import encode_stream
-from videoar.pipeline.spec import parse_pipeline
 from videoar.pipeline.stage import Shard
 from videoar.pipeline.work.task import StageTask, WorkRecord
-from videoar.runner.execute import Execution
 from videoar.storage.store import open_store
 
 _WORKERS = 2
@@ -175,22 +174,11 @@ def _copies(folder: Path, name: str, count: int) -> Path:
 
 
 def _ingest(engine: Engine, videos: Path, store: Path, workers: int) -> _Run:
-    document: dict[str, Any] = {
-        "pipeline": "bench",
-        "inputs": {"videos": str(videos)},
-        "stages": {
-            "clips": {
-                "stage": "ingest",
-                "from": {"sources": "videos"},
-                "size_px": 128,
-                "keep": "references",
-                # the end of a shard is seen, that of a source is not
-                "sources_per_shard": 1,
-                "resources": {"workers": workers},
-            }
-        },
-    }
-    spec = parse_pipeline(document, "bench")
+    # one per shard: the end of a shard is seen, that of a source is not
+    ingest = {
+        "stage": "ingest", "size_px": 128, "keep": "references", "sources_per_shard": 1,
+        "resources": {"workers": workers},
+    }  # fmt: skip
     timed = _TimedEngine(engine)
-    run = Execution(spec, open_store(store.as_uri()), timed).run()
+    run = run_stages(open_store(store.as_uri()), {"sources": str(videos)}, {"clips": ingest}, timed)
     return _Run(timed.done_s, run.stage("clips").seconds)

@@ -12,25 +12,17 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from videoar.bench.films import Film, copies
 from videoar.bench.result import BenchResult, compare, shuffled
-from videoar.contracts.names import MODELS
-from videoar.core.types import Provenance
-from videoar.engine.inline import InlineEngine
+from videoar.bench.stores import commit_tokenizer, run_stages
 from videoar.media.clip_reader import ClipReader
 from videoar.media.transcode import encode_stream
 from videoar.model.tokenizer.config import TOKENIZERS
-from videoar.pipeline.spec import parse_pipeline
-from videoar.runner.execute import Execution
-from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store, open_store
-
-if TYPE_CHECKING:
-    from videoar.model.tokenizer.network import VideoTokenizer
 
 _SIZES_PX = (64, 32)  # the first is the headline; at smaller sizes files cost more per clip
 _PRESET = "demo"  # presets of the paper take half a minute per clip and core
@@ -81,14 +73,15 @@ class _Contest:
 
         self.store = store
         ingest = {
-            "stage": "ingest", "from": {"sources": "videos"}, "size_px": size_px,
+            "stage": "ingest", "size_px": size_px,
             "rate_fps": 8.0, "find_shots": False, "max_clips_per_source": 64,
             "sources_per_shard": 4,
         }  # fmt: skip
-        self.clips = self._run({"videos": str(videos)}, {"clips": ingest})
+        run = run_stages(store, {"sources": str(videos)}, {"clips": ingest})
+        self.clips = store.snapshot(run.outputs["clips"])
         torch.manual_seed(0)  # equal tokens in every run
         self.net = VideoTokenizer(TOKENIZERS[_PRESET].for_size(size_px, size_px)).eval()
-        self.tokenizer = committed_tokenizer(store, self.net)
+        self.tokenizer = commit_tokenizer(store, self.net)
         self.rows: Rows = self.clips.table().to_pylist()
         read = ClipReader(store.objects)
         # decoded beforehand: `encode loop` is to measure the network alone
@@ -105,21 +98,12 @@ class _Contest:
         return measured
 
     def _stage(self, turn: int) -> dict[str, float]:
-        inputs = {
-            "clips": f"snapshot://{self.clips.id}",
-            "tokenizer": f"snapshot://{self.tokenizer.id}",
-        }
-        ports = {port: port for port in inputs}
-        stage = {"stage": "tokenize", "from": ports, "batch_clips": _BATCH}
+        inputs = {"clips": self.clips, "tokenizer": self.tokenizer}
+        stage = {"stage": "tokenize", "batch_clips": _BATCH}
         # Another stage name per turn: nothing is reused.
-        tokens = self._run(inputs, {f"tokens{turn}": stage})
-        return {"busy_percent": tokens.commit.metrics["accelerator_busy_percent"]}
-
-    def _run(self, inputs: dict[str, str], stages: dict[str, Any]) -> Snapshot:
-        document = {"pipeline": "bench", "inputs": inputs, "stages": stages}
-        spec = parse_pipeline(document, "bench")
-        (snapshot_id,) = Execution(spec, self.store, InlineEngine()).run().outputs.values()
-        return self.store.snapshot(snapshot_id)
+        run = run_stages(self.store, inputs, {f"tokens{turn}": stage})
+        metrics = run.stage(f"tokens{turn}").metrics
+        return {"busy_percent": metrics["accelerator_busy_percent"]}
 
     def _encode(self, _: int) -> dict[str, float]:
         return self._encode_all(
@@ -143,15 +127,3 @@ class _Contest:
                 # fp16 and the bits, too: the stage computes both for each clip
                 self.net.quantizer.encode(self.net.encode(video).half())
         return {}
-
-
-def committed_tokenizer(store: Store, net: "VideoTokenizer") -> Snapshot:
-    """Publish a tokenizer in a store."""
-    from videoar.training.model_store import publish_model
-
-    rows = publish_model(net, store, weights=net.state_dict(), step=0, metrics={}, history=[])
-    dataset = store.dataset("tokenizer", MODELS)
-    made_by = Provenance(
-        run_id="bench", pipeline="bench", stage="tokenizer", fingerprint="drawn", code_version=""
-    )
-    return dataset.commit([dataset.write(rows)], made_by, {})

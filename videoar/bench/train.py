@@ -17,19 +17,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
+from videoar.bench.loader_cell import token_tables
 from videoar.bench.result import BenchResult, compare, shuffled
-from videoar.bench.tokens import committed_tokenizer
-from videoar.contracts.contract import load_contract
+from videoar.bench.stores import commit, commit_tokenizer, run_stages
 from videoar.contracts.names import TOKENS
-from videoar.core.types import Provenance
 from videoar.engine.inline import InlineEngine, finished_loop
 from videoar.model.tokenizer.config import TOKENIZERS
-from videoar.pipeline.spec import parse_pipeline
 from videoar.pipeline.work.rank import run_rank, store_progress
 from videoar.pipeline.work.task import StageTask, WorkRecord
-from videoar.runner.execute import Execution
+from videoar.storage.layout import LAYOUT_VERSION
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store, open_store
+from videoar.storage.token_codec import bytes_per_frame
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +109,7 @@ class _Contest:
         self.store, self.shape = store, shape
         torch.manual_seed(0)
         self.net = VideoTokenizer(TOKENIZERS[shape.tokenizer]).eval()
-        self.tokenizer = committed_tokenizer(store, self.net)
+        self.tokenizer = commit_tokenizer(store, self.net)
         self.tokens = _committed_tokens(store, self.tokenizer, self.net, shape.clips)
 
     def turn(self, turn: int) -> dict[str, _Step]:
@@ -128,15 +127,9 @@ class _Contest:
         return figures | _graphs(self._trainer()) | _gpu_figures(self._trainer())
 
     def _stage(self, turn: int) -> _Step:
-        inputs = {
-            "tokens": f"snapshot://{self.tokens.id}",
-            "tokenizer": f"snapshot://{self.tokenizer.id}",
-        }
+        inputs, engine = {"tokens": self.tokens, "tokenizer": self.tokenizer}, _TimedEngine()
         # Another stage name per turn: nothing is reused.
-        stages = {f"model{turn}": {**self._options(), "from": {port: port for port in inputs}}}
-        document = {"pipeline": "bench", "inputs": inputs, "stages": stages}
-        engine = _TimedEngine()
-        Execution(parse_pipeline(document, "bench"), self.store, engine).run()
+        run_stages(self.store, inputs, {f"model{turn}": self._options()}, engine)
         return engine.step
 
     def _options(self) -> dict[str, Any]:
@@ -300,41 +293,16 @@ def _gpu_figures(trainer: "TransformerTrainer") -> dict[str, float]:
 def _committed_tokens(
     store: Store, tokenizer: Snapshot, net: "VideoTokenizer", clips: int
 ) -> Snapshot:
-    """Commit random latents."""
-    import pyarrow as pa
-
-    schema = load_contract(TOKENS).arrow_schema
-    table = pa.Table.from_pylist(list(_token_rows(net, clips)), schema=schema)
-    digest = tokenizer.table()["digest"][0].as_py()
-    table = table.replace_schema_metadata({
-        "tokenizer_digest": digest,
-        "scales": json.dumps(net.cfg.scales),
-        "layout_version": "1",
-    })
-    dataset = store.dataset("tokens", TOKENS)
-    made_by = Provenance(
-        run_id="bench", pipeline="bench", stage="tokens", fingerprint="drawn", code_version=""
-    )
-    return dataset.commit([dataset.write(table)], made_by, {})
-
-
-def _token_rows(net: "VideoTokenizer", clips: int) -> Iterator[dict[str, Any]]:
-    """Yield rows of `tokens@1`."""
-    import torch
-
-    from videoar.storage.token_codec import checksum, pack_bits
-
-    shape = (net.cfg.num_latent_frames(_FRAMES), net.cfg.num_bits, *net.cfg.scales[-1])
-    draw = np.random.default_rng(0)
-    for number in range(clips):
-        latent_TKHW = (2 * draw.standard_normal(shape)).astype("<f2")
-        of_video = torch.from_numpy(latent_TKHW.astype(np.float32)).transpose(0, 1)[None]
-        bits = pack_bits([scale[0].numpy() for scale in net.quantizer.encode(of_video)])
-        latent = latent_TKHW.tobytes()
-        yield {
-            "clip_id": f"{number:032x}", "source_id": f"{number:064x}", "split": "train",
-            "label": "class", "caption": "a clip of a class", "rate_fps": 8.0, "start_s": 0.0,
-            "duration_s": 2.0, **dict(zip("tkhw", shape, strict=True)),
-            "bits": bits, "bits_xxh3": checksum(bits),
-            "latent": latent, "latent_xxh3": checksum(latent),
-        }  # fmt: skip
+    """Commit random latents, and random bytes as bits: only their number matters."""
+    cfg, random = net.cfg, np.random.default_rng(0)
+    shape = (cfg.num_latent_frames(_FRAMES), cfg.num_bits, *cfg.scales[-1])
+    bits = random.integers(0, 256, (clips, shape[0] * bytes_per_frame(cfg.scales, cfg.num_bits)))
+    latents = (2 * random.standard_normal((clips, *shape))).astype("<f2")
+    metadata = {
+        "tokenizer_digest": tokenizer.table()["digest"][0].as_py(),
+        "scales": json.dumps(cfg.scales),
+        "layout_version": LAYOUT_VERSION,
+    }
+    tables = token_tables([bits.astype(np.uint8), latents.reshape(clips, -1).view(np.uint8)], shape)
+    annotated = (table.replace_schema_metadata(metadata) for table in tables)
+    return commit(store, "tokens", TOKENS, annotated)

@@ -1,0 +1,58 @@
+"""What benchmarks put into a store: rows of their own, and runs of stages."""
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from videoar.contracts.names import MODELS
+from videoar.core.types import Provenance
+from videoar.engine.base import Engine
+from videoar.engine.inline import InlineEngine
+from videoar.pipeline.spec import parse_pipeline
+from videoar.records.run_record import Run
+from videoar.runner.execute import Execution
+from videoar.storage.snapshot import Snapshot
+from videoar.storage.store import Store
+
+if TYPE_CHECKING:
+    from videoar.model.tokenizer.network import VideoTokenizer
+
+
+def commit(store: Store, name: str, contract: str, tables: Iterable[pa.Table]) -> Snapshot:
+    """Commit rows as a data set, a file per table."""
+    dataset = store.dataset(name, contract)
+    made_by = Provenance(
+        run_id="bench", pipeline="bench", stage=name, fingerprint="drawn", code_version=""
+    )
+    return dataset.commit([dataset.write(table) for table in tables], made_by, {})
+
+
+def commit_tokenizer(store: Store, net: "VideoTokenizer") -> Snapshot:
+    """Publish a tokenizer in a store."""
+    from videoar.training.model_store import publish_model
+
+    rows = publish_model(net, store, weights=net.state_dict(), step=0, metrics={}, history=[])
+    return commit(store, "tokenizer", MODELS, [rows])
+
+
+def run_stages(
+    store: Store,
+    inputs: Mapping[str, str | Snapshot],
+    stages: Mapping[str, dict[str, Any]],
+    engine: Engine | None = None,
+) -> Run:
+    """Run stages on inputs, in this process by default; equal stages of earlier runs are reused.
+
+    Args:
+        store: where.
+        inputs: URLs or snapshots by name, the port that a stage without `from` reads them at.
+        stages: as in a pipeline file.
+        engine: what runs the stages.
+    """
+    document = {
+        "pipeline": "bench",
+        "inputs": {k: v if isinstance(v, str) else f"snapshot://{v.id}" for k, v in inputs.items()},
+        "stages": {k: {"from": {port: port for port in inputs}, **v} for k, v in stages.items()},
+    }
+    return Execution(parse_pipeline(document, "bench"), store, engine or InlineEngine()).run()
