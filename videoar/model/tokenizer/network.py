@@ -148,9 +148,7 @@ class VideoTokenizer(nn.Module):
 
     def decode_chunks(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Yield the video of latents of any length, given in parts of whole latent frames."""
-        carry: Carry = {}
-        for chunk_BKTHW in chunks:
-            yield self.decode(chunk_BKTHW, carry)
+        return map(StreamDecoder(self), chunks)
 
     def tokenize(self, video_B3THW: Tensor) -> list[Tensor]:
         """Return the bits of a video: per scale bool [B, T, h, w, K]."""
@@ -159,15 +157,16 @@ class VideoTokenizer(nn.Module):
     def detokenize(self, bits: Sequence[Tensor], chunk_pixels: int = CHUNK_PIXELS) -> Tensor:
         """Return the video of bits.
 
-        It is decoded in parts, so that only the result grows with its length, not the activations.
+        It is decoded in parts, so that only the result grows with its length and with the number
+        of samples, not the activations.
 
         Args:
             bits: per scale bool [B, T, h, w, K].
-            chunk_pixels: pixels of a part per sample, rounded down to whole latent frames.
+            chunk_pixels: pixels of a part, rounded down to whole latent frames.
         """
         latent_BKTHW = self.quantizer.decode(list(bits))
         chunks = latent_BKTHW.split(self.cfg.latent_frames_in(chunk_pixels), dim=2)
-        return torch.cat([*self.decode_chunks(chunks)], dim=2)
+        return torch.cat([*map(StreamDecoder(self, chunk_pixels), chunks)], dim=2)
 
     def for_size(self, height_px: int, width_px: int) -> "VideoTokenizer":
         """Return this network for videos of another size; both share their weights.
@@ -190,6 +189,29 @@ class VideoTokenizer(nn.Module):
     def num_parameters(self) -> int:
         """Number of weights."""
         return sum(weight.numel() for weight in self.parameters())
+
+
+class StreamDecoder:
+    """Decodes a stream of latents, few samples at a time.
+
+    Args:
+        tokenizer: the network.
+        chunk_pixels: pixels to decode at a time, at least those of one sample's part.
+    """
+
+    def __init__(self, tokenizer: VideoTokenizer, chunk_pixels: int = CHUNK_PIXELS) -> None:
+        self._tokenizer, self._chunk_pixels = tokenizer, chunk_pixels
+        self._rows: int | None = None
+        self._carries: list[Carry] = []
+
+    def __call__(self, latent_BKTHW: Tensor) -> Tensor:
+        """Return the video of the next latents, in about [-1, 1]."""
+        if self._rows is None:  # once, as each group of samples has its own state
+            most = self._tokenizer.cfg.latent_frames_in(self._chunk_pixels)
+            self._rows = max(1, most // latent_BKTHW.shape[2])
+            self._carries = [{} for _ in latent_BKTHW.split(self._rows)]
+        parts = zip(latent_BKTHW.split(self._rows), self._carries, strict=True)
+        return torch.cat([self._tokenizer.decode(part, carry) for part, carry in parts])
 
 
 def _fold(video_BCTHW: Tensor, patch_px: int) -> Tensor:

@@ -11,7 +11,7 @@ Source: arXiv 2601.05966 sections 4.2 and 6.1; block ours ("LLaMA family princip
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -185,6 +185,17 @@ class VideoAR(nn.Module):
     def device(self) -> torch.device:
         """Device of the weights."""
         return self.start.device
+
+    def to_bf16(self) -> Self:
+        """Convert the weights to bf16 for sampling, in place, but those of the head and its norm.
+
+        The log-odds of a bit are a small difference, and what they are computed from stays fp32.
+        """
+        precise = {id(weight) for part in (self.norm, self.head) for weight in part.parameters()}
+        for weight in self.parameters():
+            if id(weight) not in precise:
+                weight.data = weight.data.bfloat16()
+        return self
 
     def layout(self, num_frames: int, scales: Scales | None = None) -> Layout:
         """Return the token layout of a clip; see `ModelConfig.scheme_for`."""

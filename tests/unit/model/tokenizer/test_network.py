@@ -135,15 +135,18 @@ def test_chunks_of_any_sizes_give_the_latents_of_the_whole(sizes, cfg):
 def test_long_videos_are_decoded_from_bits_in_parts(cfg):
     net = make(cfg).float()
     bits = net.tokenize(video(cfg, 29).float())
-    whole, lengths = net.decode(net.quantizer.decode(bits)), []
-    hook = net.decoder.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[2]))
+    whole, sizes = net.decode(net.quantizer.decode(bits)), []
+    hook = net.decoder.register_forward_pre_hook(
+        lambda _, args: sizes.append((len(args[0]), args[0].shape[2]))
+    )
     frame_px = cfg.size_px[0] * cfg.size_px[1]
     torch.testing.assert_close(net.detokenize(bits, 15 * frame_px), whole)
-    assert lengths == [3, 3, 2]
+    assert sizes == [(1, 3)] * 4 + [(1, 2)] * 2  # one sample at a time
+    sizes.clear()
     assert torch.equal(net.detokenize(bits), whole)  # at once: it is short
-    assert lengths[3:] == [8]
-    net.detokenize(bits, 1)
-    assert lengths[4:] == [1] * 8
+    torch.testing.assert_close(net.detokenize(bits, 1), whole)
+    torch.testing.assert_close(net.detokenize(bits, 64 * frame_px), whole)
+    assert sizes == [(2, 8)] + [(1, 1)] * 16 + [(2, 8)]
     hook.remove()
 
 
