@@ -171,6 +171,12 @@ def start_of_another_depth(run):
     run.inputs["start"], _ = run.trained(model={"depth": 3})
 
 
+def start_of_another_tokenizer(run):
+    run.inputs["start"], _ = run.trained()
+    run.inputs["tokenizer"] = run.tokenizer(num_res_blocks=2)
+    run.tokens(run.metadata(run.inputs["tokenizer"]))
+
+
 def start_that_is_a_tokenizer(run):
     run.inputs["start"] = run.inputs["tokenizer"]
 
@@ -245,6 +251,7 @@ TABLE = [
         ConfigError,
         "model.depth: is 2, but the start has 3 .set",
     ),
+    (start_of_another_tokenizer, ContractError, r"pretrain\.start: .* was trained on tokens of"),
     (start_that_is_a_tokenizer, ContractError, "holds a tokenizer, not a transformer"),
     (damaged_checkpoint, ContractError, r"state\.safetensors: cannot be used: SafetensorError"),
     (checkpoint_without_weights, ContractError, r"state\.safetensors: cannot be used: FileNot"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from videoar.core.errors import ConfigError, GateError, TransientStorageError
+from videoar.core.errors import ConfigError, ContractError, GateError, TransientStorageError
 from videoar.model.device import device, limit_threads
 from videoar.model.pretrained.text_encoder import require_same_text_encoder
 from videoar.model.tokenizer.config import TokenizerConfig
@@ -14,6 +14,7 @@ from videoar.model.transformer.config import ModelConfig
 from videoar.model.transformer.network import VideoAR
 from videoar.pipeline.stage import Inputs, Output, RankContext
 from videoar.stages.pretrain.data import StoreData, open_stores
+from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 from videoar.training.collectives import all_gather, all_reduce_sum
 from videoar.training.config import MAIN_STORE, TransformerTraining
@@ -53,7 +54,7 @@ def new_trainer(
 
     Raises:
         ConfigError: a phase does not fit the stores, or the model the tokenizer or `start`.
-        ContractError: tokens of another tokenizer; or `start` holds no transformer.
+        ContractError: tokens, or `start`, of another tokenizer; or `start` holds no transformer.
     """
     limit_threads(cpus)
     tokenizer, tokenizer_digest = load_tokenizer(inputs["tokenizer"], store)
@@ -66,6 +67,7 @@ def new_trainer(
     model = VideoAR(cfg)
     if "start" in inputs:
         start, _ = load_transformer(inputs["start"], store)
+        _require_same_tokenizer(inputs["start"], tokenizer_digest)
         require_same_text_encoder(start.cfg, cfg)
         _require_same_shape(start.cfg, cfg)
         model.load_state_dict(start.state_dict())
@@ -107,6 +109,15 @@ def _require_same_bits(cfg: ModelConfig, tokenizer: TokenizerConfig) -> None:
         if own != needed:
             what = f"is {own}, but the tokenizer has {needed}"
             raise ConfigError(f"model.{name}", what, "leave it out")
+
+
+def _require_same_tokenizer(start: Snapshot, digest: str) -> None:
+    """Reject a start whose bits mean something else, though its weights would fit."""
+    of_start = start.table(["tokenizer_digest"])["tokenizer_digest"][0].as_py()
+    if of_start != digest:
+        what = f"{start.id} was trained on tokens of tokenizer {of_start}, these are of {digest}"
+        hint = "give the tokenizer and the tokens of the start, or train without start"
+        raise ContractError("pretrain.start", what, hint)
 
 
 def _require_same_shape(start: ModelConfig, cfg: ModelConfig) -> None:
