@@ -56,7 +56,7 @@ def _clips(path, frames=5):
 
 @pytest.mark.slow
 def test_bare_checkout_runs_every_section(tmp_path):
-    done, result = _run(tmp_path, "--minutes", "5", "--clips", str(_clips(tmp_path / "clips")))
+    done, result = _run(tmp_path, "--minutes", "20", "--clips", str(_clips(tmp_path / "clips")))
     assert failed(result) == [], done.stderr
     assert done.returncode == 0
     assert [*result["sections"]] == [*SECTIONS]
@@ -75,7 +75,7 @@ def test_bare_checkout_runs_every_section(tmp_path):
 @pytest.mark.slow
 def test_failed_section_is_recorded_and_the_next_one_runs(tmp_path):
     missing = str(tmp_path / "missing.safetensors")
-    done, result = _run(tmp_path, "--only", "i,a", "--minutes", "1", "--latents", missing)
+    done, result = _run(tmp_path, "--only", "i,a", "--minutes", "20", "--latents", missing)
     assert done.returncode == 1
     assert result["sections"]["a"]["status"] == "done"
     (error,) = result["sections"]["i"]["errors"]
