@@ -23,7 +23,7 @@ from videoar.core.errors import (
     one_line,
 )
 from videoar.core.scratch import Scratch, sweep
-from videoar.core.settings import set_defaults, set_variables
+from videoar.core.settings import set_defaults, set_variables, share_cores
 from videoar.core.types import Resources
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ def connect(address: str) -> None:
     Raises:
         ClusterUnknownError: there is no cluster at that address, or it denies access.
     """
+    share_cores()  # workers of a local Ray inherit it, and Ray Train imports torch before our code
     set_defaults(
         RAY_USAGE_STATS_ENABLED="0",
         RAY_worker_niceness="0",  # its default of 15 starves workers on a machine with other load

@@ -1,11 +1,12 @@
 """Settings: what is read from the environment, and once."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from videoar.core.errors import ConfigError
-from videoar.core.settings import child_environment, settings
+from videoar.core.settings import child_environment, settings, share_cores
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +44,13 @@ def test_child_environment_has_listed_variables_and_additions(monkeypatch):
     environment = child_environment(OTHER="2")
     assert environment.items() >= {"TZ": "UTC", "OTHER": "2"}.items()
     assert "SOME_VARIABLE" not in environment
+
+
+def test_threads_of_openmp_sleep_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    share_cores()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    share_cores()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"

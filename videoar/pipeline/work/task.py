@@ -15,6 +15,7 @@ from pydantic import Field
 
 from videoar.contracts.names import REJECTS
 from videoar.core.errors import StageError
+from videoar.core.settings import share_cores
 from videoar.core.types import FileRef, Stored
 from videoar.pipeline.fingerprint import FingerprintParts, fingerprint
 from videoar.pipeline.registry import BUILTIN, Registry, make_stage
@@ -65,7 +66,8 @@ class StageTask:
         return open_store(self.store_url, endpoint=self.store_endpoint)
 
     def make_stage(self) -> Any:  # noqa: ANN401 - one of the three shapes, depending on the stage type
-        """Build the stage in this process."""
+        """Build the stage in this process, before its worker imports torch."""
+        share_cores()
         return make_stage(self.stage_type, self.config, self.registry)
 
     def open_inputs(self, store: Store) -> Inputs:
