@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -68,7 +67,8 @@ class StoreRankContext:
         self._store = task.open_store()
         self._checkpoints = _checkpoint_prefix(task)
         self._sink = sink
-        self._notice = settings().preemption_notice
+        notice = settings().preemption_notice
+        self._notice = Path(notice) if notice else None
         self._next_report = 0.0
 
     def report(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
@@ -122,7 +122,7 @@ class StoreRankContext:
 
     def is_preempted(self) -> bool:
         """Return whether the file of the setting `preemption_notice` exists on this machine."""
-        return bool(self._notice) and os.path.exists(self._notice)  # noqa: PTH110 - in every step
+        return self._notice is not None and self._notice.exists()
 
     def load_checkpoint(self, into: Path) -> int | None:
         """Fetch the newest checkpoint that has a record; return its step, None without one.
