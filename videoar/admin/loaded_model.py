@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -20,10 +21,12 @@ from videoar.model.device import device
 from videoar.model.pretrained.text_encoder import attach_text_encoder
 from videoar.model.tokenizer.network import VideoTokenizer, frames_from_video
 from videoar.model.transformer.network import VideoAR
-from videoar.model.transformer.sampling import sample
+from videoar.model.transformer.sampling import SamplerSettings
 from videoar.model.transformer.text import TextEncoder
 from videoar.storage.store import Store
 from videoar.training.checkpoint import reading
+from videoar.training.generation import CRF, VideoGenerator, lineage_tags
+from videoar.training.init_video import read_init
 from videoar.training.model_store import (
     Network,
     build_network,
@@ -31,11 +34,10 @@ from videoar.training.model_store import (
     load_tokenizer,
     load_transformer,
 )
-from videoar.training.prompts import PromptTemplates
+from videoar.training.prompts import Prompt, PromptTemplates
 
 _AGAIN = "export the model again"
-_CRF = 12
-"""Quality of saved videos, as `generate` has it."""
+_MAX_SECONDS = 600  # chosen: the longest source that is read, by default
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class GeneratedVideo:
     """Sequential forward passes."""
     rate_fps: float
     """Frame rate."""
+    tags: Mapping[str, str]
+    """Metadata of the file: prompt, model and seed."""
 
     def save(self, path: str | Path) -> Path:
         """Write an H.264 MP4; return its path.
@@ -56,7 +60,7 @@ class GeneratedVideo:
             ConfigError: the file cannot be written.
         """
         frames_BTHWC = frames_from_video(self.video_B3THW).cpu().numpy()
-        (data,) = encode_clips(list(frames_BTHWC), self.rate_fps, _CRF)
+        (data,) = encode_clips(list(frames_BTHWC), self.rate_fps, CRF, [self.tags])
         try:
             Path(path).write_bytes(data)
         except OSError as error:
@@ -87,35 +91,95 @@ class LoadedModel:
         """The frozen text encoder; None if it is part of the model."""
         return self.model.text_encoder if self.model.cfg.text_encoder else None
 
+    @property
+    def templates(self) -> PromptTemplates:
+        """Those of the training."""
+        return PromptTemplates(**{
+            name: getattr(self.card, name) for name in PromptTemplates.model_fields
+        })
+
     def sample(
         self,
         prompt: str,
         *,
         seconds: float | None = None,
         seed: int = 0,
-        guidance: str | float | None = None,
-        temperature: float | None = None,
+        init: str | Path = "",
+        **options: Any,  # noqa: ANN401 - as `generator` has them
     ) -> GeneratedVideo:
         """Generate one video.
 
         Args:
             prompt: text; the template of the training is applied to it.
-            seconds: duration, rounded to the next possible number of frames; None is that of the
-                longest clip that the model was trained on.
+            seconds: see `generator`.
             seed: equal seeds give equal videos.
-            guidance: see `videoar.model.sample`; None is that of the samples that were scored.
-            temperature: likewise.
+            init: see `generator`.
+            **options: guidance, temperature and greedy, see `generator`.
 
         Raises:
-            ConfigError: the frame rate or length is not known, or `seconds` is not positive.
-            ValueError: see `videoar.model.sample`.
+            ConfigError: the prompt cannot be used; or see `generator`.
+            MediaError: see `generator`.
+        """
+        given = Prompt(prompt=prompt).row("prompt")
+        text = self.templates.prompt(given["prompt"])
+        generator = self.generator(seconds=seconds, init=init, **options)
+        made = generator.sample([{"prompt": text, "seed": seed}])
+        tags = lineage_tags(text, generator.model_id, seed)
+        return GeneratedVideo(*made, generator.columns["rate_fps"], tags)
+
+    def generator(
+        self,
+        *,
+        seconds: float | None = None,
+        init: str | Path = "",
+        guidance: str | float | None = None,
+        temperature: float | None = None,
+        greedy: bool = False,
+    ) -> VideoGenerator:
+        """Return what generates batches of videos with these settings.
+
+        Args:
+            seconds: duration, rounded to the next possible number of frames; None is that of the
+                longest clip that the model was trained on.
+            init: image or video that every sample begins with, see `read_init`.
+            guidance: see `videoar.model.sample`; None is that of the samples that were scored.
+            temperature: likewise.
+            greedy: see `videoar.model.sample`.
+
+        Raises:
+            ConfigError: the frame rate or length is not known; `seconds`, guidance or temperature
+                is out of range; or `init` is not shorter than the sample.
+            MediaError: `init` cannot be decoded.
         """
         num_frames, rate_fps = self._shape(seconds)
-        given = {"guidance": guidance, "temperature": temperature}
-        options = self.card.sampler | {k: v for k, v in given.items() if v is not None}
-        text = PromptTemplates(caption_template=self.card.caption_template).prompt(prompt)
-        made = sample(self.model, self.tokenizer, [text], num_frames, seeds=[seed], **options)
-        return GeneratedVideo(*made, rate_fps)
+        defaults = SamplerSettings()
+        given = {"guidance": guidance, "temperature": temperature, "greedy": greedy or None}
+        sampler = {
+            "guidance": defaults.guidance,
+            "temperature": defaults.temperature,
+            **self.card.sampler,
+            **{name: value for name, value in given.items() if value is not None},
+        }
+        try:
+            SamplerSettings(**sampler)
+        except ValueError as error:
+            raise ConfigError("sampler", str(error)) from error
+        start = read_init(str(init), self.tokenizer, num_frames, rate_fps) if str(init) else None
+        columns = {
+            "model_digest": self.card.model.digest,
+            "tokenizer_digest": self.card.tokenizer.digest,
+            "num_frames": num_frames,
+            "rate_fps": rate_fps,
+        }
+        return VideoGenerator(
+            self.model,
+            self.tokenizer,
+            self.card.model.snapshot,
+            columns,
+            sampler,
+            prefix_bits=start and start.bits,
+            prefix_digest=start and start.sha256,
+        )
 
     def _shape(self, seconds: float | None) -> tuple[int, float]:
         """Return number of frames, 1 + a multiple of the time stride, and frame rate."""
@@ -125,8 +189,9 @@ class LoadedModel:
             raise ConfigError(card.model.snapshot, what, "use videoar.model.sample")
         if seconds is None:
             return card.num_frames, card.rate_fps
-        if not seconds > 0:
-            raise ConfigError(f"seconds={seconds}", "is not positive")
+        if not 0 < seconds <= _MAX_SECONDS:  # false for NaN, too
+            what = f"is not above 0 and at most {_MAX_SECONDS}"
+            raise ConfigError(f"seconds={seconds}", what)
         return 1 + stride * round(seconds * card.rate_fps / stride), card.rate_fps
 
 

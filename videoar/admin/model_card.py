@@ -100,6 +100,10 @@ class ModelCard(Stored):
     """Frames of the longest one in the last phase, None likewise."""
     caption_template: str = "{caption}"
     """What a prompt is put into; see `PromptTemplates`."""
+    class_template: str = "Generate a video of {label}"
+    """What the name of a class is put into, likewise."""
+    labels: list[str] | None = None
+    """Classes of the clips that it was trained on; None if there are very many, or not known."""
     sampler: dict[str, Any]
     """Guidance and temperature of the samples that were scored; empty if none were."""
     data: list[Data]

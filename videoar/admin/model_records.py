@@ -20,8 +20,10 @@ from videoar.records.run_record import stage_parts
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 from videoar.training.model_store import ClipShape, clip_shape, find_tokenizer
+from videoar.training.prompts import PromptTemplates
 
 _NOT_STATED = "not stated"
+_MAX_LABELS = 1000  # chosen: Kinetics has 700; a label per video is none to choose from
 
 
 def card_of(store: Store, name: str) -> ModelCard:
@@ -58,7 +60,8 @@ def card_of(store: Store, name: str) -> ModelCard:
         size_px=tokenizer_config.size_px,
         rate_fps=clips and clips.rate_fps,
         num_frames=clips and clips.num_frames,
-        **{name: training[name] for name in ("caption_template",) if name in training},
+        **{name: training[name] for name in PromptTemplates.model_fields if name in training},
+        labels=_labels(store, snapshot),
         sampler=_sampler(store, scores),
         data=[
             Data(snapshot=node["id"], contract=node["contract"], rows=node["rows"])
@@ -109,6 +112,15 @@ def _clip_shape(
     stores = (parent for parent in parents if parent.contract == TOKENS)
     last_phase = (training.get("phases") or [{}])[-1]
     return clip_shape(stores, last_phase.get("num_frames"), config.time_stride)
+
+
+def _labels(store: Store, model: Snapshot) -> list[str] | None:
+    """Return the classes of the tokens; None for more than `_MAX_LABELS`, or without tokens."""
+    parents = map(store.snapshot, model.commit.provenance.parents.values())
+    stores = [parent for parent in parents if parent.contract == TOKENS]
+    tables = (table for tokens in stores for table in tokens.read_available(["label"]))
+    found = {label for table in tables for label in table["label"].unique().to_pylist()} - {None}
+    return sorted(found) if stores and len(found) <= _MAX_LABELS else None
 
 
 def _sources(nodes: Iterable[dict[str, Any]]) -> Sources:

@@ -24,7 +24,7 @@ from videoar.api.data import (
     validate,
     validate_pipeline,
 )
-from videoar.api.models import gate, load, promote, report, report_path, rollback
+from videoar.api.models import gate, generate, load, promote, report, report_path, rollback
 from videoar.api.ops import bench, doctor, forget, open_store
 from videoar.api.runs import (
     Document,
@@ -56,7 +56,7 @@ if TYPE_CHECKING:  # types of arguments and results, for annotations
 
 __all__ = [
     "Document", "Watch", "bench", "cancel", "diff", "doctor", "explain", "export", "forget", "gate",
-    "lineage", "load", "logs", "ls", "make_engine", "open_store", "plan", "progress", "promote",
-    "quarantine", "report", "report_path", "resume", "rollback", "run", "schema", "show", "stages",
-    "status", "validate", "validate_pipeline",
+    "generate", "lineage", "load", "logs", "ls", "make_engine", "open_store", "plan", "progress",
+    "promote", "quarantine", "report", "report_path", "resume", "rollback", "run", "schema", "show",
+    "stages", "status", "validate", "validate_pipeline",
 ]  # fmt: skip

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from videoar.api.runs import Document
 from videoar.core.errors import ConfigError
@@ -17,7 +18,7 @@ def load(
     name: str | Path,
     *,
     text_encoder: str | Path = "",
-    store: Store | None = None,
+    store: Store | Callable[[], Store] | None = None,
     device: str | None = None,
 ) -> LoadedModel:
     """Load a model with its tokenizer, checked against each other, ready to sample from.
@@ -28,7 +29,7 @@ def load(
         name: path of an export, which needs no store, or else a name of the store: a ref, a
             snapshot, RUN/STAGE.
         text_encoder: folder of the frozen text encoder, for a model that was trained with one.
-        store: where a name is looked up; by default that of `VIDEOAR_STORE`.
+        store: where a name is looked up, or what opens it; by default that of `VIDEOAR_STORE`.
         device: of torch; by default a GPU if there is one.
 
     Raises:
@@ -45,7 +46,50 @@ def load(
     is_path = isinstance(name, Path) or name.startswith(("/", "."))
     if is_path or is_export(Path(name)):
         return load_export(Path(name), text_encoder=encoder, on=device)
-    return load_stored(store or open_store(), str(name), text_encoder=encoder, on=device)
+    found = store() if callable(store) else store or open_store()
+    return load_stored(found, str(name), text_encoder=encoder, on=device)
+
+
+def generate(  # noqa: PLR0913 - one keyword per option of the verb
+    loaded: LoadedModel,
+    out: str | Path,
+    *,
+    prompt: str | None = None,
+    prompts: str | Path | None = None,
+    labels: Sequence[str] = (),
+    num: int = 1,
+    seed: int = 0,
+    batch: int = 4,
+    **options: Any,  # noqa: ANN401 - as `LoadedModel.generator` has them
+) -> Document:
+    """Write samples as MP4 files with a manifest and a table; see `videoar.admin.generate`.
+
+    Args:
+        loaded: from `load`.
+        out: folder, new, empty or of the same call, which is then completed.
+        prompt: text; give exactly one of this, `prompts` and `labels`.
+        prompts: file with prompts, see `videoar.training.prompts.read_prompts`.
+        labels: classes of the training.
+        num: samples of each prompt.
+        seed: of all samples; each has its own, derived as the stage `generate` does.
+        batch: samples that are made at once.
+        **options: see `LoadedModel.generator`.
+
+    Returns:
+        `{samples: [{path, prompt, seed}], steps, seconds}`.
+
+    Raises:
+        ConfigError: a prompt, option or the folder cannot be used; nothing was written.
+        MediaError: `init` cannot be decoded; nothing was written.
+    """
+    from videoar.admin import generate
+
+    if num < 1 or batch < 1 or seed < 0:
+        raise ConfigError("generate", f"num {num}, batch {batch} or seed {seed} is too small")
+    file = None if prompts is None else Path(prompts)
+    rows = generate.prompt_rows(loaded, prompt, file, labels)
+    requested = list(loaded.templates.samples(rows, seed, num))
+    return generate.generate(loaded.generator(**options), requested, Path(out).absolute(), batch)
 
 
 def report(store: Store, name: str | None = None, out: Path | None = None) -> str:

@@ -16,6 +16,70 @@ app = typer.Typer()
 _PANEL = "Models"
 
 
+@verb(app, _PANEL, 'generate --model champion --prompt "a red circle moving left" --out FOLDER')
+def generate(  # noqa: PLR0913, PLR0917 - one parameter per option
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="A name of the store, or path of an export.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="New or empty, or of the same call.")],
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A prompt per line, or .jsonl.")
+    ] = None,
+    labels: Annotated[
+        str, typer.Option(metavar="A,B", help="Classes that the model was trained on.")
+    ] = "",
+    num: Annotated[int, typer.Option(min=1, help="Samples of each prompt.")] = 1,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    init: Annotated[
+        str, typer.Option(metavar="FILE", help="Image or video that the samples continue.")
+    ] = "",
+    seconds: Annotated[
+        float | None, typer.Option(help="Duration; default: that of the training clips.")
+    ] = None,
+    guidance: Annotated[
+        str | None, typer.Option(metavar="NAME|NUMBER", help="ucf, t2v or a constant.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of every bit.")] = None,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Take the likelier value of every bit.")
+    ] = False,
+    text_encoder: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Of the frozen text encoder, if it has one.")
+    ] = "",
+    batch: Annotated[int, typer.Option(min=1, help="Samples at once.")] = 4,
+) -> None:
+    """Generate videos: MP4 files, manifest.jsonl and samples.parquet.
+
+    An interrupted call is completed by the same call.
+    """
+    loaded = api.load(model, text_encoder=text_encoder, store=session.open)
+    result = api.generate(
+        loaded,
+        out,
+        prompt=prompt,
+        prompts=prompts,
+        labels=[label.strip() for label in labels.split(",")] if labels else (),
+        num=num,
+        seed=seed,
+        batch=batch,
+        seconds=seconds,
+        init=init,
+        guidance=_number_or_name(guidance),
+        temperature=temperature,
+        greedy=greedy,
+    )
+    rows = [(sample["path"], sample["prompt"], sample["seed"]) for sample in result["samples"]]
+    emit(result, lambda: [Table(("file", "prompt", ">seed"), rows)])
+
+
+def _number_or_name(text: str | None) -> str | float | None:
+    try:
+        return text and float(text)
+    except ValueError:
+        return text
+
+
 @verb(app, _PANEL, "report last --out page.html")
 def report(
     run_id: OptionalRun = None,

@@ -2,8 +2,8 @@
 
 File names cannot be trusted, and FFmpeg's own probing can be led to open other files: an `.mp4` may
 hold an HLS playlist or an ffconcat list with paths or URLs of the attacker's choice. So the content
-decides, exactly one demuxer from a short list is passed to FFmpeg, and playlists, images and text
-are never opened.
+decides, exactly one demuxer from a short list is passed to FFmpeg, and playlists and text are never
+opened, images only where they are asked for.
 Source: behaviour of FFmpeg 5.1 on such files (`tests/support/hostile.py`); signatures of
 libavformat.
 """
@@ -33,6 +33,8 @@ CODECS = frozenset({"h264", "hevc", "av1", "vp8", "vp9", "mpeg1video", "mpeg2vid
 CODECS |= {"h263", "flv1", "mjpeg", "theora", "wmv1", "wmv2", "wmv3", "vc1", "msmpeg4v2"}
 CODECS |= {"msmpeg4v3", "prores", "dnxhd", "ffv1"}
 """Codecs that may be decoded: those that real corpora use. Rare decoders are little tested."""
+IMAGE_CODECS = frozenset({"png", "mjpeg"})
+_IMAGE_DEMUXERS = {b"\x89PNG\r\n\x1a\n": "png_pipe", b"\xff\xd8\xff": "jpeg_pipe"}
 
 
 def require_file(path: Path) -> None:
@@ -53,8 +55,12 @@ def require_file(path: Path) -> None:
         raise MediaError(path.name, "EMPTY", "is empty")
 
 
-def detect_demuxer(path: Path) -> str:
+def detect_demuxer(path: Path, *, allow_images: bool = False) -> str:
     """Return the only demuxer that may open a file.
+
+    Args:
+        path: the file.
+        allow_images: PNG and JPEG may be opened, too.
 
     Raises:
         MediaError: with a code of `require_file` or `sniff`.
@@ -62,9 +68,12 @@ def detect_demuxer(path: Path) -> str:
     require_file(path)
     try:
         with path.open("rb") as file:
-            return sniff(file.read(_HEAD_BYTES), path.name)
+            head = file.read(_HEAD_BYTES)
     except OSError as error:
         raise MediaError(path.name, "IO_PERMANENT", error.strerror or str(error)) from error
+    images = _IMAGE_DEMUXERS.items() if allow_images else ()
+    is_image = (demuxer for signature, demuxer in images if head.startswith(signature))
+    return next(is_image, None) or sniff(head, path.name)
 
 
 def sniff(head: bytes, name: str) -> str:

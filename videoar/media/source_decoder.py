@@ -27,7 +27,7 @@ from av.logging import ERROR, Capture, set_level, set_skip_repeated
 
 from videoar.core.errors import MediaError
 from videoar.core.types import Frozen
-from videoar.media.probe import CODECS, detect_demuxer
+from videoar.media.probe import CODECS, IMAGE_CODECS, detect_demuxer
 
 _VFR_SPREAD = 0.2  # chosen: of the median frame duration; up to 120 fps, rounding to ms is less
 _PIXEL_BYTES = 4  # chosen: more than one frame needs, in any common pixel format
@@ -40,6 +40,8 @@ class DecodePlan(Frozen):
 
     max_duration_s: float = 600.0
     max_pixels: int = 9_437_184
+    allow_images: bool = False
+    """Whether a PNG or JPEG file counts as a video of one frame."""
     part: int = 0
     parts: int = 1
     """A long source is decoded in parts of equal duration, each in a separate pass."""
@@ -74,7 +76,7 @@ def open_source(path: Path, plan: DecodePlan) -> Iterator["SourceDecoder"]:
     set_level(ERROR)
     set_skip_repeated(False)  # each message is one damaged place; FFmpeg would merge equal ones
     with Capture() as log:
-        demuxer = detect_demuxer(path)
+        demuxer = detect_demuxer(path, allow_images=plan.allow_images)
         try:
             container = av.open(
                 f"file:{path}",  # the prefix keeps a name such as `concat:a|b` a plain file
@@ -201,7 +203,7 @@ class SourceDecoder:
         # PyAV returns None for a stream that FFmpeg has no decoder for, contrary to its stubs
         codec = getattr(self._codec, "codec", None)
         name = codec.canonical_name if codec else "none"
-        if name not in CODECS:
+        if name not in (CODECS | IMAGE_CODECS if self._plan.allow_images else CODECS):
             raise MediaError(self.name, "CODEC_DENIED", f"codec {name} is not allowed")
         self._check_size(self._codec.width, self._codec.height)
         duration_s = (self._container.duration or 0) / av.time_base

@@ -12,7 +12,7 @@ from videoar.core.types import Row
 from videoar.media.transcode import encode_clips
 from videoar.model.tokenizer.network import VideoTokenizer, frames_from_video
 from videoar.model.transformer.network import VideoAR
-from videoar.model.transformer.sampling import sample
+from videoar.model.transformer.sampling import Sampled, sample
 
 CRF = 12
 """Default H.264 constant rate factor of samples."""
@@ -33,7 +33,7 @@ class Generated:
 
 
 @dataclass(frozen=True)
-class Generator:
+class VideoGenerator:
     """Generates batches of samples with equal settings."""
 
     model: VideoAR
@@ -63,18 +63,17 @@ class Generator:
         """
         return digest_json([dict(self.columns), self.settings, row["prompt"], row["seed"]])[:32]
 
-    def __call__(self, requested: Sequence[Row]) -> Generated:
-        """Generate a batch.
+    def sample(self, requested: Sequence[Row]) -> Sampled:
+        """Generate a batch as videos.
 
         Args:
             requested: rows as `PromptTemplates.samples` yields them.
 
         Raises:
-            ValueError: see `sample`.
+            ValueError: see `videoar.model.sample`.
         """
-        start = time.monotonic()
         bits = self.prefix_bits
-        result = sample(
+        return sample(
             self.model,
             self.tokenizer,
             [row["prompt"] for row in requested],
@@ -83,6 +82,11 @@ class Generator:
             prefix_bits=bits and [b.expand(len(requested), *b.shape[1:]) for b in bits],
             **self.sampler,
         )
+
+    def __call__(self, requested: Sequence[Row]) -> Generated:
+        """Generate a batch as files; see `sample`."""
+        start = time.monotonic()
+        result = self.sample(requested)
         frames_BTHWC = frames_from_video(result.video_B3THW).cpu().numpy()
         sampled = time.monotonic()
         tags = [lineage_tags(row["prompt"], self.model_id, row["seed"]) for row in requested]

@@ -130,13 +130,13 @@ def read_prompts(data: bytes, where: str) -> list[Row]:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ConfigError(where, f"is not UTF-8: {error.reason} at byte {error.start}") from error
-    placed = ((f"{where}:{number}", line.strip()) for number, line in enumerate(lines, 1))
     parse = _parse_json if where.endswith(".jsonl") else _parse_text
     rows: dict[tuple[str, int], Row] = {}
-    for place, line in placed:
-        row = parse(line, place).row(place) if line else None
-        if row is None:
+    for number, line in enumerate(map(str.strip, lines), 1):
+        if not line:
             continue
+        place = f"{where}:{number}"
+        row = parse(line, place).row(place)
         key = (row["prompt_id"], row["index"])
         if rows.setdefault(key, row) is not row and where.endswith(".jsonl"):
             raise ConfigError(

@@ -143,7 +143,7 @@ def test_saved_video_has_its_frames_at_its_rate(exports, tmp_path):
     assert decode_clip(path.read_bytes()).shape == (9, 32, 32, 3)
     with pytest.raises(ConfigError, match="cannot be written"):
         made.save(tmp_path / "missing" / "x.mp4")
-    with pytest.raises(ConfigError, match="seconds=0: is not positive"):
+    with pytest.raises(ConfigError, match="seconds=0: is not above 0"):
         load_export(exports[False]).sample("p", seconds=0)
 
 

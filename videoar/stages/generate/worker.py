@@ -9,7 +9,7 @@ from videoar.model.device import device, limit_threads
 from videoar.model.pretrained.text_encoder import attach_text_encoder
 from videoar.pipeline.stage import Inputs, Output
 from videoar.storage.store import Store
-from videoar.training.generation import Generator
+from videoar.training.generation import VideoGenerator
 from videoar.training.model_store import find_tokenizer, load_tokenizer, load_transformer
 
 
@@ -65,7 +65,7 @@ class GenerateWorker:
             "num_frames": num_frames,
             "rate_fps": rate_fps,
         }
-        self._generate = Generator(model, tokenizer, snapshot.id, columns, sampler, crf)
+        self._generate = VideoGenerator(model, tokenizer, snapshot.id, columns, sampler, crf)
 
     def __call__(self, batch: pa.Table) -> Output:
         """Generate one batch."""
