@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,7 +32,38 @@ MANIFEST, TABLE = "manifest.jsonl", "samples.parquet"
 logger = logging.getLogger(__name__)
 
 
-def prompt_rows(
+class Request(TypedDict, total=False):
+    """What is generated: exactly one of `prompt`, `prompts` and `labels` is required."""
+
+    prompt: str | None
+    prompts: Path | None
+    """File, see `read_prompts`."""
+    labels: Sequence[str]
+    """Classes of the training."""
+    num: int
+    """Samples of each prompt; default 1."""
+    seed: int
+    """Of all samples; default 0. Each has its own, derived as the stage `generate` does."""
+    batch: int
+    """Samples that are made at once; default 4."""
+
+
+def requested_rows(loaded: LoadedModel, request: Request) -> list[Row]:
+    """Return a row per sample, see `PromptTemplates.samples`.
+
+    Raises:
+        ConfigError: see `_prompts`; or a number is out of range.
+    """
+    rows = _prompts(
+        loaded, request.get("prompt"), request.get("prompts"), request.get("labels") or ()
+    )
+    num, seed = request.get("num", 1), request.get("seed", 0)
+    if num < 1 or seed < 0:
+        raise ConfigError("generate", f"num {num} or seed {seed} is too small")
+    return list(loaded.templates.samples(rows, seed, num))
+
+
+def _prompts(
     loaded: LoadedModel, text: str | None, file: Path | None, labels: Sequence[str]
 ) -> list[Row]:
     """Return rows of `prompts@1` from exactly one of a text, a file and classes.

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -21,7 +21,7 @@ from videoar.model.device import device
 from videoar.model.pretrained.text_encoder import attach_text_encoder
 from videoar.model.tokenizer.network import VideoTokenizer, frames_from_video
 from videoar.model.transformer.network import VideoAR
-from videoar.model.transformer.sampling import SamplerSettings
+from videoar.model.transformer.sampling import SamplerSettings, SlidingWindow
 from videoar.model.transformer.text import TextEncoder
 from videoar.storage.store import Store
 from videoar.training.checkpoint import reading
@@ -68,6 +68,22 @@ class GeneratedVideo:
         return Path(path)
 
 
+class SampleOptions(TypedDict, total=False):
+    """How samples are generated; None is the same as leaving an option out."""
+
+    seconds: float | None
+    """Duration, rounded to the next possible number of frames. Default: that of the longest clip
+    that the model was trained on."""
+    init: str | Path
+    """Image or video that every sample begins with, see `read_init`."""
+    guidance: str | float | None
+    """See `videoar.model.sample`. Default: that of the samples that were scored."""
+    temperature: float | None
+    """Likewise."""
+    greedy: bool
+    """See `videoar.model.sample`."""
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A transformer and its tokenizer, checked against each other, in evaluation mode."""
@@ -99,72 +115,39 @@ class LoadedModel:
         })
 
     def sample(
-        self,
-        prompt: str,
-        *,
-        seconds: float | None = None,
-        seed: int = 0,
-        init: str | Path = "",
-        **options: Any,  # noqa: ANN401 - as `generator` has them
+        self, prompt: str, *, seed: int = 0, **options: Unpack[SampleOptions]
     ) -> GeneratedVideo:
         """Generate one video.
 
         Args:
             prompt: text; the template of the training is applied to it.
-            seconds: see `generator`.
             seed: equal seeds give equal videos.
-            init: see `generator`.
-            **options: guidance, temperature and greedy, see `generator`.
+            **options: see `SampleOptions`.
 
         Raises:
             ConfigError: the prompt cannot be used; or see `generator`.
             MediaError: see `generator`.
         """
-        given = Prompt(prompt=prompt).row("prompt")
-        text = self.templates.prompt(given["prompt"])
-        generator = self.generator(seconds=seconds, init=init, **options)
+        text = self.templates.prompt(Prompt(prompt=prompt).row("prompt")["prompt"])
+        generator = self.generator(**options)
         made = generator.sample([{"prompt": text, "seed": seed}])
         tags = lineage_tags(text, generator.model_id, seed)
         return GeneratedVideo(*made, generator.columns["rate_fps"], tags)
 
-    def generator(
-        self,
-        *,
-        seconds: float | None = None,
-        init: str | Path = "",
-        guidance: str | float | None = None,
-        temperature: float | None = None,
-        greedy: bool = False,
-    ) -> VideoGenerator:
-        """Return what generates batches of videos with these settings.
+    def generator(self, **options: Unpack[SampleOptions]) -> VideoGenerator:
+        """Return what generates batches of videos with these options.
 
-        Args:
-            seconds: duration, rounded to the next possible number of frames; None is that of the
-                longest clip that the model was trained on.
-            init: image or video that every sample begins with, see `read_init`.
-            guidance: see `videoar.model.sample`; None is that of the samples that were scored.
-            temperature: likewise.
-            greedy: see `videoar.model.sample`.
+        Videos that are longer than the clips of the training have a sliding window of that length.
 
         Raises:
-            ConfigError: the frame rate or length is not known; `seconds`, guidance or temperature
-                is out of range; or `init` is not shorter than the sample.
+            ConfigError: the frame rate or length is not known; an option is out of range; or `init`
+                is too long.
             MediaError: `init` cannot be decoded.
         """
-        num_frames, rate_fps = self._shape(seconds)
-        defaults = SamplerSettings()
-        given = {"guidance": guidance, "temperature": temperature, "greedy": greedy or None}
-        sampler = {
-            "guidance": defaults.guidance,
-            "temperature": defaults.temperature,
-            **self.card.sampler,
-            **{name: value for name, value in given.items() if value is not None},
-        }
-        try:
-            SamplerSettings(**sampler)
-        except ValueError as error:
-            raise ConfigError("sampler", str(error)) from error
-        start = read_init(str(init), self.tokenizer, num_frames, rate_fps) if str(init) else None
+        num_frames, rate_fps = self._shape(options.get("seconds"))
+        longest = min(num_frames, self.card.num_frames or num_frames)
+        init, sampler = options.get("init") or "", self._sampler(options)
+        start = read_init(str(init), self.tokenizer, longest, rate_fps) if init else None
         columns = {
             "model_digest": self.card.model.digest,
             "tokenizer_digest": self.card.tokenizer.digest,
@@ -177,9 +160,26 @@ class LoadedModel:
             self.card.model.snapshot,
             columns,
             sampler,
-            prefix_bits=start and start.bits,
-            prefix_digest=start and start.sha256,
+            start=start,
+            window=SlidingWindow(longest) if 1 < longest < num_frames else None,
         )
+
+    def _sampler(self, options: SampleOptions) -> dict[str, Any]:
+        """Return guidance, temperature and, if it is set, greedy."""
+        defaults = SamplerSettings()
+        given = {name: options.get(name) for name in ("guidance", "temperature")}
+        sampler = {
+            "guidance": defaults.guidance,
+            "temperature": defaults.temperature,
+            **self.card.sampler,
+            **{name: value for name, value in given.items() if value is not None},
+            **({"greedy": True} if options.get("greedy") else {}),
+        }
+        try:
+            SamplerSettings(**sampler)
+        except ValueError as error:
+            raise ConfigError("sampler", str(error)) from error
+        return sampler
 
     def _shape(self, seconds: float | None) -> tuple[int, float]:
         """Return number of frames, 1 + a multiple of the time stride, and frame rate."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 from videoar.api.runs import Document
 from videoar.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from videoar.admin.loaded_model import LoadedModel
+    from videoar.admin.generate import Request
+    from videoar.admin.loaded_model import LoadedModel, SampleOptions
     from videoar.storage.store import Store
 
 
@@ -50,30 +51,18 @@ def load(
     return load_stored(found, str(name), text_encoder=encoder, on=device)
 
 
-def generate(  # noqa: PLR0913 - one keyword per option of the verb
-    loaded: LoadedModel,
-    out: str | Path,
-    *,
-    prompt: str | None = None,
-    prompts: str | Path | None = None,
-    labels: Sequence[str] = (),
-    num: int = 1,
-    seed: int = 0,
-    batch: int = 4,
-    **options: Any,  # noqa: ANN401 - as `LoadedModel.generator` has them
+def generate(
+    loaded: LoadedModel, out: str | Path, request: Request, **options: Unpack[SampleOptions]
 ) -> Document:
     """Write samples as MP4 files with a manifest and a table; see `videoar.admin.generate`.
+
+        api.generate(api.load("champion"), "folder", {"prompt": "a cat", "num": 4}, seconds=2)
 
     Args:
         loaded: from `load`.
         out: folder, new, empty or of the same call, which is then completed.
-        prompt: text; give exactly one of this, `prompts` and `labels`.
-        prompts: file with prompts, see `videoar.training.prompts.read_prompts`.
-        labels: classes of the training.
-        num: samples of each prompt.
-        seed: of all samples; each has its own, derived as the stage `generate` does.
-        batch: samples that are made at once.
-        **options: see `LoadedModel.generator`.
+        request: prompts, numbers and seed.
+        **options: as of `LoadedModel.sample`.
 
     Returns:
         `{samples: [{path, prompt, seed}], steps, seconds}`.
@@ -84,12 +73,9 @@ def generate(  # noqa: PLR0913 - one keyword per option of the verb
     """
     from videoar.admin import generate
 
-    if num < 1 or batch < 1 or seed < 0:
-        raise ConfigError("generate", f"num {num}, batch {batch} or seed {seed} is too small")
-    file = None if prompts is None else Path(prompts)
-    rows = generate.prompt_rows(loaded, prompt, file, labels)
-    requested = list(loaded.templates.samples(rows, seed, num))
-    return generate.generate(loaded.generator(**options), requested, Path(out).absolute(), batch)
+    rows = generate.requested_rows(loaded, request)
+    generator, batch = loaded.generator(**options), max(1, request.get("batch", 4))
+    return generate.generate(generator, rows, Path(out).absolute(), batch)
 
 
 def report(store: Store, name: str | None = None, out: Path | None = None) -> str:

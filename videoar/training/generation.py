@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from videoar.core.ids import canonical_json, digest_json, sha256_hex
 from videoar.core.types import Row
 from videoar.media.transcode import encode_clips
 from videoar.model.tokenizer.network import VideoTokenizer, frames_from_video
 from videoar.model.transformer.network import VideoAR
-from videoar.model.transformer.sampling import Sampled, sample
+from videoar.model.transformer.sampling import Sampled, SlidingWindow, sample
+from videoar.training.init_video import InitVideo
 
 CRF = 12
 """Default H.264 constant rate factor of samples."""
@@ -45,16 +44,17 @@ class VideoGenerator:
     sampler: Mapping[str, Any]
     """Options of `sample`."""
     crf: int = CRF
-    prefix_bits: Sequence[Tensor] | None = None
-    """First latent frames of every sample, per scale bool [1, t, h, w, K]."""
-    prefix_digest: str | None = None
-    """Identity of the file that they are of."""
+    start: InitVideo | None = None
+    """What every sample begins with."""
+    window: SlidingWindow | None = None
+    """For samples that are longer than the clips of the training."""
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the rows record as `sampler_json`."""
-        init = {"init": self.prefix_digest} if self.prefix_digest else {}
-        return {**self.sampler, **init}
+        init = {"init": self.start.sha256} if self.start else {}
+        window = {"window": self.window.num_frames} if self.window else {}
+        return {**self.sampler, **init, **window}
 
     def sample_id(self, row: Row) -> str:
         """Return the id of a sample, of what it follows from and not of its bytes.
@@ -72,7 +72,7 @@ class VideoGenerator:
         Raises:
             ValueError: see `videoar.model.sample`.
         """
-        bits = self.prefix_bits
+        bits = self.start and self.start.bits
         return sample(
             self.model,
             self.tokenizer,
@@ -80,6 +80,7 @@ class VideoGenerator:
             self.columns["num_frames"],
             seeds=[row["seed"] for row in requested],
             prefix_bits=bits and [b.expand(len(requested), *b.shape[1:]) for b in bits],
+            window=self.window,
             **self.sampler,
         )
 

@@ -26,7 +26,8 @@ from videoar.media.decode import decode_clip
 from videoar.media.transcode import encode
 from videoar.model.tokenizer.network import frames_from_video, video_from_frames
 from videoar.pipeline.context import StageContext
-from videoar.stages.generate.stage import GenerateConfig, GenerateStage
+from videoar.stages.generate.config import GenerateConfig
+from videoar.stages.generate.stage import GenerateStage
 from videoar.storage.store import open_store
 from videoar.training.prompts import Prompt
 
@@ -126,7 +127,8 @@ def test_labels_are_classes_of_the_training(exported, tmp_path):
 
 
 def killed(model, prompts, out, fail):
-    api.generate(api.load(Path(model)), out, prompts=prompts, batch=1, seconds=0.5)
+    request = {"prompts": Path(prompts), "batch": 1}
+    api.generate(api.load(Path(model)), out, request, seconds=0.5)
 
 
 def test_killed_call_is_completed_by_the_same_call_only(exported, tmp_path):
@@ -142,7 +144,8 @@ def test_killed_call_is_completed_by_the_same_call_only(exported, tmp_path):
     (out / "samples.parquet").unlink()
     (out / "00001.mp4").write_bytes(b"damaged")
     before = (out / "00000.mp4").stat().st_mtime_ns
-    result = api.generate(api.load(exported), out, prompts=prompts, batch=1, seconds=0.5)
+    request = {"prompts": prompts, "batch": 1}
+    result = api.generate(api.load(exported), out, request, seconds=0.5)
     passes = 3 * 2  # scales x latent frames
     assert result["steps"] == passes
     assert (out / "00000.mp4").stat().st_mtime_ns == before
@@ -160,6 +163,16 @@ def picture(path, size="64x48"):
     filters = ["-f", "lavfi", "-i", f"testsrc=size={size}:rate=8", "-frames:v", "1"]
     subprocess.run(["ffmpeg", "-v", "error", *filters, str(path)], check=True)
     return path
+
+
+def test_longer_video_has_a_sliding_window(exported):
+    loaded = api.load(exported)
+    trained = loaded.card.num_frames
+    long = loaded.generator(seconds=3)
+    assert long.columns["num_frames"] == 25 > trained
+    assert long.settings["window"] == trained
+    assert loaded.sample("a cat", seconds=3).video_B3THW.shape[2] == 25
+    assert loaded.generator(seconds=trained / 8).window is None
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.jpg"])

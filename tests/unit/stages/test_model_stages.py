@@ -18,7 +18,8 @@ from videoar.model.tokenizer.config import TOKENIZERS
 from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.fingerprint import compute_parts, shard_fingerprint
-from videoar.stages.generate.stage import GenerateConfig, GenerateStage
+from videoar.stages.generate.config import GenerateConfig
+from videoar.stages.generate.stage import GenerateStage
 from videoar.stages.pretrain.data import open_stores
 from videoar.stages.pretrain.stage import PretrainConfig, PretrainStage
 from videoar.storage.store import open_store

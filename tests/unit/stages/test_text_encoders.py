@@ -14,7 +14,8 @@ from tests.support.token_tables import CAPTIONS, pretrain_inputs, reference_clip
 from videoar.core.errors import ConfigError
 from videoar.model.pretrained.model_folder import folder_digest
 from videoar.pipeline.context import StageContext
-from videoar.stages.generate.stage import GenerateConfig, GenerateStage
+from videoar.stages.generate.config import GenerateConfig
+from videoar.stages.generate.stage import GenerateStage
 from videoar.stages.pretrain.stage import PretrainConfig, PretrainStage
 from videoar.storage.store import open_store
 from videoar.training.config import TransformerTraining

@@ -3,54 +3,20 @@
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar
-
-from pydantic import Field
+from typing import ClassVar
 
 from videoar.contracts.names import CLIPS, MODELS, PROMPTS, SAMPLES
 from videoar.core.errors import ConfigError
 from videoar.core.ids import digest_json, seed_from, sha256_hex
 from videoar.core.types import Row
 from videoar.model.pretrained.model_folder import pretrained_fingerprint
-from videoar.model.transformer.config import GuidanceName
 from videoar.pipeline.context import StageContext
-from videoar.pipeline.local_path import LocalPath, path_or
-from videoar.pipeline.stage import Inputs, Mapper, MapStage, Port, Shard, StageConfig, runtime
+from videoar.pipeline.stage import Inputs, Mapper, MapStage, Port, Shard
+from videoar.stages.generate.config import CAPTIONS, GenerateConfig
 from videoar.storage.snapshot import Snapshot
-from videoar.training.prompts import Prompt, PromptTemplates, read_prompts
+from videoar.training.prompts import Prompt, read_prompts
 
-CAPTIONS = "captions"
 _NUM_CAPTIONS = 16  # chosen: enough to look at
-
-
-class GenerateConfig(StageConfig, PromptTemplates):
-    """Options of `generate`; its templates must be those that the model was trained with."""
-
-    prompts: Annotated[str, path_or(CAPTIONS)] = runtime(CAPTIONS)
-    """`captions` uses the port `prompts`, or else distinct captions of the reference, or its
-    classes where a clip has no other caption; anything else is the path of a file: a prompt per
-    line, or JSON (`.jsonl`) with the columns of `prompts@1`."""
-    num_prompts: int | None = Field(default=None, ge=1)
-    """Maximum number of prompts; by default 16 of a reference, and all of others."""
-    num_per_prompt: int = Field(default=1, ge=1)
-    """Minimum number of samples of each prompt."""
-    min_samples: int = Field(default=0, ge=0)
-    """Minimum number of samples in all: fewer prompts get more samples each, with other seeds."""
-    num_frames: int = Field(default=17, ge=1)
-    """Pixel frames of a sample, 1 + a multiple of the tokenizer's time stride."""
-    guidance: GuidanceName | float = "t2v"
-    """`ucf`, `t2v` or a constant strength."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Of every bit; below 1 the likelier value is drawn more often."""
-    seed: int = Field(default=0, ge=0)
-    """Seed of the choice of captions and of every sample's own seed."""
-    text_encoder: LocalPath = runtime("")
-    """Folder, on every worker, of the text encoder that the model was trained with; empty for a
-    model with the embedded one. Its content enters the fingerprint."""
-    crf: int = Field(default=12, ge=0, le=51)
-    """Quality of the stored MP4 (H.264 constant rate factor); smaller is better."""
-    shard_samples: int = runtime(16, ge=1)
-    """Samples of a shard, generated as one batch."""
 
 
 class GenerateStage(MapStage[GenerateConfig]):
@@ -98,17 +64,7 @@ class GenerateStage(MapStage[GenerateConfig]):
         """Load the model, its tokenizer and its text encoder."""
         from videoar.stages.generate.worker import GenerateWorker
 
-        config = self.config
-        return GenerateWorker(
-            inputs,
-            context.store,
-            config.resources.cpus,
-            num_frames=config.num_frames,
-            rate_fps=_rate_fps(inputs),
-            sampler={"guidance": config.guidance, "temperature": config.temperature},
-            crf=config.crf,
-            text_encoder=config.text_encoder,
-        )
+        return GenerateWorker(self.config, inputs, context.store, _rate_fps(inputs))
 
     def _requested(self, inputs: Inputs) -> Iterator[Row]:
         prompts = self._prompts(inputs)[: self.config.num_prompts]

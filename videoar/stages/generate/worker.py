@@ -1,13 +1,12 @@
 """Worker of `generate`: rows of prompts and seeds in, stored videos out."""
 
-from typing import Any
-
 import pyarrow as pa
 
 from videoar.core.errors import ConfigError
 from videoar.model.device import device, limit_threads
 from videoar.model.pretrained.text_encoder import attach_text_encoder
 from videoar.pipeline.stage import Inputs, Output
+from videoar.stages.generate.config import GenerateConfig
 from videoar.storage.store import Store
 from videoar.training.generation import VideoGenerator
 from videoar.training.model_store import find_tokenizer, load_tokenizer, load_transformer
@@ -17,33 +16,20 @@ class GenerateWorker:
     """Generates one video per row.
 
     Args:
+        config: options of the stage.
         inputs: snapshots of the ports `model` and, if it is given, `tokenizer`.
         store: where models are read and videos are written.
-        cpus: cores of this worker.
-        num_frames: pixel frames of a sample.
         rate_fps: frame rate of the stored MP4.
-        sampler: `guidance` and `temperature` of `sample`.
-        crf: H.264 constant rate factor of the stored MP4.
-        text_encoder: folder of the model's text encoder; empty for the embedded one.
 
     Raises:
         ConfigError: the model was trained on another tokenizer or text encoder, its tokenizer is
             not in the store, or `num_frames` does not fit it.
     """
 
-    def __init__(  # noqa: PLR0913 - options of the stage; all are keyword-only
-        self,
-        inputs: Inputs,
-        store: Store,
-        cpus: float,
-        *,
-        num_frames: int,
-        rate_fps: float,
-        sampler: dict[str, Any],
-        crf: int,
-        text_encoder: str,
+    def __init__(
+        self, config: GenerateConfig, inputs: Inputs, store: Store, rate_fps: float
     ) -> None:
-        limit_threads(cpus)
+        limit_threads(config.resources.cpus)
         self._store = store
         snapshot = inputs["model"]
         model, model_digest = load_transformer(snapshot, store, device())
@@ -54,18 +40,19 @@ class GenerateWorker:
         if trained_on != tokenizer_digest:
             what = f"was trained on tokenizer {trained_on}, not {tokenizer_digest}"
             raise ConfigError(snapshot.id, what)
-        attach_text_encoder(model, text_encoder)
+        attach_text_encoder(model, config.text_encoder)
         try:
-            model.layout(num_frames)
+            model.layout(config.num_frames)
         except ValueError as error:
             raise ConfigError("generate.num_frames", str(error)) from error
         columns = {
             "model_digest": model_digest,
             "tokenizer_digest": tokenizer_digest,
-            "num_frames": num_frames,
+            "num_frames": config.num_frames,
             "rate_fps": rate_fps,
         }
-        self._generate = VideoGenerator(model, tokenizer, snapshot.id, columns, sampler, crf)
+        sampler = {"guidance": config.guidance, "temperature": config.temperature}
+        self._generate = VideoGenerator(model, tokenizer, snapshot.id, columns, sampler, config.crf)
 
     def __call__(self, batch: pa.Table) -> Output:
         """Generate one batch."""
