@@ -1,6 +1,5 @@
 """Show, compare and explain what a store holds."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from videoar.contracts.contract import load_contract
@@ -94,17 +93,13 @@ def _videos(snapshot: Snapshot) -> dict[str, str]:
     """
     known = load_contract(snapshot.contract).arrow_schema.names
     if snapshot.contract == SOURCES:
-        rows = _rows(snapshot, ["uri", "etag"])
+        rows = snapshot.available_rows(["uri", "etag"])
         return {f"{row['uri']} {row['etag']}": row["uri"] for row in rows}
     if SOURCE_COLUMN not in known or snapshot.contract == REJECTS:
         return {}
     columns = [SOURCE_COLUMN, *(name for name in ("source_uri",) if name in known)]
-    rows = _rows(snapshot, columns)
+    rows = snapshot.available_rows(columns)
     return {row[SOURCE_COLUMN]: row.get("source_uri") or row[SOURCE_COLUMN] for row in rows}
-
-
-def _rows(snapshot: Snapshot, columns: list[str]) -> Iterable[Row]:
-    return (row for table in snapshot.read_available(columns) for row in table.to_pylist())
 
 
 def _missing_in(videos: dict[str, str], others: dict[str, str]) -> list[str]:
@@ -148,7 +143,7 @@ def rejected(store: Store, name: str | None, reason: str | None = None) -> dict[
     rows = [
         {**row, "snapshot": snapshot.id}
         for snapshot in snapshots
-        for row in _rows(snapshot, list(_REJECT_KEYS))
+        for row in snapshot.available_rows(list(_REJECT_KEYS))
     ]
     return {
         "rows": [row for row in rows if reason is None or reason in row["reasons"]],

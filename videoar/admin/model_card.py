@@ -145,29 +145,56 @@ def from_markdown(text: str, where: str) -> ModelCard:
 
 
 def _prose(card: ModelCard) -> str:
-    height, width = card.size_px
-    return _TEMPLATE.format(
-        name=card.model.snapshot,
-        millions=card.model.num_parameters / 1e6,
-        tokenizer_millions=card.tokenizer.num_parameters / 1e6,
-        encoder=f', text_encoder="FOLDER OF {card.text_encoder.name}"'
-        if card.text_encoder
-        else "",
-        shape=f"{height} x {width} px",
-        frames=card.num_frames or "an unknown number of",
-        rate=f"{card.rate_fps:g}" if card.rate_fps else "an unknown number of",
-        data=_table(("snapshot", "contract", "rows"), [
-            (data.snapshot, data.contract, data.rows) for data in card.data
-        ]),
-        sources=card.sources,
-        licences=_table(("licence", "videos"), card.sources.licences.items()),
-        metrics=_metrics(card),
-        gate=_gate(card.gate),
-        step=card.model.step,
-        version=card.model.version,
-        code=card.model.code[:SHORT_DIGEST] or "not recorded",
-        files=_table(("file", "SHA-256"), card.checksums.items()),
-    )  # fmt: skip
+    model, sources, (height, width) = card.model, card.sources, card.size_px
+    millions, of_tokenizer = (net.num_parameters / 1e6 for net in (model, card.tokenizer))
+    frames = card.num_frames or "an unknown number of"
+    rate = f"{card.rate_fps:g}" if card.rate_fps else "an unknown number of"
+    encoder = f', text_encoder="FOLDER OF {card.text_encoder.name}"' if card.text_encoder else ""
+    data = [(data.snapshot, data.contract, data.rows) for data in card.data]
+    code = model.code[:SHORT_DIGEST] or "not recorded"
+    return f"""
+# {model.snapshot}
+
+A VideoAR text-to-video model (arXiv 2601.05966) of {millions:.1f} M parameters with a tokenizer of
+{of_tokenizer:.1f} M, for videos of {height} x {width} px. It was trained on clips of up to {frames}
+frames at {rate} frames per second.
+
+```python
+import videoar
+
+videoar.load("FOLDER"{encoder}).sample("a prompt", seconds=2, seed=0).save("x.mp4")
+```
+
+## Data
+
+{_table(("snapshot", "contract", "rows"), data)}
+
+{sources.videos} source videos, {sources.forgotten} of them taken down since:
+
+{_table(("licence", "videos"), sources.licences.items())}
+
+## Results
+
+{_metrics(card)}
+
+{_gate(card.gate)}
+
+## Training
+
+{model.step} optimizer steps by videoar {model.version}, code digest {code}. All options are in the
+front matter of this file.
+
+## Intended use
+
+Research on video generation, for prompts and videos like those of the training data. There is no
+safety filter, nothing beyond the results above was evaluated, and samples may resemble training
+clips. What the weights may be used for depends on the licences of the source videos; this card
+grants nothing.
+
+## Files
+
+{_table(("file", "SHA-256"), card.checksums.items())}
+"""
 
 
 def _metrics(card: ModelCard) -> str:
@@ -207,48 +234,3 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:
 def _cell(value: object) -> str:
     """Return a value as one cell; licences and captions come from the users' files."""
     return " ".join(str(value).replace("|", "\\|").split())
-
-
-_TEMPLATE = """
-# {name}
-
-A VideoAR text-to-video model (arXiv 2601.05966) of {millions:.1f} M parameters with a tokenizer of
-{tokenizer_millions:.1f} M, for videos of {shape}. It was trained on clips of up to {frames} frames
-at {rate} frames per second.
-
-```python
-import videoar
-
-videoar.load("FOLDER"{encoder}).sample("a prompt", seconds=2, seed=0).save("x.mp4")
-```
-
-## Data
-
-{data}
-
-{sources.videos} source videos, {sources.forgotten} of them taken down since:
-
-{licences}
-
-## Results
-
-{metrics}
-
-{gate}
-
-## Training
-
-{step} optimizer steps by videoar {version}, code digest {code}. All options are in the front
-matter of this file.
-
-## Intended use
-
-Research on video generation, for prompts and videos like those of the training data. There is no
-safety filter, nothing beyond the results above was evaluated, and samples may resemble training
-clips. What the weights may be used for depends on the licences of the source videos; this card
-grants nothing.
-
-## Files
-
-{files}
-"""

@@ -152,10 +152,6 @@ def _sampler(store: Store, scores: Snapshot | None) -> dict[str, Any]:
     samples = scores.commit.provenance.parents.get("samples") if scores else None
     if samples is None:
         return {}
-    texts = [
-        text
-        for table in store.snapshot(samples).read_available(["sampler_json"])
-        for text in table["sampler_json"].to_pylist()
-    ]
-    sampler: dict[str, Any] = json.loads(texts[0]) if texts else {}
+    rows = store.snapshot(samples).available_rows(["sampler_json"])
+    sampler: dict[str, Any] = json.loads(next(rows, {"sampler_json": "{}"})["sampler_json"])
     return sampler

@@ -10,13 +10,14 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from videoar.bench import loader_cell
-from videoar.bench.result import BenchResult, compare, shuffled
+from videoar.bench.result import BenchResult, compare, in_turns
 from videoar.core.errors import StageError
 from videoar.core.settings import settings
 
@@ -65,20 +66,21 @@ def measure_shape(
         # random bytes: no format may gain by compressing them
         np.save(folder / f"{name}.npy", random.integers(0, 256, (rows, width), np.uint8))
     (folder / "shape.json").write_text(json.dumps(latent_shape))
-    measured: dict[str, list[dict[str, float]]] = {}
+    readers: dict[str, Callable[[int], dict[str, float]]] = {}
     for name in contestants:
         try:
             _cell("write", name, folder, batch_size)
-            measured[name] = []
+            readers[name] = partial(_read, name, folder, batch_size)
         except StageError as error:
             # only peers may be missing: without these two there is nothing to compare
             if name in {"raw", "ours"}:
                 raise
             notes.add(f"{name} is missing: {str(error).splitlines()[-1][:200]}")
-    for turn in range(rounds):
-        for name in shuffled(list(measured), turn):
-            measured[name].append(_cell("read", name, folder, batch_size))
-    return measured
+    return in_turns(readers, rounds)
+
+
+def _read(name: str, folder: Path, batch_size: int, _turn: int) -> dict[str, float]:
+    return _cell("read", name, folder, batch_size)
 
 
 def _cell(action: str, name: str, folder: Path, batch_size: int) -> dict[str, float]:

@@ -7,12 +7,15 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field
 
 from videoar.core.hardware import hardware
 from videoar.core.ids import seed_from
 from videoar.core.types import Frozen, Json
+
+T = TypeVar("T")
 
 
 class Measured(Frozen):
@@ -78,6 +81,15 @@ def shuffled(names: list[str], turn: int) -> list[str]:
     """Return the contestants in the order of a turn, so that none always runs first."""
     # a hash instead of a random number: the order of a turn can be repeated
     return sorted(names, key=lambda name: seed_from("turn", turn, name))
+
+
+def in_turns(contestants: Mapping[str, Callable[[int], T]], rounds: int) -> dict[str, list[T]]:
+    """Call each contestant once per turn, with the turn's number; return what it returned."""
+    measured: dict[str, list[T]] = {name: [] for name in contestants}
+    for turn in range(rounds):
+        for name in shuffled(list(contestants), turn):
+            measured[name].append(contestants[name](turn))
+    return measured
 
 
 def commit_id() -> str:

@@ -11,7 +11,7 @@ its own after the end, because ingest rejects equal files.
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,7 +19,7 @@ from statistics import median
 from typing import NamedTuple
 
 from videoar.bench.films import Film, copies
-from videoar.bench.result import BenchResult, compare, shuffled
+from videoar.bench.result import BenchResult, compare, in_turns
 from videoar.bench.stores import run_stages
 from videoar.engine.base import Engine, ShardDone
 from videoar.engine.inline import InlineEngine
@@ -42,13 +42,12 @@ def run(rounds: int) -> BenchResult:
     with tempfile.TemporaryDirectory(prefix="videoar-bench-") as name:
         ray = RayEngine("local")
         try:
-            comparison = _Comparison(Path(name), ray)
-            turns = [comparison.turn(turn) for turn in range(rounds)]
+            runs = in_turns(_contestants(Path(name), ray), rounds)
         finally:
             ray.close()
-    figures = {name: [turn[name].rate for turn in turns] for name in turns[0]}
+    figures = {name: [run.rate for run in own] for name, own in runs.items()}
     unit = f"78 s sources at 480p per second on {_WORKERS} workers, beyond the first {_FIRST}"
-    return compare("runner", unit, figures, cases=_whole_runs(turns))
+    return compare("runner", unit, figures, cases=_whole_runs(runs))
 
 
 class _Throughput(NamedTuple):
@@ -65,11 +64,11 @@ class _Throughput(NamedTuple):
         return self.whole_s - _SOURCES / self.rate
 
 
-def _whole_runs(turns: Sequence[dict[str, _Throughput]]) -> dict[str, dict[str, float]]:
+def _whole_runs(runs: Mapping[str, Sequence[_Throughput]]) -> dict[str, dict[str, float]]:
     """Return ratios and times of whole runs, and the seconds of starting a stage."""
-    rates = {name: [_SOURCES / turn[name].whole_s for turn in turns] for name in turns[0]}
+    rates = {name: [_SOURCES / run.whole_s for run in own] for name, own in runs.items()}
     whole = compare("", "", rates)
-    start_s = {name: median(turn[name].start_s for turn in turns) for name in ("ours", _PLAIN)}
+    start_s = {name: median(run.start_s for run in runs[name]) for name in ("ours", _PLAIN)}
     return {
         f"whole run, {_SOURCES} sources": {
             **{f"x {name}": ratio for name, ratio in whole.ratios.items()},
@@ -79,28 +78,23 @@ def _whole_runs(turns: Sequence[dict[str, _Throughput]]) -> dict[str, dict[str, 
     }
 
 
-class _Comparison:
-    """The sources and the contestants."""
+def _contestants(folder: Path, ray: Engine) -> dict[str, Callable[[int], _Throughput]]:
+    """Return functions that ingest all sources, given the number of the turn."""
+    sources = _copies(folder, "all", _SOURCES)
+    parts = [_copies(folder, f"part{n}", _SOURCES // _WORKERS) for n in range(_WORKERS)]
+    # Untimed: starts Ray's workers and imports.
+    _ingest(ray, _copies(folder, "few", _WORKERS), folder / "warm", _WORKERS)
 
-    def __init__(self, folder: Path, ray: Engine) -> None:
-        self._folder, self._ray = folder, ray
-        self._all = _copies(folder, "all", _SOURCES)
-        share = _SOURCES // _WORKERS
-        self._parts = [_copies(folder, f"part{n}", share) for n in range(_WORKERS)]
-        # Untimed: starts Ray's workers and imports.
-        _ingest(ray, _copies(folder, "few", _WORKERS), folder / "warm", _WORKERS)
+    def store(name: str, turn: int) -> Path:
+        return folder / f"stores{turn}" / name
 
-    def turn(self, turn: int) -> dict[str, _Throughput]:
-        """Ingest all sources once per contestant."""
-        stores = self._folder / f"stores{turn}"
-        contestants = {
-            "ours": lambda: _throughput([_ingest(self._ray, self._all, stores / "ray", _WORKERS)]),
-            _TWICE: lambda: _linear_scaling(
-                _throughput([_ingest_inline(self._all, stores / "inline")])
-            ),
-            _PLAIN: lambda: _throughput(_ingest_in_processes(self._parts, stores)),
-        }
-        return {name: contestants[name]() for name in shuffled(list(contestants), turn)}
+    return {
+        "ours": lambda turn: _throughput([_ingest(ray, sources, store("ray", turn), _WORKERS)]),
+        _TWICE: lambda turn: _linear_scaling(
+            _throughput([_ingest_inline(sources, store("inline", turn))])
+        ),
+        _PLAIN: lambda turn: _throughput(_ingest_in_processes(parts, store("parts", turn))),
+    }
 
 
 class _Run(NamedTuple):

@@ -10,14 +10,16 @@ one for everything else. Weights are random; speed does not depend on them.
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from videoar.bench.films import Film, copies
-from videoar.bench.result import BenchResult, compare, shuffled
+from videoar.bench.result import BenchResult, compare, in_turns
 from videoar.bench.stores import commit_tokenizer, run_stages
 from videoar.media.clip_reader import ClipReader
 from videoar.media.transcode import encode_stream
@@ -49,15 +51,13 @@ def run(
         for size_px in sizes_px:
             store = open_store((Path(folder) / f"{size_px}px").as_uri())
             contest = _Contest(store, Path(folder) / "videos", size_px)
-            turns = [contest.turn(turn) for turn in range(rounds)]
-            runs = {name: [each[name] for each in turns] for name in turns[0]}
-            # the first size only: see `_SIZES_PX`
-            figures = figures or {name: runs[name] for name in ("ours", _ENCODE, _SIMPLE)}
-            case = compare("tokenize", "", {name: runs[name] for name in figures})
+            runs = in_turns(contest.contestants, rounds)
+            figures = figures or runs  # the first size only: see `_SIZES_PX`
+            case = compare("tokenize", "", runs)
             table[f"{size_px}px"] = {
                 **{f"x_{name}".replace(" ", "_"): x for name, x in case.ratios.items()},
                 "clips_per_s": round(case.ours.median, 1),
-                "busy_percent": round(float(np.median(runs["busy_percent"])), 1),
+                "busy_percent": round(float(np.median(contest.busy_percent)), 1),
             }
     unit = f"clips of 17 frames at {sizes_px[0]} px per second, tokenizer `{_PRESET}`"
     return compare("tokenize", unit, figures, cases=table)
@@ -87,43 +87,42 @@ class _Contest:
         # decoded beforehand: `encode loop` is to measure the network alone
         self.frames = [read(row) for row in self.rows]
 
-    def turn(self, turn: int) -> dict[str, float]:
-        """Encode all clips once per contestant; return clips per second and our device's use."""
-        contestants = {"ours": self._stage, _ENCODE: self._encode, _SIMPLE: self._simple}
-        measured: dict[str, float] = {}
-        for name in shuffled(list(contestants), turn):
-            start = time.perf_counter()
-            measured |= contestants[name](turn)
-            measured[name] = len(self.rows) / (time.perf_counter() - start)
-        return measured
+        self.busy_percent: list[float] = []
+        """Use of the device by the stage, a value per turn."""
 
-    def _stage(self, turn: int) -> dict[str, float]:
+    @property
+    def contestants(self) -> dict[str, Callable[[int], float]]:
+        """Functions that encode all clips once and return clips per second."""
+        works = {"ours": self._stage, _ENCODE: self._encode, _SIMPLE: self._simple}
+        return {name: partial(self._rate, work) for name, work in works.items()}
+
+    def _rate(self, work: Callable[[int], None], turn: int) -> float:
+        start = time.perf_counter()
+        work(turn)
+        return len(self.rows) / (time.perf_counter() - start)
+
+    def _stage(self, turn: int) -> None:
         inputs = {"clips": self.clips, "tokenizer": self.tokenizer}
         stage = {"stage": "tokenize", "batch_clips": _BATCH}
         # Another stage name per turn: nothing is reused.
         run = run_stages(self.store, inputs, {f"tokens{turn}": stage})
         metrics = run.stage(f"tokens{turn}").metrics
-        return {"busy_percent": metrics["accelerator_busy_percent"]}
+        self.busy_percent.append(metrics["accelerator_busy_percent"])
 
-    def _encode(self, _: int) -> dict[str, float]:
-        return self._encode_all(
-            self.frames[i : i + _BATCH] for i in range(0, len(self.frames), _BATCH)
-        )
+    def _encode(self, _: int) -> None:
+        self._encode_all(iter(self.frames))
 
-    def _simple(self, _: int) -> dict[str, float]:
-        read = ClipReader(self.store.objects)
-        groups = (self.rows[i : i + _BATCH] for i in range(0, len(self.rows), _BATCH))
-        return self._encode_all([read(row) for row in group] for group in groups)
+    def _simple(self, _: int) -> None:
+        self._encode_all(map(ClipReader(self.store.objects), self.rows))
 
-    def _encode_all(self, batches: Iterator[list[np.ndarray]]) -> dict[str, float]:
+    def _encode_all(self, frames: Iterator[np.ndarray]) -> None:
         import torch
 
         from videoar.model.tokenizer.network import video_from_frames
 
         torch.set_num_threads(1)  # as the stage does with one core
         with torch.no_grad():
-            for clips in batches:
+            while clips := list(islice(frames, _BATCH)):
                 video = video_from_frames(torch.from_numpy(np.stack(clips)))
                 # fp16 and the bits, too: the stage computes both for each clip
                 self.net.quantizer.encode(self.net.encode(video).half())
-        return {}

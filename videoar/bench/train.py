@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from videoar.bench.loader_cell import token_tables
-from videoar.bench.result import BenchResult, compare, shuffled
+from videoar.bench.result import BenchResult, compare, in_turns
 from videoar.bench.stores import commit, commit_tokenizer, run_stages
 from videoar.contracts.names import TOKENS
 from videoar.engine.inline import InlineEngine, finished_loop
@@ -64,16 +64,15 @@ def run(rounds: int, shape: Shape | None = None) -> BenchResult:
     shape = shape or (_ON_GPU if device() == "cuda" else _ON_CPU)
     with tempfile.TemporaryDirectory(prefix="videoar-bench-") as folder:
         contest = _Contest(open_store(Path(folder).as_uri()), shape)
-        turns = [contest.turn(turn) for turn in range(rounds)]
+        steps = in_turns({"ours": contest.stage, _BARE: contest.bare}, rounds)
         details = contest.details()
+    pairs = list(zip(steps["ours"], steps[_BARE], strict=True))
     overhead = {
-        f"overhead{suffix}_percent": _overhead_percent([
-            getattr(turn["ours"], field) / getattr(turn[_BARE], field) for turn in turns
-        ])
-        for suffix, field in (("", "wall_s"), ("_cpu", "cpu_s"))
+        "overhead_percent": _percent_more([ours.wall_s / bare.wall_s for ours, bare in pairs]),
+        "overhead_cpu_percent": _percent_more([ours.cpu_s / bare.cpu_s for ours, bare in pairs]),
     }
     unit = f"training steps of {shape.batch} clips per second"
-    figures = {name: [1 / turn[name].wall_s for turn in turns] for name in ("ours", _BARE)}
+    figures = {name: [1 / step.wall_s for step in own] for name, own in steps.items()}
     return compare("train", unit, figures, cases={"stage": overhead | details})
 
 
@@ -94,7 +93,7 @@ def _clocks() -> _Step:
     return _Step(time.perf_counter(), time.process_time())
 
 
-def _overhead_percent(ratios: list[float]) -> float:
+def _percent_more(ratios: list[float]) -> float:
     return round(100 * (float(np.median(ratios)) - 1), 2)
 
 
@@ -112,11 +111,6 @@ class _Contest:
         self.tokenizer = commit_tokenizer(store, self.net)
         self.tokens = _committed_tokens(store, self.tokenizer, self.net, shape.clips)
 
-    def turn(self, turn: int) -> dict[str, _Step]:
-        """Train once per contestant; return the time of a step."""
-        contestants: dict[str, Callable[[int], _Step]] = {"ours": self._stage, _BARE: self._bare}
-        return {name: contestants[name](turn) for name in shuffled(list(contestants), turn)}
-
     def details(self) -> dict[str, float]:
         """Return the share of waiting for data, graph breaks, and figures of a GPU."""
         trainer, started = self._trainer(), time.perf_counter()
@@ -126,7 +120,8 @@ class _Contest:
         figures = {"data_wait_percent": round(percent, 3)}
         return figures | _graphs(self._trainer()) | _gpu_figures(self._trainer())
 
-    def _stage(self, turn: int) -> _Step:
+    def stage(self, turn: int) -> _Step:
+        """Run the stage; return the time of a step."""
         inputs, engine = {"tokens": self.tokens, "tokenizer": self.tokenizer}, _TimedEngine()
         # Another stage name per turn: nothing is reused.
         run_stages(self.store, inputs, {f"model{turn}": self._options()}, engine)
@@ -165,8 +160,8 @@ class _Contest:
         loader = TokenLoader(self.tokens, self.shape.batch, config.training.seed)
         return TransformerTrainer(model, config.training, _TimedData(loader))
 
-    def _bare(self, _: int) -> _Step:
-        """Take the steps with nothing around them."""
+    def bare(self, _: int) -> _Step:
+        """Take the steps with nothing around them; return the time of one."""
         import torch
 
         from videoar.model.transformer.loss import bit_loss

@@ -91,10 +91,9 @@ def sources_of(clips: Snapshot) -> Iterator[Node]:
 
 def _source_columns(clips: Snapshot) -> Iterator[tuple[str, Node]]:
     """Yield source id, and uri, licence and origin, of each row; of withdrawn files without uri."""
-    for table in clips.read_available(["source_id", "source_uri", "licence", "origin"]):
-        for row in table.to_pylist():
-            terms = {"licence": row["licence"], "origin": row["origin"]}
-            yield row["source_id"], {"uri": row["source_uri"], **terms}
+    for row in clips.available_rows(["source_id", "source_uri", "licence", "origin"]):
+        terms = {"licence": row["licence"], "origin": row["origin"]}
+        yield row["source_id"], {"uri": row["source_uri"], **terms}
     # one listing: a request per file would be many for the few that were withdrawn
     noted = withdrawn_keys(clips.ledger, f"{table_folder(clips.dataset)}/")
     for note in (find_withdrawal(clips.ledger, f.key) for f in clips.files if f.key in noted):

@@ -173,9 +173,8 @@ def _funnel(
 
 def _reasons(store: Store, rejects: str | None) -> tuple[tuple[str, int], ...]:
     """Count rejected items by decisive (first) reason, without those removed by a takedown."""
-    tables = store.snapshot(rejects).read_available(columns=["reasons"]) if rejects else ()
-    reasons = (reason for table in tables for reason in table["reasons"].to_pylist())
-    return tuple(Counter(first for first, *_ in reasons).most_common())
+    rows = store.snapshot(rejects).available_rows(["reasons"]) if rejects else ()
+    return tuple(Counter(row["reasons"][0] for row in rows).most_common())
 
 
 def _curves(models: Iterable[Snapshot]) -> Iterator[Curve]:
@@ -254,11 +253,10 @@ def _clips_by_text(clips: Iterable[Snapshot]) -> dict[str, str]:
     """Return a video key per caption and per class; of several snapshots the last one wins."""
     result: dict[str, str] = {}
     for snapshot in clips:
-        for table in snapshot.read_available(columns=["caption", "label", "video_key"]):
-            for row in table.to_pylist():
-                if row["video_key"]:  # None: the clip is a reference to a part of its source
-                    texts = filter(None, (row["label"], row["caption"]))
-                    result |= dict.fromkeys(texts, row["video_key"])
+        for row in snapshot.available_rows(["caption", "label", "video_key"]):
+            if row["video_key"]:  # None: the clip is a reference to a part of its source
+                texts = filter(None, (row["label"], row["caption"]))
+                result |= dict.fromkeys(texts, row["video_key"])
     return result
 
 

@@ -94,7 +94,7 @@ def contact_sheets(
     """Yield a sheet of kept clips, then one per decisive reason, the most frequent first."""
     for before, after in steps:
         # by id: a page that is rendered again shows the same clips
-        kept = sorted(row["clip_id"] for row in _remaining(after, ["clip_id"]))
+        kept = sorted(row["clip_id"] for row in after.available_rows(["clip_id"]))
         rejected = _rejected_rows(after)
         counts = Counter(row["reasons"][0] for row in rejected)
         outcomes = {"kept": kept[:_SHOWN]} | {
@@ -139,13 +139,8 @@ def _rejected_rows(after: Snapshot) -> list[Row]:
     rejects = after.rejects()
     if rejects is None:
         return []
-    rows = _remaining(rejects, ["item_id", "reasons", "detail"])
+    rows = rejects.available_rows(["item_id", "reasons", "detail"])
     return sorted(rows, key=lambda row: str(row["item_id"]))
-
-
-def _remaining(snapshot: Snapshot, columns: list[str]) -> list[Row]:
-    """Return the rows that no takedown has withdrawn; afterwards old pages are rendered again."""
-    return [row for table in snapshot.read_available(columns) for row in table.to_pylist()]
 
 
 def _thumbnails(

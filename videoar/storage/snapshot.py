@@ -9,7 +9,7 @@ import pyarrow as pa
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, SnapshotNotFoundError, WithdrawnError
 from videoar.core.ids import digest_json
-from videoar.core.types import Commit, FileRef
+from videoar.core.types import Commit, FileRef, Row
 from videoar.storage.delta_log import DeltaLog
 from videoar.storage.ledger import Ledger
 from videoar.storage.object_store import ObjectStore
@@ -88,6 +88,11 @@ class Snapshot:
             except WithdrawnError:
                 continue
             yield table
+
+    def available_rows(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
+        """Yield the rows that no takedown has withdrawn."""
+        for table in self.read_available(columns):
+            yield from table.to_pylist()
 
     def table(
         self,
