@@ -22,7 +22,9 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter per option
         str, typer.Option(metavar="NAME", help="A name of the store, or path of an export.")
     ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="New or empty, or of the same call.")],
-    prompt: Annotated[str | None, typer.Option(metavar="TEXT")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="What the videos show.")
+    ] = None,
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A prompt per line, or .jsonl.")
     ] = None,
@@ -30,7 +32,7 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter per option
         str, typer.Option(metavar="A,B", help="Classes that the model was trained on.")
     ] = "",
     num: Annotated[int, typer.Option(min=1, help="Samples of each prompt.")] = 1,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of all samples; each has its own.")] = 0,
     init: Annotated[
         str, typer.Option(metavar="FILE", help="Image or video that the samples continue.")
     ] = "",
