@@ -3,7 +3,7 @@
 Machines are noisy, so a number is reported only beside the number that it is compared with, taken
 in the same minutes by the same process tree.
 
-    videoar bench NAME                 cuts, gpu, ingest, loader, runner, tokenize, train
+    videoar bench NAME                 cuts, generate, gpu, ingest, loader, runner, tokenize, train
     python -m videoar.bench.gpu        the same as `videoar bench gpu`, from a bare checkout
     python -m videoar.bench.NAME       duplicate_speed, loader_s3, near_duplicates, reconstruction:
                                        print a Markdown table or lines of text
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from videoar.bench.result import BenchResult
 
 BENCHES = {
-    "cuts": "cuts", "gpu": "gpu", "ingest": "ingest", "loader": "loader", "runner": "runner",
-    "tokenize": "tokens", "train": "train",
+    "cuts": "cuts", "generate": "generate", "gpu": "gpu", "ingest": "ingest", "loader": "loader",
+    "runner": "runner", "tokenize": "tokens", "train": "train",
 }  # fmt: skip
 """Module by the name of the benchmark."""
 

@@ -141,3 +141,16 @@ def test_stage_and_bare_loop_take_the_same_steps():
     expected = 100 * (result.baselines["bare loop"].median / result.ours.median - 1)
     assert stage["overhead_percent"] == pytest.approx(expected, abs=0.01)
     assert stage["overhead_cpu_percent"] > -100
+
+
+@pytest.mark.slow
+def test_generating_is_measured_by_scale_by_token_and_without_a_cache():
+    from videoar.bench import generate
+
+    result = generate.run(2, ["8x8x5"])
+    assert set(result.ratios) == {"uncached", "token by token"}
+    steps = [case["steps"] for case in result.cases.values()]
+    assert steps in ([30, 30, 320], [30, 320, 30])
+    assert all(case["is_whole"] and case["seconds"] > 0 for case in result.cases.values())
+    late = generate.measure("uncached", "8x8x5", 1e-9)
+    assert (late["steps"], late["is_whole"]) == (0, 0)

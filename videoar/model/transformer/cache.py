@@ -16,7 +16,7 @@ B batch, N heads, L stored tokens, l tokens of a span, E head width, C channels.
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import TypeAlias
 
 import torch
@@ -70,10 +70,14 @@ class KVCache:
 
     def _needed(self, given: int) -> Iterator[int]:
         """Yield the stored visual tokens of every pass: its own, and what it or later ones see."""
-        for wave in self.layout.scheme.waves:
-            if wave[-1] >= given:
-                first = wave[0] if wave[0] > given else 0
-                yield self._count(self._seen_from(first, range(wave[-1] + 1)))
+        waves = self.layout.scheme.waves
+        number = [n for n, wave in enumerate(waves) for _ in wave]  # of the wave of each block
+        first_pass = number[given]  # passes before it do not take place
+        change = [0] * (len(waves) + 1)
+        for block, last in enumerate(self.layout.last_query):
+            change[max(number[block], first_pass)] += self._count([block])
+            change[max(number[last], first_pass) + 1] -= self._count([block])
+        return accumulate(change[:-1])
 
     def _seen_from(self, first: int, blocks: Iterable[int]) -> list[int]:
         """Return those of some blocks that block `first` or a later one attends to."""
