@@ -24,7 +24,7 @@ def run(section: Section) -> None:
         case = f"{name}, bf16 autocast, batch {batch}"
         section.case(case, _sample, model, batch, is_autocast=True)
         section.case(f"{name}, fp32, batch {batch}", _sample, model, batch)
-    model.bfloat16()
+    model.to_bf16()
     for batch in sampled:
         section.case(f"{name}, bf16 weights, batch {batch}", _sample, model, batch)
     case = f"{name}, bf16 weights, batch 1, uncached"
