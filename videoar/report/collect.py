@@ -49,7 +49,10 @@ from videoar.storage.store import Store
 _BLOCK = re.compile(
     r"(?P<variant>\w+)/frame(?P<frame>\d+)/scale(?P<scale>\d+)/block_(?P<quantity>nats|accuracy)"
 )
-_VARIANTS = {"val": "held-out blocks, clean history", "val_flipped": "the same, flipped history"}
+_VARIANTS = {
+    "val": "held-out blocks, clean history",
+    "val_flipped": "held-out blocks, flipped history",
+}
 _SHOWN_SAMPLES = 24  # chosen: about 1 MB of demo clips; a page of them reads in a minute
 
 
