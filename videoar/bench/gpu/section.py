@@ -83,6 +83,7 @@ class Section:
             return False
         result: Result = {}
         self._values["cases"][name] = result
+        self.save()  # names the case if its process is killed
         started, is_measured = time.monotonic(), False
         try:
             measure(self, result, *args, **kwargs)
