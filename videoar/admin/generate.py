@@ -25,6 +25,7 @@ from videoar.core.crash_points import crash_point
 from videoar.core.errors import ConfigError, did_you_mean
 from videoar.core.ids import canonical_json, sha256_hex
 from videoar.core.types import Row
+from videoar.media.sources import read_input
 from videoar.training.generation import VideoGenerator
 from videoar.training.prompts import Prompt, read_prompts
 
@@ -36,8 +37,8 @@ class Request(TypedDict, total=False):
     """What is generated: exactly one of `prompt`, `prompts` and `labels` is required."""
 
     prompt: str | None
-    prompts: Path | None
-    """File, see `read_prompts`."""
+    prompts: str | Path | None
+    """File or its `file://` or `s3://` address, see `read_prompts`."""
     labels: Sequence[str]
     """Classes of the training."""
     num: int
@@ -64,7 +65,7 @@ def requested_rows(loaded: LoadedModel, request: Request) -> list[Row]:
 
 
 def _prompts(
-    loaded: LoadedModel, text: str | None, file: Path | None, labels: Sequence[str]
+    loaded: LoadedModel, text: str | None, file: str | Path | None, labels: Sequence[str]
 ) -> list[Row]:
     """Return rows of `prompts@1` from exactly one of a text, a file and classes.
 
@@ -77,22 +78,13 @@ def _prompts(
     if text is not None:
         return [Prompt(prompt=text).row("--prompt")]
     if file is not None:
-        return read_prompts(_read(file), str(file))
+        return read_prompts(read_input(str(file)), str(file))
     known = loaded.card.labels
     for label in labels:
         if known is not None and label not in known:
             hint = did_you_mean(label, known) if known else "it was trained without; use --prompt"
             raise ConfigError(f"--labels {label}", "the model knows no such class", hint)
     return [Prompt(label=label).row("--labels") for label in dict.fromkeys(labels)]
-
-
-def _read(file: Path) -> bytes:
-    if not file.is_file():  # reading a pipe would block forever
-        raise ConfigError(str(file), "is not a file" if file.exists() else "no such file")
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise ConfigError(str(file), f"cannot be read: {error.strerror}") from error
 
 
 def generate(

@@ -26,7 +26,7 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter per option
         str | None, typer.Option(metavar="TEXT", help="What the videos show.")
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A prompt per line, or .jsonl.")
+        str | None, typer.Option(metavar="FILE", help="A prompt per line, or .jsonl.")
     ] = None,
     labels: Annotated[
         str, typer.Option(metavar="A,B", help="Classes that the model was trained on.")
@@ -73,7 +73,8 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter per option
         temperature=temperature,
         greedy=greedy,
     )
-    rows = [(sample["path"], sample["prompt"], sample["seed"]) for sample in result["samples"]]
+    # a seed as text, without separators: it is copied into `sample(seed=...)`
+    rows = [(made["path"], made["prompt"], str(made["seed"])) for made in result["samples"]]
     emit(result, lambda: [Table(("file", "prompt", ">seed"), rows)])
 
 

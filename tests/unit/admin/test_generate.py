@@ -117,6 +117,9 @@ def test_file_names_its_prompt_model_and_seed(store, model, tmp_path):
 
 def test_labels_are_classes_of_the_training(exported, tmp_path):
     card = api.load(exported).card
+    seed = seed_from("sample", 0, "a", 0)
+    call = ["generate", "--model", str(exported), "--prompt", "a", "--out", str(tmp_path / "a")]
+    assert str(seed) in CliRunner().invoke(app, call).stdout
     assert card.labels == sorted({*card.labels}) != []
     first = card.labels[0]
     out = tmp_path / "out"

@@ -10,7 +10,7 @@ from videoar.media.fetch import fetch
 from videoar.media.process import Limits
 from videoar.media.sandbox import SandboxedDecoder
 from videoar.media.scan import ScanPlan
-from videoar.media.sources import list_sources
+from videoar.media.sources import list_sources, read_input
 
 MP4 = b"\0\0\0\x18ftypisom"
 
@@ -158,3 +158,15 @@ def test_synthetic_corpus_is_listed_and_fetched(tmp_path):
     with SandboxedDecoder(ScanPlan(), Limits(wall_s=20)) as decoder:
         path, sha256 = decoder.fetch(listed[0]["uri"], tmp_path)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == sha256
+
+
+def test_input_that_is_one_file_is_read(tmp_path):
+    path = tmp_path / "a b.txt"
+    path.write_bytes(b"a cat")
+    assert read_input(str(path)) == read_input(path.as_uri()) == b"a cat"
+    os.mkfifo(tmp_path / "pipe.txt")
+    for name, what in (("none.txt", "no such file"), ("pipe.txt", "is not a file")):
+        with pytest.raises(ConfigError, match=what):
+            read_input(str(tmp_path / name))
+    with pytest.raises(ConfigError, match="unknown kind of input"):
+        read_input("http://localhost/a.txt")
