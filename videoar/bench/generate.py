@@ -145,8 +145,8 @@ def _token_by_token(model: VideoAR, num_frames: int, clock: _Clock) -> None:
         stop = length + x.shape[1]
         for layer, past in zip(model.layers, storage, strict=True):
             x = layer(x, angles[..., length:stop, :], mask, (past, length))
-        odds = model.head(model.norm(x[:, -1:])).unflatten(-1, (-1, 2)).diff(dim=-1)[..., 0]
-        bits = torch.rand(odds.shape) < torch.sigmoid(odds)
+        log_odds = model.head(model.norm(x[:, -1:])).unflatten(-1, (-1, 2)).diff(dim=-1)[..., 0]
+        bits = torch.rand(log_odds.shape) < torch.sigmoid(log_odds)
         x = model.features((bits.float() * 2 - 1) / cfg.num_bits**0.5) + model.scales.weight[0]
         length, mask = stop, None
 

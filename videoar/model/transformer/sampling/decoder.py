@@ -142,10 +142,10 @@ class _Decoder:
             return log_odds(logits) / temperature_l1
         strength_l1 = self.strength_L1[tokens].to(logits)
         if self.settings.apg:  # its threshold is one of logits that have been divided
-            divided, of_none = (logits / temperature_l1[..., None]).chunk(2)
-            return log_odds(self.settings.apg.guide(divided, of_none, strength_l1))
-        odds, of_none = log_odds(logits).chunk(2)
-        return guide(odds, of_none, strength_l1) / temperature_l1
+            with_text, without = (logits / temperature_l1[..., None]).chunk(2)
+            return log_odds(self.settings.apg.guide(with_text, without, strength_l1))
+        with_text, without = log_odds(logits).chunk(2)
+        return guide(with_text, without, strength_l1) / temperature_l1
 
     def _end_guidance(self) -> None:
         """Go on without the unconditional rows: no later block is guided."""
@@ -190,12 +190,12 @@ def decode(  # noqa: PLR0913 - what a window needs; all are of different types
             parts = [given[blocks[i].scale][:, blocks[i].frame].flatten(1, 2) for i in wave]
             frames.add(wave, torch.cat(parts, dim=1).to(model.device))
         else:
-            odds_BlK = decoder.log_odds(wave)
+            log_odds_BlK = decoder.log_odds(wave)
             start, stop = offsets[wave[0]] - drawn, offsets[wave[-1] + 1] - drawn
             is_one = (
-                odds_BlK > 0
+                log_odds_BlK > 0
                 if uniform_BLK is None
-                else uniform_BLK[:, start:stop] < torch.sigmoid(odds_BlK)
+                else uniform_BLK[:, start:stop] < torch.sigmoid(log_odds_BlK)
             )
             frames.add(wave, is_one)
         while finished < span.stop and last_block[finished] <= wave[-1]:
