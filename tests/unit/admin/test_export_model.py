@@ -38,6 +38,9 @@ from videoar.model.transformer.sampling import sample
 from videoar.storage.store import open_store
 from videoar.training.model_store import ClipShape, load_tokenizer, load_transformer
 
+# Together they take more than a tenth of the fast tier.
+pytestmark = pytest.mark.slow
+
 preload(__name__)
 FOLDER = {
     "README.md",

@@ -31,6 +31,9 @@ from videoar.stages.generate.stage import GenerateStage
 from videoar.storage.store import open_store
 from videoar.training.prompts import Prompt
 
+# Together they take more than a tenth of the fast tier.
+pytestmark = pytest.mark.slow
+
 preload(__name__)
 OPTIONS = ["--seconds", "0.5", "--guidance", "2", "--temperature", "0.7"]
 

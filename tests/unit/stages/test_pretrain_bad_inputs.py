@@ -17,6 +17,9 @@ from videoar.stages.pretrain.stage import PretrainConfig, PretrainStage
 from videoar.storage.store import open_store
 from videoar.training.model_store import publish_model
 
+# Together they take more than a tenth of the fast tier.
+pytestmark = pytest.mark.slow
+
 PHASE = {"steps": 2, "batch_size": 2}
 TRAINING = {"phases": [PHASE], "validation": {"points": 0}}
 SEVEN_SCALES = [[1, 1], [1, 2], [2, 2], [2, 3], [3, 3], [3, 4], [4, 4]]
