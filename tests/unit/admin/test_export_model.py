@@ -38,7 +38,7 @@ from videoar.model.transformer.sampling import sample
 from videoar.storage.store import open_store
 from videoar.training.model_store import ClipShape, load_tokenizer, load_transformer
 
-# Together they take more than a tenth of the fast tier.
+# Each test runs a whole stage or model.
 pytestmark = pytest.mark.slow
 
 preload(__name__)

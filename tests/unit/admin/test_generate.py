@@ -31,7 +31,7 @@ from videoar.stages.generate.stage import GenerateStage
 from videoar.storage.store import open_store
 from videoar.training.prompts import Prompt
 
-# Together they take more than a tenth of the fast tier.
+# Each test runs a whole stage or model.
 pytestmark = pytest.mark.slow
 
 preload(__name__)

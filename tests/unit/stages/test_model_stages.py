@@ -27,7 +27,7 @@ from videoar.storage.token_codec import checksum
 from videoar.training.model_store import load_tokenizer, load_transformer, publish_model
 from videoar.training.prompts import Prompt
 
-# Together they take more than a tenth of the fast tier.
+# Each test runs a whole stage or model.
 pytestmark = pytest.mark.slow
 
 TRAINING = {"phases": [{"steps": 4, "batch_size": 2}], "optimizer": {"learning_rate": 1e-3}}

@@ -17,7 +17,7 @@ from videoar.stages.pretrain.stage import PretrainConfig, PretrainStage
 from videoar.storage.store import open_store
 from videoar.training.model_store import publish_model
 
-# Together they take more than a tenth of the fast tier.
+# Each test runs a whole stage or model.
 pytestmark = pytest.mark.slow
 
 PHASE = {"steps": 2, "batch_size": 2}

@@ -23,7 +23,7 @@ from videoar.training.data.text_features import TextFeatures
 from videoar.training.data.token_loader import TokenLoader
 from videoar.training.model_store import load_transformer
 
-# Together they take more than a tenth of the fast tier.
+# Each test runs a whole stage or model.
 pytestmark = pytest.mark.slow
 
 TRAINING = {"phases": [{"steps": 2, "batch_size": 3}], "optimizer": {"learning_rate": 1e-3}}
