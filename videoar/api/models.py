@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from videoar.api.runs import Document
 from videoar.core.errors import ConfigError
+from videoar.core.settings import share_cores
 
 if TYPE_CHECKING:
     from videoar.admin.generate import Request
@@ -39,6 +40,7 @@ def load(
         ContractError: a part does not fit the others.
         StorageError: a file is damaged or missing, or nothing in the store has this name.
     """
+    share_cores()  # before torch is imported
     from videoar.admin.loaded_model import is_export, load_export, load_stored
     from videoar.api.ops import open_store
 

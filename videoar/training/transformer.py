@@ -238,7 +238,9 @@ class TransformerTrainer:
         while not self.is_done:
             index = self.progress.phase
             phase = self.training.phases[index]
-            batches, held_out = self._batches(phase), self.data.held_out(phase)
+            batches = self._batches(phase)
+            # Opening a store reads columns of all of its rows: not for nothing.
+            held_out = self.data.held_out(phase) if self.training.validation.points else {}
             while self.progress.phase == index and not self.is_done:
                 batch = next(batches)
                 with exchanging_passes():

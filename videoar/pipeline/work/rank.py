@@ -85,8 +85,8 @@ class StoreRankContext:
     def save_checkpoint(self, step: int, folder: Path, group: str = "") -> None:
         """Publish the folder's files, then the record that makes them a checkpoint.
 
-        With a group, the other ranks publish a note of their files, which rank 0 waits for. The
-        group is in its key: a note of an attempt that was killed never counts.
+        With a group, every other rank publishes a record of its part, which rank 0 waits for. The
+        group is in its key: the part of an attempt that was killed never counts.
 
         Raises:
             WorkerLostError: another rank of the group did not publish its files in time.
@@ -102,23 +102,23 @@ class StoreRankContext:
         if self.index:
             self._store.ledger.create(f"{stem}-{group}-{self.index}.json", {"files": files})
             return
-        notes = [f"{stem}-{group}-{rank}.json" for rank in range(1, self.world_size) if group]
-        for key in notes:
-            files += self._wait_for(key)["files"]
+        parts = [f"{stem}-{group}-{rank}.json" for rank in range(1, self.world_size) if group]
+        for key in parts:
+            files += self._wait_for_part(key)["files"]
         # False if this step has a record: another run of the same training was here first
         self._store.ledger.create(f"{stem}.json", {"step": step, "files": files})
         crash_point("checkpoint-committed")
-        for key in notes:
+        for key in parts:
             self._store.objects.delete(key)
         self._remove_older()
 
-    def _wait_for(self, key: str) -> dict[str, Any]:
+    def _wait_for_part(self, key: str) -> dict[str, Any]:
         end = time.monotonic() + _PART_TIMEOUT_S
-        while (note := self._store.ledger.read(key)) is None:
+        while (part := self._store.ledger.read(key)) is None:
             if time.monotonic() > end:
                 raise WorkerLostError(key, f"not written within {_PART_TIMEOUT_S:g} s")
             time.sleep(_PART_POLL_S)
-        return note
+        return part
 
     def is_preempted(self) -> bool:
         """Return whether the file of the setting `preemption_notice` exists on this machine."""

@@ -43,7 +43,15 @@ def open_stores(inputs: Inputs, tokenizer: TokenizerConfig, digest: str) -> dict
         ContractError: a file names another tokenizer or none, or rows have other bits.
     """
     return {
-        port.partition(".")[2] or MAIN_STORE: _open_store(snapshot, inputs, tokenizer, digest)
+        name: _open_store(snapshot, inputs, tokenizer, digest)
+        for name, snapshot in token_snapshots(inputs).items()
+    }
+
+
+def token_snapshots(inputs: Inputs) -> dict[str, Snapshot]:
+    """Return the inputs at the ports `tokens` and `tokens.NAME` by the name of their store."""
+    return {
+        port.partition(".")[2] or MAIN_STORE: snapshot
         for port, snapshot in inputs.items()
         if port.partition(".")[0] == MAIN_STORE
     }
@@ -101,7 +109,9 @@ class StoreData:
                 self._check_store(where, name, part, phase, cfg)
             self._check_scales(f"{where}.scales", phase)
         if self._training.validation.patience and not any(
-            self.held_out(phase) for phase in self._training.phases
+            self._stores[name].shapes_of("val", part)
+            for phase in self._training.phases
+            for name, part in self._parts(phase)
         ):
             what = "no store has rows of the split val"
             raise ConfigError(

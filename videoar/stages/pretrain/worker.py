@@ -13,11 +13,11 @@ from videoar.model.tokenizer.config import TokenizerConfig
 from videoar.model.transformer.config import ModelConfig
 from videoar.model.transformer.network import VideoAR
 from videoar.pipeline.stage import Inputs, Output, RankContext
-from videoar.stages.pretrain.data import StoreData, open_stores
+from videoar.stages.pretrain.data import StoreData, open_stores, token_snapshots
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 from videoar.training.collectives import all_gather, all_reduce_sum
-from videoar.training.config import MAIN_STORE, TransformerTraining
+from videoar.training.config import TransformerTraining
 from videoar.training.data.text_features import prepare_text_features
 from videoar.training.model_store import (
     clip_shape,
@@ -88,8 +88,7 @@ def set_text_features(
         return
     tables = (
         table.group_by(["caption", "label"]).aggregate([])
-        for port, tokens in inputs.items()
-        if port.partition(".")[0] == MAIN_STORE
+        for tokens in token_snapshots(inputs).values()
         for table in tokens.read(["caption", "label"])
     )
     prompts = {
@@ -170,7 +169,6 @@ def publish(
     is_block = {name for name in trainer.held_out if "/block_" in name}
     held_out = {name: v for name, v in trainer.held_out.items() if name not in is_block}
     metrics = trainer.metrics | held_out
-    stores = (tokens for port, tokens in inputs.items() if port.partition(".")[0] == MAIN_STORE)
     last_phase, cfg = trainer.training.phases[-1], trainer.model.cfg
     rows = publish_model(
         trainer.model,
@@ -180,7 +178,7 @@ def publish(
         metrics=metrics,
         history=trainer.history,
         tokenizer_digest=tokenizer_digest,
-        clips=clip_shape(stores, last_phase.num_frames, cfg.time_stride),
+        clips=clip_shape(token_snapshots(inputs).values(), last_phase.num_frames, cfg.time_stride),
     )
     return Output(rows, metrics=metrics)
 
