@@ -39,15 +39,18 @@ class Squares:
     def __iter__(self):
         while self.step < 4:
             self.step += 1
-            draw = torch.Generator().manual_seed(self.seed)
-            pair = torch.randn(2, 8, 3, 2, 2, generator=draw) * 2
-            yield {
-                "latent_BTKHW": pair.repeat(self.batch_size // 2, 1, 1, 1, 1).transpose(1, 2),
-                "captions": ["red", "blue"] * (self.batch_size // 2),
-                "global_size": self.batch_size,
-                "first_row": 0,
-            }
+            yield self.batch(self.seed)
         self.step = 0
+
+    def batch(self, seed):
+        draw = torch.Generator().manual_seed(seed)
+        pair = torch.randn(2, 8, 3, 2, 2, generator=draw) * 2
+        return {
+            "latent_BTKHW": pair.repeat(self.batch_size // 2, 1, 1, 1, 1).transpose(1, 2),
+            "captions": ["red", "blue"] * (self.batch_size // 2),
+            "global_size": self.batch_size,
+            "first_row": 0,
+        }
 
     def state_dict(self):
         return {"step": self.step, "batch_size": self.batch_size}

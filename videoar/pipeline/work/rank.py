@@ -102,13 +102,13 @@ class StoreRankContext:
         if self.index:
             self._store.ledger.create(f"{stem}-{group}-{self.index}.json", {"files": files})
             return
-        parts = [f"{stem}-{group}-{rank}.json" for rank in range(1, self.world_size) if group]
-        for key in parts:
+        part_keys = [f"{stem}-{group}-{rank}.json" for rank in range(1, self.world_size) if group]
+        for key in part_keys:
             files += self._wait_for_part(key)["files"]
         # False if this step has a record: another run of the same training was here first
         self._store.ledger.create(f"{stem}.json", {"step": step, "files": files})
         crash_point("checkpoint-committed")
-        for key in parts:
+        for key in part_keys:
             self._store.objects.delete(key)
         self._remove_older()
 
