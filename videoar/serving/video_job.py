@@ -1,0 +1,95 @@
+"""What is requested, and what became of it: the types that every part of the server shares."""
+
+import time
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import Field
+
+from videoar.core.types import Frozen, Stored
+
+Status: TypeAlias = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class PromptChange(Frozen):
+    """Another prompt from some second on."""
+
+    at_s: float = Field(gt=0, allow_inf_nan=False)
+    prompt: str
+
+
+class VideoRequest(Stored):
+    """A video to generate, checked: what the model cannot do was rejected before."""
+
+    model: str
+    """Name under which the server has the model."""
+    prompt: str
+    seconds: float = Field(gt=0, allow_inf_nan=False)
+    size: str
+    """Width x height in pixels."""
+    seed: Seed | None = None
+    """None: derived from the id of the job."""
+    guidance: str | float | None = None
+    """See `videoar.model.sample`; None: that of the samples that were scored."""
+    temperature: float | None = None
+    """Likewise."""
+    greedy: bool = False
+    init_sha256: str | None = None
+    """Of the image or video that the video begins with; its bytes are in the store."""
+    prompt_changes: tuple[PromptChange, ...] = ()
+    deadline_s: float | None = None
+    """Seconds from `created_at` after which the job fails instead of being continued."""
+
+
+class JobError(Stored):
+    """Why a job failed: one line for the user, without addresses and secrets."""
+
+    code: str
+    message: str
+
+
+class VideoJob(Stored):
+    """The state of a job."""
+
+    id: str
+    """`video_` and 32 hex digits."""
+    created_at: float
+    """Unix time in seconds."""
+    request: VideoRequest
+    status: Status = "queued"
+    progress: int = Field(default=0, ge=0, le=100)
+    """Per cent of the passes."""
+    error: JobError | None = None
+    completed_at: float | None = None
+    model_snapshot: str | None = None
+    """Lineage: the transformer that made the video."""
+    tokenizer_digest: str | None = None
+    sample_id: str | None = None
+    """Lineage: id of the sample, as in `samples@1`."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the state is final."""
+        return self.status not in {"queued", "in_progress"}
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the deadline has passed."""
+        limit = self.request.deadline_s
+        return limit is not None and time.time() > self.created_at + limit
+
+
+class JobEvent(Stored):
+    """One step of a job, for those who watch it."""
+
+    job_id: str
+    kind: Literal["progress", "frames", "done", "failed"]
+    wave: int = 0
+    waves: int = 0
+    """Passes of the job that are done, and all of them."""
+    scale: int = 0
+    """Of the last pass, from 0."""
+    frame: int = 0
+    """First pixel frame of this event."""
+    images: tuple[bytes, ...] = ()
+    """PNG or JPEG: a preview (kind progress), or frames as they are finished (kind frames)."""
