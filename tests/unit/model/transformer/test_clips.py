@@ -23,6 +23,7 @@ from videoar.model.transformer.sampling import (
     LatentFrame,
     SamplerSettings,
     SlidingWindow,
+    Waves,
     guidance_schedule,
     sample,
     sample_bits,
@@ -307,3 +308,41 @@ def test_weights_in_bf16_leave_the_head_in_fp32():
     assert (found - wanted).norm() < 0.02 * wanted.norm()
     made = sample_bits(half, PROMPTS, 9, [3, 4])
     assert same(made.bits, sample_bits(half, PROMPTS, 9, [3, 4]).bits)
+
+
+@pytest.mark.parametrize("window", [None, WINDOW], ids=str)
+def test_waves_number_passes_frames_and_scales_of_the_whole_clip(model, window):
+    waves = Waves(model, PROMPTS, 41, [3, 4], settings=GREEDY, window=window)
+    done = list(waves)
+    # given waves of a window need no pass
+    generated = [w for _, (w, *_) in itertools.groupby(done, key=lambda w: w.steps) if w.steps]
+    assert [wave.steps for wave in generated] == list(range(1, waves.total + 1))
+    assert waves.total == 11 * len(TINY.scales)
+    assert [(w.frame, w.scale) for w in generated] == list(itertools.product(range(11), range(3)))
+    whole = sample_bits(model, PROMPTS, 41, [3, 4], settings=GREEDY, window=window)
+    finished = [frame for wave in done for frame in wave.finished]
+    for scale, of_scale in enumerate(whole.bits):
+        assert torch.equal(of_scale, torch.stack([f.bits[scale] for f in finished], dim=1))
+
+
+def test_waves_of_two_batches_in_turns_equal_those_alone(model):
+    def batches():
+        return [Waves(model, [p], n, [5]) for p, n in zip(PROMPTS, (9, 17), strict=True)]
+
+    def latents(frames):
+        return torch.stack([frame.latent_BKHW for frame in frames])
+
+    alone = [[f for wave in batch for f in wave.finished] for batch in batches()]
+    turns = [[], []]
+    for pair in itertools.zip_longest(*batches()):
+        for of_batch, wave in zip(turns, pair, strict=True):
+            of_batch.extend(wave.finished if wave else [])
+    for first, second in zip(alone, turns, strict=True):
+        assert torch.equal(latents(first), latents(second))
+
+
+def test_latent_of_a_wave_is_refined_by_every_scale_up_to_the_finished_frame(model):
+    latents = [(w.latent_BKHW.clone(), w.finished) for w in Waves(model, PROMPTS, 1, [0, 1])]
+    assert all(not torch.equal(a, b) for (a, _), (b, _) in itertools.pairwise(latents))
+    assert [len(finished) for _, finished in latents] == [0, 0, 1]
+    assert torch.equal(latents[-1][0], latents[-1][1][0].latent_BKHW)

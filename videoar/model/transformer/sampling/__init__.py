@@ -27,11 +27,12 @@ from videoar.model.transformer.sampling.clips import (
     SampledBits,
     SlidingWindow,
     Task,
+    Waves,
     sample,
     sample_bits,
     stream,
 )
-from videoar.model.transformer.sampling.decoder import LatentFrame
+from videoar.model.transformer.sampling.decoder import LatentFrame, Wave
 from videoar.model.transformer.sampling.guidance import APG, GUIDANCE, Guidance, guidance_schedule
 from videoar.model.transformer.sampling.settings import SamplerSettings
 
@@ -45,6 +46,8 @@ __all__ = [
     "SamplerSettings",
     "SlidingWindow",
     "Task",
+    "Wave",
+    "Waves",
     "guidance_schedule",
     "sample",
     "sample_bits",

@@ -29,7 +29,7 @@ from videoar.model.schedule import Scales, latent_frames
 from videoar.model.tokenizer.network import CHUNK_PIXELS, StreamDecoder, VideoTokenizer
 from videoar.model.tokenizer.quantizer import MultiScaleBSQ
 from videoar.model.transformer.network import VideoAR
-from videoar.model.transformer.sampling.decoder import LatentFrame, Span, decode
+from videoar.model.transformer.sampling.decoder import LatentFrame, Span, Wave, decode
 from videoar.model.transformer.sampling.settings import SamplerSettings
 
 _MAX_SEED = 2**63 - 1
@@ -141,31 +141,44 @@ class _Clips:
             yield Span(self.layout, first, first + stop - done), prompts
             done = stop
 
-    def frames(
+    def waves(
         self, reencode: Callable[[Sequence[LatentFrame], int], Sequence[Tensor]] | None = None
-    ) -> Iterator[LatentFrame]:
-        """Yield the frames in order, as soon as they are finished.
+    ) -> Iterator[Wave]:
+        """Yield after every wave; frames are finished in order.
 
         Args:
-            reencode: returns the bits of the last so many of some frames. With it, a window yields
-                its given frames again, which differ from those before.
+            reencode: returns the bits of the last so many of some frames. With it, a window
+                finishes its given frames again, which differ from those before.
         """
         quantizer = MultiScaleBSQ(self.model.cfg.num_bits, self.scales)
-        given, recent, steps = self.given, list[LatentFrame](), 0
+        given, recent, steps, done = self.given, list[LatentFrame](), 0, 0
         for number, (span, prompts) in enumerate(self.spans()):
             if number:
                 keep = reencode or _last_bits
-                given, steps = keep(recent, span.first), recent[-1].steps
-            recent = []
-            decoded = decode(
+                given = keep(recent, span.first)
+            recent, before, start = [], steps, done - span.first if number else 0
+            for wave in decode(
                 self.model, quantizer, prompts, span, self.settings,
                 generators=self.generators, given=given,
-            )  # fmt: skip
-            for each in decoded:
-                frame = replace(each, steps=steps + each.steps, window=number)
-                recent.append(frame)
-                if reencode or not (number and frame.is_given):
-                    yield frame
+            ):  # fmt: skip
+                steps = before + wave.steps
+                finished = [replace(f, steps=steps, window=number) for f in wave.finished]
+                recent += finished
+                if number and not reencode:
+                    finished = [frame for frame in finished if not frame.is_given]
+                yield replace(wave, frame=start + wave.frame, steps=steps, finished=finished)
+            done = start + span.stop
+
+    def frames(
+        self, reencode: Callable[[Sequence[LatentFrame], int], Sequence[Tensor]] | None = None
+    ) -> Iterator[LatentFrame]:
+        """Yield the frames in order, as soon as they are finished; see `waves`."""
+        return (frame for wave in self.waves(reencode) for frame in wave.finished)
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of the whole clip."""
+        return sum(len(span.waves) - len(span.given_waves) for span, _ in self.spans())
 
 
 def _last_bits(frames: Sequence[LatentFrame], count: int) -> list[Tensor]:
@@ -197,6 +210,44 @@ def _prefix_frames(bits: Sequence[Tensor], scales: Scales, num_bits: int, batch:
             found = f"{of_scale.dtype} {tuple(of_scale.shape)}"
             raise ValueError(f"prefix_bits of scale {grid} is {found}, expected bool {expected}")
     return frames[0]
+
+
+class Waves(Iterator[Wave]):
+    """Generate one clip per prompt, one forward pass per item: many batches can take turns.
+
+    Args:
+        model: the transformer.
+        prompts: one per sample.
+        num_frames: as the following ones, see `sample_bits`.
+        seeds: one per sample.
+        settings: how bits are drawn.
+        scales: schedule of another grid than the model's own.
+        task: given frames, windows and changes of the prompt.
+
+    Raises:
+        ValueError: see `sample_bits`.
+    """
+
+    def __init__(
+        self,
+        model: VideoAR,
+        prompts: Sequence[str],
+        num_frames: int,
+        seeds: Sequence[int],
+        *,
+        settings: SamplerSettings | None = None,
+        scales: Scales | None = None,
+        **task: Unpack[Task],
+    ) -> None:
+        if (window := task.get("window")) and window.reencode:
+            raise ValueError("a window that encodes frames again needs the tokenizer: use `stream`")
+        clips = _Clips(model, prompts, num_frames, seeds, settings, scales, **task)
+        self.total = clips.passes
+        """Forward passes of the whole clip."""
+        self._waves = clips.waves()
+
+    def __next__(self) -> Wave:
+        return next(self._waves)
 
 
 def sample_bits(
@@ -231,10 +282,8 @@ def sample_bits(
             outside of the generated frames, or to another number of prompts; the window encodes
             frames again, which needs the tokenizer.
     """
-    if (window := task.get("window")) and window.reencode:
-        raise ValueError("a window that encodes frames again needs the tokenizer: use `stream`")
-    clips = _Clips(model, prompts, num_frames, seeds, settings, scales, **task)
-    frames = list(clips.frames())
+    waves = Waves(model, prompts, num_frames, seeds, settings=settings, scales=scales, **task)
+    frames = [frame for wave in waves for frame in wave.finished]
     return SampledBits(_last_bits(frames, len(frames)), frames[-1].steps)
 
 

@@ -35,6 +35,22 @@ class LatentFrame:
 
 
 @dataclass(frozen=True)
+class Wave:
+    """State of a batch after a wave of blocks."""
+
+    frame: int
+    """Latent frame of its last block, from the start of the window."""
+    scale: int
+    """Scale of its last block."""
+    latent_BKHW: Tensor
+    """That frame as rebuilt so far: a coarse picture that becomes sharper scale by scale."""
+    steps: int
+    """Sequential forward passes so far; given waves need none."""
+    finished: Sequence[LatentFrame] = ()
+    """Frames that this wave has completed."""
+
+
+@dataclass(frozen=True)
 class Span:
     """Frames of a layout: those before `first` are given, those from `stop` on are left out."""
 
@@ -52,9 +68,14 @@ class Span:
         return max(self._frames(wave)) < self.first
 
     @property
+    def given_waves(self) -> list[tuple[int, ...]]:
+        """Waves of the given frames, which need no pass."""
+        return [wave for wave in self.waves if self.is_given(wave)]
+
+    @property
     def num_given(self) -> int:
         """Blocks of given waves."""
-        return sum(len(wave) for wave in self.waves if self.is_given(wave))
+        return sum(map(len, self.given_waves))
 
     def _frames(self, wave: Sequence[int]) -> list[int]:
         return [self.layout.scheme.blocks[i].frame for i in wave]
@@ -165,8 +186,8 @@ def decode(  # noqa: PLR0913 - what a window needs; all are of different types
     *,
     generators: Sequence[torch.Generator],
     given: Sequence[Tensor],
-) -> Iterator[LatentFrame]:
-    """Yield every frame of a window as soon as it is finished, the given ones included.
+) -> Iterator[Wave]:
+    """Yield after every wave of a window, with the frames that it has finished, given ones too.
 
     Args:
         model: the transformer.
@@ -198,11 +219,13 @@ def decode(  # noqa: PLR0913 - what a window needs; all are of different types
                 else uniform_BLK[:, start:stop] < torch.sigmoid(log_odds_BlK)
             )
             frames.add(wave, is_one)
+        last, done = blocks[wave[-1]], list[LatentFrame]()
         while finished < span.stop and last_block[finished] <= wave[-1]:
             bits = [of_scale[:, finished] for of_scale in frames.bits]
             is_given = finished < span.first
-            yield LatentFrame(bits, frames.rebuilt[:, finished], is_given, decoder.steps)
+            done.append(LatentFrame(bits, frames.rebuilt[:, finished], is_given, decoder.steps))
             finished += 1
+        yield Wave(last.frame, last.scale, frames.rebuilt[:, last.frame], decoder.steps, done)
 
 
 def _uniform(span: Span, num_bits: int, generators: Sequence[torch.Generator]) -> Tensor:
