@@ -2,12 +2,12 @@
 
 One idea: a scheme compiles to two int vectors (block and frame of each token) and a table over
 blocks. Every mask (training, cached decoding, windows, random frame masks) is a lookup in them, so
-both back ends share one definition. Text is the table's last row and column (index -1).
+both back ends share one definition. Text is the table's last row and column.
 
     2 frames, scales 1x1 and 2x1, 2 text tokens
     token        0  1 | 2 | 3  4 | 5 | 6  7
-    block       -1 -1 | 0 | 1  1 | 2 | 3  3
-    frame       -1 -1 | 0 | 0  0 | 1 | 1  1
+    block        4  4 | 0 | 1  1 | 2 | 3  3
+    frame        2  2 | 0 | 0  0 | 1 | 1  1
     token 6 attends to token 3 iff table[3, 1], and to text token 1 iff it is no padding
 
 Cost: the dense mask takes B * Q * L bytes; FlexAttention skips tiles of 128 x 128 that are masked.
@@ -104,7 +104,10 @@ class Visibility:
 
     block_L: Tensor
     frame_L: Tensor
-    """Block and frame of each token; `TEXT` for the prefix."""
+    """Block and frame of each token; those of the prefix are the numbers after the last ones.
+
+    Not -1: FlexAttention's kernels do not wrap negative indices and would read other memory.
+    """
     table: Tensor
     valid_BL: Tensor
     """False for the padding of text."""
@@ -115,14 +118,15 @@ class Visibility:
     def of(cls, layout: Layout, text_mask_BP: Tensor, keep_BTT: Tensor | None) -> "Visibility":
         """Return the mask of a layout with a text prefix."""
         batch, prefix = text_mask_BP.shape
-        text = layout.block_l.new_full((prefix,), TEXT)
+        text = layout.block_l.new_full((prefix,), len(layout.table) - 1)
+        of_text = torch.full_like(text, layout.num_frames)
         visual = text_mask_BP.new_ones(batch, len(layout.block_l))
         if keep_BTT is not None:
-            # The new last row and column are those of text (frame -1): always visible.
+            # The new last row and column are those of text: always visible.
             keep_BTT = F.pad(keep_BTT, (0, 1, 0, 1), value=True)
         return cls(
             torch.cat([text, layout.block_l]),
-            torch.cat([text, layout.frame_l]),
+            torch.cat([of_text, layout.frame_l]),
             layout.table,
             torch.cat([text_mask_BP, visual], dim=1),
             keep_BTT,
@@ -132,7 +136,8 @@ class Visibility:
         """Return whether token q of batch row b attends to token k; indices broadcast."""
         block_q, block_k = self.block_L[q], self.block_L[k]
         visible = self.table[block_q, block_k] & self.valid_BL[b, k]
-        visible = visible & ((block_q != TEXT) | (k <= q))  # text is causal within itself
+        is_text = block_q == len(self.table) - 1
+        visible = visible & (~is_text | (k <= q))  # text is causal within itself
         if self.keep_BTT is None:
             return visible
         return visible & self.keep_BTT[b, self.frame_L[q], self.frame_L[k]]

@@ -96,6 +96,18 @@ def test_wide_videos_have_full_and_skipped_tiles():
     assert shares[1][0] < 0.05
 
 
+def test_masks_look_up_no_negative_index():
+    # Kernels of FlexAttention do not wrap them, as indexing does elsewhere: they read other memory.
+    layout = compile_scheme(TINY.scheme_for(5), CPU)
+    keep = random_frame_mask(torch.arange(2), layout.num_frames, 0.5)
+    visibility = Visibility.of(layout, torch.ones(2, 3, dtype=torch.bool), keep)
+    for index, table in (
+        (visibility.block_L, visibility.table),
+        (visibility.frame_L, visibility.keep_BTT[0]),
+    ):
+        assert 0 <= int(index.min()) <= int(index.max()) == len(table) - 1
+
+
 @pytest.mark.parametrize("hides_frames", [False, True])
 def test_invariant_16_flex_attention_equals_dense_attention(hides_frames):
     model = VideoAR(PRESETS["tiny"]).eval()

@@ -29,7 +29,7 @@ Position = tuple[float, float, float]
 """Time, row, column."""
 
 TEXT = -1
-"""Block and frame number of the text prefix: as an index it is the last row of a table."""
+"""Index of the text prefix in a table over blocks: the last row and column."""
 
 
 @dataclass(frozen=True)
