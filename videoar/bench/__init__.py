@@ -5,10 +5,9 @@ in the same minutes by the same process tree.
 
     videoar bench NAME                 cuts, generate, gpu, ingest, loader, runner, tokenize, train
     python -m videoar.bench.gpu        the same as `videoar bench gpu`, from a bare checkout
-    python -m videoar.bench.NAME       duplicate_speed, loader_s3, near_duplicates, reconstruction:
-                                       print a Markdown table or lines of text
+    python -m videoar.bench.NAME       memory, near_duplicates: print Markdown tables
 
-Results are in `benchmarks/results`.
+Results are in `benchmarks/results`. Some are of scripts that were run once; they name the commit.
 """
 
 from collections.abc import Mapping

@@ -43,16 +43,12 @@ class Engine(Protocol):
 
     def map(self, task: StageTask, shards: Sequence[Shard], done: ShardDone) -> None:
         """Run the shards in any order; call `done` in the driver as each one finishes."""
-        ...
 
     def loop(self, task: StageTask) -> WorkRecord:
         """Run all ranks of a loop stage to the end; return the record of rank 0."""
-        ...
 
     def reduce(self, task: StageTask) -> WorkRecord:
         """Run a reduction."""
-        ...
 
     def close(self) -> None:
         """Release what the engine holds; safe to call twice."""
-        ...

@@ -121,7 +121,6 @@ class Mapper(Protocol):
 
         Several threads call this at once if the stage's `overlap` is greater than 1.
         """
-        ...
 
 
 @runtime_checkable
@@ -130,7 +129,6 @@ class Stoppable(Protocol):
 
     def stop(self) -> None:
         """Make the calls that run in other threads fail soon."""
-        ...
 
 
 class RankContext(Protocol):
@@ -143,7 +141,6 @@ class RankContext(Protocol):
 
     def report(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
         """Report progress; cheap, rate-limited, safe to call at every step. Only rank 0 reports."""
-        ...
 
     def save_checkpoint(self, step: int, folder: Path, group: str = "") -> None:
         """Commit a folder as the checkpoint of `step`, atomically; called in any thread.
@@ -156,15 +153,12 @@ class RankContext(Protocol):
             group: see `Checkpoints`. With one, each rank gives the files of its part, and rank 0
                 waits for those of all others; without one only rank 0 has files.
         """
-        ...
 
     def load_checkpoint(self, into: Path) -> int | None:
         """Copy the newest committed checkpoint into a folder; return its step, None without one."""
-        ...
 
     def is_preempted(self) -> bool:
         """Return whether this rank's machine has announced that it will be taken away."""
-        ...
 
 
 class Stage(ABC, Generic[C]):

@@ -42,7 +42,6 @@ class ObjectStore(Protocol):
 
     def find(self, key: str) -> bytes | None:
         """Return an object's bytes, None if there is no such object."""
-        ...
 
     def get(self, key: str) -> bytes:
         """Return an object's bytes.
@@ -50,11 +49,9 @@ class ObjectStore(Protocol):
         Raises:
             StorageError: there is no such object.
         """
-        ...
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return `length` bytes from `start`, fewer at the end of the object."""
-        ...
 
     def read_into(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> None:
         """Read into each buffer, from its position in the object.
@@ -66,7 +63,6 @@ class ObjectStore(Protocol):
         Raises:
             StorageError: there is no such object, or it is shorter than a span needs.
         """
-        ...
 
     def read_cached(self, key: str, spans: Sequence[tuple[int, memoryview]]) -> bool:
         """Do what `read_into` does if all bytes are in the page cache; otherwise return False.
@@ -76,47 +72,36 @@ class ObjectStore(Protocol):
         Raises:
             StorageError: there is no such object.
         """
-        ...
 
     def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> bool:
         """Write an object atomically; with `if_absent`, return False if it existed."""
-        ...
 
     def put_file(self, key: str, path: Path) -> None:
         """Write a file's content, as `put` does, without loading it into memory."""
-        ...
 
     def size(self, key: str) -> int | None:
         """Return the size of an object in bytes, None if there is no such object."""
-        ...
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Yield the objects whose keys start with `prefix`, sorted by key."""
-        ...
 
     def delete(self, key: str) -> None:
         """Delete an object; a missing one is no error."""
-        ...
 
     def purge(self, key: str) -> None:
         """Delete an object with all of its older versions, where the store keeps them."""
-        ...
 
     def purge_older(self, prefix: str) -> None:
         """Delete all but the newest versions of the objects whose keys start with `prefix`."""
-        ...
 
     def sweep(self) -> None:
         """Remove the temporary files and unfinished uploads of killed writers."""
-        ...
 
     def location(self, key: str) -> str:
         """Return the address of a key for libraries that open the store themselves (Delta)."""
-        ...
 
     def options(self) -> dict[str, str]:
         """Return what such a library needs besides the address: endpoint, credentials."""
-        ...
 
 
 def put_content(objects: ObjectStore, key: str, data: bytes | memoryview) -> None:

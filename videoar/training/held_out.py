@@ -34,11 +34,9 @@ class HeldOutLoader(Protocol):
 
     def seek(self, position: int) -> None:
         """Go to a batch of epoch 0."""
-        ...
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the batches of an epoch."""
-        ...
 
 
 @torch.no_grad()

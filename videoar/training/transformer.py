@@ -51,15 +51,12 @@ class Loader(Protocol):
 
         Batches of a mixture name their `store`.
         """
-        ...
 
     def state_dict(self) -> dict[str, int | str]:
         """Return the position."""
-        ...
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
         """Continue after a position."""
-        ...
 
 
 class TrainingData(Protocol):
@@ -67,11 +64,9 @@ class TrainingData(Protocol):
 
     def train(self, phase: Phase) -> Loader:
         """Return a loader at the start of epoch 0."""
-        ...
 
     def held_out(self, phase: Phase) -> Mapping[str, HeldOutLoader]:
         """Return the loaders of the split `val` by store; empty without val rows."""
-        ...
 
 
 @dataclass

@@ -47,7 +47,6 @@ class TextEncoder(Protocol):
 
     def __call__(self, prompts: Sequence[str]) -> Text:
         """Encode prompts; every prompt has at least one token."""
-        ...
 
 
 class WordEncoder(nn.Module):

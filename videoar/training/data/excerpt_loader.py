@@ -24,11 +24,9 @@ class Clips(Protocol):
 
     def __len__(self) -> int:
         """Return the number of clips."""
-        ...
 
     def __getitem__(self, index: int, /) -> np.ndarray:
         """Return one clip."""
-        ...
 
 
 class ExcerptBatch(NamedTuple):

@@ -57,33 +57,26 @@ class Scheme(Protocol):
     @property
     def input_down(self) -> InputDown:
         """How inputs of blocks are reduced to their grids."""
-        ...
 
     @property
     def blocks(self) -> Sequence[Block]:
         """Blocks in decode order; they cover every target token exactly once."""
-        ...
 
     @property
     def waves(self) -> Sequence[tuple[int, ...]]:
         """Blocks that are decoded in the same forward pass; a partition of the blocks in order."""
-        ...
 
     def __hash__(self) -> int:
         """Hash by value: equal schemes share one compiled layout."""
-        ...
 
     def visible(self, query: int, key: int) -> bool:
         """Return whether a block's tokens attend to another block's; never to a later one."""
-        ...
 
     def positions(self, block: int) -> Sequence[Position]:
         """Return the position of each token, before the offset of the text prefix."""
-        ...
 
     def weight(self, block: int) -> float:
         """Return the loss weight of each token of a block, before normalisation."""
-        ...
 
 
 def attention_cells(scheme: Scheme) -> int:
