@@ -2,12 +2,13 @@
 
 Every error that videoar raises deliberately is one of these: catch `VideoARError` for all of them.
 The command line returns `exit_code`. Engines retry errors that are `retryable`; other layers raise
-them. Exit codes 5 (lease held) and 6 (timed out) are reserved: nothing raises them yet.
+them. Exit code 6 (timed out) is reserved: nothing raises it yet.
 
     VideoARError                 1
     +- ConfigError               2   the user's file, key or argument
     +- ContractError             3   data breaks its contract
     +- GateError                 4   well formed, but a gate failed or could not be evaluated
+    +- LeaseHeldError            5   another process holds what only one may hold
     +- StorageError              7   the store cannot be used
     |  +- SnapshotNotFoundError  2  a name that the user gave
     |  +- DamagedError
@@ -75,6 +76,12 @@ class GateError(VideoARError):
     """A gate failed or could not be evaluated; nothing was published."""
 
     exit_code = 4
+
+
+class LeaseHeldError(VideoARError):
+    """Another process holds what only one may hold."""
+
+    exit_code = 5
 
 
 class StorageError(VideoARError):

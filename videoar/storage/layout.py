@@ -13,6 +13,12 @@
     runs/<run>/report.html                        report page
     refs/<name>/<number>.json                     refs, one record per move
     withdrawn/<key>.json, forgotten/<sha256>.json takedowns
+    serving/jobs/<job>.json                       jobs of the server, newest first
+    serving/{open,results,deleted}/<job>.json     what is not finished; how jobs ended
+    serving/attempts/<job>/<number>.json          claims of replicas
+    serving/inputs/<job>, videos/<job>/<number>.mp4   what jobs read and made
+    serving/keys/<sha256>.json                    idempotency keys
+    serving/servers/<number>.json, beats/<number>.json   servers of the queue, one after another
     doctor/...                                    probes of the store itself
 
 `<xx>` are the first two hex digits of the digest: some file systems slow down with 100,000 entries
@@ -36,6 +42,9 @@ REFS_PREFIX = "refs/"
 TEXT_FEATURES_PREFIX = "text/"
 WITHDRAWN_PREFIX = "withdrawn/"
 TOMBSTONES_PREFIX = "forgotten/"
+JOBS_PREFIX = "serving/jobs/"
+OPEN_JOBS_PREFIX = "serving/open/"
+SERVERS_LOG = "serving/servers"
 PROBES_PREFIX = "doctor/"
 PROBE_PASSED_KEY = f"{PROBES_PREFIX}put-if-absent.json"
 ROUND_TRIP_KEY = f"{PROBES_PREFIX}round-trip"
@@ -199,3 +208,63 @@ def withdrawal_key(key: str) -> str:
 def tombstone_key(source: str) -> str:
     """Return the key of the tombstone of a source, by its SHA-256."""
     return f"{TOMBSTONES_PREFIX}{source}.json"
+
+
+def job_key(job: str) -> str:
+    """Return the key of the record by which the server accepts a job."""
+    return f"{JOBS_PREFIX}{job}.json"
+
+
+def job_id_of(key: str) -> str:
+    """Return the job of a key under `JOBS_PREFIX` or `OPEN_JOBS_PREFIX`."""
+    return key.rpartition("/")[2].removesuffix(".json")
+
+
+def open_job_key(job: str) -> str:
+    """Return the key that exists while something is to be done for a job."""
+    return f"{OPEN_JOBS_PREFIX}{job}.json"
+
+
+def job_attempts_prefix(job: str) -> str:
+    """Return what the keys of a job's attempts begin with."""
+    return f"serving/attempts/{job}/"
+
+
+def job_attempt_key(job: str, attempt: int) -> str:
+    """Return the key of the record by which a replica claims an attempt, from 1."""
+    return f"{job_attempts_prefix(job)}{attempt:04d}.json"
+
+
+def job_result_key(job: str) -> str:
+    """Return the key of the record of how a job ended."""
+    return f"serving/results/{job}.json"
+
+
+def job_deleted_key(job: str) -> str:
+    """Return the key of the record that a job was deleted."""
+    return f"serving/deleted/{job}.json"
+
+
+def job_input_key(job: str) -> str:
+    """Return the key of the image or video that a job's video begins with."""
+    return f"serving/inputs/{job}"
+
+
+def job_videos_prefix(job: str) -> str:
+    """Return what the keys of a job's videos begin with."""
+    return f"serving/videos/{job}/"
+
+
+def job_video_key(job: str, attempt: int) -> str:
+    """Return the key of the video that an attempt made."""
+    return f"{job_videos_prefix(job)}{attempt:04d}.mp4"
+
+
+def idempotency_key(sha256: str) -> str:
+    """Return the key of the record that maps an idempotency key to its job."""
+    return f"serving/keys/{sha256}.json"
+
+
+def server_beat_key(number: int) -> str:
+    """Return the key that a server rewrites while it runs."""
+    return f"serving/beats/{number:08d}.json"

@@ -245,7 +245,7 @@ class LocalObjectStore:
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         """Walk the folder; temporary files are left out."""
         # the prefix need not end at a slash: walk its folder, filter by the rest
         start = self.root / prefix.rpartition("/")[0]
@@ -253,7 +253,8 @@ class LocalObjectStore:
             paths = [path for path in start.rglob("*") if path.is_file()] if start.is_dir() else []
             keys = sorted((path.relative_to(self.root).as_posix(), path) for path in paths)
             for key, path in keys:
-                if key.startswith(prefix) and not key.startswith(TEMPORARY_FOLDER):
+                is_listed = key.startswith(prefix) and key > after
+                if is_listed and not key.startswith(TEMPORARY_FOLDER):
                     yield ObjectInfo(key, path.stat().st_size)
 
     def delete(self, key: str) -> None:

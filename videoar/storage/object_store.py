@@ -82,8 +82,8 @@ class ObjectStore(Protocol):
     def size(self, key: str) -> int | None:
         """Return the size of an object in bytes, None if there is no such object."""
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        """Yield the objects whose keys start with `prefix`, sorted by key."""
+    def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
+        """Yield the objects whose keys start with `prefix` and are above `after`, sorted by key."""
 
     def delete(self, key: str) -> None:
         """Delete an object; a missing one is no error."""

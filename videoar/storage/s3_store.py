@@ -219,11 +219,12 @@ class S3ObjectStore:
                     return None
                 raise
 
-    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+    def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         """LIST page by page."""
         pages = self._client.get_paginator("list_objects_v2")
+        start = {"StartAfter": self._prefix + after} if after else {}
         with self._errors(prefix):
-            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix):
+            for page in pages.paginate(Bucket=self._bucket, Prefix=self._prefix + prefix, **start):
                 for item in page.get("Contents", ()):
                     key = item["Key"].removeprefix(self._prefix)
                     yield ObjectInfo(key, item["Size"], item.get("ETag", "").strip('"'))
