@@ -1,9 +1,9 @@
 """What the HTTP API asks of the part that runs the jobs."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Literal, Protocol
 
-from videoar.core.types import Stored
+from videoar.core.types import Json, Stored
 from videoar.serving.video_job import JobEvent, VideoJob, VideoRequest
 
 
@@ -82,8 +82,15 @@ class VideoService(Protocol):
         """Return the MP4 of a job; None if it has none."""
         ...
 
-    def events(self, job_id: str) -> AsyncIterator[JobEvent]:
-        """Yield what happens to a job from now on; the last event is `done` or `failed`."""
+    def events(self, job_id: str) -> AsyncGenerator[JobEvent]:
+        """Yield what happens to a job from now on.
+
+        The last event is `done` or `failed`; a job that is finished already has only this one.
+        """
+        ...
+
+    async def lineage(self, job_id: str) -> Mapping[str, Json] | None:
+        """Return the graph of what a video was made of, see `records.lineage`; None likewise."""
         ...
 
     async def readiness(self) -> Readiness:

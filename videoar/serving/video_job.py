@@ -3,7 +3,7 @@
 import time
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from videoar.core.types import Frozen, Stored
 
@@ -80,7 +80,9 @@ class VideoJob(Stored):
 
 
 class JobEvent(Stored):
-    """One step of a job, for those who watch it."""
+    """One step of a job, for those who watch it; bytes are base64 in its JSON."""
+
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
     job_id: str
     kind: Literal["progress", "frames", "done", "failed"]

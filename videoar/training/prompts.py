@@ -16,7 +16,7 @@ from videoar.core.types import Frozen, Row
 
 PROMPT_FILES = (".txt", ".jsonl")
 """What the name of a file of prompts ends with."""
-_MAX_CHARS = 4000
+MAX_CHARS = 4000
 """Chosen: 512 tokens of T5, the most that a model reads, are some 2,500 characters of English."""
 _MAX_SEED = 2**63 - 1
 _CAPTION, _LABEL = "{caption}", "{label}"
@@ -104,9 +104,9 @@ class Prompt(Frozen):
             if printable(text) != text:
                 what = "contains control characters or bytes that are not UTF-8"
                 raise ConfigError(where, what, "a prompt is one line of text")
-            if len(text) > _MAX_CHARS:
+            if len(text) > MAX_CHARS:
                 raise ConfigError(
-                    where, f"has {len(text)} characters, at most {_MAX_CHARS} can be used"
+                    where, f"has {len(text)} characters, at most {MAX_CHARS} can be used"
                 )
         if not self.prompt.strip() and not self.label:
             raise ConfigError(where, "is empty", "write what the video shows")

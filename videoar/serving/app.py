@@ -1,0 +1,115 @@
+"""The HTTP API as an ASGI application."""
+
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, MutableMapping
+from contextlib import asynccontextmanager
+from functools import cache, partial
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from fastapi.security import HTTPBearer
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+import videoar
+from videoar.serving import routes
+from videoar.serving.errors import ApiError, as_api_error
+from videoar.serving.openapi import describe, errors
+from videoar.serving.server import Server, ServerSettings
+from videoar.serving.service import VideoService
+from videoar.serving.wire import invalid
+
+logger = logging.getLogger(__name__)
+
+
+def create_app(service: VideoService, settings: ServerSettings | None = None) -> FastAPI:
+    """Return the API on a service; `app.state.server` is its `Server`.
+
+    Args:
+        service: runs and keeps the jobs.
+        settings: keys and limits.
+    """
+    server = Server(service, settings or ServerSettings())
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        server.draining = True
+
+    app = FastAPI(
+        title="VideoAR",
+        version=videoar.__version__,
+        docs_url=None,  # its page loads scripts from other sites
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    app.state.server = server
+    has_keys = bool(server.settings.keys)
+    app.include_router(routes.operation, responses=errors())
+    app.include_router(
+        routes.videos,
+        dependencies=[
+            Depends(routes.admit),
+            *([Depends(HTTPBearer(auto_error=False))] if has_keys else []),
+        ],
+        responses=errors(400, *([401] if has_keys else []), 403, 429, 503),
+    )
+    app.include_router(routes.sessions)
+    app.add_middleware(Monitor, server=server)
+    for kind in (ApiError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _on_error)
+    app.openapi = cache(partial(describe, app))  # type: ignore[method-assign]  # as FastAPI documents
+    return app
+
+
+class Monitor:
+    """Counts requests, gives each an id, and answers for exceptions that nobody expected."""
+
+    def __init__(self, app: ASGIApp, server: Server) -> None:
+        self._app = app
+        self._server = server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, started, request_id = time.perf_counter(), False, f"req_{secrets.token_hex(12)}"
+
+        async def observe(message: MutableMapping[str, Any]) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"].append((b"x-request-id", request_id.encode()))
+                route, seconds = _route(scope), time.perf_counter() - start
+                self._server.metrics.request(route, scope["method"], message["status"], seconds)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, observe)
+        except Exception as error:
+            logger.exception("%s %s: %s", request_id, _route(scope), type(error).__name__)
+            if started:  # the client sees that the connection ends
+                raise
+            await as_api_error(error).response(scope, receive, observe)
+
+
+def _route(scope: Scope) -> str:
+    """Return the route of a request with its parameters as names: few values, as labels need."""
+    return getattr(scope.get("route"), "path", "none")
+
+
+async def _on_error(_: Request, error: Exception) -> Response:
+    match error:
+        case RequestValidationError():
+            return invalid(error.errors()).response
+        case HTTPException():
+            response = ApiError(error.status_code, str(error.detail)).response
+            response.headers.update(error.headers or {})
+            return response
+    return as_api_error(error).response

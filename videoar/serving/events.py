@@ -1,0 +1,177 @@
+"""Jobs while they run: server-sent events, and sessions over a WebSocket.
+
+A session makes one video at a time. Messages of the client are JSON objects:
+
+    {"type": "create", "prompt": ..., ...}        the fields of `POST /v1/videos`
+    {"type": "prompt", "prompt": ...}             the prompt of what is continued next
+    {"type": "continue", "seconds": ..., ...}     go on from the end of the last video
+    {"type": "cancel"}                            cancel the running job
+
+Messages of the server are `{"type": "video", "video": {...}}` when the state of a job changes, the
+events `progress`, `frames`, `done` and `failed`, and `{"type": "error", "error": {...}}`. A job is
+kept and goes on when the connection is lost: `GET /v1/videos/{id}` has it.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+from typing import Any, TypeVar
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from videoar.serving.errors import ApiError, not_found
+from videoar.serving.server import Server
+from videoar.serving.video_job import JobEvent, VideoJob
+from videoar.serving.wire import Parsed, parse_json, video_of
+
+T = TypeVar("T")
+_COMMANDS = ("create", "prompt", "continue", "cancel")
+
+
+async def server_sent(server: Server, job_id: str) -> AsyncIterator[str]:
+    """Yield the events of a job as server-sent events; comments while there are none.
+
+    Source: WHATWG HTML, section 9.2.
+    """
+    yield "retry: 1000\n\n"
+    try:
+        async with server.stream(), aclosing(server.service.events(job_id)) as events:
+            async for event in _with_pauses(events, server.settings.heartbeat_s):
+                if event is None:
+                    yield ": no event\n\n"
+                else:
+                    yield f"event: {event.kind}\ndata: {event.model_dump_json()}\n\n"
+    except Exception as error:  # noqa: BLE001  # the status is sent, so it becomes an event
+        yield f"event: error\ndata: {json.dumps(server.api_error(error).body)}\n\n"
+
+
+async def _with_pauses(items: AsyncIterator[T], seconds: float) -> AsyncIterator[T | None]:
+    """Yield the items of an iterator, and None after every pause of some length."""
+    upcoming = asyncio.ensure_future(anext(items, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait({upcoming}, timeout=seconds)
+            if not done:
+                yield None
+                continue
+            if (item := upcoming.result()) is None:
+                return
+            upcoming = asyncio.ensure_future(anext(items, None))
+            yield item
+    finally:
+        upcoming.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await upcoming
+
+
+class Session:
+    """One WebSocket."""
+
+    def __init__(self, server: Server, socket: WebSocket, client: str) -> None:
+        self._server = server
+        self._socket = socket
+        self._client = client
+        self._prompt: str | None = None
+        self._last: VideoJob | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Answer messages until the client leaves."""
+        try:
+            async with self._server.stream():
+                while True:
+                    await self._answer(await self._socket.receive_text())
+        except WebSocketDisconnect:
+            pass
+        finally:
+            if self._watcher is not None:
+                self._watcher.cancel()
+                await asyncio.gather(self._watcher, return_exceptions=True)
+
+    async def _answer(self, text: str) -> None:
+        try:
+            self._server.admit(self._socket)
+            await self._execute(_message(text))
+        except WebSocketDisconnect:
+            raise
+        except Exception as error:  # noqa: BLE001  # a wrong message does not end the session
+            await self._send("error", self._server.api_error(error).body)
+
+    async def _execute(self, message: dict[str, Any]) -> None:
+        match message.pop("type"):
+            case "create":
+                await self._create(parse_json(json.dumps(message)))
+            case "continue":
+                await self._continue(message)
+            case "prompt":
+                self._prompt = parse_json(json.dumps(message)).create.prompt
+            case _:
+                await self._cancel()
+
+    async def _create(self, parsed: Parsed) -> None:
+        if self._watcher is not None and not self._watcher.done():
+            raise ApiError(409, "a video is being made; cancel it or wait", "busy")
+        self._server.check_room()
+        job = await self._server.create(parsed, self._client, None)
+        self._prompt, self._last = parsed.create.prompt, job
+        await self._send("video", {"video": video_of(job).model_dump()})
+        self._watcher = asyncio.create_task(self._watch(job.id))
+
+    async def _continue(self, message: dict[str, Any]) -> None:
+        """Create a job that begins with the last video and is longer by `seconds`."""
+        job = self._last and await self._server.call("get", self._server.service.get(self._last.id))
+        if job is None or job.status != "completed":
+            raise ApiError(409, "there is no finished video to continue", "nothing_to_continue")
+        init = await self._server.call("content", self._server.service.content(job.id))
+        if init is None:
+            raise not_found(job.id)
+        prompt = message.setdefault("prompt", self._prompt)
+        parsed = parse_json(json.dumps({"model": job.request.model, **message, "prompt": prompt}))
+        longer = job.request.seconds + (parsed.create.seconds or job.request.seconds)
+        await self._create(Parsed(parsed.create.model_copy(update={"seconds": longer}), init))
+
+    async def _cancel(self) -> None:
+        if self._last is None or self._watcher is None or self._watcher.done():
+            raise ApiError(409, "no video is being made", "nothing_to_cancel")
+        self._watcher.cancel()
+        job = await self._server.call("delete", self._server.service.delete(self._last.id))
+        if job is not None:
+            cancelled = job if job.finished else job.model_copy(update={"status": "cancelled"})
+            await self._send("video", {"video": video_of(cancelled).model_dump()})
+        self._last = None
+
+    async def _watch(self, job_id: str) -> None:
+        try:
+            async with aclosing(self._server.service.events(job_id)) as events:
+                async for event in events:
+                    await self._send_event(event)
+            job = await self._server.call("get", self._server.service.get(job_id))
+            if job is not None:
+                await self._send("video", {"video": video_of(job).model_dump()})
+        except WebSocketDisconnect:
+            pass
+        except Exception as error:  # noqa: BLE001  # the client is told, the job goes on
+            await self._send("error", self._server.api_error(error).body)
+
+    async def _send_event(self, event: JobEvent) -> None:
+        await self._send(event.kind, event.model_dump(mode="json", exclude={"kind"}))
+
+    async def _send(self, kind: str, content: dict[str, Any]) -> None:
+        await self._socket.send_text(json.dumps({"type": kind, **content}))
+
+
+def _message(text: str) -> dict[str, Any]:
+    """Return a message of a client.
+
+    Raises:
+        ApiError: 400, it is none.
+    """
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, "the message is not JSON", "invalid_body") from error
+    if not isinstance(message, dict) or message.get("type") not in _COMMANDS:
+        what = f"a message is an object with a type: {', '.join(_COMMANDS)}"
+        raise ApiError(400, what, "invalid_value", param="type")
+    return message

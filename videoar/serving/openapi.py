@@ -1,0 +1,73 @@
+"""The OpenAPI schema of what FastAPI cannot see: bodies that a route parses, and error answers."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from videoar.serving.errors import ErrorAnswer
+from videoar.serving.wire import CreateVideo
+
+_TEMPLATE = "#/components/schemas/{model}"
+_RETRY = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+_MEANINGS = {
+    400: "A field is wrong.",
+    401: "The API key is missing or unknown.",
+    403: "A page of another site made the browser send this.",
+    404: "There is no such video or model.",
+    408: "The body did not arrive in time.",
+    409: "The state of the job does not allow it, or the idempotency key is taken.",
+    413: "The body is too large.",
+    415: "The body is neither JSON nor multipart.",
+    429: "Too many requests, or the queue is full.",
+    500: "Internal error.",
+    503: "The store, the cluster or the model is not available, or the server ends.",
+}
+_FILE = {"type": "string", "format": "binary"}
+REQUEST_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {"schema": {"$ref": _TEMPLATE.format(model="CreateVideo")}},
+            "multipart/form-data": {"schema": {"$ref": _TEMPLATE.format(model="CreateVideoForm")}},
+        },
+    }
+}
+"""Of `POST /v1/videos`."""
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the error answers of a route, with those that every route has."""
+    return {
+        status: {
+            "model": ErrorAnswer,
+            "description": _MEANINGS[status],
+            **({"headers": _RETRY} if status in {429, 503} else {}),
+        }
+        for status in sorted({*statuses, 500})
+    }
+
+
+def media(kind: str) -> dict[int | str, dict[str, Any]]:
+    """Return the successful answer of a route that returns no JSON."""
+    schema = {"type": "string", "format": "binary"}
+    return {200: {"description": "OK", "content": {kind: {"schema": schema}}}}
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """Return the schema of the API."""
+    schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    components = schema["components"]["schemas"]
+    body = CreateVideo.model_json_schema(ref_template=_TEMPLATE)
+    components |= body.pop("$defs")
+    # a form has no nested fields, but files
+    fields = {k: v for k, v in body["properties"].items() if k != "prompt_changes"}
+    form = body | {"title": "CreateVideoForm", "properties": {**fields, "input_reference": _FILE}}
+    components |= {"CreateVideo": body, "CreateVideoForm": form}
+    # FastAPI documents its own form of validation errors, which this API answers with 400
+    for name in ("HTTPValidationError", "ValidationError"):
+        components.pop(name, None)
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+    return schema

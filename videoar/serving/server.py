@@ -1,0 +1,153 @@
+"""What all routes share: who asks, what is allowed, and calls to the service."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from pydantic import Field
+from starlette.requests import HTTPConnection
+
+from videoar.core.types import Frozen
+from videoar.serving.auth import check_key, check_origin
+from videoar.serving.errors import ApiError, as_api_error
+from videoar.serving.limits import Buckets, Limits, check_queue
+from videoar.serving.metrics import Metrics
+from videoar.serving.service import Readiness, VideoService
+from videoar.serving.video_job import VideoJob
+from videoar.serving.wire import Parsed, resolve
+
+T = TypeVar("T")
+_STATE_S = 1.0  # chosen: how old the list of models may be
+_MAX_KEY_CHARS = 255
+logger = logging.getLogger(__name__)
+
+
+class ServerSettings(Frozen):
+    """Options of the API."""
+
+    keys: Mapping[str, str] = Field(default_factory=dict)
+    """API keys, SHA-256 to name, see `read_keys`; empty: everybody may do everything."""
+    limits: Limits = Limits()
+    deadline_s: float | None = None
+    """Deadline of jobs whose request has none."""
+    drain_s: float = 30.0
+    """What clients are told to wait when the server ends."""
+    heartbeat_s: float = 15.0
+    """Time after which a stream without events sends a comment: proxies close silent ones."""
+
+
+class Server:
+    """State of one HTTP server."""
+
+    def __init__(self, service: VideoService, settings: ServerSettings) -> None:
+        self.service = service
+        self.settings = settings
+        self.metrics = Metrics()
+        self.draining = False
+        """Set it to reject new jobs; those that are accepted go on."""
+        self._buckets = Buckets(settings.limits)
+        self._streams = 0
+        self._state: tuple[float, Readiness] | None = None
+
+    def admit(self, connection: HTTPConnection) -> str:
+        """Return the name of the client of a request.
+
+        Raises:
+            ApiError: 401, 403 or 429.
+        """
+        check_origin(connection.headers)
+        if self.settings.keys:
+            client = check_key(connection.headers, self.settings.keys)
+        else:
+            client = connection.client.host if connection.client else ""
+        self._buckets.take(client)
+        return client
+
+    def check_room(self) -> None:
+        """Check that one more job can be accepted.
+
+        Raises:
+            ApiError: 503, the server ends; or 429, the queue is full.
+        """
+        if self.draining:
+            what = "the server ends; it takes no more jobs"
+            raise ApiError(503, what, "draining", retry_after_s=self.settings.drain_s)
+        check_queue(self.service.queue_length, self.settings.limits)
+
+    async def create(self, parsed: Parsed, client: str, key: str | None) -> VideoJob:
+        """Accept a job.
+
+        Args:
+            parsed: the request.
+            client: whose idempotency key it is.
+            key: idempotency key.
+
+        Raises:
+            ApiError: the request cannot be accepted.
+        """
+        state = await self.state()
+        if not state.ready or not state.models:
+            raise ApiError(503, "the model is being loaded", "not_ready", retry_after_s=5)
+        try:
+            request = resolve(parsed, state.models)
+        except Exception as error:
+            raise self.api_error(error) from error
+        if request.deadline_s is None and self.settings.deadline_s is not None:
+            request = request.model_copy(update={"deadline_s": self.settings.deadline_s})
+        if key is not None:
+            if not 0 < len(key) <= _MAX_KEY_CHARS or not (key.isascii() and key.isprintable()):
+                what = f"Idempotency-Key is not 1 to {_MAX_KEY_CHARS} characters of ASCII"
+                raise ApiError(400, what, "invalid_value", param="Idempotency-Key")
+            key = f"{client}:{key}"  # clients do not know each other's keys
+        return await self.call("create", self.service.create(request, key, parsed.init))
+
+    async def state(self) -> Readiness:
+        """Return the state of the service, at most a second old.
+
+        Raises:
+            ApiError: see `call`.
+        """
+        if self._state is None or time.monotonic() - self._state[0] > _STATE_S:
+            state = await self.call("readiness", self.service.readiness())
+            self._state = (time.monotonic(), state)
+        return self._state[1]
+
+    async def call(self, method: str, answer: Awaitable[T]) -> T:
+        """Return the answer of the service.
+
+        Raises:
+            ApiError: it failed, or took too long.
+        """
+        try:
+            async with self.metrics.service_call(method):
+                return await asyncio.wait_for(answer, self.settings.limits.timeout_s)
+        except Exception as error:
+            raise self.api_error(error) from error
+
+    @asynccontextmanager
+    async def stream(self) -> AsyncIterator[None]:
+        """Count a client that follows jobs.
+
+        Raises:
+            ApiError: 429, there are too many.
+        """
+        if self._streams >= self.settings.limits.max_streams:
+            raise ApiError(429, "too many open streams", "too_many_streams", retry_after_s=5)
+        self._streams += 1
+        self.metrics.streams.set(self._streams)
+        try:
+            yield
+        finally:
+            self._streams -= 1
+            self.metrics.streams.set(self._streams)
+
+    @staticmethod
+    def api_error(error: Exception) -> ApiError:
+        """Return the answer to an exception; log it if it is a fault of the server."""
+        result = as_api_error(error)
+        if result.status >= 500 and not isinstance(error, ApiError):
+            logger.error("%s: %s", type(error).__name__, error, exc_info=error)
+        return result
