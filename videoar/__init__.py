@@ -7,18 +7,12 @@ go downwards only, enforced by `tool.importlinter`):
 `api` < `cli`. Importing `videoar` defines names and has no side effect.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-# For type checkers; at run time `__getattr__` resolves the same name.
+from videoar.core.lazy import lazy_names
+
 if TYPE_CHECKING:
     from videoar.api import load as load
 
 __version__ = "0.1.0"
-
-
-def __getattr__(name: str) -> object:
-    # on first use: `import videoar` stays light
-    if name == "load":
-        return import_module("videoar.api").load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, {"load": "videoar.api:load"})

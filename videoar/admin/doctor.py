@@ -32,7 +32,7 @@ class Check(Frozen):
 
 
 def diagnose(store: Store) -> list[Check]:
-    """Run all checks; a failed one does not stop the others."""
+    """Check this machine and the store; a failed check does not stop the others."""
     checks: dict[str, Callable[[], str]] = {
         "store: put-if-absent under a race": lambda: _race(store),
         "store: write, read, delete": lambda: _round_trip(store),

@@ -19,7 +19,11 @@ _REJECT_KEYS = ("item_id", "kind", "stage", "reasons", "detail", "retryable", "u
 
 
 def show(store: Store, name: str, rows: int = 5) -> dict[str, Any]:
-    """Describe a snapshot; see `videoar.api.show`."""
+    """Return a snapshot's manifest, schema, statistics, metrics and first rows.
+
+    Raises:
+        SnapshotNotFoundError: nothing in the store has this name.
+    """
     snapshot = find_snapshot(store, name)
     commit, contract = snapshot.commit, load_contract(snapshot.contract)
     # withdrawn files have no footer to read: statistics are those of the remaining rows
@@ -58,7 +62,11 @@ def _first_rows(snapshot: Snapshot, count: int) -> list[Row]:
 
 
 def diff(store: Store, old: str, new: str) -> dict[str, Any]:
-    """Compare two snapshots; see `videoar.api.diff`."""
+    """Compare two snapshots: files and videos that only one has, rows and metrics of both.
+
+    Raises:
+        SnapshotNotFoundError: nothing in the store has one of the names.
+    """
     before, after = find_snapshot(store, old), find_snapshot(store, new)
     # by content: a file that was copied or written again is the same file
     before_files = {file.sha256: file for file in before.files}
@@ -107,7 +115,14 @@ def _missing_in(videos: dict[str, str], others: dict[str, str]) -> list[str]:
 
 
 def explain(store: Store, name: str | None, stage: str) -> dict[str, Any]:
-    """Compare a stage's fingerprint with the run before; see `videoar.api.explain`."""
+    """Return what changed in a stage's fingerprint since the pipeline's run before.
+
+    Returns:
+        `{run_id, stage, status, previous_run, changed: [{component, old, new}]}`.
+
+    Raises:
+        ConfigError: no such run or stage, or the stage did not start.
+    """
     run_id = find_run(store, name)
     run = load_run(store, run_id)
     state = run.stage(stage)
@@ -125,7 +140,15 @@ def explain(store: Store, name: str | None, stage: str) -> dict[str, Any]:
 
 
 def logs(store: Store, where: str) -> list[Row]:
-    """Return the events of RUN or RUN/STAGE; see `videoar.api.logs`."""
+    """Return the events that a run recorded, in order.
+
+    Args:
+        store: where to look.
+        where: RUN or RUN/STAGE.
+
+    Raises:
+        ConfigError: no such run or stage.
+    """
     name, _, stage = where.partition("/")
     run_id = find_run(store, name)
     if stage:
@@ -137,8 +160,17 @@ def logs(store: Store, where: str) -> list[Row]:
     ]
 
 
-def rejected(store: Store, name: str | None, reason: str | None = None) -> dict[str, Any]:
-    """Return rejected rows; see `videoar.api.quarantine`."""
+def rejected(store: Store, name: str | None = None, reason: str | None = None) -> dict[str, Any]:
+    """Return the rows that a run's stages, or the stage of one snapshot, rejected.
+
+    Args:
+        store: where to look.
+        name: run or snapshot; None means the newest run.
+        reason: only rows with this code among their reasons.
+
+    Returns:
+        `{rows, withdrawn}`; `withdrawn` counts rows that a takedown has removed.
+    """
     snapshots = [store.snapshot(rejects) for rejects in _rejects_of(store, name)]
     rows = [
         {**row, "snapshot": snapshot.id}

@@ -15,8 +15,15 @@ from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
 
-def gate(store: Store, name: str | None) -> dict[str, Any]:
-    """Return the decision of a run's gate; see `videoar.api.gate`."""
+def gate(store: Store, name: str | None = None) -> dict[str, Any]:
+    """Return the decision of a run's promotion gate; None means the newest run.
+
+    Returns:
+        `{passed, decision, candidate, ref, rules: [{name, value, bound, passed, reason}]}`.
+
+    Raises:
+        GateError: the run has no decision.
+    """
     run = load_run(store, find_run(store, name))
     for snapshot_id in run.outputs.values():
         snapshot = store.snapshot(snapshot_id)
@@ -43,8 +50,15 @@ def _decision(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def promote(store: Store, model: str, ref: str) -> dict[str, Any]:
-    """Point a ref at a model that its gate has passed; see `videoar.api.promote`."""
+def promote(store: Store, model: str, ref: str = "champion") -> dict[str, Any]:
+    """Point a ref at a model that its gate has passed.
+
+    Returns:
+        `{ref, snapshot, decision}`.
+
+    Raises:
+        GateError: no decision on this model for this ref, or its newest one has a broken rule.
+    """
     candidate = find_snapshot(store, model).id
     decision = newest_decision(store, candidate, ref)
     if decision is None:
@@ -78,7 +92,14 @@ def newest_decision(store: Store, candidate: str, ref: str | None = None) -> Row
 
 
 def rollback(store: Store, ref: str) -> dict[str, Any]:
-    """Point a ref back at its previous snapshot; see `videoar.api.rollback`."""
+    """Point a ref back at what it pointed at before.
+
+    Returns:
+        `{ref, snapshot, was}`.
+
+    Raises:
+        ConfigError: no such ref, or it never pointed at anything else.
+    """
     history = store.refs.history(ref)
     if not history:
         known = ", ".join(store.refs.names())

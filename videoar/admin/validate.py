@@ -25,7 +25,7 @@ Mistake = dict[str, Any]
 
 
 def validate_pipeline(path: Path) -> list[Mistake]:
-    """Return the mistakes of a pipeline file."""
+    """Return the mistakes of a pipeline file; empty if there are none."""
     try:
         load_pipeline(path)
     except SpecError as error:
@@ -39,7 +39,7 @@ def validate_pipeline(path: Path) -> list[Mistake]:
 def validate_snapshot(
     store: Store, name: str, *, deep: bool = False, tokenizer: str | None = None
 ) -> list[Mistake]:
-    """Return all violations in the files of a snapshot.
+    """Return what is wrong with the rows and files of a snapshot; empty if nothing is.
 
     Args:
         store: where the snapshot is.

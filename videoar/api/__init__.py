@@ -8,30 +8,18 @@
 
 Names of runs and snapshots are those that the command line takes (`videoar.records.names`). Errors
 are `VideoARError`s. Importing this module loads neither Ray nor torch nor Arrow: each function
-imports what it needs, so that `videoar --help` stays fast.
+imports what it needs, or is imported on first use, so that `videoar --help` stays fast.
 """
 
 from typing import TYPE_CHECKING
 
-from videoar.api.data import (
-    diff,
-    export,
-    lineage,
-    quarantine,
-    schema,
-    show,
-    stages,
-    validate,
-    validate_pipeline,
-)
-from videoar.api.models import gate, generate, load, promote, report, report_path, rollback
-from videoar.api.ops import bench, doctor, forget, open_store
+from videoar.api.data import schema, stages
+from videoar.api.models import generate, load, report, report_path
+from videoar.api.ops import bench, forget, open_store
 from videoar.api.runs import (
     Document,
     Watch,
     cancel,
-    explain,
-    logs,
     ls,
     make_engine,
     plan,
@@ -40,14 +28,27 @@ from videoar.api.runs import (
     run,
     status,
 )
+from videoar.core.lazy import lazy_names
 
-# `X as X` re-exports a name for type checkers (PEP 484)
-if TYPE_CHECKING:  # types of arguments and results, for annotations
+if TYPE_CHECKING:
     from videoar.admin.doctor import Check as Check
+    from videoar.admin.doctor import diagnose as doctor
+    from videoar.admin.export import export as export
+    from videoar.admin.inspect import diff as diff
+    from videoar.admin.inspect import explain as explain
+    from videoar.admin.inspect import logs as logs
+    from videoar.admin.inspect import rejected as quarantine
+    from videoar.admin.inspect import show as show
     from videoar.admin.loaded_model import LoadedModel as LoadedModel
+    from videoar.admin.promotion import gate as gate
+    from videoar.admin.promotion import promote as promote
+    from videoar.admin.promotion import rollback as rollback
     from videoar.admin.validate import Mistake as Mistake
+    from videoar.admin.validate import validate_pipeline as validate_pipeline
+    from videoar.admin.validate import validate_snapshot as validate
     from videoar.bench.result import BenchResult as BenchResult
     from videoar.pipeline.stage_reference import StageReference as StageReference
+    from videoar.records.lineage import lineage as lineage
     from videoar.records.run_record import Run as Run
     from videoar.records.run_record import StageRun as StageRun
     from videoar.runner.execute import Execution as Execution
@@ -60,3 +61,22 @@ __all__ = [
     "promote", "quarantine", "report", "report_path", "resume", "rollback", "run", "schema", "show",
     "stages", "status", "validate", "validate_pipeline",
 ]  # fmt: skip
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "diff": "videoar.admin.inspect:diff",
+        "doctor": "videoar.admin.doctor:diagnose",
+        "explain": "videoar.admin.inspect:explain",
+        "export": "videoar.admin.export:export",
+        "gate": "videoar.admin.promotion:gate",
+        "lineage": "videoar.records.lineage:lineage",
+        "logs": "videoar.admin.inspect:logs",
+        "promote": "videoar.admin.promotion:promote",
+        "quarantine": "videoar.admin.inspect:rejected",
+        "rollback": "videoar.admin.promotion:rollback",
+        "show": "videoar.admin.inspect:show",
+        "validate": "videoar.admin.validate:validate_snapshot",
+        "validate_pipeline": "videoar.admin.validate:validate_pipeline",
+    },
+)

@@ -1,4 +1,4 @@
-"""Verbs on models: reports, gate decisions, and the refs that they move."""
+"""Verbs on models: load them, generate with them, report on their runs."""
 
 from __future__ import annotations
 
@@ -106,45 +106,3 @@ def report_path(store: Store, run_id: str) -> str | None:
     # the size only: a page has megabytes of videos in it
     key = report_key(run_id)
     return store.objects.location(key) if store.objects.size(key) is not None else None
-
-
-def gate(store: Store, name: str | None = None) -> Document:
-    """Return the decision of a run's promotion gate; None means the newest run.
-
-    Returns:
-        `{passed, decision, candidate, ref, rules: [{name, value, bound, passed, reason}]}`.
-
-    Raises:
-        GateError: the run has no decision.
-    """
-    from videoar.admin import promotion
-
-    return promotion.gate(store, name)
-
-
-def promote(store: Store, model: str, ref: str = "champion") -> Document:
-    """Point a ref at a model that its gate has passed.
-
-    Returns:
-        `{ref, snapshot, decision}`.
-
-    Raises:
-        GateError: no decision on this model for this ref, or its newest one has a broken rule.
-    """
-    from videoar.admin import promotion
-
-    return promotion.promote(store, model, ref)
-
-
-def rollback(store: Store, ref: str) -> Document:
-    """Point a ref back at what it pointed at before.
-
-    Returns:
-        `{ref, snapshot, was}`.
-
-    Raises:
-        ConfigError: no such ref, or it never pointed at anything else.
-    """
-    from videoar.admin import promotion
-
-    return promotion.rollback(store, ref)

@@ -1,4 +1,4 @@
-"""Verbs on a store and a machine: takedowns, diagnosis, benchmarks."""
+"""Verbs on a store and a machine: takedowns, benchmarks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from videoar.api.runs import Document, ls
 from videoar.core.settings import settings
 
 if TYPE_CHECKING:
-    from videoar.admin.doctor import Check
     from videoar.bench.result import BenchResult
     from videoar.records.run_record import Run
     from videoar.storage.store import Store
@@ -66,13 +65,6 @@ def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False
 def _snapshots_of(run: Run) -> set[str]:
     inputs = {snapshot for stage in run.stages for snapshot in stage.inputs.values()}
     return inputs | set(run.outputs.values())
-
-
-def doctor(store: Store) -> list[Check]:
-    """Check this machine and the store, and return one answer per check."""
-    from videoar.admin.doctor import diagnose
-
-    return diagnose(store)
 
 
 def bench(

@@ -166,21 +166,6 @@ def ls(store: Store, limit: int | None = None) -> list[Run]:
     return [load_run(store, run_id) for run_id in run_ids(store)[::-1][:limit]]
 
 
-def logs(store: Store, where: str) -> list[Document]:
-    """Return the events that a run recorded, in order.
-
-    Args:
-        store: where to look.
-        where: RUN or RUN/STAGE.
-
-    Raises:
-        ConfigError: no such run or stage.
-    """
-    from videoar.admin import inspect
-
-    return inspect.logs(store, where)
-
-
 def cancel(store: Store, name: str) -> str:
     """Stop a run that is driven from this machine, and return its id; finished shards stay.
 
@@ -202,17 +187,3 @@ def progress(store: Store, run_id: str, stage: str) -> Document | None:
     data = store.objects.find(progress_key(run_id, stage))
     state: Document | None = json.loads(data) if data is not None else None
     return state
-
-
-def explain(store: Store, name: str | None, stage: str) -> Document:
-    """Return what changed in a stage's fingerprint since the pipeline's run before.
-
-    Returns:
-        `{run_id, stage, status, previous_run, changed: [{component, old, new}]}`.
-
-    Raises:
-        ConfigError: no such run or stage, or the stage did not start.
-    """
-    from videoar.admin import inspect
-
-    return inspect.explain(store, name, stage)

@@ -4,40 +4,28 @@ Names are loaded on first use, so that code that must stay light can import the 
 (`schedule`, `tokenizer.config`, `transformer.config`, `transformer.schemes`).
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-# For type checkers; at run time `__getattr__` resolves the same names.
+from videoar.core.lazy import lazy_names
+
 if TYPE_CHECKING:
-    from videoar.model.tokenizer.config import TokenizerConfig
-    from videoar.model.tokenizer.network import VideoTokenizer
-    from videoar.model.tokenizer.quantizer import MultiScaleBSQ
-    from videoar.model.transformer.config import PRESETS, ModelConfig
-    from videoar.model.transformer.network import VideoAR
-    from videoar.model.transformer.sampling import sample
+    from videoar.model.tokenizer.config import TokenizerConfig as TokenizerConfig
+    from videoar.model.tokenizer.network import VideoTokenizer as VideoTokenizer
+    from videoar.model.tokenizer.quantizer import MultiScaleBSQ as MultiScaleBSQ
+    from videoar.model.transformer.config import PRESETS as PRESETS
+    from videoar.model.transformer.config import ModelConfig as ModelConfig
+    from videoar.model.transformer.network import VideoAR as VideoAR
+    from videoar.model.transformer.sampling import sample as sample
 
-__all__ = [
-    "PRESETS",
-    "ModelConfig",
-    "MultiScaleBSQ",
-    "TokenizerConfig",
-    "VideoAR",
-    "VideoTokenizer",
-    "sample",
-]
-
-_MODULES = {
-    "PRESETS": "transformer.config",
-    "ModelConfig": "transformer.config",
-    "MultiScaleBSQ": "tokenizer.quantizer",
-    "TokenizerConfig": "tokenizer.config",
-    "VideoAR": "transformer.network",
-    "VideoTokenizer": "tokenizer.network",
-    "sample": "transformer.sampling",
-}
-
-
-def __getattr__(name: str) -> object:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "PRESETS": "videoar.model.transformer.config:PRESETS",
+        "ModelConfig": "videoar.model.transformer.config:ModelConfig",
+        "MultiScaleBSQ": "videoar.model.tokenizer.quantizer:MultiScaleBSQ",
+        "TokenizerConfig": "videoar.model.tokenizer.config:TokenizerConfig",
+        "VideoAR": "videoar.model.transformer.network:VideoAR",
+        "VideoTokenizer": "videoar.model.tokenizer.network:VideoTokenizer",
+        "sample": "videoar.model.transformer.sampling:sample",
+    },
+)

@@ -6,10 +6,10 @@ only the stages that it needs.
 """
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any
 
 from videoar.core.errors import ConfigError, did_you_mean
+from videoar.core.lazy import imported
 from videoar.pipeline.stage import Stage
 
 Registry = Mapping[str, str]
@@ -39,8 +39,7 @@ def stage_class(type_name: str, registry: Registry = BUILTIN) -> type[Stage[Any]
     """
     if type_name not in registry:
         raise ConfigError(type_name, "unknown stage type", did_you_mean(type_name, list(registry)))
-    module, _, name = registry[type_name].partition(":")
-    result: type[Stage[Any]] = getattr(import_module(module), name)
+    result: type[Stage[Any]] = imported(registry[type_name])
     return result
 
 

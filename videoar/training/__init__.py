@@ -1,17 +1,15 @@
-"""Training loops in pure torch: what they do to a model, not where they run."""
+"""Training loops in pure torch: what they do to a model, not where they run.
+
+`TokenLoader` is loaded on first use: stages import `videoar.training.config` and must stay light.
+"""
 
 from typing import TYPE_CHECKING
 
+from videoar.core.lazy import lazy_names
+
 if TYPE_CHECKING:
-    from videoar.training.data.token_loader import TokenLoader
+    from videoar.training.data.token_loader import TokenLoader as TokenLoader
 
-__all__ = ["TokenLoader"]
-
-
-def __getattr__(name: str) -> object:
-    """Load a name on first use: stages import `videoar.training.config` and must stay light."""
-    if name != "TokenLoader":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from videoar.training.data.token_loader import TokenLoader
-
-    return TokenLoader
+__getattr__ = lazy_names(
+    __name__, {"TokenLoader": "videoar.training.data.token_loader:TokenLoader"}
+)

@@ -1,0 +1,30 @@
+"""Names that are imported on first use, so that importing a package stays light."""
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def imported(path: str) -> Any:  # noqa: ANN401 - anything that a module defines
+    """Return what `module:name` names."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)
+
+
+def lazy_names(package: str, paths: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return the `__getattr__` (PEP 562) of a package.
+
+    Type checkers need an import of the same names under `if TYPE_CHECKING`, in the form `X as X`,
+    which re-exports a name (PEP 484).
+
+    Args:
+        package: its name.
+        paths: `module:name` of each of its names.
+    """
+
+    def attribute(name: str) -> Any:  # noqa: ANN401 - see `imported`
+        if name not in paths:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return imported(paths[name])
+
+    return attribute
