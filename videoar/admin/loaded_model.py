@@ -93,14 +93,10 @@ class LoadedModel:
     card: ModelCard
 
     def __post_init__(self) -> None:
-        for name in ("num_bits", "scales", "time_stride"):
-            of_model, of_tokenizer = (
-                getattr(self.model.cfg, name),
-                getattr(self.tokenizer.cfg, name),
-            )
-            if of_model != of_tokenizer:
-                what = f"has {name} {of_model}, its tokenizer {of_tokenizer}"
-                raise ContractError(self.card.model.snapshot, what, _AGAIN)
+        try:
+            self.model.cfg.require_fit(self.tokenizer.cfg)
+        except ValueError as error:
+            raise ContractError(self.card.model.snapshot, str(error), _AGAIN) from error
 
     @property
     def text_encoder(self) -> TextEncoder | None:

@@ -5,7 +5,7 @@ in the same minutes by the same process tree.
 
     videoar bench NAME                 cuts, generate, gpu, ingest, loader, runner, tokenize, train
     python -m videoar.bench.gpu        the same as `videoar bench gpu`, from a bare checkout
-    python -m videoar.bench.NAME       memory, near_duplicates: print Markdown tables
+    python -m videoar.bench.memory     memory of a training, as Markdown tables
 
 Results are in `benchmarks/results`. Some are of scripts that were run once; they name the commit.
 """

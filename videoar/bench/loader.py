@@ -3,7 +3,7 @@
 Payloads of two shapes: A, of clips of UCF-101 at 128 px, and B, of clips of 384 x 672 px. Each
 contestant reads in a fresh process, from the page cache, into recycled buffers; contestants are
 shuffled within a turn and compared with `raw` of that turn. Peers need not be installed here:
-`VIDEOAR_BENCH_PEERS` names a Python interpreter that has them, because MDS pins another torch.
+`VIDEOAR_BENCH_PEERS` names a Python interpreter that has them, because they pin other packages.
 """
 
 import json

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from videoar.training.data.token_loader import TokenLoader
 
 WIDTHS = ("bits", "latent")
-_CHUNK_BYTES = 64 << 20  # the default of MDS; the others get the same
+_CHUNK_BYTES = 64 << 20  # the default of LitData
 _MIN_S = 1.0  # chosen: with epochs of 0.2 s, at least five of them
 T = TypeVar("T")
 Sample = tuple[Any, Any]
@@ -157,46 +157,6 @@ def _open_ours(out: Path, batch_size: int) -> "TokenLoader":
     return TokenLoader(snapshot, batch_size, 0, split="", columns=WIDTHS)
 
 
-def write_mds(folder: Path, out: Path) -> None:
-    """Write MDS shards of bytes columns."""
-    from streaming import MDSWriter
-
-    columns = dict.fromkeys(WIDTHS, "bytes")
-    with MDSWriter(out=str(out / "mds"), columns=columns, size_limit=_CHUNK_BYTES) as writer:
-        for _, bits, latent in rows(folder):
-            writer.write({"bits": bits, "latent": latent})
-
-
-def read_mds(folder: Path, out: Path, batch_size: int, epoch: int) -> Iterator[int]:  # noqa: ARG001 - the signature of all contestants
-    """Iterate the dataset, which shuffles every epoch itself."""
-    from streaming import StreamingDataset
-
-    opened = _once(
-        lambda: StreamingDataset(local=str(out / "mds"), shuffle=True, batch_size=batch_size)
-    )
-    yield from _ring(folder, batch_size).batches((s["bits"], s["latent"]) for s in opened)
-
-
-def write_webdataset(folder: Path, out: Path) -> None:
-    """Write tar files."""
-    import webdataset
-
-    pattern = str(out / "%05d.tar")
-    with webdataset.ShardWriter(pattern, maxsize=_CHUNK_BYTES, verbose=0) as sink:
-        for number, bits, latent in rows(folder):
-            sink.write({"__key__": f"{number:08d}", "bits.bin": bits, "latent.bin": latent})
-
-
-def read_webdataset(folder: Path, out: Path, batch_size: int, epoch: int) -> Iterator[int]:
-    """Shuffle shards, then a buffer of 1,000 samples."""
-    import webdataset
-
-    shards = sorted(str(path) for path in out.glob("*.tar"))
-    data = webdataset.WebDataset(shards, shardshuffle=len(shards), empty_check=False, seed=epoch)
-    samples = ((s["bits.bin"], s["latent.bin"]) for s in data.shuffle(1000))
-    yield from _ring(folder, batch_size).batches(samples)
-
-
 def write_litdata(folder: Path, out: Path) -> None:
     """Write chunks, with the writer that `optimize` uses."""
     from litdata.streaming.writer import BinaryWriter
@@ -272,8 +232,6 @@ def _ring(folder: Path, batch_size: int) -> Ring:
 CONTESTANTS: dict[str, tuple[Callable[..., None], Callable[..., Iterator[int]]]] = {
     "raw": (write_raw, read_raw),
     "ours": (write_ours, read_ours),
-    "mds": (write_mds, read_mds),
-    "webdataset": (write_webdataset, read_webdataset),
     "litdata": (write_litdata, read_litdata),
     "lance": (write_lance, read_lance),
 }

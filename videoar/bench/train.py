@@ -23,6 +23,7 @@ from videoar.bench.stores import commit, commit_tokenizer, run_stages
 from videoar.contracts.names import TOKENS
 from videoar.engine.inline import InlineEngine, finished_loop
 from videoar.model.tokenizer.config import TOKENIZERS
+from videoar.model.transformer.config import OF_TOKENIZER
 from videoar.pipeline.work.rank import run_rank, store_progress
 from videoar.pipeline.work.task import StageTask, WorkRecord
 from videoar.storage.layout import LAYOUT_VERSION
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from videoar.training.transformer import TransformerTrainer
 
 _BARE = "bare loop"
-_SHARED = ("num_bits", "scales", "time_stride")
 _FRAMES = 17
 
 
@@ -154,7 +154,7 @@ class _Contest:
 
         options = {key: value for key, value in self._options().items() if key != "stage"}
         config = PretrainConfig.model_validate(options)
-        of_tokens = {name: getattr(self.net.cfg, name) for name in _SHARED}
+        of_tokens = {name: getattr(self.net.cfg, name) for name in OF_TOKENIZER}
         torch.manual_seed(config.training.seed)
         model = VideoAR(config.model_for(of_tokens)).to(device())
         loader = TokenLoader(self.tokens, self.shape.batch, config.training.seed)

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import Any
+from typing import cast
 
 
-def imported(path: str) -> Any:  # noqa: ANN401 - anything that a module defines
+def imported(path: str) -> object:
     """Return what `module:name` names."""
     module, _, name = path.partition(":")
-    return getattr(import_module(module), name)
+    return cast("object", getattr(import_module(module), name))
 
 
-def lazy_names(package: str, paths: Mapping[str, str]) -> Callable[[str], Any]:
+def lazy_names(package: str, paths: Mapping[str, str]) -> Callable[[str], object]:
     """Return the `__getattr__` (PEP 562) of a package.
 
     Type checkers need an import of the same names under `if TYPE_CHECKING`, in the form `X as X`,
@@ -22,7 +22,7 @@ def lazy_names(package: str, paths: Mapping[str, str]) -> Callable[[str], Any]:
         paths: `module:name` of each of its names.
     """
 
-    def attribute(name: str) -> Any:  # noqa: ANN401 - see `imported`
+    def attribute(name: str) -> object:
         if name not in paths:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return imported(paths[name])

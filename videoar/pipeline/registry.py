@@ -6,7 +6,7 @@ only the stages that it needs.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from videoar.core.errors import ConfigError, did_you_mean
 from videoar.core.lazy import imported
@@ -39,8 +39,7 @@ def stage_class(type_name: str, registry: Registry = BUILTIN) -> type[Stage[Any]
     """
     if type_name not in registry:
         raise ConfigError(type_name, "unknown stage type", did_you_mean(type_name, list(registry)))
-    result: type[Stage[Any]] = imported(registry[type_name])
-    return result
+    return cast("type[Stage[Any]]", imported(registry[type_name]))
 
 
 def make_stage(

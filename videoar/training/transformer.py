@@ -84,8 +84,6 @@ class Progress:
     """Lowest val loss of the phase so far."""
     worse_evaluations: int = 0
     """In a row, since the lowest val loss."""
-    is_stopped: bool = False
-    """Set to end the training early."""
     rollbacks: int = 0
     """After spikes of the loss."""
 
@@ -140,7 +138,7 @@ class TransformerTrainer:
     @property
     def is_done(self) -> bool:
         """Whether no step is left."""
-        return self.progress.is_stopped or self.progress.phase == len(self.training.phases)
+        return self.progress.phase == len(self.training.phases)
 
     @property
     def is_at_phase_end(self) -> bool:
@@ -191,8 +189,9 @@ class TransformerTrainer:
     def load(self, folder: Path) -> None:
         """Resume from a checkpoint."""
         with restoring(folder, self.parts) as state:
-            best_loss = float(state["progress"]["best_loss"])
-            self.progress = Progress(**state["progress"] | {"best_loss": best_loss})
+            saved = state["progress"] | {"best_loss": float(state["progress"]["best_loss"])}
+            saved.pop("is_stopped", None)  # of checkpoints of version 0.1
+            self.progress = Progress(**saved)
             self.history, self.metrics = state["history"], state["metrics"]
             self.held_out, self._loader_state = state["held_out"], state["loader"]
             self._guard.bad_steps = state["bad_steps"]

@@ -106,14 +106,14 @@ def test_contestants_of_the_loader_read_every_row(tmp_path):
 
 @pytest.mark.slow
 def test_peer_that_is_not_installed_is_named_in_the_notes(tmp_path):
-    if importlib.util.find_spec("webdataset"):
-        pytest.skip("webdataset is installed here")
+    if importlib.util.find_spec("litdata"):
+        pytest.skip("litdata is installed here")
     notes = set()
     shape = ((4, 3, 2, 2), 30, 50, 8)
-    found = loader.measure_shape(tmp_path, shape, 1, notes, ("raw", "ours", "webdataset"))
+    found = loader.measure_shape(tmp_path, shape, 1, notes, ("raw", "ours", "litdata"))
     assert found.keys() == {"raw", "ours"}
     assert found["ours"][0]["samples_per_s"] > 0
-    assert [note for note in notes if "webdataset is missing: ModuleNotFoundError" in note]
+    assert [note for note in notes if "litdata is missing: ModuleNotFoundError" in note]
 
 
 @pytest.mark.slow

@@ -224,8 +224,12 @@ TABLE = [
     (no_training_rows, ConfigError, r"phases\.0\.stores\.tokens.* no rows of the split train"),
     (no_rows_of_a_grid, ConfigError, r"phases\.0\.stores\.tokens.* split train of the grids"),
     (unknown_store, ConfigError, r"phases\.0\.stores\.tokns: no such token store \(.*tokens"),
-    (model_of_other_bits, ConfigError, r"model\.num_bits.* 4.* 8"),
-    (model_of_another_time_stride, ConfigError, r"model\.time_stride.* 2.* 4"),
+    (model_of_other_bits, ConfigError, "pretrain.model: has num_bits 4, its tokenizer 8"),
+    (
+        model_of_another_time_stride,
+        ConfigError,
+        "pretrain.model: has time_stride 2, its tokenizer 4",
+    ),
     (
         more_scales_than_embeddings,
         ConfigError,

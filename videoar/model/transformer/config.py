@@ -14,11 +14,14 @@ from pydantic.json_schema import SkipJsonSchema
 
 from videoar.core.types import Frozen
 from videoar.model.schedule import SMALL_SQUARE, Scales, latent_frames, scale_schedule
+from videoar.model.tokenizer.config import TokenizerConfig
 from videoar.model.transformer.schemes import SCHEMES, History, InputDown, RopeLayout, Scheme
 
 GuidanceName = Literal["ucf", "t2v"]
 """Named guidance schedules, see `sampling.GUIDANCE`."""
 _MAX_LAYER_WEIGHTS = 10**11  # chosen: 20 times the 4B preset
+OF_TOKENIZER = ("num_bits", "scales", "time_stride")
+"""Fields of a model that are those of its tokenizer."""
 
 
 class ModelConfig(Frozen):
@@ -87,6 +90,21 @@ class ModelConfig(Frozen):
     def head_width(self) -> int:
         """Channels of one attention head."""
         return self.width // self.heads
+
+    def require_fit(self, tokenizer: TokenizerConfig, *, any_scales: bool = False) -> None:
+        """Check that a tokenizer has the bits, scales and time stride that the model predicts.
+
+        Args:
+            tokenizer: whose tokens.
+            any_scales: for clips of another size, which have scales of their own.
+
+        Raises:
+            ValueError: names the first field that differs.
+        """
+        for name in OF_TOKENIZER:
+            own, other = getattr(self, name), getattr(tokenizer, name)
+            if own != other and not (any_scales and name == "scales"):
+                raise ValueError(f"has {name} {own}, its tokenizer {other}")
 
     def scheme_for(self, num_frames: int, scales: Scales | None = None) -> Scheme:
         """Return the order of prediction of a clip.

@@ -9,8 +9,7 @@ import torch
 from videoar.core.errors import ConfigError, ContractError, GateError, TransientStorageError
 from videoar.model.device import device, limit_threads
 from videoar.model.pretrained.text_encoder import require_same_text_encoder
-from videoar.model.tokenizer.config import TokenizerConfig
-from videoar.model.transformer.config import ModelConfig
+from videoar.model.transformer.config import OF_TOKENIZER, ModelConfig
 from videoar.model.transformer.network import VideoAR
 from videoar.pipeline.stage import Inputs, Output, RankContext
 from videoar.stages.pretrain.data import StoreData, open_stores, token_snapshots
@@ -58,9 +57,11 @@ def new_trainer(
     """
     limit_threads(cpus)
     tokenizer, tokenizer_digest = load_tokenizer(inputs["tokenizer"], store)
-    shared = ("num_bits", "scales", "time_stride")
-    cfg = model_for({name: getattr(tokenizer.cfg, name) for name in shared})
-    _require_same_bits(cfg, tokenizer.cfg)
+    cfg = model_for({name: getattr(tokenizer.cfg, name) for name in OF_TOKENIZER})
+    try:
+        cfg.require_fit(tokenizer.cfg, any_scales=True)
+    except ValueError as error:
+        raise ConfigError("pretrain.model", str(error), "leave it out") from error
     data = StoreData(open_stores(inputs, tokenizer.cfg, tokenizer_digest), training, rank)
     data.check(cfg)
     torch.manual_seed(training.seed)  # of the first weights, equal on all ranks
@@ -100,14 +101,6 @@ def set_text_features(
         prompts.add(PADDING_CAPTION)
     cfg, ranks = trainer.model.cfg, (rank.index, rank.world_size)
     trainer.model.set_text_encoder(prepare_text_features(store, cfg, folder, prompts, *ranks))
-
-
-def _require_same_bits(cfg: ModelConfig, tokenizer: TokenizerConfig) -> None:
-    for name in ("num_bits", "time_stride"):
-        own, needed = getattr(cfg, name), getattr(tokenizer, name)
-        if own != needed:
-            what = f"is {own}, but the tokenizer has {needed}"
-            raise ConfigError(f"model.{name}", what, "leave it out")
 
 
 def _require_same_tokenizer(start: Snapshot, digest: str) -> None:

@@ -321,11 +321,7 @@ def stream(  # noqa: PLR0913 - one keyword per choice of the caller
         ValueError: at once: the tokenizer has other bits, scales or time stride than the model; or
             see `SamplerSettings` and `sample_bits`.
     """
-    compared = ["num_bits", "time_stride"] if size_px else ["num_bits", "scales", "time_stride"]
-    for name in compared:
-        of_tokenizer, of_model = getattr(tokenizer.cfg, name), getattr(model.cfg, name)
-        if of_tokenizer != of_model:
-            raise ValueError(f"the tokenizer has {name} {of_tokenizer}, the model {of_model}")
+    model.cfg.require_fit(tokenizer.cfg, any_scales=size_px is not None)
     tokenizer = tokenizer.for_size(*size_px) if size_px else tokenizer
     chosen = range(len(prompts)) if seeds is None else seeds
     scales = tokenizer.cfg.scales
