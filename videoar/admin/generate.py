@@ -11,7 +11,7 @@ interrupted: the same call makes the samples that its manifest does not have.
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -66,7 +66,7 @@ def requested_rows(loaded: LoadedModel, request: Request) -> list[Row]:
 
 def _prompts(
     loaded: LoadedModel, text: str | None, file: str | Path | None, labels: Sequence[str]
-) -> list[Row]:
+) -> Iterable[Row]:
     """Return rows of `prompts@1` from exactly one of a text, a file and classes.
 
     Raises:

@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -21,11 +21,10 @@ from videoar.model.device import device
 from videoar.model.pretrained.text_encoder import attach_text_encoder
 from videoar.model.tokenizer.network import VideoTokenizer, frames_from_video
 from videoar.model.transformer.network import VideoAR
-from videoar.model.transformer.sampling import SamplerSettings, SlidingWindow
 from videoar.model.transformer.text import TextEncoder
 from videoar.storage.store import Store
 from videoar.training.checkpoint import reading
-from videoar.training.generation import CRF, VideoGenerator, lineage_tags
+from videoar.training.generation import CRF, VideoGenerator, frames_in, lineage_tags
 from videoar.training.init_video import read_init
 from videoar.training.model_store import (
     Network,
@@ -35,6 +34,7 @@ from videoar.training.model_store import (
     load_transformer,
 )
 from videoar.training.prompts import Prompt, PromptTemplates
+from videoar.training.sampler_options import ProjectedGuidance, SamplerOptions
 
 _AGAIN = "export the model again"
 _MAX_SECONDS = 600  # chosen: the longest source that is read, by default
@@ -77,11 +77,11 @@ class SampleOptions(TypedDict, total=False):
     init: str | Path
     """Image or video that every sample begins with, see `read_init`."""
     guidance: str | float | None
-    """See `videoar.model.sample`. Default: that of the samples that were scored."""
-    temperature: float | None
-    """Likewise."""
-    greedy: bool
-    """See `videoar.model.sample`."""
+    """This and all that follow: see `SamplerOptions`. Default: as the samples that were scored."""
+    temperature: float | Sequence[float] | None
+    greedy: bool | None
+    guidance_interval: tuple[float, float] | None
+    apg: ProjectedGuidance | Mapping[str, float] | None
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class LoadedModel:
         """
         num_frames, rate_fps = self._shape(options.get("seconds"))
         longest = min(num_frames, self.card.num_frames or num_frames)
-        init, sampler = options.get("init") or "", self._sampler(options)
+        init, sampler = options.get("init") or "", SamplerOptions.of(self.card.sampler, options)
         start = read_init(str(init), self.tokenizer, longest, rate_fps) if init else None
         columns = {
             "model_digest": self.card.model.digest,
@@ -157,25 +157,8 @@ class LoadedModel:
             columns,
             sampler,
             start=start,
-            window=SlidingWindow(longest) if 1 < longest < num_frames else None,
+            trained_frames=self.card.num_frames,
         )
-
-    def _sampler(self, options: SampleOptions) -> dict[str, Any]:
-        """Return guidance, temperature and, if it is set, greedy."""
-        defaults = SamplerSettings()
-        given = {name: options.get(name) for name in ("guidance", "temperature")}
-        sampler = {
-            "guidance": defaults.guidance,
-            "temperature": defaults.temperature,
-            **self.card.sampler,
-            **{name: value for name, value in given.items() if value is not None},
-            **({"greedy": True} if options.get("greedy") else {}),
-        }
-        try:
-            SamplerSettings(**sampler)
-        except ValueError as error:
-            raise ConfigError("sampler", str(error)) from error
-        return sampler
 
     def _shape(self, seconds: float | None) -> tuple[int, float]:
         """Return number of frames, 1 + a multiple of the time stride, and frame rate."""
@@ -188,7 +171,7 @@ class LoadedModel:
         if not 0 < seconds <= _MAX_SECONDS:  # false for NaN, too
             what = f"is not above 0 and at most {_MAX_SECONDS}"
             raise ConfigError(f"seconds={seconds}", what)
-        return 1 + stride * round(seconds * card.rate_fps / stride), card.rate_fps
+        return frames_in(seconds, card.rate_fps, stride), card.rate_fps
 
 
 def load_stored(

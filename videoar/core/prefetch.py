@@ -1,7 +1,8 @@
-"""Bounded, ordered prefetching: submit items ahead of the consumer of their results."""
+"""Bounded prefetching: submit items ahead of the consumer of their results."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -27,3 +28,30 @@ def prefetch(submit: Callable[[T], F], items: Iterable[T], depth: int) -> Iterat
             yield pending.popleft()
     while pending:
         yield pending.popleft()
+
+
+def as_completed(
+    submit: Callable[[T], Future[F]], items: Iterable[T], depth: int
+) -> Iterator[tuple[T, Future[F]]]:
+    """Yield each item with its finished future, in the order in which they finish.
+
+    A slow item holds no other one up. Backpressure is that of `prefetch`.
+
+    Args:
+        submit: starts the work on an item.
+        items: any iterable.
+        depth: items in flight at once.
+    """
+    pending: dict[Future[F], T] = {}
+    for item in items:
+        pending[submit(item)] = item
+        if len(pending) >= depth:
+            yield from _finished(pending)
+    while pending:
+        yield from _finished(pending)
+
+
+def _finished(pending: dict[Future[F], T]) -> Iterator[tuple[T, Future[F]]]:
+    """Wait for at least one future; remove and yield those that are finished."""
+    for future in wait(pending, return_when=FIRST_COMPLETED).done:
+        yield pending.pop(future), future

@@ -24,6 +24,12 @@ def device() -> str:
     return "cpu"
 
 
+def synchronize() -> None:
+    """Wait until the GPU, if there is one, has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def limit_threads(cpus: float) -> None:
     """Let torch use as many threads as the stage has cores; by default it would use them all."""
     torch.set_num_threads(max(1, int(cpus)))

@@ -11,6 +11,8 @@ other stage. Every option enters the fingerprint unless its field is declared wi
 those may change the speed of a stage, never its output.
 """
 
+import json
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from videoar.contracts.expectations import CheckReport
-from videoar.core.types import FileRef, Frozen, Resources
+from videoar.core.types import FileRef, Frozen, Resources, Row
 from videoar.pipeline.context import StageContext
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
@@ -93,6 +95,23 @@ class Output:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
+class PackedRows(Sequence[Row]):
+    """Rows of JSON values, compressed: a plan of a million prompts is held in memory."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._data = zlib.compress(json.dumps(rows).encode(), level=1)
+        self._count = len(rows)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(json.loads(zlib.decompress(self._data)))
+
+    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 - of an index a row, of a slice several
+        return list(self)[index]
+
+
 @dataclass(frozen=True)
 class Shard:
     """The input of one call of a map stage: a file of an input snapshot, or rows by value."""
@@ -101,7 +120,7 @@ class Shard:
     digest: str
     """Content digest: equal shards have equal digests, whichever snapshot they belong to."""
     file: FileRef | None = None
-    rows: tuple[Mapping[str, Any], ...] = ()
+    rows: Sequence[Mapping[str, Any]] = ()
     count: int | None = None
     """Number of input rows, where `rows` holds a description of them and not the rows."""
 

@@ -74,6 +74,7 @@ class StageReference(Frozen):
 
 _UNITS = {  # by the last words of a name
     "s": "s",
+    "seconds": "s",
     "px": "px",
     "fps": "frames/s",
     "mib": "MiB",

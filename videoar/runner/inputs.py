@@ -79,7 +79,7 @@ def resolve(store: Store, name: str, url: str) -> Snapshot | Listing:
 
 def _prompts(url: str) -> pa.Table:
     contract = load_contract(PROMPTS)
-    rows = read_prompts(read_input(url), url)
+    rows = list(read_prompts(read_input(url), url))
     return contract.conform(pa.Table.from_pylist(rows, contract.arrow_schema), url)
 
 

@@ -5,13 +5,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from videoar.core.ids import canonical_json, digest_json, sha256_hex
 from videoar.core.types import Row
 from videoar.media.transcode import encode_clips
 from videoar.model.tokenizer.network import VideoTokenizer, frames_from_video
 from videoar.model.transformer.network import VideoAR
-from videoar.model.transformer.sampling import Sampled, SlidingWindow, sample
+from videoar.model.transformer.sampling import (
+    LatentFrame,
+    Sampled,
+    SlidingWindow,
+    Waves,
+    decode_latents,
+)
 from videoar.training.init_video import InitVideo
+from videoar.training.sampler_options import SamplerOptions
 
 CRF = 12
 """Default H.264 constant rate factor of samples."""
@@ -28,7 +37,7 @@ class Generated:
     steps: int
     """Sequential forward passes."""
     seconds: Mapping[str, float]
-    """Time of sampling (with decoding to pixels) and of encoding."""
+    """Time of decoding to pixels and of encoding to files."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +50,26 @@ class VideoGenerator:
     """Snapshot of the transformer; every MP4 names it."""
     columns: Mapping[str, Any]
     """Equal in every row: model_digest, tokenizer_digest, num_frames and rate_fps."""
-    sampler: Mapping[str, Any]
-    """Options of `sample`."""
+    sampler: SamplerOptions
+    """How bits are drawn."""
     crf: int = CRF
     start: InitVideo | None = None
     """What every sample begins with."""
-    window: SlidingWindow | None = None
-    """For samples that are longer than the clips of the training."""
+    trained_frames: int | None = None
+    """Pixel frames of the longest clips of the training; None if not known."""
+
+    @property
+    def window(self) -> SlidingWindow | None:
+        """For samples that are longer than the clips of the training."""
+        trained = self.trained_frames or 1
+        return SlidingWindow(trained) if 1 < trained < self.columns["num_frames"] else None
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the rows record as `sampler_json`."""
         init = {"init": self.start.sha256} if self.start else {}
         window = {"window": self.window.num_frames} if self.window else {}
-        return {**self.sampler, **init, **window}
+        return {**self.sampler.recorded, **init, **window}
 
     def sample_id(self, row: Row) -> str:
         """Return the id of a sample, of what it follows from and not of its bytes.
@@ -63,8 +78,8 @@ class VideoGenerator:
         """
         return digest_json([dict(self.columns), self.settings, row["prompt"], row["seed"]])[:32]
 
-    def sample(self, requested: Sequence[Row]) -> Sampled:
-        """Generate a batch as videos.
+    def waves(self, requested: Sequence[Row]) -> Waves:
+        """Return the passes of a batch; none of them has run yet.
 
         Args:
             requested: rows as `PromptTemplates.samples` yields them.
@@ -73,23 +88,39 @@ class VideoGenerator:
             ValueError: see `videoar.model.sample`.
         """
         bits = self.start and self.start.bits
-        return sample(
+        return Waves(
             self.model,
-            self.tokenizer,
             [row["prompt"] for row in requested],
             self.columns["num_frames"],
-            seeds=[row["seed"] for row in requested],
+            [row["seed"] for row in requested],
+            settings=self.sampler.settings(),
             prefix_bits=bits and [b.expand(len(requested), *b.shape[1:]) for b in bits],
             window=self.window,
-            **self.sampler,
         )
 
+    def latents(self, requested: Sequence[Row]) -> list[LatentFrame]:
+        """Run all passes of a batch; see `waves`."""
+        return [frame for wave in self.waves(requested) for frame in wave.finished]
+
+    def pixels(self, latents: Sequence[LatentFrame]) -> Sampled:
+        """Decode a batch to videos."""
+        parts = list(decode_latents(self.tokenizer, latents))
+        return Sampled(torch.cat([part.video_B3THW for part in parts], dim=2), parts[-1].steps)
+
+    def sample(self, requested: Sequence[Row]) -> Sampled:
+        """Generate a batch as videos; see `waves`."""
+        return self.pixels(self.latents(requested))
+
     def __call__(self, requested: Sequence[Row]) -> Generated:
-        """Generate a batch as files; see `sample`."""
+        """Generate a batch as files; see `waves`."""
+        return self.files(requested, self.latents(requested))
+
+    def files(self, requested: Sequence[Row], latents: Sequence[LatentFrame]) -> Generated:
+        """Decode a batch and encode it as files."""
         start = time.monotonic()
-        result = self.sample(requested)
+        result = self.pixels(latents)
         frames_BTHWC = frames_from_video(result.video_B3THW).cpu().numpy()
-        sampled = time.monotonic()
+        decoded = time.monotonic()
         tags = [lineage_tags(row["prompt"], self.model_id, row["seed"]) for row in requested]
         videos = encode_clips(list(frames_BTHWC), self.columns["rate_fps"], self.crf, tags)
         height, width = frames_BTHWC.shape[2:4]
@@ -107,8 +138,13 @@ class VideoGenerator:
             }
             for row, video in zip(requested, videos, strict=True)
         ]
-        seconds = {"sample_s": sampled - start, "encode_s": time.monotonic() - sampled}
+        seconds = {"decode_s": decoded - start, "encode_s": time.monotonic() - decoded}
         return Generated(rows, videos, result.steps, seconds)
+
+
+def frames_in(seconds: float, rate_fps: float, time_stride: int) -> int:
+    """Return the possible number of frames, 1 + a multiple of the time stride, next to seconds."""
+    return 1 + time_stride * round(seconds * rate_fps / time_stride)
 
 
 def lineage_tags(prompt: str, model_id: str, seed: int) -> dict[str, str]:

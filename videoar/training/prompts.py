@@ -3,6 +3,7 @@
 Training and sampling must use the same templates: to a text encoder, other words are another text.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -71,7 +72,7 @@ class PromptTemplates(Frozen):
             seed: of all samples.
             num_per_prompt: samples of a row.
         """
-        seen = set()
+        seen = set[bytes]()
         for row in prompts:
             text = self.prompt(row["prompt"] or None, row["label"])
             fixed = row["seed"] is not None
@@ -79,8 +80,8 @@ class PromptTemplates(Frozen):
             for index in range(first, first + (1 if fixed else num_per_prompt)):
                 own = row["seed"] if fixed else seed_from("sample", seed, text, index)
                 # equal prompts with equal seeds would be the same sample again
-                if (text, own) not in seen:
-                    seen.add((text, own))
+                if (key := _key(own, text)) not in seen:
+                    seen.add(key)
                     yield {**row, "prompt": text, "index": index, "seed": own}
 
 
@@ -114,8 +115,8 @@ class Prompt(Frozen):
         return {**self.model_dump(), "prompt_id": named}
 
 
-def read_prompts(data: bytes, where: str) -> list[Row]:
-    """Return the rows of `prompts@1` of a file.
+def read_prompts(data: bytes, where: str) -> Iterator[Row]:
+    """Yield the rows of `prompts@1` of a file.
 
     Args:
         data: UTF-8 text, one prompt per line; blank and repeated lines are left out. If `where`
@@ -131,20 +132,25 @@ def read_prompts(data: bytes, where: str) -> list[Row]:
     except UnicodeDecodeError as error:
         raise ConfigError(where, f"is not UTF-8: {error.reason} at byte {error.start}") from error
     parse = _parse_json if where.endswith(".jsonl") else _parse_text
-    rows: dict[tuple[str, int], Row] = {}
+    seen = set[bytes]()
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line:
             continue
         place = f"{where}:{number}"
         row = parse(line, place).row(place)
-        key = (row["prompt_id"], row["index"])
-        if rows.setdefault(key, row) is not row and where.endswith(".jsonl"):
-            raise ConfigError(
-                place, f"repeats prompt {key[0]}, index {key[1]}", "give it another index"
-            )
-    if not rows:
+        if (key := _key(row["index"], row["prompt_id"])) not in seen:
+            seen.add(key)
+            yield row
+        elif where.endswith(".jsonl"):
+            what = f"repeats prompt {row['prompt_id']}, index {row['index']}"
+            raise ConfigError(place, what, "give it another index")
+    if not seen:
         raise ConfigError(where, "holds no prompt", "write one prompt per line")
-    return list(rows.values())
+
+
+def _key(number: int, text: str) -> bytes:
+    """Return 16 bytes in place of both: a set of a million texts would take much more memory."""
+    return hashlib.sha256(f"{number} {text}".encode()).digest()[:16]
 
 
 def _parse_text(line: str, _place: str) -> Prompt:

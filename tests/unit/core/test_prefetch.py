@@ -1,8 +1,10 @@
 """Prefetching: how far ahead of the consumer items are submitted."""
 
+from concurrent.futures import Future
+
 import pytest
 
-from videoar.core.prefetch import prefetch
+from videoar.core.prefetch import as_completed, prefetch
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3, 99])
@@ -38,3 +40,22 @@ def test_error_of_submit_reaches_the_consumer():
     assert [next(pairs), next(pairs)] == [(0, 0), (1, 1)]
     with pytest.raises(ZeroDivisionError):
         next(pairs)
+
+
+def test_finished_items_do_not_wait_for_a_slow_one_and_depth_bounds_those_in_flight():
+    futures = [Future() for _ in range(5)]
+    taken = []
+
+    def submit(item):
+        taken.append(item)
+        return futures[item]
+
+    pairs = as_completed(submit, range(5), 2)
+    futures[1].set_result("b")
+    assert next(pairs) == (1, futures[1])
+    assert taken == [0, 1]
+    futures[2].set_result("c")
+    assert next(pairs) == (2, futures[2])
+    for slow in (0, 3, 4):
+        futures[slow].set_result("x")
+    assert sorted(item for item, _ in pairs) == [0, 3, 4]

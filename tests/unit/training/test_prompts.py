@@ -57,12 +57,12 @@ def test_template_without_its_place_is_rejected(name):
 
 
 def test_file_of_prompts_has_a_line_or_an_object_per_prompt():
-    text = read_prompts("\ufeffa cat\r\n\n  gr\u00fcn \na cat\n".encode(), "p.txt")
+    text = list(read_prompts("\ufeffa cat\r\n\n  gr\u00fcn \na cat\n".encode(), "p.txt"))
     assert [(row["prompt"], row["index"], row["seed"]) for row in text] == [
         ("a cat", 0, None), ("gr\u00fcn", 0, None),
     ]  # fmt: skip
     lines = [{"prompt": "a cat"}, {"label": "Dog", "prompt_id": "d", "index": 1, "seed": 5}]
-    rows = read_prompts("\n".join(map(json.dumps, lines)).encode(), "p.jsonl")
+    rows = list(read_prompts("\n".join(map(json.dumps, lines)).encode(), "p.jsonl"))
     assert rows[0] == text[0]
     assert rows[1] == {"prompt_id": "d", "prompt": "", "label": "Dog", "index": 1, "seed": 5}
 
@@ -90,5 +90,5 @@ def test_file_of_prompts_has_a_line_or_an_object_per_prompt():
 )
 def test_unusable_file_of_prompts_is_rejected_with_its_line(name, data, what):
     with pytest.raises(ConfigError) as error:
-        read_prompts(data, name)
+        list(read_prompts(data, name))
     assert str(error.value).startswith(what)

@@ -4,15 +4,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-from videoar.model.transformer.config import GuidanceName
 from videoar.pipeline.local_path import LocalPath, path_or
 from videoar.pipeline.stage import StageConfig, runtime
 from videoar.training.prompts import PromptTemplates
+from videoar.training.sampler_options import SamplerOptions
 
 CAPTIONS = "captions"
 
 
-class GenerateConfig(StageConfig, PromptTemplates):
+class GenerateConfig(StageConfig, PromptTemplates, SamplerOptions):
     """Options of `generate`; its templates must be those that the model was trained with."""
 
     prompts: Annotated[str, path_or(CAPTIONS)] = runtime(CAPTIONS)
@@ -26,11 +26,10 @@ class GenerateConfig(StageConfig, PromptTemplates):
     min_samples: int = Field(default=0, ge=0)
     """Minimum number of samples in all: fewer prompts get more samples each, with other seeds."""
     num_frames: int = Field(default=17, ge=1)
-    """Pixel frames of a sample, 1 + a multiple of the tokenizer's time stride."""
-    guidance: GuidanceName | float = "t2v"
-    """`ucf`, `t2v` or a constant strength."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Of every bit; below 1 the likelier value is drawn more often."""
+    """Pixel frames of a sample, 1 + a multiple of the tokenizer's time stride. Samples that are
+    longer than the clips of the training have a sliding window of that length."""
+    seconds: float | None = Field(default=None, gt=0, le=600)
+    """Duration in place of `num_frames`, rounded to the next possible number of frames."""
     seed: int = Field(default=0, ge=0)
     """Seed of the choice of captions and of every sample's own seed."""
     text_encoder: LocalPath = runtime("")

@@ -1,7 +1,8 @@
 """Generate clips from prompts: a model to samples."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,12 +12,13 @@ from videoar.core.ids import digest_json, seed_from, sha256_hex
 from videoar.core.types import Row
 from videoar.model.pretrained.model_folder import pretrained_fingerprint
 from videoar.pipeline.context import StageContext
-from videoar.pipeline.stage import Inputs, Mapper, MapStage, Port, Shard
+from videoar.pipeline.stage import Inputs, Mapper, MapStage, PackedRows, Port, Shard
 from videoar.stages.generate.config import CAPTIONS, GenerateConfig
 from videoar.storage.snapshot import Snapshot
 from videoar.training.prompts import Prompt, read_prompts
 
 _NUM_CAPTIONS = 16  # chosen: enough to look at
+_ROWS_AT_ONCE = 4096
 
 
 class GenerateStage(MapStage[GenerateConfig]):
@@ -32,6 +34,7 @@ class GenerateStage(MapStage[GenerateConfig]):
     produces = SAMPLES
     config_type = GenerateConfig
     placement = "serve"
+    overlap = 2  # one batch runs its passes while the other is decoded, encoded and uploaded
     primary = "prompts"
 
     @property
@@ -53,11 +56,11 @@ class GenerateStage(MapStage[GenerateConfig]):
 
     def shards(self, inputs: Inputs) -> Sequence[Shard]:
         """Divide the requested samples into batches."""
-        rate_fps, rows = _rate_fps(inputs), list(self._requested(inputs))
-        size = self.config.shard_samples
-        chunks = [tuple(rows[i : i + size]) for i in range(0, len(rows), size)]
+        rate_fps, rows = _rate_fps(inputs), self._requested(inputs)
+        chunks = iter(lambda: list(islice(rows, self.config.shard_samples)), [])
         return [
-            Shard(i, digest_json([rate_fps, chunk]), rows=chunk) for i, chunk in enumerate(chunks)
+            Shard(i, digest_json([rate_fps, chunk]), rows=PackedRows(chunk))
+            for i, chunk in enumerate(chunks)
         ]
 
     def open(self, inputs: Inputs, context: StageContext) -> Mapper:
@@ -67,24 +70,26 @@ class GenerateStage(MapStage[GenerateConfig]):
         return GenerateWorker(self.config, inputs, context.store, _rate_fps(inputs))
 
     def _requested(self, inputs: Inputs) -> Iterator[Row]:
-        prompts = self._prompts(inputs)[: self.config.num_prompts]
-        per_prompt = math.ceil(self.config.min_samples / len(prompts))
+        prompts = islice(self._prompts(inputs), self.config.num_prompts)
+        # so many prompts need no second sample each
+        first = list(islice(prompts, max(1, self.config.min_samples)))
+        per_prompt = math.ceil(self.config.min_samples / len(first))
         return self.config.samples(
-            prompts, self.config.seed, max(self.config.num_per_prompt, per_prompt)
+            chain(first, prompts), self.config.seed, max(self.config.num_per_prompt, per_prompt)
         )
 
-    def _prompts(self, inputs: Inputs) -> list[Row]:
-        """Return rows of `prompts@1`."""
+    def _prompts(self, inputs: Inputs) -> Iterable[Row]:
+        """Return rows of `prompts@1`, at least one."""
         if self.config.prompts != CAPTIONS:
             if "prompts" in inputs:
                 what = "the stage has a port and a file of prompts"
                 raise ConfigError("generate.prompts", what, "leave one out")
             return read_prompts(self._file().read_bytes(), self.config.prompts)
         if "prompts" in inputs:
-            rows: list[Row] = inputs["prompts"].table().to_pylist()
-            if not rows:
+            table = inputs["prompts"].table()
+            if not table.num_rows:
                 raise ConfigError(inputs["prompts"].id, "holds no prompt")
-            return rows
+            return (row for batch in table.to_batches(_ROWS_AT_ONCE) for row in batch.to_pylist())
         if "reference" in inputs:
             return self._captions(inputs["reference"])
         hint = "give it a port `prompts` or `reference`, or a file"

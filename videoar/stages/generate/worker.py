@@ -1,14 +1,17 @@
 """Worker of `generate`: rows of prompts and seeds in, stored videos out."""
 
+import time
+
 import pyarrow as pa
 
 from videoar.core.errors import ConfigError
-from videoar.model.device import device, limit_threads
+from videoar.model.device import device, limit_threads, synchronize
 from videoar.model.pretrained.text_encoder import attach_text_encoder
+from videoar.pipeline.device_queue import DeviceQueue
 from videoar.pipeline.stage import Inputs, Output
 from videoar.stages.generate.config import GenerateConfig
 from videoar.storage.store import Store
-from videoar.training.generation import VideoGenerator
+from videoar.training.generation import VideoGenerator, frames_in
 from videoar.training.model_store import find_tokenizer, load_tokenizer, load_transformer
 
 
@@ -23,7 +26,7 @@ class GenerateWorker:
 
     Raises:
         ConfigError: the model was trained on another tokenizer or text encoder, its tokenizer is
-            not in the store, or `num_frames` does not fit it.
+            not in the store, or the number of frames or of temperatures does not fit it.
     """
 
     def __init__(
@@ -33,7 +36,8 @@ class GenerateWorker:
         self._store = store
         snapshot = inputs["model"]
         model, model_digest = load_transformer(snapshot, store, device())
-        (trained_on,) = snapshot.table(["tokenizer_digest"])["tokenizer_digest"].to_pylist()
+        (row,) = snapshot.table(["tokenizer_digest", "num_frames"]).to_pylist()
+        trained_on = row["tokenizer_digest"]
         given = inputs.get("tokenizer") or find_tokenizer(store, snapshot, trained_on)
         tokenizer, tokenizer_digest = load_tokenizer(given, store, device())
         # another tokenizer of the same shape would decode without an error, to noise
@@ -41,23 +45,44 @@ class GenerateWorker:
             what = f"was trained on tokenizer {trained_on}, not {tokenizer_digest}"
             raise ConfigError(snapshot.id, what)
         attach_text_encoder(model, config.text_encoder)
-        try:
-            model.layout(config.num_frames)
-        except ValueError as error:
-            raise ConfigError("generate.num_frames", str(error)) from error
+        num_frames = config.num_frames
+        if config.seconds is not None:
+            num_frames = frames_in(config.seconds, rate_fps, model.cfg.time_stride)
         columns = {
             "model_digest": model_digest,
             "tokenizer_digest": tokenizer_digest,
-            "num_frames": config.num_frames,
+            "num_frames": num_frames,
             "rate_fps": rate_fps,
         }
-        sampler = {"guidance": config.guidance, "temperature": config.temperature}
-        self._generate = VideoGenerator(model, tokenizer, snapshot.id, columns, sampler, config.crf)
+        self._generator = VideoGenerator(
+            model,
+            tokenizer,
+            snapshot.id,
+            columns,
+            config,
+            config.crf,
+            trained_frames=row["num_frames"],
+        )
+        try:
+            self._generator.waves([{"prompt": "", "seed": 0}])
+        except ValueError as error:
+            raise ConfigError("generate", str(error)) from error
+        self._device = DeviceQueue()
 
     def __call__(self, batch: pa.Table) -> Output:
-        """Generate one batch."""
-        made = self._generate(batch.to_pylist())
+        """Generate one batch; decode, encode and upload it during the passes of the next one."""
+        requested, usage = batch.to_pylist(), self._device.start_shard()
+        with usage.acquire(len(requested)):
+            latents = self._generator.latents(requested)
+            synchronize()
+        made = self._generator.files(requested, latents)
+        start = time.monotonic()
         keys = [self._store.put_object(video, ".mp4").key for video in made.videos]
         rows = [{**row, "video_key": key} for row, key in zip(made.rows, keys, strict=True)]
         # in metrics, never in rows: equal samples are equal rows
-        return Output(pa.Table.from_pylist(rows), metrics=made.seconds)
+        seconds = {**made.seconds, "upload_s": time.monotonic() - start}
+        return Output(pa.Table.from_pylist(rows), metrics={**seconds, **usage.metrics()})
+
+    def stop(self) -> None:
+        """Make calls that wait for the device raise."""
+        self._device.stop()

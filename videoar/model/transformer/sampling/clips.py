@@ -17,7 +17,7 @@ B batch, T latent frames, h w grid of one scale, K bits.
 Source: arXiv 2601.05966 section 6 (re-encoding); windows in latent space are ours.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import NamedTuple, TypedDict, Unpack
@@ -162,7 +162,8 @@ class _Clips:
                 generators=self.generators, given=given,
             ):  # fmt: skip
                 steps = before + wave.steps
-                finished = [replace(f, steps=steps, window=number) for f in wave.finished]
+                video = number if reencode else 0
+                finished = [replace(f, steps=steps, video=video) for f in wave.finished]
                 recent += finished
                 if number and not reencode:
                     finished = [frame for frame in finished if not frame.is_given]
@@ -326,24 +327,33 @@ def stream(  # noqa: PLR0913 - one keyword per choice of the caller
     chosen = range(len(prompts)) if seeds is None else seeds
     scales = tokenizer.cfg.scales
     clips = _Clips(model, prompts, num_frames, chosen, settings, scales, **task)
-    return _videos(clips, tokenizer, tokenizer.cfg.latent_frames_in(chunk_pixels))
-
-
-@torch.no_grad()
-def _videos(clips: _Clips, tokenizer: VideoTokenizer, per_chunk: int) -> Iterator[Sampled]:
-    """Decode frames, so many at a time; a window of re-encoded frames is a video of its own."""
     stride = tokenizer.cfg.time_stride
 
+    @torch.no_grad()
     def reencode(frames: Sequence[LatentFrame], count: int) -> list[Tensor]:
         latent_BKTHW = torch.stack([frame.latent_BKHW for frame in frames], dim=2)
         video_B3THW = StreamDecoder(tokenizer)(latent_BKTHW).clamp(-1, 1)
         return tokenizer.tokenize(video_B3THW[:, :, -(1 + stride * (count - 1)) :])
 
-    again = reencode if clips.window and clips.window.reencode else None
-    windows = groupby(clips.frames(again), key=lambda frame: frame.window if again else 0)
-    for number, frames in windows:
+    frames = clips.frames(reencode if clips.window and clips.window.reencode else None)
+    return decode_latents(tokenizer, frames, chunk_pixels)
+
+
+@torch.no_grad()
+def decode_latents(
+    tokenizer: VideoTokenizer, frames: Iterable[LatentFrame], chunk_pixels: int = CHUNK_PIXELS
+) -> Iterator[Sampled]:
+    """Decode the frames of a batch of videos to pixels; yield parts of the videos, in order.
+
+    Args:
+        tokenizer: the tokenizer of the frames, of their size.
+        frames: all of them, in order; taken as they are needed.
+        chunk_pixels: see `stream`.
+    """
+    stride, per_chunk = tokenizer.cfg.time_stride, tokenizer.cfg.latent_frames_in(chunk_pixels)
+    for number, of_video in groupby(frames, key=lambda frame: frame.video):
         decoder, is_first = StreamDecoder(tokenizer), True
-        while chunk := list(islice(frames, per_chunk)):
+        while chunk := list(islice(of_video, per_chunk)):
             latent_BKTHW = torch.stack([frame.latent_BKHW for frame in chunk], dim=2)
             video_B3THW = decoder(latent_BKTHW).clamp(-1, 1)
             if number:  # what is given in this window was part of the one before

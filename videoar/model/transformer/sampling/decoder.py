@@ -30,8 +30,8 @@ class LatentFrame:
     """Whether it was given, not generated."""
     steps: int
     """Sequential forward passes so far."""
-    window: int = 0
-    """Number of its window."""
+    video: int = 0
+    """Number of the video that it is part of: every window of re-encoded frames is one."""
 
 
 @dataclass(frozen=True)

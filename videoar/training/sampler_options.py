@@ -1,0 +1,89 @@
+"""How samples are drawn, as options of stages, verbs and requests. Torch-free."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
+
+from videoar.core.errors import ConfigError
+from videoar.core.types import Frozen
+from videoar.model.transformer.config import GuidanceName
+
+if TYPE_CHECKING:
+    from videoar.model.transformer.sampling import SamplerSettings
+
+_ALWAYS_RECORDED = {"guidance", "temperature"}
+_Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class ProjectedGuidance(Frozen):
+    """Options of adaptive projected guidance, see `videoar.model.APG`."""
+
+    eta: FiniteFloat = 0.0
+    """Share of the part of the difference that is parallel to the conditional logits."""
+    norm_threshold: float = Field(default=0.05, gt=0)
+    """Longest difference, as root mean square."""
+
+
+class SamplerOptions(Frozen):
+    """How the bits of samples are drawn, see `videoar.model.SamplerSettings`."""
+
+    guidance: GuidanceName | FiniteFloat = "t2v"
+    """`ucf`, `t2v` or a constant strength; 1 is the model without guidance."""
+    temperature: _Temperature | tuple[_Temperature, ...] = 1.0
+    """Of every bit, or a list with one per scale; below 1 the likelier value is drawn more."""
+    greedy: bool = False
+    """Take the likelier value of every bit."""
+    guidance_interval: tuple[_Fraction, _Fraction] = (0.0, 1.0)
+    """First and last scale that is guided, as position in the frame from 0 to 1."""
+    apg: ProjectedGuidance | None = None
+    """Adaptive projected guidance, in place of the plain difference."""
+
+    @model_validator(mode="after")
+    def _check_interval(self) -> Self:
+        first, last = self.guidance_interval
+        if first > last:
+            raise ValueError(f"guidance_interval: {first:g} is more than {last:g}")
+        return self
+
+    @classmethod
+    def of(cls, *sources: Mapping[str, Any]) -> "SamplerOptions":
+        """Return the options that mappings name; later ones win, None and other keys are left out.
+
+        Raises:
+            ConfigError: an option cannot be used.
+        """
+        given = {
+            name: value
+            for source in sources
+            for name, value in source.items()
+            if name in SamplerOptions.model_fields and value is not None
+        }
+        try:
+            return SamplerOptions.model_validate(given)
+        except ValidationError as error:
+            key = str(next(iter(error.errors()[0]["loc"]), "sampler"))
+            # one message per alternative of a union
+            messages = [e["msg"] for e in error.errors() if key in {"sampler", *e["loc"][:1]}]
+            what = f"{given.get(key, '')}: {' or: '.join(messages)}"
+            raise ConfigError(key, what) from error
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What `sampler_json` of a sample says: guidance, temperature and what is no default."""
+        chosen = self.model_dump(mode="json", include=set(SamplerOptions.model_fields))
+        defaults = SamplerOptions().model_dump(mode="json")
+        return {k: v for k, v in chosen.items() if k in _ALWAYS_RECORDED or v != defaults[k]}
+
+    def settings(self) -> "SamplerSettings":
+        """Return them as the sampler takes them."""
+        from videoar.model.transformer.sampling import APG, SamplerSettings
+
+        return SamplerSettings(
+            self.guidance,
+            self.temperature,
+            self.greedy,
+            guidance_interval=self.guidance_interval,
+            apg=APG(**self.apg.model_dump()) if self.apg else None,
+        )
