@@ -1,15 +1,12 @@
 """The report page in a browser: opens from disk, plays every video, sends no request."""
 
-import json
-import shutil
 import subprocess
 
 import pytest
-from selenium import webdriver
 from selenium.webdriver.support.ui import WebDriverWait
 
+from tests.support.chromium import open_chromium, requested_urls, show
 from tests.support.report_example import example, moving_square
-from tests.support.system_packages import install
 from videoar.media.decode import decode_clip, thumbnail_jpeg
 from videoar.report.page import render
 
@@ -40,14 +37,7 @@ def page_path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    reason = install({"chromium": "chromium", "chromedriver": "chromium-driver"})
-    if reason:
-        pytest.skip(f"a real browser: {reason}")
-    options = webdriver.ChromeOptions()
-    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    driver = open_chromium()
     yield driver
     driver.quit()
 
@@ -64,13 +54,6 @@ def _videos(browser) -> list[dict]:
         "return [...document.querySelectorAll('video')].map(v => ({readyState: v.readyState,"
         " width: v.videoWidth, time: v.currentTime, paused: v.paused}))"
     )
-
-
-def _show(browser, scheme: str, width_px: int) -> None:
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    metrics = {"width": width_px, "height": 900, "deviceScaleFactor": 1, "mobile": width_px < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
 def test_page_in_browser_plays_every_video(opened):
@@ -92,10 +75,7 @@ def test_page_in_browser_draws_every_image(opened):
 
 def test_page_in_browser_has_no_error_and_no_request(opened):
     assert opened.get_log("browser") == []
-    events = [json.loads(e["message"])["message"] for e in opened.get_log("performance")]
-    requests = [
-        e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"
-    ]
+    requests = requested_urls(opened)
     assert requests, "the log must at least hold the page itself"
     assert all(url.startswith(("file:", "data:")) for url in requests)
 
@@ -103,7 +83,7 @@ def test_page_in_browser_has_no_error_and_no_request(opened):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width_px", [390, 1280])
 def test_page_in_browser_fits_the_width_in_both_colour_schemes(opened, tmp_path, scheme, width_px):
-    _show(opened, scheme, width_px)
+    show(opened, scheme, width_px)
     assert opened.execute_script("return document.documentElement.scrollWidth") <= width_px
     background = opened.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, background[4:-1].split(","))) > 380) == (scheme == "light")

@@ -19,6 +19,7 @@ import videoar
 from videoar.serving import routes
 from videoar.serving.errors import ApiError, as_api_error
 from videoar.serving.openapi import describe, errors
+from videoar.serving.page import page_router
 from videoar.serving.server import Server, ServerSettings
 from videoar.serving.service import VideoService
 from videoar.serving.wire import invalid
@@ -60,6 +61,7 @@ def create_app(service: VideoService, settings: ServerSettings | None = None) ->
         responses=errors(400, *([401] if has_keys else []), 403, 429, 503),
     )
     app.include_router(routes.sessions)
+    app.include_router(page_router())
     app.add_middleware(Monitor, server=server)
     for kind in (ApiError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _on_error)

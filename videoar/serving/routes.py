@@ -10,6 +10,7 @@ DELETE /v1/videos/{id}          delete; cancels a job that is not finished
 GET    /v1/models               models
 WS     /v1/sessions             see `events`
 GET    /healthz, /readyz, /metrics, /openapi.json
+GET    /                        the page, see `page`
 """
 
 import asyncio
