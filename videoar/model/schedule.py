@@ -33,16 +33,18 @@ def _check(scales: tuple[Scale, ...]) -> tuple[Scale, ...]:
         if max(scale) > MAX_SIDE:
             raise ValueError(f"scale {scale} has a side above {MAX_SIDE}")
     for before, scale in pairwise(scales):
-        if scale == before:
-            raise ValueError(f"scale {scale} is listed twice")
         if scale[0] < before[0] or scale[1] < before[1]:
             raise ValueError(f"scale {scale} is smaller than {before}, the one before it")
     return scales
 
 
 Scales = Annotated[tuple[Scale, ...], AfterValidator(_check)]
-"""From coarse to fine: no scale is listed twice or smaller than the one before it, in height or
-width. The last one is the latent grid. Validated wherever a config holds them."""
+"""From coarse to fine: no scale is smaller than the one before it, in height or width. The last one
+is the latent grid. Validated wherever a config holds them.
+
+A scale that is listed several times is repeated: each time the residual that is left is quantized,
+and a pass per latent frame draws its bits. Repeating early scales is InfinityStar's semantic scale
+repetition (arXiv 2511.04675). Tokenizer and transformer must have been trained with it."""
 
 
 def _square(*sides: int) -> Scales:

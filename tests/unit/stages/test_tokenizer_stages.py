@@ -176,8 +176,8 @@ def test_unsuitable_clips_are_rejected(store, clips, tmp_path):
         (
             "pretrain",
             {"tokens": "x", "tokenizer": "x"},
-            {"preset": "tiny", "model": {"scales": [[1, 1], [1, 1]]}, "training": {"phases": []}},
-            r"stages\.s\.model\.scales: scale \(1, 1\) is listed twice",
+            {"preset": "tiny", "model": {"scales": [[2, 2], [1, 1]]}, "training": {"phases": []}},
+            r"stages\.s\.model\.scales: scale \(1, 1\) is smaller than \(2, 2\)",
         ),
     ],
 )

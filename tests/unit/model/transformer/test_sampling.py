@@ -102,6 +102,17 @@ def test_inputs_of_sampling_are_checked_before_the_first_pass(changes, message):
         sample_bits(model, **(inputs | changes))
 
 
+def test_repeated_scale_has_a_pass_of_its_own_cached_or_not():
+    model = tiny_transformer(scales=((1, 1), (2, 2), (2, 2), (3, 3)))
+    cached, slow = (
+        sample_bits(model, PROMPTS, 9, [0, 1], settings=SamplerSettings(cached=cached))
+        for cached in (True, False)
+    )
+    assert (cached.steps, slow.steps) == (12, 12)
+    assert all(map(torch.equal, cached.bits, slow.bits))
+    assert not torch.equal(cached.bits[1], cached.bits[2])
+
+
 def test_sample_has_the_requested_frames_at_any_time_stride():
     shape = TOKENIZERS["tiny"].model_copy(update={"time_downs": (0,)})
     same = {"scales": shape.scales, "time_stride": 2}
