@@ -56,8 +56,8 @@ class KVCache:
         self.layout, self.rotation, self.layers = layout, rotation, layers
         self.visibility = Visibility.of(layout, text.mask_BP, None)
         self.prefix = text.mask_BP.shape[1]
-        # Read here, once a clip: reading from a GPU waits for it.
-        self.is_dense = bool(text.mask_BP.all())
+        self.is_dense = text.is_dense
+        self._loaded = self.rotation, self.visibility.valid_BL
         self.blocks: list[int] = []
         """Stored blocks; their tokens follow those of the text, in this order."""
         self.next_block = 0
@@ -164,6 +164,12 @@ class KVCache:
             shape = (self.layers, 2, batch, heads, self.capacity, width // heads)
             self._storage = x_BlC.new_empty(shape, dtype=_layer_dtype(x_BlC))
         return self._storage[layer], self.length
+
+    def load(self, rotation: Tensor, text_mask_BP: Tensor) -> None:
+        """Replace what depends on the text, in place, for passes that are replayed."""
+        own_rotation, valid_BL = self._loaded
+        own_rotation.copy_(rotation)
+        valid_BL[:, : self.prefix] = text_mask_BP
 
     def keep_rows(self, count: int) -> None:
         """Keep the first rows of the batch only."""

@@ -59,26 +59,23 @@ class Attention(nn.Module):
         self.key_norm = nn.RMSNorm(cfg.head_width, eps=1e-6)
         self.out = nn.Linear(cfg.width, cfg.width, bias=False)
 
-    def forward(
-        self, x_BlC: Tensor, rotation: Tensor, mask: AttentionMask, past: Past | None
-    ) -> Tensor:
-        """Attend from a span.
+    def project(self, x_BlC: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of a span, each [B, N, l, E].
 
         Args:
             x_BlC: the span.
             rotation: of the span's positions, see `rope.rotation`.
-            mask: of the span's queries over all keys.
-            past: keys and values before the span, extended in place.
         """
         q, k, v = rearrange(self.qkv(x_BlC), "b l (i n e) -> i b n l e", i=3, n=self.heads)
         # Under autocast in fp32, the type of the norms, until after the rotation: RMSNorm has no
         # fused kernel for an input of another type than its weight.
         wide = self.query_norm.weight.dtype
         q, k = self.query_norm(q.to(wide)), self.key_norm(k.to(wide))
-        q, k = rotate(q, rotation).to(v.dtype), rotate(k, rotation).to(v.dtype)
-        if past is not None:
-            k, v = extend(past, k, v)
-        return self.out(rearrange(attend(q, k, v, mask), "b n l e -> b l (n e)"))
+        return rotate(q, rotation).to(v.dtype), rotate(k, rotation).to(v.dtype), v
+
+    def merge(self, attended_BNlE: Tensor) -> Tensor:
+        """Return the output [B, l, C] of what the heads have attended to."""
+        return self.out(rearrange(attended_BNlE, "b n l e -> b l (n e)"))
 
 
 class FeedForward(nn.Module):
@@ -106,6 +103,7 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(cfg)
         # Not compiled with the module: the hooks of FSDP must stay outside of the graph.
         self.compute = Layer.checkpointed
+        self.before, self.after = Layer.before_attention, Layer.after_attention
 
     def forward(
         self,
@@ -140,6 +138,24 @@ class Layer(nn.Module):
     def update(
         self, x_BlC: Tensor, rotation: Tensor, mask: AttentionMask, past: Past | None
     ) -> Tensor:
-        """Update a span."""
-        x_BlC = x_BlC + self.attention(self.attention_norm(x_BlC), rotation, mask, past)
+        """Update a span.
+
+        Args:
+            x_BlC: the span.
+            rotation: of the span's positions, see `rope.rotation`.
+            mask: of the span's queries over all keys.
+            past: keys and values before the span, extended in place.
+        """
+        q, k, v = self.before(self, x_BlC, rotation)
+        if past is not None:
+            k, v = extend(past, k, v)
+        return self.after(self, x_BlC, attend(q, k, v, mask))
+
+    def before_attention(self, x_BlC: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of a span."""
+        return self.attention.project(self.attention_norm(x_BlC), rotation)
+
+    def after_attention(self, x_BlC: Tensor, attended_BNlE: Tensor) -> Tensor:
+        """Add what the heads have attended to, and the feed-forward."""
+        x_BlC = x_BlC + self.attention.merge(attended_BNlE)
         return x_BlC + self.feed_forward(self.feed_forward_norm(x_BlC))

@@ -11,6 +11,7 @@ Source: arXiv 2601.05966 sections 4.2 and 6.1; block ours ("LLaMA family princip
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, Self
 
 import torch
@@ -176,6 +177,20 @@ class VideoAR(nn.Module):
             layer.compute = compute
         self.is_compiled = True
 
+    def compile_passes(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Compile what is before and after attention in a layer, for sampling.
+
+        Passes of sampling have many lengths, and each keeps its keys and values at another place:
+        attention and the cache stay outside of the graphs, so that one serves all lengths.
+
+        Args:
+            backend: of torch.compile.
+        """
+        make = partial(torch.compile, fullgraph=True, dynamic=True, backend=backend)
+        before, after = make(Layer.before_attention), make(Layer.after_attention)
+        for layer in self._layers():
+            layer.before, layer.after = before, after
+
     def num_parameters(self) -> int:
         """Return the number of weights, without the text encoder."""
         encoder = "text_encoder."
@@ -228,7 +243,7 @@ class VideoAR(nn.Module):
 
     def new_cache(self, layout: Layout, text: Text, given: int = 0) -> KVCache:
         """Return an empty cache of a clip; see `KVCache`."""
-        return KVCache(layout, text, self._rotation(text, layout), self.cfg.depth, given)
+        return KVCache(layout, text, self.rotation(text, layout), self.cfg.depth, given)
 
     def forward(
         self,
@@ -259,10 +274,10 @@ class VideoAR(nn.Module):
         x = self._embed(features_BlK, layout, first)
         if first == 0:
             x = torch.cat([self.text_mlp(self.text_norm(text.features_BPD)).to(x.dtype), x], dim=1)
-        rotation = cache.rotation if cache else self._rotation(text, layout)
+        angles = cache.rotation if cache else self.rotation(text, layout)
         # Positions in the sequence of all tokens, text first: [stop - length, stop) is this span's.
         stop = text.mask_BP.shape[1] + first + features_BlK.shape[1]
-        angles = rotation[..., stop - x.shape[1] : stop, :]
+        angles = angles[..., stop - x.shape[1] : stop, :]
         mask = cache.mask(blocks) if cache else self._mask(layout, text, keep_BTT, stop)
         has_backward = self.training and torch.is_grad_enabled()
         kind = self.checkpointing if has_backward else "none"
@@ -281,7 +296,7 @@ class VideoAR(nn.Module):
         x = torch.where(layout.starts_l[span, None], self.start.to(x.dtype), x)
         return x + self.scales(layout.scale_l[span])
 
-    def _rotation(self, text: Text, layout: Layout) -> Tensor:
+    def rotation(self, text: Text, layout: Layout) -> Tensor:
         """Return the rotation of all tokens.
 
         Text token i is at (i, i, i); visual positions are offset by the length of the prompt, not

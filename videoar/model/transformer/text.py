@@ -11,6 +11,7 @@ B batch, P text tokens, D text width.
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -30,6 +31,11 @@ class Text:
     def lengths(self) -> Tensor:
         """Tokens of each prompt."""
         return self.mask_BP.sum(1)
+
+    @cached_property
+    def is_dense(self) -> bool:
+        """Whether no prompt is padded. Reading it from a GPU waits for it, once."""
+        return bool(self.mask_BP.all())
 
     def padded(self) -> "Text":
         """Pad further, to a power of two of at least 8 tokens; true lengths stay as they are."""
