@@ -112,9 +112,13 @@ class ServerLease:
         self._thread = threading.Thread(target=run, name="server-lease", daemon=True)
         self._thread.start()
 
-    def release(self) -> None:
-        """Let the next server start at once."""
+    def stop(self) -> None:
+        """Stop to beat; the next server waits for the time to live."""
         self._stopped.set()
         if self._thread:
-            self._thread.join()  # no beat after the last word
+            self._thread.join()
+
+    def release(self) -> None:
+        """Let the next server start at once."""
+        self.stop()  # no beat after the last word
         self._store.objects.put(server_beat_key(self.number), _ENDED)

@@ -37,6 +37,8 @@ class VideoRequest(Stored):
     init_sha256: str | None = None
     """Of the image or video that the video begins with; its bytes are in the store."""
     prompt_changes: tuple[PromptChange, ...] = ()
+    stream: bool = False
+    """Send every frame as an event as soon as it is finished; costs a second decoding."""
     deadline_s: float | None = None
     """Seconds from `created_at` after which the job fails instead of being continued."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from videoar.core.ids import canonical_json, digest_json, sha256_hex
-from videoar.core.types import Row
+from videoar.core.types import Json, Row
 from videoar.media.transcode import encode_clips
 from videoar.model.tokenizer.network import VideoTokenizer, frames_from_video
 from videoar.model.transformer.network import VideoAR
@@ -78,11 +78,14 @@ class VideoGenerator:
         """
         return digest_json([dict(self.columns), self.settings, row["prompt"], row["seed"]])[:32]
 
-    def waves(self, requested: Sequence[Row]) -> Waves:
+    def waves(
+        self, requested: Sequence[Row], changes: Mapping[int, Sequence[str]] | None = None
+    ) -> Waves:
         """Return the passes of a batch; none of them has run yet.
 
         Args:
             requested: rows as `PromptTemplates.samples` yields them.
+            changes: see `videoar.model.transformer.sampling.Task.prompt_changes`.
 
         Raises:
             ValueError: see `videoar.model.sample`.
@@ -96,6 +99,7 @@ class VideoGenerator:
             settings=self.sampler.settings(),
             prefix_bits=bits and [b.expand(len(requested), *b.shape[1:]) for b in bits],
             window=self.window,
+            prompt_changes=changes,
         )
 
     def latents(self, requested: Sequence[Row]) -> list[LatentFrame]:
@@ -147,6 +151,7 @@ def frames_in(seconds: float, rate_fps: float, time_stride: int) -> int:
     return 1 + time_stride * round(seconds * rate_fps / time_stride)
 
 
-def lineage_tags(prompt: str, model_id: str, seed: int) -> dict[str, str]:
+def lineage_tags(prompt: str, model_id: str, seed: int, **ids: str) -> dict[str, str]:
     """Return the metadata of a generated MP4: its prompt, and what made it."""
-    return {"title": prompt, "comment": canonical_json({"model": model_id, "seed": seed})}
+    made_by: dict[str, Json] = {"model": model_id, "seed": seed, **ids}
+    return {"title": prompt, "comment": canonical_json(made_by)}
