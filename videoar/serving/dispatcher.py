@@ -248,8 +248,9 @@ class Dispatcher:
         if active.attempts > _MAX_ATTEMPTS:
             what = f"no replica finished it in {_MAX_ATTEMPTS} attempts"
             return await self._fail(active, "replica_lost", what)
+        timer = asyncio.timeout(left_s)
         try:
-            async with asyncio.timeout(left_s) as timer:
+            async with timer:
                 async with aclosing(self._replicas.run(active.job, active.attempts)) as events:
                     async for event in events:
                         self._receive(active, event)
