@@ -96,12 +96,12 @@ class Dispatcher:
         """
         jobs = await asyncio.to_thread(self._jobs.unfinished)
         for job in jobs:
-            self._drive(job, await asyncio.to_thread(self._jobs.attempts, job.id))
+            self._start_job(job, await asyncio.to_thread(self._jobs.attempts, job.id))
         if jobs:
             logger.info("%d unfinished jobs are taken up", len(jobs))
-        self._background = [asyncio.create_task(self._follow(model)) for model in self._models]
+        self._background = [asyncio.create_task(self._poll_status(model)) for model in self._models]
 
-    async def _follow(self, model: str) -> None:
+    async def _poll_status(self, model: str) -> None:
         """Keep the status of a model up to date."""
         while True:
             try:
@@ -156,7 +156,7 @@ class Dispatcher:
         )
         if job.finished:
             return job
-        return self._drive(job).job
+        return self._start_job(job).job
 
     async def get(self, job_id: str) -> VideoJob | None:
         """Return a job."""
@@ -217,7 +217,7 @@ class Dispatcher:
 
     # jobs
 
-    def _drive(self, job: VideoJob, attempts: int = 0) -> _Active:
+    def _start_job(self, job: VideoJob, attempts: int = 0) -> _Active:
         """Return the active job; start to run it unless it is."""
         if job.id not in self._active:
             active = self._active[job.id] = _Active(job, attempts)
@@ -250,10 +250,10 @@ class Dispatcher:
             return await self._fail(active, "replica_lost", what)
         timer = asyncio.timeout(left_s)
         try:
-            async with timer:
-                async with aclosing(self._replicas.run(active.job, active.attempts)) as events:
-                    async for event in events:
-                        self._receive(active, event)
+            run = self._replicas.run(active.job, active.attempts)
+            async with timer, aclosing(run) as events:
+                async for event in events:
+                    self._receive(active, event)
         except TimeoutError:
             if not timer.expired():
                 raise

@@ -78,7 +78,7 @@ class ModelReplica:
         self._batcher = Batcher(options.max_batch)
         self._stopped = threading.Event()
         self._newest = self._version(None).served
-        threading.Thread(target=self._follow, name="follow-ref", daemon=True).start()
+        threading.Thread(target=self._poll_ref, name="poll-ref", daemon=True).start()
 
     def status(self) -> ServedModel:
         """Return the newest version that is loaded and warm."""
@@ -91,7 +91,7 @@ class ModelReplica:
 
     # versions
 
-    def _follow(self) -> None:
+    def _poll_ref(self) -> None:
         """Load and warm what the ref points to after a promotion; until then the old one serves."""
         while not self._stopped.wait(self._options.poll_s):
             try:
