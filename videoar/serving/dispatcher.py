@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Literal, Protocol
 
@@ -196,7 +196,7 @@ class Dispatcher:
         except SnapshotNotFoundError:  # an export of another store
             return None
 
-    async def events(self, job_id: str) -> AsyncIterator[JobEvent]:
+    async def events(self, job_id: str) -> AsyncGenerator[JobEvent, None]:
         """Yield the last event of a job, and those that follow; see `VideoService`."""
         active = self._active.get(job_id)
         if active is None:

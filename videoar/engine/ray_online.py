@@ -1,0 +1,199 @@
+"""Answers online requests: an HTTP ingress and model replicas as deployments of Ray Serve.
+
+What they do is given as callables that are pickled and called in the actors; this module knows no
+model and no route.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from videoar.core.types import Resources
+from videoar.engine.ray_session import connect, disconnect, environment, unwrap
+
+_WAITING_PER_BATCH = 2  # chosen: a full batch follows the running one; more waits where Ray scales
+_STREAMS = 1000  # of the ingress at once, event streams among them
+_STATUS_S = 10.0
+_STOP_S = 60.0
+
+
+class OnlineReplica(Protocol):
+    """One copy of a model."""
+
+    def run(self, job: Any, attempt: int) -> AsyncGenerator[Any, None]:
+        """Run an attempt of a job and yield its events."""
+
+    def status(self) -> Any:
+        """Return the state of the model."""
+
+
+class OnlineIngress(Protocol):
+    """The HTTP side."""
+
+    app: Any
+    """ASGI application."""
+
+    async def start(self) -> None:
+        """Prepare for requests."""
+
+    async def drain(self, limit_s: float) -> None:
+        """Take no more jobs, and wait for those that run."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model to serve."""
+
+    make: Callable[[], OnlineReplica]
+    """Called in every replica."""
+    max_batch: int
+    """Jobs that one replica runs at once."""
+    resources: Resources = field(default_factory=Resources)
+    """Of a replica; as many as `workers` allows, by the length of the queue."""
+
+
+class RemoteReplicas:
+    """The replicas of all models, from inside the ingress."""
+
+    def __init__(self, handles: Mapping[str, Any]) -> None:
+        self._handles = handles
+
+    async def run(self, job: Any, attempt: int) -> AsyncGenerator[Any, None]:
+        """Run an attempt on the replica with the fewest; closing the iterator cancels it.
+
+        Raises:
+            WorkerLostError: the replica has exited.
+            VideoARError: what the replica raised.
+        """
+        handle = self._handles[job.request.model].options(stream=True)
+        response = handle.run.remote(job, attempt)
+        try:
+            async for event in response:
+                yield event
+        except Exception as error:  # the engine boundary: Ray wraps ours in its own
+            raise unwrap(error, f"attempt {attempt} of {job.id}") from error
+        finally:
+            response.cancel()
+
+    async def status(self, model: str) -> Any:
+        """Return the state of a model.
+
+        Raises:
+            VideoARError: no replica has time to answer.
+        """
+        try:
+            async with asyncio.timeout(_STATUS_S):
+                return await self._handles[model].status.remote()
+        except Exception as error:
+            raise unwrap(error, f"model {model}") from error
+
+
+class _Replica:
+    """Deployment of a model."""
+
+    def __init__(self, make: Callable[[], OnlineReplica]) -> None:
+        self._replica = make()
+
+    async def run(self, job: Any, attempt: int) -> AsyncGenerator[Any, None]:
+        async with aclosing(self._replica.run(job, attempt)) as events:
+            async for event in events:
+                yield event
+
+    async def status(self) -> Any:
+        return self._replica.status()
+
+
+class _Ingress:
+    """Deployment of the HTTP side; Ray Serve asks for the ASGI application after `__init__`."""
+
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
+        self, make: Callable[[RemoteReplicas], OnlineIngress], handles: Mapping[str, Any]
+    ) -> None:
+        self._ingress = make(RemoteReplicas(handles))
+        await self._ingress.start()
+
+    def __serve_build_asgi_app__(self) -> Any:
+        return self._ingress.app
+
+    async def drain(self, limit_s: float) -> None:
+        await self._ingress.drain(limit_s)
+
+
+@contextmanager
+def online(
+    address: str,
+    models: Mapping[str, Model],
+    ingress: Callable[[RemoteReplicas], OnlineIngress],
+    bind: tuple[str, int],
+    drain_s: float,
+) -> Iterator[None]:
+    """Serve until the context is left, then drain.
+
+    Args:
+        address: `local`, or the address of a cluster.
+        models: by name.
+        ingress: called in the one actor that answers HTTP requests.
+        bind: host and port.
+        drain_s: how long running jobs may take when the context is left.
+
+    Raises:
+        VideoARError: a replica or the ingress does not start.
+    """
+    connect(address)
+    from ray import serve
+
+    name = f"videoar-{bind[1]}"
+    try:
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # after the import, which sets it
+        serve.start(http_options={"host": bind[0], "port": bind[1]}, proxy_location="HeadOnly")
+        handle = serve.run(_application(models, ingress), name=name, route_prefix="/")
+    except Exception as error:
+        disconnect()
+        raise unwrap(error, "Ray Serve") from error
+    try:
+        yield
+    finally:
+        try:
+            handle.drain.remote(drain_s).result(timeout_s=drain_s + _STOP_S)
+        finally:
+            serve.delete(name)
+            disconnect()
+
+
+def _application(
+    models: Mapping[str, Model], ingress: Callable[[RemoteReplicas], OnlineIngress]
+) -> Any:
+    from ray import serve
+
+    replicas = {}
+    for number, (name, model) in enumerate(models.items()):
+        resources = model.resources
+        scaling = {
+            "min_replicas": resources.min_workers,
+            "max_replicas": resources.max_workers,
+            "target_ongoing_requests": model.max_batch,
+        }
+        deployment = serve.deployment(
+            name=f"model-{number}",
+            autoscaling_config=scaling,
+            max_ongoing_requests=_WAITING_PER_BATCH * model.max_batch,
+            ray_actor_options={
+                "num_cpus": resources.cpus,
+                "num_gpus": resources.gpus,
+                "runtime_env": environment(resources),
+            },
+            health_check_timeout_s=60,  # a loaded machine answers late
+            graceful_shutdown_timeout_s=_STOP_S,
+        )(_Replica)
+        replicas[name] = deployment.bind(model.make)
+    server = serve.deployment(
+        name="http",
+        max_ongoing_requests=_STREAMS,
+        ray_actor_options={"num_cpus": 0},
+        health_check_timeout_s=60,
+        graceful_shutdown_timeout_s=5,  # drained before
+    )(serve.ingress()(_Ingress))
+    return server.bind(ingress, replicas)
