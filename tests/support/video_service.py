@@ -25,7 +25,7 @@ class OneByOne:
         gate: an event that a job waits for before its video is made; None: it does not wait.
     """
 
-    def __init__(self, store, loaded, gate=None):
+    def __init__(self, store, loaded, gate=None, max_seconds=600):
         self.jobs, self.loaded, self.gate = JobStore(store), loaded, gate
         self.ready = True
         self._running = {}
@@ -35,7 +35,7 @@ class OneByOne:
         self.model = ServedModel(
             id="champion", snapshot=card.model.snapshot, created_at=time.time(),
             size_px=loaded.tokenizer.cfg.size_px, rate_fps=card.rate_fps,
-            seconds=card.num_frames / card.rate_fps, max_seconds=600,
+            seconds=card.num_frames / card.rate_fps, max_seconds=max_seconds,
         )  # fmt: skip
 
     @property

@@ -55,7 +55,7 @@ def create_app(service: VideoService, settings: ServerSettings | None = None) ->
     app.include_router(
         routes.videos,
         dependencies=[
-            Depends(routes.admit),
+            Depends(routes.identify_client),
             *([Depends(HTTPBearer(auto_error=False))] if has_keys else []),
         ],
         responses=errors(400, *([401] if has_keys else []), 403, 429, 503),
@@ -106,12 +106,16 @@ def _route(scope: Scope) -> str:
     return getattr(scope.get("route"), "path", "none")
 
 
-async def _on_error(_: Request, error: Exception) -> Response:
+async def _on_error(request: Request, error: Exception) -> Response:
     match error:
         case RequestValidationError():
             return invalid(error.errors()).response
-        case HTTPException():
-            response = ApiError(error.status_code, str(error.detail)).response
-            response.headers.update(error.headers or {})
+        case HTTPException(status_code=405):
+            # Starlette names only the methods of the first route of a path
+            methods = request.app.openapi()["paths"].get(_route(request.scope), {})
+            response = ApiError(405, "this path has no such method", "method_not_allowed").response
+            response.headers["Allow"] = ", ".join(sorted(methods)).upper()
             return response
+        case HTTPException():
+            return ApiError(error.status_code, str(error.detail)).response
     return as_api_error(error).response

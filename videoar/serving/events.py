@@ -4,7 +4,7 @@ A session makes one video at a time. Messages of the client are JSON objects:
 
     {"type": "create", "prompt": ..., ...}        the fields of `POST /v1/videos`
     {"type": "prompt", "prompt": ...}             the prompt of what is continued next
-    {"type": "continue", "seconds": ..., ...}     go on from the end of the last video
+    {"type": "continue", ...}                     a video that begins with the end of the last one
     {"type": "cancel"}                            cancel the running job
 
 Messages of the server are `{"type": "video", "video": {...}}` when the state of a job changes, the
@@ -14,55 +14,33 @@ kept and goes on when the connection is lost: `GET /v1/videos/{id}` has it.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import aclosing, suppress
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
 
+from fastapi.sse import ServerSentEvent
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from videoar.media.decode import decode_clip
+from videoar.media.transcode import encode_clips
 from videoar.serving.errors import ApiError, not_found
 from videoar.serving.server import Server
+from videoar.serving.service import ServedModel
 from videoar.serving.video_job import JobEvent, VideoJob
 from videoar.serving.wire import Parsed, parse_json, video_of
+from videoar.training.generation import CRF
 
-T = TypeVar("T")
 _COMMANDS = ("create", "prompt", "continue", "cancel")
 
 
-async def server_sent(server: Server, job_id: str) -> AsyncIterator[str]:
-    """Yield the events of a job as server-sent events; comments while there are none.
-
-    Source: WHATWG HTML, section 9.2.
-    """
-    yield "retry: 1000\n\n"
+async def server_sent(server: Server, job_id: str) -> AsyncGenerator[ServerSentEvent]:
+    """Yield the events of a job; the last one is `done`, `failed` or `error`."""
     try:
         async with server.stream(), aclosing(server.service.events(job_id)) as events:
-            async for event in _with_pauses(events, server.settings.heartbeat_s):
-                if event is None:
-                    yield ": no event\n\n"
-                else:
-                    yield f"event: {event.kind}\ndata: {event.model_dump_json()}\n\n"
+            async for event in events:
+                yield ServerSentEvent(event=event.kind, raw_data=event.model_dump_json())
     except Exception as error:  # noqa: BLE001  # the status is sent, so it becomes an event
-        yield f"event: error\ndata: {json.dumps(server.api_error(error).body)}\n\n"
-
-
-async def _with_pauses(items: AsyncIterator[T], seconds: float) -> AsyncIterator[T | None]:
-    """Yield the items of an iterator, and None after every pause of some length."""
-    upcoming = asyncio.ensure_future(anext(items, None))
-    try:
-        while True:
-            done, _ = await asyncio.wait({upcoming}, timeout=seconds)
-            if not done:
-                yield None
-                continue
-            if (item := upcoming.result()) is None:
-                return
-            upcoming = asyncio.ensure_future(anext(items, None))
-            yield item
-    finally:
-        upcoming.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await upcoming
+        yield ServerSentEvent(event="error", data=server.api_error(error).body)
 
 
 class Session:
@@ -91,7 +69,7 @@ class Session:
 
     async def _answer(self, text: str) -> None:
         try:
-            self._server.admit(self._socket)
+            self._server.identify_client(self._socket)
             await self._execute(_message(text))
         except WebSocketDisconnect:
             raise
@@ -119,17 +97,20 @@ class Session:
         self._watcher = asyncio.create_task(self._watch(job.id))
 
     async def _continue(self, message: dict[str, Any]) -> None:
-        """Create a job that begins with the last video and is longer by `seconds`."""
-        job = self._last and await self._server.call("get", self._server.service.get(self._last.id))
+        """Create a job that begins with the end of the last video."""
+        service, last = self._server.service, self._last
+        job = last and await self._server.call("get", service.get(last.id))
         if job is None or job.status != "completed":
             raise ApiError(409, "there is no finished video to continue", "nothing_to_continue")
-        init = await self._server.call("content", self._server.service.content(job.id))
-        if init is None:
+        if (video := await self._server.call("content", service.content(job.id))) is None:
             raise not_found(job.id)
-        prompt = message.setdefault("prompt", self._prompt)
-        parsed = parse_json(json.dumps({"model": job.request.model, **message, "prompt": prompt}))
-        longer = job.request.seconds + (parsed.create.seconds or job.request.seconds)
-        await self._create(Parsed(parsed.create.model_copy(update={"seconds": longer}), init))
+        fields = {"model": job.request.model, "prompt": self._prompt, **message}
+        create = parse_json(json.dumps(fields)).create
+        models = {model.id: model for model in (await self._server.state()).models}
+        if (model := models.get(job.request.model)) is None:
+            raise ApiError(409, "the model of the last video is gone", "nothing_to_continue")
+        init = await asyncio.to_thread(_end, video, model)
+        await self._create(Parsed(create, init))
 
     async def _cancel(self) -> None:
         if self._last is None or self._watcher is None or self._watcher.done():
@@ -159,6 +140,13 @@ class Session:
 
     async def _send(self, kind: str, content: dict[str, Any]) -> None:
         await self._socket.send_text(json.dumps({"type": kind, **content}))
+
+
+def _end(video: bytes, model: ServedModel) -> bytes:
+    """Return the last half of what the model was trained to see at once."""
+    num_frames = max(1, round(model.seconds * model.rate_fps / 2))
+    frames_THWC = decode_clip(video)[-num_frames:]
+    return encode_clips([frames_THWC], model.rate_fps, CRF)[0]
 
 
 def _message(text: str) -> dict[str, Any]:

@@ -34,24 +34,22 @@ REQUEST_BODY: dict[str, Any] = {
     }
 }
 """Of `POST /v1/videos`."""
+MP4: dict[int | str, dict[str, Any]] = {
+    200: {"description": "OK", "content": {"video/mp4": {"schema": _FILE}}}
+}
+"""The answer with a video."""
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the error answers of a route, with those that every route has."""
     return {
         status: {
-            "model": ErrorAnswer,
+            "content": {"application/json": {"schema": {"$ref": _TEMPLATE.format(model="Error")}}},
             "description": _MEANINGS[status],
             **({"headers": _RETRY} if status in {429, 503} else {}),
         }
         for status in sorted({*statuses, 500})
     }
-
-
-def media(kind: str) -> dict[int | str, dict[str, Any]]:
-    """Return the successful answer of a route that returns no JSON."""
-    schema = {"type": "string", "format": "binary"}
-    return {200: {"description": "OK", "content": {kind: {"schema": schema}}}}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
@@ -63,11 +61,16 @@ def describe(app: FastAPI) -> dict[str, Any]:
     # a form has no nested fields, but files
     fields = {k: v for k, v in body["properties"].items() if k != "prompt_changes"}
     form = body | {"title": "CreateVideoForm", "properties": {**fields, "input_reference": _FILE}}
-    components |= {"CreateVideo": body, "CreateVideoForm": form}
+    error = ErrorAnswer.model_json_schema(ref_template=_TEMPLATE)
+    components |= error.pop("$defs")
+    components |= {"CreateVideo": body, "CreateVideoForm": form, "Error": error}
     # FastAPI documents its own form of validation errors, which this API answers with 400
     for name in ("HTTPValidationError", "ValidationError"):
         components.pop(name, None)
     for operations in schema["paths"].values():
         for operation in operations.values():
             operation["responses"].pop("422", None)
+            for content in operation["responses"]["200"]["content"].values():
+                if "itemSchema" in content:  # of OpenAPI 3.2, but the document says 3.1
+                    content["schema"] = content.pop("itemSchema")
     return schema

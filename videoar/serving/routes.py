@@ -15,16 +15,19 @@ GET    /                        the page, see `page`
 
 import asyncio
 import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated, Any, Literal, TypeAlias
 
 from fastapi import APIRouter, Depends, Header, Query, Request, WebSocket
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.requests import HTTPConnection
 
 from videoar.serving.errors import ApiError, not_found
 from videoar.serving.events import Session, server_sent
 from videoar.serving.metrics import CONTENT_TYPE
-from videoar.serving.openapi import REQUEST_BODY, errors, media
+from videoar.serving.openapi import MP4, REQUEST_BODY, errors
 from videoar.serving.server import Server
 from videoar.serving.service import Readiness
 from videoar.serving.video_job import VideoJob
@@ -56,12 +59,12 @@ def _server(connection: HTTPConnection) -> Server:
 _Server: TypeAlias = Annotated[Server, Depends(_server)]
 
 
-def admit(connection: HTTPConnection, server: _Server) -> str:
-    """Return the name of the client; see `Server.admit`."""
-    return server.admit(connection)
+def identify_client(connection: HTTPConnection, server: _Server) -> str:
+    """Return the name of the client; see `Server.identify_client`."""
+    return server.identify_client(connection)
 
 
-_Client: TypeAlias = Annotated[str, Depends(admit)]
+_Client: TypeAlias = Annotated[str, Depends(identify_client)]
 
 
 async def _job(video_id: str, server: _Server, _: _Client) -> VideoJob:
@@ -99,7 +102,7 @@ async def readiness(server: _Server) -> Response:
     return JSONResponse(body, 200 if ready else 503, None if ready else {"Retry-After": "5"})
 
 
-@operation.get("/metrics", operation_id="metrics", responses=media("text/plain"))
+@operation.get("/metrics", operation_id="metrics", response_class=PlainTextResponse)
 async def metrics(server: _Server) -> Response:
     """Return metrics in the text format of Prometheus."""
     try:
@@ -163,7 +166,8 @@ async def get_video(job: _Job, response: Response) -> Video:
 @videos.get(
     "/videos/{video_id}/content",
     operation_id="get_video_content",
-    responses={**errors(404, 409), **media("video/mp4")},
+    response_class=Response,
+    responses={**errors(404, 409), **MP4},
 )
 async def get_content(job: _Job, server: _Server, variant: Literal["video"] = "video") -> Response:
     """Return the MP4 of a finished job; header `videoar-lineage` names what made it."""
@@ -183,14 +187,14 @@ async def get_content(job: _Job, server: _Server, variant: Literal["video"] = "v
 @videos.get(
     "/videos/{video_id}/events",
     operation_id="get_video_events",
-    responses={**errors(404), **media("text/event-stream")},
+    response_class=EventSourceResponse,
+    responses=errors(404),
 )
-async def get_events(job: _Job, server: _Server) -> Response:
+async def get_events(job: _Job, server: _Server) -> AsyncGenerator[ServerSentEvent]:
     """Follow a job by server-sent events; the last one is `done` or `failed`."""
-    stream = server_sent(server, job.id)
-    return StreamingResponse(
-        stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-    )
+    async with aclosing(server_sent(server, job.id)) as events:
+        async for event in events:
+            yield event
 
 
 @videos.get("/videos/{video_id}/lineage", operation_id="get_lineage", responses=errors(404))
@@ -214,7 +218,7 @@ async def delete_video(job: _Job, server: _Server) -> VideoDeleted:
 async def session(socket: WebSocket, server: _Server) -> None:
     """Answer one session, see `events`."""
     try:
-        client = server.admit(socket)
+        client = server.identify_client(socket)
     except ApiError as error:
         await socket.send_denial_response(error.response)
         return

@@ -35,8 +35,6 @@ class ServerSettings(Frozen):
     """Deadline of jobs whose request has none."""
     drain_s: float = 30.0
     """What clients are told to wait when the server ends."""
-    heartbeat_s: float = 15.0
-    """Time after which a stream without events sends a comment: proxies close silent ones."""
 
 
 class Server:
@@ -52,7 +50,7 @@ class Server:
         self._streams = 0
         self._state: tuple[float, Readiness] | None = None
 
-    def admit(self, connection: HTTPConnection) -> str:
+    def identify_client(self, connection: HTTPConnection) -> str:
         """Return the name of the client of a request.
 
         Raises:

@@ -29,8 +29,8 @@ MAX_SECONDS = 600
 _MAX_FIELDS = 32
 _REFERENCE_URL = "input_reference[image_url]"  # how the client of OpenAI writes a nested field
 _DECIMAL = r"^([1-9][0-9]{0,2}(\.[0-9]{1,3})?|0\.[0-9]{0,2}[1-9])$"
-# What `printable` escapes, and one character that is no white space.
-_TEXT = r"[^\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
+# No character that `printable` escapes, and one that is no white space.
+_TEXT = r"[^\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069"
 _PROMPT = rf"^{_TEXT}]*{_TEXT}\s]{_TEXT}]*$"
 
 

@@ -29,7 +29,7 @@ def loaded(served_store):
 @pytest.fixture(scope="session")
 def live(served_store, loaded):
     """A server that limits only the size of bodies, to 1 MiB."""
-    settings = ServerSettings(limits=UNLIMITED, heartbeat_s=0.2)
+    settings = ServerSettings(limits=UNLIMITED)
     with LiveServer(OneByOne(served_store, loaded), settings) as server:
         yield server
 

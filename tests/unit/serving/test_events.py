@@ -1,0 +1,178 @@
+"""Jobs while they run: server-sent events and sessions."""
+
+import base64
+import json
+import threading
+
+import httpx2
+import numpy as np
+import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
+
+from tests.support.video_service import LiveServer, OneByOne
+from tests.unit.serving.conftest import UNLIMITED
+from videoar.media.decode import decode_clip
+from videoar.serving.limits import Limits
+from videoar.serving.server import ServerSettings
+
+CREATE = {"type": "create", "prompt": "a circle", "seconds": 1, "seed": 1}
+
+
+@pytest.fixture
+def gate():
+    return threading.Event()
+
+
+@pytest.fixture
+def held(served_store, loaded, gate):
+    """A server whose jobs wait for `gate`, and which has room for two streams."""
+    limits = UNLIMITED.model_copy(update={"max_streams": 2})
+    with LiveServer(OneByOne(served_store, loaded, gate), ServerSettings(limits=limits)) as server:
+        yield server
+        gate.set()
+
+
+@pytest.fixture
+def socket(live):
+    with connect(f"ws://{live.host}/v1/sessions") as socket:
+        yield socket
+
+
+def tell(socket, **message):
+    socket.send(json.dumps(message))
+
+
+def until(socket, kind):
+    """Return the messages up to one of a kind."""
+    messages = []
+    while not messages or messages[-1]["type"] != kind:
+        messages.append(json.loads(socket.recv(timeout=30)))
+        assert messages[-1]["type"] != "error" or kind == "error", messages[-1]
+    return messages
+
+
+def events_of(response):
+    """Yield kind and data of server-sent events."""
+    kind = ""
+    for line in response.iter_lines():
+        name, _, value = line.partition(": ")
+        if name == "event":
+            kind = value
+        elif name == "data":
+            yield kind, json.loads(value)
+
+
+def test_events_of_a_running_job_end_with_done(held, gate):
+    with httpx2.Client(base_url=held.url, timeout=30) as client:
+        job = client.post("/v1/videos", json={"prompt": "a circle"}).json()
+        with client.stream("GET", f"/v1/videos/{job['id']}/events") as response:
+            assert response.headers["content-type"].startswith("text/event-stream")
+            events = events_of(response)
+            kind, data = next(events)
+            assert (kind, data["job_id"], data["waves"]) == ("progress", job["id"], 1)
+            assert base64.b64decode(data["images"][0]).startswith(b"\x89PNG")
+            gate.set()
+            assert [kind for kind, _ in events] == ["done"]
+        with client.stream("GET", f"/v1/videos/{job['id']}/events") as response:
+            assert [kind for kind, _ in events_of(response)] == ["done"]
+
+
+def test_streams_over_the_limit_are_told_to_come_again(held):
+    with httpx2.Client(base_url=held.url, timeout=30) as client:
+        job = client.post("/v1/videos", json={"prompt": "a circle"}).json()
+        address = f"/v1/videos/{job['id']}/events"
+        with client.stream("GET", address) as first, client.stream("GET", address) as second:
+            watched = events_of(first), events_of(second)
+            assert [next(events)[0] for events in watched] == ["progress", "progress"]
+            with client.stream("GET", address) as third:
+                ((kind, data),) = events_of(third)
+            assert (kind, data["error"]["code"]) == ("error", "too_many_streams")
+            assert "videoar_streams 2.0" in client.get("/metrics").text
+
+
+def test_session_create_then_continue_begins_with_its_end(socket, live):
+    tell(socket, **CREATE)
+    first, *_, done, last = [*until(socket, "done"), *until(socket, "video")]
+    assert (first["video"]["status"], last["video"]["status"]) == ("queued", "completed")
+    assert done["job_id"] == first["video"]["id"]
+    tell(socket, type="prompt", prompt="a square")
+    tell(socket, type="continue", greedy=True)
+    (begun,) = until(socket, "video")
+    assert (begun["video"]["prompt"], begun["video"]["greedy"]) == ("a square", True)
+    until(socket, "done")
+    (end,) = until(socket, "video")
+    assert end["video"]["status"] == "completed", end
+    before, after = (
+        decode_clip(httpx2.get(f"{live.url}/v1/videos/{job['video']['id']}/content").content)
+        for job in (last, end)
+    )
+    shared = before[-5:].astype(float)  # half of the clip, 1 + a multiple of the stride of 4
+    assert np.abs(after[:5] - shared).mean() < np.abs(after[-5:] - shared).mean()
+
+
+def test_session_cancel_stops_the_job_and_allows_another(held, gate):
+    with connect(f"ws://{held.host}/v1/sessions") as socket:
+        tell(socket, **CREATE)
+        (job,) = until(socket, "video")
+        tell(socket, **CREATE)
+        assert until(socket, "error")[-1]["error"]["code"] == "busy"
+        tell(socket, type="cancel")
+        (cancelled,) = until(socket, "video")
+        assert cancelled["video"]["error"]["code"] == "cancelled"
+        address = f"{held.url}/v1/videos/{job['video']['id']}"
+        assert httpx2.get(address).status_code == 404
+        gate.set()
+        tell(socket, **CREATE)
+        until(socket, "done")
+
+
+def test_session_left_by_the_client_leaves_its_job(held, gate):
+    with connect(f"ws://{held.host}/v1/sessions") as socket:
+        tell(socket, **CREATE)
+        (job,) = until(socket, "video")
+    gate.set()
+    address = f"{held.url}/v1/videos/{job['video']['id']}"
+    with httpx2.stream("GET", f"{address}/events", timeout=30) as response:
+        assert [kind for kind, _ in events_of(response)][-1] == "done"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", "invalid_body"),
+        ("[" * 100_000, "invalid_body"),
+        ("[]", "invalid_value"),
+        ('{"type": "stop"}', "invalid_value"),
+        ('{"type": ["create"]}', "invalid_value"),
+        ('{"type": "create"}', "invalid_value"),
+        ('{"type": "create", "prompt": "\\ud800"}', "invalid_value"),
+        ('{"type": "create", "prompt": "a", "seconds": NaN}', "invalid_value"),
+        ('{"type": "prompt"}', "invalid_value"),
+        ('{"type": "continue"}', "nothing_to_continue"),
+        ('{"type": "cancel"}', "nothing_to_cancel"),
+    ],
+)
+def test_session_bad_message_is_answered_and_the_session_goes_on(socket, text, code):
+    socket.send(text)
+    assert until(socket, "error")[-1]["error"]["code"] == code
+    tell(socket, **CREATE)
+    until(socket, "done")
+
+
+def test_session_without_key_is_denied(served_store, loaded):
+    settings = ServerSettings(keys={"0" * 64: "one"}, limits=Limits())
+    with (
+        LiveServer(OneByOne(served_store, loaded), settings) as server,
+        pytest.raises(InvalidStatus) as denied,
+        connect(f"ws://{server.host}/v1/sessions"),
+    ):
+        pass
+    assert denied.value.response.status_code == 401
+
+
+def test_session_of_another_site_is_denied(live):
+    address = f"ws://{live.host}/v1/sessions"
+    with pytest.raises(InvalidStatus) as denied, connect(address, origin="https://example.com"):
+        pass
+    assert denied.value.response.status_code == 403
