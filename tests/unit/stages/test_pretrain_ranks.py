@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.support.loop_rank import MemoryRank
+from tests.support.ranks import run_ranks
 from tests.support.token_tables import pretrain_inputs
 from videoar.pipeline.context import StageContext
 from videoar.stages.pretrain.stage import PretrainConfig, PretrainStage
@@ -47,7 +48,7 @@ def test_two_ranks_publish_the_model_of_one(tmp_path):
     inputs = pretrain_inputs(open_store(f"file://{tmp_path}/store"))
     snapshots = {port: snapshot.id for port, snapshot in inputs.items()}
     alone = _run(0, 1, tmp_path, snapshots, shard=False)
-    torch.multiprocessing.spawn(_rank, args=(tmp_path, snapshots), nprocs=2)
+    run_ranks(_rank, 2, tmp_path, snapshots)
     for shard in (True, False):
         row = json.loads((tmp_path / f"{shard}.json").read_text())
         for same in ("kind", "config_json", "num_parameters", "step", "tokenizer_digest"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.support.ranks import run_ranks
 from videoar.core.errors import ContractError, WorkerLostError
 from videoar.model.transformer.config import PRESETS
 from videoar.model.transformer.network import VideoAR
@@ -147,7 +148,7 @@ def test_sharded_training_equals_the_unsharded_and_resumes_at_any_world_size(tmp
     finish(make_trainer(), tmp_path / "alone", 0, tmp_path / "by1")
     expected = curve_of(tmp_path / "alone")
     for ranks in (2, 4):
-        torch.multiprocessing.spawn(_as_rank, args=(ranks, str(tmp_path)), nprocs=ranks)
+        run_ranks(_as_rank, ranks, ranks, str(tmp_path))
     require_same(tmp_path / "sharded", expected)
     require_same(tmp_path / "bf16", expected, tolerance=0.2)
     files = sorted(path.name for path in (tmp_path / "by2").iterdir())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.ranks import run_ranks
 from videoar.core.errors import ConfigError, StageError, TransientStorageError
 from videoar.core.ids import canonical_json, seed_from
 from videoar.evaluation.reconstruction import Validation
@@ -400,7 +401,7 @@ def _train_as_rank(rank, folder):
 
 @pytest.mark.slow
 def test_two_ranks_take_the_steps_of_one(tmp_path):
-    torch.multiprocessing.spawn(_train_as_rank, args=(str(tmp_path),), nprocs=2)
+    run_ranks(_train_as_rank, 2, str(tmp_path))
     for name, more in RANK_CASES.items():
         first, second = np.load(tmp_path / f"{name}0.npy"), np.load(tmp_path / f"{name}1.npy")
         assert np.array_equal(first, second)
@@ -439,4 +440,4 @@ def _fail_as_rank(rank, folder):
 
 @pytest.mark.slow
 def test_error_of_one_rank_stops_both(tmp_path):
-    torch.multiprocessing.spawn(_fail_as_rank, args=(str(tmp_path),), nprocs=2)
+    run_ranks(_fail_as_rank, 2, str(tmp_path))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.ranks import run_ranks
 from videoar.core.errors import ContractError, StageError
 from videoar.model.transformer.config import PRESETS, CFECConfig
 from videoar.model.transformer.network import VideoAR
@@ -168,7 +169,7 @@ def _step_of_rank(rank, folder):
 
 @pytest.mark.slow
 def test_rank_without_rows_of_a_short_batch_joins_the_step(tmp_path):
-    torch.multiprocessing.spawn(_step_of_rank, args=(str(tmp_path),), nprocs=2)
+    run_ranks(_step_of_rank, 2, str(tmp_path))
     np.testing.assert_array_equal(np.load(tmp_path / "0.npy"), np.load(tmp_path / "1.npy"))
     metrics = _take_step(make_trainer(), next(iter(Squares(4))))
     for rank in range(2):

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from tests.support import tiny_models
+from tests.support.ranks import run_ranks
 from videoar.core.errors import DamagedError, StorageError
 from videoar.model.pretrained.model_folder import text_encoder_fields
 from videoar.model.pretrained.text_encoder import T5TextEncoder
@@ -137,4 +138,4 @@ def _share_of_rank(rank, url, folder, meeting):
 @pytest.mark.slow
 def test_ranks_wait_for_the_features_of_each_other(store, folder, tmp_path):
     arguments = (store.url, folder, str(tmp_path / "meeting"))
-    torch.multiprocessing.spawn(_share_of_rank, args=arguments, nprocs=2)
+    run_ranks(_share_of_rank, 2, *arguments)
