@@ -200,6 +200,7 @@ def killed_export(store_url, tokens, out):
     export(open_store(store_url), tokens, "webdataset", out, shard_mib=0.01)
 
 
+@pytest.mark.slow
 def test_killed_export_has_no_manifest_and_resumes(store, tokens, tmp_path):
     out = tmp_path / "out"
     assert exit_code(killed_export, store.url, tokens.id, str(out)) == -signal.SIGKILL

@@ -35,6 +35,7 @@ def hits(expected, result):
     return [any(c.first <= w.last + 2 and c.last >= w.first - 2 for c in result) for w in expected]
 
 
+@pytest.mark.slow
 def test_most_transitions_are_found_and_few_others(films):
     found_of_kind, wanted_of_kind, false = dict.fromkeys(KINDS, 0), dict.fromkeys(KINDS, 0), 0
     for film, luma_frames in films:

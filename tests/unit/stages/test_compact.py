@@ -71,6 +71,7 @@ def test_clips_of_a_source_are_spread(store):
     assert np.mean(np.diff(source) == 0) < 0.15  # by chance 1 in 20; before it was 19 in 20
 
 
+@pytest.mark.slow
 def test_files_have_the_requested_size(store):
     tokens = commit_tables(store, *[token_rows(20 * i, 20, source=i) for i in range(8)])
     source = RowReader(tokens)
@@ -93,6 +94,7 @@ def hash_of(clip):
     return checksum(clip.encode()) % (1 << 64) >> 1
 
 
+@pytest.mark.slow
 def test_new_and_deleted_clips_change_only_their_own_files(store):
     tables = [token_rows(20 * i, 20, source=i) for i in range(20)]
     tokens = commit_tables(store, *tables)

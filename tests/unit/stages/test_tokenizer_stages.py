@@ -436,6 +436,7 @@ def test_rejected_clip_changes_no_other_and_busy_time_is_counted(store, models):
     assert (whole.metrics["accelerator_items"], rest.metrics["accelerator_items"]) == (6, 5)
 
 
+@pytest.mark.slow
 def test_concurrent_shards_give_the_same_tokens(store, tmp_path):
     run = execute(store, prepare(store))
     other = open_store((tmp_path / "other").as_uri())

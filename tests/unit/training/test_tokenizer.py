@@ -204,6 +204,7 @@ def test_draws_with_one_size_do_not_depend_on_sizes():
     assert torch.equal(batch, same)
 
 
+@pytest.mark.slow
 def test_resumed_training_on_several_sizes_is_exact(tmp_path):
     everything = {**EVERYTHING, "accumulate": 2, "seed": 4}
     straight, sizes = mixed(**everything), []

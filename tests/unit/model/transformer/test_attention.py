@@ -208,6 +208,7 @@ def scored(model, num_frames, grid, batch, keep=None):
     return model(inputs, model.encode_text(prompts), layout, keep_BTT=keep)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "shapes"), [("none", 8), ("selective", 2), ("full", 2)])
 def test_training_steps_of_many_shapes_compile_to_few_graphs_without_a_break(
     compiled, kind, shapes
@@ -227,6 +228,7 @@ def test_training_steps_of_many_shapes_compile_to_few_graphs_without_a_break(
     assert model.state_dict().keys() == plain.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_tiles_of_many_shapes_compile_to_few_graphs(compiled):
     model, plain, graphs = compiled
     model.attention = "flex"
@@ -240,6 +242,7 @@ def test_tiles_of_many_shapes_compile_to_few_graphs(compiled):
     assert 1 <= graphs.count <= 6
 
 
+@pytest.mark.slow
 def test_decoding_compiles_to_few_graphs_without_a_break(compiled):
     model, plain, graphs = compiled
     for prompts in (PROMPTS, PROMPTS[:1], ["a b", "c d", "e f"]):

@@ -411,7 +411,7 @@ def test_mixture_resumes_anywhere_at_another_world_size(two_stores):
     weights = {"video": 0.7, "image": 0.3}
     mixed = mixture(two_stores, weights)
     whole = [b["clip_ids"] for _ in range(2) for b in mixed]
-    for stop in (1, 700, BLOCK, BLOCK + 3):
+    for stop in (700, BLOCK, BLOCK + 3):
         first = mixture(two_stores, weights)
         seen = 0
         while seen < stop:
