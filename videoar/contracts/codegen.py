@@ -5,19 +5,17 @@ schemas/commit.v1.json         JSON Schema of a commit in the Delta log
 schemas/TABLES.md              documentation of all tables
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from videoar.contracts.contract import Column, Contract, contract_ids, load_contract, schemas_folder
+from videoar.contracts.generated import DRAFT, markdown_row, write_or_check
 from videoar.core.types import Commit
 
-_DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _SCALARS: dict[pa.DataType, dict[str, Any]] = {
     pa.string(): {"type": "string"},
     pa.bool_(): {"type": "boolean"},
@@ -61,7 +59,7 @@ def row_schema(contract: Contract) -> dict[str, Any]:
     """Return the JSON Schema of one row of a contract."""
     # additionalProperties false: rows are checked against one version of a contract
     return {
-        "$schema": _DRAFT,
+        "$schema": DRAFT,
         "title": contract.id,
         "description": contract.description,
         "type": "object",
@@ -88,7 +86,7 @@ def _table_row(column: Column) -> str:
     rules = "; ".join(f"{name} {_plain(value)}" for name, value in checks.items())
     null = "yes" if column.nullable else "no"
     cells = (column.name, f"`{column.type}`", null, column.unit, rules, column.description)
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return markdown_row(cells)
 
 
 def _plain(value: float | str | list[Any]) -> str:
@@ -101,35 +99,15 @@ def generated_files() -> dict[str, str]:
     """Return the content of every generated file, by its name in the schemas folder."""
     contracts = [load_contract(contract_id) for contract_id in contract_ids()]
     documents = {c.id.replace("@", ".v") + ".json": row_schema(c) for c in contracts}
-    documents["commit.v1.json"] = {"$schema": _DRAFT, **Commit.model_json_schema()}
+    documents["commit.v1.json"] = {"$schema": DRAFT, **Commit.model_json_schema()}
     texts = {name: json.dumps(document, indent=2) + "\n" for name, document in documents.items()}
     return texts | {"TABLES.md": tables_page(contracts)}
 
 
-def stale_files(folder: Path) -> list[str]:
-    """Return the names of generated files that are missing or differ."""
-    return [
-        name
-        for name, text in generated_files().items()
-        if not (folder / name).is_file() or (folder / name).read_text() != text
-    ]
-
-
 def main(arguments: list[str], write: Callable[[str], object]) -> int:
     """Write the generated files, or with `--check` list the stale ones; return an exit code."""
-    parser = argparse.ArgumentParser(prog="videoar.contracts.codegen")
-    parser.add_argument("--check", action="store_true", help="fail if a file is stale")
-    check = parser.parse_args(arguments).check
-    folder = schemas_folder()
-    stale = stale_files(folder)
-    if check:
-        for name in stale:
-            write(f"error: schemas/{name}: stale (run python -m videoar.contracts.codegen)\n")
-        return 3 if stale else 0
-    for name in stale:
-        (folder / name).write_text(generated_files()[name])
-        write(f"wrote schemas/{name}\n")
-    return 0
+    module = "videoar.contracts.codegen"
+    return write_or_check(module, schemas_folder(), generated_files(), arguments, write)
 
 
 if __name__ == "__main__":

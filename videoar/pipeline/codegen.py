@@ -4,13 +4,13 @@
 JSON Schema of a pipeline file, with which editors complete keys and underline mistakes.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from videoar.contracts.generated import DRAFT, markdown_row, write_or_check
 from videoar.core.names import NAME_PATTERN
 from videoar.core.types import Json
 from videoar.pipeline.options import Schema, options_of
@@ -22,7 +22,6 @@ from videoar.pipeline.stage_reference import (
     stage_references,
 )
 
-_DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _FOLDER = Path(__file__).parents[2] / "pipelines"
 _NAME = {"pattern": NAME_PATTERN}
 _MARKS = {"runtime", "publish_gate"}
@@ -67,8 +66,7 @@ def _row(option: OptionReference) -> str:
     default = "required" if option.required else default
     mark = "" if option.changes_output else " *"
     cells = (f"`{option.name}`{mark}", option.type_text, default, option.unit, option.meaning)
-    # chr(92) is a backslash: before Python 3.12 the expression of an f-string cannot contain one
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return markdown_row(cells)
 
 
 def pipeline_schema(registry: Registry = BUILTIN) -> dict[str, Any]:
@@ -79,7 +77,7 @@ def pipeline_schema(registry: Registry = BUILTIN) -> dict[str, Any]:
         definitions |= {type_name: schema, **own}
     stages = {"$ref": "#/$defs/stage"}
     return {
-        "$schema": _DRAFT,
+        "$schema": DRAFT,
         "title": "VideoAR pipeline",
         "type": "object",
         "properties": {
@@ -192,22 +190,8 @@ def generated_files() -> dict[str, str]:
 
 
 def main(arguments: list[str], write: Callable[[str], object]) -> int:
-    """Write the generated files, or only report which ones are stale; return an exit code."""
-    parser = argparse.ArgumentParser(prog="videoar.pipeline.codegen")
-    parser.add_argument("--check", action="store_true", help="write nothing, fail when stale")
-    check = parser.parse_args(arguments).check
-    code = 0
-    for name, text in generated_files().items():
-        path = _FOLDER / name
-        if path.is_file() and path.read_text() == text:
-            continue
-        if check:
-            write(f"error: pipelines/{name}: stale (run python -m videoar.pipeline.codegen)\n")
-            code = 3
-        else:
-            path.write_text(text)
-            write(f"wrote pipelines/{name}\n")
-    return code
+    """Write the generated files, or with `--check` list the stale ones; return an exit code."""
+    return write_or_check("videoar.pipeline.codegen", _FOLDER, generated_files(), arguments, write)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ Both also complete the JSON Schema of the option, from which editors and the ref
 know the presets and their fields.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,67 +26,50 @@ def with_overrides(preset: Shape, overrides: Mapping[str, Any]) -> Shape:
     return type(preset).model_validate({**preset.model_dump(), **overrides})
 
 
-def preset_name(presets: Mapping[str, Frozen]) -> "_PresetName":
-    """Annotate an option that names a preset."""
-    return _PresetName(presets)
-
-
-def valid_overrides(presets: Mapping[str, Frozen]) -> "_ValidOverrides":
-    """Annotate an option whose fields override those of the option `preset`, declared before it."""
-    return _ValidOverrides(presets)
-
-
 @dataclass(frozen=True, eq=False)
-class _PresetName:
-    """Validator and JSON Schema; pydantic calls the two methods with double underscores."""
+class _Checked:
+    """Validator and JSON Schema of an option; pydantic calls the two methods."""
 
-    presets: Mapping[str, Frozen]
+    check: Callable[[Any, ValidationInfo], object]
+    schema: Mapping[str, Any]
 
     def __get_pydantic_core_schema__(
-        self,
-        source: object,
-        handler: GetCoreSchemaHandler,
+        self, source: object, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self._check, handler(source))
+        return core_schema.with_info_after_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        return {**handler(schema), "enum": list(self.presets)}
+        return {**handler(schema), **self.schema}
 
-    def _check(self, name: str) -> str:
-        if name not in self.presets:
-            raise ValueError(f"unknown preset {name} ({did_you_mean(name, self.presets)})")
+
+def preset_name(presets: Mapping[str, Frozen]) -> _Checked:
+    """Annotate an option that names a preset."""
+
+    def check(name: str, _: ValidationInfo) -> str:
+        if name not in presets:
+            raise ValueError(f"unknown preset {name} ({did_you_mean(name, presets)})")
         return name
 
+    return _Checked(check, {"enum": list(presets)})
 
-@dataclass(frozen=True, eq=False)
-class _ValidOverrides:
-    """Validator and JSON Schema; see `_PresetName`."""
 
-    presets: Mapping[str, Frozen]
+def valid_overrides(presets: Mapping[str, Frozen]) -> _Checked:
+    """Annotate an option whose fields override those of the option `preset`, declared before it.
 
-    def __get_pydantic_core_schema__(
-        self,
-        source: object,
-        handler: GetCoreSchemaHandler,
-    ) -> CoreSchema:
-        return core_schema.with_info_after_validator_function(self._check, handler(source))
+    In its JSON Schema all fields are optional and without a default: the preset has the values.
+    """
 
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
-        """Return the fields of the preset's class, all optional: the preset has the defaults."""
-        # any of them: all presets of an option are of one class
-        shape = type(next(iter(self.presets.values())))
-        full = handler.resolve_ref_schema(handler(shape.__pydantic_core_schema__))
-        fields = {
-            name: {key: value for key, value in field.items() if key != "default"}
-            for name, field in full["properties"].items()
-        }
-        return {**handler(schema), "properties": fields, "additionalProperties": False}
-
-    def _check(self, overrides: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    def check(overrides: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         if "preset" in info.data:  # missing where the preset is unknown, which has its own mistake
-            with_overrides(self.presets[info.data["preset"]], overrides)
+            with_overrides(presets[info.data["preset"]], overrides)
         return overrides
+
+    # of any of them: all presets of an option are of one class
+    shape = next(iter(presets.values())).model_json_schema()
+    fields = {
+        name: {key: value for key, value in field.items() if key != "default"}
+        for name, field in shape["properties"].items()
+    }
+    return _Checked(check, {"properties": fields, "additionalProperties": False})
