@@ -16,19 +16,9 @@ from importlib.resources import files
 from jinja2 import Environment, StrictUndefined, Template
 
 from videoar.core.printable import printable
-from videoar.core.types import Frozen
 from videoar.evaluation.metric_names import unit_of
 from videoar.report.data import Curve, LineageNode, ReportData, Score, StageReport
 from videoar.report.figures import Graph, LinePlot, histogram, layered_graph, line_plot
-
-
-class StageCounts(Frozen):
-    """Stages of a run by what happened to them."""
-
-    executed: int
-    cached: int
-    skipped: int
-    unfinished: int
 
 
 def render(data: ReportData) -> str:
@@ -98,11 +88,12 @@ def _plot(curve: Curve) -> LinePlot | None:
     return line_plot(curve.series) if finite else None
 
 
-def _stage_counts(stages: Sequence[StageReport]) -> StageCounts:
-    counts = Counter(stage.status for stage in stages if stage.kind != "input")
-    executed, cached, skipped = counts["SUCCEEDED"], counts["CACHED"], counts["SKIPPED"]
-    unfinished = counts.total() - executed - cached - skipped
-    return StageCounts(executed=executed, cached=cached, skipped=skipped, unfinished=unfinished)
+def _stage_counts(stages: Sequence[StageReport]) -> dict[str, int]:
+    """Count the stages of a run by what happened to them."""
+    happened = {"SUCCEEDED": "executed", "CACHED": "cached", "SKIPPED": "skipped"}
+    none = dict.fromkeys((*happened.values(), "unfinished"), 0)
+    counted = (happened.get(s.status, "unfinished") for s in stages if s.kind != "input")
+    return none | Counter(counted)
 
 
 def _groups(scores: Sequence[Score]) -> list[tuple[str, list[Score]]]:
