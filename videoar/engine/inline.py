@@ -15,7 +15,8 @@ from videoar.pipeline.stage import Shard
 from videoar.pipeline.work.rank import run_rank, store_progress
 from videoar.pipeline.work.reduce import run_reduce
 from videoar.pipeline.work.shard import ShardWorker
-from videoar.pipeline.work.task import StageTask, WorkRecord, find_record, loop_key
+from videoar.pipeline.work.task import StageTask, WorkRecord, find_record
+from videoar.storage.layout import loop_record_key
 
 
 class InlineEngine:
@@ -65,7 +66,7 @@ def finished_loop(task: StageTask) -> WorkRecord:
     Raises:
         StageError: there is none.
     """
-    record = find_record(task.open_store(), loop_key(task))
+    record = find_record(task.open_store(), loop_record_key(task.dataset, task.fingerprint))
     if record is None:
         raise StageError(f"stage {task.dataset}", "ended without a result from rank 0")
     return record

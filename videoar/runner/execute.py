@@ -27,9 +27,7 @@ from videoar.pipeline.work.task import (
     StageTask,
     WorkRecord,
     find_record,
-    loop_key,
     merge,
-    reduce_key,
 )
 from videoar.records.run_record import (
     RowCounts,
@@ -44,7 +42,12 @@ from videoar.records.run_record import (
 from videoar.runner.decide import Decision, ShardWork, check_datasets, check_tools, decide
 from videoar.runner.inputs import Listing, compare, resolve
 from videoar.storage.delta_log import missing_files
-from videoar.storage.layout import rejects_dataset, shard_record_key
+from videoar.storage.layout import (
+    loop_record_key,
+    reduce_record_key,
+    rejects_dataset,
+    shard_record_key,
+)
 from videoar.storage.reader import read_file
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
@@ -238,7 +241,8 @@ class Execution:
             return self._map(task, stage, decision.work)
         self._update(task.dataset, shards=ShardCounts(planned=1))
         is_loop = stage.shape == "loop"
-        key = loop_key(task) if is_loop else reduce_key(task)
+        record_key = loop_record_key if is_loop else reduce_record_key
+        key = record_key(task.dataset, task.fingerprint)
         # not cached although it has a record: killed before the commit, or files were withdrawn or
         # lost
         earlier = find_record(self.store, key)

@@ -12,7 +12,6 @@ from videoar.core.errors import (
     DamagedError,
     StorageError,
     TransientStorageError,
-    VideoARError,
     WorkerLostError,
 )
 from videoar.core.scratch import sweep
@@ -22,12 +21,11 @@ from videoar.pipeline.fingerprint import fingerprint
 from videoar.pipeline.stage import LoopStage
 from videoar.pipeline.work.task import (
     StageTask,
-    loop_key,
+    engine_boundary,
     publish_record,
-    stage_error,
     write_output,
 )
-from videoar.storage.layout import checkpoints_prefix, progress_key
+from videoar.storage.layout import checkpoints_prefix, loop_record_key, progress_key
 
 logger = logging.getLogger(__name__)
 ProgressSink = Callable[[int, int, Mapping[str, float]], None]
@@ -238,26 +236,19 @@ def run_rank(task: StageTask, index: int, world_size: int, sink: ProgressSink) -
     Raises:
         VideoARError: the stage failed; nothing else is raised.
     """
-    try:
-        _run_rank(task, index, world_size, sink)
-    except VideoARError:
-        raise
-    except Exception as error:  # the engine boundary
-        raise stage_error(task, f"rank {index}", error) from error
-
-
-def _run_rank(task: StageTask, index: int, world_size: int, sink: ProgressSink) -> None:
-    store = task.open_store()
-    stage: LoopStage[Any] = task.make_stage()
-    inputs = task.open_inputs(store)
-    context = StageContext(store)
-    # a killed rank has left its scratch folder, perhaps with a checkpoint in it
-    sweep()
-    with context.scratch() as scratch:
-        rank = StoreRankContext(task, index, world_size, scratch, sink)
-        output = stage.run(inputs, context, rank)
-    if output is None:
-        return
-    record = write_output(task, store, stage.produces, output)
-    rows_in = sum(snapshot.rows for snapshot in inputs.values())
-    publish_record(store, loop_key(task), record.model_copy(update={"rows_in": rows_in}))
+    with engine_boundary(task, f"rank {index}"):
+        store = task.open_store()
+        stage: LoopStage[Any] = task.make_stage()
+        inputs = task.open_inputs(store)
+        context = StageContext(store)
+        # a killed rank has left its scratch folder, perhaps with a checkpoint in it
+        sweep()
+        with context.scratch() as scratch:
+            rank = StoreRankContext(task, index, world_size, scratch, sink)
+            output = stage.run(inputs, context, rank)
+        if output is None:
+            return
+        record = write_output(task, store, stage.produces, output)
+        rows_in = sum(snapshot.rows for snapshot in inputs.values())
+        record = record.model_copy(update={"rows_in": rows_in})
+        publish_record(store, loop_record_key(task.dataset, task.fingerprint), record)

@@ -6,20 +6,19 @@ import pyarrow as pa
 
 from videoar.contracts.expectations import CheckReport
 from videoar.core.crash_points import crash_point
-from videoar.core.errors import GateError, VideoARError
+from videoar.core.errors import GateError
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import ReduceStage
 from videoar.pipeline.work.task import (
     StageTask,
     WorkRecord,
+    engine_boundary,
     find_record,
     merge,
     publish_record,
-    reduce_key,
-    stage_error,
     write_output,
 )
-from videoar.storage.layout import check_key, check_page_key
+from videoar.storage.layout import check_key, check_page_key, reduce_record_key
 from videoar.storage.partitions import DaskScheduler
 from videoar.storage.store import Store
 
@@ -36,21 +35,17 @@ def run_reduce(task: StageTask, dask_scheduler: DaskScheduler | None = None) -> 
         StageError: the stage failed.
     """
     store = task.open_store()
-    key = reduce_key(task)
+    key = reduce_record_key(task.dataset, task.fingerprint)
     # a driver that was killed between this record and the commit left it finished
     if (existing := find_record(store, key)) is not None:
         return existing
     stage: ReduceStage[Any] = task.make_stage()
     inputs = task.open_inputs(store)
-    try:
+    with engine_boundary(task, "reduction"):
         # all tables before the first file: the check needs every row, and a failed check writes
         # none
         outputs = list(stage.reduce(inputs, StageContext(store, dask_scheduler=dask_scheduler)))
         report = stage.check(inputs, pa.concat_tables([output.rows for output in outputs]))
-    except VideoARError:
-        raise
-    except Exception as error:  # the engine boundary
-        raise stage_error(task, "reduction", error) from error
     if report is not None:
         _publish_check(task, store, report)
     record = merge([write_output(task, store, stage.produces, output) for output in outputs])

@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from videoar.core.crash_points import crash_point
-from videoar.core.errors import VideoARError
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.fingerprint import shard_fingerprint
 from videoar.pipeline.stage import Mapper, MapStage, Output, Shard, Stoppable
 from videoar.pipeline.work.task import (
     StageTask,
     WorkRecord,
+    engine_boundary,
     find_record,
     merge,
     publish_record,
-    stage_error,
     write_output,
 )
 from videoar.storage.layout import shard_record_key
@@ -56,17 +55,13 @@ class ShardWorker:
         # the plan is minutes old: a retry or another run may have finished this shard since
         if (existing := find_record(self.store, key)) is not None:
             return existing
-        try:
+        with engine_boundary(self.task, f"shard {shard.index}"):
             result = self.mapper(self._rows(shard))
             outputs = [result] if isinstance(result, Output) else result
             record = merge([
                 write_output(self.task, self.store, self.stage.produces, output)
                 for output in outputs
             ])
-        except VideoARError:
-            raise
-        except Exception as error:  # the engine boundary: name the shard in any other error
-            raise stage_error(self.task, f"shard {shard.index}", error) from error
         # killed here, files have no record. The shard runs again; equal rows have equal keys, so it
         # finds its files instead of leaving a second copy.
         crash_point("shard-written")

@@ -7,20 +7,21 @@ of work, the loser of the race adopts the winner's record: a shard may run twice
 and counts once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import Field
 
 from videoar.contracts.names import REJECTS
-from videoar.core.errors import StageError
+from videoar.core.errors import StageError, VideoARError
 from videoar.core.settings import share_cores
 from videoar.core.types import FileRef, Stored
 from videoar.pipeline.fingerprint import FingerprintParts, fingerprint
 from videoar.pipeline.registry import BUILTIN, Registry, make_stage
 from videoar.pipeline.stage import Inputs, Output
-from videoar.storage.layout import loop_record_key, reduce_record_key, rejects_dataset
+from videoar.storage.layout import rejects_dataset
 from videoar.storage.store import Store, open_store
 
 
@@ -122,17 +123,18 @@ def merge(records: list[WorkRecord]) -> WorkRecord:
     )
 
 
-def stage_error(task: StageTask, where: str, cause: BaseException) -> StageError:
-    """Wrap an unexpected exception of a stage with the stage, the place and the run."""
-    text = f"{type(cause).__name__}: {cause}"
-    return StageError(f"stage {task.dataset}, {where}", text, f"see videoar logs {task.run_id}")
+@contextmanager
+def engine_boundary(task: StageTask, where: str) -> Iterator[None]:
+    """Name the stage, the place and the run in any other exception than this package's own.
 
-
-def loop_key(task: StageTask) -> str:
-    """Return the key of a loop's final record."""
-    return loop_record_key(task.dataset, task.fingerprint)
-
-
-def reduce_key(task: StageTask) -> str:
-    """Return the key of a reduction's record."""
-    return reduce_record_key(task.dataset, task.fingerprint)
+    Raises:
+        StageError: the code of the stage raised another exception.
+    """
+    try:
+        yield
+    except VideoARError:
+        raise
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}"
+        hint = f"see videoar logs {task.run_id}"
+        raise StageError(f"stage {task.dataset}, {where}", text, hint) from error
