@@ -8,10 +8,10 @@ Cost: a file is read three times (hash, Arrow, direct blocks), in pieces of one 
 Its keys are read twice more, once per file and once for all files together.
 """
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -114,6 +114,17 @@ def _audit_bytes(
         yield Finding(path=key, kind="SHA256", message=what)
 
 
+@dataclass(frozen=True)
+class _RowGroup:
+    """What could be read of a row group."""
+
+    first: int
+    """Row of the file, from 0, that its first row is."""
+    columns: Mapping[str, pa.ChunkedArray]
+    blocks: Mapping[str, Block]
+    """Where the values of a payload lie, by column; without the columns of another layout."""
+
+
 class _FileAudit:
     """The audit of one Parquet file."""
 
@@ -129,7 +140,8 @@ class _FileAudit:
         self._contract = load_contract(snapshot.contract)
         self._requantize, self._tokenizer = requantize, tokenizer
         self._piece_bytes = piece_bytes
-        self._shapes: dict[tuple[int, ...], int] = {}
+        self._shapes: list[tuple[int, ...]] = []
+        self._scales: list[Grid] | None = None
         self.metadata: dict[str, str] = {}
 
     def findings(self) -> Iterator[Finding]:
@@ -167,8 +179,7 @@ class _FileAudit:
         yield from (self._finding("SCHEMA", f"column {name}: {e}") for name, e in wrong.items())
         names = [name for name in self._contract.arrow_schema.names if name in schema.names]
         names = [name for name in names if name not in wrong]
-        scales, findings = self._scales()
-        yield from findings
+        yield from self._read_scales()
         blocks: dict[str, list[Block]] = {}
         for name in (name for name in names if name in self._contract.payloads):
             direct = direct_blocks(footer, name)
@@ -176,16 +187,6 @@ class _FileAudit:
                 yield self._finding("LAYOUT", f"column {name} is not in the direct layout")
             else:
                 blocks[name] = direct
-        # without scales the payload of tokens is still hashed and compared with its checksums
-        yield from self._row_groups(parquet, names, blocks, scales)
-
-    def _row_groups(
-        self,
-        parquet: pq.ParquetFile,
-        names: Sequence[str],
-        blocks: Mapping[str, list[Block]],
-        scales: Sequence[Grid] | None,
-    ) -> Iterator[Finding]:
         row, key, damaged = 0, list(self._contract.primary_key), False
         for group in range(parquet.num_row_groups):
             columns: dict[str, pa.ChunkedArray] = {}
@@ -200,7 +201,7 @@ class _FileAudit:
                 else:
                     columns[name] = read[name]
             group_blocks = {name: of_column[group] for name, of_column in blocks.items()}
-            yield from self._rows(columns, row, group_blocks, scales)
+            yield from self._rows(_RowGroup(row, columns, group_blocks))
             row += parquet.metadata.row_group(group).num_rows
         if row and not damaged and set(key) <= set(names):
             # read again: keys kept in the loop would lie between freed payloads, and the allocator
@@ -224,32 +225,28 @@ class _FileAudit:
         for name in sorted(set(schema.names) - set(self._contract.arrow_schema.names)):
             yield name, f"unknown to {self._contract.id}"
 
-    def _rows(
-        self,
-        columns: Mapping[str, pa.ChunkedArray],
-        first: int,
-        blocks: Mapping[str, Block],
-        scales: Sequence[Grid] | None,
-    ) -> Iterator[Finding]:
+    def _rows(self, group: _RowGroup) -> Iterator[Finding]:
         """Check the rows of one row group."""
+        columns, first = group.columns, group.first
         payloads = {n: columns[n] for n in self._contract.payloads if n in columns}
         small = {name: values for name, values in columns.items() if name not in payloads}
         fields = [self._contract.arrow_schema.field(name) for name in small]
         table = pa.table(small, schema=pa.schema(fields))
         checks = {column.name: column.checks for column in self._contract.columns}
         for problem in find_problems(table, checks, ()):  # keys: checked for the whole file
-            moved = dataclasses.replace(problem, row=problem.row + first)
+            moved = replace(problem, row=problem.row + first)
             yield self._finding("ROWS", str(moved), moved.row)
         for name, values in payloads.items():
             if values.null_count:
                 yield self._finding("ROWS", f"column {name} has nulls", first)
-            if name in blocks:
-                yield from self._block(name, values, blocks[name])
+            if name in group.blocks:
+                yield from self._block(name, values, group.blocks[name])
             if f"{name}_xxh3" in small:
                 yield from self._checksums(name, values, small[f"{name}_xxh3"], first)
         yield from self._objects_of(small, first)
-        if scales is not None:
-            yield from self._tokens(columns, first, scales)
+        # without scales the payload of tokens is still hashed and compared with its checksums
+        if self._scales is not None and columns.keys() >= {*"thwk", "bits", "latent"}:
+            yield from self._tokens(group, self._scales)
 
     def _block(self, name: str, values: pa.ChunkedArray, block: Block) -> Iterator[Finding]:
         raw = self._objects.get_range(self._file.key, block.start, block.rows * block.width)
@@ -291,74 +288,64 @@ class _FileAudit:
             what = f"{finding.message} (row {row} of {self._file.key})"
             yield finding.model_copy(update={"message": what, "row": row})
 
-    def _scales(self) -> tuple[list[Grid] | None, list[Finding]]:
-        """Return the scales in the footer of a file of tokens, None if they cannot be used."""
+    def _read_scales(self) -> Iterator[Finding]:
+        """Set the scales from the footer of a file of tokens, if they can be used."""
         if self._contract.id.partition("@")[0] != "tokens":
-            return None, []
-        findings = []
+            return
         version, maker = self.metadata.get("layout_version"), self.metadata.get("tokenizer_digest")
         if version not in READABLE_LAYOUT_VERSIONS:
             readable = ", ".join(READABLE_LAYOUT_VERSIONS)
             what = f"layout version {version!r}, this version reads {readable}"
-            return None, [self._finding("LAYOUT_VERSION", what)]
+            yield self._finding("LAYOUT_VERSION", what)
+            return
         if maker is None:
-            findings.append(self._finding("FOOTER", "names no tokenizer"))
+            yield self._finding("FOOTER", "names no tokenizer")
         elif self._tokenizer not in (None, maker):
             what = f"made by tokenizer {maker}, not by {self._tokenizer}"
-            findings.append(self._finding("TOKENIZER", what))
+            yield self._finding("TOKENIZER", what)
         try:
             scales = [(int(h), int(w)) for h, w in json.loads(self.metadata["scales"])]
         except (KeyError, TypeError, ValueError):
             scales = []
         if not scales or min(map(min, scales)) < 1:
             what = f"has no list of scales: {self.metadata.get('scales')!r}"
-            return None, [*findings, self._finding("FOOTER", what)]
-        return scales, findings
+            yield self._finding("FOOTER", what)
+        else:
+            self._scales = scales
 
-    def _tokens(
-        self, columns: Mapping[str, pa.ChunkedArray], first: int, scales: Sequence[Grid]
-    ) -> Iterator[Finding]:
-        if not columns.keys() >= {*"thwk", "bits", "latent"}:
-            return  # missing and unreadable columns have findings of their own
-        for row, shape in enumerate(zip(*(columns[n].to_pylist() for n in "thwk"), strict=True)):
+    def _tokens(self, group: _RowGroup, scales: Sequence[Grid]) -> Iterator[Finding]:
+        shapes = zip(*(group.columns[name].to_pylist() for name in "thwk"), strict=True)
+        for row, shape in enumerate(shapes, group.first):
             if shape not in self._shapes:
-                self._shapes[shape] = first + row
-                yield from self._shape(shape, first + row, columns, scales)
-        shape = next(iter(self._shapes))
-        if len(self._shapes) == 1 and not list(self._shape(shape, first, columns, scales)):
-            yield from self._check_bits(shape, columns, first, scales)
+                self._shapes.append(shape)
+                yield from self._shape(shape, row, group, scales)
+        shape = self._shapes[0]
+        if len(self._shapes) == 1 and not list(self._shape(shape, group.first, group, scales)):
+            yield from self._check_bits(shape, group, scales)
 
     def _shape(
-        self,
-        shape: tuple[int, ...],
-        row: int,
-        columns: Mapping[str, pa.ChunkedArray],
-        scales: Sequence[Grid],
+        self, shape: tuple[int, ...], row: int, group: _RowGroup, scales: Sequence[Grid]
     ) -> Iterator[Finding]:
         """Compare a row's shape with that of the first row, the scales and the widths."""
         t, h, w, k = shape
-        if shape != next(iter(self._shapes)):
+        if shape != self._shapes[0]:
             yield self._finding("SHAPE", f"(t, h, w, k) is {shape}, the first row has another", row)
             return
         if scales[-1] != (h, w):
             yield self._finding("SCALES", f"the last of {scales} is not the grid {(h, w)}", row)
         expected = {"bits": t * bytes_per_frame(scales, k), "latent": 2 * t * k * h * w}
         for name, width in expected.items():
-            widths = {len(value) for value in _bytes(columns[name])}
+            widths = {len(value) for value in _bytes(group.columns[name])}
             if widths != {width}:
                 what = f"{name} has {min(widths)} bytes, (t, h, w, k) {shape} and the scales need"
                 yield self._finding("WIDTH", f"{what} {width}", row)
 
     def _check_bits(
-        self,
-        shape: tuple[int, ...],
-        columns: Mapping[str, pa.ChunkedArray],
-        first: int,
-        scales: Sequence[Grid],
+        self, shape: tuple[int, ...], group: _RowGroup, scales: Sequence[Grid]
     ) -> Iterator[Finding]:
         """Compare the stored bits with those quantized from the stored latents."""
         t, h, w, k = shape
-        latents, bits = list(_bytes(columns["latent"])), list(_bytes(columns["bits"]))
+        latents, bits = (list(_bytes(group.columns[name])) for name in ("latent", "bits"))
         # rows per call; one row may be larger than the limit
         step = max(1, _DERIVE_BYTES // len(latents[0]))
         for start in range(0, len(latents), step):
@@ -366,7 +353,7 @@ class _FileAudit:
             batch = joined.reshape(-1, t, k, h, w)
             finite = np.isfinite(batch).all(axis=(1, 2, 3, 4))
             for i, value in enumerate(self._requantize(batch, scales)):
-                row = first + start + i
+                row = group.first + start + i
                 if not finite[i]:
                     yield self._finding("LATENT", "latent has values that are not finite", row)
                 if value != bits[start + i]:
