@@ -8,12 +8,13 @@ Axes: N clips, T frames, D features.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from videoar.core.types import Json, Row
+from videoar.core.types import Row
 from videoar.evaluation import metric_names, scorecard, synthetic
 from videoar.evaluation.frechet import FeatureStats, frechet_distance, frechet_interval
 from videoar.evaluation.i3d import I3D, MIN_FRAMES, NUM_CLASSES, preprocess
@@ -131,20 +132,11 @@ class SampleScores:
         A frozen clip has perfect flicker, so flicker without motion would reward it.
         """
         means = {metric_names.FLICKERING: self.flicker, metric_names.MOTION: self.motion}
-        return [
-            *self.synthetic_rows(prefix, lock),
-            *(
-                scorecard.score_row(
-                    metric,
-                    float(np.mean(values)),
-                    lock=lock,
-                    num_samples=len(values),
-                    interval=scorecard.mean_interval(values, seed),
-                    details={"per_sample": dict(zip(self.ids, values, strict=True))},
-                )
-                for metric, values in means.items()
-            ),
-        ]
+        rows = self.synthetic_rows(prefix, lock)
+        for metric, values in means.items():
+            details = {"per_sample": dict(zip(self.ids, values, strict=True))}
+            rows.append(scorecard.mean_row(metric, values, lock=lock, seed=seed, details=details))
+        return rows
 
     def synthetic_rows(self, prefix: str, lock: Lock) -> list[Row]:
         """Return attribute accuracies over the clips with a prompt of the synthetic corpus."""
@@ -234,25 +226,12 @@ class ReconstructionScores:
         """Return mean PSNR (dB) and SSIM, and the attribute accuracies of the reconstructions."""
         videos = {"examples": self._examples, "by_scale": self._by_scale}
         psnr, ssim = metric_names.RECONSTRUCTION
+        row = partial(scorecard.mean_row, lock=lock, seed=seed, num_reference=len(self._psnr))
         return [
-            self._row(psnr, self._psnr, lock, seed, videos),
-            self._row(ssim, self._ssim, lock, seed, {}),
+            row(psnr, self._psnr, details=videos),
+            row(ssim, self._ssim),
             *self._synthetic.synthetic_rows("rendered_recon", lock),
         ]
-
-    @staticmethod
-    def _row(
-        metric: str, values: Sequence[float], lock: Lock, seed: int, details: Mapping[str, Json]
-    ) -> Row:
-        return scorecard.score_row(
-            metric,
-            float(np.mean(values)),
-            lock=lock,
-            num_samples=len(values),
-            num_reference=len(values),
-            interval=scorecard.mean_interval(values, seed),
-            details=details,
-        )
 
 
 def reconstruction_not_evaluated(reason: str, lock: Lock) -> list[Row]:

@@ -68,6 +68,27 @@ def score_row(  # noqa: PLR0913 - one keyword per column of the contract
     }
 
 
+def mean_row(
+    metric: str,
+    values: Sequence[float],
+    *,
+    lock: Lock,
+    seed: int,
+    num_reference: int = 0,
+    details: Mapping[str, Json] | None = None,
+) -> Row:
+    """Return the row of the mean of one value per sample, with its bootstrap interval."""
+    return score_row(
+        metric,
+        float(np.mean(values)),
+        lock=lock,
+        num_samples=len(values),
+        num_reference=num_reference,
+        interval=mean_interval(values, seed),
+        details=details,
+    )
+
+
 def _six_digits(value: float) -> float:
     return float(f"{value:.6g}")
 
