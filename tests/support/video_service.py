@@ -50,8 +50,6 @@ class OneByOne:
         )  # fmt: skip
 
     async def create(self, request, idempotency_key, init=None):
-        if init is not None:
-            await asyncio.to_thread(self._start, request, init)
         job = await asyncio.to_thread(
             self.jobs.create, request, self.model.snapshot, idempotency_key, init
         )
@@ -60,12 +58,6 @@ class OneByOne:
             task = asyncio.get_running_loop().run_in_executor(self._pool, self._make, job, init)
             task.add_done_callback(lambda _: self._end(job.id))
         return job
-
-    def _start(self, request, init):
-        with Scratch() as folder:
-            path = Path(folder) / "init"
-            path.write_bytes(init)
-            return self.loaded.generator(init=path, seconds=request.seconds).start
 
     def _make(self, job, init):
         if self.gate is not None:

@@ -9,7 +9,6 @@ from pydantic import BaseModel
 from videoar.core.errors import (
     ClusterUnknownError,
     ConfigError,
-    MediaError,
     SnapshotConflictError,
     SnapshotNotFoundError,
     StorageError,
@@ -103,8 +102,6 @@ def as_api_error(error: Exception) -> ApiError:
     match error:
         case ApiError():
             result = error
-        case MediaError():
-            result = ApiError(400, error.what, error.code.lower(), param="input_reference")
         case ConfigError():
             hint = f" ({error.hint})" if error.hint else ""
             result = ApiError(400, error.what + hint, "invalid_value", param=_param(error.where))

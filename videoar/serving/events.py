@@ -28,8 +28,8 @@ from videoar.serving.server import Server
 from videoar.serving.service import ServedModel
 from videoar.serving.video_job import JobEvent, VideoJob
 from videoar.serving.wire import Parsed, parse_json, video_of
-from videoar.training.generation import CRF
 
+_CRF = 0  # no further loss
 _COMMANDS = ("create", "prompt", "continue", "cancel")
 
 
@@ -144,9 +144,9 @@ class Session:
 
 def _end(video: bytes, model: ServedModel) -> bytes:
     """Return the last half of what the model was trained to see at once."""
-    num_frames = max(1, round(model.seconds * model.rate_fps / 2))
+    num_frames = max(1, round(model.seconds * model.rate_fps) // 2)
     frames_THWC = decode_clip(video)[-num_frames:]
-    return encode_clips([frames_THWC], model.rate_fps, CRF)[0]
+    return encode_clips([frames_THWC], model.rate_fps, _CRF)[0]
 
 
 def _message(text: str) -> dict[str, Any]:

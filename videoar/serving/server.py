@@ -13,6 +13,7 @@ from starlette.requests import HTTPConnection
 from videoar.core.types import Frozen
 from videoar.serving.auth import check_key, check_origin
 from videoar.serving.errors import ApiError, as_api_error
+from videoar.serving.init_check import check_init
 from videoar.serving.limits import Buckets, Limits, check_queue
 from videoar.serving.metrics import Metrics
 from videoar.serving.service import Readiness, VideoService
@@ -22,6 +23,7 @@ from videoar.serving.wire import Parsed, resolve
 T = TypeVar("T")
 _STATE_S = 1.0  # chosen: how old the list of models may be
 _MAX_KEY_CHARS = 255
+_DECODERS = 2  # chosen: processes at once that decode images and videos of requests
 logger = logging.getLogger(__name__)
 
 
@@ -48,6 +50,7 @@ class Server:
         """Set it to reject new jobs; those that are accepted go on."""
         self._buckets = Buckets(settings.limits)
         self._streams = 0
+        self._decoders = asyncio.Semaphore(_DECODERS)
         self._state: tuple[float, Readiness] | None = None
 
     def identify_client(self, connection: HTTPConnection) -> str:
@@ -93,6 +96,10 @@ class Server:
             request = resolve(parsed, state.models)
         except Exception as error:
             raise self.api_error(error) from error
+        if parsed.init is not None:
+            model = next(model for model in state.models if model.id == request.model)
+            async with self._decoders:
+                await self.call("decode", asyncio.to_thread(check_init, parsed.init, model))
         if request.deadline_s is None and self.settings.deadline_s is not None:
             request = request.model_copy(update={"deadline_s": self.settings.deadline_s})
         if key is not None:

@@ -39,8 +39,8 @@ class Readiness(Stored):
 class VideoService(Protocol):
     """Jobs of videos: accepted, run and kept.
 
-    Every method may raise a `VideoARError`: `ConfigError` and `MediaError` name what in the request
-    is wrong; a `StorageError` or `ClusterUnknownError` is not the fault of the client.
+    Every method may raise a `VideoARError`: a `ConfigError` names what in the request is wrong, a
+    `StorageError` or `ClusterUnknownError` is not the fault of the client.
     """
 
     @property
@@ -56,11 +56,10 @@ class VideoService(Protocol):
         Args:
             request: with the digest of `init`.
             idempotency_key: a second call with it returns the job of the first.
-            init: image or video that the video begins with.
+            init: image or video that the video begins with; the sandbox has decoded it once.
 
         Raises:
             SnapshotConflictError: the key belongs to another request.
-            MediaError: `init` cannot be decoded.
         """
         ...
 

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import struct
 import threading
+import zlib
 from urllib.parse import unquote
 
 import httpx2
 import pytest
 
+from tests.support.video_files import moving_noise, write_video
 from tests.support.video_service import LiveServer, OneByOne
 from tests.unit.serving.conftest import UNLIMITED
 from videoar.core.errors import (
@@ -156,6 +159,42 @@ def test_create_large_body_is_rejected_with_and_without_a_length(http):
     require_error(http.post("/v1/videos", content=body, headers=JSON), 413)
     chunks = (body[i : i + 65536] for i in range(0, len(body), 65536))
     require_error(http.post("/v1/videos", content=chunks, headers=JSON), 413)
+
+
+def _png_header(width, height):
+    """Return an image that claims a size and has no pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+
+
+INIT_CASES = {
+    "empty": b"",
+    "text": b"no image",
+    "a page": b"<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>",
+    "a playlist": b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n",
+    "pixels of 10 GB": _png_header(60_000, 60_000),
+    "no pixels": _png_header(64, 64),
+}
+
+
+@pytest.mark.slow  # a process each
+@pytest.mark.parametrize("name", [*INIT_CASES, "half an image", "a long video"])
+def test_create_bad_input_reference_is_rejected(http, png, tmp_path, name):
+    if name == "half an image":
+        data = png[: len(png) // 2]
+    elif name == "a long video":
+        path = write_video(tmp_path / "long.mp4", moving_noise(40, size=(32, 32)), 8.0)
+        data = path.read_bytes()
+    else:
+        data = INIT_CASES[name]
+    files = {"input_reference": ("start", data), "prompt": (None, "a circle")}
+    jobs = http.get("/v1/videos").json()
+    require_error(http.post("/v1/videos", files=files), 400, "input_reference")
+    assert http.get("/v1/videos").json()["first_id"] == jobs["first_id"]
 
 
 def test_create_unknown_model_names_the_known_ones(http):

@@ -16,6 +16,7 @@ from videoar.media.decode import decode_clip
 from videoar.serving.limits import Limits
 from videoar.serving.server import ServerSettings
 
+pytestmark = pytest.mark.slow  # videos are made
 CREATE = {"type": "create", "prompt": "a circle", "seconds": 1, "seed": 1}
 
 

@@ -9,6 +9,7 @@ import pytest
 from tests.support.video_files import moving_noise, write_video
 from videoar.media.decode import decode_clip
 
+pytestmark = pytest.mark.slow  # videos are made
 POLL_MS = 50
 
 
