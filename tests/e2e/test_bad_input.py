@@ -134,6 +134,7 @@ def test_wrong_argument_exits_with_one_line(
         ("run_pipeline.py", ["absent.yaml"], "absent.yaml: cannot be read"),
         ("run_pipeline.py", [str(PIPELINE), "--set", "inputs.vidoes=x"], "vidoes"),
         ("run_stage.py", ["absent.yaml", "clips"], "absent.yaml: cannot be read"),
+        ("generate.py", ["--model", "nobody", "--prompts", "x.txt"], "nobody"),
     ],
 )
 def test_job_bad_argument_exits_2(tmp_path: Path, job: str, arguments: list[str], words: str):

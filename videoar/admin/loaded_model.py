@@ -136,8 +136,8 @@ class LoadedModel:
         Videos that are longer than the clips of the training have a sliding window of that length.
 
         Raises:
-            ConfigError: the frame rate or length is not known; an option is out of range; or `init`
-                is too long.
+            ConfigError: the frame rate or length is not known; an option is out of range or does
+                not fit the model; or `init` is too long.
             MediaError: `init` cannot be decoded.
         """
         num_frames, rate_fps = self._shape(options.get("seconds"))
@@ -158,7 +158,7 @@ class LoadedModel:
             sampler,
             start=start,
             trained_frames=self.card.num_frames,
-        )
+        ).checked()
 
     def _shape(self, seconds: float | None) -> tuple[int, float]:
         """Return number of frames, 1 + a multiple of the time stride, and frame rate."""

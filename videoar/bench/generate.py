@@ -8,6 +8,8 @@ Each run is a process of its own on one thread; its time is CPU time, without lo
 guidance 1, without the decoder to pixels. An uncached run is stopped when it has taken `_LIMIT`
 times as long as the cached one: its figure then is the time so far, which is less than that of the
 whole clip. Weights are random; speed does not depend on them.
+
+The case `stage` is the stage `generate` on Ray against the sampler alone, see `generate_stage`.
 """
 
 import json
@@ -20,6 +22,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from videoar.bench.generate_stage import measure_stage
 from videoar.bench.result import BenchResult, compare, shuffled
 from videoar.model.schedule import SMALL_SQUARE, Scales, latent_frames, scale_schedule
 from videoar.model.transformer.config import PRESETS
@@ -38,8 +41,10 @@ _LIMIT = 10
 _UNCACHED, _TOKENS = "uncached", "token by token"
 
 
-def run(rounds: int, shapes: Sequence[str] = tuple(_SHAPES)) -> BenchResult:
-    """Measure in turns."""
+def run(
+    rounds: int, shapes: Sequence[str] = tuple(_SHAPES), *, with_stage: bool = True
+) -> BenchResult:
+    """Measure in turns; the stage, which needs Ray, only if asked to."""
     headline: dict[str, list[float]] = {}
     cases: dict[str, dict[str, float]] = {}
     for shape in shapes:
@@ -54,6 +59,8 @@ def run(rounds: int, shapes: Sequence[str] = tuple(_SHAPES)) -> BenchResult:
                 "seconds": round(1 / sorted(figures[name])[rounds // 2], 3),
             }
     unit = f"clips of {shapes[0]} latents per CPU second, transformer `{_PRESET}`"
+    if with_stage:
+        cases |= measure_stage(rounds)
     return compare("generate", unit, headline, cases=cases)
 
 

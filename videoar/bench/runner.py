@@ -10,7 +10,6 @@ its own after the end, because ingest rejects equal files.
 """
 
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -20,12 +19,10 @@ from typing import NamedTuple
 
 from videoar.bench.films import Film, copies
 from videoar.bench.result import BenchResult, compare, in_turns
-from videoar.bench.stores import run_stages
-from videoar.engine.base import Engine, ShardDone
+from videoar.bench.stores import TimedEngine, run_stages
+from videoar.engine.base import Engine
 from videoar.engine.inline import InlineEngine
 from videoar.media.transcode import encode_stream
-from videoar.pipeline.stage import Shard
-from videoar.pipeline.work.task import StageTask, WorkRecord
 from videoar.storage.store import open_store
 
 _WORKERS = 2
@@ -105,34 +102,6 @@ class _Run(NamedTuple):
     whole_s: float
 
 
-class _TimedEngine:
-    """An engine that records when each shard ends."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self.name, self.done_s = engine, engine.name, list[float]()
-
-    def map(self, task: StageTask, shards: Sequence[Shard], done: ShardDone) -> None:
-        """Run the shards; record the time of each."""
-
-        def record_time(shard: Shard, record: WorkRecord) -> None:
-            # not monotonic(): times of several processes are compared, and its zero is undefined
-            self.done_s.append(time.time())
-            done(shard, record)
-
-        self._engine.map(task, shards, record_time)
-
-    def loop(self, task: StageTask) -> WorkRecord:
-        """Run the loop."""
-        return self._engine.loop(task)
-
-    def reduce(self, task: StageTask) -> WorkRecord:
-        """Run the reduction."""
-        return self._engine.reduce(task)
-
-    def close(self) -> None:
-        """Do nothing: the engine is used by several runs."""
-
-
 def _throughput(runs: Sequence[_Run]) -> _Throughput:
     """Return the throughput of concurrent runs."""
     done_s = sorted(when for run in runs for when in run.done_s)
@@ -173,6 +142,6 @@ def _ingest(engine: Engine, videos: Path, store: Path, workers: int) -> _Run:
         "stage": "ingest", "size_px": 128, "keep": "references", "sources_per_shard": 1,
         "resources": {"workers": workers},
     }  # fmt: skip
-    timed = _TimedEngine(engine)
+    timed = TimedEngine(engine)
     run = run_stages(open_store(store.as_uri()), {"sources": str(videos)}, {"clips": ingest}, timed)
     return _Run(timed.done_s, run.stage("clips").seconds)

@@ -1,15 +1,18 @@
 """What benchmarks put into a store: rows of their own, and runs of stages."""
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from videoar.contracts.names import MODELS
 from videoar.core.types import Provenance
-from videoar.engine.base import Engine
+from videoar.engine.base import Engine, ShardDone
 from videoar.engine.inline import InlineEngine
 from videoar.pipeline.spec import parse_pipeline
+from videoar.pipeline.stage import Shard
+from videoar.pipeline.work.task import StageTask, WorkRecord
 from videoar.records.run_record import Run
 from videoar.runner.execute import Execution
 from videoar.storage.snapshot import Snapshot
@@ -34,6 +37,35 @@ def commit_tokenizer(store: Store, net: "VideoTokenizer") -> Snapshot:
 
     rows = publish_model(net, store, weights=net.state_dict(), step=0, metrics={}, history=[])
     return commit(store, "tokenizer", MODELS, [rows])
+
+
+class TimedEngine:
+    """An engine that records when each shard ends."""
+
+    def __init__(self, engine: Engine, clock: Callable[[], float] = time.time) -> None:
+        # not monotonic(): times of several processes are compared, and its zero is undefined
+        self._engine, self._clock = engine, clock
+        self.name, self.done_s = engine.name, list[float]()
+
+    def map(self, task: StageTask, shards: Sequence[Shard], done: ShardDone) -> None:
+        """Run the shards; record the time of each."""
+
+        def record_time(shard: Shard, record: WorkRecord) -> None:
+            self.done_s.append(self._clock())
+            done(shard, record)
+
+        self._engine.map(task, shards, record_time)
+
+    def loop(self, task: StageTask) -> WorkRecord:
+        """Run the loop."""
+        return self._engine.loop(task)
+
+    def reduce(self, task: StageTask) -> WorkRecord:
+        """Run the reduction."""
+        return self._engine.reduce(task)
+
+    def close(self) -> None:
+        """Do nothing: the engine is used by several runs."""
 
 
 def run_stages(

@@ -1,7 +1,7 @@
 """Verbs on models: reports, gate decisions, and the refs that they move."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,7 +42,17 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter per option
     guidance: Annotated[
         str | None, typer.Option(metavar="NAME|NUMBER", help="ucf, t2v or a constant.")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of every bit.")] = None,
+    guidance_interval: Annotated[
+        str | None,
+        typer.Option(metavar="FIRST,LAST", help="Scales that are guided, from 0 to 1; all: 0,1."),
+    ] = None,
+    apg: Annotated[
+        str | None,
+        typer.Option(metavar="ETA,THRESHOLD", help="Adaptive projected guidance, e.g. 0,0.05."),
+    ] = None,
+    temperature: Annotated[
+        str | None, typer.Option(metavar="NUMBERS", help="Of every bit; one, or A,B,... by scale.")
+    ] = None,
     greedy: Annotated[
         bool, typer.Option("--greedy", help="Take the likelier value of every bit.")
     ] = False,
@@ -69,20 +79,24 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter per option
         },
         seconds=seconds,
         init=init,
-        guidance=_number_or_name(guidance),
-        temperature=temperature,
-        greedy=greedy,
+        guidance=_numbers(guidance),
+        guidance_interval=_numbers(guidance_interval),
+        apg=_numbers(apg),
+        temperature=_numbers(temperature),
+        greedy=greedy or None,
     )
     # a seed as text, without separators: it is copied into `sample(seed=...)`
     rows = [(made["path"], made["prompt"], str(made["seed"])) for made in result["samples"]]
     emit(result, lambda: [Table(("file", "prompt", ">seed"), rows)])
 
 
-def _number_or_name(text: str | None) -> str | float | None:
+def _numbers(text: str | None) -> Any:  # noqa: ANN401 - checked with all options of the sampler
+    """Return a number, several, or a text without numbers as it is."""
     try:
-        return text and float(text)
+        numbers = [float(part) for part in (text or "").split(",")]
     except ValueError:
         return text
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
 @verb(app, _PANEL, "report last --out page.html")

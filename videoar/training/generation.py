@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from videoar.core.errors import ConfigError
 from videoar.core.ids import canonical_json, digest_json, sha256_hex
 from videoar.core.types import Json, Row
 from videoar.media.transcode import encode_clips
@@ -77,6 +78,18 @@ class VideoGenerator:
         So a sample that is made twice has the same id even if the device rounds differently.
         """
         return digest_json([dict(self.columns), self.settings, row["prompt"], row["seed"]])[:32]
+
+    def checked(self) -> "VideoGenerator":
+        """Return this generator if its settings fit the model.
+
+        Raises:
+            ConfigError: its number of frames or of temperatures does not.
+        """
+        try:
+            self.waves([{"prompt": "", "seed": 0}])
+        except ValueError as error:
+            raise ConfigError("generate", str(error)) from error
+        return self
 
     def waves(
         self, requested: Sequence[Row], changes: Mapping[int, Sequence[str]] | None = None

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import Field, FiniteFloat, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from videoar.core.errors import ConfigError
 from videoar.core.types import Frozen
@@ -39,6 +39,13 @@ class SamplerOptions(Frozen):
     """First and last scale that is guided, as position in the frame from 0 to 1."""
     apg: ProjectedGuidance | None = None
     """Adaptive projected guidance, in place of the plain difference."""
+
+    @field_validator("apg", mode="before")
+    @classmethod
+    def _read_pair(cls, value: Any) -> Any:  # noqa: ANN401 - before validation
+        """Take eta and threshold as a pair, too."""
+        is_pair = isinstance(value, list | tuple) and len(value) == 2
+        return dict(zip(ProjectedGuidance.model_fields, value, strict=True)) if is_pair else value
 
     @model_validator(mode="after")
     def _check_interval(self) -> Self:

@@ -25,7 +25,7 @@ class GenerateConfig(StageConfig, PromptTemplates, SamplerOptions):
     """Minimum number of samples of each prompt."""
     min_samples: int = Field(default=0, ge=0)
     """Minimum number of samples in all: fewer prompts get more samples each, with other seeds."""
-    num_frames: int = Field(default=17, ge=1)
+    num_frames: int = Field(default=17, ge=1, le=100_000)
     """Pixel frames of a sample, 1 + a multiple of the tokenizer's time stride. Samples that are
     longer than the clips of the training have a sliding window of that length."""
     seconds: float | None = Field(default=None, gt=0, le=600)

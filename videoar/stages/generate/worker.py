@@ -62,11 +62,7 @@ class GenerateWorker:
             config,
             config.crf,
             trained_frames=row["num_frames"],
-        )
-        try:
-            self._generator.waves([{"prompt": "", "seed": 0}])
-        except ValueError as error:
-            raise ConfigError("generate", str(error)) from error
+        ).checked()
         self._device = DeviceQueue()
 
     def __call__(self, batch: pa.Table) -> Output:
