@@ -3,7 +3,8 @@
 Machines are noisy, so a number is reported only beside the number that it is compared with, taken
 in the same minutes by the same process tree.
 
-    videoar bench NAME                 cuts, generate, gpu, ingest, loader, runner, tokenize, train
+    videoar bench NAME                 cuts, generate, gpu, ingest, loader, runner, serve, tokenize,
+                                       train
     python -m videoar.bench.gpu        the same as `videoar bench gpu`, from a bare checkout
     python -m videoar.bench.memory     memory of a training, as Markdown tables
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 BENCHES = {
     "cuts": "cuts", "generate": "generate", "gpu": "gpu", "ingest": "ingest", "loader": "loader",
-    "runner": "runner", "tokenize": "tokens", "train": "train",
+    "runner": "runner", "serve": "serve", "tokenize": "tokens", "train": "train",
 }  # fmt: skip
 """Module by the name of the benchmark."""
 

@@ -77,7 +77,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME", help="cuts, gpu, ingest, loader, runner, tokenize or train."
+            metavar="NAME",
+            help="cuts, generate, gpu, ingest, loader, runner, serve, tokenize or train.",
         ),
     ],
     videos: Annotated[

@@ -1,0 +1,192 @@
+"""A server with a small model of random weights in a process of its own, and one client of it."""
+
+import http.client
+import json
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from videoar.bench.stores import commit, commit_tokenizer
+from videoar.contracts.names import MODELS
+from videoar.core.errors import StageError
+from videoar.core.types import Json, Resources
+from videoar.storage.store import open_store
+
+MODEL = "model"
+TOKENIZER, SHAPE = "demo", {"depth": 8, "width": 256, "heads": 4}
+"""About a second of CPU time for a video of 17 frames at 64 px."""
+_START_S, _STOP_S = 300.0, 120.0
+_PROMPT = "a red circle moves to the left"
+
+
+class ServerProcess:
+    """A running server and a client with one connection."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", port: int) -> None:
+        self.process, self.port = process, port
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+
+    def call(self, method: str, path: str, body: Json = None, **headers: str) -> tuple[int, Any]:
+        """Return status and document of an answer; bytes if it is no JSON.
+
+        Raises:
+            OSError: there is no connection to the server.
+            HTTPException: it ended while it answered.
+        """
+        headers["Content-Type"] = "application/json"
+        sent = None if body is None else json.dumps(body)
+        try:
+            self._connection.request(method, path, sent, headers)
+            reply = self._connection.getresponse()
+            data = reply.read()
+        except (OSError, http.client.HTTPException):
+            self._connection.close()  # the next call opens another one
+            raise
+        is_json = reply.headers.get_content_type() == "application/json"
+        return reply.status, json.loads(data) if is_json else data
+
+    def is_ready(self) -> bool:
+        """Return whether the server takes requests."""
+        try:
+            return self.call("GET", "/readyz")[0] == 200
+        except (OSError, http.client.HTTPException):
+            return False
+
+    def one_video(self, seed: int) -> tuple[float, float]:
+        """Request a video; return seconds until `POST` was answered, and until it was completed.
+
+        Raises:
+            StageError: it is not made.
+        """
+        start = time.perf_counter()
+        status, job = self.call("POST", "/v1/videos", {"prompt": _PROMPT, "seed": seed})
+        posted = time.perf_counter()
+        while status == 200 and job["status"] in {"queued", "in_progress"}:
+            time.sleep(0.01)
+            status, job = self.call("GET", f"/v1/videos/{job['id']}")
+        if status != 200 or job["status"] != "completed":
+            raise StageError("video", f"answer {status}: {job}")
+        return posted - start, time.perf_counter() - start
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Return all jobs, the oldest first."""
+        found: list[dict[str, Any]] = []
+        while True:
+            after = f"&after={found[-1]['id']}" if found else ""
+            _, page = self.call("GET", f"/v1/videos?order=asc&limit=100{after}")
+            found += page["data"]
+            if not page["has_more"]:
+                return found
+
+    def wait_idle(self, limit_s: float) -> None:
+        """Wait until no job waits or runs.
+
+        Raises:
+            StageError: it takes too long.
+        """
+        until = time.monotonic() + limit_s
+        while any(job["status"] in {"queued", "in_progress"} for job in self.jobs()):
+            if time.monotonic() > until:
+                raise StageError("server", f"has unfinished jobs after {limit_s:g} s")
+            time.sleep(0.5)
+
+    def pids(self, deployment: str) -> list[int]:
+        """Return the processes of a deployment: `model` or `http`."""
+        parents, names = {}, {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                status = (folder / "stat").read_text().rpartition(")")[2].split()
+                names[int(folder.name)] = (folder / "cmdline").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it has exited meanwhile
+            parents[int(folder.name)] = int(status[1])
+        own = {self.process.pid}
+        while more := {pid for pid, parent in parents.items() if parent in own} - own:
+            own |= more
+        pattern = re.compile(rf"ray::ServeReplica:[^:]*:{deployment}\b")
+        return sorted(pid for pid in own if pattern.match(names[pid]))
+
+
+@contextmanager
+def serving(folder: Path, max_queue: int, replicas: int = 1) -> Iterator[ServerProcess]:
+    """Serve the model that `publish` has put into a store; yield when the server is ready.
+
+    Args:
+        folder: of the store; `server.log` is written beside it.
+        max_queue: jobs that may wait.
+        replicas: of the model.
+
+    Raises:
+        StageError: the server ends, or is not ready in time.
+    """
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port: int = free.getsockname()[1]
+    log_path = folder.parent / "server.log"
+    arguments = map(str, (folder, port, max_queue, replicas))
+    with log_path.open("a") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, *arguments], stdout=log, stderr=log
+        )
+    server, until = ServerProcess(process, port), time.monotonic() + _START_S
+    try:
+        while not server.is_ready():
+            if process.poll() is not None or time.monotonic() > until:
+                raise StageError("server", f"is not ready: {log_path.read_text()[-2000:]}")
+            time.sleep(0.05)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(_STOP_S)
+
+
+def publish(folder: Path) -> None:
+    """Publish a tokenizer and a transformer with random weights, under a ref."""
+    import torch
+
+    from videoar.model.tokenizer.config import TOKENIZERS
+    from videoar.model.tokenizer.network import VideoTokenizer
+    from videoar.model.transformer.config import OF_TOKENIZER, PRESETS
+    from videoar.model.transformer.network import VideoAR
+    from videoar.pipeline.presets import with_overrides
+    from videoar.training.model_store import ClipShape, publish_model
+
+    torch.manual_seed(0)
+    store = open_store(folder.as_uri())
+    tokenizer = VideoTokenizer(TOKENIZERS[TOKENIZER])
+    digest = commit_tokenizer(store, tokenizer).table(["digest"])["digest"][0].as_py()
+    shape = SHAPE | {name: getattr(tokenizer.cfg, name) for name in OF_TOKENIZER}
+    net = VideoAR(with_overrides(PRESETS["tiny"], shape))
+    row = publish_model(
+        net, store, weights=net.state_dict(), step=1, metrics={}, history=[],
+        tokenizer_digest=digest, clips=ClipShape(8.0, 17),
+    )  # fmt: skip
+    commit(store, MODEL, MODELS, [row])
+
+
+def _serve(folder: str, port: str, max_queue: str, replicas: str) -> None:
+    from videoar.core.logging import configure_logging
+    from videoar.serving.limits import Limits
+    from videoar.serving.replica import ReplicaOptions
+    from videoar.serving.serve import ServeOptions, serve
+    from videoar.serving.server import ServerSettings
+
+    configure_logging("text", verbose=False)
+    # aiperf is one client and polls every job
+    limits = Limits(requests_per_s=1e4, burst=10_000, max_queue=int(max_queue))
+    options = ServeOptions(
+        models=(ReplicaOptions(model=MODEL),),
+        port=int(port),
+        resources=Resources(workers=int(replicas)),
+        settings=ServerSettings(limits=limits),
+    )
+    serve(open_store(Path(folder).as_uri()), options, "local")
+
+
+if __name__ == "__main__":
+    _serve(*sys.argv[1:])
