@@ -1,4 +1,4 @@
-"""A `VideoService` that makes one video after the other, and a live HTTP server on a service."""
+"""Live HTTP servers: the real one in this process, and one on a service for tests."""
 
 import asyncio
 import threading
@@ -12,6 +12,9 @@ from videoar.core.errors import VideoARError
 from videoar.core.scratch import Scratch
 from videoar.serving.app import create_app
 from videoar.serving.job_store import JobStore
+from videoar.serving.replica import ModelReplica, ReplicaOptions
+from videoar.serving.serve import Ingress, LocalReplicas, ServeOptions
+from videoar.serving.server_lease import ServerLease
 from videoar.serving.service import Readiness, ServedModel
 from videoar.serving.video_job import JobError, JobEvent
 
@@ -25,7 +28,7 @@ class OneByOne:
         gate: an event that a job waits for before its video is made; None: it does not wait.
     """
 
-    def __init__(self, store, loaded, gate=None, max_seconds=600):
+    def __init__(self, store, loaded, gate=None):
         self.jobs, self.loaded, self.gate = JobStore(store), loaded, gate
         self.ready = True
         self._running = {}
@@ -35,7 +38,7 @@ class OneByOne:
         self.model = ServedModel(
             id="champion", snapshot=card.model.snapshot, created_at=time.time(),
             size_px=loaded.tokenizer.cfg.size_px, rate_fps=card.rate_fps,
-            seconds=card.num_frames / card.rate_fps, max_seconds=max_seconds,
+            seconds=card.num_frames / card.rate_fps, max_seconds=600,
         )  # fmt: skip
 
     @property
@@ -125,17 +128,26 @@ class LiveServer:
     """uvicorn on a free port of loopback in a thread."""
 
     def __init__(self, service, settings=None):
-        self.app = create_app(service, settings)
+        self._service, self._settings = service, settings
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self.server = None
+
+    async def _serve(self):
+        await self._run(create_app(self._service, self._settings))
+
+    async def _run(self, app):
+        self.app = app
         config = uvicorn.Config(
-            self.app, host="127.0.0.1", port=0, log_level="warning", ws="websockets-sansio"
+            app, host="127.0.0.1", port=0, log_level="warning", ws="websockets-sansio"
         )
         self.server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self.server.run, daemon=True)
+        await self.server.serve()
 
     def __enter__(self):
         self._thread.start()
-        deadline = time.monotonic() + 30
-        while not self.server.started:
+        deadline = time.monotonic() + 60
+        while not (self.server and self.server.started):
+            assert self._thread.is_alive(), "the server ended"
             assert time.monotonic() < deadline, "the server did not start"
             time.sleep(0.01)
         return self
@@ -152,3 +164,43 @@ class LiveServer:
     @property
     def url(self):
         return f"http://{self.host}"
+
+
+class InlineServer(LiveServer):
+    """The whole server in this process, as `videoar serve --target inline` runs it.
+
+    Args:
+        store: of the model `champion` and the jobs.
+        settings: of the API.
+        max_seconds: the longest video that the model admits.
+    """
+
+    def __init__(self, store, settings, max_seconds=600.0):
+        super().__init__(None, settings)
+        self._store, self._max_seconds = store, max_seconds
+
+    async def _serve(self):
+        model = ReplicaOptions(model="champion")
+        replica = await asyncio.to_thread(ModelReplica, self._store, model)
+        replicas = _Limited({"champion": replica}, self._max_seconds)
+        options = ServeOptions(models=(model,), settings=self._settings)
+        lease = ServerLease(self._store)
+        ingress = Ingress(self._store, options, lease.acquire(), replicas)
+        await ingress.start()
+        await self._run(ingress.app)
+        await ingress.drain(10)
+        replica.close()
+
+
+class _Limited(LocalReplicas):
+    def __init__(self, replicas, max_seconds):
+        super().__init__(replicas)
+        self._changes = {"max_seconds": max_seconds}
+
+    async def run(self, job, attempt):
+        async for event in super().run(job, attempt):
+            is_model = isinstance(event, ServedModel)
+            yield event.model_copy(update=self._changes) if is_model else event
+
+    async def status(self, model):
+        return (await super().status(model)).model_copy(update=self._changes)

@@ -91,7 +91,7 @@ class Session:
         if self._watcher is not None and not self._watcher.done():
             raise ApiError(409, "a video is being made; cancel it or wait", "busy")
         self._server.check_room()
-        job = await self._server.create(parsed, self._client, None)
+        job = await self._server.create(parsed, self._client, stream=True)
         self._prompt, self._last = parsed.create.prompt, job
         await self._send("video", {"video": video_of(job).model_dump()})
         self._watcher = asyncio.create_task(self._watch(job.id))

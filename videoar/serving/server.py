@@ -78,13 +78,16 @@ class Server:
             raise ApiError(503, what, "draining", retry_after_s=self.settings.drain_s)
         check_queue(self.service.queue_length, self.settings.limits)
 
-    async def create(self, parsed: Parsed, client: str, key: str | None) -> VideoJob:
+    async def create(
+        self, parsed: Parsed, client: str, key: str | None = None, *, stream: bool = False
+    ) -> VideoJob:
         """Accept a job.
 
         Args:
             parsed: the request.
             client: whose idempotency key it is.
             key: idempotency key.
+            stream: send every frame as an event, not only previews.
 
         Raises:
             ApiError: the request cannot be accepted.
@@ -100,8 +103,8 @@ class Server:
             model = next(model for model in state.models if model.id == request.model)
             async with self._decoders:
                 await self.call("decode", asyncio.to_thread(check_init, parsed.init, model))
-        if request.deadline_s is None and self.settings.deadline_s is not None:
-            request = request.model_copy(update={"deadline_s": self.settings.deadline_s})
+        deadline_s = request.deadline_s or self.settings.deadline_s
+        request = request.model_copy(update={"deadline_s": deadline_s, "stream": stream})
         if key is not None:
             if not 0 < len(key) <= _MAX_KEY_CHARS or not (key.isascii() and key.isprintable()):
                 what = f"Idempotency-Key is not 1 to {_MAX_KEY_CHARS} characters of ASCII"

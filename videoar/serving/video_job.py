@@ -1,13 +1,18 @@
 """What is requested, and what became of it: the types that every part of the server shares."""
 
 import time
+from base64 import b64encode
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import ConfigDict, Field
+from pydantic import Field, PlainSerializer
 
 from videoar.core.types import Frozen, Stored
 
 Status: TypeAlias = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
+# pydantic's own base64 is the URL-safe one, which browsers do not read in `data:` URLs
+_Image: TypeAlias = Annotated[
+    bytes, PlainSerializer(lambda image: b64encode(image).decode(), when_used="json")
+]
 Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -84,8 +89,6 @@ class VideoJob(Stored):
 class JobEvent(Stored):
     """One step of a job, for those who watch it; bytes are base64 in its JSON."""
 
-    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
-
     job_id: str
     kind: Literal["progress", "frames", "done", "failed"]
     wave: int = 0
@@ -95,5 +98,5 @@ class JobEvent(Stored):
     """Of the last pass, from 0."""
     frame: int = 0
     """First pixel frame of this event."""
-    images: tuple[bytes, ...] = ()
+    images: tuple[_Image, ...] = ()
     """PNG or JPEG: a preview (kind progress), or frames as they are finished (kind frames)."""

@@ -266,12 +266,14 @@ async def _form_fields(data: bytes, boundary: bytes) -> dict[str, Any]:
     except (MultiPartException, KeyError, ValueError) as error:
         raise ApiError(400, "the body is no multipart form", "invalid_body") from error
     fields: dict[str, Any] = {}
-    for raw_name, value in form.multi_items():
-        name = _utf8(raw_name, "a field name")
-        if name in fields:
-            raise _wrong(name, "is given twice")
-        fields[name] = _utf8(value, name) if isinstance(value, str) else await value.read()
-    await form.close()
+    try:
+        for raw_name, value in form.multi_items():
+            name = _utf8(raw_name, "a field name")
+            if name in fields:
+                raise _wrong(name, "is given twice")
+            fields[name] = _utf8(value, name) if isinstance(value, str) else await value.read()
+    finally:
+        await form.close()
     return fields
 
 

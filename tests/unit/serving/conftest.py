@@ -1,12 +1,15 @@
 """One small model and one live server for all tests of the HTTP API."""
 
+import shutil
+from urllib.parse import unquote, urlsplit
+
 import httpx2
 import pytest
 import torch
 
 from tests.support.published_model import published
 from tests.support.video_files import ffmpeg
-from tests.support.video_service import LiveServer, OneByOne
+from tests.support.video_service import InlineServer
 from videoar.admin.loaded_model import load_stored
 from videoar.serving.limits import Limits
 from videoar.serving.server import ServerSettings
@@ -18,19 +21,32 @@ UNLIMITED = Limits(requests_per_s=1e5, burst=10_000, max_queue=10_000, max_body_
 @pytest.fixture(scope="session")
 def served_store(tmp_path_factory):
     torch.set_num_threads(1)
-    return open_store(tmp_path_factory.mktemp("served").as_uri())
+    store = open_store((tmp_path_factory.mktemp("served") / "store").as_uri())
+    store.refs.advance("champion", published(store).id, expect=None, evidence={})
+    return store
 
 
 @pytest.fixture(scope="session")
 def loaded(served_store):
-    return load_stored(served_store, published(served_store).id)
+    return load_stored(served_store, "champion")
 
 
 @pytest.fixture(scope="session")
-def live(served_store, loaded):
+def serve_copy(served_store, tmp_path_factory):
+    """Return a function that makes a real server on a copy of the store."""
+
+    def make(settings, **options):
+        folder = tmp_path_factory.mktemp("copy") / "store"
+        shutil.copytree(unquote(urlsplit(served_store.url).path), folder)
+        return InlineServer(open_store(folder.as_uri()), settings, **options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def live(serve_copy):
     """A server that limits only the size of bodies, to 1 MiB."""
-    settings = ServerSettings(limits=UNLIMITED)
-    with LiveServer(OneByOne(served_store, loaded), settings) as server:
+    with serve_copy(ServerSettings(limits=UNLIMITED)) as server:
         yield server
 
 

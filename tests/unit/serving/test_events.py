@@ -94,7 +94,10 @@ def test_streams_over_the_limit_are_told_to_come_again(held):
 
 def test_session_create_then_continue_begins_with_its_end(socket, live):
     tell(socket, **CREATE)
-    first, *_, done, last = [*until(socket, "done"), *until(socket, "video")]
+    first, *events, done, last = [*until(socket, "done"), *until(socket, "video")]
+    frames = [image for event in events if event["type"] == "frames" for image in event["images"]]
+    assert len(frames) == 9
+    assert all(base64.b64decode(image).startswith(b"\xff\xd8") for image in frames)
     assert (first["video"]["status"], last["video"]["status"]) == ("queued", "completed")
     assert done["job_id"] == first["video"]["id"]
     tell(socket, type="prompt", prompt="a square")

@@ -8,7 +8,6 @@ import httpx2
 import pytest
 from openapi_spec_validator import validate
 
-from tests.support.video_service import LiveServer, OneByOne
 from tests.unit.serving.conftest import UNLIMITED
 from videoar.serving.server import ServerSettings
 
@@ -21,10 +20,10 @@ expected-statuses = ["2xx", 400, 404, 409]
 
 
 @pytest.fixture(scope="module")
-def with_keys(served_store, loaded):
+def with_keys(serve_copy):
     digest = hashlib.sha256(KEY.encode()).hexdigest()
     settings = ServerSettings(keys={digest: "test"}, limits=UNLIMITED)
-    with LiveServer(OneByOne(served_store, loaded, max_seconds=2), settings) as server:
+    with serve_copy(settings, max_seconds=2.0) as server:
         yield server
 
 
@@ -54,7 +53,7 @@ def test_schemathesis_all_checks_find_nothing(with_keys, tmp_path):
     command = [
         sys.executable, "-m", "schemathesis.cli", "--config-file", config, "run",
         f"{with_keys.url}/openapi.json", "--header", f"Authorization: Bearer {KEY}",
-        "--max-examples", "5", "--seed", "1", "--no-color",
+        "--max-examples", "3", "--seed", "1", "--no-color",
     ]  # fmt: skip
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, cwd=tmp_path, check=False
