@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
@@ -78,6 +78,67 @@ def generate(
     rows = generate.requested_rows(loaded, request)
     generator, batch = loaded.generator(**options), max(1, request.get("batch", 4))
     return generate.generate(generator, rows, Path(out).absolute(), batch)
+
+
+def serve(  # noqa: PLR0913 - one keyword per option of the verb
+    store: Store,
+    models: Sequence[str],
+    *,
+    target: str = "local",
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    keys: Path | None = None,
+    max_replicas: int = 1,
+    max_batch: int = 8,
+    text_encoder: str = "",
+    gpus: float = 0.0,
+    drain_s: float = 30.0,
+) -> None:
+    """Serve models over HTTP until SIGTERM; see `videoar.serving`.
+
+    Args:
+        store: of the models and the jobs.
+        models: refs, other names of the store or paths of exports; the first is the default.
+        target: `local`, `inline`, or the address of a Ray cluster.
+        host: address to listen on.
+        port: port to listen on.
+        keys: file of API keys, see `read_keys`; None: everybody may do everything.
+        max_replicas: most replicas of each model, by the length of the queue.
+        max_batch: most videos in one batch.
+        text_encoder: folder of the frozen text encoder, for models that were trained with one.
+        gpus: GPUs of a replica.
+        drain_s: how long running jobs may take after SIGTERM.
+
+    Raises:
+        ConfigError: an option cannot be used, or a model does not exist.
+        LeaseHeldError: another server works on the jobs of this store.
+        VideoARError: a replica does not start.
+    """
+    share_cores()  # before torch is imported
+    from pydantic import ValidationError
+
+    from videoar.core.types import Resources
+    from videoar.serving import serve
+    from videoar.serving.auth import read_keys
+    from videoar.serving.replica import ReplicaOptions
+    from videoar.serving.server import ServerSettings
+
+    try:
+        options = serve.ServeOptions(
+            models=tuple(
+                ReplicaOptions(model=model, text_encoder=text_encoder, max_batch=max_batch)
+                for model in models
+            ),
+            host=host,
+            port=port,
+            resources=Resources(workers=(1, max_replicas), gpus=gpus),
+            drain_s=drain_s,
+            settings=ServerSettings(keys=read_keys(keys) if keys else {}, drain_s=drain_s),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"serve: {'.'.join(map(str, first['loc']))}", first["msg"]) from error
+    serve.serve(store, options, target)
 
 
 def report(store: Store, name: str | None = None, out: Path | None = None) -> str:

@@ -11,6 +11,7 @@ from videoar.cli.output import Block, Table, emit
 from videoar.cli.runs import OptionalRun
 from videoar.cli.session import session, verb
 from videoar.core.errors import GateError
+from videoar.core.settings import settings
 
 app = typer.Typer()
 _PANEL = "Models"
@@ -88,6 +89,47 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter per option
     # a seed as text, without separators: it is copied into `sample(seed=...)`
     rows = [(made["path"], made["prompt"], str(made["seed"])) for made in result["samples"]]
     emit(result, lambda: [Table(("file", "prompt", ">seed"), rows)])
+
+
+@verb(app, _PANEL, "serve --model champion")
+def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
+    model: Annotated[
+        list[str],
+        typer.Option(metavar="NAME", help="A name of the store, or path of an export; repeatable."),
+    ],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    keys: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="API keys, a SHA-256 and a name per line.")
+    ] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Most replicas of each model.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Most videos in one batch.")] = 8,
+    gpus: Annotated[float, typer.Option(min=0, help="GPUs of a replica.")] = 0,
+    text_encoder: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Of the frozen text encoder, if it has one.")
+    ] = "",
+    drain_s: Annotated[
+        float, typer.Option(min=0, help="Seconds for running jobs after SIGTERM.")
+    ] = 30,
+) -> None:
+    """Serve models over HTTP until SIGTERM, in the form of the OpenAI videos API.
+
+    Accepted jobs are in the store: after a restart the server takes up those that are unfinished.
+    Exit code 5 if another server works on the jobs of this store.
+    """
+    api.serve(
+        session.open(),
+        model,
+        target=session.target or settings().target,
+        host=host,
+        port=port,
+        keys=keys,
+        max_replicas=replicas,
+        max_batch=batch,
+        text_encoder=text_encoder,
+        gpus=gpus,
+        drain_s=drain_s,
+    )
 
 
 def _numbers(text: str | None) -> Any:  # noqa: ANN401 - checked with all options of the sampler
