@@ -58,8 +58,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Document", "Watch", "bench", "cancel", "diff", "doctor", "explain", "export", "forget", "gate",
     "generate", "lineage", "load", "logs", "ls", "make_engine", "open_store", "plan", "progress",
-    "promote", "quarantine", "report", "report_path", "resume", "rollback", "run", "schema", "serve",
-    "show", "stages", "status", "validate", "validate_pipeline",
+    "promote", "quarantine", "report", "report_path", "resume", "rollback", "run", "schema",
+    "serve", "show", "stages", "status", "validate", "validate_pipeline",
 ]  # fmt: skip
 
 __getattr__ = lazy_names(

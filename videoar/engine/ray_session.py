@@ -9,7 +9,9 @@ import atexit
 import logging
 import os
 import secrets
+import signal
 import socket
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -56,8 +58,12 @@ def connect(address: str) -> None:
     import ray
 
     if not ray.is_initialized():
+        handler = signal.getsignal(signal.SIGTERM)
         _start_local() if address == "local" else _join(address)
         _quiet()
+        # Ray replaces it: its own ones abort the process, or end it with exit code 15
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def environment(resources: Resources) -> dict[str, Any]:
