@@ -1,0 +1,123 @@
+"""`videoar serve` on a local Ray: no accepted job is lost, whatever is killed."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from functools import partial
+
+import httpx2
+import pytest
+
+from tests.support.published_model import published
+from videoar.storage.store import open_store
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    store = open_store((tmp_path_factory.mktemp("serve") / "store").as_uri())
+    store.refs.advance("champion", published(store).id, expect=None, evidence={})
+    return store
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@contextmanager
+def server(store, *options):
+    """Start the command; yield its process and a client of it."""
+    port = free_port()
+    command = [sys.executable, "-m", "videoar", "--store", store.url, "serve", "--port", str(port)]
+    log = tempfile.TemporaryFile("w+")
+    process = subprocess.Popen([*command, *options], stderr=log)
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        try:
+            wait_until(lambda: answers(client, process), 180)
+            yield process, client, port
+        except BaseException:
+            log.seek(0)
+            print(log.read())
+            raise
+        finally:
+            process.kill()
+            process.wait()
+            log.close()
+
+
+def answers(client, process):
+    assert process.poll() is None
+    try:
+        return client.get("/readyz").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def wait_until(condition, seconds):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def post(client, count, seconds="6"):
+    return [
+        client.post(
+            "/v1/videos", json={"prompt": "a red ball", "seconds": seconds, "seed": seed}
+        ).json()["id"]
+        for seed in range(count)
+    ]
+
+
+def statuses(client, ids):
+    try:
+        answers = [client.get(f"/v1/videos/{id_}") for id_ in ids]
+    except httpx2.TransportError:
+        return []
+    return [answer.json().get("status") for answer in answers if answer.status_code == 200]
+
+
+def any_runs(client, ids):
+    return "in_progress" in statuses(client, ids)
+
+
+def kill_actor(title):
+    """Kill the Ray workers with a title, which contains the port of the test."""
+    found = subprocess.run(["pgrep", "-f", title], capture_output=True, text=True, check=True)
+    for pid in found.stdout.split():
+        os.kill(int(pid), signal.SIGKILL)
+
+
+def test_accepted_jobs_are_completed_through_kills_of_replica_ingress_and_server(store):
+    with server(store, "--model", "champion") as (process, client, port):
+        ids = []
+        for actor in ("model-0", "http"):
+            ids.extend(post(client, 3))
+            wait_until(partial(any_runs, client, ids), 60)
+            kill_actor(f"^ray::ServeReplica:videoar-{port}:{actor}")
+        wait_until(lambda: statuses(client, ids) == ["completed"] * 6, 120)
+        ids += post(client, 3)
+        process.kill()
+        process.wait()
+    with server(store, "--model", "champion") as (process, client, _):
+        wait_until(lambda: statuses(client, ids) == ["completed"] * 9, 120)
+        assert all(client.get(f"/v1/videos/{id_}/content").content for id_ in ids)
+        second = subprocess.run(
+            [sys.executable, "-m", "videoar", "--store", store.url, "serve", "--model", "champion"],
+            stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+        assert second.returncode == 5, second.stderr
+        running = post(client, 1)
+        wait_until(lambda: statuses(client, running) != ["queued"], 60)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(120) == 0
+    left = [info.key for info in store.objects.list("serving/open/")]
+    assert left == []
