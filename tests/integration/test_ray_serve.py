@@ -37,7 +37,7 @@ def server(store, *options):
     """Start the command; yield its process and a client of it."""
     port = free_port()
     command = [sys.executable, "-m", "videoar", "--store", store.url, "serve", "--port", str(port)]
-    log = tempfile.TemporaryFile("w+")
+    log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed below
     process = subprocess.Popen([*command, *options], stderr=log)
     with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         try:
