@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from videoar.api.runs import Document
+from videoar.api.runs import Document, make_engine
 from videoar.core.errors import ConfigError
 from videoar.core.settings import share_cores
 
@@ -115,6 +115,7 @@ def serve(  # noqa: PLR0913 - one keyword per option of the verb
         VideoARError: a replica does not start.
     """
     share_cores()  # before torch is imported
+    make_engine(target)  # starts nothing, and rejects what is no target
     from pydantic import ValidationError
 
     from videoar.core.types import Resources

@@ -112,9 +112,9 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
         float, typer.Option(min=0, help="Seconds for running jobs after SIGTERM.")
     ] = 30,
 ) -> None:
-    """Serve models over HTTP until SIGTERM, in the form of the OpenAI videos API.
+    """Serve models over HTTP, as the OpenAI videos API.
 
-    Accepted jobs are in the store: after a restart the server takes up those that are unfinished.
+    Runs until SIGTERM. Accepted jobs are in the store: after a restart the server takes up those that are unfinished.
     Exit code 5 if another server works on the jobs of this store.
     """
     api.serve(
