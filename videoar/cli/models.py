@@ -114,7 +114,8 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
 ) -> None:
     """Serve models over HTTP, as the OpenAI videos API.
 
-    Runs until SIGTERM. Accepted jobs are in the store: after a restart the server takes up those that are unfinished.
+    Runs until SIGTERM. Accepted jobs are in the store: after a restart the server takes up those
+    that are unfinished.
     Exit code 5 if another server works on the jobs of this store.
     """
     api.serve(
