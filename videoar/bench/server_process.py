@@ -26,11 +26,10 @@ _PROMPT = "a red circle moves to the left"
 
 
 class ServerProcess:
-    """A running server and a client with one connection."""
+    """A running server, and a client of it."""
 
     def __init__(self, process: "subprocess.Popen[bytes]", port: int) -> None:
         self.process, self.port = process, port
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
     def call(self, method: str, path: str, body: Json = None, **headers: str) -> tuple[int, Any]:
         """Return status and document of an answer; bytes if it is no JSON.
@@ -39,15 +38,13 @@ class ServerProcess:
             OSError: there is no connection to the server.
             HTTPException: it ended while it answered.
         """
-        headers["Content-Type"] = "application/json"
-        sent = None if body is None else json.dumps(body)
-        try:
-            self._connection.request(method, path, sent, headers)
-            reply = self._connection.getresponse()
+        # a connection per call: the server closes those that are idle for some seconds
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)) as connection:
+            headers["Content-Type"] = "application/json"
+            sent = None if body is None else json.dumps(body)
+            connection.request(method, path, sent, headers)
+            reply = connection.getresponse()
             data = reply.read()
-        except (OSError, http.client.HTTPException):
-            self._connection.close()  # the next call opens another one
-            raise
         is_json = reply.headers.get_content_type() == "application/json"
         return reply.status, json.loads(data) if is_json else data
 

@@ -33,6 +33,7 @@ class Server:
 
 class Load:
     num = 10
+    is_running = False
 
     def report(self):
         return REPORT
@@ -40,7 +41,7 @@ class Load:
 
 @pytest.mark.parametrize(("completed", "lost"), [(5, 0), (3, 2)])
 def test_overload_counts_accepted_jobs_that_are_not_completed(completed, lost):
-    case = _overload(Server(completed), Load(), 0)
+    case = _overload(Server(completed), Load, 0)
     assert (case["accepted"], case["rejected_429"], case["lost"]) == (5, 5, lost)
     assert (case["p50_s"], case["requests_per_s"]) == (1.0, 2.5)
 

@@ -30,6 +30,11 @@ class WithPreviews(OneByOne):
         super().__init__(store, loaded, gate)
         self.previews = [_jpeg(2 << scale) for scale in range(3)]
 
+    async def lineage(self, job_id):
+        graph = await super().lineage(job_id)
+        source = {"id": "source:0", "kind": "source", "licence": "CC0-1.0"}
+        return graph | {"nodes": [*graph["nodes"], source, source]}
+
     async def events(self, job_id):
         for wave in range(6):
             frame, scale = divmod(wave, 3)
@@ -154,7 +159,7 @@ def test_page_history_uses_again_shows_lineage_downloads_and_deletes(page, tmp_p
     page.browser.execute_cdp_cmd(
         "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
     )
-    page.generate("a red circle", seconds=1, seed=3, guidance=2)
+    page.generate("a red circle", seconds=1, seed=2**60 + 1, guidance=2)
     page.until("document.getElementById('player').currentTime > 0")
     page.generate("a blue square", seed="", guidance="")
     page.until("document.querySelectorAll('#history .download:not([hidden])').length == 2")
@@ -166,10 +171,16 @@ def test_page_history_uses_again_shows_lineage_downloads_and_deletes(page, tmp_p
         name: page.find(f"[name={name}]").get_property("value")
         for name in ("prompt", "seconds", "seed", "guidance")
     }
-    assert values == {"prompt": "a red circle", "seconds": "1", "seed": "3", "guidance": "2"}
+    assert values == {
+        "prompt": "a red circle",
+        "seconds": "1",
+        "seed": str(2**60 + 1),
+        "guidance": "2",
+    }
     oldest.find_element(By.CLASS_NAME, "lineage").click()
     page.until("document.getElementById('lineage').open")
-    assert page.find("#nodes").text == page.service.model.snapshot
+    lines = [page.service.model.snapshot, "source videos: 2, CC0-1.0"]
+    assert page.find("#nodes").text.splitlines() == lines
     page.find("#lineage button").click()
     oldest.find_element(By.CLASS_NAME, "download").click()
     WebDriverWait(page.browser, 30).until(lambda _: list(tmp_path.glob("video_*.mp4")))
@@ -229,8 +240,7 @@ def test_page_asks_for_a_key_where_the_server_has_keys(browser, served_store, lo
 
 
 @pytest.mark.browser
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width_px", [390, 1280])
+@pytest.mark.parametrize(("scheme", "width_px"), [("light", 390), ("dark", 1280)])
 def test_page_fits_the_width_and_works_by_keyboard(page, scheme, width_px):
     show(page.browser, scheme, width_px)
     page.find("#prompt").send_keys("a_red_circle" * 30, Keys.CONTROL, Keys.ENTER)
