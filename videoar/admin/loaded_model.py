@@ -86,7 +86,10 @@ class SampleOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A transformer and its tokenizer, checked against each other, in evaluation mode."""
+    """A transformer and its tokenizer, checked against each other, in evaluation mode.
+
+    On a GPU the weights of the transformer are converted to bf16, see `VideoAR.to_bf16`.
+    """
 
     model: VideoAR
     tokenizer: VideoTokenizer
@@ -97,6 +100,8 @@ class LoadedModel:
             self.model.cfg.require_fit(self.tokenizer.cfg)
         except ValueError as error:
             raise ContractError(self.card.model.snapshot, str(error), _AGAIN) from error
+        if self.model.device.type == "cuda":
+            self.model.to_bf16()
 
     @property
     def text_encoder(self) -> TextEncoder | None:

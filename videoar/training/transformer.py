@@ -295,7 +295,8 @@ class TransformerTrainer:
         frames = phase.frames_of(batch.get("store"))
         rows = self.objective.rows(batch, frames, seed_of=(self.step,))
         # loss, accuracy, notices of preemption
-        own = torch.tensor([0.0, 0.0, float(self.is_preempted())]).to(self.model.device)
+        own = torch.zeros(3, device=self.model.device)
+        own[2] = float(self.is_preempted())  # a fill: copying from the host would wait
         for part in self.objective.parts(rows, phase):
             own[:2] += self._backward(part, phase, len(part) / batch["global_size"])
         if not is_sharded(self.model):  # else the backward pass has added them up

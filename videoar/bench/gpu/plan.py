@@ -33,14 +33,14 @@ class SectionPlan(NamedTuple):
 
 SECTIONS: dict[str, SectionPlan] = {
     "a": SectionPlan("machine", "hardware", 0.03),
-    "b": SectionPlan("parity", "parity", 0.15),
-    "c": SectionPlan("training step", "training", 0.3),
-    "d": SectionPlan("largest preset", "largest", 0.1),
-    "e": SectionPlan("sampling", "sampling", 0.09),
-    "f": SectionPlan("tokenizer", "tokenizer", 0.08),
-    "g": SectionPlan("I3D", "i3d", 0.02),
-    "h": SectionPlan("attention", "attention", 0.06),
-    "i": SectionPlan("learning", "learning", 0.17),
+    "b": SectionPlan("parity", "parity", 0.2),
+    "c": SectionPlan("training step", "training", 0.22),
+    "d": SectionPlan("largest preset", "largest", 0.08),
+    "e": SectionPlan("sampling", "sampling", 0.18),
+    "f": SectionPlan("tokenizer", "tokenizer", 0.1),
+    "g": SectionPlan("I3D", "i3d", 0.01),
+    "h": SectionPlan("attention", "attention", 0.08),
+    "i": SectionPlan("learning", "learning", 0.1),
 }
 """In order of value."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from videoar.training.transformer import TransformerTrainer
 CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "selective", "full")
 """Kinds of activation checkpointing."""
 
+Attention: TypeAlias = Literal["auto", "dense", "flex"]
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Maps queries, keys and values [B, N, L, E] to outputs [B, N, L, E]."""
 
@@ -106,7 +107,7 @@ class Subject:
         device: where to train.
         checkpointing: kind of activation checkpointing.
         is_compiled: whether layers are compiled.
-        is_dense: whether attention has an explicit mask, also on a GPU.
+        attention: kernel of attention, see `VideoAR.attention`.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Subject:
         *,
         checkpointing: Checkpointing = "none",
         is_compiled: bool = False,
-        is_dense: bool = False,
+        attention: Attention = "auto",
     ) -> None:
         self.cfg, self.num_frames = cfg, num_frames
         model = build(cfg, device)
@@ -130,8 +131,7 @@ class Subject:
             compile=False,
         )
         self.trainer = TransformerTrainer(model, training, MemoryData())
-        if is_dense:
-            model.attention = "dense"
+        model.attention = attention
         if is_compiled:
             compile_layers(model)
 

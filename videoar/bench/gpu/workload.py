@@ -41,11 +41,10 @@ class Workload:
     steps: tuple[tuple[str, Checkpointing, int], ...] = (
         ("eager", "none", 16),
         ("compiled", "none", 32),
-        ("compiled, dense attention", "none", 32),
+        ("compiled", "none", 64),
+        ("compiled, FlexAttention", "none", 32),
         ("compiled", "selective", 64),
         ("compiled", "full", 64),
-        ("eager, dense attention", "none", 16),
-        ("compiled", "none", 16),
         ("eager", "full", 64),
         ("eager", "selective", 32),
         ("eager", "none", 32),

@@ -35,6 +35,10 @@ from videoar.model.transformer.schemes import InputDown, Scheme
 from videoar.model.transformer.text import Text, TextEncoder, WordEncoder
 from videoar.model.transformer.tiles import tile_mask
 
+_FLEX_FROM_TOKENS = 8192
+"""Chosen: at 4,264 tokens both take the same time (benchmarks/results/gpu.md), and FlexAttention
+takes longer to compile; above, the mask of dense attention would take over 64 MiB per sample."""
+
 
 def block_input(rebuilt_BKHW: Tensor, grid: Scale, how: InputDown) -> Tensor:
     """Return a block's input features [B, l, K] from the latent frame rebuilt after its parent.
@@ -108,7 +112,7 @@ class VideoAR(nn.Module):
         self.cfg = cfg
         self.checkpointing: Checkpointing = "none"
         self.attention: Literal["auto", "dense", "flex"] = "auto"
-        """Kernel of attention over whole sequences; auto is FlexAttention on CUDA."""
+        """Kernel of attention over whole sequences; auto is FlexAttention for long ones on CUDA."""
         self.is_compiled = False
         self.text_encoder = None
         if text_encoder is not None:
@@ -313,10 +317,9 @@ class VideoAR(nn.Module):
     ) -> AttentionMask:
         """Return the mask of the first tokens of a sequence."""
         visibility = Visibility.of(layout, text.mask_BP, keep_BTT)
-        kernel = (
-            "flex" if self.attention == "auto" and self.device.type == "cuda" else self.attention
-        )
-        if stop == len(visibility.block_L) and kernel == "flex":
+        is_long = self.device.type == "cuda" and stop > _FLEX_FROM_TOKENS
+        is_whole = stop == len(visibility.block_L)
+        if is_whole and (self.attention == "flex" or (self.attention == "auto" and is_long)):
             return tile_mask(layout, visibility)
         return visibility.dense(0, stop)
 

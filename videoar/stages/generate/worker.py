@@ -45,6 +45,8 @@ class GenerateWorker:
             what = f"was trained on tokenizer {trained_on}, not {tokenizer_digest}"
             raise ConfigError(snapshot.id, what)
         attach_text_encoder(model, config.text_encoder)
+        if model.device.type == "cuda":
+            model.to_bf16()
         num_frames = config.num_frames
         if config.seconds is not None:
             num_frames = frames_in(config.seconds, rate_fps, model.cfg.time_stride)

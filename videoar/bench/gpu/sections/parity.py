@@ -46,8 +46,9 @@ _LAYOUTS: dict[str, dict[str, object]] = {
 
 
 def run(section: Section) -> None:
-    """Compare; what compiles least comes first."""
+    """Compare; what matters most comes first."""
     cfg = section.workload.parity
+    section.case("attention: frames hidden", _attention, cfg, p_mask=0.3)
     cases = {
         "draws": _draws,
         "bits of equal latents": _quantizer,
@@ -60,7 +61,6 @@ def run(section: Section) -> None:
     }
     for name, compare in cases.items():
         section.case(name, compare, cfg)
-    section.case("attention: frames hidden", _attention, cfg, p_mask=0.3)
     for name, changes in _LAYOUTS.items():
         section.case(f"attention: {name}", _attention, cfg.model_copy(update=changes))
     widths = {preset.head_width for preset in section.workload.presets.values()}

@@ -21,6 +21,9 @@ def run(section: Section) -> None:
             for what in ("encode", "decode"):
                 case = f"{what}, {size_px} px, {'bf16' if is_bf16 else 'fp32'}"
                 section.case(case, _rate, sized, is_bf16, what)
+    for batch in (1, section.workload.tokenizer_batch):
+        case = f"decode, {sizes_px[0]} px, bf16 weights, channels last, batch {batch}"
+        section.case(case, _channels_last, batch)
     for gan in (0.0, 0.1):
         section.case(f"training step, {sizes_px[0]} px, bf16, gan {gan}", _training, gan)
 
@@ -39,6 +42,23 @@ def _rate(section: Section, result: Result, net: VideoTokenizer, is_bf16: bool, 
             clip_rate(lambda: net.tokenize(video), device, batch, seconds, result)
         else:
             clip_rate(lambda: net.detokenize(bits), device, batch, seconds, result)
+
+
+@torch.no_grad()
+def _channels_last(section: Section, result: Result, batch: int) -> None:
+    """Measure the decoder in the layout of tensor cores, with the fastest kernels of all."""
+    workload, device = section.workload, section.device
+    net = VideoTokenizer(workload.tokenizer).eval().to(device, torch.bfloat16)
+    net = net.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    frames = net.cfg.num_latent_frames(workload.num_frames)
+    shape = (batch, net.cfg.num_bits, frames, *net.cfg.scales[-1])
+    latent = torch.randn(shape, device=device, dtype=torch.bfloat16)
+    latent = latent.to(memory_format=torch.channels_last_3d)
+    torch.backends.cudnn.benchmark = True
+    try:
+        clip_rate(lambda: net.decode(latent), device, batch, 2.0, result)
+    finally:
+        torch.backends.cudnn.benchmark = False
 
 
 def _training(section: Section, result: Result, gan: float) -> None:

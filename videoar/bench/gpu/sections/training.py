@@ -34,7 +34,8 @@ def _step(
     workload = section.workload
     subject = Subject(
         workload.presets[workload.headline], workload.num_frames, section.device,
-        checkpointing=kind, is_compiled="compiled" in how, is_dense="dense" in how,
+        checkpointing=kind, is_compiled="compiled" in how,
+        attention="flex" if "FlexAttention" in how else "auto",
     )  # fmt: skip
     held.append(subject)
     measure_step(section, result, subject, batch)
