@@ -155,19 +155,13 @@ def recorded_windows(model: nn.Module, device: torch.device) -> RecordedWindows[
 
 def _cuda_graphs() -> Record:
     """Return what records CUDA graphs that share their memory: they run one after the other."""
-    pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+    pool = torch.cuda.graph_pool_handle()
 
     def record(work: Callable[[], object]) -> Replay:
         graph = torch.cuda.CUDAGraph()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            # Other threads may use the device meanwhile, e.g. decode the clip before.
-            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-            try:
-                work()
-            finally:
-                graph.capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
+        # Other threads may use the device meanwhile, e.g. decode the clip before.
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            work()
         return graph.replay
 
     return record
