@@ -121,34 +121,32 @@ class Film:
             shot.release()
 
 
+@dataclass
 class _Shot:
     """One shot; frames are counted from the first one that shows anything of it."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - its place in the film
-        self,
-        film: Film,
-        number: int,
-        start: int,
-        lead: int,
-        pure: int,
-        tail: int,
-        kind_in: Kind | None,
-        kind_out: Kind | None,
-        disturbance: str,
-    ) -> None:
-        self.film, self.start = film, start
-        self.lead, self.pure, self.tail = lead, pure, tail
-        self.kind_in, self.kind_out, self.disturbance = kind_in, kind_out, disturbance
+    film: Film
+    number: int
+    start: int
+    lead: int
+    pure: int
+    tail: int
+    kind_in: Kind | None
+    kind_out: Kind | None
+    disturbance: str
+
+    def __post_init__(self) -> None:
         # a generator per shot: its pictures do not depend on how many numbers earlier shots drew
-        self._draw = np.random.default_rng(seed_from("shot", film.seed, number))
+        self._draw = np.random.default_rng(seed_from("shot", self.film.seed, self.number))
         self._canvas: NDArray[np.float32] | None = None
-        rate = film.rate_fps
+        rate = self.film.rate_fps
         self._drift = self._draw.uniform(-0.12, 0.12, 2) / rate
         self._origin = self._draw.uniform(0.3, 0.7, 2) * (_MARGIN - 1)
-        middle = lead + pure // 2
+        middle = self.lead + self.pure // 2
         length = {"flash": 2, "whip": round(0.4 * rate), "exposure": round(0.8 * rate)}
-        half = max(1, length.get(disturbance, round(0.5 * rate)) // 2)
-        self._event = (max(lead, middle - half), min(lead + pure - 1, middle + half))
+        half = max(1, length.get(self.disturbance, round(0.5 * rate)) // 2)
+        last = min(self.lead + self.pure - 1, middle + half)
+        self._event = (max(self.lead, middle - half), last)
         self._passer = self._draw.uniform(0, 255, 3).astype(np.float32)
         self._fade_to = 0.0 if self._draw.random() < 0.75 else 255.0
 

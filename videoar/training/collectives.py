@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from videoar.core.errors import WorkerLostError, one_line
+from videoar.core.errors import TransientStorageError, WorkerLostError, one_line
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
@@ -37,6 +37,19 @@ def all_gather(values: Tensor) -> list[Tensor]:
     with _exchange():
         torch.distributed.all_gather(result, values)
     return result
+
+
+def require_same_step(where: str, step: int, device: str | torch.device) -> None:
+    """Reject ranks that resumed from different checkpoints.
+
+    Raises:
+        TransientStorageError: on all ranks; one was committed while they started.
+        WorkerLostError: another rank is lost.
+    """
+    steps = {int(other) for other in all_gather(torch.tensor([step], device=device))}
+    if len(steps) > 1:
+        what = f"ranks begin at steps {sorted(steps)}: a checkpoint was committed meanwhile"
+        raise TransientStorageError(where, what)
 
 
 def barrier() -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from videoar.core.errors import ConfigError, StageError, TransientStorageError
+from videoar.core.errors import ConfigError, StageError
 from videoar.model.tokenizer.config import TokenizerConfig, TokenizerTraining
 from videoar.model.tokenizer.discriminator import hinge_generator_loss
 from videoar.model.tokenizer.losses import (
@@ -36,6 +36,7 @@ from videoar.training.collectives import (
     all_gather,
     all_reduce_gradients,
     all_reduce_sum,
+    require_same_step,
     world_size,
 )
 from videoar.training.config import OptimizerConfig
@@ -245,13 +246,10 @@ class TokenizerTrainer:
         nets = (self.net, self.discriminator, self.features)
         states = [net.state_dict() for net in nets if isinstance(net, nn.Module)]
         weights = _digest(w for state in (*states, self.average.weights) for w in state.values())
-        own = torch.tensor([self.step, int(weights[:15], 16)], device=self.device)  # fits int64
-        of_ranks = all_gather(own)
-        if late := [rank for rank, other in enumerate(of_ranks) if other[0] != of_ranks[0][0]]:
-            what = f"ranks {late} begin at another step than rank 0: one was committed meanwhile"
-            raise TransientStorageError("train_tokenizer", what)
-        first = of_ranks[0]
-        if others := [rank for rank, other in enumerate(of_ranks) if not torch.equal(other, first)]:
+        require_same_step("train_tokenizer", self.step, self.device)
+        own = torch.tensor([int(weights[:15], 16)], device=self.device)  # fits int64
+        first, *_ = of_ranks = all_gather(own)
+        if others := [rank for rank, other in enumerate(of_ranks) if other != first]:
             what = f"ranks {others} begin with other weights than rank 0"
             hint = "give every rank the same lpips_weights and image_weights"
             raise StageError("train_tokenizer", what, hint)

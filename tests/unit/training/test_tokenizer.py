@@ -427,7 +427,7 @@ def _fail_as_rank(rank, folder):
         trainer.train_step()
     trainer = TokenizerTrainer(CFG, options(), CLIPS, rank, 2)
     trainer.step = rank
-    with pytest.raises(TransientStorageError, match=r"ranks \[1\] begin at another step"):
+    with pytest.raises(TransientStorageError, match="ranks begin at steps"):
         trainer.train_step()
     for wrong, what in ((lost, "loss"), (steep, "gradient norm of the tokenizer")):
         trainer = watched_by(wrong if rank else flat, rank, 2)

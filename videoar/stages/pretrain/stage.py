@@ -115,9 +115,9 @@ class PretrainStage(LoopStage[PretrainConfig]):
             checkpoint_group,
             new_trainer,
             publish,
-            require_same_step,
             set_text_features,
         )
+        from videoar.training.collectives import require_same_step
 
         config = self.config
         trainer, tokenizer_digest = new_trainer(
@@ -125,7 +125,7 @@ class PretrainStage(LoopStage[PretrainConfig]):
         )
         set_text_features(trainer, inputs, context.store, rank, config.text_encoder)
         resume(rank, trainer.load)
-        require_same_step(trainer.step)
+        require_same_step(self.name, trainer.step, trainer.model.device)
         with Checkpoints(rank, checkpoint_group(trainer, rank)) as checkpoints:
             self._train(trainer, rank, checkpoints)
         return publish(trainer, rank, inputs, context.store, tokenizer_digest, config.max_val_nats)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from videoar.core.errors import ConfigError, ContractError, GateError, TransientStorageError
+from videoar.core.errors import ConfigError, ContractError, GateError
 from videoar.model.device import device, limit_threads
 from videoar.model.pretrained.text_encoder import require_same_text_encoder
 from videoar.model.transformer.config import OF_TOKENIZER, ModelConfig
@@ -15,7 +15,7 @@ from videoar.pipeline.stage import Inputs, Output, RankContext
 from videoar.stages.pretrain.data import StoreData, open_stores, token_snapshots
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.training.collectives import all_gather, all_reduce_sum
+from videoar.training.collectives import all_reduce_sum
 from videoar.training.config import TransformerTraining
 from videoar.training.data.text_features import prepare_text_features
 from videoar.training.model_store import (
@@ -119,18 +119,6 @@ def _require_same_shape(start: ModelConfig, cfg: ModelConfig) -> None:
         if of_start != own:
             hint = f"set model.{name} to {of_start}, or train without start"
             raise ConfigError(f"model.{name}", f"is {own}, but the start has {of_start}", hint)
-
-
-def require_same_step(step: int) -> None:
-    """Reject ranks that resumed from different checkpoints.
-
-    Raises:
-        TransientStorageError: on all ranks; one was committed while they started.
-    """
-    steps = {int(other) for other in all_gather(torch.tensor([step]).to(device()))}
-    if len(steps) > 1:
-        what = f"ranks begin at steps {sorted(steps)}: a checkpoint was committed meanwhile"
-        raise TransientStorageError("pretrain", what)
 
 
 def checkpoint_group(trainer: TransformerTrainer, rank: RankContext) -> str:
