@@ -3,8 +3,8 @@
 `videoar.api` has one function per verb of the command line. Packages, from the bottom up (imports
 go downwards only, enforced by `tool.importlinter`):
 `core` < `contracts` < `storage` < `model | media | curation` < `pipeline` <
-`training | evaluation` < `stages | records` < `engine | report` < `runner | admin` < `bench` <
-`api` < `cli`. Importing `videoar` defines names and has no side effect.
+`training | evaluation` < `stages | records` < `engine | report` < `runner | admin` < `serving` <
+`bench` < `api` < `cli`. Importing `videoar` defines names and has no side effect.
 """
 
 from typing import TYPE_CHECKING

@@ -12,11 +12,14 @@ from videoar.core.errors import VideoARError
 from videoar.core.scratch import Scratch
 from videoar.serving.app import create_app
 from videoar.serving.job_store import JobStore
+from videoar.serving.limits import Limits
 from videoar.serving.replica import ModelReplica, ReplicaOptions
 from videoar.serving.serve import Ingress, LocalReplicas, ServeOptions
 from videoar.serving.server_lease import ServerLease
 from videoar.serving.service import Readiness, ServedModel
 from videoar.serving.video_job import JobError, JobEvent
+
+UNLIMITED = Limits(requests_per_s=1e5, burst=10_000, max_queue=10_000, max_body_bytes=1 << 20)
 
 
 class OneByOne:

@@ -9,13 +9,10 @@ import torch
 
 from tests.support.published_model import published
 from tests.support.video_files import ffmpeg
-from tests.support.video_service import InlineServer
+from tests.support.video_service import UNLIMITED, InlineServer
 from videoar.admin.loaded_model import load_stored
-from videoar.serving.limits import Limits
 from videoar.serving.server import ServerSettings
 from videoar.storage.store import open_store
-
-UNLIMITED = Limits(requests_per_s=1e5, burst=10_000, max_queue=10_000, max_body_bytes=1 << 20)
 
 
 @pytest.fixture(scope="session")

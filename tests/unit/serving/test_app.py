@@ -11,8 +11,7 @@ import httpx2
 import pytest
 
 from tests.support.video_files import moving_noise, write_video
-from tests.support.video_service import LiveServer, OneByOne
-from tests.unit.serving.conftest import UNLIMITED
+from tests.support.video_service import UNLIMITED, LiveServer, OneByOne
 from videoar.core.errors import (
     ClusterUnknownError,
     ConfigError,

@@ -10,8 +10,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from tests.support.video_service import LiveServer, OneByOne
-from tests.unit.serving.conftest import UNLIMITED
+from tests.support.video_service import UNLIMITED, LiveServer, OneByOne
 from videoar.media.decode import decode_clip
 from videoar.serving.limits import Limits
 from videoar.serving.server import ServerSettings

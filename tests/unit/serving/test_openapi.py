@@ -8,7 +8,7 @@ import httpx2
 import pytest
 from openapi_spec_validator import validate
 
-from tests.unit.serving.conftest import UNLIMITED
+from tests.support.video_service import UNLIMITED
 from videoar.serving.server import ServerSettings
 
 KEY = "secret"
