@@ -140,7 +140,7 @@ class Batcher:
         for key, clips in taken.items():
             try:
                 self._groups[key] = _Group(clips)
-            except Exception as error:  # noqa: BLE001 - the error is that of these clips alone
+            except Exception as error:  # the error is that of these clips alone
                 _fail(clips, error)
 
     def _take(self, key: str) -> list[Clip]:
@@ -156,7 +156,7 @@ class Batcher:
             return False
         try:
             wave = next(group.waves, None)
-        except Exception as error:  # noqa: BLE001 - the error is that of these clips alone
+        except Exception as error:  # the error is that of these clips alone
             _fail([clip for _, clip in group.running()], error)
             return False
         if wave is None:
@@ -168,7 +168,7 @@ class Batcher:
         for i, clip in running[turn:] + running[:turn]:
             try:
                 clip.on_wave(wave, group.waves.total, i)
-            except Exception as error:  # noqa: BLE001 - the other clips go on
+            except Exception as error:  # the other clips go on
                 group.clips[i] = None
                 clip.fail(error)
         return True

@@ -39,7 +39,7 @@ async def server_sent(server: Server, job_id: str) -> AsyncGenerator[ServerSentE
         async with server.stream(), aclosing(server.service.events(job_id)) as events:
             async for event in events:
                 yield ServerSentEvent(event=event.kind, raw_data=event.model_dump_json())
-    except Exception as error:  # noqa: BLE001 - the status is sent, so it becomes an event
+    except Exception as error:  # the status is sent, so it becomes an event
         yield ServerSentEvent(event="error", data=server.api_error(error).body)
 
 
@@ -73,7 +73,7 @@ class Session:
             await self._execute(_message(text))
         except WebSocketDisconnect:
             raise
-        except Exception as error:  # noqa: BLE001 - a wrong message does not end the session
+        except Exception as error:  # a wrong message does not end the session
             await self._send("error", self._server.api_error(error).body)
 
     async def _execute(self, message: dict[str, Any]) -> None:
@@ -132,7 +132,7 @@ class Session:
                 await self._send("video", {"video": video_of(job).model_dump()})
         except WebSocketDisconnect:
             pass
-        except Exception as error:  # noqa: BLE001 - the client is told, the job goes on
+        except Exception as error:  # the client is told, the job goes on
             await self._send("error", self._server.api_error(error).body)
 
     async def _send_event(self, event: JobEvent) -> None:

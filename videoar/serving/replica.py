@@ -172,7 +172,7 @@ class ModelReplica:
                 yield event
         except StorageError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is the end of the job
+        except Exception as error:  # whatever it is, it is the end of the job
             await asyncio.to_thread(running.fail, error)
             yield JobEvent(job_id=job.id, kind="failed")
         finally:
@@ -224,7 +224,7 @@ def _warm_up(loaded: LoadedModel, limit_s: float) -> None:
     def guarded() -> None:
         try:
             run()
-        except Exception as error:  # noqa: BLE001 - raised again by the caller's thread
+        except Exception as error:  # raised again by the caller's thread
             failure.append(error)
 
     # a daemon: a pass that hangs must not keep the process from ending
