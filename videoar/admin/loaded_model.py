@@ -146,9 +146,8 @@ class LoadedModel:
             MediaError: `init` cannot be decoded.
         """
         num_frames, rate_fps = self._shape(options.get("seconds"))
-        longest = min(num_frames, self.card.num_frames or num_frames)
         init, sampler = options.get("init") or "", SamplerOptions.of(self.card.sampler, options)
-        start = read_init(str(init), self.tokenizer, longest, rate_fps) if init else None
+        start = read_init(str(init), self.tokenizer, num_frames, rate_fps) if init else None
         columns = {
             "model_digest": self.card.model.digest,
             "tokenizer_digest": self.card.tokenizer.digest,

@@ -171,7 +171,7 @@ def test_thresholds_of_projected_guidance_are_positive(options):
         ({"window": SlidingWindow(17, kept=0)}, "cannot keep 0"),
         ({"window": SlidingWindow(1)}, "window of 1 latent frames cannot keep 1"),
         ({"window": SlidingWindow(17, reencode=True)}, "needs the tokenizer"),
-        ({"window": WINDOW, "prefix_bits": make_bits(frames=5)}, "17 frames has no more"),
+        ({"window": WINDOW, "prefix_bits": make_bits(frames=9)}, "33 frames has no more"),
         ({"prompt_changes": {0: OTHER}}, "2 prompts from latent frame 0; expected 2, from a"),
         ({"prompt_changes": {9: OTHER}}, "after 0 and before 9"),
         ({"prompt_changes": {2: OTHER[:1]}}, "1 prompts from latent frame 2; expected 2"),
@@ -346,3 +346,14 @@ def test_latent_of_a_wave_is_refined_by_every_scale_up_to_the_finished_frame(mod
     assert all(not torch.equal(a, b) for (a, _), (b, _) in itertools.pairwise(latents))
     assert [len(finished) for _, finished in latents] == [0, 0, 1]
     assert torch.equal(latents[-1][0], latents[-1][1][0].latent_BKHW)
+
+
+def test_prefix_that_is_longer_than_a_window_is_continued_as_generated_frames_are(model):
+    whole = sample_bits(model, PROMPTS, 49, [3, 4], settings=GREEDY, window=WINDOW)
+    # after 11 frames a window ends, after which the frames before are those that it keeps
+    prefix = frames_of(whole.bits, 0, 11)
+    task = {"settings": GREEDY, "window": WINDOW, "prefix_bits": prefix}
+    assert same(sample_bits(model, PROMPTS, 49, [3, 4], **task).bits, whole.bits)
+    waves = Waves(model, PROMPTS, 49, [3, 4], **task)
+    assert [wave.frame for wave in waves][-1] == 12
+    assert waves.total == 2 * len(TINY.scales)

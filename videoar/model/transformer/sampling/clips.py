@@ -107,9 +107,9 @@ class _Clips:
         self.kept = self._kept_frames()
         self.given = prefix_bits or ()
         self.known = _prefix_frames(self.given, self.scales, model.cfg.num_bits, len(prompts))
-        if self.known >= self.layout.num_frames:
+        if self.known >= self.total:
             raise ValueError(
-                f"prefix_bits has {self.known} latent frames, a video of {longest} frames has no"
+                f"prefix_bits has {self.known} latent frames, a video of {num_frames} frames has no"
                 " more"
             )
         self.changes = prompt_changes or {}
@@ -152,7 +152,11 @@ class _Clips:
         """
         quantizer = MultiScaleBSQ(self.model.cfg.num_bits, self.scales)
         given, recent, steps, done = self.given, list[LatentFrame](), 0, 0
-        for number, (span, prompts) in enumerate(self.spans()):
+        if self.known >= self.layout.num_frames:  # more than a window: as if it were generated
+            recent, done = _given_frames(self.given, quantizer), self.known
+            last = recent[-1].latent_BKHW
+            yield Wave(done - 1, len(self.scales) - 1, last, steps, recent)
+        for number, (span, prompts) in enumerate(self.spans(), start=int(bool(recent))):
             if number:
                 keep = reencode or _last_bits
                 given = keep(recent, span.first)
@@ -180,6 +184,14 @@ class _Clips:
     def passes(self) -> int:
         """Forward passes of the whole clip."""
         return sum(len(span.waves) - len(span.given_waves) for span, _ in self.spans())
+
+
+def _given_frames(bits: Sequence[Tensor], quantizer: MultiScaleBSQ) -> list[LatentFrame]:
+    latent_BKTHW = quantizer.decode(bits)
+    return [
+        LatentFrame([b[:, t] for b in bits], latent_BKTHW[:, :, t], is_given=True, steps=0)
+        for t in range(latent_BKTHW.shape[2])
+    ]
 
 
 def _last_bits(frames: Sequence[LatentFrame], count: int) -> list[Tensor]:
