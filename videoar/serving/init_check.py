@@ -11,13 +11,13 @@ from videoar.serving.service import ServedModel
 _LIMITS = Limits(wall_s=20, cpu_s=20, memory_bytes=1 << 30)
 
 
-def check_init(data: bytes, model: ServedModel) -> None:
-    """Decode an image or a video in the sandbox; its frames are not kept.
+def check_init(data: bytes, model: ServedModel, seconds: float) -> None:
+    """Decode what a video of so many seconds begins with in the sandbox; frames are not kept.
 
     Raises:
         ApiError: 400, it cannot be used.
     """
-    num_frames = round(model.seconds * model.rate_fps)
+    num_frames = round(seconds * model.rate_fps)
     with Scratch() as folder:
         path = folder / "input"
         path.write_bytes(data)

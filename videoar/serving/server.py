@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 from pydantic import Field
@@ -102,7 +103,8 @@ class Server:
         if parsed.init is not None:
             model = next(model for model in state.models if model.id == request.model)
             async with self._decoders:
-                await self.call("decode", asyncio.to_thread(check_init, parsed.init, model))
+                check = partial(check_init, parsed.init, model, request.seconds)
+                await self.call("decode", asyncio.to_thread(check))
         deadline_s = request.deadline_s or self.settings.deadline_s
         request = request.model_copy(update={"deadline_s": deadline_s, "stream": stream})
         if key is not None:
