@@ -21,6 +21,7 @@ from videoar.core.errors import ConfigError, SnapshotNotFoundError, StageError, 
 from videoar.core.scratch import Scratch
 from videoar.core.types import Frozen
 from videoar.engine.base import with_retries
+from videoar.media.decode import thumbnail_jpeg
 from videoar.media.transcode import encode_clips
 from videoar.model.tokenizer.network import frames_from_video
 from videoar.serving.attempt import Attempt, Pictures
@@ -212,12 +213,16 @@ def _warm_up(loaded: LoadedModel, limit_s: float) -> None:
     def run() -> None:
         until = time.monotonic() + limit_s / 2
         generator = loaded.generator()
-        waves = generator.waves([{"prompt": "", "seed": 0}])
-        done = list(takewhile(lambda _: time.monotonic() < until, waves))
-        latents = [frame for wave in done for frame in wave.finished]
-        if latents:  # else there was no time for a frame
-            frames_BTHWC = frames_from_video(generator.pixels(latents).video_B3THW)
-            encode_clips(list(frames_BTHWC.cpu().numpy()), generator.columns["rate_fps"], 12)
+        # a GPU records the waves at the second clip and replays them from the third on
+        for _ in range(3 if loaded.model.device.type == "cuda" else 1):
+            waves = generator.waves([{"prompt": "", "seed": 0}])
+            done = list(takewhile(lambda _: time.monotonic() < until, waves))
+            latents = [frame for wave in done for frame in wave.finished]
+            if latents:  # else there was no time for a frame
+                frames_BTHWC = frames_from_video(generator.pixels(latents).video_B3THW)
+                (frames_THWC,) = frames_BTHWC.cpu().numpy()
+                thumbnail_jpeg(frames_THWC)
+                encode_clips([frames_THWC], generator.columns["rate_fps"], generator.crf)
 
     failure: list[BaseException] = []
 
