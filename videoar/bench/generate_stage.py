@@ -3,7 +3,8 @@
 The sampler alone is `VideoGenerator.sample` in a loop over the same batches, to pixels, on one
 thread. The stage also encodes, uploads and records; it has one replica of one core. Steady state:
 from the end of the first shard to that of the last one, without starts; wall time, and CPU time of
-all processes of this Ray, which is what remains to compare where others use the machine.
+the driver, the replica and its encoders, to compare where others use the machine. Ray's own servers
+do not count: their time goes by the second, not by the clip.
 """
 
 import contextlib
@@ -35,6 +36,8 @@ from videoar.training.sampler_options import SamplerOptions
 _PRESET, _FRAMES, _RATE_FPS = "small", 17, 8.0
 _SHARDS, _BATCH = 6, 4
 _CLIPS = (_SHARDS - 1) * _BATCH
+_REPLICA = "ray::ServeReplica"
+"""Title of its process."""
 
 
 class _Rates(NamedTuple):
@@ -92,7 +95,7 @@ def _run_stage(engine: Engine, store: Store, model: Snapshot, turn: int) -> _Rat
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as prompts:
         prompts.writelines(f"{row['prompt']}\n" for row in _rows(turn, _SHARDS * _BATCH))
         prompts.flush()
-        cpu = TimedEngine(engine, _cpu_s_of_all)
+        cpu = TimedEngine(engine, _cpu_s_of_stage)
         wall = TimedEngine(cpu)
         options = {
             "stage": "generate", "prompts": prompts.name, "seed": turn, "num_frames": _FRAMES,
@@ -112,19 +115,22 @@ def _run_sampler(model: VideoAR, tokenizer: VideoTokenizer, turn: int) -> _Rates
     return _Rates(_CLIPS / (time.monotonic() - start), (time.process_time() - cpu) / _CLIPS)
 
 
-def _cpu_s_of_all() -> float:
-    """Return the CPU time of this process and its descendants, with ended ones; see proc(5)."""
-    parents, seconds = dict[int, int](), dict[int, float]()
-    for path in Path("/proc").glob("[0-9]*/stat"):
+def _cpu_s_of_stage() -> float:
+    """Return the CPU time of this process and of its replica, with ended children; see proc(5)."""
+    ticks, grandparents = dict[int, int](), dict[int, int]()
+    for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended meanwhile
-            fields = path.read_text(encoding="utf-8").rpartition(")")[2].split()
-            pid = int(path.parent.name)
-            parents[pid] = int(fields[1])
-            seconds[pid] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
-    ours = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
-        ours |= more
-    return sum(seconds[pid] for pid in ours)
+            fields, pid = _stat(folder.name), int(folder.name)
+            if pid == os.getpid() or (folder / "cmdline").read_text().startswith(_REPLICA):
+                ticks[pid] = sum(map(int, fields[11:15]))
+                grandparents[pid] = int(_stat(fields[1])[1])
+    own = (pid for pid in ticks if os.getpid() in {pid, grandparents[pid]})
+    return sum(ticks[pid] for pid in own) / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(pid: str) -> list[str]:
+    """Return what proc(5) says of a process, from its state on."""
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
 
 
 def _rows(turn: int, count: int) -> Sequence[Row]:

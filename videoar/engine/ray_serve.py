@@ -7,9 +7,9 @@ starts replicas by the calls that wait. A shard whose replica died is sent again
 import logging
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from videoar.core.errors import VideoARError
 from videoar.core.prefetch import as_completed
@@ -49,32 +49,46 @@ def run_serve(task: StageTask, shards: Sequence[Shard]) -> Iterator[tuple[Shard,
     serve.start(proxy_location="Disabled")
     deployment = serve.deployment(name=f"{task.dataset}-worker", **_options(stage, replicas))
     application = f"videoar-{task.run_id}-{task.dataset}"
-    bound = deployment(ShardReplica).bind(task)
-    is_over = threading.Event()
     with ThreadPoolExecutor(in_flight, "serve") as pool:
         try:
-            call = partial(_call, serve.run(bound, name=application, route_prefix=None), is_over)
-            for shard, record in as_completed(partial(pool.submit, call), shards, in_flight):
-                yield shard, record.result()
+            bound = deployment(ShardReplica).bind(task)
+            with _Calls(serve.run(bound, name=application, route_prefix=None), pool) as calls:
+                for shard, record in as_completed(calls.submit, shards, in_flight):
+                    yield shard, record.result()
         finally:
-            is_over.set()
             serve.delete(application)  # ends the calls that still wait in threads
             pool.shutdown(cancel_futures=True)
 
 
-def _call(handle: Any, is_over: threading.Event, shard: Shard) -> WorkRecord:  # noqa: ANN401 - Ray
-    """Run a shard on any replica; again if its replica dies."""
+class _Calls:
+    """Calls of replicas from threads; a shard whose replica died is sent to another one."""
 
-    def once() -> WorkRecord:
+    def __init__(self, handle: Any, pool: Executor) -> None:  # noqa: ANN401 - Ray's has no type
+        self._handle, self._pool = handle, pool
+        self._lock, self._is_over = threading.Lock(), False
+
+    def submit(self, shard: Shard) -> "Future[WorkRecord]":
+        """Run a shard on any replica."""
+        return self._pool.submit(with_retries, partial(self._once, shard))
+
+    def _once(self, shard: Shard) -> WorkRecord:
         try:
-            record: WorkRecord = handle.remote(shard).result()
+            with self._lock:  # the first call creates a router: of two threads, each would
+                response = self._handle.remote(shard)
+            record: WorkRecord = response.result()
         except Exception as error:
             cause = unwrap(error, f"shard {shard.index}")
-            cause.retryable &= not is_over.is_set()
+            cause.retryable &= not self._is_over
             raise cause from error
         return record
 
-    return with_retries(once)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Call no more; end the router, which would report its queue to a new Ray."""
+        self._is_over = True
+        self._handle.shutdown()
 
 
 def _options(stage: MapStage[Any], replicas: int) -> dict[str, Any]:
