@@ -70,6 +70,10 @@ def test_object_is_read_back(objects):
     objects.purge("a/b")
     objects.purge("a/b")
     assert [info.key for info in objects.list("a/b")] == ["a/bc"]
+    objects.put("a/d", b"z")
+    assert [info.key for info in objects.list("a/", after="a/b")] == ["a/bc", "a/d"]
+    assert [info.key for info in objects.list("a/", after="a/bc")] == ["a/d"]
+    objects.delete("a/d")
 
 
 def read_cached(objects, key, start, length):
