@@ -12,10 +12,12 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.security import HTTPBearer
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import videoar
+from videoar.core.printable import printable
 from videoar.serving import routes
 from videoar.serving.errors import ApiError, as_api_error
 from videoar.serving.openapi import describe, errors
@@ -24,6 +26,7 @@ from videoar.serving.server import Server, ServerSettings
 from videoar.serving.service import VideoService
 from videoar.serving.wire import invalid
 
+_ID = "x-request-id"
 logger = logging.getLogger(__name__)
 
 
@@ -81,13 +84,17 @@ class Monitor:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start, started, request_id = time.perf_counter(), False, f"req_{secrets.token_hex(12)}"
+        start, started, given = time.perf_counter(), False, Headers(scope=scope).get(_ID)
+        # a proxy that gives an id, as that of Ray Serve, also puts it into the answer
+        request_id = printable(given[:64]) if given else f"req_{secrets.token_hex(12)}"
+        scope.setdefault("state", {})["request_id"] = request_id
 
         async def observe(message: MutableMapping[str, Any]) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"].append((b"x-request-id", request_id.encode()))
+                if not given:
+                    message["headers"].append((_ID.encode(), request_id.encode()))
                 route, seconds = _route(scope), time.perf_counter() - start
                 self._server.metrics.request(route, scope["method"], message["status"], seconds)
             await send(message)
@@ -118,4 +125,5 @@ async def _on_error(request: Request, error: Exception) -> Response:
             return response
         case HTTPException():
             return ApiError(error.status_code, str(error.detail)).response
-    return as_api_error(error).response
+    server: Server = request.app.state.server
+    return server.api_error(error, request.state.request_id).response

@@ -99,7 +99,7 @@ class Server:
         try:
             request = resolve(parsed, state.models)
         except Exception as error:
-            raise self.api_error(error) from error
+            raise as_api_error(error) from error
         if parsed.init is not None:
             model = next(model for model in state.models if model.id == request.model)
             async with self._decoders:
@@ -135,7 +135,7 @@ class Server:
             async with self.metrics.service_call(method):
                 return await asyncio.wait_for(answer, self.settings.limits.timeout_s)
         except Exception as error:
-            raise self.api_error(error) from error
+            raise as_api_error(error) from error
 
     @asynccontextmanager
     async def stream(self) -> AsyncIterator[None]:
@@ -155,9 +155,10 @@ class Server:
             self.metrics.streams.set(self._streams)
 
     @staticmethod
-    def api_error(error: Exception) -> ApiError:
-        """Return the answer to an exception; log it if it is a fault of the server."""
+    def api_error(error: Exception, where: str = "stream") -> ApiError:
+        """Return the answer to an exception; log what it does not tell the client."""
         result = as_api_error(error)
-        if result.status >= 500 and not isinstance(error, ApiError):
-            logger.error("%s: %s", type(error).__name__, error, exc_info=error)
+        cause = error.__cause__ if isinstance(error, ApiError) else error
+        if result.status >= 500 and cause is not None:
+            logger.error("%s: %s: %s", where, type(cause).__name__, cause, exc_info=cause)
         return result

@@ -360,7 +360,9 @@ class Failing(OneByOne):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_failing_service_answers_without_its_address(serve, served_store, loaded, error, status):
+def test_failing_service_answers_without_its_address(
+    serve, served_store, loaded, caplog, error, status
+):
     service = Failing(served_store, loaded)
     service.error = error
     _, client = serve(service)
@@ -369,6 +371,16 @@ def test_failing_service_answers_without_its_address(serve, served_store, loaded
     answer = client.get("/v1/videos/video_" + "0" * 32)
     require_error(answer, status, param)
     assert ("retry-after" in answer.headers) == (status == 503)
+    logged = [record.message for record in caplog.records if record.exc_info]
+    assert len(logged) == 2 * (status >= 500)
+    assert all(line.startswith("req_") for line in logged)
+    assert not logged or answer.headers["x-request-id"] in logged[-1]
+
+
+def test_request_id_of_a_proxy_is_left_to_it(http):
+    assert http.get("/v1/models").headers["x-request-id"].startswith("req_")
+    answer = http.get("/v1/models", headers={"x-request-id": "of the proxy"})
+    assert "x-request-id" not in answer.headers
 
 
 def test_slow_body_408(serve):
@@ -377,7 +389,7 @@ def test_slow_body_408(serve):
 
     def trickle():
         yield b"{"
-        released.wait(3)
+        released.wait(1)
         yield b"}"
 
     require_error(client.post("/v1/videos", content=trickle()), 408)
