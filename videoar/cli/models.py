@@ -67,6 +67,13 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter per option
     An interrupted call is completed by the same call.
     """
     loaded = api.load(model, text_encoder=text_encoder, store=session.open)
+    sampler: dict[str, Any] = {
+        "guidance": _numbers(guidance),
+        "guidance_interval": _numbers(guidance_interval),
+        "apg": _numbers(apg),
+        "temperature": _numbers(temperature),
+        "greedy": greedy or None,
+    }
     result = api.generate(
         loaded,
         out,
@@ -80,11 +87,7 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter per option
         },
         seconds=seconds,
         init=init,
-        guidance=_numbers(guidance),
-        guidance_interval=_numbers(guidance_interval),
-        apg=_numbers(apg),
-        temperature=_numbers(temperature),
-        greedy=greedy or None,
+        **sampler,
     )
     # a seed as text, without separators: it is copied into `sample(seed=...)`
     rows = [(made["path"], made["prompt"], str(made["seed"])) for made in result["samples"]]
@@ -133,7 +136,7 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
     )
 
 
-def _numbers(text: str | None) -> Any:  # noqa: ANN401 - checked with all options of the sampler
+def _numbers(text: str | None) -> object:
     """Return a number, several, or a text without numbers as it is."""
     try:
         numbers = [float(part) for part in (text or "").split(",")]

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from videoar.core.errors import VideoARError
 from videoar.core.prefetch import as_completed
@@ -18,6 +18,9 @@ from videoar.engine.ray_session import environment, unwrap
 from videoar.pipeline.stage import MapStage, Shard
 from videoar.pipeline.work.shard import ShardWorker
 from videoar.pipeline.work.task import StageTask, WorkRecord
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
 
 
 class ShardReplica:
@@ -63,7 +66,7 @@ def run_serve(task: StageTask, shards: Sequence[Shard]) -> Iterator[tuple[Shard,
 class _Calls:
     """Calls of replicas from threads; a shard whose replica died is sent to another one."""
 
-    def __init__(self, handle: Any, pool: Executor) -> None:  # noqa: ANN401 - Ray's has no type
+    def __init__(self, handle: "DeploymentHandle[Any]", pool: Executor) -> None:
         self._handle, self._pool = handle, pool
         self._lock, self._is_over = threading.Lock(), False
 

@@ -95,7 +95,7 @@ class Output:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-class PackedRows(Sequence[Row]):
+class PackedRows(Collection[Row]):
     """Rows of JSON values, compressed: a plan of a million prompts is held in memory."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
@@ -108,8 +108,8 @@ class PackedRows(Sequence[Row]):
     def __iter__(self) -> Iterator[Row]:
         return iter(json.loads(zlib.decompress(self._data)))
 
-    def __getitem__(self, index: Any) -> Any:  # noqa: ANN401 - of an index a row, of a slice several
-        return list(self)[index]
+    def __contains__(self, row: object) -> bool:
+        return row in list(self)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Shard:
     digest: str
     """Content digest: equal shards have equal digests, whichever snapshot they belong to."""
     file: FileRef | None = None
-    rows: Sequence[Mapping[str, Any]] = ()
+    rows: Collection[Mapping[str, Any]] = ()
     count: int | None = None
     """Number of input rows, where `rows` holds a description of them and not the rows."""
 

@@ -42,10 +42,11 @@ class SamplerOptions(Frozen):
 
     @field_validator("apg", mode="before")
     @classmethod
-    def _read_pair(cls, value: Any) -> Any:  # noqa: ANN401 - before validation
+    def _read_pair(cls, value: object) -> object:
         """Take eta and threshold as a pair, too."""
-        is_pair = isinstance(value, list | tuple) and len(value) == 2
-        return dict(zip(ProjectedGuidance.model_fields, value, strict=True)) if is_pair else value
+        if isinstance(value, list | tuple) and len(value) == 2:
+            return dict(zip(ProjectedGuidance.model_fields, value, strict=True))
+        return value
 
     @model_validator(mode="after")
     def _check_interval(self) -> Self:
