@@ -121,7 +121,7 @@ def test_sample_has_the_requested_frames_at_any_time_stride():
     assert sample(halved, tokenizer, PROMPTS, num_frames=7).video_B3THW.shape == (2, 3, 7, 32, 32)
     for change in ({"time_stride": 4}, {"scales": TINY.scales}):
         other = VideoAR(TINY.model_copy(update={**same, **change}))
-        with pytest.raises(ValueError, match=f"has {next(iter(change))} .*, the model"):
+        with pytest.raises(ValueError, match=f"has {next(iter(change))} .*, its tokenizer"):
             sample(other, tokenizer, PROMPTS, num_frames=9)
 
 
