@@ -220,13 +220,14 @@ def _shifts(colour_NTC: Array, longest: int, new: int, stride: int) -> list[list
 
 def _settings_table(rows: Mapping[str, Row], floor: Sequence[float]) -> Iterator[str]:
     yield (
-        "| | shape | all three, against the demo | colour | motion | distance | sharpness | passes"
+        "| | shape | all three, difference | colour | motion | distance | sharpness | passes"
         " | CPU s |\n|---|---|---|---|---|---|---|---|---|"
     )
     for name, row in rows.items():
         shares = [_share(row[attribute]) for attribute in ("shape", "colour", "motion")]
         gains = list(_all(row) - _all(rows[_DEMO]))
-        gain = f"{np.mean(gains):+.3f} {_range(mean_interval(gains, 0))}"
+        low, high = mean_interval(gains, 0)
+        gain = f"{np.mean(gains):+.3f} [{low:+.3f}, {high:+.3f}]"
         yield (
             f"| {name} | {shares[0]} | {gain} | {shares[1]} | {shares[2]} | "
             f"{_interval(row['distance'])} | {row['sharpness']:.2f} | {row['steps']} | "
@@ -246,11 +247,7 @@ def _share(hits: Sequence[int]) -> str:
 
 
 def _interval(values: Sequence[float]) -> str:
-    return f"{values[0]:.2f} {_range(values[1:])}"
-
-
-def _range(bounds: Sequence[float]) -> str:
-    return "[" + ", ".join(f"{bound:.2f}" for bound in bounds) + "]"
+    return "{:.2f} [{:.2f}, {:.2f}]".format(*values)
 
 
 def _long_tables(rows: Mapping[str, Row], floor: Sequence[float]) -> Iterator[str]:

@@ -27,8 +27,8 @@ def test_gain_of_a_setting_is_that_of_paired_samples():
         "greedy": {**scores, **hit, "shape": miss},
     }
     lines = list(_settings_table(rows, [0.5, 0.1, 0.9]))
-    assert "+0.000 [0.00, 0.00]" in lines[1]
-    assert "| greedy | 0.00 [0.00, 0.49] | -0.500 [-1.00, 0.00]" in lines[2]
+    assert "+0.000 [+0.000, +0.000]" in lines[1]
+    assert "| greedy | 0.00 [0.00, 0.49] | -0.500 [-1.000, +0.000]" in lines[2]
     assert "0.50 [0.10, 0.90]" in lines[3]
 
 
