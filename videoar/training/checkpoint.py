@@ -103,7 +103,8 @@ def load_state(folder: Path, parts: Mapping[str, Part]) -> dict[str, Any]:
         files = [stack.enter_context(_open(folder / _file(rank, ranks))) for rank in range(ranks)]
         pieces_of: dict[str, dict[str, _Pieces]] = {part: {} for part in parts}
         for file in files:
-            for key in file.keys():  # noqa: SIM118 - not iterable itself
+            keys = file.keys()  # a file is not iterable itself
+            for key in keys:
                 part, name = key.split("/", 1)
                 own = pieces_of.setdefault(part, {}).setdefault(name, _Pieces(key, []))
                 own.files.append(file)

@@ -142,14 +142,15 @@ def test_page_of_a_long_list_takes_few_requests(jobs, store, monkeypatch):
 
 CREATE = """
 import sys
-from tests.unit.serving.test_job_store import REQUEST, completed
 from videoar.serving.job_store import JobStore
+from videoar.serving.video_job import VideoRequest
 from videoar.storage.store import open_store
 jobs = JobStore(open_store(sys.argv[1]))
-job = jobs.create(REQUEST, "model:1", "key", b"png")
+request = VideoRequest.model_validate_json(sys.argv[2])
+job = jobs.create(request, "model:1", "key", b"png")
 print(job.id, flush=True)
 jobs.claim(job.id, 1, "replica")
-jobs.finish(completed(job), 1, b"mp4")
+jobs.finish(job.model_copy(update={"status": "completed", "progress": 100}), 1, b"mp4")
 jobs.delete(job.id)
 """
 
@@ -163,9 +164,8 @@ jobs.delete(job.id)
 )  # fmt: skip
 def test_kill_leaves_a_job_that_is_accepted_or_not(store, point, unfinished, content):
     code = "import os; os.environ['VIDEOAR_CRASH_AT'] = '" + point + "'\n" + CREATE
-    done = subprocess.run(
-        [sys.executable, "-c", code, store.url], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", code, store.url, REQUEST.model_dump_json()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == -9, done.stderr
     jobs = JobStore(store)
     found = jobs.unfinished()
