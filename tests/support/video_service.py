@@ -180,15 +180,15 @@ class InlineServer(LiveServer):
 
     def __init__(self, store, settings, max_seconds=600.0):
         super().__init__(None, settings)
-        self._store, self._max_seconds = store, max_seconds
+        self.store, self._max_seconds = store, max_seconds
 
     async def _serve(self):
         model = ReplicaOptions(model="champion")
-        replica = await asyncio.to_thread(ModelReplica, self._store, model)
+        replica = await asyncio.to_thread(ModelReplica, self.store, model)
         replicas = _Limited({"champion": replica}, self._max_seconds)
         options = ServeOptions(models=(model,), settings=self._settings)
-        lease = ServerLease(self._store)
-        ingress = Ingress(self._store, options, lease.acquire(), replicas)
+        lease = ServerLease(self.store)
+        ingress = Ingress(self.store, options, lease.acquire(), replicas)
         await ingress.start()
         await self._run(ingress.app)
         await ingress.drain(10)

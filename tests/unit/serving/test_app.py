@@ -5,7 +5,8 @@ import json
 import struct
 import threading
 import zlib
-from urllib.parse import unquote
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import httpx2
 import pytest
@@ -375,6 +376,30 @@ def test_failing_service_answers_without_its_address(
     assert len(logged) == 2 * (status >= 500)
     assert all(line.startswith("req_") for line in logged)
     assert not logged or answer.headers["x-request-id"] in logged[-1]
+
+
+def test_store_gone_503_until_it_is_back(serve_copy):
+    with (
+        serve_copy(ServerSettings(limits=UNLIMITED)) as server,
+        httpx2.Client(base_url=server.url, headers=JSON) as client,
+    ):
+        before = client.post("/v1/videos", content=as_json()).json()
+        with client.stream("GET", f"/v1/videos/{before['id']}/events") as events:
+            events.read()
+        folder = Path(urlsplit(server.store.url).path)
+        folder.rename(folder.with_name("away"))
+        folder.write_text("no folder")
+        answer = client.post("/v1/videos", content=as_json())
+        require_error(answer, 503, code="unavailable")
+        assert answer.headers["retry-after"]
+        # a folder without a file and no folder are the same to a reader
+        answer = client.get(f"/v1/videos/{before['id']}/content")
+        require_error(answer, 404, "video_id")
+        assert client.get("/healthz").is_success
+        folder.unlink()
+        folder.with_name("away").rename(folder)
+        assert client.post("/v1/videos", content=as_json()).is_success
+        assert client.get(f"/v1/videos/{before['id']}/content").is_success
 
 
 def test_request_id_of_a_proxy_is_left_to_it(http):
