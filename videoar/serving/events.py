@@ -4,7 +4,7 @@ A session makes one video at a time. Messages of the client are JSON objects:
 
     {"type": "create", "prompt": ..., ...}        the fields of `POST /v1/videos`
     {"type": "prompt", "prompt": ...}             the prompt of what is continued next
-    {"type": "continue", ...}                     a video that begins with the end of the last one
+    {"type": "continue", "seconds": ..., ...}     the last video, and so many seconds more
     {"type": "cancel"}                            cancel the running job
 
 Messages of the server are `{"type": "video", "video": {...}}` when the state of a job changes, the
@@ -21,15 +21,11 @@ from typing import Any
 from fastapi.sse import ServerSentEvent
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from videoar.media.decode import decode_clip
-from videoar.media.transcode import encode_clips
 from videoar.serving.errors import ApiError, not_found
 from videoar.serving.server import Server
-from videoar.serving.service import ServedModel
 from videoar.serving.video_job import JobEvent, VideoJob
 from videoar.serving.wire import Parsed, parse_json, video_of
 
-_CRF = 0  # no further loss
 _COMMANDS = ("create", "prompt", "continue", "cancel")
 
 
@@ -97,7 +93,7 @@ class Session:
         self._watcher = asyncio.create_task(self._watch(job.id))
 
     async def _continue(self, message: dict[str, Any]) -> None:
-        """Create a job that begins with the end of the last video."""
+        """Create a job that begins with the last video and is longer by `seconds`."""
         service, last = self._server.service, self._last
         job = last and await self._server.call("get", service.get(last.id))
         if job is None or job.status != "completed":
@@ -106,11 +102,8 @@ class Session:
             raise not_found(job.id)
         fields = {"model": job.request.model, "prompt": self._prompt, **message}
         create = parse_json(json.dumps(fields)).create
-        models = {model.id: model for model in (await self._server.state()).models}
-        if (model := models.get(job.request.model)) is None:
-            raise ApiError(409, "the model of the last video is gone", "nothing_to_continue")
-        init = await asyncio.to_thread(_end, video, model)
-        await self._create(Parsed(create, init))
+        seconds = job.request.seconds + (create.seconds or job.request.seconds)
+        await self._create(Parsed(create.model_copy(update={"seconds": seconds}), video))
 
     async def _cancel(self) -> None:
         if self._last is None or self._watcher is None or self._watcher.done():
@@ -140,13 +133,6 @@ class Session:
 
     async def _send(self, kind: str, content: dict[str, Any]) -> None:
         await self._socket.send_text(json.dumps({"type": kind, **content}))
-
-
-def _end(video: bytes, model: ServedModel) -> bytes:
-    """Return the last half of what the model was trained to see at once."""
-    num_frames = max(1, round(model.seconds * model.rate_fps) // 2)
-    frames_THWC = decode_clip(video)[-num_frames:]
-    return encode_clips([frames_THWC], model.rate_fps, _CRF)[0]
 
 
 def _message(text: str) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def test_streams_over_the_limit_are_told_to_come_again(held):
             assert "videoar_streams 2.0" in client.get("/metrics").text
 
 
-def test_session_create_then_continue_begins_with_its_end(socket, live):
+def test_session_create_then_continue_is_one_longer_video(socket, live):
     tell(socket, **CREATE)
     first, *events, done, last = [*until(socket, "done"), *until(socket, "video")]
     frames = [image for event in events if event["type"] == "frames" for image in event["images"]]
@@ -100,9 +100,9 @@ def test_session_create_then_continue_begins_with_its_end(socket, live):
     assert (first["video"]["status"], last["video"]["status"]) == ("queued", "completed")
     assert done["job_id"] == first["video"]["id"]
     tell(socket, type="prompt", prompt="a square")
-    tell(socket, type="continue", greedy=True)
+    tell(socket, type="continue", seconds=2, greedy=True)
     (begun,) = until(socket, "video")
-    assert (begun["video"]["prompt"], begun["video"]["greedy"]) == ("a square", True)
+    assert (begun["video"]["prompt"], begun["video"]["seconds"]) == ("a square", "3")
     until(socket, "done")
     (end,) = until(socket, "video")
     assert end["video"]["status"] == "completed", end
@@ -110,8 +110,9 @@ def test_session_create_then_continue_begins_with_its_end(socket, live):
         decode_clip(httpx2.get(f"{live.url}/v1/videos/{job['video']['id']}/content").content)
         for job in (last, end)
     )
-    shared = before[-5:].astype(float)  # half of the clip, 1 + a multiple of the stride of 4
-    assert np.abs(after[:5] - shared).mean() < np.abs(after[-5:] - shared).mean()
+    assert (len(before), len(after)) == (9, 25)
+    shared = before.astype(float)
+    assert np.abs(after[:9] - shared).mean() < np.abs(after[-9:] - shared).mean()
 
 
 def test_session_cancel_stops_the_job_and_allows_another(held, gate):
