@@ -1,4 +1,4 @@
-"""Serve models as a Ray job, with the options and exit codes of `videoar serve`.
+r"""Serve models as a Ray job, with the options and exit codes of `videoar serve`.
 
     ray job submit --runtime-env-json '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}}' \\
         -- python jobs/serve.py --model champion --host 0.0.0.0

@@ -1,7 +1,10 @@
 """One server per queue."""
 
 import pytest
+from typer.testing import CliRunner
 
+from tests.support.published_model import published
+from videoar.cli.app import app
 from videoar.core.errors import LeaseHeldError
 from videoar.serving.server_lease import ServerLease
 from videoar.storage.store import open_store
@@ -77,3 +80,37 @@ def test_lease_is_kept_in_a_thread_until_it_is_lost(store):
     store.ledger.create("serving/servers/00000001.json", {"host": "other", "ttl_s": 1})
     first._thread.join(5)
     assert [error.what for error in lost] == ["server 1 on other works on its jobs"]
+
+
+@pytest.mark.slow
+def test_command_beside_a_running_server_is_rejected_before_it_loads_a_model(store):
+    store.refs.advance("champion", published(store).id, expect=None, evidence={})
+    first = ServerLease(store)
+    first.acquire()
+    first.keep(lambda error: None)
+    options = ["--store", store.url, "--target", "inline", "serve", "--model", "champion"]
+    done = CliRunner().invoke(app, options)
+    first.release()
+    assert isinstance(done.exception, LeaseHeldError)
+    assert done.exception.exit_code == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (["--model", "nosuch"], "no such"),
+        (["--model", "champion", "--model", "champion"], "is given twice"),
+        (["--model", "champion", "--keys", "/nosuch"], "cannot be read"),
+        (["--model", "champion", "--target", "ray://x"], "Ray Client"),
+        (["--model", "champion", "--port", "0"], "port"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_are_checked_before_anything_starts(store, options, what):
+    if "nosuch" not in options:
+        store.refs.advance("champion", published(store).id, expect=None, evidence={})
+    done = CliRunner().invoke(app, ["--store", store.url, "serve", *options])
+    assert done.exit_code != 0
+    assert what in str(done.exception) + done.output
+    assert list(store.objects.list("serving/")) == []
