@@ -46,8 +46,8 @@ class Resources(Frozen):
     workers: Count | tuple[Count, Count] = 1
     """Workers (map stages) or ranks (loop stages). As `[MIN, MAX]`, a loop stage on Ray starts with
     as many ranks as the cluster has room for, and starts again when that number changes; `generate`
-    on Ray starts with MIN and adds workers while shards wait; another map stage uses at most
-    MAX."""
+    on Ray starts with MIN, or 1 of a number, and adds workers while shards wait and the cluster has
+    room; another map stage uses at most MAX."""
     readers: int = Field(default=0, ge=0, le=1_000)
     """Processes per worker, a core each, that read clips for it wherever the cluster has cores (on
     Ray; `tokenize`). 0 reads in threads of the worker, on all of its cores but one."""

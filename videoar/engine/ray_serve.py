@@ -96,15 +96,15 @@ class _Calls:
 
 def _options(stage: MapStage[Any], replicas: int) -> dict[str, Any]:
     resources, calls = stage.config.resources, stage.overlap
-    is_elastic = resources.min_workers < replicas
-    scaling = {
-        "min_replicas": resources.min_workers,
-        "max_replicas": replicas,
-        "target_ongoing_requests": calls,
-        "upscale_delay_s": 3,
-    }
+    is_range = resources.min_workers < resources.max_workers
     return {
-        **({"autoscaling_config": scaling} if is_elastic else {"num_replicas": replicas}),
+        "autoscaling_config": {
+            # Serve waits for as many before the first call, for ever if the cluster has less room
+            "min_replicas": min(replicas, resources.min_workers) if is_range else 1,
+            "max_replicas": replicas,
+            "target_ongoing_requests": calls,
+            "upscale_delay_s": 1,  # its default of 30 s is for requests of seconds
+        },
         "max_ongoing_requests": calls,
         "ray_actor_options": {
             "num_cpus": resources.cpus,

@@ -60,12 +60,14 @@ def shard_fingerprint(
 ) -> str:
     """Return the fingerprint of one shard.
 
-    It has the digest of the shard in place of those of the `sharded` inputs, so that new data costs
-    new shards only.
+    It has the digest of the shard in place of those of the `sharded` inputs, and of files in place
+    of them, so that new data costs new shards only.
     """
-    inputs = fingerprint_parts["inputs"].items()
-    side_inputs = {port: digest for port, digest in inputs if port not in sharded}
-    return digest_json({**fingerprint_parts, "inputs": side_inputs, "shard": shard.digest})
+    others = {
+        part: {name: of for name, of in fingerprint_parts[part].items() if name not in sharded}
+        for part in ("inputs", "tools")
+    }
+    return digest_json({**fingerprint_parts, **others, "shard": shard.digest})
 
 
 def differences(old: FingerprintParts, new: FingerprintParts) -> list[dict[str, Any]]:

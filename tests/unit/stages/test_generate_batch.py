@@ -16,6 +16,7 @@ from videoar.contracts.contract import load_contract
 from videoar.core.errors import SnapshotNotFoundError, StorageError, VideoARError
 from videoar.engine.inline import InlineEngine
 from videoar.pipeline.context import StageContext
+from videoar.pipeline.fingerprint import compute_parts, shard_fingerprint
 from videoar.pipeline.spec import parse_pipeline
 from videoar.records.names import find_snapshot
 from videoar.records.run_record import ShardCounts
@@ -87,6 +88,18 @@ def test_run_killed_in_a_shard_resumes_to_the_same_snapshot_without_the_finished
     assert run(whole, prompts).outputs == resumed.outputs
     assert stage.metrics["accelerator_items"] == len(TEXTS)
     assert {"decode_s", "encode_s", "upload_s"} <= stage.metrics.keys()
+
+
+def test_prompts_added_to_a_file_leave_the_shards_before_them_as_they_are(folder, tmp_path):
+    ports, names = {"model": model_of(open_store(folder.as_uri()))}, []
+    for texts in (TEXTS[:4], TEXTS):
+        file = prompts_file(tmp_path / "p.txt", texts)
+        stage = GenerateStage(GenerateConfig(prompts=str(file), shard_samples=2))
+        parts = compute_parts(stage, ports)
+        shards = stage.shards(ports)
+        names.append([shard_fingerprint(parts, stage.sharded, shard) for shard in shards])
+    assert names[0] == names[1][:2]
+    assert len({*names[1]}) == 3
 
 
 OPTIONS = {
