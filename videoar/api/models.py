@@ -93,6 +93,8 @@ def serve(  # noqa: PLR0913 - one keyword per option of the verb
     text_encoder: str = "",
     gpus: float = 0.0,
     drain_s: float = 30.0,
+    max_queue: int = 100,
+    requests_per_s: float = 20.0,
 ) -> None:
     """Serve models over HTTP until SIGTERM; see `videoar.serving`.
 
@@ -108,6 +110,8 @@ def serve(  # noqa: PLR0913 - one keyword per option of the verb
         text_encoder: folder of the frozen text encoder, for models that were trained with one.
         gpus: GPUs of a replica.
         drain_s: how long running jobs may take after SIGTERM.
+        max_queue: jobs that may wait; more are answered with 429.
+        requests_per_s: of an API key or an address; more are answered with 429.
 
     Raises:
         ConfigError: an option cannot be used, or a model does not exist.
@@ -121,6 +125,7 @@ def serve(  # noqa: PLR0913 - one keyword per option of the verb
     from videoar.core.types import Resources
     from videoar.serving import serve
     from videoar.serving.auth import read_keys
+    from videoar.serving.limits import Limits
     from videoar.serving.replica import ReplicaOptions
     from videoar.serving.server import ServerSettings
 
@@ -134,7 +139,15 @@ def serve(  # noqa: PLR0913 - one keyword per option of the verb
             port=port,
             resources=Resources(workers=(1, max_replicas), gpus=gpus),
             drain_s=drain_s,
-            settings=ServerSettings(keys=read_keys(keys) if keys else {}, drain_s=drain_s),
+            settings=ServerSettings(
+                keys=read_keys(keys) if keys else {},
+                limits=Limits(
+                    max_queue=max_queue,
+                    requests_per_s=requests_per_s,
+                    burst=max(1, round(2 * requests_per_s)),
+                ),
+                drain_s=drain_s,
+            ),
         )
     except ValidationError as error:
         first = error.errors()[0]

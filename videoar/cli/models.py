@@ -114,6 +114,8 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
     drain_s: Annotated[
         float, typer.Option(min=0, help="Seconds for running jobs after SIGTERM.")
     ] = 30,
+    max_queue: Annotated[int, typer.Option(min=0, help="Jobs that may wait.")] = 100,
+    rate: Annotated[float, typer.Option(min=0.01, help="Requests per second of a key.")] = 20,
 ) -> None:
     """Serve models over HTTP, as the OpenAI videos API.
 
@@ -133,6 +135,8 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
         text_encoder=text_encoder,
         gpus=gpus,
         drain_s=drain_s,
+        max_queue=max_queue,
+        requests_per_s=rate,
     )
 
 
