@@ -16,7 +16,6 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +58,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "APG 0.2, guidance 34": {"apg": APG(norm_threshold=0.2), "guidance": 34.0},
 }
 """What differs from the demo's settings, by name."""
-WINDOWS: dict[str, dict[str, Any]] = {
-    "bits, 3 of 5 kept": {"kept": 3},
-    "encoded again, 3 of 5 kept": {"kept": 3, "reencode": True},
+LONG: dict[str, tuple[bool, dict[str, Any]]] = {
+    "bits, 3 of 5 kept": (False, {}),
+    "encoded again, 3 of 5 kept": (True, {}),
+    "bits, greedy": (False, {"greedy": True}),
+    "bits, guidance 3": (False, {"guidance": 3.0}),
 }
-"""Ways to make long videos, by name."""
+"""Ways to make long videos, by name: whether frames are encoded again, and what differs from the
+demo's settings."""
+_KEPT = 3  # latent frames
 _PLACES = (0.0, 1 / 3, 2 / 3, 1.0)  # of windows that are scored, as shares of a long video
 _LUMA = np.array([0.299, 0.587, 0.114])  # BT.601
 _BATCH = 11
@@ -153,9 +156,13 @@ def _hits(frames: Frames, row: Row, rate_fps: float) -> dict[str, bool]:
     return {name: getattr(seen, name) == getattr(scene, name) for name in ATTRIBUTES}
 
 
+def _settings(changes: Mapping[str, Any]) -> SamplerSettings:
+    return SamplerSettings(**{"guidance": "ucf", "temperature": 0.7, **changes})
+
+
 def settings_row(champions: Sequence[_Champion], distance: _Distance, name: str, num: int) -> Row:
     """Return the scores of one setting, `num` samples of each prompt and champion."""
-    settings = SamplerSettings(**{"guidance": "ucf", "temperature": 0.7, **SETTINGS[name]})
+    settings = _settings(SETTINGS[name])
     hits, clips, sharpness = [], list[Frames](), []
     for champion in champions:
         rows, champion.cpu_s = champion.requested(num), 0.0
@@ -175,8 +182,8 @@ def settings_row(champions: Sequence[_Champion], distance: _Distance, name: str,
 def long_row(champions: Sequence[_Champion], distance: _Distance, name: str, seconds: float) -> Row:
     """Return scores of long videos: of joins of windows, and of places over their length."""
     first = champions[0]  # all have clips of one length
-    longest, stride, window = first.longest, first.stride, SlidingWindow(first.longest)
-    window = replace(window, **WINDOWS[name])
+    longest, stride, (reencode, options) = first.longest, first.stride, LONG[name]
+    window, settings = SlidingWindow(longest, _KEPT, reencode), _settings(options)
     total = 1 + stride * round(seconds * first.rate_fps / stride)
     starts = [round(place * (total - longest)) for place in _PLACES]
     colours = []
@@ -184,7 +191,7 @@ def long_row(champions: Sequence[_Champion], distance: _Distance, name: str, sec
     hits: list[list[bool]] = [[] for _ in starts]
     for champion in champions:
         rows, champion.cpu_s = champion.requested(1)[: distance.per_champion], 0.0
-        made = champion.videos(rows, total, SamplerSettings("ucf", 0.7), window)
+        made = champion.videos(rows, total, settings, window)
         for frames, row in zip(made, rows, strict=True):
             colours.append(frames.mean(axis=(1, 2)))
             for start, of_place, right in zip(starts, clips, hits, strict=True):
@@ -193,7 +200,7 @@ def long_row(champions: Sequence[_Champion], distance: _Distance, name: str, sec
                 right.append(seen["colour"] and seen["shape"])
     colour_NTC = np.stack(colours)
     means = [colour_NTC[:, start : start + DISTANCE_FRAMES].mean(axis=1) for start in starts]
-    new = stride * (1 + longest // stride - (window.kept or 0))  # frames of a window
+    new = stride * (1 + longest // stride - _KEPT)  # frames of a window
     return {
         "shifts": _shifts(colour_NTC, longest, new, stride),
         "drift": [float(np.linalg.norm(mean - means[0], axis=1).mean()) for mean in means],
@@ -279,7 +286,7 @@ def main() -> None:
     champions = [_Champion(url) for url in arguments.stores]
     distance = _Distance(champions, arguments.clips)
     is_long = arguments.what == "long"
-    for name in WINDOWS if is_long else SETTINGS:
+    for name in LONG if is_long else SETTINGS:
         if name in rows:
             continue
         rows[name] = (

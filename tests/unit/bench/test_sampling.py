@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from videoar.bench.sampling import SETTINGS, WINDOWS, _long_tables, _settings_table, _shifts
-from videoar.model.transformer.sampling import SamplerSettings, SlidingWindow
+from videoar.bench.sampling import LONG, SETTINGS, _long_tables, _settings_table, _shifts
+from videoar.model.transformer.sampling import SamplerSettings
 
 
 def test_shift_at_a_join_is_told_from_those_of_latent_frames():
@@ -32,11 +32,9 @@ def test_gain_of_a_setting_is_that_of_paired_samples():
     assert "0.50 [0.10, 0.90]" in lines[3]
 
 
-def test_every_setting_and_window_is_valid_for_three_scales():
-    for options in SETTINGS.values():
+def test_every_setting_is_valid_for_three_scales():
+    for options in [*SETTINGS.values(), *(options for _, options in LONG.values())]:
         assert len(SamplerSettings(**options).temperatures(3)) == 3
-    for options in WINDOWS.values():
-        assert SlidingWindow(17, **options).kept
 
 
 def test_table_of_long_videos_has_a_row_per_way_and_score():
