@@ -50,6 +50,7 @@ class Server:
         self.draining = False
         """Set it to reject new jobs; those that are accepted go on."""
         self._buckets = Buckets(settings.limits)
+        self._accepting: set[asyncio.Future[VideoJob]] = set()
         self._streams = 0
         self._decoders = asyncio.Semaphore(_DECODERS)
         self._state: tuple[float, Readiness] | None = None
@@ -77,7 +78,7 @@ class Server:
         if self.draining:
             what = "the server ends; it takes no more jobs"
             raise ApiError(503, what, "draining", retry_after_s=self.settings.drain_s)
-        check_queue(self.service.queue_length, self.settings.limits)
+        check_queue(self.service.queue_length + len(self._accepting), self.settings.limits)
 
     async def create(
         self, parsed: Parsed, client: str, key: str | None = None, *, stream: bool = False
@@ -112,7 +113,12 @@ class Server:
                 what = f"Idempotency-Key is not 1 to {_MAX_KEY_CHARS} characters of ASCII"
                 raise ApiError(400, what, "invalid_value", param="Idempotency-Key")
             key = f"{client}:{key}"  # clients do not know each other's keys
-        return await self.call("create", self.service.create(request, key, parsed.init))
+        self.check_room()  # again: others came while the body arrived
+        # A client that leaves cancels its request, but not the job: its record may exist already.
+        task = asyncio.ensure_future(self.service.create(request, key, parsed.init))
+        self._accepting.add(task)
+        task.add_done_callback(self._accepting.discard)
+        return await self.call("create", asyncio.shield(task))
 
     async def state(self) -> Readiness:
         """Return the state of the service, at most a second old.

@@ -1,6 +1,5 @@
 """What is requested, and what became of it: the types that every part of the server shares."""
 
-import time
 from base64 import b64encode
 from typing import Annotated, Literal, TypeAlias
 
@@ -78,12 +77,6 @@ class VideoJob(Stored):
     def finished(self) -> bool:
         """Whether the state is final."""
         return self.status not in {"queued", "in_progress"}
-
-    @property
-    def overdue(self) -> bool:
-        """Whether the deadline has passed."""
-        limit = self.request.deadline_s
-        return limit is not None and time.time() > self.created_at + limit
 
 
 class JobEvent(Stored):
