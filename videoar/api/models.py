@@ -91,7 +91,7 @@ def serve(  # noqa: PLR0913 - one keyword per option of the verb
     max_replicas: int = 1,
     max_batch: int = 8,
     text_encoder: str = "",
-    gpus: float = 0.0,
+    gpus: float | None = None,
     drain_s: float = 30.0,
     max_queue: int = 100,
     requests_per_s: float = 20.0,
@@ -108,7 +108,7 @@ def serve(  # noqa: PLR0913 - one keyword per option of the verb
         max_replicas: most replicas of each model, by the length of the queue.
         max_batch: most videos in one batch.
         text_encoder: folder of the frozen text encoder, for models that were trained with one.
-        gpus: GPUs of a replica.
+        gpus: GPUs of a replica; None: one if the cluster has any.
         drain_s: how long running jobs may take after SIGTERM.
         max_queue: jobs that may wait; more are answered with 429.
         requests_per_s: of an API key or an address; more are answered with 429.
@@ -137,7 +137,8 @@ def serve(  # noqa: PLR0913 - one keyword per option of the verb
             ),
             host=host,
             port=port,
-            resources=Resources(workers=(1, max_replicas), gpus=gpus),
+            resources=Resources(workers=(1, max_replicas), gpus=gpus or 0.0),
+            gpu_if_any=gpus is None,
             drain_s=drain_s,
             settings=ServerSettings(
                 keys=read_keys(keys) if keys else {},

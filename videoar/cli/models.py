@@ -107,7 +107,9 @@ def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
     ] = None,
     replicas: Annotated[int, typer.Option(min=1, help="Most replicas of each model.")] = 1,
     batch: Annotated[int, typer.Option(min=1, help="Most videos in one batch.")] = 8,
-    gpus: Annotated[float, typer.Option(min=0, help="GPUs of a replica.")] = 0,
+    gpus: Annotated[
+        float | None, typer.Option(min=0, help="GPUs of a replica; default: one if there is any.")
+    ] = None,
     text_encoder: Annotated[
         str, typer.Option(metavar="FOLDER", help="Of the frozen text encoder, if it has one.")
     ] = "",

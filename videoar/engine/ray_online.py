@@ -8,9 +8,10 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from videoar.core.errors import ConfigError
 from videoar.core.types import Resources
 from videoar.engine.ray_session import connect, disconnect, environment, unwrap
 
@@ -53,6 +54,8 @@ class Model:
     """Jobs that one replica runs at once."""
     resources: Resources = field(default_factory=Resources)
     """Of a replica; as many as `workers` allows, by the length of the queue."""
+    gpu_if_any: bool = False
+    """Take a GPU per replica where the cluster has some."""
 
 
 class RemoteReplicas:
@@ -148,8 +151,9 @@ def online(
     name = f"videoar-{bind[1]}"
     try:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # after the import, which sets it
+        placed = {name: _placed(model, address) for name, model in models.items()}
         serve.start(http_options={"host": bind[0], "port": bind[1]}, proxy_location="HeadOnly")
-        handle = serve.run(_application(models, ingress), name=name, route_prefix="/")
+        handle = serve.run(_application(placed, ingress), name=name, route_prefix="/")
     except Exception as error:
         disconnect()
         raise unwrap(error, "Ray Serve") from error
@@ -161,6 +165,24 @@ def online(
         finally:
             serve.delete(name)
             disconnect()
+
+
+def _placed(model: Model, address: str) -> Model:
+    """Return a model with the resources that its replicas take.
+
+    Raises:
+        ConfigError: a local Ray, which cannot scale up, has fewer GPUs than a replica needs. Ray
+            itself would wait for them without an error.
+    """
+    import ray
+
+    present = ray.cluster_resources().get("GPU", 0)
+    if model.gpu_if_any and present:
+        return replace(model, resources=model.resources.model_copy(update={"gpus": 1.0}))
+    if address == "local" and model.resources.gpus > present:
+        what = f"is {model.resources.gpus:g}, the local Ray has {present:g}"
+        raise ConfigError("--gpus", what, "give fewer, or a --target with more of them")
+    return model
 
 
 def _application(

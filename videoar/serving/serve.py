@@ -45,6 +45,8 @@ class ServeOptions(Frozen):
     port: int = Field(default=8000, ge=1, le=65535)
     resources: Resources = Resources()
     """Of a replica; `workers` are the fewest and most replicas of each model."""
+    gpu_if_any: bool = False
+    """Take a GPU per replica where the cluster has some."""
     drain_s: float = Field(default=30, ge=0)
     """How long running jobs may take after SIGTERM; others are left to the next server."""
     settings: ServerSettings = ServerSettings()
@@ -153,7 +155,12 @@ def _serve_on_ray(
     store: Store, options: ServeOptions, number: int, target: str, stopped: threading.Event
 ) -> None:
     models = {
-        model.model: Model(partial(ModelReplica, store, model), model.max_batch, options.resources)
+        model.model: Model(
+            partial(ModelReplica, store, model),
+            model.max_batch,
+            options.resources,
+            options.gpu_if_any,
+        )
         for model in options.models
     }
     ingress = partial(Ingress, store, options, number)
