@@ -32,10 +32,12 @@ from videoar.serving.server import Server
 from videoar.serving.service import Readiness
 from videoar.serving.video_job import VideoJob
 from videoar.serving.wire import (
+    Model,
     ModelList,
     Video,
     VideoDeleted,
     VideoList,
+    find_model,
     model_of,
     parse,
     video_of,
@@ -116,6 +118,12 @@ async def metrics(server: _Server) -> Response:
 async def list_models(server: _Server) -> ModelList:
     """Return the models that are loaded; the first is the default."""
     return ModelList(data=[model_of(model) for model in (await server.state()).models])
+
+
+@videos.get("/models/{model_id}", operation_id="get_model", responses=errors(404))
+async def get_model(model_id: str, server: _Server) -> Model:
+    """Return a model."""
+    return model_of(find_model(model_id, (await server.state()).models))
 
 
 @videos.post(

@@ -323,7 +323,7 @@ def resolve(parsed: Parsed, models: Sequence[ServedModel]) -> VideoRequest:
         ConfigError: a prompt cannot be used.
     """
     create, init = parsed
-    model = _find_model(create.model, models)
+    model = find_model(create.model, models)
     for text in (create.prompt, *(change.prompt for change in create.prompt_changes)):
         Prompt(prompt=text).row("prompt")
     if create.size not in {None, _size(model)}:
@@ -342,7 +342,12 @@ def resolve(parsed: Parsed, models: Sequence[ServedModel]) -> VideoRequest:
     )
 
 
-def _find_model(name: str | None, models: Sequence[ServedModel]) -> ServedModel:
+def find_model(name: str | None, models: Sequence[ServedModel]) -> ServedModel:
+    """Return a model by name; None for the first.
+
+    Raises:
+        ApiError: 404, there is none.
+    """
     for model in models:
         if name in {None, model.id}:
             return model

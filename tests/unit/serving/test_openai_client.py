@@ -76,8 +76,11 @@ def test_videos_input_reference_video_of_one_second(client, tmp_path):
     assert client.videos.poll(job.id, poll_interval_ms=POLL_MS).status == "completed"
 
 
-def test_models_list_returns_the_default_first(client):
+def test_models_list_and_retrieve(client):
     (model,) = client.models.list().data
+    assert client.models.retrieve("champion") == model
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("sora-2")
     assert (model.id, model.object, model.owned_by) == ("champion", "model", "videoar")
 
 
