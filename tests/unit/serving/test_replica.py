@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 
 from tests.support.published_model import published, transformer
+from videoar.admin.export import export
 from videoar.admin.loaded_model import load_stored
-from videoar.core.errors import WorkerLostError
+from videoar.core.errors import ConfigError, StageError, WorkerLostError
 from videoar.serving.dispatcher import Dispatcher
 from videoar.serving.job_store import JobStore
 from videoar.serving.replica import ModelReplica, ReplicaOptions
+from videoar.serving.serve import LocalReplicas
 from videoar.serving.video_job import PromptChange, VideoRequest
 from videoar.storage.store import open_store
+
+# Each test runs a whole model.
+pytestmark = pytest.mark.slow
 
 REQUEST = VideoRequest(model="champion", prompt="a red ball", seconds=1, size="32x32", seed=3)
 
@@ -303,3 +308,43 @@ def test_promotion_is_picked_up_and_jobs_of_the_version_before_are_finished(stor
     jobs = asyncio.run(main())
     assert [job.status for job in jobs] == ["completed", "completed"]
     assert [job.model_snapshot for job in jobs] == [before, newer.id]
+
+
+def test_several_models_are_served_by_name_an_export_among_them(store, replica, tmp_path):
+    head = store.refs.head("champion")
+    export(store, head, "safetensors", str(tmp_path / "model"))
+    path = str(tmp_path / "model")
+    exported = ModelReplica(store, ReplicaOptions(model=path))
+
+    async def main():
+        local = LocalReplicas({"champion": replica, path: exported})
+        service = Dispatcher(store, local, ["champion", path])
+        await service.start()
+        while not (await service.readiness()).ready:
+            await asyncio.sleep(0.01)
+        jobs = [
+            await service.create(REQUEST.model_copy(update={"model": name}), None)
+            for name in ("champion", path)
+        ]
+        ended = [(await finished(service, job))[0] for job in jobs]
+        videos = [frames(await service.content(job.id)) for job in jobs]
+        with pytest.raises(ConfigError, match="is not served"):
+            await service.create(REQUEST.model_copy(update={"model": "other"}), None)
+        await service.drain(30)
+        return ended, videos
+
+    ended, (of_ref, of_export) = asyncio.run(main())
+    exported.close()
+    assert [job.status for job in ended] == ["completed", "completed"]
+    assert ended[0].sample_id == ended[1].sample_id
+    assert np.array_equal(of_ref, of_export)
+
+
+@pytest.mark.parametrize("warm_up_s", [0.0, 60.0])
+def test_warm_up_is_bounded_in_time(store, warm_up_s):
+    options = ReplicaOptions(model="champion", warm_up_s=warm_up_s)
+    if not warm_up_s:
+        with pytest.raises(StageError, match="warm-up takes more than 0 s"):
+            ModelReplica(store, options)
+    else:
+        ModelReplica(store, options).close()
