@@ -143,6 +143,7 @@ def online(
         drain_s: how long running jobs may take when the context is left.
 
     Raises:
+        ConfigError: the cluster has applications already, behind another address.
         VideoARError: a replica or the ingress does not start.
     """
     connect(address)
@@ -152,7 +153,7 @@ def online(
     try:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)  # after the import, which sets it
         placed = {name: _placed(model, address) for name, model in models.items()}
-        serve.start(http_options={"host": bind[0], "port": bind[1]}, proxy_location="HeadOnly")
+        _listen(bind)
         handle = serve.run(_application(placed, ingress), name=name, route_prefix="/")
     except Exception as error:
         disconnect()
@@ -183,6 +184,32 @@ def _placed(model: Model, address: str) -> Model:
         what = f"is {model.resources.gpus:g}, the local Ray has {present:g}"
         raise ConfigError("--gpus", what, "give fewer, or a --target with more of them")
     return model
+
+
+def _listen(bind: tuple[str, int]) -> None:
+    """Start the proxy of Ray Serve.
+
+    A Serve that runs keeps its address, or none: the stage `generate` starts it without a proxy,
+    and it goes on when the stage has ended.
+
+    Raises:
+        ConfigError: other applications use it.
+    """
+    from ray import serve
+    from ray.serve.context import _get_global_client
+
+    options: dict[str, Any] = {"host": bind[0], "port": bind[1]}
+    serve.start(http_options=options, proxy_location="HeadOnly")
+    details = _get_global_client().get_serve_details()  # type: ignore[union-attr]  # it has raised
+    address, is_off = details["http_options"], details["proxy_location"] == "Disabled"
+    if not is_off and (address["host"], address["port"]) == bind:
+        return
+    if serve.status().applications:
+        where = "nowhere" if is_off else f"at {address['host']}:{address['port']}"
+        what = f"Ray Serve of this cluster listens {where}, and has applications"
+        raise ConfigError(f"--port {bind[1]}", what, "wait for them, or give that address")
+    serve.shutdown()
+    serve.start(http_options=options, proxy_location="HeadOnly")
 
 
 def _application(
