@@ -53,8 +53,8 @@ class Replicas(Protocol):
 class _Active:
     """A job without a result."""
 
-    def __init__(self, job: VideoJob, attempts: int = 0) -> None:
-        self.job, self.attempts = job, attempts
+    def __init__(self, job: VideoJob) -> None:
+        self.job = job
         self.task: asyncio.Task[None]
         self.watchers: set[asyncio.Queue[JobEvent]] = set()
         self.last = JobEvent(job_id=job.id, kind="progress")
@@ -96,7 +96,7 @@ class Dispatcher:
         """
         jobs = await asyncio.to_thread(self._jobs.unfinished)
         for job in jobs:
-            self._start_job(job, await asyncio.to_thread(self._jobs.attempts, job.id))
+            self._start_job(job)
         if jobs:
             logger.info("%d unfinished jobs are taken up", len(jobs))
         self._background = [asyncio.create_task(self._poll_status(model)) for model in self._models]
@@ -217,10 +217,10 @@ class Dispatcher:
 
     # jobs
 
-    def _start_job(self, job: VideoJob, attempts: int = 0) -> _Active:
+    def _start_job(self, job: VideoJob) -> _Active:
         """Return the active job; start to run it unless it is."""
         if job.id not in self._active:
-            active = self._active[job.id] = _Active(job, attempts)
+            active = self._active[job.id] = _Active(job)
             active.task = asyncio.create_task(self._run(active))
         return self._active[job.id]
 
@@ -228,29 +228,30 @@ class Dispatcher:
         """Make attempts until the job has a result."""
         wait_s = _FIRST_WAIT_S
         while True:
-            active.attempts += 1
             try:
                 await self._attempt(active)
                 if await self._has_ended(active):
                     return
             except VideoARError as error:
-                logger.warning("attempt %d of %s: %s", active.attempts, active.job.id, error)
+                logger.warning("an attempt of %s: %s", active.job.id, error)
             except Exception:
-                logger.exception("attempt %d of %s", active.attempts, active.job.id)
+                logger.exception("an attempt of %s", active.job.id)
             active.job = active.job.model_copy(update={"status": "queued", "progress": 0})
             await asyncio.sleep(wait_s)
             wait_s = min(2 * wait_s, _MAX_WAIT_S)
 
     async def _attempt(self, active: _Active) -> None:
         """Run one attempt; or record that there is no time or no attempt left."""
+        # what was claimed counts: a store that does not work for some time uses up no attempts
+        attempt = 1 + await asyncio.to_thread(self._jobs.attempts, active.job.id)
         limit_s = active.job.request.deadline_s
         left_s = None if limit_s is None else active.job.created_at + limit_s - time.time()
-        if active.attempts > _MAX_ATTEMPTS:
+        if attempt > _MAX_ATTEMPTS:
             what = f"no replica finished it in {_MAX_ATTEMPTS} attempts"
             return await self._fail(active, "replica_lost", what)
         timer = asyncio.timeout(left_s)
         try:
-            run = self._replicas.run(active.job, active.attempts)
+            run = self._replicas.run(active.job, attempt)
             async with timer, aclosing(run) as events:
                 async for event in events:
                     self._receive(active, event)
@@ -278,6 +279,8 @@ class Dispatcher:
         """Return whether the store has the end of a job; publish it."""
         job_id = active.job.id
         job = await asyncio.to_thread(self._jobs.get, job_id)
+        if job is None and not await asyncio.to_thread(self._jobs.was_deleted, job_id):
+            return False  # in a folder that is not mounted there is nothing, either
         if job is not None and not job.finished:
             return False
         if job is not None:

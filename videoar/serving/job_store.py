@@ -97,7 +97,7 @@ class JobStore:
             raise SnapshotConflictError(
                 "idempotency key", "belongs to another request", "use a new key"
             )
-        if self._objects.size(layout.job_deleted_key(record["job"])) is not None:
+        if self.was_deleted(record["job"]):
             raise SnapshotConflictError("idempotency key", "its job was deleted", "use a new key")
         return record["job"], record["created_at"]
 
@@ -159,7 +159,7 @@ class JobStore:
         for info in list(self._objects.list(layout.OPEN_JOBS_PREFIX)):
             id_ = layout.job_id_of(info.key)
             job = self._accepted(id_)
-            if self._objects.size(layout.job_deleted_key(id_)) is not None:
+            if self.was_deleted(id_):
                 self._purge(id_)
             elif job and not self.result(id_):
                 jobs.append(job)
@@ -211,7 +211,7 @@ class JobStore:
         counting = JobResult.model_validate(record)
         if key is not None and counting.video_key != key:
             self._objects.purge(key)
-        if self._objects.size(layout.job_deleted_key(job.id)) is not None:
+        if self.was_deleted(job.id):
             self._purge(job.id)
             return None
         self._objects.delete(layout.open_job_key(job.id))
@@ -233,6 +233,10 @@ class JobStore:
         crash_point("job-deleted")
         self._purge(job_id)
         return job
+
+    def was_deleted(self, job_id: str) -> bool:
+        """Return whether there is a record that a job was deleted."""
+        return self._objects.size(layout.job_deleted_key(job_id)) is not None
 
     def _purge(self, job_id: str) -> None:
         """Remove everything of a job but the record that it was deleted."""

@@ -229,6 +229,27 @@ def test_job_that_ends_every_replica_fails(store, replica, monkeypatch):
     assert (job.status, job.error.code) == ("failed", "replica_lost")
 
 
+def test_job_is_completed_after_the_store_was_gone_for_some_time(store, replica, monkeypatch):
+    monkeypatch.setattr("videoar.serving.dispatcher._MAX_WAIT_S", 0.05)
+    root, elsewhere = store.objects.root, store.objects.root.with_name("elsewhere")
+
+    async def main():
+        async with serving(store, replica) as service:
+            job = await service.create(REQUEST, None)
+            async with aclosing(service.events(job.id)) as events:
+                async for event in events:
+                    if event.wave:
+                        break
+            root.rename(elsewhere)
+            root.touch()  # as if a file system was not mounted, and cannot be written to
+            await asyncio.sleep(2)
+            root.unlink()
+            elsewhere.rename(root)
+            return (await finished(service, job))[0]
+
+    assert asyncio.run(main()).status == "completed"
+
+
 def test_unfinished_jobs_are_taken_up_by_the_next_server(store, replica):
     jobs = JobStore(store)
     accepted = jobs.create(REQUEST, store.refs.head("champion"))
