@@ -5,6 +5,7 @@ Knows no Ray: an engine makes actors of it, `--target inline` calls it directly.
 
 import asyncio
 import logging
+import queue
 import secrets
 import socket
 import threading
@@ -12,7 +13,6 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from videoar.engine.base import with_retries
 from videoar.media.decode import thumbnail_jpeg
 from videoar.media.transcode import encode_clips
 from videoar.model.tokenizer.network import frames_from_video
+from videoar.model.transformer.sampling import LatentFrame
 from videoar.serving.attempt import Attempt, Pictures
 from videoar.serving.batcher import Batcher, Clip
 from videoar.serving.job_store import JobStore
@@ -122,11 +123,50 @@ class ModelReplica:
                 return self._versions[snapshot]
             loaded = with_retries(partial(self._load, snapshot))
             version = _Version(loaded, self._served(loaded))
-            _warm_up(loaded, self._options.warm_up_s)
+            self._warm_up(loaded)
             self._versions[version.served.snapshot] = version
             while len(self._versions) > _VERSIONS:
                 self._versions.popitem(last=False)
             return version
+
+    def _warm_up(self, loaded: LoadedModel) -> None:
+        """Generate videos of the default shape in the threads that make those of jobs.
+
+        It ends early after half of the time that it has.
+
+        Raises:
+            StageError: it does not end in time.
+            VideoARError: it fails.
+        """
+        limit_s, generator = self._options.warm_up_s, loaded.generator()
+        until = time.monotonic() + limit_s / 2
+        ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+        def finish(frames: list[LatentFrame]) -> None:
+            (frames_THWC,) = frames_from_video(generator.pixels(frames).video_B3THW).cpu().numpy()
+            thumbnail_jpeg(frames_THWC)
+            encode_clips([frames_THWC], generator.columns["rate_fps"], generator.crf)
+            ended.put(None)
+
+        clip = Clip(
+            key=f"warm-up of {generator.model_id}",
+            row={"prompt": "", "seed": 0},
+            generator=generator,
+            on_wave=lambda *_: None,
+            finish=finish,
+            fail=ended.put,
+            stop_reason=lambda: TimeoutError() if time.monotonic() > until else None,
+        )
+        # a GPU records the waves at the second clip and replays them from the third on
+        for _ in range(3 if loaded.model.device.type == "cuda" else 1):
+            self._batcher.submit(clip)
+            try:
+                error = ended.get(timeout=limit_s)
+            except queue.Empty:
+                what = f"its warm-up takes more than {limit_s:g} s"
+                raise StageError(generator.model_id, what) from None
+            if error is not None and not isinstance(error, TimeoutError):
+                raise error
 
     def _load(self, snapshot: str | None) -> LoadedModel:
         name, encoder = self._options.model, self._options.text_encoder
@@ -201,42 +241,3 @@ class ModelReplica:
 
 def _is_path(name: str) -> bool:
     return name.startswith(("/", ".")) or is_export(Path(name))
-
-
-def _warm_up(loaded: LoadedModel, limit_s: float) -> None:
-    """Generate a video of the default shape, as the first request would, bounded in time.
-
-    Raises:
-        StageError: it takes longer than `limit_s`.
-    """
-
-    def run() -> None:
-        until = time.monotonic() + limit_s / 2
-        generator = loaded.generator()
-        # a GPU records the waves at the second clip and replays them from the third on
-        for _ in range(3 if loaded.model.device.type == "cuda" else 1):
-            waves = generator.waves([{"prompt": "", "seed": 0}])
-            done = list(takewhile(lambda _: time.monotonic() < until, waves))
-            latents = [frame for wave in done for frame in wave.finished]
-            if latents:  # else there was no time for a frame
-                frames_BTHWC = frames_from_video(generator.pixels(latents).video_B3THW)
-                (frames_THWC,) = frames_BTHWC.cpu().numpy()
-                thumbnail_jpeg(frames_THWC)
-                encode_clips([frames_THWC], generator.columns["rate_fps"], generator.crf)
-
-    failure: list[BaseException] = []
-
-    def guarded() -> None:
-        try:
-            run()
-        except Exception as error:  # raised again by the caller's thread
-            failure.append(error)
-
-    # a daemon: a pass that hangs must not keep the process from ending
-    thread = threading.Thread(target=guarded, name="warm-up", daemon=True)
-    thread.start()
-    thread.join(limit_s)
-    if thread.is_alive():
-        raise StageError(loaded.card.model.snapshot, f"its warm-up takes more than {limit_s:g} s")
-    if failure:
-        raise failure[0]
