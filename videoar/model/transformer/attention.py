@@ -44,7 +44,7 @@ class Layout:
     """Loss weights; they sum to 1."""
     table: Tensor
     """bool [blocks + 1, blocks + 1], query by key; the last row and column are text."""
-    host_table: Tensor
+    host_table: Sequence[Sequence[bool]]
     """The same in main memory, so that no decision waits for a GPU."""
     offsets: tuple[int, ...]
     """First token of each block, and the number of tokens."""
@@ -92,7 +92,7 @@ def compile_scheme(scheme: Scheme, device: torch.device) -> Layout:
         positions_l3=torch.tensor(positions, dtype=torch.float32, device=device),
         weight_l=weight / weight.sum(),  # the loss is a weighted mean, whatever the schedule
         table=table.to(device),
-        host_table=table,
+        host_table=table.tolist(),
         offsets=offsets,
         last_query=tuple(int(table[:TEXT, i].nonzero().max()) for i in range(len(blocks))),
     )

@@ -147,7 +147,8 @@ class KVCache:
         None if they attend to all of them: SDPA then chooses its fastest kernel.
         """
         keys = [*self.blocks, *blocks]
-        sees_all = self.layout.host_table[blocks.start : blocks.stop, keys].all()
+        table = self.layout.host_table
+        sees_all = all(table[query][key] for query in blocks for key in keys)
         if self.is_dense and self.next_block and sees_all:
             return None
         starts = [self.prefix + offset for offset in self.layout.offsets]

@@ -13,6 +13,7 @@ from videoar.model.transformer.sampling import (
     decoder,
     sample_bits,
 )
+from videoar.model.transformer.sampling.decoder import _rows_to_record
 from videoar.model.transformer.sampling.graphs import RecordedWindows
 
 PROMPTS = ["a red circle moving left", "blue square"]
@@ -77,6 +78,22 @@ def test_given_frames_are_copied_into_recorded_windows(model, windows):
     for made, prefix in zip(clips, prefixes, strict=True):
         assert same([bits[:, :1] for bits in made], prefix)
     assert not same(clips[2], clips[3])
+
+
+def test_batches_of_few_sizes_are_recorded(model, monkeypatch):
+    texts = [f"prompt {i}" for i in range(5)]
+    prefix = [bits[:, :1] for bits in clip(model, 9, texts)]
+    expected = {
+        n: clip(model, 0, texts[:n], prefix_bits=[p[:n] for p in prefix]) for n in (3, 4, 5)
+    }
+    recorders = []
+    recorded = RecordedWindows(lambda: recorders.append(1) or record, idle_bytes=1e9)
+    monkeypatch.setattr(decoder, "recorded_windows", lambda *_: recorded)
+    for size in (3, 4, 3, 5, 5, 4):
+        made = clip(model, 0, texts[:size], prefix_bits=[p[:size] for p in prefix])
+        assert same(made, expected[size]), size
+    assert len(recorders) == 2  # of 4 and of 8 rows
+    assert [_rows_to_record(size) for size in (1, 2, 3, 7, 8, 9, 64)] == [1, 2, 4, 8, 8, 16, 64]
 
 
 def test_window_is_recorded_at_the_second_clip_of_its_shape(model, windows):

@@ -249,13 +249,15 @@ def decode(  # noqa: PLR0913 - what a window needs; all are of different types
         generators: one per sample; each draws the uniform numbers of the window at once.
         given: per scale bool [B, t, h, w, K] of the frames before `span.first`.
     """
-    count = copies(span, settings)
-    unconditional = torch.arange(count * len(prompts)) >= len(prompts)
-    text = model.encode_text([*prompts] * count, unconditional)
-    uniform_BLK = None if settings.greedy else _uniform(span, quantizer.num_bits, generators)
     windows = recorded_windows(model, model.device) if settings.cached else None
+    batch, count = len(prompts), copies(span, settings)
+    more = _rows_to_record(batch) - batch if windows else 0
+    rows = [*prompts, *[prompts[-1]] * more]
+    text = model.encode_text(rows * count, torch.arange(count * (batch + more)) >= batch + more)
     if windows and not text.is_dense:
         text = text.padded()  # few shapes to record
+    uniform_BLK = None if settings.greedy else _uniform(span, quantizer.num_bits, generators, more)
+    given = [torch.cat([bits, bits[-1:].expand(more, *bits.shape[1:])]) for bits in given]
     inputs = Inputs(text, uniform_BLK, [bits.to(model.device) for bits in given])
 
     def make(inputs: Inputs) -> Window:
@@ -274,13 +276,21 @@ def decode(  # noqa: PLR0913 - what a window needs; all are of different types
             weights,
         )
         with windows.use(shape, inputs, make) as (window, run):
-            yield from _waves(span, window.frames, run)
+            yield from _waves(span, window.frames, run, batch)
     else:
         window = make(inputs)
-        yield from _waves(span, window.frames, window.run)
+        yield from _waves(span, window.frames, window.run, batch)
 
 
-def _waves(span: Span, frames: Frames, run: Run) -> Iterator[Wave]:
+def _rows_to_record(batch: int) -> int:
+    """Return 1, 2, 4, 8 or a multiple of 8: few shapes to record, and small batches cost the same.
+
+    At 30 passes of L on an H200, 8 clips took 1.7 times as long as 1 (benchmarks/results/gpu.md).
+    """
+    return -(-batch // 8) * 8 if batch > 8 else 1 << (batch - 1).bit_length()
+
+
+def _waves(span: Span, frames: Frames, run: Run, batch: int) -> Iterator[Wave]:
     blocks = span.layout.scheme.blocks
     last_block = {block.frame: i for i, block in enumerate(blocks)}
     steps = finished = 0
@@ -290,15 +300,15 @@ def _waves(span: Span, frames: Frames, run: Run) -> Iterator[Wave]:
         last, done = blocks[wave[-1]], list[LatentFrame]()
         while finished < span.stop and last_block[finished] <= wave[-1]:
             # copies: the memory is that of the next clip, too, if the window is a recorded one
-            bits = [of_scale[:, finished].clone() for of_scale in frames.bits]
-            latent, is_given = frames.rebuilt[:, finished].clone(), finished < span.first
+            bits = [of_scale[:batch, finished].clone() for of_scale in frames.bits]
+            latent, is_given = frames.rebuilt[:batch, finished].clone(), finished < span.first
             done.append(LatentFrame(bits, latent, is_given, steps))
             finished += 1
-        yield Wave(last.frame, last.scale, frames.rebuilt[:, last.frame], steps, done)
+        yield Wave(last.frame, last.scale, frames.rebuilt[:batch, last.frame], steps, done)
 
 
-def _uniform(span: Span, num_bits: int, generators: Sequence[torch.Generator]) -> Tensor:
-    """Return uniform numbers of all bits that are drawn, [B, L, K].
+def _uniform(span: Span, num_bits: int, generators: Sequence[torch.Generator], more: int) -> Tensor:
+    """Return uniform numbers of all bits that are drawn, [B + more, L, K]; 0 in the last rows.
 
     Drawn at once, a CPU generator gives the numbers that it gives wave by wave. It is one of the
     CPU, as a CUDA generator would draw other numbers from the same seed.
@@ -306,4 +316,5 @@ def _uniform(span: Span, num_bits: int, generators: Sequence[torch.Generator]) -
     offsets = span.layout.offsets
     tokens = offsets[span.waves[-1][-1] + 1] - offsets[span.num_given]
     drawn = [torch.rand(tokens, num_bits, generator=each) for each in generators]
+    drawn += [torch.zeros(tokens, num_bits)] * more
     return torch.stack(drawn).to(span.layout.block_l.device, non_blocking=True)
