@@ -52,7 +52,7 @@ def fresh_hooks():
 
 
 def task(stage, tmp_path):
-    parts = {"config": {}, "inputs": {}}
+    parts = {"config": {}, "inputs": {}, "tools": {}}
     return StageTask(
         run_id="r", dataset="out", stage_type=stage, config={}, inputs={},
         fingerprint_parts=parts, store_url=tmp_path.as_uri(), registry=REGISTRY,
