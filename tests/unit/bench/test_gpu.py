@@ -99,6 +99,7 @@ if letter == "c":
 """
 
 
+@pytest.mark.slow
 def test_section_that_crashes_or_hangs_is_recorded_and_the_next_one_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(plan, "_GRACE", 0.0)
     monkeypatch.setattr(plan, "_GRACE_S", 3.0)

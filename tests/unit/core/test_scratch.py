@@ -34,6 +34,7 @@ def folders(temp: Path) -> set[Path]:
     return set(temp.glob("videoar-scratch-*"))
 
 
+@pytest.mark.slow
 def test_scratch_of_killed_ingest_is_removed_by_the_next(temp, tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     draw(tmp_path / "in" / "a.mp4", 0)

@@ -69,6 +69,7 @@ def timed_out(decoder, uri, into):
     return time.monotonic() - start
 
 
+@pytest.mark.slow
 def test_blocked_file_times_out_and_the_next_fetch_succeeds(decoder, into, tmp_path):
     path = tmp_path / "a.mp4"
     path.write_bytes(b"x" * 10)
@@ -80,6 +81,7 @@ def test_blocked_file_times_out_and_the_next_fetch_succeeds(decoder, into, tmp_p
     assert decoder.fetch(path.as_uri(), into)[1] == hashlib.sha256(b"x" * 10).hexdigest()
 
 
+@pytest.mark.slow
 def test_blocked_file_is_rejected_and_the_stage_continues(tmp_path):
     (tmp_path / "in").mkdir()
     for seed, name in enumerate("ab"):

@@ -273,6 +273,7 @@ def test_commit_not_written_is_retried(store, dataset, answers, error):
     assert (made.commit.version, dataset.find("f").commit) == (1, made.commit)
 
 
+@pytest.mark.slow
 def test_commit_never_written_is_transient_error_with_cause(dataset, answers):
     answers += [(False, OSError("503\n slow down"))] * 20
     with pytest.raises(

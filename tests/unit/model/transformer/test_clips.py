@@ -285,6 +285,7 @@ def test_frames_that_are_encoded_again_are_those_of_the_tokenizer(pair):
     assert not torch.equal(kept[:, :, 17:], made.video_B3THW[:, :, 17:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reencode", [False, True])
 def test_a_long_stream_keeps_the_frames_of_one_window(pair, reencode):
     model, tokenizer = pair
