@@ -10,7 +10,7 @@ Source: arXiv 2601.05966 sections 4.2 and 6.1; block ours ("LLaMA family princip
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, Self
 
@@ -194,6 +194,13 @@ class VideoAR(nn.Module):
         before, after = make(Layer.before_attention), make(Layer.after_attention)
         for layer in self._layers():
             layer.before, layer.after = before, after
+
+    @property
+    def kernels_key(self) -> Hashable:
+        """What recorded kernels depend on: addresses of the weights, how layers are compiled."""
+        layer = next(self._layers())
+        addresses = tuple(weight.data_ptr() for weight in self.parameters())
+        return (*addresses, layer.before, layer.after)
 
     def num_parameters(self) -> int:
         """Return the number of weights, without the text encoder."""

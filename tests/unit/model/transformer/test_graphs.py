@@ -1,10 +1,13 @@
 """Recorded windows: replayed waves generate what computed ones generate."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from tests.support.tape import record
 from tests.support.tiny_transformer import TINY, tiny_transformer
+from videoar.model.transformer.layer import Layer
 from videoar.model.transformer.sampling import (
     APG,
     SamplerSettings,
@@ -138,6 +141,14 @@ def test_other_weights_are_recorded_again(model, windows):
     first = clip(model, 0)
     assert len(windows) == 1
     assert same(clip(model, 0), first)
+    assert len(windows) == 2
+
+
+def test_other_kernels_are_recorded_again(model, windows):
+    clip(model, 0), clip(model, 0)
+    for layer in model.layers:  # as `compile_passes` does
+        layer.before = partial(Layer.before_attention)
+    clip(model, 0), clip(model, 0)
     assert len(windows) == 2
 
 

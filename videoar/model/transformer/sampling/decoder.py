@@ -264,17 +264,9 @@ def decode(  # noqa: PLR0913 - what a window needs; all are of different types
         return Window(model, quantizer, span, settings, inputs)
 
     if windows:
-        weights = tuple(weight.data_ptr() for weight in model.parameters())
         shapes = [tuple(each.shape) for each in inputs.tensors]
-        shape = (
-            span.layout,
-            span.first,
-            span.stop,
-            repr(settings),
-            text.is_dense,
-            *shapes,
-            weights,
-        )
+        how = (repr(settings), text.is_dense, model.kernels_key)
+        shape = (span.layout, span.first, span.stop, *shapes, *how)
         with windows.use(shape, inputs, make) as (window, run):
             yield from _waves(span, window.frames, run, batch)
     else:
