@@ -1,8 +1,12 @@
-"""Names of the metrics that `score` writes to `scores@1`.
+"""The metrics of `scores@1`, as a table: what each is computed from, and how.
 
-They are constants of a module without imports, so that a misspelt metric in a promotion rule is
-found when the pipeline is planned, hours before the rule would be evaluated.
+A module without imports of ours, so that a misspelt metric in a promotion rule is found when the
+pipeline is planned, hours before the rule would be evaluated.
 """
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 SYNTHETIC = ("colour_acc", "shape_acc", "motion_acc", "all_acc", "valid_frac")
 """Scores of the synthetic corpus, below one of `SYNTHETIC_PREFIXES`."""
@@ -10,28 +14,94 @@ SYNTHETIC_PREFIXES = ("rendered", "rendered_recon")
 """Generated clips, and reconstructions of real clips."""
 RECONSTRUCTION = ("recon/psnr", "recon/ssim")
 FRECHET_RANDOM, FVD = "frechet_random_i3d", "fvd"
-FLOOR = "/floor"
-"""Suffix: the same distance between two sets of real clips."""
+FLOOR, LIMIT = "/floor", "/inf"
+"""Suffixes: the same distance between two sets of real clips; its extrapolation to N = infinity."""
 FLICKERING, MOTION = "temporal_flickering", "proxy/frame_diff_top5"
 VBENCH = ("vbench/total", "vbench/quality", "vbench/semantic")
-
-METRICS = (
-    *(f"{prefix}/{name}" for prefix in SYNTHETIC_PREFIXES for name in SYNTHETIC),
-    *RECONSTRUCTION,
-    *(name + suffix for name in (FVD, FRECHET_RANDOM) for suffix in ("", FLOOR)),
+PIXEL_COMPONENTS = (
     FLICKERING,
-    MOTION,
-    *VBENCH,
+    "frame_diff_top5",
+    "laplacian_var",
+    "exposure",
+    "colourfulness",
+    "hist_consistency",
+    "linear_interp_residual",
 )
+"""Components of the vector of a clip of network `pixels`, preset `clip`, in this order."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Definition of a metric."""
+
+    kind: Literal["mean", "frechet", "kvd", "memorisation", "reconstruction", "vbench"]
+    """`mean`: of one value per sample. `frechet`, `kvd`: distance of two sets of clips."""
+    network: str = ""
+    """Network (column of `features@1`) whose vectors it is computed from."""
+    preset: str = ""
+    """Preset of the network; of the I3D, the one unless the protocol names another."""
+    component: str = ""
+    """Name of the component of the vector that is a sample's value (`mean`)."""
+    higher_is_better: bool = True
+    unit: str = ""
+    """"" for fractions in [0, 1] and distances."""
+
+    @property
+    def is_distance(self) -> bool:
+        """Whether it compares two sets, so that it has a floor and a bias of O(1 / N)."""
+        return self.kind in ("frechet", "kvd")
+
+
+_SPACES = {
+    "lite0": ("lite0", "mean4"),
+    "lite0_change": ("lite0", "change4"),
+    "random_i3d": ("random_i3d", "common_metrics"),
+    "i3d": ("i3d", "common_metrics"),
+    "domain": ("domain", "penultimate"),
+}
+"""Feature spaces of distances: network and preset."""
+
+
+def _distance(kind: Literal["frechet", "kvd"], space: str) -> Metric:
+    return Metric(kind, *_SPACES[space], higher_is_better=False)
+
+
+METRICS: Mapping[str, Metric] = {
+    **{f"rendered/{name}": Metric("mean", "synthetic", "scene", name) for name in SYNTHETIC},
+    **{f"rendered_recon/{name}": Metric("reconstruction") for name in SYNTHETIC},
+    "recon/psnr": Metric("reconstruction", unit="dB"),
+    "recon/ssim": Metric("reconstruction"),
+    # The letters FVD are those of the trained I3D alone.
+    "fvd": _distance("frechet", "i3d"),
+    **{f"frechet_{space}": _distance("frechet", space) for space in _SPACES if space != "i3d"},
+    **{f"kvd_{space}": _distance("kvd", space) for space in _SPACES},
+    FLICKERING: Metric("mean", "pixels", "clip", FLICKERING),
+    **{f"proxy/{name}": Metric("mean", "pixels", "clip", name) for name in PIXEL_COMPONENTS[1:]},
+    "proxy/lite0_consistency": Metric("mean", "lite0", "consistency"),
+    "memorisation": Metric("memorisation", "lite0", "mean4", higher_is_better=False),
+    **{name: Metric("vbench", unit="%") for name in VBENCH},
+}
+
+
+def metric_of(name: str) -> Metric | None:
+    """Return the definition of a metric, None if there is no such metric.
+
+    A suffix `@<digest of the network>` is ignored; `/floor` and `/inf` exist for distances.
+    """
+    base = name.partition("@")[0]
+    for suffix in (FLOOR, LIMIT):
+        stem = METRICS.get(base.removesuffix(suffix))
+        if base.endswith(suffix) and stem is not None:
+            return stem if stem.is_distance else None
+    return METRICS.get(base)
 
 
 def is_metric(name: str) -> bool:
-    """Return whether `score` can produce a metric; a suffix `@<protocol or digest>` is ignored."""
-    return name.partition("@")[0] in METRICS
+    """Return whether `score` can produce a metric."""
+    return metric_of(name) is not None
 
 
 def unit_of(name: str) -> str:
-    """Return the unit of a metric; "" for fractions in [0, 1] and Frechet distances."""
-    if name == "recon/psnr":
-        return "dB"
-    return "%" if name in VBENCH else ""
+    """Return the unit of a metric; "" for fractions in [0, 1] and distances."""
+    metric = metric_of(name)
+    return metric.unit if metric else ""

@@ -17,7 +17,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from videoar.media.synthetic import COLOURS, MOTIONS, SHAPES, Scene, coverage, held_out
 
@@ -51,6 +51,35 @@ class Prediction:
     def is_valid(self) -> bool:
         """Whether a figure was detected in at least half of the frames."""
         return float(np.mean(self.detected)) >= _MIN_DETECTED
+
+
+def encode(prediction: Prediction) -> NDArray[np.float32]:
+    """Return a prediction as numbers: colour, shape, motion (index or -1), speed, detected [T]."""
+    classes = [
+        values.index(value) if (value := getattr(prediction, name)) else -1
+        for name, values in ATTRIBUTES.items()
+    ]
+    return np.array([*classes, prediction.speed, *prediction.detected], dtype=np.float32)
+
+
+def decode(vector: ArrayLike) -> Prediction:
+    """Return the prediction that `encode` encoded."""
+    *classes, speed = np.asarray(vector)[: len(ATTRIBUTES) + 1].tolist()
+    named = {
+        name: values[int(index)] if index >= 0 else None
+        for (name, values), index in zip(ATTRIBUTES.items(), classes, strict=True)
+    }
+    detected = tuple(bool(value) for value in np.asarray(vector)[len(ATTRIBUTES) + 1 :])
+    return Prediction(detected, **named, speed=speed)
+
+
+def is_right(score: str, prediction: Prediction, prompted: Scene) -> bool:
+    """Return whether a clip counts as right for a score such as `colour_acc`."""
+    if score == "valid_frac":
+        return prediction.is_valid
+    name = score.removesuffix("_acc")
+    names = ATTRIBUTES if name == "all" else (name,)
+    return all(getattr(prediction, name) == getattr(prompted, name) for name in names)
 
 
 @dataclass(frozen=True)
@@ -203,11 +232,7 @@ def synthetic_scores(
         are held out of the corpus, and the fraction of clips with a figure in each frame.
     """
     pairs = list(zip(predictions, prompted, strict=True))
-    hits = {
-        name: [getattr(prediction, name) == getattr(scene, name) for prediction, scene in pairs]
-        for name in ATTRIBUTES
-    }
-    hits["all"] = [all(triple) for triple in zip(*hits.values(), strict=True)]
+    hits = {name: [is_right(name, *pair) for pair in pairs] for name in (*ATTRIBUTES, "all")}
     chances = {name: 1 / len(words) for name, words in ATTRIBUTES.items()}
     # Three independent guesses.
     chances["all"] = math.prod(chances.values())
@@ -216,7 +241,7 @@ def synthetic_scores(
     scores = {f"{name}_acc": _proportion(hits[name], chances[name], details[name]) for name in hits}
     found_per_frame = np.mean([prediction.detected for prediction in predictions], axis=0).tolist()
     scores["valid_frac"] = _proportion(
-        [prediction.is_valid for prediction in predictions],
+        [is_right("valid_frac", *pair) for pair in pairs],
         None,
         {"found_per_frame": found_per_frame},
     )
