@@ -192,3 +192,22 @@ class TransformerTraining(PromptTemplates):
         """Steps of all phases; None if a budget is in tokens."""
         steps = [phase.steps for phase in self.phases]
         return None if None in steps else sum(step or 0 for step in steps)
+
+
+class ClassifierTraining(Frozen):
+    """How a clip classifier is trained."""
+
+    width: int = Field(default=24, ge=8, multiple_of=8)
+    """Channels of the first layer; the network has eight times as many features."""
+    size_px: int = Field(default=64, ge=16)
+    """Height and width to which clips are resized."""
+    num_frames: int = Field(default=16, ge=8)
+    """Frames of an excerpt."""
+    steps: int = Field(default=600, ge=1)
+    """Optimizer steps."""
+    batch_clips: int = Field(default=16, ge=1)
+    """Clips per step."""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """Peak of the schedule: warm-up and cosine, as of the transformer."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of weights and batches."""

@@ -19,6 +19,7 @@ from videoar.contracts.names import MODELS
 from videoar.core.errors import ConfigError, ContractError
 from videoar.core.ids import canonical_json, digest_json
 from videoar.core.scratch import Scratch
+from videoar.model.classifier import ClassifierConfig, ClipClassifier
 from videoar.model.tokenizer.config import TokenizerConfig
 from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.model.transformer.config import ModelConfig
@@ -30,9 +31,11 @@ from videoar.training.checkpoint import reading
 
 _WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 
-Network = VideoAR | VideoTokenizer
-_N = TypeVar("_N", VideoAR, VideoTokenizer)
-_KINDS: dict[type[Network], str] = {VideoAR: "transformer", VideoTokenizer: "tokenizer"}
+Network = VideoAR | VideoTokenizer | ClipClassifier
+_N = TypeVar("_N", VideoAR, VideoTokenizer, ClipClassifier)
+_KINDS: dict[type[Network], str] = {
+    VideoAR: "transformer", VideoTokenizer: "tokenizer", ClipClassifier: "classifier"
+}  # fmt: skip
 
 
 class ClipShape(NamedTuple):
@@ -70,7 +73,7 @@ def clip_shape(
 def kind_of(model: Network) -> str:
     """Return the `kind` column of `models@1`."""
     # not by its type: a sharded model has a subclass made by FSDP
-    return _KINDS[VideoAR if isinstance(model, VideoAR) else VideoTokenizer]
+    return next(kind for network, kind in _KINDS.items() if isinstance(model, network))
 
 
 def save_model(model: Network, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
@@ -107,6 +110,8 @@ def build_network(document: Mapping[str, Any]) -> Network:
         return VideoAR(ModelConfig.model_validate(fields))
     if kind == _KINDS[VideoTokenizer]:
         return VideoTokenizer(TokenizerConfig.model_validate(fields))
+    if kind == _KINDS[ClipClassifier]:
+        return ClipClassifier(ClassifierConfig.model_validate(fields))
     raise ValueError(f"no such kind of network: {kind!r}")
 
 
@@ -130,6 +135,17 @@ def load_tokenizer(
         ContractError: the snapshot holds something else, or several models.
     """
     return _load(snapshot, store, device, VideoTokenizer)
+
+
+def load_classifier(
+    snapshot: Snapshot, store: Store, device: str | torch.device = "cpu"
+) -> tuple[ClipClassifier, str]:
+    """Load the classifier of a `models@1` snapshot, in evaluation mode; return it and its digest.
+
+    Raises:
+        ContractError: the snapshot holds something else, or several models.
+    """
+    return _load(snapshot, store, device, ClipClassifier)
 
 
 def find_tokenizer(store: Store, model: Snapshot, digest: str | None) -> Snapshot:

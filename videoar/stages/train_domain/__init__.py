@@ -1,0 +1,1 @@
+"""Stage `train_domain`: `stage` has options and ports, `worker` does the work."""
