@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from videoar.contracts.contract import load_contract
-from videoar.contracts.names import SCORES, SOURCES
+from videoar.contracts.names import EVALSETS, SCORES, SOURCES
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import ConfigError, SnapshotNotFoundError
 from videoar.core.types import Commit, FileRef, Row
@@ -78,9 +78,10 @@ def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False
         dry_run: change nothing.
 
     Returns:
-        `{source, reason, deleted, rewritten, derived, tombstone, dry_run}`. `deleted` and
-        `rewritten` count what all calls for this source have deleted and which listings they have
-        rewritten. `rows` in `derived` are rows of the source.
+        `{source, reason, deleted, rewritten, derived, evalsets, tombstone, dry_run}`. `deleted`
+        and `rewritten` count what all calls for this source have deleted and which listings they
+        have rewritten. `rows` in `derived` are rows of the source. `evalsets` are the names of the
+        evaluation sets on which nothing can be compared any more.
 
     Raises:
         ConfigError: this is no SHA-256.
@@ -95,7 +96,7 @@ def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False
         raise SnapshotNotFoundError(source, f"no source of this SHA-256 in {store.url}", _HINT)
     # All reading comes before the first deletion: the result describes the store as it was.
     snapshots = {snapshot.id: snapshot for snapshot in store.snapshots()}
-    derived = _derived(snapshots, _ref_names(store), holders, source)
+    derived = _derived(snapshots, store.refs.by_target(), holders, source)
     removable = _removable_objects(store, snapshots.values(), holders, source)
     addresses = set(tombstone.addresses) if tombstone else _addresses(store, holders, source)
     mentions = _mentions(store, addresses)
@@ -116,6 +117,12 @@ def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False
         "deleted": {"objects": len(removable), "files": len(holders), "bytes": size_bytes},
         "rewritten": len(rewritten),
         "derived": derived,
+        "evalsets": [
+            name
+            for entry in derived
+            if entry["contract"] == EVALSETS and entry["holds_content"]
+            for name in entry["refs"] or [entry["id"]]
+        ],
         "tombstone": tombstone_key(source),
         "dry_run": dry_run,
     }
@@ -232,14 +239,6 @@ def _share(holders: Holders, key: str, source: str) -> Share:
 
 def _rows(snapshot: Snapshot, holders: Holders, source: str) -> int:
     return sum(_share(holders, file.key, source).rows for file in snapshot.files)
-
-
-def _ref_names(store: Store) -> dict[str, list[str]]:
-    """Return the names of the refs that point at each snapshot."""
-    result: dict[str, list[str]] = {}
-    for name in store.refs.names():
-        result.setdefault(store.refs.head(name) or "", []).append(name)
-    return result
 
 
 def _derived(

@@ -50,6 +50,7 @@ def _forget_blocks(result: dict[str, Any]) -> list[Block]:
     return [
         f"would delete: {counts}" if dry_run else f"deleted: {counts}",
         Table(("snapshot", "contract", "source", "refs"), rows),
+        *(f"evaluation set {name}: no comparison from now on" for name in result["evalsets"]),
         f"tombstone: {result['tombstone']}" + (" (not written)" if dry_run else ""),
     ]
 

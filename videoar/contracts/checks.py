@@ -73,9 +73,12 @@ def _bad_masks(
         yield "null not allowed", pc.is_null(values)
     # "not >=" instead of "<": every comparison with NaN is false, so NaN breaks both bounds
     if checks.min is not None:
-        yield f"below {checks.min:g}", pc.invert(pc.greater_equal(values, checks.min))
+        yield (
+            f"below {checks.min:g}",
+            pc.invert(pc.greater_equal(values, _bound(checks.min, values))),
+        )
     if checks.max is not None:
-        yield f"above {checks.max:g}", pc.invert(pc.less_equal(values, checks.max))
+        yield f"above {checks.max:g}", pc.invert(pc.less_equal(values, _bound(checks.max, values)))
     if checks.enum is not None:
         allowed = pa.array(checks.enum, values.type)
         # is_in is false for null, and nulls are checked by nullability
@@ -85,6 +88,11 @@ def _bad_masks(
         # RE2, not Python's `re`: contracts with lookaheads fail here
         match = pc.match_substring_regex(values, checks.regex)
         yield f"does not match {checks.regex}", pc.invert(match)
+
+
+def _bound(bound: float, values: pa.ChunkedArray) -> float:
+    # with a float, Arrow compares as float64, and rejects integers above 2**53, such as seeds
+    return int(bound) if pa.types.is_integer(values.type) and bound.is_integer() else bound
 
 
 def _problem(name: str, rule: str, bad: pa.ChunkedArray, values: pa.ChunkedArray) -> Problem | None:

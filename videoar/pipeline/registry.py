@@ -25,6 +25,7 @@ BUILTIN: Registry = {  # in the order of a pipeline, which is that of the genera
     "tokenize": "videoar.stages.tokenize.stage:TokenizeStage",
     "compact": "videoar.stages.compact:CompactStage",
     "pretrain": "videoar.stages.pretrain.stage:PretrainStage",
+    "evalset": "videoar.stages.evalset:EvalsetStage",
     "generate": "videoar.stages.generate.stage:GenerateStage",
     "score": "videoar.stages.score.stage:ScoreStage",
     "train_domain": "videoar.stages.train_domain.stage:TrainDomainStage",

@@ -13,10 +13,11 @@ import logging
 import pyarrow as pa
 
 from videoar.contracts.contract import load_contract
-from videoar.contracts.names import PROMPTS, SOURCES
+from videoar.contracts.names import EVALSETS, PROMPTS, SOURCES
 from videoar.core.errors import ConfigError, StorageError
 from videoar.core.ids import digest_json
 from videoar.core.types import Provenance
+from videoar.evaluation.evalset import require_intact
 from videoar.media.sources import list_sources, read_input
 from videoar.records.run_record import InputRun, previous_input
 from videoar.storage.snapshot import Snapshot
@@ -63,11 +64,15 @@ def resolve(store: Store, name: str, url: str) -> Snapshot | Listing:
 
     Raises:
         ConfigError: no usable file is there.
+        GateError: it is an evaluation set, and a takedown has removed a source of it.
         SnapshotNotFoundError: no such ref or snapshot.
     """
     for scheme in ("ref://", "snapshot://"):
         if url.startswith(scheme):
-            return store.snapshot(url.removeprefix(scheme))
+            snapshot = store.snapshot(url.removeprefix(scheme))
+            if snapshot.contract == EVALSETS:
+                require_intact(snapshot)  # now: cached stages would not read it
+            return snapshot
     if url.endswith(PROMPT_FILES):
         listing = Listing(name, PROMPTS, _prompts(url))
     else:

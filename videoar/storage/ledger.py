@@ -8,6 +8,7 @@ after the last number listed.
 
 import json
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -90,8 +91,19 @@ class Refs:
         keys = self._ledger.list(REFS_PREFIX)
         return sorted({key.removeprefix(REFS_PREFIX).rpartition("/")[0] for key in keys})
 
+    def by_target(self) -> dict[str, list[str]]:
+        """Return the names of the refs that point at each snapshot."""
+        result: dict[str, list[str]] = {}
+        for name in self.names():
+            result.setdefault(self.head(name) or "", []).append(name)
+        return result
+
     def head_record(self, name: str) -> Record | None:
-        """Return the head, `{seq, snapshot, prev, by_run, evidence}`; None if it was never set."""
+        """Return the head; None if the ref was never set.
+
+        A record is `{seq, snapshot, prev, by_run, at, evidence}`; `at`, the seconds since 1970, is
+        missing in records of earlier versions.
+        """
         length = self._ledger.length(ref_log(name))
         return self._ledger.read(log_entry_key(ref_log(name), length - 1)) if length else None
 
@@ -131,6 +143,7 @@ class Refs:
             "snapshot": snapshot_id,
             "prev": head["snapshot"] if head else None,
             "by_run": by_run,
+            "at": round(time.time(), 3),
             "evidence": dict(evidence),
         }
         # the create decides the race; this check saves its request when the head has moved before

@@ -14,12 +14,16 @@ from videoar.core.errors import ConfigError
 from videoar.core.ids import digest_json, seed_from
 from videoar.core.printable import printable
 from videoar.core.types import Frozen, Row
+from videoar.storage.snapshot import Snapshot
 
 PROMPT_FILES = (".txt", ".jsonl")
 """What the name of a file of prompts ends with."""
+NUM_CAPTIONS = 16
+"""Chosen: prompts of captions by default, enough to look at."""
 MAX_CHARS = 4000
 """Chosen: 512 tokens of T5, the most that a model reads, are some 2,500 characters of English."""
 _MAX_SEED = 2**63 - 1
+_ROWS_AT_ONCE = 4096
 _CAPTION, _LABEL = "{caption}", "{label}"
 _WORD_STARTS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])|_")
 
@@ -59,6 +63,32 @@ class PromptTemplates(Frozen):
             if not caption or plain_words(caption) == words:
                 return self.class_template.replace(_LABEL, words)
         return self.caption_template.replace(_CAPTION, caption) if caption else ""
+
+    def prompts_of(self, clips: Snapshot, seed: int, num: int | None = None) -> list[Row]:
+        """Return rows of `prompts@1` from captions and classes: one per distinct text.
+
+        Chosen and ordered by a hash per text: new clips add prompts without reordering the others.
+
+        Args:
+            clips: snapshot of `clips@1`.
+            seed: of the choice.
+            num: maximum number of prompts; default `NUM_CAPTIONS`.
+
+        Raises:
+            ConfigError: no clip has a caption or class.
+        """
+        columns = clips.table(["caption", "label"]).to_pydict()
+        pairs = zip(columns["caption"], columns["label"], strict=True)
+        texts = {(self.prompt(caption, label), label, caption) for caption, label in pairs}
+        # sorted: which clip's label a shared prompt gets must not depend on the order of files
+        found = {text: (label, caption) for text, label, caption in sorted(texts, key=str) if text}
+        if not found:
+            raise ConfigError(clips.id, "has no captions or classes", "give prompts")
+        chosen = sorted(found, key=lambda text: seed_from("prompt", seed, text))
+        return [
+            Prompt(prompt=caption or "", label=label).row("caption")
+            for label, caption in (found[text] for text in chosen[: num or NUM_CAPTIONS])
+        ]
 
     def samples(self, prompts: Iterable[Row], seed: int, num_per_prompt: int) -> Iterator[Row]:
         """Yield the samples of prompts: prompt_id, prompt, label, index and seed of each.
@@ -146,6 +176,18 @@ def read_prompts(data: bytes, where: str) -> Iterator[Row]:
             raise ConfigError(place, what, "give it another index")
     if not seen:
         raise ConfigError(where, "holds no prompt", "write one prompt per line")
+
+
+def stored_prompts(prompts: Snapshot) -> Iterator[Row]:
+    """Return the rows of a snapshot of `prompts@1`.
+
+    Raises:
+        ConfigError: it has no row.
+    """
+    table = prompts.table()
+    if not table.num_rows:
+        raise ConfigError(prompts.id, "holds no prompt")
+    return (row for batch in table.to_batches(_ROWS_AT_ONCE) for row in batch.to_pylist())
 
 
 def _key(number: int, text: str) -> bytes:

@@ -51,6 +51,15 @@ def test_conform_names_a_missing_column_and_counts_bad_rows():
         contract.conform(sources(size_bytes=[-1, -2]), "here")
 
 
+def test_integers_that_no_float_represents_are_checked():
+    rows = {"prompt_id": ["a"], "prompt": ["a"], "index": [0]}
+    prompts = load_contract("prompts@1")
+    seeds = prompts.conform(pa.table({**rows, "seed": [2**63 - 1]}), "here")["seed"]
+    assert seeds.to_pylist() == [2**63 - 1]
+    with pytest.raises(ContractError, match="below 0"):
+        prompts.conform(pa.table({**rows, "seed": [-(2**60) - 1]}), "here")
+
+
 def test_nan_is_out_of_bounds_and_regex_is_checked():
     clips = load_contract("clips@1")
     from videoar.contracts.checks import find_problems

@@ -63,7 +63,10 @@ def test_ref_advance_on_stale_head_is_rejected(store):
     with pytest.raises(SnapshotConflictError):
         refs.advance("champion", "models:c", expect=7, evidence={})
     assert refs.head("champion") == "models:b"
-    assert refs.history("champion") == [
+    history = refs.history("champion")
+    times = [record.pop("at") for record in history]
+    assert times == sorted(times)
+    assert history == [
         {"seq": 0, "snapshot": "models:a", "prev": None, "by_run": "", "evidence": {"fvd": 2.0}},
         {"seq": 1, "snapshot": "models:b", "prev": "models:a", "by_run": "run1", "evidence": {}},
     ]

@@ -6,19 +6,16 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import ClassVar
 
-from videoar.contracts.names import CLIPS, MODELS, PROMPTS, SAMPLES
+from videoar.contracts.names import CLIPS, EVALSETS, MODELS, PROMPTS, SAMPLES
 from videoar.core.errors import ConfigError
-from videoar.core.ids import digest_json, seed_from, sha256_hex
+from videoar.core.ids import digest_json, sha256_hex
 from videoar.core.types import Row
+from videoar.evaluation.evalset import clip_rows, prompt_rows
 from videoar.model.pretrained.model_folder import pretrained_fingerprint
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import Inputs, Mapper, MapStage, PackedRows, Port, Shard
 from videoar.stages.generate.config import CAPTIONS, GenerateConfig
-from videoar.storage.snapshot import Snapshot
-from videoar.training.prompts import Prompt, read_prompts
-
-_NUM_CAPTIONS = 16  # chosen: enough to look at
-_ROWS_AT_ONCE = 4096
+from videoar.training.prompts import read_prompts, stored_prompts
 
 
 class GenerateStage(MapStage[GenerateConfig]):
@@ -30,6 +27,7 @@ class GenerateStage(MapStage[GenerateConfig]):
         "tokenizer": Port(MODELS, optional=True),
         "prompts": Port(PROMPTS, optional=True),
         "reference": Port(CLIPS, optional=True),
+        "evalset": Port(EVALSETS, optional=True),
     }
     produces = SAMPLES
     config_type = GenerateConfig
@@ -40,7 +38,7 @@ class GenerateStage(MapStage[GenerateConfig]):
     @property
     def sharded(self) -> Collection[str]:
         """Ports with prompts: their rows are in the shards."""
-        return {"prompts", "reference"}
+        return {"prompts", "reference", "evalset"}
 
     def tools(self) -> Mapping[str, str]:
         """Return digests of prompt file and text encoder, and versions of what encodes videos."""
@@ -70,6 +68,8 @@ class GenerateStage(MapStage[GenerateConfig]):
         return GenerateWorker(self.config, inputs, context.store, _rate_fps(inputs))
 
     def _requested(self, inputs: Inputs) -> Iterator[Row]:
+        if "evalset" in inputs:
+            return self.config.samples(self._fixed_prompts(inputs), self.config.seed, 1)
         prompts = islice(self._prompts(inputs), self.config.num_prompts)
         # so many prompts need no second sample each
         first = list(islice(prompts, max(1, self.config.min_samples)))
@@ -86,31 +86,29 @@ class GenerateStage(MapStage[GenerateConfig]):
                 raise ConfigError("generate.prompts", what, "leave one out")
             return read_prompts(self._file().read_bytes(), self.config.prompts)
         if "prompts" in inputs:
-            table = inputs["prompts"].table()
-            if not table.num_rows:
-                raise ConfigError(inputs["prompts"].id, "holds no prompt")
-            return (row for batch in table.to_batches(_ROWS_AT_ONCE) for row in batch.to_pylist())
+            return stored_prompts(inputs["prompts"])
         if "reference" in inputs:
-            return self._captions(inputs["reference"])
-        hint = "give it a port `prompts` or `reference`, or a file"
+            config = self.config
+            return config.prompts_of(inputs["reference"], config.seed, config.num_prompts)
+        hint = "give it a port `evalset`, `prompts` or `reference`, or a file"
         raise ConfigError("generate.prompts", "the stage has no prompts", hint)
 
-    def _captions(self, reference: Snapshot) -> list[Row]:
-        """Return a prompt per distinct text of the clips, each with the label of such a clip."""
-        table = reference.table(["caption", "label"])
-        clips = zip(table["caption"].to_pylist(), table["label"].to_pylist(), strict=True)
-        texts = {(self.config.prompt(caption, label), label, caption) for caption, label in clips}
-        # sorted: which clip's label a shared prompt gets must not depend on the order of files
-        found = {text: (label, caption) for text, label, caption in sorted(texts, key=str) if text}
-        if not found:
-            hint = "give a file with prompts"
-            raise ConfigError("generate.prompts", "the reference has no captions or classes", hint)
-        # A hash per prompt: new clips add prompts without reordering the others.
-        chosen = sorted(found, key=lambda text: seed_from("prompt", self.config.seed, text))
-        pairs = [found[text] for text in chosen[: self.config.num_prompts or _NUM_CAPTIONS]]
-        return [
-            Prompt(prompt=caption or "", label=label).row("caption") for label, caption in pairs
-        ]
+    def _fixed_prompts(self, inputs: Inputs) -> list[Row]:
+        """Return the prompts of the evaluation set, at least one.
+
+        Raises:
+            ConfigError: there are other prompts as well, or the options would change the set.
+        """
+        others = [port for port in ("prompts", "reference") if port in inputs]
+        options = [] if self.config.prompts == CAPTIONS else ["prompts"]
+        options += [] if self.config.num_prompts is None else ["num_prompts"]
+        if others or options:
+            what = f"the evaluation set fixes the prompts, but there is {(others + options)[0]}"
+            raise ConfigError("generate", what, "leave it out")
+        rows = prompt_rows(inputs["evalset"])
+        if not rows:
+            raise ConfigError(inputs["evalset"].id, "holds no prompt", "make a set with prompts")
+        return rows
 
     def _file(self) -> Path:
         path = Path(self.config.prompts)
@@ -121,7 +119,9 @@ class GenerateStage(MapStage[GenerateConfig]):
 
 
 def _rate_fps(inputs: Inputs) -> float:
-    """Return the frame rate of the reference, or else that of the model's own clips."""
+    """Return the frame rate of the real clips, or else that of the model's own clips."""
+    if "evalset" in inputs and (clips := clip_rows(inputs["evalset"])):
+        return float(clips[0]["rate_fps"])
     port = "reference" if "reference" in inputs else "model"
     if rate := inputs[port].table(["rate_fps"])["rate_fps"][0].as_py():
         return float(rate)

@@ -1,0 +1,147 @@
+"""Choose an evaluation set: real clips to compare with, and prompts with seeds to generate from.
+
+A set that is frozen under a name stays as it is when new videos arrive, so that the scores of later
+models are comparable with those of earlier ones.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import ClassVar, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from videoar.contracts.contract import load_contract
+from videoar.contracts.names import CLIPS, EVALSETS, PROMPTS
+from videoar.core.errors import ContractError, SnapshotConflictError
+from videoar.core.ids import canonical_json, seed_from
+from videoar.core.names import NAME_PATTERN
+from videoar.core.types import Row
+from videoar.evaluation.evalset import CLIP, FLOOR, PROMPT, REFERENCE, read_evalset
+from videoar.pipeline.context import StageContext
+from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig, runtime
+from videoar.storage.snapshot import Snapshot
+from videoar.storage.store import Store
+from videoar.training.prompts import PromptTemplates, stored_prompts
+
+logger = logging.getLogger(__name__)
+
+
+class EvalsetConfig(StageConfig, PromptTemplates):
+    """Options of `evalset`; its templates decide which captions are one prompt."""
+
+    num_reference: int = Field(default=64, ge=2)
+    """Maximum number of real clips that samples are compared with."""
+    num_floor: int | None = Field(default=None, ge=0)
+    """Maximum number of further real clips, which show the distance of perfect samples; default:
+    `num_reference`."""
+    reference_split: Literal["train", "val"] = "val"
+    """Split of the reference; the floor has clips of the other one where this has too few. Against
+    `train`, a model that memorizes its data scores best."""
+    num_prompts: int | None = Field(default=None, ge=1)
+    """Maximum number of prompts; by default 16 of captions, and all of the port `prompts`."""
+    samples_per_prompt: int = Field(default=1, ge=1)
+    """Samples of each prompt that has no seed."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the choice of clips and captions, and of every sample's own seed."""
+    protocol: str = "default"
+    """Name of the protocol that the set is for; part of the lock of its scores."""
+    pin: str | None = runtime(None, pattern=NAME_PATTERN)
+    """Ref to freeze the set under, unless a ref of this name exists."""
+
+
+class EvalsetStage(ReduceStage[EvalsetConfig]):
+    """Choose real clips, and prompts with seeds; or repeat a frozen set."""
+
+    name = "evalset"
+    consumes: ClassVar[Mapping[str, Port]] = {
+        "clips": Port(CLIPS),
+        "prompts": Port(PROMPTS, optional=True),
+        "frozen": Port(EVALSETS, optional=True),
+    }
+    produces = EVALSETS
+    config_type = EvalsetConfig
+
+    def reduce(self, inputs: Inputs, context: StageContext) -> Iterator[Output]:
+        """Yield one table: the rows of `frozen` if there is one, else those that are chosen."""
+        if "frozen" in inputs:
+            rows = read_evalset(inputs["frozen"])
+        else:
+            rows = [*self._clips(inputs["clips"]), *self._prompts(inputs)]
+        counts = dict.fromkeys((REFERENCE, FLOOR, PROMPT), 0.0)
+        for row in rows:
+            counts[row["role"] or row["kind"]] += 1
+        schema = load_contract(EVALSETS).arrow_schema
+        yield Output(pa.Table.from_pylist(rows, schema), metrics=counts)
+
+    def after_commit(self, output: Snapshot, store: Store, run_id: str) -> None:
+        """Freeze the set under the name of the option `pin`; a ref that exists stays."""
+        pin = self.config.pin
+        if pin is None or store.refs.head(pin) is not None:
+            return
+        try:
+            store.refs.advance(pin, output.id, expect=None, evidence={}, by_run=run_id)
+            logger.info("froze %s as %s", output.id, pin)
+        except SnapshotConflictError:  # another run has frozen its set
+            logger.info("%s is %s, not the set of this run", pin, store.refs.head(pin))
+
+    def _clips(self, clips: Snapshot) -> Iterator[Row]:
+        """Yield the rows of the chosen clips, the reference first."""
+        config = self.config
+        roles = self._roles(clips)
+        reference = [id_ for id_, role in roles.items() if role == REFERENCE]
+        if len(reference) < 2:
+            what = f"has {len(reference)} clips of the split {config.reference_split}, 2 are needed"
+            raise ContractError(clips.id, what, "add videos, or set reference_split")
+        chosen = pa.array(list(roles))
+        # full rows of the chosen clips only: there may be millions of others
+        rows = {
+            row["clip_id"]: row
+            for table in clips.read()
+            for row in table.filter(pc.is_in(table["clip_id"], chosen)).to_pylist()
+        }
+        for clip_id, role in roles.items():
+            row = rows[clip_id]
+            yield {
+                **self._row(CLIP, clip_id, clips),
+                "index": 0,
+                "role": role,
+                "source_id": row["source_id"],
+                "clip_json": canonical_json(row),
+                "label": row["label"],
+            }
+
+    def _roles(self, clips: Snapshot) -> dict[str, str]:
+        """Return the roles of the chosen clips by id."""
+        config = self.config
+        columns = clips.table(["clip_id", "split"]).to_pydict()
+        splits = dict(zip(columns["clip_id"], columns["split"], strict=True))
+        # a hash per clip: new clips do not change the order of the others
+        order = sorted(splits, key=lambda clip_id: seed_from("clip", config.seed, clip_id))
+        held_out = [clip_id for clip_id in order if splits[clip_id] == config.reference_split]
+        others = [clip_id for clip_id in order if splits[clip_id] != config.reference_split]
+        num, num_floor = config.num_reference, config.num_floor
+        floor = [*held_out[num:], *others][: num if num_floor is None else num_floor]
+        return dict.fromkeys(held_out[:num], REFERENCE) | dict.fromkeys(floor, FLOOR)
+
+    def _prompts(self, inputs: Inputs) -> Iterator[Row]:
+        """Yield a row per sample to generate."""
+        config = self.config
+        origin = inputs.get("prompts", inputs["clips"])
+        if "prompts" in inputs:
+            prompts = list(stored_prompts(origin))[: config.num_prompts]
+        else:
+            prompts = config.prompts_of(origin, config.seed, config.num_prompts)
+        written = ({**row, "written": row["prompt"]} for row in prompts)
+        for row in config.samples(written, config.seed, config.samples_per_prompt):
+            yield {
+                **self._row(PROMPT, row["prompt_id"], origin),
+                **{key: row[key] for key in ("index", "label", "seed")},
+                "prompt": row["written"],  # `generate` applies the templates of the model
+            }
+
+    def _row(self, kind: str, item_id: str, origin: Snapshot) -> Row:
+        empty = dict.fromkeys(load_contract(EVALSETS).arrow_schema.names)
+        common = {"snapshot": origin.id, "protocol": self.config.protocol}
+        return {**empty, **common, "kind": kind, "item_id": item_id}
