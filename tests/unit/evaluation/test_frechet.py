@@ -6,7 +6,11 @@ import pytest
 from tests.support.shared_data import shared_json
 from videoar.core.errors import ContractError
 from videoar.evaluation import FeatureStats, frechet_distance
-from videoar.evaluation.frechet import frechet_interval, frechet_of_vectors
+from videoar.evaluation.frechet import (
+    frechet_at_infinity,
+    frechet_interval,
+    frechet_of_vectors,
+)
 
 
 def exact(mean, covariance):
@@ -47,6 +51,7 @@ def test_frechet_distance_equals_reference_values(num_x, num_y, width, unbiased,
     assert frechet_distance(a, b) == pytest.approx(unbiased, rel=1e-6)
     assert frechet_distance(a, b, ddof=0) == pytest.approx(biased, rel=1e-6)
     assert frechet_of_vectors(x, y) == pytest.approx(unbiased, rel=1e-6)
+    assert frechet_of_vectors(x, y, ddof=0) == pytest.approx(biased, rel=1e-6)
 
 
 @pytest.mark.shared
@@ -93,6 +98,8 @@ def test_feature_stats_invalid_input_is_rejected():
     for bad in (np.full((3, 4), np.nan), np.zeros(3)):
         with pytest.raises(ContractError):
             FeatureStats().update(bad)
+        with pytest.raises(ContractError):
+            frechet_of_vectors(np.zeros((3, 4)), bad)
     for other in (FeatureStats(), FeatureStats().update(np.zeros((1, 4)))):
         with pytest.raises(ContractError):
             frechet_distance(good, other)
@@ -113,3 +120,15 @@ def test_frechet_interval_contains_value_and_narrows_with_more_clips():
         assert (low, high) == frechet_interval(x, y, seed=0, num_resamples=50)
         widths.append(high - low)
     assert widths[1] < widths[0]
+
+
+def test_frechet_at_infinity_removes_the_bias_of_small_sets():
+    draw_from = np.random.default_rng(3)
+    x, y = draw_from.normal(size=(512, 16)), draw_from.normal(size=(512, 16))
+    shifted = y + np.eye(16)[0]  # the distance of the distributions is 1
+    for others, truth in ((y, 0), (shifted, 1)):
+        limit = frechet_at_infinity(x, others, seed=0)
+        assert abs(limit - truth) < abs(frechet_of_vectors(x[:128], others[:128]) - truth) / 2
+        assert limit == frechet_at_infinity(x, others, seed=0)
+    with pytest.raises(ContractError, match="15 vectors are too few"):
+        frechet_at_infinity(x[:15], y, seed=0)
