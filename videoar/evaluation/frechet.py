@@ -9,7 +9,7 @@ when there are fewer vectors than features.
 Axes: N vectors, D features.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -131,27 +131,39 @@ def require_vectors(x_ND: Array, y_ND: Array) -> None:
         raise ContractError("features", "not finite")
 
 
-def frechet_at_infinity(x_ND: Array, y_ND: Array, ddof: int = 1, *, seed: int) -> float:
-    """Return the distance extrapolated to N = infinity: the intercept of a linear fit in 1/N.
-
-    The bias is proportional to 1/N, so that distances at several N lie on a line. It can come out
-    negative. Eight subset sizes from N/4 to N.
+def frechet_by_count(
+    x_ND: Array, y_ND: Array, ddof: int = 1, *, seed: int
+) -> list[tuple[int, float]]:
+    """Return (N, distance) of random subsets of eight sizes, from a quarter to all vectors.
 
     Raises:
-        ContractError: fewer than 16 vectors on a side.
-
-    Source: Chong and Forsyth, "Effectively Unbiased FID" (CVPR 2020), with subsets of both sides.
+        ContractError: fewer than 16 vectors on a side, or see `require_vectors`.
     """
     require_vectors(x_ND, y_ND)
     num = min(len(x_ND), len(y_ND))
     if num < 16:
-        raise ContractError("features", f"{num} vectors are too few to extrapolate", "need 16")
+        raise ContractError("features", f"{num} vectors are too few for subsets", "need 16")
     generator = np.random.default_rng(seed)
-    sizes = np.linspace(num // 4, num, 8).astype(int)
-    values = [
-        frechet_of_vectors(*(generator.permutation(v)[:size] for v in (x_ND, y_ND)), ddof)
-        for size in sizes
+    return [
+        (
+            int(size),
+            frechet_of_vectors(
+                generator.permutation(x_ND)[:size], generator.permutation(y_ND)[:size], ddof
+            ),
+        )
+        for size in np.linspace(num // 4, num, 8).astype(int)
     ]
+
+
+def extrapolate(by_count: Sequence[tuple[int, float]]) -> float:
+    """Return the distance at N = infinity: the intercept of a linear fit in 1/N.
+
+    The bias is proportional to 1/N, so that distances at several N lie on a line. The intercept of
+    a small distance can be negative.
+
+    Source: Chong and Forsyth, "Effectively Unbiased FID" (CVPR 2020), with subsets of both sides.
+    """
+    sizes, values = np.array(by_count).T
     return float(np.polyfit(1 / sizes, values, 1)[1])
 
 

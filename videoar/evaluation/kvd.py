@@ -48,7 +48,7 @@ def _weighted(x_ND: Array, y_MD: Array, w_NB: Array, v_MB: Array) -> Array:
     require_vectors(x_ND, y_MD)
     within = _within(x_ND, w_NB) + _within(y_MD, v_MB)
     across = _sums(x_ND, y_MD, w_NB, v_MB) / (w_NB.sum(axis=0) * v_MB.sum(axis=0))
-    return within - 2 * across
+    return np.asarray(within - 2 * across)
 
 
 def _within(x_ND: Array, w_NB: Array) -> Array:

@@ -7,7 +7,8 @@ from tests.support.shared_data import shared_json
 from videoar.core.errors import ContractError
 from videoar.evaluation import FeatureStats, frechet_distance
 from videoar.evaluation.frechet import (
-    frechet_at_infinity,
+    extrapolate,
+    frechet_by_count,
     frechet_interval,
     frechet_of_vectors,
 )
@@ -122,13 +123,13 @@ def test_frechet_interval_contains_value_and_narrows_with_more_clips():
     assert widths[1] < widths[0]
 
 
-def test_frechet_at_infinity_removes_the_bias_of_small_sets():
+def test_extrapolate_removes_the_bias_of_small_sets():
     draw_from = np.random.default_rng(3)
     x, y = draw_from.normal(size=(512, 16)), draw_from.normal(size=(512, 16))
     shifted = y + np.eye(16)[0]  # the distance of the distributions is 1
     for others, truth in ((y, 0), (shifted, 1)):
-        limit = frechet_at_infinity(x, others, seed=0)
+        limit = extrapolate(frechet_by_count(x, others, seed=0))
         assert abs(limit - truth) < abs(frechet_of_vectors(x[:128], others[:128]) - truth) / 2
-        assert limit == frechet_at_infinity(x, others, seed=0)
+        assert limit == extrapolate(frechet_by_count(x, others, seed=0))
     with pytest.raises(ContractError, match="15 vectors are too few"):
-        frechet_at_infinity(x[:15], y, seed=0)
+        frechet_by_count(x[:15], y, seed=0)
