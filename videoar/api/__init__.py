@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from videoar.admin.promotion import gate as gate
     from videoar.admin.promotion import promote as promote
     from videoar.admin.promotion import rollback as rollback
+    from videoar.admin.refs import freeze as freeze
+    from videoar.admin.refs import refs as refs
     from videoar.admin.validate import Mistake as Mistake
     from videoar.admin.validate import validate_pipeline as validate_pipeline
     from videoar.admin.validate import validate_snapshot as validate
@@ -56,10 +58,11 @@ if TYPE_CHECKING:
     from videoar.storage.store import Store as Store
 
 __all__ = [
-    "Document", "Watch", "bench", "cancel", "diff", "doctor", "explain", "export", "forget", "gate",
-    "generate", "lineage", "load", "logs", "ls", "make_engine", "open_store", "plan", "progress",
-    "promote", "quarantine", "report", "report_path", "resume", "rollback", "run", "schema",
-    "serve", "show", "stages", "status", "validate", "validate_pipeline",
+    "Document", "Watch", "bench", "cancel", "diff", "doctor", "explain", "export", "forget",
+    "freeze", "gate", "generate", "lineage", "load", "logs", "ls", "make_engine", "open_store",
+    "plan", "progress", "promote", "quarantine", "refs", "report", "report_path", "resume",
+    "rollback", "run", "schema", "serve", "show", "stages", "status", "validate",
+    "validate_pipeline",
 ]  # fmt: skip
 
 __getattr__ = lazy_names(
@@ -69,11 +72,13 @@ __getattr__ = lazy_names(
         "doctor": "videoar.admin.doctor:diagnose",
         "explain": "videoar.admin.inspect:explain",
         "export": "videoar.admin.export:export",
+        "freeze": "videoar.admin.refs:freeze",
         "gate": "videoar.admin.promotion:gate",
         "lineage": "videoar.records.lineage:lineage",
         "logs": "videoar.admin.inspect:logs",
         "promote": "videoar.admin.promotion:promote",
         "quarantine": "videoar.admin.inspect:rejected",
+        "refs": "videoar.admin.refs:refs",
         "rollback": "videoar.admin.promotion:rollback",
         "show": "videoar.admin.inspect:show",
         "validate": "videoar.admin.validate:validate_snapshot",

@@ -7,7 +7,7 @@ import typer
 
 from videoar import api
 from videoar.cli.data import Name
-from videoar.cli.output import Block, Table, emit
+from videoar.cli.output import Block, Table, emit, local_time
 from videoar.cli.runs import OptionalRun
 from videoar.cli.session import session, verb
 from videoar.core.errors import GateError
@@ -198,3 +198,41 @@ def rollback(ref: Annotated[str, typer.Argument(metavar="REF", help="E.g. champi
     """Point a ref back at what it pointed at before."""
     result = api.rollback(session.open(), ref)
     emit(result, lambda: [f"{result['ref']}: {result['was']} -> {result['snapshot']}"])
+
+
+@verb(app, _PANEL, "freeze last/evalset --as demo-evalset")
+def freeze(
+    name: Name,
+    ref: Annotated[str, typer.Option("--as", metavar="REF", help="New ref: ref://REF.")],
+) -> None:
+    """Pin a snapshot under a name that then stays.
+
+    Exit code 2 if the ref points at another snapshot.
+    """
+    _emit_refs(api.freeze(session.open(), name, ref))
+
+
+@verb(app, _PANEL, "refs champion")
+def refs(
+    ref: Annotated[
+        str | None, typer.Argument(metavar="REF", help="E.g. champion; default: all.")
+    ] = None,
+) -> None:
+    """Show the history of a ref, or what each ref points at."""
+    _emit_refs(api.refs(session.open(), ref))
+
+
+def _emit_refs(result: api.Document) -> None:
+    rows = [
+        (
+            entry["name"],
+            entry["seq"],
+            entry["target"],
+            entry["by"],
+            entry["at"] and local_time(entry["at"]),
+            ", ".join(f"{key} {value}" for key, value in entry["evidence"].items()),
+        )
+        for entry in result["refs"]
+    ]
+    table = Table(("ref", ">seq", "target", "by", "at", "evidence"), rows)
+    emit(result, lambda: [table if rows else "no refs"])

@@ -81,7 +81,9 @@ class EvalsetStage(ReduceStage[EvalsetConfig]):
         if pin is None or store.refs.head(pin) is not None:
             return
         try:
-            store.refs.advance(pin, output.id, expect=None, evidence={}, by_run=run_id)
+            store.refs.advance(
+                pin, output.id, expect=None, evidence={"frozen": True}, by_run=run_id
+            )
             logger.info("froze %s as %s", output.id, pin)
         except SnapshotConflictError:  # another run has frozen its set
             logger.info("%s is %s, not the set of this run", pin, store.refs.head(pin))

@@ -6,8 +6,11 @@ last record is the head. A listing may lag behind, so the end of a log is found 
 after the last number listed.
 """
 
+import getpass
 import json
+import os
 import secrets
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -101,8 +104,8 @@ class Refs:
     def head_record(self, name: str) -> Record | None:
         """Return the head; None if the ref was never set.
 
-        A record is `{seq, snapshot, prev, by_run, at, evidence}`; `at`, the seconds since 1970, is
-        missing in records of earlier versions.
+        A record is `{seq, snapshot, prev, by_run, user, at, evidence}`; `user`, `NAME@HOST`, and
+        `at`, the seconds since 1970, are missing in records of earlier versions.
         """
         length = self._ledger.length(ref_log(name))
         return self._ledger.read(log_entry_key(ref_log(name), length - 1)) if length else None
@@ -143,6 +146,7 @@ class Refs:
             "snapshot": snapshot_id,
             "prev": head["snapshot"] if head else None,
             "by_run": by_run,
+            "user": _user(),
             "at": round(time.time(), 3),
             "evidence": dict(evidence),
         }
@@ -153,3 +157,11 @@ class Refs:
             what = f"moved to {current and current['snapshot']} in the meantime"
             raise SnapshotConflictError(ref_log(name), what, "read the ref again and retry")
         return seq + 1
+
+
+def _user() -> str:
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):  # without an entry for the user, as in containers
+        name = str(os.getuid())
+    return f"{name}@{socket.gethostname()}"

@@ -28,10 +28,10 @@ RUN = SimpleNamespace(
 VERBS = (
     "run", "resume", "plan", "status", "ls", "logs", "cancel", "explain", "show", "diff", "lineage",
     "validate", "stages", "schema", "export", "quarantine", "generate", "serve", "report", "gate",
-    "promote", "rollback", "forget", "doctor", "bench",
+    "promote", "rollback", "freeze", "refs", "forget", "doctor", "bench",
 )  # fmt: skip
 NEEDS_ARGUMENTS = set(VERBS) - {
-    "status", "ls", "stages", "quarantine", "report", "gate", "doctor",
+    "status", "ls", "stages", "quarantine", "report", "gate", "refs", "doctor",
 }  # fmt: skip
 OPENS_NO_STORE = ("schema", "stages", "bench", "quarantine")
 
@@ -113,7 +113,7 @@ def test_global_options_before_and_after_verb_are_equivalent(verb, tmp_path):
     arguments = {"validate": ["x"], "export": ["x", "--format", "parquet", "--to", "y"]}
     arguments |= {"forget": ["--source", "0" * 64], "explain": ["x", "y"], "diff": ["x", "y"]}
     arguments |= {"generate": ["--model", "x", "--prompt", "a", "--out", "y"]}
-    arguments |= {"serve": ["--model", "x"]}
+    arguments |= {"serve": ["--model", "x"], "freeze": ["x", "--as", "y"]}
     needed = arguments.get(verb, ["x"] if verb in NEEDS_ARGUMENTS else [])
     needed = ["--help"] if verb in OPENS_NO_STORE else needed
     before = CliRunner().invoke(app, [*given, *verb.split(), *needed])
@@ -156,6 +156,8 @@ def test_missing_argument_prints_usage_and_example(verb, store):
         (["schema", "clip@1"], 2, "ConfigError", "did you mean clips@1?"),
         (["rollback", "nosuch"], 2, "ConfigError", "known: champion"),
         (["promote", "few"], 4, "GateError", "no gate has evaluated it"),
+        (["freeze", "few", "--as", "champion"], 2, "ConfigError", "points at model:"),
+        (["refs", "champoin"], 2, "ConfigError", "did you mean champion?"),
         (["run", "absent.yaml"], 2, "ConfigError", "absent.yaml"),
         (["report", "--out", "/nosuch/folder/x.html"], 2, "ConfigError", "/nosuch/folder/x.html"),
         (["lineage", "model", "--up", "--down"], 2, "ConfigError", "exclude each other"),

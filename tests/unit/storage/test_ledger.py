@@ -66,6 +66,7 @@ def test_ref_advance_on_stale_head_is_rejected(store):
     history = refs.history("champion")
     times = [record.pop("at") for record in history]
     assert times == sorted(times)
+    assert all("@" in record.pop("user") for record in history)
     assert history == [
         {"seq": 0, "snapshot": "models:a", "prev": None, "by_run": "", "evidence": {"fvd": 2.0}},
         {"seq": 1, "snapshot": "models:b", "prev": "models:a", "by_run": "run1", "evidence": {}},

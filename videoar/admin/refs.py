@@ -1,0 +1,82 @@
+"""The history of refs, and freezing a snapshot under a name."""
+
+from contextlib import suppress
+from typing import Any
+
+from videoar.contracts.names import EVALSETS, MODELS
+from videoar.core.errors import ConfigError, SnapshotConflictError, did_you_mean
+from videoar.core.names import NAME_HINT, is_name
+from videoar.core.types import Row
+from videoar.evaluation.evalset import require_intact
+from videoar.records.names import LAST, find_snapshot
+from videoar.storage.ledger import Record
+from videoar.storage.snapshot import Snapshot
+from videoar.storage.store import Store
+
+
+def refs(store: Store, name: str | None = None) -> dict[str, Any]:
+    """Return all records of a ref, the oldest first; without a name the head of every ref.
+
+    Returns:
+        `{refs: [{name, target, seq, by, at, evidence}]}`: `by` is the run or the user that moved
+        the ref, `at` the time in seconds since 1970; both may be missing in old records.
+
+    Raises:
+        ConfigError: no such ref.
+    """
+    if name is None:
+        heads = ((ref, store.refs.head_record(ref)) for ref in store.refs.names())
+        return {"refs": [_row(ref, head) for ref, head in heads if head]}
+    history = store.refs.history(name)
+    if not history:
+        known = store.refs.names()
+        raise ConfigError(name or "''", "no such ref", did_you_mean(name, known) if known else "")
+    return {"refs": [_row(name, record) for record in history]}
+
+
+def _row(name: str, record: Record) -> Row:
+    return {
+        "name": name,
+        "target": record["snapshot"],
+        "seq": record["seq"],
+        "by": record["by_run"] or record.get("user"),
+        "at": record.get("at"),
+        "evidence": record["evidence"],
+    }
+
+
+def freeze(store: Store, name: str, ref: str) -> dict[str, Any]:
+    """Pin a snapshot as `ref://REF`; a second call for the same snapshot changes nothing.
+
+    Returns:
+        As `refs`, of the head.
+
+    Raises:
+        ConfigError: the ref points at another snapshot; it is no name; or the snapshot is a
+            transformer, whose refs are moved by gates.
+        GateError: an evaluation set whose source was taken down.
+    """
+    if not is_name(ref) or ref == LAST:
+        raise ConfigError(f"--as {ref}", "cannot be the name of a ref", NAME_HINT)
+    snapshot = find_snapshot(store, name)
+    _check(snapshot)
+    if store.refs.head_record(ref) is None:
+        with suppress(SnapshotConflictError):  # another call was first: its snapshot is compared
+            store.refs.advance(ref, snapshot.id, expect=None, evidence={"frozen": True})
+    head = store.refs.head_record(ref)
+    if head is None or head["snapshot"] != snapshot.id:
+        target = head and head["snapshot"]
+        raise ConfigError(f"--as {ref}", f"points at {target} already", "choose another name")
+    return {"refs": [_row(ref, head)]}
+
+
+def _check(snapshot: Snapshot) -> None:
+    if snapshot.contract == EVALSETS:
+        require_intact(snapshot)
+    if snapshot.contract == MODELS:
+        kinds = snapshot.table(["kind"])["kind"].to_pylist()
+        # a frozen champion would be one that no gate has evaluated
+        if "transformer" in kinds:
+            raise ConfigError(
+                snapshot.id, "is a model, whose refs are moved by gates", "promote it"
+            )
