@@ -18,7 +18,7 @@ from videoar.core.errors import ConfigError, ContractError, DamagedError
 from videoar.core.ids import digest_json
 from videoar.media.transcode import encode_clips
 from videoar.model.device import device
-from videoar.model.pretrained.text_encoder import attach_text_encoder
+from videoar.model.pretrained.text_encoder import prepare_to_sample
 from videoar.model.tokenizer.network import VideoTokenizer, frames_from_video
 from videoar.model.transformer.network import VideoAR
 from videoar.model.transformer.text import TextEncoder
@@ -88,7 +88,7 @@ class SampleOptions(TypedDict, total=False):
 class LoadedModel:
     """A transformer and its tokenizer, checked against each other, in evaluation mode.
 
-    On a GPU the weights of the transformer are converted to bf16, see `VideoAR.to_bf16`.
+    On a GPU the weights of the transformer are converted to bf16, see `prepare_to_sample`.
     """
 
     model: VideoAR
@@ -100,8 +100,6 @@ class LoadedModel:
             self.model.cfg.require_fit(self.tokenizer.cfg)
         except ValueError as error:
             raise ContractError(self.card.model.snapshot, str(error), _AGAIN) from error
-        if self.model.device.type == "cuda":
-            self.model.to_bf16()
 
     @property
     def text_encoder(self) -> TextEncoder | None:
@@ -198,7 +196,7 @@ def load_stored(
     card, where = card_of(store, name), on or device()
     model, _ = load_transformer(store.snapshot(card.model.snapshot), store, where)
     tokenizer, _ = load_tokenizer(store.snapshot(card.tokenizer.snapshot), store, where)
-    attach_text_encoder(model, text_encoder)
+    prepare_to_sample(model, text_encoder)
     return LoadedModel(model, tokenizer, card)
 
 
@@ -227,7 +225,7 @@ def load_export(path: Path, *, text_encoder: str = "", on: str | None = None) ->
     model, tokenizer = (network.to(on or device()).eval() for network in networks)
     if not isinstance(model, VideoAR) or not isinstance(tokenizer, VideoTokenizer):
         raise ContractError(str(path), "holds other networks than its card says", _AGAIN)
-    attach_text_encoder(model, text_encoder)
+    prepare_to_sample(model, text_encoder)
     return LoadedModel(model, tokenizer, card)
 
 

@@ -113,8 +113,8 @@ def require_same_text_encoder(start: ModelConfig, cfg: ModelConfig) -> None:
         raise ConfigError("text_encoder", what, "give that one, or train without start")
 
 
-def attach_text_encoder(model: VideoAR, folder: str) -> None:
-    """Load the text encoder of a model, which then can encode prompts; "" for the embedded one.
+def prepare_to_sample(model: VideoAR, folder: str) -> None:
+    """Load the text encoder of a model, "" for the embedded one; on a GPU convert it to bf16.
 
     Raises:
         ConfigError: see `load_text_encoder`.
@@ -122,3 +122,5 @@ def attach_text_encoder(model: VideoAR, folder: str) -> None:
     encoder = load_text_encoder(model.cfg, folder)
     if encoder is not None:
         model.set_text_encoder(encoder)
+    if model.device.type == "cuda":
+        model.to_bf16()

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from videoar.core.errors import ConfigError
 from videoar.model.device import device, limit_threads, synchronize
-from videoar.model.pretrained.text_encoder import attach_text_encoder
+from videoar.model.pretrained.text_encoder import prepare_to_sample
 from videoar.pipeline.device_queue import DeviceQueue
 from videoar.pipeline.stage import Inputs, Output
 from videoar.stages.generate.config import GenerateConfig
@@ -44,9 +44,7 @@ class GenerateWorker:
         if trained_on != tokenizer_digest:
             what = f"was trained on tokenizer {trained_on}, not {tokenizer_digest}"
             raise ConfigError(snapshot.id, what)
-        attach_text_encoder(model, config.text_encoder)
-        if model.device.type == "cuda":
-            model.to_bf16()
+        prepare_to_sample(model, config.text_encoder)
         num_frames = config.num_frames
         if config.seconds is not None:
             num_frames = frames_in(config.seconds, rate_fps, model.cfg.time_stride)

@@ -5,6 +5,7 @@ import gc
 import itertools
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ from videoar.stages.pretrain.data import open_stores
 from videoar.storage import reader
 from videoar.storage.payload import Payload
 from videoar.storage.row_reader import RowReader
-from videoar.training.data import epoch_order
+from videoar.training.data import epoch_order, token_loader
 from videoar.training.data.buffers import BufferPool
 from videoar.training.data.mixture import BLOCK, TokenMixture
 from videoar.training.data.row_group_prefetch import REQUESTS
@@ -516,20 +517,29 @@ def test_threads_read_ahead_only_for_a_caller_that_works_between_batches(many_un
     assert len(readers) == len(TokenLoader(many_units, 4, 7))
 
 
-class Failing(RemoteObjects):
-    def read_into(self, key, spans):
-        super().read_into(key, spans)
-        if len(self.reads) > 1:
-            time.sleep(1)  # the first failure is known before the queue moves on, also under load
-        raise TransientStorageError(key, "no answer")
-
-
-def test_failed_request_is_raised_before_the_queue_is_drained():
+def test_failed_request_is_raised_before_the_queue_is_drained(monkeypatch):
     wide = commit(token_table(0, 200, (2, 8, 64, 128)))
-    store = dataclasses.replace(wide, objects=Failing(wide.objects))
+    remote = dataclasses.replace(wide, objects=RemoteObjects(wide.objects))
+    loader, reads, is_over = TokenLoader(remote, 32, 0), [], threading.Event()
+    awaited = loader._rank_rows(loader._order(), 0)[0]
+
+    def read(rows_B, _):
+        reads.append(rows_B[0])
+        assert rows_B[0] == awaited or is_over.wait(60)
+        raise TransientStorageError("a", "no answer")
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, **options):
+            super().shutdown(wait=False, cancel_futures=options["cancel_futures"])
+            is_over.set()  # nothing that was queued runs from here on
+            super().shutdown()
+
+    loader._payload.read = read
+    monkeypatch.setattr(token_loader, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(token_loader, "REMOTE_PREFETCH_BATCHES", 1)  # so it is the first in line
     with pytest.raises(TransientStorageError, match="no answer"):
-        next(iter(TokenLoader(store, 32, 0)))
-    assert len(store.objects.reads) <= 3 * REQUESTS  # of 128 that were requested
+        next(iter(loader))
+    assert len(reads) <= 1 + REQUESTS  # of 32 of the first batch
 
 
 def test_mixture_continues_after_a_failed_read(two_stores, monkeypatch):
