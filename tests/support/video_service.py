@@ -40,7 +40,7 @@ class OneByOne:
         card = loaded.card
         self.model = ServedModel(
             id="champion", snapshot=card.model.snapshot, created_at=time.time(),
-            size_px=loaded.tokenizer.cfg.size_px, rate_fps=card.rate_fps,
+            size_px=loaded.tokenizer.cfg.size_px, rate_fps=card.rate_fps, num_scales=3,
             seconds=card.num_frames / card.rate_fps, max_seconds=600,
         )  # fmt: skip
 
@@ -74,7 +74,8 @@ class OneByOne:
         request = job.request
         options = {
             "seconds": request.seconds, "guidance": request.guidance, "greedy": request.greedy,
-            "temperature": request.temperature,
+            "temperature": request.temperature, "apg": request.apg,
+            "guidance_interval": request.guidance_interval,
         }  # fmt: skip
         try:
             with Scratch() as folder:

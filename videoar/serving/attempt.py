@@ -86,6 +86,8 @@ class Attempt:
             guidance=request.guidance,
             temperature=request.temperature,
             greedy=request.greedy or None,  # None: as the model was scored
+            guidance_interval=request.guidance_interval,
+            apg=request.apg,
         )
         if init:
             options["init"] = init

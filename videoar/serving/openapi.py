@@ -52,6 +52,18 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
+def _flat(field: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what of a field a form can hold; None if it is an object or a list."""
+    options = [option for option in field.get("anyOf", [field]) if _is_flat(option)]
+    if not [option for option in options if option.get("type") != "null"]:
+        return None
+    return field | {"anyOf": options} if "anyOf" in field else field
+
+
+def _is_flat(option: dict[str, Any]) -> bool:
+    return "$ref" not in option and option.get("type") not in {"array", "object"}
+
+
 def describe(app: FastAPI) -> dict[str, Any]:
     """Return the schema of the API."""
     schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
@@ -59,7 +71,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
     body = CreateVideo.model_json_schema(ref_template=_TEMPLATE)
     components |= body.pop("$defs")
     # a form has no nested fields, but files
-    fields = {k: v for k, v in body["properties"].items() if k != "prompt_changes"}
+    fields = {name: field for name, value in body["properties"].items() if (field := _flat(value))}
     form = body | {"title": "CreateVideoForm", "properties": {**fields, "input_reference": _FILE}}
     error = ErrorAnswer.model_json_schema(ref_template=_TEMPLATE)
     components |= error.pop("$defs")

@@ -185,6 +185,7 @@ class ModelReplica:
             created_at=time.time(),
             size_px=loaded.tokenizer.cfg.size_px,
             rate_fps=columns["rate_fps"],
+            num_scales=len(loaded.tokenizer.cfg.scales),
             seconds=columns["num_frames"] / columns["rate_fps"],
             max_seconds=_MAX_SECONDS,
         )

@@ -19,6 +19,8 @@ class ServedModel(Stored):
     size_px: tuple[int, int]
     """Height, width."""
     rate_fps: float
+    num_scales: int
+    """Of a frame."""
     seconds: float
     """Default duration: that of the longest clip of the training."""
     max_seconds: float

@@ -6,6 +6,12 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, PlainSerializer
 
 from videoar.core.types import Frozen, Stored
+from videoar.training.sampler_options import (
+    Guidance,
+    GuidanceInterval,
+    ProjectedGuidance,
+    Temperature,
+)
 
 Status: TypeAlias = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 # pydantic's own base64 is the URL-safe one, which browsers do not read in `data:` URLs
@@ -22,7 +28,28 @@ class PromptChange(Frozen):
     prompt: str
 
 
-class VideoRequest(Stored):
+class OwnFields(Frozen):
+    """Fields of a request that the OpenAI videos API does not have."""
+
+    seed: Seed | None = None
+    """Equal seeds give equal videos; default: another for every job."""
+    guidance: Guidance | None = None
+    """Schedule or strength; 1 is none. Default: that of the samples that were scored."""
+    temperature: Temperature | None = None
+    """Of all scales, or a list with one per scale. Default: likewise."""
+    greedy: bool = False
+    """Take the likelier value of every bit."""
+    guidance_interval: GuidanceInterval | None = None
+    """First and last scale that is guided, from 0 to 1. Default: likewise."""
+    apg: ProjectedGuidance | None = None
+    """Adaptive projected guidance. Default: likewise."""
+    prompt_changes: tuple[PromptChange, ...] = Field(default=(), max_length=100)
+    """Other prompts from some second on."""
+    deadline_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Seconds after which the job fails if it is not finished."""
+
+
+class VideoRequest(OwnFields, Stored):
     """A video to generate, checked: what the model cannot do was rejected before."""
 
     model: str
@@ -31,20 +58,10 @@ class VideoRequest(Stored):
     seconds: float = Field(gt=0, allow_inf_nan=False)
     size: str
     """Width x height in pixels."""
-    seed: Seed | None = None
-    """None: derived from the id of the job."""
-    guidance: str | float | None = None
-    """See `videoar.model.sample`; None: that of the samples that were scored."""
-    temperature: float | None = None
-    """Likewise."""
-    greedy: bool = False
     init_sha256: str | None = None
     """Of the image or video that the video begins with; its bytes are in the store."""
-    prompt_changes: tuple[PromptChange, ...] = ()
     stream: bool = False
     """Send every frame as an event as soon as it is finished; costs a second decoding."""
-    deadline_s: float | None = None
-    """Seconds from `created_at` after which the job fails instead of being continued."""
 
 
 class JobError(Stored):

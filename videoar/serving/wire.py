@@ -1,7 +1,7 @@
 """Requests and answers in the form of the OpenAI videos API, with fields of our own.
 
-Own fields of a request: seed, guidance, temperature, greedy, prompt_changes, deadline_s. Own fields
-of an answer: the same and `lineage`. Clients of OpenAI send multipart bodies, others may send JSON.
+Own fields of a request: `OwnFields`; of an answer: the same and `lineage`. Clients of OpenAI send
+multipart bodies, others may send JSON.
 """
 
 import base64
@@ -22,7 +22,7 @@ from videoar.core.types import Frozen
 from videoar.serving.errors import ApiError
 from videoar.serving.limits import read_body
 from videoar.serving.service import ServedModel
-from videoar.serving.video_job import JobError, PromptChange, Seed, VideoJob, VideoRequest
+from videoar.serving.video_job import JobError, OwnFields, VideoJob, VideoRequest
 from videoar.training.prompts import MAX_CHARS, Prompt
 
 MAX_SECONDS = 600
@@ -59,7 +59,7 @@ class ImageReference(Frozen):
     """`data:image/png;base64,...`; addresses are not fetched."""
 
 
-class CreateVideo(Frozen):
+class CreateVideo(OwnFields):
     """A video to generate."""
 
     prompt: str = Field(min_length=1, max_length=MAX_CHARS, json_schema_extra={"pattern": _PROMPT})
@@ -72,18 +72,6 @@ class CreateVideo(Frozen):
     """Width x height in pixels, the one of the model."""
     input_reference: ImageReference | None = None
     """Image or video that the video begins with."""
-    seed: Seed | None = None
-    """Equal seeds give equal videos; default: another for every job."""
-    guidance: Literal["ucf", "t2v"] | Annotated[float, Field(allow_inf_nan=False)] | None = None
-    """Schedule or strength; 1 is none. Default: that of the samples that were scored."""
-    temperature: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Likewise."""
-    greedy: bool = False
-    """Take the likelier value of every bit."""
-    prompt_changes: tuple[PromptChange, ...] = Field(default=(), max_length=100)
-    """Other prompts from some second on."""
-    deadline_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Seconds after which the job fails if it is not finished."""
 
 
 class Lineage(BaseModel):
@@ -94,7 +82,7 @@ class Lineage(BaseModel):
     tokenizer_digest: str | None
 
 
-class Video(BaseModel):
+class Video(OwnFields):
     """A job."""
 
     id: str
@@ -110,12 +98,6 @@ class Video(BaseModel):
     seconds: str
     size: str
     remixed_from_video_id: None = None
-    seed: int | None
-    guidance: str | float | None
-    temperature: float | None
-    greedy: bool
-    prompt_changes: Sequence[PromptChange]
-    deadline_s: float | None
     lineage: Lineage
 
 
@@ -186,9 +168,7 @@ def video_of(job: VideoJob) -> Video:
     )
 
 
-_ECHOED = {
-    "prompt", "size", "seed", "guidance", "temperature", "greedy", "prompt_changes", "deadline_s",
-}  # fmt: skip
+_ECHOED = {"prompt", "size", *OwnFields.model_fields}
 
 
 def model_of(model: ServedModel) -> Model:
@@ -331,6 +311,10 @@ def resolve(parsed: Parsed, models: Sequence[ServedModel]) -> VideoRequest:
     seconds = create.seconds or model.seconds
     if seconds > model.max_seconds:
         raise _wrong("seconds", f"is above {model.max_seconds:g}, the most of {model.id}")
+    scales = len(create.temperature) if isinstance(create.temperature, tuple) else model.num_scales
+    if scales != model.num_scales:
+        what = f"has {scales} values, {model.id} has {model.num_scales} scales"
+        raise _wrong("temperature", what)
     if late := [change for change in create.prompt_changes if change.at_s >= seconds]:
         raise _wrong("prompt_changes", f"has {late[0].at_s:g} s, the video ends at {seconds:g} s")
     return VideoRequest(

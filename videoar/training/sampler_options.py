@@ -1,9 +1,9 @@
 """How samples are drawn, as options of stages, verbs and requests. Torch-free."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
-from pydantic import Field, FiniteFloat, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, FiniteFloat, ValidationError, field_validator
 
 from videoar.core.errors import ConfigError
 from videoar.core.types import Frozen
@@ -13,8 +13,20 @@ if TYPE_CHECKING:
     from videoar.model.transformer.sampling import SamplerSettings
 
 _ALWAYS_RECORDED = {"guidance", "temperature"}
-_Temperature = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _check_order(interval: tuple[float, float]) -> tuple[float, float]:
+    first, last = interval
+    if first > last:
+        raise ValueError(f"{first:g} is more than {last:g}")
+    return interval
+
+
+Guidance: TypeAlias = GuidanceName | FiniteFloat
+Temperature: TypeAlias = _Positive | tuple[_Positive, ...]
+GuidanceInterval: TypeAlias = Annotated[tuple[_Fraction, _Fraction], AfterValidator(_check_order)]
 
 
 class ProjectedGuidance(Frozen):
@@ -29,13 +41,13 @@ class ProjectedGuidance(Frozen):
 class SamplerOptions(Frozen):
     """How the bits of samples are drawn, see `videoar.model.SamplerSettings`."""
 
-    guidance: GuidanceName | FiniteFloat = "t2v"
+    guidance: Guidance = "t2v"
     """`ucf`, `t2v` or a constant strength; 1 is the model without guidance."""
-    temperature: _Temperature | tuple[_Temperature, ...] = 1.0
+    temperature: Temperature = 1.0
     """Of every bit, or a list with one per scale; below 1 the likelier value is drawn more."""
     greedy: bool = False
     """Take the likelier value of every bit."""
-    guidance_interval: tuple[_Fraction, _Fraction] = (0.0, 1.0)
+    guidance_interval: GuidanceInterval = (0.0, 1.0)
     """First and last scale that is guided, as position in the frame from 0 to 1."""
     apg: ProjectedGuidance | None = None
     """Adaptive projected guidance, in place of the plain difference."""
@@ -47,13 +59,6 @@ class SamplerOptions(Frozen):
         if isinstance(value, list | tuple) and len(value) == 2:
             return dict(zip(ProjectedGuidance.model_fields, value, strict=True))
         return value
-
-    @model_validator(mode="after")
-    def _check_interval(self) -> Self:
-        first, last = self.guidance_interval
-        if first > last:
-            raise ValueError(f"guidance_interval: {first:g} is more than {last:g}")
-        return self
 
     @classmethod
     def of(cls, *sources: Mapping[str, Any]) -> "SamplerOptions":

@@ -71,6 +71,11 @@ JSON_CASES = {
     "unknown guidance": (as_json(guidance="strong"), "guidance"),
     "NaN guidance": (as_json(guidance=float("nan")), "guidance"),
     "zero temperature": (as_json(temperature=0), "temperature"),
+    "temperatures of another model": (as_json(temperature=[1, 1]), "temperature"),
+    "negative temperature of a scale": (as_json(temperature=[1, -1, 1]), "temperature"),
+    "interval from its end": (as_json(guidance_interval=[1, 0]), "guidance_interval"),
+    "interval of one": (as_json(guidance_interval=[1]), "guidance_interval"),
+    "threshold zero": (as_json(apg={"norm_threshold": 0}), "apg"),
     "greedy in words": (as_json(greedy="yes"), "greedy"),
     "reference by id": (as_json(input_reference={"file_id": "f"}), "input_reference"),
     "reference by address": (

@@ -20,6 +20,7 @@ from videoar.serving.replica import ModelReplica, ReplicaOptions
 from videoar.serving.serve import LocalReplicas
 from videoar.serving.video_job import PromptChange, VideoRequest
 from videoar.storage.store import open_store
+from videoar.training.sampler_options import ProjectedGuidance
 
 # Each test runs a whole model.
 pytestmark = pytest.mark.slow
@@ -94,14 +95,19 @@ def tags(mp4):
 
 
 def test_video_of_a_job_is_the_one_that_the_model_makes_alone(store, replica, tmp_path):
+    drawn = {"temperature": (2.0, 1.0, 0.5), "guidance_interval": (0.0, 0.5)}
+    projected = {"guidance": 8.0, "apg": ProjectedGuidance(eta=0.5)}
+    requests = [
+        REQUEST.model_copy(update={"seed": seed, "prompt": prompt, **options})
+        for seed, prompt, options in (
+            (3, "a red ball", {}), (4, "a blue ball", {}), (4, "a cube", drawn),
+            (4, "a cube", projected),
+        )
+    ]  # fmt: skip
+
     async def main():
         async with serving(store, replica) as service:
-            jobs = [
-                await service.create(
-                    REQUEST.model_copy(update={"seed": seed, "prompt": prompt}), None
-                )
-                for seed, prompt in ((3, "a red ball"), (4, "a blue ball"), (5, "a cube"))
-            ]
+            jobs = [await service.create(request, None) for request in requests]
             done = [await finished(service, job) for job in jobs]
             return done, [await service.content(job.id) for job in jobs]
 
@@ -109,7 +115,9 @@ def test_video_of_a_job_is_the_one_that_the_model_makes_alone(store, replica, tm
     loaded = load_stored(store, "champion")
     for (job, _), mp4 in zip(done, videos, strict=True):
         assert job.status == "completed"
-        made = loaded.sample(job.request.prompt, seed=job.request.seed, seconds=1)
+        names = ("guidance", "temperature", "guidance_interval", "apg")
+        options = {name: getattr(job.request, name) for name in names}
+        made = loaded.sample(job.request.prompt, seed=job.request.seed, seconds=1, **options)
         alone = made.save(tmp_path / "alone.mp4").read_bytes()
         assert np.array_equal(frames(mp4), frames(alone))
         found = json.loads(tags(mp4)["comment"])
