@@ -8,6 +8,7 @@ is farther away than the one before.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from videoar.bench.result import BenchResult, compare
-from videoar.core.errors import ConfigError
+from videoar.core.errors import ConfigError, MediaError
 from videoar.core.ids import seed_from
 from videoar.core.scratch import Scratch
 from videoar.evaluation.extractor import Clip, Extractor, Frames
@@ -170,13 +171,14 @@ def _of_folder(folder: Path, count: int) -> list[Clip]:
     )
     names = list_sources(str(folder))["uri"].to_pylist()
     names = sorted(names, key=lambda uri: seed_from("damage", uri))
+    clips: list[Clip] = []
     with SandboxedDecoder(plan, Limits()) as decoder, Scratch() as scratch:
-        clips = [
-            Clip(uri, clip.frames_THWC, _RATE_FPS, "")
-            for uri in names[:count]
-            for clip in decoder.scan(decoder.fetch(uri, scratch)[0])
-            if isinstance(clip, DecodedClip)
-        ]
-    if len(clips) < count:
-        raise ConfigError(str(folder), f"has {len(clips)} clips, {count} are needed")
-    return clips
+        for uri in names:
+            # a file that is no video is not counted, and the folder must have enough others
+            with suppress(MediaError):
+                scanned = decoder.scan(decoder.fetch(uri, scratch)[0])
+                found = [clip for clip in scanned if isinstance(clip, DecodedClip)]
+                clips += [Clip(uri, clip.frames_THWC, _RATE_FPS, "") for clip in found]
+            if len(clips) == count:
+                return clips
+    raise ConfigError(str(folder), f"has {len(clips)} clips, {count} are needed")
