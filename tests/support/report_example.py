@@ -5,12 +5,14 @@ import numpy as np
 from videoar.contracts.expectations import Expectation
 from videoar.report.data import (
     BlockTable,
+    Change,
     Confusion,
     ContactSheet,
     Curve,
     DataCheck,
     DuplicatePair,
     FunnelStep,
+    Gate,
     GateRule,
     GeneratedSample,
     Histogram,
@@ -21,8 +23,11 @@ from videoar.report.data import (
     ReportData,
     ScaleSeries,
     Score,
+    ScoredClip,
     StageReport,
     Thumbnail,
+    VBench,
+    WorstClips,
 )
 
 CHECK_PAGE = f"../../checks/good/{'ab' * 32}.html"  # as long as a real key: must wrap on a phone
@@ -99,6 +104,17 @@ def _scores() -> tuple[Score, ...]:
             higher_is_better=False,
             num_samples=64,
             num_reference=64,
+            protocol="common_metrics, N = 64",
+            change=Change(
+                metric="frechet_random_i3d",
+                old=200.0,
+                new=213.4,
+                higher_is_better=False,
+                delta=13.4,
+                ci_low=1.5,
+                ci_high=25.3,
+                method="paired, 64 samples",
+            ),
         ),
         *(
             Score(
@@ -110,6 +126,9 @@ def _scores() -> tuple[Score, ...]:
                 chance=0.25,
                 num_samples=64,
                 num_reference=64,
+                change=Change(
+                    metric=f"rendered/{name}", reason=f"the protocols differ in {HOSTILE}"
+                ),
             )
             for name, (value, low) in exact.items()
         ),
@@ -252,6 +271,24 @@ def example(real: bytes, generated: bytes, picture: bytes = b"jpeg-bytes") -> Re
             ),
         ),
         scores=_scores(),
+        vbench=VBench(dimensions={"color": 0.8, "scene": 0.4}, reason=f"no scorer for {HOSTILE}"),
+        worst=(
+            WorstClips(
+                metric="temporal_flickering",
+                count=64,
+                clips=tuple(
+                    ScoredClip(prompt=HOSTILE, seed=i, value=0.9 + i / 100, video=generated)
+                    for i in range(4)
+                ),
+            ),
+        ),
+        score_curves=(
+            Curve(
+                title=f"frechet_random_i3d {HOSTILE}",
+                x_label="N",
+                series={"distance": ((16.0, 300.0), (64.0, 213.4)), "floor": ((16.0, 9.0),)},
+            ),
+        ),
         confusions=(
             Confusion(
                 title="rendered/colour_acc",
@@ -266,20 +303,28 @@ def example(real: bytes, generated: bytes, picture: bytes = b"jpeg-bytes") -> Re
                 counts=((23, 6, 3), (2, 23, 7)),
             ),
         ),
-        gate=(
-            GateRule(
-                rule="rendered/colour_acc >= 0.3",
-                value=0.83,
-                bound=0.3,
-                passed=True,
-                reason="0.83 is at least 0.3",
-            ),
-            GateRule(
-                rule="fvd <= 300",
-                value=None,
-                bound=300.0,
-                passed=False,
-                reason="missing: fvd was not evaluated",
+        gates=(
+            Gate(
+                ref="champion",
+                candidate="model:1b",
+                champion="model:0a",
+                champion_seq=3,
+                rules=(
+                    GateRule(
+                        rule="rendered/colour_acc >= 0.3",
+                        value=0.83,
+                        bound=0.3,
+                        passed=True,
+                        reason="0.83 is at least 0.3",
+                    ),
+                    GateRule(
+                        rule="fvd <= 300",
+                        value=None,
+                        bound=300.0,
+                        passed=False,
+                        reason="missing: fvd was not evaluated",
+                    ),
+                ),
             ),
         ),
         licences=(

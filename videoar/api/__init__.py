@@ -14,7 +14,7 @@ imports what it needs, or is imported on first use, so that `videoar --help` sta
 from typing import TYPE_CHECKING
 
 from videoar.api.data import schema, stages
-from videoar.api.models import generate, load, report, report_path, serve
+from videoar.api.models import compare, generate, load, report, report_path, serve
 from videoar.api.ops import bench, forget, open_store
 from videoar.api.runs import (
     Document,
@@ -58,10 +58,10 @@ if TYPE_CHECKING:
     from videoar.storage.store import Store as Store
 
 __all__ = [
-    "Document", "Watch", "bench", "cancel", "diff", "doctor", "explain", "export", "forget",
-    "freeze", "gate", "generate", "lineage", "load", "logs", "ls", "make_engine", "open_store",
-    "plan", "progress", "promote", "quarantine", "refs", "report", "report_path", "resume",
-    "rollback", "run", "schema", "serve", "show", "stages", "status", "validate",
+    "Document", "Watch", "bench", "cancel", "compare", "diff", "doctor", "explain", "export",
+    "forget", "freeze", "gate", "generate", "lineage", "load", "logs", "ls", "make_engine",
+    "open_store", "plan", "progress", "promote", "quarantine", "refs", "report", "report_path",
+    "resume", "rollback", "run", "schema", "serve", "show", "stages", "status", "validate",
     "validate_pipeline",
 ]  # fmt: skip
 

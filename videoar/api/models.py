@@ -166,8 +166,28 @@ def report(store: Store, name: str | None = None, out: Path | None = None) -> st
     from videoar.report.publish import render_report
 
     key, page = render_report(store, find_run(store, name))
-    if out is None:
-        return store.objects.location(key)
+    return store.objects.location(key) if out is None else _write(out, page)
+
+
+def compare(store: Store, old: str, new: str, out: Path) -> Document:
+    """Write the page of two runs or snapshots to a file.
+
+    Returns:
+        `{path, old, new, counts, changes, num_pairs}`; changes are `new` minus `old`.
+
+    Raises:
+        SnapshotNotFoundError: nothing in the store has one of the names.
+        ConfigError: a prefix matches several things, or `out` cannot be written.
+    """
+    from videoar.report import comparison
+    from videoar.report.page import render_comparison
+
+    compared = comparison.compare(store, old, new)
+    path = _write(out, render_comparison(compared).encode())
+    return {"path": path, **comparison.numbers(compared)}
+
+
+def _write(out: Path, page: bytes) -> str:
     try:
         out.write_bytes(page)
     except OSError as error:

@@ -161,6 +161,26 @@ def report(
     emit({"path": path}, lambda: [path])
 
 
+@verb(app, _PANEL, "compare RUN_A RUN_B --out page.html")
+def compare(
+    old: Annotated[str, typer.Argument(metavar="A", help="Run or snapshot.")],
+    new: Annotated[str, typer.Argument(metavar="B", help="Run or snapshot.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page.")] = Path("comparison.html"),
+) -> None:
+    """Compare two runs or snapshots on one page, one HTML file.
+
+    Counts, distributions, scores with intervals, samples side by side.
+    """
+    result = api.compare(session.open(), old, new, out)
+    rows = [
+        (c["metric"], c["old"], c["new"], c["delta"], c["ci_low"], c["ci_high"])
+        for c in result["changes"]
+        if c["comparable"]
+    ]
+    titles = ("metric", ">A", ">B", ">change", ">from", ">to")
+    emit(result, lambda: [Table(titles, rows), f"page: {result['path']}"])
+
+
 @verb(app, _PANEL, "gate last")
 def gate(run_id: OptionalRun = None) -> None:
     """Show the decision of a promotion gate.

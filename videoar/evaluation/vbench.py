@@ -62,12 +62,16 @@ def vbench_scores(raw: Mapping[str, float]) -> dict[str, float]:
     return {"quality": quality, "semantic": semantic, "total": (4 * quality + semantic) / 5}
 
 
+def normalized(dimension: str, value: float) -> float:
+    """Return a raw value on the scale of VBench, 0 at its `min` and 1 at its `max`; not clipped."""
+    low, high, _ = (QUALITY | SEMANTIC)[dimension]
+    return (value - low) / (high - low)
+
+
 def _weighted(
     raw: Mapping[str, float], constants: Mapping[str, tuple[float, float, float]]
 ) -> float:
-    total = sum(
-        (raw[name] - low) / (high - low) * weight for name, (low, high, weight) in constants.items()
-    )
+    total = sum(normalized(name, raw[name]) * weight for name, (_, _, weight) in constants.items())
     return 100 * total / sum(weight for _, _, weight in constants.values())
 
 

@@ -7,17 +7,17 @@ that ended early has fewer snapshots, and its page fewer sections.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import yaml
 
 from videoar.contracts.names import CLIPS, MODELS, PROFILES, RELEASES, SAMPLES, SCORES, SOURCES
-from videoar.core.errors import WithdrawnError
-from videoar.core.ids import canonical_json
 from videoar.core.types import Row
 from videoar.records.lineage import sources_of
 from videoar.records.run_record import Run, events_of
+from videoar.report import scores
 from videoar.report.curation import (
     THUMBNAIL_BUDGET_S,
     contact_sheets,
@@ -28,18 +28,14 @@ from videoar.report.curation import (
 )
 from videoar.report.data import (
     BlockTable,
-    Confusion,
     Curve,
     FunnelStep,
+    Gate,
     GateRule,
     GeneratedSample,
     Licence,
     LineageNode,
-    Lock,
-    Reconstruction,
     ReportData,
-    ScaleSeries,
-    Score,
     StageReport,
 )
 from videoar.storage.snapshot import Snapshot
@@ -53,6 +49,7 @@ _VARIANTS = {
     "val": "held-out blocks, clean history",
     "val_flipped": "held-out blocks, flipped history",
 }
+_T = TypeVar("_T")
 _SHOWN_SAMPLES = 24  # chosen: about 1 MB of demo clips; a page of them reads in a minute
 
 
@@ -67,27 +64,29 @@ def collect(
         thumbnail_budget_s: longest time to read the thumbnails of one filter stage, seconds.
     """
     events = events_of(store, run.run_id)
-    inputs = _inputs(store, run)
-    outputs = [store.snapshot(snapshot_id) for snapshot_id in run.outputs.values()]
+    snapshots = snapshots_of(store, run)
+    outputs = [snapshots[name] for name in run.outputs]
     by_contract: dict[str, list[Snapshot]] = {}
-    for snapshot in [*inputs.values(), *outputs]:
+    for snapshot in snapshots.values():
         by_contract.setdefault(snapshot.contract, []).append(snapshot)
     clips = by_contract.get(CLIPS, [])
     steps = filter_steps(store, outputs)
-    scores = _rows(by_contract.get(SCORES, []))
-    samples = _rows(by_contract.get(SAMPLES, []))
+    decisions = by_contract.get(RELEASES, [])
+    cards = scores.cards_of(store, by_contract.get(SCORES, []), decisions)
+    of_champion = {card.champion.parents.get("samples") for card in cards if card.champion}
+    samples = _rows(s for s in by_contract.get(SAMPLES, []) if s.id not in of_champion)
     return ReportData(
         run_id=run.run_id,
         pipeline=run.pipeline,
         status=run.status,
-        started_at=f"{datetime.fromtimestamp(run.started_at, UTC):%Y-%m-%d %H:%M:%S} UTC",
+        started_at=started_at(run),
         seconds=run.seconds,
         # A resumed run can have several drivers: the newest one counts.
         hardware=next((e["hardware"] for e in reversed(events) if "hardware" in e), "not recorded"),
         code_version=run.code_version,
         error=run.error or "",
-        stages=(*_input_nodes(run, inputs), *_stage_nodes(run)),
-        funnel=_funnel(store, run, [*inputs.items(), *((s.dataset, s) for s in outputs)]),
+        stages=(*_input_nodes(run, snapshots), *_stage_nodes(run)),
+        funnel=funnel(store, snapshots, rejects_of(run)),
         histograms=tuple(score_histograms(steps, by_contract.get(PROFILES, []))),
         contact_sheets=tuple(contact_sheets(store, steps, thumbnail_budget_s)),
         duplicates=tuple(duplicate_pairs(store, steps, thumbnail_budget_s)),
@@ -96,32 +95,52 @@ def collect(
         blocks=tuple(_blocks(by_contract.get(MODELS, []))),
         generated=_generated(store, samples, clips),
         num_generated=len(samples),
-        reconstructions=_reconstructions(store, scores),
-        scale_series=tuple(_scale_series(store, scores)),
-        scores=tuple(_score(row) for row in scores),
-        confusions=tuple(_confusions(scores)),
-        gate=tuple(_rule(row) for row in _rows(by_contract.get(RELEASES, []))),
+        reconstructions=_of_each(scores.reconstructions, cards),
+        scale_series=_of_each(scores.scale_series, cards),
+        scores=_of_each(scores.scores_of, cards),
+        vbench=scores.vbench(cards),
+        worst=_of_each(scores.worst_clips, cards),
+        score_curves=_of_each(scores.score_curves, cards),
+        confusions=_of_each(scores.confusions, cards),
+        gates=tuple(map(_gate, decisions)),
         # The last clips are those after all filters: what the model was trained on.
         licences=_licences(clips[-1:] or by_contract.get(SOURCES, [])),
         lineage=_lineage(store, outputs),
         config=_config(run, events),
-        locks=_locks(scores),
+        locks=scores.locks(cards),
     )
+
+
+def _of_each(
+    collected: Callable[[scores.ScoreCard], Iterator[_T]], cards: list[scores.ScoreCard]
+) -> tuple[_T, ...]:
+    return tuple(item for card in cards for item in collected(card))
 
 
 def _rows(snapshots: Iterable[Snapshot]) -> list[Row]:
     return [row for snapshot in snapshots for row in snapshot.table().to_pylist()]
 
 
-def _inputs(store: Store, run: Run) -> dict[str, Snapshot]:
-    """Return the snapshots of the pipeline's inputs that a started stage reads, by input name."""
+def snapshots_of(store: Store, run: Run) -> dict[str, Snapshot]:
+    """Return the inputs that a started stage reads, then the outputs, by their names."""
     names = run.document["inputs"]
-    result = {}
-    for stage in run.stages:
-        for port, source in _ports(run, stage.name).items():
-            if source in names and port in stage.inputs:
-                result[source] = store.snapshot(stage.inputs[port])
-    return result
+    ids = {
+        source: stage.inputs[port]
+        for stage in run.stages
+        for port, source in _ports(run, stage.name).items()
+        if source in names and port in stage.inputs
+    }
+    return {name: store.snapshot(snapshot_id) for name, snapshot_id in (ids | run.outputs).items()}
+
+
+def rejects_of(run: Run) -> dict[str, str | None]:
+    """Return the snapshot of the rejected rows of each stage."""
+    return {stage.name: stage.rejects for stage in run.stages}
+
+
+def started_at(run: Run) -> str:
+    """Return when a run was started."""
+    return f"{datetime.fromtimestamp(run.started_at, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _ports(run: Run, stage: str) -> Mapping[str, str]:
@@ -157,10 +176,16 @@ def _stage_nodes(run: Run) -> Iterator[StageReport]:
         )
 
 
-def _funnel(
-    store: Store, run: Run, snapshots: Iterable[tuple[str, Snapshot]]
+def funnel(
+    store: Store, snapshots: Mapping[str, Snapshot], rejects: Mapping[str, str | None]
 ) -> tuple[FunnelStep, ...]:
-    rejects = {stage.name: stage.rejects for stage in run.stages}
+    """Return the number of videos and clips in each snapshot, and why others were rejected.
+
+    Args:
+        store: of the snapshots.
+        snapshots: by name, in order; those of other contracts are left out.
+        rejects: id of the snapshot of rejected rows, by name.
+    """
     units = {SOURCES: "videos", CLIPS: "clips"}
     return tuple(
         FunnelStep(
@@ -169,7 +194,7 @@ def _funnel(
             count=snapshot.rows,
             reasons=_reasons(store, rejects.get(name)),
         )
-        for name, snapshot in snapshots
+        for name, snapshot in snapshots.items()
         if snapshot.contract in units
     )
 
@@ -246,7 +271,7 @@ def _generated(
             seed=row["seed"],
             video=store.objects.get(row["video_key"]),
             # a prompt is a caption, or made of a class
-            real=_video(store, real.get(row["prompt"], real.get(row["label"]))),
+            real=scores.video_of(store, real.get(row["prompt"], real.get(row["label"]))),
         )
         for row in shown
     )
@@ -263,65 +288,11 @@ def _clips_by_text(clips: Iterable[Snapshot]) -> dict[str, str]:
     return result
 
 
-def _video(store: Store, key: str | None) -> bytes | None:
-    """Return the MP4 of a clip; None without a key, or if a takedown has withdrawn the object."""
-    try:
-        return store.objects.get(key) if key else None
-    except WithdrawnError:
-        return None
-
-
-def _reconstructions(store: Store, scores: list[Row]) -> tuple[Reconstruction, ...]:
-    examples = (
-        example for row in scores for example in json.loads(row["details_json"]).get("examples", ())
-    )
-    return tuple(
-        Reconstruction(name=example["clip_id"], real=real, reconstruction=reconstruction)
-        for example in examples
-        if (real := _video(store, example["real_key"])) is not None
-        and (reconstruction := _video(store, example["recon_key"])) is not None
-    )
-
-
-def _scale_series(store: Store, scores: list[Row]) -> Iterator[ScaleSeries]:
-    """Yield the series of each clip of which no video was withdrawn."""
-    details = [json.loads(row["details_json"]) for row in scores]
-    real_key = {e["clip_id"]: e["real_key"] for d in details for e in d.get("examples", ())}
-    steps: dict[str, list[tuple[str, bytes | None]]] = {}
-    for entry in (entry for detail in details for entry in detail.get("by_scale", ())):
-        step = (f"up to {entry['grid']}", _video(store, entry["recon_key"]))
-        steps.setdefault(entry["clip_id"], []).append(step)
-    for clip_id, series in steps.items():
-        # `score` stores scales of its first example only, so its real clip is among the examples
-        real = _video(store, real_key[clip_id])
-        videos = tuple((grid, video) for grid, video in series if video is not None)
-        if real is not None and len(videos) == len(series):
-            yield ScaleSeries(name=clip_id, real=real, steps=videos)
-
-
-def _score(row: Row) -> Score:
-    return Score.model_validate({name: row[name] for name in Score.model_fields})
-
-
-def _confusions(scores: list[Row]) -> Iterator[Confusion]:
-    for row in scores:
-        # only metrics that classify samples have one
-        table = json.loads(row["details_json"]).get("confusion")
-        if table:
-            # Keys of canonical JSON are sorted; columns that are no row (`none`) go last.
-            names = {name for line in table.values() for name in line}
-            predicted = (*(name for name in table if name in names), *sorted(names - table.keys()))
-            counts = (tuple(line.get(name, 0) for name in predicted) for line in table.values())
-            yield Confusion(
-                title=row["metric"],
-                prompted=tuple(table),
-                predicted=predicted,
-                counts=tuple(counts),
-            )
-
-
-def _rule(row: Row) -> GateRule:
-    return GateRule.model_validate({name: row[name] for name in GateRule.model_fields})
+def _gate(decision: Snapshot) -> Gate:
+    rows = decision.table().to_pylist()
+    common = {name: row[name] for row in rows[:1] for name in Gate.model_fields if name in row}
+    rules = ({name: row[name] for name in GateRule.model_fields} for row in rows)
+    return Gate(**common, rules=tuple(map(GateRule.model_validate, rules)))
 
 
 def _licences(snapshots: Iterable[Snapshot]) -> tuple[Licence, ...]:
@@ -369,17 +340,3 @@ def _config(run: Run, events: list[Row]) -> str:
     }
     document = {**run.document, "stages": stages}
     return yaml.safe_dump(document, sort_keys=False, width=100, allow_unicode=True)
-
-
-def _locks(scores: list[Row]) -> tuple[Lock, ...]:
-    """Group metrics by their lock without the name of the metric."""
-    groups: dict[str, dict[str, str]] = {}
-    for row in scores:
-        lock = json.loads(row["lock_json"])
-        # metrics that were computed alike differ in their name only
-        lock.pop("metric", None)
-        groups.setdefault(canonical_json(lock), {})[row["metric"]] = row["lock_digest"]
-    return tuple(
-        Lock(metrics=metrics, text=json.dumps(json.loads(text), indent=2, ensure_ascii=False))
-        for text, metrics in groups.items()
-    )

@@ -1,4 +1,7 @@
-"""Data of the report page of one run, as `collect` gathers it and `page` renders it."""
+"""Data of the pages: of one run, as `collect` gathers it, and of two, as `comparison` does.
+
+`page` renders both.
+"""
 
 from typing import Literal
 
@@ -38,13 +41,15 @@ class FunnelStep(Frozen):
 
 
 class Histogram(Frozen):
-    """Distribution of one score over the input clips of a filter, and the bounds on it."""
+    """Distribution of one score: of the input of a filter with its bounds, or in two snapshots."""
 
     score: str
     edges: tuple[float, ...]
-    counts: tuple[int, ...]
+    counts: tuple[float, ...]
     bounds: tuple[tuple[float, str], ...] = ()
     """Value and label of each bound."""
+    other: tuple[float, ...] = ()
+    """Counts of a second snapshot."""
 
 
 class Thumbnail(Frozen):
@@ -127,6 +132,35 @@ class ScaleSeries(Frozen):
     """Grid of the last decoded scale (`up to 4 x 4`), and the MP4."""
 
 
+class Change(Frozen):
+    """One metric in two snapshots of scores."""
+
+    metric: str
+    old: float | None = None
+    new: float | None = None
+    higher_is_better: bool = True
+    delta: float | None = None
+    """New value minus old one; None if they are not comparable."""
+    ci_low: float | None = None
+    ci_high: float | None = None
+    """Ends of its 95 % interval."""
+    method: str = ""
+    """How the interval was computed."""
+    protocol: str = ""
+    """Preset and N."""
+    reason: str = ""
+    """Why the values are not comparable."""
+
+    @property
+    def outcome(self) -> Literal["better", "worse", "same", ""]:
+        """Whether the interval excludes 0, and on which side; "" without an interval."""
+        if self.ci_low is None or self.ci_high is None:
+            return ""
+        if self.ci_low <= 0 <= self.ci_high:
+            return "same"
+        return "better" if (self.ci_low > 0) == self.higher_is_better else "worse"
+
+
 class Score(Frozen):
     """One row of `scores@1`."""
 
@@ -140,6 +174,50 @@ class Score(Frozen):
     higher_is_better: bool = True
     num_samples: int = 0
     num_reference: int = 0
+    protocol: str = ""
+    """Preset and N: what a printed value must not be without."""
+    table: str = ""
+    """Dataset of the snapshot that it is from."""
+    change: Change | None = None
+    """Compared with the champion; None if there is none."""
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether the value may be that of guessing: its interval is not on the better side."""
+        if self.chance is None or self.value is None:
+            return False
+        if self.higher_is_better:
+            return (self.value if self.ci_low is None else self.ci_low) <= self.chance
+        return (self.value if self.ci_high is None else self.ci_high) >= self.chance
+
+
+class ScoredClip(Frozen):
+    """A generated video and its value of one metric."""
+
+    prompt: str
+    seed: int
+    value: float
+    video: bytes
+
+
+class WorstClips(Frozen):
+    """The samples with the worst values of a metric, the worst first."""
+
+    metric: str
+    count: int
+    """Samples with a value."""
+    clips: tuple[ScoredClip, ...]
+
+
+class VBench(Frozen):
+    """Values of the VBench dimensions of one model."""
+
+    dimensions: dict[str, float]
+    """Raw values of the evaluated ones."""
+    totals: dict[str, float] = Field(default_factory=dict)
+    """Total, quality and semantic score in percent; empty unless all their dimensions are there."""
+    reason: str = ""
+    """Why there is no total."""
 
 
 class Confusion(Frozen):
@@ -156,10 +234,24 @@ class GateRule(Frozen):
     """One row of `releases@1`."""
 
     rule: str
+    metric: str = ""
     value: float | None
     bound: float | None
     passed: bool
     reason: str
+
+
+class Gate(Frozen):
+    """One decision of a promotion gate."""
+
+    ref: str = ""
+    candidate: str = ""
+    """Snapshot of the model; both are "" in a decision without a rule."""
+    champion: str | None = None
+    champion_seq: int | None = None
+    """Holder of the ref that it was compared with, and the number of the ref's entry; -1: the ref
+    did not exist; None: an earlier version did not record it."""
+    rules: tuple[GateRule, ...] = ()
 
 
 class LineageNode(Frozen):
@@ -215,10 +307,63 @@ class ReportData(Frozen):
     reconstructions: tuple[Reconstruction, ...] = ()
     scale_series: tuple[ScaleSeries, ...] = ()
     scores: tuple[Score, ...] = ()
+    vbench: VBench | None = None
+    worst: tuple[WorstClips, ...] = ()
+    score_curves: tuple[Curve, ...] = ()
+    """Distances against N, and scores over the time of a clip."""
     confusions: tuple[Confusion, ...] = ()
-    gate: tuple[GateRule, ...] = ()
+    gates: tuple[Gate, ...] = ()
     licences: tuple[Licence, ...] = ()
     lineage: tuple[LineageNode, ...] = ()
     config: str = ""
     """The resolved pipeline file as YAML."""
     locks: tuple[Lock, ...] = ()
+
+
+class Side(Frozen):
+    """One of two runs or snapshots that are compared."""
+
+    name: str
+    """Run or snapshot id."""
+    pipeline: str = ""
+    status: str = ""
+    started_at: str = ""
+    seconds: float | None = None
+    code_version: str = ""
+    funnel: tuple[FunnelStep, ...] = ()
+
+
+class Counted(Frozen):
+    """A dataset in both sides: rows, and the metrics of its commits that differ."""
+
+    dataset: str
+    contract: str
+    old: str = ""
+    """Snapshot id; "" if this side has none."""
+    new: str = ""
+    old_rows: int | None = None
+    new_rows: int | None = None
+    metrics: dict[str, tuple[float | None, float | None]] = Field(default_factory=dict)
+
+
+class PairedSample(Frozen):
+    """Two videos of one prompt, index and seed; MP4, None where a takedown has withdrawn it."""
+
+    prompt: str
+    index: int
+    seed: int
+    old: bytes | None
+    new: bytes | None
+
+
+class Comparison(Frozen):
+    """Everything that the page of two runs or snapshots shows."""
+
+    old: Side
+    new: Side
+    counts: tuple[Counted, ...] = ()
+    histograms: tuple[Histogram, ...] = ()
+    changes: tuple[Change, ...] = ()
+    pairs: tuple[PairedSample, ...] = ()
+    num_pairs: int = 0
+    """Pairs of the two; `pairs` holds the first of them."""

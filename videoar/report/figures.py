@@ -1,4 +1,4 @@
-"""Layout of the report's three figures: a layered graph, a line plot and a histogram.
+"""Layout of the figures of the pages: a layered graph, a line plot, a histogram and a radar.
 
 Functions map values to coordinates in px; the template writes them as SVG. A plotting package would
 add a dependency and some 100 kB per figure, and its colours could not follow CSS (dark mode).
@@ -202,14 +202,14 @@ class Mark:
 
 @dataclass(frozen=True)
 class HistogramPlot:
-    """Layout of a histogram: all bars as one SVG path; ticks are (position in px, text)."""
+    """Layout of a histogram: all bars of a series as one SVG path; ticks are (px, text)."""
 
     width: float
     height: float
     left: float
     top: float
     bottom: float
-    path: str
+    paths: tuple[str, ...]
     marks: tuple[Mark, ...]
     x_ticks: tuple[tuple[float, str], ...]
     y_ticks: tuple[tuple[float, str], ...]
@@ -217,7 +217,7 @@ class HistogramPlot:
 
 def histogram(
     edges: Sequence[float],
-    counts: Sequence[int],
+    series: Sequence[Sequence[float]],
     marks: Sequence[tuple[float, str]] = (),
     *,
     width: float = 420.0,
@@ -227,7 +227,7 @@ def histogram(
 
     Args:
         edges: ascending borders of the bins, one more than counts.
-        counts: values per bin.
+        series: values per bin, of each series.
         marks: (value, label) of vertical lines.
         width: width of the figure, px.
         height: height of the figure, px.
@@ -235,11 +235,14 @@ def histogram(
     left, right, top, bottom = 46.0, width - 12.0, 22.0, height - 26.0
     x_axis = _Axis.of([edges[0], edges[-1], *(value for value, _ in marks)], left, right)
     # from 0, because bars are compared by their height
-    y_axis = _Axis.of([0.0, max(counts)], bottom, top)
-    path = "".join(
-        f"M{x_axis(low):.1f} {bottom:g}V{y_axis(count):.1f}H{x_axis(high):.1f}V{bottom:g}Z"
-        for (low, high), count in zip(pairwise(edges), counts, strict=True)
-        if count
+    y_axis = _Axis.of([0.0, *(max(counts) for counts in series)], bottom, top)
+    paths = tuple(
+        "".join(
+            f"M{x_axis(low):.1f} {bottom:g}V{y_axis(count):.1f}H{x_axis(high):.1f}V{bottom:g}Z"
+            for (low, high), count in zip(pairwise(edges), counts, strict=True)
+            if count
+        )
+        for counts in series
     )
     middle = sum(value for value, _ in marks) / max(1, len(marks))
     placed = tuple(
@@ -248,7 +251,7 @@ def histogram(
         for x in [x_axis(value)]
     )
     return HistogramPlot(
-        width, height, left, top, bottom, path, placed, x_axis.ticks(), y_axis.ticks()
+        width, height, left, top, bottom, paths, placed, x_axis.ticks(), y_axis.ticks()
     )
 
 
@@ -257,6 +260,78 @@ def _side(x: float, left: float, right: float, *, upper: bool) -> str:
     if upper:
         return "start" if right - x > _LABEL_PX else "end"
     return "end" if x - left > _LABEL_PX else "start"
+
+
+@dataclass(frozen=True)
+class Spoke:
+    """One axis of a radar: its end, and where its label begins or ends."""
+
+    name: str
+    end: Point
+    label: Point
+    anchor: str
+    """SVG's text-anchor."""
+
+
+@dataclass(frozen=True)
+class Radar:
+    """Layout of a radar: rings at fifths of the scale, and per series an outline and its points."""
+
+    size: float
+    centre: float
+    rings: tuple[float, ...]
+    spokes: tuple[Spoke, ...]
+    outlines: tuple[tuple[str, str], ...]
+    """Name and SVG path; a gap where an axis has no value."""
+    points: tuple[Point, ...]
+    """Of the first series."""
+    hollow: tuple[Point, ...]
+    """Ends of the axes on which the first series has no value."""
+
+
+def radar(
+    names: Sequence[str], series: Mapping[str, Mapping[str, float]], *, size: float = 440.0
+) -> Radar:
+    """Return the layout of series of values in [0, 1], an axis per name, clockwise from the top.
+
+    Args:
+        names: of the axes.
+        series: value by axis, of each series; values beyond [0, 1] are drawn at its ends.
+        size: width and height of the figure, px.
+    """
+    centre, radius = size / 2, size / 2 - 84.0  # px of a label: `consistency` at 12 px
+
+    def at(index: int, value: float, extra: float = 0.0) -> Point:
+        angle = 2 * math.pi * (index % len(names)) / len(names)
+        reach = radius * min(1.0, max(0.0, value)) + extra
+        x, y = centre + reach * math.sin(angle), centre - reach * math.cos(angle)
+        return round(x, 1), round(y, 1)
+
+    def outline(values: Mapping[str, float]) -> str:
+        steps = [
+            (at(i, values[name]), at(i + 1, values[after]))
+            for i, (name, after) in enumerate(pairwise([*names, *names[:1]]))
+            if name in values and after in values
+        ]
+        return "".join(f"M{x0:g} {y0:g}L{x1:g} {y1:g}" for (x0, y0), (x1, y1) in steps)
+
+    def spoke(index: int, name: str) -> Spoke:
+        x, y = at(index, 1.0, 12.0)
+        anchor = "middle" if abs(x - centre) < 4.0 else "start" if x > centre else "end"
+        # a label has two lines: above the circle it ends at the point, below it begins there
+        first_line = round(y - 2.0 - 12.0 * (centre - y) / radius, 1)
+        return Spoke(name, at(index, 1.0), (x, first_line), anchor)
+
+    first = next(iter(series.values()))
+    return Radar(
+        size=size,
+        centre=centre,
+        rings=tuple(radius * step / 5 for step in range(1, 6)),
+        spokes=tuple(spoke(i, name) for i, name in enumerate(names)),
+        outlines=tuple((name, outline(values)) for name, values in series.items()),
+        points=tuple(at(i, first[name]) for i, name in enumerate(names) if name in first),
+        hollow=tuple(at(i, 1.0) for i, name in enumerate(names) if name not in first),
+    )
 
 
 @dataclass(frozen=True)

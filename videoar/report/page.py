@@ -1,42 +1,102 @@
-r"""Render the report of one run: a single HTML file that opens from disk, offline, on any screen.
+r"""Render the page of a run, or of two: one HTML file that opens from disk, offline, on any screen.
 
-The page shows `ReportData` only; a missing part becomes a sentence, never an empty box. Videos and
-images are embedded as data URLs. Captions, file names and error texts come from outside, so every
-value is escaped for HTML, control characters are shown as `\x1b`, and the page's content security
-policy forbids scripts and network access.
+A page shows `ReportData` or `Comparison` only; a missing part becomes a sentence, never an empty
+box. Videos and images are embedded as data URLs. Captions, file names and error texts come from
+outside, so every value is escaped for HTML, control characters are shown as `\x1b`, and the page's
+content security policy forbids scripts and network access.
 """
 
 import base64
+import json
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 
 from videoar.core.printable import printable
-from videoar.evaluation.metric_names import unit_of
-from videoar.report.data import Curve, LineageNode, ReportData, Score, StageReport
-from videoar.report.figures import Graph, LinePlot, histogram, layered_graph, line_plot
+from videoar.evaluation.metric_names import metric_of, unit_of
+from videoar.evaluation.vbench import DIMENSIONS, normalized
+from videoar.report.data import (
+    Comparison,
+    Curve,
+    Histogram,
+    LineageNode,
+    ReportData,
+    Score,
+    StageReport,
+    VBench,
+)
+from videoar.report.figures import (
+    Graph,
+    HistogramPlot,
+    LinePlot,
+    Radar,
+    histogram,
+    layered_graph,
+    line_plot,
+    radar,
+)
 
 
 def render(data: ReportData) -> str:
     """Return the page of one run as HTML."""
-    return _template().render(
+    chance = [score for score in data.scores if score.is_chance]
+    published = json.loads(_resource("vbench_published.json"))
+    tone = _tone(data.status)
+    return _page("page.html.j2").render(
         data=data,
+        # a run whose scores are those of guessing has succeeded at nothing
+        tone="warn" if chance and tone == "good" else tone,
+        chance=chance,
         graphs={
             "wide": _graph(data.stages, vertical=False),
             "narrow": _graph(data.stages, vertical=True),
         },
         stages={stage.name: stage for stage in data.stages},
         stage_counts=_stage_counts(data.stages),
-        histograms=[(h, histogram(h.edges, h.counts, h.bounds)) for h in data.histograms],
+        histograms=_drawn(data.histograms),
         plots=[(curve, _plot(curve)) for curve in data.curves],
+        score_plots=[(curve, _plot(curve)) for curve in data.score_curves],
         score_groups=_groups(data.scores),
+        compared=any(score.change for score in data.scores),
+        protocols=defaultdict(str, {score.metric: score.protocol for score in data.scores}),
         frozen_clip_warning=frozen_clip_warning(data.scores),
+        published=published,
+        radar=_radar(data.vbench, published["dimensions"]) if data.vbench else None,
+        vbench_rows=_vbench_rows(data.vbench, published["models"]) if data.vbench else [],
         tree=_tree(data.lineage),
     )
+
+
+def render_comparison(data: Comparison) -> str:
+    """Return the page of two runs or snapshots as HTML."""
+    return _page("comparison.html.j2").render(data=data, histograms=_drawn(data.histograms))
+
+
+def _drawn(histograms: Sequence[Histogram]) -> list[tuple[Histogram, HistogramPlot]]:
+    return [
+        (h, histogram(h.edges, [h.counts, *([h.other] if h.other else [])], h.bounds))
+        for h in histograms
+    ]
+
+
+def _radar(ours: VBench, published: Mapping[str, Mapping[str, float]]) -> Radar:
+    return radar(
+        DIMENSIONS,
+        {
+            name: {dimension: normalized(dimension, value) for dimension, value in raw.items()}
+            for name, raw in {"this model": ours.dimensions, **published}.items()
+        },
+    )
+
+
+def _vbench_rows(
+    ours: VBench, published: Sequence[Sequence[str | float | None]]
+) -> list[Sequence[str | float | None]]:
+    return [("this model", *map(ours.totals.get, ("total", "quality", "semantic"))), *published]
 
 
 def frozen_clip_warning(scores: Sequence[Score]) -> str:
@@ -97,13 +157,20 @@ def _stage_counts(stages: Sequence[StageReport]) -> dict[str, int]:
 
 
 def _groups(scores: Sequence[Score]) -> list[tuple[str, list[Score]]]:
-    """Group scores by the prefix of their name; scores without a prefix come first."""
+    """Group scores by table and prefix; distances and scores without a prefix come first."""
+    several = len({score.table for score in scores}) > 1
     groups: dict[str, list[Score]] = {}
     # Sorting is stable: within a group the order of the table is kept.
-    for score in sorted(scores, key=lambda score: "/" in score.metric):
-        prefix = score.metric.partition("/")[0] if "/" in score.metric else ""
-        groups.setdefault(prefix, []).append(score)
+    for score in sorted(scores, key=lambda score: _prefix(score.metric) != ""):
+        parts = (score.table if several else "", _prefix(score.metric))
+        groups.setdefault(": ".join(filter(None, parts)), []).append(score)
     return list(groups.items())
+
+
+def _prefix(metric: str) -> str:
+    definition = metric_of(metric)
+    is_distance = definition is not None and definition.is_distance
+    return "" if is_distance or "/" not in metric else metric.partition("/")[0]
 
 
 def _tree(lineage: Sequence[LineageNode]) -> list[tuple[int, str, LineageNode, bool]]:
@@ -139,6 +206,10 @@ def _number(value: float | None) -> str:
     if value and not 1e-3 <= abs(value) < 1e5:
         return f"{value:.3g}"
     return f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+
+
+def _signed(value: float) -> str:
+    return ("+" if value > 0 else "") + _number(value)
 
 
 def _count(number: int, noun: str) -> str:
@@ -187,10 +258,16 @@ def _finalize(value: object) -> object:
     return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
-@lru_cache(maxsize=1)
-def _template() -> Template:
+def _resource(name: str) -> str:
+    # a resource of the package: found in an installed wheel, too
+    return files("videoar.report").joinpath(name).read_text(encoding="utf-8")
+
+
+@lru_cache
+def _page(name: str) -> Template:
     # StrictUndefined: a misspelt field fails the tests instead of printing an empty string.
     environment = Environment(
+        loader=FunctionLoader(_resource),
         autoescape=True,
         finalize=_finalize,
         undefined=StrictUndefined,
@@ -199,6 +276,7 @@ def _template() -> Template:
     )
     environment.filters |= {
         "number": _number,
+        "signed": _signed,
         "count": _count,
         "duration": _duration,
         "tone": _tone,
@@ -207,6 +285,4 @@ def _template() -> Template:
         "video_url": _video_url,
         "image_url": _image_url,
     }
-    # a resource of the package: found in an installed wheel, too
-    source = files("videoar.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source)
+    return environment.get_template(name)

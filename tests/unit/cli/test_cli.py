@@ -27,8 +27,8 @@ RUN = SimpleNamespace(
 )  # fmt: skip
 VERBS = (
     "run", "resume", "plan", "status", "ls", "logs", "cancel", "explain", "show", "diff", "lineage",
-    "validate", "stages", "schema", "export", "quarantine", "generate", "serve", "report", "gate",
-    "promote", "rollback", "freeze", "refs", "forget", "doctor", "bench",
+    "validate", "stages", "schema", "export", "quarantine", "generate", "serve", "report",
+    "compare", "gate", "promote", "rollback", "freeze", "refs", "forget", "doctor", "bench",
 )  # fmt: skip
 NEEDS_ARGUMENTS = set(VERBS) - {
     "status", "ls", "stages", "quarantine", "report", "gate", "refs", "doctor",

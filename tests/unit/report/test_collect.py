@@ -2,60 +2,20 @@
 
 import json
 
-import pyarrow as pa
 import pytest
 
+from tests.support.committed_rows import SHA, RowWriter
 from tests.support.report_example import HOSTILE
-from videoar.contracts.contract import load_contract
-from videoar.core.types import Provenance
 from videoar.records.run_record import RowCounts, Run, StageRun
 from videoar.report.collect import collect
 from videoar.report.page import render
 from videoar.storage.store import open_store
 
-SHA = "ab" * 32
-_NEUTRAL = {pa.string(): "x", pa.bool_(): True, pa.list_(pa.int64()): [1, 2, 3]}
-_FIXED = {
-    "cut_in": "start", "source_id": SHA, "video_sha256": SHA, "digest": SHA, "files": [],
-    "metrics": [], "rotation_deg": 0, "split": "train", "kind": "clip", "status": "ok",
-}  # fmt: skip
-
-
-def full_row(contract: str, **values) -> dict:
-    """Fill the columns that may not be null with neutral values."""
-    fields = [field for field in load_contract(contract).arrow_schema if not field.nullable]
-    neutral = {field.name: _NEUTRAL.get(field.type, 2) for field in fields}
-    return {**neutral, **{k: v for k, v in _FIXED.items() if k in neutral}, **values}
-
-
-class Writer:
-    """Commits rows as snapshots of one made-up run."""
-
-    def __init__(self, store) -> None:
-        self.store = store
-        self.ids: dict[str, str] = {}
-
-    def commit(self, name, contract, rows, parents=(), rejects=None):
-        provenance = Provenance(
-            run_id="r1", pipeline="p", stage=name, fingerprint=f"f-{name}", code_version="0",
-            parents={port: self.ids[port] for port in parents},
-        )  # fmt: skip
-        rejects_id = None
-        if rejects:
-            rejects_id = self.commit(f"{name}.rejects", "rejects@1", rejects)
-        dataset = self.store.dataset(name, contract)
-        full = [full_row(contract, **row) for row in rows]
-        schema = load_contract(contract).arrow_schema
-        table = pa.Table.from_pylist(full, schema=pa.schema([schema.field(n) for n in full[0]]))
-        snapshot = dataset.commit([dataset.write(table)], provenance, {}, rejects_id)
-        self.ids[name] = snapshot.id
-        return snapshot.id
-
 
 @pytest.fixture(scope="module")
 def data():
     store = open_store("memory://report")
-    writer = Writer(store)
+    writer = RowWriter(store)
     red, blue, made, recon = (
         store.put_object(name.encode(), ".mp4").key for name in ("red", "blue", "made", "recon")
     )
@@ -193,7 +153,8 @@ def test_collect_scores_have_locks_gate_and_confusion(data):
     assert (table.prompted, table.predicted, table.counts) == (
         ("red", "blue"), ("red", "none"), ((3, 1), (1, 0)),
     )  # fmt: skip
-    assert not data.gate[0].passed
+    (gate,) = data.gates
+    assert not gate.rules[0].passed
 
 
 def test_collect_lineage_ends_at_sources_with_licences(data):

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from videoar.report.figures import histogram, layered_graph, line_plot
+from videoar.report.figures import histogram, layered_graph, line_plot, radar
 
 PARENTS = {
     "videos": (),
@@ -79,14 +79,32 @@ def test_line_plot_without_finite_point_is_rejected():
 
 
 def test_histogram_axis_extends_to_marks():
-    bars = histogram([0, 1, 2, 3], [4, 0, 2], [(10.0, "max 10")], width=400, height=200)
-    assert bars.path.count("M") == 2
-    tops = [float(part.partition("H")[0]) for part in bars.path.split("V")[1::2]]
+    bars = histogram([0, 1, 2, 3], [[4, 0, 2]], [(10.0, "max 10")], width=400, height=200)
+    assert bars.paths[0].count("M") == 2
+    tops = [float(part.partition("H")[0]) for part in bars.paths[0].split("V")[1::2]]
     assert tops[0] == bars.y_ticks[-1][0]
     (mark,) = bars.marks
     assert (mark.x, mark.text, mark.anchor) == (bars.x_ticks[-1][0], "max 10", "end")
 
 
 def test_histogram_labels_of_two_marks_point_away_from_each_other():
-    bars = histogram([0, 100], [1], [(60.0, "max"), (50.0, "min")])
+    bars = histogram([0, 100], [[1]], [(60.0, "max"), (50.0, "min")])
     assert [(mark.text, mark.anchor) for mark in bars.marks] == [("max", "start"), ("min", "end")]
+
+
+def test_radar_values_are_distances_from_the_centre_and_gaps_are_hollow():
+    drawing = radar(["up", "right", "down", "left"], {"a": {"up": 0.5, "right": 2.0}, "b": {}})
+    centre, radius = drawing.centre, drawing.rings[-1]
+    assert drawing.points == ((centre, centre - radius / 2), (centre + radius, centre))
+    assert drawing.hollow == ((centre, centre + radius), (centre - radius, centre))
+    outlines = dict(drawing.outlines)
+    assert _points(outlines["a"]) == list(drawing.points)
+    assert outlines["b"] == ""
+    assert [spoke.anchor for spoke in drawing.spokes] == ["middle", "start", "middle", "end"]
+    assert all(0 <= x <= drawing.size for spoke in drawing.spokes for x in spoke.label)
+
+
+def test_histogram_of_two_series_shares_one_axis():
+    bars = histogram([0, 1, 2], [[10, 0], [0, 40]])
+    assert len(bars.paths) == 2
+    assert bars.y_ticks[-1][1] == "40"

@@ -1,47 +1,16 @@
 """The report page: every section is rendered, text from outside is escaped."""
 
-from html.parser import HTMLParser
-
 import pytest
 
+from tests.support.html_page import HtmlPage
 from tests.support.report_example import CHECK_PAGE, HOSTILE, example
 from videoar.report.data import ReportData, Score, StageReport
 from videoar.report.page import frozen_clip_warning, render
 
 SECTIONS = (
     "pipeline", "filtering", "curation", "checks", "videos", "reconstructions", "scores",
-    "confusion", "gate", "training", "lineage", "config", "lock",
+    "worst", "distance", "vbench", "confusion", "gate", "training", "lineage", "config", "lock",
 )  # fmt: skip
-
-
-class Page(HTMLParser):
-    """Tags, attributes and visible text of a page."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.open_tags: list[str] = []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in {"meta", "link", "br", "img"}:
-            self.open_tags.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open_tags.pop() == tag, f"</{tag}> closes another element"
-
-    def handle_data(self, data):
-        if self.open_tags[-1:] != ["style"]:
-            self.text += data
-
-    def urls(self) -> list[str]:
-        named = ("src", "href", "data", "action", "poster", "xlink:href")
-        return [str(a[name]) for _, a in self.tags for name in named if name in a]
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +19,8 @@ def html() -> str:
 
 
 @pytest.fixture(scope="module")
-def page(html) -> Page:
-    return Page(html)
+def page(html) -> HtmlPage:
+    return HtmlPage(html)
 
 
 def test_render_markup_is_balanced_with_every_section(page):
@@ -83,7 +52,7 @@ def test_render_hostile_names_are_text_everywhere():
         .replace('"train"', '"</svg><script>x</script>"')
         .replace('"model: loss"', '"\\" onload=\\"x"')
     )
-    page = Page(render(swapped))
+    page = HtmlPage(render(swapped))
     assert page.open_tags == []
     assert "script" not in {tag for tag, _ in page.tags}
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
@@ -103,7 +72,7 @@ def test_render_page_has_no_external_urls(html, page):
 
 def test_render_pair_has_both_videos_prompt_and_seed(page):
     videos = [a["src"] for tag, a in page.tags if tag == "video"]
-    assert videos.count("data:video/mp4;base64,Z2VuZXJhdGVkLWJ5dGVz") == 9 + 3 + 6
+    assert videos.count("data:video/mp4;base64,Z2VuZXJhdGVkLWJ5dGVz") == 9 + 3 + 6 + 4
     assert videos.count("data:video/mp4;base64,cmVhbC1ieXRlcw==") == 7 + 3 + 1
     assert "a red square moves right" in page.text
     assert "seed 2" in page.text
@@ -132,6 +101,14 @@ def test_render_curation_has_bounds_and_thumbnails(page):
         "not evaluated: no I3D weights: set VIDEOAR_I3D_WEIGHTS",
         "missing: fvd was not evaluated",
         "1 of 2 rules failed",
+        "Compared with model:0a, entry 3 of champion. Candidate: model:1b",
+        "frechet_random_i3d common_metrics, N = 64",
+        "+13.4 (+1.5 to +25.3)",
+        "not comparable: the protocols differ in <script>",
+        "2 of 16 dimensions evaluated",
+        "Wan2.1-14B86.2286.6784.44",
+        "protocols differ, and raters of one model differ by a point or more",
+        "0.93 <script>",
         "96",
         "model:1b 1 row, listed above",
         "No finite value recorded.",
@@ -146,7 +123,7 @@ def test_render_page_contains_text(page, text):
 
 
 def test_render_empty_run_has_a_sentence_per_section():
-    page = Page(
+    page = HtmlPage(
         render(
             ReportData(
                 run_id="r",
@@ -194,7 +171,7 @@ def test_render_control_characters_are_visible_escapes():
     html = render(changed)
     assert html.encode()
     assert not set(html) & set("\x1b\x00\u202e\udce9")
-    page = Page(html)
+    page = HtmlPage(html)
     shown = r"caf\udce9\x1b[31m\u202egnp.mp4\nerror: forged\x00"
     assert page.text.count(shown) == 6  # title, heading, error, sheet, prompt, licence
     assert r"pipeline: caf\udce9\x1b[31m\u202egnp.mp4" + "\n" in page.text  # lines are kept
@@ -204,5 +181,46 @@ def test_render_skipped_stage_is_neutral_and_counted():
     late = StageReport(name="late", kind="score", status="SKIPPED", parents=("good",))
     data = example(b"a", b"b")
     html = render(data.model_copy(update={"stages": (*data.stages, late)}))
-    assert "6 executed, 1 cached, 1 skipped, 1 unfinished" in Page(html).text
+    assert "6 executed, 1 cached, 1 skipped, 1 unfinished" in HtmlPage(html).text
     assert '<g class="stage soft"' in html
+
+
+def test_render_scores_at_chance_are_named_and_the_status_is_not_green():
+    good = Score(metric="rendered/shape_acc", status="ok", value=0.6, ci_low=0.5, chance=1 / 3)
+    guessed = good.model_copy(update={"ci_low": 0.3})
+    data = example(b"a", b"b").model_copy(update={"status": "SUCCEEDED", "error": ""})
+    tones = []
+    for score in (good, guessed):
+        page = HtmlPage(render(data.model_copy(update={"scores": (score,)})))
+        pills = [str(a["class"]) for _, a in page.tags if "pill" in str(a.get("class"))]
+        tones.append(pills)
+        assert ("not above chance" in page.text) == (score is guessed)
+    assert tones == [["pill good"], ["pill warn", "pill warn"]]
+
+
+@pytest.mark.parametrize(
+    ("value", "end", "higher", "is_chance"),
+    [(0.5, 0.3, True, False), (0.5, 0.2, True, True), (0.1, 0.0, True, True),
+     (0.5, None, True, False), (0.1, 0.2, False, False), (0.1, 0.3, False, True)],
+)  # fmt: skip
+def test_score_is_chance_unless_its_interval_is_on_the_better_side(value, end, higher, is_chance):
+    ends = {"ci_low" if higher else "ci_high": end}
+    score = Score(
+        metric="m", status="ok", value=value, chance=0.25, higher_is_better=higher, **ends
+    )
+    assert score.is_chance == is_chance
+
+
+def test_render_radar_is_hollow_where_a_dimension_was_not_evaluated(page):
+    points = [
+        a["class"] for tag, a in page.tags if tag == "circle" and "point" in str(a.get("class"))
+    ]
+    assert points == ["point"] * 2 + ["point hollow"] * 14
+
+
+def test_render_distances_are_one_group_with_their_floors():
+    names = ("fvd", "rendered/shape_acc", "fvd/floor", "frechet_domain/floor@abc")
+    scores = tuple(Score(metric=name, status="ok", value=1.0) for name in names)
+    page = HtmlPage(render(example(b"a", b"b").model_copy(update={"scores": scores})))
+    at = [page.text.index(f"{name} ") for name in (names[0], names[2], names[3], names[1])]
+    assert at == sorted(at)

@@ -1,1 +1,0 @@
-"""Stage `features`: `stage` has options and ports, `worker` does the work."""
