@@ -2,12 +2,13 @@
 
 `upper` (map) refuses names with a "bad" in them, and so does `served`, which asks for Ray Serve;
 `count` (loop) counts to `steps` with checkpoints; `gang` (loop) has a rank that fails; `pick`
-(reduce) keeps rows up to a size; `judge` (reduce) makes a gate decision.
+(reduce) keeps rows up to a size; `judge` (reduce) makes a gate decision; `rate` (reduce) scores a
+model with a number that is given; `promote` is the real stage.
 """
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from videoar.contracts.contract import load_contract
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import ConfigError, GateError
 from videoar.core.ids import digest_json
+from videoar.evaluation.scorecard import score_row
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import (
     Inputs,
@@ -31,12 +33,14 @@ from videoar.pipeline.stage import (
     publish_gate,
     runtime,
 )
-from videoar.stages.promote import apply_promotion
+from videoar.stages.promote import apply_promotion, decided_against, decision_columns
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
-NAMES = ("upper", "served", "pick", "count", "gang", "judge")
+NAMES = ("upper", "served", "pick", "count", "gang", "judge", "rate")
 REGISTRY = {name: f"tests.support.toys:{name.capitalize()}" for name in NAMES}
+REGISTRY["promote"] = "videoar.stages.promote:PromoteStage"
+RATED = "rendered/colour_acc"
 
 
 class UpperConfig(StageConfig):
@@ -163,6 +167,24 @@ class Gang(LoopStage[StageConfig]):
         return None
 
 
+class RateConfig(StageConfig):
+    value: float = 0.5
+    lock: str = ""
+
+
+class Rate(ReduceStage[RateConfig]):
+    name = "rate"
+    consumes = {"model": Port("models@1")}
+    produces = "scores@1"
+    config_type = RateConfig
+
+    def reduce(self, inputs: Inputs, context: StageContext) -> Iterator[Output]:
+        (digest,) = inputs["model"].table(["digest"])["digest"].to_pylist()
+        row = score_row(RATED, self.config.value, lock={"toy": self.config.lock}, num_samples=16,
+                        details={"model": digest})  # fmt: skip
+        yield Output(pa.Table.from_pylist([row], load_contract("scores@1").arrow_schema))
+
+
 class JudgeConfig(StageConfig):
     bound: float = 1.0
 
@@ -179,9 +201,12 @@ class Judge(ReduceStage[JudgeConfig]):
         row = {
             "rule": f"rows >= {self.config.bound}", "metric": "rows", "value": rows,
             "bound": self.config.bound, "passed": passed, "reason": f"rows is {rows}",
-            "candidate": inputs["model"].id, "ref": "champion",
+            "candidate": inputs["model"].id, "ref": "champion", **decision_columns(context.state),
         }  # fmt: skip
         yield Output(pa.Table.from_pylist([row]))
+
+    def state(self, store: Store, inputs: Inputs) -> Mapping[str, str]:
+        return decided_against(store, "champion", inputs["model"].id)
 
     def after_commit(self, output: Snapshot, store: Store, run_id: str) -> None:
         apply_promotion(output, store, run_id)

@@ -3,43 +3,64 @@
 A gate fails closed: without a decision, or with a broken rule in the newest one, no ref moves.
 """
 
+import logging
+from collections.abc import Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from videoar.contracts.names import RELEASES
-from videoar.core.errors import ConfigError, GateError
+from videoar.core.errors import ConfigError, GateError, RefMovedError, one_line
 from videoar.core.types import Row
+from videoar.pipeline.context import StageContext
+from videoar.pipeline.fingerprint import compute_parts, fingerprint
 from videoar.records.names import find_run, find_snapshot
-from videoar.records.run_record import load_run
+from videoar.records.run_record import load_run, stage_parts
+from videoar.stages.promote import (
+    PromoteConfig,
+    PromoteStage,
+    decided_against,
+    move,
+    record_decision,
+)
 from videoar.storage.delta_log import iter_commits
+from videoar.storage.layout import DECISIONS_LOG
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
+
+logger = logging.getLogger(__name__)
+_MAX_ATTEMPTS = 10
+"""chosen: five decisions, each taken against a head and then moved from it."""
 
 
 def gate(store: Store, name: str | None = None) -> dict[str, Any]:
     """Return the decision of a run's promotion gate; None means the newest run.
 
+    Of several gates, the first one that blocked, else the first one.
+
     Returns:
-        `{passed, decision, candidate, ref, rules: [{name, value, bound, passed, reason}]}`.
+        `{passed, decision, candidate, ref, champion, champion_seq, rules: [{name, value, bound,
+        passed, reason}]}`.
 
     Raises:
         GateError: the run has no decision.
     """
     run = load_run(store, find_run(store, name))
-    for snapshot_id in run.outputs.values():
-        snapshot = store.snapshot(snapshot_id)
-        if snapshot.contract == RELEASES:
-            return _decision(snapshot)
-    hint = "only a pipeline with a stage `promote` decides; nothing is promoted without a decision"
-    raise GateError(f"run {run.run_id}", "has no gate decision", hint)
+    outputs = (store.snapshot(snapshot_id) for snapshot_id in run.outputs.values())
+    decisions = [_decision(snapshot) for snapshot in outputs if snapshot.contract == RELEASES]
+    if not decisions:
+        hint = "only a pipeline with a stage `promote` decides"
+        raise GateError(f"run {run.run_id}", "has no gate decision", hint)
+    return min(decisions, key=lambda decision: decision["passed"])
 
 
 def _decision(snapshot: Snapshot) -> dict[str, Any]:
     rows = snapshot.table().to_pylist()
+    first = rows[0] if rows else {}
     return {
         "passed": bool(rows) and all(row["passed"] for row in rows),  # all([]) is true
         "decision": snapshot.id,
-        "candidate": rows[0]["candidate"] if rows else None,
-        "ref": rows[0]["ref"] if rows else None,
+        **{key: first.get(key) for key in ("candidate", "ref", "champion", "champion_seq")},
         "rules": [
             {
                 "name": row["rule"],
@@ -53,6 +74,9 @@ def _decision(snapshot: Snapshot) -> dict[str, Any]:
 def promote(store: Store, model: str, ref: str = "champion") -> dict[str, Any]:
     """Point a ref at a model that its gate has passed.
 
+    If the ref has moved since the decision, the rules are evaluated again, against the model that
+    it points at now.
+
     Returns:
         `{ref, snapshot, decision}`.
 
@@ -60,35 +84,85 @@ def promote(store: Store, model: str, ref: str = "champion") -> dict[str, Any]:
         GateError: no decision on this model for this ref, or its newest one has a broken rule.
     """
     candidate = find_snapshot(store, model).id
-    decision = newest_decision(store, candidate, ref)
-    if decision is None:
-        raise GateError(candidate, f"no gate has evaluated it for {ref}", "run its pipeline first")
-    broken = [rule["name"] for rule in decision["rules"] if not rule["passed"]]
-    if broken:
-        raise GateError(candidate, f"blocked by its gate: {', '.join(broken)}", "see videoar gate")
-    head = store.refs.head_record(ref)
-    seq = head["seq"] if head else None  # another move since then makes `advance` fail
-    evidence = {"decision": decision["decision"]}
-    store.refs.advance(ref, candidate, expect=seq, evidence=evidence)
-    return {"ref": ref, "snapshot": candidate, "decision": decision["decision"]}
+    for _ in range(_MAX_ATTEMPTS):
+        decision = newest_decision(store, candidate, ref)
+        if decision is None:
+            hint = "run its pipeline first"
+            raise GateError(candidate, f"no gate has evaluated it for {ref}", hint)
+        broken = [f"{r['name']}: {r['reason']}" for r in decision["rules"] if not r["passed"]]
+        if broken:
+            what = f"blocked by its gate: {'; '.join(broken)}"
+            raise GateError(candidate, what, f"decision {decision['decision']}")
+        result = {"ref": ref, "snapshot": candidate, "decision": decision["decision"]}
+        head = decided_against(store, ref)
+        if head["champion"] == candidate:
+            return result
+        if str(decision["champion_seq"]) != head["champion_seq"]:
+            _decide_again(store, decision["decision"], head)
+            continue
+        try:
+            move(store, decision["decision"], decision)
+        except RefMovedError as error:
+            logger.info("decided again: %s", error)
+            continue
+        return result
+    raise GateError(candidate, f"{ref} moved during each of its decisions", "run again")
+
+
+def _decide_again(store: Store, decision: str, state: Mapping[str, str]) -> None:
+    """Evaluate the rules of a decision against another head of the ref, and commit the result.
+
+    The scores are those of the decision. Those of the head are its own: this generates no samples,
+    so a head that was scored under another protocol fails the rules that compare.
+
+    Raises:
+        GateError: the rules or the scores are not known any more.
+    """
+    made = store.snapshot(decision).commit.provenance
+    parts = stage_parts(store, made.run_id, made.stage) or {}
+    parents = {port: made.parents.get(port, "") for port in ("model", "scores")}
+    hint = "run its pipeline again"
+    if parts.get("stage") != PromoteStage.name or not all(parents.values()):
+        raise GateError(decision, "cannot be decided again: the rules are not recorded", hint)
+    try:
+        stage = PromoteStage(PromoteConfig.model_validate(parts["config"]))
+    except ValidationError as error:
+        raise GateError(decision, f"cannot be decided again: {one_line(error)}", hint) from error
+    inputs = {port: store.snapshot(parent) for port, parent in parents.items()}
+    (output,) = stage.reduce(inputs, StageContext(store, state=state))
+    dataset = store.dataset(made.stage, RELEASES)
+    # as the run of the pipeline would commit it: one of the two finds that of the other
+    digest = fingerprint(compute_parts(stage, inputs, state))
+    again = made.model_copy(update={"fingerprint": digest, "parents": parents})
+    made_again = dataset.commit([dataset.write(output.rows)], again, output.metrics)
+    record_decision(store, made_again.id, "")
 
 
 def newest_decision(store: Store, candidate: str, ref: str | None = None) -> Row | None:
     """Return the newest decision on a model, for a ref or for any.
 
-    Newest by run id, which sorts by time: commits come dataset by dataset, and a pipeline may call
-    its gate by any name.
+    Newest by the log of decisions: neither datasets, run ids nor clocks have their order. One that
+    is not in the log (a kill before its record) counts as newest unless its dataset has a later
+    one, and one of an earlier version, which kept no log, as older. Of equally new ones the one
+    that blocks is returned.
     """
-    made_by = {
-        commit.snapshot: commit.provenance.run_id
-        for commit in iter_commits(store.objects)
-        if commit.contract == RELEASES
-    }
-    for snapshot_id in sorted(made_by, key=lambda key: made_by[key], reverse=True):
-        decision = _decision(store.snapshot(snapshot_id))
-        if decision["candidate"] == candidate and ref in {None, decision["ref"]}:
-            return decision
-    return None
+    numbers = {e["decision"]: n for n, e in enumerate(store.ledger.entries(DECISIONS_LOG))}
+    commits = {c.snapshot: c for c in iter_commits(store.objects) if c.contract == RELEASES}
+    recorded = [commits[snapshot] for snapshot in numbers if snapshot in commits]
+    versions = {c.dataset: c.version for c in sorted(recorded, key=lambda c: c.version)}
+
+    def age(decision: Row) -> tuple[int, int, str, bool]:
+        commit = commits[decision["decision"]]
+        blocks = not decision["passed"]
+        if (number := numbers.get(commit.snapshot)) is not None:
+            return 1, number, "", blocks
+        if decision["champion_seq"] is None or commit.version < versions.get(commit.dataset, -1):
+            return 0, 0, commit.provenance.run_id, blocks
+        return 2, 0, "", blocks
+
+    decisions = (_decision(store.snapshot(snapshot)) for snapshot in commits)
+    matching = [d for d in decisions if d["candidate"] == candidate and ref in {None, d["ref"]}]
+    return max(matching, key=age, default=None)
 
 
 def rollback(store: Store, ref: str) -> dict[str, Any]:

@@ -108,6 +108,10 @@ class SnapshotConflictError(StorageError):
     """A create-once record exists with other content: another writer has won the race."""
 
 
+class RefMovedError(SnapshotConflictError):
+    """A ref has moved since its head was read: a decision on that head must be taken again."""
+
+
 class TransientStorageError(StorageError):
     """The store failed; a later call may succeed."""
 

@@ -1,7 +1,7 @@
 """What an engine provides to a stage beside its inputs: one value instead of hidden globals."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from videoar.core.scratch import Scratch
@@ -25,6 +25,8 @@ class StageContext:
     """Start clip readers elsewhere on the cluster; None reads in threads of this process."""
     dask_scheduler: DaskScheduler | None = None
     """Scheduler function for dask graphs; None computes them in this process."""
+    state: Mapping[str, str] = field(default_factory=dict)
+    """Of a reduction: what `Stage.state` returned when the run decided to execute it."""
 
     def scratch(self) -> Scratch:
         """Create a private temporary folder, removed when closed or swept after a kill."""

@@ -29,14 +29,18 @@ _ROOT = Path(__file__).parent.parent
 _CODE_DIGEST = 12  # chosen: 48 bits are enough to notice an edit, and stay readable in `explain`
 
 
-def compute_parts(stage: Stage[Any], inputs: Inputs) -> FingerprintParts:
+def compute_parts(
+    stage: Stage[Any], inputs: Inputs, state: Mapping[str, str] | None = None
+) -> FingerprintParts:
     """Return the parts of a stage run's fingerprint as JSON values.
 
     Args:
         stage: the stage with its options.
         inputs: snapshots by port. Their digests count, not their ids: equal content is equal input.
+        state: what `Stage.state` returns.
     """
     return {
+        **({"state": dict(state)} if state else {}),
         "stage": stage.name,
         "version": stage.version,
         "code": code_closure(type(stage).__module__),

@@ -207,6 +207,13 @@ class Stage(ABC, Generic[C]):
         """Return versions and digests outside code and options that the output depends on."""
         return {}
 
+    def state(self, store: Store, inputs: Inputs) -> Mapping[str, str]:  # noqa: ARG002 - most have none
+        """Return what the output depends on in the store beside the inputs, such as a ref's head.
+
+        Part of the fingerprint, and passed to the stage as `StageContext.state`.
+        """
+        return {}
+
     def after_commit(self, output: Snapshot, store: Store, run_id: str) -> None:
         """Act on the committed output, for example move a ref. Does nothing by default.
 
@@ -215,6 +222,8 @@ class Stage(ABC, Generic[C]):
 
         Raises:
             GateError: the output forbids it; the stage then counts as blocked.
+            RefMovedError: the output was computed from a state that has changed; the run resolves
+                the ref again and decides again.
         """
 
 

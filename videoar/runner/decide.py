@@ -86,7 +86,7 @@ def decide(
     """
     check_contracts(spec, inputs, registry)
     stage = build(spec, registry)
-    fingerprint_parts = compute_parts(stage, inputs)
+    fingerprint_parts = compute_parts(stage, inputs, stage.state(store, inputs))
     existing = store.dataset(spec.name, stage.produces).find(fingerprint(fingerprint_parts))
     if existing is not None:
         return Decision("cached", "nothing changed", stage, fingerprint_parts, existing)

@@ -14,7 +14,7 @@ from typing import Any
 from videoar import __version__
 from videoar.contracts.names import REJECTS, SOURCES
 from videoar.core.crash_points import crash_point
-from videoar.core.errors import ConfigError, GateError, StageError
+from videoar.core.errors import ConfigError, GateError, RefMovedError, StageError
 from videoar.core.logging import log_context
 from videoar.core.types import Provenance
 from videoar.engine.base import Engine
@@ -54,6 +54,8 @@ from videoar.storage.store import Store
 
 logger = logging.getLogger(__name__)
 _LOG_EVERY_S = 10.0
+_MAX_DECISIONS = 5
+"""chosen: a ref that moves during each of so many decisions is moved by something in a loop."""
 
 
 @dataclass
@@ -119,10 +121,36 @@ class Execution:
         return load_run(self.store, self.run_id)
 
     def _run_all(self, selected: list[StageSpec], start: str | None) -> None:
+        """Run the stages; if a ref moves during a decision on it, those that depend on it again."""
+        for attempt in range(1, _MAX_DECISIONS + 1):
+            try:
+                self._run_stages(selected, start)
+            except RefMovedError as error:
+                if attempt == _MAX_DECISIONS:
+                    what = f"moved during each of {attempt} decisions, at last: {error.what}"
+                    raise GateError(error.where, what, "run again") from error
+                logger.info("decided again, because the ref has moved: %s", error)
+                self._resolve_again(error.where)
+            else:
+                return
+
+    def _run_stages(self, selected: list[StageSpec], start: str | None) -> None:
         must_exist = self.spec.upstream(start) if start else set()
         for stage in selected:
-            with log_context(stage=stage.name):
-                self._run_stage(stage, must_exist=stage.name in must_exist)
+            if not self._is_finished(stage):
+                with log_context(stage=stage.name):
+                    self._run_stage(stage, must_exist=stage.name in must_exist)
+
+    def _is_finished(self, spec: StageSpec) -> bool:
+        """Return whether this execution has the output of a stage, of the inputs of now."""
+        inputs = {port: self._snapshots[source].id for port, source in spec.ports.items()}
+        state = self.stages[spec.name]
+        return state.status in {"SUCCEEDED", "CACHED"} and state.inputs == inputs
+
+    def _resolve_again(self, ref: str) -> None:
+        for name, url in self.spec.inputs.items():
+            if url == f"ref://{ref}":
+                self._snapshots[name] = self._commit_input(name, resolve(self.store, name, url))
 
     def _commit_input(self, name: str, listed: Snapshot | Listing) -> Snapshot:
         if isinstance(listed, Listing):

@@ -12,6 +12,7 @@
     runs/<run>/run.json, events/, progress/       run record
     runs/<run>/report.html                        report page
     refs/<name>/<number>.json                     refs, one record per move
+    decisions/<number>.json                       decisions of promotion gates, in their order
     withdrawn/<key>.json, forgotten/<sha256>.json takedowns
     serving/jobs/<job>.json                       jobs of the server, newest first
     serving/{open,results,deleted}/<job>.json     what is not finished; how jobs ended
@@ -39,6 +40,7 @@ TABLES_PREFIX = "tables/"
 STAGES_PREFIX = "stages/"
 RUNS_PREFIX = "runs/"
 REFS_PREFIX = "refs/"
+DECISIONS_LOG = "decisions"
 TEXT_FEATURES_PREFIX = "text/"
 WITHDRAWN_PREFIX = "withdrawn/"
 TOMBSTONES_PREFIX = "forgotten/"

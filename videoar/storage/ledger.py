@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from videoar.core.errors import SnapshotConflictError
+from videoar.core.errors import RefMovedError
 from videoar.core.ids import canonical_json
 from videoar.storage.layout import REFS_PREFIX, log_entry_key, ref_log
 from videoar.storage.object_store import ObjectStore
@@ -62,6 +62,18 @@ class Ledger:
             number += 1
         return number
 
+    def entries(self, prefix: str) -> Iterator[Record]:
+        """Yield the records of a log, oldest first."""
+        # by number, not from the listing, which may lack the newest
+        for number in range(self.length(prefix)):
+            if (record := self.read(log_entry_key(prefix, number))) is not None:
+                yield record
+
+    def last(self, prefix: str) -> Record | None:
+        """Return the newest record of a log, None if it is empty."""
+        length = self.length(prefix)
+        return self.read(log_entry_key(prefix, length - 1)) if length else None
+
     def length(self, prefix: str) -> int:
         """Return the number of records of a log."""
         # other objects may share the prefix; only numbers count
@@ -107,13 +119,11 @@ class Refs:
         A record is `{seq, snapshot, prev, by_run, user, at, evidence}`; `user`, `NAME@HOST`, and
         `at`, the seconds since 1970, are missing in records of earlier versions.
         """
-        length = self._ledger.length(ref_log(name))
-        return self._ledger.read(log_entry_key(ref_log(name), length - 1)) if length else None
+        return self._ledger.last(ref_log(name))
 
     def history(self, name: str) -> list[Record]:
         """Return all records of a ref, oldest first."""
-        records = (self._ledger.read(key) for key in self._ledger.list(f"{ref_log(name)}/"))
-        return [record for record in records if record is not None]
+        return list(self._ledger.entries(ref_log(name)))
 
     def advance(
         self,
@@ -137,7 +147,7 @@ class Refs:
             `seq` of the new head.
 
         Raises:
-            SnapshotConflictError: the head has moved. Read it and decide again.
+            RefMovedError: the head has moved. Read it and decide again.
         """
         head = self.head_record(name)
         seq = -1 if expect is None else expect
@@ -155,7 +165,7 @@ class Refs:
         if not is_current or not self._ledger.create(log_entry_key(ref_log(name), seq + 1), record):
             current = self.head_record(name)
             what = f"moved to {current and current['snapshot']} in the meantime"
-            raise SnapshotConflictError(ref_log(name), what, "read the ref again and retry")
+            raise RefMovedError(name, what, "read the ref again and retry")
         return seq + 1
 
 

@@ -1,4 +1,4 @@
-"""Rows of `score` and decisions of `promote`, from clips of the synthetic corpus."""
+"""Rows of `score`, from clips of the synthetic corpus."""
 
 import itertools
 import json
@@ -18,7 +18,6 @@ from videoar.media.synthetic import draw, scenes
 from videoar.model.tokenizer.config import TokenizerConfig
 from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.pipeline.context import StageContext
-from videoar.stages.promote import PromoteConfig, PromoteStage
 from videoar.stages.score.stage import ScoreConfig, ScoreStage
 from videoar.storage.store import open_store
 from videoar.training.model_store import publish_model
@@ -171,34 +170,3 @@ def test_score_with_tokenizer_has_reconstruction_scores_and_examples(store, toke
     assert {step["clip_id"] for step in steps} == {examples[0]["clip_id"]}
     assert steps[1]["recon_key"] == examples[0]["recon_key"]  # all scales: stored once
     assert decode_clip(store.objects.get(steps[0]["recon_key"])).shape == (5, 32, 32, 3)
-
-
-def test_promote_needs_every_rule_and_scores_of_the_champion(store):
-    given = {"samples": samples(store, 5), "reference": reference(store, 5)}
-    rows = list(score(store, given).values())
-    scores = commit(store, "scores", "scores@1", rows)
-    model = commit(store, "model", "models@1", [])
-    rules = [
-        {"metric": "rendered/colour_acc", "min": 0.9},
-        {"metric": "rendered/motion_acc", "max_regression": 0.1},
-        {"metric": "fvd", "max": 100.0},
-    ]
-
-    def promote():
-        stage = PromoteStage(PromoteConfig(rules=rules))
-        (output,) = stage.reduce({"model": model, "scores": scores}, StageContext(store))
-        return load_contract("releases@1").conform(output.rows, "test").to_pylist()
-
-    first = promote()
-    assert [row["passed"] for row in first] == [True, True, False]
-    assert first[1]["reason"] == "no champion to compare with"
-    assert {row["candidate"] for row in first} == {model.id}
-
-    store.refs.advance("champion", model.id, expect=None, evidence={})
-    assert promote()[1]["reason"] == "champion: no such score"
-
-    release = commit(store, "release", "releases@1", first, scores=scores.id)
-    store.refs.advance("champion", model.id, expect=0, evidence={"decision": release.id})
-    again = promote()
-    assert again[1]["passed"]
-    assert again[1]["bound"] == pytest.approx(0.9)

@@ -44,7 +44,9 @@ def run_reduce(task: StageTask, dask_scheduler: DaskScheduler | None = None) -> 
     with engine_boundary(task, "reduction"):
         # all tables before the first file: the check needs every row, and a failed check writes
         # none
-        outputs = list(stage.reduce(inputs, StageContext(store, dask_scheduler=dask_scheduler)))
+        state = task.fingerprint_parts.get("state", {})
+        context = StageContext(store, dask_scheduler=dask_scheduler, state=state)
+        outputs = list(stage.reduce(inputs, context))
         report = stage.check(inputs, pa.concat_tables([output.rows for output in outputs]))
     if report is not None:
         _publish_check(task, store, report)
