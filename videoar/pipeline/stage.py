@@ -207,11 +207,12 @@ class Stage(ABC, Generic[C]):
         """Return versions and digests outside code and options that the output depends on."""
         return {}
 
-    def state(self, store: Store, inputs: Inputs) -> Mapping[str, str]:  # noqa: ARG002 - most have none
+    def state(self, store: Store, inputs: Inputs) -> Mapping[str, str]:
         """Return what the output depends on in the store beside the inputs, such as a ref's head.
 
         Part of the fingerprint, and passed to the stage as `StageContext.state`.
         """
+        del store, inputs  # by default nothing
         return {}
 
     def after_commit(self, output: Snapshot, store: Store, run_id: str) -> None:
