@@ -1,4 +1,4 @@
-"""Runs of `tokenize` alone on drawn clips, here or in a process that is killed at a given point.
+"""Runs of `tokenize` or `features` on drawn clips, here or in a process that is killed somewhere.
 
 A module of its own, so that the fork server imports it once for all of them.
 """
@@ -20,7 +20,8 @@ from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.pipeline.spec import parse_pipeline
 from videoar.pipeline.stage import Output
 from videoar.runner.execute import Execution
-from videoar.stages.tokenize import worker
+from videoar.stages.features import worker as features_worker
+from videoar.stages.tokenize import worker as tokenize_worker
 from videoar.storage.store import open_store
 from videoar.training.model_store import publish_model
 
@@ -85,12 +86,16 @@ def _run(url: str, document: dict, batch: int) -> None:
         if count == batch:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    worker.crash_point = kill_in_batch
+    for worker in (features_worker, tokenize_worker):
+        worker.crash_point = kill_in_batch
     execute(open_store(url), document)
 
 
 def run_in_child(url: str, document: dict, crash_at: str = "", batch: int = 0) -> int | None:
-    """Run in a process killed at a crash point, or after so many batches; return its exit code."""
+    """Run in a process killed at a crash point, or in batch `batch`; return its exit code.
+
+    A batch of `features` is a clip.
+    """
     return exit_code(_run, url, document, batch, VIDEOAR_CRASH_AT=crash_at)
 
 

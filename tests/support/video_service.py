@@ -41,6 +41,7 @@ class OneByOne:
         self.model = ServedModel(
             id="champion", snapshot=card.model.snapshot, created_at=time.time(),
             size_px=loaded.tokenizer.cfg.size_px, rate_fps=card.rate_fps, num_scales=3,
+            tokenizer_digest=card.tokenizer.digest,
             seconds=card.num_frames / card.rate_fps, max_seconds=600,
         )  # fmt: skip
 
@@ -110,6 +111,12 @@ class OneByOne:
         job = await asyncio.to_thread(self.jobs.delete, job_id)
         self._end(job_id)
         return job
+
+    async def change_prompt(self, job_id, prompt):
+        return False
+
+    async def tokens(self, job_id):
+        return None
 
     async def content(self, job_id):
         return await asyncio.to_thread(self.jobs.content, job_id)

@@ -28,8 +28,8 @@ from videoar.core.types import Row
 from videoar.media.sources import read_input
 from videoar.training.generation import VideoGenerator
 from videoar.training.prompts import Prompt, read_prompts
+from videoar.training.sample_folder import MANIFEST, TABLE
 
-MANIFEST, TABLE = "manifest.jsonl", "samples.parquet"
 logger = logging.getLogger(__name__)
 
 

@@ -25,7 +25,7 @@ from videoar.model.transformer.text import TextEncoder
 from videoar.storage.store import Store
 from videoar.training.checkpoint import reading
 from videoar.training.generation import CRF, VideoGenerator, frames_in, lineage_tags
-from videoar.training.init_video import read_init
+from videoar.training.init_video import InitVideo, read_init
 from videoar.training.model_store import (
     Network,
     build_network,
@@ -74,8 +74,8 @@ class SampleOptions(TypedDict, total=False):
     seconds: float | None
     """Duration, rounded to the next possible number of frames. Default: that of the longest clip
     that the model was trained on."""
-    init: str | Path
-    """Image or video that every sample begins with, see `read_init`."""
+    init: str | Path | InitVideo
+    """Image or video that every sample begins with, see `read_init`; or its tokens."""
     guidance: str | float | None
     """This and all that follow: see `SamplerOptions`. Default: as the samples that were scored."""
     temperature: float | Sequence[float] | None
@@ -145,7 +145,9 @@ class LoadedModel:
         """
         num_frames, rate_fps = self._shape(options.get("seconds"))
         init, sampler = options.get("init") or "", SamplerOptions.of(self.card.sampler, options)
-        start = read_init(str(init), self.tokenizer, num_frames, rate_fps) if init else None
+        start = init if isinstance(init, InitVideo) else None
+        if init and not start:
+            start = read_init(str(init), self.tokenizer, num_frames, rate_fps)
         columns = {
             "model_digest": self.card.model.digest,
             "tokenizer_digest": self.card.tokenizer.digest,

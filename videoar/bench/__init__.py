@@ -3,8 +3,8 @@
 Machines are noisy, so a number is reported only beside the number that it is compared with, taken
 in the same minutes by the same process tree.
 
-    videoar bench NAME                 cuts, generate, gpu, ingest, loader, runner, serve, tokenize,
-                                       train
+    videoar bench NAME                 cuts, damage, generate, gpu, ingest, loader, runner, serve,
+                                       tokenize, train
     python -m videoar.bench.gpu        the same as `videoar bench gpu`, from a bare checkout
     python -m videoar.bench.memory     memory of a training, as Markdown tables
 
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
     from videoar.bench.result import BenchResult
 
 BENCHES = {
-    "cuts": "cuts", "generate": "generate", "gpu": "gpu", "ingest": "ingest", "loader": "loader",
-    "runner": "runner", "serve": "serve", "tokenize": "tokens", "train": "train",
+    "cuts": "cuts", "damage": "damage", "generate": "generate", "gpu": "gpu", "ingest": "ingest",
+    "loader": "loader", "runner": "runner", "serve": "serve", "tokenize": "tokens",
+    "train": "train",
 }  # fmt: skip
 """Module by the name of the benchmark."""
+_WITH_VIDEOS = frozenset({"ingest", "damage"})
 
 
 def run_benchmark(
@@ -35,7 +37,7 @@ def run_benchmark(
 
     Args:
         name: one of `BENCHES`.
-        videos: of `ingest`; None draws videos.
+        videos: of `ingest` and `damage`; None draws videos.
         rounds: how often each contestant runs.
         gpu: options of `gpu`, the fields of `gpu.plan.Options`.
 
@@ -51,5 +53,5 @@ def run_benchmark(
         return summary.as_bench_result(plan.run_gpu_benchmark(options))
     # imported here: a benchmark loads only what it measures
     module = import_module(f"videoar.bench.{BENCHES[name]}")
-    result: BenchResult = module.run(videos, rounds) if name == "ingest" else module.run(rounds)
+    result: BenchResult = module.run(videos, rounds) if name in _WITH_VIDEOS else module.run(rounds)
     return result

@@ -79,7 +79,7 @@ def bench(
         str,
         typer.Argument(
             metavar="NAME",
-            help="cuts, generate, gpu, ingest, loader, runner, serve, tokenize or train.",
+            help="cuts, damage, generate, gpu, ingest, loader, runner, serve, tokenize or train.",
         ),
     ],
     videos: Annotated[

@@ -11,8 +11,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from videoar.core.errors import ContractError
+
 Frames = NDArray[np.uint8]
 Vector = NDArray[np.float32]
+
+NUM_WINDOWS = 4
+"""Equal parts of a clip of which each has a vector of its own, in presets `windows`."""
 
 
 @dataclass(frozen=True)
@@ -40,3 +45,14 @@ class Extractor(Protocol):
         Raises:
             ContractError: the clip does not fit, such as too few frames.
         """
+
+
+def require_frames(clip: Clip, num: int, network: str) -> None:
+    """Raise unless a clip has as many frames as a network needs.
+
+    Raises:
+        ContractError: it has fewer.
+    """
+    if len(clip.frames) < num:
+        what = f"has {len(clip.frames)} frames, {network} needs {num}"
+        raise ContractError(f"clip {clip.id}", what, "make longer clips, or leave the network out")

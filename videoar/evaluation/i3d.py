@@ -256,26 +256,3 @@ def _torch_layout(flat: Tensor, like: Tensor) -> Tensor:
         return flat
     out, width_in, *kernel = like.shape
     return flat.reshape(*kernel, width_in, out).permute(4, 3, 0, 1, 2)
-
-
-def preprocess(frames_THWC: np.ndarray) -> Tensor:
-    """Resize the short side of a clip to 224 px, crop the centre, scale to [-1, 1].
-
-    This is the preset `common_metrics` of the protocol lock.
-
-    Args:
-        frames_THWC: RGB, uint8.
-
-    Returns:
-        [1, T, 224, 224, 3], float32.
-
-    Source: JunyaoHu/common_metrics_on_video_quality, fvd/videogpt: bilinear, align_corners=False.
-    """
-    video_TCHW = torch.from_numpy(frames_THWC).permute(0, 3, 1, 2).float() / 127.5 - 1
-    height, width = video_TCHW.shape[2:]
-    # Rounded up, so that a rounding error never leaves less than the 224 px of the crop.
-    scale = 224 / min(height, width)
-    size = (max(224, math.ceil(height * scale)), max(224, math.ceil(width * scale)))
-    video_TCHW = functional.interpolate(video_TCHW, size, mode="bilinear", align_corners=False)
-    top, left = (size[0] - 224) // 2, (size[1] - 224) // 2
-    return video_TCHW[..., top : top + 224, left : left + 224].permute(0, 2, 3, 1)[None]

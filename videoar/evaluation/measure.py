@@ -7,7 +7,6 @@ Axes: N clips, T frames, D features.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,29 +15,19 @@ from numpy.typing import NDArray
 
 from videoar.core.types import Row
 from videoar.evaluation import metric_names, scorecard, synthetic
+from videoar.evaluation.extractor import Clip, Frames
 from videoar.evaluation.frechet import FeatureStats, frechet_distance, frechet_interval
-from videoar.evaluation.i3d import I3D, MIN_FRAMES, NUM_CLASSES, preprocess
+from videoar.evaluation.i3d import I3D, MIN_FRAMES, NUM_CLASSES
+from videoar.evaluation.i3d_presets import common_metrics
 from videoar.evaluation.metrics import psnr_T, ssim_T
+from videoar.evaluation.networks import DISTANCE_FRAMES
+from videoar.evaluation.pixel_measures import frame_difference
 from videoar.evaluation.scorecard import Lock
 from videoar.evaluation.vbench import DIMENSIONS, temporal_flickering
 from videoar.media.synthetic import parse_prompt
 from videoar.model.device import device
 
-Frames = NDArray[np.uint8]
 Array = NDArray[np.float64]
-
-DISTANCE_FRAMES = 16  # Source: StyleGAN-V and TATS protocols, 16 frames per clip
-
-
-@dataclass(frozen=True)
-class Clip:
-    """A decoded clip, its frame rate and its prompt or caption."""
-
-    id: str
-    frames: Frames
-    """[T, H, W, 3], RGB."""
-    rate_fps: float
-    text: str
 
 
 def features_ND(network: I3D, clips: Iterable[Clip]) -> Array:
@@ -47,7 +36,9 @@ def features_ND(network: I3D, clips: Iterable[Clip]) -> Array:
     # Batches of one: memory stays that of one clip, and its logits do not depend on the others
     # (kernels and their order of summation vary with the batch size).
     with torch.inference_mode():
-        logits = [network(preprocess(clip.frames[:DISTANCE_FRAMES]).to(device())) for clip in clips]
+        logits = [
+            network(common_metrics(clip.frames[:DISTANCE_FRAMES]).to(device())) for clip in clips
+        ]
     return np.asarray(torch.cat(logits).double().cpu()) if logits else np.empty((0, NUM_CLASSES))
 
 
@@ -178,17 +169,6 @@ def synthetic_not_evaluated(prefix: str, reason: str, lock: Lock) -> list[Row]:
         scorecard.not_evaluated(f"{prefix}/{name}", reason, lock=lock)
         for name in metric_names.SYNTHETIC
     ]
-
-
-def frame_difference(frames_THWC: Frames) -> float:
-    """Return the mean of the largest 5 % of pixel differences of adjacent frames, in [0, 1].
-
-    The largest 5 % because a small moving figure on a still background would vanish in the mean.
-    """
-    # int16, because differences of uint8 wrap around: 0 - 1 = 255.
-    steps = np.abs(np.diff(frames_THWC.astype(np.int16), axis=0)).mean(axis=-1).ravel()
-    top = max(1, len(steps) // 20)
-    return float(np.partition(steps, -top)[-top:].mean() / 255)
 
 
 def vbench_rows(lock: Lock) -> list[Row]:

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from videoar.core.errors import ContractError, GateError
+from videoar.evaluation.extractor import Clip
 from videoar.evaluation.frechet import frechet_of_vectors
 from videoar.evaluation.i3d import I3D
-from videoar.evaluation.measure import Clip, features_ND, no_distance_reason
+from videoar.evaluation.measure import features_ND, no_distance_reason
 from videoar.evaluation.metrics import psnr_T, ssim_T
 from videoar.model.tokenizer.network import (
     CHUNK_PIXELS,

@@ -10,7 +10,7 @@ Axes: N clips, T frames, H W pixels.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from videoar.core.errors import ContractError
+from videoar.evaluation.extractor import Clip, Vector
 from videoar.media.synthetic import COLOURS, MOTIONS, SHAPES, Scene, coverage, held_out
 
 CLASSIFIER_VERSION = 2
@@ -45,7 +47,7 @@ class Prediction:
     shape: str | None = None
     motion: str | None = None
     speed: float = 0.0
-    """Short sides of the frame per second, along the axis of motion."""
+    """Short sides of the frame per second, along the axis of motion; a float32."""
 
     @property
     def is_valid(self) -> bool:
@@ -63,14 +65,22 @@ def encode(prediction: Prediction) -> NDArray[np.float32]:
 
 
 def decode(vector: ArrayLike) -> Prediction:
-    """Return the prediction that `encode` encoded."""
-    *classes, speed = np.asarray(vector)[: len(ATTRIBUTES) + 1].tolist()
+    """Return the prediction that `encode` encoded.
+
+    Raises:
+        ContractError: no prediction is encoded by these numbers.
+    """
+    numbers = np.asarray(vector).tolist()
+    classes, frames = numbers[: len(ATTRIBUTES)], numbers[len(ATTRIBUTES) + 1 :]
+    pairs = zip(classes, ATTRIBUTES.values(), strict=False)
+    fits = all(index in range(-1, len(values)) for index, values in pairs)
+    if not (frames and fits and set(frames) <= {0, 1}):
+        raise ContractError("synthetic", f"no prediction: {numbers}", "compute the features again")
     named = {
         name: values[int(index)] if index >= 0 else None
         for (name, values), index in zip(ATTRIBUTES.items(), classes, strict=True)
     }
-    detected = tuple(bool(value) for value in np.asarray(vector)[len(ATTRIBUTES) + 1 :])
-    return Prediction(detected, **named, speed=speed)
+    return Prediction(tuple(map(bool, frames)), **named, speed=numbers[len(ATTRIBUTES)])
 
 
 def is_right(score: str, prediction: Prediction, prompted: Scene) -> bool:
@@ -80,6 +90,17 @@ def is_right(score: str, prediction: Prediction, prompted: Scene) -> bool:
     name = score.removesuffix("_acc")
     names = ATTRIBUTES if name == "all" else (name,)
     return all(getattr(prediction, name) == getattr(prompted, name) for name in names)
+
+
+class SyntheticClassifier:
+    """Extractor of the encoded prediction, preset `scene`."""
+
+    name = "synthetic"
+    digest = f"synthetic-{CLASSIFIER_VERSION}"
+
+    def vectors(self, clip: Clip) -> Mapping[str, Vector]:
+        """Return the vector of `encode`."""
+        return {"scene": encode(classify(clip.frames, clip.rate_fps))}
 
 
 @dataclass(frozen=True)
@@ -189,7 +210,7 @@ def _motion(times_s: Array, centres_yx: Array) -> tuple[str | None, float]:
     slopes = (centres_yx[second] - centres_yx[first]) / (times_s[second] - times_s[first])[:, None]
     speed_yx = np.median(slopes, axis=0)
     axis = int(np.argmax(np.abs(speed_yx)))
-    speed = float(abs(speed_yx[axis]))
+    speed = float(np.float32(abs(speed_yx[axis])))  # so that its encoding is exact
     if speed < _MIN_SPEED:
         return None, speed
     # MOTIONS holds (x, y) steps, arrays hold (y, x).

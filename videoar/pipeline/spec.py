@@ -111,11 +111,21 @@ def load_pipeline(
         SpecError: it has mistakes; all of them are in the error.
     """
     document = read_mapping(path, "start with `pipeline: <name>`")
+    return build_pipeline(document, str(path), overrides, registry)
+
+
+def build_pipeline(
+    document: dict[str, Any],
+    source: str,
+    overrides: Sequence[str] = (),
+    registry: Registry = BUILTIN,
+) -> PipelineSpec:
+    """Apply overrides to a pipeline given as data, and validate it; see `load_pipeline`."""
     for override in overrides:
-        apply_override(document, override, str(path), registry)
+        apply_override(document, override, source, registry)
     # before validation, because `document` is stored and `resume` validates it again
     _resolve_paths(document, Path.cwd(), registry)
-    return parse_pipeline(document, str(path), registry)
+    return parse_pipeline(document, source, registry)
 
 
 def _resolve_paths(document: dict[str, Any], directory: Path, registry: Registry) -> None:

@@ -246,11 +246,15 @@ class MapStage(Stage[C]):
         """Ports of whose inputs only a shard's own part counts in its fingerprint."""
         return {self.primary}
 
+    def divided(self, inputs: Inputs) -> Snapshot:
+        """Return the input whose files are the shards: that of the primary port."""
+        return inputs[self.primary]
+
     def shards(self, inputs: Inputs) -> Sequence[Shard]:
         """Plan the work: cheap, pure, in a fixed order. Default: one shard per primary file."""
         return [
             Shard(index=i, digest=file.sha256, file=file)
-            for i, file in enumerate(inputs[self.primary].files)
+            for i, file in enumerate(self.divided(inputs).files)
         ]
 
     @abstractmethod

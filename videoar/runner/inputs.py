@@ -1,6 +1,7 @@
 """Resolves the `inputs` of a pipeline to snapshots.
 
 folder, file://, s3://, rendered://   listed now; the listing is a snapshot of `sources@1`
+a folder with samples.parquet         of `videoar generate`: a snapshot of `samples@1`
 NAME.txt, NAME.jsonl                  a file of prompts, read now: a snapshot of `prompts@1`
 ref://NAME, snapshot://ID             a snapshot that is already in the store
 
@@ -9,11 +10,12 @@ its content when ingest reads it.
 """
 
 import logging
+from pathlib import Path
 
 import pyarrow as pa
 
 from videoar.contracts.contract import load_contract
-from videoar.contracts.names import EVALSETS, PROMPTS, SOURCES
+from videoar.contracts.names import EVALSETS, PROMPTS, SAMPLES, SOURCES
 from videoar.core.errors import ConfigError, StorageError
 from videoar.core.ids import digest_json
 from videoar.core.types import Provenance
@@ -24,6 +26,7 @@ from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 from videoar.storage.takedown import address_digest, withdrawn_addresses
 from videoar.training.prompts import PROMPT_FILES, read_prompts
+from videoar.training.sample_folder import TABLE, read_sample, read_sample_folder
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,24 @@ class Listing:
         return dataset.commit([dataset.write(self._table)], listed, {})
 
 
+class SampleListing(Listing):
+    """The samples of a folder; their videos are stored when they are committed."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        table, self._paths = read_sample_folder(folder)
+        super().__init__(name, SAMPLES, table)
+
+    def commit(self, store: Store, provenance: Provenance) -> Snapshot:
+        """Store the videos, and commit the rows.
+
+        Raises:
+            ContractError: a video is missing or damaged.
+        """
+        for path, sha256 in zip(self._paths, self._table["video_sha256"].to_pylist(), strict=True):
+            store.put_object(read_sample(path, sha256), ".mp4")
+        return super().commit(store, provenance)
+
+
 def resolve(store: Store, name: str, url: str) -> Snapshot | Listing:
     """Return the snapshot that an input names, or the listing that will become one.
 
@@ -75,6 +96,8 @@ def resolve(store: Store, name: str, url: str) -> Snapshot | Listing:
             return snapshot
     if url.endswith(PROMPT_FILES):
         listing = Listing(name, PROMPTS, _prompts(url))
+    elif Path(url, TABLE).is_file():
+        listing = SampleListing(name, Path(url))
     else:
         rows = _without_withdrawn(store, name, url, list_sources(url))
         listing = Listing(name, SOURCES, rows)

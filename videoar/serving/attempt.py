@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import math
+import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 
 from videoar.admin.loaded_model import LoadedModel, SampleOptions
-from videoar.core.errors import ConfigError, MediaError
+from videoar.core.errors import ConfigError, MediaError, StorageError
 from videoar.core.ids import digest_json
+from videoar.core.types import Row
 from videoar.engine.base import with_retries
 from videoar.media.decode import thumbnail_jpeg
 from videoar.media.transcode import encode_clips
@@ -25,13 +27,15 @@ from videoar.model.tokenizer.network import StreamDecoder, frames_from_video
 from videoar.model.transformer.sampling import LatentFrame, Wave
 from videoar.serving.batcher import Clip
 from videoar.serving.job_store import JobStore
-from videoar.serving.video_job import JobError, JobEvent, VideoJob
+from videoar.serving.video_job import JobError, JobEvent, PromptChange, VideoJob
 from videoar.training.generation import VideoGenerator, lineage_tags
+from videoar.training.init_video import InitVideo, pack_frames
 from videoar.training.prompts import Prompt
 
 logger = logging.getLogger(__name__)
 _PREVIEW_SHARE = 0.05  # chosen: of the time of a replica
 _PREVIEW_PX = 512
+_POLL_S = 0.1  # chosen: how often a session's job looks for a prompt; one GET each time
 
 
 class CancelledError(Exception):
@@ -39,14 +43,32 @@ class CancelledError(Exception):
 
 
 class Attempt:
-    """One attempt of a job. The batcher calls it from its threads."""
+    """One attempt of a job. The batcher calls it from its threads.
 
-    def __init__(self, job: VideoJob, number: int, jobs: JobStore, pictures: "Pictures") -> None:
-        self.job, self.number, self._jobs, self._pictures = job, number, jobs, pictures
+    A prompt that is sent to the job while it runs holds from the next latent frame on that has no
+    bits yet: the clip leaves its batch, the second is recorded, and a clip that goes on after the
+    frames so far is submitted. The record comes first, so a later attempt makes the same video.
+    """
+
+    def __init__(
+        self,
+        job: VideoJob,
+        number: int,
+        jobs: JobStore,
+        pictures: "Pictures",
+        submit: Callable[[Clip], object],
+        taken: Mapping[int, PromptChange],
+    ) -> None:
+        self.job = job.with_changes(*taken.values())
+        self.number, self._jobs, self._pictures, self._submit = number, jobs, pictures, submit
+        self._next_prompt = 1 + max(taken, default=-1)
+        self._taken_s = max((change.at_s for change in taken.values()), default=0.0)
+        self._prompts = queue.SimpleQueue[tuple[int, str]]()
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[JobEvent | Exception] = asyncio.Queue()
         self._cancelled = threading.Event()
         self._generator: VideoGenerator
+        self._template: Callable[[str], str]
         self._row: dict[str, Any] = {}
         self._changes: dict[int, str] = {}
         self._stream: _FrameStream | None = None
@@ -65,6 +87,21 @@ class Attempt:
             if event.kind == "done":
                 return
 
+    async def follow_prompts(self) -> None:
+        """Look for prompts that are sent to the job, until it is cancelled."""
+        job_id, number = self.job.id, self._next_prompt
+        while True:
+            try:
+                prompt = await asyncio.to_thread(self._jobs.requested_prompt, job_id, number)
+            except StorageError as error:
+                logger.warning("prompts of %s: %s", job_id, error)
+                prompt = None
+            if prompt is None:
+                await asyncio.sleep(_POLL_S)
+            else:
+                self._prompts.put((number, prompt))
+                number += 1
+
     def cancel(self) -> None:
         """End it before the next pass."""
         self._cancelled.set()
@@ -74,7 +111,7 @@ class Attempt:
         failed = self._ended(status="failed", error=describe(error))
         with_retries(partial(self._jobs.finish, failed, self.number))
 
-    def clip(self, loaded: LoadedModel, init: Path | None = None) -> Clip:
+    def clip(self, loaded: LoadedModel, init: Path | InitVideo | None = None) -> Clip:
         """Return what the batcher needs.
 
         Raises:
@@ -91,44 +128,70 @@ class Attempt:
         )
         if init:
             options["init"] = init
-        self._generator = generator = loaded.generator(**options)
-        texts = [request.prompt, *(change.prompt for change in request.prompt_changes)]
-        prompt, *changed = [
-            loaded.templates.prompt(Prompt(prompt=text).row("prompt")["prompt"]) for text in texts
-        ]
-        self._row = {"prompt": prompt, "seed": request.seed}
-        self._changes = dict(zip(self._change_frames(), changed, strict=True))
+        self._generator, self._template = loaded.generator(**options), loaded.templates.prompt
+        self._row = {"prompt": self._text(request.prompt), "seed": request.seed}
+        self._changes = self._changed_prompts()
         if request.stream:
-            self._stream = _FrameStream(generator)
-        columns, changes = dict(generator.columns), sorted(self._changes)
+            self._stream = _FrameStream(self._generator)
+        columns, changes = dict(self._generator.columns), sorted(self._changes)
+        key = digest_json([self._generator.model_id, columns, self._generator.settings, changes])
+        return self._clip(key, self._row, self._changes)
+
+    def _clip(
+        self,
+        key: str,
+        row: Row,
+        changes: Mapping[int, str],
+        resumed: Sequence[LatentFrame] = (),
+    ) -> Clip:
         return Clip(
-            key=digest_json([generator.model_id, columns, generator.settings, changes]),
-            row=self._row,
-            generator=generator,
-            changes=self._changes,
+            key=key,
+            row=row,
+            generator=self._generator,
+            changes=changes,
+            resumed=resumed,
             on_wave=self._on_wave,
+            leaves=self._leaves,
             finish=self._finish,
             fail=self._emit,
             stop_reason=lambda: CancelledError() if self._cancelled.is_set() else None,
         )
 
-    def _change_frames(self) -> list[int]:
-        """Return the latent frames from which the later prompts hold.
+    def _text(self, prompt: str) -> str:
+        return self._template(Prompt(prompt=prompt).row("prompt")["prompt"])
+
+    def _changed_prompts(self) -> dict[int, str]:
+        """Return the later prompts by the latent frame from which they hold.
 
         Raises:
             ConfigError: one is not inside of what is generated.
         """
-        generator, frames = self._generator, []
-        stride, start = generator.model.cfg.time_stride, generator.start
-        rate_fps, last = generator.columns["rate_fps"], generator.columns["num_frames"] - 1
+        changes, start, rate_fps = {}, self._generator.start, self._generator.columns["rate_fps"]
         known = start.bits[0].shape[1] if start else 0
         for change in self.job.request.prompt_changes:
-            frame = max(1, math.ceil(change.at_s * rate_fps / stride))
-            if not known < frame <= last // stride:
+            frame = max(1, math.ceil(round(change.at_s * rate_fps / self._stride, 6)))
+            if not known < frame <= self._last:
                 what = f"{change.at_s:g} s is not inside of what is generated"
                 raise ConfigError("prompt_changes", what)
-            frames.append(frame)
-        return frames
+            changes[frame] = self._text(change.prompt)
+        return changes
+
+    @property
+    def _stride(self) -> int:
+        return self._generator.model.cfg.time_stride
+
+    @property
+    def _last(self) -> int:
+        """The last latent frame."""
+        last: int = self._generator.columns["num_frames"] - 1
+        return last // self._stride
+
+    def _first_pixel_frame(self, frame: int) -> int:
+        return max(0, 1 + (frame - 1) * self._stride)
+
+    def _second(self, frame: int) -> float:
+        rate_fps: float = self._generator.columns["rate_fps"]
+        return self._first_pixel_frame(frame) / rate_fps
 
     def _emit(self, event: JobEvent | Exception) -> None:
         if not self._loop.is_closed():  # else the server has stopped
@@ -136,14 +199,14 @@ class Attempt:
 
     def _on_wave(self, wave: Wave, waves: int, row: int) -> None:
         """Report the state after a pass, with pictures."""
-        stride, tokenizer = self._generator.model.cfg.time_stride, self._generator.tokenizer
+        tokenizer = self._generator.tokenizer
         event = JobEvent(
             job_id=self.job.id,
             kind="progress",
             wave=wave.steps,
             waves=waves,
             scale=wave.scale,
-            frame=max(0, 1 + (wave.frame - 1) * stride),
+            frame=self._first_pixel_frame(wave.frame),
         )
         self._emit(event)
         if self._stream:
@@ -160,9 +223,41 @@ class Attempt:
     def _frames(self, first: int, images: tuple[bytes, ...]) -> None:
         self._emit(JobEvent(job_id=self.job.id, kind="frames", frame=first, images=images))
 
+    def _leaves(self, wave: Wave) -> bool:
+        """Return whether another prompt holds from the next frame on."""
+        if self._prompts.empty() or not wave.finished or wave.finished[-1].is_given:
+            return False
+        # after those that were sent earlier, which another attempt has taken
+        return wave.frame < self._last and self._second(wave.frame + 1) > self._taken_s
+
+    def _change_prompt(self, latents: list[LatentFrame]) -> None:
+        """Go on after some frames with the prompt that was sent last."""
+        number, prompt = self._prompts.get()
+        while not self._prompts.empty():
+            number, prompt = self._prompts.get()
+        frame = len(latents)
+        change = PromptChange(at_s=self._second(frame), prompt=prompt)
+        with_retries(partial(self._jobs.change_prompt, self.job.id, number, change))
+        self.job = self.job.with_changes(change)
+        self._emit(
+            JobEvent(
+                job_id=self.job.id,
+                kind="prompt",
+                frame=self._first_pixel_frame(frame),
+                change=change,
+            )
+        )
+        self._changes = self._changed_prompts()
+        row = {**self._row, "prompt": self._changes[frame]}
+        later = {at: text for at, text in self._changes.items() if at > frame}
+        self._submit(self._clip(f"{self.job.id} from frame {frame}", row, later, latents))
+
     def _finish(self, latents: list[LatentFrame]) -> None:
         """Decode, encode and store the video; the job then is completed."""
         if self._cancelled.is_set():
+            return
+        if len(latents) <= self._last:
+            self._change_prompt(latents)
             return
         job, generator = self.job, self._generator
         frames_BTHWC = frames_from_video(generator.pixels(latents).video_B3THW).cpu().numpy()
@@ -177,7 +272,8 @@ class Attempt:
             tokenizer_digest=generator.columns["tokenizer_digest"],
             sample_id=self._sample_id(),
         )
-        with_retries(partial(self._jobs.finish, done, self.number, mp4))
+        tokens = pack_frames(latents) if job.request.stream else None
+        with_retries(partial(self._jobs.finish, done, self.number, mp4, tokens))
         self._emit(JobEvent(job_id=job.id, kind="done"))
 
     def _sample_id(self) -> str:

@@ -5,14 +5,15 @@
 
 Clips of one key wait for each other: while a group of the key runs, a second one would make both
 slower and end no earlier. Groups of different keys take turns, so that a long video does not block
-a short one. A clip joins at the first pass only, so its bits are those it has alone.
+a short one. A clip joins at the first pass only, so its bits are those it has alone. For another
+prompt it leaves its batch between two frames and goes on alone: the others do not notice.
 """
 
 import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -41,13 +42,17 @@ class Clip:
     on_wave: Callable[[Wave, int, int], object]
     """Gets the state after a pass, the number of all passes, and the clip's row of the batch."""
     finish: Callable[[list[LatentFrame]], object]
-    """Gets all frames of the clip, as of a batch of one."""
+    """Gets all frames of the clip, as of a batch of one; fewer of them if it has left."""
     fail: Callable[[Exception], object]
     """Gets the error that ended the clip."""
     stop_reason: Callable[[], Exception | None] = lambda: None
     """Called between passes: returns why the clip should end, for example a deadline."""
+    leaves: Callable[[Wave], bool] = lambda _: False
+    """Called after each pass: returns whether the clip leaves its batch."""
     changes: Mapping[int, str] = field(default_factory=dict)
     """Prompts by the latent frame from which they hold."""
+    resumed: Sequence[LatentFrame] = ()
+    """Frames that were generated before; no other clip has the key of such a clip."""
 
 
 class _Group:
@@ -55,13 +60,23 @@ class _Group:
 
     def __init__(self, clips: list[Clip]) -> None:
         self.clips: list[Clip | None] = list(clips)  # None: ended; its row is computed, not used
-        self.frames: list[LatentFrame] = []
         first = clips[0]
+        self.frames = list(first.resumed)
         changes = {frame: [clip.changes[frame] for clip in clips] for frame in first.changes}
-        self.waves = first.generator.waves([clip.row for clip in clips], changes or None)
+        rows = [clip.row for clip in clips]
+        self.waves = first.generator.waves(rows, changes or None, first.resumed)
 
     def running(self) -> Iterator[tuple[int, Clip]]:
         return ((i, clip) for i, clip in enumerate(self.clips) if clip is not None)
+
+    def take(self, i: int) -> list[LatentFrame]:
+        """Return the frames of a clip, which ends here."""
+        self.clips[i] = None
+        own = slice(i, i + 1)
+        return [
+            replace(f, bits=[b[own] for b in f.bits], latent_BKHW=f.latent_BKHW[own])
+            for f in self.frames
+        ]
 
     def drop_stopped(self) -> bool:
         """End the clips that should end; return whether any runs."""
@@ -160,7 +175,8 @@ class Batcher:
             _fail([clip for _, clip in group.running()], error)
             return False
         if wave is None:
-            self._hand_over(group)
+            for i, clip in group.running():
+                self._finish(clip, group.take(i))
             return False
         group.frames += wave.finished
         running = list(group.running())
@@ -168,23 +184,16 @@ class Batcher:
         for i, clip in running[turn:] + running[:turn]:
             try:
                 clip.on_wave(wave, group.waves.total, i)
+                if clip.leaves(wave):
+                    self._finish(clip, group.take(i))
             except Exception as error:  # the other clips go on
                 group.clips[i] = None
                 clip.fail(error)
         return True
 
-    def _hand_over(self, group: _Group) -> None:
-        for i, clip in group.running():
-            own = [
-                replace(
-                    frame,
-                    bits=[of_scale[i : i + 1] for of_scale in frame.bits],
-                    latent_BKHW=frame.latent_BKHW[i : i + 1],
-                )
-                for frame in group.frames
-            ]
-            future = self._finishers.submit(clip.finish, own)
-            future.add_done_callback(partial(_report, clip))
+    def _finish(self, clip: Clip, frames: list[LatentFrame]) -> None:
+        future = self._finishers.submit(clip.finish, frames)
+        future.add_done_callback(partial(_report, clip))
 
 
 def _report(clip: Clip, done: "Future[object]") -> None:

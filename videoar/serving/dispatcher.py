@@ -33,6 +33,7 @@ _MAX_WAIT_S = 30.0
 _FIRST_WAIT_S = 0.2
 _STATUS_S = 2.0
 _KEPT_JOBS = 10_000  # chosen: some 20 MB
+_LAST = {"done", "failed"}
 _MAX_EVENTS = 1000  # chosen: a watcher that is that far behind misses some
 
 
@@ -182,6 +183,17 @@ class Dispatcher:
         self._ended.pop(job_id, None)
         return active.job if active and deleted else deleted
 
+    async def change_prompt(self, job_id: str, prompt: str) -> bool:
+        """Send a prompt to a running job; see `VideoService`."""
+        if job_id not in self._active:
+            return False
+        await asyncio.to_thread(self._jobs.request_prompt, job_id, prompt)
+        return True
+
+    async def tokens(self, job_id: str) -> bytes | None:
+        """Return the tokens of the video of a session."""
+        return await asyncio.to_thread(self._jobs.tokens, job_id)
+
     async def content(self, job_id: str) -> bytes | None:
         """Return the MP4 of a job."""
         return await asyncio.to_thread(self._jobs.content, job_id)
@@ -209,7 +221,7 @@ class Dispatcher:
         event = active.last
         try:
             yield event
-            while event.kind in {"progress", "frames"}:
+            while event.kind not in _LAST:
                 event = await queue.get()
                 yield event
         finally:
@@ -267,7 +279,9 @@ class Dispatcher:
         done = 100 * event.wave // event.waves if event.waves else active.job.progress
         changed = {"status": "in_progress", "progress": min(done, 99)}
         active.job = active.job.model_copy(update=changed)
-        if event.kind in {"progress", "frames"}:  # the end is published when its record was read
+        if event.change:
+            active.job = active.job.with_changes(event.change)
+        if event.kind not in _LAST:  # the end is published when its record was read
             active.publish(event)
 
     async def _fail(self, active: _Active, code: str, message: str) -> None:

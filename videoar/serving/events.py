@@ -3,13 +3,18 @@
 A session makes one video at a time. Messages of the client are JSON objects:
 
     {"type": "create", "prompt": ..., ...}        the fields of `POST /v1/videos`
-    {"type": "prompt", "prompt": ...}             the prompt of what is continued next
+    {"type": "prompt", "prompt": ...}             the prompt of what has not been generated yet
     {"type": "continue", "seconds": ..., ...}     the last video, and so many seconds more
     {"type": "cancel"}                            cancel the running job
 
 Messages of the server are `{"type": "video", "video": {...}}` when the state of a job changes, the
-events `progress`, `frames`, `done` and `failed`, and `{"type": "error", "error": {...}}`. A job is
-kept and goes on when the connection is lost: `GET /v1/videos/{id}` has it.
+events `progress`, `frames`, `prompt`, `done` and `failed`, and `{"type": "error", "error": {...}}`.
+A job is kept and goes on when the connection is lost: `GET /v1/videos/{id}` has it.
+
+A prompt that is sent during a job holds from the next latent frame of its video on; the event
+`prompt` says from which second, and `prompt_changes` of the job lists it. It holds for what is
+continued, too. A video is continued after its latent frames, which the store keeps; after its
+decoded and encoded frames if the model has another tokenizer now: `begins_with` says which.
 """
 
 import asyncio
@@ -24,7 +29,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from videoar.serving.errors import ApiError, not_found
 from videoar.serving.server import Server
 from videoar.serving.video_job import JobEvent, VideoJob
-from videoar.serving.wire import Parsed, parse_json, video_of
+from videoar.serving.wire import Parsed, find_model, parse_json, video_of
 
 _COMMANDS = ("create", "prompt", "continue", "cancel")
 
@@ -80,6 +85,9 @@ class Session:
                 await self._continue(message)
             case "prompt":
                 self._prompt = parse_json(json.dumps(message)).create.prompt
+                if self._last is not None:
+                    sent = self._server.service.change_prompt(self._last.id, self._prompt)
+                    await self._server.call("change_prompt", sent)
             case _:
                 await self._cancel()
 
@@ -98,12 +106,19 @@ class Session:
         job = last and await self._server.call("get", service.get(last.id))
         if job is None or job.status != "completed":
             raise ApiError(409, "there is no finished video to continue", "nothing_to_continue")
-        if (video := await self._server.call("content", service.content(job.id))) is None:
-            raise not_found(job.id)
         fields = {"model": job.request.model, "prompt": self._prompt, **message}
         create = parse_json(json.dumps(fields)).create
+        model = find_model(create.model, (await self._server.state()).models)
+        init = None
+        if job.tokenizer_digest == model.tokenizer_digest:
+            init = await self._server.call("tokens", service.tokens(job.id))
+        tokenizer = job.tokenizer_digest if init else None
+        init = init or await self._server.call("content", service.content(job.id))
+        if init is None:
+            raise not_found(job.id)
         seconds = job.request.seconds + (create.seconds or job.request.seconds)
-        await self._create(Parsed(create.model_copy(update={"seconds": seconds}), video))
+        longer = create.model_copy(update={"seconds": seconds})
+        await self._create(Parsed(longer, init, tokenizer))
 
     async def _cancel(self) -> None:
         if self._last is None or self._watcher is None or self._watcher.done():

@@ -2,6 +2,7 @@
 
     create    job record              from here on the job is accepted
     claim     attempt record          exactly one replica runs an attempt
+    prompt    prompt record, from the client; then change record, from the replica: where it holds
     finish    result record           the first result counts; later ones are discarded
     delete    deleted record          then prompt, result and video are removed
 
@@ -23,7 +24,7 @@ from videoar.core.crash_points import crash_point
 from videoar.core.errors import SnapshotConflictError
 from videoar.core.ids import digest_json, seed_from, sha256_hex
 from videoar.core.types import Stored
-from videoar.serving.video_job import VideoJob, VideoRequest
+from videoar.serving.video_job import PromptChange, VideoJob, VideoRequest
 from videoar.storage import layout
 from videoar.storage.store import Store
 
@@ -39,6 +40,8 @@ class JobResult(Stored):
     attempt: int = 0
     """0: it ended without one."""
     video_key: str | None = None
+    tokens_key: str | None = None
+    """Of a session: what another video may begin with."""
     video_sha256: str | None = None
     video_size_bytes: int = 0
 
@@ -106,13 +109,17 @@ class JobStore:
         # its own record first: a replica may write the result of a job that has been deleted
         job = self._accepted(job_id)
         result = job and self.result(job_id)
-        return result.job if result else job
+        return result.job if result else job and self._with_changes(job)
 
     def _accepted(self, job_id: str) -> VideoJob | None:
         if not _ID.fullmatch(job_id):
             return None
         record = self._ledger.read(layout.job_key(job_id))
         return VideoJob.model_validate(record) if record else None
+
+    def _with_changes(self, job: VideoJob) -> VideoJob:
+        """Return a job with the prompts that were changed while it ran."""
+        return job.with_changes(*self.changes(job.id).values()) if job.request.stream else job
 
     def result(self, job_id: str) -> JobResult | None:
         """Return how a job ended; None if it has not."""
@@ -162,7 +169,7 @@ class JobStore:
             if self.was_deleted(id_):
                 self._purge(id_)
             elif job and not self.result(id_):
-                jobs.append(job)
+                jobs.append(self._with_changes(job))
             else:
                 if not job:
                     self._objects.purge(layout.job_input_key(id_))
@@ -180,8 +187,38 @@ class JobStore:
         record = {"replica": replica, "claimed_at": time.time()}
         return self._ledger.create(layout.job_attempt_key(job_id, attempt), record)
 
+    def request_prompt(self, job_id: str, prompt: str) -> None:
+        """Record that what is left of a running job's video has another prompt."""
+        self._ledger.append(layout.job_prompts_log(job_id), {"prompt": prompt})
+        self._purge_if_deleted(job_id)
+
+    def requested_prompt(self, job_id: str, number: int) -> str | None:
+        """Return a prompt that was sent to a job, from number 0; None if there is none yet."""
+        key = layout.log_entry_key(layout.job_prompts_log(job_id), number)
+        record = self._ledger.read(key)
+        return record["prompt"] if record else None
+
+    def changes(self, job_id: str) -> dict[int, PromptChange]:
+        """Return where prompts hold that were sent to a job, by their number."""
+        keys = self._ledger.list(layout.job_changes_prefix(job_id))
+        records = {int(layout.job_id_of(key)): self._ledger.read(key) for key in keys}
+        return {n: PromptChange.model_validate(r) for n, r in sorted(records.items()) if r}
+
+    def change_prompt(self, job_id: str, number: int, change: PromptChange) -> None:
+        """Record from which second a prompt holds that was sent to a job.
+
+        Raises:
+            SnapshotConflictError: in another attempt, which was given up too early, it holds from
+                another second. The next attempt has it as recorded.
+        """
+        own, key = change.model_dump(mode="json"), layout.job_change_key(job_id, number)
+        recorded = self._ledger.create_or_adopt(key, own)
+        self._purge_if_deleted(job_id)
+        if recorded != own:
+            raise SnapshotConflictError(key, "holds from another second in another attempt")
+
     def init(self, job_id: str) -> bytes:
-        """Return the image or video that a job's video begins with.
+        """Return what a job's video begins with.
 
         Raises:
             StorageError: there is none.
@@ -189,30 +226,43 @@ class JobStore:
         return self._objects.get(layout.job_input_key(job_id))
 
     def finish(
-        self, job: VideoJob, attempt: int = 0, video: bytes | None = None
+        self,
+        job: VideoJob,
+        attempt: int = 0,
+        video: bytes | None = None,
+        tokens: bytes | None = None,
     ) -> VideoJob | None:
         """Record how a job ended; return what counts, None if the job was deleted.
 
         The video is stored before the record that names it. If the job has ended otherwise, for
         example as cancelled, or by another attempt, that result counts and the video is removed.
         """
-        key = layout.job_video_key(job.id, attempt) if video is not None else None
-        result = JobResult(job=job, attempt=attempt, video_key=key)
-        if video is not None and key is not None:
-            digest = {"video_sha256": sha256_hex(video), "video_size_bytes": len(video)}
-            result = result.model_copy(update=digest)
+        result = JobResult(job=job, attempt=attempt)
+        own: dict[str, bytes] = {}
+        if video is not None:
+            made = {
+                "video_key": layout.job_video_key(job.id, attempt),
+                "video_sha256": sha256_hex(video),
+                "video_size_bytes": len(video),
+            }
+            own[layout.job_video_key(job.id, attempt)] = video
+            if tokens is not None:
+                made["tokens_key"] = layout.job_tokens_key(job.id, attempt)
+                own[layout.job_tokens_key(job.id, attempt)] = tokens
+            result = result.model_copy(update=made)
             self._ledger.prepare_write()
-            self._objects.put(key, video)
+            for key, data in own.items():
+                self._objects.put(key, data)
             crash_point("video-uploaded")
         record = self._ledger.create_or_adopt(
             layout.job_result_key(job.id), result.model_dump(mode="json")
         )
         crash_point("job-finished")
         counting = JobResult.model_validate(record)
-        if key is not None and counting.video_key != key:
-            self._objects.purge(key)
-        if self.was_deleted(job.id):
-            self._purge(job.id)
+        if counting.video_key != result.video_key:
+            for key in own:
+                self._objects.purge(key)
+        if self._purge_if_deleted(job.id):
             return None
         self._objects.delete(layout.open_job_key(job.id))
         return counting.job
@@ -221,6 +271,11 @@ class JobStore:
         """Return the video of a job; None if it has none."""
         result = self.result(job_id)
         return self._objects.find(result.video_key) if result and result.video_key else None
+
+    def tokens(self, job_id: str) -> bytes | None:
+        """Return the tokens of the video of a job; None if it has none."""
+        result = self.result(job_id)
+        return self._objects.find(result.tokens_key) if result and result.tokens_key else None
 
     def delete(self, job_id: str) -> VideoJob | None:
         """Delete a job with its prompt and video; return it as it was, None if there is none."""
@@ -238,10 +293,22 @@ class JobStore:
         """Return whether there is a record that a job was deleted."""
         return self._objects.size(layout.job_deleted_key(job_id)) is not None
 
+    def _purge_if_deleted(self, job_id: str) -> bool:
+        """Remove what was written for a job after it was deleted; return whether it was."""
+        deleted = self.was_deleted(job_id)
+        if deleted:
+            self._purge(job_id)
+        return deleted
+
     def _purge(self, job_id: str) -> None:
         """Remove everything of a job but the record that it was deleted."""
         self._objects.purge(layout.job_key(job_id))  # first: from here on nobody finds the job
-        prefixes = layout.job_videos_prefix(job_id), layout.job_attempts_prefix(job_id)
+        prefixes = (
+            layout.job_videos_prefix(job_id),
+            layout.job_attempts_prefix(job_id),
+            f"{layout.job_prompts_log(job_id)}/",
+            layout.job_changes_prefix(job_id),
+        )
         keys = [info.key for prefix in prefixes for info in self._objects.list(prefix)]
         keys += [layout.job_input_key(job_id), layout.job_result_key(job_id)]
         for key in (*keys, layout.open_job_key(job_id)):

@@ -31,6 +31,7 @@ from videoar.serving.job_store import JobStore
 from videoar.serving.service import ServedModel
 from videoar.serving.video_job import JobEvent, VideoJob
 from videoar.storage.store import Store
+from videoar.training.init_video import unpack_init
 
 logger = logging.getLogger(__name__)
 _VERSIONS = 2  # chosen: the current one, and the one before until its jobs are done
@@ -186,6 +187,7 @@ class ModelReplica:
             size_px=loaded.tokenizer.cfg.size_px,
             rate_fps=columns["rate_fps"],
             num_scales=len(loaded.tokenizer.cfg.scales),
+            tokenizer_digest=columns["tokenizer_digest"],
             seconds=columns["num_frames"] / columns["rate_fps"],
             max_seconds=_MAX_SECONDS,
         )
@@ -207,7 +209,10 @@ class ModelReplica:
         if not await asyncio.to_thread(self._jobs.claim, job.id, attempt, self._name):
             return
         yield JobEvent(job_id=job.id, kind="progress")
-        running = Attempt(job, attempt, self._jobs, self._pictures)
+        taken = await asyncio.to_thread(self._jobs.changes, job.id) if job.request.stream else {}
+        submit = self._batcher.submit
+        running = Attempt(job, attempt, self._jobs, self._pictures, submit, taken)
+        prompts = asyncio.create_task(running.follow_prompts()) if job.request.stream else None
         try:
             self._batcher.submit(await asyncio.to_thread(self._clip, running))
             async for event in running.events():
@@ -219,6 +224,8 @@ class ModelReplica:
             yield JobEvent(job_id=job.id, kind="failed")
         finally:
             running.cancel()
+            if prompts:
+                prompts.cancel()
 
     def _clip(self, running: Attempt) -> Clip:
         """Return what the batcher needs to run a job.
@@ -230,6 +237,10 @@ class ModelReplica:
         loaded = self._version(job.model_snapshot).loaded
         if job.request.init_sha256 is None:
             return running.clip(loaded)
+        if tokenizer := job.request.init_tokenizer:
+            if tokenizer != loaded.card.tokenizer.digest:
+                raise ConfigError("init", f"is tokens of {tokenizer}; the model has another one")
+            return running.clip(loaded, unpack_init(self._jobs.init(job.id), loaded.tokenizer))
         with Scratch() as folder:
             path = folder / "init"
             path.write_bytes(self._jobs.init(job.id))

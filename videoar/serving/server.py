@@ -101,7 +101,7 @@ class Server:
             request = resolve(parsed, state.models)
         except Exception as error:
             raise as_api_error(error) from error
-        if parsed.init is not None:
+        if parsed.init is not None and parsed.init_tokenizer is None:
             model = next(model for model in state.models if model.id == request.model)
             async with self._decoders:
                 check = partial(check_init, parsed.init, model, request.seconds)

@@ -21,6 +21,8 @@ class ServedModel(Stored):
     rate_fps: float
     num_scales: int
     """Of a frame."""
+    tokenizer_digest: str
+    """Tokens of this tokenizer can be continued."""
     seconds: float
     """Default duration: that of the longest clip of the training."""
     max_seconds: float
@@ -58,7 +60,8 @@ class VideoService(Protocol):
         Args:
             request: with the digest of `init`.
             idempotency_key: a second call with it returns the job of the first.
-            init: image or video that the video begins with; the sandbox has decoded it once.
+            init: image or video that the video begins with, which the sandbox has decoded once; or
+                tokens, see `tokens`.
 
         Raises:
             SnapshotConflictError: the key belongs to another request.
@@ -77,6 +80,19 @@ class VideoService(Protocol):
 
     async def delete(self, job_id: str) -> VideoJob | None:
         """Delete a job and its video, cancel it if it is not finished; return it as it was."""
+        ...
+
+    async def change_prompt(self, job_id: str, prompt: str) -> bool:
+        """Give what is left of the video of a session another prompt.
+
+        Returns:
+            Whether the job still runs. The event `prompt` says from which second it holds; there is
+            none if the video ends before.
+        """
+        ...
+
+    async def tokens(self, job_id: str) -> bytes | None:
+        """Return the tokens of the video of a session; None if the job has none."""
         ...
 
     async def content(self, job_id: str) -> bytes | None:

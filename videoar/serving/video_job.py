@@ -43,7 +43,7 @@ class OwnFields(Frozen):
     """First and last scale that is guided, from 0 to 1. Default: likewise."""
     apg: ProjectedGuidance | None = None
     """Adaptive projected guidance. Default: likewise."""
-    prompt_changes: tuple[PromptChange, ...] = Field(default=(), max_length=100)
+    prompt_changes: tuple[PromptChange, ...] = ()
     """Other prompts from some second on."""
     deadline_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """Seconds after which the job fails if it is not finished."""
@@ -59,7 +59,9 @@ class VideoRequest(OwnFields, Stored):
     size: str
     """Width x height in pixels."""
     init_sha256: str | None = None
-    """Of the image or video that the video begins with; its bytes are in the store."""
+    """Of what the video begins with; its bytes are in the store."""
+    init_tokenizer: str | None = None
+    """Digest of a tokenizer: they are tokens of it. None: they are an image or a video."""
     stream: bool = False
     """Send every frame as an event as soon as it is finished; costs a second decoding."""
 
@@ -90,6 +92,13 @@ class VideoJob(Stored):
     sample_id: str | None = None
     """Lineage: id of the sample, as in `samples@1`."""
 
+    def with_changes(self, *more: PromptChange) -> "VideoJob":
+        """Return the job with other prompts from some seconds on."""
+        changes = {each.at_s: each for each in (*self.request.prompt_changes, *more)}
+        ordered = tuple(changes[at_s] for at_s in sorted(changes))
+        request = self.request.model_copy(update={"prompt_changes": ordered})
+        return self.model_copy(update={"request": request})
+
     @property
     def finished(self) -> bool:
         """Whether the state is final."""
@@ -100,7 +109,7 @@ class JobEvent(Stored):
     """One step of a job, for those who watch it; bytes are base64 in its JSON."""
 
     job_id: str
-    kind: Literal["progress", "frames", "done", "failed"]
+    kind: Literal["progress", "frames", "prompt", "done", "failed"]
     wave: int = 0
     waves: int = 0
     """Passes of the job that are done, and all of them."""
@@ -110,3 +119,5 @@ class JobEvent(Stored):
     """First pixel frame of this event."""
     images: tuple[_Image, ...] = ()
     """PNG or JPEG: a preview (kind progress), or frames as they are finished (kind frames)."""
+    change: PromptChange | None = None
+    """The prompt that holds from here on (kind prompt)."""

@@ -22,7 +22,7 @@ from videoar.core.types import Frozen
 from videoar.serving.errors import ApiError
 from videoar.serving.limits import read_body
 from videoar.serving.service import ServedModel
-from videoar.serving.video_job import JobError, OwnFields, VideoJob, VideoRequest
+from videoar.serving.video_job import JobError, OwnFields, PromptChange, VideoJob, VideoRequest
 from videoar.training.prompts import MAX_CHARS, Prompt
 
 MAX_SECONDS = 600
@@ -72,6 +72,8 @@ class CreateVideo(OwnFields):
     """Width x height in pixels, the one of the model."""
     input_reference: ImageReference | None = None
     """Image or video that the video begins with."""
+    prompt_changes: tuple[PromptChange, ...] = Field(default=(), max_length=100)
+    """Other prompts from some second on."""
 
 
 class Lineage(BaseModel):
@@ -97,6 +99,8 @@ class Video(OwnFields):
     prompt: str
     seconds: str
     size: str
+    begins_with: Literal["file", "latents"] | None
+    """An image or a video that is encoded; or the latent frames of a video of a session."""
     remixed_from_video_id: None = None
     lineage: Lineage
 
@@ -146,6 +150,8 @@ class Parsed(NamedTuple):
     create: CreateVideo
     init: bytes | None
     """The image or video."""
+    init_tokenizer: str | None = None
+    """Digest: `init` is tokens of this tokenizer instead."""
 
 
 def video_of(job: VideoJob) -> Video:
@@ -163,6 +169,7 @@ def video_of(job: VideoJob) -> Video:
         completed_at=None if job.completed_at is None else int(job.completed_at),
         error=error,
         seconds=f"{request.seconds:g}",
+        begins_with="latents" if request.init_tokenizer else request.init_sha256 and "file",
         lineage=Lineage.model_validate(job, from_attributes=True),
         **request.model_dump(include=_ECHOED),
     )
@@ -302,7 +309,7 @@ def resolve(parsed: Parsed, models: Sequence[ServedModel]) -> VideoRequest:
         ApiError: 400 or 404, the model does not exist or cannot do it.
         ConfigError: a prompt cannot be used.
     """
-    create, init = parsed
+    create, init, init_tokenizer = parsed
     model = find_model(create.model, models)
     for text in (create.prompt, *(change.prompt for change in create.prompt_changes)):
         Prompt(prompt=text).row("prompt")
@@ -322,6 +329,7 @@ def resolve(parsed: Parsed, models: Sequence[ServedModel]) -> VideoRequest:
         seconds=seconds,
         size=_size(model),
         init_sha256=None if init is None else sha256_hex(init),
+        init_tokenizer=init_tokenizer,
         **create.model_dump(exclude={"model", "seconds", "size", "input_reference"}),
     )
 

@@ -39,7 +39,7 @@ class EvalsetConfig(StageConfig, PromptTemplates):
     reference_split: Literal["train", "val"] = "val"
     """Split of the reference; the floor has clips of the other one where this has too few. Against
     `train`, a model that memorizes its data scores best."""
-    num_prompts: int | None = Field(default=None, ge=1)
+    num_prompts: int | None = Field(default=None, ge=0)
     """Maximum number of prompts; by default 16 of captions, and all of the port `prompts`."""
     samples_per_prompt: int = Field(default=1, ge=1)
     """Samples of each prompt that has no seed."""
@@ -133,6 +133,8 @@ class EvalsetStage(ReduceStage[EvalsetConfig]):
         origin = inputs.get("prompts", inputs["clips"])
         if "prompts" in inputs:
             prompts = list(stored_prompts(origin))[: config.num_prompts]
+        elif config.num_prompts == 0:
+            return
         else:
             prompts = config.prompts_of(origin, config.seed, config.num_prompts)
         written = ({**row, "written": row["prompt"]} for row in prompts)

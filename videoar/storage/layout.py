@@ -17,7 +17,8 @@
     serving/jobs/<job>.json                       jobs of the server, newest first
     serving/{open,results,deleted}/<job>.json     what is not finished; how jobs ended
     serving/attempts/<job>/<number>.json          claims of replicas
-    serving/inputs/<job>, videos/<job>/<number>.mp4   what jobs read and made
+    serving/inputs/<job>, videos/<job>/<number>.{mp4,tokens}   what jobs read and made
+    serving/{prompts,changes}/<job>/<number>.json   prompts sent to a running job; where they hold
     serving/keys/<sha256>.json                    idempotency keys
     serving/servers/<number>.json, beats/<number>.json   servers of the queue, one after another
     doctor/...                                    probes of the store itself
@@ -260,6 +261,26 @@ def job_videos_prefix(job: str) -> str:
 def job_video_key(job: str, attempt: int) -> str:
     """Return the key of the video that an attempt made."""
     return f"{job_videos_prefix(job)}{attempt:04d}.mp4"
+
+
+def job_tokens_key(job: str, attempt: int) -> str:
+    """Return the key of the tokens of that video."""
+    return f"{job_videos_prefix(job)}{attempt:04d}.tokens"
+
+
+def job_prompts_log(job: str) -> str:
+    """Return the log of the prompts that were sent to a running job."""
+    return f"serving/prompts/{job}"
+
+
+def job_changes_prefix(job: str) -> str:
+    """Return what the keys of the prompts that a replica has taken begin with."""
+    return f"serving/changes/{job}/"
+
+
+def job_change_key(job: str, number: int) -> str:
+    """Return the key of the record from which second a prompt of the log holds."""
+    return f"{job_changes_prefix(job)}{number:08d}.json"
 
 
 def idempotency_key(sha256: str) -> str:

@@ -10,6 +10,7 @@ from videoar.core.types import Frozen
 from videoar.model.schedule import Scales
 from videoar.model.transformer.config import CFECConfig
 from videoar.training.prompts import PromptTemplates
+from videoar.training.sampler_options import SamplerOptions
 
 MAIN_STORE = "tokens"
 """Name of the store at the port `tokens`; a store at `tokens.NAME` is called `NAME`."""
@@ -147,6 +148,15 @@ class SpikeConfig(Frozen):
     """The training fails at the spike after so many."""
 
 
+class SampleScoring(SamplerOptions):
+    """Samples that are generated and scored during a training, and how their bits are drawn."""
+
+    every: int = Field(ge=1)
+    """Steps between the scores; the last weights are scored, too."""
+    num: int = Field(default=16, ge=2)
+    """Samples: of the prompts of as many val rows, which are the reference."""
+
+
 class TransformerTraining(PromptTemplates):
     """How a transformer is trained."""
 
@@ -158,6 +168,9 @@ class TransformerTraining(PromptTemplates):
     """Cross-frame error correction."""
     validation: Validation = Validation()
     """Held-out numbers, early stop."""
+    sampling: SampleScoring | None = None
+    """Score a few samples every so many steps, for a curve beside that of the loss. Rank 0 makes
+    them, the others wait."""
     spike: SpikeConfig | None = None
     """Go back to the last checkpoint after a jump of the loss and skip the batches since then.
     Source: PaLM, arXiv 2204.02311 section 5.1 (there by hand)."""
@@ -186,6 +199,12 @@ class TransformerTraining(PromptTemplates):
         given = dict(values)
         kind = "full" if given.pop("checkpoint_activations") else "none"
         return {"activation_checkpointing": kind, **given}
+
+    @model_validator(mode="after")
+    def _check_sampling(self) -> Self:
+        if self.sampling and self.shard:
+            raise ValueError("sampling: no samples can be made of a model that shard divides")
+        return self
 
     @property
     def steps(self) -> int | None:

@@ -92,18 +92,22 @@ class VideoGenerator:
         return self
 
     def waves(
-        self, requested: Sequence[Row], changes: Mapping[int, Sequence[str]] | None = None
+        self,
+        requested: Sequence[Row],
+        changes: Mapping[int, Sequence[str]] | None = None,
+        resumed: Sequence[LatentFrame] = (),
     ) -> Waves:
         """Return the passes of a batch; none of them has run yet.
 
         Args:
             requested: rows as `PromptTemplates.samples` yields them.
             changes: see `videoar.model.transformer.sampling.Task.prompt_changes`.
+            resumed: see there; of a batch of this size.
 
         Raises:
             ValueError: see `videoar.model.sample`.
         """
-        bits = self.start and self.start.bits
+        bits = None if resumed else self.start and self.start.bits
         return Waves(
             self.model,
             [row["prompt"] for row in requested],
@@ -111,6 +115,7 @@ class VideoGenerator:
             [row["seed"] for row in requested],
             settings=self.sampler.settings(),
             prefix_bits=bits and [b.expand(len(requested), *b.shape[1:]) for b in bits],
+            resumed=resumed,
             window=self.window,
             prompt_changes=changes,
         )

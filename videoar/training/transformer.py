@@ -222,7 +222,7 @@ class TransformerTrainer:
         before = skipped if checkpoint_step == self.step else 0
         self._num_skipped = before + spike.step + 1 - self.step
         self._last_skip = self.step, self._num_skipped
-        self._log(self.step, {"skipped_batches": self._num_skipped})
+        self.log(self.step, {"skipped_batches": self._num_skipped})
         logger.warning(
             "%s; back to step %d, %d batches are skipped", spike, self.step, self._num_skipped
         )
@@ -346,7 +346,7 @@ class TransformerTrainer:
             "loss": loss, "gradient_norm": norm, "bit_accuracy": accuracy, "learning_rate": rate
         }  # fmt: skip
         if self._is_history_point(step + 1):
-            self._log(step + 1, self.metrics)
+            self.log(step + 1, self.metrics)
 
     def _is_history_point(self, step: int) -> bool:
         steps = self.training.steps
@@ -355,7 +355,8 @@ class TransformerTrainer:
             return step % max(1, 1 << max(0, step.bit_length() - 7)) == 0
         return step % max(1, steps // _HISTORY_POINTS) == 0 or step in {1, steps}
 
-    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add values of a step to the history."""
         if not self.history or self.history[-1]["step"] != step:
             self.history.append({"step": step})
         self.history[-1] |= finite(metrics)
@@ -374,7 +375,7 @@ class TransformerTrainer:
         self.read_metrics()
         with exchanging_passes(), self.average.applied_to(self.model):
             values = evaluate(self.objective, held_out, phase)
-        self._log(self.step, values)
+        self.log(self.step, values)
         if values["val/loss"] < progress.best_loss or self.best is None:
             progress.best_loss, progress.worse_evaluations = values["val/loss"], 0
             self.held_out = values

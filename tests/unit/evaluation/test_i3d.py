@@ -8,7 +8,7 @@ import torch
 
 from tests.support.shared_data import shared_json
 from videoar.core.errors import ConfigError
-from videoar.evaluation import i3d
+from videoar.evaluation import i3d, i3d_presets
 
 
 def formula(count, number):
@@ -93,7 +93,7 @@ def test_random_i3d_is_deterministic_and_distinguishes_clips():
     clips = np.zeros((2, i3d.MIN_FRAMES, 16, 16, 3), dtype=np.uint8)
     clips[1, :, 4:8] = 255
     with torch.inference_mode():
-        logits = torch.cat([network(i3d.preprocess(clip)) for clip in clips])
+        logits = torch.cat([network(i3d_presets.common_metrics(clip)) for clip in clips])
     assert logits.shape == (2, i3d.NUM_CLASSES)
     assert torch.isfinite(logits).all()
     assert (logits[0] - logits[1]).abs().mean() > 0.1
@@ -102,7 +102,7 @@ def test_random_i3d_is_deterministic_and_distinguishes_clips():
 def test_preprocess_crops_centre_and_keeps_range():
     wide = np.zeros((2, 32, 64, 3), dtype=np.uint8)
     wide[:, :, 16:48] = 255
-    video = i3d.preprocess(wide)
+    video = i3d_presets.common_metrics(wide)
     assert video.shape == (1, 2, 224, 224, 3)
     assert video.min() >= -1
     assert video[0, :, :, 8:-8].min() == pytest.approx(1)

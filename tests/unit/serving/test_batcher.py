@@ -16,7 +16,7 @@ class Passes:
     def __init__(self, log, total=3, gate=None, error=None):
         self.log, self.total, self.gate, self.error = log, total, gate, error
 
-    def waves(self, rows, changes):
+    def waves(self, rows, changes, resumed):
         return Waves(self, [row["prompt"] for row in rows])
 
 

@@ -12,8 +12,10 @@ from websockets.sync.client import connect
 
 from tests.support.video_service import UNLIMITED, LiveServer, OneByOne
 from videoar.media.decode import decode_clip
+from videoar.serving.job_store import JobStore
 from videoar.serving.limits import Limits
 from videoar.serving.server import ServerSettings
+from videoar.storage.layout import job_tokens_key
 
 pytestmark = pytest.mark.slow  # videos are made
 CREATE = {"type": "create", "prompt": "a circle", "seconds": 1, "seed": 1}
@@ -103,6 +105,7 @@ def test_session_create_then_continue_is_one_longer_video(socket, live):
     tell(socket, type="continue", seconds=2, greedy=True)
     (begun,) = until(socket, "video")
     assert (begun["video"]["prompt"], begun["video"]["seconds"]) == ("a square", "3")
+    assert (first["video"]["begins_with"], begun["video"]["begins_with"]) == (None, "latents")
     until(socket, "done")
     (end,) = until(socket, "video")
     assert end["video"]["status"] == "completed", end
@@ -111,8 +114,52 @@ def test_session_create_then_continue_is_one_longer_video(socket, live):
         for job in (last, end)
     )
     assert (len(before), len(after)) == (9, 25)
-    shared = before.astype(float)
-    assert np.abs(after[:9] - shared).mean() < np.abs(after[-9:] - shared).mean()
+    jobs = JobStore(live.store)
+    tokens = [jobs.tokens(job["video"]["id"]) for job in (last, end)]
+    assert tokens[1].startswith(tokens[0])
+    assert len(tokens[1]) == 7 / 3 * len(tokens[0])
+
+
+def test_session_continues_the_decoded_video_where_its_latents_are_not_kept(
+    socket, live, loaded, tmp_path
+):
+    tell(socket, **CREATE)
+    *_, last = [*until(socket, "done"), *until(socket, "video")]
+    live.store.objects.purge(job_tokens_key(last["video"]["id"], 1))
+    tell(socket, type="continue")
+    (begun,) = until(socket, "video")
+    assert begun["video"]["begins_with"] == "file"
+    until(socket, "done")
+    (end,) = until(socket, "video")
+    assert end["video"]["status"] == "completed", end
+    before, after = (
+        httpx2.get(f"{live.url}/v1/videos/{job['video']['id']}/content").content
+        for job in (last, end)
+    )
+    init, seed = tmp_path / "init.mp4", end["video"]["seed"]
+    init.write_bytes(before)
+    alone = loaded.sample("a circle", seconds=2, seed=seed, init=init).save(tmp_path / "alone.mp4")
+    assert np.array_equal(decode_clip(after), decode_clip(alone.read_bytes()))
+
+
+def test_session_prompt_holds_from_the_next_frame_on_and_for_what_follows(socket):
+    tell(socket, **CREATE | {"seconds": 20})
+    until(socket, "frames")
+    tell(socket, type="prompt", prompt="a square")
+    *before, told = until(socket, "prompt")
+    *after, _ = until(socket, "done")
+    (end,) = until(socket, "video")
+    change = told["change"]
+    assert change["prompt"] == "a square"
+    assert change["at_s"] == told["frame"] / 8
+    assert end["video"]["prompt_changes"] == [change]
+    assert (end["video"]["status"], end["video"]["prompt"]) == ("completed", "a circle")
+    first, *waves = [m["wave"] for m in (*before, *after) if m["type"] == "progress" and m["wave"]]
+    assert waves == list(range(first + 1, 1 + 3 * 41))
+    tell(socket, type="continue", seconds=1)
+    (begun,) = until(socket, "video")
+    assert begun["video"]["prompt"] == "a square"
+    until(socket, "done")
 
 
 def test_session_cancel_stops_the_job_and_allows_another(held, gate):

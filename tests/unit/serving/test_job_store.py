@@ -8,7 +8,7 @@ import pytest
 
 from videoar.core.errors import SnapshotConflictError
 from videoar.serving.job_store import JobStore
-from videoar.serving.video_job import VideoRequest
+from videoar.serving.video_job import PromptChange, VideoRequest
 from videoar.storage.store import open_store
 
 NO_JOB = "video_fe5de0a093d38055717cc9d1707417f7"
@@ -44,6 +44,29 @@ def test_created_job_is_found_and_has_a_seed_of_its_own(jobs):
     assert first.status == "queued"
     assert first.model_snapshot == "model:1"
     assert first.request.seed != second.request.seed
+
+
+def test_prompt_that_two_attempts_take_holds_where_the_first_one_has_recorded_it(jobs):
+    job = jobs.create(REQUEST.model_copy(update={"stream": True}), "model:1")
+    jobs.request_prompt(job.id, "a cube")
+    assert [jobs.requested_prompt(job.id, number) for number in range(2)] == ["a cube", None]
+    first, second = (PromptChange(at_s=at_s, prompt="a cube") for at_s in (0.5, 1.0))
+    jobs.change_prompt(job.id, 0, first)
+    jobs.change_prompt(job.id, 0, first)  # again, after a lost answer
+    with pytest.raises(SnapshotConflictError):
+        jobs.change_prompt(job.id, 0, second)
+    assert jobs.changes(job.id) == {0: first}
+    assert jobs.get(job.id).request.prompt_changes == (first,)
+    assert [each.request.prompt_changes for each in jobs.unfinished()] == [(first,)]
+
+
+def test_nothing_of_a_deleted_job_is_left_by_a_prompt_that_comes_late(jobs, store):
+    job = create(jobs)
+    jobs.delete(job.id)
+    jobs.request_prompt(job.id, "a cube")
+    jobs.change_prompt(job.id, 0, PromptChange(at_s=0.5, prompt="a cube"))
+    jobs.finish(completed(job), 1, b"video", b"tokens")
+    assert keys_of(store, job) == [f"serving/deleted/{job.id}.json"]
 
 
 @pytest.mark.parametrize("id_", ["", "video_1", "../format", "video_" + "g" * 32, NO_JOB])

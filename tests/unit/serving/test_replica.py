@@ -66,6 +66,23 @@ class Local:
         return self.replica.status()
 
 
+class LostAtPrompt(LocalReplicas):
+    """One replica of this process, which is lost when it has recorded a change of the prompt."""
+
+    def __init__(self, replica):
+        super().__init__({"champion": replica})
+        self.lost = 0
+
+    async def run(self, job, attempt):
+        async with aclosing(super().run(job, attempt)) as events:
+            async for event in events:
+                if getattr(event, "kind", "") == "prompt" and not self.lost:
+                    self.lost += 1
+                    yield event
+                    raise WorkerLostError("replica", "killed")
+                yield event
+
+
 @asynccontextmanager
 async def serving(store, replica):
     dispatcher = Dispatcher(
@@ -304,6 +321,55 @@ def test_prompt_change_alters_only_what_follows(store, replica, changes):
     assert np.abs(plain[0].astype(int) - other[0]).mean() < 3  # H.264 spends its bits elsewhere
     assert np.array_equal(plain, other) == (not changes)
     assert (ids[0] == ids[1]) == (not changes)
+
+
+def test_prompt_sent_to_a_running_job_is_recorded_and_changes_no_other_job(store, replica):
+    request = REQUEST.model_copy(update={"seconds": 30})
+    local = LostAtPrompt(replica)
+
+    async def main():
+        async with serving(store, local) as service:
+            sent = request.model_copy(
+                update={"stream": True, "prompt_changes": (PromptChange(at_s=29, prompt="a cone"),)}
+            )
+            job, other = [
+                await service.create(each, None)
+                for each in (sent, sent.model_copy(update={"seed": 4}))
+            ]
+            changes = []
+            async with aclosing(service.events(job.id)) as events:
+                async for event in events:
+                    if event.kind == "frames" and not changes:
+                        assert await service.change_prompt(job.id, "a green box")
+                        assert await service.change_prompt(job.id, "a cube")
+                        changes.append(None)
+                    elif event.kind == "prompt":
+                        changes.append(event.change)
+            job, other = [(await finished(service, each))[0] for each in (job, other)]
+            assert not await service.change_prompt(job.id, "a cube")
+            offline = [
+                await service.create(each.request.model_copy(update={"stream": False}), None)
+                for each in (job, other)
+            ]
+            again = [(await finished(service, each))[0] for each in offline]
+            made = [await service.content(each.id) for each in (job, other, *again)]
+            return changes[1:], (job, other, *again), [frames(mp4) for mp4 in made]
+
+    changes, jobs, videos = asyncio.run(main())
+    assert local.lost == 1
+    assert JobStore(store).result(jobs[0].id).attempt == 2
+    assert changes[-1].prompt == "a cube"
+    assert 0 < changes[-1].at_s < 29
+    assert jobs[0].request.prompt_changes == (*changes, PromptChange(at_s=29, prompt="a cone"))
+    assert [len(job.request.prompt_changes) for job in jobs[1::2]] == [1, 1]
+    for index in range(2):
+        assert jobs[index].sample_id == jobs[index + 2].sample_id
+        assert np.array_equal(videos[index], videos[index + 2])
+    assert JobStore(store).tokens(jobs[0].id)
+    assert len(list(store.objects.list(f"serving/changes/{jobs[0].id}/"))) == len(changes)
+    JobStore(store).delete(jobs[0].id)
+    for kind in ("changes", "prompts", "videos"):
+        assert not list(store.objects.list(f"serving/{kind}/{jobs[0].id}/"))
 
 
 def test_damaged_init_fails_the_job_with_one_line(store, replica):

@@ -13,7 +13,7 @@ from videoar.serving.wire import CreateVideo, Parsed
 
 MODEL = ServedModel(
     id="m", snapshot="m:1", created_at=0, size_px=(32, 32), rate_fps=8, num_scales=3,
-    seconds=1, max_seconds=2,
+    tokenizer_digest="0",    seconds=1, max_seconds=2,
 )  # fmt: skip
 PARSED = Parsed(CreateVideo(prompt="a circle"), None)
 

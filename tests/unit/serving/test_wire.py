@@ -56,7 +56,7 @@ def test_create_recorded_request_recorded_answer(http):
         "completed_at": None, "expires_at": None, "error": None, "prompt": "a caf\u00e9",
         "seconds": "1", "size": "32x32", "remixed_from_video_id": None, "seed": 3,
         "guidance": 2.5, "temperature": None, "greedy": True, "prompt_changes": [],
-        "guidance_interval": None, "apg": None,
+        "guidance_interval": None, "begins_with": None, "apg": None,
         "deadline_s": None, "lineage": {"sample_id": None, "tokenizer_digest": None},
     }  # fmt: skip
 

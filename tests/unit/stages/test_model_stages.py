@@ -292,3 +292,27 @@ def test_stage_without_prompts_or_frame_rate_is_rejected(store, inputs, referenc
         })
     rated = {"model": model, "reference": reference}
     assert stage.shards(rated)
+
+
+def test_samples_are_scored_during_a_training_and_the_same_after_a_kill(store, inputs, tmp_path):
+    val = _tokens(store, inputs, "val", [(2, 4, 4)] * 3, split="val")
+    files, without = [*inputs["tokens"].files, *val.files], dict(inputs)
+    inputs["tokens"] = store.dataset("both", "tokens@1").commit(files, val.commit.provenance, {})
+    training = {**TRAINING, "sampling": {"every": 2, "num": 3, "temperature": 0.7}}
+    config = PretrainConfig(training=training, checkpoint_every=3)
+    stage, rank = PretrainStage(config), MemoryRank(tmp_path / "a")
+    whole = stage.run(inputs, StageContext(store), rank)
+    (row,) = whole.rows.to_pylist()
+    scored = {point["step"]: point for point in json.loads(row["history_json"])
+              if "samples/frechet_lite0" in point}  # fmt: skip
+    assert [*scored] == [2, 4]
+    assert scored[2]["samples/frechet_lite0"] > 0
+    assert 0 <= scored[4]["samples/rendered/valid_frac"] <= 1
+    killed = MemoryRank(tmp_path / "b")
+    killed.saved = {3: rank.saved[3]}
+    assert stage.run(inputs, StageContext(store), killed).rows.equals(whole.rows)
+    plain = PretrainStage(PretrainConfig(training=TRAINING, checkpoint_every=3))
+    unscored = plain.run(inputs, StageContext(store), MemoryRank(tmp_path / "c")).rows
+    assert unscored["digest"] == whole.rows["digest"]  # sampling changes no weight
+    with pytest.raises(ConfigError, match=r"training.sampling: .* 2 are needed"):
+        stage.run(without, StageContext(store), MemoryRank(tmp_path / "d"))

@@ -247,6 +247,19 @@ def test_lpips_weights_are_in_the_fingerprint_and_must_exist(tmp_path):
     assert len(stage.tools()["lpips_weights"]) == 64
 
 
+def test_perceptual_net_is_used_and_refused_where_it_would_not_be(store, clips, tmp_path):
+    weighted = {**TRAINING, "weights": {"perceptual": 1.0}}
+    ours, random = (
+        train(store, clips, MemoryRank(tmp_path / name), training=weighted, perceptual=name)
+        for name in ("lite0", "random")
+    )
+    assert ours.rows["digest"] != random.rows["digest"]
+    with pytest.raises(ValidationError, match=r"needs training\.weights\.perceptual above 0"):
+        TrainTokenizerConfig(preset="tiny", perceptual="lite0")
+    with pytest.raises(ValidationError, match="either perceptual: lite0 or lpips_weights"):
+        TrainTokenizerConfig(perceptual="lite0", training=weighted, lpips_weights="a.safetensors")
+
+
 def test_files_of_weights_that_hold_something_else_are_named(store, clips, tmp_path):
     def refused(key, what, **options):
         with pytest.raises(ConfigError, match=rf"train_tokenizer\.{key}: .*{what}"):

@@ -76,5 +76,5 @@ class ShardWorker:
 
     def _rows(self, shard: Shard) -> pa.Table:
         if shard.file is not None:
-            return self.inputs[self.stage.primary].read_file(shard.file)
+            return self.stage.divided(self.inputs).read_file(shard.file)
         return pa.Table.from_pylist([dict(row) for row in shard.rows])

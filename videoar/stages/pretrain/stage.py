@@ -1,6 +1,6 @@
 """Train the transformer on a token store: tokens to a model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
@@ -115,6 +115,7 @@ class PretrainStage(LoopStage[PretrainConfig]):
             checkpoint_group,
             new_trainer,
             publish,
+            sample_scorer,
             set_text_features,
         )
         from videoar.training.collectives import require_same_step
@@ -127,11 +128,16 @@ class PretrainStage(LoopStage[PretrainConfig]):
         resume(rank, trainer.load)
         require_same_step(self.name, trainer.step, trainer.model.device)
         with Checkpoints(rank, checkpoint_group(trainer, rank)) as checkpoints:
-            self._train(trainer, rank, checkpoints)
+            scorer = sample_scorer(trainer, inputs, context.store, rank)
+            self._train(trainer, rank, checkpoints, scorer)
         return publish(trainer, rank, inputs, context.store, tokenizer_digest, config.max_val_nats)
 
     def _train(
-        self, trainer: "TransformerTrainer", rank: RankContext, checkpoints: Checkpoints
+        self,
+        trainer: "TransformerTrainer",
+        rank: RankContext,
+        checkpoints: Checkpoints,
+        score_samples: "Callable[[TransformerTrainer], None]",
     ) -> None:
         """Take all steps, going back to the last checkpoint after a spike of the loss."""
         from videoar.training.collectives import barrier
@@ -142,6 +148,7 @@ class PretrainStage(LoopStage[PretrainConfig]):
 
         def after_step(_: object) -> None:
             nonlocal had_notice
+            score_samples(trainer)  # before the checkpoint, which has the history
             rank.report(trainer.step, trainer.expected_steps, trainer.metrics)
             is_new_notice = trainer.has_notice and not had_notice
             had_notice = trainer.has_notice

@@ -103,6 +103,30 @@ def set_text_features(
     trainer.model.set_text_encoder(prepare_text_features(store, cfg, folder, prompts, *ranks))
 
 
+def sample_scorer(
+    trainer: TransformerTrainer, inputs: Inputs, store: Store, rank: RankContext
+) -> Callable[[TransformerTrainer], None]:
+    """Return what adds the scores of samples to the history after a step at which they are due.
+
+    Raises:
+        ConfigError: see `SampleScorer`.
+    """
+    scoring = trainer.training.sampling
+    if scoring is None or rank.index:
+        return lambda _: None
+    from videoar.stages.pretrain.samples import SampleScorer
+
+    tokenizer, _ = load_tokenizer(inputs["tokenizer"], store, device())
+    stores = [snapshot for _, snapshot in sorted(token_snapshots(inputs).items())]
+    scorer = SampleScorer(trainer, scoring, tokenizer, stores)
+
+    def score(trainer: TransformerTrainer) -> None:
+        if trainer.step % scoring.every == 0 or trainer.is_done:
+            trainer.log(trainer.step, scorer())
+
+    return score
+
+
 def _require_same_tokenizer(start: Snapshot, digest: str) -> None:
     """Reject a start whose bits mean something else, though its weights would fit."""
     of_start = start.table(["tokenizer_digest"])["tokenizer_digest"][0].as_py()

@@ -9,7 +9,8 @@ from videoar.core.ids import digest_json
 from videoar.core.settings import settings
 from videoar.core.types import Row
 from videoar.evaluation import i3d, measure, metric_names, reconstruction
-from videoar.evaluation.measure import Clip, ReconstructionScores
+from videoar.evaluation.extractor import Clip
+from videoar.evaluation.measure import ReconstructionScores
 from videoar.evaluation.scorecard import Lock, not_evaluated
 from videoar.media.clip_reader import ClipReader
 from videoar.media.transcode import encode_clips

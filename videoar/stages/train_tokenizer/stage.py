@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -49,7 +49,11 @@ class TrainTokenizerConfig(StageConfig):
     """Steps, batch, learning rate, loss weights."""
     lpips_weights: LocalPath = runtime("")
     """Path, on every rank, of a safetensors file with the weights of AlexNet and the heads for
-    the perceptual term (see `videoar.model.tokenizer.lpips`); empty uses a frozen random net."""
+    the perceptual term (see `videoar.model.tokenizer.lpips`); empty uses `perceptual`."""
+    perceptual: Literal["random", "lite0"] = "random"
+    """Frozen net of the perceptual term: with random weights, or the early blocks of
+    EfficientNet-Lite0, trained on ImageNet. The term is off by default:
+    `training.weights.perceptual`."""
     image_weights: LocalPath = runtime("")
     """Path, on every rank, of a safetensors file of an image tokenizer of the same shape, which is
     inflated into the new network (see `model.tokenizer.inflation`): one of ours, or one of
@@ -86,6 +90,10 @@ class TrainTokenizerConfig(StageConfig):
             )
         if self.image_weights:
             self.shape.as_image()
+        if self.perceptual == "lite0" and self.lpips_weights:
+            raise ValueError("give either perceptual: lite0 or lpips_weights")
+        if self.perceptual == "lite0" and not self.training.weights.perceptual:
+            raise ValueError("perceptual: lite0 needs training.weights.perceptual above 0")
         parts = self.resources.max_workers * self.training.accumulate
         if self.training.batch_clips % parts:
             raise ValueError(
@@ -140,7 +148,9 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
 
         config = self.config
         train, val = self.select_clips(clip_table(inputs["clips"]))
-        files = WeightFiles(config.lpips_weights, config.image_weights, config.image_fresh)
+        files = WeightFiles(
+            config.perceptual, config.lpips_weights, config.image_weights, config.image_fresh
+        )
         worker = TrainTokenizerWorker(context.store, train, val, config.cache_mib << 20)
         trainer = worker.new_trainer(
             config.shape, config.training, rank, files, config.resources.cpus

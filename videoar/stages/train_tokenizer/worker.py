@@ -14,9 +14,12 @@ from videoar.evaluation.i3d import I3D, load_i3d, random_i3d
 from videoar.evaluation.reconstruction import Validation, require_min_psnr
 from videoar.media.clip_reader import COLUMNS, ClipReader
 from videoar.model.device import device, limit_threads
+from videoar.model.pretrained.lite0 import load_lite0
+from videoar.model.pretrained.lite0_perceptual import Lite0Perceptual
 from videoar.model.tokenizer.config import TokenizerConfig, TokenizerTraining
 from videoar.model.tokenizer.inflation import inflate, load_image_weights
-from videoar.model.tokenizer.lpips import LpipsAlex, load_lpips
+from videoar.model.tokenizer.losses import FeatureNet
+from videoar.model.tokenizer.lpips import load_lpips
 from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.pipeline.stage import Output, RankContext
 from videoar.storage.snapshot import Snapshot
@@ -32,6 +35,7 @@ _FRESH = "train_tokenizer.image_fresh"
 class WeightFiles(NamedTuple):
     """Options of the stage that name weights; empty ones are not used."""
 
+    perceptual: str
     lpips: str
     image: str
     fresh: tuple[str, ...]
@@ -82,7 +86,7 @@ class TrainTokenizerWorker:
             rank.index,
             rank.world_size,
             sizes_px=self._train.sizes_px,
-            features=_lpips(files.lpips),
+            features=_perceptual_net(files),
             start=partial(_inflate, path=files.image, fresh=files.fresh) if files.image else None,
             device=device(),
         )
@@ -115,11 +119,14 @@ class TrainTokenizerWorker:
         return Output(rows, metrics=metrics)
 
 
-def _lpips(path: str) -> LpipsAlex | None:
+def _perceptual_net(files: WeightFiles) -> FeatureNet | None:
+    """Return the feature net of the perceptual term; None for the trainer's own random one."""
+    if files.perceptual == "lite0":
+        return Lite0Perceptual(load_lite0())
     try:
-        return load_lpips(Path(path)) if path else None
+        return load_lpips(Path(files.lpips)) if files.lpips else None
     except ConfigError as error:
-        raise ConfigError(_LPIPS, f"{path} {error.what}") from error
+        raise ConfigError(_LPIPS, f"{files.lpips} {error.what}") from error
 
 
 def _inflate(net: VideoTokenizer, *, path: str, fresh: tuple[str, ...]) -> None:

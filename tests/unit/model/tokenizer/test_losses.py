@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from videoar.core.errors import ConfigError
+from videoar.model.pretrained.lite0 import load_lite0
+from videoar.model.pretrained.lite0_perceptual import Lite0Perceptual
 from videoar.model.tokenizer.config import LossWeights
 from videoar.model.tokenizer.discriminator import (
     LeCam,
@@ -92,6 +94,22 @@ def test_lpips_features_give_the_formula_of_the_paper():
     assert found == pytest.approx(lpips_by_its_formula(weights | heads, *frames), rel=1e-4)
     with pytest.raises(KeyError, match="lin4"):
         LpipsAlex({**weights, **dict(list(heads.items())[:4])})
+
+
+def test_lite0_features_rank_small_damage_below_large_and_have_gradients_to_the_image_only():
+    net = Lite0Perceptual(load_lite0())
+    draw = torch.Generator().manual_seed(0)
+    clip = torch.rand(1, 3, 2, 48, 48, generator=draw) * 2 - 1
+    maps = net(clip[0].transpose(0, 1))
+    assert [tuple(m.shape[1:]) for m in maps] == [(16, 24, 24), (24, 12, 12), (40, 6, 6)]
+    noise = torch.randn(clip.shape, generator=draw)
+    assert perceptual_loss(net, clip, clip).item() == 0
+    small, large = (perceptual_loss(net, clip, clip + s * noise).item() for s in (0.05, 0.3))
+    assert 0 < small < large
+    rebuilt = (clip + 0.3 * noise).requires_grad_()
+    perceptual_loss(net, clip, rebuilt).backward()
+    assert rebuilt.grad.abs().sum() > 0
+    assert not any(weight.requires_grad for weight in net.parameters())
 
 
 def test_hinge_losses_have_their_values_at_the_corners():

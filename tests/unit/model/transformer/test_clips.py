@@ -1,5 +1,6 @@
 """Whole clips: uniform numbers, guidance options, streams, windows, changes of the prompt."""
 
+import dataclasses
 import gc
 import itertools
 import math
@@ -263,6 +264,30 @@ def test_a_prompt_holds_from_its_frame_on(model):
     ]
     assert same(*(frames_of(each, 0, 6) for each in drawn))
     assert not same(*(frames_of(each, 6, 7) for each in drawn))
+
+
+@pytest.mark.parametrize("prefix", [0, 2, 6])
+@pytest.mark.parametrize("cut", [7, 8])
+def test_a_resumed_clip_is_the_one_whose_prompt_changes_there(model, prefix, cut):
+    given = make_bits(3, frames=prefix) if prefix else None
+    task = {"window": WINDOW, "prefix_bits": given}
+    before = Waves(model, PROMPTS, 41, [3, 4], prompt_changes={9: OTHER}, **task)
+    frames = [frame for wave in before for frame in wave.finished][:cut]
+    alone = [
+        dataclasses.replace(f, bits=[b[1:] for b in f.bits], latent_BKHW=f.latent_BKHW[1:])
+        for f in frames
+    ]
+    changes = {cut: OTHER, 9: PROMPTS}
+    rest = {"resumed": alone, "window": WINDOW, "prompt_changes": {9: PROMPTS[1:]}}
+    waves = Waves(model, OTHER[1:], 41, [4], **rest)
+    resumed = list(waves)
+    wanted = sample_bits(model, PROMPTS, 41, [3, 4], prompt_changes=changes, **task)
+    found = [frame.bits for wave in resumed for frame in wave.finished]
+    assert len(found) == 11 - cut
+    for number, bits in enumerate(found, start=cut):
+        assert same(bits, [of_scale[1:, number] for of_scale in wanted.bits])
+    assert [wave.frame for wave in resumed[::3]] == list(range(cut, 11))
+    assert resumed[-1].steps == waves.total == wanted.steps
 
 
 def test_frames_that_are_encoded_again_are_those_of_the_tokenizer(pair):

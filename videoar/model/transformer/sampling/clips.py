@@ -55,6 +55,10 @@ class Task(TypedDict, total=False):
     prefix_bits: Sequence[Tensor] | None
     """Per scale bool [B, t, h, w, K], the first latent frames, used as they are (an image or a
     video to continue); they need no pass of their own."""
+    resumed: Sequence[LatentFrame]
+    """In place of `prefix_bits`: the first frames of these clips as they were generated from these
+    seeds, to go on after them with other prompts. They are not yielded again; the frames that
+    follow are those of a clip in which `prompt_changes` says the same. Empty is none."""
     window: SlidingWindow | None
     """For videos that are longer than the clips of the training."""
     prompt_changes: Mapping[int, Sequence[str]] | None
@@ -93,6 +97,7 @@ class _Clips:
         scales: Scales | None,
         *,
         prefix_bits: Sequence[Tensor] | None = None,
+        resumed: Sequence[LatentFrame] = (),
         window: SlidingWindow | None = None,
         prompt_changes: Mapping[int, Sequence[str]] | None = None,
     ) -> None:
@@ -105,7 +110,8 @@ class _Clips:
         longest = min(num_frames, window.num_frames) if window else num_frames
         self.layout = model.layout(longest, scales)
         self.kept = self._kept_frames()
-        self.given = prefix_bits or ()
+        self.resumed = list(resumed)
+        self.given = _last_bits(resumed, len(resumed)) if resumed else prefix_bits or ()
         self.known = _prefix_frames(self.given, self.scales, model.cfg.num_bits, len(prompts))
         if self.known >= self.total:
             raise ValueError(
@@ -120,6 +126,9 @@ class _Clips:
                     f" {len(prompts)}, from a frame after {self.known} and before {self.total}"
                 )
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        drawn = sum(not frame.is_given for frame in resumed) * sum(h * w for h, w in self.scales)
+        for generator in self.generators:
+            torch.rand(drawn, model.cfg.num_bits, generator=generator)  # numbers that were used
 
     def _kept_frames(self) -> int:
         """Return how many latent frames a later window keeps; raise if it would generate none."""
@@ -151,11 +160,13 @@ class _Clips:
                 finishes its given frames again, which differ from those before.
         """
         quantizer = MultiScaleBSQ(self.model.cfg.num_bits, self.scales)
-        given, recent, steps, done = self.given, list[LatentFrame](), 0, 0
+        given, recent, steps = self.given, list[LatentFrame](), self._steps
+        done = len(self.resumed)
         if self.known >= self.layout.num_frames:  # more than a window: as if it were generated
-            recent, done = _given_frames(self.given, quantizer), self.known
-            last = recent[-1].latent_BKHW
-            yield Wave(done - 1, len(self.scales) - 1, last, steps, recent)
+            recent, done = self.resumed or _given_frames(self.given, quantizer), self.known
+            if not self.resumed:
+                last = recent[-1].latent_BKHW
+                yield Wave(done - 1, len(self.scales) - 1, last, steps, recent)
         for number, (span, prompts) in enumerate(self.spans(), start=int(bool(recent))):
             if number:
                 keep = reencode or _last_bits
@@ -169,9 +180,8 @@ class _Clips:
                 video = number if reencode else 0
                 finished = [replace(f, steps=steps, video=video) for f in wave.finished]
                 recent += finished
-                if number and not reencode:
-                    finished = [frame for frame in finished if not frame.is_given]
-                yield replace(wave, frame=start + wave.frame, steps=steps, finished=finished)
+                if reencode or start + wave.frame >= done:  # others were yielded before
+                    yield replace(wave, frame=start + wave.frame, steps=steps, finished=finished)
             done = start + span.stop
 
     def frames(
@@ -183,7 +193,13 @@ class _Clips:
     @property
     def passes(self) -> int:
         """Forward passes of the whole clip."""
-        return sum(len(span.waves) - len(span.given_waves) for span, _ in self.spans())
+        passes = [len(span.waves) - len(span.given_waves) for span, _ in self.spans()]
+        return self._steps + sum(passes)
+
+    @property
+    def _steps(self) -> int:
+        """Passes of the frames that were generated before."""
+        return self.resumed[-1].steps if self.resumed else 0
 
 
 def _given_frames(bits: Sequence[Tensor], quantizer: MultiScaleBSQ) -> list[LatentFrame]:

@@ -1,0 +1,1 @@
+"""Stage `features`: `stage` has options and ports, `worker` does the work."""
