@@ -18,6 +18,7 @@ from videoar.core.settings import settings
 from videoar.evaluation.extractor import NUM_WINDOWS, Clip, Vector, require_frames
 from videoar.evaluation.i3d import MIN_FRAMES, load_i3d, random_i3d
 from videoar.evaluation.i3d_presets import PREPROCESS
+from videoar.model.classifier import ClipClassifier
 from videoar.model.device import device
 from videoar.model.pretrained.lite0 import WEIGHTS_SHA256, load_lite0, preprocess
 from videoar.model.pretrained.networks import pick_stills
@@ -120,6 +121,27 @@ class I3DLogits:
             name: self._network(PREPROCESS[name](frames).to(device()))[0].cpu().numpy()
             for name in self._presets
         }
+
+
+class DomainFeatures:
+    """Extractor of the features of a classifier that was trained on labelled clips.
+
+    Args:
+        network: the classifier.
+        digest: of its model.
+    """
+
+    name = "domain"
+
+    def __init__(self, network: ClipClassifier, digest: str) -> None:
+        self.digest = _on_device(digest)
+        self._network = network.to(device())
+
+    @torch.inference_mode()
+    def vectors(self, clip: Clip) -> Mapping[str, Vector]:
+        """Return features_D of the first frames of the clip."""
+        frames = torch.tensor(clip.frames)[None].to(device())
+        return {"penultimate": self._network.features(frames)[0].cpu().numpy()}
 
 
 def _on_device(digest: str) -> str:

@@ -23,6 +23,7 @@ NETWORKS: Mapping[str, Presets] = {
     "random_i3d": _OF_I3D,
     "pixels": Presets(("clip", "windows")),
     "synthetic": Presets(("scene",)),
+    "domain": Presets(("penultimate",)),
 }
 """Networks and measures by name."""
 
@@ -47,17 +48,23 @@ def requested_presets(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return presets
 
 
+DOMAIN = "domain"
+"""The classifier of a labelled corpus: a model of the store, so `open_extractor` has none."""
+
+
 def open_extractor(name: str, presets: tuple[str, ...] = (), *, seed: int = 0) -> Extractor:
     """Load a network or measure.
 
     Args:
-        name: key of `NETWORKS`.
+        name: key of `NETWORKS`, but not `DOMAIN`.
         presets: to compute; by default those of the network.
         seed: of the weights of `random_i3d`.
 
     Raises:
         ConfigError: no such network or preset; its weights are missing or other ones.
     """
+    if name == DOMAIN:
+        raise ConfigError(name, "is a model of a store", "give `features` the port domain")
     entries = [f"{name}:{preset}" for preset in presets] or [name]
     presets = requested_presets(entries)[name]
     # imported here: a measure of pixels needs no torch

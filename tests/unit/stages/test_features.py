@@ -13,10 +13,13 @@ from tests.support.stage_chain import commit
 from tests.support.token_runs import damaged, execute, shape_rows
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError
+from videoar.media.decode import decode_clip
+from videoar.model.classifier import ClassifierConfig, ClipClassifier
 from videoar.pipeline.spec import parse_pipeline
 from videoar.pipeline.stage import Output
 from videoar.stages.features.stage import FeaturesConfig, FeaturesStage
 from videoar.storage.store import open_store
+from videoar.training.model_store import publish_model
 
 LIGHT = {"networks": ["pixels", "synthetic"]}
 SPACES = [
@@ -58,6 +61,27 @@ def test_features_has_a_sorted_row_per_clip_network_and_preset(store):
         assert {row["num_frames"] for row in rows} == {9}
     assert {len(row["network_digest"]) for row in rows if row["network"] == "lite0"} == {64}
     assert run.stage("features").metrics["accelerator_items"] == 4
+
+
+def test_domain_features_are_those_of_the_classifier_at_the_port(store):
+    net = ClipClassifier(ClassifierConfig(classes=("a", "b"), width=8, size_px=16, num_frames=8))
+    published = publish_model(net, store, weights=net.state_dict(), step=1, metrics={}, history=[])
+    domain = commit(store, "domain", "models@1", [Output(published)])
+    (rows,) = file_rows(store, 1, 2)
+    clips = clips_of(store, rows)
+    with_port = document("clips", clips, networks=["domain"])
+    with pytest.raises(ConfigError, match="networks has domain"):
+        parse_pipeline(with_port, "p.yaml")
+    with_port["inputs"]["classifier"] = f"snapshot://{domain.id}"
+    with_port["stages"]["features"]["from"]["domain"] = "classifier"
+    found = rows_of(store, execute(store, with_port))
+    digest = published["digest"][0].as_py()
+    assert {(row["network"], row["network_digest"], row["preset"], len(row["vector"]))
+            for row in found} == {("domain", digest, "penultimate", 64)}  # fmt: skip
+    frames = decode_clip(store.objects.get(rows[0]["video_key"]))
+    (vector,) = (row["vector"] for row in found if row["clip_id"] == rows[0]["clip_id"])
+    expected = net.eval().features(torch.from_numpy(frames.copy())[None])[0]
+    np.testing.assert_allclose(vector, expected.detach(), rtol=1e-5, atol=1e-6)
 
 
 def test_samples_clips_and_evaluation_sets_have_equal_vectors(store):

@@ -6,12 +6,12 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from videoar.contracts.names import CLIPS, EVALSETS, FEATURES, SAMPLES
+from videoar.contracts.names import CLIPS, EVALSETS, FEATURES, MODELS, SAMPLES
 from videoar.core.errors import ConfigError
 from videoar.core.ids import digest_json, sha256_hex
 from videoar.core.settings import settings
 from videoar.evaluation.evalset import clip_rows
-from videoar.evaluation.registry import requested_presets
+from videoar.evaluation.registry import DOMAIN, requested_presets
 from videoar.media.clip_reader import COLUMNS
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import Inputs, Mapper, MapStage, PackedRows, Port, Shard, StageConfig
@@ -30,7 +30,8 @@ class FeaturesConfig(StageConfig):
     `lite0`: EfficientNet-Lite0 (`mean4`, `change4`; also `windows`, `consistency`). `i3d`, which
     needs its weights, and `random_i3d` (`common_metrics`; also `google-research`, `stylegan-v`).
     `pixels`: flickering, motion, sharpness and colour, of the clip and of its quarters.
-    `synthetic`: what the classifier of the synthetic corpus sees."""
+    `synthetic`: what the classifier of the synthetic corpus sees. `domain`: features of the
+    classifier at the port `domain`, which `train_domain` makes."""
     seed: int = Field(default=0, ge=0)
     """Seed of the weights of `random_i3d`."""
 
@@ -42,6 +43,11 @@ class FeaturesConfig(StageConfig):
         except ConfigError as error:
             raise ValueError(str(error)) from error
         return names
+
+    def needs(self) -> Mapping[str, str]:
+        """Return the port of the classifier, if its features are computed."""
+        uses_domain = DOMAIN in requested_presets(self.networks)
+        return {DOMAIN: "networks has domain"} if uses_domain else {}
 
 
 class FeaturesStage(MapStage[FeaturesConfig]):
@@ -56,6 +62,7 @@ class FeaturesStage(MapStage[FeaturesConfig]):
         "clips": Port(CLIPS, optional=True),
         "samples": Port(SAMPLES, optional=True),
         "evalset": Port(EVALSETS, optional=True),
+        "domain": Port(MODELS, optional=True),
     }
     produces = FEATURES
     config_type = FeaturesConfig
@@ -114,4 +121,6 @@ class FeaturesStage(MapStage[FeaturesConfig]):
         from videoar.stages.features.worker import FeaturesWorker
 
         presets = requested_presets(self.config.networks)
-        return FeaturesWorker(context, self.config.resources.cpus, presets, self.config.seed)
+        return FeaturesWorker(
+            context, self.config.resources.cpus, presets, self.config.seed, inputs.get(DOMAIN)
+        )

@@ -15,13 +15,16 @@ from videoar.core.crash_points import crash_point
 from videoar.core.errors import ContractError, MediaError
 from videoar.core.types import Row
 from videoar.evaluation.extractor import Clip
-from videoar.evaluation.registry import open_extractor
+from videoar.evaluation.networks import DomainFeatures
+from videoar.evaluation.registry import DOMAIN, open_extractor
 from videoar.media.clip_prefetch import ClipPrefetcher
 from videoar.media.reject_codes import Code, reject_row
 from videoar.model.device import limit_threads
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.device_queue import DeviceQueue
 from videoar.pipeline.stage import Output
+from videoar.storage.snapshot import Snapshot
+from videoar.training.model_store import load_classifier
 
 _AHEAD = 4  # chosen: clips that are read while one is computed
 _STAGE = "features"
@@ -35,19 +38,30 @@ class FeaturesWorker:
         cpus: cores of this worker; all but one read clips.
         presets: presets of each network.
         seed: of random weights.
+        domain: model of the network `domain`.
 
     Raises:
         ConfigError: the weights of a network are missing or other ones.
+        ContractError: `domain` holds no classifier.
     """
 
     def __init__(
-        self, context: StageContext, cpus: float, presets: Mapping[str, Sequence[str]], seed: int
+        self,
+        context: StageContext,
+        cpus: float,
+        presets: Mapping[str, Sequence[str]],
+        seed: int,
+        domain: Snapshot | None = None,
     ) -> None:
         # Sums of several threads may round differently: more workers compute faster, not more cores
         limit_threads(1)
         self._extractors = [
-            open_extractor(name, tuple(chosen), seed=seed) for name, chosen in presets.items()
+            open_extractor(name, tuple(chosen), seed=seed)
+            for name, chosen in presets.items()
+            if name != DOMAIN
         ]
+        if DOMAIN in presets and domain is not None:
+            self._extractors.append(DomainFeatures(*load_classifier(domain, context.store)))
         self._clips = ClipPrefetcher(
             context.store.objects,
             threads=max(1, int(cpus) - 1),
