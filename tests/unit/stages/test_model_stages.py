@@ -316,3 +316,13 @@ def test_samples_are_scored_during_a_training_and_the_same_after_a_kill(store, i
     assert unscored["digest"] == whole.rows["digest"]  # sampling changes no weight
     with pytest.raises(ConfigError, match=r"training.sampling: .* 2 are needed"):
         stage.run(without, StageContext(store), MemoryRank(tmp_path / "d"))
+
+
+def test_code_of_scores_is_part_of_the_fingerprint_only_where_samples_are_scored(inputs):
+    plain, scored = (
+        compute_parts(PretrainStage(PretrainConfig(training={**TRAINING, **extra})), inputs)
+        for extra in ({}, {"sampling": {"every": 2}})
+    )
+    assert not any("evaluation" in module for module in plain["code"])
+    assert plain["code"] == scored["code"]
+    assert "code_of_scores" in scored["tools"].keys() - plain["tools"].keys()

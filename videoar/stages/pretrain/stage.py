@@ -8,10 +8,12 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from videoar.contracts.names import MODELS, TOKENS
 from videoar.core.errors import ConfigError, one_line
+from videoar.core.ids import digest_json
 from videoar.model.pretrained.model_folder import pretrained_fingerprint, text_encoder_fields
 from videoar.model.transformer.config import PRESETS, ModelConfig
 from videoar.pipeline.checkpoints import Checkpoints, resume
 from videoar.pipeline.context import StageContext
+from videoar.pipeline.fingerprint import code_closure
 from videoar.pipeline.local_path import LocalPath
 from videoar.pipeline.presets import preset_name, valid_overrides, with_overrides
 from videoar.pipeline.stage import (
@@ -28,6 +30,9 @@ from videoar.training.config import TransformerTraining
 
 if TYPE_CHECKING:
     from videoar.training.transformer import TransformerTrainer
+
+
+SAMPLE_SCORER = "videoar.stages.pretrain.samples:SampleScorer"
 
 
 class PretrainConfig(StageConfig):
@@ -97,9 +102,13 @@ class PretrainStage(LoopStage[PretrainConfig]):
     config_type = PretrainConfig
 
     def tools(self) -> Mapping[str, str]:
-        """Return the digest of the text encoder and the version of the library that runs it."""
+        """Return digests of the text encoder, and of the code that scores samples, if it does."""
         folder = self.config.text_encoder
-        return pretrained_fingerprint(folder) if folder else {}
+        tools = dict(pretrained_fingerprint(folder)) if folder else {}
+        if self.config.training.sampling:
+            scorer = SAMPLE_SCORER.partition(":")[0]
+            tools["code_of_scores"] = digest_json(code_closure(scorer))
+        return tools
 
     def run(self, inputs: Inputs, context: StageContext, rank: RankContext) -> Output | None:
         """Train to the last step, from the newest checkpoint if there is one.
@@ -128,7 +137,7 @@ class PretrainStage(LoopStage[PretrainConfig]):
         resume(rank, trainer.load)
         require_same_step(self.name, trainer.step, trainer.model.device)
         with Checkpoints(rank, checkpoint_group(trainer, rank)) as checkpoints:
-            scorer = sample_scorer(trainer, inputs, context.store, rank)
+            scorer = sample_scorer(trainer, inputs, context.store, rank, SAMPLE_SCORER)
             self._train(trainer, rank, checkpoints, scorer)
         return publish(trainer, rank, inputs, context.store, tokenizer_digest, config.max_val_nats)
 

@@ -2,11 +2,12 @@
 
 import secrets
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 
 from videoar.core.errors import ConfigError, ContractError, GateError
+from videoar.core.lazy import imported
 from videoar.model.device import device, limit_threads
 from videoar.model.pretrained.text_encoder import require_same_text_encoder
 from videoar.model.transformer.config import OF_TOKENIZER, ModelConfig
@@ -28,6 +29,7 @@ from videoar.training.objective import PADDING_CAPTION
 from videoar.training.parallel import gathered, is_sharded
 from videoar.training.transformer import TransformerTrainer
 
+_ScorerClass: TypeAlias = "Callable[..., Callable[[], dict[str, float]]]"
 _OF_A_START = {"scales", "history", "window", "text_encoder", "text_encoder_name"}
 """Fields in which a model may differ from its start, as no weight depends on them, and those of the
 text encoder, which are checked on their own: the folder may have another name."""
@@ -104,7 +106,7 @@ def set_text_features(
 
 
 def sample_scorer(
-    trainer: TransformerTrainer, inputs: Inputs, store: Store, rank: RankContext
+    trainer: TransformerTrainer, inputs: Inputs, store: Store, rank: RankContext, scorer_path: str
 ) -> Callable[[TransformerTrainer], None]:
     """Return what adds the scores of samples to the history after a step at which they are due.
 
@@ -114,11 +116,11 @@ def sample_scorer(
     scoring = trainer.training.sampling
     if scoring is None or rank.index:
         return lambda _: None
-    from videoar.stages.pretrain.samples import SampleScorer
-
+    # by name: with an import, a training would run again when code of scores has changed
+    scorer_class = cast("_ScorerClass", imported(scorer_path))
     tokenizer, _ = load_tokenizer(inputs["tokenizer"], store, device())
     stores = [snapshot for _, snapshot in sorted(token_snapshots(inputs).items())]
-    scorer = SampleScorer(trainer, scoring, tokenizer, stores)
+    scorer = scorer_class(trainer, scoring, tokenizer, stores)
 
     def score(trainer: TransformerTrainer) -> None:
         if trainer.step % scoring.every == 0 or trainer.is_done:
