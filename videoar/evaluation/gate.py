@@ -133,7 +133,7 @@ def evaluate_rule(rule: Rule, candidate: ScoreCard, champion: ScoreCard | None) 
             compare with it pass.
     """
     row = candidate.rows.get(rule.metric)
-    problem = _problem(row) or (_too_few(rule, row) if row else "")
+    problem = problem_of(row) or (_too_few(rule, row) if row else "")
     if row is None or problem:
         value, bound = (row["value"] if row else None), _fixed_bound(rule)
         outcome = _Outcome(value, bound, problem)
@@ -155,7 +155,8 @@ def evaluate_rule(rule: Rule, candidate: ScoreCard, champion: ScoreCard | None) 
     )
 
 
-def _problem(row: Row | None) -> str:
+def problem_of(row: Row | None) -> str:
+    """Return why a row of `scores@1` has no value to compare, "" if it has one."""
     if row is None:
         return "no such score"
     if row["status"] != "ok":
@@ -195,7 +196,7 @@ def _above_chance(row: Row) -> _Outcome:
 
 
 def _over_floor(rule: Rule, row: Row, floor: Row | None) -> _Outcome:
-    if problem := _problem(floor):
+    if problem := problem_of(floor):
         return _Outcome(row["value"], None, f"floor: {problem}")
     # an unbiased estimate (KVD) of a distance that is 0 may be negative
     if floor is None or floor["value"] <= 0:
@@ -210,10 +211,10 @@ def _compare(rule: Rule, row: Row, candidate: ScoreCard, champion: ScoreCard | N
     if champion is None:
         return _Outcome(value, None, "", "no champion to compare with")
     other = champion.rows.get(rule.metric)
-    if other is None or _problem(other):
-        return _Outcome(value, None, f"champion: {_problem(other)}")
+    if other is None or problem_of(other):
+        return _Outcome(value, None, f"champion: {problem_of(other)}")
     if other["lock_digest"] != row["lock_digest"]:
-        changed = ", ".join(_lock_difference(row, other))
+        changed = ", ".join(lock_difference(row, other))
         what = f"the champion's protocol differs in {changed} ({_RESCORE})"
         return _Outcome(value, None, what)
     if rule.form == "noninferior":
@@ -244,6 +245,7 @@ def _noninferior(
     return _Outcome(row["value"], None, "" if worst >= -margin else text, text)
 
 
-def _lock_difference(row: Row, other: Row) -> list[str]:
+def lock_difference(row: Row, other: Row) -> list[str]:
+    """Return the fields in which the protocol locks of two rows of `scores@1` differ."""
     a, b = json.loads(row["lock_json"]), json.loads(other["lock_json"])
     return sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))

@@ -100,17 +100,21 @@ class PromoteStage(ReduceStage[PromoteConfig]):
                 what = f"port champion_scores has scores of {model}, the ref points at {champion}"
                 raise RefMovedError(self.config.ref, what, "connect scores of samples of the ref")
             return self._card(scores, store)
-        decision = _promotion(store.refs.history(self.config.ref)[: seq + 1], champion)
-        parents = store.snapshot(decision).commit.provenance.parents if decision else {}
-        if "scores" not in parents:
-            return ScoreCard({}, "it has no scores")
-        return self._card(store.snapshot(parents["scores"]), store)
+        own = promoted_on(store, self.config.ref, champion, seq)
+        return self._card(own, store) if own else ScoreCard({}, "it has no scores")
 
     def _card(self, scores: Snapshot, store: Store) -> ScoreCard:
         rows = {row["metric"]: row for row in scores.table().to_pylist()}
         # vectors of thousands of clips: read only where a rule compares them
         is_paired = any(rule.noninferior is not None for rule in self.config.rules)
         return ScoreCard(rows, _sample_set(scores, store) if is_paired else "not read")
+
+
+def promoted_on(store: Store, ref: str, model: str, seq: int) -> Snapshot | None:
+    """Return the scores that a ref was moved to a model on, up to its entry `seq`; None: none."""
+    decision = _promotion(store.refs.history(ref)[: seq + 1], model)
+    scores = store.snapshot(decision).commit.provenance.parents.get("scores") if decision else None
+    return store.snapshot(scores) if scores else None
 
 
 def _sample_set(scores: Snapshot, store: Store) -> SampleSet | str:
