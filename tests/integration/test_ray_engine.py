@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from tests.support import token_runs
+from tests.support import feature_runs, token_runs
 from tests.support.clip_rows import clip_row, clips_of
 from tests.support.toy_runs import execute, toy_document, write_videos
 from tests.support.toys import REGISTRY
@@ -130,10 +130,10 @@ def test_reduction_computes_its_dask_graphs_on_ray_with_equal_results(
     )
 
 
-def tokens_on_ray(document: dict, **resources) -> dict:
+def with_resources(document: dict, **resources) -> dict:
     """Return the document with its stage's resources; they change no fingerprint."""
-    stage = document["stages"]["tokens"] | {"resources": {"cpus": 0.5, **resources}}
-    return document | {"stages": {"tokens": stage}}
+    ((name, stage),) = document["stages"].items()
+    return document | {"stages": {name: stage | {"resources": {"cpus": 0.5, **resources}}}}
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_two_concurrent_shards_in_a_worker_give_the_same_tokens(
     tmp_path: Path, engine: RayEngine, tokens_inline: dict
 ):
     store = open_store(tmp_path.as_uri())
-    run = token_runs.execute(store, tokens_on_ray(token_runs.prepare(store, 4, 40)), engine)
+    run = token_runs.execute(store, with_resources(token_runs.prepare(store, 4, 40)), engine)
     assert run.outputs == tokens_inline
     assert run.stage("tokens").metrics["accelerator_items"] == 160
 
@@ -155,9 +155,10 @@ def test_killed_readers_and_workers_do_not_change_the_tokens(
     tmp_path: Path, engine: RayEngine, tokens_inline: dict
 ):
     store = open_store(tmp_path.as_uri())
-    document = tokens_on_ray(token_runs.prepare(store, 4, 40), readers=2)
+    document = with_resources(token_runs.prepare(store, 4, 40), readers=2)
     killed = []
-    killer = threading.Thread(target=kill_each_once, args=(killed, tmp_path))
+    titles = ("ray::Reader.read", "ray::MapWorker")
+    killer = threading.Thread(target=kill_each_once, args=(killed, titles, tmp_path))
     killer.start()
     run = token_runs.execute(store, document, engine)
     killer.join(60)
@@ -165,14 +166,43 @@ def test_killed_readers_and_workers_do_not_change_the_tokens(
     assert run.outputs == tokens_inline
 
 
-def kill_each_once(killed: list, store: Path) -> None:
-    """Kill a busy reader, then, after the first finished shard, a worker."""
+@pytest.fixture(scope="module")
+def features_inline(tmp_path_factory):
+    store = open_store(tmp_path_factory.mktemp("inline").as_uri())
+    return token_runs.execute(store, feature_runs.prepare(store, 8, 4)).outputs
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_any_number_of_workers_gives_the_same_features(
+    tmp_path: Path, engine: RayEngine, features_inline: dict, workers: int
+):
+    store = open_store(tmp_path.as_uri())
+    document = with_resources(feature_runs.prepare(store, 8, 4), workers=workers)
+    assert token_runs.execute(store, document, engine).outputs == features_inline
+
+
+def test_killed_worker_does_not_change_the_features(
+    tmp_path: Path, engine: RayEngine, features_inline: dict
+):
+    store = open_store(tmp_path.as_uri())
+    document = with_resources(feature_runs.prepare(store, 8, 4), workers=2)
+    killed = []
+    titles = ("ray::MapWorker",)
+    killer = threading.Thread(target=kill_each_once, args=(killed, titles, tmp_path))
+    killer.start()
+    run = token_runs.execute(store, document, engine)
+    killer.join(60)
+    assert killed == ["ray::MapWorker"]
+    assert run.outputs == features_inline
+
+
+def kill_each_once(killed: list, titles: tuple, store: Path) -> None:
+    """Kill a process of each title in turn; a worker after the first finished shard."""
     deadline = time.monotonic() + 100
-    while len(killed) < 2 and time.monotonic() < deadline:
-        if not killed:
-            killed += kill_one("ray::Reader.read")
-        elif list((store / "stages" / "tokens" / "shards").rglob("*.json")):
-            killed += kill_one("ray::MapWorker")
+    while len(killed) < len(titles) and time.monotonic() < deadline:
+        title = titles[len(killed)]
+        if title != "ray::MapWorker" or list((store / "stages").glob("*/shards/**/*.json")):
+            killed += kill_one(title)
         time.sleep(0.005)
 
 

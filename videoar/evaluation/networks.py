@@ -7,6 +7,7 @@ Axes: N stills, T frames, D features, K classes.
 """
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -66,13 +67,13 @@ class Lite0Features:
             found["consistency"] = consistency(self._features(clip.frames))
         return {name: found[name].float().numpy() for name in self._presets}
 
-    @torch.inference_mode()
     def _features(self, frames_NHWC: NDArray[np.uint8]) -> Tensor:
         """Return features_ND on the CPU, in float64."""
         # A copy, because torch has no read-only tensors and decoded frames may be read-only.
         frames = torch.tensor(frames_NHWC).split(_FRAMES_AT_ONCE)
-        parts = [self._network.features(preprocess(part.to(device()))) for part in frames]
-        return torch.cat(parts).double().cpu()
+        with torch.inference_mode(), exact_convolutions():
+            parts = [self._network.features(preprocess(part.to(device()))) for part in frames]
+            return torch.cat(parts).double().cpu()
 
 
 def consistency(features_TD: Tensor) -> Tensor:
@@ -108,7 +109,6 @@ class I3DLogits:
         self._network = network.to(device())
         self._presets = presets
 
-    @torch.inference_mode()
     def vectors(self, clip: Clip) -> Mapping[str, Vector]:
         """Return logits_K of each preset.
 
@@ -117,10 +117,16 @@ class I3DLogits:
         """
         require_frames(clip, MIN_FRAMES, self.name)
         frames = clip.frames[:DISTANCE_FRAMES]
-        return {
-            name: self._network(PREPROCESS[name](frames).to(device()))[0].cpu().numpy()
-            for name in self._presets
-        }
+        with torch.inference_mode(), exact_convolutions():
+            return {
+                name: self._network(PREPROCESS[name](frames).to(device()))[0].cpu().numpy()
+                for name in self._presets
+            }
+
+
+def exact_convolutions() -> AbstractContextManager[None]:
+    """Let a GPU convolve in fp32, not TF32, and the same way each time; a CPU does anyway."""
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
 class DomainFeatures:

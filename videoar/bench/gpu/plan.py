@@ -38,7 +38,7 @@ SECTIONS: dict[str, SectionPlan] = {
     "d": SectionPlan("largest preset", "largest", 0.08),
     "e": SectionPlan("sampling", "sampling", 0.18),
     "f": SectionPlan("tokenizer", "tokenizer", 0.1),
-    "g": SectionPlan("I3D", "i3d", 0.01),
+    "g": SectionPlan("features", "features", 0.02),
     "h": SectionPlan("attention", "attention", 0.08),
     "i": SectionPlan("learning", "learning", 0.1),
 }

