@@ -242,10 +242,7 @@ def _rows(snapshot: Snapshot, holders: Holders, source: str) -> int:
 
 
 def _derived(
-    snapshots: Mapping[str, Snapshot],
-    refs: Mapping[str, list[str]],
-    holders: Holders,
-    source: str,
+    snapshots: Mapping[str, Snapshot], refs: Mapping[str, list[str]], holders: Holders, source: str
 ) -> list[Row]:
     """List the snapshots with rows of a source, and their descendants.
 

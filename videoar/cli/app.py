@@ -43,12 +43,10 @@ def _print_version(value: bool) -> None:
 def _root(
     ctx: typer.Context,
     store: Annotated[
-        str,
-        typer.Option(metavar="URL", help="Store: file:///... or s3://bucket/prefix."),
+        str, typer.Option(metavar="URL", help="Store: file:///... or s3://bucket/prefix.")
     ] = "",
     target: Annotated[
-        str,
-        typer.Option(metavar="TARGET", help="local, inline, or HOST:PORT of a Ray cluster."),
+        str, typer.Option(metavar="TARGET", help="local, inline, or HOST:PORT of a Ray cluster.")
     ] = "",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON document, also for errors.")

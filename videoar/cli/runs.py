@@ -75,10 +75,7 @@ def resume(run_id: RunArgument) -> None:
 
 @verb(app, _PANEL, "plan pipelines/quickstart.yaml")
 def plan(
-    pipeline: PipelineArgument,
-    overrides: Overrides = None,
-    start: From = None,
-    until: Until = None,
+    pipeline: PipelineArgument, overrides: Overrides = None, start: From = None, until: Until = None
 ) -> None:
     """Show what would run and why; change nothing."""
     plans = api.plan(session.open(), pipeline, overrides or [], start=start, until=until)

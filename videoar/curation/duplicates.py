@@ -28,16 +28,9 @@ DUPLICATE_MIRRORED = "DUPLICATE_MIRRORED"
 DUPLICATE_SEMANTIC = "DUPLICATE_SEMANTIC"
 REASONS = (DUPLICATE_EXACT, DUPLICATE_NEAR, DUPLICATE_MIRRORED, DUPLICATE_SEMANTIC)
 COLUMNS = (
-    "clip_id",
-    "source_id",
-    "source_uri",
-    "src_width_px",
-    "src_height_px",
-    "decoded_frames",
-    "decode_errors",
-    "span_start_us",
-    "phash",
-)
+    "clip_id", "source_id", "source_uri", "src_width_px", "src_height_px", "decoded_frames",
+    "decode_errors", "span_start_us", "phash",
+)  # fmt: skip
 """Columns of `clips@1` that are needed, beside `embedding` for semantic duplicates."""
 _BANDS = np.arange(0, 64, 16, dtype=np.uint64)
 _SAME_START_US = 250_000  # chosen: re-encoding shifts times by a few frames

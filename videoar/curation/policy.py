@@ -47,21 +47,10 @@ _RULES = (  # reason, score, bound; reasons are reported in this order, the firs
 )
 REASONS = (*(rule[0] for rule in _RULES), SCORE_MISSING)
 COLUMNS = (
-    "src_width_px",
-    "src_height_px",
-    "src_rate_fps",
-    "expected_frames",
-    "decoded_frames",
-    "decode_errors",
-    "num_frames",
-    "rate_fps",
-    "luma_mean",
-    "black_frac",
-    "freeze_frac",
-    "blur_p10",
-    "motion_mean",
-    "letterbox_frac",
-)
+    "src_width_px", "src_height_px", "src_rate_fps", "expected_frames", "decoded_frames",
+    "decode_errors", "num_frames", "rate_fps", "luma_mean", "black_frac", "freeze_frac", "blur_p10",
+    "motion_mean", "letterbox_frac",
+)  # fmt: skip
 """Columns of `clips@1` that `evaluate` needs."""
 Bounds = Mapping[str, float | None]
 """A policy with percentiles resolved to numbers; None disables a bound."""

@@ -25,14 +25,8 @@ from videoar.media.scan import DecodedClip, ScanPlan
 from videoar.storage.object_store import ObjectStore
 
 COLUMNS = (
-    "video_key",
-    "source_id",
-    "source_uri",
-    "start_pts",
-    "frame_times_us",
-    "height_px",
-    "width_px",
-)
+    "video_key", "source_id", "source_uri", "start_pts", "frame_times_us", "height_px", "width_px",
+)  # fmt: skip
 """Columns of `clips@1` that a reader needs."""
 _LIMITS = Limits(wall_s=300.0, cpu_s=300)
 _UNBOUNDED = {"max_duration_s": 1e9, "max_pixels": 1 << 40}  # ingest has checked these bounds

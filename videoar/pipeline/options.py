@@ -14,14 +14,9 @@ from videoar.pipeline.stage import StageConfig
 Schema = Mapping[str, Any]
 """A JSON Schema."""
 _BASE_TYPES = {
-    "integer": "a whole number",
-    "number": "a number",
-    "string": "text",
-    "boolean": "true or false",
-    "null": "null",
-    "object": "a mapping",
-    "array": "a list",
-}
+    "integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false",
+    "null": "null", "object": "a mapping", "array": "a list",
+}  # fmt: skip
 _BOUNDS = (
     ("exclusiveMinimum", "> {}"),
     ("minimum", ">= {}"),

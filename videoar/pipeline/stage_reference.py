@@ -73,31 +73,12 @@ class StageReference(Frozen):
 
 
 _UNITS = {  # by the last words of a name
-    "s": "s",
-    "seconds": "s",
-    "px": "px",
-    "fps": "frames/s",
-    "mib": "MiB",
-    "gib": "GiB",
-    "db": "dB",
-    "pixels": "px",
-    "cpus": "cores",
-    "gpus": "GPUs",
-    "prompt": "samples",
-    "size": "clips",
-    "source": "clips",
-    "shard": "sources",
-    "every": "steps",
-    "start": "steps",
-    "hamming": "bits",
-    "depth": "layers",
-    "width": "channels",
-    "stride": "frames",
-    "window": "frames",
-    "accumulate": "parts",
-    "luma": "grey levels",
-    "motion": "grey levels",
-}
+    "s": "s", "seconds": "s", "px": "px", "fps": "frames/s", "mib": "MiB", "gib": "GiB",
+    "db": "dB", "pixels": "px", "cpus": "cores", "gpus": "GPUs", "prompt": "samples",
+    "size": "clips", "source": "clips", "shard": "sources", "every": "steps", "start": "steps",
+    "hamming": "bits", "depth": "layers", "width": "channels", "stride": "frames",
+    "window": "frames", "accumulate": "parts", "luma": "grey levels", "motion": "grey levels",
+}  # fmt: skip
 _COUNTED = {
     "bits", "blocks", "buckets", "clips", "errors", "examples", "frames", "groups", "heads",
     "prompts", "readers", "reconstructions", "samples", "scales", "steps", "tokens",

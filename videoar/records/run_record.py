@@ -25,16 +25,9 @@ from videoar.storage.layout import RUNS_PREFIX, run_events, run_id_of, run_key
 from videoar.storage.store import Store
 
 Status = Literal[
-    "PENDING",
-    "RUNNING",
-    "SUCCEEDED",
-    "CACHED",
-    "FAILED",
-    "GATE_BLOCKED",
-    "CANCELLED",
-    "INTERRUPTED",
-    "SKIPPED",
-]
+    "PENDING", "RUNNING", "SUCCEEDED", "CACHED", "FAILED", "GATE_BLOCKED", "CANCELLED",
+    "INTERRUPTED", "SKIPPED",
+]  # fmt: skip
 """State of a run or a stage. SKIPPED: a stage outside the requested part (`--until`); PENDING: a
 requested stage that has not started."""
 

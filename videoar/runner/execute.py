@@ -23,12 +23,7 @@ from videoar.pipeline.fingerprint import shard_fingerprint
 from videoar.pipeline.registry import BUILTIN, Registry
 from videoar.pipeline.spec import PipelineSpec, StageSpec, parse_pipeline
 from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
-from videoar.pipeline.work.task import (
-    StageTask,
-    WorkRecord,
-    find_record,
-    merge,
-)
+from videoar.pipeline.work.task import StageTask, WorkRecord, find_record, merge
 from videoar.records.run_record import (
     RowCounts,
     Run,

@@ -19,12 +19,7 @@ import pyarrow.parquet as pq
 
 from videoar.contracts.checks import find_problems
 from videoar.contracts.contract import load_contract
-from videoar.core.errors import (
-    StorageError,
-    TransientStorageError,
-    WithdrawnError,
-    one_line,
-)
+from videoar.core.errors import StorageError, TransientStorageError, WithdrawnError, one_line
 from videoar.core.types import FileRef, Frozen
 from videoar.storage.layout import READABLE_LAYOUT_VERSIONS
 from videoar.storage.object_store import ObjectStore

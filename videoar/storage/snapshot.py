@@ -107,11 +107,7 @@ class Snapshot:
         return pa.concat_tables([empty, *self.read(columns, verify=verify, footers=footers)])
 
     def read_file(
-        self,
-        file: FileRef,
-        columns: Sequence[str] | None = None,
-        *,
-        verify: bool = False,
+        self, file: FileRef, columns: Sequence[str] | None = None, *, verify: bool = False
     ) -> pa.Table:
         """Return the rows of one file.
 

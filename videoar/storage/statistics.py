@@ -96,9 +96,7 @@ def _union(one: Range, other: Range) -> Range:
     lows = [r.min for r in (one, other) if r.min is not None]
     highs = [r.max for r in (one, other) if r.max is not None]
     return Range(
-        min=min(lows, default=None),
-        max=max(highs, default=None),
-        nulls=one.nulls + other.nulls,
+        min=min(lows, default=None), max=max(highs, default=None), nulls=one.nulls + other.nulls
     )
 
 

@@ -310,10 +310,7 @@ class TokenizerTrainer:
         return terms
 
     def _backward_discriminator(
-        self,
-        discriminator: Discriminator,
-        parts: Sequence[_VideoPart],
-        rebuilt: Sequence[Tensor],
+        self, discriminator: Discriminator, parts: Sequence[_VideoPart], rebuilt: Sequence[Tensor]
     ) -> dict[str, Tensor]:
         """Compute the discriminator's gradients; return its loss and scores, this rank's share."""
         terms: dict[str, Tensor] = {}

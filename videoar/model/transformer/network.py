@@ -21,12 +21,7 @@ from torch import Tensor, nn
 
 from videoar.model.schedule import Scale, Scales
 from videoar.model.tokenizer.quantizer import resize
-from videoar.model.transformer.attention import (
-    AttentionMask,
-    Layout,
-    Visibility,
-    compile_scheme,
-)
+from videoar.model.transformer.attention import AttentionMask, Layout, Visibility, compile_scheme
 from videoar.model.transformer.cache import KVCache
 from videoar.model.transformer.config import ModelConfig
 from videoar.model.transformer.layer import Checkpointing, Layer

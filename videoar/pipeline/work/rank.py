@@ -8,23 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from videoar.core.crash_points import crash_point
-from videoar.core.errors import (
-    DamagedError,
-    StorageError,
-    TransientStorageError,
-    WorkerLostError,
-)
+from videoar.core.errors import DamagedError, StorageError, TransientStorageError, WorkerLostError
 from videoar.core.scratch import sweep
 from videoar.core.settings import settings
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.fingerprint import fingerprint
 from videoar.pipeline.stage import LoopStage
-from videoar.pipeline.work.task import (
-    StageTask,
-    engine_boundary,
-    publish_record,
-    write_output,
-)
+from videoar.pipeline.work.task import StageTask, engine_boundary, publish_record, write_output
 from videoar.storage.layout import checkpoints_prefix, loop_record_key, progress_key
 
 logger = logging.getLogger(__name__)

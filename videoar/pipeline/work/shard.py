@@ -33,9 +33,7 @@ class ShardWorker:
     """
 
     def __init__(
-        self,
-        task: StageTask,
-        open_reader_slots: "Callable[[], list[ReaderSlot]] | None" = None,
+        self, task: StageTask, open_reader_slots: "Callable[[], list[ReaderSlot]] | None" = None
     ) -> None:
         self.task = task
         self.store = task.open_store()

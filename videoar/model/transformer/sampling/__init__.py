@@ -38,20 +38,7 @@ from videoar.model.transformer.sampling.guidance import APG, GUIDANCE, Guidance,
 from videoar.model.transformer.sampling.settings import SamplerSettings
 
 __all__ = [
-    "APG",
-    "GUIDANCE",
-    "Guidance",
-    "LatentFrame",
-    "Sampled",
-    "SampledBits",
-    "SamplerSettings",
-    "SlidingWindow",
-    "Task",
-    "Wave",
-    "Waves",
-    "decode_latents",
-    "guidance_schedule",
-    "sample",
-    "sample_bits",
-    "stream",
-]
+    "APG", "GUIDANCE", "Guidance", "LatentFrame", "Sampled", "SampledBits", "SamplerSettings",
+    "SlidingWindow", "Task", "Wave", "Waves", "decode_latents", "guidance_schedule", "sample",
+    "sample_bits", "stream",
+]  # fmt: skip

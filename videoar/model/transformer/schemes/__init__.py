@@ -19,17 +19,9 @@ from videoar.model.transformer.schemes.base import (
 from videoar.model.transformer.schemes.next_scale import NextFrameNextScale
 
 __all__ = [
-    "SCHEMES",
-    "TEXT",
-    "Block",
-    "History",
-    "InputDown",
-    "NextFrameNextScale",
-    "Position",
-    "RopeLayout",
-    "Scheme",
-    "attention_cells",
-]
+    "SCHEMES", "TEXT", "Block", "History", "InputDown", "NextFrameNextScale", "Position",
+    "RopeLayout", "Scheme", "attention_cells",
+]  # fmt: skip
 
 SCHEMES = {"videoar": NextFrameNextScale}
 """Scheme by the name that `ModelConfig.scheme` takes."""

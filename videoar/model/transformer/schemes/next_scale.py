@@ -8,13 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from videoar.model.schedule import Scales
-from videoar.model.transformer.schemes.base import (
-    Block,
-    History,
-    InputDown,
-    Position,
-    RopeLayout,
-)
+from videoar.model.transformer.schemes.base import Block, History, InputDown, Position, RopeLayout
 
 
 @dataclass(frozen=True)
