@@ -3,8 +3,8 @@
 Machines are noisy, so a number is reported only beside the number that it is compared with, taken
 in the same minutes by the same process tree.
 
-    videoar bench NAME                 cuts, damage, generate, gpu, ingest, loader, runner, serve,
-                                       tokenize, train
+    videoar bench NAME                 cuts, damage, fvd, generate, gpu, ingest, loader, runner,
+                                       serve, tokenize, train
     python -m videoar.bench.gpu        the same as `videoar bench gpu`, from a bare checkout
     python -m videoar.bench.memory     memory of a training, as Markdown tables
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from videoar.bench.result import BenchResult
 
 BENCHES = {
-    "cuts": "cuts", "damage": "damage", "generate": "generate", "gpu": "gpu", "ingest": "ingest",
-    "loader": "loader", "runner": "runner", "serve": "serve", "tokenize": "tokens",
-    "train": "train",
+    "cuts": "cuts", "damage": "damage", "fvd": "fvd", "generate": "generate", "gpu": "gpu",
+    "ingest": "ingest", "loader": "loader", "runner": "runner", "serve": "serve",
+    "tokenize": "tokens", "train": "train",
 }  # fmt: skip
 """Module by the name of the benchmark."""
 _WITH_VIDEOS = frozenset({"ingest", "damage"})

@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from videoar.bench.films import KINDS, Disturbance, Film, Transition
-from videoar.bench.result import BenchResult, compare, cpu_seconds, shuffled
-from videoar.core.errors import ConfigError
+from videoar.bench.result import BenchResult, compare, cpu_seconds, import_peer, shuffled
 from videoar.media.scan import ScanPlan, detect_transitions
 from videoar.media.transcode import encode_stream
 
@@ -82,24 +81,19 @@ def _ours(path: Path) -> Spans:
 
 
 def _peers() -> dict[str, Callable[[Path], Spans]]:
-    try:
-        from scenedetect import AdaptiveDetector, ContentDetector, SceneManager, open_video
-    except ImportError as error:
-        raise ConfigError(
-            "bench cuts", f"{error.name} is missing", "install videoar[bench]"
-        ) from None
+    peer = import_peer("bench cuts", "scenedetect")
 
     def detect(path: Path, detector: type) -> Spans:
-        manager = SceneManager()
+        manager = peer.SceneManager()
         manager.add_detector(detector())
-        manager.detect_scenes(open_video(str(path)))
+        manager.detect_scenes(peer.open_video(str(path)))
         # scenes start at cuts; the first one starts at frame 0
         cuts = [start.frame_num for start, _ in manager.get_scene_list()][1:]
         return [(cut, cut) for cut in cuts]
 
     return {
-        "pyscenedetect content": lambda path: detect(path, ContentDetector),
-        "pyscenedetect adaptive": lambda path: detect(path, AdaptiveDetector),
+        "pyscenedetect content": lambda path: detect(path, peer.ContentDetector),
+        "pyscenedetect adaptive": lambda path: detect(path, peer.AdaptiveDetector),
     }
 
 

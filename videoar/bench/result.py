@@ -6,11 +6,13 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import Field
 
+from videoar.core.errors import ConfigError
 from videoar.core.hardware import hardware
 from videoar.core.ids import seed_from
 from videoar.core.types import Frozen, Json
@@ -90,6 +92,18 @@ def in_turns(contestants: Mapping[str, Callable[[int], T]], rounds: int) -> dict
         for name in shuffled(list(contestants), turn):
             measured[name].append(contestants[name](turn))
     return measured
+
+
+def import_peer(bench: str, module: str) -> Any:  # noqa: ANN401 - a module without types
+    """Import a package that a benchmark compares with.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ConfigError(bench, f"{error.name} is missing", "install videoar[bench]") from None
 
 
 def commit_id() -> str:

@@ -79,7 +79,8 @@ def bench(
         str,
         typer.Argument(
             metavar="NAME",
-            help="cuts, damage, generate, gpu, ingest, loader, runner, serve, tokenize or train.",
+            help="cuts, damage, fvd, generate, gpu, ingest, loader, runner, serve, tokenize or"
+            " train.",
         ),
     ],
     videos: Annotated[

@@ -3,7 +3,7 @@
 Count, mean and centred second moment are kept in float64 and merged by Chan's rule. The result does
 not depend on how the data was split, up to rounding (1e-14); raw float32 sums lose the signal
 already at a mean of 100. The matrix square root is never formed, as only its trace is needed: a sum
-of square roots of eigenvalues (three times faster than `sqrtm` at 400 features), or a nuclear norm
+of square roots of eigenvalues (four times faster than `sqrtm` at 400 features), or a nuclear norm
 when there are fewer vectors than features.
 
 Axes: N vectors, D features.
@@ -91,13 +91,21 @@ def frechet_distance(a: FeatureStats, b: FeatureStats, ddof: int = 1) -> float:
     mean_b, cov_b = b.moments(ddof)
     if mean_a.shape != mean_b.shape:
         raise ContractError("features", f"{len(mean_a)} != {len(mean_b)} features")
-    # tr (S_a S_b)^(1/2) = tr (R S_b R)^(1/2) with R = S_a^(1/2): R S_b R is symmetric, so eigvalsh
-    # applies. Eigenvalues of a rank-deficient covariance can be negative by rounding: clip at 0.
-    values, vectors = np.linalg.eigh(cov_a)
-    root_a = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    cross = np.linalg.eigvalsh(root_a @ cov_b @ root_a)
+    # tr (S_a S_b)^(1/2) = tr (R^T S_b R)^(1/2) for any R with R R^T = S_a: R^T S_b R is symmetric,
+    # so eigvalsh applies. Eigenvalues of a rank-deficient matrix can be negative by rounding.
+    root_a = _root(cov_a)
+    cross = np.linalg.eigvalsh(root_a.T @ cov_b @ root_a)
     trace = np.trace(cov_a) + np.trace(cov_b) - 2 * np.sqrt(np.maximum(cross, 0)).sum()
     return float(((mean_a - mean_b) ** 2).sum() + trace)
+
+
+def _root(cov: Array) -> Array:
+    """Return R with R R^T = cov."""
+    try:
+        return np.asarray(np.linalg.cholesky(cov))  # with `eigh` a distance takes twice as long
+    except np.linalg.LinAlgError:  # rank-deficient: fewer vectors than features
+        values, vectors = np.linalg.eigh(cov)
+        return np.asarray(vectors * np.sqrt(np.maximum(values, 0)))
 
 
 def frechet_of_vectors(x_ND: Array, y_ND: Array, ddof: int = 1) -> float:

@@ -144,6 +144,19 @@ def test_stage_and_bare_loop_take_the_same_steps():
 
 
 @pytest.mark.slow
+def test_distance_is_measured_beside_sqrtm_and_the_stage_beside_its_network():
+    from videoar.bench import fvd
+
+    result = fvd.run(1, num_clips=2)
+    assert set(result.ratios) == {"scipy sqrtm"}
+    # both compute the same number, which is what makes their times comparable
+    assert result.cases["distance"]["relative_difference"] < 1e-9
+    # a small machine under load may halve the ratio, not more
+    assert result.cases["distance"]["time_to_sqrtm"] < 1
+    assert 0 < result.cases["stage features"]["cpu_to_bare"] < 1.5
+
+
+@pytest.mark.slow
 def test_generating_is_measured_by_scale_by_token_and_without_a_cache():
     from videoar.bench import generate
 
