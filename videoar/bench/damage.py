@@ -8,30 +8,26 @@ is farther away than the one before.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from videoar.bench.result import BenchResult, compare
-from videoar.core.errors import ConfigError, MediaError
+from videoar.bench.stores import decoded, ingested
+from videoar.core.errors import ConfigError
 from videoar.core.ids import seed_from
-from videoar.core.scratch import Scratch
 from videoar.evaluation.extractor import Clip, Extractor, Frames
 from videoar.evaluation.frechet import frechet_interval, frechet_of_vectors
 from videoar.evaluation.registry import open_extractor
-from videoar.media.process import Limits
-from videoar.media.sandbox import SandboxedDecoder
-from videoar.media.scan import DecodedClip, ScanPlan
-from videoar.media.sources import list_sources
-from videoar.media.synthetic import draw, scenes
+from videoar.storage.store import open_store
 
 Features = NDArray[np.float64]
 NETWORKS = ("lite0", "random_i3d", "pixels")
-_SIZE_PX, _FRAMES, _RATE_FPS = (64, 64), 16, 8.0
+_SIZE_PX, _FRAMES, _RATE_FPS = 64, 16, 8.0
 STRENGTHS = 5
 
 
@@ -94,7 +90,8 @@ def run(videos: Path | None, rounds: int) -> BenchResult:
     Raises:
         ConfigError: the folder has fewer videos.
     """
-    clips = _of_folder(videos, 64 * rounds) if videos else _drawn(64 * rounds)
+    count = 64 * rounds
+    clips = _clips(str(videos or f"rendered://shapes?num_videos={count}&seed=0"), count)
     reference, real = clips[::2], clips[1::2]
     cases: dict[str, dict[str, float]] = {}
     for network in NETWORKS:
@@ -103,7 +100,9 @@ def run(videos: Path | None, rounds: int) -> BenchResult:
         name: [_num_seen(cases, name)] for name in NETWORKS[1:]
     }
     where = "drawn" if videos is None else "of a folder"
-    notes = (f"{len(real)} against {len(reference)} clips {where}, {_FRAMES} frames at {_SIZE_PX}",)
+    notes = (
+        f"{len(real)} against {len(reference)} clips {where}, {_FRAMES} frames at {_SIZE_PX} px",
+    )
     return compare("damage", "damages seen of 5", figures, cases=cases, notes=notes)
 
 
@@ -155,30 +154,19 @@ def _num_seen(cases: Mapping[str, Mapping[str, float]], network: str) -> float:
     return float(len(seen))
 
 
-def _drawn(count: int) -> list[Clip]:
-    every = scenes()
-    return [
-        Clip(str(i), draw(replace(every[i % len(every)], seed=i), _FRAMES, _SIZE_PX[0], _RATE_FPS),
-             _RATE_FPS, every[i % len(every)].prompt)
-        for i in range(count)
-    ]  # fmt: skip
+def _clips(sources: str, count: int) -> list[Clip]:
+    """Return the first clip of each video, in the order of their ids, which are hashes.
 
-
-def _of_folder(folder: Path, count: int) -> list[Clip]:
-    """Return the first clip of each video, in the order of a hash of their names."""
-    plan = ScanPlan(
-        num_frames=_FRAMES, rate_fps=_RATE_FPS, size_px=(_SIZE_PX,), find_shots=False, max_clips=1
-    )
-    names = list_sources(str(folder))["uri"].to_pylist()
-    names = sorted(names, key=lambda uri: seed_from("damage", uri))
-    clips: list[Clip] = []
-    with SandboxedDecoder(plan, Limits()) as decoder, Scratch() as scratch:
-        for uri in names:
-            # a file that is no video is not counted, and the folder must have enough others
-            with suppress(MediaError):
-                scanned = decoder.scan(decoder.fetch(uri, scratch)[0])
-                found = [clip for clip in scanned if isinstance(clip, DecodedClip)]
-                clips += [Clip(uri, clip.frames_THWC, _RATE_FPS, "") for clip in found]
-            if len(clips) == count:
-                return clips
-    raise ConfigError(str(folder), f"has {len(clips)} clips, {count} are needed")
+    Raises:
+        ConfigError: there are fewer.
+    """
+    options = {
+        "size_px": _SIZE_PX, "rate_fps": _RATE_FPS, "find_shots": False, "max_clips_per_source": 1,
+    }  # fmt: skip
+    with TemporaryDirectory(prefix="videoar-bench-") as folder:
+        store = open_store(Path(folder).as_uri())
+        found = decoded(store, ingested(store, sources, **options))
+    if len(found) < count:
+        raise ConfigError(sources, f"has {len(found)} clips, {count} are needed")
+    clips = sorted(found, key=lambda clip: clip.id)[:count]
+    return [replace(clip, frames=clip.frames[:_FRAMES]) for clip in clips]

@@ -19,11 +19,10 @@ from statistics import median
 import numpy as np
 
 from videoar.bench.result import BenchResult, compare, cpu_seconds, import_peer, in_turns
-from videoar.bench.stores import run_stages
+from videoar.bench.stores import decoded, ingested, run_stages
 from videoar.evaluation.extractor import Clip, Extractor
 from videoar.evaluation.frechet import FeatureStats, frechet_distance
 from videoar.evaluation.registry import open_extractor
-from videoar.media.clip_reader import ClipReader
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store, open_store
 
@@ -88,19 +87,15 @@ def _stage(store: Store, num_clips: int, rounds: int) -> dict[str, float]:
     import torch
 
     uri = f"rendered://shapes?num_videos={num_clips}&seed=0"
-    options = {"stage": "ingest", "size_px": _SIZE_PX, "max_clips_per_source": 1}
-    found = run_stages(store, {"sources": uri}, {"clips": options})
-    clips = store.snapshot(found.outputs["clips"])
+    clips = ingested(store, uri, size_px=_SIZE_PX, max_clips_per_source=1)
     _features(store, clips, "warm", "pixels")  # not timed: it imports
     torch.set_num_threads(1)  # as the stage does
     extractor = open_extractor(_NETWORK)
-    read = ClipReader(store.objects)
-    rows = clips.table().to_pylist()
-    decoded = [Clip(row["clip_id"], read(row), row["rate_fps"], "") for row in rows]
+    in_memory = decoded(store, clips)
     works = {
         # another stage name per turn: nothing is reused
         "ours": lambda turn: _features(store, clips, f"turn{turn}", _NETWORK),
-        _BARE: lambda _turn: _vectors(extractor, decoded),
+        _BARE: lambda _turn: _vectors(extractor, in_memory),
     }
     timed = {name: partial(_times, work) for name, work in works.items()}
     runs = in_turns(timed, rounds)
@@ -112,8 +107,8 @@ def _stage(store: Store, num_clips: int, rounds: int) -> dict[str, float]:
     return {
         "to_bare": ratios[0],
         "cpu_to_bare": ratios[1],
-        "clips_per_s": round(len(rows) / median(wall_s["ours"]), 2),
-        "bare_clips_per_s": round(len(rows) / median(wall_s[_BARE]), 2),
+        "clips_per_s": round(len(in_memory) / median(wall_s["ours"]), 2),
+        "bare_clips_per_s": round(len(in_memory) / median(wall_s[_BARE]), 2),
     }
 
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from videoar.contracts.names import MODELS
-from videoar.core.types import Provenance
+from videoar.core.types import Json, Provenance
 from videoar.engine.base import Engine, ShardDone
 from videoar.engine.inline import InlineEngine
+from videoar.evaluation.extractor import Clip
+from videoar.media.clip_reader import ClipReader
 from videoar.pipeline.spec import parse_pipeline
 from videoar.pipeline.stage import Shard
 from videoar.pipeline.work.task import StageTask, WorkRecord
@@ -37,6 +39,19 @@ def commit_tokenizer(store: Store, net: "VideoTokenizer") -> Snapshot:
 
     rows = publish_model(net, store, weights=net.state_dict(), step=0, metrics={}, history=[])
     return commit(store, "tokenizer", MODELS, [rows])
+
+
+def ingested(store: Store, sources: str, **options: Json) -> Snapshot:
+    """Return the clips of a folder of videos, or of another input of `ingest`, in one process."""
+    run = run_stages(store, {"sources": sources}, {"clips": {"stage": "ingest", **options}})
+    return store.snapshot(run.outputs["clips"])
+
+
+def decoded(store: Store, clips: Snapshot) -> list[Clip]:
+    """Return clips in memory, in the order of their rows."""
+    read = ClipReader(store.objects)
+    rows = clips.table().to_pylist()
+    return [Clip(row["clip_id"], read(row), row["rate_fps"], "") for row in rows]
 
 
 class TimedEngine:

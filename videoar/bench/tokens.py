@@ -20,7 +20,7 @@ import numpy as np
 
 from videoar.bench.films import Film, copies
 from videoar.bench.result import BenchResult, compare, in_turns
-from videoar.bench.stores import commit_tokenizer, run_stages
+from videoar.bench.stores import commit_tokenizer, decoded, ingested, run_stages
 from videoar.media.clip_reader import ClipReader
 from videoar.media.transcode import encode_stream
 from videoar.model.tokenizer.config import TOKENIZERS
@@ -72,20 +72,16 @@ class _Contest:
         from videoar.model.tokenizer.network import VideoTokenizer
 
         self.store = store
-        ingest = {
-            "stage": "ingest", "size_px": size_px,
-            "rate_fps": 8.0, "find_shots": False, "max_clips_per_source": 64,
-            "sources_per_shard": 4,
-        }  # fmt: skip
-        run = run_stages(store, {"sources": str(videos)}, {"clips": ingest})
-        self.clips = store.snapshot(run.outputs["clips"])
+        self.clips = ingested(
+            store, str(videos), size_px=size_px, rate_fps=8.0, find_shots=False,
+            max_clips_per_source=64, sources_per_shard=4,
+        )  # fmt: skip
         torch.manual_seed(0)  # equal tokens in every run
         self.net = VideoTokenizer(TOKENIZERS[_PRESET].for_size(size_px, size_px)).eval()
         self.tokenizer = commit_tokenizer(store, self.net)
         self.rows: Rows = self.clips.table().to_pylist()
-        read = ClipReader(store.objects)
         # decoded beforehand: `encode loop` is to measure the network alone
-        self.frames = [read(row) for row in self.rows]
+        self.frames = [clip.frames for clip in decoded(store, self.clips)]
 
         self.busy_percent: list[float] = []
         """Use of the device by the stage, a value per turn."""
