@@ -27,37 +27,13 @@ from videoar.core.errors import ConfigError, SnapshotNotFoundError
 from videoar.core.types import Commit, FileRef, Row
 from videoar.records.lineage import children
 from videoar.records.names import SOURCE_PREFIX
+from videoar.storage import layout, takedown
 from videoar.storage.delta_log import iter_commits
-from videoar.storage.layout import (
-    RUNS_PREFIX,
-    STAGES_PREFIX,
-    TABLES_PREFIX,
-    TEXT_FEATURES_PREFIX,
-    dataset_of,
-    tombstone_key,
-    withdrawal_key,
-)
 from videoar.storage.reader import read_file
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.takedown import (
-    ADDRESS_COLUMNS,
-    SOURCE_COLUMN,
-    Share,
-    Tombstone,
-    Withdrawal,
-    address_digest,
-    data_files,
-    files_of_source,
-    find_tombstone,
-    find_withdrawal,
-    listings,
-    place_digest,
-    withdrawn_keys,
-    withdrawn_sources,
-)
 
-Holders = Mapping[str, Withdrawal]
+Holders = Mapping[str, takedown.Withdrawal]
 """Parquet files with rows of the source, by key; deleted ones by their withdrawal records."""
 Mentions = Mapping[str, tuple[FileRef, set[str]]]
 """Listings, by key, and the addresses of the source in them."""
@@ -90,8 +66,8 @@ def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False
     source = source.lower().removeprefix(SOURCE_PREFIX)
     if not re.fullmatch("[0-9a-f]{64}", source):  # a prefix would do, but this deletes data
         raise ConfigError(source or "''", "is not a SHA-256", f"64 hex digits; {_HINT}")
-    tombstone = find_tombstone(store.ledger, source)
-    holders = dict(files_of_source(store.objects, store.ledger, source))
+    tombstone = takedown.find_tombstone(store.ledger, source)
+    holders = dict(takedown.files_of_source(store.objects, store.ledger, source))
     if tombstone is None and not holders:
         raise SnapshotNotFoundError(source, f"no source of this SHA-256 in {store.url}", _HINT)
     # All reading comes before the first deletion: the result describes the store as it was.
@@ -103,7 +79,7 @@ def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False
     rewritten = mentions.keys() | _rewritten_before(store, source)
     # A second call counts what the first one deleted, so both return the same numbers.
     if not dry_run:
-        tombstone = tombstone or Tombstone(
+        tombstone = tombstone or takedown.Tombstone(
             source=source,
             reason=reason,
             time=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -123,14 +99,14 @@ def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False
             if entry["contract"] == EVALSETS and entry["holds_content"]
             for name in entry["refs"] or [entry["id"]]
         ],
-        "tombstone": tombstone_key(source),
+        "tombstone": layout.tombstone_key(source),
         "dry_run": dry_run,
     }
 
 
 def _withdraw(
     store: Store,
-    tombstone: Tombstone,
+    tombstone: takedown.Tombstone,
     holders: Holders,
     removable: Mapping[str, int],
     mentions: Mentions,
@@ -142,7 +118,7 @@ def _withdraw(
     """
     source = tombstone.source
     # From here on no write of rows of this source succeeds, in any process.
-    store.ledger.create(tombstone_key(source), tombstone.model_dump())
+    store.ledger.create(layout.tombstone_key(source), tombstone.model_dump())
     crash_point("forget.tombstone")
     # A run that resumes later would adopt these records, and commit files that are deleted.
     _drop_work_records(store, holders)
@@ -151,9 +127,11 @@ def _withdraw(
     for file, uris in mentions.values():
         _rewrite(store, source, file, uris)
         crash_point("forget.listing")
-    objects = {key: Withdrawal(source=source, size_bytes=size) for key, size in removable.items()}
+    objects = {
+        key: takedown.Withdrawal(source=source, size_bytes=size) for key, size in removable.items()
+    }
     for key, withdrawal in [*holders.items(), *objects.items()]:
-        store.ledger.create(withdrawal_key(key), withdrawal.model_dump())
+        store.ledger.create(layout.withdrawal_key(key), withdrawal.model_dump())
     crash_point("forget.notes")
     for key in removable:
         store.objects.purge(key)  # unlike `delete`, also its older versions in a versioned bucket
@@ -161,7 +139,7 @@ def _withdraw(
     for key in holders:
         store.objects.purge(key)
         crash_point("forget.file")
-    for info in list(store.objects.list(TEXT_FEATURES_PREFIX)):
+    for info in list(store.objects.list(layout.TEXT_FEATURES_PREFIX)):
         store.objects.purge(info.key)
     store.objects.sweep()  # half-written copies that a killed writer has left
 
@@ -169,8 +147,8 @@ def _withdraw(
 def _mentions(store: Store, addresses: Collection[str]) -> Mentions:
     """Return the listings with any of these addresses."""
     result: dict[str, tuple[FileRef, set[str]]] = {}
-    for file, rows in listings(store.objects):
-        uris = {uri for uri, etag in rows if address_digest(uri, etag) in addresses}
+    for file, rows in takedown.listings(store.objects):
+        uris = {uri for uri, etag in rows if takedown.address_digest(uri, etag) in addresses}
         if uris:
             result[file.key] = (file, uris)
     return result
@@ -185,10 +163,10 @@ def _rewritten_before(store: Store, source: str) -> set[str]:
     }
 
 
-def _withdrawals(store: Store) -> Iterator[tuple[str, Withdrawal]]:
+def _withdrawals(store: Store) -> Iterator[tuple[str, takedown.Withdrawal]]:
     """Yield the withdrawn files of all tables with their records."""
-    for key in withdrawn_keys(store.ledger, TABLES_PREFIX):
-        withdrawal = find_withdrawal(store.ledger, key)
+    for key in takedown.withdrawn_keys(store.ledger, layout.TABLES_PREFIX):
+        withdrawal = takedown.find_withdrawal(store.ledger, key)
         if withdrawal is not None:
             yield key, withdrawal
 
@@ -197,10 +175,10 @@ def _rewrite(store: Store, source: str, file: FileRef, uris: Collection[str]) ->
     """Replace a listing by one without these addresses."""
     rows = read_file(store.objects, file, None)
     kept = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(list(uris), pa.string()))))
-    replacement = store.dataset(dataset_of(file.key), SOURCES).write(kept)
+    replacement = store.dataset(layout.dataset_of(file.key), SOURCES).write(kept)
     size_bytes = file.size_bytes
-    withdrawal = Withdrawal(source=source, size_bytes=size_bytes, replacement=replacement)
-    store.ledger.create(withdrawal_key(file.key), withdrawal.model_dump())
+    withdrawal = takedown.Withdrawal(source=source, size_bytes=size_bytes, replacement=replacement)
+    store.ledger.create(layout.withdrawal_key(file.key), withdrawal.model_dump())
     store.objects.purge(file.key)
 
 
@@ -212,7 +190,7 @@ def _scrub(store: Store, uris: Collection[str]) -> None:
     """
     # longest first: `a.mp4` may be the beginning of `a.mp4?x`
     by_length = sorted(uris, key=len, reverse=True)
-    for key in store.ledger.list(RUNS_PREFIX):
+    for key in store.ledger.list(layout.RUNS_PREFIX):
         data = store.objects.find(key) if key.endswith(".json") else None
         clean = data
         for uri in by_length:
@@ -221,20 +199,20 @@ def _scrub(store: Store, uris: Collection[str]) -> None:
             store.objects.put(key, clean)
             crash_point("forget.scrub")
     if uris:
-        store.objects.purge_older(RUNS_PREFIX)
+        store.objects.purge_older(layout.RUNS_PREFIX)
 
 
 def _drop_work_records(store: Store, holders: Holders) -> None:
     """Delete the work records that name these files, so that their shards run again."""
-    for key in store.ledger.list(STAGES_PREFIX):
+    for key in store.ledger.list(layout.STAGES_PREFIX):
         record = store.ledger.read(key) or {}
         files = [*record.get("files", ()), *record.get("rejects", ())]
         if any(file["key"] in holders for file in files):
             store.objects.delete(key)
 
 
-def _share(holders: Holders, key: str, source: str) -> Share:
-    return holders[key].shares[source] if key in holders else Share()
+def _share(holders: Holders, key: str, source: str) -> takedown.Share:
+    return holders[key].shares[source] if key in holders else takedown.Share()
 
 
 def _rows(snapshot: Snapshot, holders: Holders, source: str) -> int:
@@ -273,7 +251,7 @@ def _derived(
 
 
 def _has_sources(contract: str) -> bool:
-    return SOURCE_COLUMN in load_contract(contract).arrow_schema.names
+    return takedown.SOURCE_COLUMN in load_contract(contract).arrow_schema.names
 
 
 def _addresses(store: Store, holders: Holders, source: str) -> set[str]:
@@ -285,9 +263,9 @@ def _addresses(store: Store, holders: Holders, source: str) -> set[str]:
         places = {place for share in shares for place in share.places}
         if places:
             result |= {
-                address_digest(uri, etag)
+                takedown.address_digest(uri, etag)
                 for uri, etag in _listed(store, commit)
-                if place_digest(uri) in places
+                if takedown.place_digest(uri) in places
             }
     return result
 
@@ -297,7 +275,7 @@ def _listed(store: Store, commit: Commit) -> Iterator[tuple[str, str]]:
     for parent in commit.provenance.parents.values():
         listing = store.snapshot(parent)
         if listing.contract == SOURCES:
-            for row in listing.table(list(ADDRESS_COLUMNS)).to_pylist():
+            for row in listing.table(list(takedown.ADDRESS_COLUMNS)).to_pylist():
                 yield row["uri"], row["etag"]
 
 
@@ -310,11 +288,11 @@ def _removable_objects(
     """
     shares = [file.shares[source] for file in holders.values()]
     clips = {key: size for share in shares for key, size in share.objects.items()}
-    taken_down = withdrawn_sources(store.ledger) | {source}
+    taken_down = takedown.withdrawn_sources(store.ledger) | {source}
     shared = _still_referenced(store, clips.keys(), taken_down)
     result = {key: size for key, size in sorted(clips.items()) if key not in shared}
     for key in sorted(_reconstructions(store, snapshots, taken_down, holders)):
-        withdrawal = find_withdrawal(store.ledger, key)
+        withdrawal = takedown.find_withdrawal(store.ledger, key)
         stored = [info.size_bytes for info in store.objects.list(key)]  # none: deleted before
         result[key] = withdrawal.size_bytes if withdrawal else sum(stored)
     return result
@@ -328,7 +306,7 @@ def _still_referenced(store: Store, keys: Collection[str], taken_down: Collectio
         # the withdrawal record of a removed file lists the clips that its sources shared
         for other in withdrawal.shares.keys() - taken_down:
             referenced |= withdrawal.shares[other].objects.keys() & keys
-    for file in data_files(store.objects):
+    for file in takedown.data_files(store.objects):
         if file.key not in withdrawn:
             referenced |= _referenced_in(store, file, keys, taken_down)
     return referenced
@@ -337,12 +315,14 @@ def _still_referenced(store: Store, keys: Collection[str], taken_down: Collectio
 def _referenced_in(
     store: Store, file: FileRef, keys: Collection[str], taken_down: Collection[str]
 ) -> set[str]:
-    rows = read_file(store.objects, file, [SOURCE_COLUMN, "video_key"])
+    rows = read_file(store.objects, file, [takedown.SOURCE_COLUMN, "video_key"])
     if rows.num_columns < 2:  # a table without sources or without videos
         return set()
     matching = rows.filter(pc.is_in(rows["video_key"], pa.array(list(keys), pa.string())))
     return {
-        row["video_key"] for row in matching.to_pylist() if row[SOURCE_COLUMN] not in taken_down
+        row["video_key"]
+        for row in matching.to_pylist()
+        if row[takedown.SOURCE_COLUMN] not in taken_down
     }
 
 

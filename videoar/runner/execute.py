@@ -36,13 +36,8 @@ from videoar.records.run_record import (
 )
 from videoar.runner.decide import Decision, ShardWork, check_datasets, check_tools, decide
 from videoar.runner.inputs import Listing, compare, resolve
+from videoar.storage import layout
 from videoar.storage.delta_log import missing_files
-from videoar.storage.layout import (
-    loop_record_key,
-    reduce_record_key,
-    rejects_dataset,
-    shard_record_key,
-)
 from videoar.storage.reader import read_file
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
@@ -264,7 +259,7 @@ class Execution:
             return self._map(task, stage, decision.work)
         self._update(task.dataset, shards=ShardCounts(planned=1))
         is_loop = stage.shape == "loop"
-        record_key = loop_record_key if is_loop else reduce_record_key
+        record_key = layout.loop_record_key if is_loop else layout.reduce_record_key
         key = record_key(task.dataset, task.fingerprint)
         # not cached although it has a record: killed before the commit, or files were withdrawn or
         # lost
@@ -339,7 +334,7 @@ class Execution:
         (first, *_) = read_file(self.store.objects, total.rejects[0], columns).to_pylist()
         for shard in shards:
             name = shard_fingerprint(task.fingerprint_parts, stage.sharded, shard)
-            self.store.objects.delete(shard_record_key(task.dataset, name))
+            self.store.objects.delete(layout.shard_record_key(task.dataset, name))
         raise StageError(
             f"stage {task.dataset}",
             f"all of its {total.rows_rejected} rows were rejected, such as "
@@ -361,7 +356,7 @@ class Execution:
     def _commit(self, task: StageTask, stage: Stage[Any], record: WorkRecord) -> Snapshot:
         crash_point("before-commit")
         provenance = self._provenance(task.dataset, task.fingerprint, dict(task.inputs))
-        rejected = self.store.dataset(rejects_dataset(task.dataset), REJECTS)
+        rejected = self.store.dataset(layout.rejects_dataset(task.dataset), REJECTS)
         # rejects first: the commit of the output names their snapshot. Killed in between, the next
         # attempt finds it by its fingerprint.
         rejects = rejected.commit(record.rejects, provenance, {}).id if record.rejects else None

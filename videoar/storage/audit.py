@@ -22,7 +22,6 @@ from videoar.contracts.contract import load_contract
 from videoar.core.errors import StorageError, TransientStorageError, WithdrawnError, one_line
 from videoar.core.types import FileRef, Frozen
 from videoar.storage.layout import READABLE_LAYOUT_VERSIONS
-from videoar.storage.object_store import ObjectStore
 from videoar.storage.reader import UNREADABLE, ObjectFile, key_value_metadata, read_footer
 from videoar.storage.snapshot import Snapshot, snapshot_digest
 from videoar.storage.token_codec import Grid, bytes_per_frame, checksum
@@ -80,33 +79,6 @@ def audit(
         tokenizer = tokenizer or file_audit.metadata.get("tokenizer_digest")
     for key in duplicate_keys(snapshot):
         yield Finding(path=key.second.key, kind="KEYS", message=str(key), row=key.second_row)
-
-
-def _audit_bytes(
-    objects: ObjectStore, key: str, sha256: str, size_bytes: int | None, piece_bytes: int
-) -> Iterator[Finding]:
-    """Compare one object with its committed size and hash."""
-    # a missing object is a finding; a store that does not respond is an error
-    size = objects.size(key)
-    if size is None:
-        try:
-            size = len(objects.get(key))  # its error has the reason
-        except WithdrawnError as error:
-            yield Finding(path=key, kind="WITHDRAWN", message=error.what)
-            return
-        except StorageError as error:
-            yield Finding(path=key, kind="MISSING", message=error.what)
-            return
-    if size_bytes is not None and size != size_bytes:
-        what = f"has {size} bytes, {size_bytes} were committed"
-        yield Finding(path=key, kind="SIZE", message=what)
-    digest = hashlib.sha256()
-    # in pieces: objects may be models of many gigabytes
-    for start in range(0, size, piece_bytes):
-        digest.update(objects.get_range(key, start, piece_bytes))
-    if digest.hexdigest() != sha256:
-        what = f"damaged: its SHA-256 is {digest.hexdigest()}, committed was {sha256}"
-        yield Finding(path=key, kind="SHA256", message=what)
 
 
 @dataclass(frozen=True)
@@ -260,23 +232,35 @@ class _FileAudit:
 
     def _objects_of(self, small: Mapping[str, pa.ChunkedArray], first: int) -> Iterator[Finding]:
         """Check the objects that rows name: videos, and files of models."""
-        if small.keys() >= {"video_key", "video_sha256"}:
-            sizes = small.get(
-                "video_size_bytes", pa.chunked_array([pa.nulls(len(small["video_key"]))])
-            )
-            columns = (small["video_key"], small["video_sha256"], sizes)
-            for row, object_ in enumerate(zip(*(c.to_pylist() for c in columns), strict=True)):
-                if object_[0] is not None:
-                    yield from self._object(first + row, *object_)
-        if "files" in small:
-            for row, files in enumerate(small["files"].to_pylist()):
-                for file in files:
-                    yield from self._object(
-                        first + row, file["key"], file["sha256"], file["size_bytes"]
-                    )
+        names = small.keys() & {"video_key", "video_sha256", "video_size_bytes", "files"}
+        for number, row in enumerate(pa.table({n: small[n] for n in names}).to_pylist(), first):
+            if row.get("video_key") is not None and "video_sha256" in row:
+                key, sha256 = row["video_key"], row["video_sha256"]
+                yield from self._object(number, key, sha256, row.get("video_size_bytes"))
+            for file in row.get("files", ()):
+                yield from self._object(number, file["key"], file["sha256"], file["size_bytes"])
 
     def _bytes(self, key: str, sha256: str, size_bytes: int | None) -> Iterator[Finding]:
-        return _audit_bytes(self._objects, key, sha256, size_bytes, self._piece_bytes)
+        """Compare one object with its committed size and hash."""
+        # a missing object is a finding; a store that does not respond is an error
+        size = self._objects.size(key)
+        if size is None:
+            try:
+                size = len(self._objects.get(key))  # its error has the reason
+            except StorageError as error:
+                kind = "WITHDRAWN" if isinstance(error, WithdrawnError) else "MISSING"
+                yield Finding(path=key, kind=kind, message=error.what)
+                return
+        if size_bytes is not None and size != size_bytes:
+            what = f"has {size} bytes, {size_bytes} were committed"
+            yield Finding(path=key, kind="SIZE", message=what)
+        digest = hashlib.sha256()
+        # in pieces: objects may be models of many gigabytes
+        for start in range(0, size, self._piece_bytes):
+            digest.update(self._objects.get_range(key, start, self._piece_bytes))
+        if digest.hexdigest() != sha256:
+            what = f"damaged: its SHA-256 is {digest.hexdigest()}, committed was {sha256}"
+            yield Finding(path=key, kind="SHA256", message=what)
 
     def _object(self, row: int, key: str, sha256: str, size: int | None) -> Iterator[Finding]:
         for finding in self._bytes(key, sha256, size):

@@ -37,16 +37,7 @@ from videoar.core.errors import ConfigError, StorageError, TransientStorageError
 from videoar.core.ids import SHORT_DIGEST
 from videoar.core.retry import RetryPolicy
 from videoar.core.types import Commit, FileRef
-from videoar.storage.layout import (
-    TABLES_PREFIX,
-    commit_index_key,
-    data_path,
-    dataset_of,
-    is_log_version,
-    log_prefix,
-    log_version_key,
-    table_folder,
-)
+from videoar.storage import layout
 from videoar.storage.ledger import Ledger
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.statistics import delta_statistics, read_statistics
@@ -72,8 +63,8 @@ def iter_commits(objects: ObjectStore, dataset: str | None = None) -> Iterator[C
     Reads the logs, not the index records: a writer that was killed between the two left none, and
     a takedown must see its files as well.
     """
-    for info in objects.list(log_prefix(dataset) if dataset else TABLES_PREFIX):
-        if is_log_version(info.key):
+    for info in objects.list(layout.log_prefix(dataset) if dataset else layout.TABLES_PREFIX):
+        if layout.is_log_version(info.key):
             commit = _commit_of(objects.get(info.key))
             if commit is not None:
                 yield commit
@@ -85,14 +76,6 @@ def _commit_of(data: bytes) -> Commit | None:
     for action in actions:
         if "videoar" in action.get("commitInfo", {}):
             return Commit.model_validate(action["commitInfo"]["videoar"])
-    return None
-
-
-def _description_of(data: bytes) -> str | None:
-    """Return the table's description in a version of a Delta log, None if it sets none."""
-    for line in data.splitlines():
-        if line.strip() and (metadata := json.loads(line).get("metaData")):
-            return metadata.get("description") or None
     return None
 
 
@@ -124,7 +107,7 @@ class DeltaLog:
 
     def __init__(self, objects: ObjectStore, ledger: Ledger, dataset: str) -> None:
         self._objects, self._ledger, self._dataset = objects, ledger, dataset
-        self.folder = table_folder(dataset)
+        self.folder = layout.table_folder(dataset)
 
     def find(self, app_id: str, *, create_index: bool = False) -> Commit | None:
         """Return the commit that carried an application id first, None if there is none.
@@ -136,7 +119,7 @@ class DeltaLog:
             app_id: `fingerprint-...` or `digest-...`.
             create_index: create a missing index record. For writers only: reading never writes.
         """
-        key = commit_index_key(self._dataset, app_id)
+        key = layout.commit_index_key(self._dataset, app_id)
         record = self._ledger.read(key)
         version = record["version"] if record else self._version_in_log(app_id)
         if version is None:
@@ -157,18 +140,12 @@ class DeltaLog:
             raise ConfigError(self._dataset, what, "give the stage or input another name")
 
     def _contract(self) -> str | None:
-        """Return the contract of the table; None if there is none, or no commit in it.
-
-        Version 0 creates the table and has the id as description. Tables of stores without
-        `format.json` have no description; their first commit has the contract.
-        """
-        version = 0
-        while (data := self._objects.find(log_version_key(self._dataset, version))) is not None:
-            commit = _commit_of(data)
-            if contract := commit.contract if commit else _description_of(data):
-                return contract
-            version += 1
-        return None
+        """Return the contract of the table, None if there is none: its description has the id."""
+        # version 0 creates the table
+        data = self._objects.find(layout.log_version_key(self._dataset, 0)) or b""
+        actions = (json.loads(line) for line in data.splitlines())
+        created: dict[str, str] = next((a["metaData"] for a in actions if "metaData" in a), {})
+        return created.get("description") or None
 
     def find_complete(self, app_id: str) -> tuple[str, Commit | None]:
         """Find the first commit of `app_id`, `app_id.1`, ... whose files all exist.
@@ -191,7 +168,7 @@ class DeltaLog:
         """Return the keys of the files of a commit and of its rejects that were withdrawn."""
         keys = {file.key for file in self._files(commit)}
         # one listing per dataset; a lookup per file would be a request for each of thousands
-        folders = {table_folder(dataset_of(key)) for key in keys}
+        folders = {layout.table_folder(layout.dataset_of(key)) for key in keys}
         return frozenset(
             key for folder in folders for key in withdrawn_keys(self._ledger, f"{folder}/") & keys
         )
@@ -285,13 +262,13 @@ class DeltaLog:
         paths, sizes_bytes = existing["path"].to_pylist(), existing["size_bytes"].to_pylist()
         sizes = dict(zip(paths, sizes_bytes, strict=True))
         now_ms = int(time.time() * 1000)
-        kept = {data_path(file.sha256) for file in commit.files}
-        new = [file for file in commit.files if data_path(file.sha256) not in sizes]
+        kept = {layout.data_path(file.sha256) for file in commit.files}
+        new = [file for file in commit.files if layout.data_path(file.sha256) not in sizes]
         # from the footers in the store: shards were written by other processes
         statistics = read_statistics(self._objects, new, load_contract(commit.contract))
         return [
             AddAction(
-                data_path(file.sha256),
+                layout.data_path(file.sha256),
                 file.size_bytes,
                 {},  # no partition columns
                 now_ms,
@@ -361,7 +338,7 @@ class DeltaLog:
         return table.transaction_version(app_id) if table is not None else None
 
     def _read(self, version: int) -> Commit:
-        key = log_version_key(self._dataset, version)
+        key = layout.log_version_key(self._dataset, version)
         commit = _commit_of(self._objects.get(key))
         if commit is None:
             raise StorageError(f"{self._objects.url}/{key}", "contains no commit of videoar")

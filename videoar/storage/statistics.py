@@ -66,16 +66,13 @@ def _range(column: Column, chunk: pq.ColumnChunkMetaData) -> Range | None:
     # a missing null count must not be written as 0: readers would skip rows with nulls
     if statistics is None or not statistics.has_null_count:
         return None
+    without_values = Range(nulls=statistics.null_count)
     is_id = column.type == "string" and (column.checks.regex or column.checks.enum)
     if column.type not in _RANGED and not is_id:
-        return Range(nulls=statistics.null_count)
+        return without_values
     # without min and max: all values are null, or Parquet has none (values over 4 kB, NaN only)
     if not statistics.has_min_max:
-        return (
-            Range(nulls=statistics.null_count)
-            if statistics.null_count == chunk.num_values
-            else None
-        )
+        return without_values if statistics.null_count == chunk.num_values else None
     if isinstance(statistics.min, float) and not math.isfinite(statistics.min + statistics.max):
         return None  # JSON has no infinity
     return Range(min=statistics.min, max=statistics.max, nulls=statistics.null_count)
@@ -83,21 +80,15 @@ def _range(column: Column, chunk: pq.ColumnChunkMetaData) -> Range | None:
 
 def merge(parts: Iterable[Statistics]) -> Statistics:
     """Return the statistics of the union of rows, of the columns that are in all parts."""
-    merged: Statistics | None = None
-    for part in parts:
-        if merged is None:  # the first part; an empty start would drop every column
-            merged = dict(part)
-        else:
-            merged = {n: _union(range_, part[n]) for n, range_ in merged.items() if n in part}
-    return merged or {}
+    first, *others = [*parts] or [{}]
+    common = [name for name in first if all(name in part for part in others)]
+    return {name: _union([part[name] for part in (first, *others)]) for name in common}
 
 
-def _union(one: Range, other: Range) -> Range:
-    lows = [r.min for r in (one, other) if r.min is not None]
-    highs = [r.max for r in (one, other) if r.max is not None]
-    return Range(
-        min=min(lows, default=None), max=max(highs, default=None), nulls=one.nulls + other.nulls
-    )
+def _union(ranges: list[Range]) -> Range:
+    low = min((r.min for r in ranges if r.min is not None), default=None)
+    high = max((r.max for r in ranges if r.max is not None), default=None)
+    return Range(min=low, max=high, nulls=sum(r.nulls for r in ranges))
 
 
 def delta_statistics(rows: int, columns: Mapping[str, Range]) -> str:

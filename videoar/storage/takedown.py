@@ -19,14 +19,7 @@ from pydantic import ConfigDict, Field
 from videoar.core.errors import WithdrawnError
 from videoar.core.ids import digest_json
 from videoar.core.types import FileRef, Row, Stored
-from videoar.storage.layout import (
-    TABLES_PREFIX,
-    TOMBSTONES_PREFIX,
-    WITHDRAWN_PREFIX,
-    data_sha256,
-    tombstone_key,
-    withdrawal_key,
-)
+from videoar.storage import layout
 from videoar.storage.ledger import Ledger
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.reader import read_file
@@ -87,14 +80,16 @@ def place_digest(uri: str) -> str:
 
 def find_tombstone(ledger: Ledger, source: str) -> Tombstone | None:
     """Return the tombstone of a source, None if it was not withdrawn."""
-    record = ledger.read(tombstone_key(source))
+    record = ledger.read(layout.tombstone_key(source))
     return Tombstone.model_validate(record) if record is not None else None
 
 
 def withdrawn_sources(ledger: Ledger) -> frozenset[str]:
     """Return the SHA-256 of all withdrawn sources."""
-    keys = ledger.list(TOMBSTONES_PREFIX)
-    return frozenset(key.removeprefix(TOMBSTONES_PREFIX).removesuffix(".json") for key in keys)
+    keys = ledger.list(layout.TOMBSTONES_PREFIX)
+    return frozenset(
+        key.removeprefix(layout.TOMBSTONES_PREFIX).removesuffix(".json") for key in keys
+    )
 
 
 def withdrawn_addresses(ledger: Ledger) -> frozenset[str]:
@@ -118,14 +113,16 @@ def reject_withdrawn_sources(ledger: Ledger, table: pa.Table, where: str) -> Non
 
 def find_withdrawal(ledger: Ledger, key: str) -> Withdrawal | None:
     """Return the withdrawal record of an object, None if it was not withdrawn."""
-    record = ledger.read(withdrawal_key(key))
+    record = ledger.read(layout.withdrawal_key(key))
     return Withdrawal.model_validate(record) if record is not None else None
 
 
 def withdrawn_keys(ledger: Ledger, prefix: str) -> frozenset[str]:
     """Return the keys under a prefix that were withdrawn."""
-    records = ledger.list(WITHDRAWN_PREFIX + prefix)
-    return frozenset(key.removeprefix(WITHDRAWN_PREFIX).removesuffix(".json") for key in records)
+    records = ledger.list(layout.WITHDRAWN_PREFIX + prefix)
+    return frozenset(
+        key.removeprefix(layout.WITHDRAWN_PREFIX).removesuffix(".json") for key in records
+    )
 
 
 def shares_of(objects: ObjectStore, file: FileRef) -> dict[str, Share]:
@@ -158,7 +155,7 @@ def files_of_source(
     Files that were withdrawn before come with their stored record, others with the record to
     create. Files that no commit names are included.
     """
-    withdrawn = withdrawn_keys(ledger, TABLES_PREFIX)
+    withdrawn = withdrawn_keys(ledger, layout.TABLES_PREFIX)
     # sorted: the output of `forget` is stable
     for key in sorted(withdrawn):
         record = find_withdrawal(ledger, key)
@@ -187,7 +184,7 @@ def data_files(objects: ObjectStore) -> Iterator[FileRef]:
     The only function that lists data instead of reading a log: a takedown must include the files
     of runs that were killed before their commit.
     """
-    for info in objects.list(TABLES_PREFIX):
-        sha256 = data_sha256(info.key)
+    for info in objects.list(layout.TABLES_PREFIX):
+        sha256 = layout.data_sha256(info.key)
         if sha256 is not None:
             yield FileRef(key=info.key, sha256=sha256, size_bytes=info.size_bytes)

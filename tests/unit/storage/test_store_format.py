@@ -118,13 +118,9 @@ def test_commit_with_unknown_fields_at_every_level_is_read(url):
     assert [snapshot.id for snapshot in store.snapshots()] == [made.id]
 
 
-@pytest.mark.parametrize("is_old", [False, True], ids=["described", "table of before"])
-def test_dataset_rejects_a_second_contract(url, is_old):
+def test_dataset_rejects_a_second_contract(url):
     store = open_store(url)
     made = commit(store, sources("a"))
-    if is_old:  # tables of before have no description
-        key = log_version_key("videos", 0)
-        store.objects.put(key, store.objects.get(key).replace(SOURCES.encode(), b""))
     what = f"videos: this dataset has contract {SOURCES}, not {SCORES} .give the stage or input"
     with pytest.raises(ConfigError, match=what):
         store.dataset("videos", SCORES).find("g")
