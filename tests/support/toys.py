@@ -2,8 +2,9 @@
 
 `upper` (map) refuses names with a "bad" in them, and so does `served`, which asks for Ray Serve;
 `count` (loop) counts to `steps` with checkpoints; `gang` (loop) has a rank that fails; `pick`
-(reduce) keeps rows up to a size; `judge` (reduce) makes a gate decision; `rate` (reduce) scores a
-model with a number that is given; `promote` is the real stage.
+(reduce) keeps rows up to a size; `judge` (reduce) makes a gate decision; `draw` (reduce) makes a
+sample of a model; `rate` (reduce) scores one with a number that is given, or a tenth of its
+steps; `promote` is the real stage.
 """
 
 import os
@@ -37,7 +38,7 @@ from videoar.stages.promote import apply_promotion, decided_against, decision_co
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
-NAMES = ("upper", "served", "pick", "count", "gang", "judge", "rate")
+NAMES = ("upper", "served", "pick", "count", "gang", "judge", "draw", "rate")
 REGISTRY = {name: f"tests.support.toys:{name.capitalize()}" for name in NAMES}
 REGISTRY["promote"] = "videoar.stages.promote:PromoteStage"
 RATED = "rendered/colour_acc"
@@ -167,20 +168,41 @@ class Gang(LoopStage[StageConfig]):
         return None
 
 
+class Draw(ReduceStage[StageConfig]):
+    name = "draw"
+    consumes = {"model": Port("models@1")}
+    produces = "samples@1"
+    config_type = StageConfig
+
+    def reduce(self, inputs: Inputs, context: StageContext) -> Iterator[Output]:
+        (digest,) = inputs["model"].table(["digest"])["digest"].to_pylist()
+        video = context.store.put_object(b"video", ".mp4")
+        row = {
+            "sample_id": digest[:32], "prompt": "p", "index": 0, "seed": 0, "model_digest": digest,
+            "tokenizer_digest": "t", "sampler_json": "{}", "steps": 1, "num_frames": 9,
+            "rate_fps": 8.0, "width_px": 8, "height_px": 8, "video_key": video.key,
+            "video_sha256": video.sha256, "video_size_bytes": video.size_bytes,
+        }  # fmt: skip
+        schema = load_contract("samples@1").arrow_schema
+        yield Output(pa.Table.from_pylist([dict.fromkeys(schema.names) | row], schema))
+
+
 class RateConfig(StageConfig):
-    value: float = 0.5
+    value: float | None = None
     lock: str = ""
 
 
 class Rate(ReduceStage[RateConfig]):
     name = "rate"
-    consumes = {"model": Port("models@1")}
+    consumes = {"model": Port("models@1"), "samples": Port("samples@1", optional=True)}
     produces = "scores@1"
     config_type = RateConfig
 
     def reduce(self, inputs: Inputs, context: StageContext) -> Iterator[Output]:
-        (digest,) = inputs["model"].table(["digest"])["digest"].to_pylist()
-        row = score_row(RATED, self.config.value, lock={"toy": self.config.lock}, num_samples=16,
+        (model,) = inputs["model"].table(["digest", "step"]).to_pylist()
+        digest, value = model["digest"], self.config.value
+        value = model["step"] / 10 if value is None else value
+        row = score_row(RATED, value, lock={"toy": self.config.lock}, num_samples=16,
                         details={"model": digest})  # fmt: skip
         yield Output(pa.Table.from_pylist([row], load_contract("scores@1").arrow_schema))
 

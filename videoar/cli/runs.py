@@ -204,6 +204,8 @@ def run_blocks(state: "api.Run", report: str | None, *, with_errors: bool = True
     if inputs:
         blocks += [Table(("input", ">videos", ">new", ">changed", ">gone"), inputs), ""]
     blocks += [Table(("stage", "status", ">seconds", "snapshot", ">rows", ">rejected"), stages), ""]
+    skipped = [s for s in state.stages if s.status == "SKIPPED" and s.reason]
+    blocks += [f"{stage.name}: skipped: {stage.reason}" for stage in skipped]
     blocks += [stage.error for stage in state.stages if stage.error and with_errors]
     return [*blocks, f"report: {report}" if report else "no report page yet"]
 

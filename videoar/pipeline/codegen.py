@@ -100,7 +100,7 @@ def _mapping(description: str, values: Schema) -> dict[str, Any]:
 
 
 def _input() -> dict[str, Any]:
-    kinds = "A folder, file://, s3://, rendered://, ref:// or snapshot://."
+    kinds = "A folder, file://, s3://, rendered://, ref:// or snapshot:// (?optional=true)."
     return {
         "type": "string",
         "description": kinds,

@@ -5,6 +5,7 @@ Checked without access to files or network, so that `validate` and `run` agree.
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from videoar.core.printable import printable
@@ -13,8 +14,30 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")  # with ://, as a path may
 _LOCAL_HOSTS = ("", "localhost")  # RFC 8089: both mean this machine
 _KINDS = "a folder, a file of prompts, file://, s3://, rendered://, ref:// or snapshot://"
 _NAMED = ("ref", "snapshot")
+_OPTIONAL = "?optional=true"
 Problem = tuple[str, str]
 """What is wrong, and what to do."""
+
+
+class NamedInput(NamedTuple):
+    """What an input `ref://NAME` or `snapshot://ID` names."""
+
+    scheme: str
+    name: str
+    """As `Store.snapshot` takes it."""
+    is_optional: bool
+    """Whether the input is absent, instead of an error, if there is no such ref or snapshot."""
+
+
+def named_input(url: str) -> NamedInput | None:
+    """Return the ref or snapshot that an input names, None if it names neither."""
+    match = _SCHEME.match(url)
+    # schemes are case-insensitive (RFC 3986)
+    if match is None or match[1].lower() not in _NAMED:
+        return None
+    name = url[match.end() :]
+    is_optional = name.endswith(_OPTIONAL)
+    return NamedInput(match[1].lower(), name.removesuffix(_OPTIONAL), is_optional)
 
 
 def input_problem(url: str) -> Problem | None:
@@ -27,11 +50,12 @@ def input_problem(url: str) -> Problem | None:
     match = _SCHEME.match(url)
     if match is None:
         return _path_problem(url)
-    # schemes are case-insensitive (RFC 3986)
-    scheme = match[1].lower()
-    if scheme in _NAMED:
-        return None if url[match.end() :] else (f"names no {scheme}", f"e.g. {scheme}://NAME")
-    return _url_problem(scheme, url)
+    if (named := named_input(url)) is not None:
+        scheme, name, _ = named
+        if "?" in name:
+            return f"has another option than {_OPTIONAL}", f"write {scheme}://NAME{_OPTIONAL}"
+        return None if name else (f"names no {scheme}", f"e.g. {scheme}://NAME")
+    return _url_problem(match[1].lower(), url)
 
 
 def _path_problem(path: str) -> Problem | None:

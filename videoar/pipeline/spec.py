@@ -6,8 +6,8 @@ name that was probably meant:
     pipelines/x.yaml: stages.tokens.batch_clip: unknown key (did you mean batch_clips?)
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,11 @@ class StageSpec:
     ports: Mapping[str, str]
     """Port name to the input or stage that feeds it."""
     config: StageConfig
+
+    def without(self, absent: Container[str]) -> "StageSpec":
+        """Return the stage without the ports that these inputs or stages feed."""
+        ports = {port: source for port, source in self.ports.items() if source not in absent}
+        return replace(self, ports=ports)
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ Status = Literal[
     "PENDING", "RUNNING", "SUCCEEDED", "CACHED", "FAILED", "GATE_BLOCKED", "CANCELLED",
     "INTERRUPTED", "SKIPPED",
 ]  # fmt: skip
-"""State of a run or a stage. SKIPPED: a stage outside the requested part (`--until`); PENDING: a
-requested stage that has not started."""
+"""State of a run or a stage. SKIPPED: a stage outside the requested part (`--until`), or without
+an input that it needs; PENDING: a requested stage that has not started."""
 
 
 class ShardCounts(Stored):
@@ -173,6 +173,10 @@ class RunLog:
         """Record the listing of an input."""
         self.event("input", name=name, input=listed.model_dump(mode="json"))
 
+    def named(self, name: str, snapshot: str | None) -> None:
+        """Record what an input `ref://` or `snapshot://` names; None: it is absent."""
+        self.event("named", name=name, snapshot=snapshot)
+
     def stage(self, stage: StageRun, parts: FingerprintParts | None = None) -> None:
         """Record the new state of a stage."""
         extra = {"parts": parts} if parts else {}
@@ -270,6 +274,12 @@ def load_run(store: Store, run_id: str) -> Run:
         stages=tuple(stages.values()),
         outputs={stage.name: stage.snapshot for stage in stages.values() if stage.snapshot},
     )
+
+
+def named_inputs(store: Store, run_id: str) -> dict[str, str | None]:
+    """Return the snapshots that a run reads as `ref://` and `snapshot://`; None: absent."""
+    events = events_of(store, run_id)
+    return {event["name"]: event["snapshot"] for event in events if event["kind"] == "named"}
 
 
 def _requested_stages(record: Mapping[str, Any]) -> set[str]:

@@ -67,7 +67,8 @@ def collect(
     snapshots = snapshots_of(store, run)
     outputs = [snapshots[name] for name in run.outputs]
     by_contract: dict[str, list[Snapshot]] = {}
-    for snapshot in snapshots.values():
+    # by id: a champion that was scored as a candidate is the output of two stages
+    for snapshot in {snapshot.id: snapshot for snapshot in snapshots.values()}.values():
         by_contract.setdefault(snapshot.contract, []).append(snapshot)
     clips = by_contract.get(CLIPS, [])
     steps = filter_steps(store, outputs)
@@ -151,10 +152,12 @@ def _ports(run: Run, stage: str) -> Mapping[str, str]:
 def _input_nodes(run: Run, inputs: Mapping[str, Snapshot]) -> Iterator[StageReport]:
     for name in run.document["inputs"]:
         snapshot = inputs.get(name)
+        readers = {s.status for s in run.stages if name in _ports(run, s.name).values()}
         yield StageReport(
             name=name,
             kind="input",
-            status="SUCCEEDED" if snapshot else "PENDING",
+            # an optional input that is absent: those that need it are skipped
+            status="SUCCEEDED" if snapshot else "SKIPPED" if "SKIPPED" in readers else "PENDING",
             snapshot=snapshot.id if snapshot else "",
             rows_out=snapshot.rows if snapshot else None,
         )
@@ -168,6 +171,7 @@ def _stage_nodes(run: Run) -> Iterator[StageReport]:
             status=stage.status,
             parents=tuple(dict.fromkeys(_ports(run, stage.name).values())),
             snapshot=stage.snapshot or "",
+            reason=stage.reason if stage.status == "SKIPPED" else "",
             # 0: not counted, e.g. because the stage was cached
             rows_in=stage.rows.in_ or None,
             rows_out=stage.rows.out if stage.snapshot else None,

@@ -23,6 +23,8 @@ class StageReport(Frozen):
     """Names of the stages and inputs that it reads."""
     snapshot: str = ""
     """Id of its output snapshot, "" if it has none."""
+    reason: str = ""
+    """Why it was skipped, "" if it was not."""
     rows_in: int | None = None
     rows_out: int | None = None
     seconds: float | None = None

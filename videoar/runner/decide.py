@@ -18,7 +18,7 @@ from videoar.pipeline.fingerprint import (
     shard_fingerprint,
 )
 from videoar.pipeline.registry import BUILTIN, Registry, make_stage, stage_class
-from videoar.pipeline.spec import StageSpec
+from videoar.pipeline.spec import PipelineSpec, StageSpec
 from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
 from videoar.pipeline.work.task import WorkRecord, find_record
 from videoar.records.run_record import previous_parts
@@ -27,7 +27,7 @@ from videoar.storage.layout import shard_record_key, shard_records_prefix
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
-Action = Literal["run", "cached", "partial"]
+Action = Literal["run", "cached", "partial", "skipped"]
 _CONCURRENT_READS = 16  # half of the connections of an S3 client, see `s3_store`
 _UNFINISHED = "has not finished before, or its files were withdrawn or are missing"
 
@@ -65,7 +65,7 @@ class Decision:
 
 def decide(
     store: Store,
-    pipeline: str,
+    pipeline: PipelineSpec,
     spec: StageSpec,
     inputs: Inputs,
     registry: Registry = BUILTIN,
@@ -73,9 +73,12 @@ def decide(
 ) -> Decision:
     """Decide whether a stage has to run.
 
+    The output of another stage of the pipeline with the same fingerprint is its output, too: a
+    champion that was scored as a candidate is not scored again.
+
     Args:
         store: where earlier output and records are.
-        pipeline: name of the pipeline, to find its previous run.
+        pipeline: to find its previous run, and other stages of the type.
         spec: the stage.
         inputs: snapshots by port, or listings that are not committed yet.
         registry: known stages.
@@ -87,14 +90,38 @@ def decide(
     check_contracts(spec, inputs, registry)
     stage = build(spec, registry)
     fingerprint_parts = compute_parts(stage, inputs, stage.state(store, inputs))
-    existing = store.dataset(spec.name, stage.produces).find(fingerprint(fingerprint_parts))
-    if existing is not None:
-        return Decision("cached", "nothing changed", stage, fingerprint_parts, existing)
-    reason = reason_to_run(store, pipeline, spec.name, fingerprint_parts, before)
+    digest = fingerprint(fingerprint_parts)
+    others = [s.name for s in pipeline.stages if s.type == spec.type and s.name != spec.name]
+    for name in (spec.name, *others):
+        if (existing := store.dataset(name, stage.produces).find(digest)) is not None:
+            reason = "nothing changed" if name == spec.name else f"equal to the output of {name}"
+            return Decision("cached", reason, stage, fingerprint_parts, existing)
+    reason = reason_to_run(store, pipeline.name, spec.name, fingerprint_parts, before)
     if not isinstance(stage, MapStage):
         return Decision("run", reason, stage, fingerprint_parts)
     work = split_by_record(store, spec.name, fingerprint_parts, stage, stage.shards(inputs))
     return Decision("partial" if work.done else "run", reason, stage, fingerprint_parts, work=work)
+
+
+def skip_reason(
+    spec: StageSpec, absent: Mapping[str, str], registry: Registry = BUILTIN
+) -> str | None:
+    """Return why a stage is skipped; None: it has all inputs that it needs.
+
+    Args:
+        spec: the stage.
+        absent: optional inputs that are absent and skipped stages, each with its reason.
+        registry: known stages.
+    """
+    consumes = stage_class(spec.type, registry).consumes
+    optional = {port for port, declared in consumes.items() if declared.optional}
+    needed = spec.ports.keys() - (optional - spec.config.needs().keys())
+    return next((absent[spec.ports[p]] for p in sorted(needed) if spec.ports[p] in absent), None)
+
+
+def absence(name: str, url: str) -> str:
+    """Return why stages that need an optional input are skipped."""
+    return f"input {name} is absent: there is no {url.partition('?')[0]}"
 
 
 def build(spec: StageSpec, registry: Registry = BUILTIN) -> Stage[Any]:

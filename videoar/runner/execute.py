@@ -20,6 +20,7 @@ from videoar.core.types import Provenance
 from videoar.engine.base import Engine
 from videoar.pipeline.device_queue import summary
 from videoar.pipeline.fingerprint import shard_fingerprint
+from videoar.pipeline.input_url import named_input
 from videoar.pipeline.registry import BUILTIN, Registry
 from videoar.pipeline.spec import PipelineSpec, StageSpec, parse_pipeline
 from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
@@ -32,9 +33,18 @@ from videoar.records.run_record import (
     StageRun,
     Status,
     load_run,
+    named_inputs,
     next_run_id,
 )
-from videoar.runner.decide import Decision, ShardWork, check_datasets, check_tools, decide
+from videoar.runner.decide import (
+    Decision,
+    ShardWork,
+    absence,
+    check_datasets,
+    check_tools,
+    decide,
+    skip_reason,
+)
 from videoar.runner.inputs import Listing, compare, resolve
 from videoar.storage import layout
 from videoar.storage.delta_log import missing_files
@@ -64,6 +74,7 @@ class Execution:
         self.run_id = self.run_id or next_run_id(self.store)
         self._log = RunLog(self.store, self.run_id)
         self._snapshots: dict[str, Snapshot] = {}
+        self._absent: dict[str, str] = {}
         self.has_started = False
         self.stages = {s.name: StageRun(name=s.name, type=s.type) for s in self.spec.stages}
 
@@ -80,7 +91,7 @@ class Execution:
         check_tools(selected, self.registry)
         check_datasets(selected, self.store, self.registry)
         # listed before the run is recorded, committed after it: a commit names its run
-        inputs = {name: resolve(self.store, name, url) for name, url in self.spec.inputs.items()}
+        inputs = self._resolve_inputs()
         self._log.create(self.spec, __version__, start, until)
         self.has_started = True
         for skipped in self.stages.keys() - {stage.name for stage in selected}:
@@ -92,9 +103,8 @@ class Execution:
         problem: str | None = None
         try:
             with log_context(run_id=self.run_id):
-                self._snapshots |= {
-                    name: self._commit_input(name, listed) for name, listed in inputs.items()
-                }
+                for name, listed in inputs.items():
+                    self._set_input(name, listed)
                 self._run_all(selected, start)
         except KeyboardInterrupt:
             status, problem = "CANCELLED", "cancelled"
@@ -126,10 +136,20 @@ class Execution:
 
     def _run_stages(self, selected: list[StageSpec], start: str | None) -> None:
         must_exist = self.spec.upstream(start) if start else set()
+        absent = dict(self._absent)
         for stage in selected:
-            if not self._is_finished(stage):
-                with log_context(stage=stage.name):
-                    self._run_stage(stage, must_exist=stage.name in must_exist)
+            with log_context(stage=stage.name):
+                if (reason := skip_reason(stage, absent, self.registry)) is not None:
+                    absent[stage.name] = reason
+                    self._skip(stage, reason)
+                elif not self._is_finished(connected := stage.without(absent)):
+                    self._run_stage(connected, must_exist=stage.name in must_exist)
+
+    def _skip(self, stage: StageSpec, reason: str) -> None:
+        skipped = StageRun(name=stage.name, type=stage.type, status="SKIPPED", reason=reason)
+        self.stages[stage.name] = skipped
+        self._log.stage(skipped)
+        logger.info("skipped: %s", reason)
 
     def _is_finished(self, spec: StageSpec) -> bool:
         """Return whether this execution has the output of a stage, of the inputs of now."""
@@ -139,8 +159,33 @@ class Execution:
 
     def _resolve_again(self, ref: str) -> None:
         for name, url in self.spec.inputs.items():
-            if url == f"ref://{ref}":
-                self._snapshots[name] = self._commit_input(name, resolve(self.store, name, url))
+            if (named := named_input(url)) and (named.scheme, named.name) == ("ref", ref):
+                self._set_input(name, resolve(self.store, name, url))
+
+    def _resolve_inputs(self) -> dict[str, Snapshot | Listing | None]:
+        """Resolve the inputs; refs of a resumed run to what they pointed at when it started.
+
+        It takes the decisions that it would have taken: its own promotion, too, moves a ref.
+        """
+        recorded = named_inputs(self.store, self.run_id)
+        urls = {
+            name: f"snapshot://{recorded[name]}" if recorded.get(name) else url
+            for name, url in self.spec.inputs.items()
+        }
+        return {
+            name: None if recorded.get(name, "") is None else resolve(self.store, name, url)
+            for name, url in urls.items()
+        }
+
+    def _set_input(self, name: str, listed: Snapshot | Listing | None) -> None:
+        url = self.spec.inputs[name]
+        if named_input(url):
+            self._log.named(name, listed.id if isinstance(listed, Snapshot) else None)
+        if listed is None:
+            self._absent[name] = absence(name, url)
+        else:
+            self._absent.pop(name, None)
+            self._snapshots[name] = self._commit_input(name, listed)
 
     def _commit_input(self, name: str, listed: Snapshot | Listing) -> Snapshot:
         if isinstance(listed, Listing):
@@ -170,7 +215,7 @@ class Execution:
         try:
             # a resumed run is not compared with itself: it would report that nothing changed
             decision = decide(
-                self.store, self.spec.name, spec, inputs, self.registry, before=self.run_id
+                self.store, self.spec, spec, inputs, self.registry, before=self.run_id
             )
             self._update(spec.name, fingerprint=decision.fingerprint, reason=decision.reason)
             snapshot = self._reuse_or_execute(

@@ -3,7 +3,8 @@
 folder, file://, s3://, rendered://   listed now; the listing is a snapshot of `sources@1`
 a folder with samples.parquet         of `videoar generate`: a snapshot of `samples@1`
 NAME.txt, NAME.jsonl                  a file of prompts, read now: a snapshot of `prompts@1`
-ref://NAME, snapshot://ID             a snapshot that is already in the store
+ref://NAME, snapshot://ID             a snapshot that is already in the store; with ?optional=true
+                                      the input is absent if there is none
 
 A listing omits withdrawn sources, by URL and etag. A copy of one under another URL is recognized by
 its content when ingest reads it.
@@ -16,11 +17,12 @@ import pyarrow as pa
 
 from videoar.contracts.contract import load_contract
 from videoar.contracts.names import EVALSETS, PROMPTS, SAMPLES, SOURCES
-from videoar.core.errors import ConfigError, StorageError
+from videoar.core.errors import ConfigError, SnapshotNotFoundError, StorageError
 from videoar.core.ids import digest_json
 from videoar.core.types import Provenance
 from videoar.evaluation.evalset import require_intact
 from videoar.media.sources import list_sources, read_input
+from videoar.pipeline.input_url import named_input
 from videoar.records.run_record import InputRun, previous_input
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
@@ -80,20 +82,26 @@ class SampleListing(Listing):
         return super().commit(store, provenance)
 
 
-def resolve(store: Store, name: str, url: str) -> Snapshot | Listing:
-    """Return the snapshot that an input names, or the listing that will become one.
+def resolve(store: Store, name: str, url: str) -> Snapshot | Listing | None:
+    """Return the snapshot that an input names, or the listing that will become one; None: absent.
 
     Raises:
         ConfigError: no usable file is there.
         GateError: it is an evaluation set, and a takedown has removed a source of it.
-        SnapshotNotFoundError: no such ref or snapshot.
+        SnapshotNotFoundError: no such ref or snapshot, and the input is not optional.
     """
-    for scheme in ("ref://", "snapshot://"):
-        if url.startswith(scheme):
-            snapshot = store.snapshot(url.removeprefix(scheme))
-            if snapshot.contract == EVALSETS:
-                require_intact(snapshot)  # now: cached stages would not read it
-            return snapshot
+    if (named := named_input(url)) is not None:
+        try:
+            snapshot = store.snapshot(named.name)
+        except SnapshotNotFoundError:
+            # a ref that points at a snapshot that is not there is damage, not absence
+            is_absent = ":" in named.name or store.refs.head(named.name) is None
+            if named.is_optional and is_absent:
+                return None
+            raise
+        if snapshot.contract == EVALSETS:
+            require_intact(snapshot)  # now: cached stages would not read it
+        return snapshot
     if url.endswith(PROMPT_FILES):
         listing = Listing(name, PROMPTS, _prompts(url))
     elif Path(url, TABLE).is_file():

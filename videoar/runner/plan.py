@@ -8,7 +8,14 @@ from videoar.pipeline.registry import BUILTIN, Registry
 from videoar.pipeline.spec import PipelineSpec, StageSpec
 from videoar.pipeline.stage import Inputs
 from videoar.records.run_record import ShardCounts
-from videoar.runner.decide import Action, check_datasets, check_tools, decide
+from videoar.runner.decide import (
+    Action,
+    absence,
+    check_datasets,
+    check_tools,
+    decide,
+    skip_reason,
+)
 from videoar.runner.inputs import Listing, resolve
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
@@ -38,9 +45,14 @@ def plan(spec: PipelineSpec, store: Store, registry: Registry = BUILTIN) -> list
     known: dict[str, Snapshot | Listing | None] = {
         name: resolve(store, name, url) for name, url in spec.inputs.items()
     }
+    absent = {name: absence(name, spec.inputs[name]) for name in known if known[name] is None}
     plans = []
     for stage in spec.stages:
-        result = _plan_stage(spec, stage, known, store, registry)
+        if (reason := skip_reason(stage, absent, registry)) is not None:
+            absent[stage.name] = reason
+            plans.append(StagePlan(name=stage.name, action="skipped", reason=reason))
+            continue
+        result = _plan_stage(spec, stage.without(absent), known, store, registry)
         known[stage.name] = store.snapshot(result.snapshot) if result.snapshot else None
         plans.append(result)
     return plans
@@ -56,7 +68,7 @@ def _plan_stage(
         return StagePlan(name=stage.name, action="run", reason=reason)
     # a `Listing` has what planning reads of a snapshot
     inputs = cast("Inputs", {port: known[source] for port, source in stage.ports.items()})
-    decision = decide(store, spec.name, stage, inputs, registry)
+    decision = decide(store, spec, stage, inputs, registry)
     work = decision.work
     return StagePlan(
         name=stage.name,

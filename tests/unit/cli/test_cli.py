@@ -113,7 +113,7 @@ def test_global_options_before_and_after_verb_are_equivalent(verb, tmp_path):
     arguments = {"validate": ["x"], "export": ["x", "--format", "parquet", "--to", "y"]}
     arguments |= {"forget": ["--source", "0" * 64], "explain": ["x", "y"], "diff": ["x", "y"]}
     arguments |= {"generate": ["--model", "x", "--prompt", "a", "--out", "y"]}
-    arguments |= {"serve": ["--model", "x"], "freeze": ["x", "--as", "y"]}
+    arguments |= {"serve": ["--model", "x"], "freeze": ["x", "--as", "y"], "compare": ["x", "y"]}
     needed = arguments.get(verb, ["x"] if verb in NEEDS_ARGUMENTS else [])
     needed = ["--help"] if verb in OPENS_NO_STORE else needed
     before = CliRunner().invoke(app, [*given, *verb.split(), *needed])

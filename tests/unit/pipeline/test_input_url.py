@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from videoar.pipeline.input_url import absolute_input, input_problem
+from videoar.pipeline.input_url import absolute_input, input_problem, named_input
 
 
 @pytest.mark.parametrize(
     "url",
     ["/data/videos", "videos", "./~", "a b #2?", "file:///data/a%20b", "file://localhost/data",
      "s3://bucket", "s3://bucket/a@b", "rendered://shapes?num_videos=2&seed=0", "ref://champion",
-     "snapshot://clips:0123456789abcdef", "/data/video@home", "C:/x"],
+     "snapshot://clips:0123456789abcdef", "/data/video@home", "C:/x", "Ref://a/b?optional=true",
+     "snapshot://clips:0123456789abcdef?optional=true"],
 )  # fmt: skip
 def test_folders_and_known_urls_are_accepted(url: str):
     assert input_problem(url) is None
@@ -40,6 +41,9 @@ def test_folders_and_known_urls_are_accepted(url: str):
         ("https://host/x", "unknown kind of input https://"),
         ("gs://bucket/x", "unknown kind of input gs://"),
         ("ref://", "names no ref"),
+        ("ref://?optional=true", "names no ref"),
+        ("ref://champion?optional=yes", "has another option than ?optional=true"),
+        ("snapshot://a:b?x=1?optional=true", "has another option than ?optional=true"),
         ("/a\0b", "contains control characters"),
         ("/a\nb", "contains control characters"),
         ("/a\udcff", "contains control characters or bytes that are not UTF-8"),
@@ -51,6 +55,20 @@ def test_other_urls_are_rejected_with_a_hint(url: str, what: str):
     assert problem[0].startswith(what)
     assert problem[1]
     assert "secret" not in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("ref://champion", ("ref", "champion", False)),
+        ("REF://champion?optional=true", ("ref", "champion", True)),
+        ("snapshot://a:b?optional=true", ("snapshot", "a:b", True)),
+        ("s3://bucket?optional=true", None),
+        ("ref", None),
+    ],
+)
+def test_named_input_is_ref_or_snapshot_and_may_be_optional(url, named):
+    assert named_input(url) == named
 
 
 def test_relative_paths_become_absolute_and_urls_are_unchanged():
