@@ -1,12 +1,19 @@
-"""Check that this machine and this store can execute a run."""
+"""Check that this machine and this store can execute a run, and which metrics it can compute."""
 
 import shutil
+from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
+from videoar.contracts.names import MODELS
 from videoar.core.errors import ConfigError, StorageError, VideoARError
+from videoar.core.settings import settings
 from videoar.core.types import Frozen
+from videoar.evaluation.metric_names import METRICS
 from videoar.storage.conformance import race
+from videoar.storage.delta_log import iter_commits
 from videoar.storage.layout import ROUND_TRIP_KEY
 from videoar.storage.store import Store
 
@@ -29,6 +36,8 @@ class Check(Frozen):
     name: str
     ok: bool
     detail: str
+    is_required: bool = True
+    """Whether a run can fail without it; what a metric needs is optional."""
 
 
 def diagnose(store: Store) -> list[Check]:
@@ -40,14 +49,63 @@ def diagnose(store: Store) -> list[Check]:
         "ffprobe": lambda: _binary("ffprobe"),
         "packages": lambda: ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
     }
-    return [_run(name, check) for name, check in checks.items()]
+    required = [_run(name, check) for name, check in checks.items()]
+    of_metrics = _metric_checks(store).items()
+    return required + [_run(name, check, is_required=False) for name, check in of_metrics]
 
 
-def _run(name: str, check: Callable[[], str]) -> Check:
+def _run(name: str, check: Callable[[], str], *, is_required: bool = True) -> Check:
     try:
-        return Check(name=name, ok=True, detail=check())
+        ok, detail = True, check()
     except (VideoARError, ImportError) as error:  # PackageNotFoundError is an ImportError
-        return Check(name=name, ok=False, detail=str(error))
+        ok, detail = False, str(error)
+    return Check(name=name, ok=ok, detail=detail, is_required=is_required)
+
+
+def _metric_checks(store: Store) -> dict[str, Callable[[], str]]:
+    """Return a check for the metrics of each network, and of each kind that has none."""
+    families: dict[str, dict[str, None]] = defaultdict(dict)
+    for name, metric in METRICS.items():
+        group, slash, _ = name.partition("/")
+        families[metric.network or metric.kind][f"{group}/*" if slash else name] = None
+    checks: dict[str, Callable[[], str]] = {
+        "lite0": _lite0, "i3d": _i3d, "domain": partial(_domain, store), "vbench": _vbench,
+        "reconstruction": lambda: "can run; `score` needs a tokenizer",
+    }  # fmt: skip
+    return {
+        f"metrics {', '.join(names)}": checks.get(family, lambda: "can run")
+        for family, names in families.items()
+    }
+
+
+def _lite0() -> str:
+    from videoar.model.pretrained.lite0 import load_lite0
+
+    load_lite0()
+    return "can run"
+
+
+def _i3d() -> str:
+    from videoar.evaluation.i3d import load_i3d
+
+    load_i3d(settings().i3d_weights)
+    return "can run"
+
+
+def _domain(store: Store) -> str:
+    ids = {commit.snapshot for commit in iter_commits(store.objects) if commit.contract == MODELS}
+    kinds = (store.snapshot(id_).table(["kind"])["kind"].to_pylist() for id_ in ids)
+    if not any("classifier" in of_snapshot for of_snapshot in kinds):
+        raise ConfigError(store.url, "no classifier", "train one with the stage `train_domain`")
+    return "can run"
+
+
+def _vbench() -> str:
+    if not Path(settings().vbench_python).is_file():
+        raise ConfigError("vbench", "no interpreter", "set VIDEOAR_VBENCH_PYTHON")
+    if not settings().vbench_cache or not Path(settings().vbench_cache).is_dir():
+        raise ConfigError("vbench", "no folder of weights", "set VIDEOAR_VBENCH_CACHE")
+    return "interpreter and folder of weights exist"
 
 
 def _race(store: Store) -> str:

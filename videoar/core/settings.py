@@ -46,6 +46,10 @@ class Settings:
     """Log form on stderr, `text` or `json`; empty: text on a terminal, JSON lines elsewhere."""
     i3d_weights: str = ""
     """Path of the I3D `rgb_scratch` checkpoint data file; `fvd` exists only with it."""
+    vbench_python: str = ""
+    """Python interpreter of an environment with the package `vbench`."""
+    vbench_cache: str = ""
+    """Folder with the weights of VBench."""
     preemption_notice: str = ""
     """Path of a file that exists once this machine will be taken away (an agent of the node creates
     it); training then saves a checkpoint at once."""

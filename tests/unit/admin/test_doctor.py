@@ -1,0 +1,81 @@
+"""`doctor` says of each metric whether it can run here, or what is missing."""
+
+import sys
+from fnmatch import fnmatch
+
+import pytest
+
+from videoar.admin import doctor
+from videoar.bench.stores import commit
+from videoar.contracts.names import MODELS
+from videoar.core.settings import settings
+from videoar.evaluation.metric_names import METRICS
+from videoar.model.classifier import ClassifierConfig, ClipClassifier
+from videoar.storage.store import open_store
+from videoar.training.model_store import publish_model
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store((tmp_path / "store").as_uri())
+
+
+@pytest.fixture
+def set_variables(monkeypatch):
+    def set_all(**values):
+        for name, value in values.items():
+            monkeypatch.setenv(f"VIDEOAR_{name.upper()}", str(value))
+        settings.cache_clear()
+
+    yield set_all
+    settings.cache_clear()
+
+
+def of_metrics(store):
+    return [check for check in doctor.diagnose(store) if check.name.startswith("metrics ")]
+
+
+def check_of(store, metric):
+    (found,) = (check for check in of_metrics(store) if metric in check.name.split(" ", 1)[1])
+    return found.ok, found.detail
+
+
+def test_doctor_names_every_metric_and_fails_for_none(store):
+    checks = of_metrics(store)
+    patterns = [p for check in checks for p in check.name.removeprefix("metrics ").split(", ")]
+    assert not [name for name in METRICS if not any(fnmatch(name, p) for p in patterns)]
+    assert not any(check.is_required for check in checks)
+    assert check_of(store, "rendered/*") == (True, "can run")
+    assert check_of(store, "frechet_lite0") == (True, "can run")
+
+
+def test_doctor_names_what_fvd_needs(store, set_variables, tmp_path):
+    set_variables(i3d_weights="")
+    assert check_of(store, "fvd") == (False, "fvd: no I3D weights (set VIDEOAR_I3D_WEIGHTS)")
+    (tmp_path / "i3d").write_bytes(b"other")
+    set_variables(i3d_weights=tmp_path / "i3d")
+    ok, detail = check_of(store, "fvd")
+    assert not ok
+    assert f"{tmp_path}/i3d: 5 bytes" in detail
+
+
+def test_doctor_names_what_vbench_needs(store, set_variables, tmp_path):
+    set_variables(vbench_python="", vbench_cache="")
+    assert check_of(store, "vbench/*") == (
+        False,
+        "vbench: no interpreter (set VIDEOAR_VBENCH_PYTHON)",
+    )
+    set_variables(vbench_python=sys.executable)
+    assert "VIDEOAR_VBENCH_CACHE" in check_of(store, "vbench/*")[1]
+    set_variables(vbench_cache=tmp_path)
+    assert check_of(store, "vbench/*")[0]
+
+
+def test_domain_distance_needs_a_classifier_in_the_store(store):
+    ok, detail = check_of(store, "frechet_domain")
+    assert not ok
+    assert "train_domain" in detail
+    net = ClipClassifier(ClassifierConfig(classes=("a", "b")))
+    rows = publish_model(net, store, weights=net.state_dict(), step=1, metrics={}, history=[])
+    commit(store, "domain", MODELS, [rows])
+    assert check_of(store, "frechet_domain") == (True, "can run")
