@@ -1,9 +1,11 @@
 """Show, compare and explain what a store holds."""
 
+import json
+from collections.abc import Iterator
 from typing import Any
 
 from videoar.contracts.contract import load_contract
-from videoar.contracts.names import REJECTS, SOURCES
+from videoar.contracts.names import REJECTS, RELEASES, SCORES, SOURCES
 from videoar.core.errors import ConfigError
 from videoar.core.types import Row
 from videoar.pipeline.fingerprint import differences
@@ -15,11 +17,18 @@ from videoar.storage.statistics import merge, read_statistics
 from videoar.storage.store import Store
 from videoar.storage.takedown import SOURCE_COLUMN, withdrawn_keys
 
+_SCORE_KEYS = (
+    "metric", "status", "reason", "value", "ci_low", "ci_high", "chance", "higher_is_better",
+    "num_samples", "num_reference", "lock_digest",
+)  # fmt: skip
 _REJECT_KEYS = ("item_id", "kind", "stage", "reasons", "detail", "retryable", "uri")
 
 
 def show(store: Store, name: str, rows: int = 5) -> dict[str, Any]:
     """Return a snapshot's manifest, schema, statistics, metrics and first rows.
+
+    Of scores also `scores`: every row with its interval, its protocol lock, the snapshots that it
+    was computed from, and what gates have decided on it.
 
     Raises:
         SnapshotNotFoundError: nothing in the store has this name.
@@ -44,7 +53,36 @@ def show(store: Store, name: str, rows: int = 5) -> dict[str, Any]:
         "metrics": commit.metrics,
         "rejects": commit.rejects,
         "first_rows": _first_rows(snapshot, rows),
+        **({"scores": list(_scores(store, snapshot))} if snapshot.contract == SCORES else {}),
     }
+
+
+def _scores(store: Store, snapshot: Snapshot) -> Iterator[Row]:
+    parents = snapshot.commit.provenance.parents
+    decisions = [
+        (decision.id, decision.table().to_pylist())
+        for decision in store.snapshots()
+        if decision.contract == RELEASES
+        and decision.commit.provenance.parents.get("scores") == snapshot.id
+    ]
+    for row in snapshot.table().to_pylist():
+        yield {
+            **{key: row[key] for key in _SCORE_KEYS},
+            "lock": json.loads(row["lock_json"]),
+            "parents": parents,
+            "gate": [
+                {
+                    "decision": decision,
+                    "passed": bool(rules) and all(rule["passed"] for rule in rules),
+                    "rules": [
+                        {key: rule[key] for key in ("rule", "ref", "passed", "reason")}
+                        for rule in rules
+                        if rule["metric"] == row["metric"]
+                    ],
+                }
+                for decision, rules in decisions
+            ],
+        }
 
 
 def _first_rows(snapshot: Snapshot, count: int) -> list[Row]:

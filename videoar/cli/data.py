@@ -25,10 +25,12 @@ _LISTED = 20
 _VALUE_CHARS, _RANGE_CHARS = 80, 16
 """chosen: longer values of a row and longer bounds of a column are cut; --json has them in full."""
 
+_SCORE_TITLES = ("score", ">value", ">95 % interval", ">N", "protocol lock", "gate")
+
 
 @verb(app, _PANEL, "show clips --rows 1")
 def show(name: Name, rows: Annotated[int, typer.Option(min=0, help="Rows to print.")] = 1) -> None:
-    """Describe a snapshot: origin, columns, metrics, first rows."""
+    """Describe a snapshot: origin, columns, metrics, first rows; protocol and gate of scores."""
     result = api.show(session.open(), name, rows)
     emit(result, lambda: _show_blocks(result))
 
@@ -60,7 +62,10 @@ def _show_blocks(result: dict[str, Any]) -> list[Block]:
     metrics = list(result["metrics"].items())
     titles = ("column", "type", "min", "max", ">nulls")
     blocks: list[Block] = [facts(head), "", Table(titles, columns)]
-    if metrics:
+    if "scores" in result:
+        lines = [_score_line(row) for row in result["scores"]]
+        blocks += ["", Table(_SCORE_TITLES, lines)]
+    elif metrics:
         blocks += ["", Table(("metric", ">value"), metrics)]
     for number, row in enumerate(result["first_rows"], 1):
         blocks += [
@@ -69,6 +74,27 @@ def _show_blocks(result: dict[str, Any]) -> list[Block]:
             facts({key: _short(value, _VALUE_CHARS) for key, value in row.items()}),
         ]
     return blocks
+
+
+def _score_line(row: dict[str, Any]) -> tuple[object, ...]:
+    """Return the cells of a score; in the column of the gate its rules, else the whole decision."""
+    has_interval = row["ci_low"] is not None and row["ci_high"] is not None
+    interval = f"{row['ci_low']:.4g} to {row['ci_high']:.4g}" if has_interval else None
+    value = row["value"] if row["status"] == "ok" else f"not evaluated: {row['reason']}"
+    decided = [
+        f"{'pass' if rule['passed'] else 'FAIL'} {rule['rule']}"
+        for decision in row["gate"]
+        for rule in decision["rules"] or [{**decision, "rule": "(no rule on it)"}]
+    ]
+    sides = dict.fromkeys(filter(None, (row["num_samples"], row["num_reference"])))
+    return (
+        row["metric"],
+        value,
+        interval,
+        " / ".join(map(str, sides)),
+        row["lock_digest"][:12],
+        "; ".join(decided) or "no decision",
+    )
 
 
 def _short(value: object, limit: int) -> object:

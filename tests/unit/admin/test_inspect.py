@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.committed_rows import RowWriter
+from tests.support.scored_samples import commit_model, score
 from tests.support.toy_runs import toy_run, write_videos
 from videoar import api
+from videoar.cli.data import _score_line
 from videoar.core.errors import ConfigError
 from videoar.storage.store import Store
 
@@ -54,3 +57,38 @@ def test_quarantine_by_run_and_by_snapshot_returns_rows(store: Store, tmp_path: 
         (row,) = api.quarantine(store, name)["rows"]
         assert (row["item_id"], row["snapshot"]) == ("bad.mp4", rejects)
     assert api.quarantine(store, None, "TOO_SHORT")["rows"] == []
+
+
+def test_show_of_scores_has_lock_interval_lineage_and_gate_of_every_row(store: Store):
+    writer = RowWriter(store)
+    unknown = {"value": None, "ci_low": None, "ci_high": None, "status": "not_evaluated"}
+    scores = [
+        score("fvd", 8.0, num_reference=5),
+        {**score("recon/psnr", 0.0), **unknown, "reason": "no x"},
+    ]
+    commit_model(writer, "new", (0.6, 0.8, 0.9), scores)
+    rules = [
+        {"rule": "fvd <= 9", "metric": "fvd", "passed": True, "reason": "holds", "ref": "champion"},
+        {"rule": "recon/psnr >= 1", "metric": "recon/psnr", "passed": False, "reason": "no x",
+         "ref": "champion"},
+    ]  # fmt: skip
+    writer.commit("gate", "releases@1", rules, {"scores": "new_scores"})
+    writer.commit("other", "releases@1", rules, {"champion_scores": "new_scores"})
+    rows = api.show(store, "new_scores")["scores"]
+    assert [row["metric"] for row in rows] == ["temporal_flickering", "fvd", "recon/psnr"]
+    for row in rows:
+        assert row["lock"]["metric"] == row["metric"]
+        assert row["lock_digest"]
+        assert row["parents"] == {
+            "samples": writer.ids["new_samples"], "sample_features": writer.ids["new_features"],
+        }  # fmt: skip
+        (decision,) = row["gate"]  # the decision on another model has them as the champion's
+        assert (decision["decision"], decision["passed"]) == (writer.ids["gate"], False)
+    shown = [{k: v for k, v in rule.items() if k != "metric"} for rule in rules]
+    assert [row["gate"][0]["rules"] for row in rows] == [[], shown[:1], shown[1:]]
+    assert [_score_line(row)[1:] for row in rows[1:]] == [
+        (8.0, "7.9 to 8.1", "3 / 5", "fvd-a", "pass fvd <= 9"),
+        ("not evaluated: no x", None, "3", "recon/psnr-a", "FAIL recon/psnr >= 1"),
+    ]
+    assert _score_line(rows[0])[-1] == "FAIL (no rule on it)"
+    assert "scores" not in api.show(store, "new_samples")
