@@ -72,7 +72,8 @@ def test_forget_lists_derived_snapshots_and_the_next_run_succeeds(first: dict):
     assert (found["deleted"], found["derived"]) == (asked["deleted"], asked["derived"])
     assert found["reason"] == "its owner asks"
     kinds = {entry["dataset"]: entry["holds_content"] for entry in found["derived"]}
-    assert kinds == {name: name in ("clips", "good", "tokens") for name in STAGES}
+    own = ("clips", "good", "tokens", "evalset", "reference_features")
+    assert kinds == {name: name in own for name in STAGES}
     assert found["pages"] == [first["run_id"]]
     assert not any(video.exists() for video in videos)
     copies = [page, *(folder / "mlflow-artifacts").rglob("report.html")]

@@ -34,9 +34,9 @@ OVERRIDES = [
     "stages.model.model={}",
     "stages.model.training.phases=[{steps: 6, batch_size: 4}]",
     "stages.model.checkpoint_every=2",
-    "stages.samples.num_prompts=2",
-    "stages.samples.min_samples=3",
-    "stages.scores.num_clips=2",
+    "stages.evalset.num_reference=2",
+    "stages.evalset.num_prompts=2",
+    "stages.evalset.samples_per_prompt=2",
     "stages.scores.num_reconstructions=2",
     "stages.scores.num_examples=1",
     "stages.release.rules=[{metric: recon/psnr, min: 1.0}]",
@@ -44,7 +44,10 @@ OVERRIDES = [
 ]
 MORE_VIDEOS = "inputs.videos=rendered://shapes?num_videos=30&seed=0"
 """Some are broken; enough are good for a Frechet distance."""
-STAGES = ["clips", "good", "tokenizer", "tokens", "model", "samples", "scores", "release"]
+STAGES = [
+    *("clips", "good", "tokenizer", "evalset", "tokens", "reference_features", "model"),
+    *("samples", "sample_features", "scores", "release"),
+]
 
 
 def sets(*extra: str, base: Sequence[str] = OVERRIDES) -> list[str]:
@@ -54,7 +57,7 @@ def sets(*extra: str, base: Sequence[str] = OVERRIDES) -> list[str]:
 def up_to_the_model(folder: Path) -> list[str]:
     """Write the pipeline up to its model; return the arguments to run it."""
     document = yaml.safe_load(PIPELINE.read_text())
-    kept = STAGES[:5]
+    kept = ["clips", "good", "tokenizer", "tokens", "model"]
     document["stages"] = {name: document["stages"][name] for name in kept}
     path = folder / "short.yaml"
     path.write_text(yaml.safe_dump(document))

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from videoar.contracts.contract import load_contract
-from videoar.contracts.names import EVALSETS, SCORES, SOURCES
+from videoar.contracts.names import EVALSETS, FEATURES, SCORES, SOURCES
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import ConfigError, SnapshotNotFoundError
 from videoar.core.types import Commit, FileRef, Row
@@ -251,7 +251,9 @@ def _derived(
 
 
 def _has_sources(contract: str) -> bool:
-    return takedown.SOURCE_COLUMN in load_contract(contract).arrow_schema.names
+    # vectors of generated samples have no source, although their model may derive from it
+    columns = load_contract(contract).arrow_schema.names
+    return contract != FEATURES and takedown.SOURCE_COLUMN in columns
 
 
 def _addresses(store: Store, holders: Holders, source: str) -> set[str]:

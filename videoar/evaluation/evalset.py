@@ -1,9 +1,10 @@
 """Read evaluation sets (`evalsets@1`): the fixed clips and prompts that models are compared on."""
 
 import json
+from collections.abc import Sequence
 
 from videoar.core.errors import GateError
-from videoar.core.ids import digest_json
+from videoar.core.ids import digest_json, seed_from
 from videoar.core.types import Row
 from videoar.storage.ledger import Refs
 from videoar.storage.snapshot import Snapshot
@@ -39,6 +40,25 @@ def prompt_rows(evalset: Snapshot) -> list[Row]:
         for row in read_evalset(evalset)
         if row["kind"] == PROMPT
     ]  # fmt: skip
+
+
+def protocol_name(evalset: Snapshot) -> str:
+    """Return the name of the protocol of a set."""
+    names: list[str] = evalset.table(["protocol"])["protocol"].to_pylist()
+    return names[0]
+
+
+def compared(samples: Sequence[Row], num: int) -> list[Row]:
+    """Return the samples of a distance to `num` real clips, all if there are fewer.
+
+    Ordered by a hash of prompt, index and seed: the same ones of every model.
+
+    Args:
+        samples: rows of `samples@1`.
+        num: clips of the reference.
+    """
+    keys = ("prompt", "index", "seed")
+    return sorted(samples, key=lambda row: seed_from("compared", *(row[k] for k in keys)))[:num]
 
 
 def content_digest(evalset: Snapshot) -> str:

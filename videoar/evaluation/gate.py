@@ -14,7 +14,7 @@ from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from videoar.core.errors import ContractError, did_you_mean
 from videoar.core.types import Frozen, Row
-from videoar.evaluation.metric_names import FLOOR, METRICS, Metric, metric_of
+from videoar.evaluation.metric_names import FLOOR, METRICS, Metric, metric_of, with_suffix
 from videoar.evaluation.paired import SampleSet, paired_difference
 
 MIN_CLIPS = 16
@@ -142,7 +142,7 @@ def evaluate_rule(rule: Rule, candidate: ScoreCard, champion: ScoreCard | None) 
     elif rule.form == "above_chance":
         outcome = _above_chance(row)
     elif rule.form == "max_over_floor":
-        outcome = _over_floor(rule, row, candidate.rows.get(rule.metric + FLOOR))
+        outcome = _over_floor(rule, row, candidate.rows.get(with_suffix(rule.metric, FLOOR)))
     else:
         outcome = _absolute(rule, row)
     return RuleResult(

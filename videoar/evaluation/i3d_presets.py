@@ -5,6 +5,7 @@ Axes: T frames, C colours, H W pixels.
 
 import math
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -65,12 +66,21 @@ def google_research(frames_THWC: np.ndarray) -> Tensor:
     return _batch(video_TCHW)
 
 
-PREPROCESS: Mapping[str, Callable[[np.ndarray], Tensor]] = {
-    "common_metrics": common_metrics,
-    "google-research": google_research,
-    "stylegan-v": stylegan_v,
+class Preset(NamedTuple):
+    """How a clip is prepared."""
+
+    preprocess: Callable[[np.ndarray], Tensor]
+    num_frames: int = 16
+    """Leading frames that are used. Source: 16 in the protocols of StyleGAN-V and TATS."""
+
+
+PRESETS: Mapping[str, Preset] = {
+    "common_metrics": Preset(common_metrics),
+    "common_metrics-17f": Preset(common_metrics, 17),  # Source: the protocol of OmniTokenizer
+    "google-research": Preset(google_research),
+    "stylegan-v": Preset(stylegan_v),
 }
-"""By name of the preset, as in `features@1` and in protocol locks."""
+"""By name, as in `features@1` and in protocol locks."""
 
 
 def _video(frames_THWC: np.ndarray) -> Tensor:

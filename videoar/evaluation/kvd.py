@@ -35,6 +35,9 @@ def kernel_interval(
         generator.multinomial(n, np.full(n, 1 / n), num_resamples).T.astype(np.float64)
         for n in (len(x_ND), len(y_MD))
     ]
+    # of few vectors, a resample may hold one alone: it has no pairs
+    is_usable = np.logical_and(*((w > 0).sum(axis=0) > 1 for w in weights))
+    weights = [w[:, is_usable] for w in weights]
     value = kernel_distance(x_ND, y_MD)
     half = 1.96 * float(np.std(_weighted(x_ND, y_MD, *weights)))
     return value - half, value + half

@@ -1,222 +1,356 @@
-"""Compute rows of `scores@1` from clips.
+"""Compute rows of `scores@1` from the vectors of clips (`features@1`); no video is decoded.
 
-Clips are streamed once. Each contributes a few numbers (predicted attributes, a flicker value, a
-feature vector) from which the rows are computed, so memory does not grow with the pixels.
+A metric that cannot be computed has a row with the reason: a sample without a vector, such as a
+corrupt one, is missing and never left out.
 
-Axes: N clips, T frames, D features.
+Axes: N clips, D features.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from videoar.core.errors import ContractError
 from videoar.core.types import Row
-from videoar.evaluation import metric_names, scorecard, synthetic
-from videoar.evaluation.extractor import Clip, Frames
-from videoar.evaluation.frechet import FeatureStats, frechet_distance, frechet_interval
-from videoar.evaluation.i3d import I3D, MIN_FRAMES, NUM_CLASSES
-from videoar.evaluation.i3d_presets import common_metrics
-from videoar.evaluation.metrics import psnr_T, ssim_T
-from videoar.evaluation.networks import DISTANCE_FRAMES
-from videoar.evaluation.pixel_measures import frame_difference
+from videoar.evaluation import scorecard, synthetic
+from videoar.evaluation.extractor import NUM_WINDOWS
+from videoar.evaluation.frechet import (
+    bootstrap_interval,
+    extrapolate,
+    frechet_by_count,
+    frechet_interval,
+    frechet_of_vectors,
+)
+from videoar.evaluation.kvd import kernel_distance, kernel_interval
+from videoar.evaluation.metric_names import (
+    FLOOR,
+    LIMIT,
+    METRICS,
+    SYNTHETIC,
+    WINDOW_COMPONENTS,
+    Metric,
+    with_suffix,
+)
+from videoar.evaluation.protocols import Protocol
+from videoar.evaluation.sample_values import FeatureTable, predictions, sample_values, scenes_of
 from videoar.evaluation.scorecard import Lock
-from videoar.evaluation.vbench import DIMENSIONS, temporal_flickering
-from videoar.media.synthetic import parse_prompt
-from videoar.model.device import device
+from videoar.media.synthetic import Scene
 
 Array = NDArray[np.float64]
+_MIN_BY_COUNT = 16  # `frechet_by_count` needs as many
+_LIMIT_RESAMPLES = (
+    50  # chosen: the standard error of a deviation is 10 % of it; each costs 8 others
+)
+_NEAREST = 0.05  # chosen: the share of real clips that counts as too near to a training clip
+_NUM_NEAREST = 4  # chosen: pairs to look at
 
 
-def features_ND(network: I3D, clips: Iterable[Clip]) -> Array:
-    """Return the logits of each clip's first `DISTANCE_FRAMES` frames, one clip at a time."""
-    network.to(device())
-    # Batches of one: memory stays that of one clip, and its logits do not depend on the others
-    # (kernels and their order of summation vary with the batch size).
-    with torch.inference_mode():
-        logits = [
-            network(common_metrics(clip.frames[:DISTANCE_FRAMES]).to(device())) for clip in clips
-        ]
-    return np.asarray(torch.cat(logits).double().cpu()) if logits else np.empty((0, NUM_CLASSES))
+@dataclass(frozen=True)
+class ScoreInputs:
+    """What the scores of a set of samples are computed from."""
+
+    texts: Mapping[str, str]
+    """Prompt of each sample, by id."""
+    compared: Sequence[str]
+    """Ids of the samples of a distance, as many as clips of the reference."""
+    reference: Sequence[str]
+    """Ids of real clips to compare with."""
+    floor: Sequence[str]
+    """Ids of further real clips, whose distance perfect samples would have."""
+    features: FeatureTable
+    """Vectors of samples and of real clips."""
+    lock: Lock
+    """Part of the protocol lock that all metrics share."""
+    protocol: Protocol
+    seed: int
+    """Seed of the bootstrap."""
+    samples_problem: str = ""
+    """Why no metric of the samples can be computed, such as missing ones."""
+    distance_problem: str = ""
+    """Why no distance can be computed, such as clips of another frame rate."""
+    training: Sequence[str] = ()
+    """Ids of clips of the training."""
 
 
-def distance_rows(
-    metric: str, samples_ND: Array, reference_ND: Array, floor_ND: Array, *, lock: Lock, seed: int
-) -> list[Row]:
-    """Return the Frechet distance and its floor: the distance of other real clips at equal N.
-
-    The estimate is biased upwards at small N, so a distance can only be read against the floor.
-
-    Raises:
-        ContractError: unequal counts, fewer than two clips, or features that are not finite.
-    """
-    full = {
-        **lock,
-        "preset": "common_metrics",
-        "num_frames": DISTANCE_FRAMES,
-        "covariance": "1/(N-1)",
-        "num_clips": len(samples_ND),
-    }
-    return [
-        _frechet_row(metric, samples_ND, reference_ND, full, seed),
-        _frechet_row(metric + metric_names.FLOOR, floor_ND, reference_ND, full, seed)
-        if len(floor_ND) == len(reference_ND)
-        else scorecard.not_evaluated(
-            metric + metric_names.FLOOR,
-            f"needs {len(reference_ND)} more real clips, {len(floor_ND)} available",
-            lock=full,
-            higher_is_better=False,
-        ),
-    ]
-
-
-def _frechet_row(metric: str, x_ND: Array, y_ND: Array, lock: Lock, seed: int) -> Row:
-    scorecard.require_equal_counts(metric, len(x_ND), len(y_ND))
-    return scorecard.score_row(
-        metric,
-        frechet_distance(FeatureStats().update(x_ND), FeatureStats().update(y_ND)),
-        lock=lock,
-        num_samples=len(x_ND),
-        num_reference=len(y_ND),
-        interval=frechet_interval(x_ND, y_ND, seed),
-        higher_is_better=False,
+def computable(features: FeatureTable, *, has_training: bool) -> tuple[str, ...]:
+    """Return the metrics of samples whose vectors are there."""
+    return tuple(
+        name
+        for name, metric in METRICS.items()
+        if (metric.network, metric.preset) in features.spaces
+        and (metric.kind != "memorisation" or has_training)
     )
 
 
-def no_distance_reason(num_frames: Sequence[Sequence[int]]) -> str:
-    """Return why no distance can be computed, an empty string if one can.
+def rows_of(metric: str, data: ScoreInputs) -> list[Row]:
+    """Return the rows of a metric of samples: its value; of a distance also floor and limit.
 
     Args:
-        num_frames: frames of each clip, per set of clips; the sets have equal sizes.
+        metric: key of `METRICS`, not of kind `reconstruction` or `vbench`.
+        data: vectors and protocol.
     """
-    if len(num_frames[0]) < 2:
-        return f"needs 2 clips per side, {len(num_frames[0])} available"
-    shortest = min(count for counts in num_frames for count in counts)
-    if shortest < MIN_FRAMES:
-        return f"needs {MIN_FRAMES} frames, the shortest clip has {shortest}"
-    return ""
+    definition = METRICS[metric]
+    reason = data.samples_problem
+    if not reason:
+        try:
+            return list(_ROWS[definition.kind](metric, definition, data))
+        # the other metrics may be computable; a gate does not pass without a value
+        except ContractError as error:
+            reason = str(error)
+    is_higher = definition.higher_is_better
+    return [scorecard.not_evaluated(metric, reason, lock=data.lock, higher_is_better=is_higher)]
 
 
-class SampleScores:
-    """Streaming scores of generated clips: attributes, flicker and motion of each."""
+def _preset(metric: Metric, protocol: Protocol) -> str:
+    return protocol.i3d_preset if metric.network.endswith("i3d") else metric.preset
 
-    def __init__(self) -> None:
-        self.ids: list[str] = []
-        self.texts: list[str] = []
-        self.predictions: list[synthetic.Prediction] = []
-        self.flicker: list[float] = []
-        self.motion: list[float] = []
 
-    def add(self, clip: Clip) -> None:
-        """Measure one clip."""
-        self.ids.append(clip.id)
-        self.texts.append(clip.text)
-        self.predictions.append(synthetic.classify(clip.frames, clip.rate_fps))
-        self.flicker.append(temporal_flickering(clip.frames))
-        self.motion.append(frame_difference(clip.frames))
+def _space_lock(metric: Metric, data: ScoreInputs) -> Row:
+    """Return network, its digest and preset.
 
-    def rows(self, prefix: str, lock: Lock, seed: int) -> list[Row]:
-        """Return attribute accuracies, flicker, and the motion that flicker must be read against.
+    Raises:
+        ContractError: there are no vectors of them.
+    """
+    preset = _preset(metric, data.protocol)
+    digest = data.features.digest(metric.network, preset)
+    if not digest:
+        hint = f"add {metric.network}:{preset} to the networks of stage features"
+        needs = ", which needs VIDEOAR_I3D_WEIGHTS" if metric.network == "i3d" else ""
+        raise ContractError(f"features of {metric.network} {preset}", "none", hint + needs)
+    return {"network": metric.network, "network_digest": digest, "preset": preset}
 
-        A frozen clip has perfect flicker, so flicker without motion would reward it.
-        """
-        means = {metric_names.FLICKERING: self.flicker, metric_names.MOTION: self.motion}
-        rows = self.synthetic_rows(prefix, lock)
-        for metric, values in means.items():
-            details = {"per_sample": dict(zip(self.ids, values, strict=True))}
-            rows.append(scorecard.mean_row(metric, values, lock=lock, seed=seed, details=details))
-        return rows
 
-    def synthetic_rows(self, prefix: str, lock: Lock) -> list[Row]:
-        """Return attribute accuracies over the clips with a prompt of the synthetic corpus."""
-        # The key `judge` is older than the name of the classifier: renaming it would change the
-        # digest of the lock and make new values incomparable with those in existing stores.
-        full = {**lock, "judge": synthetic.CLASSIFIER_VERSION}
-        scenes = [parse_prompt(text) for text in self.texts]
-        pairs = [
-            (id_, prediction, scene)
-            for id_, prediction, scene in zip(self.ids, self.predictions, scenes, strict=True)
-            if scene is not None
-        ]
-        if not pairs:
-            reason = "no prompt is one of the synthetic corpus"
-            return synthetic_not_evaluated(prefix, reason, full)
-        ids, predictions, prompted = zip(*pairs, strict=True)
-        scores = synthetic.synthetic_scores(predictions, prompted)
-        scores["all_acc"].details["seen"] = {
-            id_: [prediction.colour, prediction.shape, prediction.motion]
-            for id_, prediction in zip(ids, predictions, strict=True)
+def _mean_rows(name: str, metric: Metric, data: ScoreInputs) -> Iterator[Row]:
+    lock = {**data.lock, **_space_lock(metric, data)}
+    if metric.network == synthetic.SyntheticClassifier.name:
+        yield _synthetic_row(name, data, lock)
+        return
+    values = sample_values(name, data.features, data.texts)
+    details = {"windows": windows} if (windows := _windows(metric, data)) else None
+    yield scorecard.mean_row(name, [*values.values()], lock=lock, seed=data.seed, details=details)
+
+
+def _windows(metric: Metric, data: ScoreInputs) -> dict[str, list[float]]:
+    """Return the means of a measure over each part of the clips, of samples and of real clips."""
+    space = metric.network, "windows"
+    if metric.component not in WINDOW_COMPONENTS or space not in data.features.spaces:
+        return {}
+    column = WINDOW_COMPONENTS.index(metric.component)
+    sides = {"samples": list(data.texts), "reference": data.reference}
+    return {
+        side: data.features
+        .vectors(*space, ids)
+        .reshape(len(ids), NUM_WINDOWS, -1)[:, :, column]
+        .mean(axis=0)
+        .tolist()
+        for side, ids in sides.items()
+        if ids
+    }
+
+
+def _synthetic_row(name: str, data: ScoreInputs, lock: Lock) -> Row:
+    scenes = scenes_of(data.texts)
+    if not scenes:
+        raise ContractError(name, "no prompt is one of the synthetic corpus")
+    seen = predictions(data.features, list(scenes))
+    return synthetic_row(name, [*seen.values()], [*scenes.values()], lock)
+
+
+def synthetic_row(
+    name: str, seen: Sequence[synthetic.Prediction], prompted: Sequence[Scene], lock: Lock
+) -> Row:
+    """Return the row of a score of the synthetic corpus, such as `rendered/colour_acc`."""
+    score = synthetic.synthetic_scores(seen, prompted)[name.rpartition("/")[2]]
+    return scorecard.score_row(
+        name,
+        score.value,
+        lock=lock,
+        num_samples=len(seen),
+        interval=(score.low, score.high),
+        chance=score.chance,
+        details=score.details,
+    )
+
+
+@dataclass(frozen=True)
+class _Distance:
+    """A distance under a protocol."""
+
+    value: Callable[[Array, Array], float]
+    interval: Callable[[Array, Array], tuple[float, float]]
+    by_count: Callable[[Array, Array], list[tuple[int, float]]] | None
+    """Distances at several N, if there is a bias that depends on it."""
+    lock: Lock
+
+    @classmethod
+    def of(cls, kind: str, protocol: Protocol, seed: int) -> "_Distance":
+        if kind == "kvd":
+            kernel = {"kernel": "(x . y / D + 1)^3"}
+            return cls(kernel_distance, partial(kernel_interval, seed=seed), None, kernel)
+        ddof = protocol.ddof
+        return cls(
+            partial(frechet_of_vectors, ddof=ddof),
+            partial(frechet_interval, seed=seed, ddof=ddof),
+            partial(frechet_by_count, seed=seed, ddof=ddof),
+            {"covariance": protocol.covariance},
+        )
+
+
+def _distance_rows(name: str, metric: Metric, data: ScoreInputs) -> Iterator[Row]:
+    num, protocol = len(data.reference), data.protocol
+    if data.distance_problem:
+        raise ContractError("distance", data.distance_problem)
+    if protocol.num_clips not in {None, num}:
+        what = f"needs {protocol.num_clips} clips on each side, the reference has {num}"
+        raise ContractError(f"protocol {data.lock['protocol']}", what)
+    distance = _Distance.of(metric.kind, protocol, data.seed)
+    space = _space_lock(metric, data)
+    lock = {**data.lock, **space, **distance.lock, "num_clips": num}
+    if metric.network == "domain":  # comparable between equal classifiers only
+        name = f"{name}@{space['network_digest'][:12]}"
+    x_ND, y_ND = (
+        data.features.vectors(metric.network, space["preset"], ids)
+        for ids in (data.compared, data.reference)
+    )
+    row = partial(_distance_row, lock=lock, distance=distance)
+    windows = _window_distances(data.compared, metric, data, distance)
+    by_count = distance.by_count if num >= _MIN_BY_COUNT else None
+    yield row(name, x_ND, y_ND, by_count=by_count, windows=windows)
+    if by_count:
+        limit = partial(_limit, by_count)
+        interval = bootstrap_interval(limit, x_ND, y_ND, data.seed, _LIMIT_RESAMPLES)
+        yield scorecard.score_row(
+            with_suffix(name, LIMIT),
+            limit(x_ND, y_ND),
+            lock=lock,
+            num_samples=num,
+            num_reference=num,
+            interval=interval,
+            higher_is_better=False,
+        )
+    if len(data.floor) < num:
+        yield scorecard.not_evaluated(
+            with_suffix(name, FLOOR),
+            f"needs {num} more real clips, {len(data.floor)} available",
+            lock=lock,
+            higher_is_better=False,
+        )
+        return
+    floor = data.floor[:num]
+    z_ND = data.features.vectors(metric.network, space["preset"], floor)
+    windows = _window_distances(floor, metric, data, distance)
+    yield row(with_suffix(name, FLOOR), z_ND, y_ND, by_count=by_count, windows=windows)
+
+
+def _limit(
+    by_count: Callable[[Array, Array], list[tuple[int, float]]], x_ND: Array, y_ND: Array
+) -> float:
+    return extrapolate(by_count(x_ND, y_ND))
+
+
+def _distance_row(  # noqa: PLR0913 - what is compared, how, and what else is shown
+    name: str,
+    x_ND: Array,
+    y_ND: Array,
+    *,
+    lock: Lock,
+    distance: _Distance,
+    by_count: Callable[[Array, Array], list[tuple[int, float]]] | None,
+    windows: list[float],
+) -> Row:
+    scorecard.require_equal_counts(name, len(x_ND), len(y_ND))
+    details = {"by_num_clips": by_count(x_ND, y_ND)} if by_count else {}
+    return scorecard.score_row(
+        name,
+        distance.value(x_ND, y_ND),
+        lock=lock,
+        num_samples=len(x_ND),
+        num_reference=len(y_ND),
+        interval=distance.interval(x_ND, y_ND),
+        higher_is_better=False,
+        details={**details, "windows": windows} if windows else details,
+    )
+
+
+def _window_distances(
+    ids: Sequence[str], metric: Metric, data: ScoreInputs, distance: _Distance
+) -> list[float]:
+    """Return the distance of each part of the clips to the same part of the reference.
+
+    Of EfficientNet-Lite0 only, whose mean over four frames is that of the parts.
+    """
+    space = metric.network, "windows"
+    if metric.preset != "mean4" or space not in data.features.spaces:
+        return []
+    x_NWD, y_NWD = (
+        data.features.vectors(*space, chosen).reshape(len(chosen), NUM_WINDOWS, -1)
+        for chosen in (ids, data.reference)
+    )
+    return [distance.value(x_NWD[:, i], y_NWD[:, i]) for i in range(NUM_WINDOWS)]
+
+
+def _memorisation_rows(name: str, metric: Metric, data: ScoreInputs) -> Iterator[Row]:
+    """Yield the share of samples that are nearer to a training clip than real clips usually are.
+
+    Nearer than 95 % of the reference clips: of samples that memorize nothing, 5 % are.
+    """
+    if not data.training or not data.reference:
+        raise ContractError(name, "no vectors of training clips", "connect port train_features")
+    space = _space_lock(metric, data)
+    samples, reference, training = (
+        data.features.vectors(metric.network, metric.preset, ids)
+        for ids in (list(data.texts), data.reference, data.training)
+    )
+    of_real = nearest(reference, training)[0]
+    limit = float(np.quantile(of_real, _NEAREST))
+    distances, which = nearest(samples, training)
+    num_near = int((distances < limit).sum())
+    pairs = [
+        {
+            "sample_id": list(data.texts)[i],
+            "clip_id": data.training[which[i]],
+            "distance": float(distances[i]),
         }
-        return [
-            scorecard.score_row(
-                f"{prefix}/{name}",
-                score.value,
-                lock=full,
-                num_samples=len(pairs),
-                interval=(score.low, score.high),
-                chance=score.chance,
-                details=score.details,
-            )
-            for name, score in scores.items()
-        ]
-
-
-def synthetic_not_evaluated(prefix: str, reason: str, lock: Lock) -> list[Row]:
-    """Return rows without values for the scores of the synthetic corpus."""
-    return [
-        scorecard.not_evaluated(f"{prefix}/{name}", reason, lock=lock)
-        for name in metric_names.SYNTHETIC
+        for i in np.argsort(distances, kind="stable")[:_NUM_NEAREST]
     ]
+    yield scorecard.score_row(
+        name,
+        num_near / len(samples),
+        lock={**data.lock, **space, "quantile": _NEAREST},
+        num_samples=len(samples),
+        num_reference=len(reference),
+        interval=synthetic.wilson(num_near, len(samples)),
+        higher_is_better=False,
+        details={"expected": _NEAREST, "limit": limit, "nearest": pairs},
+    )
 
 
-def vbench_rows(lock: Lock) -> list[Row]:
-    """Return VBench aggregates without values: 15 of the 16 dimensions have no scorer yet."""
-    missing = ", ".join(name for name in DIMENSIONS if name != "temporal_flickering")
-    reason = f"no scorer for: {missing}"
-    return [scorecard.not_evaluated(name, reason, lock=lock) for name in metric_names.VBENCH]
+def nearest(x_ND: Array, y_MD: Array) -> tuple[Array, NDArray[np.int64]]:
+    """Return the Euclidean distance of each vector to the nearest other one, and its index."""
+    distances, indices = np.empty(len(x_ND)), np.empty(len(x_ND), dtype=np.int64)
+    for i, x_D in enumerate(x_ND):  # one at a time: N x M x D numbers need not fit in memory
+        squares = ((y_MD - x_D) ** 2).sum(axis=1)
+        indices[i] = int(squares.argmin())
+        distances[i] = np.sqrt(squares[indices[i]])
+    return distances, indices
 
 
-class ReconstructionScores:
-    """Scores of reconstructed real clips: the upper bound of what the generator can reach."""
-
-    def __init__(self) -> None:
-        self._synthetic = SampleScores()
-        self._psnr: list[float] = []
-        self._ssim: list[float] = []
-        self._examples: list[Mapping[str, str]] = []
-        self._by_scale: list[Mapping[str, str]] = []
-
-    def add(self, real: Clip, frames_THWC: Frames) -> None:
-        """Compare a real clip with its reconstruction."""
-        self._psnr.append(float(psnr_T(real.frames, frames_THWC).mean()))
-        self._ssim.append(float(ssim_T(real.frames, frames_THWC).mean()))
-        self._synthetic.add(Clip(real.id, frames_THWC, real.rate_fps, real.text))
-
-    def add_example(self, clip_id: str, real_key: str, recon_key: str) -> None:
-        """Record the keys of a real clip's video and of its reconstruction."""
-        self._examples.append({"clip_id": clip_id, "real_key": real_key, "recon_key": recon_key})
-
-    def add_scale(self, clip_id: str, grid: str, recon_key: str) -> None:
-        """Record the key of a reconstruction from the scales up to a grid."""
-        self._by_scale.append({"clip_id": clip_id, "grid": grid, "recon_key": recon_key})
-
-    def rows(self, lock: Lock, seed: int) -> list[Row]:
-        """Return mean PSNR (dB) and SSIM, and the attribute accuracies of the reconstructions."""
-        videos = {"examples": self._examples, "by_scale": self._by_scale}
-        psnr, ssim = metric_names.RECONSTRUCTION
-        row = partial(scorecard.mean_row, lock=lock, seed=seed, num_reference=len(self._psnr))
-        return [
-            row(psnr, self._psnr, details=videos),
-            row(ssim, self._ssim),
-            *self._synthetic.synthetic_rows("rendered_recon", lock),
-        ]
+_ROWS: Mapping[str, Callable[[str, Metric, ScoreInputs], Iterator[Row]]] = {
+    "mean": _mean_rows,
+    "frechet": _distance_rows,
+    "kvd": _distance_rows,
+    "memorisation": _memorisation_rows,
+}
 
 
-def reconstruction_not_evaluated(reason: str, lock: Lock) -> list[Row]:
-    """Return rows without values for the reconstruction scores."""
-    rows = [
-        scorecard.not_evaluated(name, reason, lock=lock) for name in metric_names.RECONSTRUCTION
-    ]
-    return rows + synthetic_not_evaluated("rendered_recon", reason, lock)
+def not_evaluated_rows(metrics: Iterable[str], reason: str, lock: Lock) -> list[Row]:
+    """Return rows without values."""
+    return [scorecard.not_evaluated(name, reason, lock=lock) for name in metrics]
+
+
+def synthetic_names(prefix: str) -> tuple[str, ...]:
+    """Return the names of the scores of the synthetic corpus below a prefix."""
+    return tuple(f"{prefix}/{name}" for name in SYNTHETIC)

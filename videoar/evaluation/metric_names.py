@@ -1,12 +1,14 @@
 """The metrics of `scores@1`, as a table: what each is computed from, and how.
 
-A module without imports of ours, so that a misspelt metric in a promotion rule is found when the
+A module without numpy and torch, so that a misspelt metric in a promotion rule is found when the
 pipeline is planned, hours before the rule would be evaluated.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+from videoar.core.errors import ConfigError, did_you_mean
 
 SYNTHETIC = ("colour_acc", "shape_acc", "motion_acc", "all_acc", "valid_frac")
 """Scores of the synthetic corpus, below one of `SYNTHETIC_PREFIXES`."""
@@ -28,6 +30,15 @@ PIXEL_COMPONENTS = (
     "linear_interp_residual",
 )
 """Components of the vector of a clip of network `pixels`, preset `clip`, in this order."""
+WINDOW_COMPONENTS = ("laplacian_var", "exposure", "colourfulness")
+"""Components of each window of its preset `windows`."""
+GROUPS = {
+    "rendered": ("rendered/",),
+    "recon": ("recon/", "rendered_recon/"),
+    "proxy": ("proxy/",),
+    "vbench": ("vbench/",),
+}
+"""Names that stand for all metrics with these prefixes."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,27 @@ METRICS: Mapping[str, Metric] = {
     "memorisation": Metric("memorisation", "lite0", "mean4", higher_is_better=False),
     **{name: Metric("vbench", unit="%") for name in VBENCH},
 }
+
+
+def requested_metrics(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the metrics that names of metrics and of `GROUPS` stand for.
+
+    Raises:
+        ConfigError: there is no such metric or group.
+    """
+    found: dict[str, None] = {}
+    for name in names:
+        prefixes = GROUPS.get(name, ())
+        if not prefixes and name not in METRICS:
+            raise ConfigError(name, "unknown metric", did_you_mean(name, (*GROUPS, *METRICS)))
+        found |= dict.fromkeys(m for m in METRICS if m == name or m.startswith(prefixes or "\0"))
+    return tuple(found)
+
+
+def with_suffix(name: str, suffix: str) -> str:
+    """Return the name of the floor or limit of a distance, before any digest of its network."""
+    base, at, digest = name.partition("@")
+    return f"{base}{suffix}{at}{digest}"
 
 
 def metric_of(name: str) -> Metric | None:

@@ -18,13 +18,12 @@ from torch.nn import functional
 from videoar.core.settings import settings
 from videoar.evaluation.extractor import NUM_WINDOWS, Clip, Vector, require_frames
 from videoar.evaluation.i3d import MIN_FRAMES, load_i3d, random_i3d
-from videoar.evaluation.i3d_presets import PREPROCESS
+from videoar.evaluation.i3d_presets import PRESETS
 from videoar.model.classifier import ClipClassifier
 from videoar.model.device import device
 from videoar.model.pretrained.lite0 import WEIGHTS_SHA256, load_lite0, preprocess
 from videoar.model.pretrained.networks import pick_stills
 
-DISTANCE_FRAMES = 16  # Source: StyleGAN-V and TATS protocols, 16 frames per clip
 _FRAMES_AT_ONCE = 16  # chosen: some 200 MB of activations, however long the clip
 NUM_STILLS = NUM_WINDOWS
 """Evenly spaced frames for EfficientNet-Lite0: the middle one of each window."""
@@ -91,11 +90,11 @@ def consistency(features_TD: Tensor) -> Tensor:
 
 
 class I3DLogits:
-    """Extractor of the 400 logits of I3D on the first 16 frames, with a preset of preprocessing.
+    """Extractor of the 400 logits of I3D, by preset of preprocessing.
 
     Args:
         name: `i3d`, whose weights define FVD, or `random_i3d`.
-        presets: of `i3d_presets.PREPROCESS`.
+        presets: of `i3d_presets.PRESETS`.
         seed: of the random weights.
 
     Raises:
@@ -116,12 +115,13 @@ class I3DLogits:
             ContractError: fewer than nine frames.
         """
         require_frames(clip, MIN_FRAMES, self.name)
-        frames = clip.frames[:DISTANCE_FRAMES]
+        vectors = {}
         with torch.inference_mode(), exact_convolutions():
-            return {
-                name: self._network(PREPROCESS[name](frames).to(device()))[0].cpu().numpy()
-                for name in self._presets
-            }
+            for name in self._presets:
+                preset = PRESETS[name]
+                video = preset.preprocess(clip.frames[: preset.num_frames])
+                vectors[name] = self._network(video.to(device()))[0].cpu().numpy()
+        return vectors
 
 
 def exact_convolutions() -> AbstractContextManager[None]:

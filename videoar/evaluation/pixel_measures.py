@@ -12,14 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoar.evaluation.extractor import NUM_WINDOWS, Clip, Frames, Vector, require_frames
-from videoar.evaluation.metric_names import PIXEL_COMPONENTS
+from videoar.evaluation.metric_names import PIXEL_COMPONENTS, WINDOW_COMPONENTS
 from videoar.evaluation.vbench import temporal_flickering
 
 MEASURES_VERSION = 1
 """Digest of these measures in `features@1`: raise it when a value can change."""
-FRAME_MEASURES = ("laplacian_var", "exposure", "colourfulness")
-"""Measures of single frames: averaged over the clip, and over each window in preset `windows`,
-which is [window 0: M numbers, window 1: M numbers, ...] with `NUM_WINDOWS` windows."""
 _LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # BT.601
 _WELL_EXPOSED = 0.2  # Source: Mertens et al., Exposure Fusion (2007), sigma
 _HIST_BINS = 8  # chosen: 512 colours, as coarse as the histograms of Swain and Ballard (1991)
@@ -39,7 +36,9 @@ class PixelMeasures:
         self._presets = presets
 
     def vectors(self, clip: Clip) -> Mapping[str, Vector]:
-        """Return `clip`, as named by `PIXEL_COMPONENTS`, and `windows`, see `FRAME_MEASURES`.
+        """Return `clip`, as named by `PIXEL_COMPONENTS`, and `windows`.
+
+        `windows` is [window 0: M numbers, window 1: M numbers, ...], see `frame_measures`.
 
         Raises:
             ContractError: fewer than four frames.
@@ -52,7 +51,7 @@ class PixelMeasures:
             "frame_diff_top5": frame_difference(frames),
             "linear_interp_residual": interpolation_residual(frames),
             "hist_consistency": histogram_consistency(frames),
-            **dict(zip(FRAME_MEASURES, measured_TM.mean(axis=0), strict=True)),
+            **dict(zip(WINDOW_COMPONENTS, measured_TM.mean(axis=0), strict=True)),
         }
         windows = [part.mean(axis=0) for part in np.array_split(measured_TM, NUM_WINDOWS)]
         found = {
@@ -98,7 +97,7 @@ def histogram_consistency(frames_THWC: Frames) -> float:
 
 
 def frame_measures(frame_HWC: NDArray[np.uint8]) -> tuple[float, float, float]:
-    """Return `FRAME_MEASURES` of a frame.
+    """Return `metric_names.WINDOW_COMPONENTS` of a frame.
 
     - Variance of the Laplacian of luma, in squared grey levels: the usual measure of focus.
       Source: Pech-Pacheco et al., ICPR 2000.

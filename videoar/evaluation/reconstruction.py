@@ -16,10 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from videoar.core.errors import ContractError, GateError
-from videoar.evaluation.extractor import Clip
+from videoar.evaluation.extractor import Clip, Extractor
 from videoar.evaluation.frechet import frechet_of_vectors
-from videoar.evaluation.i3d import I3D
-from videoar.evaluation.measure import features_ND, no_distance_reason
 from videoar.evaluation.metrics import psnr_T, ssim_T
 from videoar.model.tokenizer.network import (
     CHUNK_PIXELS,
@@ -222,21 +220,20 @@ class Validation:
 
     Args:
         clips: frames [T, H, W, 3] of each validation clip.
-        networks: feature network per distance name; features of the real clips are computed once.
-            `evaluation.i3d` defines which network may be called FVD.
+        networks: feature network with one preset, per distance name; features of the real clips
+            are computed once. `evaluation.i3d` defines which network may be called FVD.
 
     Raises:
         GateError: too few clips, or clips too short, for a distance.
     """
 
-    def __init__(self, clips: Iterable[Frames], networks: Mapping[str, I3D]) -> None:
+    def __init__(self, clips: Iterable[Frames], networks: Mapping[str, Extractor]) -> None:
         self._clips = list(clips)
         self._networks = networks
-        if networks and (why := no_distance_reason([[len(frames) for frames in self._clips]])):
-            raise GateError("train_tokenizer", f"no distance on the val clips: {why}")
-        self._real = {
-            name: features_ND(net, _as_clips(self._clips)) for name, net in networks.items()
-        }
+        if networks and len(self._clips) < 2:
+            what = f"no distance on {len(self._clips)} val clips"
+            raise GateError("train_tokenizer", what, "at least 2 are needed")
+        self._real = {name: _vectors_ND(net, self._clips) for name, net in networks.items()}
 
     def measure(self, net: VideoTokenizer) -> dict[str, float]:
         """Return mean PSNR (dB) and SSIM, bit entropies, and distances with N in their names."""
@@ -250,7 +247,7 @@ class Validation:
         pairs = list(zip(self._clips, rebuilt, strict=True))
         distances = {
             f"{name}_n{len(rebuilt)}": frechet_of_vectors(
-                self._real[name], features_ND(network, _as_clips(rebuilt))
+                self._real[name], _vectors_ND(network, rebuilt)
             )
             for name, network in self._networks.items()
         }
@@ -262,8 +259,14 @@ class Validation:
         }
 
 
-def _as_clips(clips: Iterable[Frames]) -> Iterator[Clip]:
-    return (Clip(id="", frames=frames, rate_fps=1.0, text="") for frames in clips)
+def _vectors_ND(network: Extractor, clips: Iterable[Frames]) -> NDArray[np.float64]:
+    """Return the vectors of clips.
+
+    Raises:
+        ContractError: a clip is too short.
+    """
+    named = (Clip(f"val clip {i}", frames, 1.0, "") for i, frames in enumerate(clips))
+    return np.array([next(iter(network.vectors(clip).values())) for clip in named], np.float64)
 
 
 def require_min_psnr(

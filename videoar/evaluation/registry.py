@@ -16,7 +16,7 @@ class Presets(NamedTuple):
     """Computed if named, as `NETWORK:PRESET`."""
 
 
-_OF_I3D = Presets(("common_metrics",), ("google-research", "stylegan-v"))
+_OF_I3D = Presets(("common_metrics",), ("common_metrics-17f", "google-research", "stylegan-v"))
 NETWORKS: Mapping[str, Presets] = {
     "lite0": Presets(("mean4", "change4"), ("windows", "consistency")),
     "i3d": _OF_I3D,

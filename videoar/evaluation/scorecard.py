@@ -5,6 +5,7 @@ its digest is stored beside the value. Model and tokenizer are lineage, not prot
 lock they would make the values of any two models incomparable.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 
@@ -115,6 +116,21 @@ def _row(metric: str, lock: Lock, *, higher_is_better: bool) -> Row:
         "lock_json": canonical_json(full),
         "details_json": "{}",
     }
+
+
+def protocol_of(row: Row) -> str:
+    """Return preset and N of a score; one N where both sides have as many clips."""
+    sides = dict.fromkeys(filter(None, (row["num_samples"], row["num_reference"])))
+    count = f"N = {' / '.join(f'{n:,}' for n in sides)}" if sides else ""
+    return ", ".join(filter(None, (json.loads(row["lock_json"]).get("preset"), count)))
+
+
+def not_above_chance(row: Row) -> bool:
+    """Return whether guessing explains a score: its 95 % interval is not on the better side."""
+    if row["chance"] is None or row["value"] is None:
+        return False
+    low, high = (row["value"] if end is None else end for end in (row["ci_low"], row["ci_high"]))
+    return bool(low <= row["chance"] if row["higher_is_better"] else high >= row["chance"])
 
 
 def require_equal_counts(metric: str, num_samples: int, num_reference: int) -> None:

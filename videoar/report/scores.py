@@ -13,9 +13,9 @@ from functools import cached_property
 from videoar.core.errors import WithdrawnError
 from videoar.core.ids import canonical_json
 from videoar.core.types import Row
-from videoar.evaluation.metric_names import FLOOR, LIMIT, metric_of
+from videoar.evaluation.metric_names import FLOOR, LIMIT, metric_of, with_suffix
 from videoar.evaluation.sample_values import FeatureTable, sample_values
-from videoar.evaluation.scorecard import mean_interval
+from videoar.evaluation.scorecard import mean_interval, protocol_of
 from videoar.evaluation.vbench import DIMENSIONS
 from videoar.report.data import (
     Change,
@@ -145,13 +145,6 @@ def scores_of(card: ScoreCard) -> Iterator[Score]:
         })
 
 
-def protocol_of(row: Row) -> str:
-    """Return preset and N of a score; one N where both sides have as many clips."""
-    sides = dict.fromkeys(filter(None, (row["num_samples"], row["num_reference"])))
-    count = f"N = {' / '.join(f'{n:,}' for n in sides)}" if sides else ""
-    return ", ".join(filter(None, (json.loads(row["lock_json"]).get("preset"), count)))
-
-
 def changes(old: ScoreCard, new: ScoreCard) -> Iterator[Change]:
     """Yield the change of every metric that one of two cards has."""
     for metric in dict.fromkeys((*old.rows, *new.rows)):
@@ -237,13 +230,13 @@ def score_curves(card: ScoreCard) -> Iterator[Curve]:
         if metric.partition("@")[0].endswith(FLOOR):
             continue  # a line in the figure of its distance
         title = f"{metric} ({protocol_of(card.rows[metric])})"
-        floor = card.details.get(_suffixed(metric, FLOOR), {})
+        floor = card.details.get(with_suffix(metric, FLOOR), {})
         sizes = {
             side: tuple((n, value) for n, value in found["by_num_clips"])
             for side, found in (("distance", details), ("floor", floor))
             if "by_num_clips" in found
         }
-        limit = card.rows.get(_suffixed(metric, LIMIT), {}).get("value")
+        limit = card.rows.get(with_suffix(metric, LIMIT), {}).get("value")
         if limit is not None and "distance" in sizes:
             sizes["at infinite N"] = tuple((n, limit) for n, _ in sizes["distance"])
         if sizes:
@@ -258,11 +251,6 @@ def _over_time(details: Row, floor: Row) -> dict[str, tuple[tuple[float, float],
     sides = windows if isinstance(windows, dict) else {"distance": windows}
     sides |= {"floor": floor.get("windows", ()), "figure": details.get("found_per_frame", ())}
     return {side: tuple(enumerate(values, 1)) for side, values in sides.items() if values}
-
-
-def _suffixed(metric: str, suffix: str) -> str:
-    base, at, digest = metric.partition("@")
-    return f"{base}{suffix}{at}{digest}"
 
 
 def vbench(cards: Iterable[ScoreCard]) -> VBench | None:

@@ -14,9 +14,8 @@ from tests.support.shared_data import ROOT
 from videoar.core.errors import ConfigError, ContractError
 from videoar.evaluation import i3d, i3d_presets, synthetic
 from videoar.evaluation.extractor import Clip
-from videoar.evaluation.metric_names import PIXEL_COMPONENTS
+from videoar.evaluation.metric_names import PIXEL_COMPONENTS, WINDOW_COMPONENTS
 from videoar.evaluation.networks import consistency
-from videoar.evaluation.pixel_measures import FRAME_MEASURES
 from videoar.evaluation.registry import NETWORKS, open_extractor, requested_presets
 from videoar.media.decode import decode_clip
 from videoar.media.synthetic import draw, scenes
@@ -134,17 +133,16 @@ def test_google_research_resizes_like_tensorflow_1():
 
 
 def test_i3d_presets_differ_except_on_squares():
-    ours = {
-        name: prepare(np.random.default_rng(0).integers(0, 256, (1, 40, 64, 3)).astype(np.uint8))
-        for name, prepare in i3d_presets.PREPROCESS.items()
-    }
+    wide = np.random.default_rng(0).integers(0, 256, (1, 40, 64, 3)).astype(np.uint8)
+    presets = i3d_presets.PRESETS
+    ours = {name: p.preprocess(wide) for name, p in presets.items() if p.num_frames == 16}
     for name, video in ours.items():
         assert video.shape == (1, 1, 224, 224, 3), name
         others = [other for key, other in ours.items() if key != name]
         assert all((video - other).abs().mean() > 0.01 for other in others), name
     square = np.random.default_rng(0).integers(0, 256, (1, 40, 40, 3)).astype(np.uint8)
     assert torch.equal(i3d_presets.common_metrics(square), i3d_presets.stylegan_v(square))
-    assert set(i3d_presets.PREPROCESS) == set(NETWORKS["i3d"].default + NETWORKS["i3d"].others)
+    assert set(presets) == set(NETWORKS["i3d"].default + NETWORKS["i3d"].others)
 
 
 def test_pixel_measures_of_drawn_clips_are_the_known_values():
@@ -184,7 +182,9 @@ def test_pixel_windows_show_when_a_clip_blurs():
     frames = np.zeros((17, 16, 16, 3))
     frames[:8, :, ::2] = 255
     windows = open_extractor("pixels").vectors(clip_of(frames))["windows"]
-    sharpness = windows.reshape(4, len(FRAME_MEASURES))[:, FRAME_MEASURES.index("laplacian_var")]
+    sharpness = windows.reshape(4, len(WINDOW_COMPONENTS))[
+        :, WINDOW_COMPONENTS.index("laplacian_var")
+    ]
     assert sharpness[0] == pytest.approx(510**2, rel=1e-5)
     assert sharpness[2] == sharpness[3] == 0
 

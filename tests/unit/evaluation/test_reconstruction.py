@@ -6,7 +6,6 @@ import torch
 
 from videoar.core.errors import ContractError, GateError
 from videoar.evaluation import reconstruction
-from videoar.evaluation.i3d import random_i3d
 from videoar.evaluation.metrics import psnr_T
 from videoar.evaluation.reconstruction import (
     BitUsage,
@@ -15,6 +14,7 @@ from videoar.evaluation.reconstruction import (
     require_min_psnr,
     round_trip,
 )
+from videoar.evaluation.registry import open_extractor
 from videoar.media.synthetic import draw, scenes
 from videoar.model.tokenizer.config import TOKENIZERS
 from videoar.model.tokenizer.network import VideoTokenizer
@@ -111,11 +111,12 @@ def test_validation_clips_of_two_sizes_are_measured_at_their_size(net):
 
 @pytest.mark.slow
 def test_validation_distance_name_has_number_of_clips(net):
-    validation = Validation(CLIPS[:2], {"frechet_random_i3d": random_i3d(0)})
-    assert validation.measure(net)["frechet_random_i3d_n2"] > 0
-    for too_few in (CLIPS[:1], [clip[:5] for clip in CLIPS]):
-        with pytest.raises(GateError, match="no distance"):
-            Validation(too_few, {"frechet_random_i3d": random_i3d(0)})
+    networks = {"frechet_random_i3d": open_extractor("random_i3d")}
+    assert Validation(CLIPS[:2], networks).measure(net)["frechet_random_i3d_n2"] > 0
+    with pytest.raises(GateError, match="no distance on 1 val clips"):
+        Validation(CLIPS[:1], networks)
+    with pytest.raises(ContractError, match="val clip 0: has 5 frames, random_i3d needs 9"):
+        Validation([clip[:5] for clip in CLIPS], networks)
 
 
 def test_require_min_psnr_below_minimum_raises_with_value(net):

@@ -105,6 +105,7 @@ class FeaturesWorker:
             for preset, vector in vectors.items():
                 yield {
                     "clip_id": clip.id,
+                    "source_id": row["source_id"],
                     "network": extractor.name,
                     "network_digest": extractor.digest,
                     "preset": preset,

@@ -10,8 +10,9 @@ import pyarrow as pa
 from videoar.core.errors import ConfigError, did_you_mean
 from videoar.core.settings import settings
 from videoar.core.types import Row
-from videoar.evaluation.i3d import I3D, load_i3d, random_i3d
+from videoar.evaluation.extractor import Extractor
 from videoar.evaluation.reconstruction import Validation, require_min_psnr
+from videoar.evaluation.registry import open_extractor
 from videoar.media.clip_reader import COLUMNS, ClipReader
 from videoar.model.device import device, limit_threads
 from videoar.model.pretrained.lite0 import load_lite0
@@ -149,8 +150,8 @@ def _inflate(net: VideoTokenizer, *, path: str, fresh: tuple[str, ...]) -> None:
         raise ConfigError(_IMAGE, f"{path}: {error}", hint) from error
 
 
-def _feature_networks(seed: int) -> dict[str, I3D]:
+def _feature_networks(seed: int) -> dict[str, Extractor]:
     # two names, because their values are not comparable: a random network gives no FVD
     if settings().i3d_weights:
-        return {"fvd": load_i3d(settings().i3d_weights)}
-    return {"frechet_random_i3d": random_i3d(seed)}
+        return {"fvd": open_extractor("i3d")}
+    return {"frechet_random_i3d": open_extractor("random_i3d", seed=seed)}
