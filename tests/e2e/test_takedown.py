@@ -15,13 +15,15 @@ from videoar.core.errors import WithdrawnError
 from videoar.storage.store import open_store
 
 pytestmark = pytest.mark.slow
+ARGUMENTS = sets("stages.evalset.reference_split=train")
+"""Without the source that is taken down, the other split has one clip left."""
 CURATE = str(ROOT / "pipelines" / "curate.yaml")
 
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory) -> dict:
     store = (tmp_path_factory.mktemp("takedown") / "store").as_uri()
-    return {"store": store, **videoar("run", str(PIPELINE), *sets(), store=store)}
+    return {"store": store, **videoar("run", str(PIPELINE), *ARGUMENTS, store=store)}
 
 
 def sources(first: dict, name: str) -> dict[str, dict]:
@@ -88,12 +90,12 @@ def test_forget_lists_derived_snapshots_and_the_next_run_succeeds(first: dict):
     assert sources(first, "model")[source]["forgotten"]
     assert videoar("show", first["outputs"]["model"], store=store)["rows"] == 1
 
-    second = videoar("run", str(PIPELINE), *sets(), store=store)
+    second = videoar("run", str(PIPELINE), *ARGUMENTS, store=store)
     state = {stage["name"]: stage for stage in second["stages"]}
     assert second["inputs"]["videos"]["gone"] == 1
-    planned = first["stages"][0]["shards"]["planned"]
     counts = state["clips"]["shards"]
-    assert (counts["planned"], counts["cached"], counts["done"]) == (planned, planned - 1, 1)
+    assert (counts["cached"], counts["done"]) == (counts["planned"] - 1, 1)
+    assert counts["cached"] >= 1
     assert state["tokenizer"]["status"] == state["model"]["status"] == "SUCCEEDED"
     assert source not in sources(second | {"store": store}, "model")
     later = videoar("forget", "--source", source, store=store)["derived"]
