@@ -233,9 +233,8 @@ def _noninferior(
         missing = {"candidate": candidate, "champion": champion}
         texts = (f"{name}: {text}" for name, text in missing.items() if isinstance(text, str))
         return _Outcome(row["value"], None, "; ".join(texts))
-    preset = json.loads(row["lock_json"]).get("preset", rule.definition.preset)
     try:
-        change = paired_difference(rule.metric, rule.definition, preset, candidate, champion)
+        change = paired_difference(row, candidate, champion)
     except ContractError as error:
         return _Outcome(row["value"], None, str(error))
     # the end of the interval at which the candidate is worst

@@ -23,7 +23,7 @@ def kernel_distance(x_ND: Array, y_MD: Array) -> float:
         ContractError: see `require_vectors`.
     """
     ones = (np.ones((len(x_ND), 1)), np.ones((len(y_MD), 1)))
-    return float(_weighted(x_ND, y_MD, *ones)[0])
+    return float(weighted_kernel_distance(x_ND, y_MD, *ones)[0])
 
 
 def kernel_interval(
@@ -39,11 +39,11 @@ def kernel_interval(
     is_usable = np.logical_and(*((w > 0).sum(axis=0) > 1 for w in weights))
     weights = [w[:, is_usable] for w in weights]
     value = kernel_distance(x_ND, y_MD)
-    half = 1.96 * float(np.std(_weighted(x_ND, y_MD, *weights)))
+    half = 1.96 * float(np.std(weighted_kernel_distance(x_ND, y_MD, *weights)))
     return value - half, value + half
 
 
-def _weighted(x_ND: Array, y_MD: Array, w_NB: Array, v_MB: Array) -> Array:
+def weighted_kernel_distance(x_ND: Array, y_MD: Array, w_NB: Array, v_MB: Array) -> Array:
     """Return MMD^2 [B] of sets in which vector i occurs `w_NB[i]` times.
 
     Pairs of a vector and a copy of itself are left out: their kernel would bias a resample.

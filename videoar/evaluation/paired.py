@@ -6,6 +6,7 @@ narrower than those of the two scores.
 Axes: N samples, D features.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,9 +16,13 @@ from numpy.typing import NDArray
 
 from videoar.core.errors import ContractError
 from videoar.core.types import Row
+from videoar.evaluation.evalset import REFERENCE, clip_rows, compared
 from videoar.evaluation.frechet import frechet_of_vectors
-from videoar.evaluation.metric_names import Metric
+from videoar.evaluation.kvd import weighted_kernel_distance
+from videoar.evaluation.metric_names import METRICS
 from videoar.evaluation.sample_values import FeatureTable, sample_values
+from videoar.storage.snapshot import Snapshot
+from videoar.storage.store import Store
 
 _MEAN_RESAMPLES = 1000
 """Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993): for percentiles."""
@@ -36,6 +41,23 @@ class SampleSet:
     reference: Sequence[str]
     """Ids of the real clips of a distance."""
 
+    @classmethod
+    def of(cls, scores: Snapshot, store: Store) -> "SampleSet":
+        """Return what scores were computed from.
+
+        Raises:
+            ContractError: they were computed without vectors.
+            GateError: a takedown has removed a source of the evaluation set.
+            StorageError: samples or vectors cannot be read.
+        """
+        parents = scores.commit.provenance.parents
+        needed = ("samples", "evalset", "sample_features", "reference_features")
+        if missing := [port for port in needed if port not in parents]:
+            raise ContractError(scores.id, f"was computed without {', '.join(missing)}")
+        samples, evalset, *features = (store.snapshot(parents[port]) for port in needed)
+        reference = [row["clip_id"] for row in clip_rows(evalset, REFERENCE)]
+        return cls(samples.table().to_pylist(), FeatureTable.read(*features), reference)
+
 
 class Difference(NamedTuple):
     """Value of one model minus that of another, with its 95 % interval."""
@@ -45,40 +67,43 @@ class Difference(NamedTuple):
     high: float
 
 
-def paired_difference(
-    name: str, metric: Metric, preset: str, a: SampleSet, b: SampleSet, seed: int = 0
-) -> Difference:
-    """Return the difference `a - b` of a metric.
+def paired_difference(row: Row, a: SampleSet, b: SampleSet, seed: int = 0) -> Difference:
+    """Return the difference `a - b` of a metric that has values of samples, or is a distance.
 
     Args:
-        name: of the metric.
-        metric: its definition, of kind `mean`, `frechet` or `kvd`.
-        preset: of the vectors that a distance is computed from.
+        row: of `scores@1`, with the name and the protocol of the metric.
         a: samples of one model.
         b: samples of the other one, of the same prompts and seeds.
         seed: of the bootstrap.
 
     Raises:
-        ContractError: other prompts or seeds, or a clip without a vector.
+        ContractError: no such metric, other prompts or seeds, or a clip without a vector.
     """
-    pairs = _pairs(a.samples, b.samples)
+    name, lock = row["metric"], json.loads(row["lock_json"])
+    metric = METRICS.get(name.partition("@")[0])
+    if metric is None or not (metric.kind == "mean" or metric.is_distance):
+        raise ContractError(name, "cannot be paired by sample")
     if metric.kind == "mean":
-        return _mean_difference(name, pairs, a, b, seed)
-    vectors = [
-        side.features.vectors(metric.network, preset, [pair[i]["sample_id"] for pair in pairs])
-        for i, side in enumerate((a, b))
-    ]
-    reference_ND = a.features.vectors(metric.network, preset, a.reference)
-
-    def difference(rows: NDArray[np.int64]) -> float:
-        x, y = (frechet_of_vectors(x_ND[rows], reference_ND) for x_ND in vectors)
-        return x - y
-
-    value = difference(np.arange(len(pairs)))
+        return _mean_difference(name, _pairs(a.samples, b.samples), a, b, seed)
+    pairs = _pairs(*(compared(side.samples, len(a.reference)) for side in (a, b)))
+    preset = lock.get("preset", metric.preset)
+    reference_MD = a.features.vectors(metric.network, preset, a.reference)
     prompts = [left["prompt"] for left, _ in pairs]
-    drawn = [difference(rows) for rows in _resamples(prompts, _DISTANCE_RESAMPLES, seed)]
+    resamples = [np.arange(len(pairs)), *_resamples(prompts, _DISTANCE_RESAMPLES, seed)]
+
+    def distances(i: int, side: SampleSet) -> NDArray[np.float64]:
+        ids = [pair[i]["sample_id"] for pair in pairs]
+        x_ND = side.features.vectors(metric.network, preset, ids)
+        if metric.kind == "kvd":
+            w_NB = np.array([np.bincount(rows, minlength=len(ids)) for rows in resamples]).T
+            v_MB = np.ones((len(reference_MD), len(resamples)))
+            return weighted_kernel_distance(x_ND, reference_MD, w_NB.astype(np.float64), v_MB)
+        ddof = 0 if lock.get("covariance") == "1/N" else 1
+        return np.array([frechet_of_vectors(x_ND[r], reference_MD, ddof=ddof) for r in resamples])
+
+    value, *drawn = distances(0, a) - distances(1, b)
     half = 1.96 * float(np.std(drawn))
-    return Difference(value, value - half, value + half)
+    return Difference(float(value), float(value) - half, float(value) + half)
 
 
 def _mean_difference(

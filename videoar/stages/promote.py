@@ -14,11 +14,10 @@ from pydantic import Field, model_validator
 
 from videoar.contracts.names import MODELS, RELEASES, SCORES
 from videoar.core.crash_points import crash_point
-from videoar.core.errors import GateError, RefMovedError, StorageError
+from videoar.core.errors import ContractError, GateError, RefMovedError, StorageError
 from videoar.core.types import Row
 from videoar.evaluation.gate import Rule, ScoreCard, evaluate_rule
 from videoar.evaluation.paired import SampleSet
-from videoar.evaluation.sample_values import FeatureTable
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
 from videoar.storage.layout import DECISIONS_LOG
@@ -119,15 +118,10 @@ def promoted_on(store: Store, ref: str, model: str, seq: int) -> Snapshot | None
 
 def _sample_set(scores: Snapshot, store: Store) -> SampleSet | str:
     """Return the samples and vectors that scores were computed from, or why they are missing."""
-    parents = scores.commit.provenance.parents
-    needed = ("samples", "sample_features", "reference_features")
-    if missing := [port for port in needed if port not in parents]:
-        return f"its scores {scores.id} were computed without {', '.join(missing)}"
     try:
-        samples, *features = (store.snapshot(parents[port]) for port in needed)
-        return SampleSet(samples.table().to_pylist(), FeatureTable.read(*features), ())
-    except StorageError as error:
-        if error.retryable:
+        return SampleSet.of(scores, store)
+    except (ContractError, GateError, StorageError) as error:
+        if getattr(error, "retryable", False):
             raise
         return str(error)
 

@@ -15,12 +15,13 @@ from videoar.evaluation.scorecard import not_evaluated, score_row
 from videoar.stages.promote import PromoteConfig
 
 UP, DOWN, PAIRED = "rendered/colour_acc", "frechet_lite0", "proxy/exposure"
+KERNEL = "kvd_lite0"
 LOCK = {"num_frames": 17}
 NUM = 32
 
 
 def row(metric, value=0.5, *, lock=LOCK, num=NUM, interval=None, chance=None):
-    up = not metric.startswith("frechet")
+    up = not metric.startswith(("frechet", "kvd"))
     return score_row(metric, value, lock=lock, num_samples=num, num_reference=num,
                      interval=interval, chance=chance, higher_is_better=up)  # fmt: skip
 
@@ -118,6 +119,10 @@ FORMS = [
      paired(DOWN, sample_set(1.0, seed=1)), True, "change -3"),
     ({"noninferior": 0.5}, DOWN, paired(DOWN, sample_set(1.0)),
      paired(DOWN, sample_set(0.0, seed=1)), False, "change +3"),
+    ({"noninferior": 0.5}, KERNEL, paired(KERNEL, sample_set(1.0)),
+     paired(KERNEL, sample_set(0.0, seed=1)), False, "change +8"),
+    ({"noninferior": 0.5}, KERNEL, paired(KERNEL, sample_set(0.0)),
+     paired(KERNEL, sample_set(0.0, seed=1)), True, "95 % interval -"),
     ({"noninferior": 0.05}, PAIRED, paired(PAIRED, sample_set(0.0, skip=(3,))),
      paired(PAIRED, sample_set(0.0)), False, "missing for 0.0-3"),
     ({"noninferior": 0.05}, PAIRED, paired(PAIRED, sample_set(0.0)),
