@@ -5,6 +5,7 @@ models are comparable with those of earlier ones.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
@@ -115,10 +116,19 @@ class EvalsetStage(ReduceStage[EvalsetConfig]):
             }
 
     def _roles(self, clips: Snapshot) -> dict[str, str]:
-        """Return the roles of the chosen clips by id."""
+        """Return the roles of the chosen clips by id.
+
+        All have the same number of frames and rate, the most frequent ones: distances of clips of
+        other durations would measure those.
+        """
         config = self.config
-        columns = clips.table(["clip_id", "split"]).to_pydict()
-        splits = dict(zip(columns["clip_id"], columns["split"], strict=True))
+        columns = clips.table(["clip_id", "split", "num_frames", "rate_fps"]).to_pydict()
+        ids, split_of, *timing = columns.values()
+        # sorted: of equal numbers, the order of files must not choose
+        counts = Counter(sorted(zip(*timing, strict=True)))
+        most = counts.most_common(1)[0][0] if counts else ()
+        rows = zip(ids, split_of, zip(*timing, strict=True), strict=True)
+        splits = {clip_id: split for clip_id, split, own in rows if own == most}
         # a hash per clip: new clips do not change the order of the others
         order = sorted(splits, key=lambda clip_id: seed_from("clip", config.seed, clip_id))
         held_out = [clip_id for clip_id in order if splits[clip_id] == config.reference_split]

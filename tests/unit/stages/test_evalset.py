@@ -57,6 +57,17 @@ def test_reference_is_of_its_split_and_the_floor_of_further_clips(store):
     assert reference[0] == {**clip_row("x"), **reference[0]}  # whole rows of clips@1
 
 
+def test_clips_have_the_most_frequent_number_of_frames_and_rate(store):
+    rows = [
+        clip_row(f"{frames} {rate} {i}", split="val", caption="c", num_frames=frames, rate_fps=rate)
+        for frames, rate, num in ((9, 8.0, 3), (17, 8.0, 5), (17, 12.0, 4))
+        for i in range(num)
+    ]
+    chosen = evalset(store, {"clips": clips_of(store, rows)}, num_reference=4)
+    assert {(row["num_frames"], row["rate_fps"]) for row in clip_rows(chosen)} == {(17, 8.0)}
+    assert len(clip_rows(chosen)) == 5
+
+
 def test_few_clips_of_the_split_are_rejected_by_name(store):
     few = clips(store, 0, 1, 2)
     with pytest.raises(ContractError, match="1 clips of the split val, 2 are needed"):
