@@ -33,12 +33,6 @@ class Flops:
         """All of them."""
         return self.matrices + self.attention
 
-    def __add__(self, other: "Flops") -> "Flops":
-        return Flops(self.matrices + other.matrices, self.attention + other.attention)
-
-    def __mul__(self, times: int) -> "Flops":
-        return Flops(self.matrices * times, self.attention * times)
-
 
 def peak_flops(card: str) -> float | None:
     """Return the bf16 peak of a card in operations per second, None if it is not known."""
@@ -81,40 +75,9 @@ def training_flops(cfg: ModelConfig, scheme: Scheme, text_lengths: Sequence[int]
     return Flops(3 * forward.matrices - unneeded, 3 * forward.attention)
 
 
-def sampling_flops(
-    cfg: ModelConfig, scheme: Scheme, text_lengths: Sequence[int], *, copies: int, cached: bool
-) -> Flops:
-    """Return the operations of sampling whole clips.
-
-    Args:
-        cfg: shape of the network.
-        scheme: order of prediction; one pass per wave.
-        text_lengths: text tokens of each prompt.
-        copies: 2 with guidance, which runs every prompt with and without its text.
-        cached: whether a pass computes its own tokens only. All passes together then compute one
-            whole sequence.
-    """
-    if cached:
-        return forward_flops(cfg, scheme, text_lengths) * copies
-    total = Flops(0, 0)
-    for count in range(1, len(scheme.waves) + 1):
-        total += forward_flops(cfg, _Prefix(scheme, count), text_lengths)
-    return total * copies
-
-
 def _per_token(cfg: ModelConfig, visual: int, text: int) -> int:
     """Return the products with weights."""
     layer = cfg.width * (4 * cfg.width + 3 * cfg.ff_width)
     ends = cfg.width * 3 * cfg.num_bits  # features of K channels, head of 2 K
     text_mlp = cfg.width * (cfg.text_width + cfg.width)
     return 2 * (cfg.depth * layer * (visual + text) + ends * visual + text_mlp * text)
-
-
-class _Prefix:
-    """The first waves of a scheme."""
-
-    def __init__(self, scheme: Scheme, count: int) -> None:
-        self.requires, self.input_down = scheme.requires, scheme.input_down
-        self.waves = scheme.waves[:count]
-        self.blocks = scheme.blocks[: self.waves[-1][-1] + 1]
-        self.visible, self.positions, self.weight = scheme.visible, scheme.positions, scheme.weight

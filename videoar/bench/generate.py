@@ -13,8 +13,6 @@ The case `stage` is the stage `generate` on Ray against the sampler alone, see `
 """
 
 import json
-import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +21,7 @@ import torch
 from torch import Tensor
 
 from videoar.bench.generate_stage import measure_stage
-from videoar.bench.result import BenchResult, compare, shuffled
+from videoar.bench.result import BenchResult, compare, measure_in_child, peak_bytes, shuffled
 from videoar.model.schedule import SMALL_SQUARE, Scales, latent_frames, scale_schedule
 from videoar.model.transformer.config import PRESETS
 from videoar.model.transformer.network import VideoAR
@@ -73,9 +71,9 @@ def _turn(shape: str, turn: int) -> dict[str, dict[str, float]]:
 
 
 def _child(contestant: str, shape: str, limit_s: float) -> dict[str, float]:
-    call = [sys.executable, "-m", __name__, contestant, shape, str(limit_s)]
-    done = subprocess.run(call, check=True, stdout=subprocess.PIPE)
-    result: dict[str, float] = json.loads(done.stdout)
+    result: dict[str, float] = measure_in_child(
+        contestant, "-m", __name__, contestant, shape, limit_s
+    )
     return result
 
 
@@ -107,14 +105,14 @@ def measure(contestant: str, shape: str, limit_s: float) -> dict[str, float]:
     model = VideoAR(PRESETS[_PRESET].model_copy(update={"scales": scales})).eval()
     generate = _token_by_token if contestant == _TOKENS else _by_scale(contestant == "ours")
     generate(model, 1, _Clock(0))  # memory and time of a first pass are those of torch
-    before, clock, is_whole = _peak_mb(), _Clock(limit_s), True
+    before, clock, is_whole = peak_bytes(), _Clock(limit_s), True
     try:
         generate(model, num_frames, clock)
     except _LateError:
         is_whole = False
     return {
         "steps": clock.passes, "seconds": round(clock.seconds, 3),
-        "peak_mb": round(_peak_mb() - before, 1), "is_whole": float(is_whole),
+        "peak_mb": round((peak_bytes() - before) / 2**20, 1), "is_whole": float(is_whole),
     }  # fmt: skip
 
 
@@ -156,10 +154,6 @@ def _token_by_token(model: VideoAR, num_frames: int, clock: _Clock) -> None:
         bits = torch.rand(log_odds.shape) < torch.sigmoid(log_odds)
         x = model.features((bits.float() * 2 - 1) / cfg.num_bits**0.5) + model.scales.weight[0]
         length, mask = stop, None
-
-
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
 
 
 if __name__ == "__main__":

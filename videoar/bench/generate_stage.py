@@ -19,8 +19,7 @@ from typing import NamedTuple
 import torch
 
 from videoar.bench.result import in_turns
-from videoar.bench.stores import TimedEngine, commit, commit_tokenizer, run_stages
-from videoar.contracts.names import MODELS
+from videoar.bench.stores import TimedEngine, commit_model, run_stages
 from videoar.core.types import Row
 from videoar.engine.base import Engine
 from videoar.model.tokenizer.config import TOKENIZERS
@@ -30,7 +29,6 @@ from videoar.model.transformer.network import VideoAR
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store, open_store
 from videoar.training.generation import VideoGenerator
-from videoar.training.model_store import ClipShape, publish_model
 from videoar.training.sampler_options import SamplerOptions
 
 _PRESET, _FRAMES, _RATE_FPS = "small", 17, 8.0
@@ -58,7 +56,7 @@ def measure_stage(rounds: int) -> dict[str, dict[str, float]]:
     ray = RayEngine("local")
     with tempfile.TemporaryDirectory(prefix="videoar-bench-") as name:
         store = open_store((Path(name) / "store").as_uri())
-        published = _publish(store, model, tokenizer)
+        published = commit_model(store, model, tokenizer)
         try:
             runs = in_turns(
                 {
@@ -79,16 +77,6 @@ def measure_stage(rounds: int) -> dict[str, dict[str, float]]:
         "x_sampler_by_cpu_time": sampler.cpu_s_per_clip / stage.cpu_s_per_clip,
     }
     return {"stage, 64 px x 17 frames": {name: round(x, 3) for name, x in figures.items()}}
-
-
-def _publish(store: Store, model: VideoAR, tokenizer: VideoTokenizer) -> Snapshot:
-    of_tokenizer = commit_tokenizer(store, tokenizer)
-    (digest,) = of_tokenizer.table(["digest"])["digest"].to_pylist()
-    row = publish_model(
-        model, store, weights=model.state_dict(), step=0, metrics={}, history=[],
-        tokenizer_digest=digest, clips=ClipShape(_RATE_FPS, _FRAMES),
-    )  # fmt: skip
-    return commit(store, "model", MODELS, [row])
 
 
 def _run_stage(engine: Engine, store: Store, model: Snapshot, turn: int) -> _Rates:

@@ -7,7 +7,6 @@ shuffled within a turn and compared with `raw` of that turn. Peers need not be i
 """
 
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from videoar.bench import loader_cell
-from videoar.bench.result import BenchResult, compare, in_turns
+from videoar.bench.result import BenchResult, compare, in_turns, measure_in_child
 from videoar.core.errors import StageError
 from videoar.core.settings import settings
 
@@ -87,10 +86,6 @@ def _cell(action: str, name: str, folder: Path, batch_size: int) -> dict[str, fl
     is_peer = name not in {"raw", "ours"}
     python = (settings().bench_peers if is_peer else "") or sys.executable
     # -P: the script's folder stays out of sys.path, where its modules would shadow packages
-    command = [python, "-P", loader_cell.__file__, action, name, str(folder), str(batch_size)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise StageError(f"bench loader, {name}", done.stderr.strip() or f"exit {done.returncode}")
-    # the last line, because peers may print, too
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    arguments = ("-P", loader_cell.__file__, action, name, folder, batch_size)
+    result: dict[str, float] = measure_in_child(f"bench loader, {name}", *arguments, python=python)
     return result

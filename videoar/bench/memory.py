@@ -22,9 +22,6 @@ attention and buffers of libraries, all of which a measurement has in it.
 
 import argparse
 import json
-import resource
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from statistics import median
@@ -32,6 +29,7 @@ from statistics import median
 import torch
 
 from videoar.bench.gpu.subject import CHECKPOINTING, Subject
+from videoar.bench.result import measure_in_child, peak_bytes
 from videoar.core.hardware import hardware
 from videoar.model.schedule import latent_frames, tokens_per_frame
 from videoar.model.transformer.config import PRESETS, ModelConfig
@@ -106,18 +104,14 @@ def measure(preset: str, batch: int) -> dict[str, float]:
         less on what else runs on the machine than the time on the clock.
     """
     torch.set_num_threads(1)
-    before = _peak_bytes()
+    before = peak_bytes()
     subject = Subject(PRESETS[preset], 17, torch.device("cpu"))
     step, seconds = subject.step(batch), []
     for _ in range(_STEPS):
         start = time.process_time()
         step()
         seconds.append(time.process_time() - start)
-    return {"imports": before, "peak": _peak_bytes(), "seconds": median(seconds[1:])}
-
-
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    return {"imports": before, "peak": peak_bytes(), "seconds": median(seconds[1:])}
 
 
 def state_table() -> list[str]:
@@ -163,8 +157,8 @@ def measured_table(presets: list[str], batch: int) -> list[str]:
     lines = _head("preset", "clips", "peak, measured", "of it imports, measured", "rest, measured",
                   "rest, computed", "CPU seconds per step, measured")  # fmt: skip
     for preset in presets:
-        call = [sys.executable, "-m", __spec__.name, "--child", preset, "--batch", str(batch)]
-        found = json.loads(subprocess.run(call, check=True, capture_output=True).stdout)
+        call = ("-m", __spec__.name, "--child", preset, "--batch", batch)
+        found = measure_in_child(preset, *call)
         cfg = PRESETS[preset]
         computed = activation_bytes(cfg, batch * num_tokens(cfg, 17), "none") + state_bytes(cfg)
         sizes = (found["peak"], found["imports"], found["peak"] - found["imports"], computed)

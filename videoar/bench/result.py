@@ -1,9 +1,11 @@
 """Result of a benchmark: medians of interleaved runs, ratios, hardware and commit."""
 
+import json
 import resource
 import shutil
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -12,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import Field
 
-from videoar.core.errors import ConfigError
+from videoar.core.errors import ConfigError, StageError
 from videoar.core.hardware import hardware
 from videoar.core.ids import seed_from
 from videoar.core.types import Frozen, Json
@@ -77,6 +79,29 @@ def _cpu() -> float:
     # Children count once they have been waited for; `process_time` has none of them.
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def peak_bytes() -> int:
+    """Return the largest resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def measure_in_child(what: str, *arguments: object, python: str = sys.executable) -> Any:  # noqa: ANN401 - JSON
+    """Run a contestant in a process of its own; return the JSON value of its last line.
+
+    Args:
+        what: of the error.
+        arguments: of the interpreter.
+        python: interpreter.
+
+    Raises:
+        StageError: it fails.
+    """
+    call = [python, *map(str, arguments)]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise StageError(what, done.stderr.strip()[-1000:] or f"exit {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])  # peers may print before it
 
 
 def shuffled(names: list[str], turn: int) -> list[str]:

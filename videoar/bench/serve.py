@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from videoar.bench.result import BenchResult, compare, in_turns
+from videoar.bench.result import BenchResult, compare, in_turns, measure_in_child
 from videoar.bench.server_process import MODEL, ServerProcess, publish, serving
 from videoar.core.errors import ConfigError, StageError
 from videoar.storage.store import open_store
@@ -235,11 +235,8 @@ def _overload(server: ServerProcess, start: Callable[[], _Load], load_s: float) 
 
 def _sampler(store: Path, num: int, turn: int) -> float:
     """Return videos per second of a process that only makes videos."""
-    command = [sys.executable, "-m", __name__, str(store), str(num), str(turn)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise StageError("sampler", done.stderr[-1000:])
-    return float(done.stdout)
+    rate: float = measure_in_child("sampler", "-m", __name__, store, num, turn)
+    return rate
 
 
 def _measure_sampler(store: str, num: str, turn: str) -> float:

@@ -12,10 +12,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from videoar.bench.stores import commit, commit_tokenizer
-from videoar.contracts.names import MODELS
+from videoar.bench.stores import commit_model
 from videoar.core.errors import StageError
-from videoar.core.types import Json, Resources
+from videoar.core.types import Json
 from videoar.storage.store import open_store
 
 MODEL = "model"
@@ -125,10 +124,15 @@ def serving(folder: Path, max_queue: int, replicas: int = 1) -> Iterator[ServerP
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port: int = free.getsockname()[1]
     log_path = folder.parent / "server.log"
-    arguments = map(str, (folder, port, max_queue, replicas))
+    options = {
+        "--store": folder.as_uri(), "--target": "local", "--model": MODEL, "--port": port,
+        "--max-queue": max_queue, "--replicas": replicas,
+        "--rate": 1e4,  # aiperf is one client and polls every job
+    }  # fmt: skip
+    words = [str(word) for option in options.items() for word in option]
     with log_path.open("a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", __name__, *arguments], stdout=log, stderr=log
+            [sys.executable, "-m", "videoar", "serve", *words], stdout=log, stderr=log
         )
     server, until = ServerProcess(process, port), time.monotonic() + _START_S
     try:
@@ -151,39 +155,9 @@ def publish(folder: Path) -> None:
     from videoar.model.transformer.config import OF_TOKENIZER, PRESETS
     from videoar.model.transformer.network import VideoAR
     from videoar.pipeline.presets import with_overrides
-    from videoar.training.model_store import ClipShape, publish_model
 
     torch.manual_seed(0)
-    store = open_store(folder.as_uri())
     tokenizer = VideoTokenizer(TOKENIZERS[TOKENIZER])
-    digest = commit_tokenizer(store, tokenizer).table(["digest"])["digest"][0].as_py()
     shape = SHAPE | {name: getattr(tokenizer.cfg, name) for name in OF_TOKENIZER}
     net = VideoAR(with_overrides(PRESETS["tiny"], shape))
-    row = publish_model(
-        net, store, weights=net.state_dict(), step=1, metrics={}, history=[],
-        tokenizer_digest=digest, clips=ClipShape(8.0, 17),
-    )  # fmt: skip
-    commit(store, MODEL, MODELS, [row])
-
-
-def _serve(folder: str, port: str, max_queue: str, replicas: str) -> None:
-    from videoar.core.logging import configure_logging
-    from videoar.serving.limits import Limits
-    from videoar.serving.replica import ReplicaOptions
-    from videoar.serving.serve import ServeOptions, serve
-    from videoar.serving.server import ServerSettings
-
-    configure_logging("text", verbose=False)
-    # aiperf is one client and polls every job
-    limits = Limits(requests_per_s=1e4, burst=10_000, max_queue=int(max_queue))
-    options = ServeOptions(
-        models=(ReplicaOptions(model=MODEL),),
-        port=int(port),
-        resources=Resources(workers=int(replicas)),
-        settings=ServerSettings(limits=limits),
-    )
-    serve(open_store(Path(folder).as_uri()), options, "local")
-
-
-if __name__ == "__main__":
-    _serve(*sys.argv[1:])
+    commit_model(open_store(folder.as_uri()), net, tokenizer)

@@ -22,6 +22,7 @@ from videoar.storage.store import Store
 
 if TYPE_CHECKING:
     from videoar.model.tokenizer.network import VideoTokenizer
+    from videoar.model.transformer.network import VideoAR
 
 
 def commit(store: Store, name: str, contract: str, tables: Iterable[pa.Table]) -> Snapshot:
@@ -39,6 +40,18 @@ def commit_tokenizer(store: Store, net: "VideoTokenizer") -> Snapshot:
 
     rows = publish_model(net, store, weights=net.state_dict(), step=0, metrics={}, history=[])
     return commit(store, "tokenizer", MODELS, [rows])
+
+
+def commit_model(store: Store, net: "VideoAR", tokenizer: "VideoTokenizer") -> Snapshot:
+    """Publish a transformer, and its tokenizer, for clips of 17 frames at 8 per second."""
+    from videoar.training.model_store import ClipShape, publish_model
+
+    (digest,) = commit_tokenizer(store, tokenizer).table(["digest"])["digest"].to_pylist()
+    row = publish_model(
+        net, store, weights=net.state_dict(), step=0, metrics={}, history=[],
+        tokenizer_digest=digest, clips=ClipShape(8.0, 17),
+    )  # fmt: skip
+    return commit(store, "model", MODELS, [row])
 
 
 def ingested(store: Store, sources: str, **options: Json) -> Snapshot:

@@ -4,14 +4,14 @@
     bare loop    the same network, objective and optimizer on batches that are in memory already
 
 Wall time of steps; the start of a stage is left out. Goals: the stage takes at most 5 % more, and
-waits for data at most 2 % of the time. On a GPU also: dense attention against FlexAttention, and
-how often a step waits for the device. Latents are random; speed does not depend on them.
+waits for data at most 2 % of the time. Latents are random; speed does not depend on them. `bench
+gpu` measures steps on a GPU alone.
 """
 
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -32,8 +32,6 @@ from videoar.storage.store import Store, open_store
 from videoar.storage.token_codec import bytes_per_frame
 
 if TYPE_CHECKING:
-    import torch
-
     from videoar.model.tokenizer.network import VideoTokenizer
     from videoar.training.data.token_loader import TokenLoader
     from videoar.training.transformer import TransformerTrainer
@@ -112,13 +110,12 @@ class _Contest:
         self.tokens = _committed_tokens(store, self.tokenizer, self.net, shape.clips)
 
     def details(self) -> dict[str, float]:
-        """Return the share of waiting for data, graph breaks, and figures of a GPU."""
+        """Return the share of waiting for data, and graph breaks."""
         trainer, started = self._trainer(), time.perf_counter()
         trainer.run(lambda _: None)
         waited_s = cast("_TimedData", trainer.data).waited_s
         percent = 100 * waited_s / (time.perf_counter() - started)
-        figures = {"data_wait_percent": round(percent, 3)}
-        return figures | _graphs(self._trainer()) | _gpu_figures(self._trainer())
+        return {"data_wait_percent": round(percent, 3)} | _graphs(self._trainer())
 
     def stage(self, turn: int) -> _Step:
         """Run the stage; return the time of a step."""
@@ -252,12 +249,6 @@ class _TimedData:
         self._loader.load_state_dict(state)
 
 
-def _step_of(trainer: "TransformerTrainer") -> Callable[[], None]:
-    (phase,) = trainer.training.phases
-    batch = next(iter(trainer.data.train(phase)))
-    return lambda: trainer.take_step(batch, phase, 0)
-
-
 def _graphs(trainer: "TransformerTrainer") -> dict[str, float]:
     """Return graph breaks and graphs of a step with compiled layers; no code is generated."""
     import torch
@@ -266,23 +257,10 @@ def _graphs(trainer: "TransformerTrainer") -> dict[str, float]:
     torch._dynamo.reset()
     counters.clear()
     trainer.model.compile_layers(backend="eager")
-    _step_of(trainer)()
+    (phase,) = trainer.training.phases
+    trainer.take_step(next(iter(trainer.data.train(phase))), phase, 0)
     breaks = sum(counters["graph_break"].values())
     return {"graph_breaks": breaks, "graphs": counters["stats"]["unique_graphs"]}
-
-
-def _gpu_figures(trainer: "TransformerTrainer") -> dict[str, float]:
-    """Return host synchronisations per step, and the speed of FlexAttention over dense."""
-    from videoar.bench.gpu.measure import host_syncs, median_ms
-
-    device: torch.device = trainer.model.device
-    if device.type != "cuda":
-        return {}
-    step, figures = _step_of(trainer), dict[str, float]()
-    for kernel in ("dense", "flex"):
-        trainer.model.attention = kernel
-        figures[f"{kernel}_step_ms"] = round(median_ms(step, device), 2)
-    return figures | {"host_syncs": host_syncs(step, device)["host_syncs"]}
 
 
 def _committed_tokens(

@@ -9,7 +9,6 @@ from videoar.bench.flops import (
     attention_pairs,
     forward_flops,
     peak_flops,
-    sampling_flops,
     training_flops,
 )
 from videoar.model.transformer.config import PRESETS, ModelConfig
@@ -79,24 +78,24 @@ def test_pairs_are_those_of_the_mask():
     assert attention_cells(layout.scheme) < int(mask.sum())
 
 
-@pytest.mark.parametrize("cached", [True, False])
-def test_products_with_weights_of_sampling_are_counted_exactly(cached):
+def test_products_with_weights_of_sampling_are_those_of_one_sequence_per_copy():
     model = VideoAR(_ODD).eval()
     num_frames = 1 + _ODD.time_stride
-    settings = SamplerSettings("ucf", cached=cached)
     matrices, _ = _counted(
-        lambda model: sample_bits(model, [_TEXT] * 2, num_frames, [0, 1], settings=settings), model
+        lambda model: sample_bits(
+            model, [_TEXT] * 2, num_frames, [0, 1], settings=SamplerSettings("ucf")
+        ),
+        model,
     )
-    lengths = [len(_TEXT.split())] * 2
-    scheme = _ODD.scheme_for(num_frames)
-    flops = sampling_flops(_ODD, scheme, lengths, copies=2, cached=cached)
-    assert flops.matrices == matrices
+    flops = forward_flops(_ODD, _ODD.scheme_for(num_frames), [len(_TEXT.split())] * 2)
+    assert 2 * flops.matrices == matrices
 
 
 def test_ragged_rows_are_counted_without_padding():
     cfg, scheme = _ODD, _ODD.scheme_for(3)
-    both = forward_flops(cfg, scheme, [2, 9])
-    assert both == forward_flops(cfg, scheme, [2]) + forward_flops(cfg, scheme, [9])
+    both, *parts = (forward_flops(cfg, scheme, lengths) for lengths in ([2, 9], [2], [9]))
+    assert both.matrices == sum(part.matrices for part in parts)
+    assert both.attention == sum(part.attention for part in parts)
 
 
 def test_peak_is_known_by_name_and_none_for_other_cards():

@@ -96,10 +96,9 @@ def step_rate(
     into: dict[str, Any],
 ) -> float:
     """Measure a training step, as `clip_rate`; also its first call, and host synchronisations."""
-    with peak_memory(device, into):
-        into["first_step_s"] = round(first_seconds(step, device), 3)
-        ms = median_ms(step, device, seconds=seconds)
-    into |= {"batch": batch, "step_ms": round(ms, 2), "clips_per_s": round(1000 * batch / ms, 2)}
+    into["first_step_s"] = round(first_seconds(step, device), 3)
+    ms = clip_rate(step, device, batch, seconds, into)
+    into["step_ms"] = into.pop("ms")
     into |= host_syncs(step, device)
     return ms
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from videoar.bench.flops import sampling_flops
+from videoar.bench.flops import forward_flops
 from videoar.bench.gpu.measure import clip_rate, host_syncs, median_ms, synchronize
 from videoar.bench.gpu.section import ParityError, Result, Section
 from videoar.bench.gpu.sections.training import utilisation
@@ -54,13 +54,9 @@ def _sample(section: Section, result: Result, model: VideoAR, batch: int) -> Non
     ms = clip_rate(work, device, batch, min(3.0, section.seconds_left / 4), result)
     result |= host_syncs(work, device)
     passes = work()
-    flops = sampling_flops(
-        model.cfg,
-        model.cfg.scheme_for(frames),
-        [len(text.split()) for text in captions(batch)],
-        copies=2,
-        cached=True,
-    ).total
+    lengths = [len(text.split()) for text in captions(batch)]
+    # twice: guidance; all passes together compute one whole sequence, because they have a cache
+    flops = 2 * forward_flops(model.cfg, model.cfg.scheme_for(frames), lengths).total
     result |= {"passes": passes, "ms_per_pass": round(ms / passes, 3), "flops": flops}
     result |= utilisation(section, flops, ms)
 
