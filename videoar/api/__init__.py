@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from videoar.admin.validate import Mistake as Mistake
     from videoar.admin.validate import validate_pipeline as validate_pipeline
     from videoar.admin.validate import validate_snapshot as validate
+    from videoar.admin.vbench import plan as vbench_plan
     from videoar.bench.result import BenchResult as BenchResult
     from videoar.pipeline.stage_reference import StageReference as StageReference
     from videoar.records.lineage import lineage as lineage
@@ -62,7 +63,7 @@ __all__ = [
     "forget", "freeze", "gate", "generate", "lineage", "load", "logs", "ls", "make_engine",
     "open_store", "plan", "progress", "promote", "quarantine", "refs", "report", "report_path",
     "resume", "rollback", "run", "schema", "serve", "show", "stages", "status", "validate",
-    "validate_pipeline",
+    "validate_pipeline", "vbench_plan",
 ]  # fmt: skip
 
 __getattr__ = lazy_names(
@@ -81,6 +82,7 @@ __getattr__ = lazy_names(
         "refs": "videoar.admin.refs:refs",
         "rollback": "videoar.admin.promotion:rollback",
         "show": "videoar.admin.inspect:show",
+        "vbench_plan": "videoar.admin.vbench:plan",
         "validate": "videoar.admin.validate:validate_snapshot",
         "validate_pipeline": "videoar.admin.validate:validate_pipeline",
     },

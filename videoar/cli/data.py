@@ -30,7 +30,10 @@ _SCORE_TITLES = ("score", ">value", ">95 % interval", ">N", "protocol lock", "ga
 
 @verb(app, _PANEL, "show clips --rows 1")
 def show(name: Name, rows: Annotated[int, typer.Option(min=0, help="Rows to print.")] = 1) -> None:
-    """Describe a snapshot: origin, columns, metrics, first rows; protocol and gate of scores."""
+    """Describe a snapshot: origin, columns, metrics, first rows.
+
+    Of scores, also protocol and gate.
+    """
     result = api.show(session.open(), name, rows)
     emit(result, lambda: _show_blocks(result))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from videoar.core.errors import ConfigError, did_you_mean
+from videoar.evaluation.vbench_constants import DIMENSIONS
 
 SYNTHETIC = ("colour_acc", "shape_acc", "motion_acc", "all_acc", "valid_frac")
 """Scores of the synthetic corpus, below one of `SYNTHETIC_PREFIXES`."""
@@ -91,6 +92,7 @@ METRICS: Mapping[str, Metric] = {
     "proxy/lite0_consistency": Metric("mean", "lite0", "consistency"),
     "memorisation": Metric("memorisation", "lite0", "mean4", higher_is_better=False),
     **{name: Metric("vbench", unit="%") for name in VBENCH},
+    **{f"vbench/{name}": Metric("vbench") for name in DIMENSIONS},
 }
 
 

@@ -3,8 +3,6 @@
 A total requires all 16 dimensions. The official script replaces a missing dimension by 0 before
 normalizing, which is silently wrong (below the minimum of five of them); here a missing or unknown
 dimension is an error.
-
-Source: Vchitect/VBench scripts/constant.py @45e79ec (Apache-2.0).
 """
 
 import math
@@ -14,30 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoar.core.errors import ContractError
-
-# Dimension: (min, max, weight). A raw value is normalized to (raw - min) / (max - min) before the
-# weighted mean; min and max are the empirical ones of the VBench paper.
-QUALITY = {
-    "subject_consistency": (0.1462, 1.0, 1.0),
-    "background_consistency": (0.2615, 1.0, 1.0),
-    "temporal_flickering": (0.6293, 1.0, 1.0),
-    "motion_smoothness": (0.706, 0.9975, 1.0),
-    "aesthetic_quality": (0.0, 1.0, 1.0),
-    "imaging_quality": (0.0, 1.0, 1.0),
-    "dynamic_degree": (0.0, 1.0, 0.5),
-}
-SEMANTIC = {
-    "object_class": (0.0, 1.0, 1.0),
-    "multiple_objects": (0.0, 1.0, 1.0),
-    "human_action": (0.0, 1.0, 1.0),
-    "color": (0.0, 1.0, 1.0),
-    "spatial_relationship": (0.0, 1.0, 1.0),
-    "scene": (0.0, 0.8222, 1.0),
-    "appearance_style": (0.0009, 0.2855, 1.0),
-    "temporal_style": (0.0, 0.364, 1.0),
-    "overall_consistency": (0.0, 0.364, 1.0),
-}
-DIMENSIONS = (*QUALITY, *SEMANTIC)
+from videoar.evaluation.vbench_constants import DIMENSIONS, QUALITY, SEMANTIC
 
 
 def vbench_scores(raw: Mapping[str, float]) -> dict[str, float]:
@@ -58,7 +33,7 @@ def vbench_scores(raw: Mapping[str, float]) -> dict[str, float]:
         raise ContractError(
             "vbench", f"missing: {missing}, unknown: {unknown}", "a total needs all 16"
         )
-    quality, semantic = _weighted(raw, QUALITY), _weighted(raw, SEMANTIC)
+    quality, semantic = weighted(raw, QUALITY), weighted(raw, SEMANTIC)
     return {"quality": quality, "semantic": semantic, "total": (4 * quality + semantic) / 5}
 
 
@@ -68,9 +43,10 @@ def normalized(dimension: str, value: float) -> float:
     return (value - low) / (high - low)
 
 
-def _weighted(
+def weighted(
     raw: Mapping[str, float], constants: Mapping[str, tuple[float, float, float]]
 ) -> float:
+    """Return the weighted mean, in percent, of the normalized values of a group of dimensions."""
     total = sum(normalized(name, raw[name]) * weight for name, (_, _, weight) in constants.items())
     return 100 * total / sum(weight for _, _, weight in constants.values())
 

@@ -18,7 +18,8 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 
 from videoar.core.printable import printable
 from videoar.evaluation.metric_names import metric_of, unit_of
-from videoar.evaluation.vbench import DIMENSIONS, normalized
+from videoar.evaluation.vbench import normalized
+from videoar.evaluation.vbench_constants import DIMENSIONS
 from videoar.report.data import (
     Comparison,
     Curve,

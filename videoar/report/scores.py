@@ -16,7 +16,7 @@ from videoar.core.types import Row
 from videoar.evaluation.metric_names import FLOOR, LIMIT, metric_of, with_suffix
 from videoar.evaluation.sample_values import FeatureTable, sample_values
 from videoar.evaluation.scorecard import mean_interval, protocol_of
-from videoar.evaluation.vbench import DIMENSIONS
+from videoar.evaluation.vbench_constants import DIMENSIONS
 from videoar.report.data import (
     Change,
     Confusion,

@@ -28,12 +28,13 @@ RUN = SimpleNamespace(
 VERBS = (
     "run", "resume", "plan", "status", "ls", "logs", "cancel", "explain", "show", "diff", "lineage",
     "validate", "stages", "schema", "export", "quarantine", "generate", "serve", "report",
-    "compare", "gate", "promote", "rollback", "freeze", "refs", "forget", "doctor", "bench",
+    "compare", "gate", "promote", "rollback", "freeze", "refs", "vbench", "forget", "doctor",
+    "bench",
 )  # fmt: skip
 NEEDS_ARGUMENTS = set(VERBS) - {
-    "status", "ls", "stages", "quarantine", "report", "gate", "refs", "doctor",
+    "status", "ls", "stages", "quarantine", "report", "gate", "refs", "vbench", "doctor",
 }  # fmt: skip
-OPENS_NO_STORE = ("schema", "stages", "bench", "quarantine")
+OPENS_NO_STORE = ("schema", "stages", "bench", "quarantine", "vbench")
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +79,14 @@ def test_run_output_of_libraries_goes_to_stderr(verb, tmp_path, monkeypatch):
     assert "(raylet) A worker died" in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS, "quarantine ls"])
+@pytest.mark.parametrize("verb", ["", *VERBS, "quarantine ls", "vbench plan"])
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_every_verb_has_global_options_and_an_example(verb, flag):
     done = CliRunner().invoke(app, [*verb.split(), flag])
     assert done.exit_code == 0
     assert "--store" in done.stdout
     assert "--json" in done.stdout
-    if verb not in ("", "quarantine"):
+    if verb not in ("", "quarantine", "vbench"):
         assert f"Example: videoar {verb}" in done.stdout
 
 
@@ -95,7 +96,7 @@ def test_help_root_lists_all_verbs_untruncated():
     assert "..." not in listed.partition("Runs:")[2]
 
 
-@pytest.mark.parametrize("arguments", [[], ["quarantine"], ["--json"]])
+@pytest.mark.parametrize("arguments", [[], ["quarantine"], ["vbench"], ["--json"]])
 def test_bare_command_prints_help_and_exits_0(arguments):
     done = CliRunner().invoke(app, arguments)
     assert (done.exit_code, done.stdout.startswith("Usage: ")) == (0, True)
@@ -107,7 +108,7 @@ def test_version_before_and_after_verb_is_printed(arguments):
     assert (done.exit_code, done.stdout) == (0, "videoar 0.1.0\n")
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "quarantine ls"])
+@pytest.mark.parametrize("verb", [*VERBS, "quarantine ls", "vbench plan"])
 def test_global_options_before_and_after_verb_are_equivalent(verb, tmp_path):
     given = ["--store", "nonsense", "--target", "inline", "--json", "-v"]
     arguments = {"validate": ["x"], "export": ["x", "--format", "parquet", "--to", "y"]}

@@ -6,7 +6,7 @@ import pytest
 from tests.support.shared_data import shared_json
 from videoar.core.errors import ContractError
 from videoar.evaluation import temporal_flickering, vbench_scores
-from videoar.evaluation.vbench import DIMENSIONS, QUALITY, SEMANTIC
+from videoar.evaluation.vbench_constants import DIMENSIONS, QUALITY, SEMANTIC
 
 # Source: Show-o2 paper, arXiv 2506.15564v3, table 8: per-dimension values in DIMENSIONS order.
 MODELSCOPE = [0.8987, 0.9529, 0.9828, 0.9579, 0.5206, 0.5857, 0.6639]
