@@ -196,6 +196,15 @@ def test_killed_worker_does_not_change_the_features(
     assert run.outputs == features_inline
 
 
+def test_scores_are_those_of_the_inline_engine(tmp_path: Path, engine: RayEngine):
+    inline, ray = (open_store((tmp_path / name).as_uri()) for name in ("inline", "ray"))
+    expected = token_runs.execute(inline, feature_runs.scored(inline)).outputs
+    document = feature_runs.scored(ray, workers=2)
+    assert token_runs.execute(ray, document, engine).outputs == expected
+    rows = ray.snapshot(expected["scores"]).table().to_pylist()
+    assert {"frechet_lite0", "proxy/exposure"} <= {r["metric"] for r in rows if r["status"] == "ok"}
+
+
 def kill_each_once(killed: list, titles: tuple, store: Path) -> None:
     """Kill a process of each title in turn; a worker after the first finished shard."""
     deadline = time.monotonic() + 100

@@ -36,6 +36,28 @@ def prepare(store: Store, num_files: int = 3, per_file: int = 3) -> dict:
     return document("clips", clips_of(store, *file_rows(store, num_files, per_file)))
 
 
+def scored(store: Store, **resources: int) -> dict:
+    """Commit clips and samples; return the pipeline that scores the samples on the clips."""
+    clips = clips_of(store, *file_rows(store, 2, 8))
+    samples = samples_of(store, *file_rows(store, 2, 4, first=16))
+    options = {"networks": NETWORKS, "resources": resources}
+    ports = {"samples": "made", "evalset": "evalset"}
+    chosen = {"num_reference": 8, "num_prompts": 0, "reference_split": "all"}
+    return {
+        "pipeline": "p",
+        "inputs": {"real": f"snapshot://{clips.id}", "made": f"snapshot://{samples.id}"},
+        "stages": {
+            "evalset": {"stage": "evalset", "from": {"clips": "real"}, **chosen},
+            "sample_features": {"stage": "features", "from": {"samples": "made"}, **options},
+            "reference_features": {"stage": "features", "from": {"evalset": "evalset"}, **options},
+            "scores": {
+                "stage": "score",
+                "from": ports | {name: name for name in ("sample_features", "reference_features")},
+            },
+        },
+    }
+
+
 def samples_of(store: Store, *files: list[dict]) -> Snapshot:
     """Commit lists of clips as files of generated samples."""
     schema = load_contract("samples@1").arrow_schema

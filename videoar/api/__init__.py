@@ -20,6 +20,7 @@ from videoar.api.runs import (
     Document,
     Watch,
     cancel,
+    evaluate,
     ls,
     make_engine,
     plan,
@@ -59,7 +60,8 @@ if TYPE_CHECKING:
     from videoar.storage.store import Store as Store
 
 __all__ = [
-    "Document", "Watch", "bench", "cancel", "compare", "diff", "doctor", "explain", "export",
+    "Document", "Watch", "bench", "cancel", "compare", "diff", "doctor", "evaluate", "explain",
+    "export",
     "forget", "freeze", "gate", "generate", "lineage", "load", "logs", "ls", "make_engine",
     "open_store", "plan", "progress", "promote", "quarantine", "refs", "report", "report_path",
     "resume", "rollback", "run", "schema", "serve", "show", "stages", "status", "validate",

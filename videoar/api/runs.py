@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
 from videoar.core.errors import ConfigError, VideoARError
 
 if TYPE_CHECKING:
+    from videoar.admin.evaluation import EvaluationOptions
     from videoar.engine.base import Engine
     from videoar.records.run_record import Run
     from videoar.runner.execute import Execution
@@ -80,6 +81,50 @@ def run(  # noqa: PLR0913 - the verb's own options
     # the file first: its mistakes are reported before anything of the engine is created
     execution = Execution(load_pipeline(path, overrides), store, make_engine(target))
     return _execute(execution, watch, start, until)
+
+
+def evaluate(  # noqa: PLR0913 - the verb's own options
+    store: Store,
+    samples: str,
+    reference: str,
+    metrics: Sequence[str],
+    overrides: Sequence[str] = (),
+    *,
+    target: str = "local",
+    watch: Watch = lambda _: nullcontext(),
+    **options: Unpack[EvaluationOptions],
+) -> Document:
+    """Score samples against a reference, as a run.
+
+        api.evaluate(store, "samples", "ref://demo", ["rendered", "frechet_lite0"])
+
+    Args:
+        store: where names are looked up, and where snapshots and the run's record go.
+        samples: see `videoar.admin.evaluation`, as for the following two.
+        reference: frozen set, clips or videos.
+        metrics: names of metrics and of groups.
+        overrides: of the pipeline, as for `run`.
+        target: see `make_engine`.
+        watch: wraps the execution.
+        **options: `protocol`, `num`, `domain`, `train`.
+
+    Returns:
+        The score card, see `score_card`.
+
+    Raises:
+        ConfigError: a name, metric or option cannot be used; nothing ran.
+        ContractError: the samples differ in form, or are not those of the set.
+        GateError: a takedown has removed a source of the set.
+        StageError: a stage failed.
+    """
+    from videoar.admin.evaluation import evaluation_pipeline, score_card
+    from videoar.pipeline.spec import build_pipeline
+    from videoar.runner.execute import Execution
+
+    document = evaluation_pipeline(store, samples, reference, metrics, options)
+    spec = build_pipeline(document, "videoar evaluate", overrides)
+    run = _execute(Execution(spec, store, make_engine(target)), watch, None, None)
+    return score_card(store, run)
 
 
 def resume(

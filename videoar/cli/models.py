@@ -1,5 +1,8 @@
 """Verbs on models: reports, gate decisions, and the refs that they move."""
 
+import json
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,9 +11,10 @@ import typer
 from videoar import api
 from videoar.cli.data import Name
 from videoar.cli.output import Block, Table, emit, local_time
-from videoar.cli.runs import OptionalRun
+from videoar.cli.runs import OptionalRun, Overrides, watch
 from videoar.cli.session import session, verb
-from videoar.core.errors import GateError
+from videoar.core.errors import ContractError, GateError
+from videoar.core.printable import printable
 from videoar.core.settings import settings
 
 app = typer.Typer()
@@ -149,6 +153,82 @@ def _numbers(text: str | None) -> object:
     except ValueError:
         return text
     return numbers[0] if len(numbers) == 1 else numbers
+
+
+@verb(app, _PANEL, "evaluate --samples last/samples --reference ref://demo --metrics rendered")
+def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option
+    samples: Annotated[
+        str, typer.Option(metavar="NAME", help="A name of the store, or a folder of generate.")
+    ],
+    reference: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Frozen set, clips, or a folder or URL of videos."),
+    ],
+    metrics: Annotated[
+        str, typer.Option(metavar="A,B", help="Metrics, or rendered, recon, proxy, vbench.")
+    ],
+    protocol: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Default: that of the set.")
+    ] = None,
+    num: Annotated[
+        int | None, typer.Option(min=2, help="Most clips of the reference; default: as samples.")
+    ] = None,
+    domain: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Classifier of frechet_domain, kvd_domain.")
+    ] = None,
+    train: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Clips of the training, for memorisation.")
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Score samples against a reference; print the score card.
+
+    Runs as a pipeline: features of an unchanged reference are found again.
+    Exit code 3 if a requested metric was not evaluated.
+    """
+    store = session.open()
+    with redirect_stdout(sys.stderr):  # Ray prints there, see `run`
+        card = api.evaluate(
+            store,
+            samples,
+            reference,
+            [name.strip() for name in metrics.split(",")],
+            overrides or [],
+            target=session.target or settings().target,
+            watch=watch,
+            protocol=protocol,
+            num=num,
+            domain=domain,
+            train=train,
+        )
+    emit(card, lambda: _score_blocks(card))
+    if missing := card["not_evaluated"]:
+        texts = "; ".join(f"{metric}: {reason}" for metric, reason in missing.items())
+        print(printable(f"error: {card['snapshot']}: not evaluated: {texts}"), file=sys.stderr)
+        raise typer.Exit(ContractError.exit_code)
+
+
+def _score_blocks(card: api.Document) -> list[Block]:
+    """Return the scores as a table; the floor of a distance is in its row."""
+    rows = [
+        (
+            row["metric"],
+            row["value"],
+            row["ci_low"],
+            row["ci_high"],
+            card["floors"].get(row["metric"]),
+            row["num_samples"] or None,
+            row["num_reference"] or None,
+            json.loads(row["lock_json"]).get("preset"),
+            row["reason"]
+            or ("not above chance" if row["metric"] in card["not_above_chance"] else None),
+        )
+        for row in card["scores"]
+        if "/floor" not in row["metric"] or row["reason"]
+    ]
+    titles = ("metric", ">value", ">from", ">to", ">floor", ">samples", ">reference", "preset", "")
+    head = f"{card['samples']} against {card['evalset']}, protocol {card['protocol']}"
+    return [head, "", Table(titles, rows), "", f"scores: {card['snapshot']}, run {card['run_id']}"]
 
 
 @verb(app, _PANEL, "report last --out page.html")

@@ -56,7 +56,7 @@ def run(
             target=session.target or settings().target,
             start=start,
             until=until,
-            watch=_watch,
+            watch=watch,
         )
     )
 
@@ -70,7 +70,7 @@ def resume(run_id: RunArgument) -> None:
     """
     store = session.open()
     target = session.target or settings().target
-    _execute(lambda: api.resume(store, run_id, target=target, watch=_watch))
+    _execute(lambda: api.resume(store, run_id, target=target, watch=watch))
 
 
 @verb(app, _PANEL, "plan pipelines/quickstart.yaml")
@@ -165,7 +165,7 @@ def _execute(execute: "Callable[[], api.Run]") -> None:
     emit(run_document(result, report), lambda: run_blocks(result, report))
 
 
-def _watch(execution: "api.Execution") -> AbstractContextManager[None]:
+def watch(execution: "api.Execution") -> AbstractContextManager[None]:
     """Show a live table on a terminal; elsewhere the log lines are the progress."""
     session.execution = execution
     # JSON lines on a terminal: VIDEOAR_LOG=json is set, e.g. under a process supervisor

@@ -37,9 +37,10 @@ class EvalsetConfig(StageConfig, PromptTemplates):
     num_floor: int | None = Field(default=None, ge=0)
     """Maximum number of further real clips, which show the distance of perfect samples; default:
     `num_reference`."""
-    reference_split: Literal["train", "val"] = "val"
+    reference_split: Literal["train", "val", "all"] = "val"
     """Split of the reference; the floor has clips of the other one where this has too few. Against
-    `train`, a model that memorizes its data scores best."""
+    `train`, a model that memorizes its data scores best. `all`: clips that no model was trained
+    on."""
     num_prompts: int | None = Field(default=None, ge=0)
     """Maximum number of prompts; by default 16 of captions, and all of the port `prompts`."""
     samples_per_prompt: int = Field(default=1, ge=1)
@@ -131,8 +132,10 @@ class EvalsetStage(ReduceStage[EvalsetConfig]):
         splits = {clip_id: split for clip_id, split, own in rows if own == most}
         # a hash per clip: new clips do not change the order of the others
         order = sorted(splits, key=lambda clip_id: seed_from("clip", config.seed, clip_id))
-        held_out = [clip_id for clip_id in order if splits[clip_id] == config.reference_split]
-        others = [clip_id for clip_id in order if splits[clip_id] != config.reference_split]
+        split = config.reference_split
+        chosen = {"train", "val"} if split == "all" else {split}
+        held_out = [clip_id for clip_id in order if splits[clip_id] in chosen]
+        others = [clip_id for clip_id in order if splits[clip_id] not in chosen]
         num, num_floor = config.num_reference, config.num_floor
         floor = [*held_out[num:], *others][: num if num_floor is None else num_floor]
         return dict.fromkeys(held_out[:num], REFERENCE) | dict.fromkeys(floor, FLOOR)

@@ -90,7 +90,7 @@ class FeaturesStage(MapStage[FeaturesConfig]):
         """Return the digest of the I3D weights, if they are used.
 
         Raises:
-            ConfigError: there are none.
+            ConfigError: there are none, or they are not those of FVD.
         """
         if "i3d" not in requested_presets(self.config.networks):
             return {}
@@ -98,7 +98,11 @@ class FeaturesStage(MapStage[FeaturesConfig]):
         if not path.is_file():  # Path("") is the working directory, which is no file
             what = f"i3d needs weights, {settings().i3d_weights or 'none'} are set"
             raise ConfigError("features.networks", what, "set VIDEOAR_I3D_WEIGHTS to their file")
-        return {"i3d_weights": sha256_hex(path.read_bytes())}
+        from videoar.evaluation.i3d import check_identity  # torch, for this network only
+
+        data = path.read_bytes()
+        check_identity(data, str(path))
+        return {"i3d_weights": sha256_hex(data)}
 
     def shards(self, inputs: Inputs) -> Sequence[Shard]:
         """Return one shard per file; of an evaluation set, one per 32 clips.
