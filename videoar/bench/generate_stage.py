@@ -7,7 +7,6 @@ the driver, the replica and its encoders, to compare where others use the machin
 do not count: their time goes by the second, not by the clip.
 """
 
-import contextlib
 import os
 import tempfile
 import time
@@ -18,7 +17,7 @@ from typing import NamedTuple
 
 import torch
 
-from videoar.bench.result import in_turns
+from videoar.bench.result import in_turns, processes
 from videoar.bench.stores import TimedEngine, commit_model, run_stages
 from videoar.core.types import Row
 from videoar.engine.base import Engine
@@ -105,20 +104,14 @@ def _run_sampler(model: VideoAR, tokenizer: VideoTokenizer, turn: int) -> _Rates
 
 def _cpu_s_of_stage() -> float:
     """Return the CPU time of this process and of its replica, with ended children; see proc(5)."""
-    ticks, grandparents = dict[int, int](), dict[int, int]()
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            fields, pid = _stat(folder.name), int(folder.name)
-            if pid == os.getpid() or (folder / "cmdline").read_text().startswith(_REPLICA):
-                ticks[pid] = sum(map(int, fields[11:15]))
-                grandparents[pid] = int(_stat(fields[1])[1])
-    own = (pid for pid in ticks if os.getpid() in {pid, grandparents[pid]})
-    return sum(ticks[pid] for pid in own) / os.sysconf("SC_CLK_TCK")
-
-
-def _stat(pid: str) -> list[str]:
-    """Return what proc(5) says of a process, from its state on."""
-    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    running, own = processes(), os.getpid()
+    ticks = 0
+    for pid, (title, fields) in running.items():
+        _, parent = running.get(int(fields[1]), ("", []))
+        is_replica = title.startswith(_REPLICA) and parent[1:2] == [str(own)]
+        if pid == own or is_replica:
+            ticks += sum(map(int, fields[11:15]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _rows(turn: int, count: int) -> Sequence[Row]:

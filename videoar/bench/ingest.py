@@ -11,6 +11,7 @@ CPU time, not wall time; the time that a process takes to start is measured and 
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,7 @@ import pyarrow as pa
 
 from videoar.bench.films import Film
 from videoar.bench.result import BenchResult, compare, cpu_seconds, shuffled
-from videoar.core.errors import ConfigError
+from videoar.core.errors import ConfigError, MediaError
 from videoar.media.clip_scores import phash, score_span
 from videoar.media.scan import ScanPlan, scan
 from videoar.media.source_decoder import SourceMetadata
@@ -66,29 +67,19 @@ def run(videos: Path | None, rounds: int) -> BenchResult:
         for case, best in by_case.items()
     }
     unit = "source frames per CPU-second"
-    return compare(
-        "ingest",
-        unit,
-        figures,
-        cases=table,
-        notes=("eta: CPU time of null over this, best of turns",),
-    )
+    notes = ("eta: CPU time of null over this, best of turns",)
+    return compare("ingest", unit, figures, cases=table, notes=notes)
 
 
 def _readable_files(folder: Path) -> dict[str, list[Path]]:
-    usable = [path for path in sorted(folder.rglob("*")) if path.is_file() and _is_readable(path)]
+    usable: list[Path] = []
+    for path in filter(Path.is_file, sorted(folder.rglob("*"))):
+        with suppress(MediaError):  # it is no video
+            _scan(path)
+            usable.append(path)
     if not usable:
         raise ConfigError(str(folder), "no video that can be read")
     return {folder.name: usable}
-
-
-def _is_readable(path: Path) -> bool:
-    from videoar.core.errors import MediaError
-
-    try:
-        return any(isinstance(item, SourceMetadata) for item in scan(path, _PLAN))
-    except MediaError:
-        return False
 
 
 def _synthetic_films(folder: Path) -> dict[str, list[Path]]:
@@ -121,8 +112,8 @@ def _turn(paths: list[Path], start_s: dict[str, float], turn: int) -> dict[str, 
 
     contestants: dict[str, Callable[[], object]] = {
         "ours": ours,
-        "null": lambda: _each(_null, paths),
-        "3-pass": lambda: _each(_three_passes, paths),
+        "null": lambda: list(map(_null, paths)),
+        "3-pass": lambda: list(map(_three_passes, paths)),
         "stage": lambda: _stage(paths, "references"),
         "clips": lambda: _stage(paths, "clips"),
     }
@@ -133,11 +124,6 @@ def _turn(paths: list[Path], start_s: dict[str, float], turn: int) -> dict[str, 
         for name in shuffled(list(contestants), turn)
     }
     return spent | {"frames": frames}
-
-
-def _each(read: Callable[[Path], None], paths: list[Path]) -> None:
-    for path in paths:
-        read(path)
 
 
 def _keep_best(best: dict[str, float], measured: dict[str, float]) -> None:

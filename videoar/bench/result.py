@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -84,6 +85,16 @@ def _cpu() -> float:
 def peak_bytes() -> int:
     """Return the largest resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def processes() -> dict[int, tuple[str, list[str]]]:
+    """Return the title of each process, and what proc(5) says of it, from its state on."""
+    found: dict[int, tuple[str, list[str]]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it ended meanwhile
+            fields = (folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            found[int(folder.name)] = (folder / "cmdline").read_text(), fields
+    return found
 
 
 def measure_in_child(what: str, *arguments: object, python: str = sys.executable) -> Any:  # noqa: ANN401 - JSON

@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from videoar.bench.result import processes
 from videoar.bench.stores import commit_model
 from videoar.core.errors import StageError
 from videoar.core.types import Json
@@ -94,19 +95,13 @@ class ServerProcess:
 
     def pids(self, deployment: str) -> list[int]:
         """Return the processes of a deployment: `model` or `http`."""
-        parents, names = {}, {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                status = (folder / "stat").read_text().rpartition(")")[2].split()
-                names[int(folder.name)] = (folder / "cmdline").read_text()
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it has exited meanwhile
-            parents[int(folder.name)] = int(status[1])
+        running = processes()
+        parents = {pid: int(fields[1]) for pid, (_, fields) in running.items()}
         own = {self.process.pid}
         while more := {pid for pid, parent in parents.items() if parent in own} - own:
             own |= more
         pattern = re.compile(rf"ray::ServeReplica:[^:]*:{deployment}\b")
-        return sorted(pid for pid in own if pattern.match(names[pid]))
+        return sorted(pid for pid in own if pid in running and pattern.match(running[pid][0]))
 
 
 @contextmanager
