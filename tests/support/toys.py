@@ -189,6 +189,7 @@ class Draw(ReduceStage[StageConfig]):
 
 class RateConfig(StageConfig):
     value: float | None = None
+    num_samples: int = 16
     lock: str = ""
 
 
@@ -202,8 +203,13 @@ class Rate(ReduceStage[RateConfig]):
         (model,) = inputs["model"].table(["digest", "step"]).to_pylist()
         digest, value = model["digest"], self.config.value
         value = model["step"] / 10 if value is None else value
-        row = score_row(RATED, value, lock={"toy": self.config.lock}, num_samples=16,
-                        details={"model": digest})  # fmt: skip
+        row = score_row(
+            RATED,
+            value,
+            lock={"toy": self.config.lock},
+            num_samples=self.config.num_samples,
+            details={"model": digest},
+        )
         yield Output(pa.Table.from_pylist([row], load_contract("scores@1").arrow_schema))
 
 

@@ -14,7 +14,7 @@ from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from videoar.core.errors import ContractError, did_you_mean
 from videoar.core.types import Frozen, Row
-from videoar.evaluation.metric_names import FLOOR, METRICS, Metric, metric_of, with_suffix
+from videoar.evaluation.metric_names import FLOOR, LIMIT, METRICS, Metric, metric_of, with_suffix
 from videoar.evaluation.paired import SampleSet, paired_difference
 
 MIN_CLIPS = 16
@@ -75,8 +75,13 @@ class Rule(Frozen):
         return metric
 
     @property
+    def _stem(self) -> str:
+        return self.metric.partition("@")[0]
+
+    @property
     def _has_samples(self) -> bool:
-        return self.definition.kind == "mean" or self.definition.is_distance
+        is_distance = self.definition.is_distance and not self._stem.endswith(LIMIT)
+        return self.definition.kind == "mean" or is_distance
 
     @property
     def form(self) -> str:
@@ -86,7 +91,7 @@ class Rule(Frozen):
     @property
     def judges_samples(self) -> bool:
         """Whether the metric is computed from generated samples, not from real clips alone."""
-        return self.definition.kind != "reconstruction" and not self.metric.endswith(FLOOR)
+        return self.definition.kind != "reconstruction" and not self._stem.endswith(FLOOR)
 
     def __str__(self) -> str:
         bound = getattr(self, self.form)

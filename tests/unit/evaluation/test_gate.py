@@ -1,16 +1,23 @@
-"""Gate rules: every form on better, worse, equal, missing and incomparable scores; fails closed."""
+"""Gate rules: every form on better, worse, equal, missing and incomparable scores; fails closed.
+
+Invariant 8 of evaluation: the gate table decides as documented.
+"""
 
 import dataclasses
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from tests.support.feature_rows import feature_rows, feature_table, pixel_rows
+from videoar.evaluation.evalset import compared
+from videoar.evaluation.frechet import frechet_of_vectors
 from videoar.evaluation.gate import MIN_CLIPS, Rule, ScoreCard, evaluate_rule
-from videoar.evaluation.paired import SampleSet
+from videoar.evaluation.kvd import kernel_distance
+from videoar.evaluation.paired import SampleSet, paired_difference
 from videoar.evaluation.scorecard import not_evaluated, score_row
 from videoar.stages.promote import PromoteConfig
 
@@ -136,7 +143,9 @@ FORMS = [
 
 
 @pytest.mark.parametrize(("bound", "metric", "candidate", "champion", "passed", "reason"), FORMS)
-def test_rule_form_gives_expected_result(bound, metric, candidate, champion, passed, reason):
+def test_invariant_8_rule_form_gives_expected_result(
+    bound, metric, candidate, champion, passed, reason
+):
     result = evaluate_rule(Rule(metric=metric, **bound), candidate, champion)
     assert (result.passed, result.value) == (passed, candidate.rows[metric]["value"])
     assert reason in result.reason
@@ -153,7 +162,7 @@ BOUNDS = [
 
 
 @pytest.mark.parametrize(("bound", "metric"), BOUNDS)
-def test_rule_of_every_form_fails_without_a_score(bound, metric):
+def test_invariant_8_rule_of_every_form_fails_without_a_score(bound, metric):
     """Missing, not evaluated, not finite or of too few clips, with or without a champion."""
     few = f"of {MIN_CLIPS - 1} clips; a decision needs {MIN_CLIPS} on each side"
     reasons = [
@@ -169,7 +178,7 @@ def test_rule_of_every_form_fails_without_a_score(bound, metric):
 
 
 @pytest.mark.parametrize("bound", [{"max_regression": 9.0}, {"noninferior": 9.0}])
-def test_rule_that_compares_fails_on_a_champion_without_an_equal_lock(bound):
+def test_invariant_8_rule_that_compares_fails_on_a_champion_without_an_equal_lock(bound):
     rule = Rule(metric=PAIRED, **bound)
     candidate = paired(PAIRED, sample_set(0.0))
     reasons = {
@@ -207,6 +216,33 @@ def test_noninferior_interval_of_pairs_is_narrower_than_that_of_means():
 
 
 @pytest.mark.parametrize(
+    ("metric", "lock", "distance"),
+    [
+        ("frechet_lite0", {"covariance": "1/(N-1)"}, frechet_of_vectors),
+        ("frechet_lite0", {"covariance": "1/N"}, partial(frechet_of_vectors, ddof=0)),
+        ("kvd_lite0", {}, kernel_distance),
+    ],
+)
+def test_paired_distance_is_that_of_the_samples_that_the_score_compares(metric, lock, distance):
+    sides = [sample_set(0.0, num=48), sample_set(0.5, num=48, seed=1)]
+    real = sides[0].reference[:20]
+    a, b = (dataclasses.replace(side, reference=real) for side in sides)
+    real_ND = a.features.vectors("lite0", "mean4", real)
+    values = [
+        distance(
+            side.features.vectors(
+                "lite0", "mean4", [row["sample_id"] for row in compared(side.samples, 20)]
+            ),
+            real_ND,
+        )
+        for side in (a, b)
+    ]
+    change = paired_difference(row(metric, lock=lock), a, b)
+    assert change.value == pytest.approx(values[0] - values[1], rel=1e-9)
+    assert change.low < change.value < change.high
+
+
+@pytest.mark.parametrize(
     ("rule", "message"),
     [
         ({"metric": UP}, "set exactly one of min, max,"),
@@ -219,6 +255,8 @@ def test_noninferior_interval_of_pairs_is_narrower_than_that_of_means():
         ({"metric": UP, "max_over_floor": 2.0}, "is no distance, so it has no floor"),
         ({"metric": "recon/psnr", "noninferior": 1.0}, "cannot be paired by sample"),
         ({"metric": DOWN + "/floor", "noninferior": 1.0}, "cannot be paired by sample"),
+        ({"metric": "frechet_domain/floor@0a", "noninferior": 1.0}, "cannot be paired by sample"),
+        ({"metric": DOWN + "/inf", "noninferior": 1.0}, "cannot be paired by sample"),
         ({"metric": "vbench/total", "noninferior": 1.0}, "cannot be paired by sample"),
         ({"metric": UP, "minimum": 1.0}, "Extra inputs are not permitted"),
         ({"metric": UP, "min": math.nan}, "finite number"),

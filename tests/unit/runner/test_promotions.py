@@ -89,6 +89,16 @@ def test_decision_resumed_after_another_promotion_is_taken_again(
     assert load_run(store, "run-a").status == "GATE_BLOCKED"
 
 
+def test_decision_on_fewer_than_16_samples_is_blocked_with_that_reason(store: Store, videos: Path):
+    document = gated(videos, 2, 0.5)
+    document["stages"]["scores"]["num_samples"] = 15
+    with pytest.raises(GateError, match="of 15 clips; a decision needs 16 on each side") as error:
+        execute(store, document, "few")
+    assert error.value.exit_code == 4
+    assert load_run(store, "few").status == "GATE_BLOCKED"
+    assert champion(store) is None
+
+
 def test_promote_newest_decision_of_a_resumed_older_run_holds(
     store: Store, videos: Path, monkeypatch: pytest.MonkeyPatch
 ):

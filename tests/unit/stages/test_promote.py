@@ -1,10 +1,13 @@
 """Decisions of `promote`: what they are made against, and what they are compared with."""
 
 import itertools
+import json
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from tests.support.feature_rows import feature_rows
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import GateError, RefMovedError
 from videoar.core.types import Provenance
@@ -14,7 +17,8 @@ from videoar.pipeline.fingerprint import compute_parts, differences, fingerprint
 from videoar.stages.promote import PromoteConfig, PromoteStage, apply_promotion
 from videoar.storage.store import open_store
 
-METRIC = "rendered/colour_acc"
+METRIC, DISTANCE = "rendered/colour_acc", "frechet_lite0"
+REAL = np.random.default_rng(1).normal(size=(32, 4))
 numbers = itertools.count()
 
 
@@ -41,14 +45,22 @@ def model(store):
     return commit(store, "models@1", [row])
 
 
+def sample(sample_id, **changes):
+    return {"sample_id": sample_id, "prompt": "p", "index": 0, "seed": 0,
+            "model_digest": "m", "tokenizer_digest": "t", "sampler_json": "{}", "steps": 1,
+            "num_frames": 9, "rate_fps": 8.0, "width_px": 8, "height_px": 8, "video_key": "k",
+            "video_sha256": "0" * 64, "video_size_bytes": 1, **changes}  # fmt: skip
+
+
+def features(store, ids, vectors):
+    return commit(store, "features@1", feature_rows(dict(zip(ids, vectors, strict=True))))
+
+
 def scores(store, value, of=None, lock="a"):
     parents = {}
     if of is not None:
-        sample = {"sample_id": f"{next(numbers):032x}", "prompt": "p", "index": 0, "seed": 0,
-                  "model_digest": "m", "tokenizer_digest": "t", "sampler_json": "{}", "steps": 1,
-                  "num_frames": 9, "rate_fps": 8.0, "width_px": 8, "height_px": 8, "video_key": "k",
-                  "video_sha256": "0" * 64, "video_size_bytes": 1}  # fmt: skip
-        parents["samples"] = commit(store, "samples@1", [sample], model=of.id).id
+        rows = [sample(f"{next(numbers):032x}")]
+        parents["samples"] = commit(store, "samples@1", rows, model=of.id).id
     row = score_row(METRIC, value, lock={"toy": lock}, num_samples=32, details={"of": str(of)})
     return commit(store, "scores@1", [row], **parents)
 
@@ -147,6 +159,49 @@ def test_champion_without_a_decision_fails_rules_that_compare(store):
     store.refs.advance("champion", first.id, expect=None, evidence={})
     (row,) = decide(store, gate, second, scores(store, 0.9)).table().to_pylist()
     assert (row["passed"], row["reason"]) == (False, "champion: no such score")
+
+
+def scored_samples(store, of, blur, evalset, value):
+    """Return scores of 32 samples of a model, whose vectors differ by `blur` from the real ones."""
+    ids = [f"{next(numbers):032x}" for _ in range(32)]
+    rows = [sample(id_, prompt=f"p{i // 2}", index=i % 2, seed=i) for i, id_ in enumerate(ids)]
+    vectors = np.random.default_rng(0).normal(size=(32, 4)) + blur
+    parents = {
+        "samples": commit(store, "samples@1", rows, model=of.id).id,
+        "evalset": evalset.id,
+        "sample_features": features(store, ids, vectors).id,
+        "reference_features": features(store, [f"c{i}" for i in range(32)], REAL).id,
+    }
+    row = score_row(DISTANCE, value, lock={"preset": "mean4"}, num_samples=32, num_reference=32,
+                    higher_is_better=False)  # fmt: skip
+    return commit(store, "scores@1", [row], **parents)
+
+
+def test_noninferior_distance_uses_the_reference_of_the_evaluation_set(store):
+    rows = [{"kind": "clip", "item_id": f"c{i}", "role": "reference" if i < 20 else "floor",
+             "clip_json": json.dumps({"clip_id": f"c{i}"}), "index": 0, "snapshot": "clips:0",
+             "protocol": "default", "source_id": f"s{i}"} for i in range(32)]  # fmt: skip
+    evalset = commit(store, "evalsets@1", rows)
+    gate = PromoteStage(PromoteConfig(rules=[{"metric": DISTANCE, "noninferior": 0.5}]))
+    first, second = model(store), model(store)
+    good = scored_samples(store, first, 0.0, evalset, 1.0)
+    gate.after_commit(decide(store, gate, first, good), store, "run1")
+    for blur, passed in ((0.1, True), (2.0, False)):
+        scored = scored_samples(store, second, blur, evalset, 1.0)
+        (row,) = decide(store, gate, second, scored, champion_scores=good).table().to_pylist()
+        assert row["passed"] is passed
+        assert row["reason"].startswith("change +")
+
+
+def test_noninferior_without_vectors_names_what_is_missing(store):
+    gate = PromoteStage(PromoteConfig(rules=[{"metric": METRIC, "noninferior": 0.5}]))
+    first, second = model(store), model(store)
+    gate.after_commit(decide(store, gate, first, scores(store, 0.5)), store, "run1")
+    (row,) = decide(store, gate, second, scores(store, 0.5)).table().to_pylist()
+    assert (row["passed"], row["reason"].partition(" were ")[2].partition(";")[0]) == (
+        False,
+        "computed without samples, evalset, sample_features, reference_features",
+    )
 
 
 def test_champion_of_a_rollback_has_the_scores_of_its_decision(store):
