@@ -5,12 +5,15 @@ STAMP := .venv/.installed
 # uv installs in half a minute what takes pip several. It does not read pip's configuration, so pip
 # is the fallback on machines whose package index is configured there.
 INSTALL := --constraint constraints.txt --editable ".[dev]"
-# Samples are compared with their prompts on the synthetic corpus only; other videos need another gate.
-ifdef INPUT
+# Samples are compared with their prompts on the synthetic corpus only; other videos need another gate
+# and an evaluation set of their own, named by a checksum of the folder's name.
 # Verbatim: `value` prevents expansion of `$` by make, the single quotes any expansion by the shell.
-OWN_VIDEOS := --set 'inputs.videos=$(subst ','\'',$(value INPUT))' \
-  --set stages.tokens.min_psnr_db=15 --set "stages.release.rules=[{metric: recon/psnr, min: 15}]" \
-  --set stages.release.allow_without_samples=true
+QUOTED := '$(subst ','\'',$(value INPUT))'
+ifdef INPUT
+OWN_VIDEOS := --set inputs.videos=$(QUOTED) --set stages.tokens.min_psnr_db=15 \
+  --set "inputs.frozen=ref://videos-$$set?optional=true" --set "stages.evalset.pin=videos-$$set" \
+  --set "stages.release.rules=[{metric: frechet_lite0_change, max_over_floor: 1.3}, \
+    {metric: frechet_lite0_change, noninferior: 10}, {metric: recon/psnr, min: 15}]"
 endif
 FAST := not (ray or browser or s3 or slow or gpu or shared or soak)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -42,7 +45,8 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 demo: setup  ## raw video to promoted model on this machine; INPUT=FOLDER takes your own videos
-	@$(BIN)/videoar run pipelines/quickstart.yaml $(OWN_VIDEOS); \
+	@set=$$(printf %s $(QUOTED) | cksum | cut -d ' ' -f 1); \
+	$(BIN)/videoar run pipelines/quickstart.yaml $(OWN_VIDEOS); \
 	  code=$$?; \
 	  echo "report page:"; $(BIN)/videoar report; \
 	  exit $$code

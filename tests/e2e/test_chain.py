@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.small_pipeline import (
     MORE_VIDEOS,
+    OF_CHAMPION,
     PIPELINE,
     ROOT,
     STAGES,
@@ -35,8 +36,10 @@ def again(first: dict, *extra: str) -> dict:
 
 def test_run_succeeds_in_every_stage_and_row_counts_add_up(first: dict):
     assert first["status"] == "SUCCEEDED"
-    assert [s["name"] for s in first["stages"]] == STAGES
-    assert {s["status"] for s in first["stages"]} == {"SUCCEEDED"}
+    statuses = {s["name"]: s["status"] for s in first["stages"]}
+    assert [name for name in statuses if name not in OF_CHAMPION] == STAGES
+    expected = dict.fromkeys(STAGES, "SUCCEEDED") | dict.fromkeys(OF_CHAMPION, "SKIPPED")
+    assert statuses == expected
     clips = first["stages"][0]
     assert clips["shards"]["done"] == clips["shards"]["planned"] > 1
     refused = videoar("show", f"{first['outputs']['clips']}", store=first["store"])["rejects"]
@@ -47,23 +50,41 @@ def test_run_succeeds_in_every_stage_and_row_counts_add_up(first: dict):
     assert good["in"] == good["out"] + good["rejected"]
 
 
-def test_second_run_is_cached_in_every_stage(first: dict):
-    second = again(first)
-    assert {s["status"] for s in second["stages"]} == {"CACHED"}
-    assert second["outputs"] == first["outputs"]
+@pytest.fixture(scope="module")
+def second(first: dict) -> dict:
+    return again(first)
 
 
+def test_second_run_reads_the_frozen_set_and_compares_with_the_champion(first: dict, second: dict):
+    ran = {stage["name"] for stage in second["stages"] if stage["status"] == "SUCCEEDED"}
+    assert ran == {"evalset", "champion_scores", "release"}
+    assert {s["status"] for s in second["stages"] if s["name"] not in ran} == {"CACHED"}
+    kept = [name for name in STAGES if name != "release"]
+    assert {name: second["outputs"][name] for name in kept} == {
+        name: first["outputs"][name] for name in kept
+    }
+    # the samples of the champion are those that it was promoted on
+    assert second["outputs"]["champion_samples"] == first["outputs"]["samples"]
+
+
+@pytest.mark.usefixtures("second")
+def test_third_run_is_cached_in_every_stage(first: dict):
+    assert {s["status"] for s in again(first)["stages"]} == {"CACHED"}
+
+
+@pytest.mark.usefixtures("second")
 def test_changed_worker_counts_rerun_nothing(first: dict):
     run = again(first, "stages.clips.resources={workers: 5}", "stages.model.checkpoint_every=3")
     assert {s["status"] for s in run["stages"]} == {"CACHED"}
 
 
+@pytest.mark.usefixtures("second")
 def test_changed_option_reruns_only_downstream_stages_and_explain_names_it(first: dict):
     run = again(first, "stages.samples.temperature=0.9")
     status = {s["name"]: s["status"] for s in run["stages"]}
     later = {"samples", "sample_features", "scores", "release"}
     assert {name for name in STAGES if status[name] == "SUCCEEDED"} == later
-    assert {status[name] for name in set(STAGES) - later} == {"CACHED"}
+    assert {status[name] for name in status.keys() - later} == {"CACHED"}
     changed = videoar("explain", run["run_id"], "samples", store=first["store"])["changed"]
     assert [entry["component"] for entry in changed] == ["config.temperature"]
     below = videoar("explain", run["run_id"], "scores", store=first["store"])["changed"]

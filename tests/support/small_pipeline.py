@@ -36,7 +36,7 @@ OVERRIDES = [
     "stages.model.checkpoint_every=2",
     "stages.evalset.num_reference=2",
     "stages.evalset.num_prompts=2",
-    "stages.evalset.samples_per_prompt=2",
+    "stages.evalset.min_samples=4",
     "stages.scores.num_reconstructions=2",
     "stages.scores.num_examples=1",
     "stages.release.rules=[{metric: recon/psnr, min: 1.0}]",
@@ -44,10 +44,13 @@ OVERRIDES = [
 ]
 MORE_VIDEOS = "inputs.videos=rendered://shapes?num_videos=30&seed=0"
 """Some are broken; enough are good for a Frechet distance."""
+OF_CHAMPION = ["champion_samples", "champion_features", "champion_scores"]
+"""Stages that are skipped without a champion."""
 STAGES = [
     *("clips", "good", "tokenizer", "evalset", "tokens", "reference_features", "model"),
     *("samples", "sample_features", "scores", "release"),
 ]
+"""The others, in order."""
 
 
 def sets(*extra: str, base: Sequence[str] = OVERRIDES) -> list[str]:

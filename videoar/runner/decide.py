@@ -106,7 +106,7 @@ def decide(
 def skip_reason(
     spec: StageSpec, absent: Mapping[str, str], registry: Registry = BUILTIN
 ) -> str | None:
-    """Return why a stage is skipped; None: it has all inputs that it needs.
+    """Return why a stage is skipped; None: it has all inputs that it needs, at least one.
 
     Args:
         spec: the stage.
@@ -116,6 +116,8 @@ def skip_reason(
     consumes = stage_class(spec.type, registry).consumes
     optional = {port for port, declared in consumes.items() if declared.optional}
     needed = spec.ports.keys() - (optional - spec.config.needs().keys())
+    if absent.keys() >= set(spec.ports.values()):
+        needed = {*spec.ports}  # of several optional ports, nothing would feed any
     return next((absent[spec.ports[p]] for p in sorted(needed) if spec.ports[p] in absent), None)
 
 

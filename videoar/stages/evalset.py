@@ -5,6 +5,7 @@ models are comparable with those of earlier ones.
 """
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
@@ -45,6 +46,8 @@ class EvalsetConfig(StageConfig, PromptTemplates):
     """Maximum number of prompts; by default 16 of captions, and all of the port `prompts`."""
     samples_per_prompt: int = Field(default=1, ge=1)
     """Samples of each prompt that has no seed."""
+    min_samples: int = Field(default=0, ge=0)
+    """Minimum number of samples in all: fewer prompts get more samples each."""
     seed: int = Field(default=0, ge=0)
     """Seed of the choice of clips and captions, and of every sample's own seed."""
     protocol: str = "default"
@@ -150,8 +153,9 @@ class EvalsetStage(ReduceStage[EvalsetConfig]):
             return
         else:
             prompts = config.prompts_of(origin, config.seed, config.num_prompts)
-        written = ({**row, "written": row["prompt"]} for row in prompts)
-        for row in config.samples(written, config.seed, config.samples_per_prompt):
+        written = [{**row, "written": row["prompt"]} for row in prompts]
+        num = max(config.samples_per_prompt, math.ceil(config.min_samples / max(1, len(written))))
+        for row in config.samples(written, config.seed, num):
             yield {
                 **self._row(PROMPT, row["prompt_id"], origin),
                 **{key: row[key] for key in ("index", "label", "seed")},

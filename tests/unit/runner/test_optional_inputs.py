@@ -12,9 +12,11 @@ from tests.support.toy_runs import execute, execute_at, resume, toy_document, wr
 from tests.support.toys import RATED, REGISTRY
 from videoar import api
 from videoar.core.errors import GateError, SnapshotNotFoundError
-from videoar.pipeline.spec import parse_pipeline
+from videoar.pipeline.spec import StageSpec, parse_pipeline
 from videoar.records.run_record import Run, load_run
+from videoar.runner.decide import skip_reason
 from videoar.runner.plan import plan
+from videoar.stages.features.stage import FeaturesConfig
 from videoar.storage.ledger import Refs
 from videoar.storage.store import Store, open_store
 
@@ -72,6 +74,14 @@ def test_without_the_ref_stages_that_need_it_are_skipped_and_named(store: Store,
     assert not set(OF_CHAMPION) & run.outputs.keys()
     page = Path(api.report(store, run.run_id)).read_text(encoding="utf-8")
     assert f'skipped<br><span class="soft">{ABSENT}</span>' in page
+
+
+@pytest.mark.parametrize(("ports", "skipped"), [(1, True), (2, False)])
+def test_stage_without_any_input_is_skipped_also_if_its_ports_are_optional(ports: int, skipped):
+    sources = dict(list({"samples": "a", "clips": "b"}.items())[:ports])
+    config = FeaturesConfig(networks=("pixels",))
+    spec = StageSpec("x", "features", sources, config)
+    assert (skip_reason(spec, {"a": "no a"}) == "no a") is skipped
 
 
 def test_champion_that_was_scored_as_a_candidate_is_not_scored_again(store: Store, videos: Path):

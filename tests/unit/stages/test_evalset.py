@@ -110,6 +110,12 @@ def test_prompts_of_a_port_keep_their_seeds_and_labels(store):
     }
 
 
+def test_few_prompts_get_as_many_samples_as_are_needed(store):
+    chosen = evalset(store, {"clips": clips(store, *range(8))}, num_prompts=3, min_samples=8)
+    seeds = [row["seed"] for row in prompt_rows(chosen)]
+    assert (len(seeds), len(set(seeds))) == (9, 9)
+
+
 def test_frozen_set_is_repeated_whatever_the_clips_are(store):
     first = evalset(store, {"clips": clips(store, *range(8))})
     given = {"clips": clips(store, *range(30)), "frozen": first}
