@@ -79,6 +79,7 @@ bench: setup  ## measure beside peers and physical limits, on this machine
 	@$(BIN)/videoar bench cuts --rounds 10
 	@$(BIN)/videoar bench runner
 	@$(BIN)/videoar bench tokenize
+	@$(BIN)/videoar bench fvd
 
 soak: setup  ## bounded random fault schedules
 	@$(BIN)/python -m pytest -m soak

@@ -60,8 +60,5 @@ def _parity(section: Section, result: Result, subject: _Subject) -> None:
 def _rate(section: Section, result: Result, subject: _Subject, is_bf16: bool) -> None:
     batch, device = section.workload.i3d_batch, section.device
     network, inputs = subject.network.to(device), subject.inputs(batch).to(device)
-    with (
-        exact_convolutions(),
-        torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16),
-    ):
+    with exact_convolutions(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16):
         clip_rate(lambda: network(inputs), device, batch, 1.5, result)

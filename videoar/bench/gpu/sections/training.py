@@ -23,12 +23,7 @@ def run(section: Section) -> None:
 
 
 def _step(
-    section: Section,
-    result: Result,
-    how: str,
-    kind: Checkpointing,
-    batch: int,
-    held: list[Subject],
+    section: Section, result: Result, how: str, kind: Checkpointing, batch: int, held: list[Subject]
 ) -> None:
     torch._dynamo.reset()
     workload = section.workload
