@@ -58,7 +58,7 @@ def _videos(browser) -> list[dict]:
 
 def test_page_in_browser_plays_every_video(opened):
     videos = _videos(opened)
-    assert len(videos) == 22 + 7 + 4  # the strip after each scale, and the worst samples
+    assert len(videos) == 22 + 7 + 5  # the strip after each scale, and the worst samples
     assert all(video["width"] == 64 and video["readyState"] >= 2 for video in videos)
     # Chromium starts a video only once it is on the screen.
     opened.execute_script("document.querySelector('video').scrollIntoView()")

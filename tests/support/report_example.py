@@ -5,29 +5,27 @@ import numpy as np
 from videoar.contracts.expectations import Expectation
 from videoar.report.data import (
     BlockTable,
+    Card,
     Change,
+    Clip,
     Confusion,
     ContactSheet,
     Curve,
     DataCheck,
     DuplicatePair,
     FunnelStep,
+    Gallery,
     Gate,
     GateRule,
-    GeneratedSample,
     Histogram,
     Licence,
     LineageNode,
     Lock,
-    Reconstruction,
     ReportData,
-    ScaleSeries,
     Score,
-    ScoredClip,
     StageReport,
     Thumbnail,
     VBench,
-    WorstClips,
 )
 
 CHECK_PAGE = f"../../checks/good/{'ab' * 32}.html"  # as long as a real key: must wrap on a phone
@@ -153,7 +151,7 @@ def example(real: bytes, generated: bytes, picture: bytes = b"jpeg-bytes") -> Re
         for step in range(0, 600, 4)
     )
     return ReportData(
-        run_id="01jd5vq3kq8e7x2m9a",
+        name="01jd5vq3kq8e7x2m9a",
         pipeline="quickstart",
         status="GATE_BLOCKED",
         started_at="2026-11-22 16:20:04 UTC",
@@ -254,31 +252,62 @@ def example(real: bytes, generated: bytes, picture: bytes = b"jpeg-bytes") -> Re
             Curve(title="diverged", x_label="steps", series={"train": ((0.0, float("nan")),)}),
         ),
         generated=tuple(
-            GeneratedSample(
-                prompt=prompt, seed=i, video=generated, real=real if i % 4 < 3 else None
+            Card(
+                clips=(
+                    Clip(label="generated", video=generated),
+                    Clip(label="real", video=real)
+                    if i % 4 < 3
+                    else Clip(label="no real clip with this prompt"),
+                ),
+                text=prompt,
+                note=f"seed {i}",
             )
             for i, prompt in enumerate(prompts * 3)
         ),
         num_generated=64,
-        reconstructions=tuple(
-            Reconstruction(name=f"{i:032x}", real=real, reconstruction=generated) for i in range(3)
-        ),
+        reconstructions=(
+            Card(
+                clips=(Clip(label="real", video=real), Clip(label="recon", video=generated)),
+                note=f"{0:032x}",
+            ),
+        )
+        * 3,
         scale_series=(
-            ScaleSeries(
-                name=f"{0:032x}",
-                real=real,
-                steps=tuple((f"up to {n} x {n}", generated) for n in (1, 2, 3, 4, 6, 8)),
+            Card(
+                clips=(
+                    *(Clip(label=f"up to {n} x {n}", video=generated) for n in (1, 2, 3, 4, 6, 8)),
+                    Clip(label="real", video=real),
+                ),
+                note=f"{0:032x}",
             ),
         ),
         scores=_scores(),
         vbench=VBench(dimensions={"color": 0.8, "scene": 0.4}, reason=f"no scorer for {HOSTILE}"),
-        worst=(
-            WorstClips(
+        galleries=(
+            Gallery(
                 metric="temporal_flickering",
-                count=64,
-                clips=tuple(
-                    ScoredClip(prompt=HOSTILE, seed=i, value=0.9 + i / 100, video=generated)
+                protocol="clip, N = 64",
+                text="The worst of 64 samples.",
+                cards=tuple(
+                    Card(
+                        clips=(Clip(label=f"{0.9 + i / 100:.4g}", video=generated),),
+                        text=HOSTILE,
+                        note=f"seed {i}",
+                    )
                     for i in range(4)
+                ),
+            ),
+            Gallery(
+                metric="memorisation",
+                protocol="mean4, N = 64",
+                text="The samples that are nearest to training clips, beside these.",
+                cards=(
+                    Card(
+                        clips=(
+                            Clip(label="sample, distance 0.5", video=generated),
+                            Clip(label="training clip: withdrawn"),
+                        )
+                    ),
                 ),
             ),
         ),
@@ -332,19 +361,13 @@ def example(real: bytes, generated: bytes, picture: bytes = b"jpeg-bytes") -> Re
             Licence(name="not stated", num_videos=24),
         ),
         lineage=(
+            LineageNode(snapshot="release:1a", stage="release", rows=3),
+            LineageNode(snapshot="model:1b", stage="model", rows=1, depth=1, port="model"),
+            LineageNode(snapshot="tokens:1d", stage="tokens", rows=180, depth=2, port="tokens"),
+            LineageNode(snapshot="scores:1c", stage="scores", rows=9, depth=1, port="scores"),
             LineageNode(
-                snapshot="release:1a",
-                stage="release",
-                rows=3,
-                parents={"model": "model:1b", "scores": "scores:1c"},
+                snapshot="model:1b", stage="model", rows=1, depth=2, port="model", is_repeated=True
             ),
-            LineageNode(
-                snapshot="model:1b", stage="model", rows=1, parents={"tokens": "tokens:1d"}
-            ),
-            LineageNode(
-                snapshot="scores:1c", stage="scores", rows=9, parents={"model": "model:1b"}
-            ),
-            LineageNode(snapshot="tokens:1d", stage="tokens", rows=180),
         ),
         config="pipeline: quickstart\n"
         "inputs: {videos: 'rendered://shapes?num_videos=120&seed=0'}\n"

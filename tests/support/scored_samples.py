@@ -42,7 +42,26 @@ def commit_model(writer, name, flickering, scores, *, seeds=(0, 1, 2)) -> None:
         {"clip_id": id_, "network": "pixels", "preset": "clip", "vector": vector}
         for id_, vector in zip(ids, vectors, strict=True)
     ]
+    features += _lite0(ids, [[value, i / 2] for i, value in enumerate(flickering)])
     writer.commit(f"{name}_features", "features@1", features)
+    if "evalset" not in writer.ids:
+        clips = [{"item_id": f"{i}", "kind": "clip", "role": "reference", "protocol": "default",
+                  "clip_json": json.dumps({"clip_id": f"{i}"})} for i in range(3)]  # fmt: skip
+        writer.commit("evalset", "evalsets@1", clips)
+        vectors = [[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
+        writer.commit("real_features", "features@1", _lite0(map(str, range(3)), vectors))
     mean = score(FLICKERING, sum(flickering) / len(flickering))
-    ports = {"samples": f"{name}_samples", "sample_features": f"{name}_features"}
+    ports = {
+        "samples": f"{name}_samples",
+        "sample_features": f"{name}_features",
+        "evalset": "evalset",
+        "reference_features": "real_features",
+    }
     writer.commit(f"{name}_scores", "scores@1", [mean, *scores], ports)
+
+
+def _lite0(ids, vectors) -> list[dict]:
+    return [
+        {"clip_id": id_, "network": "lite0", "preset": "mean4", "vector": vector}
+        for id_, vector in zip(ids, vectors, strict=True)
+    ]

@@ -28,14 +28,16 @@ from videoar.report.curation import (
 )
 from videoar.report.data import (
     BlockTable,
+    Card,
+    Clip,
     Curve,
     FunnelStep,
     Gate,
     GateRule,
-    GeneratedSample,
     Licence,
     LineageNode,
     ReportData,
+    Side,
     StageReport,
 )
 from videoar.storage.snapshot import Snapshot
@@ -49,6 +51,7 @@ _VARIANTS = {
     "val": "held-out blocks, clean history",
     "val_flipped": "held-out blocks, flipped history",
 }
+_SAMPLES = "samples/"  # of `training.sampling`: scores of a few samples during the training
 _T = TypeVar("_T")
 _SHOWN_SAMPLES = 24  # chosen: about 1 MB of demo clips; a page of them reads in a minute
 
@@ -76,23 +79,18 @@ def collect(
     cards = scores.cards_of(store, by_contract.get(SCORES, []), decisions)
     of_champion = {card.champion.parents.get("samples") for card in cards if card.champion}
     samples = _rows(s for s in by_contract.get(SAMPLES, []) if s.id not in of_champion)
+    curves = list(_curves(by_contract.get(MODELS, [])))
     return ReportData(
-        run_id=run.run_id,
-        pipeline=run.pipeline,
-        status=run.status,
-        started_at=started_at(run),
-        seconds=run.seconds,
+        **side_of(store, run, snapshots).model_dump(),
         # A resumed run can have several drivers: the newest one counts.
         hardware=next((e["hardware"] for e in reversed(events) if "hardware" in e), "not recorded"),
-        code_version=run.code_version,
         error=run.error or "",
         stages=(*_input_nodes(run, snapshots), *_stage_nodes(run)),
-        funnel=funnel(store, snapshots, rejects_of(run)),
         histograms=tuple(score_histograms(steps, by_contract.get(PROFILES, []))),
         contact_sheets=tuple(contact_sheets(store, steps, thumbnail_budget_s)),
         duplicates=tuple(duplicate_pairs(store, steps, thumbnail_budget_s)),
         checks=tuple(data_checks(store, run)),
-        curves=tuple(_curves(by_contract.get(MODELS, []))),
+        curves=tuple(curve for curve, is_score in curves if not is_score),
         blocks=tuple(_blocks(by_contract.get(MODELS, []))),
         generated=_generated(store, samples, clips),
         num_generated=len(samples),
@@ -100,13 +98,16 @@ def collect(
         scale_series=_of_each(scores.scale_series, cards),
         scores=_of_each(scores.scores_of, cards),
         vbench=scores.vbench(cards),
-        worst=_of_each(scores.worst_clips, cards),
-        score_curves=_of_each(scores.score_curves, cards),
+        galleries=_of_each(scores.galleries, cards),
+        score_curves=(
+            *_of_each(scores.score_curves, cards),
+            *(curve for curve, is_score in curves if is_score),
+        ),
         confusions=_of_each(scores.confusions, cards),
         gates=tuple(map(_gate, decisions)),
         # The last clips are those after all filters: what the model was trained on.
         licences=_licences(clips[-1:] or by_contract.get(SOURCES, [])),
-        lineage=_lineage(store, outputs),
+        lineage=tuple(_lineage(store, outputs)),
         config=_config(run, events),
         locks=scores.locks(cards),
     )
@@ -134,14 +135,17 @@ def snapshots_of(store: Store, run: Run) -> dict[str, Snapshot]:
     return {name: store.snapshot(snapshot_id) for name, snapshot_id in (ids | run.outputs).items()}
 
 
-def rejects_of(run: Run) -> dict[str, str | None]:
-    """Return the snapshot of the rejected rows of each stage."""
-    return {stage.name: stage.rejects for stage in run.stages}
-
-
-def started_at(run: Run) -> str:
-    """Return when a run was started."""
-    return f"{datetime.fromtimestamp(run.started_at, UTC):%Y-%m-%d %H:%M:%S} UTC"
+def side_of(store: Store, run: Run, snapshots: Mapping[str, Snapshot]) -> Side:
+    """Return what is known of a run, with the number of videos and clips in its snapshots."""
+    return Side(
+        name=run.run_id,
+        pipeline=run.pipeline,
+        status=run.status,
+        started_at=f"{datetime.fromtimestamp(run.started_at, UTC):%Y-%m-%d %H:%M:%S} UTC",
+        seconds=run.seconds,
+        code_version=run.code_version,
+        funnel=funnel(store, snapshots, {stage.name: stage.rejects for stage in run.stages}),
+    )
 
 
 def _ports(run: Run, stage: str) -> Mapping[str, str]:
@@ -209,12 +213,15 @@ def _reasons(store: Store, rejects: str | None) -> tuple[tuple[str, int], ...]:
     return tuple(Counter(row["reasons"][0] for row in rows).most_common())
 
 
-def _curves(models: Iterable[Snapshot]) -> Iterator[Curve]:
+def _curves(models: Iterable[Snapshot]) -> Iterator[tuple[Curve, bool]]:
+    """Yield the curves of trainings, and whether they are scores of samples."""
     for model in models:
         for row in model.table(columns=["history_json"]).to_pylist():
             for quantity, lines in _panels(json.loads(row["history_json"])).items():
                 series = {name: tuple(points) for name, points in lines.items()}
-                yield Curve(title=f"{model.dataset}: {quantity}", x_label="steps", series=series)
+                is_score = quantity.startswith(_SAMPLES)
+                title = f"{model.dataset}: {quantity.removeprefix(_SAMPLES)}"
+                yield Curve(title=title, x_label="steps", series=series), is_score
 
 
 def _panels(history: list[dict[str, float]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
@@ -224,8 +231,11 @@ def _panels(history: list[dict[str, float]]) -> dict[str, dict[str, list[tuple[f
         for name in point.keys() - {"step"}:
             if _BLOCK.fullmatch(name):
                 continue  # a line per block could not be told apart: see `_blocks`
-            series = panels.setdefault(name.rpartition("/")[2], {})
-            series.setdefault(name, []).append((point["step"], point[name]))
+            quantity = name if name.startswith(_SAMPLES) else name.rpartition("/")[2]
+            panels.setdefault(quantity, {}).setdefault(name, []).append((
+                point["step"],
+                point[name],
+            ))
     return {quantity: dict(sorted(panels[quantity].items())) for quantity in sorted(panels)}
 
 
@@ -262,23 +272,23 @@ def _cells(
     )
 
 
-def _generated(
-    store: Store, samples: list[Row], clips: list[Snapshot]
-) -> tuple[GeneratedSample, ...]:
+def _generated(store: Store, samples: list[Row], clips: list[Snapshot]) -> tuple[Card, ...]:
     # A stable sort by the index within the prompt: the first sample of each prompt in order of the
     # prompts, then the second ones.
     shown = sorted(samples, key=lambda row: row["index"])[:_SHOWN_SAMPLES]
     real = _clips_by_text(clips)
-    return tuple(
-        GeneratedSample(
-            prompt=row["prompt"],
-            seed=row["seed"],
-            video=store.objects.get(row["video_key"]),
-            # a prompt is a caption, or made of a class
-            real=scores.video_of(store, real.get(row["prompt"], real.get(row["label"]))),
+    none = Clip(label="no real clip with this prompt")
+
+    def card(row: Row) -> Card:
+        # a prompt is a caption, or made of a class
+        key = real.get(row["prompt"], real.get(row["label"]))
+        clips = (
+            scores.clip(store, "generated", row["video_key"]),
+            scores.clip(store, "real", key) if key else none,
         )
-        for row in shown
-    )
+        return Card(clips=clips, text=row["prompt"], note=f"seed {row['seed']}")
+
+    return tuple(map(card, shown))
 
 
 def _clips_by_text(clips: Iterable[Snapshot]) -> dict[str, str]:
@@ -314,21 +324,31 @@ def _licences(snapshots: Iterable[Snapshot]) -> tuple[Licence, ...]:
     )
 
 
-def _lineage(store: Store, outputs: list[Snapshot]) -> tuple[LineageNode, ...]:
-    """Return the output snapshots of a run, the last first, then their ancestors."""
-    nodes: dict[str, LineageNode] = {}
-    # breadth first: outputs are listed before what they were made of
-    queue = outputs[::-1]
-    while queue:
-        snapshot = queue.pop(0)
-        if snapshot.id in nodes:
-            continue
+def _lineage(store: Store, outputs: list[Snapshot]) -> Iterator[LineageNode]:
+    """Yield the tree of the snapshots of a run: the last outputs, below each its ancestors."""
+    inner = {parent for output in outputs for parent in output.commit.provenance.parents.values()}
+    # The lineage is a graph; as a tree, a snapshot with two children would be listed with all its
+    # ancestors twice, and their number grows exponentially.
+    seen: set[str] = set()
+
+    def walk(snapshot: Snapshot, depth: int, port: str) -> Iterator[LineageNode]:
         parents = snapshot.commit.provenance.parents
-        nodes[snapshot.id] = LineageNode(
-            snapshot=snapshot.id, stage=snapshot.dataset, rows=snapshot.rows, parents=parents
+        yield LineageNode(
+            snapshot=snapshot.id,
+            stage=snapshot.dataset,
+            rows=snapshot.rows,
+            depth=depth,
+            port=port,
+            is_repeated=bool(parents) and snapshot.id in seen,
         )
-        queue += [store.snapshot(parent) for parent in parents.values() if parent not in nodes]
-    return tuple(nodes.values())
+        if snapshot.id not in seen:
+            seen.add(snapshot.id)
+            for name, parent in parents.items():
+                yield from walk(store.snapshot(parent), depth + 1, name)
+
+    for output in reversed(outputs):
+        if output.id not in inner:
+            yield from walk(output, 0, "")
 
 
 def _config(run: Run, events: list[Row]) -> str:

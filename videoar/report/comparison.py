@@ -14,46 +14,15 @@ from videoar.contracts.names import CLIPS, SAMPLES, SCORES
 from videoar.core.types import Row
 from videoar.curation.policy import score_columns
 from videoar.records.names import find_run_or_snapshot
-from videoar.records.run_record import Run, load_run
-from videoar.report.collect import funnel, rejects_of, snapshots_of, started_at
-from videoar.report.data import Comparison, Counted, Histogram, PairedSample, Side
-from videoar.report.scores import ScoreCard, changes, key_of, video_of
+from videoar.records.run_record import load_run
+from videoar.report.collect import funnel, side_of, snapshots_of
+from videoar.report.data import Card, Comparison, Counted, Histogram, Side
+from videoar.report.scores import ScoreCard, changes, clip, key_of
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
 _SHOWN_PAIRS = 24  # chosen: as many as a run's page shows
 _NUM_BINS = 24  # chosen: a bin is 15 px wide
-
-
-@dataclass(frozen=True)
-class _Named:
-    """What a name means: a run with its inputs and outputs, or one snapshot."""
-
-    snapshots: Mapping[str, Snapshot]
-    run: Run | None = None
-
-    @classmethod
-    def find(cls, store: Store, name: str) -> "_Named":
-        match = find_run_or_snapshot(store, name)
-        if isinstance(match, Snapshot):
-            return cls({match.dataset: match})
-        run = load_run(store, match)
-        return cls(snapshots_of(store, run), run)
-
-    def side(self, store: Store) -> Side:
-        if self.run is None:
-            (snapshot,) = self.snapshots.values()
-            rejects = {snapshot.dataset: snapshot.commit.rejects}
-            return Side(name=snapshot.id, funnel=funnel(store, self.snapshots, rejects))
-        return Side(
-            name=self.run.run_id,
-            pipeline=self.run.pipeline,
-            status=self.run.status,
-            started_at=started_at(self.run),
-            seconds=self.run.seconds,
-            code_version=self.run.code_version,
-            funnel=funnel(store, self.snapshots, rejects_of(self.run)),
-        )
 
 
 @dataclass(frozen=True)
@@ -79,8 +48,8 @@ def compare(store: Store, old: str, new: str) -> Comparison:
         SnapshotNotFoundError: nothing in the store has one of the names.
         ConfigError: a prefix matches several things.
     """
-    first, second = _Named.find(store, old), _Named.find(store, new)
-    pairs = list(_pairs(first.snapshots, second.snapshots))
+    sides, snapshots = zip(*(_find(store, name) for name in (old, new)), strict=True)
+    pairs = list(_pairs(*snapshots))
     cards = [
         (ScoreCard(store, both[0]), ScoreCard(store, both[1]))
         for pair in pairs
@@ -88,17 +57,29 @@ def compare(store: Store, old: str, new: str) -> Comparison:
     ]
     samples = list(_paired_samples(pairs, cards))
     return Comparison(
-        old=first.side(store),
-        new=second.side(store),
+        old=sides[0],
+        new=sides[1],
         counts=tuple(map(_counted, pairs)),
         histograms=(*_clip_histograms(pairs), *_score_histograms(cards)),
         # those without a difference last
         changes=tuple(
             sorted((c for card in cards for c in changes(*card)), key=lambda c: c.reason != "")
         ),
-        pairs=tuple(_videos(store, *pair) for pair in samples[:_SHOWN_PAIRS]),
+        pairs=tuple(_card(store, *pair) for pair in samples[:_SHOWN_PAIRS]),
         num_pairs=len(samples),
     )
+
+
+def _find(store: Store, name: str) -> tuple[Side, Mapping[str, Snapshot]]:
+    """Return what a name means: a run with its inputs and outputs, or one snapshot."""
+    match = find_run_or_snapshot(store, name)
+    if isinstance(match, Snapshot):
+        snapshots = {match.dataset: match}
+        rejects = {match.dataset: match.commit.rejects}
+        return Side(name=match.id, funnel=funnel(store, snapshots, rejects)), snapshots
+    run = load_run(store, match)
+    snapshots = snapshots_of(store, run)
+    return side_of(store, run, snapshots), snapshots
 
 
 def _pairs(old: Mapping[str, Snapshot], new: Mapping[str, Snapshot]) -> Iterator[_Pair]:
@@ -172,13 +153,12 @@ def _paired_samples(
             yield old[key], new[key]
 
 
-def _videos(store: Store, old: Row, new: Row) -> PairedSample:
-    return PairedSample(
-        prompt=old["prompt"],
-        index=old["index"],
-        seed=old["seed"],
-        old=video_of(store, old["video_key"]),
-        new=video_of(store, new["video_key"]),
+def _card(store: Store, old: Row, new: Row) -> Card:
+    sides = (("first", old), ("second", new))
+    return Card(
+        clips=tuple(clip(store, side, row["video_key"]) for side, row in sides),
+        text=old["prompt"],
+        note=f"index {old['index']}, seed {old['seed']}",
     )
 
 

@@ -108,30 +108,30 @@ class BlockTable(Frozen):
     """Nats per bit and bit accuracy of each block; None where no val row has one."""
 
 
-class GeneratedSample(Frozen):
-    """One generated video, and a real clip with the same prompt if there is one."""
+class Clip(Frozen):
+    """A video (MP4) with its caption; without a video, the caption says why."""
 
-    prompt: str
-    seed: int
-    video: bytes
-    real: bytes | None = None
+    label: str
+    video: bytes | None = None
 
 
-class Reconstruction(Frozen):
-    """A real clip and its reconstruction by the tokenizer; both are MP4."""
+class Card(Frozen):
+    """Clips that are shown side by side, and what is known of them."""
 
-    name: str
-    real: bytes
-    reconstruction: bytes
+    clips: tuple[Clip, ...]
+    text: str = ""
+    note: str = ""
+    """Identity: seed or clip id."""
 
 
-class ScaleSeries(Frozen):
-    """A real clip and its reconstructions from the first 1, 2, ... all scales of its tokens."""
+class Gallery(Frozen):
+    """Cards of one metric, the most remarkable first."""
 
-    name: str
-    real: bytes
-    steps: tuple[tuple[str, bytes], ...]
-    """Grid of the last decoded scale (`up to 4 x 4`), and the MP4."""
+    metric: str
+    protocol: str
+    text: str
+    """What they are."""
+    cards: tuple[Card, ...]
 
 
 class Change(Frozen):
@@ -182,33 +182,10 @@ class Score(Frozen):
     """Dataset of the snapshot that it is from."""
     change: Change | None = None
     """Compared with the champion; None if there is none."""
-
-    @property
-    def is_chance(self) -> bool:
-        """Whether the value may be that of guessing: its interval is not on the better side."""
-        if self.chance is None or self.value is None:
-            return False
-        if self.higher_is_better:
-            return (self.value if self.ci_low is None else self.ci_low) <= self.chance
-        return (self.value if self.ci_high is None else self.ci_high) >= self.chance
-
-
-class ScoredClip(Frozen):
-    """A generated video and its value of one metric."""
-
-    prompt: str
-    seed: int
-    value: float
-    video: bytes
-
-
-class WorstClips(Frozen):
-    """The samples with the worst values of a metric, the worst first."""
-
-    metric: str
-    count: int
-    """Samples with a value."""
-    clips: tuple[ScoredClip, ...]
+    is_chance: bool = False
+    """Whether the value may be that of guessing."""
+    note: str = ""
+    """What the value is compared with, if not with guessing."""
 
 
 class VBench(Frozen):
@@ -250,20 +227,23 @@ class Gate(Frozen):
     candidate: str = ""
     """Snapshot of the model; both are "" in a decision without a rule."""
     champion: str | None = None
-    champion_seq: int | None = None
+    champion_seq: int | None = -1
     """Holder of the ref that it was compared with, and the number of the ref's entry; -1: the ref
-    did not exist; None: an earlier version did not record it."""
+    did not exist."""
     rules: tuple[GateRule, ...] = ()
 
 
 class LineageNode(Frozen):
-    """One snapshot and its parents."""
+    """One line of the tree of snapshots: a snapshot below what was made of it."""
 
     snapshot: str
     stage: str
     rows: int
-    parents: dict[str, str] = Field(default_factory=dict)
-    """Port name to snapshot id."""
+    depth: int = 0
+    port: str = ""
+    """Port of the snapshot above that it was given to, "" for the last outputs of a run."""
+    is_repeated: bool = False
+    """Whether its parents were listed before."""
 
 
 class Licence(Frozen):
@@ -283,47 +263,8 @@ class Lock(Frozen):
     """The lock as indented JSON, without the metric's name."""
 
 
-class ReportData(Frozen):
-    """Everything that the page shows."""
-
-    run_id: str
-    pipeline: str
-    status: str
-    started_at: str
-    seconds: float
-    hardware: str
-    code_version: str
-    error: str = ""
-    """What ended the run, "" if it succeeded or is still running."""
-    stages: tuple[StageReport, ...] = ()
-    funnel: tuple[FunnelStep, ...] = ()
-    histograms: tuple[Histogram, ...] = ()
-    contact_sheets: tuple[ContactSheet, ...] = ()
-    duplicates: tuple[DuplicatePair, ...] = ()
-    checks: tuple[DataCheck, ...] = ()
-    curves: tuple[Curve, ...] = ()
-    blocks: tuple[BlockTable, ...] = ()
-    generated: tuple[GeneratedSample, ...] = ()
-    num_generated: int = 0
-    """Samples of the run; `generated` holds the first of them."""
-    reconstructions: tuple[Reconstruction, ...] = ()
-    scale_series: tuple[ScaleSeries, ...] = ()
-    scores: tuple[Score, ...] = ()
-    vbench: VBench | None = None
-    worst: tuple[WorstClips, ...] = ()
-    score_curves: tuple[Curve, ...] = ()
-    """Distances against N, and scores over the time of a clip."""
-    confusions: tuple[Confusion, ...] = ()
-    gates: tuple[Gate, ...] = ()
-    licences: tuple[Licence, ...] = ()
-    lineage: tuple[LineageNode, ...] = ()
-    config: str = ""
-    """The resolved pipeline file as YAML."""
-    locks: tuple[Lock, ...] = ()
-
-
 class Side(Frozen):
-    """One of two runs or snapshots that are compared."""
+    """A run, or one of two runs or snapshots that are compared."""
 
     name: str
     """Run or snapshot id."""
@@ -333,6 +274,40 @@ class Side(Frozen):
     seconds: float | None = None
     code_version: str = ""
     funnel: tuple[FunnelStep, ...] = ()
+
+
+class ReportData(Side):
+    """Everything that the page shows."""
+
+    hardware: str
+    error: str = ""
+    """What ended the run, "" if it succeeded or is still running."""
+    stages: tuple[StageReport, ...] = ()
+    histograms: tuple[Histogram, ...] = ()
+    contact_sheets: tuple[ContactSheet, ...] = ()
+    duplicates: tuple[DuplicatePair, ...] = ()
+    checks: tuple[DataCheck, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    blocks: tuple[BlockTable, ...] = ()
+    generated: tuple[Card, ...] = ()
+    num_generated: int = 0
+    """Samples of the run; `generated` holds the first of them."""
+    reconstructions: tuple[Card, ...] = ()
+    scale_series: tuple[Card, ...] = ()
+    """Real clips, each after its reconstructions from the first 1, 2, ... all scales of tokens."""
+    scores: tuple[Score, ...] = ()
+    vbench: VBench | None = None
+    galleries: tuple[Gallery, ...] = ()
+    """The worst samples of each metric, and those nearest to training clips."""
+    score_curves: tuple[Curve, ...] = ()
+    """Distances against N and training step, and scores over the time of a clip."""
+    confusions: tuple[Confusion, ...] = ()
+    gates: tuple[Gate, ...] = ()
+    licences: tuple[Licence, ...] = ()
+    lineage: tuple[LineageNode, ...] = ()
+    config: str = ""
+    """The resolved pipeline file as YAML."""
+    locks: tuple[Lock, ...] = ()
 
 
 class Counted(Frozen):
@@ -348,16 +323,6 @@ class Counted(Frozen):
     metrics: dict[str, tuple[float | None, float | None]] = Field(default_factory=dict)
 
 
-class PairedSample(Frozen):
-    """Two videos of one prompt, index and seed; MP4, None where a takedown has withdrawn it."""
-
-    prompt: str
-    index: int
-    seed: int
-    old: bytes | None
-    new: bytes | None
-
-
 class Comparison(Frozen):
     """Everything that the page of two runs or snapshots shows."""
 
@@ -366,6 +331,6 @@ class Comparison(Frozen):
     counts: tuple[Counted, ...] = ()
     histograms: tuple[Histogram, ...] = ()
     changes: tuple[Change, ...] = ()
-    pairs: tuple[PairedSample, ...] = ()
+    pairs: tuple[Card, ...] = ()
     num_pairs: int = 0
     """Pairs of the two; `pairs` holds the first of them."""

@@ -24,7 +24,6 @@ from videoar.report.data import (
     Comparison,
     Curve,
     Histogram,
-    LineageNode,
     ReportData,
     Score,
     StageReport,
@@ -68,7 +67,6 @@ def render(data: ReportData) -> str:
         published=published,
         radar=_radar(data.vbench, published["dimensions"]) if data.vbench else None,
         vbench_rows=_vbench_rows(data.vbench, published["models"]) if data.vbench else [],
-        tree=_tree(data.lineage),
     )
 
 
@@ -172,31 +170,6 @@ def _prefix(metric: str) -> str:
     definition = metric_of(metric)
     is_distance = definition is not None and definition.is_distance
     return "" if is_distance or "/" not in metric else metric.partition("/")[0]
-
-
-def _tree(lineage: Sequence[LineageNode]) -> list[tuple[int, str, LineageNode, bool]]:
-    """Flatten the lineage to lines of (depth, port, node, whether it was listed before)."""
-    nodes = {node.snapshot: node for node in lineage}
-    # Roots are snapshots that are no parent of another one: the last outputs of the run.
-    inner = {parent for node in lineage for parent in node.parents.values()}
-    # The lineage is a graph; as a tree, a snapshot with two children would be listed with all its
-    # ancestors twice, and their number grows exponentially.
-    lines: list[tuple[int, str, LineageNode, bool]] = []
-    shown: set[str] = set()
-
-    def walk(node: LineageNode, depth: int, port: str) -> None:
-        lines.append((depth, port, node, node.snapshot in shown and bool(node.parents)))
-        if node.snapshot in shown:
-            return
-        shown.add(node.snapshot)
-        for name, parent in node.parents.items():
-            if parent in nodes:
-                walk(nodes[parent], depth + 1, name)
-
-    for node in lineage:
-        if node.snapshot not in inner:
-            walk(node, 0, "")
-    return lines
 
 
 def _number(value: float | None) -> str:

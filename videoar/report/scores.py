@@ -1,7 +1,7 @@
 """Collect what the pages show of scores: values, changes, the worst clips, curves over N and time.
 
 Values of single samples are computed from the vectors that the scores were computed from
-(`features@1`); no video is decoded. Stores of earlier versions have them in `details_json`, or not.
+(`features@1`); no video is decoded.
 """
 
 import json
@@ -10,34 +10,27 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from videoar.core.errors import WithdrawnError
+from videoar.core.errors import ContractError, GateError, WithdrawnError
 from videoar.core.ids import canonical_json
 from videoar.core.types import Row
-from videoar.evaluation.metric_names import FLOOR, LIMIT, metric_of, with_suffix
-from videoar.evaluation.sample_values import FeatureTable, sample_values
-from videoar.evaluation.scorecard import mean_interval, protocol_of
+from videoar.evaluation.gate import lock_difference, problem_of
+from videoar.evaluation.metric_names import FLOOR, LIMIT, METRICS, with_suffix
+from videoar.evaluation.paired import SampleSet, paired_difference
+from videoar.evaluation.sample_values import sample_values
+from videoar.evaluation.scorecard import not_above_chance, protocol_of
 from videoar.evaluation.vbench_constants import DIMENSIONS
-from videoar.report.data import (
-    Change,
-    Confusion,
-    Curve,
-    Lock,
-    Reconstruction,
-    ScaleSeries,
-    Score,
-    ScoredClip,
-    VBench,
-    WorstClips,
-)
+from videoar.report.data import Card, Change, Clip, Confusion, Curve, Gallery, Lock, Score, VBench
+from videoar.stages.promote import promoted_on
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
 Key = tuple[str, int, int]
 """Prompt, index and seed: what two samples of different models have in common."""
 _NUM_WORST = 4  # chosen: one row on a laptop's screen
+_MAX_PAIRED = 512
+"""chosen: the 400 distances of a paired interval take seconds; a gate pairs any number."""
 _VBENCH = "vbench/"
 _AGGREGATES = ("total", "quality", "semantic")
-_BOOTSTRAP_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -72,30 +65,25 @@ class ScoreCard:
         return {row["sample_id"]: row for row in rows}
 
     @cached_property
-    def features(self) -> FeatureTable | None:
-        """Vectors of the samples; None where scores were computed without."""
-        snapshot = self.parents.get("sample_features")
-        return FeatureTable.read(self.store.snapshot(snapshot)) if snapshot else None
+    def sample_set(self) -> SampleSet | str:
+        """What the scores were computed from; a text: it is no longer comparable, and why."""
+        try:
+            return SampleSet.of(self.snapshot, self.store)
+        except GateError as error:  # a takedown has removed a clip of the evaluation set
+            return str(error)
+        except (ContractError, WithdrawnError):
+            return ""
 
     def values(self, metric: str) -> dict[str, float]:
         """Return the value of each sample by its id; empty where a metric has no such values."""
-        known = self.details.get(metric, {}).get("per_sample", {})
-        definition = metric_of(metric)
-        if known or self.features is None or definition is None or definition.kind != "mean":
-            return dict(known)
-        space = definition.network, definition.preset
+        definition = METRICS.get(metric)
+        if isinstance(self.sample_set, str) or definition is None or definition.kind != "mean":
+            return {}
+        features = self.sample_set.features
         # a sample that could not be decoded has no vector
-        missing = set(self.features.missing(*space, self.samples))
+        missing = set(features.missing(definition.network, definition.preset, self.samples))
         texts = {k: row["prompt"] for k, row in self.samples.items() if k not in missing}
-        return sample_values(metric, self.features, texts)
-
-    def by_key(self, metric: str) -> dict[Key, float]:
-        """Return the value of each sample by prompt, index and seed."""
-        return {
-            key_of(self.samples[sample_id]): value
-            for sample_id, value in self.values(metric).items()
-            if sample_id in self.samples
-        }
+        return sample_values(metric, features, texts) if texts else {}
 
 
 def key_of(sample: Row) -> Key:
@@ -125,22 +113,24 @@ def _champion_scores(store: Store, decision: Snapshot) -> Snapshot | None:
 
     Those that were computed for this decision, or else those that the champion was promoted on.
     """
-    scores = decision.commit.provenance.parents.get("champion_scores")
-    first = next(decision.available_rows(["ref", "champion_seq"]), None)
-    if scores is None and first is not None and first["champion_seq"] is not None:
-        entries = {entry["seq"]: entry for entry in store.refs.history(first["ref"])}
-        evidence = entries.get(first["champion_seq"], {}).get("evidence", {}).get("decision")
-        scores = evidence and store.snapshot(evidence).commit.provenance.parents.get("scores")
-    return store.snapshot(scores) if scores else None
+    if scores := decision.commit.provenance.parents.get("champion_scores"):
+        return store.snapshot(scores)
+    row = next(decision.available_rows(["ref", "champion", "champion_seq"]), None)
+    if row is None or row["champion"] is None or row["champion_seq"] is None:
+        return None
+    return promoted_on(store, row["ref"], row["champion"], row["champion_seq"])
 
 
 def scores_of(card: ScoreCard) -> Iterator[Score]:
     """Yield the scores of a card, each with its change against the champion's."""
     for metric, row in card.rows.items():
+        expected = card.details[metric].get("expected")
         yield Score.model_validate({
             **{name: row[name] for name in Score.model_fields if name in row},
             "protocol": protocol_of(row),
             "table": card.snapshot.dataset,
+            "is_chance": not_above_chance(row),
+            "note": "" if expected is None else f"expected {expected:g}",
             "change": change(card.champion, card, metric) if card.champion else None,
         })
 
@@ -162,66 +152,80 @@ def change(old: ScoreCard, new: ScoreCard, metric: str) -> Change:
         "higher_is_better": row["higher_is_better"],
         "protocol": protocol_of(row),
     }
-    reason = _not_comparable(before, after)
-    if before is None or after is None or reason:
-        return Change(**known, reason=reason)
-    interval, method = _interval(old, new, metric)
-    low, high = interval or (None, None)
-    delta = after["value"] - before["value"]
-    return Change(**known, delta=delta, ci_low=low, ci_high=high, method=method)
+    for side, its in (("first", before), ("second", after)):
+        if problem := problem_of(its):
+            return Change(**known, reason=f"the {side}: {problem}")
+    if before is None or after is None:  # `problem_of` has a reason
+        return Change(**known)
+    if fields := lock_difference(before, after):
+        return Change(**known, reason=f"the protocols differ in {', '.join(fields)}")
+    for card in (old, new):
+        if isinstance(card.sample_set, str) and card.sample_set:
+            return Change(**known, reason=card.sample_set)
+    return Change(**known, delta=after["value"] - before["value"], **_interval(old, new, metric))
 
 
-def _not_comparable(old: Row | None, new: Row | None) -> str:
-    for side, row in (("first", old), ("second", new)):
-        if row is None:
-            return f"the {side} has no such score"
-        if row["status"] != "ok" or row["value"] is None or not math.isfinite(row["value"]):
-            return f"the {side} was not evaluated: {row['reason'] or 'no reason recorded'}"
-    if old is None or new is None or old["lock_digest"] == new["lock_digest"]:
-        return ""
-    locks = json.loads(old["lock_json"]), json.loads(new["lock_json"])
-    fields = sorted(k for k in locks[0] | locks[1] if locks[0].get(k) != locks[1].get(k))
-    return f"the protocols differ in {', '.join(fields)}"
-
-
-def _interval(
-    old: ScoreCard, new: ScoreCard, metric: str
-) -> tuple[tuple[float, float] | None, str]:
+def _interval(old: ScoreCard, new: ScoreCard, metric: str) -> Row:
     """Return the 95 % interval of a difference, and how it was computed."""
-    before, after = old.by_key(metric), new.by_key(metric)
-    if before and before.keys() == after.keys():
-        differences = [after[key] - before[key] for key in sorted(after)]
-        return mean_interval(differences, _BOOTSTRAP_SEED), f"paired, {len(differences)} samples"
     a, b = old.rows[metric], new.rows[metric]
+    sets = old.sample_set, new.sample_set
+    if not isinstance(sets[0], str) and not isinstance(sets[1], str):
+        is_small = max(b["num_samples"], b["num_reference"]) <= _MAX_PAIRED
+        definition = METRICS.get(metric.partition("@")[0])
+        if definition and (definition.kind == "mean" or (definition.is_distance and is_small)):
+            try:
+                paired = paired_difference(b, sets[1], sets[0])
+            except ContractError:  # other prompts or seeds: not pairs
+                pass
+            else:
+                method = f"paired, {b['num_samples']} samples"
+                return {"ci_low": paired.low, "ci_high": paired.high, "method": method}
     if None in {a["ci_low"], a["ci_high"], b["ci_low"], b["ci_high"]}:
-        return None, "no interval of the values"
+        return {"method": "no interval of the values"}
     # Source: Newcombe, Statistics in Medicine 17 (1998), method 10: squares of the distances from
     # the values to the ends of their intervals are added.
     delta = b["value"] - a["value"]
     down = math.hypot(b["value"] - b["ci_low"], a["ci_high"] - a["value"])
     up = math.hypot(b["ci_high"] - b["value"], a["value"] - a["ci_low"])
-    return (delta - down, delta + up), "unpaired, of the two intervals"
+    method = "unpaired, of the two intervals"
+    return {"ci_low": delta - down, "ci_high": delta + up, "method": method}
 
 
-def worst_clips(card: ScoreCard) -> Iterator[WorstClips]:
-    """Yield the samples with the worst values of each metric that has a value per sample."""
+def galleries(card: ScoreCard) -> Iterator[Gallery]:
+    """Yield the worst samples of each metric, and those that are nearest to training clips."""
     for metric, row in card.rows.items():
-        values = {k: v for k, v in card.values(metric).items() if k in card.samples}
+        values = card.values(metric)
         sign = 1 if row["higher_is_better"] else -1
         # by id where values are equal, so that a page that is rendered again shows the same
         worst = sorted(values, key=lambda sample_id: (sign * values[sample_id], sample_id))
-        clips = tuple(
-            ScoredClip(
-                prompt=card.samples[sample_id]["prompt"],
-                seed=card.samples[sample_id]["seed"],
-                value=values[sample_id],
-                video=video,
+        labels = {sample_id: f"{values[sample_id]:.4g}" for sample_id in worst[:_NUM_WORST]}
+        text = f"The worst of {len(values):,} samples."
+        nearest = {pair["sample_id"]: pair for pair in card.details[metric].get("nearest", ())}
+        if nearest:
+            labels = {i: f"sample, distance {pair['distance']:.4g}" for i, pair in nearest.items()}
+            text = "The samples that are nearest to training clips, beside these."
+        training = _training_clips(card, {i: pair["clip_id"] for i, pair in nearest.items()})
+        cards = tuple(
+            Card(
+                clips=(clip(card.store, label, sample["video_key"]), *training.get(sample_id, ())),
+                text=sample["prompt"],
+                note=f"seed {sample['seed']}",
             )
-            for sample_id in worst[:_NUM_WORST]
-            if (video := video_of(card.store, card.samples[sample_id]["video_key"])) is not None
+            for sample_id, label in labels.items()
+            if (sample := card.samples.get(sample_id))
         )
-        if clips:
-            yield WorstClips(metric=metric, count=len(values), clips=clips)
+        if cards:
+            yield Gallery(metric=metric, protocol=protocol_of(row), text=text, cards=cards)
+
+
+def _training_clips(card: ScoreCard, ids: Mapping[str, str]) -> dict[str, tuple[Clip]]:
+    """Return the training clip of each sample, by the ids of both."""
+    features = ids and card.parents.get("train_features")
+    parents = card.store.snapshot(features).commit.provenance.parents if features else {}
+    clips = card.store.snapshot(parents["clips"]) if "clips" in parents else None
+    rows = clips.available_rows(["clip_id", "video_key"]) if clips else ()
+    keys = {row["clip_id"]: row["video_key"] for row in rows if row["clip_id"] in ids.values()}
+    return {i: (clip(card.store, "training clip", keys.get(other)),) for i, other in ids.items()}
 
 
 def score_curves(card: ScoreCard) -> Iterator[Curve]:
@@ -271,37 +275,34 @@ def vbench(cards: Iterable[ScoreCard]) -> VBench | None:
     return None
 
 
-def video_of(store: Store, key: str | None) -> bytes | None:
-    """Return the MP4 of a clip; None without a key, or if a takedown has withdrawn the object."""
+def clip(store: Store, label: str, key: str | None) -> Clip:
+    """Return a clip of the store; without a video if it has no key, or if it was withdrawn."""
     try:
-        return store.objects.get(key) if key else None
+        return Clip(label=label, video=store.objects.get(key) if key else None)
     except WithdrawnError:
-        return None
+        return Clip(label=f"{label}: withdrawn")
 
 
-def reconstructions(card: ScoreCard) -> Iterator[Reconstruction]:
-    """Yield the stored reconstructions of which no video was withdrawn."""
+def reconstructions(card: ScoreCard) -> Iterator[Card]:
+    """Yield real clips with their stored reconstructions."""
     for example in (e for detail in card.details.values() for e in detail.get("examples", ())):
-        real = video_of(card.store, example["real_key"])
-        reconstruction = video_of(card.store, example["recon_key"])
-        if real is not None and reconstruction is not None:
-            yield Reconstruction(name=example["clip_id"], real=real, reconstruction=reconstruction)
+        keys = (("real", "real_key"), ("reconstruction", "recon_key"))
+        clips = tuple(clip(card.store, label, example[key]) for label, key in keys)
+        yield Card(clips=clips, note=example["clip_id"])
 
 
-def scale_series(card: ScoreCard) -> Iterator[ScaleSeries]:
-    """Yield the series of each clip of which no video was withdrawn."""
-    details = card.details.values()
-    real_key = {e["clip_id"]: e["real_key"] for d in details for e in d.get("examples", ())}
-    steps: dict[str, list[tuple[str, bytes | None]]] = {}
-    for entry in (entry for detail in details for entry in detail.get("by_scale", ())):
-        step = (f"up to {entry['grid']}", video_of(card.store, entry["recon_key"]))
+def scale_series(card: ScoreCard) -> Iterator[Card]:
+    """Yield the reconstructions of a clip from the first 1, 2, ... all scales, then the clip."""
+    real = {
+        e["clip_id"]: e["real_key"] for d in card.details.values() for e in d.get("examples", ())
+    }
+    steps: dict[str, list[Clip]] = {}
+    for entry in (e for detail in card.details.values() for e in detail.get("by_scale", ())):
+        step = clip(card.store, f"up to {entry['grid']}", entry["recon_key"])
         steps.setdefault(entry["clip_id"], []).append(step)
-    for clip_id, series in steps.items():
+    for clip_id, clips in steps.items():
         # `score` stores scales of its first example only, so its real clip is among the examples
-        real = video_of(card.store, real_key[clip_id])
-        videos = tuple((grid, video) for grid, video in series if video is not None)
-        if real is not None and len(videos) == len(series):
-            yield ScaleSeries(name=clip_id, real=real, steps=videos)
+        yield Card(clips=(*clips, clip(card.store, "real", real[clip_id])), note=clip_id)
 
 
 def confusions(card: ScoreCard) -> Iterator[Confusion]:

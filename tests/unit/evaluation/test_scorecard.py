@@ -7,6 +7,7 @@ import pytest
 from videoar.core.errors import ContractError
 from videoar.evaluation.scorecard import (
     mean_interval,
+    not_above_chance,
     not_evaluated,
     require_equal_counts,
     score_row,
@@ -35,3 +36,20 @@ def test_mean_interval_is_deterministic_and_of_known_width():
     low, high = mean_interval([0.0, 1.0] * 50, seed=0)
     assert (low, high) == (pytest.approx(0.4, abs=0.03), pytest.approx(0.6, abs=0.03))
     assert (low, high) == mean_interval([0.0, 1.0] * 50, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("value", "end", "higher", "is_chance"),
+    [(0.5, 0.3, True, False), (0.5, 0.2, True, True), (0.1, 0.0, True, True),
+     (0.5, None, True, False), (0.1, 0.2, False, False), (0.1, 0.3, False, True)],
+)  # fmt: skip
+def test_score_is_chance_unless_its_interval_is_on_the_better_side(value, end, higher, is_chance):
+    low, high = (end, None) if higher else (None, end)
+    row = {
+        "value": value,
+        "chance": 0.25,
+        "higher_is_better": higher,
+        "ci_low": low,
+        "ci_high": high,
+    }
+    assert not_above_chance(row) == is_chance

@@ -121,15 +121,20 @@ def test_collect_funnel_counts_decisive_reasons(data):
 
 
 def test_collect_samples_are_paired_with_real_clips_of_their_prompt(data):
-    assert [(g.prompt, g.seed, g.video, g.real) for g in data.generated] == [
-        ("red", 0, b"made", b"red"), (HOSTILE, 2, b"made", None), ("red", 1, b"made", b"red"),
-        ("Generate a video of ball", 3, b"made", b"blue"),
+    assert [(g.text, g.note, *(c.video for c in g.clips)) for g in data.generated] == [
+        ("red", "seed 0", b"made", b"red"), (HOSTILE, "seed 2", b"made", None),
+        ("red", "seed 1", b"made", b"red"),
+        ("Generate a video of ball", "seed 3", b"made", b"blue"),
     ]  # fmt: skip
     (pair,) = data.reconstructions
-    assert (pair.real, pair.reconstruction) == (b"red", b"recon")
+    assert [(c.label, c.video) for c in pair.clips] == [
+        ("real", b"red"), ("reconstruction", b"recon"),
+    ]  # fmt: skip
     (series,) = data.scale_series
-    assert (series.name, series.real) == (f"{1:032x}", b"red")
-    assert series.steps == (("up to 1 x 1", b"made"), ("up to 4 x 4", b"recon"))
+    assert series.note == f"{1:032x}"
+    assert [(c.label, c.video) for c in series.clips] == [
+        ("up to 1 x 1", b"made"), ("up to 4 x 4", b"recon"), ("real", b"red"),
+    ]  # fmt: skip
 
 
 def test_collect_curves_of_one_quantity_share_a_panel(data):

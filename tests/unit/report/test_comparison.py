@@ -35,8 +35,8 @@ def test_comparison_of_scores_has_changes_distributions_and_paired_samples(write
     assert sum(histogram.counts) == pytest.approx(100)
     assert sum(histogram.other) == pytest.approx(100)
     assert result.num_pairs == 3
-    assert [pair.prompt for pair in result.pairs] == sorted(PROMPTS)
-    assert result.pairs[-1].new == f"new video {sorted(PROMPTS)[-1]}".encode()
+    assert [pair.text for pair in result.pairs] == sorted(PROMPTS)
+    assert result.pairs[-1].clips[1].video == f"new video {sorted(PROMPTS)[-1]}".encode()
 
 
 def test_comparison_of_clips_has_counts_funnels_and_percentages(writer):

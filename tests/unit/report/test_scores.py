@@ -4,7 +4,17 @@ import pytest
 
 from tests.support.committed_rows import RowWriter
 from tests.support.scored_samples import PROMPTS, commit_model, score
-from videoar.report.scores import ScoreCard, cards_of, change, score_curves, vbench, worst_clips
+from videoar.core.errors import GateError
+from videoar.evaluation.paired import SampleSet
+from videoar.report.scores import (
+    ScoreCard,
+    cards_of,
+    change,
+    galleries,
+    score_curves,
+    scores_of,
+    vbench,
+)
 from videoar.storage.store import open_store
 
 OLD = (0.5, 0.7, 0.9)
@@ -16,7 +26,12 @@ def writer():
     writer = RowWriter(open_store("memory://page-scores"))
     points = [[16, 9.0], [32, 7.0]]
     details = {"by_num_clips": points, "windows": [3.0, 4.0]}
-    both = [score("fvd", 8.0, higher_is_better=False), score("recon/psnr", 30.0, lock=("a", "b"))]
+    lite0 = score("frechet_lite0", 8.0, higher_is_better=False, num_reference=3)
+    both = [
+        score("fvd", 8.0, higher_is_better=False),
+        lite0,
+        score("recon/psnr", 30.0, lock=("a", "b")),
+    ]
     commit_model(writer, "old", OLD, both)
     commit_model(
         writer,
@@ -24,6 +39,7 @@ def writer():
         NEW,
         [
             score("fvd", 7.0, higher_is_better=False, details=details),
+            {**lite0, "value": 7.0},
             score("fvd/floor", 2.0, details={"by_num_clips": [[16, 3.0], [32, 2.0]]}),
             score("fvd/inf", 5.0),
             score("recon/psnr", 31.0, lock=("a", "c")),
@@ -50,6 +66,40 @@ def test_change_of_equal_prompts_and_seeds_is_paired(writer):
     assert result.protocol == "mean4, N = 3"
 
 
+def test_change_of_a_distance_is_paired_on_vectors(writer):
+    result = change(card(writer, "old"), card(writer, "new"), "frechet_lite0")
+    assert (result.delta, result.method) == (-1.0, "paired, 3 samples")
+    assert result.ci_high - result.ci_low < 1  # of the vectors; the intervals of the values: 0.28
+
+
+def test_change_after_a_takedown_of_a_clip_of_the_set_is_blocked(writer, monkeypatch):
+    def blocked(*_):
+        raise GateError("evaluation set", "its source s was taken down")
+
+    monkeypatch.setattr(SampleSet, "of", blocked)
+    result = change(card(writer, "old"), card(writer, "new"), "frechet_lite0")
+    assert (result.delta, result.reason) == (None, "evaluation set: its source s was taken down")
+
+
+def test_memorisation_shows_samples_beside_training_clips(writer):
+    key = writer.store.put_object(b"training", ".mp4").key
+    writer.commit("seen", "clips@1", [{"clip_id": f"{1:032x}", "video_key": key}])
+    writer.commit(
+        "seen_features", "features@1", [{"clip_id": f"{1:032x}", "vector": []}], {"clips": "seen"}
+    )
+    sample = next(iter(card(writer, "new").samples))
+    pair = {"sample_id": sample, "clip_id": f"{1:032x}", "distance": 0.25}
+    row = score("memorisation", 0.3, details={"expected": 0.05, "nearest": [pair]})
+    ports = {"samples": "new_samples", "train_features": "seen_features"}
+    writer.commit("memorized_scores", "scores@1", [row], ports)
+    (gallery,) = galleries(card(writer, "memorized"))
+    ((of_sample, training),) = [item.clips for item in gallery.cards]
+    assert of_sample.label == "sample, distance 0.25"
+    assert (training.label, training.video) == ("training clip", b"training")
+    (shown,) = scores_of(card(writer, "memorized"))
+    assert shown.note == "expected 0.05"
+
+
 def test_change_of_other_seeds_is_unpaired(writer):
     result = change(card(writer, "old"), card(writer, "other_seeds"), "temporal_flickering")
     assert result.method.startswith("unpaired")
@@ -67,8 +117,8 @@ def test_change_of_a_distance_has_the_direction_of_its_metric(writer):
     ("metric", "reason"),
     [
         ("recon/psnr", "the protocols differ in b, c"),
-        ("recon/ssim", "the first has no such score"),
-        ("vbench/total", "the first has no such score"),
+        ("recon/ssim", "the first: no such score"),
+        ("vbench/total", "the first: no such score"),
     ],
 )
 def test_change_of_values_that_are_not_comparable_has_the_reason(writer, metric, reason):
@@ -78,15 +128,15 @@ def test_change_of_values_that_are_not_comparable_has_the_reason(writer, metric,
 
 def test_change_of_a_score_that_was_not_evaluated_has_its_reason(writer):
     result = change(card(writer, "new"), card(writer, "new"), "recon/ssim")
-    assert result.reason == "the first was not evaluated: no <tokenizer>"
+    assert result.reason == "the first: not evaluated: no <tokenizer>"
 
 
 def test_worst_clips_are_sorted_by_the_direction_of_the_metric(writer):
-    (group,) = worst_clips(card(writer, "new"))
-    assert (group.metric, group.count) == ("temporal_flickering", 3)
-    assert [clip.value for clip in group.clips] == pytest.approx(list(NEW))
-    assert group.clips[0].prompt == PROMPTS[0]
-    assert group.clips[0].video == f"new video {PROMPTS[0]}".encode()
+    (gallery,) = galleries(card(writer, "new"))
+    assert (gallery.metric, gallery.text) == ("temporal_flickering", "The worst of 3 samples.")
+    assert [card.clips[0].label for card in gallery.cards] == ["0.6", "0.85", "0.95"]
+    assert gallery.cards[0].text == PROMPTS[0]
+    assert gallery.cards[0].clips[0].video == f"new video {PROMPTS[0]}".encode()
 
 
 def test_score_curves_have_the_floor_the_limit_and_the_windows(writer):
@@ -107,7 +157,8 @@ def test_vbench_has_the_evaluated_dimensions_and_the_reason_of_no_total(writer):
 
 
 def commit_decision(writer, name, model, seq, **ports):
-    rule = {"rule": "r", "candidate": f"m:{model}", "ref": "best", "champion_seq": seq}
+    rule = {"rule": "r", "candidate": f"m:{model}", "ref": "best", "champion_seq": seq,
+            "champion": {0: "m:old", 1: "m:x"}.get(seq)}  # fmt: skip
     ports = {"scores": f"{model}_scores", **ports}
     writer.commit(name, "releases@1", [rule], ports)
     return writer.store.snapshot(writer.ids[name])
