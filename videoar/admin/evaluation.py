@@ -95,12 +95,8 @@ def evaluation_pipeline(
     draft = _Draft()
     draft.inputs["evaluated"], rows = _samples(store, samples)
     evalset, protocol = _reference(draft, store, reference, rows, options)
-    i3d_preset = protocol_named(protocol).i3d_preset
-    used = [
-        replace(metric, preset=i3d_preset) if metric.network.endswith("i3d") else metric
-        for metric in requested
-        if metric.network
-    ]
+    preset_of = protocol_named(protocol).preset_of
+    used = [replace(metric, preset=preset_of(metric)) for metric in requested if metric.network]
     if any(metric.network == DOMAIN for metric in used):
         draft.inputs[DOMAIN] = _option(store, "domain", options.get("domain"), MODELS)
     # of real clips, what samples are compared by, and measures over time that are drawn beside them

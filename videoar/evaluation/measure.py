@@ -104,17 +104,13 @@ def rows_of(metric: str, data: ScoreInputs) -> list[Row]:
     return [scorecard.not_evaluated(metric, reason, lock=data.lock, higher_is_better=is_higher)]
 
 
-def _preset(metric: Metric, protocol: Protocol) -> str:
-    return protocol.i3d_preset if metric.network.endswith("i3d") else metric.preset
-
-
 def _space_lock(metric: Metric, data: ScoreInputs) -> Row:
     """Return network, its digest and preset.
 
     Raises:
         ContractError: there are no vectors of them.
     """
-    preset = _preset(metric, data.protocol)
+    preset = data.protocol.preset_of(metric)
     digest = data.features.digest(metric.network, preset)
     if not digest:
         hint = f"add {metric.network}:{preset} to the networks of stage features"

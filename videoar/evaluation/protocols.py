@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from videoar.core.errors import ConfigError, did_you_mean
+from videoar.evaluation.metric_names import Metric
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,10 @@ class Protocol:
     """Clips on each side; None: as many as the reference has."""
     description: str = ""
     """What the sets hold, as far as the source says."""
+
+    def preset_of(self, metric: Metric) -> str:
+        """Return the preset of the network of a metric: of I3D, that of the protocol."""
+        return self.i3d_preset if metric.network.endswith("i3d") else metric.preset
 
     @property
     def covariance(self) -> str:

@@ -27,9 +27,9 @@ RUN = SimpleNamespace(
 )  # fmt: skip
 VERBS = (
     "run", "resume", "plan", "status", "ls", "logs", "cancel", "explain", "show", "diff", "lineage",
-    "validate", "stages", "schema", "export", "quarantine", "generate", "serve", "report",
-    "compare", "gate", "promote", "rollback", "freeze", "refs", "vbench", "forget", "doctor",
-    "bench",
+    "validate", "stages", "schema", "export", "quarantine", "generate", "serve", "evaluate",
+    "report", "compare", "gate", "promote", "rollback", "freeze", "refs", "vbench", "forget",
+    "doctor", "bench",
 )  # fmt: skip
 NEEDS_ARGUMENTS = set(VERBS) - {
     "status", "ls", "stages", "quarantine", "report", "gate", "refs", "vbench", "doctor",
@@ -115,6 +115,7 @@ def test_global_options_before_and_after_verb_are_equivalent(verb, tmp_path):
     arguments |= {"forget": ["--source", "0" * 64], "explain": ["x", "y"], "diff": ["x", "y"]}
     arguments |= {"generate": ["--model", "x", "--prompt", "a", "--out", "y"]}
     arguments |= {"serve": ["--model", "x"], "freeze": ["x", "--as", "y"], "compare": ["x", "y"]}
+    arguments |= {"evaluate": ["--samples", "x", "--reference", "y", "--metrics", "rendered"]}
     needed = arguments.get(verb, ["x"] if verb in NEEDS_ARGUMENTS else [])
     needed = ["--help"] if verb in OPENS_NO_STORE else needed
     before = CliRunner().invoke(app, [*given, *verb.split(), *needed])
