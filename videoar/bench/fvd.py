@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+import torch
 
 from videoar.bench.result import BenchResult, compare, cpu_seconds, import_peer, in_turns
 from videoar.bench.stores import decoded, ingested, run_stages
@@ -84,8 +85,6 @@ def _rate(work: Callable[[], object], _turn: int) -> float:
 
 def _stage(store: Store, num_clips: int, rounds: int) -> dict[str, float]:
     """Return clips per second of the stage and of its network, and their ratios."""
-    import torch
-
     uri = f"rendered://shapes?num_videos={num_clips}&seed=0"
     clips = ingested(store, uri, size_px=_SIZE_PX, max_clips_per_source=1)
     _features(store, clips, "warm", "pixels")  # not timed: it imports

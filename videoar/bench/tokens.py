@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from videoar.bench.films import Film, copies
 from videoar.bench.result import BenchResult, compare, in_turns
@@ -24,6 +25,7 @@ from videoar.bench.stores import commit_tokenizer, decoded, ingested, run_stages
 from videoar.media.clip_reader import ClipReader
 from videoar.media.transcode import encode_stream
 from videoar.model.tokenizer.config import TOKENIZERS
+from videoar.model.tokenizer.network import VideoTokenizer, video_from_frames
 from videoar.storage.store import Store, open_store
 
 _SIZES_PX = (64, 32)  # the first is the headline; at smaller sizes files cost more per clip
@@ -67,10 +69,6 @@ class _Contest:
     """The clips of one size, in the store and in memory, and the contestants."""
 
     def __init__(self, store: Store, videos: Path, size_px: int) -> None:
-        import torch
-
-        from videoar.model.tokenizer.network import VideoTokenizer
-
         self.store = store
         self.clips = ingested(
             store, str(videos), size_px=size_px, rate_fps=8.0, find_shots=False,
@@ -112,10 +110,6 @@ class _Contest:
         self._encode_all(map(ClipReader(self.store.objects), self.rows))
 
     def _encode_all(self, frames: Iterator[np.ndarray]) -> None:
-        import torch
-
-        from videoar.model.tokenizer.network import video_from_frames
-
         torch.set_num_threads(1)  # as the stage does with one core
         with torch.no_grad():
             while clips := list(islice(frames, _BATCH)):

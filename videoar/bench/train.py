@@ -13,28 +13,33 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch._dynamo.utils import counters
 
 from videoar.bench.loader_cell import token_tables
 from videoar.bench.result import BenchResult, compare, in_turns
 from videoar.bench.stores import commit, commit_tokenizer, run_stages
 from videoar.contracts.names import TOKENS
 from videoar.engine.inline import InlineEngine, finished_loop
+from videoar.model.device import device
 from videoar.model.tokenizer.config import TOKENIZERS
+from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.model.transformer.config import OF_TOKENIZER
+from videoar.model.transformer.loss import bit_loss
+from videoar.model.transformer.network import VideoAR
 from videoar.pipeline.work.rank import run_rank, store_progress
 from videoar.pipeline.work.task import StageTask, WorkRecord
+from videoar.stages.pretrain.stage import PretrainConfig
 from videoar.storage.layout import LAYOUT_VERSION
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store, open_store
 from videoar.storage.token_codec import bytes_per_frame
-
-if TYPE_CHECKING:
-    from videoar.model.tokenizer.network import VideoTokenizer
-    from videoar.training.data.token_loader import TokenLoader
-    from videoar.training.transformer import TransformerTrainer
+from videoar.training.data.token_loader import TokenLoader
+from videoar.training.optimizer import MovingAverage, make_adamw
+from videoar.training.transformer import TransformerTrainer
 
 _BARE = "bare loop"
 _FRAMES = 17
@@ -57,8 +62,6 @@ _ON_GPU = Shape("ucf", {"preset": "L"}, 16, 100)
 
 def run(rounds: int, shape: Shape | None = None) -> BenchResult:
     """Measure in turns."""
-    from videoar.model.device import device
-
     shape = shape or (_ON_GPU if device() == "cuda" else _ON_CPU)
     with tempfile.TemporaryDirectory(prefix="videoar-bench-") as folder:
         contest = _Contest(open_store(Path(folder).as_uri()), shape)
@@ -99,9 +102,6 @@ class _Contest:
     """A token store, and the contestants."""
 
     def __init__(self, store: Store, shape: Shape) -> None:
-        import torch
-
-        from videoar.model.tokenizer.network import VideoTokenizer
 
         self.store, self.shape = store, shape
         torch.manual_seed(0)
@@ -113,8 +113,7 @@ class _Contest:
         """Return the share of waiting for data, and graph breaks."""
         trainer, started = self._trainer(), time.perf_counter()
         trainer.run(lambda _: None)
-        waited_s = cast("_TimedData", trainer.data).waited_s
-        percent = 100 * waited_s / (time.perf_counter() - started)
+        percent = 100 * self.loader.waited_s / (time.perf_counter() - started)
         return {"data_wait_percent": round(percent, 3)} | _graphs(self._trainer())
 
     def stage(self, turn: int) -> _Step:
@@ -135,35 +134,21 @@ class _Contest:
 
     @property
     def _precision(self) -> str:
-        from videoar.model.device import device
 
         return "bf16" if device() == "cuda" else "fp32"
 
-    def _trainer(self) -> "TransformerTrainer":
+    def _trainer(self) -> TransformerTrainer:
         """Return the trainer that the stage would build, with a loader whose time is counted."""
-        import torch
-
-        from videoar.model.device import device
-        from videoar.model.transformer.network import VideoAR
-        from videoar.stages.pretrain.stage import PretrainConfig
-        from videoar.training.data.token_loader import TokenLoader
-        from videoar.training.transformer import TransformerTrainer
-
         options = {key: value for key, value in self._options().items() if key != "stage"}
         config = PretrainConfig.model_validate(options)
         of_tokens = {name: getattr(self.net.cfg, name) for name in OF_TOKENIZER}
         torch.manual_seed(config.training.seed)
         model = VideoAR(config.model_for(of_tokens)).to(device())
-        loader = TokenLoader(self.tokens, self.shape.batch, config.training.seed)
-        return TransformerTrainer(model, config.training, _TimedData(loader))
+        self.loader = _TimedLoader(self.tokens, self.shape.batch, config.training.seed)
+        return TransformerTrainer(model, config.training, self.loader)
 
     def bare(self, _: int) -> _Step:
         """Take the steps with nothing around them; return the time of one."""
-        import torch
-
-        from videoar.model.transformer.loss import bit_loss
-        from videoar.training.optimizer import MovingAverage, make_adamw
-
         trainer = self._trainer()
         model, objective, training = trainer.model, trainer.objective, trainer.training
         (phase,) = training.phases
@@ -215,23 +200,22 @@ class _TimedEngine(InlineEngine):
         return finished_loop(task)
 
 
-class _TimedData:
-    """The data of a training; counts the seconds in which a step waits for a batch."""
+class _TimedLoader(TokenLoader):
+    """The data of a training without val rows; counts the seconds in which a step waits for it."""
 
-    def __init__(self, loader: "TokenLoader") -> None:
-        self._loader, self.waited_s = loader, 0.0
+    waited_s = 0.0
 
-    def train(self, _: object) -> "_TimedData":
-        """Return the timed loader."""
+    def train(self, _: object) -> "_TimedLoader":
+        """Return itself."""
         return self
 
-    def held_out(self, _: object) -> "dict[str, TokenLoader]":
+    def held_out(self, _: object) -> dict[str, TokenLoader]:
         """Return no val rows."""
         return {}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the batches of an epoch."""
-        batches = iter(self._loader)
+        batches = super().__iter__()
         while True:
             started = time.perf_counter()
             batch = next(batches, None)
@@ -240,20 +224,9 @@ class _TimedData:
                 return
             yield batch
 
-    def state_dict(self) -> dict[str, int | str]:
-        """Return the position."""
-        return self._loader.state_dict()
 
-    def load_state_dict(self, state: dict[str, int | str]) -> None:
-        """Continue after a position."""
-        self._loader.load_state_dict(state)
-
-
-def _graphs(trainer: "TransformerTrainer") -> dict[str, float]:
+def _graphs(trainer: TransformerTrainer) -> dict[str, float]:
     """Return graph breaks and graphs of a step with compiled layers; no code is generated."""
-    import torch
-    from torch._dynamo.utils import counters
-
     torch._dynamo.reset()
     counters.clear()
     trainer.model.compile_layers(backend="eager")
@@ -264,7 +237,7 @@ def _graphs(trainer: "TransformerTrainer") -> dict[str, float]:
 
 
 def _committed_tokens(
-    store: Store, tokenizer: Snapshot, net: "VideoTokenizer", clips: int
+    store: Store, tokenizer: Snapshot, net: VideoTokenizer, clips: int
 ) -> Snapshot:
     """Commit random latents, and random bytes as bits: only their number matters."""
     cfg, random = net.cfg, np.random.default_rng(0)
