@@ -20,6 +20,7 @@ from tests.support.small_pipeline import (
 )
 from videoar import load
 from videoar.media.decode import decode_clip
+from videoar.storage.store import open_store
 
 pytestmark = pytest.mark.slow
 
@@ -181,6 +182,29 @@ def test_failed_gate_exits_4_and_promotes_nothing(first: dict):
     failed = videoar(*call, store=first["store"], code=4)
     assert "recon/psnr >= 99" in failed["stderr"]
     assert "fvd <= 1" in failed["stderr"]  # not measured here: a missing value blocks
+
+
+def test_evaluation_after_30_new_videos_has_the_lock_of_the_champion(first: dict, second: dict):
+    more = "inputs.videos=rendered://shapes?num_videos=60&seed=0"
+    blocked = "stages.release.rules=[{metric: recon/psnr, min: 99.0}]"  # promotes nothing
+    call = ["run", str(PIPELINE), *sets(more, blocked)]
+    failed = videoar(*call, store=first["store"], code=4)
+    run = videoar("status", store=first["store"])
+    assert "recon/psnr >= 99" in failed["stderr"]
+    assert run["inputs"]["videos"]["new"] == 30
+    assert run["outputs"]["model"] != first["outputs"]["model"]
+    assert run["outputs"]["evalset"] == first["outputs"]["evalset"]
+    assert run["outputs"]["champion_scores"] == second["outputs"]["champion_scores"]
+    store = open_store(first["store"])
+    scores, of_champion = (
+        {row["metric"]: row for row in store.snapshot(run["outputs"][name]).table().to_pylist()}
+        for name in ("scores", "champion_scores")
+    )
+    compared = {name for name, row in of_champion.items() if row["status"] == "ok"}
+    assert {"frechet_lite0", "kvd_lite0", "rendered/all_acc"} <= compared
+    for name in compared:
+        assert scores[name]["status"] == "ok"
+        assert scores[name]["lock_digest"] == of_champion[name]["lock_digest"], name
 
 
 def test_progress_without_a_terminal_is_json_lines(first: dict):
