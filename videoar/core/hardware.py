@@ -14,18 +14,12 @@ def hardware() -> str:
     # of this process: containers and taskset allow fewer than the machine has
     cores = len(os.sched_getaffinity(0))
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{_processor()}, {cores} cores, {memory_gib:.0f} GiB, {_gpus()}"
-
-
-def _processor() -> str:
     # ARM has no "model name" in /proc/cpuinfo
-    return _read_field(Path("/proc/cpuinfo"), "model name") or platform.machine()
-
-
-def _gpus() -> str:
-    """Return the GPU names of the driver; querying CUDA takes seconds and a context."""
+    processor = _read_field(Path("/proc/cpuinfo"), "model name") or platform.machine()
+    # those of the driver: querying CUDA takes seconds and a context
     names = [_read_field(path, "Model") for path in sorted(_NVIDIA.glob("*/information"))]
-    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or "no GPU"
+    gpus = ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or "no GPU"
+    return f"{processor}, {cores} cores, {memory_gib:.0f} GiB, {gpus}"
 
 
 def _read_field(path: Path, name: str) -> str:

@@ -210,11 +210,8 @@ class _Builder:
     def _content(self, node: _Node, depth: int) -> Json:
         if isinstance(node, yaml.ScalarEvent):
             return _scalar(node)
-        if isinstance(node, yaml.SequenceStartEvent):
-            return self._list(depth)
-        return self._dict(depth)
-
-    def _list(self, depth: int) -> list[Json]:
+        if isinstance(node, yaml.MappingStartEvent):
+            return self._dict(depth)
         values: list[Json] = []
         while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
             values.append(self._value(event, depth + 1))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from videoar.contracts.generated import DRAFT, markdown_row, write_or_check
+from videoar.core.errors import one_line
 from videoar.core.names import NAME_PATTERN
 from videoar.core.types import Json
 from videoar.pipeline.options import Schema, options_of
@@ -130,25 +131,19 @@ def _any_stage(registry: Registry) -> dict[str, Any]:
 def _stage_schema(type_name: str, registry: Registry) -> tuple[dict[str, Any], dict[str, Any]]:
     stage = stage_class(type_name, registry)
     options = options_of(stage.config_type)
+    consumes = stage.consumes.items()
+    takes = {n: {"type": "string", "description": f"Takes {p.contract}."} for n, p in consumes}
     ports: dict[str, Any] = {
         "type": "object",
         "description": "Ports to inputs or stages.",
-        "properties": {
-            name: {"type": "string", "description": f"Takes {port.contract}."}
-            for name, port in stage.consumes.items()
-        },
-        "required": [name for name, port in stage.consumes.items() if not port.optional],
+        "properties": takes,
+        "required": [name for name, port in consumes if not port.optional],
         "additionalProperties": False,
     }
-    repeatable = {
-        rf"^{name}\.[^.]+$": {"type": "string", "description": f"Takes {port.contract}."}
-        for name, port in stage.consumes.items()
-        if port.repeatable
-    }
-    if repeatable:
+    if repeatable := {rf"^{n}\.[^.]+$": takes[n] for n, port in consumes if port.repeatable}:
         ports["patternProperties"] = repeatable
     schema = {
-        "description": " ".join((stage.__doc__ or "").split()),
+        "description": one_line(stage.__doc__ or ""),
         "type": "object",
         "properties": {
             "stage": {"const": type_name},
@@ -168,17 +163,13 @@ def _plain(schema: Schema) -> dict[str, Any]:
     left_out = _MARKS | {"title"} if is_titled else _MARKS
     kept = {key: _plain_part(value) for key, value in schema.items() if key not in left_out}
     text = kept.get("description")  # in `properties` it may be the name of an option
-    return kept | ({"description": _joined(text)} if isinstance(text, str) else {})
+    return kept | ({"description": one_line(text)} if isinstance(text, str) else {})
 
 
 def _plain_part(part: Json) -> Json:
     if isinstance(part, list):
         return [_plain_part(item) for item in part]
     return _plain(part) if isinstance(part, dict) else part
-
-
-def _joined(text: str) -> str:
-    return " ".join(text.split())
 
 
 def generated_files() -> dict[str, str]:

@@ -51,7 +51,9 @@ class DeviceQueue:
         """
         with self._changed:
             heapq.heappush(self._queue, number)
-            self._changed.wait_for(lambda: self._is_stopped or self._is_next(number))
+            self._changed.wait_for(
+                lambda: self._is_stopped or (not self._is_held and self._queue[0] == number)
+            )
             self._queue.remove(number)
             heapq.heapify(self._queue)  # remove() breaks the order of a heap
             if self._is_stopped:
@@ -68,9 +70,6 @@ class DeviceQueue:
             # all, because each thread has a condition of its own: notify() could wake a younger
             # shard only
             self._changed.notify_all()
-
-    def _is_next(self, number: int) -> bool:
-        return not self._is_held and self._queue[0] == number
 
 
 class DeviceUsage:

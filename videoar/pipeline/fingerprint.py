@@ -106,7 +106,8 @@ def code_closure(module: str, root: Path = _ROOT) -> dict[str, str]:
     queue = [module]
     while queue:
         name = queue.pop()
-        if name in digests or _is_plumbing(name):
+        package = name.removeprefix(f"{_PACKAGE}.").partition(".")[0]
+        if name in digests or package in _PLUMBING:
             continue
         path = _source(name, root)
         if path is None:
@@ -118,10 +119,6 @@ def code_closure(module: str, root: Path = _ROOT) -> dict[str, str]:
         # Python versions (3.13 omits empty fields): another interpreter recomputes.
         digests[name] = sha256_hex(ast.dump(_without_docstrings(tree)).encode())[:_CODE_DIGEST]
     return dict(sorted(digests.items()))
-
-
-def _is_plumbing(name: str) -> bool:
-    return name.removeprefix(f"{_PACKAGE}.").partition(".")[0] in _PLUMBING
 
 
 def _source(name: str, root: Path) -> Path | None:
@@ -160,8 +157,5 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 
 def _is_text(node: ast.AST) -> bool:
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+    value = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)

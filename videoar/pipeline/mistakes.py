@@ -149,18 +149,15 @@ def _at(value: Json, keys: Path) -> Json:
 def _unknown(key: str, parent: Option | None, also: Sequence[str]) -> str:
     known = [*(parent.keys if parent else ()), *also]
     # `steps` beside `training` instead of in it: no spelling is close, but the place is known
-    homes = [name for name in known if parent and key in _keys_of(parent.child(name))]
+    children = {name: parent.child(name) for name in known} if parent else {}
+    homes = [name for name, child in children.items() if child and key in child.keys]
     if homes:
         return f"unknown key (it is an option of {homes[0]})"
     return unknown_key(key, known)
 
 
-def _keys_of(option: Option | None) -> tuple[str, ...]:
-    return option.keys if option else ()
-
-
 def _missing(option: Option | None) -> str:
-    meaning = " ".join(option.schema.get("description", "").split()) if option else ""
+    meaning = one_line(option.schema.get("description", "")) if option else ""
     return f"missing ({meaning.partition('. ')[0].rstrip('.')})" if meaning else "missing"
 
 

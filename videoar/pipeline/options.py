@@ -143,18 +143,16 @@ def _bounds(schema: Schema) -> str:
 
 
 def _child_schema(schema: Schema, key: str | int) -> Schema | None:
+    child: Schema | None = None
     if key in schema.get("properties", {}):
-        option: Schema = schema["properties"][key]
-        return option
-    if isinstance(schema.get("additionalProperties"), dict):
-        values: Schema = schema["additionalProperties"]
-        return values
+        child = schema["properties"][key]
+    elif isinstance(schema.get("additionalProperties"), dict):
+        child = schema["additionalProperties"]
     # `--set` addresses list entries by indices that are text
-    if schema.get("type") == "array" and str(key).isdecimal():
+    elif schema.get("type") == "array" and str(key).isdecimal():
         prefix = schema.get("prefixItems", [])
-        items: Schema | None = prefix[int(key)] if int(key) < len(prefix) else schema.get("items")
-        return items
-    return None
+        child = prefix[int(key)] if int(key) < len(prefix) else schema.get("items")
+    return child
 
 
 @lru_cache(maxsize=64)

@@ -153,11 +153,9 @@ def parse_pipeline(
     document: Mapping[str, Any], source: str, registry: Registry = BUILTIN
 ) -> PipelineSpec:
     """Validate a pipeline given as data; see `load_pipeline`."""
-    mistakes = _check_head(document)
     inputs, input_mistakes = _parse_inputs(document.get("inputs"))
-    mistakes += input_mistakes
     drafts, stage_mistakes = _parse_stages(document.get("stages"), registry)
-    mistakes += stage_mistakes
+    mistakes = _check_head(document) + input_mistakes + stage_mistakes
     mistakes += [
         Mistake(f"stages.{name}", "is the name of an input, too (rename one)")
         for name in drafts
@@ -240,9 +238,8 @@ def _parse_stages(raw: Json, registry: Registry) -> tuple[dict[str, _Draft], lis
         return {}, [Mistake("stages", f"{what} (map at least one name to a stage)")]
     drafts, mistakes = {}, []
     for name, content in raw.items():
-        mistakes += _check_name(f"stages.{name}", name)
         drafts[name], of_stage = _parse_stage(name, content, registry)
-        mistakes += of_stage
+        mistakes += _check_name(f"stages.{name}", name) + of_stage
     return drafts, mistakes
 
 
@@ -278,11 +275,8 @@ def _parse_ports(path: str, raw: Json) -> tuple[dict[str, str], list[Mistake]]:
     if not isinstance(raw, dict):
         text = f"must be a mapping, not {shown(raw)} (map ports to inputs or stages)"
         return {}, [Mistake(path, text)]
-    return {port: _source(source) for port, source in raw.items()}, []
-
-
-def _source(source: Json) -> str:
-    return source if isinstance(source, str) else shown(source)  # reported as an unknown name
+    # one that is no text is reported as an unknown name
+    return {port: s if isinstance(s, str) else shown(s) for port, s in raw.items()}, []
 
 
 def _check_ports(

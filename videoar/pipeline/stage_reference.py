@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
+from videoar.core.errors import one_line
 from videoar.core.types import Frozen, Json
 from videoar.pipeline.options import Option, options_of
 from videoar.pipeline.registry import BUILTIN, Registry, stage_class
@@ -98,15 +99,9 @@ def stage_reference(type_name: str, registry: Registry = BUILTIN) -> StageRefere
     return StageReference(
         name=type_name,
         shape=stage.shape,
-        meaning=_joined(stage.__doc__ or ""),
+        meaning=one_line(stage.__doc__ or ""),
         ports=tuple(
-            PortReference(
-                name=name,
-                contract=port.contract,
-                optional=port.optional,
-                repeatable=port.repeatable,
-            )
-            for name, port in stage.consumes.items()
+            PortReference(name=name, **vars(port)) for name, port in stage.consumes.items()
         ),
         produces=stage.produces,
         # a stable sort: both groups keep the order of the class
@@ -143,19 +138,13 @@ def _options(
                 unit=_unit(key, option),
                 # everything below a runtime option is runtime, too
                 changes_output=changes_output and not schema.get("runtime"),
-                meaning=_joined(schema.get("description", "")),
+                meaning=one_line(schema.get("description", "")),
             )
             yield reference
-            yield from _nested(reference, option)
-
-
-def _nested(reference: OptionReference, option: Option) -> Iterator[OptionReference]:
-    counts = reference.changes_output
-    defaults = option.schema.get("default")
-    yield from _options(f"{reference.name}.", option, defaults, changes_output=counts)
-    entry = option.child(0)
-    if entry is not None:
-        yield from _options(f"{reference.name}[].", entry, None, changes_output=counts)
+            counts, default = reference.changes_output, schema.get("default")
+            yield from _options(f"{path}{key}.", option, default, changes_output=counts)
+            if (entry := option.child(0)) is not None:
+                yield from _options(f"{path}{key}[].", entry, None, changes_output=counts)
 
 
 def _default(key: str, option: Option, defaults: Json) -> Json:
@@ -175,7 +164,3 @@ def _unit(key: str, option: Option) -> str:
     # `max_clips_per_source` counts clips: the last words "source" and "shard" stand for what is
     # counted
     return _UNITS.get(words[-1]) or (counted[-1] if counted else "1")
-
-
-def _joined(text: str) -> str:
-    return " ".join(text.split())

@@ -218,8 +218,10 @@ class Execution:
                 self.store, self.spec, spec, inputs, self.registry, before=self.run_id
             )
             self._update(spec.name, fingerprint=decision.fingerprint, reason=decision.reason)
-            snapshot = self._reuse_or_execute(
-                spec, decision, inputs, started, must_exist=must_exist
+            snapshot = (
+                self._execute(spec, decision, inputs, started, must_exist=must_exist)
+                if decision.existing is None
+                else self._reuse(spec.name, decision, decision.existing)
             )
             # in the `try`: a blocked promotion is a failure of the stage, although its output is
             # committed
@@ -228,22 +230,6 @@ class Execution:
             self._record_failure(spec.name, error, time.monotonic() - started)
             raise
         self._snapshots[spec.name] = snapshot
-
-    def _reuse_or_execute(
-        self,
-        spec: StageSpec,
-        decision: Decision,
-        inputs: Inputs,
-        started: float,
-        *,
-        must_exist: bool,
-    ) -> Snapshot:
-        if decision.existing is not None:
-            return self._reuse(spec.name, decision, decision.existing)
-        if must_exist:
-            what = "has no finished snapshot"
-            raise ConfigError(f"stages.{spec.name}", what, "run without --from")
-        return self._execute(spec, decision, inputs, started)
 
     def _record_failure(self, name: str, error: BaseException, seconds: float) -> None:
         failed: Status = "GATE_BLOCKED" if isinstance(error, GateError) else "FAILED"
@@ -266,8 +252,17 @@ class Execution:
         return snapshot
 
     def _execute(
-        self, spec: StageSpec, decision: Decision, inputs: Inputs, started: float
+        self,
+        spec: StageSpec,
+        decision: Decision,
+        inputs: Inputs,
+        started: float,
+        *,
+        must_exist: bool,
     ) -> Snapshot:
+        if must_exist:
+            what = "has no finished snapshot"
+            raise ConfigError(f"stages.{spec.name}", what, "run without --from")
         # the parts go first: the next run can tell what changed, even if this one is killed
         self._log.stage(self.stages[spec.name], decision.fingerprint_parts)
         logger.info("running: %s", decision.reason)

@@ -133,7 +133,9 @@ class StoreRankContext:
         except StorageError as error:
             # a store that cannot be reached raises StorageError, too, and must not cost a
             # checkpoint
-            if not (isinstance(error, DamagedError) or self._has_missing(record["files"])):
+            size = self._store.objects.size
+            has_missing = any(size(file["key"]) != file["size_bytes"] for file in record["files"])
+            if not (isinstance(error, DamagedError) or has_missing):
                 raise
             self._remove(newest)
             hint = "removed; the next attempt resumes from the checkpoint before it"
@@ -141,9 +143,6 @@ class StoreRankContext:
         step: int = record["step"]
         logger.info("resuming from the checkpoint of step %d", step)
         return step
-
-    def _has_missing(self, files: list[dict[str, Any]]) -> bool:
-        return any(self._store.objects.size(file["key"]) != file["size_bytes"] for file in files)
 
     def _remove(self, record: str) -> None:
         """Remove a checkpoint with its files.
