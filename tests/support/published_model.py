@@ -12,7 +12,7 @@ from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.model.transformer.config import PRESETS
 from videoar.model.transformer.network import VideoAR
 from videoar.pipeline.presets import with_overrides
-from videoar.training.model_store import publish_model
+from videoar.training.model_store import ClipShape, publish_model
 
 SCALES = [(1, 1), (2, 2), (4, 4)]
 SAMPLER = {"guidance": 2.0, "temperature": 0.7}
@@ -52,7 +52,7 @@ def published(store):
     tables = [token_rows(0, 2, (3, 8, 4, 4), SCALES), token_rows(2, 1, (1, 8, 4, 4), SCALES)]
     tokens = commit_tables(store, *tables, clips=clips.id, tokenizer=coder.id)
     parents = {"tokens": tokens.id, "tokenizer": coder.id}
-    return transformer(store, digest_of(coder), parents=parents)
+    return transformer(store, digest_of(coder), parents=parents, clips=ClipShape(8.0, 9))
 
 
 def scored(store, model):

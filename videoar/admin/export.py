@@ -77,9 +77,8 @@ def export(
     shards = _shards(source, int(shard_mib * (1 << 20)))
     suffix, write = FORMATS[form]
     # shards are named as TensorFlow and Hugging Face datasets name them
-    names = [
-        f"{snapshot.dataset}-{i:05d}-of-{len(shards):05d}.{suffix}" for i in range(len(shards))
-    ]
+    count = len(shards)
+    names = [f"{snapshot.dataset}-{i:05d}-of-{count:05d}.{suffix}" for i in range(count)]
     head = {"format": form, "snapshot": snapshot.id, "digest": snapshot.digest}
     done = _done(objects, to, head, set(names))
     if done is not None:
@@ -158,9 +157,8 @@ def _batches(source: RowReader, rows: np.ndarray) -> Iterator[tuple[pa.Table, di
         is_declared = notes.keys() >= {"scales", "tokenizer_digest"}
         if not is_declared or notes.get("layout_version") not in READABLE_LAYOUT_VERSIONS:
             hint = f"see videoar validate {source.snapshot.id} --deep"
-            raise ContractError(
-                where, "its footer does not declare a known layout of its bits", hint
-            )
+            what = "its footer does not declare a known layout of its bits"
+            raise ContractError(where, what, hint)
         layout = {"scales": json.loads(notes["scales"]), "tokenizer": notes["tokenizer_digest"]}
         of_file = rows[file == number]
         for start in range(0, len(of_file), _BATCH_ROWS):

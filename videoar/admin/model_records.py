@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from videoar.admin.model_card import Data, ModelCard, Network, Score, Sources, TextEncoder
@@ -19,7 +19,7 @@ from videoar.records.names import find_snapshot
 from videoar.records.run_record import stage_parts
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.training.model_store import ClipShape, clip_shape, find_tokenizer
+from videoar.training.model_store import find_tokenizer
 from videoar.training.prompts import PromptTemplates
 
 _NOT_STATED = "not stated"
@@ -44,11 +44,6 @@ def card_of(store: Store, name: str) -> ModelCard:
     graph = lineage(store, snapshot.id)
     network = _network(store, snapshot)
     training = network.training.get("training", {})
-    clips = (
-        ClipShape(row["rate_fps"], row["num_frames"])
-        if row["num_frames"]
-        else _clip_shape(store, snapshot, config, training)
-    )
     decision = newest_decision(store, snapshot.id)
     scores = _scores(store, snapshot, decision)
     return ModelCard(
@@ -58,8 +53,8 @@ def card_of(store: Store, name: str) -> ModelCard:
         if config.text_encoder
         else None,
         size_px=tokenizer_config.size_px,
-        rate_fps=clips and clips.rate_fps,
-        num_frames=clips and clips.num_frames,
+        rate_fps=row["rate_fps"],
+        num_frames=row["num_frames"],
         **{name: training[name] for name in PromptTemplates.model_fields if name in training},
         labels=_labels(store, snapshot),
         sampler=_sampler(store, scores),
@@ -102,16 +97,6 @@ def _network(store: Store, snapshot: Snapshot) -> Network:
         version=provenance.code_version,
         **{name: row[name] for name in ("digest", "num_parameters", "step")},
     )
-
-
-def _clip_shape(
-    store: Store, model: Snapshot, config: ModelConfig, training: Mapping[str, Any]
-) -> ClipShape | None:
-    """Return the shape of the clips of a model whose row has none: earlier versions wrote none."""
-    parents = map(store.snapshot, model.commit.provenance.parents.values())
-    stores = (parent for parent in parents if parent.contract == TOKENS)
-    last_phase = (training.get("phases") or [{}])[-1]
-    return clip_shape(stores, last_phase.get("num_frames"), config.time_stride)
 
 
 def _labels(store: Store, model: Snapshot) -> list[str] | None:

@@ -77,6 +77,5 @@ def _check(snapshot: Snapshot) -> None:
         kinds = snapshot.table(["kind"])["kind"].to_pylist()
         # a frozen champion would be one that no gate has evaluated
         if "transformer" in kinds:
-            raise ConfigError(
-                snapshot.id, "is a model, whose refs are moved by gates", "promote it"
-            )
+            what = "is a model, whose refs are moved by gates"
+            raise ConfigError(snapshot.id, what, "promote it")

@@ -248,10 +248,7 @@ def stages(
 
 
 def _stage_list(references: Sequence["api.StageReference"]) -> list[Block]:
-    rows = [
-        (r.name, ", ".join(port.name for port in r.ports), r.produces, r.meaning)
-        for r in references
-    ]
+    rows = [(r.name, ", ".join(p.name for p in r.ports), r.produces, r.meaning) for r in references]
     return [Table(("stage", "ports", "makes", "meaning"), rows)]
 
 

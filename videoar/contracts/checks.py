@@ -73,10 +73,8 @@ def _bad_masks(
         yield "null not allowed", pc.is_null(values)
     # "not >=" instead of "<": every comparison with NaN is false, so NaN breaks both bounds
     if checks.min is not None:
-        yield (
-            f"below {checks.min:g}",
-            pc.invert(pc.greater_equal(values, _bound(checks.min, values))),
-        )
+        is_enough = pc.greater_equal(values, _bound(checks.min, values))
+        yield f"below {checks.min:g}", pc.invert(is_enough)
     if checks.max is not None:
         yield f"above {checks.max:g}", pc.invert(pc.less_equal(values, _bound(checks.max, values)))
     if checks.enum is not None:

@@ -77,9 +77,8 @@ def check(table: pa.Table, contract: Contract, checks: TableChecks) -> CheckRepo
     # ephemeral: no project folder is created in the working directory
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    suite = gx.ExpectationSuite(
-        name=contract.id, expectations=list(_expectations(contract, checks))
-    )
+    expectations = list(_expectations(contract, checks))
+    suite = gx.ExpectationSuite(name=contract.id, expectations=expectations)
     # pandas: GX has no Arrow backend
     frame = table.select([column.name for column in contract.columns]).to_pandas()
     batch = (

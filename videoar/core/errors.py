@@ -14,6 +14,7 @@ them. Exit code 6 (timed out) is reserved: nothing raises it yet.
     |  +- DamagedError
     |  +- WithdrawnError
     |  +- SnapshotConflictError
+    |  |  +- RefMovedError
     |  +- TransientStorageError      retryable
     +- ClusterUnknownError       8   the cluster cannot be reached, the result is unknown
     +- MediaError                3   one video; becomes a reject row, does not stop a stage

@@ -160,9 +160,8 @@ def _document(text: str) -> _Document:
         mark = error.problem_mark or error.context_mark
         hint = "indent with spaces" if "'\\t'" in (error.problem or "") else ""
         what = ", ".join(filter(None, (error.context, error.problem)))
-        raise _RejectedError(
-            mark.line + 1 if mark else 0, f"not YAML: {printable(what)}", hint
-        ) from None
+        line = mark.line + 1 if mark else 0
+        raise _RejectedError(line, f"not YAML: {printable(what)}", hint) from None
     except (ValueError, OverflowError) as error:
         # PyYAML does not catch errors of chr() for "\U00110000" and int() for a 5,000-digit %YAML
         raise _RejectedError(0, f"not YAML: {error}") from None
@@ -298,9 +297,8 @@ def _integer(text: str, event: yaml.Event) -> int:
 
 def _finite(value: float, text: str, event: yaml.Event) -> float:
     if not math.isfinite(value):
-        raise _RejectedError(
-            _line(event), f"{_shown(text)} is not a finite number", "JSON has none"
-        )
+        what = f"{_shown(text)} is not a finite number"
+        raise _RejectedError(_line(event), what, "JSON has none")
     return value
 
 

@@ -109,9 +109,8 @@ def near_duplicate_pairs(bucket: np.ndarray, hamming: int, mask: int = 0) -> np.
         first, second = rows[active], rows[active + step]
         together = first["key"] == second["key"]
         together &= second["start_us"] - first["start_us"] <= _SAME_START_US
-        linked = together & (
-            (first["clip"] == second["clip"]) | _near(first, second, hamming, mask)
-        )
+        is_same = first["clip"] == second["clip"]
+        linked = together & (is_same | _near(first, second, hamming, mask))
         pairs.append(np.stack([first["row"][linked], second["row"][linked]], axis=1))
         active, step = active[together], step + 1
     # a pair may share several keys

@@ -89,10 +89,8 @@ class FrameResizer:
         is_splittable = min(frame.width, frame.height) >= 2 and frame.format.name in _PLANAR
         source, resized = frame, covering
         if is_saving and is_splittable:
-            source, resized = (
-                self._cropped(frame, crop_width, crop_height),
-                (crop_width, crop_height),
-            )
+            resized = crop_width, crop_height
+            source = self._cropped(frame, *resized)
         scaled = self._to_rgb.reformat(
             source,
             *resized,

@@ -270,17 +270,15 @@ class SourceDecoder:
         Time stamps of damaged or badly muxed files run backwards; everything downstream relies on
         rising times.
         """
-        pts, previous_us = frame.pts, self.last_us
+        pts, last_us = frame.pts, self.last_us
         if self._start_pts is None:
             self._start_pts = pts or 0
-        time_us = (
-            previous_us if pts is None else round((pts - self._start_pts) * self._time_base_us)
-        )
-        if previous_us < 0:
+        time_us = last_us if pts is None else round((pts - self._start_pts) * self._time_base_us)
+        if last_us < 0:
             time_us = max(0, time_us)
-        elif time_us <= previous_us:
+        elif time_us <= last_us:
             rate_fps = self._stream.average_rate or _UNSPECIFIED_FPS
-            time_us = previous_us + max(1, round(1e6 / rate_fps))
+            time_us = last_us + max(1, round(1e6 / rate_fps))
         if time_us > self._plan.max_duration_s * 1e6:  # the header may have announced less
             raise MediaError(self.name, "TOO_LONG", f"has a frame at {time_us / 1e6:.0f} s")
         self.last_us = time_us

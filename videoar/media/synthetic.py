@@ -248,11 +248,10 @@ class Entry:
     @property
     def cuts(self) -> tuple[Scene, ...]:
         """The scenes of the file: one to three with one prompt, which the caption describes."""
-        block, place = divmod(self.index, len(scenes()))
-        order = np.random.default_rng(seed_from("order", self.seed, block)).permutation(
-            len(scenes())
-        )
-        scene = scenes()[order[place]]
+        every = scenes()
+        block, place = divmod(self.index, len(every))
+        random = np.random.default_rng(seed_from("order", self.seed, block))
+        scene = every[random.permutation(len(every))[place]]
         number = 1 + seed_from("cut", self.seed, self.index) % _MAX_SCENES
         seeds = (seed_from("scene", self.seed, self.index, part) for part in range(number))
         return tuple(replace(scene, seed=seed) for seed in seeds)

@@ -101,9 +101,8 @@ def encode_stream(
     """Encode any number of frames without holding them in memory; see `encode`."""
     frames = iter(frames)
     first = next(frames)
-    graph = _raw_input(first, rate_fps).output(
-        f"file:{path}", **_settings(codec, quality, "yuv420p")
-    )
+    options = _settings(codec, quality, "yuv420p")
+    graph = _raw_input(first, rate_fps).output(f"file:{path}", **options)
     data = (np.ascontiguousarray(frame).tobytes() for frame in itertools.chain([first], frames))
     run_graph(graph, data, Limits(wall_s=3600.0, cpu_s=3600))
 

@@ -142,11 +142,9 @@ def _fades(frames: _Frames) -> list[Transition]:
             fades += [Transition("fade", start, first, score)] if first > 0 else []
             fades += [Transition("fade", last, end, score)] if last < last_frame else []
             continue
-        needs_no_comparison = start == 0 or end == last_frame or length_us > _LONG_FLAT_US
+        is_clear = start == 0 or end == last_frame or length_us > _LONG_FLAT_US
         # a single flat frame is a flash or a dropped frame
-        if last > first and (
-            needs_no_comparison or _similarity(frames, before, after) < _SIMILARITY
-        ):
+        if last > first and (is_clear or _similarity(frames, before, after) < _SIMILARITY):
             fades.append(Transition("fade", start, end, score))
     return _merge_overlapping(fades)
 

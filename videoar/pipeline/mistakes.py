@@ -101,10 +101,8 @@ def _sentences(
             nested = _sentences(inner, option or Option({}, {}), given)
             yield from ((keys + rest, text) for rest, text in nested)
         elif kind == "extra_forbidden":
-            yield (
-                keys,
-                _unknown(str(keys[-1]), options.at(keys[:-1]), also if len(keys) == 1 else ()),
-            )
+            beside = also if len(keys) == 1 else ()
+            yield keys, _unknown(str(keys[-1]), options.at(keys[:-1]), beside)
         elif kind == "missing":
             yield keys, _missing(option)
         elif inner is not None or option is None:

@@ -176,9 +176,8 @@ def parse_pipeline(
 
 
 def _check_head(document: Mapping[str, Any]) -> list[Mistake]:
-    mistakes = [
-        Mistake(key, unknown_key(key, _TOP_KEYS)) for key in document if key not in _TOP_KEYS
-    ]
+    unknown = [key for key in document if key not in _TOP_KEYS]
+    mistakes = [Mistake(key, unknown_key(key, _TOP_KEYS)) for key in unknown]
     if "pipeline" not in document:
         mistakes.append(Mistake("pipeline", "missing (give the pipeline a name)"))
     else:

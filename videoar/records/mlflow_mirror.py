@@ -148,9 +148,8 @@ def _log_model(
     client: "MlflowClient", store: Store, experiment: str, mlflow_id: str, model: Snapshot
 ) -> None:
     """Log a checkpoint with its files as a logged model, once per snapshot."""
-    if client.search_logged_models(
-        [experiment], filter_string=f"tags.`{_SNAPSHOT_TAG}` = '{model.id}'"
-    ):
+    of_snapshot = f"tags.`{_SNAPSHOT_TAG}` = '{model.id}'"
+    if client.search_logged_models([experiment], filter_string=of_snapshot):
         return
     row = model.table().to_pylist()[0]
     logged = client.create_logged_model(

@@ -70,9 +70,8 @@ def audit(
         StorageError: the store does not respond.
     """
     if snapshot_digest(snapshot.files, snapshot.contract) != snapshot.digest:
-        yield Finding(
-            path=snapshot.id, kind="DIGEST", message="its digest is not that of its files"
-        )
+        what = "its digest is not that of its files"
+        yield Finding(path=snapshot.id, kind="DIGEST", message=what)
     for file in snapshot.files:
         file_audit = _FileAudit(snapshot, file, requantize, tokenizer, piece_bytes)
         yield from file_audit.findings()
@@ -224,11 +223,10 @@ class _FileAudit:
     def _checksums(
         self, name: str, values: pa.ChunkedArray, checksums: pa.ChunkedArray, first: int
     ) -> Iterator[Finding]:
-        for row, (value, stored) in enumerate(
-            zip(_bytes(values), checksums.to_pylist(), strict=True)
-        ):
+        pairs = zip(_bytes(values), checksums.to_pylist(), strict=True)
+        for row, (value, stored) in enumerate(pairs, first):
             if checksum(value) != stored:
-                yield self._finding("XXH3", f"{name} fails its checksum", first + row)
+                yield self._finding("XXH3", f"{name} fails its checksum", row)
 
     def _objects_of(self, small: Mapping[str, pa.ChunkedArray], first: int) -> Iterator[Finding]:
         """Check the objects that rows name: videos, and files of models."""

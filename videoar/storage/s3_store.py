@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _Body: TypeAlias = "StreamingBody | io.BytesIO"
+_NO_CREDENTIALS = ("no AWS credentials", "set AWS_ACCESS_KEY_ID or AWS_PROFILE")
 BODY_RETRY_S = 60.0
 """chosen: how long a GET whose body breaks is retried."""
 
@@ -75,9 +76,7 @@ class S3ObjectStore:
                 raise missing_error(self, key) from None
             raise _client_error(f"{self.url}/{key}", self._bucket, error) from error
         except exceptions.NoCredentialsError as error:
-            raise StorageError(
-                self.url, "no AWS credentials", "set AWS_ACCESS_KEY_ID or AWS_PROFILE"
-            ) from error
+            raise StorageError(self.url, *_NO_CREDENTIALS) from error
         except (
             exceptions.HTTPClientError,
             exceptions.ConnectionError,
@@ -127,9 +126,7 @@ class S3ObjectStore:
 
         broken = (s3.ResponseStreamingError, s3.IncompleteReadError, s3.ReadTimeoutError)
         policy = RetryPolicy(first_wait_s=0.1, max_wait_s=5.0, max_seconds=self._body_retry_s)
-        return policy.call(
-            lambda: read(self._body(key, span)), lambda error: isinstance(error, broken)
-        )
+        return policy.call(lambda: read(self._body(key, span)), lambda e: isinstance(e, broken))
 
     def _body(self, key: str, span: tuple[int, int] | None) -> _Body:
         """GET; the body is empty if the span starts after the end of the object.
@@ -275,9 +272,7 @@ class S3ObjectStore:
         """Return endpoint, region and the current credentials, which may expire."""
         credentials = self._session.get_credentials()
         if credentials is None:
-            raise StorageError(
-                self.url, "no AWS credentials", "set AWS_ACCESS_KEY_ID or AWS_PROFILE"
-            )
+            raise StorageError(self.url, *_NO_CREDENTIALS)
         # frozen: key, secret and token of one moment; refreshed credentials change all three
         frozen = credentials.get_frozen_credentials()
         options = {

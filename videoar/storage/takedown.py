@@ -86,10 +86,7 @@ def find_tombstone(ledger: Ledger, source: str) -> Tombstone | None:
 
 def withdrawn_sources(ledger: Ledger) -> frozenset[str]:
     """Return the SHA-256 of all withdrawn sources."""
-    keys = ledger.list(layout.TOMBSTONES_PREFIX)
-    return frozenset(
-        key.removeprefix(layout.TOMBSTONES_PREFIX).removesuffix(".json") for key in keys
-    )
+    return _names(ledger, layout.TOMBSTONES_PREFIX)
 
 
 def withdrawn_addresses(ledger: Ledger) -> frozenset[str]:
@@ -119,10 +116,13 @@ def find_withdrawal(ledger: Ledger, key: str) -> Withdrawal | None:
 
 def withdrawn_keys(ledger: Ledger, prefix: str) -> frozenset[str]:
     """Return the keys under a prefix that were withdrawn."""
-    records = ledger.list(layout.WITHDRAWN_PREFIX + prefix)
-    return frozenset(
-        key.removeprefix(layout.WITHDRAWN_PREFIX).removesuffix(".json") for key in records
-    )
+    return _names(ledger, layout.WITHDRAWN_PREFIX, prefix)
+
+
+def _names(ledger: Ledger, prefix: str, start: str = "") -> frozenset[str]:
+    """Return the names of the records under a prefix that begin with `start`."""
+    keys = ledger.list(prefix + start)
+    return frozenset(key.removeprefix(prefix).removesuffix(".json") for key in keys)
 
 
 def shares_of(objects: ObjectStore, file: FileRef) -> dict[str, Share]:

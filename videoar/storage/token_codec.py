@@ -46,10 +46,8 @@ def unpack_bits(
     count = sum(h * w for h, w in scales) * num_bits
     flat = np.unpackbits(packed, axis=1, count=count)
     ends = np.cumsum([h * w * num_bits for h, w in scales])[:-1]
-    parts = np.split(flat, ends, axis=1)
-    return [
-        part.reshape(num_frames, h, w, num_bits) for part, (h, w) in zip(parts, scales, strict=True)
-    ]
+    parts = zip(np.split(flat, ends, axis=1), scales, strict=True)
+    return [part.reshape(num_frames, h, w, num_bits) for part, (h, w) in parts]
 
 
 def checksum(data: bytes | memoryview) -> int:

@@ -67,9 +67,7 @@ def save_state(folder: Path, parts: Mapping[str, Part], progress: Mapping[str, A
     rank, ranks = _place(tensors.values())
     held = {key: local(tensor).contiguous() for key, tensor in tensors.items()
             if isinstance(tensor, DTensor) or rank == 0}  # fmt: skip
-    save_file(
-        {key: rows for key, rows in held.items() if rows.numel()}, folder / _file(rank, ranks)
-    )
+    save_file({k: rows for k, rows in held.items() if rows.numel()}, folder / _file(rank, ranks))
     if rank:
         return
     # An optimizer that has not stepped yet has no state. These counts distinguish it from one

@@ -1,7 +1,6 @@
 """How transformers are trained, as validated values. Torch-free, so that stages stay light."""
 
 import math
-from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -189,16 +188,6 @@ class TransformerTraining(PromptTemplates):
     fit on one device."""
     compile: bool | None = None
     """Compile the layers with torch.compile; without a value, on a GPU only."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _renamed(cls, values: object) -> object:
-        """Accept `checkpoint_activations` of version 0.1: documents of earlier runs have it."""
-        if not isinstance(values, Mapping) or "checkpoint_activations" not in values:
-            return values
-        given = dict(values)
-        kind = "full" if given.pop("checkpoint_activations") else "none"
-        return {"activation_checkpointing": kind, **given}
 
     @model_validator(mode="after")
     def _check_sampling(self) -> Self:

@@ -65,9 +65,7 @@ def evaluate(
                     is_flipped = _VARIANTS[name]
                     predicted = objective.predict(part, phase, is_training=False, flips=is_flipped)
                     sums[name].add(shape, predicted, len(part))
-    return {
-        f"{name}/{key}": value for name in variants for key, value in sums[name].means().items()
-    }
+    return {f"{name}/{key}": v for name in variants for key, v in sums[name].means().items()}
 
 
 def _first_batches(loader: HeldOutLoader, max_rows: int) -> Iterator[dict[str, Any]]:
@@ -107,11 +105,8 @@ class _Sums:
         logits, bits, layout = prediction.logits_BLK2, prediction.bits_BLK, prediction.layout
         own = bit_loss(logits, bits, layout.weight_l)
         blocks = block_statistics(logits, bits, layout)
-        self._losses[shape] += rows * torch.stack([
-            own.loss,
-            own.accuracy,
-            torch.ones_like(own.loss),
-        ])
+        ones = torch.ones_like(own.loss)
+        self._losses[shape] += rows * torch.stack([own.loss, own.accuracy, ones])
         self._blocks[shape] += torch.stack([blocks.nats_TS, blocks.accuracy_TS])
 
     def means(self) -> dict[str, float]:

@@ -113,9 +113,7 @@ class NonFiniteGuard:
         Raises:
             StageError: it may not, and neither might the steps before it.
         """
-        bad = [
-            f"{name} is {number}" for name, number in numbers.items() if not math.isfinite(number)
-        ]
+        bad = [f"{name} is {n}" for name, n in numbers.items() if not math.isfinite(n)]
         self.bad_steps = self.bad_steps + 1 if bad else 0
         if self.bad_steps >= _MAX_BAD_STEPS:
             what = f"not finite, as were {_MAX_BAD_STEPS - 1} steps before it: {', '.join(bad)}"

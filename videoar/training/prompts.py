@@ -136,9 +136,8 @@ class Prompt(Frozen):
                 what = "contains control characters or bytes that are not UTF-8"
                 raise ConfigError(where, what, "a prompt is one line of text")
             if len(text) > MAX_CHARS:
-                raise ConfigError(
-                    where, f"has {len(text)} characters, at most {MAX_CHARS} can be used"
-                )
+                what = f"has {len(text)} characters, at most {MAX_CHARS} can be used"
+                raise ConfigError(where, what)
         if not self.prompt.strip() and not self.label:
             raise ConfigError(where, "is empty", "write what the video shows")
         named = self.prompt_id or digest_json([self.prompt, self.label])[:32]

@@ -151,10 +151,8 @@ class TransformerTrainer:
         steps = self.training.steps
         if steps is not None or self.is_done:
             return steps or self.step
-        phase = self.training.phases[self.progress.phase]
-        share = (self.progress.phase + self.progress.done / phase.budget) / len(
-            self.training.phases
-        )
+        phases, progress = self.training.phases, self.progress
+        share = (progress.phase + progress.done / phases[progress.phase].budget) / len(phases)
         return max(self.step + 1, round(self.step / max(share, 1e-9)))
 
     @property
@@ -190,7 +188,6 @@ class TransformerTrainer:
         """Resume from a checkpoint."""
         with restoring(folder, self.parts) as state:
             saved = state["progress"] | {"best_loss": float(state["progress"]["best_loss"])}
-            saved.pop("is_stopped", None)  # of checkpoints of version 0.1
             self.progress = Progress(**saved)
             self.history, self.metrics = state["history"], state["metrics"]
             self.held_out, self._loader_state = state["held_out"], state["loader"]

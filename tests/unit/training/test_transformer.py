@@ -401,9 +401,3 @@ def test_notice_of_preemption_is_known_to_the_step_after_it():
     seen = []
     trainer.run(lambda trainer: seen.append(trainer.has_notice))
     assert seen == [False, False, True, False, False, False]
-
-
-@pytest.mark.parametrize(("old", "new"), [(True, "full"), (False, "none")])
-def test_name_of_an_earlier_version_is_read(old, new):
-    training = TransformerTraining(phases=(Phase(steps=1),), checkpoint_activations=old)
-    assert training.activation_checkpointing == new

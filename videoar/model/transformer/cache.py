@@ -102,9 +102,7 @@ class KVCache:
         stop = bisect_left(offsets, offsets[self.next_block] + num_tokens)
         blocks = range(self.next_block, stop)
         if self._count(blocks) != num_tokens:
-            raise ValueError(
-                f"{num_tokens} tokens from block {self.next_block} are no whole blocks"
-            )
+            raise ValueError(f"{num_tokens} tokens from block {blocks.start} are no whole blocks")
         if self.next_block:
             self._drop()
         return blocks

@@ -333,8 +333,3 @@ class VideoAR(nn.Module):
         with torch.autocast(x_BlC.device.type, enabled=False):
             logits = self.head(self.norm(x_BlC.to(self.head.weight.dtype)))
         return rearrange(logits, "b l (k two) -> b l k two", two=2)
-
-
-def kv_bytes(cfg: ModelConfig, num_tokens: int, bytes_per_value: int = 2) -> int:
-    """Return the size of one sequence's cache."""
-    return 2 * cfg.depth * cfg.width * num_tokens * bytes_per_value

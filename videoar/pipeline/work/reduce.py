@@ -52,9 +52,7 @@ def run_reduce(task: StageTask, dask_scheduler: DaskScheduler | None = None) -> 
         _publish_check(task, store, report)
     record = merge([write_output(task, store, stage.produces, output) for output in outputs])
     # optional inputs, such as a profile, are not what the reduction selects from
-    rows_in = sum(
-        snapshot.rows for port, snapshot in inputs.items() if not stage.consumes[port].optional
-    )
+    rows_in = sum(s.rows for port, s in inputs.items() if not stage.consumes[port].optional)
     crash_point("reduce-written")
     return publish_record(store, key, record.model_copy(update={"rows_in": rows_in}))
 

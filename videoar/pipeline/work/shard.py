@@ -63,9 +63,8 @@ class ShardWorker:
         # killed here, files have no record. The shard runs again; equal rows have equal keys, so it
         # finds its files instead of leaving a second copy.
         crash_point("shard-written")
-        return publish_record(
-            self.store, key, record.model_copy(update={"rows_in": shard.num_rows})
-        )
+        record = record.model_copy(update={"rows_in": shard.num_rows})
+        return publish_record(self.store, key, record)
 
     def stop(self) -> None:
         """End the shards that other threads are running early, where the stage supports it."""

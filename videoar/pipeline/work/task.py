@@ -84,9 +84,8 @@ def find_record(store: Store, key: str) -> WorkRecord | None:
 
 def publish_record(store: Store, key: str, record: WorkRecord) -> WorkRecord:
     """Create the record; return the existing one if another worker created it first."""
-    return WorkRecord.model_validate(
-        store.ledger.create_or_adopt(key, record.model_dump(mode="json"))
-    )
+    stored = store.ledger.create_or_adopt(key, record.model_dump(mode="json"))
+    return WorkRecord.model_validate(stored)
 
 
 def write_output(task: StageTask, store: Store, produces: str, output: Output) -> WorkRecord:

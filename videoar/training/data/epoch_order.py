@@ -118,9 +118,8 @@ def epoch_order(
     # are interleaved, the batches of each stay in their order.
     place = np.empty(len(drawn), np.int64)
     place[np.argsort(drawn, kind="stable")] = np.arange(len(drawn))
-    return EpochOrder(
-        np.concatenate(rows), np.concatenate(starts)[place], np.concatenate(sizes)[place]
-    )
+    start_S, size_S = (np.concatenate(per_bucket)[place] for per_bucket in (starts, sizes))
+    return EpochOrder(np.concatenate(rows), start_S, size_S)
 
 
 def order_rules() -> str:

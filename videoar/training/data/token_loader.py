@@ -308,12 +308,8 @@ class TokenLoader:
             labels, clip_ids = table["label"].to_pylist(), table["clip_id"].to_pylist()
             captions = list(map(self._prompt_of, table["caption"].to_pylist(), labels))
             ends = itertools.accumulate(map(len, kept), initial=0)
-            for batch in itertools.starmap(slice, itertools.pairwise(ends)):
-                yield {
-                    "captions": captions[batch],
-                    "labels": labels[batch],
-                    "clip_ids": clip_ids[batch],
-                }
+            for own in itertools.starmap(slice, itertools.pairwise(ends)):
+                yield {"captions": captions[own], "labels": labels[own], "clip_ids": clip_ids[own]}
 
 
 @contextlib.contextmanager
