@@ -72,7 +72,8 @@ def export(
     if single_file:
         what = f"{snapshot.id} is {TOKENS}, only a model can be one file"
         raise ConfigError("--single-file", what)
-    objects = _open(to, store.endpoint)
+    url = to if "://" in to else Path(to).absolute().as_uri()
+    objects = open_store(url, endpoint=store.endpoint).objects
     source = RowReader(snapshot)
     shards = _shards(source, int(shard_mib * (1 << 20)))
     suffix, write = FORMATS[form]
@@ -105,11 +106,6 @@ def _require_format(snapshot: Snapshot, form: str) -> None:
     if form not in (own := formats[snapshot.contract]):
         what = f"is not a format of {snapshot.contract}"
         raise ConfigError(f"--format {form}", what, f"use {' or '.join(own)}")
-
-
-def _open(to: str, endpoint: str) -> ObjectStore:
-    url = to if "://" in to else Path(to).absolute().as_uri()
-    return open_store(url, endpoint=endpoint).objects
 
 
 def _done(

@@ -215,10 +215,6 @@ def _share(holders: Holders, key: str, source: str) -> takedown.Share:
     return holders[key].shares[source] if key in holders else takedown.Share()
 
 
-def _rows(snapshot: Snapshot, holders: Holders, source: str) -> int:
-    return sum(_share(holders, file.key, source).rows for file in snapshot.files)
-
-
 def _derived(
     snapshots: Mapping[str, Snapshot], refs: Mapping[str, list[str]], holders: Holders, source: str
 ) -> list[Row]:
@@ -227,7 +223,10 @@ def _derived(
     A table with a column of sources shows whether it derives from this one: clips without
     a row of it do not, nor does a model that was trained on them. So the search ends there.
     """
-    rows = {name: _rows(snapshot, holders, source) for name, snapshot in snapshots.items()}
+    rows = {
+        name: sum(_share(holders, file.key, source).rows for file in snapshot.files)
+        for name, snapshot in snapshots.items()
+    }
     descendants = children(snapshots.values())
     queue = [name for name, count in rows.items() if count]
     reached: dict[str, Snapshot] = {}

@@ -91,11 +91,8 @@ def _tokenizer_digest(store: Store, snapshot: Snapshot, name: str | None) -> str
     model = find_snapshot(store, name)
     rows = model.table(["kind", "digest"]).to_pylist() if model.contract == MODELS else []
     if [row["kind"] for row in rows] != ["tokenizer"]:
-        raise ConfigError(
-            f"--tokenizer {name}",
-            "is not a tokenizer",
-            "name a snapshot of a train_tokenizer stage",
-        )
+        hint = "name a snapshot of a train_tokenizer stage"
+        raise ConfigError(f"--tokenizer {name}", "is not a tokenizer", hint)
     digest: str = rows[0]["digest"]
     return digest
 

@@ -76,9 +76,8 @@ def settings() -> Settings:
     values = {name: os.environ.get(_PREFIX + name.upper()) for name in names}
     result = Settings(**{name: value for name, value in values.items() if value is not None})
     if result.log and result.log not in _LOG_FORMS:
-        raise ConfigError(
-            "VIDEOAR_LOG", f"cannot be {result.log}", f"use {' or '.join(_LOG_FORMS)}"
-        )
+        hint = f"use {' or '.join(_LOG_FORMS)}"
+        raise ConfigError("VIDEOAR_LOG", f"cannot be {result.log}", hint)
     return result
 
 

@@ -182,10 +182,11 @@ def _list_s3(url: str) -> Iterator[_File]:
 def _rows(url: str, files: list[_File]) -> list[dict[str, Any]]:
     labels = _read_labels(url, files)
     captions = _read_sidecars(files)
+    caption_of = {_stem(name): text for name, text in captions.items()}
     rows = [
-        _row(file, labels, captions)
+        _row(file, labels, caption_of.get(_stem(file.name)))
         for file in files
-        if PurePosixPath(file.name).name not in _NOT_SOURCES and file.name not in captions.texts
+        if PurePosixPath(file.name).name not in _NOT_SOURCES and file.name not in captions
     ]
     unknown = set(labels) - {str(row["name"]) for row in rows}
     if unknown:
@@ -193,7 +194,7 @@ def _rows(url: str, files: list[_File]) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(file: _File, labels: dict[str, dict[str, str]], captions: "_Sidecars") -> dict[str, Any]:
+def _row(file: _File, labels: dict[str, dict[str, str]], sidecar: str | None) -> dict[str, Any]:
     row: dict[str, Any] = {
         "uri": file.uri,
         "name": file.name,
@@ -201,7 +202,6 @@ def _row(file: _File, labels: dict[str, dict[str, str]], captions: "_Sidecars") 
         "size_bytes": file.size_bytes,
     }
     folder = PurePosixPath(file.name).parent.name
-    sidecar = captions.by_stem.get(_stem(file.name))
     given = labels.get(file.name)
     if given:
         text = given.get("label_text") or given.get("label")
@@ -245,22 +245,14 @@ def _label_lines(where: str, reader: "csv.DictReader[str]") -> Iterator[tuple[st
         yield line["file"], given
 
 
-@dataclass(frozen=True)
-class _Sidecars:
-    """Captions from text files, by path without suffix, and the names of these files."""
-
-    by_stem: dict[str, str]
-    texts: frozenset[str]
-
-
-def _read_sidecars(files: list[_File]) -> _Sidecars:
+def _read_sidecars(files: list[_File]) -> dict[str, str]:
+    """Return captions from text files, by the names of these files."""
     videos = {_stem(file.name) for file in files if not _is_txt(file)}
-    found = {
+    return {
         file.name: text
         for file in files
         if _is_txt(file) and _stem(file.name) in videos and (text := _small_text(file)) is not None
     }
-    return _Sidecars({_stem(name): text for name, text in found.items()}, frozenset(found))
 
 
 def _is_txt(file: _File) -> bool:

@@ -35,9 +35,8 @@ def apply_override(
     path, equals, value = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys) or len(keys) < 2:
-        raise ConfigError(
-            f"--set {override}", "not of the form a.b=value", "e.g. inputs.videos=PATH"
-        )
+        what = "not of the form a.b=value"
+        raise ConfigError(f"--set {override}", what, "e.g. inputs.videos=PATH")
     where = f"--set {path}"
     parent = _parent(document, keys, where, source)
     _set(parent, keys, _read(value, _option(document, keys, registry), where), where, source)

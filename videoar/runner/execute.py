@@ -375,23 +375,17 @@ class Execution:
         for shard in shards:
             name = shard_fingerprint(task.fingerprint_parts, stage.sharded, shard)
             self.store.objects.delete(layout.shard_record_key(task.dataset, name))
-        raise StageError(
-            f"stage {task.dataset}",
-            f"all of its {total.rows_rejected} rows were rejected, such as "
-            f"{first['reasons'][0]}: {first['uri']} {first['detail']}",
-            "check that the sources are reachable",
-        )
+        example = f"{first['reasons'][0]}: {first['uri']} {first['detail']}"
+        what = f"all of its {total.rows_rejected} rows were rejected, such as {example}"
+        raise StageError(f"stage {task.dataset}", what, "check that the sources are reachable")
 
     def _check_rejects(self, spec: StageSpec, record: WorkRecord) -> None:
         total = record.rows_out + record.rows_rejected
         bound = spec.config.max_reject_fraction
         if total and record.rows_rejected > bound * total:
-            raise StageError(
-                f"stage {spec.name}",
-                f"{record.rows_rejected} of {total} rows were rejected, more than "
-                f"max_reject_fraction {bound:g}",
-                "list the reasons with: videoar quarantine ls, or raise the bound",
-            )
+            what = f"{record.rows_rejected} of {total} rows were rejected, more than"
+            hint = "list the reasons with: videoar quarantine ls, or raise the bound"
+            raise StageError(f"stage {spec.name}", f"{what} max_reject_fraction {bound:g}", hint)
 
     def _commit(self, task: StageTask, stage: Stage[Any], record: WorkRecord) -> Snapshot:
         crash_point("before-commit")

@@ -44,10 +44,10 @@ def describe(
         partitions: number of partitions.
         scheduler: see `DaskScheduler`.
     """
-    parts = map_partitions(lambda index: _finite(read(index)), partitions, scheduler)
-    rows = sum(count for _, count in parts)
+    parts = map_partitions(read, partitions, scheduler)
+    rows = sum(map(len, parts))
     # sorted: mean and std depend on the order of summation, the partitioning must not change them
-    values = np.sort(np.concatenate([np.empty(0), *(finite for finite, _ in parts)]))
+    values = np.sort(np.concatenate([np.empty(0), *(part[np.isfinite(part)] for part in parts)]))
     if not len(values):
         return ColumnProfile(column=column, rows=rows, nulls=rows)
     counts, edges = np.histogram(values, _BINS)
@@ -63,7 +63,3 @@ def describe(
         hist_edges=tuple(edges.tolist()),
         hist_counts=tuple(counts.tolist()),
     )
-
-
-def _finite(values: np.ndarray) -> tuple[np.ndarray, int]:
-    return values[np.isfinite(values)], len(values)

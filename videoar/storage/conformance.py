@@ -44,9 +44,7 @@ def ensure_put_if_absent(objects: ObjectStore) -> None:
         return
     winners = race(objects)
     if any(count != 1 for count in winners):
-        raise StorageError(
-            objects.url,
-            f"put-if-absent is not atomic: {max(winners)} of 8 concurrent writers won",
-            "use an S3 server that makes If-None-Match atomic, in an unversioned bucket",
-        )
+        what = f"put-if-absent is not atomic: {max(winners)} of 8 concurrent writers won"
+        hint = "use an S3 server that makes If-None-Match atomic, in an unversioned bucket"
+        raise StorageError(objects.url, what, hint)
     objects.put(PROBE_PASSED_KEY, b'{"rounds":8,"writers":8}')

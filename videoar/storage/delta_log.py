@@ -121,10 +121,13 @@ class DeltaLog:
         """
         key = layout.commit_index_key(self._dataset, app_id)
         record = self._ledger.read(key)
-        version = record["version"] if record else self._version_in_log(app_id)
+        if record is not None:
+            return self._read(record["version"])
+        table = self._open()
+        version = table.transaction_version(app_id) if table is not None else None
         if version is None:
             return None
-        if record is None and create_index:
+        if create_index:
             self._ledger.create(key, {"version": version})
         return self._read(version)
 
@@ -332,10 +335,6 @@ class DeltaLog:
             what = f"its Delta log cannot be read: {one_line(error)}"
             hint = "run again; if the error stays, the log is damaged"
             raise TransientStorageError(self.folder, what, hint) from error
-
-    def _version_in_log(self, app_id: str) -> int | None:
-        table = self._open()
-        return table.transaction_version(app_id) if table is not None else None
 
     def _read(self, version: int) -> Commit:
         key = layout.log_version_key(self._dataset, version)

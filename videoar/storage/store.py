@@ -110,9 +110,8 @@ class Store:
             target = into / file["path"]
             # a record of a foreign store may have `../` in a path
             if not target.resolve().is_relative_to(into.resolve()):
-                raise StorageError(
-                    file["path"], "path is outside the target folder", "do not use this record"
-                )
+                what = "path is outside the target folder"
+                raise StorageError(file["path"], what, "do not use this record")
             target.parent.mkdir(parents=True, exist_ok=True)
             if self._fetch(file["key"], file["size_bytes"], target) != file["sha256"]:
                 raise DamagedError(f"{self.url}/{file['key']}", "damaged: wrong SHA-256")
@@ -157,6 +156,5 @@ def _open_objects(url: str, endpoint: str) -> ObjectStore:
         return S3ObjectStore(parts.netloc, prefix, endpoint)
     if parts.scheme == "memory" and parts.netloc:
         return MemoryObjectStore(parts.netloc)
-    raise ConfigError(
-        url or "''", "not a store URL", "use file:///folder, s3://bucket/prefix or memory://name"
-    )
+    hint = "use file:///folder, s3://bucket/prefix or memory://name"
+    raise ConfigError(url or "''", "not a store URL", hint)

@@ -142,6 +142,5 @@ def _check_layout(view: memoryview, values: pa.ChunkedArray, name: str) -> None:
             blocks = None
             break
     if blocks is None:
-        raise StorageError(
-            name, "the Parquet writer did not produce the direct layout", "pin pyarrow 25.0.1"
-        )
+        what = "the Parquet writer did not produce the direct layout"
+        raise StorageError(name, what, "pin pyarrow 25.0.1")

@@ -147,8 +147,8 @@ class _Pieces:
         Raises:
             ValueError: `like` has another shape.
         """
-        if like is not None:
-            _require_shape(self.key, self._shape(), like)
+        if like is not None and (shape := self._shape()) != like.shape:  # `copy_` would broadcast
+            raise ValueError(f"{self.key} has shape {shape}, expected {tuple(like.shape)}")
         if not isinstance(like, DTensor):
             pieces = [file.get_tensor(self.key) for file in self.files]
             return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
@@ -184,9 +184,8 @@ def _restore(name: str, part: Part, pieces: dict[str, _Pieces]) -> None:
     else:
         current = part.state_dict() if isinstance(part, nn.Module) else part
         if unmatched := sorted(pieces.keys() ^ current.keys()):
-            raise ValueError(
-                f"{name}/{unmatched[0]} is in the file or in the network, but not in both"
-            )
+            key = f"{name}/{unmatched[0]}"
+            raise ValueError(f"{key} is in the file or in the network, but not in both")
         with torch.no_grad():
             for key, own in pieces.items():
                 local(current[key]).copy_(local(own.read(current[key])))
@@ -207,8 +206,3 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, pieces: dict[str, _Piec
 def _open(path: Path) -> Any:  # noqa: ANN401 - its methods have no types
     with reading(path):
         return safe_open(path, "pt")
-
-
-def _require_shape(key: str, shape: tuple[int, ...], like: Tensor) -> None:
-    if shape != like.shape:  # `copy_` would broadcast it
-        raise ValueError(f"{key} has shape {shape}, expected {tuple(like.shape)}")

@@ -94,9 +94,8 @@ def _exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo and NCCL raise no narrower type for a closed connection
-        raise WorkerLostError(
-            "a rank", f"lost the connection to another rank: {one_line(error)}"
-        ) from error
+        what = f"lost the connection to another rank: {one_line(error)}"
+        raise WorkerLostError("a rank", what) from error
 
 
 @contextmanager

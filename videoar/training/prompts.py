@@ -160,17 +160,17 @@ def read_prompts(data: bytes, where: str) -> Iterator[Row]:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ConfigError(where, f"is not UTF-8: {error.reason} at byte {error.start}") from error
-    parse = _parse_json if where.endswith(".jsonl") else _parse_text
+    is_json = where.endswith(".jsonl")
     seen = set[bytes]()
     for number, line in enumerate(map(str.strip, lines), 1):
         if not line:
             continue
         place = f"{where}:{number}"
-        row = parse(line, place).row(place)
+        row = (_parse_json(line, place) if is_json else Prompt(prompt=line)).row(place)
         if (key := _key(row["index"], row["prompt_id"])) not in seen:
             seen.add(key)
             yield row
-        elif where.endswith(".jsonl"):
+        elif is_json:
             what = f"repeats prompt {row['prompt_id']}, index {row['index']}"
             raise ConfigError(place, what, "give it another index")
     if not seen:
@@ -192,10 +192,6 @@ def stored_prompts(prompts: Snapshot) -> Iterator[Row]:
 def _key(number: int, text: str) -> bytes:
     """Return 16 bytes in place of both: a set of a million texts would take much more memory."""
     return hashlib.sha256(f"{number} {text}".encode()).digest()[:16]
-
-
-def _parse_text(line: str, _place: str) -> Prompt:
-    return Prompt(prompt=line)
 
 
 def _parse_json(line: str, place: str) -> Prompt:

@@ -157,7 +157,10 @@ class TokenizerTrainer:
         metrics = _values(terms | norms)
         checked = {"loss": metrics["loss"]} | {name: metrics.pop(name) for name in norms}
         if self._guard.accept(self.step, checked):
-            self._update(discriminator, scores)
+            self.optimizer.step()
+            self.average.update(self.net, self.step)
+            if discriminator is not None:
+                discriminator.update(*scores)
         self._finish_step(metrics)
         return metrics
 
@@ -197,13 +200,6 @@ class TokenizerTrainer:
             }
             _add(terms, own, part.weight)
         return terms, rebuilt
-
-    def _update(self, discriminator: Discriminator | None, scores: Sequence[Tensor]) -> None:
-        """Change weights and running means by the gradients and scores of the step."""
-        self.optimizer.step()
-        self.average.update(self.net, self.step)
-        if discriminator is not None:
-            discriminator.update(*scores)
 
     def averaged(self) -> VideoTokenizer:
         """Return the network with averaged weights, in evaluation mode: what is published."""

@@ -79,10 +79,6 @@ class KVCache:
             change[max(number[last], first_pass) + 1] -= self._count([block])
         return accumulate(change[:-1])
 
-    def _seen_from(self, first: int, blocks: Iterable[int]) -> list[int]:
-        """Return those of some blocks that block `first` or a later one attends to."""
-        return [i for i in blocks if self.layout.last_query[i] >= first]
-
     def _count(self, blocks: Iterable[int]) -> int:
         offsets = self.layout.offsets
         return sum(offsets[i + 1] - offsets[i] for i in blocks)
@@ -115,7 +111,7 @@ class KVCache:
 
     def _drop(self) -> None:
         """Drop blocks that no block from here on attends to; close the gaps they leave."""
-        kept = self._seen_from(self.next_block, self.blocks)
+        kept = [i for i in self.blocks if self.layout.last_query[i] >= self.next_block]
         sources, targets = (self._starts(each) for each in (self.blocks, kept))
         for shift, run in groupby(kept, key=lambda i: sources[i] - targets[i]):
             moved = list(run)

@@ -77,9 +77,8 @@ class ClipCache:
             frames_THWC = self._decode(self._rows[index])
         except MediaError as error:
             if error.code in RETRYABLE:
-                raise TransientStorageError(
-                    error.where, f"{error.code}: {error.what}", "check that its source is reachable"
-                ) from error
+                what, hint = f"{error.code}: {error.what}", "check that its source is reachable"
+                raise TransientStorageError(error.where, what, hint) from error
             self._skip(index, error)
             return None
         if frames_THWC.nbytes <= self._free_bytes:
@@ -91,9 +90,8 @@ class ClipCache:
         frames_THWC = self._read(row)
         expected, actual = (row["num_frames"], *size_px(row)), frames_THWC.shape[:3]
         if actual != expected:
-            raise MediaError(
-                row["clip_id"], "CORRUPT", f"has shape {actual}, but {expected} in its row"
-            )
+            what = f"has shape {actual}, but {expected} in its row"
+            raise MediaError(row["clip_id"], "CORRUPT", what)
         return frames_THWC
 
     def _skip(self, index: int, error: MediaError) -> None:

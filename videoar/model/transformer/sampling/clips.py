@@ -114,10 +114,8 @@ class _Clips:
         self.given = _last_bits(resumed, len(resumed)) if resumed else prefix_bits or ()
         self.known = _prefix_frames(self.given, self.scales, model.cfg.num_bits, len(prompts))
         if self.known >= self.total:
-            raise ValueError(
-                f"prefix_bits has {self.known} latent frames, a video of {num_frames} frames has no"
-                " more"
-            )
+            what = f"prefix_bits has {self.known} latent frames"
+            raise ValueError(f"{what}, a video of {num_frames} frames has no more")
         self.changes = prompt_changes or {}
         for frame, changed in self.changes.items():
             if not self.known < frame < self.total or len(changed) != len(prompts):

@@ -43,9 +43,8 @@ def guidance_schedule(guidance: str | float) -> Guidance:
     """
     if isinstance(guidance, str):
         if guidance not in GUIDANCE:
-            raise ValueError(
-                f"unknown guidance {guidance!r}; use a number or one of {sorted(GUIDANCE)}"
-            )
+            hint = f"use a number or one of {sorted(GUIDANCE)}"
+            raise ValueError(f"unknown guidance {guidance!r}; {hint}")
         return GUIDANCE[guidance]
     if not math.isfinite(guidance):
         raise ValueError(f"guidance {guidance} is not finite (1 is the model without guidance)")
