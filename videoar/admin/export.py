@@ -116,11 +116,8 @@ def _done(
     Raises:
         ConfigError: the folder has any other file.
     """
-    existing = {
-        info.key: info.size_bytes
-        for info in objects.list("")
-        if not info.key.startswith(PROBES_PREFIX)
-    }
+    infos = (info for info in objects.list("") if not info.key.startswith(PROBES_PREFIX))
+    existing = {info.key: info.size_bytes for info in infos}
     data = objects.find(MANIFEST)
     manifest: dict[str, Any] = json.loads(data) if data else {}
     listed = {file["name"]: file["size_bytes"] for file in manifest.get("files", ())}

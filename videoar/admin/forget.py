@@ -156,11 +156,7 @@ def _mentions(store: Store, addresses: Collection[str]) -> Mentions:
 
 def _rewritten_before(store: Store, source: str) -> set[str]:
     """Return the listings that an earlier call for this source has rewritten."""
-    return {
-        key
-        for key, withdrawal in _withdrawals(store)
-        if withdrawal.source == source and withdrawal.replacement
-    }
+    return {key for key, w in _withdrawals(store) if w.source == source and w.replacement}
 
 
 def _withdrawals(store: Store) -> Iterator[tuple[str, takedown.Withdrawal]]:
@@ -332,12 +328,8 @@ def _reconstructions(
 ) -> set[str]:
     """Return the videos that `score` made of clips of these sources only."""
     files = [*holders.values(), *(withdrawal for _, withdrawal in _withdrawals(store))]
-    clips = {
-        clip
-        for file in files
-        for other in file.shares.keys() & taken_down
-        for clip in file.shares[other].clips
-    }
+    shares = (file.shares[other] for file in files for other in file.shares.keys() & taken_down)
+    clips = {clip for share in shares for clip in share.clips}
     clips_of: dict[str, set[str]] = {}
     for snapshot in snapshots:
         if snapshot.contract == SCORES:

@@ -109,9 +109,7 @@ class LoadedModel:
     @property
     def templates(self) -> PromptTemplates:
         """Those of the training."""
-        return PromptTemplates(**{
-            name: getattr(self.card, name) for name in PromptTemplates.model_fields
-        })
+        return PromptTemplates(**{n: getattr(self.card, n) for n in PromptTemplates.model_fields})
 
     def sample(
         self, prompt: str, *, seed: int = 0, **options: Unpack[SampleOptions]

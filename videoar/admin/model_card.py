@@ -218,10 +218,7 @@ def _gate(gate: dict[str, Any] | None) -> str:
     if gate is None:
         return "No gate has decided on this model."
     verdict = "passed" if gate["passed"] else "failed"
-    rules = [
-        (rule["name"], rule["value"], "pass" if rule["passed"] else "FAIL")
-        for rule in gate["rules"]
-    ]
+    rules = [(r["name"], r["value"], "pass" if r["passed"] else "FAIL") for r in gate["rules"]]
     head = f"It {verdict} its gate for `{gate['ref']}` (decision `{gate['decision']}`)."
     return f"{head}\n\n{_table(('rule', 'value', 'result'), rules)}"
 

@@ -29,7 +29,7 @@ def validate_pipeline(path: Path) -> list[Mistake]:
     try:
         load_pipeline(path)
     except SpecError as error:
-        return [{"path": mistake.path, "message": mistake.message} for mistake in error.mistakes]
+        return [vars(mistake) for mistake in error.mistakes]
     except ConfigError as error:
         what = f"{error.what} ({error.hint})" if error.hint else error.what
         return [{"path": error.where, "message": what}]

@@ -134,10 +134,7 @@ def _describe(error: BaseException) -> dict[str, Any]:
     kind = type(error).__name__
     if isinstance(error, VideoARError):
         parts = {"where": error.where, "what": error.what, "hint": error.hint}
-        mistakes = [
-            {"path": mistake.path, "message": mistake.message}
-            for mistake in getattr(error, "mistakes", ())
-        ]
+        mistakes = [vars(mistake) for mistake in getattr(error, "mistakes", ())]
         extra = {"mistakes": mistakes} if mistakes else {}
         return {"type": kind, **parts, "exit_code": error.exit_code, **extra}
     if isinstance(error, typer.TyperException):  # a wrong option, a missing argument

@@ -71,11 +71,8 @@ def _show_blocks(result: dict[str, Any]) -> list[Block]:
     elif metrics:
         blocks += ["", Table(("metric", ">value"), metrics)]
     for number, row in enumerate(result["first_rows"], 1):
-        blocks += [
-            "",
-            f"row {number}",
-            facts({key: _short(value, _VALUE_CHARS) for key, value in row.items()}),
-        ]
+        cells = {key: _short(value, _VALUE_CHARS) for key, value in row.items()}
+        blocks += ["", f"row {number}", facts(cells)]
     return blocks
 
 
@@ -165,8 +162,7 @@ def _lineage_blocks(graph: dict[str, Any], *, down: bool) -> list[Block]:
     snapshots = [node for node in graph["nodes"] if node["kind"] == "snapshot"]
     sources = [node for node in graph["nodes"] if node["kind"] == "source"]
     rows = [
-        (node["id"], node["contract"], node["rows"], _linked(linked.get(node["id"], [])))
-        for node in snapshots
+        (n["id"], n["contract"], n["rows"], _linked(linked.get(n["id"], []))) for n in snapshots
     ]
     title = "children" if down else "parents"
     blocks: list[Block] = [Table(("snapshot", "contract", ">rows", title), rows)]
@@ -336,10 +332,7 @@ def quarantine_ls(
 ) -> None:
     """List rejected rows with their reasons."""
     result = api.quarantine(session.open(), name, reason)
-    rows = [
-        (row["stage"], ",".join(row["reasons"]), row["item_id"], row["detail"])
-        for row in result["rows"]
-    ]
+    rows = [(r["stage"], ",".join(r["reasons"]), r["item_id"], r["detail"]) for r in result["rows"]]
     removed = result["withdrawn"]
     notes = [f"{removed} rows were removed by a takedown"] if removed else []
 

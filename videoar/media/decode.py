@@ -34,11 +34,8 @@ def decode_clip(data: bytes | Path) -> np.ndarray:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
             # shared by all frames: `frame.to_ndarray` would create one each, half of the total time
-            reformatter = VideoReformatter()
-            frames = [
-                reformatter.reformat(frame, format="rgb24").to_ndarray()
-                for frame in container.decode(stream)
-            ]
+            reformat = VideoReformatter().reformat
+            frames = [reformat(f, format="rgb24").to_ndarray() for f in container.decode(stream)]
     except (av.FFmpegError, IndexError) as error:
         raise MediaError(where, "CORRUPT", f"cannot be decoded: {error}") from error
     if not frames:

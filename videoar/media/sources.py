@@ -195,12 +195,7 @@ def _rows(url: str, files: list[_File]) -> list[dict[str, Any]]:
 
 
 def _row(file: _File, labels: dict[str, dict[str, str]], sidecar: str | None) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "uri": file.uri,
-        "name": file.name,
-        "etag": file.etag,
-        "size_bytes": file.size_bytes,
-    }
+    row: dict[str, Any] = {n: getattr(file, n) for n in ("uri", "name", "etag", "size_bytes")}
     folder = PurePosixPath(file.name).parent.name
     given = labels.get(file.name)
     if given:

@@ -34,13 +34,7 @@ def with_absolute_paths(value: Json, option: Option | None, directory: Path) -> 
         # files
         return str(directory / value) if is_path and value not in option.choices else value
     if isinstance(value, dict):
-        return {
-            key: with_absolute_paths(entry, option.child(key), directory)
-            for key, entry in value.items()
-        }
+        return {k: with_absolute_paths(v, option.child(k), directory) for k, v in value.items()}
     if isinstance(value, list):
-        return [
-            with_absolute_paths(entry, option.child(index), directory)
-            for index, entry in enumerate(value)
-        ]
+        return [with_absolute_paths(v, option.child(i), directory) for i, v in enumerate(value)]
     return value

@@ -321,10 +321,7 @@ def _missing_ports(draft: _Draft, path: str, consumes: Mapping[str, Port]) -> li
 
 
 def _order(drafts: Mapping[str, _Draft], mistakes: list[Mistake]) -> list[str]:
-    graph = {
-        name: [source for source in draft.ports.values() if source in drafts]
-        for name, draft in drafts.items()
-    }
+    graph = {n: [s for s in draft.ports.values() if s in drafts] for n, draft in drafts.items()}
     try:
         return list(TopologicalSorter(graph).static_order())
     except CycleError as error:

@@ -252,10 +252,8 @@ class MapStage(Stage[C]):
 
     def shards(self, inputs: Inputs) -> Sequence[Shard]:
         """Plan the work: cheap, pure, in a fixed order. Default: one shard per primary file."""
-        return [
-            Shard(index=i, digest=file.sha256, file=file)
-            for i, file in enumerate(self.divided(inputs).files)
-        ]
+        files = self.divided(inputs).files
+        return [Shard(index=i, digest=file.sha256, file=file) for i, file in enumerate(files)]
 
     @abstractmethod
     def open(self, inputs: Inputs, context: StageContext) -> Mapper:

@@ -64,10 +64,7 @@ class Payload:
     ) -> None:
         self._objects, self._files = objects, files
         self._read_into = cache or objects.read_into
-        groups = [
-            [footer.row_group(g).num_rows for g in range(footer.num_row_groups)]
-            for footer in footers
-        ]
+        groups = [[f.row_group(g).num_rows for g in range(f.num_row_groups)] for f in footers]
         self.file_metadata = [key_value_metadata(footer) for footer in footers]
         """Per file, the key-values of its footer, e.g. the digest of the tokenizer."""
         rows_F = np.array([footer.num_rows for footer in footers], np.int64)

@@ -157,11 +157,8 @@ def _spans(file: FileRef, footer: pq.FileMetaData, columns: Sequence[str]) -> li
     Ranges outside of the file (a damaged footer) are left out: Arrow reports them when it decodes.
     """
     indices = [i for i, name in enumerate(footer.schema.names) if name in columns]
-    chunks = [
-        footer.row_group(group).column(index)
-        for group in range(footer.num_row_groups)
-        for index in indices
-    ]
+    groups = map(footer.row_group, range(footer.num_row_groups))
+    chunks = [group.column(index) for group in groups for index in indices]
     spans: list[tuple[int, int]] = []
     for chunk in chunks:
         start = chunk.data_page_offset

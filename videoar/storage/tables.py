@@ -57,13 +57,8 @@ class Dataset:
         key = data_key(self.name, sha256)
         put_content(self._objects, key, data)
         crash_point("write.after_put")
-        return FileRef(
-            key=key,
-            sha256=sha256,
-            size_bytes=len(data),
-            rows=table.num_rows,
-            footer=find_footer(data),
-        )
+        size, footer = len(data), find_footer(data)
+        return FileRef(key=key, sha256=sha256, size_bytes=size, rows=len(table), footer=footer)
 
     def find(self, fingerprint: str) -> Snapshot | None:
         """Return the snapshot of a fingerprint; None without one or if files of it are missing.

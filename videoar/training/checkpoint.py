@@ -62,7 +62,7 @@ def save_state(folder: Path, parts: Mapping[str, Part], progress: Mapping[str, A
     """
     tensors_of = {name: _tensors(part) for name, part in parts.items()}
     tensors = {
-        f"{part}/{name}": tensor for part, own in tensors_of.items() for name, tensor in own.items()
+        f"{part}/{k}": tensor for part, own in tensors_of.items() for k, tensor in own.items()
     }
     rank, ranks = _place(tensors.values())
     held = {key: local(tensor).contiguous() for key, tensor in tensors.items()

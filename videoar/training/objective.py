@@ -158,9 +158,8 @@ class Objective:
                 keep_BTT = random_frame_mask(seed_B, frames, phase.p_mask)
         pyramid = MultiScaleBSQ(num_bits, scales).pyramid(rows.latent_BKTHW, flipped)
         layout = self.model.layout(1 + cfg.time_stride * (frames - 1), scales)
-        with torch.autocast(
-            seed_B.device.type, dtype=torch.bfloat16, enabled=training.precision == "bf16"
-        ):
+        is_bf16 = training.precision == "bf16"
+        with torch.autocast(seed_B.device.type, dtype=torch.bfloat16, enabled=is_bf16):
             logits = self.model(
                 teacher_forcing_inputs(layout.scheme, pyramid.accumulated),
                 self.model.encode_text(rows.captions, drop_B),

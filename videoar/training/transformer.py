@@ -298,9 +298,8 @@ class TransformerTrainer:
             own[:2] += self._backward(part, phase, len(part) / batch["global_size"])
         if not is_sharded(self.model):  # else the backward pass has added them up
             all_reduce_gradients(self.model.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), self.training.optimizer.clip_norm
-        )
+        clip_norm = self.training.optimizer.clip_norm
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip_norm)
         metrics = torch.cat([all_reduce_sum(own), whole(norm)[None]])
         # The fused kernel reads this on the device and skips the update if it is 1: with a check
         # on the host, every step would wait for the device.

@@ -74,9 +74,8 @@ def perceptual_loss(net: FeatureNet, video_B3THW: Tensor, rebuilt_B3THW: Tensor)
     Source: arXiv 1801.03924 equation 1.
     """
     total = video_B3THW.new_zeros(())
-    for real, other in zip(
-        net(_frames_as_images(video_B3THW)), net(_frames_as_images(rebuilt_B3THW)), strict=True
-    ):
+    features = [net(_frames_as_images(video)) for video in (video_B3THW, rebuilt_B3THW)]
+    for real, other in zip(*features, strict=True):
         total = total + (real - other).square().sum(dim=1).mean()
     return total
 

@@ -81,9 +81,8 @@ class ModelConfig(Frozen):
         # Attention has 4 matrices of width x width, SwiGLU 3 of width x ff_width.
         weights = self.depth * self.width * (4 * self.width + 3 * self.ff_width)
         if weights > _MAX_LAYER_WEIGHTS:
-            raise ValueError(
-                f"the layers have {weights:.1e} weights; the limit is {_MAX_LAYER_WEIGHTS:.0e}"
-            )
+            what = f"the layers have {weights:.1e} weights"
+            raise ValueError(f"{what}; the limit is {_MAX_LAYER_WEIGHTS:.0e}")
         return self
 
     @property

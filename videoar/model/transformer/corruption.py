@@ -43,9 +43,8 @@ def flip_probabilities(
         [min(threshold(base + config.delta * t), ONE) for t in range(num_frames)]
         for base in (config.p_min, config.p_max)
     )
-    p_BTS = torch.stack(
-        [_between(low[t], high[t], uniform[:, t]) for t in range(num_frames)], dim=1
-    )
+    frames = [_between(low[t], high[t], uniform[:, t]) for t in range(num_frames)]
+    p_BTS = torch.stack(frames, dim=1)
     if config.inherit:
         # In order of time: what frame t inherits may itself be inherited.
         for t in range(1, num_frames):

@@ -190,9 +190,7 @@ def _checkpoint_prefix(task: StageTask) -> str:
     resumes from the same checkpoints.
     """
     gates = task.make_stage().config.publish_gates()
-    config = {
-        name: value for name, value in task.fingerprint_parts["config"].items() if name not in gates
-    }
+    config = {k: v for k, v in task.fingerprint_parts["config"].items() if k not in gates}
     digest = fingerprint({**task.fingerprint_parts, "config": config})
     return checkpoints_prefix(task.dataset, digest)
 

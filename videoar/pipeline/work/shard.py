@@ -56,10 +56,8 @@ class ShardWorker:
         with engine_boundary(self.task, f"shard {shard.index}"):
             result = self.mapper(self._rows(shard))
             outputs = [result] if isinstance(result, Output) else result
-            record = merge([
-                write_output(self.task, self.store, self.stage.produces, output)
-                for output in outputs
-            ])
+            produces = self.stage.produces
+            record = merge([write_output(self.task, self.store, produces, o) for o in outputs])
         # killed here, files have no record. The shard runs again; equal rows have equal keys, so it
         # finds its files instead of leaving a second copy.
         crash_point("shard-written")

@@ -104,9 +104,8 @@ class RowGroupPrefetch:
         """Fill `out` like `Payload.read`, waiting for the GETs in flight."""
         if len(access_B):
             spans = {access: self._open[access].result().data for access in set(access_B.tolist())}
-            self._payload.copy_from_row_groups(
-                rows_B, [spans[access] for access in access_B.tolist()], out
-            )
+            of_rows = [spans[access] for access in access_B.tolist()]
+            self._payload.copy_from_row_groups(rows_B, of_rows, out)
             return
         parts = [slice(i, i + 1) for i in range(len(rows_B))]
         if not self._payload.is_direct:

@@ -144,9 +144,8 @@ class Window:
         temperatures = settings.temperatures(self.layout.num_scales)
         self.strength_L1 = self._per_token(settings.strengths(blocks))
         self.temperature_L1 = self._per_token([temperatures[block.scale] for block in blocks])
-        self.cache = (
-            model.new_cache(span.layout, self.text, span.num_given) if settings.cached else None
-        )
+        given = span.num_given
+        self.cache = model.new_cache(span.layout, self.text, given) if settings.cached else None
         self._pending: list[Tensor] = []  # inputs that no pass has processed yet
 
     def _per_token(self, values: Sequence[float]) -> Tensor:
