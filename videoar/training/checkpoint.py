@@ -98,7 +98,10 @@ def load_state(folder: Path, parts: Mapping[str, Part]) -> dict[str, Any]:
         sizes = dict(progress.pop(_SIZES))
         ranks = int(progress.pop(_FILES, 1))
     with reading(folder / _file(0, ranks)), ExitStack() as stack:
-        files = [stack.enter_context(_open(folder / _file(rank, ranks))) for rank in range(ranks)]
+        files = []
+        for rank in range(ranks):
+            with reading(folder / _file(rank, ranks)) as path:
+                files.append(stack.enter_context(safe_open(path, "pt")))
         pieces_of: dict[str, dict[str, _Pieces]] = {part: {} for part in parts}
         for file in files:
             keys = file.keys()  # a file is not iterable itself
@@ -201,8 +204,3 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, pieces: dict[str, _Piec
         state.setdefault(int(index), {})[key_in_state] = own.read(like)
     # The groups stay those of this run: learning rate and decay come from the config, not the file.
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def _open(path: Path) -> Any:  # noqa: ANN401 - its methods have no types
-    with reading(path):
-        return safe_open(path, "pt")
