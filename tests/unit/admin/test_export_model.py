@@ -385,7 +385,8 @@ def test_frozen_text_encoder_is_named_and_given_again(store, model, tmp_path):
     named = {"text_encoder": folder_digest(folder), "text_encoder_name": "t5-tiny"}
     coder = store.snapshot(model.commit.provenance.parents["tokenizer"])
     tokens = {"tokens": model.commit.provenance.parents["tokens"]}
-    made = transformer(store, digest_of(coder), "frozen", tokens, **named)
+    clips = ClipShape(8.0, 9)
+    made = transformer(store, digest_of(coder), "frozen", tokens, clips=clips, **named)
     export(store, made.id, "safetensors", str(tmp_path / "out"))
     assert 'text_encoder="FOLDER OF t5-tiny"' in (tmp_path / "out" / "README.md").read_text()
     loaded = videoar.load(tmp_path / "out", text_encoder=folder)

@@ -20,6 +20,7 @@ from videoar.serving.replica import ModelReplica, ReplicaOptions
 from videoar.serving.serve import LocalReplicas
 from videoar.serving.video_job import PromptChange, VideoRequest
 from videoar.storage.store import open_store
+from videoar.training.model_store import ClipShape
 from videoar.training.sampler_options import ProjectedGuidance
 
 # Each test runs a whole model.
@@ -390,7 +391,8 @@ def test_promotion_is_picked_up_and_jobs_of_the_version_before_are_finished(stor
     old = JobStore(store).create(REQUEST, before)
     model = store.snapshot(before)
     digest = model.table(["tokenizer_digest"])["tokenizer_digest"][0].as_py()
-    newer = transformer(store, digest, name="newer", parents=model.commit.provenance.parents)
+    parents, clips = model.commit.provenance.parents, ClipShape(8.0, 9)
+    newer = transformer(store, digest, name="newer", parents=parents, clips=clips)
     store.refs.advance("champion", newer.id, expect=0, evidence={})
 
     async def main():
