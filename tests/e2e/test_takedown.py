@@ -90,7 +90,10 @@ def test_forget_lists_derived_snapshots_and_the_next_run_succeeds(first: dict):
     assert sources(first, "model")[source]["forgotten"]
     assert videoar("show", first["outputs"]["model"], store=store)["rows"] == 1
 
-    second = videoar("run", str(PIPELINE), *ARGUMENTS, store=store)
+    blocked = videoar("run", str(PIPELINE), *ARGUMENTS, store=store, code=4)
+    assert f"evaluation set quickstart: its source {source} was taken down" in blocked["stderr"]
+    another = ["inputs.frozen=ref://second?optional=true", "stages.evalset.pin=second"]
+    second = videoar("run", str(PIPELINE), *ARGUMENTS, *sets(base=another), store=store)
     state = {stage["name"]: stage for stage in second["stages"]}
     assert second["inputs"]["videos"]["gone"] == 1
     counts = state["clips"]["shards"]
@@ -100,7 +103,8 @@ def test_forget_lists_derived_snapshots_and_the_next_run_succeeds(first: dict):
     assert source not in sources(second | {"store": store}, "model")
     later = videoar("forget", "--source", source, store=store)["derived"]
     assert [entry["id"] for entry in later] == [entry["id"] for entry in found["derived"]]
-    assert not any(entry["refs"] for entry in later)  # the new champion has never seen it
+    # the new champion has never seen it
+    assert [entry["refs"] for entry in later if entry["refs"]] == [["quickstart"]]
 
 
 def test_forget_of_a_file_of_a_folder_rejects_its_copies(tmp_path: Path):

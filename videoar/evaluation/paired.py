@@ -89,7 +89,10 @@ def paired_difference(row: Row, a: SampleSet, b: SampleSet, seed: int = 0) -> Di
     preset = lock.get("preset", metric.preset)
     reference_MD = a.features.vectors(metric.network, preset, a.reference)
     prompts = [left["prompt"] for left, _ in pairs]
-    resamples = [np.arange(len(pairs)), *_resamples(prompts, _DISTANCE_RESAMPLES, seed)]
+    drawn_rows = _resamples(prompts, _DISTANCE_RESAMPLES, seed)
+    # of few samples, a resample may hold one alone: it has no distance
+    usable = (rows for rows in drawn_rows if len(np.unique(rows)) > 1)
+    resamples = [np.arange(len(pairs)), *usable]
 
     def distances(i: int, side: SampleSet) -> NDArray[np.float64]:
         ids = [pair[i]["sample_id"] for pair in pairs]

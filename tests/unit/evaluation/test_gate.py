@@ -242,6 +242,12 @@ def test_paired_distance_is_that_of_the_samples_that_the_score_compares(metric, 
     assert change.low < change.value < change.high
 
 
+@pytest.mark.parametrize("metric", ["frechet_lite0", "kvd_lite0"])
+def test_paired_distance_of_two_samples_leaves_out_resamples_of_one(metric):
+    change = paired_difference(row(metric), sample_set(0.0, num=2), sample_set(0.5, num=2))
+    assert change.low < change.value < change.high
+
+
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
