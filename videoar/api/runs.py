@@ -96,7 +96,7 @@ def evaluate(  # noqa: PLR0913 - the verb's own options
 ) -> Document:
     """Score samples against a reference, as a run.
 
-        api.evaluate(store, "samples", "ref://demo", ["rendered", "frechet_lite0"])
+        api.evaluate(store, "samples", "ref://quickstart", ["rendered", "frechet_lite0"])
 
     Args:
         store: where names are looked up, and where snapshots and the run's record go.

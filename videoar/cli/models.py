@@ -155,7 +155,7 @@ def _numbers(text: str | None) -> object:
     return numbers[0] if len(numbers) == 1 else numbers
 
 
-@verb(app, _PANEL, "evaluate --samples last/samples --reference ref://demo --metrics rendered")
+@verb(app, _PANEL, "evaluate --samples last/samples --reference quickstart --metrics rendered")
 def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option
     samples: Annotated[
         str, typer.Option(metavar="NAME", help="A name of the store, or a folder of generate.")

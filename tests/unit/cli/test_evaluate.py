@@ -11,8 +11,9 @@ import yaml
 from tests.support.clip_rows import clip_row, clips_of, stored
 from tests.support.committed_rows import RowWriter
 from tests.support.feature_runs import sample_row
+from tests.support.published_model import digest_of, tokenizer, transformer
 from tests.support.sample_folder import sample_folder
-from tests.support.small_pipeline import environment, in_this_process
+from tests.support.small_pipeline import ROOT, environment, in_this_process
 from tests.support.stage_chain import commit
 from tests.support.token_runs import damaged
 from videoar import api
@@ -266,3 +267,34 @@ def test_videos_become_a_reference_of_the_form_of_the_samples(world):
     resumed = world.call(f"resume {card['run_id']} --json")
     assert resumed[0] == 0
     assert {stage["status"] for stage in json.loads(resumed[1])["stages"]} == {"CACHED"}
+
+
+def test_pipeline_scores_a_model_once_per_set_and_others_under_the_same_lock(world):
+    store = api.open_store(world.url)
+    trained_on = digest_of(tokenizer(store))
+    networks = "[pixels, synthetic]"  # fewer than in the file, which need a minute
+
+    def score(model):
+        changes = {
+            "inputs.model": f"snapshot://{model.id}",
+            "inputs.evalset": "ref://prompted",
+            "stages.samples.num_frames": "9",
+            "stages.sample_features.networks": networks,
+            "stages.reference_features.networks": networks,
+        }
+        overrides = [f"{key}={value}" for key, value in changes.items()]
+        path = ROOT / "pipelines" / "evaluate.yaml"
+        run = api.run(store, path, overrides, target="inline")
+        rows = store.snapshot(run.outputs["scores"]).table().to_pylist()
+        locks = {row["metric"]: row["lock_digest"] for row in rows if row["status"] == "ok"}
+        return {stage.name: stage.status for stage in run.stages}, locks
+
+    first, locks = score(transformer(store, trained_on))
+    assert set(first.values()) == {"SUCCEEDED"}
+    again, _ = score(transformer(store, trained_on))
+    assert set(again.values()) == {"CACHED"}
+    other, other_locks = score(transformer(store, trained_on, name="other", heads=2))
+    assert other["reference_features"] == "CACHED"
+    assert other["scores"] == "SUCCEEDED"
+    assert {"temporal_flickering", "rendered/all_acc"} <= locks.keys()
+    assert other_locks == locks
