@@ -129,6 +129,14 @@ def test_referenced_clips_run_up_to_tokens_and_resume(tmp_path: Path):
     assert statuses == {**cached, "model": "SKIPPED"}
 
 
+def test_every_score_of_a_run_shows_lock_interval_lineage_and_gate(first: dict):
+    for row in videoar("show", first["outputs"]["scores"], store=first["store"])["scores"]:
+        assert row["lock_digest"]
+        assert row["ci_low"] is not None or row["reason"]
+        assert row["parents"]["samples"] == first["outputs"]["samples"]
+        assert [d["decision"] for d in row["gate"]] == [first["outputs"]["release"]]
+
+
 def test_lineage_of_a_sample_ends_at_source_videos(first: dict):
     sample = videoar("show", first["outputs"]["samples"], store=first["store"])["first_rows"][0]
     graph = videoar("lineage", sample["sample_id"], store=first["store"])

@@ -195,6 +195,8 @@ def galleries(card: ScoreCard) -> Iterator[Gallery]:
     """Yield the worst samples of each metric, and those that are nearest to training clips."""
     for metric, row in card.rows.items():
         values = card.values(metric)
+        if len(set(values.values())) == 1:  # equally bad ones would be shown again for each metric
+            values = {}
         sign = 1 if row["higher_is_better"] else -1
         # by id where values are equal, so that a page that is rendered again shows the same
         worst = sorted(values, key=lambda sample_id: (sign * values[sample_id], sample_id))
