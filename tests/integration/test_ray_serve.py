@@ -14,6 +14,8 @@ import httpx2
 import pytest
 
 from tests.support.published_model import published
+from videoar.serving.server_lease import ServerLease
+from videoar.storage.layout import SERVERS_LOG, server_beat_key
 from videoar.storage.store import open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -32,13 +34,17 @@ def free_port():
         return found.getsockname()[1]
 
 
+def command(store, port, *options):
+    start = [sys.executable, "-m", "videoar", "--store", store.url, *options]
+    return [*start, "serve", "--port", str(port), "--model", "champion"]
+
+
 @contextmanager
-def server(store, *options):
+def server(store):
     """Start the command; yield its process and a client of it."""
     port = free_port()
-    command = [sys.executable, "-m", "videoar", "--store", store.url, "serve", "--port", str(port)]
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed below
-    process = subprocess.Popen([*command, *options], stderr=log)
+    process = subprocess.Popen(command(store, port), stderr=log)
     with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
         try:
             wait_until(lambda: answers(client, process), 180)
@@ -100,7 +106,7 @@ def kill_actor(title):
 
 
 def test_accepted_jobs_are_completed_through_kills_of_replica_ingress_and_server(store):
-    with server(store, "--model", "champion") as (process, client, port):
+    with server(store) as (process, client, port):
         ids = []
         for actor in ("model-0", "http"):
             ids.extend(post(client, 3))
@@ -110,7 +116,7 @@ def test_accepted_jobs_are_completed_through_kills_of_replica_ingress_and_server
         ids += post(client, 3)
         process.kill()
         process.wait()
-    with server(store, "--model", "champion") as (process, client, _):
+    with server(store) as (process, client, _):
         wait_until(lambda: statuses(client, ids) == ["completed"] * 9, 120)
         assert all(client.get(f"/v1/videos/{id_}/content").content for id_ in ids)
         running = post(client, 1)
@@ -119,3 +125,19 @@ def test_accepted_jobs_are_completed_through_kills_of_replica_ingress_and_server
         assert process.wait(120) == 0
     left = [info.key for info in store.objects.list("serving/open/")]
     assert left == []
+
+
+def never(seconds):
+    raise AssertionError("waited for another server")
+
+
+@pytest.mark.parametrize("target", ["local", "inline"])
+def test_server_terminated_while_it_starts_exits_130_and_lets_the_next_one_start(store, target):
+    number, port = store.ledger.length(SERVERS_LOG), free_port()
+    process = subprocess.Popen(command(store, port, "--target", target), stderr=subprocess.PIPE)
+    wait_until(lambda: store.objects.size(server_beat_key(number)) is not None, 60)
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=120)
+    assert process.returncode == 130, log
+    assert b"Traceback" not in log
+    assert ServerLease(store, sleep=never).acquire() == number + 1

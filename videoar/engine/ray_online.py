@@ -6,12 +6,14 @@ model and no route.
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from videoar.core.errors import ConfigError
+from videoar.core import errors
+from videoar.core.errors import ConfigError, StageError, VideoARError
 from videoar.core.types import Resources
 from videoar.engine.ray_session import connect, disconnect, environment, unwrap
 
@@ -19,6 +21,7 @@ _WAITING_PER_BATCH = 2  # chosen: a full batch follows the running one; more wai
 _STREAMS = 1000  # of the ingress at once, event streams among them
 _STATUS_S = 10.0
 _STOP_S = 60.0
+_OWN_ERROR = re.compile(rf"{errors.__name__}\.(?P<type>\w+): (?P<where>.+?): (?P<what>.+)")
 
 
 class OnlineReplica(Protocol):
@@ -143,29 +146,84 @@ def online(
         drain_s: how long running jobs may take when the context is left.
 
     Raises:
-        ConfigError: the cluster has applications already, behind another address.
+        ConfigError: the cluster has applications already, behind another address or of this name.
         VideoARError: a replica or the ingress does not start.
     """
+    name = f"videoar-{bind[1]}"
     connect(address)
+    with ExitStack() as cleanup:
+        cleanup.callback(disconnect)
+        handle = _start(name, address, models, ingress, bind)
+        from ray import serve
+
+        cleanup.callback(serve.delete, name)
+        try:
+            yield
+        finally:
+            with suppress(KeyboardInterrupt):  # a second signal ends the drain
+                handle.drain.remote(drain_s).result(timeout_s=drain_s + _STOP_S)
+
+
+def _start(
+    name: str,
+    address: str,
+    models: Mapping[str, Model],
+    ingress: Callable[[RemoteReplicas], OnlineIngress],
+    bind: tuple[str, int],
+) -> Any:
+    """Return a handle of the ingress when all replicas run; else nothing of it is left.
+
+    Raises:
+        ConfigError: see `online`.
+        VideoARError: a replica or the ingress does not start.
+    """
     from ray import serve
 
-    name = f"videoar-{bind[1]}"
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # after the import, which sets it
     try:
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)  # after the import, which sets it
-        placed = {name: _placed(model, address) for name, model in models.items()}
+        placed = {model: _placed(each, address) for model, each in models.items()}
         _listen(bind)
-        handle = serve.run(_application(placed, ingress), name=name, route_prefix="/")
     except Exception as error:
-        disconnect()
         raise unwrap(error, "Ray Serve") from error
-    try:
-        yield
-    finally:
+    if name in serve.status().applications:
+        what = f"the cluster has an application {name}, which this would replace"
+        raise ConfigError(f"--port {bind[1]}", what, "stop its server, or run `serve shutdown`")
+    with ExitStack() as on_failure:  # an interrupt is one: Serve would go on without us
+        on_failure.callback(_abandon, name)
         try:
-            handle.drain.remote(drain_s).result(timeout_s=drain_s + _STOP_S)
-        finally:
-            serve.delete(name)
-            disconnect()
+            handle = serve.run(_application(placed, ingress), name=name, route_prefix="/")
+        except Exception as error:
+            raise _reason(name, error) from error
+        on_failure.pop_all()
+    return handle
+
+
+def _reason(name: str, error: Exception) -> VideoARError:
+    """Return why an application does not start; Serve keeps only the text of an exception."""
+    from ray import serve
+
+    application = serve.status().applications.get(name)
+    for deployment in application.deployments.values() if application else ():
+        if deployment.status == "DEPLOY_FAILED":
+            last_line = deployment.message.strip().rpartition("\n")[2]
+            if found := _OWN_ERROR.fullmatch(last_line):
+                own: VideoARError = getattr(errors, found["type"])(found["where"], found["what"])
+                return own
+            return StageError("Ray Serve", last_line)
+    return unwrap(error, "Ray Serve")
+
+
+def _abandon(name: str) -> None:
+    """Delete an application at once: Serve would wait for replicas that load their model."""
+    import ray
+    from ray import serve
+
+    serve.delete(name, _blocking=False)
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if actor["name"].startswith(f"SERVE_REPLICA::{name}#"):
+            with suppress(ValueError):  # it has ended meanwhile
+                ray.kill(ray.get_actor(actor["name"], actor["namespace"]))
+    serve.delete(name)
 
 
 def _placed(model: Model, address: str) -> Model:

@@ -58,10 +58,23 @@ def connect(address: str) -> None:
     import ray
 
     if not ray.is_initialized():
-        handler = signal.getsignal(signal.SIGTERM)
-        _start_local() if address == "local" else _join(address)
+        with _sigterm_kept():
+            _start_local() if address == "local" else _join(address)
         _quiet()
-        # Ray replaces it: its own ones abort the process, or end it with exit code 15
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Keep the handler of SIGTERM: those of Ray abort the process, or end it with exit code 15."""
+    from ray._private import utils
+
+    handler, set_by_ray = signal.getsignal(signal.SIGTERM), utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = set_by_ray
+        # its C++ part has replaced it, too
         if handler is not None and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
 
@@ -223,7 +236,8 @@ def unwrap(error: BaseException, where: str) -> VideoARError:
         failures = getattr(current, "worker_failures", {}) or {}
         causes = (getattr(current, "cause", None), current.__cause__, current.__context__)
         queue += [c for c in (*failures.values(), *causes) if isinstance(c, BaseException)]
-    return StageError(where, f"{type(error).__name__}: {_first_line(error)}")
+    cause = getattr(error, "cause", None) or error  # a task's own error has no traceback before it
+    return StageError(where, f"{type(cause).__name__}: {_first_line(cause)}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ videoar serve          lease -> Ray Serve -> ingress: Dispatcher, API
 import asyncio
 import logging
 import signal
+import socket
 import threading
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
@@ -73,9 +74,9 @@ class Ingress:
         """
         # beside the process that has started it: if that one is killed, this one still runs
         await asyncio.to_thread(self._lease.beat)
+        await self._dispatcher.start()
         loop = asyncio.get_running_loop()
         self._lease.keep(lambda error: loop.call_soon_threadsafe(self._yield_to, error))
-        await self._dispatcher.start()
 
     def _yield_to(self, error: VideoARError) -> None:
         logger.error("this server stops: %s", error)
@@ -121,24 +122,37 @@ def serve(store: Store, options: ServeOptions, target: str) -> None:
         VideoARError: a replica does not start.
     """
     _check_models(store, options)
+    if target in {"local", "inline"}:
+        _check_address(options)
     lease, stopped = ServerLease(store), threading.Event()
-    lease.acquire()
     lost: list[VideoARError] = []
 
     def stop(error: VideoARError) -> None:
         lost.append(error)
         stopped.set()
 
-    lease.keep(stop)
     try:
+        lease.acquire()
+        lease.keep(stop)
         if target == "inline":
-            asyncio.run(_serve_inline(store, options, lease.number, stopped))
+            _serve_inline(store, options, lease.number, stopped)
         else:
             _serve_on_ray(store, options, lease.number, target, stopped)
     finally:
         lease.release()
     if lost:
         raise lost[0]
+
+
+def _check_address(options: ServeOptions) -> None:
+    """Raise if nobody can listen there: a second Ray Serve would share the port with the first."""
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        socket.create_server((options.host, options.port), family=family).close()
+    except OSError as error:
+        where = f"--host {options.host} --port {options.port}"
+        what = f"cannot be listened at: {error.strerror}"
+        raise ConfigError(where, what, "give another one") from error
 
 
 def _check_models(store: Store, options: ServeOptions) -> None:
@@ -164,23 +178,29 @@ def _serve_on_ray(
         for model in options.models
     }
     ingress = partial(Ingress, store, options, number)
-    # a second signal during the drain ends it
+    address = (options.host, options.port)
     with (
+        online(target, models, ingress, address, options.drain_s),
         suppress(KeyboardInterrupt),
-        online(target, models, ingress, (options.host, options.port), options.drain_s),
     ):
-        logger.info("ready at http://%s:%d", options.host, options.port)
-        with suppress(KeyboardInterrupt):
-            stopped.wait()
+        logger.info("ready at http://%s:%d", *address)
+        stopped.wait()
 
 
-async def _serve_inline(
+def _serve_inline(
     store: Store, options: ServeOptions, number: int, stopped: threading.Event
 ) -> None:
-    replicas = {
-        model.model: await asyncio.to_thread(ModelReplica, store, model) for model in options.models
-    }
+    replicas = {model.model: ModelReplica(store, model) for model in options.models}
     ingress = Ingress(store, options, number, LocalReplicas(replicas))
+    asyncio.run(_serve_http(ingress, options, stopped))
+    for replica in replicas.values():
+        replica.close()
+
+
+async def _serve_http(ingress: Ingress, options: ServeOptions, stopped: threading.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number_of_signal in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number_of_signal, stopped.set)
     await ingress.start()
     config = uvicorn.Config(
         ingress.app,
@@ -191,9 +211,6 @@ async def _serve_inline(
         timeout_graceful_shutdown=1,
     )
     server = _Server(config)
-    loop = asyncio.get_running_loop()
-    for number_of_signal in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number_of_signal, stopped.set)
     running = asyncio.create_task(server.serve())
     ended = asyncio.create_task(asyncio.to_thread(stopped.wait))
     await asyncio.wait([running, ended], return_when=asyncio.FIRST_COMPLETED)
@@ -201,12 +218,10 @@ async def _serve_inline(
     await ingress.drain(options.drain_s)
     server.should_exit = True
     await running
-    for replica in replicas.values():
-        await asyncio.to_thread(replica.close)
 
 
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to `_serve_inline`: jobs are drained before connections are closed."""
+        """Leave the signals to `_serve_http`: jobs are drained before connections are closed."""
         yield

@@ -119,6 +119,7 @@ class ServerLease:
             self._thread.join()
 
     def release(self) -> None:
-        """Let the next server start at once."""
+        """Let the next server start at once; nothing to do if the lease was not acquired."""
         self.stop()  # no beat after the last word
-        self._store.objects.put(server_beat_key(self.number), _ENDED)
+        if self.number >= 0:
+            self._store.objects.put(server_beat_key(self.number), _ENDED)
