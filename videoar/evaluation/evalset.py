@@ -103,4 +103,5 @@ def require_intact(evalset: Snapshot) -> None:
             refs = Refs(evalset.ledger).by_target().get(evalset.id, [])
             names = ", ".join(refs) or evalset.id
             what = f"its source {withdrawal.source} was taken down, nothing can be compared on it"
-            raise GateError(f"evaluation set {names}", what, "freeze another set")
+            hint = "choose another set: other names in the option pin and in the input of frozen"
+            raise GateError(f"evaluation set {names}", what, hint)

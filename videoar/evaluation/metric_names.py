@@ -117,6 +117,11 @@ def with_suffix(name: str, suffix: str) -> str:
     return f"{base}{suffix}{at}{digest}"
 
 
+def is_floor(name: str) -> bool:
+    """Return whether a score is the floor of a distance."""
+    return name.partition("@")[0].endswith(FLOOR)
+
+
 def metric_of(name: str) -> Metric | None:
     """Return the definition of a metric, None if there is no such metric.
 

@@ -14,7 +14,7 @@ from videoar.core.errors import ContractError, GateError, WithdrawnError
 from videoar.core.ids import canonical_json
 from videoar.core.types import Row
 from videoar.evaluation.gate import lock_difference, problem_of
-from videoar.evaluation.metric_names import FLOOR, LIMIT, METRICS, with_suffix
+from videoar.evaluation.metric_names import FLOOR, LIMIT, METRICS, is_floor, with_suffix
 from videoar.evaluation.paired import SampleSet, paired_difference
 from videoar.evaluation.sample_values import sample_values
 from videoar.evaluation.scorecard import not_above_chance, protocol_of
@@ -131,7 +131,10 @@ def scores_of(card: ScoreCard) -> Iterator[Score]:
             "table": card.snapshot.dataset,
             "is_chance": not_above_chance(row),
             "note": "" if expected is None else f"expected {expected:g}",
-            "change": change(card.champion, card, metric) if card.champion else None,
+            # a floor compares the same two sets of real clips for both models
+            "change": change(card.champion, card, metric)
+            if card.champion and not is_floor(metric)
+            else None,
         })
 
 
@@ -233,7 +236,7 @@ def _training_clips(card: ScoreCard, ids: Mapping[str, str]) -> dict[str, tuple[
 def score_curves(card: ScoreCard) -> Iterator[Curve]:
     """Yield distances against N with their limit, and scores over the time of a clip."""
     for metric, details in card.details.items():
-        if metric.partition("@")[0].endswith(FLOOR):
+        if is_floor(metric):
             continue  # a line in the figure of its distance
         title = f"{metric} ({protocol_of(card.rows[metric])})"
         floor = card.details.get(with_suffix(metric, FLOOR), {})

@@ -8,7 +8,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,6 +28,16 @@ from videoar.storage.store import Store
 from videoar.training.prompts import PromptTemplates, stored_prompts
 
 logger = logging.getLogger(__name__)
+
+
+class _Candidate(NamedTuple):
+    """Columns of `clips@1` that a clip is chosen by."""
+
+    clip_id: str
+    split: str
+    source_id: str
+    num_frames: int
+    rate_fps: float
 
 
 class EvalsetConfig(StageConfig, PromptTemplates):
@@ -123,25 +133,25 @@ class EvalsetStage(ReduceStage[EvalsetConfig]):
         """Return the roles of the chosen clips by id.
 
         All have the same number of frames and rate, the most frequent ones: distances of clips of
-        other durations would measure those.
+        other durations would measure those. No source is in both: clips of one video are alike.
         """
         config = self.config
-        columns = clips.table(["clip_id", "split", "num_frames", "rate_fps"]).to_pydict()
-        ids, split_of, *timing = columns.values()
+        columns = clips.table(list(_Candidate._fields)).to_pydict()
+        rows = [_Candidate(*values) for values in zip(*columns.values(), strict=True)]
         # sorted: of equal numbers, the order of files must not choose
-        counts = Counter(sorted(zip(*timing, strict=True)))
+        counts = Counter(sorted((row.num_frames, row.rate_fps) for row in rows))
         most = counts.most_common(1)[0][0] if counts else ()
-        rows = zip(ids, split_of, zip(*timing, strict=True), strict=True)
-        splits = {clip_id: split for clip_id, split, own in rows if own == most}
+        rows = [row for row in rows if (row.num_frames, row.rate_fps) == most]
         # a hash per clip: new clips do not change the order of the others
-        order = sorted(splits, key=lambda clip_id: seed_from("clip", config.seed, clip_id))
-        split = config.reference_split
-        chosen = {"train", "val"} if split == "all" else {split}
-        held_out = [clip_id for clip_id in order if splits[clip_id] in chosen]
-        others = [clip_id for clip_id in order if splits[clip_id] not in chosen]
-        num, num_floor = config.num_reference, config.num_floor
-        floor = [*held_out[num:], *others][: num if num_floor is None else num_floor]
-        return dict.fromkeys(held_out[:num], REFERENCE) | dict.fromkeys(floor, FLOOR)
+        rows.sort(key=lambda row: seed_from("clip", config.seed, row.clip_id))
+        split, num, num_floor = config.reference_split, config.num_reference, config.num_floor
+        held_out = [row for row in rows if split in {"all", row.split}]
+        others = [row for row in rows if split not in {"all", row.split}]
+        seen = {row.source_id for row in held_out[:num]}
+        floor = [row for row in (*held_out[num:], *others) if row.source_id not in seen]
+        floor = floor[: num if num_floor is None else num_floor]
+        roles = dict.fromkeys((row.clip_id for row in held_out[:num]), REFERENCE)
+        return roles | dict.fromkeys((row.clip_id for row in floor), FLOOR)
 
     def _prompts(self, inputs: Inputs) -> Iterator[Row]:
         """Yield a row per sample to generate."""

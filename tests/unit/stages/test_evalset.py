@@ -68,6 +68,21 @@ def test_clips_have_the_most_frequent_number_of_frames_and_rate(store):
     assert len(clip_rows(chosen)) == 5
 
 
+def test_no_source_is_in_both_reference_and_floor(store):
+    rows = [
+        clip_row(f"{source} {i}", split="val", caption="c", source_id=f"{source:064x}")
+        for source in range(4)
+        for i in range(3)
+    ]
+    chosen = evalset(store, {"clips": clips_of(store, rows)}, num_reference=3)
+    roles = {
+        role: {row["source_id"] for row in clip_rows(chosen, role)}
+        for role in ("reference", "floor")
+    }
+    assert roles["floor"]
+    assert not roles["reference"] & roles["floor"]
+
+
 def test_few_clips_of_the_split_are_rejected_by_name(store):
     few = clips(store, 0, 1, 2)
     with pytest.raises(ContractError, match="1 clips of the split val, 2 are needed"):
