@@ -15,7 +15,7 @@ _PREFIX = "VIDEOAR_"
 _LOG_FORMS = ("text", "json")
 _CHILD_VARIABLES = frozenset((
     "PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD",
-    "VIDEOAR_CRASH_AT",
+    "CUDA_VISIBLE_DEVICES", "VIDEOAR_CRASH_AT",
 ))  # fmt: skip
 _CHILD_PREFIXES: tuple[str, ...] = (
     "LC_", "PYTHON", "COVERAGE_", "COV_CORE_", "OMP_", "OPENBLAS_", "MKL_", "MALLOC_",

@@ -28,6 +28,7 @@ BUILTIN: Registry = {  # in the order of a pipeline, which is that of the genera
     "evalset": "videoar.stages.evalset:EvalsetStage",
     "generate": "videoar.stages.generate.stage:GenerateStage",
     "features": "videoar.stages.features.stage:FeaturesStage",
+    "vbench": "videoar.stages.vbench:VBenchStage",
     "score": "videoar.stages.score.stage:ScoreStage",
     "train_domain": "videoar.stages.train_domain.stage:TrainDomainStage",
     "promote": "videoar.stages.promote:PromoteStage",
