@@ -49,7 +49,10 @@ if TYPE_CHECKING:
     from videoar.admin.validate import Mistake as Mistake
     from videoar.admin.validate import validate_pipeline as validate_pipeline
     from videoar.admin.validate import validate_snapshot as validate
+    from videoar.admin.vbench import check as vbench_check
+    from videoar.admin.vbench import export as vbench_export
     from videoar.admin.vbench import plan as vbench_plan
+    from videoar.admin.vbench import setup as vbench_setup
     from videoar.bench.result import BenchResult as BenchResult
     from videoar.pipeline.stage_reference import StageReference as StageReference
     from videoar.records.lineage import lineage as lineage
@@ -65,7 +68,8 @@ __all__ = [
     "forget", "freeze", "gate", "generate", "lineage", "load", "logs", "ls", "make_engine",
     "open_store", "plan", "progress", "promote", "quarantine", "refs", "report", "report_path",
     "resume", "rollback", "run", "schema", "serve", "show", "stages", "status", "validate",
-    "validate_pipeline", "vbench_plan",
+    "validate_pipeline", "vbench_check", "vbench_export", "vbench_plan",
+    "vbench_setup",
 ]  # fmt: skip
 
 __getattr__ = lazy_names(
@@ -84,7 +88,10 @@ __getattr__ = lazy_names(
         "refs": "videoar.admin.refs:refs",
         "rollback": "videoar.admin.promotion:rollback",
         "show": "videoar.admin.inspect:show",
-        "vbench_plan": "videoar.admin.vbench:plan",
+        **{
+            f"vbench_{name}": f"videoar.admin.vbench:{name}"
+            for name in ("check", "export", "plan", "setup")
+        },
         "validate": "videoar.admin.validate:validate_snapshot",
         "validate_pipeline": "videoar.admin.validate:validate_pipeline",
     },

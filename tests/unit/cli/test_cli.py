@@ -34,7 +34,8 @@ VERBS = (
 NEEDS_ARGUMENTS = set(VERBS) - {
     "status", "ls", "stages", "quarantine", "report", "gate", "refs", "vbench", "doctor",
 }  # fmt: skip
-OPENS_NO_STORE = ("schema", "stages", "bench", "quarantine", "vbench")
+VBENCH = ("vbench plan", "vbench check", "vbench export", "vbench setup")
+OPENS_NO_STORE = ("schema", "stages", "bench", "quarantine", "vbench", "vbench setup")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,7 @@ def test_run_output_of_libraries_goes_to_stderr(verb, tmp_path, monkeypatch):
     assert "(raylet) A worker died" in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS, "quarantine ls", "vbench plan"])
+@pytest.mark.parametrize("verb", ["", *VERBS, "quarantine ls", *VBENCH])
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_every_verb_has_global_options_and_an_example(verb, flag):
     done = CliRunner().invoke(app, [*verb.split(), flag])
@@ -108,7 +109,7 @@ def test_version_before_and_after_verb_is_printed(arguments):
     assert (done.exit_code, done.stdout) == (0, "videoar 0.1.0\n")
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "quarantine ls", "vbench plan"])
+@pytest.mark.parametrize("verb", [*VERBS, "quarantine ls", *VBENCH])
 def test_global_options_before_and_after_verb_are_equivalent(verb, tmp_path):
     given = ["--store", "nonsense", "--target", "inline", "--json", "-v"]
     arguments = {"validate": ["x"], "export": ["x", "--format", "parquet", "--to", "y"]}
@@ -116,6 +117,7 @@ def test_global_options_before_and_after_verb_are_equivalent(verb, tmp_path):
     arguments |= {"generate": ["--model", "x", "--prompt", "a", "--out", "y"]}
     arguments |= {"serve": ["--model", "x"], "freeze": ["x", "--as", "y"], "compare": ["x", "y"]}
     arguments |= {"evaluate": ["--samples", "x", "--reference", "y", "--metrics", "rendered"]}
+    arguments |= {"vbench check": ["x"], "vbench export": ["x", "--to", "y"]}
     needed = arguments.get(verb, ["x"] if verb in NEEDS_ARGUMENTS else [])
     needed = ["--help"] if verb in OPENS_NO_STORE else needed
     before = CliRunner().invoke(app, [*given, *verb.split(), *needed])
