@@ -190,7 +190,7 @@ def setup(to: str | Path, python: str = "") -> dict[str, Any]:
         [str(own), "-m", "pip", "install", "--requirement", str(REQUIREMENTS)],
     ):
         try:
-            subprocess.run(command, check=True, stdout=sys.stderr)  # noqa: S603 - fixed commands
+            subprocess.run(command, check=True, stdout=sys.stderr)
         except (OSError, subprocess.CalledProcessError) as error:
             raise ConfigError(str(to), f"{' '.join(command)}: {error}") from error
     return {

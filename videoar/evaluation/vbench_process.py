@@ -70,7 +70,7 @@ def vbench_version(python: str) -> str:
     if not python:
         raise ConfigError("VIDEOAR_VBENCH_PYTHON", "is not set", hint)
     try:
-        done = subprocess.run(  # noqa: S603 - the interpreter that the operator has named
+        done = subprocess.run(
             [python, "-c", _VERSION],
             capture_output=True, timeout=_START_S, check=True, text=True, env=_environment(""),
         )  # fmt: skip
@@ -106,7 +106,7 @@ def evaluate_dimension(
     out.mkdir()
     command = [python, "-c", _EVALUATE, dimension, str(videos), str(SUITE), str(out)]
     with (out / "log").open("w+b") as log:
-        process = subprocess.Popen(  # noqa: S603 - the interpreter that the operator has named
+        process = subprocess.Popen(
             command, cwd=out, env=_environment(cache), start_new_session=True,
             stdin=subprocess.PIPE, stdout=log, stderr=log,
         )  # fmt: skip

@@ -153,7 +153,7 @@ def _totals(rows: Mapping[str, Row]) -> Iterator[Row]:
         metric = f"vbench/{total}"
         lock = {"dimensions": {name: rows[name]["lock_digest"] for name in parts}}
         if missing := [name for name in parts if name not in raw]:
-            yield not_evaluated(metric, f"not evaluated: {', '.join(missing)}", lock=lock)
+            yield not_evaluated(metric, f"no value of {', '.join(missing)}", lock=lock)
             continue
         values[total] = (
             (4 * values["quality"] + values["semantic"]) / 5

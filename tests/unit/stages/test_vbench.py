@@ -123,7 +123,7 @@ def test_invariant_7_weight_file_missing_or_other_starts_no_process(store, cache
     # neither group is complete, so there is no total: never a sum of what is there
     for total in TOTALS:
         assert rows[total]["value"] is None
-    assert rows["semantic"]["reason"] == "not evaluated: appearance_style"
+    assert rows["semantic"]["reason"] == "no value of appearance_style"
 
 
 def test_invariant_7_missing_videos_are_named_for_the_dimensions_that_need_them(store, cache):
@@ -136,7 +136,7 @@ def test_invariant_7_missing_videos_are_named_for_the_dimensions_that_need_them(
     assert scores["human_action"]["reason"] == f"1 of 500 videos are missing: {lost}"
     assert scores["color"]["reason"] == f"1 of 425 videos are missing: {damaged}"
     assert scores["quality"]["status"] == "ok"
-    assert scores["total"]["reason"] == "not evaluated: human_action, color"
+    assert scores["total"]["reason"] == "no value of human_action, color"
 
 
 @pytest.mark.parametrize(
