@@ -43,9 +43,11 @@ def command(store, port, *options):
 def server(store):
     """Start the command; yield its process and a client of it."""
     port = free_port()
-    log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed below
-    process = subprocess.Popen(command(store, port), stderr=log)
-    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+    with (
+        tempfile.TemporaryFile("w+") as log,
+        subprocess.Popen(command(store, port), stderr=log) as process,
+        httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
+    ):
         try:
             wait_until(lambda: answers(client, process), 180)
             # it answers before the command knows that all replicas run: a signal until then ends
@@ -58,8 +60,6 @@ def server(store):
             raise
         finally:
             process.kill()
-            process.wait()
-            log.close()
 
 
 def answers(client, process):

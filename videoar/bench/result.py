@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from pydantic import Field
@@ -130,7 +131,7 @@ def in_turns(contestants: Mapping[str, Callable[[int], T]], rounds: int) -> dict
     return measured
 
 
-def import_peer(bench: str, module: str) -> Any:  # noqa: ANN401 - a module without types
+def import_peer(bench: str, module: str) -> ModuleType:
     """Import a package that a benchmark compares with.
 
     Raises:

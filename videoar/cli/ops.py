@@ -57,7 +57,7 @@ def _forget_blocks(result: dict[str, Any]) -> list[Block]:
 
 @verb(app, _PANEL, "doctor")
 def doctor() -> None:
-    """Check machine and store, and list computable metrics.
+    """Check the machine and the store; list the metrics.
 
     Exit code 7 if a check fails; what only a metric needs may be missing. A store in which two
     racing writers can both create one object fails: it would lose commits.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoar.core.errors import ContractError
-from videoar.core.types import Row
+from videoar.core.types import Json, Row
 from videoar.evaluation import scorecard, synthetic
 from videoar.evaluation.extractor import NUM_WINDOWS
 from videoar.evaluation.frechet import (
@@ -207,68 +207,40 @@ def _distance_rows(name: str, metric: Metric, data: ScoreInputs) -> Iterator[Row
     lock = {**data.lock, **space, **distance.lock, "num_clips": num}
     if metric.network == "domain":  # comparable between equal classifiers only
         name = f"{name}@{space['network_digest'][:12]}"
-    x_ND, y_ND = (
-        data.features.vectors(metric.network, space["preset"], ids)
-        for ids in (data.compared, data.reference)
-    )
-    row = partial(_distance_row, lock=lock, distance=distance)
-    windows = _window_distances(data.compared, metric, data, distance)
+    vectors = partial(data.features.vectors, metric.network, space["preset"])
+    x_ND, y_ND = vectors(data.compared), vectors(data.reference)
+    scorecard.require_equal_counts(name, len(x_ND), num)
     by_count = distance.by_count if num >= _MIN_BY_COUNT else None
-    yield row(name, x_ND, y_ND, by_count=by_count, windows=windows)
+    row = partial(
+        scorecard.score_row, lock=lock, num_samples=num, num_reference=num, higher_is_better=False
+    )
+
+    def of_clips(suffixed: str, ids: Sequence[str], z_ND: Array) -> Row:
+        details: dict[str, Json] = {}
+        if by_count:
+            details["by_num_clips"] = by_count(z_ND, y_ND)
+        if windows := _window_distances(ids, metric, data, distance):
+            details["windows"] = windows
+        value, interval = distance.value(z_ND, y_ND), distance.interval(z_ND, y_ND)
+        return row(suffixed, value, interval=interval, details=details)
+
+    yield of_clips(name, data.compared, x_ND)
     if by_count:
         limit = partial(_limit, by_count)
         interval = bootstrap_interval(limit, x_ND, y_ND, data.seed, _LIMIT_RESAMPLES)
-        yield scorecard.score_row(
-            with_suffix(name, LIMIT),
-            limit(x_ND, y_ND),
-            lock=lock,
-            num_samples=num,
-            num_reference=num,
-            interval=interval,
-            higher_is_better=False,
-        )
-    if len(data.floor) < num:
-        yield scorecard.not_evaluated(
-            with_suffix(name, FLOOR),
-            f"needs {num} more real clips, {len(data.floor)} available",
-            lock=lock,
-            higher_is_better=False,
-        )
-        return
-    floor = data.floor[:num]
-    z_ND = data.features.vectors(metric.network, space["preset"], floor)
-    windows = _window_distances(floor, metric, data, distance)
-    yield row(with_suffix(name, FLOOR), z_ND, y_ND, by_count=by_count, windows=windows)
+        yield row(with_suffix(name, LIMIT), limit(x_ND, y_ND), interval=interval)
+    floor, floor_name = data.floor[:num], with_suffix(name, FLOOR)
+    if len(floor) == num:
+        yield of_clips(floor_name, floor, vectors(floor))
+    else:
+        why = f"needs {num} more real clips, {len(floor)} available"
+        yield scorecard.not_evaluated(floor_name, why, lock=lock, higher_is_better=False)
 
 
 def _limit(
     by_count: Callable[[Array, Array], list[tuple[int, float]]], x_ND: Array, y_ND: Array
 ) -> float:
     return extrapolate(by_count(x_ND, y_ND))
-
-
-def _distance_row(  # noqa: PLR0913 - what is compared, how, and what else is shown
-    name: str,
-    x_ND: Array,
-    y_ND: Array,
-    *,
-    lock: Lock,
-    distance: _Distance,
-    by_count: Callable[[Array, Array], list[tuple[int, float]]] | None,
-    windows: list[float],
-) -> Row:
-    scorecard.require_equal_counts(name, len(x_ND), len(y_ND))
-    details = {"by_num_clips": by_count(x_ND, y_ND)} if by_count else {}
-    return scorecard.score_row(
-        name,
-        distance.value(x_ND, y_ND),
-        lock=lock,
-        num_samples=len(x_ND),
-        num_reference=len(y_ND),
-        interval=distance.interval(x_ND, y_ND),
-        higher_is_better=False,
-        details={**details, "windows": windows} if windows else details,
-    )
 
 
 def _window_distances(

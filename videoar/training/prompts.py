@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -14,7 +15,9 @@ from videoar.core.errors import ConfigError
 from videoar.core.ids import digest_json, seed_from
 from videoar.core.printable import printable
 from videoar.core.types import Frozen, Row
-from videoar.storage.snapshot import Snapshot
+
+if TYPE_CHECKING:  # trainings on tensors alone run without pyarrow
+    from videoar.storage.snapshot import Snapshot
 
 PROMPT_FILES = (".txt", ".jsonl")
 """What the name of a file of prompts ends with."""
@@ -64,7 +67,7 @@ class PromptTemplates(Frozen):
                 return self.class_template.replace(_LABEL, words)
         return self.caption_template.replace(_CAPTION, caption) if caption else ""
 
-    def prompts_of(self, clips: Snapshot, seed: int, num: int | None = None) -> list[Row]:
+    def prompts_of(self, clips: "Snapshot", seed: int, num: int | None = None) -> list[Row]:
         """Return rows of `prompts@1` from captions and classes: one per distinct text.
 
         Chosen and ordered by a hash per text: new clips add prompts without reordering the others.
@@ -177,7 +180,7 @@ def read_prompts(data: bytes, where: str) -> Iterator[Row]:
         raise ConfigError(where, "holds no prompt", "write one prompt per line")
 
 
-def stored_prompts(prompts: Snapshot) -> Iterator[Row]:
+def stored_prompts(prompts: "Snapshot") -> Iterator[Row]:
     """Return the rows of a snapshot of `prompts@1`.
 
     Raises:

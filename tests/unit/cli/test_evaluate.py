@@ -277,7 +277,9 @@ def test_pipeline_scores_a_model_once_per_set_and_others_under_the_same_lock(wor
     def score(model):
         changes = {
             "inputs.model": f"snapshot://{model.id}",
-            "inputs.evalset": "ref://prompted",
+            "inputs.frozen": "ref://prompted",
+            "inputs.videos": "rendered://shapes?num_videos=6&seed=0",
+            "stages.clips.resources.workers": "1",
             "stages.samples.num_frames": "9",
             "stages.sample_features.networks": networks,
             "stages.reference_features.networks": networks,

@@ -158,7 +158,7 @@ def test_error_survives_pickling():
 def test_relative_inputs_are_resolved_when_the_file_is_loaded(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     spec = load_pipeline(QUICKSTART, ["inputs.videos=my vids #2"])
-    assert spec.inputs == {"videos": str(tmp_path / "my vids #2")}
+    assert spec.inputs["videos"] == str(tmp_path / "my vids #2")
     assert spec.document["inputs"] == spec.inputs
 
 

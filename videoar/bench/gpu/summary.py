@@ -40,7 +40,7 @@ def _figures(case: dict[str, Any]) -> str:
     return ", ".join(f"{key} {_text(value)}" for key, value in case.items() if key not in _LONG)
 
 
-def _text(value: Any) -> str:  # noqa: ANN401 - JSON values
+def _text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):
