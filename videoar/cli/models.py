@@ -22,7 +22,7 @@ _PANEL = "Models"
 
 
 @verb(app, _PANEL, 'generate --model champion --prompt "a red circle moving left" --out FOLDER')
-def generate(  # noqa: PLR0913, PLR0917 - one parameter per option
+def generate(
     model: Annotated[
         str, typer.Option(metavar="NAME", help="A name of the store, or path of an export.")
     ],
@@ -99,7 +99,7 @@ def generate(  # noqa: PLR0913, PLR0917 - one parameter per option
 
 
 @verb(app, _PANEL, "serve --model champion")
-def serve(  # noqa: PLR0913, PLR0917 - one parameter per option
+def serve(
     model: Annotated[
         list[str],
         typer.Option(metavar="NAME", help="A name of the store, or path of an export; repeatable."),
@@ -156,7 +156,7 @@ def _numbers(text: str | None) -> object:
 
 
 @verb(app, _PANEL, "evaluate --samples last/samples --reference quickstart --metrics rendered")
-def evaluate(  # noqa: PLR0913, PLR0917 - one parameter per option
+def evaluate(
     samples: Annotated[
         str, typer.Option(metavar="NAME", help="A name of the store, or a folder of generate.")
     ],
