@@ -89,6 +89,10 @@ METRICS: Mapping[str, Metric] = {
     **{f"kvd_{space}": _distance("kvd", space) for space in _SPACES},
     FLICKERING: Metric("mean", "pixels", "clip", FLICKERING),
     **{f"proxy/{name}": Metric("mean", "pixels", "clip", name) for name in PIXEL_COMPONENTS[1:]},
+    # how far a frame is from the mean of its neighbours: smooth motion has little
+    "proxy/linear_interp_residual": Metric(
+        "mean", "pixels", "clip", "linear_interp_residual", higher_is_better=False
+    ),
     "proxy/lite0_consistency": Metric("mean", "lite0", "consistency"),
     "memorisation": Metric("memorisation", "lite0", "mean4", higher_is_better=False),
     **{name: Metric("vbench", unit="%") for name in VBENCH},

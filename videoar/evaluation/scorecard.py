@@ -14,6 +14,7 @@ import numpy as np
 from videoar.core.errors import ContractError
 from videoar.core.ids import canonical_json, digest_json
 from videoar.core.types import Json, Row
+from videoar.evaluation.metric_names import metric_of
 
 Lock = Mapping[str, Json]
 
@@ -74,6 +75,7 @@ def mean_row(
     details: Mapping[str, Json] | None = None,
 ) -> Row:
     """Return the row of the mean of one value per sample, with its bootstrap interval."""
+    definition = metric_of(metric)
     return score_row(
         metric,
         float(np.mean(values)),
@@ -81,6 +83,7 @@ def mean_row(
         num_samples=len(values),
         num_reference=num_reference,
         interval=mean_interval(values, seed),
+        higher_is_better=definition is None or definition.higher_is_better,
         details=details,
     )
 

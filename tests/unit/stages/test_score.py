@@ -139,6 +139,8 @@ def test_score_every_metric_of_the_vectors_has_a_row(store):
     assert {side: len(values) for side, values in sharpness.items()} == {
         "samples": 4, "reference": 4}  # fmt: skip
     assert 0 < rows["temporal_flickering"]["value"] < 1
+    assert rows["proxy/laplacian_var"]["higher_is_better"]
+    assert not rows["proxy/linear_interp_residual"]["higher_is_better"]
     assert 0 < rows["proxy/lite0_consistency"]["value"] <= 1
     absent = {name: row["reason"] for name, row in rows.items() if row["status"] != "ok"}
     assert absent.keys() == {"fvd", "vbench/total", "vbench/quality", "vbench/semantic"}
