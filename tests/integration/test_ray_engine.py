@@ -91,8 +91,10 @@ def test_ranks_restart_after_a_killed_rank_and_not_after_a_config_error(
     stage = {"stage": "gang", "from": {"sources": "videos"}}
     stage["resources"] = {"workers": 2, "cpus": 0.5}
     document = {"pipeline": "p", "inputs": {"videos": str(videos)}, "stages": {"gang": stage}}
+    on_interrupt = signal.getsignal(signal.SIGINT)
     with pytest.raises(ConfigError, match="gang: adds up to 3"):
         run_on_ray(store, document, engine)
+    assert signal.getsignal(signal.SIGINT) is on_interrupt  # not that of Ray Train
     assert [store.ledger.length(f"attempts/{rank}") for rank in range(2)] == [2, 2]
 
 

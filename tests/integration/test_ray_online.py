@@ -64,8 +64,6 @@ def applications(bind, monkeypatch):
     from ray import serve
 
     connect("local")
-    # Serve keeps its client of an earlier Ray of this process: the two jobs have equal ids
-    serve.context._set_global_client(None)
     monkeypatch.setattr(ray_online, "disconnect", lambda: None)
     return lambda: serve.status().applications
 
