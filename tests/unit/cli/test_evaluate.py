@@ -27,6 +27,8 @@ from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import Output
 from videoar.stages.evalset import EvalsetConfig, EvalsetStage
 
+pytestmark = pytest.mark.slow
+
 NUM = 4
 DISTANCE, MEAN = "kvd_lite0", "temporal_flickering"
 IMAGENET = b"1" * i3d.NUM_BYTES  # stands for that checkpoint, which no test can have

@@ -21,6 +21,8 @@ from videoar.pipeline.context import StageContext
 from videoar.stages.vbench import VBenchConfig, VBenchStage
 from videoar.storage.store import open_store
 
+pytestmark = pytest.mark.slow
+
 numbers = itertools.count()
 TOTALS = ("total", "quality", "semantic")
 
