@@ -15,10 +15,10 @@ from videoar.core.types import Json, Row
 from videoar.evaluation.evalset import REFERENCE, clip_rows, protocol_name
 from videoar.evaluation.metric_names import (
     FLOOR,
-    LIMIT,
     METRICS,
     Metric,
     requested_metrics,
+    suffix_of,
     with_suffix,
 )
 from videoar.evaluation.protocols import protocol_named
@@ -217,9 +217,5 @@ def score_card(store: Store, run: Run) -> dict[str, Any]:
         "scores": rows,
         "floors": {name: floor for name, floor in floors.items() if floor is not None},
         "not_above_chance": [row["metric"] for row in rows if not_above_chance(row)],
-        "not_evaluated": {
-            name: reason
-            for name, reason in missing.items()
-            if not name.partition("@")[0].endswith((FLOOR, LIMIT))
-        },
+        "not_evaluated": {name: why for name, why in missing.items() if not suffix_of(name)},
     }

@@ -14,7 +14,15 @@ from pydantic import Field, FiniteFloat, field_validator, model_validator
 
 from videoar.core.errors import ContractError, did_you_mean
 from videoar.core.types import Frozen, Row
-from videoar.evaluation.metric_names import FLOOR, LIMIT, METRICS, Metric, metric_of, with_suffix
+from videoar.evaluation.metric_names import (
+    FLOOR,
+    METRICS,
+    Metric,
+    is_paired,
+    metric_of,
+    suffix_of,
+    with_suffix,
+)
 from videoar.evaluation.paired import SampleSet, paired_difference
 
 MIN_CLIPS = 16
@@ -62,7 +70,7 @@ class Rule(Frozen):
             raise ValueError(f"set exactly one of {', '.join(_FORMS)}")
         if self.max_over_floor is not None and not self.definition.is_distance:
             raise ValueError(f"{self.metric} is no distance, so it has no floor")
-        if self.noninferior is not None and not (self.judges_samples and self._has_samples):
+        if self.noninferior is not None and not is_paired(self.metric):
             raise ValueError(f"{self.metric} cannot be paired by sample (use max_regression)")
         return self
 
@@ -75,15 +83,6 @@ class Rule(Frozen):
         return metric
 
     @property
-    def _stem(self) -> str:
-        return self.metric.partition("@")[0]
-
-    @property
-    def _has_samples(self) -> bool:
-        is_distance = self.definition.is_distance and not self._stem.endswith(LIMIT)
-        return self.definition.kind == "mean" or is_distance
-
-    @property
     def form(self) -> str:
         """Name of the bound that is set."""
         return next(form for form in _FORMS if getattr(self, form) is not None)
@@ -91,7 +90,7 @@ class Rule(Frozen):
     @property
     def judges_samples(self) -> bool:
         """Whether the metric is computed from generated samples, not from real clips alone."""
-        return self.definition.kind != "reconstruction" and not self._stem.endswith(FLOOR)
+        return self.definition.kind != "reconstruction" and suffix_of(self.metric) != FLOOR
 
     def __str__(self) -> str:
         bound = getattr(self, self.form)

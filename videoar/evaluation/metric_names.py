@@ -121,9 +121,16 @@ def with_suffix(name: str, suffix: str) -> str:
     return f"{base}{suffix}{at}{digest}"
 
 
-def is_floor(name: str) -> bool:
-    """Return whether a score is the floor of a distance."""
-    return name.partition("@")[0].endswith(FLOOR)
+def suffix_of(name: str) -> str:
+    """Return `FLOOR`, `LIMIT` or "" of the name of a score."""
+    base = name.partition("@")[0]
+    return next((suffix for suffix in (FLOOR, LIMIT) if base.endswith(suffix)), "")
+
+
+def is_paired(name: str) -> bool:
+    """Return whether two models can be compared sample by sample: of means and of distances."""
+    metric = None if suffix_of(name) else metric_of(name)
+    return metric is not None and (metric.kind == "mean" or metric.is_distance)
 
 
 def metric_of(name: str) -> Metric | None:
@@ -131,17 +138,9 @@ def metric_of(name: str) -> Metric | None:
 
     A suffix `@<digest of the network>` is ignored; `/floor` and `/inf` exist for distances.
     """
-    base = name.partition("@")[0]
-    for suffix in (FLOOR, LIMIT):
-        stem = METRICS.get(base.removesuffix(suffix))
-        if base.endswith(suffix) and stem is not None:
-            return stem if stem.is_distance else None
-    return METRICS.get(base)
-
-
-def is_metric(name: str) -> bool:
-    """Return whether `score` can produce a metric."""
-    return metric_of(name) is not None
+    suffix = suffix_of(name)
+    metric = METRICS.get(name.partition("@")[0].removesuffix(suffix))
+    return metric if metric is None or not suffix or metric.is_distance else None
 
 
 def unit_of(name: str) -> str:

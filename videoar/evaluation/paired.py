@@ -19,7 +19,7 @@ from videoar.core.types import Row
 from videoar.evaluation.evalset import REFERENCE, clip_rows, compared
 from videoar.evaluation.frechet import frechet_of_vectors
 from videoar.evaluation.kvd import weighted_kernel_distance
-from videoar.evaluation.metric_names import METRICS
+from videoar.evaluation.metric_names import is_paired, metric_of
 from videoar.evaluation.sample_values import FeatureTable, sample_values
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
@@ -80,8 +80,8 @@ def paired_difference(row: Row, a: SampleSet, b: SampleSet, seed: int = 0) -> Di
         ContractError: no such metric, other prompts or seeds, or a clip without a vector.
     """
     name, lock = row["metric"], json.loads(row["lock_json"])
-    metric = METRICS.get(name.partition("@")[0])
-    if metric is None or not (metric.kind == "mean" or metric.is_distance):
+    metric = metric_of(name)
+    if metric is None or not is_paired(name):
         raise ContractError(name, "cannot be paired by sample")
     if metric.kind == "mean":
         return _mean_difference(name, _pairs(a.samples, b.samples), a, b, seed)

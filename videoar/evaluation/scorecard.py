@@ -19,6 +19,31 @@ from videoar.evaluation.metric_names import metric_of
 Lock = Mapping[str, Json]
 
 
+SAMPLE_FORM = ("num_frames", "rate_fps", "width_px", "height_px")
+"""Columns of `samples@1` that are equal in all samples of a score."""
+
+
+def sample_lock(samples: Sequence[Row]) -> Row:
+    """Return the part of a protocol lock that all metrics of some samples share; empty of none.
+
+    Args:
+        samples: rows of `samples@1`, of one form and sampler.
+    """
+    if not samples:
+        return {}
+    prompts = sorted([row["prompt"], row["index"], row["seed"]] for row in samples)
+    first = samples[0]
+    return {
+        "num_samples": len(samples),
+        "prompts": digest_json(prompts),
+        "sampler": first["sampler_json"],
+        "num_frames": first["num_frames"],
+        "rate_fps": first["rate_fps"],
+        "size_px": [first["width_px"], first["height_px"]],
+        "form": "decoded H.264",  # frames before encoding have other scores
+    }
+
+
 def score_row(  # noqa: PLR0913 - one keyword per column of the contract
     metric: str,
     value: float,

@@ -5,15 +5,15 @@ from functools import cached_property
 from pathlib import Path
 
 from videoar.core.errors import ConfigError, DamagedError
-from videoar.core.ids import digest_json, sha256_hex
+from videoar.core.ids import sha256_hex
 from videoar.core.types import Json, Row
 from videoar.evaluation import vbench_prompts
+from videoar.evaluation.scorecard import SAMPLE_FORM, sample_lock
 from videoar.evaluation.vbench_constants import DIMENSIONS
 from videoar.storage.store import Store
 
 MAX_S = 5.0
 """Clips from this duration on need VBench-Long. Source: VBench README, FAQ."""
-_SHAPE = ("num_frames", "rate_fps", "width_px", "height_px")
 
 
 class VBenchSamples:
@@ -38,10 +38,10 @@ class VBenchSamples:
         """Why no dimension can be evaluated; empty if there is no reason."""
         if self._repeated:
             return f"{len(self._repeated)} names have several samples: {self._repeated[0]}"
-        shapes = {tuple(row[key] for key in _SHAPE) for row in self.rows.values()}
+        shapes = {tuple(row[key] for key in SAMPLE_FORM) for row in self.rows.values()}
         if len(shapes) > 1:
             few = " and ".join(str(shape) for shape in sorted(shapes)[:2])
-            return f"samples differ in {', '.join(_SHAPE)}: {few}"
+            return f"samples differ in {', '.join(SAMPLE_FORM)}: {few}"
         longest = max(
             (row["num_frames"] / row["rate_fps"] for row in self.rows.values()), default=0
         )
@@ -57,16 +57,11 @@ class VBenchSamples:
 
     def lock(self) -> dict[str, Json]:
         """Return the part of the protocol lock that all dimensions share."""
-        first = next(iter(self.rows.values()), None)
-        seeds = sorted([name, row["prompt"], row["seed"]] for name, row in self.rows.items())
         texts = vbench_prompts.prompts()
         return {
             "suite": vbench_prompts.suite_digest(),
-            "prompts": digest_json(seeds),
             "rewritten": any(row["prompt"] not in texts for row in self.rows.values()),
-            "sampler": first and first["sampler_json"],
-            **{key: first and first[key] for key in _SHAPE},
-            "form": "decoded H.264",  # frames before encoding have other scores
+            **sample_lock([*self.rows.values()]),
         }
 
     def export(self, store: Store, folder: Path) -> None:

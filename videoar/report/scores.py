@@ -14,7 +14,14 @@ from videoar.core.errors import ContractError, GateError, WithdrawnError
 from videoar.core.ids import canonical_json
 from videoar.core.types import Row
 from videoar.evaluation.gate import lock_difference, problem_of
-from videoar.evaluation.metric_names import FLOOR, LIMIT, METRICS, is_floor, with_suffix
+from videoar.evaluation.metric_names import (
+    FLOOR,
+    LIMIT,
+    METRICS,
+    is_paired,
+    suffix_of,
+    with_suffix,
+)
 from videoar.evaluation.paired import SampleSet, paired_difference
 from videoar.evaluation.sample_values import sample_values
 from videoar.evaluation.scorecard import not_above_chance, protocol_of
@@ -133,7 +140,7 @@ def scores_of(card: ScoreCard) -> Iterator[Score]:
             "note": "" if expected is None else f"expected {expected:g}",
             # a floor compares the same two sets of real clips for both models
             "change": change(card.champion, card, metric)
-            if card.champion and not is_floor(metric)
+            if card.champion and suffix_of(metric) != FLOOR
             else None,
         })
 
@@ -174,8 +181,9 @@ def _interval(old: ScoreCard, new: ScoreCard, metric: str) -> Row:
     sets = old.sample_set, new.sample_set
     if not isinstance(sets[0], str) and not isinstance(sets[1], str):
         is_small = max(b["num_samples"], b["num_reference"]) <= _MAX_PAIRED
-        definition = METRICS.get(metric.partition("@")[0])
-        if definition and (definition.kind == "mean" or (definition.is_distance and is_small)):
+        if is_paired(metric) and (
+            is_small or (metric in METRICS and not METRICS[metric].is_distance)
+        ):
             try:
                 paired = paired_difference(b, sets[1], sets[0])
             except ContractError:  # other prompts or seeds: not pairs
@@ -236,7 +244,7 @@ def _training_clips(card: ScoreCard, ids: Mapping[str, str]) -> dict[str, tuple[
 def score_curves(card: ScoreCard) -> Iterator[Curve]:
     """Yield distances against N with their limit, and scores over the time of a clip."""
     for metric, details in card.details.items():
-        if is_floor(metric):
+        if suffix_of(metric) == FLOOR:
             continue  # a line in the figure of its distance
         title = f"{metric} ({protocol_of(card.rows[metric])})"
         floor = card.details.get(with_suffix(metric, FLOOR), {})

@@ -14,7 +14,7 @@ from videoar.core.settings import settings
 from videoar.core.types import Json, Row
 from videoar.evaluation import vbench_process, vbench_weights
 from videoar.evaluation.scorecard import mean_interval, not_evaluated, score_row
-from videoar.evaluation.vbench import temporal_flickering, weighted
+from videoar.evaluation.vbench import temporal_flickering, vbench_scores, weighted
 from videoar.evaluation.vbench_constants import DIMENSIONS, QUALITY, SEMANTIC
 from videoar.evaluation.vbench_prompts import video_names
 from videoar.evaluation.vbench_samples import VBenchSamples
@@ -148,20 +148,19 @@ class _Evaluation:
 def _totals(rows: Mapping[str, Row]) -> Iterator[Row]:
     """Yield the rows of the aggregates, each only with all of its dimensions."""
     raw = {name: row["value"] for name, row in rows.items() if row["status"] == "ok"}
-    values: dict[str, float] = {}
     for total, parts in (("quality", QUALITY), ("semantic", SEMANTIC), ("total", DIMENSIONS)):
         metric = f"vbench/{total}"
         lock = {"dimensions": {name: rows[name]["lock_digest"] for name in parts}}
         if missing := [name for name in parts if name not in raw]:
             yield not_evaluated(metric, f"no value of {', '.join(missing)}", lock=lock)
             continue
-        values[total] = (
-            (4 * values["quality"] + values["semantic"]) / 5
+        value = (
+            vbench_scores(raw)["total"]
             if total == "total"
             else weighted(raw, QUALITY if total == "quality" else SEMANTIC)
         )
         num = max(rows[name]["num_samples"] for name in parts)
-        yield score_row(metric, values[total], lock=lock, num_samples=num)
+        yield score_row(metric, value, lock=lock, num_samples=num)
 
 
 def _or_reason(check: Callable[..., str], *arguments: object) -> str:

@@ -7,21 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.published_model import published
-from tests.support.toy_runs import toy_run, write_videos
+from tests.support.toy_runs import toy_run
 from videoar import api
 from videoar.core.errors import ConfigError, SnapshotNotFoundError
 from videoar.storage.layout import log_entry_key, ref_log
 from videoar.storage.store import Store
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return api.open_store((tmp_path / "store").as_uri())
-
-
-@pytest.fixture
-def videos(tmp_path: Path) -> Path:
-    return write_videos(tmp_path / "videos", "a.mp4", "b.mp4")
 
 
 def test_freeze_pins_once_and_is_idempotent(store: Store, videos: Path):

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.feature_rows import feature_rows, feature_table, pixel_rows, scene_rows
 from videoar.core.errors import ContractError
-from videoar.evaluation.metric_names import METRICS, is_metric, metric_of
+from videoar.evaluation.metric_names import METRICS, metric_of
 from videoar.evaluation.sample_values import sample_values
 from videoar.evaluation.synthetic import Prediction, decode, encode
 
@@ -77,8 +77,8 @@ def test_metric_names_no_stand_in_contains_fvd():
     for name, metric in METRICS.items():
         assert ("fvd" in name) == (metric.network == "i3d" and metric.kind == "frechet")
     known = ("fvd/floor", "frechet_domain@0123456789ab", "frechet_domain/floor@01", "kvd_lite0/inf")
-    assert all(map(is_metric, known))
-    assert not any(map(is_metric, ("proxy/exposure/floor", "fvd/floor/inf", "lite0", "/floor")))
+    assert all(map(metric_of, known))
+    assert not any(map(metric_of, ("proxy/exposure/floor", "fvd/floor/inf", "lite0", "/floor")))
     assert metric_of("recon/psnr").unit == "dB"
 
 

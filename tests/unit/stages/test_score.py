@@ -15,7 +15,7 @@ from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, ContractError
 from videoar.core.types import Provenance
 from videoar.evaluation.evalset import clip_rows, prompt_rows
-from videoar.evaluation.metric_names import is_metric
+from videoar.evaluation.metric_names import metric_of
 from videoar.evaluation.protocols import PROTOCOLS
 from videoar.evaluation.scorecard import protocol_of, score_row
 from videoar.media.decode import decode_clip
@@ -147,7 +147,7 @@ def test_score_every_metric_of_the_vectors_has_a_row(store):
     assert "VIDEOAR_I3D_WEIGHTS" in absent["fvd"]
     assert all(name == "fvd" or "fvd" not in name for name in rows)
     assert all(row["value"] is None for row in rows.values() if row["status"] != "ok")
-    assert all(map(is_metric, rows))  # else a promotion rule could not name them
+    assert all(map(metric_of, rows))  # else a promotion rule could not name them
 
 
 def test_score_requested_metrics_without_vectors_have_a_reason(store):
@@ -226,7 +226,7 @@ def test_distance_has_limit_and_curve_over_n_and_the_domain_its_digest(store):
     assert [n for n, _ in by_count] == [4, 5, 7, 9, 10, 12, 14, 16]
     assert rows["frechet_lite0/floor"]["value"] < value["value"] / 2
     assert {f"frechet_domain{suffix}@d" for suffix in ("", "/inf", "/floor")} < rows.keys()
-    assert all(map(is_metric, rows))
+    assert all(map(metric_of, rows))
 
 
 def test_distances_follow_the_protocol_of_the_set(store):

@@ -10,7 +10,7 @@ import pytest
 from tests.support.vbench_runs import commit_samples, interpreter, sample_rows, set_fault, weights
 from videoar.core.settings import settings
 from videoar.evaluation import vbench_scores
-from videoar.evaluation.metric_names import is_metric
+from videoar.evaluation.metric_names import metric_of
 from videoar.evaluation.vbench import temporal_flickering
 from videoar.evaluation.vbench_constants import DIMENSIONS
 from videoar.evaluation.vbench_prompts import video_name, video_names
@@ -67,7 +67,7 @@ def expected(dimension):
 def test_invariant_5_all_dimensions_give_official_totals_with_provenance(store, cache):
     rows = run(store)
     assert list(rows) == [*DIMENSIONS, "quality", "semantic", "total"]
-    assert all(is_metric(row["metric"]) for row in rows.values())
+    assert all(metric_of(row["metric"]) for row in rows.values())
     values = {name: rows[name]["value"] for name in DIMENSIONS}
     assert values == pytest.approx({name: expected(name) for name in DIMENSIONS}, rel=1e-5)
     totals = {name: rows[name]["value"] for name in TOTALS}

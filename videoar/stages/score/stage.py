@@ -24,12 +24,12 @@ from videoar.evaluation.measure import ScoreInputs, computable, not_evaluated_ro
 from videoar.evaluation.metric_names import FVD, METRICS, VBENCH, requested_metrics
 from videoar.evaluation.protocols import protocol_named
 from videoar.evaluation.sample_values import FeatureTable, listed
+from videoar.evaluation.scorecard import SAMPLE_FORM, sample_lock
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
 from videoar.storage.snapshot import Snapshot
 
 _TIMING = ("num_frames", "rate_fps")
-_FORM = (*_TIMING, "width_px", "height_px")
 _RECONSTRUCTION = tuple(name for name, m in METRICS.items() if m.kind == "reconstruction")
 
 
@@ -137,7 +137,6 @@ def score_inputs(inputs: Inputs, seed: int = 0) -> ScoreInputs:
     real = [row["clip_id"] for row in reference]
     training = inputs["train_features"].table(["clip_id"]) if "train_features" in inputs else None
     trained = set(training["clip_id"].to_pylist()) if training is not None else set()
-    first = samples[0]
     return ScoreInputs(
         texts={row["sample_id"]: row["prompt"] for row in samples},
         compared=[row["sample_id"] for row in compared(samples, len(reference))],
@@ -147,13 +146,7 @@ def score_inputs(inputs: Inputs, seed: int = 0) -> ScoreInputs:
         lock={
             "evalset": content_digest(evalset),
             "protocol": protocol,
-            "num_samples": len(samples),
-            "prompts": digest_json(sorted([r["prompt"], r["index"], r["seed"]] for r in samples)),
-            "sampler": first["sampler_json"],
-            "num_frames": first["num_frames"],
-            "rate_fps": first["rate_fps"],
-            "size_px": [first["width_px"], first["height_px"]],
-            "form": "decoded H.264",  # frames before encoding have other scores
+            **sample_lock(samples),
         },
         protocol=protocol_named(protocol),
         seed=seed,
@@ -170,7 +163,7 @@ def _by_id(rows: list[Row]) -> list[Row]:
 def _require_one_form(samples: Sequence[Row]) -> None:
     if not samples:
         raise ContractError("score", "the snapshot of samples is empty")
-    if len(forms := {tuple(row[name] for name in _FORM) for row in samples}) > 1:
+    if len(forms := {tuple(row[name] for name in SAMPLE_FORM) for row in samples}) > 1:
         texts = [f"{t} frames of {w} x {h} px at {fps:g} fps" for t, fps, w, h in sorted(forms)]
         what = f"samples have several forms: {listed(texts)}"
         raise ContractError("score", what, "score the samples of each form by themselves")
