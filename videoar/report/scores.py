@@ -206,12 +206,12 @@ def galleries(card: ScoreCard) -> Iterator[Gallery]:
     """Yield the worst samples of each metric, and those that are nearest to training clips."""
     for metric, row in card.rows.items():
         values = card.values(metric)
-        if len(set(values.values())) == 1:  # equally bad ones would be shown again for each metric
-            values = {}
         sign = 1 if row["higher_is_better"] else -1
+        signed = {sample_id: sign * value for sample_id, value in values.items()}
+        best = max(signed.values(), default=0.0)  # as good as any other: not among the worst
         # by id where values are equal, so that a page that is rendered again shows the same
-        worst = sorted(values, key=lambda sample_id: (sign * values[sample_id], sample_id))
-        labels = {sample_id: f"{values[sample_id]:.4g}" for sample_id in worst[:_NUM_WORST]}
+        worst = sorted((v, sample_id) for sample_id, v in signed.items() if v < best)
+        labels = {sample_id: f"{values[sample_id]:.4g}" for _, sample_id in worst[:_NUM_WORST]}
         text = f"The worst of {len(values):,} samples."
         nearest = {pair["sample_id"]: pair for pair in card.details[metric].get("nearest", ())}
         if nearest:
