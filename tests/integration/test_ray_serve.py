@@ -14,8 +14,9 @@ import httpx2
 import pytest
 
 from tests.support.published_model import published
-from videoar.serving.server_lease import ServerLease
-from videoar.storage.layout import SERVERS_LOG, server_beat_key
+from videoar.core.clock import Clock
+from videoar.storage.layout import SERVING_LEASE, lease_beat_key, lease_log
+from videoar.storage.lease import Lease
 from videoar.storage.store import open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -133,11 +134,11 @@ def never(seconds):
 
 @pytest.mark.parametrize("target", ["local", "inline"])
 def test_server_terminated_while_it_starts_exits_130_and_lets_the_next_one_start(store, target):
-    number, port = store.ledger.length(SERVERS_LOG), free_port()
+    number, port = store.ledger.length(lease_log(SERVING_LEASE)), free_port()
     process = subprocess.Popen(command(store, port, "--target", target), stderr=subprocess.PIPE)
-    wait_until(lambda: store.objects.size(server_beat_key(number)) is not None, 60)
+    wait_until(lambda: store.objects.size(lease_beat_key(SERVING_LEASE, number)) is not None, 60)
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=120)
     assert process.returncode == 130, log
     assert b"Traceback" not in log
-    assert ServerLease(store, sleep=never).acquire() == number + 1
+    assert Lease(store, SERVING_LEASE, "test", clock=Clock(sleep=never)).acquire() == number + 1

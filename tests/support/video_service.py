@@ -14,8 +14,7 @@ from videoar.serving.app import create_app
 from videoar.serving.job_store import JobStore
 from videoar.serving.limits import Limits
 from videoar.serving.replica import ModelReplica, ReplicaOptions
-from videoar.serving.serve import Ingress, LocalReplicas, ServeOptions
-from videoar.serving.server_lease import ServerLease
+from videoar.serving.serve import Ingress, LocalReplicas, ServeOptions, server_lease
 from videoar.serving.service import Readiness, ServedModel
 from videoar.serving.video_job import JobError, JobEvent
 
@@ -195,7 +194,7 @@ class InlineServer(LiveServer):
         replica = await asyncio.to_thread(ModelReplica, self.store, model)
         replicas = _Limited({"champion": replica}, self._max_seconds)
         options = ServeOptions(models=(model,), settings=self._settings)
-        lease = ServerLease(self.store)
+        lease = server_lease(self.store)
         ingress = Ingress(self.store, options, lease.acquire(), replicas)
         await ingress.start()
         await self._run(ingress.app)

@@ -7,6 +7,7 @@ videoar serve          lease -> Ray Serve -> ingress: Dispatcher, API
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import threading
@@ -28,12 +29,15 @@ from videoar.serving.app import create_app
 from videoar.serving.dispatcher import Dispatcher, Replicas
 from videoar.serving.replica import ModelReplica, ReplicaOptions
 from videoar.serving.server import ServerSettings
-from videoar.serving.server_lease import ServerLease
 from videoar.serving.service import ServedModel
 from videoar.serving.video_job import JobEvent, VideoJob
+from videoar.storage.layout import SERVING_LEASE
+from videoar.storage.lease import Lease
 from videoar.storage.store import Store
 
 logger = logging.getLogger(__name__)
+_LEASE_TTL_S = 10.0
+"""chosen: a restart of a server that was killed waits for it."""
 
 
 class ServeOptions(Frozen):
@@ -56,13 +60,10 @@ class ServeOptions(Frozen):
 class Ingress:
     """The HTTP side: accepts jobs and has replicas run them."""
 
-    def __init__(
-        self, store: Store, options: ServeOptions, number: int, replicas: Replicas
-    ) -> None:
+    def __init__(self, store: Store, options: ServeOptions, epoch: int, replicas: Replicas) -> None:
         names = [model.model for model in options.models]
         self._dispatcher = Dispatcher(store, replicas, names)
-        self._lease = ServerLease(store)
-        self._lease.number = number
+        self._lease, self._epoch = server_lease(store), epoch
         self.app: FastAPI = create_app(self._dispatcher, options.settings)
 
     async def start(self) -> None:
@@ -73,7 +74,7 @@ class Ingress:
             LeaseHeldError: another server has taken over.
         """
         # beside the process that has started it: if that one is killed, this one still runs
-        await asyncio.to_thread(self._lease.beat)
+        await asyncio.to_thread(self._lease.adopt, self._epoch)
         await self._dispatcher.start()
         loop = asyncio.get_running_loop()
         self._lease.keep(lambda error: loop.call_soon_threadsafe(self._yield_to, error))
@@ -108,6 +109,13 @@ class LocalReplicas:
         return self._replicas[model].status()
 
 
+def server_lease(store: Store) -> Lease:
+    """Return the lease of the server of a store's queue: two would both take up each job."""
+    hint = "stop it, or use another store"
+    owner = f"the server of process {os.getpid()}"
+    return Lease(store, SERVING_LEASE, owner, hint=hint, ttl_s=_LEASE_TTL_S)
+
+
 def serve(store: Store, options: ServeOptions, target: str) -> None:
     """Serve until SIGTERM or SIGINT; then drain and return.
 
@@ -124,7 +132,7 @@ def serve(store: Store, options: ServeOptions, target: str) -> None:
     _check_models(store, options)
     if target in {"local", "inline"}:
         _check_address(options)
-    lease, stopped = ServerLease(store), threading.Event()
+    lease, stopped = server_lease(store), threading.Event()
     lost: list[VideoARError] = []
 
     def stop(error: VideoARError) -> None:
@@ -135,9 +143,9 @@ def serve(store: Store, options: ServeOptions, target: str) -> None:
         lease.acquire()
         lease.keep(stop)
         if target == "inline":
-            _serve_inline(store, options, lease.number, stopped)
+            _serve_inline(store, options, lease.epoch, stopped)
         else:
-            _serve_on_ray(store, options, lease.number, target, stopped)
+            _serve_on_ray(store, options, lease.epoch, target, stopped)
     finally:
         lease.release()
     if lost:
@@ -166,7 +174,7 @@ def _check_models(store: Store, options: ServeOptions) -> None:
 
 
 def _serve_on_ray(
-    store: Store, options: ServeOptions, number: int, target: str, stopped: threading.Event
+    store: Store, options: ServeOptions, epoch: int, target: str, stopped: threading.Event
 ) -> None:
     models = {
         model.model: Model(
@@ -177,7 +185,7 @@ def _serve_on_ray(
         )
         for model in options.models
     }
-    ingress = partial(Ingress, store, options, number)
+    ingress = partial(Ingress, store, options, epoch)
     address = (options.host, options.port)
     with (
         online(target, models, ingress, address, options.drain_s),
@@ -188,10 +196,10 @@ def _serve_on_ray(
 
 
 def _serve_inline(
-    store: Store, options: ServeOptions, number: int, stopped: threading.Event
+    store: Store, options: ServeOptions, epoch: int, stopped: threading.Event
 ) -> None:
     replicas = {model.model: ModelReplica(store, model) for model in options.models}
-    ingress = Ingress(store, options, number, LocalReplicas(replicas))
+    ingress = Ingress(store, options, epoch, LocalReplicas(replicas))
     asyncio.run(_serve_http(ingress, options, stopped))
     for replica in replicas.values():
         replica.close()

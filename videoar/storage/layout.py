@@ -12,6 +12,8 @@
     runs/<run>/run.json, events/, progress/       run record
     runs/<run>/report.html                        report page
     refs/<name>/<number>.json                     refs, one record per move
+    leases/<name>/epochs/<number>.json, beats/<number>   owners of a lease, one after another
+    claims/<right>/<number>.json                  rights that last as long as a lease
     decisions/<number>.json                       decisions of promotion gates, in their order
     withdrawn/<key>.json, forgotten/<sha256>.json takedowns
     serving/jobs/<job>.json                       jobs of the server, newest first
@@ -20,7 +22,6 @@
     serving/inputs/<job>, videos/<job>/<number>.{mp4,tokens}   what jobs read and made
     serving/{prompts,changes}/<job>/<number>.json   prompts sent to a running job; where they hold
     serving/keys/<sha256>.json                    idempotency keys
-    serving/servers/<number>.json, beats/<number>.json   servers of the queue, one after another
     doctor/...                                    probes of the store itself
 
 `<xx>` are the first two hex digits of the digest: some file systems slow down with 100,000 entries
@@ -47,7 +48,7 @@ WITHDRAWN_PREFIX = "withdrawn/"
 TOMBSTONES_PREFIX = "forgotten/"
 JOBS_PREFIX = "serving/jobs/"
 OPEN_JOBS_PREFIX = "serving/open/"
-SERVERS_LOG = "serving/servers"
+SERVING_LEASE = "serving"
 PROBES_PREFIX = "doctor/"
 PROBE_PASSED_KEY = f"{PROBES_PREFIX}put-if-absent.json"
 ROUND_TRIP_KEY = f"{PROBES_PREFIX}round-trip"
@@ -288,6 +289,21 @@ def idempotency_key(sha256: str) -> str:
     return f"serving/keys/{sha256}.json"
 
 
-def server_beat_key(number: int) -> str:
-    """Return the key that a server rewrites while it runs."""
-    return f"serving/beats/{number:08d}.json"
+def lease_log(name: str) -> str:
+    """Return the log of the owners of a lease, see `log_entry_key`."""
+    return f"leases/{name}/epochs"
+
+
+def lease_beat_key(name: str, epoch: int) -> str:
+    """Return the key that an owner of a lease rewrites while it lives."""
+    return f"leases/{name}/beats/{epoch:08d}"
+
+
+def claim_log(right: str) -> str:
+    """Return the log of who has claimed a right."""
+    return f"claims/{right}"
+
+
+def run_lease(run_id: str) -> str:
+    """Return the name of the lease of a run's driver."""
+    return f"{RUNS_PREFIX}{run_id}"

@@ -5,10 +5,13 @@ import socket
 import pytest
 
 from tests.support.published_model import published
+from videoar.core.clock import Clock
 from videoar.core.errors import ConfigError, LeaseHeldError, StorageError
 from videoar.serving import serve
 from videoar.serving.replica import ReplicaOptions
-from videoar.serving.server_lease import ServerLease
+from videoar.serving.serve import server_lease
+from videoar.storage.layout import SERVING_LEASE
+from videoar.storage.lease import Lease
 from videoar.storage.store import open_store
 
 pytestmark = pytest.mark.slow
@@ -55,17 +58,17 @@ def test_start_that_fails_raises_its_error_and_releases_the_lease(
     with pytest.raises(type(error)) as raised:
         serve.serve(store, options(free_port), target)
     assert raised.value is error
-    assert ServerLease(store, sleep=never).acquire() == 1
+    assert Lease(store, SERVING_LEASE, "test", clock=Clock(sleep=never)).acquire() == 1
 
 
 def test_start_beside_another_server_does_not_release_the_lease_of_that_one(store, free_port):
-    first = ServerLease(store)
+    first = server_lease(store)
     first.acquire()
     first.keep(lambda error: None)
     with pytest.raises(LeaseHeldError):
         serve.serve(store, options(free_port), "inline")
     with pytest.raises(LeaseHeldError):
-        ServerLease(store).acquire()
+        server_lease(store).acquire()
     first.release()
 
 

@@ -1,0 +1,168 @@
+"""One owner per lease, and the rights that hang on it."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.support.child_process import exit_code
+from videoar.core.clock import Clock
+from videoar.core.errors import LeaseHeldError
+from videoar.core.processes import this_process
+from videoar.storage.layout import lease_log, log_entry_key
+from videoar.storage.lease import Lease
+from videoar.storage.store import open_store
+
+ELSEWHERE = this_process().model_copy(update={"host": "other", "machine": "other"})
+
+
+@pytest.fixture
+def store(tmp_path):
+    return open_store((tmp_path / "store").as_uri())
+
+
+class Time:
+    """Time that passes only while someone sleeps; `during` runs in every sleep."""
+
+    def __init__(self, during=lambda: None):
+        self.now, self.during = 0.0, during
+
+    def sleep(self, seconds):
+        self.now += seconds
+        self.during()
+
+
+def lease(store, time, name="a", owner="me"):
+    clock = Clock(now=lambda: time.now, sleep=time.sleep)
+    return Lease(store, name, owner, ttl_s=10, clock=clock)
+
+
+def test_second_owner_is_rejected_while_the_first_one_beats(store):
+    first = lease(store, Time())
+    assert first.acquire() == 0
+    clock = Time(first.beat)
+    with pytest.raises(LeaseHeldError, match="lease a: is held by me on"):
+        lease(store, clock).acquire()
+    assert clock.now < 10
+
+
+def test_owner_that_stopped_is_replaced_after_its_time_to_live(store):
+    lease(store, Time()).acquire()
+    clock = Time()
+    assert lease(store, clock).acquire() == 1
+    assert clock.now == pytest.approx(10)
+
+
+def take(url):
+    lease(open_store(url), Time()).acquire()
+    os.kill(os.getpid(), 9)
+
+
+def test_owner_whose_process_is_known_to_be_gone_is_replaced_at_once(store):
+    assert exit_code(take, store.url) == -9
+    clock = Time()
+    assert lease(store, clock).acquire() == 1
+    assert clock.now == 0
+
+
+def test_owner_of_another_machine_is_never_taken_for_gone(store, monkeypatch):
+    monkeypatch.setattr("videoar.storage.lease.this_process", lambda: ELSEWHERE)
+    lease(store, Time()).acquire()
+    clock = Time()
+    lease(store, clock).acquire()
+    assert clock.now == pytest.approx(10)
+
+
+def test_process_of_another_pid_namespace_is_not_known_to_be_gone():
+    code = "import sys; from videoar.core.processes import this_process;"
+    code += "sys.stdout.write(this_process().model_dump_json())"
+    found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    ended = type(ELSEWHERE).model_validate_json(found.stdout)
+    assert ended.is_gone()
+    assert not ended.model_copy(update={"machine": "same host name, other namespace"}).is_gone()
+    assert not this_process().is_gone()
+
+
+def test_owner_that_released_is_replaced_at_once(store):
+    first, clock = lease(store, Time()), Time()
+    first.acquire()
+    first.release()
+    assert lease(store, clock).acquire() == 1
+    assert clock.now == 0
+
+
+def test_only_one_of_two_that_wait_takes_over(store):
+    lease(store, Time()).acquire()
+    second, taken = lease(store, Time(), owner="second"), []
+    clock = Time(lambda: taken or taken.append(second.acquire()))
+    with pytest.raises(LeaseHeldError, match="held by second"):
+        lease(store, clock).acquire()
+    assert taken == [1]
+
+
+def test_suspended_owner_notices_that_another_one_took_over(store):
+    clock = Time()
+    first = lease(store, clock)
+    first.acquire()
+    lease(store, Time(), owner="second").acquire()
+    first.require_held()  # its own beat is young: no request
+    clock.now += 6
+    for look in (first.require_held, first.beat):
+        with pytest.raises(LeaseHeldError, match="held by second"):
+            look()
+
+
+def test_lease_is_kept_in_a_thread_until_it_is_lost(store):
+    first, lost, beats = Lease(store, "a", "first", ttl_s=0.05), [], []
+    first.acquire()
+    first.keep(lost.append, lambda: beats.append(1))
+    with pytest.raises(LeaseHeldError, match="held by first"):
+        Lease(store, "a", "second", ttl_s=0.05).acquire()
+    store.ledger.create(log_entry_key(lease_log("a"), 1), {"owner": "third", "ttl_s": 1})
+    first._thread.join(5)
+    assert [error.what for error in lost] == ["is held by third on another host"]
+    assert beats
+
+
+def test_claim_of_a_living_owner_is_waited_for_and_one_of_its_end_is_taken_over(store):
+    first, second = lease(store, Time(), "one"), lease(store, Time(), "two")
+    first.acquire()
+    second.acquire()
+    never = pytest.fail
+    assert first.claim("loop/x", never)
+    assert first.claim("loop/x", never)  # its own: nothing to wait for
+    waits = []
+    assert not second.claim("loop/x", lambda holder: waits.append(str(holder)) or len(waits) == 3)
+    assert waits == [f"me on {this_process().host}"] * 3
+    first.release()
+    assert second.claim("loop/x", never)
+    resumed = lease(store, Time(), "one")
+    resumed.acquire()
+    assert not resumed.claim("loop/x", lambda holder: True)
+    sleeper = Time()  # the owner "two" is asleep: no beat for the time to live
+    waiting = lease(store, sleeper, "three")
+    waiting.acquire()
+    assert waiting.claim("loop/x", lambda holder: sleeper.sleep(holder.poll_s))
+    assert sleeper.now == pytest.approx(10)
+
+
+def race(url, number):
+    own = Lease(open_store(url), f"run{number}", f"run{number}")
+    own.acquire()
+    won = own.claim("equal/x", lambda holder: True)
+    time.sleep(0.5)  # alive until all have tried
+    sys.exit(0 if won else 5)
+
+
+def test_one_of_many_processes_gets_a_claim(store):
+    import multiprocessing
+
+    context = multiprocessing.get_context("fork")
+    racers = [context.Process(target=race, args=(store.url, n)) for n in range(8)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join()
+    assert sorted(racer.exitcode for racer in racers) == [0] + [5] * 7

@@ -1,0 +1,55 @@
+"""Identity of a process, comparable from the same machine only.
+
+A pid alone does not identify a process: the kernel reuses pids, and containers of one host name
+count them from 1 each. A process is known to be gone only on evidence; what cannot be inspected
+from here is not.
+"""
+
+import os
+import socket
+from functools import cache
+from pathlib import Path
+
+from videoar.core.types import Stored
+
+
+class ProcessId(Stored):
+    """A process, as other processes of its machine can find it."""
+
+    host: str
+    machine: str = ""
+    """Boot and pid namespace: pids of another one say nothing."""
+    pid: int
+    born: str
+    """Start time in clock ticks since boot."""
+
+    def is_gone(self) -> bool:
+        """Return whether it is known that this process no longer exists."""
+        if self.machine != _machine():
+            return False
+        return not self.born or start_ticks(self.pid) != self.born
+
+
+def this_process() -> ProcessId:
+    """Return the identity of this process."""
+    pid = os.getpid()
+    return ProcessId(host=socket.gethostname(), machine=_machine(), pid=pid, born=start_ticks(pid))
+
+
+def start_ticks(pid: int) -> str:
+    """Return the start time of a process in clock ticks since boot, "" if it does not exist.
+
+    Source: proc(5), field 22 of /proc/<pid>/stat; field 2 is in parentheses and may contain spaces.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    # a zombie does nothing more; its parent has not read its exit status yet
+    return "" if fields[0] == "Z" else fields[19]
+
+
+@cache
+def _machine() -> str:
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"

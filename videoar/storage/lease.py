@@ -1,0 +1,229 @@
+"""Leases: rights that one process at a time has, such as to drive a run.
+
+A lease is a log of create-once records, one per owner, numbered by *epoch*, and one object per
+epoch, the *beat*, that its owner keeps rewriting. Clocks of machines are never compared: an owner
+counts as stopped when its beat has not changed for its time to live on the clock of who looks, when
+it says so itself, or when its process is known to be gone. Taking over is creating the next epoch;
+an owner that was suspended finds that record before its next write.
+
+A *claim* is a right that hangs on a lease: an owner that drives a run claims each training, and has
+one beat for all of it.
+"""
+
+import logging
+import secrets
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from videoar.core.clock import MONOTONIC, Clock
+from videoar.core.errors import LeaseHeldError, VideoARError
+from videoar.core.processes import ProcessId, this_process
+from videoar.storage.layout import claim_log, lease_beat_key, lease_log, log_entry_key
+from videoar.storage.store import Store
+
+logger = logging.getLogger(__name__)
+TTL_S = 20.0
+"""chosen: longer than a store or a loaded machine keeps a beat back."""
+_BEATS = 5  # per time to live
+_ENDED = b"ended"
+
+
+class HolderWatch:
+    """Observes the owner of one epoch of a lease.
+
+    Args:
+        store: of the lease.
+        name: of the lease.
+        epoch: of the owner.
+        clock: of this process.
+    """
+
+    def __init__(self, store: Store, name: str, epoch: int, clock: Clock = MONOTONIC) -> None:
+        self._store, self._name, self._epoch, self._clock = store, name, epoch, clock
+        record: dict[str, Any] = store.ledger.read(log_entry_key(lease_log(name), epoch)) or {}
+        self.owner: str = record.get("owner", "another process")
+        self.ttl_s: float = record.get("ttl_s", TTL_S)
+        self.process = ProcessId.model_validate(record["process"]) if "process" in record else None
+        self._beat, self._since = self._read_beat(), clock.now()
+        self.has_beaten = False
+        """Whether the beat has changed since this observer looks."""
+
+    def _read_beat(self) -> bytes | None:
+        return self._store.objects.find(lease_beat_key(self._name, self._epoch))
+
+    def has_ended(self) -> bool:
+        """Look once; return whether this owner has no right any more."""
+        beat, now = self._read_beat(), self._clock.now()
+        if beat == _ENDED or (self.process is not None and self.process.is_gone()):
+            return True
+        if beat != self._beat:
+            self._beat, self._since, self.has_beaten = beat, now, True
+        if now - self._since >= self.ttl_s:
+            return True
+        following = log_entry_key(lease_log(self._name), self._epoch + 1)
+        return self._store.objects.size(following) is not None
+
+    @property
+    def poll_s(self) -> float:
+        """How long to wait between two looks: two per beat."""
+        return self.ttl_s / _BEATS / 2
+
+    def __str__(self) -> str:
+        return f"{self.owner} on {self.process.host if self.process else 'another host'}"
+
+
+class Lease:
+    """The right named `name`, for one process at a time.
+
+    Args:
+        store: where the lease is.
+        name: such as `runs/20261128-k3x9`.
+        owner: named in the errors of others.
+        hint: what they can do.
+        ttl_s: how long another process has to wait after the last beat of this one.
+        clock: of this process.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        name: str,
+        owner: str,
+        *,
+        hint: str = "",
+        ttl_s: float = TTL_S,
+        clock: Clock = MONOTONIC,
+    ) -> None:
+        self.name, self.owner, self.epoch = name, owner, -1
+        self._store, self._hint, self._ttl_s = store, hint, ttl_s
+        self._clock = clock
+        self._last_beat = 0.0
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def acquire(self) -> int:
+        """Become the owner; return the epoch. An owner that was killed is waited for.
+
+        Raises:
+            LeaseHeldError: another owner lives.
+        """
+        log = lease_log(self.name)
+        epoch = self._store.ledger.length(log)
+        if epoch:
+            watch = HolderWatch(self._store, self.name, epoch - 1, self._clock)
+            while not watch.has_ended():
+                if watch.has_beaten:
+                    raise self._held(epoch - 1)
+                self._clock.sleep(watch.poll_s)
+        record = {
+            "owner": self.owner,
+            "process": this_process().model_dump(),
+            "ttl_s": self._ttl_s,
+            "nonce": secrets.token_hex(8),
+        }
+        if not self._store.ledger.create(log_entry_key(log, epoch), record):
+            raise self._held(epoch)
+        self.epoch = epoch
+        self._write_beat()
+        return epoch
+
+    def adopt(self, epoch: int) -> None:
+        """Beat for an epoch that another process of this owner has acquired.
+
+        Raises:
+            LeaseHeldError: another owner has taken over meanwhile.
+        """
+        self.epoch = epoch
+        self.beat()
+
+    def claim(self, right: str, give_up: Callable[[HolderWatch], bool]) -> bool:
+        """Take a right that lasts as long as this epoch of the lease.
+
+        Args:
+            right: what is claimed, such as `loops/model/3f2a...`.
+            give_up: called between two looks at a holder that lives; it waits, or raises, or
+                returns True if the right is no longer wanted.
+
+        Returns:
+            Whether this owner has the right now; False after `give_up`.
+        """
+        log, record = claim_log(right), {"lease": self.name, "epoch": self.epoch}
+        while True:
+            number = self._store.ledger.length(log)
+            last = self._store.ledger.read(log_entry_key(log, number - 1)) if number else None
+            if last is not None and last != record:
+                holder = HolderWatch(self._store, last["lease"], last["epoch"], self._clock)
+                while not holder.has_ended():
+                    if give_up(holder):
+                        return False
+            if last == record or self._store.ledger.create(log_entry_key(log, number), record):
+                return True
+
+    def _held(self, epoch: int) -> LeaseHeldError:
+        holder = HolderWatch(self._store, self.name, epoch)
+        return LeaseHeldError(f"lease {self.name}", f"is held by {holder}", self._hint)
+
+    def beat(self) -> None:
+        """Show that this owner lives.
+
+        Raises:
+            LeaseHeldError: another owner has taken over while this one was suspended.
+        """
+        following = log_entry_key(lease_log(self.name), self.epoch + 1)
+        if self._store.objects.size(following) is not None:
+            raise self._held(self.epoch + 1)
+        self._write_beat()
+
+    def _write_beat(self) -> None:
+        self._store.objects.put(
+            lease_beat_key(self.name, self.epoch), secrets.token_hex(8).encode()
+        )
+        self._last_beat = self._clock.now()
+
+    def require_held(self) -> None:
+        """Return if nobody can have taken over yet; otherwise look.
+
+        Costs a request only if the last beat is older than half the time to live.
+
+        Raises:
+            LeaseHeldError: another owner has taken over.
+        """
+        if self._clock.now() - self._last_beat > self._ttl_s / 2:
+            self.beat()
+
+    def keep(
+        self,
+        on_taken: Callable[[VideoARError], object],
+        each_beat: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Beat in a thread until `release`; call `on_taken` once if another owner has taken over.
+
+        Errors of the store are logged: it may come back before the time to live is over.
+        """
+
+        def run() -> None:
+            while not self._stopped.wait(self._ttl_s / _BEATS):
+                try:
+                    self.beat()
+                    each_beat()
+                except LeaseHeldError as error:
+                    on_taken(error)
+                    return
+                except VideoARError as error:
+                    logger.warning("no beat of %s: %s", self.name, error)
+
+        self._thread = threading.Thread(target=run, name=f"lease-{self.name}", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop to beat; the next owner waits for the time to live."""
+        self._stopped.set()
+        if self._thread:
+            self._thread.join()
+
+    def release(self) -> None:
+        """Let the next owner start at once; nothing to do if the lease was not acquired."""
+        self.stop()  # no beat after the last word
+        if self.epoch >= 0:
+            self._store.objects.put(lease_beat_key(self.name, self.epoch), _ENDED)
