@@ -1,7 +1,7 @@
-"""kill -9 of the driver in the middle of ingest, tokenize and pretrain, then resume.
+"""kill -9 of the driver in the middle of ingest, tokenize, pretrain and features, then resume.
 
-One run is killed in each of them in turn and still ends where an undisturbed one does. On Ray,
-which takes long to start, it is killed in tokenize alone, and everywhere in `make soak`.
+One run is killed in each of the first three in turn and still ends where an undisturbed one does.
+On Ray, which takes long to start, it is killed in tokenize alone, and everywhere in `make soak`.
 """
 
 import contextlib
@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tests.support.feature_runs import prepare
 from tests.support.small_pipeline import (
     ROOT,
     command,
@@ -58,6 +60,26 @@ def workers_with(mark: str) -> list[str]:
     return [name for name in names if not name.startswith("ray::") or not name.endswith("Agent")]
 
 
+def killed_driver(verb: list[str], store: Path, target: str, trace: str) -> dict:
+    """Kill the driver of a command at the first record of a pattern; return the run's status."""
+    mark = f"PYTHON_KILLED_RUN={store.parent.name}-{os.getpid()}"  # a name that decoders get too
+    driver = subprocess.Popen(
+        command(*verb, store=store.as_uri(), target=target),
+        env=environment(**dict([mark.split("=")])), cwd=ROOT,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    wait_for_record(driver, store, trace)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    end = time.monotonic() + 30
+    while left := workers_with(mark):
+        assert time.monotonic() < end, left
+        time.sleep(0.2)
+    killed = videoar("status", store=store.as_uri())
+    assert killed["status"] == "INTERRUPTED"
+    return killed
+
+
 IN_INGEST, IN_TOKENIZE = "stages/clips/shards/**/*.json", "stages/tokens/shards/**/*.json"
 IN_PRETRAIN = "checkpoints/model/*/?????????.json"
 EVERYWHERE = [IN_INGEST, IN_TOKENIZE, IN_PRETRAIN]
@@ -75,24 +97,10 @@ def test_run_killed_in_several_stages_resumes_to_the_same_snapshots(
     undisturbed: dict, tmp_path: Path, target: str, traces: list[str]
 ):
     store = (tmp_path / "store").as_uri()
-    mark = f"PYTHON_KILLED_RUN={tmp_path.name}-{os.getpid()}"  # a name that decoders get too
     until = "model" if traces[-1] == IN_PRETRAIN else "tokens"
     verb, run_id, cut = ["run", *up_to_the_model(tmp_path), "--until", until], "", []
     for trace in traces:
-        driver = subprocess.Popen(
-            command(*verb, store=store, target=target),
-            env=environment(**dict([mark.split("=")])), cwd=ROOT,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        wait_for_record(driver, tmp_path / "store", trace)
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-        end = time.monotonic() + 30
-        while left := workers_with(mark):
-            assert time.monotonic() < end, left
-            time.sleep(0.2)
-        killed = videoar("status", store=store)
-        assert killed["status"] == "INTERRUPTED"
+        killed = killed_driver(verb, tmp_path / "store", target, trace)
         assert killed["run_id"] == (run_id or killed["run_id"])
         for stage in killed["stages"]:  # finished after the kill before this one
             if stage["name"] in cut:
@@ -114,6 +122,27 @@ def test_run_killed_in_several_stages_resumes_to_the_same_snapshots(
     kept = ["000000004", "000000004.json", "000000006", "000000006.json"]
     assert sorted({key.split("-")[0] for key in keys}) == kept
     assert len(keys) == 6  # a record and two files each
+
+
+@pytest.mark.ray
+def test_run_killed_in_features_resumes_to_the_rows_of_an_undisturbed_one(tmp_path: Path):
+    stores = {name: tmp_path / name for name in ("calm", "killed")}
+    document, _ = (prepare(open_store(path.as_uri()), 8, 4) for path in stores.values())
+    document["stages"]["features"]["resources"] = {"workers": 2}
+    verb = ["run", str(tmp_path / "features.yaml")]
+    Path(verb[1]).write_text(yaml.safe_dump(document))
+    calm = videoar(*verb, store=stores["calm"].as_uri())
+    killed = killed_driver(verb, stores["killed"], "local", "stages/features/shards/**/*.json")
+    verb = ["resume", killed["run_id"]]
+    resumed = videoar(*verb, store=stores["killed"].as_uri(), target="local")
+    (stage,) = resumed["stages"]
+    assert 1 <= stage["shards"]["cached"] < 8
+    rows = [
+        open_store(stores[name].as_uri()).snapshot(run["outputs"]["features"]).table(verify=True)
+        for name, run in (("calm", calm), ("killed", resumed))
+    ]
+    assert rows[0].equals(rows[1])
+    assert rows[0].num_rows == 32 * 5
 
 
 @pytest.mark.ray
