@@ -22,6 +22,7 @@ from videoar.pipeline.stage_reference import (
     StageReference,
     stage_references,
 )
+from videoar.pipeline.trigger import Schedule
 
 _FOLDER = Path(__file__).parents[2] / "pipelines"
 _NAME = {"pattern": NAME_PATTERN}
@@ -76,6 +77,8 @@ def pipeline_schema(registry: Registry = BUILTIN) -> dict[str, Any]:
     for type_name in registry:
         schema, own = _stage_schema(type_name, registry)
         definitions |= {type_name: schema, **own}
+    schedule = options_of(Schedule)
+    definitions |= {name: _plain(own) for name, own in schedule.definitions.items()}
     stages = {"$ref": "#/$defs/stage"}
     return {
         "$schema": DRAFT,
@@ -86,6 +89,7 @@ def pipeline_schema(registry: Registry = BUILTIN) -> dict[str, Any]:
             "description": {"type": "string"},
             "inputs": _mapping("Names to folders or URLs.", _input()),
             "stages": {**_mapping("Names to stages.", stages), "minProperties": 1},
+            **_plain(schedule.schema["properties"]),
         },
         "required": ["pipeline", "inputs", "stages"],
         "additionalProperties": False,

@@ -72,14 +72,15 @@ def explain(
 
     Args:
         error: of pydantic, for this mapping.
-        path: key path of the mapping in the file.
+        path: key path of the mapping in the file; empty for the file itself.
         options: what the mapping may contain.
         value: what it contains.
         also: keys that belong beside the options, to suggest them as well.
     """
     sentences = _sentences(error, options, value, also)
     mistakes = (
-        Mistake(".".join([path, *map(str, keys)]), _limited(text)) for keys, text in sentences
+        Mistake(".".join(filter(None, [path, *map(str, keys)])), _limited(text))
+        for keys, text in sentences
     )
     return list(dict.fromkeys(mistakes))  # alternatives of a union give the same sentence
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from videoar.pipeline.stage import StageConfig
+from videoar.core.types import Frozen
 
 Schema = Mapping[str, Any]
 """A JSON Schema."""
@@ -156,7 +156,7 @@ def _child_schema(schema: Schema, key: str | int) -> Schema | None:
 
 
 @lru_cache(maxsize=64)
-def options_of(config_type: type[StageConfig]) -> Option:
-    """Return the options of a stage as one mapping."""
+def options_of(config_type: type[Frozen]) -> Option:
+    """Return the options of a stage, or of another part of a pipeline file, as one mapping."""
     schema = config_type.model_json_schema()
     return Option(schema, schema.get("$defs", {}))

@@ -19,15 +19,17 @@ from videoar.core.ids import digest_json
 from videoar.core.names import NAME_HINT, is_name
 from videoar.core.types import Json
 from videoar.core.yaml_file import read_mapping
-from videoar.pipeline.input_url import absolute_input, input_problem
+from videoar.pipeline.input_url import absolute_input, input_problem, named_input
 from videoar.pipeline.local_path import with_absolute_paths
 from videoar.pipeline.mistakes import Mistake, SpecError, explain, shown, unknown_key
 from videoar.pipeline.options import options_of
 from videoar.pipeline.overrides import apply_override
 from videoar.pipeline.registry import BUILTIN, Registry, stage_class
 from videoar.pipeline.stage import Port, Stage, StageConfig
+from videoar.pipeline.trigger import Schedule
 
-_TOP_KEYS = ("pipeline", "description", "inputs", "stages")
+_SCHEDULE_KEYS = tuple(Schedule.model_fields)
+_TOP_KEYS = ("pipeline", "description", "inputs", "stages", *_SCHEDULE_KEYS)
 _STAGE_KEYS = ("stage", "from")
 
 
@@ -59,6 +61,7 @@ class PipelineSpec:
     document: Mapping[str, Any] = field(repr=False)
     """The file as data, with overrides applied and paths absolute: what a run stores and
     `resume` reads."""
+    schedule: Schedule
 
     @property
     def digest(self) -> str:
@@ -163,6 +166,8 @@ def parse_pipeline(
     ]
     for draft in drafts.values():
         mistakes += _check_ports(draft, inputs, drafts)
+    schedule, schedule_mistakes = _parse_schedule(document)
+    mistakes += schedule_mistakes + _check_trigger(schedule, inputs, drafts)
     order = _order(drafts, mistakes)
     if mistakes:
         raise SpecError(source, mistakes)
@@ -172,7 +177,32 @@ def parse_pipeline(
         inputs=inputs,
         stages=tuple(drafts[name].spec() for name in order),
         document=dict(document),
+        schedule=schedule,
     )
+
+
+def _parse_schedule(document: Mapping[str, Any]) -> tuple[Schedule, list[Mistake]]:
+    raw = {key: document[key] for key in _SCHEDULE_KEYS if key in document}
+    try:
+        return Schedule.model_validate(raw), []
+    except ValidationError as error:
+        return Schedule(), explain(error, "", options_of(Schedule), raw)
+
+
+def _check_trigger(
+    schedule: Schedule, inputs: Mapping[str, str], stages: Container[str]
+) -> list[Mistake]:
+    trigger = schedule.trigger
+    if trigger and (new := trigger.new_sources):
+        path = "trigger.new_sources.input"
+        if new.input not in inputs:
+            return [Mistake(path, f"no input {new.input} ({did_you_mean(new.input, inputs)})")]
+        if named_input(inputs[new.input]):
+            return [Mistake(path, f"{new.input} is not listed (use new_snapshot)")]
+    if trigger and (snapshot := trigger.new_snapshot) and snapshot.dataset in stages:
+        what = f"{snapshot.dataset} is a stage of this pipeline, so each run would start the next"
+        return [Mistake("trigger.new_snapshot.dataset", what)]
+    return []
 
 
 def _check_head(document: Mapping[str, Any]) -> list[Mistake]:
