@@ -87,6 +87,11 @@ def pipeline_schema(registry: Registry = BUILTIN) -> dict[str, Any]:
         "properties": {
             "pipeline": {"type": "string", "description": "Name of the pipeline.", **_NAME},
             "description": {"type": "string"},
+            "only_if_new": {
+                "type": "string",
+                "description": "Listed input: a run without new sources in it skips all stages.",
+                **_NAME,
+            },
             "inputs": _mapping("Names to folders or URLs.", _input()),
             "stages": {**_mapping("Names to stages.", stages), "minProperties": 1},
             **_plain(schedule.schema["properties"]),
@@ -105,7 +110,10 @@ def _mapping(description: str, values: Schema) -> dict[str, Any]:
 
 
 def _input() -> dict[str, Any]:
-    kinds = "A folder, file://, s3://, rendered://, ref:// or snapshot:// (?optional=true)."
+    kinds = (
+        "A folder, file://, s3://, rendered://, ref:// or snapshot:// (/PORT of a parent,"
+        " ?optional=true)."
+    )
     return {
         "type": "string",
         "description": kinds,

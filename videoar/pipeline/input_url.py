@@ -25,6 +25,9 @@ class NamedInput(NamedTuple):
     scheme: str
     name: str
     """As `Store.snapshot` takes it."""
+    parents: tuple[str, ...]
+    """Ports from which to go on: of `ref://champion/tokens/clips`, `tokens` of the champion, then
+    `clips` of those tokens."""
     is_optional: bool
     """Whether the input is absent, instead of an error, if there is no such ref or snapshot."""
 
@@ -37,7 +40,8 @@ def named_input(url: str) -> NamedInput | None:
         return None
     name = url[match.end() :]
     is_optional = name.endswith(_OPTIONAL)
-    return NamedInput(match[1].lower(), name.removesuffix(_OPTIONAL), is_optional)
+    name, *parents = name.removesuffix(_OPTIONAL).split("/")
+    return NamedInput(match[1].lower(), name, tuple(parents), is_optional)
 
 
 def input_problem(url: str) -> Problem | None:
@@ -51,11 +55,19 @@ def input_problem(url: str) -> Problem | None:
     if match is None:
         return _path_problem(url)
     if (named := named_input(url)) is not None:
-        scheme, name, _ = named
-        if "?" in name:
-            return f"has another option than {_OPTIONAL}", f"write {scheme}://NAME{_OPTIONAL}"
-        return None if name else (f"names no {scheme}", f"e.g. {scheme}://NAME")
+        return _named_problem(named)
     return _url_problem(match[1].lower(), url)
+
+
+def _named_problem(named: NamedInput) -> Problem | None:
+    scheme, name, parents, _ = named
+    if any("?" in part for part in (name, *parents)):
+        return f"has another option than {_OPTIONAL}", f"write {scheme}://NAME{_OPTIONAL}"
+    if not name:
+        return f"names no {scheme}", f"e.g. {scheme}://NAME"
+    if not all(parents):
+        return "names no parent after a /", f"e.g. {scheme}://{name}/tokenizer"
+    return None
 
 
 def _path_problem(path: str) -> Problem | None:

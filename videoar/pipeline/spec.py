@@ -29,7 +29,7 @@ from videoar.pipeline.stage import Port, Stage, StageConfig
 from videoar.pipeline.trigger import Schedule
 
 _SCHEDULE_KEYS = tuple(Schedule.model_fields)
-_TOP_KEYS = ("pipeline", "description", "inputs", "stages", *_SCHEDULE_KEYS)
+_TOP_KEYS = ("pipeline", "description", "only_if_new", "inputs", "stages", *_SCHEDULE_KEYS)
 _STAGE_KEYS = ("stage", "from")
 
 
@@ -58,6 +58,8 @@ class PipelineSpec:
     """Where the file was read, for messages."""
     inputs: Mapping[str, str]
     stages: tuple[StageSpec, ...]
+    only_if_new: str | None
+    """Listed input without whose new sources a run skips all stages; None: runs in any case."""
     document: Mapping[str, Any] = field(repr=False)
     """The file as data, with overrides applied and paths absolute: what a run stores and
     `resume` reads."""
@@ -158,7 +160,7 @@ def parse_pipeline(
     """Validate a pipeline given as data; see `load_pipeline`."""
     inputs, input_mistakes = _parse_inputs(document.get("inputs"))
     drafts, stage_mistakes = _parse_stages(document.get("stages"), registry)
-    mistakes = _check_head(document) + input_mistakes + stage_mistakes
+    mistakes = _check_head(document, inputs) + input_mistakes + stage_mistakes
     mistakes += [
         Mistake(f"stages.{name}", "is the name of an input, too (rename one)")
         for name in drafts
@@ -176,6 +178,7 @@ def parse_pipeline(
         source=source,
         inputs=inputs,
         stages=tuple(drafts[name].spec() for name in order),
+        only_if_new=document.get("only_if_new"),
         document=dict(document),
         schedule=schedule,
     )
@@ -205,7 +208,7 @@ def _check_trigger(
     return []
 
 
-def _check_head(document: Mapping[str, Any]) -> list[Mistake]:
+def _check_head(document: Mapping[str, Any], inputs: Mapping[str, str]) -> list[Mistake]:
     unknown = [key for key in document if key not in _TOP_KEYS]
     mistakes = [Mistake(key, unknown_key(key, _TOP_KEYS)) for key in unknown]
     if "pipeline" not in document:
@@ -215,6 +218,11 @@ def _check_head(document: Mapping[str, Any]) -> list[Mistake]:
     description = document.get("description", "")
     if not isinstance(description, str):
         mistakes.append(Mistake("description", f"must be text, not {shown(description)}"))
+    if (name := document.get("only_if_new")) is not None:
+        listed = [name for name, url in inputs.items() if not named_input(url)]
+        if name not in listed:
+            text = f"{shown(name)} is no input that lists files ({did_you_mean(str(name), listed)})"
+            mistakes.append(Mistake("only_if_new", text))
     return mistakes
 
 

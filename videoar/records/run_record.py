@@ -347,6 +347,19 @@ def previous_input(store: Store, pipeline: str, name: str, before: str) -> Input
     return None
 
 
+def ended_runs(store: Store, pipeline: str, before: str | None) -> Iterator[Run]:
+    """Yield the runs of a pipeline that came to their end, newest first.
+
+    That is a decision: a model, or a gate that blocked. Runs that were stopped or failed, or that
+    were asked for a part of the pipeline only, or skipped all of it, are left out.
+    """
+    for run_id in _newest_first(store, pipeline, before):
+        run = load_run(store, run_id)
+        is_whole = run.until is None and any(stage.status != "SKIPPED" for stage in run.stages)
+        if is_whole and run.status in {"SUCCEEDED", "GATE_BLOCKED"}:
+            yield run
+
+
 def _newest_first(store: Store, pipeline: str, before: str | None) -> Iterator[str]:
     for run_id in reversed(run_ids(store)):
         if before is None or run_id < before:

@@ -45,7 +45,7 @@ from videoar.runner.decide import (
     decide,
     skip_reason,
 )
-from videoar.runner.inputs import Listing, compare, resolve
+from videoar.runner.inputs import Listing, compare, nothing_new, resolve
 from videoar.storage import layout
 from videoar.storage.delta_log import missing_files
 from videoar.storage.reader import read_file
@@ -105,7 +105,11 @@ class Execution:
             with log_context(run_id=self.run_id):
                 for name, listed in inputs.items():
                     self._set_input(name, listed)
-                self._run_all(selected, start)
+                if reason := nothing_new(self.store, self.spec, inputs, self.run_id):
+                    for stage in selected:
+                        self._skip(stage, reason)
+                else:
+                    self._run_all(selected, start)
         except KeyboardInterrupt:
             status, problem = "CANCELLED", "cancelled"
             raise

@@ -5,12 +5,14 @@ a folder with samples.parquet         of `videoar generate`: a snapshot of `samp
 NAME.txt, NAME.jsonl                  a file of prompts, read now: a snapshot of `prompts@1`
 ref://NAME, snapshot://ID             a snapshot that is already in the store; with ?optional=true
                                       the input is absent if there is none
+ref://NAME/PORT                       a parent of it: ref://champion/tokenizer; also of a parent
 
 A listing omits withdrawn sources, by URL and etag. A copy of one under another URL is recognized by
 its content when ingest reads it.
 """
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,7 +25,8 @@ from videoar.core.types import Provenance
 from videoar.evaluation.evalset import require_intact
 from videoar.media.sources import list_sources, read_input
 from videoar.pipeline.input_url import named_input
-from videoar.records.run_record import InputRun, previous_input
+from videoar.pipeline.spec import PipelineSpec
+from videoar.records.run_record import InputRun, ended_runs, previous_input
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 from videoar.storage.takedown import address_digest, withdrawn_addresses
@@ -92,13 +95,16 @@ def resolve(store: Store, name: str, url: str) -> Snapshot | Listing | None:
     """
     if (named := named_input(url)) is not None:
         try:
-            snapshot = store.snapshot(named.name)
-        except SnapshotNotFoundError:
-            # a ref that points at a snapshot that is not there is damage, not absence
-            is_absent = ":" in named.name or store.refs.head(named.name) is None
+            snapshot = _parent(store, store.snapshot(named.name), named.parents)
+        except SnapshotNotFoundError as error:
+            # a ref or parent that names a snapshot that is not there is damage, not absence
+            is_absent = isinstance(error, _NoParentError) or (
+                ":" in named.name or store.refs.head(named.name) is None
+            )
             if named.is_optional and is_absent:
                 return None
-            raise
+            what = f"{error.where}: {error.what}"
+            raise SnapshotNotFoundError(f"inputs.{name}", what, error.hint) from error
         if snapshot.contract == EVALSETS:
             require_intact(snapshot)  # now: cached stages would not read it
         return snapshot
@@ -111,6 +117,23 @@ def resolve(store: Store, name: str, url: str) -> Snapshot | Listing | None:
         listing = Listing(name, SOURCES, rows)
     # unchanged since an earlier run: no new snapshot, so nothing after it runs again
     return listing.committed(store) or listing
+
+
+class _NoParentError(SnapshotNotFoundError):
+    """A snapshot has no parent at the port that an input names."""
+
+
+def _parent(store: Store, snapshot: Snapshot, ports: Sequence[str]) -> Snapshot:
+    """Return the parent of a snapshot, its parent, and so on, by the ports of their stages."""
+    for port in ports:
+        parents = snapshot.commit.provenance.parents
+        if port not in parents:
+            what = f"was made without an input at port {port}"
+            raise _NoParentError(
+                snapshot.id, what, f"it has {', '.join(sorted(parents)) or 'none'}"
+            )
+        snapshot = store.snapshot(parents[port])
+    return snapshot
 
 
 def _prompts(url: str) -> pa.Table:
@@ -133,16 +156,9 @@ def _without_withdrawn(store: Store, name: str, url: str, rows: pa.Table) -> pa.
 def compare(store: Store, pipeline: str, run_id: str, name: str, listed: Snapshot) -> InputRun:
     """Count the new, changed and removed sources since the previous run of the pipeline."""
     previous = previous_input(store, pipeline, name, run_id)
-    try:
-        rows = store.snapshot(previous.snapshot).table(["uri", "etag"]) if previous else None
-    except StorageError as error:
-        # an unreachable store fails the run; a listing that is gone or damaged costs only this
-        # comparison
-        if error.retryable:
-            raise
-        logger.warning("input %s: the previous listing cannot be read: %s", name, error)
-        previous = rows = None
-    old = dict(_addresses(rows)) if rows else {}
+    old = _sources_of(store, name, previous) if previous else None
+    if old is None:
+        previous, old = None, {}
     new = dict(_addresses(listed.table(["uri", "etag"])))
     return InputRun(
         snapshot=listed.id,
@@ -152,6 +168,49 @@ def compare(store: Store, pipeline: str, run_id: str, name: str, listed: Snapsho
         # a takedown may have removed rows of the old listing: use the count of that time
         gone=(previous.sources if previous else 0) - len(old.keys() & new.keys()),
     )
+
+
+def nothing_new(
+    store: Store,
+    spec: PipelineSpec,
+    inputs: Mapping[str, Snapshot | Listing | None],
+    before: str | None = None,
+) -> str | None:
+    """Return why a pipeline with `only_if_new` has nothing to do, None if it has.
+
+    The newest run of an equal document that came to its end has used up its sources, also if its
+    gate blocked. A run that was killed or failed has not: the next one, or `resume`, does its work.
+
+    Args:
+        store: where runs are recorded.
+        spec: the pipeline.
+        inputs: as they are now, by name.
+        before: only runs older than this id count.
+    """
+    name = spec.only_if_new
+    listed = inputs[name] if name else None
+    if name is None or listed is None:
+        return None
+    for run in ended_runs(store, spec.name, before):
+        # with other options, or another folder, it is another training
+        if run.pipeline_digest == spec.digest:
+            old = _sources_of(store, name, run.inputs[name]) or {}
+            is_new = any(old.get(uri) != etag for uri, etag in _addresses(listed.table()))
+            return None if is_new else f"nothing new in {name} since run {run.run_id}"
+    return None
+
+
+def _sources_of(store: Store, name: str, listed: InputRun) -> dict[str, str] | None:
+    """Return the etags of an earlier listing by URL, None if it cannot be read."""
+    try:
+        return dict(_addresses(store.snapshot(listed.snapshot).table(["uri", "etag"])))
+    except StorageError as error:
+        # an unreachable store fails the run; a listing that is gone or damaged costs only this
+        # comparison
+        if error.retryable:
+            raise
+        logger.warning("input %s: the previous listing cannot be read: %s", name, error)
+        return None
 
 
 def _addresses(rows: pa.Table) -> list[tuple[str, str]]:

@@ -16,7 +16,7 @@ from videoar.runner.decide import (
     decide,
     skip_reason,
 )
-from videoar.runner.inputs import Listing, resolve
+from videoar.runner.inputs import Listing, nothing_new, resolve
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
@@ -45,6 +45,8 @@ def plan(spec: PipelineSpec, store: Store, registry: Registry = BUILTIN) -> list
     known: dict[str, Snapshot | Listing | None] = {
         name: resolve(store, name, url) for name, url in spec.inputs.items()
     }
+    if reason := nothing_new(store, spec, known):
+        return [StagePlan(name=s.name, action="skipped", reason=reason) for s in spec.stages]
     absent = {name: absence(name, spec.inputs[name]) for name in known if known[name] is None}
     plans = []
     for stage in spec.stages:

@@ -44,6 +44,9 @@ def test_folders_and_known_urls_are_accepted(url: str):
         ("ref://?optional=true", "names no ref"),
         ("ref://champion?optional=yes", "has another option than ?optional=true"),
         ("snapshot://a:b?x=1?optional=true", "has another option than ?optional=true"),
+        ("ref://champion/tokens?x=1", "has another option than ?optional=true"),
+        ("ref://champion/", "names no parent after a /"),
+        ("ref://champion//clips", "names no parent after a /"),
         ("/a\0b", "contains control characters"),
         ("/a\nb", "contains control characters"),
         ("/a\udcff", "contains control characters or bytes that are not UTF-8"),
@@ -60,9 +63,10 @@ def test_other_urls_are_rejected_with_a_hint(url: str, what: str):
 @pytest.mark.parametrize(
     ("url", "named"),
     [
-        ("ref://champion", ("ref", "champion", False)),
-        ("REF://champion?optional=true", ("ref", "champion", True)),
-        ("snapshot://a:b?optional=true", ("snapshot", "a:b", True)),
+        ("ref://champion", ("ref", "champion", (), False)),
+        ("REF://champion?optional=true", ("ref", "champion", (), True)),
+        ("snapshot://a:b?optional=true", ("snapshot", "a:b", (), True)),
+        ("ref://champion/tokens/clips", ("ref", "champion", ("tokens", "clips"), False)),
         ("s3://bucket?optional=true", None),
         ("ref", None),
     ],
