@@ -3,6 +3,9 @@
 Ingest writes the scores once; a policy is a file of bounds on them. A new policy is therefore
 applied without decoding a frame, and gives the same result on any machine.
 
+Licences and origins are what `labels.csv` of an input states: a row without one is denied, unless
+the policy allows null by name.
+
 A bound may be a percentile, but only of a stored profile, never of the rows at hand: otherwise one
 new source could change the decision on another.
 """
@@ -25,6 +28,7 @@ from videoar.core.yaml_file import read_mapping
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+LICENCE_DENIED = "LICENCE_DENIED"
 SCORE_MISSING = "SCORE_MISSING"
 _FRAME_SLACK = 2  # containers announce up to two frames that no decoder outputs
 _FOLDER = Path(__file__).parent / "policies"
@@ -45,15 +49,18 @@ _RULES = (  # reason, score, bound; reasons are reported in this order, the firs
     ("LETTERBOX", "letterbox_frac", "max_letterbox_frac"),
     ("BLURRED", "blur_p10", "min_blur"),
 )
-REASONS = (*(rule[0] for rule in _RULES), SCORE_MISSING)
+_LISTS = {"allowed_licences": "licence", "allowed_origins": "origin"}
+REASONS = (LICENCE_DENIED, *(rule[0] for rule in _RULES), SCORE_MISSING)
 COLUMNS = (
     "src_width_px", "src_height_px", "src_rate_fps", "expected_frames", "decoded_frames",
     "decode_errors", "num_frames", "rate_fps", "luma_mean", "black_frac", "freeze_frac", "blur_p10",
-    "motion_mean", "letterbox_frac",
+    "motion_mean", "letterbox_frac", *_LISTS.values(),
 )  # fmt: skip
 """Columns of `clips@1` that `evaluate` needs."""
 Bounds = Mapping[str, float | None]
-"""A policy with percentiles resolved to numbers; None disables a bound."""
+"""The numbers of a policy, with percentiles resolved; None disables a bound."""
+Allowed = Mapping[str, tuple[str | None, ...]]
+"""The values that a column may have; columns without a rule are left out."""
 
 
 @lru_cache(maxsize=1)
@@ -82,6 +89,11 @@ Bound = Annotated[float | str | None, BeforeValidator(_bound)]
 class Policy(Frozen):
     """Bounds on scores: a number, a percentile of a stored profile (`p02`), or null for none."""
 
+    allowed_licences: tuple[str | None, ...] | None = None
+    """Licences of sources that may be used, as `labels.csv` spells them; null in the list allows
+    sources that state none. No list: all."""
+    allowed_origins: tuple[str | None, ...] | None = None
+    """The same for their origins."""
     min_short_side_px: Bound = None
     """Smallest shorter side of the source's frames, in px."""
     min_source_fps: Bound = None
@@ -112,6 +124,12 @@ class Policy(Frozen):
     """Smallest 10th percentile of the frames' Laplacian variance; blurred clips have a low one."""
 
     @property
+    def allowed(self) -> Allowed:
+        """The values that columns may have."""
+        lists = {column: getattr(self, name) for name, column in _LISTS.items()}
+        return {column: values for column, values in lists.items() if values is not None}
+
+    @property
     def percentiles(self) -> dict[str, str]:
         """The bounds that need a profile."""
         return {name: value for name, value in self if isinstance(value, str)}
@@ -125,7 +143,7 @@ class Policy(Frozen):
         Raises:
             ConfigError: a bound is a percentile, and `profile` does not include its score.
         """
-        bounds = dict(self)
+        bounds = {name: getattr(self, name) for _, _, name in _RULES}
         for name, percentile in self.percentiles.items():
             score = score_of(name)
             values = (profile or {}).get(score)
@@ -182,15 +200,18 @@ def _explain(detail: "ErrorDetails") -> str:
     return f"{name}: {detail['msg'].removeprefix('Value error, ')}"
 
 
-def evaluate(scores: Mapping[str, Any], bounds: Bounds) -> list[str]:
+def evaluate(scores: Mapping[str, Any], bounds: Bounds, allowed: Allowed) -> list[str]:
     """Return the reasons to reject one clip, in a fixed order; none: keep it.
 
     Args:
         scores: a row of `clips@1` (at least `COLUMNS`).
         bounds: a resolved policy. A bound whose score is missing rejects with `SCORE_MISSING`.
+        allowed: of the policy, too. Any other value, and a missing one, rejects with
+            `LICENCE_DENIED`.
     """
     values = {**scores, **_derived(scores)}
-    reasons = []
+    is_denied = any(scores[column] not in permitted for column, permitted in allowed.items())
+    reasons = [LICENCE_DENIED] if is_denied else []
     for reason, score, bound in _RULES:
         limit, value = bounds[bound], values[score]
         if limit is None:

@@ -156,9 +156,10 @@ def _without_withdrawn(store: Store, name: str, url: str, rows: pa.Table) -> pa.
 def compare(store: Store, pipeline: str, run_id: str, name: str, listed: Snapshot) -> InputRun:
     """Count the new, changed and removed sources since the previous run of the pipeline."""
     previous = previous_input(store, pipeline, name, run_id)
-    old = _sources_of(store, name, previous) if previous else None
-    if old is None:
-        previous, old = None, {}
+    rows = _earlier_rows(store, name, previous) if previous else None
+    if rows is None:
+        previous = None
+    old = dict(_addresses(rows)) if rows else {}
     new = dict(_addresses(listed.table(["uri", "etag"])))
     return InputRun(
         snapshot=listed.id,
@@ -194,16 +195,18 @@ def nothing_new(
     for run in ended_runs(store, spec.name, before):
         # with other options, or another folder, it is another training
         if run.pipeline_digest == spec.digest:
-            old = _sources_of(store, name, run.inputs[name]) or {}
-            is_new = any(old.get(uri) != etag for uri, etag in _addresses(listed.table()))
+            old = _earlier_rows(store, name, run.inputs[name])
+            # all columns: a source with another caption or licence is new, too
+            known = {tuple(row.values()) for row in old.to_pylist()} if old else set()
+            is_new = any(tuple(row.values()) not in known for row in listed.table().to_pylist())
             return None if is_new else f"nothing new in {name} since run {run.run_id}"
     return None
 
 
-def _sources_of(store: Store, name: str, listed: InputRun) -> dict[str, str] | None:
-    """Return the etags of an earlier listing by URL, None if it cannot be read."""
+def _earlier_rows(store: Store, name: str, listed: InputRun) -> pa.Table | None:
+    """Return the rows of an earlier listing, None if it cannot be read."""
     try:
-        return dict(_addresses(store.snapshot(listed.snapshot).table(["uri", "etag"])))
+        return store.snapshot(listed.snapshot).table()
     except StorageError as error:
         # an unreachable store fails the run; a listing that is gone or damaged costs only this
         # comparison

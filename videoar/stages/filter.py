@@ -24,6 +24,7 @@ from videoar.curation.policy import (
     COLUMNS,
     PROFILE_HINT,
     SCORE_MISSING,
+    Allowed,
     Bounds,
     Policy,
     evaluate,
@@ -51,7 +52,7 @@ class FilterConfig(StageConfig):
     policy: Policy = Field(default="default", validate_default=True)
     """A named policy (`default` for training corpora, `permissive` for anything that moves), the
     path of a policy file, or the bounds themselves."""
-    override: Mapping[str, float | str | None] = {}
+    override: Mapping[str, float | str | tuple[str | None, ...] | None] = {}
     """Bounds that replace those of the policy; null disables one."""
     dedup: bool = True
     """Reject all but the best of clips that look the same."""
@@ -128,10 +129,10 @@ class FilterStage(ReduceStage[FilterConfig]):
         clips = inputs["clips"]
         if not clips.files:
             raise GateError("filter", "the input has no clips", "see the rejects of ingest")
-        bounds = self.config.resolved.resolve_percentiles(_percentiles(inputs.get("profile")))
-        rules = _PolicyOnFiles(
-            clips, bounds, needs_embedding=self.config.dedup_semantic is not None
-        )
+        policy = self.config.resolved
+        bounds = policy.resolve_percentiles(_percentiles(inputs.get("profile")))
+        needs_embedding = self.config.dedup_semantic is not None
+        rules = _PolicyOnFiles(clips, bounds, policy.allowed, needs_embedding=needs_embedding)
         # before the loop: a clip may repeat one of a later file
         repeats = self._repeats(rules, context.dask_scheduler)
         metrics = {f"bound/{name}": value for name, value in bounds.items() if value is not None}
@@ -198,14 +199,17 @@ def _percentiles(profile: Snapshot | None) -> dict[str, list[float]] | None:
 class _PolicyOnFiles:
     """Applies the policy to the clips of one file; pickled to the workers of dask."""
 
-    def __init__(self, clips: Snapshot, bounds: Bounds, *, needs_embedding: bool) -> None:
-        self.clips, self.bounds, self.needs_embedding = clips, bounds, needs_embedding
+    def __init__(
+        self, clips: Snapshot, bounds: Bounds, allowed: Allowed, *, needs_embedding: bool
+    ) -> None:
+        self.clips, self.bounds, self.allowed = clips, bounds, allowed
+        self.needs_embedding = needs_embedding
 
     def __call__(self, index: int) -> list[list[str]]:
         """Return the reasons to reject each row of one file."""
         file = self.clips.files[index]
         rows = self.clips.read_file(file, list(COLUMNS)).to_pylist()
-        reasons = [evaluate(row, self.bounds) for row in rows]
+        reasons = [evaluate(row, self.bounds, self.allowed) for row in rows]
         if self.needs_embedding:
             embedded = self.clips.read_file(file, ["embedding"])["embedding"].is_valid().to_pylist()
             for of_row, is_embedded in zip(reasons, embedded, strict=True):

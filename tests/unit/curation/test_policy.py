@@ -1,10 +1,14 @@
 """Policies: reasons per bound, percentiles, and all mistakes of a file at once."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.support.clip_rows import clip_row
 from videoar.core.errors import ConfigError
+from videoar.curation.duplicates import REASONS as DUPLICATES
 from videoar.curation.policy import (
+    LICENCE_DENIED,
     REASONS,
     SCORE_MISSING,
     Policy,
@@ -14,7 +18,8 @@ from videoar.curation.policy import (
     read_policy,
 )
 
-BOUNDS = {**read_policy("default").model_dump(), "min_motion": 0.03, "min_blur": 20.0}
+BOUNDS = read_policy("default").model_copy(update={"min_motion": 0.03, "min_blur": 20.0})
+BOUNDS = BOUNDS.resolve_percentiles()
 
 GOOD = clip_row()
 
@@ -39,18 +44,50 @@ GOOD = clip_row()
     ],
 )
 def test_each_bound_gives_its_reason(change, reason):
-    assert evaluate(GOOD, BOUNDS) == []
-    assert evaluate({**GOOD, **change}, BOUNDS) == [reason]
+    assert evaluate(GOOD, BOUNDS, {}) == []
+    assert evaluate({**GOOD, **change}, BOUNDS, {}) == [reason]
     assert reason in REASONS
+
+
+@pytest.mark.parametrize(
+    ("policy", "of_source", "is_kept"),
+    [
+        ({"allowed_licences": ["CC0-1.0"]}, {"licence": "CC0-1.0"}, True),
+        ({"allowed_licences": ["CC0-1.0"]}, {"licence": "cc0"}, False),
+        ({"allowed_licences": ["CC0-1.0"]}, {"licence": None}, False),
+        ({"allowed_licences": ["CC0-1.0", None]}, {"licence": None}, True),
+        ({"allowed_licences": []}, {"licence": "CC0-1.0"}, False),
+        ({"allowed_licences": None}, {"licence": None}, True),
+        ({"allowed_origins": ["camera"]}, {"licence": "CC0-1.0", "origin": None}, False),
+        ({"allowed_origins": ["camera"]}, {"licence": None, "origin": "camera"}, True),
+        ({"allowed_licences": ["a"], "allowed_origins": ["b"]},
+         {"licence": "a", "origin": "x"}, False),
+    ],
+)  # fmt: skip
+def test_licences_and_origins_that_are_not_allowed_are_denied(policy, of_source, is_kept):
+    allowed = parse_policy(policy, "x").allowed
+    row = {**GOOD, "licence": None, "origin": None, **of_source}
+    assert evaluate(row, BOUNDS, allowed) == ([] if is_kept else [LICENCE_DENIED])
+
+
+def test_licence_is_the_first_reason():
+    row = {**GOOD, "licence": None, "luma_mean": 5.0}
+    assert evaluate(row, BOUNDS, {"licence": ("a",)}) == [LICENCE_DENIED, "DARK"]
+
+
+def test_every_reason_is_in_the_table_of_the_docs():
+    docs = (Path(__file__).parents[3] / "docs" / "curation.md").read_text(encoding="utf-8")
+    bounds = {*Policy.model_fields}
+    assert {name for name in (*REASONS, *DUPLICATES, *bounds) if f"`{name}`" not in docs} == set()
 
 
 def test_disabled_bounds_need_no_score():
     bounds = Policy(min_luma=16).resolve_percentiles()
-    assert evaluate({**GOOD, "motion_mean": None, "expected_frames": None}, bounds) == []
+    assert evaluate({**GOOD, "motion_mean": None, "expected_frames": None}, bounds, {}) == []
 
 
 def test_container_without_announced_frames_is_not_truncated():
-    assert evaluate({**GOOD, "expected_frames": None}, BOUNDS) == []
+    assert evaluate({**GOOD, "expected_frames": None}, BOUNDS, {}) == []
 
 
 def test_percentiles_are_resolved_from_the_profile():

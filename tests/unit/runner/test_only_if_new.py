@@ -72,7 +72,11 @@ def test_changed_file_and_changed_options_are_new(store: Store, videos: Path):
     first = execute(store, document(videos))
     assert not skipped_since(store, document(videos, value=0.6), first.run_id)
     (videos / "a.mp4").write_bytes(b"y" * 11)
-    assert not skipped_since(store, document(videos), first.run_id)
+    second = execute(store, document(videos))
+    assert second.stage("big").status == "SUCCEEDED"
+    assert skipped_since(store, document(videos), second.run_id)
+    (videos / "labels.csv").write_text("file,licence\na.mp4,CC0-1.0\n")
+    assert not skipped_since(store, document(videos), second.run_id)
 
 
 def test_blocked_run_has_used_up_its_sources_and_a_part_or_failed_run_has_not(

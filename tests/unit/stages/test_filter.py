@@ -41,6 +41,18 @@ def test_each_file_gives_one_file_and_counts_add_up(store):
     assert metrics["bound/min_motion"] == 0.03
 
 
+def test_denied_licences_are_rejected_with_their_reason_and_displace_no_copy(store):
+    denied, stated = clip_row("a", licence=None), clip_row("b", licence="CC0-1.0")
+    copy = {**denied, "source_uri": "file:///c", "source_name": "c", "licence": "CC0-1.0"}
+    override = {"allowed_licences": ["CC0-1.0"]}
+    clips = clips_of(store, [denied, stated], [copy])
+    good, metrics = sift(store, clips, gate=False, policy="permissive", override=override)
+    assert good.table(["source_name"])["source_name"].to_pylist() == ["b", "c"]
+    assert good.rejects().table()["reasons"].to_pylist() == [["LICENCE_DENIED"]]
+    assert metrics["reject/LICENCE_DENIED"] == 1
+    assert all(isinstance(value, float | int) for value in metrics.values())
+
+
 def test_copy_in_another_file_is_an_exact_duplicate(store):
     first = clip_row("a")
     copy = {**first, "source_uri": "file:///b", "source_name": "b"}
