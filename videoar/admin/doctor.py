@@ -2,16 +2,19 @@
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
+from itertools import chain
 
 from videoar.contracts.names import MODELS
 from videoar.core.errors import ConfigError, StorageError, VideoARError
 from videoar.core.settings import settings
 from videoar.core.types import Frozen
-from videoar.evaluation.metric_names import METRICS
+from videoar.evaluation.metric_names import FLICKERING, METRICS
+from videoar.evaluation.vbench_constants import DIMENSIONS, QUALITY, SEMANTIC
+from videoar.evaluation.vbench_process import vbench_version
+from videoar.evaluation.vbench_weights import verified, weights_of
 from videoar.storage.conformance import race
 from videoar.storage.delta_log import iter_commits
 from videoar.storage.layout import ROUND_TRIP_KEY
@@ -50,7 +53,7 @@ def diagnose(store: Store) -> list[Check]:
         "packages": lambda: ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
     }
     required = [_run(name, check) for name, check in checks.items()]
-    of_metrics = _metric_checks(store).items()
+    of_metrics = {**_metric_checks(store), **_vbench_checks()}.items()
     return required + [_run(name, check, is_required=False) for name, check in of_metrics]
 
 
@@ -63,19 +66,25 @@ def _run(name: str, check: Callable[[], str], *, is_required: bool = True) -> Ch
 
 
 def _metric_checks(store: Store) -> dict[str, Callable[[], str]]:
-    """Return a check for the metrics of each network, and of each kind that has none."""
+    """Return a check for the metrics of each network, and of each kind without one but VBench."""
     families: dict[str, dict[str, None]] = defaultdict(dict)
     for name, metric in METRICS.items():
+        if metric.kind == "vbench":
+            continue
         group, slash, _ = name.partition("/")
         families[metric.network or metric.kind][f"{group}/*" if slash else name] = None
     checks: dict[str, Callable[[], str]] = {
-        "lite0": _lite0, "i3d": _i3d, "domain": partial(_domain, store), "vbench": _vbench,
+        "lite0": _lite0, "i3d": _i3d, "domain": partial(_domain, store),
         "reconstruction": lambda: "can run; `score` needs a tokenizer",
     }  # fmt: skip
     return {
-        f"metrics {', '.join(names)}": checks.get(family, lambda: "can run")
+        f"metrics {', '.join(names)}": checks.get(family, _can_run)
         for family, names in families.items()
     }
+
+
+def _can_run() -> str:
+    return "can run"
 
 
 def _lite0() -> str:
@@ -100,12 +109,25 @@ def _domain(store: Store) -> str:
     return "can run"
 
 
-def _vbench() -> str:
-    if not Path(settings().vbench_python).is_file():
-        raise ConfigError("vbench", "no interpreter", "set VIDEOAR_VBENCH_PYTHON")
-    if not settings().vbench_cache or not Path(settings().vbench_cache).is_dir():
-        raise ConfigError("vbench", "no folder of weights", "set VIDEOAR_VBENCH_CACHE")
-    return "interpreter and folder of weights exist"
+def _vbench_checks() -> dict[str, Callable[[], str]]:
+    """Return a check for each metric of VBench; one for all without its interpreter."""
+    python, cache = settings().vbench_python, settings().vbench_cache
+    try:
+        vbench_version(python)
+    except VideoARError:
+        native = {} if python else {FLICKERING: _can_run}  # stage `vbench` computes it itself
+        checks = {"*": lambda: vbench_version(python), **native}
+    else:
+        parts: dict[str, tuple[str, ...]] = {name: (name,) for name in DIMENSIONS}
+        parts |= {"quality": (*QUALITY,), "semantic": (*SEMANTIC,), "total": DIMENSIONS}
+        checks = {name: partial(_vbench_weights, cache, of) for name, of in parts.items()}
+    return {f"metrics vbench/{name}": check for name, check in checks.items()}
+
+
+def _vbench_weights(folder: str, dimensions: Iterable[str]) -> str:
+    for weight in chain.from_iterable(map(weights_of, dimensions)):
+        verified(weight, folder)
+    return _can_run()
 
 
 def _race(store: Store) -> str:

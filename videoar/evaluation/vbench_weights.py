@@ -7,8 +7,8 @@ the lock, so that scores of other files are not comparable.
 
 import hashlib
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from videoar.core.errors import ConfigError
@@ -75,7 +75,7 @@ def licence_warnings(dimensions: Collection[str]) -> list[str]:
 
 
 def verified(weight: Weight, folder: str) -> str:
-    """Return the SHA-256 of a weight file.
+    """Return the SHA-256 of a weight file, see `_sha256`.
 
     Args:
         weight: the file.
@@ -88,8 +88,7 @@ def verified(weight: Weight, folder: str) -> str:
         raise ConfigError("VIDEOAR_VBENCH_CACHE", "is not set", "name the folder of weights")
     path = Path(folder, weight.path)
     try:
-        status = path.stat()
-        digest = _sha256(path, status.st_size, status.st_mtime_ns)
+        digest = _sha256(path)
     except OSError as error:
         hint = "put it there; nothing is downloaded"
         raise ConfigError(str(path), f"cannot be read: {error.strerror}", hint) from error
@@ -99,7 +98,19 @@ def verified(weight: Weight, folder: str) -> str:
     return digest
 
 
-@lru_cache
-def _sha256(path: Path, _size: int, _mtime_ns: int) -> str:
+def _sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, from the record beside it unless the file has changed since.
+
+    The files have gigabytes, and every plan and `videoar doctor` asks for them. The kernel sets
+    `ctime`, so a file that was replaced under its old size and date is hashed again.
+    """
+    status, record = path.stat(), path.with_name(f"{path.name}.videoar-sha256")
+    state = f"{status.st_ino} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} "
+    known = record.read_text() if record.is_file() else ""
+    if known.startswith(state) and known.endswith("\n"):  # written to its end
+        return known.removeprefix(state).strip()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    with suppress(OSError):  # a folder that cannot be written is hashed each time
+        record.write_text(f"{state}{digest}\n")
+    return digest

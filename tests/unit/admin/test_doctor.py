@@ -1,15 +1,19 @@
 """`doctor` says of each metric whether it can run here, or what is missing."""
 
-import sys
+import os
 from fnmatch import fnmatch
 
 import pytest
 
+from tests.support.vbench_runs import interpreter, weights
 from videoar.admin import doctor
 from videoar.bench.stores import commit
 from videoar.contracts.names import MODELS
 from videoar.core.settings import settings
+from videoar.evaluation import vbench_weights
 from videoar.evaluation.metric_names import METRICS
+from videoar.evaluation.vbench_constants import DIMENSIONS
+from videoar.evaluation.vbench_weights import verified
 from videoar.model.classifier import ClassifierConfig, ClipClassifier
 from videoar.storage.store import open_store
 from videoar.training.model_store import publish_model
@@ -59,16 +63,40 @@ def test_doctor_names_what_fvd_needs(store, set_variables, tmp_path):
     assert f"{tmp_path}/i3d: 5 bytes" in detail
 
 
-def test_doctor_names_what_vbench_needs(store, set_variables, tmp_path):
+def test_doctor_names_what_each_metric_of_vbench_needs(store, set_variables, tmp_path, monkeypatch):
     set_variables(vbench_python="", vbench_cache="")
     assert check_of(store, "vbench/*") == (
         False,
-        "vbench: no interpreter (set VIDEOAR_VBENCH_PYTHON)",
+        "VIDEOAR_VBENCH_PYTHON: is not set (see videoar vbench setup -h)",
     )
-    set_variables(vbench_python=sys.executable)
-    assert "VIDEOAR_VBENCH_CACHE" in check_of(store, "vbench/*")[1]
-    set_variables(vbench_cache=tmp_path)
-    assert check_of(store, "vbench/*")[0]
+    assert check_of(store, "vbench/temporal_flickering") == (True, "can run")
+    set_variables(vbench_python=interpreter(tmp_path))
+    assert check_of(store, "vbench/temporal_flickering") == (True, "can run")
+    assert "VIDEOAR_VBENCH_CACHE: is not set" in check_of(store, "vbench/scene")[1]
+
+    folder = weights(tmp_path, monkeypatch)
+    set_variables(vbench_cache=folder)
+    names = {f"vbench/{name}" for name in (*DIMENSIONS, "quality", "semantic", "total")}
+    assert {c.name.removeprefix("metrics ") for c in of_metrics(store) if c.ok} >= names
+    wrong = folder / "clip_model/ViT-L-14.pt"
+    before = wrong.stat()
+    wrong.write_bytes(wrong.read_bytes()[::-1])  # right size and date, wrong bytes
+    os.utime(wrong, ns=(before.st_atime_ns, before.st_mtime_ns))
+    (folder / "ViCLIP/ViClip-InternVid-10M-FLT.pth").unlink()
+    failed = [c for c in of_metrics(store) if not c.ok and "vbench" in c.name]
+    missing = {check.name.removeprefix("metrics "): check.detail for check in failed}
+    for name in ("aesthetic_quality", "quality", "total"):
+        assert "ViT-L-14.pt: has SHA-256" in missing.pop(f"vbench/{name}")
+    for name in ("temporal_style", "overall_consistency", "semantic"):
+        assert "FLT.pth: cannot be read: No such file" in missing.pop(f"vbench/{name}")
+    assert not missing
+
+
+def test_weights_are_hashed_once(tmp_path, monkeypatch):
+    folder = weights(tmp_path, monkeypatch)
+    digests = [verified(weight, str(folder)) for weight in vbench_weights.WEIGHTS]
+    monkeypatch.setattr("hashlib.file_digest", None)
+    assert [verified(weight, str(folder)) for weight in vbench_weights.WEIGHTS] == digests
 
 
 def test_domain_distance_needs_a_classifier_in_the_store(store):
