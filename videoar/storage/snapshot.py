@@ -1,7 +1,7 @@
 """One committed version of a dataset, and how to read it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -57,6 +57,10 @@ class Snapshot:
     def rows(self) -> int:
         """Rows of all files."""
         return self.commit.rows
+
+    def with_files(self, files: Sequence[FileRef]) -> "Snapshot":
+        """Return a view of some of the files; id and digest stay those of the whole."""
+        return replace(self, commit=self.commit.model_copy(update={"files": tuple(files)}))
 
     def read(
         self,

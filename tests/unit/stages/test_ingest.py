@@ -1,6 +1,7 @@
 """Ingest of small files, good and bad: every source ends once, equal inputs give equal bytes."""
 
 import itertools
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ from tests.support.stage_chain import ingest
 from videoar.media.decode import decode_clip
 from videoar.media.transcode import encode
 from videoar.stages.ingest.config import IngestConfig
-from videoar.stages.ingest.stage import group_rows
+from videoar.stages.ingest.stage import IngestStage, group_rows
 from videoar.storage.store import open_store
 
 OPTIONS = {"rate_fps": None, "size_px": 32, "sources_per_shard": 2}
@@ -94,6 +95,16 @@ def test_clip_id_does_not_depend_on_the_path(outcome, folder, tmp_path):
     assert clip_id in clips.table(["clip_id"])["clip_id"].to_pylist()
 
 
+@dataclass
+class Rows:
+    """Stands for a snapshot of `sources@1`."""
+
+    rows: list[dict]
+
+    def table(self) -> pa.Table:
+        return pa.Table.from_pylist(self.rows)
+
+
 def test_new_source_changes_one_group():
     rows = [{"uri": f"file:///{i:04d}.mp4", "size_bytes": 10} for i in range(400)]
     before = [tuple(r["uri"] for r in group) for group in group_rows(rows, 8, 100)]
@@ -105,6 +116,18 @@ def test_new_source_changes_one_group():
     assert len(set(before) - set(after)) == 1
     assert len(set(after) - set(before)) <= 2
     assert max(map(len, before)) <= 32
+
+
+def test_batch_in_a_folder_of_its_own_changes_no_shard_of_others():
+    def shards(*batches: str) -> set[str]:
+        names = [f"{batch}/{i}.mp4" for batch in batches for i in range(20)]
+        rows = [{"uri": f"file:///in/{n}", "name": n, "size_bytes": 10} for n in names]
+        stage = IngestStage(IngestConfig(sources_per_shard=8, batch_folders=True))
+        return {shard.digest for shard in stage.shards({"sources": Rows(rows)})}
+
+    two, three = shards("b1", "b3"), shards("b1", "b2", "b3")
+    assert two < three
+    assert three - two == shards("b2")
 
 
 @pytest.mark.slow

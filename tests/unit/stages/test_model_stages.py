@@ -20,7 +20,7 @@ from videoar.pipeline.context import StageContext
 from videoar.pipeline.fingerprint import compute_parts, shard_fingerprint
 from videoar.stages.generate.config import GenerateConfig
 from videoar.stages.generate.stage import GenerateStage
-from videoar.stages.pretrain.data import open_stores
+from videoar.stages.pretrain.data import open_stores, split_by_seen
 from videoar.stages.pretrain.stage import PretrainConfig, PretrainStage
 from videoar.storage.store import open_store
 from videoar.storage.token_codec import checksum
@@ -150,6 +150,22 @@ def test_phases_mix_sizes_images_and_stores_in_one_model(store, inputs, tmp_path
     history = json.loads(row["history_json"])
     # the val rows are 4 x 4: the second phase reads other grids only, so it has none
     assert {point["step"] for point in history if "val/loss" in point} <= {1, 2, 3}
+
+
+def test_seen_tokens_are_the_old_part_of_a_mixture(store, inputs, tmp_path):
+    shapes = [(2, 4, 4)] * 3 + [(2, 4, 8)] * 2 + [(2, 8, 4)] * 4
+    now = _tokens(store, inputs, "now", shapes)
+    # by content and by clips, in whatever files: of the second file one clip is new
+    seen = _tokens(store, inputs, "seen", shapes[:4])
+    parts = split_by_seen(now, _tokens(store, inputs, "one_file", [(2, 4, 4)] * 4))
+    assert [file.rows for file in parts["old"].files] == [3]
+    assert sorted(file.rows for file in parts["new"].files) == [2, 4]
+    assert split_by_seen(now, seen) == parts
+    start = commit(store, "start", "models@1", pretrain(store, inputs, MemoryRank(tmp_path)).rows)
+    ports = {**inputs, "tokens": now, "seen": seen, "start": start}
+    training = {"phases": [{"steps": 4, "stores": {"old": {"weight": 1}, "new": {"weight": 3}}}]}
+    stage = PretrainStage(PretrainConfig(training=training))
+    assert stage.run(ports, StageContext(store), MemoryRank(tmp_path / "b")) is not None
 
 
 def test_start_may_have_another_window(store, inputs, tmp_path):

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from tests.support.loop_rank import MemoryRank, commit
 from tests.support.token_tables import pretrain_inputs
-from videoar.core.errors import ConfigError, ContractError
+from videoar.core.errors import ConfigError, ContractError, GateError
 from videoar.model.tokenizer.config import TOKENIZERS
 from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.pipeline.context import StageContext
@@ -49,6 +49,14 @@ class Run:
         rows = [{**row, **columns} for row in table.to_pylist()]
         other = pa.Table.from_pylist(rows, schema=table.schema)
         other = other.replace_schema_metadata(metadata or self.metadata(self.inputs["tokenizer"]))
+        self.inputs["tokens"] = commit(self.store, "other", "tokens@1", other)
+
+    def renumber(self, first):
+        """Replace the ids of all clips."""
+        table = self.inputs["tokens"].table()
+        rows = [{**r, "clip_id": f"{first + i:032x}"} for i, r in enumerate(table.to_pylist())]
+        other = pa.Table.from_pylist(rows, schema=table.schema)
+        other = other.replace_schema_metadata(self.metadata(self.inputs["tokenizer"]))
         self.inputs["tokens"] = commit(self.store, "other", "tokens@1", other)
 
     def metadata(self, tokenizer):
@@ -184,6 +192,20 @@ def start_that_is_a_tokenizer(run):
     run.inputs["start"] = run.inputs["tokenizer"]
 
 
+def all_clips_seen(run):
+    run.inputs["seen"] = run.inputs["tokens"]
+
+
+def no_clip_seen(run):
+    seen = run.inputs["tokens"]
+    run.renumber(first=100)
+    run.inputs["seen"], run.inputs["tokens"] = run.inputs["tokens"], seen
+
+
+def store_with_the_name_of_a_part(run):
+    run.inputs["seen"] = run.inputs["tokens.old"] = run.inputs["tokens"]
+
+
 def damaged_checkpoint(run):
     _, earlier = run.trained()
     saved = dict(earlier.saved[2])
@@ -260,6 +282,9 @@ TABLE = [
     ),
     (start_of_another_tokenizer, ContractError, r"pretrain\.start: .* was trained on tokens of"),
     (start_that_is_a_tokenizer, ContractError, "holds a tokenizer, not a transformer"),
+    (all_clips_seen, GateError, r"pretrain\.seen: all 3 clips of tokens:.* were seen before"),
+    (no_clip_seen, ConfigError, r"pretrain\.seen: no file of tokens:.* has only clips of other:"),
+    (store_with_the_name_of_a_part, ConfigError, r"tokens\.old: is the name of a part"),
     (damaged_checkpoint, ContractError, r"state\.safetensors: cannot be used: SafetensorError"),
     (checkpoint_without_weights, ContractError, r"state\.safetensors: cannot be used: FileNot"),
     (checkpoint_without_progress, ContractError, r"progress\.json: cannot be used: FileNot"),

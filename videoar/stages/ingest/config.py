@@ -45,6 +45,10 @@ class IngestConfig(StageConfig):
     """Share of groups that become `val`, if the input prescribes no split."""
     sources_per_shard: int = Field(default=16, ge=1)
     """Mean number of sources per shard."""
+    batch_folders: bool = runtime(False)
+    """End a shard where the top folder of the input ends: a batch of videos that arrives in a
+    folder of its own then leaves all other shards, and so their cached results, as they are. For
+    batches of at least `sources_per_shard` sources: smaller ones make smaller files."""
     scan_timeout_s: float = runtime(300.0, gt=0)
     """Wall-clock and CPU seconds for decoding one source, or one part of a long one, and for
     fetching each 64 MiB of it."""

@@ -6,6 +6,7 @@ as one reject with a typed code, and the worker checks that the two add up.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, groupby
 from typing import ClassVar
 
 from videoar.contracts.names import CLIPS, SOURCES
@@ -38,7 +39,11 @@ class IngestStage(MapStage[IngestConfig]):
         # by address: a source keeps its neighbours, and so its group, in whatever order it is
         # listed
         rows = sorted(inputs[self.primary].table().to_pylist(), key=lambda row: str(row["uri"]))
-        groups = group_rows(rows, self.config.sources_per_shard, self.config.part_mib << 20)
+        by_folder = groupby(rows, _top_folder if self.config.batch_folders else lambda _: "")
+        groups = chain.from_iterable(
+            group_rows(of_folder, self.config.sources_per_shard, self.config.part_mib << 20)
+            for _, of_folder in by_folder
+        )
         return [
             Shard(index=i, digest=digest_json(group), rows=tuple(group))
             for i, group in enumerate(groups)
@@ -49,6 +54,11 @@ class IngestStage(MapStage[IngestConfig]):
         from videoar.stages.ingest.worker import IngestWorker  # loads PyAV: not needed to plan
 
         return IngestWorker(self.config, context)
+
+
+def _top_folder(row: Row) -> str:
+    """Return the first folder of the path inside the input, "" at its top."""
+    return str(row["name"].partition("/")[0] if "/" in row["name"] else "")
 
 
 def group_rows(rows: Iterable[Row], mean: int, part_bytes: int) -> Iterator[list[Row]]:

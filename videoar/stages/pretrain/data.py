@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from videoar.core.errors import ConfigError, ContractError, did_you_mean
+from videoar.core.errors import ConfigError, ContractError, GateError, did_you_mean
+from videoar.core.types import FileRef
 from videoar.model.schedule import latent_frames
 from videoar.model.tokenizer.config import TokenizerConfig
 from videoar.model.transformer.config import ModelConfig
@@ -16,6 +17,7 @@ from videoar.training.data.token_loader import TokenLoader
 from videoar.training.objective import scales_of
 from videoar.training.transformer import Loader
 
+_PARTS = {"old", "new"}
 _SHAPE = ("t", "h", "w", "k")
 
 
@@ -40,12 +42,54 @@ def open_stores(inputs: Inputs, tokenizer: TokenizerConfig, digest: str) -> dict
     rewrites them; the snapshot's provenance would name the last stage only.
 
     Raises:
+        ConfigError: see `split_by_seen`.
         ContractError: a file names another tokenizer or none, or rows have other bits.
+        GateError: see `split_by_seen`.
     """
+    snapshots = token_snapshots(inputs)
+    if "seen" in inputs:
+        if used := _PARTS & snapshots.keys():
+            what = "is the name of a part of the port tokens, as there is a port seen"
+            raise ConfigError(f"tokens.{min(used)}", what, "rename the port")
+        snapshots |= split_by_seen(snapshots.pop(MAIN_STORE), inputs["seen"])
     return {
         name: _open_store(snapshot, inputs, tokenizer, digest)
-        for name, snapshot in token_snapshots(inputs).items()
+        for name, snapshot in snapshots.items()
     }
+
+
+def split_by_seen(tokens: Snapshot, seen: Snapshot) -> dict[str, Snapshot]:
+    """Return the parts of a token store that an earlier training has and has not read.
+
+    By files, as they are read: a file with a new clip among old ones is new. Files that both
+    snapshots have are not opened.
+
+    Returns:
+        `old` and `new`, each with some of the files of `tokens`.
+
+    Raises:
+        ConfigError: no clip was seen: most likely they were cut in another way.
+        GateError: all were seen, so there is nothing to learn.
+    """
+    shared = {file.sha256 for file in tokens.files} & {file.sha256 for file in seen.files}
+    others = seen.with_files([file for file in seen.files if file.sha256 not in shared])
+    ids = {row["clip_id"] for row in others.available_rows(["clip_id"])}
+
+    def is_old(file: FileRef) -> bool:
+        if file.sha256 in shared:
+            return True
+        return ids.issuperset(tokens.read_file(file, ["clip_id"])["clip_id"].to_pylist())
+
+    files: dict[str, list[FileRef]] = {"old": [], "new": []}
+    for file in tokens.files:
+        files["old" if is_old(file) else "new"].append(file)
+    if not files["new"]:
+        what = f"all {tokens.rows} clips of {tokens.id} were seen before, in {seen.id}"
+        raise GateError("pretrain.seen", what, "see the rejects of the stages before: no new clip")
+    if not files["old"]:
+        what = f"no file of {tokens.id} has only clips of {seen.id}"
+        raise ConfigError("pretrain.seen", what, "cut and filter clips with the options of then")
+    return {name: tokens.with_files(part) for name, part in files.items()}
 
 
 def token_snapshots(inputs: Inputs) -> dict[str, Snapshot]:

@@ -90,13 +90,18 @@ class PretrainConfig(StageConfig):
 
 
 class PretrainStage(LoopStage[PretrainConfig]):
-    """Latents and captions to a transformer, in phases; with `start`, from a model's weights."""
+    """Latents and captions to a transformer, in phases; with `start`, from a model's weights.
+
+    With `seen`, the tokens of an earlier training, the store `tokens` becomes two: `old`, the files
+    all of whose clips are among those, and `new`, the others. A phase mixes them by weight.
+    """
 
     name = "pretrain"
     consumes: ClassVar[Mapping[str, Port]] = {
         "tokens": Port(TOKENS, repeatable=True),
         "tokenizer": Port(MODELS),
         "start": Port(MODELS, optional=True),
+        "seen": Port(TOKENS, optional=True),
     }
     produces = MODELS
     config_type = PretrainConfig
@@ -117,7 +122,8 @@ class PretrainStage(LoopStage[PretrainConfig]):
             ConfigError: a phase does not fit the stores, the text encoder cannot be loaded, or
                 `start` has another shape or text encoder.
             ContractError: the tokens were made by another tokenizer than the one given.
-            GateError: the loss of the val rows is above `max_val_nats`, or there are none.
+            GateError: the loss of the val rows is above `max_val_nats`, or there are none; or no
+                clip is new.
             StageError: several steps in a row had a loss or gradient that is not finite.
         """
         from videoar.stages.pretrain.worker import (

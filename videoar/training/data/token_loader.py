@@ -23,7 +23,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,8 +107,7 @@ class TokenLoader:
         files = tuple(sorted(snapshot.files, key=lambda file: file.sha256))
         if not files:
             raise ConfigError(snapshot.id, "no rows")
-        commit = snapshot.commit.model_copy(update={"files": files})
-        self._snapshot = replace(snapshot, commit=commit)
+        self._snapshot = snapshot.with_files(files)
         self._batch_size, self._seed, self._split = batch_size, seed, split
         self.rank, self.world_size = rank, world_size
         self._prompt_of = prompt_of
