@@ -12,7 +12,7 @@ class MemoryRank:
         scratch.mkdir(exist_ok=True)
         self.scratch, self.saved, self.steps = scratch, {}, []
 
-    def report(self, step, total, metrics):
+    def report(self, step, total, metrics, curve=()):
         self.steps.append(step)
 
     def is_preempted(self):

@@ -100,6 +100,7 @@ class Pick(ReduceStage[PickConfig]):
 
     def reduce(self, inputs: Inputs, context: StageContext) -> Iterator[Output]:
         table = inputs["sources"].table()
+        crash_point("picking")
         keep = [size <= self.config.at_most_bytes for size in table["size_bytes"].to_pylist()]
         yield Output(table.filter(pa.array(keep)))
 
@@ -127,7 +128,8 @@ class Count(LoopStage[CountConfig]):
             if step % self.config.checkpoint_every == 0:
                 (folder / "trace").write_text(trace)
                 rank.save_checkpoint(step, folder)
-            rank.report(step, self.config.steps, {"loss": 1.0 / step})
+            metrics = {"loss": 1.0 / step}
+            rank.report(step, self.config.steps, metrics, [{"step": step, **metrics}])
         if self.config.steps > self.config.at_most:
             raise GateError("count.at_most", f"{self.config.steps} steps are too many")
         schema = load_contract("models@1").arrow_schema

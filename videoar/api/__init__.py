@@ -21,10 +21,10 @@ from videoar.api.runs import (
     Watch,
     cancel,
     evaluate,
+    follow,
     ls,
     make_engine,
     plan,
-    progress,
     resume,
     run,
     status,
@@ -64,9 +64,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Document", "Watch", "bench", "cancel", "compare", "diff", "doctor", "evaluate", "explain",
-    "export",
+    "export", "follow",
     "forget", "freeze", "gate", "generate", "lineage", "load", "logs", "ls", "make_engine",
-    "open_store", "plan", "progress", "promote", "quarantine", "refs", "report", "report_path",
+    "open_store", "plan", "promote", "quarantine", "refs", "report", "report_path",
     "resume", "rollback", "run", "schema", "serve", "show", "stages", "status", "validate",
     "validate_pipeline", "vbench_check", "vbench_export", "vbench_plan",
     "vbench_setup",

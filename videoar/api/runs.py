@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
@@ -23,6 +23,8 @@ Document: TypeAlias = dict[str, Any]
 Watch: TypeAlias = "Callable[[Execution], AbstractContextManager[None]]"
 """Wraps a run, e.g. to display its progress."""
 _FROM_A_NODE = "on a node of the cluster use --target HOST:PORT, the address of its GCS"
+_POLL_S = 1.0  # chosen: for people
+_POLL_SHARE = 0.1  # chosen: at most this share of the time is reading
 _UNFINISHED = "has no finished snapshot"
 
 
@@ -149,9 +151,10 @@ def resume(
 
 def _execute(execution: Execution, watch: Watch, start: str | None, until: str | None) -> Run:
     from videoar.report.publish import publish_results
+    from videoar.runner.monitor import Monitor
 
     try:
-        with watch(execution):
+        with watch(execution), Monitor(execution):
             execution.run(start, until)
     except VideoARError:  # not on Ctrl-C: rendering a page takes seconds
         if execution.has_started:
@@ -225,10 +228,21 @@ def cancel(store: Store, name: str) -> str:
     return run_id
 
 
-def progress(store: Store, run_id: str, stage: str) -> Document | None:
-    """Return `{step, total, metrics}` of a training stage in progress; None if it has none yet."""
-    from videoar.storage.layout import progress_key
+def follow(store: Store, name: str | None = None) -> Iterator[Run]:
+    """Yield the state of a run again and again, at last that in which it has ended.
 
-    data = store.objects.find(progress_key(run_id, stage))
-    state: Document | None = json.loads(data) if data is not None else None
-    return state
+    The slower the store, the fewer reads.
+
+    Raises:
+        ConfigError: no run matches, or several do.
+    """
+    from videoar.records.run_record import load_run
+
+    run_id = status(store, name).run_id  # once: the newest run may soon be another one
+    while True:
+        began = time.monotonic()
+        state = load_run(store, run_id)
+        yield state
+        if state.has_ended:
+            return
+        time.sleep(max(_POLL_S, (time.monotonic() - began) / _POLL_SHARE))

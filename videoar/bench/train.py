@@ -30,7 +30,8 @@ from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.model.transformer.config import OF_TOKENIZER
 from videoar.model.transformer.loss import bit_loss
 from videoar.model.transformer.network import VideoAR
-from videoar.pipeline.work.rank import run_rank, store_progress
+from videoar.pipeline.work.progress import Curve, ProgressWriter
+from videoar.pipeline.work.rank import run_rank
 from videoar.pipeline.work.task import StageTask, WorkRecord
 from videoar.stages.pretrain.stage import PretrainConfig
 from videoar.storage.layout import LAYOUT_VERSION
@@ -190,9 +191,9 @@ class _TimedEngine(InlineEngine):
 
     def loop(self, task: StageTask) -> WorkRecord:
         """Run the loop as a single rank."""
-        write = store_progress(task)
+        write = ProgressWriter(task)
 
-        def sink(step: int, total: int, metrics: Mapping[str, float]) -> None:
+        def sink(step: int, total: int, metrics: Mapping[str, float], _: Curve) -> None:
             write(step, total, metrics)
             self._reports.append((step, _clocks()))
 

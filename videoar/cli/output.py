@@ -12,7 +12,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from videoar.core.printable import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from videoar import api
     from videoar.core.types import Json  # needs pydantic, half of the time that --help takes
 
 PIPE_CLOSED = 141
@@ -55,11 +56,18 @@ Block = str | Table
 
 def emit(document: "Json", blocks: Callable[[], Sequence[Block]]) -> None:
     """Print the document under `--json`, and otherwise what `blocks` returns for people."""
-    try:
+    with flushed_stdout():
         if session.as_json:
             print(to_json(document))
         else:
             _print_blocks(blocks())
+
+
+@contextlib.contextmanager
+def flushed_stdout() -> Iterator[None]:
+    """Flush stdout after the block; a reader that has closed the pipe ends the command."""
+    try:
+        yield
         sys.stdout.flush()
     except BrokenPipeError:
         discard_stdout()
@@ -72,10 +80,13 @@ def discard_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def to_json(document: "Json") -> str:
-    """Return a document as JSON text; NaN and infinities, which JSON does not have, become null."""
+def to_json(document: "Json", indent: int | None = 2) -> str:
+    """Return a document as JSON text; NaN and infinities, which JSON does not have, become null.
+
+    Without `indent` it is one line.
+    """
     # default=str: bytes and times in rows of tables; ASCII escapes keep control characters out
-    return json.dumps(_finite(document), indent=2, default=str, allow_nan=False)
+    return json.dumps(_finite(document), indent=indent, default=str, allow_nan=False)
 
 
 def _finite(value: "Json") -> "Json":
@@ -102,6 +113,14 @@ def cell(value: object) -> str:
 def facts(values: Mapping[str, object]) -> Table:
     """Return names and values as a table of two columns without titles; None is left out."""
     return Table(("", ""), [(name, value) for name, value in values.items() if value is not None])
+
+
+def progress_text(stage: "api.StageRun") -> str:
+    """Return how far a stage is, with its metrics; nothing if it does not run."""
+    if stage.progress is None:
+        return ""
+    metrics = (f"{name} {cell(value)}" for name, value in stage.progress.metrics.items())
+    return "  ".join([str(stage.progress), *metrics])
 
 
 def local_time(seconds: float) -> str:

@@ -1,7 +1,9 @@
 """Verbs on runs: start, inspect and stop them."""
 
 import sys
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated
@@ -9,9 +11,18 @@ from typing import Annotated
 import typer
 
 from videoar import api
-from videoar.cli.output import Block, Table, emit, local_time
+from videoar.cli.output import (
+    Block,
+    Table,
+    emit,
+    flushed_stdout,
+    local_time,
+    progress_text,
+    to_json,
+)
 from videoar.cli.session import log_form, session, verb
 from videoar.core.logging import configure_logging
+from videoar.core.printable import printable
 from videoar.core.settings import settings
 
 PipelineArgument = Annotated[Path, typer.Argument(metavar="PIPELINE", help="Pipeline file (YAML).")]
@@ -31,6 +42,7 @@ app = typer.Typer()
 _PANEL = "Runs"
 _LISTED_RUNS = 20
 """chosen: one screen; each run takes one request per event on S3."""
+_LINES_EVERY_S = 10.0
 _LISTED_COMPONENTS = 3
 """chosen: a refactoring changes a hundred components; `explain` and --json list them all."""
 
@@ -94,13 +106,69 @@ def plan(
     )
 
 
-@verb(app, _PANEL, "status last")
-def status(run_id: OptionalRun = None) -> None:
-    """Show the stages of a run, their snapshots and rows."""
+@verb(app, _PANEL, "status last --watch")
+def status(
+    run_id: OptionalRun = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Follow it to its end; exit with the code of that.")
+    ] = False,
+) -> None:
+    """Show the stages of a run, their snapshots, rows and progress."""
     store = session.open()
+    if watch:
+        raise typer.Exit(_follow(api.follow(store, run_id)).exit_code)
     state = api.status(store, run_id)
     report = api.report_path(store, state.run_id)
     emit(run_document(state, report), lambda: run_blocks(state, report))
+
+
+def _follow(states: "Iterator[api.Run]") -> "api.Run":
+    """Print what changes until a run ends: a table, a line per stage, or JSON, a line each."""
+    if sys.stdout.isatty() and not session.as_json:
+        from videoar.cli.live import redraw
+
+        states = redraw(states)
+    else:
+        states = map(_JsonLines() if session.as_json else _Lines(), states)
+    (last,) = deque(states, maxlen=1)
+    if not session.as_json:
+        report = api.report_path(session.open(), last.run_id)
+        emit(None, lambda: run_blocks(last, report))
+    return last
+
+
+class _JsonLines:
+    """Prints a run as a line of JSON if it has changed; seconds alone are no change."""
+
+    def __init__(self) -> None:
+        self._printed: object = None
+
+    def __call__(self, state: "api.Run") -> "api.Run":
+        document = state.public()
+        shown = [state.status, *({**s, "seconds": None} for s in document["stages"])]
+        if shown != self._printed:
+            with flushed_stdout():
+                print(to_json(document, indent=None))
+        self._printed = shown
+        return state
+
+
+class _Lines:
+    """Prints a line when the status of a stage changes, and every 10 s while it makes progress."""
+
+    def __init__(self) -> None:
+        self._printed: dict[str, tuple[str, str, float]] = {}
+
+    def __call__(self, state: "api.Run") -> "api.Run":
+        for stage in state.stages:
+            now, text = time.monotonic(), progress_text(stage)
+            status, shown, at = self._printed.get(stage.name, ("PENDING", "", 0.0))
+            if stage.status != status or (text != shown and now - at >= _LINES_EVERY_S):
+                line = f"{local_time(time.time())}  {stage.name}  {stage.status}  {text}"
+                with flushed_stdout():
+                    print(printable(line.rstrip()))
+                self._printed[stage.name] = (stage.status, text, now)
+        return state
 
 
 @verb(app, _PANEL, "ls --limit 5")
@@ -204,6 +272,8 @@ def run_blocks(state: "api.Run", report: str | None, *, with_errors: bool = True
     if inputs:
         blocks += [Table(("input", ">videos", ">new", ">changed", ">gone"), inputs), ""]
     blocks += [Table(("stage", "status", ">seconds", "snapshot", ">rows", ">rejected"), stages), ""]
+    running = [(stage.name, progress_text(stage)) for stage in state.stages]
+    blocks += [f"{name}: {text}" for name, text in running if text]
     skipped = [s for s in state.stages if s.status == "SKIPPED" and s.reason]
     blocks += [f"{stage.name}: skipped: {stage.reason}" for stage in skipped]
     blocks += [stage.error for stage in state.stages if stage.error and with_errors]

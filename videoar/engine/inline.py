@@ -12,7 +12,8 @@ from videoar.core.errors import StageError
 from videoar.core.prefetch import prefetch
 from videoar.engine.base import ShardDone, with_retries
 from videoar.pipeline.stage import Shard
-from videoar.pipeline.work.rank import run_rank, store_progress
+from videoar.pipeline.work.progress import ProgressWriter
+from videoar.pipeline.work.rank import run_rank
 from videoar.pipeline.work.reduce import run_reduce
 from videoar.pipeline.work.shard import ShardWorker
 from videoar.pipeline.work.task import StageTask, WorkRecord, find_record
@@ -35,7 +36,7 @@ class InlineEngine:
 
     def loop(self, task: StageTask) -> WorkRecord:
         """Run the loop as a single rank."""
-        with_retries(lambda: run_rank(task, 0, 1, store_progress(task)))
+        with_retries(lambda: run_rank(task, 0, 1, ProgressWriter(task)))
         return finished_loop(task)
 
     def reduce(self, task: StageTask) -> WorkRecord:

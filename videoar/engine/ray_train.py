@@ -16,7 +16,8 @@ from typing import Any
 from videoar.core.errors import VideoARError, WorkerLostError
 from videoar.core.types import Resources
 from videoar.engine.ray_session import environment
-from videoar.pipeline.work.rank import run_rank, store_progress
+from videoar.pipeline.work.progress import ProgressWriter
+from videoar.pipeline.work.rank import run_rank
 from videoar.pipeline.work.task import StageTask
 
 _RESIZE_CHECK_S = 60.0
@@ -29,7 +30,7 @@ def _rank_main(config: dict[str, Any]) -> None:
 
     task: StageTask = config["task"]
     context = ray.train.get_context()
-    run_rank(task, context.get_world_rank(), context.get_world_size(), store_progress(task))
+    run_rank(task, context.get_world_rank(), context.get_world_size(), ProgressWriter(task))
 
 
 def run_ranks(task: StageTask) -> None:

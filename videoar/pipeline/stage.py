@@ -158,8 +158,21 @@ class RankContext(Protocol):
     scratch: Path
     """Empty local folder of this attempt."""
 
-    def report(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
-        """Report progress; cheap, rate-limited, safe to call at every step. Only rank 0 reports."""
+    def report(
+        self,
+        step: int,
+        total: int,
+        metrics: Mapping[str, float],
+        curve: Sequence[Mapping[str, float]] = (),
+    ) -> None:
+        """Report progress; cheap, rate-limited, safe to call at every step. Only rank 0 reports.
+
+        Args:
+            step: steps taken.
+            total: expected steps.
+            metrics: of the last step.
+            curve: `step` and metrics of some steps so far, as the model will have them.
+        """
 
     def save_checkpoint(self, step: int, folder: Path, group: str = "") -> None:
         """Commit a folder as the checkpoint of `step`, atomically; called in any thread.

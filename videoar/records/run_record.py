@@ -21,6 +21,7 @@ from videoar.core.ids import new_run_id
 from videoar.core.types import Json, Stored
 from videoar.pipeline.fingerprint import FingerprintParts
 from videoar.pipeline.spec import PipelineSpec
+from videoar.pipeline.work.progress import Progress, read_progress
 from videoar.storage.layout import RUNS_PREFIX, run_events, run_id_of, run_key
 from videoar.storage.store import Store
 
@@ -30,6 +31,11 @@ Status = Literal[
 ]  # fmt: skip
 """State of a run or a stage. SKIPPED: a stage outside the requested part (`--until`), or without
 an input that it needs; PENDING: a requested stage that has not started."""
+
+_EXIT_CODES = {
+    "FAILED": 3, "GATE_BLOCKED": 4, "TIMED_OUT": 6, "UNKNOWN": 8, "CANCELLED": 130,
+    "INTERRUPTED": 130,
+}  # fmt: skip
 
 
 class ShardCounts(Stored):
@@ -81,7 +87,12 @@ class StageRun(Stored):
     inputs: dict[str, str] = Field(default_factory=dict)
     shards: ShardCounts = ShardCounts()
     rows: RowCounts = RowCounts()
+    started_at: float | None = None
+    """When it began, seconds since 1970."""
     seconds: float = 0.0
+    """Duration; of a stage that runs, so far."""
+    progress: Progress | None = None
+    """How far it is, while it runs or where it was killed; not part of the record."""
     metrics: dict[str, float] = Field(default_factory=dict)
     """Sums over the shards of a map stage, of all attempts, and values derived from them."""
     reason: str = ""
@@ -122,6 +133,16 @@ class Run(Stored):
                 return stage
         hint = did_you_mean(name, [stage.name for stage in self.stages])
         raise ConfigError(name, f"run {self.run_id} has no such stage", hint)
+
+    @property
+    def has_ended(self) -> bool:
+        """Return whether nothing works on it any more; a resume may change that."""
+        return self.status not in {"PENDING", "RUNNING"}
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code that stands for how the run ended; 0 while it has not."""
+        return _EXIT_CODES.get(self.status, 0)
 
     def public(self) -> dict[str, Any]:
         """Return the JSON document that the command line prints."""
@@ -265,15 +286,39 @@ def load_run(store: Store, run_id: str) -> Run:
     # computed on reading: a killed process records nothing
     if status == "RUNNING" and not driver_alive(events):
         status = "INTERRUPTED"
+    for name, stage in stages.items():
+        if stage.status == "RUNNING":
+            until = time.time() if status == "RUNNING" else events[-1]["time"]
+            current = with_progress(store, run_id, stage, until)
+            stages[name] = current.model_copy(update={"status": status})
     return Run(
         **record,
         status=status,
         error=error,
-        seconds=_busy_seconds(events),
+        seconds=_busy_seconds(events, time.time() if status == "RUNNING" else None),
         inputs=inputs,
         stages=tuple(stages.values()),
         outputs={stage.name: stage.snapshot for stage in stages.values() if stage.snapshot},
     )
+
+
+def with_progress(store: Store, run_id: str, stage: StageRun, until: float) -> StageRun:
+    """Return a stage that runs with its progress, its shards and its seconds so far.
+
+    Args:
+        store: of the run.
+        run_id: the run.
+        stage: as it was recorded.
+        until: seconds since 1970; now, or when the run was last seen.
+    """
+    changes: dict[str, Any] = {"seconds": round(max(0.0, until - (stage.started_at or until)), 3)}
+    found = read_progress(store, run_id, stage.name)
+    if found is not None:
+        changes["progress"] = progress = found[0]
+        if progress.unit == "shard":
+            done = progress.step - stage.shards.cached
+            changes["shards"] = stage.shards.model_copy(update={"done": done})
+    return stage.model_copy(update=changes)
 
 
 def named_inputs(store: Store, run_id: str) -> dict[str, str | None]:
@@ -297,8 +342,8 @@ def _requested_stages(record: Mapping[str, Any]) -> set[str]:
     return requested
 
 
-def _busy_seconds(events: list[dict[str, Any]]) -> float:
-    """Return the sum of the time from each driver's first to its last event.
+def _busy_seconds(events: list[dict[str, Any]], now: float | None) -> float:
+    """Return the sum of the time from each driver's first to its last event, or to now.
 
     The time between an interruption and the resume does not count.
     """
@@ -307,7 +352,7 @@ def _busy_seconds(events: list[dict[str, Any]]) -> float:
         if event["kind"] == "driver":
             total, first = total + last - first, event["time"]
         last = event["time"]
-    return total + last - first
+    return total + (now or last) - first
 
 
 def stage_parts(store: Store, run_id: str, stage: str) -> FingerprintParts | None:

@@ -7,7 +7,7 @@ that ended early has fewer snapshots, and its page fewer sections.
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ import yaml
 
 from videoar.contracts.names import CLIPS, MODELS, PROFILES, RELEASES, SAMPLES, SCORES, SOURCES
 from videoar.core.types import Row
+from videoar.pipeline.work.progress import read_progress
 from videoar.records.lineage import sources_of
 from videoar.records.run_record import Run, events_of
 from videoar.report import scores
@@ -79,7 +80,7 @@ def collect(
     cards = scores.cards_of(store, by_contract.get(SCORES, []), decisions)
     of_champion = {card.champion.parents.get("samples") for card in cards if card.champion}
     samples = _rows(s for s in by_contract.get(SAMPLES, []) if s.id not in of_champion)
-    curves = list(_curves(by_contract.get(MODELS, [])))
+    curves = [*_curves(by_contract.get(MODELS, [])), *_running_curves(store, run)]
     return ReportData(
         **side_of(store, run, snapshots).model_dump(),
         # A resumed run can have several drivers: the newest one counts.
@@ -175,7 +176,7 @@ def _stage_nodes(run: Run) -> Iterator[StageReport]:
             status=stage.status,
             parents=tuple(dict.fromkeys(_ports(run, stage.name).values())),
             snapshot=stage.snapshot or "",
-            reason=stage.reason if stage.status == "SKIPPED" else "",
+            reason=stage.reason if stage.status == "SKIPPED" else str(stage.progress or ""),
             # 0: not counted, e.g. because the stage was cached
             rows_in=stage.rows.in_ or None,
             rows_out=stage.rows.out if stage.snapshot else None,
@@ -217,14 +218,28 @@ def _curves(models: Iterable[Snapshot]) -> Iterator[tuple[Curve, bool]]:
     """Yield the curves of trainings, and whether they are scores of samples."""
     for model in models:
         for row in model.table(columns=["history_json"]).to_pylist():
-            for quantity, lines in _panels(json.loads(row["history_json"])).items():
-                series = {name: tuple(points) for name, points in lines.items()}
-                is_score = quantity.startswith(_SAMPLES)
-                title = f"{model.dataset}: {quantity.removeprefix(_SAMPLES)}"
-                yield Curve(title=title, x_label="steps", series=series), is_score
+            yield from _curves_of(model.dataset, json.loads(row["history_json"]))
 
 
-def _panels(history: list[dict[str, float]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+def _running_curves(store: Store, run: Run) -> Iterator[tuple[Curve, bool]]:
+    """Yield the curves so far of a training that runs, or was killed."""
+    for stage in run.stages:
+        # read again, as the run has it without the curve
+        if stage.progress and (found := read_progress(store, run.run_id, stage.name)):
+            yield from _curves_of(stage.name, found[1])
+
+
+def _curves_of(name: str, history: Sequence[Mapping[str, float]]) -> Iterator[tuple[Curve, bool]]:
+    for quantity, lines in _panels(history).items():
+        series = {name: tuple(points) for name, points in lines.items()}
+        is_score = quantity.startswith(_SAMPLES)
+        title = f"{name}: {quantity.removeprefix(_SAMPLES)}"
+        yield Curve(title=title, x_label="steps", series=series), is_score
+
+
+def _panels(
+    history: Sequence[Mapping[str, float]],
+) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """Group the training history by quantity: `train/loss` and `val/loss` share a panel."""
     panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for point in history:

@@ -24,6 +24,7 @@ from videoar.pipeline.input_url import named_input
 from videoar.pipeline.registry import BUILTIN, Registry
 from videoar.pipeline.spec import PipelineSpec, StageSpec, parse_pipeline
 from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
+from videoar.pipeline.work.progress import ProgressWriter, clear_progress
 from videoar.pipeline.work.task import StageTask, WorkRecord, find_record, merge
 from videoar.records.run_record import (
     RowCounts,
@@ -35,6 +36,7 @@ from videoar.records.run_record import (
     load_run,
     named_inputs,
     next_run_id,
+    with_progress,
 )
 from videoar.runner.decide import (
     Decision,
@@ -53,7 +55,6 @@ from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
 logger = logging.getLogger(__name__)
-_LOG_EVERY_S = 10.0
 _MAX_DECISIONS = 5
 """chosen: a ref that moves during each of so many decisions is moved by something in a loop."""
 
@@ -123,6 +124,19 @@ class Execution:
         finally:
             self._log.finish(status, problem)
         return load_run(self.store, self.run_id)
+
+    def current(self) -> list[StageRun]:
+        """Return the stages; one that runs with its progress and its seconds so far.
+
+        Raises:
+            StorageError: the store does not answer.
+        """
+        return [
+            with_progress(self.store, self.run_id, stage, time.time())
+            if stage.status == "RUNNING"
+            else stage
+            for stage in list(self.stages.values())
+        ]
 
     def _run_all(self, selected: list[StageSpec], start: str | None) -> None:
         """Run the stages; if a ref moves during a decision on it, those that depend on it again."""
@@ -215,7 +229,7 @@ class Execution:
         inputs = {port: self._snapshots[source] for port, source in spec.ports.items()}
         started = time.monotonic()
         ids = {port: snapshot.id for port, snapshot in inputs.items()}
-        self._update(spec.name, status="RUNNING", inputs=ids)
+        self._update(spec.name, status="RUNNING", inputs=ids, started_at=time.time())
         try:
             # a resumed run is not compared with itself: it would report that nothing changed
             decision = decide(
@@ -267,6 +281,8 @@ class Execution:
         if must_exist:
             what = "has no finished snapshot"
             raise ConfigError(f"stages.{spec.name}", what, "run without --from")
+        clear_progress(self.store, self.run_id, spec.name)
+        self._update(spec.name, shards=_shard_counts(decision))
         # the parts go first: the next run can tell what changed, even if this one is killed
         self._log.stage(self.stages[spec.name], decision.fingerprint_parts)
         logger.info("running: %s", decision.reason)
@@ -301,7 +317,6 @@ class Execution:
         stage = decision.stage
         if isinstance(stage, MapStage):
             return self._map(task, stage, decision.work)
-        self._update(task.dataset, shards=ShardCounts(planned=1))
         is_loop = stage.shape == "loop"
         record_key = layout.loop_record_key if is_loop else layout.reduce_record_key
         key = record_key(task.dataset, task.fingerprint)
@@ -320,12 +335,11 @@ class Execution:
         for key in work.stale_keys:
             self.store.objects.delete(key)
         records = dict(work.done)
-        counts = ShardCounts(planned=len(work.shards), cached=len(records))
-        self._update(task.dataset, shards=counts)
-        last_line = time.monotonic()
+        counts = self.stages[task.dataset].shards
+        write_progress = ProgressWriter(task, "shard")
 
         def finished(shard: Shard, record: WorkRecord) -> None:
-            nonlocal counts, last_line
+            nonlocal counts
             records[shard.index] = record
             counts = counts.model_copy(
                 update={
@@ -343,11 +357,15 @@ class Execution:
                     rejected=rows.rejected + record.rows_rejected,
                 ),
             )
-            if time.monotonic() - last_line >= _LOG_EVERY_S:
-                last_line = time.monotonic()
-                logger.info("%d of %d shards done", counts.done + counts.cached, counts.planned)
+            report()
+
+        def report() -> None:
+            rows = self.stages[task.dataset].rows
+            metrics = {"rows": rows.out, "rejected": rows.rejected}
+            write_progress(counts.cached + counts.done, counts.planned, metrics)
 
         if work.missing:
+            report()
             self.engine.map(task, work.missing, finished)
         # an engine that loses a shard must not lead to a snapshot with fewer rows
         for shard in work.shards:
@@ -406,6 +424,12 @@ class Execution:
 
     def _update(self, name: str, **changes: object) -> None:
         self.stages[name] = self.stages[name].model_copy(update=changes)
+
+
+def _shard_counts(decision: Decision) -> ShardCounts:
+    if not isinstance(decision.stage, MapStage):
+        return ShardCounts(planned=1)
+    return ShardCounts(planned=len(decision.work.shards), cached=len(decision.work.done))
 
 
 def resume_spec(run_id: str, store: Store, registry: Registry = BUILTIN) -> PipelineSpec:

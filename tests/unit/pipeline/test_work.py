@@ -12,7 +12,8 @@ import pytest
 
 from tests.support.toys import REGISTRY
 from videoar.core.errors import StorageError, TransientStorageError, WorkerLostError
-from videoar.pipeline.work.rank import StoreRankContext, store_progress
+from videoar.pipeline.work.progress import ProgressWriter, read_progress
+from videoar.pipeline.work.rank import StoreRankContext
 from videoar.pipeline.work.task import StageTask
 
 CONFIG = {"steps": 6, "checkpoint_every": 2, "at_most": 100}
@@ -176,29 +177,49 @@ def test_failed_read_of_a_checkpoint_deletes_none(task, tmp_path):
 
 
 def test_failed_write_of_progress_is_logged_once(task, caplog):
-    sink = store_progress(dataclasses.replace(task, store_url="file:///proc/videoar"))
+    sink = ProgressWriter(dataclasses.replace(task, store_url="file:///proc/videoar"))
     for step in range(3):
         sink(step, 3, {"loss": 1.0})
     assert caplog.text.count("progress could not be written: /proc/videoar") == 1
 
 
 @pytest.mark.parametrize(("takes_s", "every_s"), [(0.01, 2), (1, 20)])
-def test_slow_progress_sink_is_called_less_often(task, tmp_path, monkeypatch, takes_s, every_s):
+def test_slow_store_gets_progress_less_often(task, monkeypatch, takes_s, every_s):
     now_s, seen = 100.0, []
 
-    def sink(step, total, metrics):
+    def put(*_):
         nonlocal now_s
         seen.append(now_s)
         now_s += takes_s
 
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
-    rank = StoreRankContext(task, 0, 1, tmp_path, sink)
+    write = ProgressWriter(task)
+    monkeypatch.setattr(write._store.objects, "put", put)
     for step in range(1, 100):
-        rank.report(step, 100, {})
+        write(step, 100, {})
         now_s += 0.5
     gaps = [after - before - takes_s for before, after in itertools.pairwise(seen)]
     assert gaps
     assert all(every_s - 0.01 < gap < every_s + 0.51 for gap in gaps)
     count = len(seen)
-    rank.report(100, 100, {})
+    write(100, 100, {})
     assert len(seen) == count + 1
+
+
+def test_progress_has_the_rate_of_this_attempt_and_the_time_left(task, monkeypatch):
+    now_s = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now_s)
+    write, store = ProgressWriter(task), task.open_store()
+
+    def after(seconds, step):
+        nonlocal now_s
+        now_s += seconds
+        write(step, 2000, {"loss": 0.5}, [{"step": step, "loss": 0.5}])
+        progress, curve = read_progress(store, task.run_id, task.dataset)
+        assert curve == [{"step": step, "loss": 0.5}]
+        return str(progress)
+
+    assert after(5, 1000) == "step 1000 of 2000"  # resumed: its rate is not known yet
+    assert after(10, 1080) == "step 1080 of 2000, 8/s, 1 min 55 s left"
+    assert after(100, 1010) == "step 1010 of 2000"  # went back to a checkpoint
+    assert after(40, 1020) == "step 1020 of 2000, 4 s each, 1 h 5 min left"

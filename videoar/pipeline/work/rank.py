@@ -1,9 +1,8 @@
 """Runs one rank of a loop stage, with its checkpoints and its progress in the store."""
 
-import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,11 @@ from videoar.core.settings import settings
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.fingerprint import fingerprint
 from videoar.pipeline.stage import LoopStage
+from videoar.pipeline.work.progress import Curve, ProgressSink
 from videoar.pipeline.work.task import StageTask, engine_boundary, publish_record, write_output
-from videoar.storage.layout import checkpoints_prefix, loop_record_key, progress_key
+from videoar.storage.layout import checkpoints_prefix, loop_record_key
 
 logger = logging.getLogger(__name__)
-ProgressSink = Callable[[int, int, Mapping[str, float]], None]
-"""Receives step, total steps and metrics."""
-_PROGRESS_EVERY_S = 2.0  # chosen: the display is for people
-_PROGRESS_SHARE = 0.05  # chosen: at most this share of a rank's time
 _PART_TIMEOUT_S = 600.0
 """chosen: ranks write parts of one size, and start within a step of each other."""
 _PART_POLL_S = 0.2
@@ -57,18 +53,13 @@ class StoreRankContext:
         self._sink = sink
         notice = settings().preemption_notice
         self._notice = Path(notice) if notice else None
-        self._next_report = 0.0
 
-    def report(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
-        """Report progress, rate-limited except for the last step.
-
-        The slower the sink, the fewer reports: a slow store must not slow the training down.
-        """
-        began = time.monotonic()
-        if self.index == 0 and (began >= self._next_report or step >= total):
-            self._sink(step, total, metrics)
-            ended = time.monotonic()
-            self._next_report = ended + max(_PROGRESS_EVERY_S, (ended - began) / _PROGRESS_SHARE)
+    def report(
+        self, step: int, total: int, metrics: Mapping[str, float], curve: Curve = ()
+    ) -> None:
+        """Report progress: of rank 0, to the sink, which limits the rate."""
+        if self.index == 0:
+            self._sink(step, total, metrics, curve)
 
     def save_checkpoint(self, step: int, folder: Path, group: str = "") -> None:
         """Publish the folder's files, then the record that makes them a checkpoint.
@@ -193,28 +184,6 @@ def _checkpoint_prefix(task: StageTask) -> str:
     config = {k: v for k, v in task.fingerprint_parts["config"].items() if k not in gates}
     digest = fingerprint({**task.fingerprint_parts, "config": config})
     return checkpoints_prefix(task.dataset, digest)
-
-
-def store_progress(task: StageTask) -> ProgressSink:
-    """Return a sink that overwrites one advisory object, which the driver reads for its display.
-
-    No result depends on it, so a failed write is logged and ignored.
-    """
-    store = task.open_store()
-    key = progress_key(task.run_id, task.dataset)
-    has_warned = False
-
-    def sink(step: int, total: int, metrics: Mapping[str, float]) -> None:
-        nonlocal has_warned
-        state = {"step": step, "total": total, "metrics": dict(metrics)}
-        try:
-            store.objects.put(key, json.dumps(state).encode())
-        except StorageError as error:
-            if not has_warned:
-                logger.warning("progress could not be written: %s", error)
-            has_warned = True
-
-    return sink
 
 
 def run_rank(task: StageTask, index: int, world_size: int, sink: ProgressSink) -> None:

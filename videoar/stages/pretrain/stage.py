@@ -164,7 +164,7 @@ class PretrainStage(LoopStage[PretrainConfig]):
         def after_step(_: object) -> None:
             nonlocal had_notice
             score_samples(trainer)  # before the checkpoint, which has the history
-            rank.report(trainer.step, trainer.expected_steps, trainer.metrics)
+            rank.report(trainer.step, trainer.expected_steps, trainer.metrics, trainer.history)
             is_new_notice = trainer.has_notice and not had_notice
             had_notice = trainer.has_notice
             # At the end of a phase, too: a rollback then never leaves its phase.

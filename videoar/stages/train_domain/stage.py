@@ -42,7 +42,8 @@ class TrainDomainStage(LoopStage[TrainDomainConfig]):
         resume(rank, worker.trainer.load)
         with Checkpoints(rank) as checkpoints:
             while (step := worker.trainer.step) < self.config.steps:
-                rank.report(step + 1, self.config.steps, worker.train_step())
+                metrics, curve = worker.train_step(), worker.trainer.history
+                rank.report(step + 1, self.config.steps, metrics, curve)
                 if (step + 1) % self.config.checkpoint_every == 0:
                     checkpoints.save(step + 1, worker.trainer.save)
         accuracy = worker.accuracy()

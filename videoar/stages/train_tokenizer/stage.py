@@ -175,7 +175,7 @@ class TrainTokenizerStage(LoopStage[TrainTokenizerConfig]):
             if measure is not None and self._is_due(trainer.step):
                 values = measure(trainer.averaged())
                 trainer.log_metrics({f"val/{name}": value for name, value in values.items()})
-            rank.report(trainer.step, steps, metrics)
+            rank.report(trainer.step, steps, metrics, trainer.history)
             is_due = trainer.step % config.checkpoint_every == 0 or trainer.step == steps
             if is_due:
                 checkpoints.save(trainer.step, trainer.save)
