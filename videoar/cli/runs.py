@@ -116,13 +116,13 @@ def status(
     """Show the stages of a run, their snapshots, rows and progress."""
     store = session.open()
     if watch:
-        raise typer.Exit(_follow(api.follow(store, run_id)).exit_code)
+        raise typer.Exit(_watch(api.follow(store, run_id)).exit_code)
     state = api.status(store, run_id)
     report = api.report_path(store, state.run_id)
     emit(run_document(state, report), lambda: run_blocks(state, report))
 
 
-def _follow(states: "Iterator[api.Run]") -> "api.Run":
+def _watch(states: "Iterator[api.Run]") -> "api.Run":
     """Print what changes until a run ends: a table, a line per stage, or JSON, a line each."""
     if sys.stdout.isatty() and not session.as_json:
         from videoar.cli.live import redraw

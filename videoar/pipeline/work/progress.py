@@ -47,15 +47,15 @@ class Progress(Stored):
 
     def __str__(self) -> str:
         """Return it for people, such as `step 1089 of 2000, 8.1/s, 1 min 52 s left`."""
-        parts = [f"{self.unit} {self.step} of {self.total}"]
+        texts = [f"{self.unit} {self.step} of {self.total}"]
         if self.per_s:
             # slow ones, such as shards of hours of video, as seconds each
-            parts.append(
+            texts.append(
                 f"{self.per_s:.3g}/s" if self.per_s >= 1 else f"{1 / self.per_s:.3g} s each"
             )
         if self.eta_s is not None and self.step < self.total:
-            parts.append(f"{duration(self.eta_s)} left")
-        return ", ".join(parts)
+            texts.append(f"{duration(self.eta_s)} left")
+        return ", ".join(texts)
 
 
 class ProgressWriter:
