@@ -31,7 +31,7 @@ from videoar.training.sample_folder import read_sample_folder
 
 _SCORES = "scores"
 _WORKERS = {"workers": 2}
-_CHEAPEST = ("pixels", "clip")  # the port of reference features is not optional
+_CHEAPEST = ("pixels", "clip")  # the port of features of samples is not optional
 
 
 class EvaluationOptions(TypedDict, total=False):
@@ -40,8 +40,8 @@ class EvaluationOptions(TypedDict, total=False):
     protocol: str | None
     """Default: that of the set, or `default`."""
     num: int | None
-    """Most clips of the reference; default: those of the set, or else as many as the protocol
-    needs, or as there are samples."""
+    """Clips of the reference, of which there must be as many; default: those of the set, or else
+    at most as many as the protocol needs, or as there are samples."""
     domain: str | None
     """Name of `models@1`: the classifier of the metrics of network `domain`."""
     train: str | None
@@ -105,8 +105,10 @@ def evaluation_pipeline(
         "samples": "evaluated",
         "evalset": evalset,
         "sample_features": draft.features("sample_features", {"samples": "evaluated"}, used),
-        "reference_features": draft.features("reference_features", {"evalset": evalset}, of_both),
     }
+    if of_both:
+        port = "reference_features"
+        ports[port] = draft.features(port, {"evalset": evalset}, of_both)
     if near := [metric for metric in used if metric.kind == "memorisation"]:
         draft.inputs["train"] = _option(store, "train", options.get("train"), CLIPS)
         ports["train_features"] = draft.features("train_features", {"clips": "train"}, near)
@@ -159,12 +161,16 @@ def _reference(
             hint = f"give {EVALSETS}, {CLIPS}, or a folder or URL of videos"
             raise ConfigError(f"--reference {name}", f"is {snapshot.contract}", hint)
         draft.inputs["reference"], clips = url, "reference"
+    if num is not None and num > len(samples):
+        what = f"there are {len(samples)} samples"
+        raise ConfigError(f"--num {num}", what, "generate more, or leave it out")
     count = num or needed or max(2, len(samples))
     set_ = draft.stage(
         "reference_set",
         "evalset",
         {"clips": clips},
         num_reference=count,
+        min_reference=num or 2,
         num_prompts=0,
         reference_split=split,
         protocol=protocol or "default",

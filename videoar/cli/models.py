@@ -171,7 +171,7 @@ def evaluate(
         str | None, typer.Option(metavar="NAME", help="Default: that of the set.")
     ] = None,
     num: Annotated[
-        int | None, typer.Option(min=2, help="Most clips of the reference; default: as samples.")
+        int | None, typer.Option(min=2, help="Clips of the reference; default: as samples.")
     ] = None,
     domain: Annotated[
         str | None, typer.Option(metavar="NAME", help="Classifier of frechet_domain, kvd_domain.")

@@ -51,10 +51,11 @@ class SampleSet:
             StorageError: samples or vectors cannot be read.
         """
         parents = scores.commit.provenance.parents
-        needed = ("samples", "evalset", "sample_features", "reference_features")
+        needed = ("samples", "evalset", "sample_features")
         if missing := [port for port in needed if port not in parents]:
             raise ContractError(scores.id, f"was computed without {', '.join(missing)}")
-        samples, evalset, *features = (store.snapshot(parents[port]) for port in needed)
+        ports = (*needed, "reference_features")  # which means of samples do not need
+        samples, evalset, *features = (store.snapshot(parents[p]) for p in ports if p in parents)
         reference = [row["clip_id"] for row in clip_rows(evalset, REFERENCE)]
         return cls(samples.table().to_pylist(), FeatureTable.read(*features), reference)
 

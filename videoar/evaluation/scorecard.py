@@ -7,7 +7,7 @@ lock they would make the values of any two models incomparable.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,12 +15,26 @@ from videoar.core.errors import ContractError
 from videoar.core.ids import canonical_json, digest_json
 from videoar.core.types import Json, Row
 from videoar.evaluation.metric_names import metric_of
+from videoar.evaluation.sample_values import listed
 
 Lock = Mapping[str, Json]
 
 
 SAMPLE_FORM = ("num_frames", "rate_fps", "width_px", "height_px")
 """Columns of `samples@1` that are equal in all samples of a score."""
+
+
+def form_of(row: Row) -> str:
+    """Return frames, size and rate of a sample or clip in words."""
+    size = f"{row['width_px']} x {row['height_px']} px"
+    return f"{row['num_frames']} frames of {size} at {row['rate_fps']:g} fps"
+
+
+def form_problem(samples: Iterable[Row]) -> str:
+    """Return which forms samples have, "" if all have one."""
+    forms = {tuple(row[name] for name in SAMPLE_FORM): form_of(row) for row in samples}
+    texts = [forms[form] for form in sorted(forms)]
+    return f"samples have several forms: {listed(texts)}" if len(texts) > 1 else ""
 
 
 def sample_lock(samples: Sequence[Row]) -> Row:

@@ -8,7 +8,7 @@ from videoar.core.errors import ConfigError, DamagedError
 from videoar.core.ids import sha256_hex
 from videoar.core.types import Json, Row
 from videoar.evaluation import vbench_prompts
-from videoar.evaluation.scorecard import SAMPLE_FORM, sample_lock
+from videoar.evaluation.scorecard import form_problem, sample_lock
 from videoar.evaluation.vbench_constants import DIMENSIONS
 from videoar.storage.store import Store
 
@@ -38,10 +38,8 @@ class VBenchSamples:
         """Why no dimension can be evaluated; empty if there is no reason."""
         if self._repeated:
             return f"{len(self._repeated)} names have several samples: {self._repeated[0]}"
-        shapes = {tuple(row[key] for key in SAMPLE_FORM) for row in self.rows.values()}
-        if len(shapes) > 1:
-            few = " and ".join(str(shape) for shape in sorted(shapes)[:2])
-            return f"samples differ in {', '.join(SAMPLE_FORM)}: {few}"
+        if several := form_problem(self.rows.values()):
+            return several
         longest = max(
             (row["num_frames"] / row["rate_fps"] for row in self.rows.values()), default=0
         )

@@ -45,6 +45,8 @@ class EvalsetConfig(StageConfig, PromptTemplates):
 
     num_reference: int = Field(default=64, ge=2)
     """Maximum number of real clips that samples are compared with."""
+    min_reference: int = Field(default=2, ge=2)
+    """Minimum number of these clips; with fewer there is no set."""
     num_floor: int | None = Field(default=None, ge=0)
     """Maximum number of further real clips, which show the distance of perfect samples; default:
     `num_reference`."""
@@ -108,8 +110,9 @@ class EvalsetStage(ReduceStage[EvalsetConfig]):
         config = self.config
         roles = self._roles(clips)
         reference = [id_ for id_, role in roles.items() if role == REFERENCE]
-        if len(reference) < 2:
-            what = f"has {len(reference)} clips of the split {config.reference_split}, 2 are needed"
+        if len(reference) < (needed := config.min_reference):
+            what = f"{len(reference)} clips of the split {config.reference_split}"
+            what = f"has {what}, {needed} are needed"
             raise ContractError(clips.id, what, "add videos, or set reference_split")
         chosen = pa.array(list(roles))
         # full rows of the chosen clips only: there may be millions of others

@@ -36,6 +36,7 @@ def test_shuffled_clip_has_the_same_frames_and_a_dropped_one_fewer():
     assert len(set(frames(damage.drop(clip.frames, 2)))) == 4
 
 
+@pytest.mark.slow
 def test_pixel_measures_see_noise_and_not_the_order_of_frames():
     clips = drawn(24)
     cases = damage.measure(open_extractor("pixels", ("windows",)), clips[::2], clips[1::2])
@@ -47,6 +48,7 @@ def test_pixel_measures_see_noise_and_not_the_order_of_frames():
     assert noise["5"] > noise["1"] >= 1
 
 
+@pytest.mark.slow
 def test_clips_are_the_first_of_each_video_and_too_few_are_refused(tmp_path):
     for name, seed in (("a", 0), ("b", 1)):
         frames = np.random.default_rng(seed).integers(0, 256, (50, 64, 64, 3), np.uint8)

@@ -138,9 +138,11 @@ def world(tmp_path_factory) -> World:
     return World(url, {
         "good": commit_samples(store, own),
         "corrupt": commit_samples(store, [*own[1:], damaged(store, own[0])]),
+        "eight": commit_samples(store, rows),
         "few": commit_samples(store, own[1:]),
         "longer": commit_samples(store, clip_rows(store, NUM, (13, 32))),
         "faster": commit_samples(store, clip_rows(store, NUM, rate_fps=16.0)),
+        "larger": commit_samples(store, clip_rows(store, NUM, (9, 48))),
         "mixed": commit_samples(store, [*own[1:], *clip_rows(store, 1, (9, 48))]),
         "incomplete": commit_samples(store, own[1:], prompts[1:]),
         "other": commit_samples(store, own[1:], [{**prompt, "seed": 1} for prompt in prompts[1:]]),
@@ -153,12 +155,19 @@ def world(tmp_path_factory) -> World:
 GOOD = "{good} real"
 BAD = {
     "corrupt sample": (f"{{corrupt}} real {MEAN}", 3, "missing for"),
-    "other frame count": (f"{{longer}} real {DISTANCE}", 3, "samples have 13 frames at 8 fps"),
-    "other frame rate": (f"{{faster}} real {DISTANCE}", 3, "samples have 9 frames at 16 fps"),
+    "other frame count": (f"{{longer}} real {DISTANCE}", 3, "samples have 13 frames of 32 x 32"),
+    "other frame rate": (f"{{faster}} real {DISTANCE}", 3, "32 x 32 px at 16 fps, 4 reference"),
+    "other frame size": (f"{{larger}} real {DISTANCE}", 3, "samples have 9 frames of 48 x 48 px"),
     "mixed sizes": (f"{{mixed}} real {MEAN}", 3, "several forms: 9 frames of 32 x 32 px"),
     "missing prompts": (f"{{incomplete}} prompted {MEAN}", 3, "1 of 4 are missing"),
     "other seeds": (f"{{other}} prompted {MEAN}", 3, "3 of 3 samples are of no prompt and seed"),
     "unequal N": (f"{{few}} real {DISTANCE}", 3, "3 samples, 4 reference clips"),
+    "more than there are samples": (
+        f"{{few}} {{clips}} {MEAN} --num {NUM}", 2, f"--num {NUM}: there are 3 samples",
+    ),
+    "more than there are clips": (
+        f"{{eight}} {{clips}} {MEAN} --num 8", 3, "4 clips of the split val, 8 are needed",
+    ),
     "N of the set": (f"{GOOD} {MEAN} --num 9", 2, "--num 9: real has 4"),
     "protocol of the set": (f"{GOOD} {MEAN} --protocol fvd2048_16f", 2, "real has default"),
     "protocol of more N": (
@@ -241,6 +250,14 @@ def test_card_has_rows_of_scores_and_finds_the_reference_again(world, tmp_path):
     assert {row["lock_digest"] for row in again["scores"]} != {
         row["lock_digest"] for row in card["scores"]
     }  # other prompts
+
+
+def test_metrics_of_samples_alone_need_no_features_of_the_reference(world):
+    code, out, _ = world.evaluate("{good}", "real", "rendered,proxy/lite0_consistency", "--json")
+    card = json.loads(out)
+    assert code == 0
+    assert not card["not_evaluated"]
+    assert features_of(world, card["run_id"]).keys() == {"sample_features"}
 
 
 def test_table_names_what_chance_explains(world):

@@ -46,6 +46,7 @@ def test_requested_presets_adds_named_ones_to_the_default():
             requested_presets([name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in {"i3d", "domain"}])
 def test_extractor_computes_each_of_its_presets_the_same_again(name):
     known = NETWORKS[name]
@@ -76,6 +77,7 @@ def test_extractor_of_too_short_a_clip_says_how_many_frames_it_needs():
             open_extractor(name).vectors(replace(CLIP, frames=CLIP.frames[:num]))
 
 
+@pytest.mark.slow
 def test_lite0_mean_ignores_the_order_of_frames_and_change_does_not(lite0):
     # the middle frames of four windows of five frames are 2, 7, 12, 17
     frames = np.zeros((20, 32, 32, 3))

@@ -85,6 +85,7 @@ def test_load_i3d_other_file_is_rejected(tmp_path, monkeypatch):
     assert sum(tensor.abs().sum() for _, tensor in i3d.read_bundle(zeros).variables()) == 0
 
 
+@pytest.mark.slow
 def test_random_i3d_is_deterministic_and_distinguishes_clips():
     network = i3d.random_i3d(0)
     assert network.digest() == i3d.random_i3d(0).digest()

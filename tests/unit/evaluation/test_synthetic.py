@@ -38,6 +38,7 @@ def test_classify_real_clips_gives_their_attributes(classified):
     assert max(speeds) < 0.14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size_px", [32, 48])
 def test_classify_blurred_clips_gives_their_attributes(size_px):
     """Reconstructions and samples are blurred: the classifier must not need sharp edges."""

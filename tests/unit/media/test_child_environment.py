@@ -71,6 +71,7 @@ def test_ffmpeg_has_no_secrets(tmp_path):
     assert_no_secrets(seen[0])
 
 
+@pytest.mark.slow
 def test_what_fetches_from_s3_has_the_credentials_and_what_decodes_it_has_not(
     tmp_path, moto_server, monkeypatch
 ):

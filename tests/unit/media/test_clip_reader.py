@@ -56,6 +56,7 @@ def test_reference_returns_the_frames_of_the_scan(folder, referenced, name):
         assert np.array_equal(read(row), clip.frames_THWC)
 
 
+@pytest.mark.slow
 def test_reference_returns_the_same_frames_at_any_size(tmp_path):
     (tmp_path / "in").mkdir()
     plain = write_video(tmp_path / "plain.mp4", moving_noise(20, size=(72, 128)))
@@ -79,6 +80,7 @@ def test_reference_returns_the_same_frames_at_any_size(tmp_path):
     assert seen == {"square.mp4": (32, 32), "wide.mp4": (24, 42), "turned.mp4": (42, 24)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size_px", [48, [[32, 56]]], ids=["square", "wide"])
 def test_stored_clip_and_reference_have_the_same_frames(tmp_path, size_px):
     (tmp_path / "in").mkdir()
@@ -101,6 +103,7 @@ def test_stored_clip_and_reference_have_the_same_frames(tmp_path, size_px):
         assert np.abs(stored.astype(int) - referenced).mean() < 8
 
 
+@pytest.mark.slow
 def test_changed_or_missing_source_is_rejected(tmp_path):
     (tmp_path / "in").mkdir()
     path = write_video(tmp_path / "in" / "a.mp4", moving_noise(40))

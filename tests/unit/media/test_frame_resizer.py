@@ -97,6 +97,7 @@ def test_first_frame_chooses_the_size_for_the_whole_source():
     assert FrameResizer(SIZES, 16 / 9).rgb(frame_of(160, 90)).shape[:2] == SIZES[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("angle", [0, 90, 180, 270])
 @pytest.mark.parametrize(
     ("shown_as", "size", "turned"),

@@ -36,6 +36,7 @@ def test_child_gives_equal_results_and_survives_bad_files(tmp_path, decoder):
         assert [a.columns for a in ours[:-1]] == [b.columns for b in theirs[:-1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stroke", "code"),
     [(signal.SIGSTOP, "TIMEOUT"), (signal.SIGSEGV, "CRASH"), (signal.SIGKILL, "MEM")],

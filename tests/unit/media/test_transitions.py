@@ -51,6 +51,7 @@ def test_most_transitions_are_found_and_few_others(films):
     assert false <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate_fps", [8.0, 60.0])
 def test_transitions_are_found_at_any_frame_rate(rate_fps):
     film = small_film(41, rate_fps=rate_fps, kinds=("cut",))
@@ -81,6 +82,7 @@ def sampled(luma_frames, times_us):
     ]
 
 
+@pytest.mark.slow
 def test_detection_in_blocks_equals_detection_over_the_whole_film(films):
     film, _luma = films[0]
     long = np.concatenate([g for _, g in films[:4]])

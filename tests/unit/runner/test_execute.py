@@ -131,6 +131,7 @@ def assert_readable(store: Store, run: Run) -> None:
         snapshot.table(verify=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["deleted", "cut"])
 @pytest.mark.parametrize("dataset", ["videos", "big", "big.rejects", "few", "model"])
 def test_snapshot_with_a_missing_or_damaged_file_is_recomputed(
@@ -248,6 +249,7 @@ def undisturbed(tmp_path_factory) -> tuple[Path, Store, Run]:
     return videos, store, execute(store, toy_document(videos))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", CRASHES)
 def test_run_killed_at_a_crash_point_resumes_to_the_same_snapshots(
     undisturbed, store: Store, tmp_path: Path, point: str, monkeypatch: pytest.MonkeyPatch

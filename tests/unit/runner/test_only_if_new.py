@@ -96,6 +96,7 @@ def test_blocked_run_has_used_up_its_sources_and_a_part_or_failed_run_has_not(
         resume(store, "00c")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crash", ["counting-4", "decision-recorded", "ref-moved"])
 def test_killed_run_has_not_used_up_its_sources_and_resumes(store: Store, videos: Path, crash: str):
     doc = document(videos)

@@ -127,6 +127,7 @@ def test_ref_that_is_set_during_the_decision_is_resolved_again(
     assert statuses(late) == dict.fromkeys(OF_CHAMPION, "CACHED") | {"gate": "GATE_BLOCKED"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["before-commit", "decision-recorded", "ref-moved"])
 def test_resumed_run_takes_the_same_decision(store: Store, videos: Path, point: str):
     """Its own promotion does not become the champion that it is compared with."""

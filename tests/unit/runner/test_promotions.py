@@ -127,6 +127,7 @@ def test_promote_newest_decision_of_two_gates_of_one_run_holds(store: Store, vid
         api.promote(store, model_of(run))
 
 
+@pytest.mark.slow
 def test_equal_runs_at_the_gate_all_succeed(store: Store, videos: Path):
     for steps in range(1, 6):
         document = gated(videos, steps, 0.5)
@@ -229,6 +230,7 @@ POINTS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
 def test_run_killed_around_its_decision_promotes_once_and_only_against_the_head(
     store: Store, videos: Path, point: str
@@ -250,6 +252,7 @@ def test_run_killed_around_its_decision_promotes_once_and_only_against_the_head(
     assert targets == ([model, winner] if moved else [winner])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
 def test_run_killed_around_its_decision_is_resumed_to_one_promotion(
     store: Store, videos: Path, point: str
@@ -275,6 +278,7 @@ def test_promote_evaluates_the_rules_against_the_model_of_now(store: Store, vide
         api.promote(store, model_of(early))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["commit.before_log", "commit.after_log", "ref-moved"])
 def test_promote_killed_ends_the_same_when_it_is_repeated(store: Store, videos: Path, point: str):
     first = execute(store, gated(videos, 2, 0.5))

@@ -36,6 +36,7 @@ def run(store, clips, model, **options):
     return stage(model, **options).open({"clips": clips}, StageContext(store))(clips.table())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny_models.llava, tiny_models.blip])
 def test_missing_captions_are_written_and_others_kept(make, store, clips, tmp_path):
     model = make(tmp_path / "model")

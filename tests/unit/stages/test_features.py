@@ -219,6 +219,7 @@ def test_network_of_a_preset_has_the_vectors_of_all_presets(store):
     assert [row["preset"] for row in rows_of(store, one)] == ["change4", "windows"]
 
 
+@pytest.mark.slow
 def test_vectors_do_not_depend_on_neighbours_order_or_threads(store):
     (rows,) = file_rows(store, 1, 3)
     together = execute(store, document("clips", clips_of(store, rows)))

@@ -79,6 +79,7 @@ def test_clips_are_stored_with_the_columns_of_their_source(outcome):
     assert frames.shape == (17, 32, 32, 3)
 
 
+@pytest.mark.slow
 def test_same_bytes_for_any_number_of_runs_and_store(outcome, folder, tmp_path):
     _, clips, _ = outcome
     again, _ = ingest(open_store(tmp_path.as_uri()), str(folder), **OPTIONS)
@@ -167,6 +168,7 @@ def test_invalid_options_are_rejected():
     assert IngestConfig(size_px=sizes).semantic()["size_px"] == sizes
 
 
+@pytest.mark.slow
 def test_list_of_sizes_changes_only_the_clips_of_other_size(outcome, folder, tmp_path):
     _, square, _ = outcome
     (tmp_path / "in").mkdir()

@@ -198,7 +198,7 @@ def test_noninferior_without_vectors_names_what_is_missing(store):
     first, second = model(store), model(store)
     gate.after_commit(decide(store, gate, first, scores(store, 0.5)), store, "run1")
     (row,) = decide(store, gate, second, scores(store, 0.5)).table().to_pylist()
-    what = "was computed without samples, evalset, sample_features, reference_features"
+    what = "was computed without samples, evalset, sample_features"
     assert row["passed"] is False
     assert row["reason"].count(what) == 2
 

@@ -196,15 +196,16 @@ def vector_inputs(store, chosen, made, vectors, spaces=(("lite0", "mean4"),)):
 
 def toy(store, num=32, protocol="default", num_reference=16, **changes):
     """Return inputs of clips that are never decoded; samples are shifted by 1 in 6 features."""
+    form = {"num_frames": 9, "rate_fps": 8.0, "width_px": 8, "height_px": 8}
     clips = clips_of(
-        store, [clip_row(str(i), caption="c", split="val", num_frames=9) for i in range(2 * num)]
+        store, [clip_row(str(i), caption="c", split="val", **form) for i in range(2 * num)]
     )
     options = {"num_reference": num_reference, "num_prompts": 0, "protocol": protocol}
     (output,) = EvalsetStage(EvalsetConfig(**options)).reduce({"clips": clips}, StageContext(store))
     chosen = commit(store, "evalset", "evalsets@1", output.rows.to_pylist())
     fixed = {"model_digest": "m", "tokenizer_digest": "t", "sampler_json": "{}", "steps": 1,
-             "index": 0, "num_frames": 9, "rate_fps": 8.0, "width_px": 8, "height_px": 8,
-             "video_key": "k", "video_sha256": "0" * 64, "video_size_bytes": 1}  # fmt: skip
+             "index": 0, "video_key": "k", "video_sha256": "0" * 64, "video_size_bytes": 1,
+             **form}  # fmt: skip
     rows = [
         {"sample_id": f"{i:032x}", "prompt": f"p{i}", "seed": i, **fixed, **changes}
         for i in range(num)
@@ -245,7 +246,13 @@ def test_samples_that_cannot_be_compared_with_the_set_are_named(store):
     few = score(store, toy(store, num=8, num_reference=12), metrics=["frechet_lite0"])
     assert "8 samples, 12 reference clips" in few["frechet_lite0"]["reason"]
     other = score(store, toy(store, rate_fps=12.0), metrics=["frechet_lite0"])
-    assert "9 frames at 12 fps, 16 reference clips others" in other["frechet_lite0"]["reason"]
+    assert "9 frames of 8 x 8 px at 12 fps, 16 reference" in other["frechet_lite0"]["reason"]
+    large = score(store, toy(store, width_px=16), metrics=["frechet_lite0"])
+    assert "9 frames of 16 x 8 px at 8 fps, 16 reference" in large["frechet_lite0"]["reason"]
+    alone = toy(store)
+    del alone["reference_features"]
+    rows = score(store, alone, metrics=["frechet_lite0"])
+    assert "connect port reference_features" in rows["frechet_lite0"]["reason"]
     given = toy(store)
     rows = given["samples"].table().to_pylist()
     for change, message in (
@@ -321,6 +328,7 @@ def tokenizer(store):
     return commit(store, "tokenizer", "models@1", made.to_pylist())
 
 
+@pytest.mark.slow
 def test_score_reconstructions_have_the_size_of_their_clips(store, tokenizer):
     wide = inputs(store, samples(store, 5), evalset(store, 5, 56))
     rows = score(store, {**wide, "tokenizer": tokenizer}, num_reconstructions=2, num_examples=1)

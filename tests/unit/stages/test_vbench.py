@@ -156,7 +156,7 @@ def test_clips_from_5_s_on_are_refused(store, columns, reason):
 def test_samples_that_differ_or_repeat_a_name_are_not_evaluated(store, cache):
     rows = sample_rows(store)
     scores = run(store, [{**rows[0], "width_px": 32}, *rows[1:]])
-    assert all("samples differ in num_frames" in scores[name]["reason"] for name in DIMENSIONS)
+    assert all("several forms: 17 frames" in scores[name]["reason"] for name in DIMENSIONS)
     assert "1 names have several samples" in VBenchSamples([*rows, rows[0]]).problem
     assert not calls(cache)
 

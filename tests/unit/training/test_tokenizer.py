@@ -48,6 +48,7 @@ def test_training_lowers_the_loss_and_the_average_reconstructs():
     assert trainer.history[-1]["step"] == 39
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [{}, {"accumulate": 2, "precision": "bf16"}], ids=str)
 def test_resumed_training_with_every_term_is_exact(extra, tmp_path):
     straight = TokenizerTrainer(CFG, options(**EVERYTHING | extra), CLIPS)

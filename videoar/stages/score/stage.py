@@ -24,12 +24,12 @@ from videoar.evaluation.measure import ScoreInputs, computable, not_evaluated_ro
 from videoar.evaluation.metric_names import FVD, METRICS, VBENCH, requested_metrics
 from videoar.evaluation.protocols import protocol_named
 from videoar.evaluation.sample_values import FeatureTable, listed
-from videoar.evaluation.scorecard import SAMPLE_FORM, sample_lock
+from videoar.evaluation.scorecard import form_of, form_problem, sample_lock
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
 from videoar.storage.snapshot import Snapshot
 
-_TIMING = ("num_frames", "rate_fps")
+_TIMING, _SIZE = ("num_frames", "rate_fps"), ("width_px", "height_px")
 _RECONSTRUCTION = tuple(name for name, m in METRICS.items() if m.kind == "reconstruction")
 
 
@@ -64,7 +64,7 @@ class ScoreStage(ReduceStage[ScoreConfig]):
         "samples": Port(SAMPLES),
         "sample_features": Port(FEATURES),
         "evalset": Port(EVALSETS),
-        "reference_features": Port(FEATURES),
+        "reference_features": Port(FEATURES, optional=True),
         "train_features": Port(FEATURES, optional=True),
         "tokenizer": Port(MODELS, optional=True),
         "vbench": Port(SCORES, optional=True),
@@ -134,7 +134,7 @@ def score_inputs(inputs: Inputs, seed: int = 0) -> ScoreInputs:
     protocol = protocol_name(evalset)
     ports = ("sample_features", "reference_features", "train_features")
     features = FeatureTable.read(*(inputs[port] for port in ports if port in inputs))
-    real = [row["clip_id"] for row in reference]
+    real = [row["clip_id"] for row in reference] if "reference_features" in inputs else []
     training = inputs["train_features"].table(["clip_id"]) if "train_features" in inputs else None
     trained = set(training["clip_id"].to_pylist()) if training is not None else set()
     return ScoreInputs(
@@ -151,7 +151,7 @@ def score_inputs(inputs: Inputs, seed: int = 0) -> ScoreInputs:
         protocol=protocol_named(protocol),
         seed=seed,
         samples_problem=_missing_samples(samples, evalset),
-        distance_problem=_distance_problem(samples, reference),
+        distance_problem=_distance_problem(samples, reference, inputs),
         training=sorted(trained - set(real)),
     )
 
@@ -163,10 +163,8 @@ def _by_id(rows: list[Row]) -> list[Row]:
 def _require_one_form(samples: Sequence[Row]) -> None:
     if not samples:
         raise ContractError("score", "the snapshot of samples is empty")
-    if len(forms := {tuple(row[name] for name in SAMPLE_FORM) for row in samples}) > 1:
-        texts = [f"{t} frames of {w} x {h} px at {fps:g} fps" for t, fps, w, h in sorted(forms)]
-        what = f"samples have several forms: {listed(texts)}"
-        raise ContractError("score", what, "score the samples of each form by themselves")
+    if several := form_problem(samples):
+        raise ContractError("score", several, "score the samples of each form by themselves")
     if len({row["sampler_json"] for row in samples}) > 1:
         what = "samples have several settings of the sampler"
         raise ContractError("score", what, "score the samples of each by themselves")
@@ -190,13 +188,20 @@ def _missing_samples(samples: Sequence[Row], evalset: Snapshot) -> str:
     return f"{len(missing)} of {len(wanted)} are missing: {listed(missing)}" if missing else ""
 
 
-def _distance_problem(samples: Sequence[Row], reference: Sequence[Row]) -> str:
-    """Return why samples and reference cannot be compared, "" if they can."""
+def _distance_problem(samples: Sequence[Row], reference: Sequence[Row], inputs: Inputs) -> str:
+    """Return why samples and reference cannot be compared, "" if they can.
+
+    A set may have clips of several sizes, as models are trained on; that of the samples is one.
+    """
+    if "reference_features" not in inputs:
+        return "no vectors of the reference: connect port reference_features"
     if len(samples) < len(reference):
         return f"{len(samples)} samples, {len(reference)} reference clips; equal N is needed"
     first = samples[0]
     other = [row for row in reference if any(row[name] != first[name] for name in _TIMING)]
+    if all(any(row[name] != first[name] for name in _SIZE) for row in reference):
+        other = [*reference]
     if not other:
         return ""
-    forms = [f"{row['num_frames']} frames at {row['rate_fps']:g} fps" for row in (first, other[0])]
+    forms = form_of(first), form_of(other[0])
     return f"samples have {forms[0]}, {len(other)} reference clips others, such as {forms[1]}"
