@@ -29,6 +29,14 @@ from videoar.api.runs import (
     run,
     status,
 )
+from videoar.api.schedule import (
+    backfill,
+    schedule_ls,
+    schedule_pause,
+    schedule_release,
+    schedule_serve,
+    schedule_tick,
+)
 from videoar.core.lazy import lazy_names
 
 if TYPE_CHECKING:
@@ -63,12 +71,12 @@ if TYPE_CHECKING:
     from videoar.storage.store import Store as Store
 
 __all__ = [
-    "Document", "Watch", "bench", "cancel", "compare", "diff", "doctor", "evaluate", "explain",
-    "export", "follow",
-    "forget", "freeze", "gate", "generate", "lineage", "load", "logs", "ls", "make_engine",
-    "open_store", "plan", "promote", "quarantine", "refs", "report", "report_path",
-    "resume", "rollback", "run", "schema", "serve", "show", "stages", "status", "validate",
-    "validate_pipeline", "vbench_check", "vbench_export", "vbench_plan",
+    "Document", "Watch", "backfill", "bench", "cancel", "compare", "diff", "doctor", "evaluate",
+    "explain", "export", "follow", "forget", "freeze", "gate", "generate", "lineage", "load",
+    "logs", "ls", "make_engine", "open_store", "plan", "promote", "quarantine", "refs",
+    "report", "report_path", "resume", "rollback", "run", "schedule_ls", "schedule_pause",
+    "schedule_release", "schedule_serve", "schedule_tick", "schema", "serve", "show", "stages",
+    "status", "validate", "validate_pipeline", "vbench_check", "vbench_export", "vbench_plan",
     "vbench_setup",
 ]  # fmt: skip
 

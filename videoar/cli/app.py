@@ -1,8 +1,9 @@
 """The command `videoar`: global options, and the boundary at which errors become exit codes.
 
-The verbs are in `runs`, `data`, `models`, `vbench` and `ops`; all work is in `videoar.api`. stdout
-is for the result: tables, or one JSON document under `--json`, also for errors. Log and error lines
-go to stderr. Nothing heavy is imported before a verb needs it, so that `--help` costs typer only.
+The verbs are in `runs`, `data`, `models`, `vbench`, `schedule` and `ops`; all work is in
+`videoar.api`. stdout is for the result: tables, or one JSON document under `--json`, also for
+errors. Log and error lines go to stderr. Nothing heavy is imported before a verb needs it, so that
+`--help` costs typer only.
 """
 
 import signal
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from videoar import __version__, api
-from videoar.cli import data, models, ops, runs, vbench
+from videoar.cli import data, models, ops, runs, schedule, vbench
 from videoar.cli.output import Block, discard_stdout, emit
 from videoar.cli.session import EXAMPLE, RootGroup, print_help_without_verb, session
 from videoar.core.errors import VideoARError, one_line
@@ -67,7 +68,7 @@ def _root(
 
 
 # without a name, typer adds the verbs of a module to the root
-for module in (runs, data, models, vbench, ops):
+for module in (runs, data, models, vbench, schedule, ops):
     app.add_typer(module.app)
 
 

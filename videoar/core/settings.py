@@ -94,6 +94,18 @@ def child_environment(*, for_s3: bool = False, **extra: str) -> dict[str, str]:
     return {**passed, **extra}
 
 
+def secret(reference: str) -> str:
+    """Return what `env:NAME` refers to; read at each use, and never kept.
+
+    Raises:
+        ConfigError: the variable is not set.
+    """
+    value = os.environ.get(reference.removeprefix("env:"))
+    if not value:
+        raise ConfigError(reference, "is not set", "set this environment variable")
+    return value
+
+
 def visible_gpus() -> str:
     """Return `CUDA_VISIBLE_DEVICES`; empty if it is not set or allows no GPU."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")

@@ -21,7 +21,7 @@ from videoar.contracts.contract import load_contract
 from videoar.contracts.names import EVALSETS, PROMPTS, SAMPLES, SOURCES
 from videoar.core.errors import ConfigError, SnapshotNotFoundError, StorageError
 from videoar.core.ids import digest_json
-from videoar.core.types import Provenance
+from videoar.core.types import Provenance, Row
 from videoar.evaluation.evalset import require_intact
 from videoar.media.sources import list_sources, read_input
 from videoar.pipeline.input_url import named_input
@@ -156,7 +156,7 @@ def _without_withdrawn(store: Store, name: str, url: str, rows: pa.Table) -> pa.
 def compare(store: Store, pipeline: str, run_id: str, name: str, listed: Snapshot) -> InputRun:
     """Count the new, changed and removed sources since the previous run of the pipeline."""
     previous = previous_input(store, pipeline, name, run_id)
-    rows = _earlier_rows(store, name, previous) if previous else None
+    rows = _earlier_rows(store, name, previous.snapshot) if previous else None
     if rows is None:
         previous = None
     old = dict(_addresses(rows)) if rows else {}
@@ -169,6 +169,30 @@ def compare(store: Store, pipeline: str, run_id: str, name: str, listed: Snapsho
         # a takedown may have removed rows of the old listing: use the count of that time
         gone=(previous.sources if previous else 0) - len(old.keys() & new.keys()),
     )
+
+
+def count_new(
+    store: Store, name: str, baseline: str | None, listed: Snapshot | Listing
+) -> tuple[int, int]:
+    """Return number and bytes of the sources of a listing that are new or changed.
+
+    Args:
+        store: of the snapshots.
+        name: of the input.
+        baseline: snapshot of an earlier listing; None, or one that is gone: everything is new.
+        listed: the listing of now.
+    """
+    rows = _new_rows(store, name, baseline, listed)
+    return len(rows), sum(row["size_bytes"] for row in rows)
+
+
+def _new_rows(
+    store: Store, name: str, baseline: str | None, listed: Snapshot | Listing
+) -> list[Row]:
+    old = _earlier_rows(store, name, baseline) if baseline else None
+    # all columns: a source with another caption or licence is new, too
+    known = {tuple(row.values()) for row in old.to_pylist()} if old else set()
+    return [row for row in listed.table().to_pylist() if tuple(row.values()) not in known]
 
 
 def nothing_new(
@@ -195,18 +219,15 @@ def nothing_new(
     for run in ended_runs(store, spec.name, before):
         # with other options, or another folder, it is another training
         if run.pipeline_digest == spec.digest:
-            old = _earlier_rows(store, name, run.inputs[name])
-            # all columns: a source with another caption or licence is new, too
-            known = {tuple(row.values()) for row in old.to_pylist()} if old else set()
-            is_new = any(tuple(row.values()) not in known for row in listed.table().to_pylist())
+            is_new = bool(_new_rows(store, name, run.inputs[name].snapshot, listed))
             return None if is_new else f"nothing new in {name} since run {run.run_id}"
     return None
 
 
-def _earlier_rows(store: Store, name: str, listed: InputRun) -> pa.Table | None:
+def _earlier_rows(store: Store, name: str, snapshot: str) -> pa.Table | None:
     """Return the rows of an earlier listing, None if it cannot be read."""
     try:
-        return store.snapshot(listed.snapshot).table()
+        return store.snapshot(snapshot).table()
     except StorageError as error:
         # an unreachable store fails the run; a listing that is gone or damaged costs only this
         # comparison

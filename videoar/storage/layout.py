@@ -16,6 +16,10 @@
     claims/<right>/<number>.json                  rights that last as long as a lease
     decisions/<number>.json                       decisions of promotion gates, in their order
     withdrawn/<key>.json, forgotten/<sha256>.json takedowns
+    triggers/<pipeline>/<key>/<number>.json       firings of a schedule; .end.json, .released.json
+    schedules/<pipeline>/control/<number>.json    since when a schedule counts, pauses
+    schedules/<pipeline>/seen/<key>/<number>.json   when new sources were seen
+    hooks/<event>/<hook>.json                     events that a hook has got
     serving/jobs/<job>.json                       jobs of the server, newest first
     serving/{open,results,deleted}/<job>.json     what is not finished; how jobs ended
     serving/attempts/<job>/<number>.json          claims of replicas
@@ -46,6 +50,10 @@ DECISIONS_LOG = "decisions"
 TEXT_FEATURES_PREFIX = "text/"
 WITHDRAWN_PREFIX = "withdrawn/"
 TOMBSTONES_PREFIX = "forgotten/"
+TRIGGERS_PREFIX = "triggers/"
+SCHEDULES_PREFIX = "schedules/"
+SCHEDULER_LEASE = "scheduler"
+"""Name of the lease of the one process that ticks in a loop."""
 JOBS_PREFIX = "serving/jobs/"
 OPEN_JOBS_PREFIX = "serving/open/"
 SERVING_LEASE = "serving"
@@ -212,6 +220,48 @@ def withdrawal_key(key: str) -> str:
 def tombstone_key(source: str) -> str:
     """Return the key of the tombstone of a source, by its SHA-256."""
     return f"{TOMBSTONES_PREFIX}{source}.json"
+
+
+def triggers_prefix(pipeline: str) -> str:
+    """Return what the keys of the firings of a pipeline's schedule begin with."""
+    return f"{TRIGGERS_PREFIX}{pipeline}/"
+
+
+def trigger_key(pipeline: str, key: str, number: int, kind: str = "") -> str:
+    """Return the key of a firing, numbered from 0, or of its `end` or `released` record."""
+    return f"{triggers_prefix(pipeline)}{key}/{number:04d}{kind and f'.{kind}'}.json"
+
+
+def trigger_of(key: str) -> tuple[str, str, int, str]:
+    """Return pipeline, trigger key, number and kind (`fired` for a firing) of such a key."""
+    _, pipeline, trigger, name = key.split("/")
+    number, *kind = name.removesuffix(".json").split(".")
+    return pipeline, trigger, int(number), kind[0] if kind else "fired"
+
+
+def schedule_log(pipeline: str) -> str:
+    """Return the log of a schedule's changes and pauses, see `log_entry_key`."""
+    return f"{SCHEDULES_PREFIX}{pipeline}/control"
+
+
+def schedule_of(key: str) -> str:
+    """Return the pipeline of a key under `SCHEDULES_PREFIX`."""
+    return key.split("/")[1]
+
+
+def seen_log(pipeline: str, key: str) -> str:
+    """Return the log of the listings seen before a data trigger fires."""
+    return f"{SCHEDULES_PREFIX}{pipeline}/seen/{key}"
+
+
+def schedule_lease(pipeline: str, key: str = "") -> str:
+    """Return the name of the lease on a pipeline's scheduled runs, or on one of them."""
+    return f"{SCHEDULES_PREFIX}{pipeline}" + (f"/{key}" if key else "")
+
+
+def delivery_key(event: str, hook: str) -> str:
+    """Return the key of the record that a hook has got an event."""
+    return f"hooks/{event}/{hook}.json"
 
 
 def job_key(job: str) -> str:

@@ -156,7 +156,7 @@ class Refs:
             "snapshot": snapshot_id,
             "prev": head["snapshot"] if head else None,
             "by_run": by_run,
-            "user": _user(),
+            "user": current_user(),
             "at": round(time.time(), 3),
             "evidence": dict(evidence),
         }
@@ -169,7 +169,8 @@ class Refs:
         return seq + 1
 
 
-def _user() -> str:
+def current_user() -> str:
+    """Return who runs this process, `NAME@HOST`."""
     try:
         name = getpass.getuser()
     except (KeyError, OSError):  # without an entry for the user, as in containers

@@ -28,14 +28,16 @@ RUN = SimpleNamespace(
 VERBS = (
     "run", "resume", "plan", "status", "ls", "logs", "cancel", "explain", "show", "diff", "lineage",
     "validate", "stages", "schema", "export", "quarantine", "generate", "serve", "evaluate",
-    "report", "compare", "gate", "promote", "rollback", "freeze", "refs", "vbench", "forget",
-    "doctor", "bench",
+    "report", "compare", "gate", "promote", "rollback", "freeze", "refs", "vbench", "backfill",
+    "schedule", "forget", "doctor", "bench",
 )  # fmt: skip
 NEEDS_ARGUMENTS = set(VERBS) - {
-    "status", "ls", "stages", "quarantine", "report", "gate", "refs", "vbench", "doctor",
+    "status", "ls", "stages", "quarantine", "report", "gate", "refs", "vbench", "schedule",
+    "doctor",
 }  # fmt: skip
 VBENCH = ("vbench plan", "vbench check", "vbench export", "vbench setup")
-OPENS_NO_STORE = ("schema", "stages", "bench", "quarantine", "vbench", "vbench setup")
+SCHEDULE = tuple(f"schedule {v}" for v in ("ls", "tick", "serve", "pause", "resume", "release"))
+OPENS_NO_STORE = ("schema", "stages", "bench", "quarantine", "vbench", "vbench setup", "schedule")
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +82,14 @@ def test_run_output_of_libraries_goes_to_stderr(verb, tmp_path, monkeypatch):
     assert "(raylet) A worker died" in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS, "quarantine ls", *VBENCH])
+@pytest.mark.parametrize("verb", ["", *VERBS, "quarantine ls", *VBENCH, *SCHEDULE])
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_every_verb_has_global_options_and_an_example(verb, flag):
     done = CliRunner().invoke(app, [*verb.split(), flag])
     assert done.exit_code == 0
     assert "--store" in done.stdout
     assert "--json" in done.stdout
-    if verb not in ("", "quarantine", "vbench"):
+    if verb not in ("", "quarantine", "vbench", "schedule"):
         assert f"Example: videoar {verb}" in done.stdout
 
 
@@ -97,7 +99,7 @@ def test_help_root_lists_all_verbs_untruncated():
     assert "..." not in listed.partition("Runs:")[2]
 
 
-@pytest.mark.parametrize("arguments", [[], ["quarantine"], ["vbench"], ["--json"]])
+@pytest.mark.parametrize("arguments", [[], ["quarantine"], ["vbench"], ["schedule"], ["--json"]])
 def test_bare_command_prints_help_and_exits_0(arguments):
     done = CliRunner().invoke(app, arguments)
     assert (done.exit_code, done.stdout.startswith("Usage: ")) == (0, True)
@@ -109,7 +111,7 @@ def test_version_before_and_after_verb_is_printed(arguments):
     assert (done.exit_code, done.stdout) == (0, "videoar 0.1.0\n")
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "quarantine ls", *VBENCH])
+@pytest.mark.parametrize("verb", [*VERBS, "quarantine ls", *VBENCH, *SCHEDULE])
 def test_global_options_before_and_after_verb_are_equivalent(verb, tmp_path):
     given = ["--store", "nonsense", "--target", "inline", "--json", "-v"]
     arguments = {"validate": ["x"], "export": ["x", "--format", "parquet", "--to", "y"]}
@@ -117,6 +119,8 @@ def test_global_options_before_and_after_verb_are_equivalent(verb, tmp_path):
     arguments |= {"generate": ["--model", "x", "--prompt", "a", "--out", "y"]}
     arguments |= {"serve": ["--model", "x"], "freeze": ["x", "--as", "y"], "compare": ["x", "y"]}
     arguments |= {"evaluate": ["--samples", "x", "--reference", "y", "--metrics", "rendered"]}
+    arguments |= {"backfill": ["x", "--from", "2026-11-01", "--to", "2026-11-02"]}
+    arguments |= {f"schedule {v}": ["x"] for v in ("tick", "serve", "pause", "resume", "release")}
     arguments |= {"vbench check": ["x"], "vbench export": ["x", "--to", "y"]}
     needed = arguments.get(verb, ["x"] if verb in NEEDS_ARGUMENTS else [])
     needed = ["--help"] if verb in OPENS_NO_STORE else needed

@@ -1,0 +1,154 @@
+"""Rows 21, 28, 29 of the failure matrix: clocks, kills, downtime; exactly the documented runs.
+
+The tables are those of `docs/scheduling.md`.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.support.child_process import exit_code, start
+from tests.support.schedules import FakeLauncher, at, tick, tick_in_child, write_pipeline
+from tests.support.toy_runs import write_videos
+from videoar.records.run_record import load_run, run_ids
+from videoar.schedule import records
+from videoar.schedule.decide import window_key
+from videoar.storage.store import Store, open_store
+
+NIGHTLY = {"cron": "0 3 * * *"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store((tmp_path / "store").as_uri())
+
+
+def fired(store: Store) -> list[str]:
+    """Return the windows that have a run, in the order of their time."""
+    listed = [firing for firing in records.firings(store, "toy") if firing.window]
+    return [f"{f.window:%d %H:%M}" for f in listed if records.read(store, f)["run_id"]]
+
+
+@pytest.mark.parametrize(
+    ("trigger", "ticks", "windows"),
+    [
+        pytest.param(
+            NIGHTLY, ["01T00:00", "01T02:59", "01T03:00", "01T03:01", "02T03:30"],
+            ["01 03:00", "02 03:00"], id="a tick more often than needed",
+        ),
+        pytest.param(NIGHTLY, ["01T04:00", "01T23:00"], [], id="windows before the first tick"),
+        pytest.param(
+            {"cron": "0 * * * *"}, ["01T00:30", "01T10:45"], ["01 10:00"],
+            id="down for 10 windows, latest",
+        ),
+        pytest.param(
+            {"cron": "0 * * * *", "missed": "all"}, ["01T00:30", "01T10:45"],
+            [f"01 {hour:02}:00" for hour in range(1, 11)], id="down for 10 windows, all",
+        ),
+        pytest.param(
+            {"cron": "0 * * * *", "missed": "all", "max_catchup": 3}, ["01T00:30", "01T10:45"],
+            ["01 08:00", "01 09:00", "01 10:00"], id="down for 10 windows, all with max_catchup 3",
+        ),
+        pytest.param(
+            {"cron": "0 * * * *", "missed": "skip"}, ["01T00:30", "01T10:45", "01T11:10"],
+            ["01 11:00"], id="down for 10 windows, skip",
+        ),
+        # of two machines that tick, one is an hour ahead, or an hour behind
+        pytest.param(
+            NIGHTLY, ["01T00:00", "01T03:00", "01T02:00", "01T02:30", "01T03:00", "01T04:00"],
+            ["01 03:00"], id="a clock 1 h ahead fires early, and nothing twice",
+        ),
+        pytest.param(
+            NIGHTLY, ["01T00:00", "01T03:00", "01T02:01", "02T02:59", "02T01:59", "02T02:00",
+                      "02T03:00"],
+            ["01 03:00", "02 03:00"], id="a clock 1 h behind fires late, or not at all",
+        ),
+        pytest.param(
+            {"cron": "0 * * * *"}, ["01T00:30", "01T02:05", "01T01:05", "01T02:05", "01T03:05"],
+            ["01 02:00", "01 03:00"], id="a clock set back by 1 h",
+        ),
+        # both changes of the clocks in two zones
+        pytest.param(
+            {"cron": "30 2 * * *", "time_zone": "Europe/Berlin"}, "hourly 2026-03-28T12:00",
+            ["29 01:00", "30 00:30"], id="Berlin in March: 02:30 is skipped, runs at 03:00",
+        ),
+        pytest.param(
+            {"cron": "30 2 * * *", "time_zone": "Europe/Berlin"}, "hourly 2026-10-24T12:00",
+            ["25 00:30", "26 01:30"], id="Berlin in October: 02:30 comes twice, runs once",
+        ),
+        pytest.param(
+            {"cron": "30 2 * * *", "time_zone": "America/New_York"}, "hourly 2026-03-07T12:00",
+            ["08 07:00", "09 06:30"], id="New York in March: 02:30 is skipped, runs at 03:00",
+        ),
+        pytest.param(
+            {"cron": "30 1 * * *", "time_zone": "America/New_York"}, "hourly 2026-10-31T12:00",
+            ["01 05:30", "02 06:30"], id="New York in November: 01:30 comes twice, runs once",
+        ),
+    ],
+)  # fmt: skip
+def test_windows_have_exactly_the_documented_runs(
+    store: Store, tmp_path: Path, trigger: dict, ticks: str | Sequence[str], windows: list[str]
+):
+    path, launcher = write_pipeline(tmp_path, trigger=trigger), FakeLauncher()
+    if isinstance(ticks, str):
+        first = at(ticks.removeprefix("hourly "))
+        times = [first + timedelta(hours=hour) for hour in range(48)]
+    else:
+        times = [at(f"2026-11-{text}") for text in ticks]
+    for time in times:
+        tick(store, path, launcher, time)
+    assert fired(store) == windows
+    assert len(launcher.launched) == len(set(launcher.launched)) == len(windows)
+
+
+def test_50_ticks_at_once_start_one_run(store: Store, tmp_path: Path):
+    """Threads: each with its own decision, launcher and lease, on one store."""
+    path, launcher = write_pipeline(tmp_path, trigger=NIGHTLY), FakeLauncher()
+    tick(store, path, launcher, at("2026-11-01T00:00"))
+    with ThreadPoolExecutor(50) as pool:
+        due = (store, path, launcher, at("2026-11-01T03:00"))
+        ticks = [pool.submit(tick, *due) for _ in range(50)]
+    assert not [error for future in ticks if (error := future.exception())]
+    assert len(launcher.launched) == 1
+    assert fired(store) == ["01 03:00"]
+
+
+def test_ticks_of_processes_at_once_start_one_run(store: Store, tmp_path: Path):
+    write_videos(tmp_path / "videos", "a.mp4")
+    path = str(write_pipeline(tmp_path, trigger={"cron": "0 * * * *"}))
+    tick_in_child(store.url, path, ["2026-11-01T00:30"])
+    children = [start(tick_in_child, store.url, path, ["2026-11-01T01:00"]) for _ in range(8)]
+    for child in children:
+        child.join(120)
+    assert [child.exitcode for child in children] == [0] * 8
+    (run_id,) = run_ids(store)
+    (firing,) = records.firings(store, "toy")
+    assert firing.has_ended
+    assert records.read(store, firing)["run_id"] == run_id
+
+
+@pytest.mark.parametrize(
+    "point",
+    ["trigger-recorded", "trigger-starting", "mapping-a.mp4", "before-commit", "committed",
+     "trigger-launched", "trigger-told"],
+)  # fmt: skip
+def test_killed_tick_is_finished_by_the_next_with_the_same_run(
+    store: Store, tmp_path: Path, point: str
+):
+    write_videos(tmp_path / "videos", "a.mp4")
+    path = str(write_pipeline(tmp_path, trigger=NIGHTLY))
+    tick_in_child(store.url, path, ["2026-11-01T00:00"])
+    due = ["2026-11-01T03:00"]
+    assert exit_code(tick_in_child, store.url, path, due, VIDEOAR_CRASH_AT=point) == -9
+    (firing,) = records.firings(store, "toy")
+    run_id = records.read(store, firing)["run_id"]
+    assert not firing.has_ended
+    tick_in_child(store.url, path, ["2026-11-01T03:01", "2026-11-01T03:02"])
+    assert run_ids(store) == [run_id]
+    assert load_run(store, run_id).status == "SUCCEEDED"
+    (firing,) = records.firings(store, "toy")
+    assert (firing.key, firing.number) == (window_key("toy", at(due[0])), 0)
+    assert firing.has_ended

@@ -1,0 +1,202 @@
+"""Verbs on schedules: see `docs/scheduling.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from videoar.api.runs import Document, _execute, make_engine
+from videoar.core.errors import ConfigError, VideoARError
+
+if TYPE_CHECKING:
+    from videoar.pipeline.registry import Registry
+    from videoar.pipeline.spec import PipelineSpec
+    from videoar.records.run_record import Run
+    from videoar.schedule.tick import Outcome
+    from videoar.storage.store import Store
+
+_MAX_FIRINGS = 10
+"""chosen: one screen per pipeline."""
+
+
+class LocalLauncher:
+    """Executes runs in this process, to their end.
+
+    Args:
+        store: of the runs.
+        target: see `make_engine`.
+        registry: known stages; None means those of this package.
+    """
+
+    def __init__(self, store: Store, target: str, registry: Registry | None = None) -> None:
+        from videoar.pipeline.registry import BUILTIN
+
+        self._store, self._target = store, target
+        self._registry = BUILTIN if registry is None else registry
+
+    def find(self, run_id: str) -> Run | None:
+        """Return a run, None if it was never started."""
+        from videoar.records.run_record import load_run
+        from videoar.storage.layout import run_key
+
+        known = self._store.ledger.read(run_key(run_id))
+        return load_run(self._store, run_id) if known else None
+
+    def launch(self, spec: PipelineSpec, run_id: str) -> None:
+        """Execute a run; one that was started before continues with the document that it has.
+
+        Raises:
+            VideoARError: what stopped the run.
+        """
+        from videoar.runner.execute import Execution, resume_spec
+
+        if self.find(run_id) is not None:
+            spec = resume_spec(run_id, self._store, self._registry)
+        engine = make_engine(self._target)
+        execution = Execution(spec, self._store, engine, run_id, registry=self._registry)
+        _execute(execution, lambda _: nullcontext(), None, None)
+
+    def cancel(self, run_id: str) -> None:
+        """End a run; what it has finished stays."""
+        from videoar.records.run_record import cancel_run
+
+        cancel_run(self._store, run_id)
+
+
+def schedule_tick(
+    store: Store,
+    paths: Sequence[Path],
+    overrides: Sequence[str] = (),
+    *,
+    target: str = "local",
+    now: datetime | None = None,
+) -> Document:
+    """Run what is due of some pipelines; idempotent, see `videoar.schedule.tick`.
+
+    Args:
+        store: of the schedules and runs.
+        paths: pipeline files with a `trigger`.
+        overrides: `a.b=value` for each of them.
+        target: see `make_engine`.
+        now: time of the tick, with a time zone; None means the clock's.
+
+    Returns:
+        `{fired: [{pipeline, key, run_id, status, error}], skipped: [{pipeline, key, reason}],
+        exit_code}`: that of the first run that did not succeed, or of a pipeline that could not be
+        ticked. An error of one pipeline does not stop the others.
+    """
+    from videoar.pipeline.spec import load_pipeline
+    from videoar.schedule.tick import Outcome, Ticker
+
+    outcomes: list[Outcome] = []
+    for path in paths:
+        name = str(path)
+        try:
+            spec = load_pipeline(path, overrides)
+            name = spec.name
+            time = now or datetime.now(UTC)  # of each: the runs of the one before take hours
+            outcomes += Ticker(spec, store, LocalLauncher(store, target), time).tick()
+        except VideoARError as error:
+            outcomes.append(Outcome(name, reason=str(error), error=error))
+    return _document(outcomes)
+
+
+def backfill(
+    store: Store,
+    path: Path,
+    start: datetime,
+    end: datetime,
+    overrides: Sequence[str] = (),
+    *,
+    target: str = "local",
+) -> Document:
+    """Run the windows of a time span that have had no run, oldest first; as `schedule_tick`.
+
+    Raises:
+        ConfigError: the file has no cron trigger, or `end` is before `start`.
+    """
+    from videoar.pipeline.spec import load_pipeline
+    from videoar.schedule.tick import Ticker
+
+    if end < start:
+        raise ConfigError(f"--to {end.isoformat()}", "is before --from", "swap them")
+    spec = load_pipeline(path, overrides)
+    ticker = Ticker(spec, store, LocalLauncher(store, target), datetime.now(UTC))
+    return _document(ticker.backfill(start, end))
+
+
+def _document(outcomes: Iterable[Outcome]) -> Document:
+    outcomes = list(outcomes)
+    return {
+        "fired": [outcome.public() for outcome in outcomes if outcome.run_id],
+        "skipped": [outcome.public() for outcome in outcomes if not outcome.run_id],
+        "exit_code": next((o.error.exit_code for o in outcomes if o.error is not None), 0),
+    }
+
+
+def schedule_ls(
+    store: Store, pipelines: Sequence[str] = (), now: datetime | None = None
+) -> Document:
+    """Return the schedules that a tick has seen, from the store alone.
+
+    Returns:
+        `{schedules: [{pipeline, trigger, concurrency, is_paused, since, next, missed}], fired:
+        [{pipeline, key, number, run_id, cause, status, at, released}], skipped}`: firings newest
+        first, at most 10 of each pipeline; `missed` counts windows that are due.
+    """
+    from videoar.schedule import records
+    from videoar.schedule.overview import firings_of, schedule_of
+
+    time = now or datetime.now(UTC)
+    names = pipelines or records.scheduled_pipelines(store)
+    listed = [firing for name in names for firing in firings_of(store, name, _MAX_FIRINGS)]
+    return {
+        "schedules": [schedule_of(store, name, time) for name in names],
+        "fired": [firing for firing in listed if firing["run_id"]],
+        "skipped": [firing for firing in listed if not firing["run_id"]],
+    }
+
+
+def schedule_pause(store: Store, pipeline: str, *, paused: bool = True) -> Document:
+    """Pause the schedule of a pipeline, or let it go on; windows during a pause are not missed.
+
+    Raises:
+        ConfigError: no tick has seen such a schedule.
+    """
+    from videoar.schedule.records import pause
+
+    control = pause(store, pipeline, paused=paused, now=datetime.now(UTC))
+    return {"pipeline": pipeline, "is_paused": control.is_paused, "by": control.by}
+
+
+def schedule_release(store: Store, key: str) -> Document:
+    """Let a key fire once more, at the next tick.
+
+    Raises:
+        ConfigError: no such key, or its run has not ended.
+    """
+    from videoar.schedule.records import release
+
+    firing = release(store, key, datetime.now(UTC))
+    return {"pipeline": firing.pipeline, "key": firing.key, "released": True}
+
+
+def schedule_serve(
+    store: Store,
+    paths: Sequence[Path],
+    overrides: Sequence[str] = (),
+    *,
+    target: str = "local",
+    every_s: float = 30.0,
+) -> None:
+    """Tick until interrupted, as the only process of the store that does; see `schedule.serve`.
+
+    Raises:
+        LeaseHeldError: another process does already.
+    """
+    from videoar.schedule.serve import serve
+
+    serve(store, paths, overrides, LocalLauncher(store, target), target=target, every_s=every_s)

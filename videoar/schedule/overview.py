@@ -1,0 +1,65 @@
+"""What `videoar schedule ls` shows, from the store alone."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from videoar.core.errors import ConfigError
+from videoar.pipeline.trigger import Trigger
+from videoar.records.run_record import load_run
+from videoar.schedule import records
+from videoar.storage.store import Store
+
+_HORIZON = timedelta(days=366 * 5)
+"""Long enough for every cron expression but 29 February of some weekday."""
+
+
+def schedule_of(store: Store, pipeline: str, now: datetime) -> dict[str, Any]:
+    """Return the schedule of a pipeline, its next window, and how many are due.
+
+    Raises:
+        ConfigError: no tick has seen a schedule of this name.
+    """
+    control = records.control(store, pipeline)
+    if control is None:
+        raise ConfigError(pipeline, "no tick has seen a schedule of this name")
+    trigger = Trigger.model_validate(control.schedule["trigger"])
+    windows = [f.window for f in records.firings(store, pipeline) if f.window]
+    after = max([control.since, *windows])
+    is_cron = trigger.cron is not None
+    following = next(trigger.windows(max(after, now), now + _HORIZON), None) if is_cron else None
+    return {
+        "pipeline": pipeline,
+        "trigger": trigger.model_dump(mode="json", exclude_defaults=True),
+        "concurrency": control.schedule["concurrency"],
+        "is_paused": control.is_paused,
+        "since": control.since.isoformat(),
+        "next": following.isoformat() if following else None,
+        "missed": len(list(trigger.windows(after, now))) if is_cron else 0,
+    }
+
+
+def firings_of(store: Store, pipeline: str, limit: int) -> list[dict[str, Any]]:
+    """Return the newest firings of a pipeline, newest key first."""
+    result = []
+    for firing in records.firings(store, pipeline)[::-1][:limit]:
+        record = records.read(store, firing)
+        end = store.ledger.read(firing.record_key("end")) if firing.has_ended else None
+        result.append({
+            "pipeline": pipeline,
+            "key": firing.key,
+            "number": firing.number,
+            "run_id": record["run_id"],
+            "cause": record["cause"],
+            "at": record["at"],
+            "status": end["status"] if end else _status(store, record["run_id"]),
+            "reason": record.get("reason"),
+            "is_released": firing.is_released,
+        })
+    return result
+
+
+def _status(store: Store, run_id: str | None) -> str:
+    try:
+        return load_run(store, run_id).status if run_id else "SKIPPED"
+    except ConfigError:
+        return "PENDING"  # recorded, and its run not started yet
