@@ -75,6 +75,8 @@ for module in (runs, data, models, vbench, schedule, ops):
 def main() -> None:
     """Run the command line and exit with the code of its outcome."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job is a cancelled run
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as with `nohup`
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     # Python sets a stream to None where the shell has closed it (`>&-`)
     sys.stdout = sys.stdout or StringIO()
     sys.stderr = sys.stderr or StringIO()

@@ -6,9 +6,7 @@ create-once records decide which checkpoint counts: a report to Ray Train is asy
 last one can be lost with the worker.
 """
 
-import signal
 import tempfile
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,15 +62,13 @@ def run_ranks(task: StageTask) -> None:
                 worker_runtime_env=environment(resources),  # type: ignore[call-arg]
             ),
         )
-        on_interrupt = signal.getsignal(signal.SIGINT)
+        # Ray's handler of SIGINT would end the process by `sys.exit`, and stay after the training;
+        # ours raises KeyboardInterrupt here, and the ranks end when the driver disconnects
+        trainer._register_sigint_handler = lambda _: None  # type: ignore[attr-defined]
         try:
             trainer.fit()
         except WorkerGroupError as error:
             raise _cause(f"stage {task.dataset}", error.worker_failures) from error
-        finally:
-            # Ray leaves its own handler behind, which would abort this training once more
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, on_interrupt)
 
 
 def _cause(where: str, failures: Mapping[int, Exception]) -> VideoARError:

@@ -207,8 +207,9 @@ def _serve_inline(
 
 async def _serve_http(ingress: Ingress, options: ServeOptions, stopped: threading.Event) -> None:
     loop = asyncio.get_running_loop()
-    for number_of_signal in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number_of_signal, stopped.set)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as with `nohup`
+            loop.add_signal_handler(number, stopped.set)
     await ingress.start()
     config = uvicorn.Config(
         ingress.app,
