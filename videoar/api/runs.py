@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from videoar.runner.plan import StagePlan
     from videoar.storage.store import Store
 
+logger = logging.getLogger(__name__)
 Document: TypeAlias = dict[str, Any]
 """A JSON object; `json.dumps` takes it as it is."""
 Watch: TypeAlias = "Callable[[Execution], AbstractContextManager[None]]"
@@ -130,13 +132,28 @@ def evaluate(  # noqa: PLR0913 - the verb's own options
 
 
 def resume(
-    store: Store, name: str, *, target: str = "local", watch: Watch = lambda _: nullcontext()
+    store: Store,
+    name: str,
+    *,
+    target: str = "local",
+    start: str | None = None,
+    accept_drift: bool = False,
+    watch: Watch = lambda _: nullcontext(),
 ) -> Run:
     """Execute an earlier run again under its id; finished stages and shards are reused.
 
-    A run that was started with `until` ends there again.
+    A run that has succeeded stays as it is. One that was started with `until` ends there again.
+
+    Args:
+        store: where the run is.
+        name: of the run.
+        target: see `make_engine`.
+        start: first stage to run; what it needs must be finished. None: as the run was started.
+        accept_drift: resume although code, or files that options name, have changed meanwhile.
+        watch: wraps the execution.
 
     Raises:
+        ConfigError: something has changed since the run was started.
         VideoARError: as for `run`.
     """
     from videoar.records.names import find_run
@@ -144,9 +161,13 @@ def resume(
     from videoar.runner.execute import Execution, resume_spec
 
     run_id = find_run(store, name)
-    spec, requested = resume_spec(run_id, store), load_run(store, run_id)
-    execution = Execution(spec, store, make_engine(target), run_id=run_id)
-    return _execute(execution, watch, requested.from_, requested.until)
+    earlier = load_run(store, run_id)
+    if earlier.status == "SUCCEEDED":
+        logger.info("run %s has already succeeded, nothing changes", run_id)
+        return earlier
+    spec, engine = resume_spec(run_id, store), make_engine(target)
+    execution = Execution(spec, store, engine, run_id=run_id, accept_drift=accept_drift)
+    return _execute(execution, watch, start or earlier.from_, earlier.until)
 
 
 def _execute(execution: Execution, watch: Watch, start: str | None, until: str | None) -> Run:

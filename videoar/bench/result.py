@@ -2,7 +2,6 @@
 
 import json
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pydantic import Field
 from videoar.core.errors import ConfigError, StageError
 from videoar.core.hardware import hardware
 from videoar.core.ids import seed_from
+from videoar.core.software import commit_id
 from videoar.core.types import Frozen, Json
 
 T = TypeVar("T")
@@ -141,15 +141,3 @@ def import_peer(bench: str, module: str) -> ModuleType:
         return import_module(module)
     except ImportError as error:
         raise ConfigError(bench, f"{error.name} is missing", "install videoar[bench]") from None
-
-
-def commit_id() -> str:
-    """Return the commit of the code, "" outside of a checkout."""
-    if shutil.which("git") is None:
-        return ""
-    # --dirty marks results of code that was not committed
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return done.stdout.strip()

@@ -74,15 +74,25 @@ def run(
 
 
 @verb(app, _PANEL, "resume last")
-def resume(run_id: RunArgument) -> None:
-    """Continue a run that did not finish.
+def resume(
+    run_id: RunArgument,
+    start: From = None,
+    accept_drift: Annotated[
+        bool, typer.Option("--accept-drift", help="Also if code or files have changed since.")
+    ] = False,
+) -> None:
+    """Continue a run that did not finish; one that succeeded stays as it is.
 
     It keeps its id; finished stages and shards are reused. A run that was started with --until
-    ends there again.
+    ends there again. If code, or a file that an option names, has changed since, it is refused.
     """
     store = session.open()
     target = session.target or settings().target
-    _execute(lambda: api.resume(store, run_id, target=target, watch=watch))
+    _execute(
+        lambda: api.resume(
+            store, run_id, target=target, start=start, accept_drift=accept_drift, watch=watch
+        )
+    )
 
 
 @verb(app, _PANEL, "plan pipelines/quickstart.yaml")

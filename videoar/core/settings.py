@@ -53,6 +53,8 @@ class Settings:
     preemption_notice: str = ""
     """Path of a file that exists once this machine will be taken away (an agent of the node creates
     it); training then saves a checkpoint at once."""
+    image: str = ""
+    """Name or digest of the container image that this process runs in, for run records."""
     bench_peers: str = ""
     """Python interpreter that has the peers of `bench loader`; empty: this one."""
     crash_at: str = ""

@@ -6,23 +6,27 @@ driver process no longer exists is INTERRUPTED.
 """
 
 import os
+import platform
 import signal
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field
 
 from videoar.core.errors import ConfigError, did_you_mean
 from videoar.core.hardware import hardware
 from videoar.core.ids import new_run_id
+from videoar.core.settings import settings
+from videoar.core.software import commit_id, packages_digest
 from videoar.core.types import Json, Stored
 from videoar.pipeline.fingerprint import FingerprintParts
 from videoar.pipeline.spec import PipelineSpec
 from videoar.pipeline.work.progress import Progress, read_progress
 from videoar.storage.layout import RUNS_PREFIX, run_events, run_id_of, run_key
+from videoar.storage.ledger import current_user
 from videoar.storage.store import Store
 
 Status = Literal[
@@ -33,9 +37,10 @@ Status = Literal[
 an input that it needs; PENDING: a requested stage that has not started."""
 
 _EXIT_CODES = {
-    "FAILED": 3, "GATE_BLOCKED": 4, "TIMED_OUT": 6, "UNKNOWN": 8, "CANCELLED": 130,
+    "SUCCEEDED": 0, "FAILED": 3, "GATE_BLOCKED": 4, "TIMED_OUT": 6, "CANCELLED": 130,
     "INTERRUPTED": 130,
 }  # fmt: skip
+"""Of the states in which a run has ended, until it is resumed."""
 
 
 class ShardCounts(Stored):
@@ -99,6 +104,34 @@ class StageRun(Stored):
     error: str | None = None
 
 
+class Software(Stored):
+    """Who ran it, and with which software."""
+
+    user: str
+    commit: str = ""
+    """Of this package; "" if it was installed without its checkout."""
+    is_clean: bool | None = None
+    """Whether the code was that of the commit."""
+    packages: str
+    """SHA-256 over the names and versions of all installed packages."""
+    python: str
+    image: str = ""
+    """The setting `image`."""
+
+    @classmethod
+    def current(cls) -> Self:
+        """Return that of this process."""
+        commit = commit_id()
+        return cls(
+            user=current_user(),
+            commit=commit.removesuffix("-dirty"),
+            is_clean=not commit.endswith("-dirty") if commit else None,
+            packages=packages_digest(),
+            python=platform.python_version(),
+            image=settings().image,
+        )
+
+
 class Run(Stored):
     """One execution of a pipeline."""
 
@@ -120,6 +153,10 @@ class Run(Stored):
     """Stage name to snapshot id."""
     inputs: dict[str, InputRun] = Field(default_factory=dict)
     """Listed inputs by name."""
+    software: Software | None = None
+    """That of its newest driver."""
+    accepted_drift: tuple[str, ...] = ()
+    """What changed between two drivers of the run: `resume --accept-drift`."""
     error: str | None = None
 
     def stage(self, name: str) -> StageRun:
@@ -137,7 +174,7 @@ class Run(Stored):
     @property
     def has_ended(self) -> bool:
         """Return whether nothing works on it any more; a resume may change that."""
-        return self.status not in {"PENDING", "RUNNING"}
+        return self.status in _EXIT_CODES
 
     @property
     def exit_code(self) -> int:
@@ -180,14 +217,17 @@ class RunLog:
         event = {"kind": kind, "time": time.time(), **fields}
         self._store.ledger.append(run_events(self.run_id), event)
 
-    def driver(self) -> None:
-        """Record the driver process of the run."""
+    def driver(self, made_with: Json, accepted_drift: Sequence[str]) -> None:
+        """Record the driver process of the run, and what it makes the run with."""
         self.event(
             "driver",
             host=socket.gethostname(),
             pid=os.getpid(),
             born=_start_ticks(os.getpid()),
             hardware=hardware(),
+            software=Software.current().model_dump(),
+            made_with=made_with,
+            accepted_drift=accepted_drift,
         )
 
     def input(self, name: str, listed: InputRun) -> None:
@@ -252,6 +292,12 @@ def events_of(store: Store, run_id: str) -> list[dict[str, Any]]:
     return [record for record in records if record is not None]
 
 
+def last_driver(store: Store, run_id: str) -> dict[str, Any]:
+    """Return the event of the newest driver of a run, empty without one."""
+    drivers = [event for event in events_of(store, run_id) if event["kind"] == "driver"]
+    return drivers[-1] if drivers else {}
+
+
 def load_run(store: Store, run_id: str) -> Run:
     """Fold a run's record and events into its state.
 
@@ -271,7 +317,8 @@ def load_run(store: Store, run_id: str) -> Run:
     inputs: dict[str, InputRun] = {}
     # killed between run.json and the first event of its driver
     status: Status = "PENDING"
-    error = None
+    error = software = None
+    drift: dict[str, None] = {}
     # Events are in the order in which they were written, so the last state of each stage wins.
     for event in events:
         if event["kind"] == "stage":
@@ -283,6 +330,8 @@ def load_run(store: Store, run_id: str) -> Run:
             status, error = event["status"], event["error"]
         elif event["kind"] == "driver":  # a resumed run: an earlier `finish` no longer holds
             status, error = "RUNNING", None
+            software = event.get("software")
+            drift |= dict.fromkeys(event.get("accepted_drift", ()))
     # computed on reading: a killed process records nothing
     if status == "RUNNING" and not driver_alive(events):
         status = "INTERRUPTED"
@@ -297,6 +346,8 @@ def load_run(store: Store, run_id: str) -> Run:
         error=error,
         seconds=_busy_seconds(events, time.time() if status == "RUNNING" else None),
         inputs=inputs,
+        software=software,
+        accepted_drift=tuple(drift),
         stages=tuple(stages.values()),
         outputs={stage.name: stage.snapshot for stage in stages.values() if stage.snapshot},
     )

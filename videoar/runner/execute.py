@@ -47,6 +47,7 @@ from videoar.runner.decide import (
     decide,
     skip_reason,
 )
+from videoar.runner.drift import find_drift, made_with
 from videoar.runner.inputs import Listing, compare, nothing_new, resolve
 from videoar.storage import layout
 from videoar.storage.delta_log import missing_files
@@ -69,6 +70,8 @@ class Execution:
     run_id: str = ""
     """Default: an id after all runs of the store."""
     registry: Registry = field(default_factory=lambda: BUILTIN)
+    accept_drift: bool = False
+    """Resume although code or files have changed since; the record keeps which."""
     stages: dict[str, StageRun] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -90,6 +93,8 @@ class Execution:
         # all checks before the first record: a mistake in the file leaves no run behind
         selected = self.spec.select(start, until)
         check_tools(selected, self.registry)
+        made = made_with(selected, self.registry)
+        drift = find_drift(self.store, self.run_id, made, accept=self.accept_drift)
         check_datasets(selected, self.store, self.registry)
         # listed before the run is recorded, committed after it: a commit names its run
         inputs = self._resolve_inputs()
@@ -99,7 +104,7 @@ class Execution:
             self.stages[skipped] = self.stages[skipped].model_copy(update={"status": "SKIPPED"})
         # marks the run as running again if it is resumed, so only after everything that may refuse
         # it
-        self._log.driver()
+        self._log.driver(made, drift)
         status: Status = "SUCCEEDED"
         problem: str | None = None
         try:
@@ -435,9 +440,4 @@ def _shard_counts(decision: Decision) -> ShardCounts:
 def resume_spec(run_id: str, store: Store, registry: Registry = BUILTIN) -> PipelineSpec:
     """Return the pipeline of an earlier run, to be executed again under the same id."""
     run = load_run(store, run_id)
-    # a warning is enough: what new code changes has another fingerprint and runs again
-    if run.code_version != __version__:
-        logger.warning(
-            "run %s was started by version %s, this is %s", run_id, run.code_version, __version__
-        )
     return parse_pipeline(run.document, run.source, registry)

@@ -66,7 +66,7 @@ def test_load_run_unrequested_stages_are_skipped(store, until, skipped):
 
 def test_load_run_without_a_finish_event_and_driver_is_interrupted(store):
     log = create(store, "r1")
-    log.driver()
+    log.driver({}, ())
     assert load_run(store, "r1").status == "RUNNING"
     log.event("driver", host=socket.gethostname(), pid=2**22 + 1, born="1", hardware="")
     assert load_run(store, "r1").status == "INTERRUPTED"

@@ -10,8 +10,8 @@ import videoar
 from videoar.bench.flops import peak_flops
 from videoar.bench.gpu.measure import median_ms
 from videoar.bench.gpu.section import Result, Section
-from videoar.bench.result import commit_id
 from videoar.core.hardware import hardware
+from videoar.core.software import commit_id
 
 _SIDE = 8192
 

@@ -1,0 +1,53 @@
+"""What a run is made with: code, and files that options name; a resume must not mix two of them."""
+
+from collections.abc import Iterable
+
+from videoar.core.errors import ConfigError
+from videoar.core.ids import digest_json
+from videoar.core.types import Json
+from videoar.pipeline.fingerprint import code_closure, differences
+from videoar.pipeline.registry import Registry
+from videoar.pipeline.spec import StageSpec
+from videoar.records.run_record import last_driver
+from videoar.runner.decide import build
+from videoar.storage.store import Store
+
+_LISTED = 4
+"""chosen: candidates in one error line; a refactoring changes a hundred modules."""
+
+
+def made_with(stages: Iterable[StageSpec], registry: Registry) -> dict[str, Json]:
+    """Return the digests of the code, the files and the options that stages use.
+
+    Returns:
+        `code`, by module; `stages`, by name: `tools`, and `config`, which has the content of what
+        is named, such as a policy.
+    """
+    code: dict[str, Json] = {}
+    digests: dict[str, Json] = {}
+    for spec in stages:
+        stage = build(spec, registry)
+        code |= code_closure(type(stage).__module__)
+        config = digest_json(stage.config.semantic())
+        digests[spec.name] = {"tools": dict(stage.tools()), "config": config}
+    return {"code": code, "stages": digests}
+
+
+def find_drift(
+    store: Store, run_id: str, current: dict[str, Json], *, accept: bool
+) -> tuple[str, ...]:
+    """Return what differs from what a run was made with so far; nothing for a new run.
+
+    Raises:
+        ConfigError: something does, and it is not accepted.
+    """
+    recorded = last_driver(store, run_id).get("made_with")
+    if recorded is None:  # a new run, or one of an older version
+        return ()
+    changed = tuple(entry["component"] for entry in differences(recorded, current))
+    if changed and not accept:
+        more = f" and {len(changed) - _LISTED} more" if len(changed) > _LISTED else ""
+        what = f"changed since it started: {', '.join(changed[:_LISTED])}{more}"
+        hint = "resume with --accept-drift, or start a new run"
+        raise ConfigError(f"run {run_id}", what, hint)
+    return changed
