@@ -32,63 +32,63 @@ def fired(store: Store) -> list[str]:
     return [f"{f.window:%d %H:%M}" for f in listed if records.read(store, f)["run_id"]]
 
 
-@pytest.mark.parametrize(
-    ("trigger", "ticks", "windows"),
-    [
-        pytest.param(
-            NIGHTLY, ["01T00:00", "01T02:59", "01T03:00", "01T03:01", "02T03:30"],
-            ["01 03:00", "02 03:00"], id="a tick more often than needed",
-        ),
-        pytest.param(NIGHTLY, ["01T04:00", "01T23:00"], [], id="windows before the first tick"),
-        pytest.param(
-            {"cron": "0 * * * *"}, ["01T00:30", "01T10:45"], ["01 10:00"],
-            id="down for 10 windows, latest",
-        ),
-        pytest.param(
-            {"cron": "0 * * * *", "missed": "all"}, ["01T00:30", "01T10:45"],
-            [f"01 {hour:02}:00" for hour in range(1, 11)], id="down for 10 windows, all",
-        ),
-        pytest.param(
-            {"cron": "0 * * * *", "missed": "all", "max_catchup": 3}, ["01T00:30", "01T10:45"],
-            ["01 08:00", "01 09:00", "01 10:00"], id="down for 10 windows, all with max_catchup 3",
-        ),
-        pytest.param(
-            {"cron": "0 * * * *", "missed": "skip"}, ["01T00:30", "01T10:45", "01T11:10"],
-            ["01 11:00"], id="down for 10 windows, skip",
-        ),
-        # of two machines that tick, one is an hour ahead, or an hour behind
-        pytest.param(
-            NIGHTLY, ["01T00:00", "01T03:00", "01T02:00", "01T02:30", "01T03:00", "01T04:00"],
-            ["01 03:00"], id="a clock 1 h ahead fires early, and nothing twice",
-        ),
-        pytest.param(
-            NIGHTLY, ["01T00:00", "01T03:00", "01T02:01", "02T02:59", "02T01:59", "02T02:00",
-                      "02T03:00"],
-            ["01 03:00", "02 03:00"], id="a clock 1 h behind fires late, or not at all",
-        ),
-        pytest.param(
-            {"cron": "0 * * * *"}, ["01T00:30", "01T02:05", "01T01:05", "01T02:05", "01T03:05"],
-            ["01 02:00", "01 03:00"], id="a clock set back by 1 h",
-        ),
-        # both changes of the clocks in two zones
-        pytest.param(
-            {"cron": "30 2 * * *", "time_zone": "Europe/Berlin"}, "hourly 2026-03-28T12:00",
-            ["29 01:00", "30 00:30"], id="Berlin in March: 02:30 is skipped, runs at 03:00",
-        ),
-        pytest.param(
-            {"cron": "30 2 * * *", "time_zone": "Europe/Berlin"}, "hourly 2026-10-24T12:00",
-            ["25 00:30", "26 01:30"], id="Berlin in October: 02:30 comes twice, runs once",
-        ),
-        pytest.param(
-            {"cron": "30 2 * * *", "time_zone": "America/New_York"}, "hourly 2026-03-07T12:00",
-            ["08 07:00", "09 06:30"], id="New York in March: 02:30 is skipped, runs at 03:00",
-        ),
-        pytest.param(
-            {"cron": "30 1 * * *", "time_zone": "America/New_York"}, "hourly 2026-10-31T12:00",
-            ["01 05:30", "02 06:30"], id="New York in November: 01:30 comes twice, runs once",
-        ),
-    ],
-)  # fmt: skip
+WINDOWS = [
+    pytest.param(
+        NIGHTLY, ["01T00:00", "01T02:59", "01T03:00", "01T03:01", "02T03:30"],
+        ["01 03:00", "02 03:00"], id="a tick more often than needed",
+    ),
+    pytest.param(NIGHTLY, ["01T04:00", "01T23:00"], [], id="windows before the first tick"),
+    pytest.param(
+        {"cron": "0 * * * *"}, ["01T00:30", "01T10:45"], ["01 10:00"],
+        id="down for 10 windows, latest",
+    ),
+    pytest.param(
+        {"cron": "0 * * * *", "missed": "all"}, ["01T00:30", "01T10:45"],
+        [f"01 {hour:02}:00" for hour in range(1, 11)], id="down for 10 windows, all",
+    ),
+    pytest.param(
+        {"cron": "0 * * * *", "missed": "all", "max_catchup": 3}, ["01T00:30", "01T10:45"],
+        ["01 08:00", "01 09:00", "01 10:00"], id="down for 10 windows, all with max_catchup 3",
+    ),
+    pytest.param(
+        {"cron": "0 * * * *", "missed": "skip"}, ["01T00:30", "01T10:45", "01T11:10"],
+        ["01 11:00"], id="down for 10 windows, skip",
+    ),
+    # of two machines that tick, one is an hour ahead, or an hour behind
+    pytest.param(
+        NIGHTLY, ["01T00:00", "01T03:00", "01T02:00", "01T02:30", "01T03:00", "01T04:00"],
+        ["01 03:00"], id="a clock 1 h ahead fires early, and nothing twice",
+    ),
+    pytest.param(
+        NIGHTLY, ["01T00:00", "01T03:00", "01T02:01", "02T02:59", "02T01:59", "02T02:00",
+                  "02T03:00"],
+        ["01 03:00", "02 03:00"], id="a clock 1 h behind fires late, and nothing twice",
+    ),
+    pytest.param(
+        {"cron": "0 * * * *"}, ["01T00:30", "01T02:05", "01T01:05", "01T02:05", "01T03:05"],
+        ["01 02:00", "01 03:00"], id="a clock set back by 1 h",
+    ),
+    # both changes of the clocks in two zones
+    pytest.param(
+        {"cron": "30 2 * * *", "time_zone": "Europe/Berlin"}, "hourly 2026-03-28T12:00",
+        ["29 01:00", "30 00:30"], id="Berlin in March: 02:30 is skipped, runs at 03:00",
+    ),
+    pytest.param(
+        {"cron": "30 2 * * *", "time_zone": "Europe/Berlin"}, "hourly 2026-10-24T12:00",
+        ["25 00:30", "26 01:30"], id="Berlin in October: 02:30 comes twice, runs once",
+    ),
+    pytest.param(
+        {"cron": "30 2 * * *", "time_zone": "America/New_York"}, "hourly 2026-03-07T12:00",
+        ["08 07:00", "09 06:30"], id="New York in March: 02:30 is skipped, runs at 03:00",
+    ),
+    pytest.param(
+        {"cron": "30 1 * * *", "time_zone": "America/New_York"}, "hourly 2026-10-31T12:00",
+        ["01 05:30", "02 06:30"], id="New York in November: 01:30 comes twice, runs once",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("trigger", "ticks", "windows"), WINDOWS)
 def test_windows_have_exactly_the_documented_runs(
     store: Store, tmp_path: Path, trigger: dict, ticks: str | Sequence[str], windows: list[str]
 ):
@@ -102,6 +102,14 @@ def test_windows_have_exactly_the_documented_runs(
         tick(store, path, launcher, time)
     assert fired(store) == windows
     assert len(launcher.launched) == len(set(launcher.launched)) == len(windows)
+
+
+def test_table_of_the_docs_has_these_cases():
+    text = (Path(__file__).parents[2] / "docs" / "scheduling.md").read_text()
+    for case in WINDOWS:
+        trigger, _, windows = case.values
+        runs = ", ".join(windows) if len(windows) < 5 else f"{windows[0]} to {windows[-1]}"
+        assert f"| {case.id} | `{trigger['cron']}` | {runs or 'none'} |" in text
 
 
 def test_50_ticks_at_once_start_one_run(store: Store, tmp_path: Path):

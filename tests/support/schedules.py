@@ -26,6 +26,7 @@ class FakeLauncher:
         self.cancelled: list[str] = []
         self.status: dict[str, str] = {}
         self.ends = ends
+        self.started_at = 1793491200.0  # 2026-11-01
 
     def find(self, run_id: str):
         status = self.status.get(run_id)
@@ -33,7 +34,7 @@ class FakeLauncher:
             return None
         return SimpleNamespace(
             run_id=run_id, status=status, error="boom" if status == "FAILED" else None, inputs={},
-            started_at=0.0, seconds=0.0,
+            started_at=self.started_at, seconds=0.0,
         )  # fmt: skip
 
     def launch(self, spec: PipelineSpec, run_id: str) -> None:
