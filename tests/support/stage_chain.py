@@ -83,10 +83,11 @@ def describe(store, clips):
     return commit(store, "profile", "profiles@1", outputs, clips=clips.id)
 
 
-def sift(store, clips, gate=True, profile=None, **options):
+def sift(store, clips, gate=True, profile=None, kept=None, **options):
     """Filter a clips snapshot; return the good clips' snapshot and the summed metrics."""
     stage = FilterStage(FilterConfig(**options))
     inputs = {"clips": clips} | ({"profile": profile} if profile else {})
+    inputs |= {"kept": kept} if kept else {}
     outputs = list(stage.reduce(inputs, StageContext(store)))
     if gate:
         assert stage.check(inputs, pa.concat_tables([o.rows for o in outputs])).success

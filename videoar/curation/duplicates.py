@@ -14,7 +14,7 @@ hashes that differ in 6 random bits each, one has with probability 0.94. Measure
 A mirrored copy is near once the bits that mirroring flips have been flipped.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -168,6 +168,7 @@ def pick_representatives(
     near: Iterable[Pair],
     mirrored: Iterable[Pair] = (),
     semantic: Iterable[Pair] = (),
+    preferred: Collection[str] = (),
 ) -> dict[int, tuple[str, int]]:
     """Decide which of the paired clips repeat a better one.
 
@@ -180,6 +181,7 @@ def pick_representatives(
         near: pairs that are the same clip or near duplicates.
         mirrored: pairs that are near duplicates once one of them is mirrored.
         semantic: pairs with similar embeddings.
+        preferred: ids of clips that are better than all others.
 
     Returns:
         Number of each repeating clip, with its reason and the number of the clip that it repeats.
@@ -192,7 +194,12 @@ def pick_representatives(
             edges.setdefault(b, set()).add((0 if is_same else kind, a))
     position: dict[int, int] = {}
     repeats: dict[int, tuple[str, int]] = {}
-    for number in sorted(clips, key=lambda number: (_rank(clips[number]), number)):
+
+    def order(number: int) -> tuple[Any, ...]:
+        clip = clips[number]
+        return (clip["clip_id"] not in preferred, _rank(clip), number)
+
+    for number in sorted(clips, key=order):
         better = [(kind, position[n], n) for kind, n in edges.get(number, ()) if n in position]
         if better:
             kind, _, kept = min(better)  # the strongest reason, then the best clip

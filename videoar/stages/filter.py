@@ -108,13 +108,18 @@ class FilterConfig(StageConfig):
 
 
 class FilterStage(ReduceStage[FilterConfig]):
-    """Keep the good clips; reject the others with their reasons."""
+    """Keep the good clips; reject the others with their reasons.
+
+    With `kept`, the clips of an earlier training, a new clip never displaces one of those as the
+    better duplicate: their files, and what was made of them, stay as they are.
+    """
 
     name = "filter"
     version = 2
     consumes: ClassVar[Mapping[str, Port]] = {
         "clips": Port(CLIPS),
         "profile": Port(PROFILES, optional=True),
+        "kept": Port(CLIPS, optional=True),
     }
     produces = CLIPS
     config_type = FilterConfig
@@ -134,7 +139,7 @@ class FilterStage(ReduceStage[FilterConfig]):
         needs_embedding = self.config.dedup_semantic is not None
         rules = _PolicyOnFiles(clips, bounds, policy.allowed, needs_embedding=needs_embedding)
         # before the loop: a clip may repeat one of a later file
-        repeats = self._repeats(rules, context.dask_scheduler)
+        repeats = self._repeats(rules, inputs.get("kept"), context.dask_scheduler)
         metrics = {f"bound/{name}": value for name, value in bounds.items() if value is not None}
         for index, file in enumerate(clips.files):
             # read once more instead of kept: a corpus need not fit into memory
@@ -156,7 +161,7 @@ class FilterStage(ReduceStage[FilterConfig]):
         return check(output, load_contract(self.produces), checks)
 
     def _repeats(
-        self, rules: "_PolicyOnFiles", scheduler: DaskScheduler | None
+        self, rules: "_PolicyOnFiles", earlier: Snapshot | None, scheduler: DaskScheduler | None
     ) -> dict[int, dict[int, tuple[str, Row]]]:
         """Return, by file and row, the reason of a repeating clip and the row that it repeats.
 
@@ -180,7 +185,10 @@ class FilterStage(ReduceStage[FilterConfig]):
             semantic = _as_set(all_pairs(blocks, count, _concatenate, compare, scheduler))
         paired = {number for pair in plain | mirrored | semantic for number in pair}
         rows = _read_rows(clips, paired)
-        repeats = duplicates.pick_representatives(rows, plain, mirrored, semantic)
+        ids = {row["clip_id"] for row in rows.values()}
+        of_earlier = earlier.available_rows(["clip_id"]) if earlier else ()
+        preferred = ids & {row["clip_id"] for row in of_earlier}
+        repeats = duplicates.pick_representatives(rows, plain, mirrored, semantic, preferred)
         # outputs are made file by file, so the result is needed by file
         by_file: dict[int, dict[int, tuple[str, Row]]] = {}
         for number, (reason, kept) in repeats.items():

@@ -9,7 +9,7 @@ from videoar.core.errors import ConfigError, SnapshotNotFoundError
 
 ROOT = Path(__file__).parents[3]
 FILES = sorted((ROOT / "pipelines").glob("*.yaml"))
-OF_A_CHAMPION = {"generate.yaml", "evaluate.yaml"}
+OF_A_CHAMPION = {"generate.yaml", "evaluate.yaml", "retrain.yaml"}
 NEEDS_MODELS = {"curate_models.yaml"}
 """Their options name folders with models of the user."""
 

@@ -53,6 +53,18 @@ def test_denied_licences_are_rejected_with_their_reason_and_displace_no_copy(sto
     assert all(isinstance(value, float | int) for value in metrics.values())
 
 
+def test_new_clip_displaces_none_that_was_kept_before(store):
+    old, other = clip_row("old"), clip_row("other")
+    better = clip_row("new", phash=old["phash"], src_width_px=640)
+    first, _ = sift(store, clips_of(store, [old, other]), gate=False, policy="permissive")
+    now = clips_of(store, [old, other], [better])
+    displaced, _ = sift(store, now, gate=False, policy="permissive")
+    assert displaced.table(["source_name"])["source_name"].to_pylist() == ["other", "new"]
+    good, _ = sift(store, now, gate=False, kept=first, policy="permissive")
+    assert good.files == first.files
+    assert good.rejects().table()["reasons"].to_pylist() == [["DUPLICATE_NEAR"]]
+
+
 def test_copy_in_another_file_is_an_exact_duplicate(store):
     first = clip_row("a")
     copy = {**first, "source_uri": "file:///b", "source_name": "b"}

@@ -32,15 +32,18 @@ if TYPE_CHECKING:
     from videoar.training.transformer import TransformerTrainer
 
 
+OF_START = "start"
+_SHAPES = {**PRESETS, OF_START: PRESETS["tiny"]}
+"""Presets by name; of that of the start, which is not known before a run, any shape stands here."""
 SAMPLE_SCORER = "videoar.stages.pretrain.samples:SampleScorer"
 
 
 class PretrainConfig(StageConfig):
     """Options of `pretrain`."""
 
-    preset: Annotated[str, preset_name(PRESETS)] = "tiny"
-    """Named size."""
-    model: Annotated[dict[str, Any], valid_overrides(PRESETS)] = Field(default_factory=dict)
+    preset: Annotated[str, preset_name(_SHAPES)] = "tiny"
+    """Named size; `start` is that of the model at the port `start`."""
+    model: Annotated[dict[str, Any], valid_overrides(_SHAPES)] = Field(default_factory=dict)
     """Fields of the model that differ from the preset. `num_bits`, `scales` and `time_stride` are
     those of the tokenizer, unless they are given here."""
     text_encoder: LocalPath = runtime("")
@@ -74,7 +77,11 @@ class PretrainConfig(StageConfig):
                     raise ValueError(f"{where} is not a multiple of resources.workers={workers}")
         return self
 
-    def model_for(self, tokens: Mapping[str, Any]) -> ModelConfig:
+    def needs(self) -> Mapping[str, str]:
+        """Require a start if its shape is that of the model."""
+        return {"start": "its preset is start"} if self.preset == OF_START else {}
+
+    def model_for(self, tokens: Mapping[str, Any], start: ModelConfig | None = None) -> ModelConfig:
         """Return the model's shape on a tokenizer with these bits and scales.
 
         Raises:
@@ -82,8 +89,9 @@ class PretrainConfig(StageConfig):
                 embeddings than the tokenizer scales.
         """
         encoder = text_encoder_fields(self.text_encoder)
+        preset = start if start and self.preset == OF_START else _SHAPES[self.preset]
         try:
-            return with_overrides(PRESETS[self.preset], {**tokens, **self.model, **encoder})
+            return with_overrides(preset, {**tokens, **self.model, **encoder})
         except ValidationError as error:  # the preset alone was valid
             what = f"does not fit the tokenizer: {one_line(error.errors()[0]['msg'])}"
             raise ConfigError("pretrain.model", what) from error

@@ -40,7 +40,7 @@ def new_trainer(
     store: Store,
     rank: RankContext,
     training: TransformerTraining,
-    model_for: Callable[[Mapping[str, Any]], ModelConfig],
+    model_for: Callable[[Mapping[str, Any], ModelConfig | None], ModelConfig],
     cpus: float,
 ) -> tuple[TransformerTrainer, str]:
     """Return the trainer of one rank at step 0, and the digest of the tokenizer.
@@ -50,7 +50,8 @@ def new_trainer(
         store: where models are read.
         rank: which slice of the batches to train on.
         training: how.
-        model_for: returns the model's shape, given `num_bits`, `scales` and `time_stride`.
+        model_for: returns the model's shape, given `num_bits`, `scales` and `time_stride`, and the
+            shape of `start`.
         cpus: cores of this rank.
 
     Raises:
@@ -59,7 +60,9 @@ def new_trainer(
     """
     limit_threads(cpus)
     tokenizer, tokenizer_digest = load_tokenizer(inputs["tokenizer"], store)
-    cfg = model_for({name: getattr(tokenizer.cfg, name) for name in OF_TOKENIZER})
+    start = load_transformer(inputs["start"], store)[0] if "start" in inputs else None
+    of_tokenizer = {name: getattr(tokenizer.cfg, name) for name in OF_TOKENIZER}
+    cfg = model_for(of_tokenizer, start.cfg if start else None)
     try:
         cfg.require_fit(tokenizer.cfg, any_scales=True)
     except ValueError as error:
@@ -68,8 +71,7 @@ def new_trainer(
     data.check(cfg)
     torch.manual_seed(training.seed)  # of the first weights, equal on all ranks
     model = VideoAR(cfg)
-    if "start" in inputs:
-        start, _ = load_transformer(inputs["start"], store)
+    if start is not None:
         _require_same_tokenizer(inputs["start"], tokenizer_digest)
         require_same_text_encoder(start.cfg, cfg)
         _require_same_shape(start.cfg, cfg)
