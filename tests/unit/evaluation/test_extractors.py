@@ -96,6 +96,7 @@ def test_lite0_mean_ignores_the_order_of_frames_and_change_does_not(lite0):
     )
 
 
+@pytest.mark.slow
 def test_consistency_follows_the_published_formula(lite0):
     features = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, -1.0]])
     # frame 1: 0 and 0; frame 2: -1, which counts as 0, and 0

@@ -131,6 +131,7 @@ def test_gaps_and_size_changes_end_shots_without_detection():
     assert [s.first.index for s in spans(shots(frames, find=False), 5)] == [0, 5, 10, 15, 20, 25]
 
 
+@pytest.mark.slow
 def test_transitions_are_disjoint_and_in_order(films):
     for film, luma_frames in films:
         result: list[Transition] = find_transitions(

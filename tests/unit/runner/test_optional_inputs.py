@@ -142,6 +142,7 @@ def test_resumed_run_takes_the_same_decision(store: Store, videos: Path, point: 
     assert entry["evidence"] == {"decision": run.outputs["gate"]}
 
 
+@pytest.mark.slow
 def test_resumed_run_decides_against_a_model_that_was_promoted_meanwhile(
     store: Store, videos: Path
 ):

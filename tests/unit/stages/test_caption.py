@@ -53,6 +53,7 @@ def test_missing_captions_are_written_and_others_kept(make, store, clips, tmp_pa
     assert output.metrics == {"captions_kept": 1, "captions_made": 4, "captions_empty": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [tiny_models.llava, tiny_models.qwen2_vl, tiny_models.blip])
 def test_clips_of_several_sizes_share_a_batch(make, store, tmp_path):
     clips = clips_of(store, shape_rows(store, [(9, 32, 32), (9, 24, 42), (9, 42, 24)]))

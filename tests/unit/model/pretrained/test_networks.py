@@ -41,6 +41,7 @@ def test_stills_are_the_middle_frames_of_equal_parts():
     assert pick_stills(frames, 99)[:, 0].tolist() == list(range(17))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", CAPTIONERS, ids=lambda make: make.__name__)
 def test_captions_are_deterministic_and_without_the_prompt(make, tmp_path, no_network):
     folder = make(tmp_path)
