@@ -5,7 +5,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
@@ -18,6 +17,7 @@ from pydantic import Field
 from videoar.core.errors import ConfigError, StageError
 from videoar.core.hardware import hardware
 from videoar.core.ids import seed_from
+from videoar.core.processes import used_cpu_s
 from videoar.core.software import commit_id
 from videoar.core.types import Frozen, Json
 
@@ -72,15 +72,9 @@ def compare(name: str, unit: str, figures: Mapping[str, list[float]], **more: Js
 
 def cpu_seconds(work: Callable[[], object]) -> float:
     """Return the CPU time that work takes in this process and in children that it waits for."""
-    before = _cpu()
+    before = used_cpu_s()
     work()
-    return _cpu() - before
-
-
-def _cpu() -> float:
-    # Children count once they have been waited for; `process_time` has none of them.
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
+    return used_cpu_s() - before
 
 
 def peak_bytes() -> int:

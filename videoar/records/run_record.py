@@ -25,6 +25,7 @@ from videoar.core.types import Json, Stored
 from videoar.pipeline.fingerprint import FingerprintParts
 from videoar.pipeline.spec import PipelineSpec
 from videoar.pipeline.work.progress import Progress, read_progress
+from videoar.pipeline.work.task import Usage
 from videoar.storage.layout import RUNS_PREFIX, run_events, run_id_of, run_key
 from videoar.storage.ledger import current_user
 from videoar.storage.store import Store
@@ -98,6 +99,8 @@ class StageRun(Stored):
     """Duration; of a stage that runs, so far."""
     progress: Progress | None = None
     """How far it is, while it runs or where it was killed; not part of the record."""
+    usage: Usage = Usage()
+    """Of this run's work, without what was cached and what attempts before the last one used."""
     metrics: dict[str, float] = Field(default_factory=dict)
     """Sums over the shards of a map stage, of all attempts, and values derived from them."""
     reason: str = ""

@@ -24,7 +24,7 @@ from videoar.pipeline.input_url import named_input
 from videoar.pipeline.registry import BUILTIN, Registry
 from videoar.pipeline.spec import PipelineSpec, StageSpec, parse_pipeline
 from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
-from videoar.pipeline.work.progress import ProgressWriter, clear_progress
+from videoar.pipeline.work.progress import ProgressWriter, clear_progress, rank_usage
 from videoar.pipeline.work.task import StageTask, WorkRecord, find_record, merge
 from videoar.records.run_record import (
     RowCounts,
@@ -331,7 +331,8 @@ class Execution:
         if earlier is not None and any(missing_files(self.store.objects, earlier.all_files)):
             self.store.objects.delete(key)  # the engine would adopt it
         record = self.engine.loop(task) if is_loop else self.engine.reduce(task)
-        self._update(task.dataset, shards=ShardCounts(planned=1, done=1))
+        usage = sum(rank_usage(self.store, self.run_id, task.dataset), record.usage)
+        self._update(task.dataset, shards=ShardCounts(planned=1, done=1), usage=usage)
         return record
 
     def _map(self, task: StageTask, stage: MapStage[Any], work: ShardWork) -> WorkRecord:
@@ -356,6 +357,7 @@ class Execution:
             self._update(
                 task.dataset,
                 shards=counts,
+                usage=self.stages[task.dataset].usage + record.usage,
                 rows=RowCounts(
                     in_=rows.in_ + record.rows_in,
                     out=rows.out + record.rows_out,

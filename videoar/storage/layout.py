@@ -196,6 +196,17 @@ def progress_key(run_id: str, stage: str) -> str:
     return f"{RUNS_PREFIX}{run_id}/progress/{stage}.json"
 
 
+def rank_usage_prefix(run_id: str, stage: str) -> str:
+    """Return what the keys of `rank_usage_key` begin with."""
+    # names of stages have no dots
+    return f"{RUNS_PREFIX}{run_id}/progress/{stage}.rank-"
+
+
+def rank_usage_key(run_id: str, stage: str, index: int) -> str:
+    """Return the key of what a rank other than the first used; written when the rank has ended."""
+    return f"{rank_usage_prefix(run_id, stage)}{index}.json"
+
+
 def report_key(run_id: str) -> str:
     """Return the key of a run's report page."""
     return f"{RUNS_PREFIX}{run_id}/report.html"

@@ -7,15 +7,15 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field, computed_field
 
 from videoar.core.errors import StorageError
 from videoar.core.types import Stored
-from videoar.pipeline.work.task import StageTask
-from videoar.storage.layout import progress_key
+from videoar.pipeline.work.task import StageTask, Usage
+from videoar.storage.layout import progress_key, rank_usage_prefix
 from videoar.storage.store import Store
 
 logger = logging.getLogger(__name__)
@@ -104,6 +104,8 @@ class ProgressWriter:
 def clear_progress(store: Store, run_id: str, stage: str) -> None:
     """Remove what an earlier attempt of a run has left."""
     store.objects.delete(progress_key(run_id, stage))
+    for key in store.ledger.list(rank_usage_prefix(run_id, stage)):
+        store.objects.delete(key)
 
 
 def read_progress(store: Store, run_id: str, stage: str) -> tuple[Progress, Curve] | None:
@@ -113,6 +115,12 @@ def read_progress(store: Store, run_id: str, stage: str) -> tuple[Progress, Curv
         return None
     state: dict[str, Any] = json.loads(data)
     return Progress.model_validate(state), state.get("curve", [])
+
+
+def rank_usage(store: Store, run_id: str, stage: str) -> Iterator[Usage]:
+    """Yield what the ranks of a training used, without the first one, whose record has it."""
+    for key in store.ledger.list(rank_usage_prefix(run_id, stage)):
+        yield Usage.model_validate(store.ledger.read(key))
 
 
 def duration(seconds: float) -> str:

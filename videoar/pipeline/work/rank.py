@@ -14,8 +14,14 @@ from videoar.pipeline.context import StageContext
 from videoar.pipeline.fingerprint import fingerprint
 from videoar.pipeline.stage import LoopStage
 from videoar.pipeline.work.progress import Curve, ProgressSink
-from videoar.pipeline.work.task import StageTask, engine_boundary, publish_record, write_output
-from videoar.storage.layout import checkpoints_prefix, loop_record_key
+from videoar.pipeline.work.task import (
+    StageTask,
+    UsageMeter,
+    engine_boundary,
+    publish_record,
+    write_output,
+)
+from videoar.storage.layout import checkpoints_prefix, loop_record_key, rank_usage_key
 
 logger = logging.getLogger(__name__)
 _PART_TIMEOUT_S = 600.0
@@ -195,6 +201,7 @@ def run_rank(task: StageTask, index: int, world_size: int, sink: ProgressSink) -
     with engine_boundary(task, f"rank {index}"):
         store = task.open_store()
         stage: LoopStage[Any] = task.make_stage()
+        meter = UsageMeter(stage.config.resources.gpus)
         inputs = task.open_inputs(store)
         context = StageContext(store)
         # a killed rank has left its scratch folder, perhaps with a checkpoint in it
@@ -203,8 +210,10 @@ def run_rank(task: StageTask, index: int, world_size: int, sink: ProgressSink) -
             rank = StoreRankContext(task, index, world_size, scratch, sink)
             output = stage.run(inputs, context, rank)
         if output is None:
+            key = rank_usage_key(task.run_id, task.dataset, index)
+            store.objects.put(key, meter.take().model_dump_json().encode())
             return
         record = write_output(task, store, stage.produces, output)
         rows_in = sum(snapshot.rows for snapshot in inputs.values())
-        record = record.model_copy(update={"rows_in": rows_in})
+        record = record.model_copy(update={"rows_in": rows_in, "usage": meter.take()})
         publish_record(store, loop_record_key(task.dataset, task.fingerprint), record)

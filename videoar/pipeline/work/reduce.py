@@ -11,6 +11,7 @@ from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import ReduceStage
 from videoar.pipeline.work.task import (
     StageTask,
+    UsageMeter,
     WorkRecord,
     engine_boundary,
     find_record,
@@ -40,6 +41,7 @@ def run_reduce(task: StageTask, dask_scheduler: DaskScheduler | None = None) -> 
     if (existing := find_record(store, key)) is not None:
         return existing
     stage: ReduceStage[Any] = task.make_stage()
+    meter = UsageMeter(stage.config.resources.gpus)
     inputs = task.open_inputs(store)
     with engine_boundary(task, "reduction"):
         # all tables before the first file: the check needs every row, and a failed check writes
@@ -54,7 +56,8 @@ def run_reduce(task: StageTask, dask_scheduler: DaskScheduler | None = None) -> 
     # optional inputs, such as a profile, are not what the reduction selects from
     rows_in = sum(s.rows for port, s in inputs.items() if not stage.consumes[port].optional)
     crash_point("reduce-written")
-    return publish_record(store, key, record.model_copy(update={"rows_in": rows_in}))
+    record = record.model_copy(update={"rows_in": rows_in, "usage": meter.take()})
+    return publish_record(store, key, record)
 
 
 def _publish_check(task: StageTask, store: Store, report: CheckReport) -> None:

@@ -11,6 +11,7 @@ from videoar.pipeline.fingerprint import shard_fingerprint
 from videoar.pipeline.stage import Mapper, MapStage, Output, Shard, Stoppable
 from videoar.pipeline.work.task import (
     StageTask,
+    UsageMeter,
     WorkRecord,
     engine_boundary,
     find_record,
@@ -38,6 +39,7 @@ class ShardWorker:
         self.task = task
         self.store = task.open_store()
         self.stage: MapStage[Any] = task.make_stage()
+        self._meter = UsageMeter(self.stage.config.resources.gpus)
         self.inputs = task.open_inputs(self.store)
         context = StageContext(self.store, open_reader_slots=open_reader_slots)
         self.mapper: Mapper = self.stage.open(self.inputs, context)
@@ -61,7 +63,7 @@ class ShardWorker:
         # killed here, files have no record. The shard runs again; equal rows have equal keys, so it
         # finds its files instead of leaving a second copy.
         crash_point("shard-written")
-        record = record.model_copy(update={"rows_in": shard.num_rows})
+        record = record.model_copy(update={"rows_in": shard.num_rows, "usage": self._meter.take()})
         return publish_record(self.store, key, record)
 
     def stop(self) -> None:

@@ -7,6 +7,8 @@ of work, the loser of the race adopts the winner's record: a shard may run twice
 and counts once.
 """
 
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from pydantic import Field
 
 from videoar.contracts.names import REJECTS
 from videoar.core.errors import StageError, VideoARError
+from videoar.core.processes import used_cpu_s
 from videoar.core.settings import share_cores
 from videoar.core.types import FileRef, Stored
 from videoar.pipeline.fingerprint import FingerprintParts, fingerprint
@@ -23,6 +26,35 @@ from videoar.pipeline.registry import BUILTIN, Registry, make_stage
 from videoar.pipeline.stage import Inputs, Output
 from videoar.storage.layout import rejects_dataset
 from videoar.storage.store import Store, open_store
+
+
+class Usage(Stored):
+    """What work used, in the processes of workers and ranks; those of clip readers do not count."""
+
+    cpu_s: float = 0.0
+    gpu_s: float = 0.0
+    """Seconds, times the GPUs of the worker: what it held, not how busy it was."""
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(cpu_s=self.cpu_s + other.cpu_s, gpu_s=self.gpu_s + other.gpu_s)
+
+
+class UsageMeter:
+    """Measures this process from one piece of work to the next.
+
+    What each of several concurrent shards used is not known; their sum is.
+    """
+
+    def __init__(self, gpus: float) -> None:
+        self._gpus, self._lock = gpus, threading.Lock()
+        self._since = used_cpu_s(), time.monotonic()
+
+    def take(self) -> Usage:
+        """Return what was used since the last call."""
+        with self._lock:
+            (cpu_s, began), self._since = self._since, (used_cpu_s(), time.monotonic())
+            used_s, elapsed_s = self._since[0] - cpu_s, self._since[1] - began
+        return Usage(cpu_s=round(used_s, 3), gpu_s=round(elapsed_s * self._gpus, 3))
 
 
 class WorkRecord(Stored):
@@ -34,6 +66,7 @@ class WorkRecord(Stored):
     rows_out: int = 0
     rows_rejected: int = 0
     metrics: dict[str, float] = Field(default_factory=dict)
+    usage: Usage = Usage()
 
     @property
     def all_files(self) -> tuple[FileRef, ...]:
@@ -119,6 +152,7 @@ def merge(records: list[WorkRecord]) -> WorkRecord:
         rows_out=sum(record.rows_out for record in records),
         rows_rejected=sum(record.rows_rejected for record in records),
         metrics=metrics,
+        usage=sum((record.usage for record in records), Usage()),
     )
 
 
