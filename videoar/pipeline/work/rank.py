@@ -211,9 +211,9 @@ def run_rank(task: StageTask, index: int, world_size: int, sink: ProgressSink) -
             output = stage.run(inputs, context, rank)
         if output is None:
             key = rank_usage_key(task.run_id, task.dataset, index)
-            store.objects.put(key, meter.take().model_dump_json().encode())
+            store.objects.put(key, meter.read().model_dump_json().encode())
             return
         record = write_output(task, store, stage.produces, output)
         rows_in = sum(snapshot.rows for snapshot in inputs.values())
-        record = record.model_copy(update={"rows_in": rows_in, "usage": meter.take()})
+        record = record.model_copy(update={"rows_in": rows_in, "usage": meter.read()})
         publish_record(store, loop_record_key(task.dataset, task.fingerprint), record)

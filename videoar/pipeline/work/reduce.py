@@ -56,7 +56,7 @@ def run_reduce(task: StageTask, dask_scheduler: DaskScheduler | None = None) -> 
     # optional inputs, such as a profile, are not what the reduction selects from
     rows_in = sum(s.rows for port, s in inputs.items() if not stage.consumes[port].optional)
     crash_point("reduce-written")
-    record = record.model_copy(update={"rows_in": rows_in, "usage": meter.take()})
+    record = record.model_copy(update={"rows_in": rows_in, "usage": meter.read()})
     return publish_record(store, key, record)
 
 

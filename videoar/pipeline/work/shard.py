@@ -63,7 +63,7 @@ class ShardWorker:
         # killed here, files have no record. The shard runs again; equal rows have equal keys, so it
         # finds its files instead of leaving a second copy.
         crash_point("shard-written")
-        record = record.model_copy(update={"rows_in": shard.num_rows, "usage": self._meter.take()})
+        record = record.model_copy(update={"rows_in": shard.num_rows, "usage": self._meter.read()})
         return publish_record(self.store, key, record)
 
     def stop(self) -> None:

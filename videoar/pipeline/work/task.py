@@ -49,7 +49,7 @@ class UsageMeter:
         self._gpus, self._lock = gpus, threading.Lock()
         self._since = used_cpu_s(), time.monotonic()
 
-    def take(self) -> Usage:
+    def read(self) -> Usage:
         """Return what was used since the last call."""
         with self._lock:
             (cpu_s, began), self._since = self._since, (used_cpu_s(), time.monotonic())
