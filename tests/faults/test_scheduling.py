@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
 from tests.support.child_process import exit_code, start
 from tests.support.schedules import FakeLauncher, at, tick, tick_in_child, write_pipeline
 from tests.support.toy_runs import write_videos
+from videoar.core.errors import ConfigError
 from videoar.records.run_record import load_run, run_ids
 from videoar.schedule import records
 from videoar.schedule.decide import window_key
@@ -160,3 +162,22 @@ def test_killed_tick_is_finished_by_the_next_with_the_same_run(
     (firing,) = records.firings(store, "toy")
     assert (firing.key, firing.number) == (window_key("toy", at(due[0])), 0)
     assert firing.has_ended
+
+
+def test_interrupted_run_whose_code_has_changed_ends_as_failed(store: Store, tmp_path: Path):
+    write_videos(tmp_path / "videos", "a.mp4")
+    path = write_pipeline(tmp_path, trigger={"cron": "0 * * * *"})
+    tick_in_child(store.url, str(path), ["2026-11-01T00:00"])
+    due = ["2026-11-01T01:00"]
+    killed = exit_code(tick_in_child, store.url, str(path), due, VIDEOAR_CRASH_AT="mapping-a.mp4")
+    assert killed == -9
+    with patch("videoar.runner.execute.find_drift", side_effect=ConfigError("run", "drift")):
+        tick_in_child(store.url, str(path), ["2026-11-01T01:01"])
+    (firing,) = records.firings(store, "toy")
+    end = store.ledger.read(firing.record_key("end"))
+    assert end
+    assert (end["status"], end["error"]) == ("FAILED", "run: drift")
+    tick_in_child(
+        store.url, str(path), ["2026-11-01T02:00"]
+    )  # the next window has a run of its own
+    assert len(run_ids(store)) == 2

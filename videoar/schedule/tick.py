@@ -315,16 +315,17 @@ class Ticker:
                     return outcome
             crash_point("trigger-launched")
             run = find(run_id)
-        if run is not None and run.status not in _ENDED:  # launched elsewhere
-            outcome.status = run.status
+        if outcome.error is None and run is not None and run.status not in _ENDED:
+            outcome.status = run.status  # launched elsewhere
             return outcome
         return self._conclude(firing, outcome, run)
 
     def _conclude(self, firing: Firing, outcome: Outcome, run: Run | None) -> Outcome:
         """Send what hooks have not got, then record the end."""
-        # a mistake in the file or an input leaves no run behind
-        outcome.status = run.status if run else "FAILED"
-        error = run.error if run else str(outcome.error)
+        if run is not None and run.status in _ENDED:
+            outcome.status, error = run.status, run.error
+        else:  # not started because of a mistake in the file, or not continued because of drift
+            outcome.status, error = "FAILED", str(outcome.error)
         record = records.read(self._store, firing)
         is_told = self._hooks.send_end(firing, record, run, error, self._now)
         crash_point("trigger-told")
