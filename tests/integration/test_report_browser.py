@@ -56,7 +56,7 @@ def _videos(browser) -> list[dict]:
     )
 
 
-def test_page_in_browser_plays_every_video(opened):
+def test_invariant_9_page_in_browser_plays_every_video(opened):
     videos = _videos(opened)
     assert len(videos) == 22 + 7 + 5  # the strip after each scale, and the worst samples
     assert all(video["width"] == 64 and video["readyState"] >= 2 for video in videos)

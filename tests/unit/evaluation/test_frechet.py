@@ -46,7 +46,9 @@ def test_frechet_distance_known_moments_gives_closed_form(a, b, distance):
         (64, 64, 400, 83.14949297503699, 82.37517875356332),
     ],
 )
-def test_frechet_distance_equals_reference_values(num_x, num_y, width, unbiased, biased):
+def test_invariant_3_frechet_distance_equals_reference_values(
+    num_x, num_y, width, unbiased, biased
+):
     x, y = sines(num_x, width, 0, 1, 0), sines(num_y, width, 0.7, 1.3, 0.5)
     a, b = FeatureStats().update(x), FeatureStats().update(y)
     assert frechet_distance(a, b) == pytest.approx(unbiased, rel=1e-6)
@@ -63,7 +65,7 @@ def test_reference_vectors_equal_the_shared_file():
         assert frechet_of_vectors(x, y) == pytest.approx(case["fd_unbiased"], rel=1e-6)
 
 
-def test_frechet_distance_is_symmetric_and_invariant_to_rotation_and_shift():
+def test_invariant_3_frechet_distance_is_symmetric_and_invariant_to_rotation_and_shift():
     draw_from = np.random.default_rng(0)
     x, y = draw_from.normal(size=(50, 12)), draw_from.normal(0.3, 2, size=(40, 12))
     turn, _ = np.linalg.qr(draw_from.normal(size=(12, 12)))
@@ -79,7 +81,7 @@ def test_frechet_distance_is_symmetric_and_invariant_to_rotation_and_shift():
     assert distance(x, x) == pytest.approx(0, abs=1e-9)
 
 
-def test_feature_stats_any_split_and_order_equals_one_batch():
+def test_invariant_3_feature_stats_any_split_and_order_equals_one_batch():
     draw_from = np.random.default_rng(1)
     x = draw_from.normal(100, 1, size=(1000, 20)).astype(np.float32)
     whole = FeatureStats().update(x)
@@ -94,7 +96,7 @@ def test_feature_stats_any_split_and_order_equals_one_batch():
             np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-12)
 
 
-def test_feature_stats_invalid_input_is_rejected():
+def test_invariant_4_feature_stats_invalid_input_is_rejected():
     good = FeatureStats().update(np.zeros((3, 4)))
     for bad in (np.full((3, 4), np.nan), np.zeros(3)):
         with pytest.raises(ContractError):

@@ -44,7 +44,7 @@ def formula_logits(network):
 
 
 @pytest.mark.slow
-def test_i3d_formula_weights_give_logits_of_published_graph():
+def test_invariant_2_i3d_formula_weights_give_logits_of_published_graph():
     network = i3d.read_bundle(formula_bundle())
     logits = formula_logits(network)
     assert logits.norm().item() == pytest.approx(101.2149, rel=1e-6)
@@ -69,7 +69,7 @@ def test_i3d_variables_equal_published_index():
     assert index["data_file"]["git_blob_sha1"] == i3d.FVD_BLOB
 
 
-def test_load_i3d_other_file_is_rejected(tmp_path, monkeypatch):
+def test_invariant_1_load_i3d_other_file_is_rejected(tmp_path, monkeypatch):
     zeros = bytes(i3d.NUM_BYTES)
     path = tmp_path / "model.ckpt"
     for content, message in ((zeros, "unknown content"), (zeros[:-1], "bytes, not")):

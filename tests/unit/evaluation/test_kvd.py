@@ -56,7 +56,7 @@ def _pair(draw_from):
     return draw_from.normal(size=(48, 8)), draw_from.normal(0.6, 1, size=(48, 8))
 
 
-def test_kernel_distance_invalid_input_is_rejected():
+def test_invariant_4_kernel_distance_invalid_input_is_rejected():
     good = np.zeros((3, 4))
     for bad in (np.zeros((1, 4)), np.zeros((3, 5)), np.full((3, 4), np.nan), np.zeros(3)):
         with pytest.raises(ContractError):

@@ -73,7 +73,7 @@ def test_sample_values_frozen_clip_has_motion_zero():
     assert sample_values("rendered/valid_frac", table, texts) == {"1": 1.0}
 
 
-def test_metric_names_no_stand_in_contains_fvd():
+def test_invariant_11_metric_names_no_stand_in_contains_fvd():
     for name, metric in METRICS.items():
         assert ("fvd" in name) == (metric.network == "i3d" and metric.kind == "frechet")
     known = ("fvd/floor", "frechet_domain@0123456789ab", "frechet_domain/floor@01", "kvd_lite0/inf")

@@ -25,7 +25,7 @@ def test_score_row_non_finite_value_is_rejected_and_lock_contains_metric():
     assert a["lock_digest"] == not_evaluated("a", "why", lock=LOCK)["lock_digest"]
 
 
-def test_require_equal_counts_unequal_counts_are_rejected():
+def test_invariant_4_require_equal_counts_unequal_counts_are_rejected():
     require_equal_counts("m", 2, 2)
     for counts in ((2, 3), (1, 1), (0, 0)):
         with pytest.raises(ContractError):

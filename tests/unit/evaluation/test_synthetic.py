@@ -25,7 +25,7 @@ def classified(request):
     return request.param, predictions
 
 
-def test_classify_real_clips_gives_their_attributes(classified):
+def test_invariant_10_classify_real_clips_gives_their_attributes(classified):
     _, predictions = classified
     scores = synthetic_scores(predictions, EVERY)
     assert scores["valid_frac"].value == 1
@@ -71,7 +71,7 @@ def test_classify_wide_and_tall_clips_gives_their_attributes(is_tall):
         assert 0.09 < prediction.speed < 0.14
 
 
-def test_synthetic_scores_shuffled_prompts_are_at_chance(classified):
+def test_invariant_10_synthetic_scores_shuffled_prompts_are_at_chance(classified):
     _, predictions = classified
     order = np.random.default_rng(0)
     rounds = [
@@ -83,7 +83,7 @@ def test_synthetic_scores_shuffled_prompts_are_at_chance(classified):
         assert mean == pytest.approx(rounds[0][name].chance, abs=0.04)
 
 
-def test_synthetic_scores_frozen_clips_have_no_motion():
+def test_invariant_10_synthetic_scores_frozen_clips_have_no_motion():
     clips = [np.repeat(draw(scene, 17, 32, 8.0)[8:9], 17, axis=0) for scene in EVERY[:12]]
     scores = synthetic_scores([classify(clip, 8.0) for clip in clips], EVERY[:12])
     assert scores["motion_acc"].value == 0

@@ -14,7 +14,7 @@ MODELSCOPE += [0.8225, 0.3898, 0.924, 0.8172, 0.3368, 0.3926, 0.2339, 0.2537, 0.
 PUBLISHED = {"total": 75.75, "quality": 78.05, "semantic": 66.54}
 
 
-def test_vbench_scores_published_dimensions_give_published_total():
+def test_invariant_5_vbench_scores_published_dimensions_give_published_total():
     scores = vbench_scores(dict(zip(DIMENSIONS, MODELSCOPE, strict=True)))
     assert scores == pytest.approx(PUBLISHED, abs=0.02)
     assert scores["total"] == pytest.approx((4 * scores["quality"] + scores["semantic"]) / 5)
@@ -31,7 +31,7 @@ def test_vbench_scores_and_constants_equal_shared_files():
 
 
 @pytest.mark.parametrize("dimension", DIMENSIONS)
-def test_vbench_scores_missing_dimension_is_rejected(dimension):
+def test_invariant_5_vbench_scores_missing_dimension_is_rejected(dimension):
     raw = dict.fromkeys(DIMENSIONS, 0.5)
     assert vbench_scores(raw)
     with pytest.raises(ContractError, match=dimension):
@@ -41,7 +41,7 @@ def test_vbench_scores_missing_dimension_is_rejected(dimension):
         vbench_scores(raw)
 
 
-def test_vbench_scores_unknown_dimension_is_rejected():
+def test_invariant_5_vbench_scores_unknown_dimension_is_rejected():
     with pytest.raises(ContractError, match="beauty"):
         vbench_scores({**dict.fromkeys(DIMENSIONS, 0.5), "beauty": 1.0})
 

@@ -58,7 +58,7 @@ def test_render_hostile_names_are_text_everywhere():
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
 
 
-def test_render_page_has_no_external_urls(html, page):
+def test_invariant_9_render_page_has_no_external_urls(html, page):
     links = [str(a["href"]) for tag, a in page.tags if tag == "a"]
     loaded = set(page.urls()) - set(links)
     assert all(url.startswith("data:") for url in loaded)
