@@ -136,6 +136,7 @@ def test_wrong_argument_exits_with_one_line(
         ("run_stage.py", ["absent.yaml", "clips"], "absent.yaml: cannot be read"),
         ("generate.py", ["--model", "nobody", "--prompts", "x.txt"], "nobody"),
         ("retrain.py", [], "inputs.champion: champion: no such ref"),
+        ("schedule_tick.py", ["absent.yaml"], "absent.yaml: cannot be read"),
     ],
 )
 def test_job_bad_argument_exits_2(tmp_path: Path, job: str, arguments: list[str], words: str):

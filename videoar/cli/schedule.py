@@ -1,5 +1,6 @@
 """The verbs of schedules."""
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from videoar.cli.output import Block, Table, emit, facts, local_time
 from videoar.cli.runs import Overrides, PipelineArgument
 from videoar.cli.session import VerbGroup, print_help_without_verb, session, verb
 from videoar.core.errors import ConfigError
+from videoar.core.printable import printable
 from videoar.core.settings import settings
 
 app = typer.Typer()
@@ -139,6 +141,9 @@ def _emit(result: dict[str, Any]) -> None:
     ]
     skipped = [tuple(entry.get(name) for name in _WAITING) for entry in result["skipped"]]
     emit(result, lambda: [Table(_STARTED, fired), Table(_WAITING, skipped)])
+    for entry in (*result["fired"], *result["skipped"]):
+        if "error" in entry:  # as verbs that stop at an error: cron mails what is on stderr
+            print(f"error: {printable(entry['error'])}", file=sys.stderr)
     if exit_code:
         raise typer.Exit(exit_code)
 

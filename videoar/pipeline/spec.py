@@ -67,8 +67,9 @@ class PipelineSpec:
 
     @property
     def digest(self) -> str:
-        """Digest of the resolved document."""
-        return digest_json(dict(self.document))
+        """Digest of the resolved document, but for when it runs and whom it tells."""
+        kept = {key: value for key, value in self.document.items() if key not in _SCHEDULE_KEYS}
+        return digest_json(kept)
 
     def stage(self, name: str) -> StageSpec:
         """Return the stage of this name.

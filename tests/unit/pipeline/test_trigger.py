@@ -66,6 +66,14 @@ def test_schedule_is_part_of_the_pipeline(tmp_path: Path):
     assert schedule.trigger.new_sources.min_items == 9
 
 
+def test_digest_of_a_pipeline_is_that_of_what_it_does(tmp_path: Path):
+    file, digests = tmp_path / "toy.yaml", []
+    for text in ("", "trigger: {cron: '0 3 * * *'}\nconcurrency: queue\n", "only_if_new: videos"):
+        file.write_text(TOY + text)
+        digests.append(load_pipeline(file, (), REGISTRY).digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
 # Clocks change in Berlin on 2026-03-29 at 01:00 and 2026-10-25 at 01:00 UTC, in New York on
 # 2026-03-08 at 07:00 and 2026-11-01 at 06:00 UTC.
 @pytest.mark.parametrize(
