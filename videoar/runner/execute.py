@@ -21,7 +21,7 @@ from videoar.engine.base import Engine
 from videoar.pipeline.device_queue import summary
 from videoar.pipeline.fingerprint import shard_fingerprint
 from videoar.pipeline.input_url import named_input
-from videoar.pipeline.registry import BUILTIN, Registry
+from videoar.pipeline.registry import BUILTIN, Registry, stage_class
 from videoar.pipeline.spec import PipelineSpec, StageSpec, parse_pipeline
 from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
 from videoar.pipeline.work.progress import ProgressWriter, clear_progress, rank_usage
@@ -181,9 +181,21 @@ class Execution:
         return state.status in {"SUCCEEDED", "CACHED"} and state.inputs == inputs
 
     def _resolve_again(self, ref: str) -> None:
-        for name, url in self.spec.inputs.items():
-            if (named := named_input(url)) and (named.scheme, named.name) == ("ref", ref):
-                self._set_input(name, resolve(self.store, name, url))
+        """Resolve the inputs that name a ref; if some are not read by a training, only those.
+
+        The champion to compare with is another one then; what was trained from the one before is
+        not trained again.
+        """
+        named = {name: named_input(url) for name, url in self.spec.inputs.items()}
+        names = {n for n, of in named.items() if of and (of.scheme, of.name) == ("ref", ref)}
+        for name in sorted(names - self._inputs_of_trainings() or names):
+            self._set_input(name, resolve(self.store, name, self.spec.inputs[name]))
+
+    def _inputs_of_trainings(self) -> set[str]:
+        types = {stage.name: stage_class(stage.type, self.registry) for stage in self.spec.stages}
+        trainings = {name for name, type_ in types.items() if type_.shape == "loop"}
+        stages = trainings.union(*map(self.spec.upstream, trainings))
+        return {source for name in stages for source in self.spec.stage(name).ports.values()}
 
     def _resolve_inputs(self) -> dict[str, Snapshot | Listing | None]:
         """Resolve the inputs; refs of a resumed run to what they pointed at when it started.

@@ -15,6 +15,7 @@ from videoar.pipeline.mistakes import SpecError
 from videoar.pipeline.spec import parse_pipeline
 from videoar.records.run_record import Run, load_run
 from videoar.runner.plan import plan
+from videoar.storage.ledger import Refs
 from videoar.storage.store import Store, open_store
 
 preload(__name__)
@@ -105,6 +106,40 @@ def test_killed_run_has_not_used_up_its_sources_and_resumes(store: Store, videos
     assert not skipped_since(store, doc, "00a")
     assert resume(store, "00a").status == "SUCCEEDED"
     assert len(store.refs.history("champion")) == 1
+
+
+def test_ref_that_moves_during_the_decision_does_not_train_again(
+    store: Store, videos: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A model is trained from a parent of the champion, and compared with the champion."""
+    execute(store, document(videos), "001")
+    doc = document(videos, value=0.55)
+    doc["inputs"] |= {"start": "ref://champion/sources/sources", "champion": "ref://champion"}
+    rules = [{"metric": RATED, "max_regression": 0.1}]
+    ports = {"model": "model", "scores": "scores", "champion_scores": "champion_scores"}
+    for prefix, model in (("", "model"), ("champion_", "champion")):
+        of = {"model": model, "samples": f"{prefix}samples"}
+        doc["stages"] |= {
+            f"{prefix}samples": {"stage": "draw", "from": {"model": model}},
+            f"{prefix}scores": {"stage": "rate", "from": of, "value": 0.55},
+        }
+    doc["stages"]["model"]["steps"] = 4
+    doc["stages"]["few"]["from"] = {"sources": "start"}
+    doc["stages"]["gate"] = {"stage": "promote", "from": ports, "rules": rules}
+    advance = Refs.advance
+
+    def second(refs: Refs, *arguments, **options) -> int:
+        monkeypatch.setattr(Refs, "advance", advance)
+        write_videos(videos, "other.mp4")
+        execute(store, document(videos), "003")
+        return advance(refs, *arguments, **options)
+
+    monkeypatch.setattr(Refs, "advance", second)
+    execute(store, doc, "002")
+    of_other, run = load_run(store, "003"), load_run(store, "002")
+    assert run.stage("champion_samples").inputs["model"] == of_other.outputs["model"]
+    assert run.stage("few").inputs["sources"] == load_run(store, "001").outputs["big"]
+    assert store.refs.head("champion") == run.outputs["model"] != of_other.outputs["model"]
 
 
 @pytest.mark.parametrize("name", ["video", "champion", 3])
