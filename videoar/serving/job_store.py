@@ -11,7 +11,6 @@ finds what is unfinished without a listing of all jobs. Ids begin with the time,
 in the order of keys has the newest first.
 """
 
-import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -24,11 +23,10 @@ from videoar.core.crash_points import crash_point
 from videoar.core.errors import SnapshotConflictError
 from videoar.core.ids import digest_json, seed_from, sha256_hex
 from videoar.core.types import Stored
-from videoar.serving.video_job import PromptChange, VideoJob, VideoRequest
+from videoar.serving.video_job import JOB_ID, PromptChange, VideoJob, VideoRequest
 from videoar.storage import layout
 from videoar.storage.store import Store
 
-_ID = re.compile(r"video_[0-9a-f]{32}")
 _LATEST_MS = 2**48 - 1
 _READS_AT_ONCE = 8
 
@@ -112,7 +110,7 @@ class JobStore:
         return result.job if result else job and self._with_changes(job)
 
     def _accepted(self, job_id: str) -> VideoJob | None:
-        if not _ID.fullmatch(job_id):
+        if not JOB_ID.fullmatch(job_id):
             return None
         record = self._ledger.read(layout.job_key(job_id))
         return VideoJob.model_validate(record) if record else None
@@ -123,7 +121,7 @@ class JobStore:
 
     def result(self, job_id: str) -> JobResult | None:
         """Return how a job ended; None if it has not."""
-        if not _ID.fullmatch(job_id):  # ids come from outside, and become parts of keys
+        if not JOB_ID.fullmatch(job_id):  # ids come from outside, and become parts of keys
             return None
         record = self._ledger.read(layout.job_result_key(job_id))
         return JobResult.model_validate(record) if record else None

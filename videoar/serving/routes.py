@@ -14,7 +14,6 @@ GET    /                        the page, see `page`
 """
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any, Literal, TypeAlias
@@ -30,7 +29,7 @@ from videoar.serving.metrics import CONTENT_TYPE
 from videoar.serving.openapi import MP4, REQUEST_BODY, errors
 from videoar.serving.server import Server
 from videoar.serving.service import Readiness
-from videoar.serving.video_job import VideoJob
+from videoar.serving.video_job import JOB_ID, VideoJob
 from videoar.serving.wire import (
     Model,
     ModelList,
@@ -43,7 +42,7 @@ from videoar.serving.wire import (
     video_of,
 )
 
-_JOB_ID = re.compile(r"video_[0-9a-f]{32}")
+_PRINTABLE = r"^[ -~]{1,255}$"
 _POLL_MS = "500"  # chosen: clips take seconds
 operation = APIRouter(tags=["operation"])
 """For those who operate the server; without keys."""
@@ -70,9 +69,7 @@ _Client: TypeAlias = Annotated[str, Depends(identify_client)]
 
 
 async def _job(video_id: str, server: _Server, _: _Client) -> VideoJob:
-    job = None
-    if _JOB_ID.fullmatch(video_id):
-        job = await server.call("get", server.service.get(video_id))
+    job = await server.call("get", server.service.get(video_id))
     if job is None:
         raise not_found(video_id)
     return job
@@ -136,7 +133,7 @@ async def create_video(
     request: Request,
     server: _Server,
     client: _Client,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    idempotency_key: Annotated[str | None, Header(pattern=_PRINTABLE)] = None,
 ) -> Video:
     """Accept a job; a second request with its `Idempotency-Key` returns the same job."""
     server.check_room()
@@ -156,7 +153,7 @@ async def list_videos(
     order: Literal["asc", "desc"] = "desc",
 ) -> VideoList:
     """Return jobs by time of creation; `after` is the last id of the page before."""
-    if after is not None and not _JOB_ID.fullmatch(after):
+    if after is not None and not JOB_ID.fullmatch(after):
         raise not_found(after)
     jobs = await server.call("list", server.service.list(after, limit + 1, order))
     data = [video_of(job) for job in jobs[:limit]]

@@ -1,5 +1,6 @@
 """What is requested, and what became of it: the types that every part of the server shares."""
 
+import re
 from base64 import b64encode
 from typing import Annotated, Literal, TypeAlias
 
@@ -18,6 +19,7 @@ Status: TypeAlias = Literal["queued", "in_progress", "completed", "failed", "can
 _Image: TypeAlias = Annotated[
     bytes, PlainSerializer(lambda image: b64encode(image).decode(), when_used="json")
 ]
+JOB_ID = re.compile(r"video_[0-9a-f]{32}")
 Seed: TypeAlias = Annotated[int, Field(ge=0, lt=2**63)]
 
 

@@ -7,7 +7,8 @@ multipart bodies, others may send JSON.
 import base64
 import binascii
 import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 from fastapi import Request
@@ -211,12 +212,7 @@ def parse_json(data: bytes | str) -> Parsed:
     Raises:
         ApiError: 400, a field is wrong.
     """
-    try:
-        create = CreateVideo.model_validate_json(data, strict=True)
-    except ValidationError as error:
-        raise invalid(error.errors(include_url=False, include_input=False)) from error
-    reference = create.input_reference
-    return Parsed(create, None if reference is None else _decode(reference.image_url))
+    return _parsed(partial(CreateVideo.model_validate_json, data, strict=True))
 
 
 async def _parse_form(data: bytes, boundary: bytes) -> Parsed:
@@ -226,14 +222,19 @@ async def _parse_form(data: bytes, boundary: bytes) -> Parsed:
         init = fields.pop("input_reference")
     if _REFERENCE_URL in fields:
         fields["input_reference"] = {"image_url": fields.pop(_REFERENCE_URL)}
+    return _parsed(partial(CreateVideo.model_validate, fields), init)
+
+
+def _parsed(validate: Callable[[], CreateVideo], init: bytes | None = None) -> Parsed:
     try:
-        create = CreateVideo.model_validate(fields)
+        create = validate()
     except ValidationError as error:
         raise invalid(error.errors(include_url=False, include_input=False)) from error
-    reference = create.input_reference
-    if reference is not None and init is not None:
+    if create.input_reference is None:
+        return Parsed(create, init)
+    if init is not None:
         raise _wrong("input_reference", "is given twice")
-    return Parsed(create, init if reference is None else _decode(reference.image_url))
+    return Parsed(create, _decode(create.input_reference.image_url))
 
 
 async def _form_fields(data: bytes, boundary: bytes) -> dict[str, Any]:
