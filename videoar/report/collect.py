@@ -17,7 +17,7 @@ from videoar.contracts.names import CLIPS, MODELS, PROFILES, RELEASES, SAMPLES, 
 from videoar.core.types import Row
 from videoar.pipeline.work.progress import read_progress
 from videoar.records.lineage import sources_of
-from videoar.records.run_record import Run, events_of
+from videoar.records.run_record import Run, Software, events_of
 from videoar.report import scores
 from videoar.report.curation import (
     THUMBNAIL_BUDGET_S,
@@ -85,6 +85,7 @@ def collect(
         **side_of(store, run, snapshots).model_dump(),
         # A resumed run can have several drivers: the newest one counts.
         hardware=next((e["hardware"] for e in reversed(events) if "hardware" in e), "not recorded"),
+        made_by=_made_by(run.software) if run.software else "",
         error=run.error or "",
         stages=(*_input_nodes(run, snapshots), *_stage_nodes(run)),
         histograms=tuple(score_histograms(steps, by_contract.get(PROFILES, []))),
@@ -112,6 +113,12 @@ def collect(
         config=_config(run, events),
         locks=scores.locks(cards),
     )
+
+
+def _made_by(software: Software) -> str:
+    changed = " with changes" if software.is_clean is False else ""
+    commit = f"commit {software.commit}{changed}" if software.commit else ""
+    return ", ".join(filter(None, (software.user, commit, software.image)))
 
 
 def _of_each(

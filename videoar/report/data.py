@@ -280,6 +280,8 @@ class ReportData(Side):
     """Everything that the page shows."""
 
     hardware: str
+    made_by: str = ""
+    """User, commit and image of the newest driver."""
     error: str = ""
     """What ended the run, "" if it succeeded or is still running."""
     stages: tuple[StageReport, ...] = ()

@@ -145,20 +145,27 @@ def check_contracts(spec: StageSpec, inputs: Inputs, registry: Registry = BUILTI
             raise ContractError(key, f"needs {expected}, but the input has {snapshot.contract}")
 
 
-def check_tools(stages: Iterable[StageSpec], registry: Registry = BUILTIN) -> None:
+def check_tools(
+    stages: Iterable[StageSpec], registry: Registry = BUILTIN
+) -> dict[str, Mapping[str, str]]:
     """Query the tools of all stages, so that a missing one is an error before the first stage runs.
+
+    Returns:
+        What `Stage.tools` returns, by the name of the stage.
 
     Raises:
         ConfigError: names the stage, and the option if the tool is a path in the pipeline file.
     """
+    tools = {}
     for spec in stages:
         try:
-            build(spec, registry).tools()
+            tools[spec.name] = build(spec, registry).tools()
         except ConfigError as error:
             # a tool reports its path; the user needs the key of the option that holds it
             key = next((f".{key}" for key, value in spec.config if value == error.where), "")
             what = f"{error.where}: {error.what}"
             raise ConfigError(f"stages.{spec.name}{key}", what, error.hint) from error
+    return tools
 
 
 def check_datasets(stages: Iterable[StageSpec], store: Store, registry: Registry) -> None:

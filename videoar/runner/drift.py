@@ -1,6 +1,6 @@
 """What a run is made with: code, and files that options name; a resume must not mix two of them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from videoar.core.errors import ConfigError
 from videoar.core.ids import digest_json
@@ -16,8 +16,15 @@ _LISTED = 4
 """chosen: candidates in one error line; a refactoring changes a hundred modules."""
 
 
-def made_with(stages: Iterable[StageSpec], registry: Registry) -> dict[str, Json]:
+def made_with(
+    stages: Iterable[StageSpec], tools: Mapping[str, Mapping[str, str]], registry: Registry
+) -> dict[str, Json]:
     """Return the digests of the code, the files and the options that stages use.
+
+    Args:
+        stages: of a run.
+        tools: what `Stage.tools` returns, by the name of the stage.
+        registry: known stages.
 
     Returns:
         `code`, by module; `stages`, by name: `tools`, and `config`, which has the content of what
@@ -29,7 +36,7 @@ def made_with(stages: Iterable[StageSpec], registry: Registry) -> dict[str, Json
         stage = build(spec, registry)
         code |= code_closure(type(stage).__module__)
         config = digest_json(stage.config.semantic())
-        digests[spec.name] = {"tools": dict(stage.tools()), "config": config}
+        digests[spec.name] = {"tools": dict(tools[spec.name]), "config": config}
     return {"code": code, "stages": digests}
 
 

@@ -92,8 +92,8 @@ class Execution:
         """
         # all checks before the first record: a mistake in the file leaves no run behind
         selected = self.spec.select(start, until)
-        check_tools(selected, self.registry)
-        made = made_with(selected, self.registry)
+        tools = check_tools(selected, self.registry)
+        made = made_with(selected, tools, self.registry)
         drift = find_drift(self.store, self.run_id, made, accept=self.accept_drift)
         check_datasets(selected, self.store, self.registry)
         # listed before the run is recorded, committed after it: a commit names its run
