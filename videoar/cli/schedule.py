@@ -47,7 +47,7 @@ def _ls_blocks(result: dict[str, Any]) -> list[Block]:
         (
             s["pipeline"],
             next(iter(s["trigger"])) if "cron" not in s["trigger"] else s["trigger"]["cron"],
-            "paused" if s["is_paused"] else s["next"],
+            "paused" if s["is_paused"] else s["next"] and _local(s["next"]),
             s["missed"] or None,
             s["concurrency"],
         )
@@ -123,6 +123,10 @@ def backfill(
 
 def _target() -> str:
     return session.target or settings().target
+
+
+def _local(text: str) -> str:
+    return local_time(datetime.fromisoformat(text).timestamp())
 
 
 def _time(option: str, text: str) -> datetime:
