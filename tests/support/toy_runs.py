@@ -41,11 +41,14 @@ def toy_document(videos: Path, **options: dict | None) -> dict:
     return {"pipeline": "toy", "inputs": {"videos": str(videos)}, "stages": stages}
 
 
-def execute(store: Store, document: dict, run_id: str = "", **options) -> Run:
+def execute(
+    store: Store, document: dict, run_id: str = "", *, wait: bool = False, **options
+) -> Run:
     """Run a pipeline of toy stages; `options` are those of `Execution.run`."""
     spec = parse_pipeline(document, "toy.yaml", REGISTRY)
     ids = {"run_id": run_id} if run_id else {}
-    return Execution(spec, store, InlineEngine(), registry=REGISTRY, **ids).run(**options)
+    execution = Execution(spec, store, InlineEngine(), registry=REGISTRY, wait=wait, **ids)
+    return execution.run(**options)
 
 
 def toy_run(store: Store, videos: Path, **options: dict | None) -> Run:

@@ -9,6 +9,7 @@ steps; `promote` is the real stage.
 
 import os
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -108,6 +109,8 @@ class Pick(ReduceStage[PickConfig]):
 class CountConfig(StageConfig):
     steps: int = 6
     checkpoint_every: int = 2
+    pause_s: float = runtime(0)
+    """Before each step."""
     at_most: int = publish_gate(100)
 
 
@@ -125,6 +128,7 @@ class Count(LoopStage[CountConfig]):
         for step in range(begin + 1, self.config.steps + 1):
             trace += f"{step} "
             crash_point(f"counting-{step}")
+            time.sleep(self.config.pause_s)
             if step % self.config.checkpoint_every == 0:
                 (folder / "trace").write_text(trace)
                 rank.save_checkpoint(step, folder)

@@ -61,6 +61,7 @@ def run(  # noqa: PLR0913 - the verb's own options
     target: str = "local",
     start: str | None = None,
     until: str | None = None,
+    wait: bool = False,
     watch: Watch = lambda _: nullcontext(),
 ) -> Run:
     """Plan and execute a pipeline file.
@@ -72,10 +73,13 @@ def run(  # noqa: PLR0913 - the verb's own options
         target: see `make_engine`.
         start: first stage to run; what it needs must be finished.
         until: last stage to run.
+        wait: wait for an equal run that is in progress, and adopt what it made.
         watch: wraps the execution.
 
     Raises:
         ConfigError: the file, an override or an input cannot be used; nothing ran.
+        LeaseHeldError: an equal run is in progress.
+        TimedOutError: a stage reached its time limit.
         GateError: the promotion gate blocked; everything before it is finished.
         StageError: a stage failed.
     """
@@ -83,7 +87,7 @@ def run(  # noqa: PLR0913 - the verb's own options
     from videoar.runner.execute import Execution
 
     # the file first: its mistakes are reported before anything of the engine is created
-    execution = Execution(load_pipeline(path, overrides), store, make_engine(target))
+    execution = Execution(load_pipeline(path, overrides), store, make_engine(target), wait=wait)
     return _execute(execution, watch, start, until)
 
 
@@ -236,10 +240,10 @@ def ls(store: Store, limit: int | None = None) -> list[Run]:
 
 
 def cancel(store: Store, name: str) -> str:
-    """Stop a run that is driven from this machine, and return its id; finished shards stay.
+    """Ask the driver of a run, on any host, to stop; return its id. Finished shards stay.
 
     Raises:
-        ConfigError: the run is not running, or is driven from another machine.
+        ConfigError: the run is not running.
     """
     from videoar.records.names import find_run
     from videoar.records.run_record import cancel_run

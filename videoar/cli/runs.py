@@ -54,6 +54,7 @@ def run(
     start: From = None,
     until: Until = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Same as plan: run nothing.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for an equal run, adopt it.")] = False,
 ) -> None:
     """Plan and execute a pipeline."""
     if dry_run:
@@ -68,6 +69,7 @@ def run(
             target=session.target or settings().target,
             start=start,
             until=until,
+            wait=wait,
             watch=watch,
         )
     )
@@ -217,9 +219,9 @@ def logs(
 
 @verb(app, _PANEL, "cancel last")
 def cancel(run_id: RunArgument) -> None:
-    """Stop a run of this machine; finished shards stay."""
+    """Stop a run on any host; finished shards stay."""
     cancelled = api.cancel(session.open(), run_id)
-    emit({"run_id": cancelled, "cancelled": True}, lambda: [f"{cancelled}: SIGTERM sent"])
+    emit({"run_id": cancelled, "cancelled": True}, lambda: [f"{cancelled}: asked to stop"])
 
 
 @verb(app, _PANEL, "explain last tokens")

@@ -2,13 +2,14 @@
 
 Every error that videoar raises deliberately is one of these: catch `VideoARError` for all of them.
 The command line returns `exit_code`. Engines retry errors that are `retryable`; other layers raise
-them. Exit code 6 (timed out) is reserved: nothing raises it yet.
+them.
 
     VideoARError                 1
     +- ConfigError               2   the user's file, key or argument
     +- ContractError             3   data breaks its contract
     +- GateError                 4   well formed, but a gate failed or could not be evaluated
     +- LeaseHeldError            5   another process holds what only one may hold
+    +- TimedOutError             6   a stage reached its time limit
     +- StorageError              7   the store cannot be used
     |  +- SnapshotNotFoundError  2  a name that the user gave
     |  +- DamagedError
@@ -83,6 +84,12 @@ class LeaseHeldError(VideoARError):
     """Another process holds what only one may hold."""
 
     exit_code = 5
+
+
+class TimedOutError(VideoARError):
+    """A stage ran longer, or made no progress for longer, than its options allow."""
+
+    exit_code = 6
 
 
 class StorageError(VideoARError):

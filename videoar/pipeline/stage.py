@@ -51,6 +51,11 @@ class StageConfig(Frozen):
     max_reject_fraction: float = runtime(1.0, ge=0, le=1)
     """Fraction of rejected rows above which the stage fails."""
 
+    timeout_s: float | None = runtime(None, gt=0)
+    """Time after which the stage ends as TIMED_OUT; what it has finished is kept."""
+    stall_s: float | None = runtime(None, gt=0)
+    """The same, after so long without a finished shard or a training step (not of reductions)."""
+
     def semantic(self) -> dict[str, Any]:
         """Return the part of the config that can change the output, as JSON values."""
         return self.model_dump(mode="json", exclude=self._declared("runtime"))

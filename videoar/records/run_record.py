@@ -1,17 +1,12 @@
 """The run record: an immutable `run.json` and append-only events, folded into a `Run` on reading.
 
-A killed run has no `finish` event, so by the record alone it looks like one in progress. The
-driver process therefore records its host, pid and start time: a run without a `finish` event whose
-driver process no longer exists is INTERRUPTED.
+A killed run has no `finish` event, so by the record alone it looks like one in progress. A run
+without that event whose driver has no living lease (`storage.lease`) is INTERRUPTED.
 """
 
-import os
 import platform
-import signal
-import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field
@@ -19,6 +14,7 @@ from pydantic import ConfigDict, Field
 from videoar.core.errors import ConfigError, did_you_mean
 from videoar.core.hardware import hardware
 from videoar.core.ids import new_run_id
+from videoar.core.processes import this_process
 from videoar.core.settings import settings
 from videoar.core.software import commit_id, packages_digest
 from videoar.core.types import Json, Stored
@@ -26,13 +22,22 @@ from videoar.pipeline.fingerprint import FingerprintParts
 from videoar.pipeline.spec import PipelineSpec
 from videoar.pipeline.work.progress import Progress, read_progress
 from videoar.pipeline.work.task import Usage
-from videoar.storage.layout import RUNS_PREFIX, run_events, run_id_of, run_key
+from videoar.storage.layout import (
+    RUNS_PREFIX,
+    cancel_key,
+    claim_log,
+    run_claim,
+    run_events,
+    run_id_of,
+    run_key,
+)
+from videoar.storage.lease import claim_holder
 from videoar.storage.ledger import current_user
 from videoar.storage.store import Store
 
 Status = Literal[
     "PENDING", "RUNNING", "SUCCEEDED", "CACHED", "FAILED", "GATE_BLOCKED", "CANCELLED",
-    "INTERRUPTED", "SKIPPED",
+    "INTERRUPTED", "SKIPPED", "WAITING", "UNKNOWN", "TIMED_OUT",
 ]  # fmt: skip
 """State of a run or a stage. SKIPPED: a stage outside the requested part (`--until`), or without
 an input that it needs; PENDING: a requested stage that has not started."""
@@ -190,11 +195,18 @@ class Run(Stored):
 
 
 class RunLog:
-    """Writer of the record of one run."""
+    """Writer of the record of one run.
 
-    def __init__(self, store: Store, run_id: str) -> None:
+    Args:
+        store: of the run.
+        run_id: the run.
+        fence: called before each write; raises if another driver has taken over.
+    """
+
+    def __init__(self, store: Store, run_id: str, fence: Callable[[], None]) -> None:
         self.run_id = run_id
         self._store = store
+        self._fence = fence
 
     def create(
         self, spec: PipelineSpec, code_version: str, start: str | None, until: str | None
@@ -217,16 +229,17 @@ class RunLog:
 
     def event(self, kind: str, **fields: Json) -> None:
         """Append one event."""
+        self._fence()
         event = {"kind": kind, "time": time.time(), **fields}
         self._store.ledger.append(run_events(self.run_id), event)
 
     def driver(self, made_with: Json, accepted_drift: Sequence[str]) -> None:
         """Record the driver process of the run, and what it makes the run with."""
+        process = this_process()
         self.event(
             "driver",
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            born=_start_ticks(os.getpid()),
+            host=process.host,
+            pid=process.pid,
             hardware=hardware(),
             software=Software.current().model_dump(),
             made_with=made_with,
@@ -251,31 +264,10 @@ class RunLog:
         self.event("finish", status=status, error=error)
 
 
-def _start_ticks(pid: int) -> str:
-    """Return the start time of a process in clock ticks since boot, "" if it does not exist.
-
-    The pid alone does not identify a process: the kernel reuses pids.
-    Source: proc(5), field 22 of /proc/<pid>/stat; field 2 is in parentheses and may contain spaces.
-    """
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
-    except OSError:
-        return ""
-
-
-def driver_alive(events: list[dict[str, Any]]) -> bool:
-    """Return whether the newest driver process exists.
-
-    Processes of another host cannot be inspected from here: such a driver counts as running.
-    """
-    drivers = [event for event in events if event["kind"] == "driver"]
-    if not drivers:
-        return False
-    newest = drivers[-1]
-    if newest["host"] != socket.gethostname():
-        return True  # a wrong INTERRUPTED would allow `resume` beside a running driver
-    ticks = _start_ticks(newest["pid"])
-    return bool(ticks) and ticks == newest["born"]
+def _is_driven(store: Store, run_id: str) -> bool:
+    """Return whether the driver of a run lives, as far as can be known without waiting."""
+    holder = claim_holder(store, run_claim(run_id))
+    return holder is not None and not holder.has_ended() and not holder.is_silent()
 
 
 def run_ids(store: Store) -> list[str]:
@@ -336,13 +328,14 @@ def load_run(store: Store, run_id: str) -> Run:
             software = event.get("software")
             drift |= dict.fromkeys(event.get("accepted_drift", ()))
     # computed on reading: a killed process records nothing
-    if status == "RUNNING" and not driver_alive(events):
+    if status == "RUNNING" and not _is_driven(store, run_id):
         status = "INTERRUPTED"
     for name, stage in stages.items():
-        if stage.status == "RUNNING":
+        if stage.status in {"RUNNING", "WAITING"}:
             until = time.time() if status == "RUNNING" else events[-1]["time"]
             current = with_progress(store, run_id, stage, until)
-            stages[name] = current.model_copy(update={"status": status})
+            state = stage.status if status == "RUNNING" else status
+            stages[name] = current.model_copy(update={"status": state})
     return Run(
         **record,
         status=status,
@@ -468,16 +461,14 @@ def _newest_first(store: Store, pipeline: str, before: str | None) -> Iterator[s
 
 
 def cancel_run(store: Store, run_id: str) -> None:
-    """Send SIGTERM to the driver of a run; it commits nothing more and records CANCELLED.
+    """Ask the driver of a run, on any host, to stop; it records CANCELLED.
+
+    The driver looks for such requests with each beat of its lease.
 
     Raises:
-        ConfigError: the run is not running, or its driver is on another host.
+        ConfigError: the run is not running.
     """
-    events = events_of(store, run_id)
-    # compares the start time of the process, too: a reused pid must not get the signal
-    if load_run(store, run_id).status != "RUNNING":
+    if load_run(store, run_id).status not in {"RUNNING", "WAITING"}:
         raise ConfigError(run_id, "is not running")
-    driver = [event for event in events if event["kind"] == "driver"][-1]
-    if driver["host"] != socket.gethostname():
-        raise ConfigError(run_id, f"its driver is on host {driver['host']}", "cancel it there")
-    os.kill(driver["pid"], signal.SIGTERM)
+    claim = store.ledger.length(claim_log(run_claim(run_id))) - 1
+    store.ledger.create(cancel_key(run_id, claim), {"user": current_user(), "at": time.time()})

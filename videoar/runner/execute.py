@@ -7,16 +7,25 @@ their records, a training by its newest checkpoint.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from videoar import __version__
 from videoar.contracts.names import REJECTS, SOURCES
 from videoar.core.crash_points import crash_point
-from videoar.core.errors import ConfigError, GateError, RefMovedError, StageError
+from videoar.core.errors import (
+    ClusterUnknownError,
+    ConfigError,
+    GateError,
+    RefMovedError,
+    StageError,
+    TimedOutError,
+)
+from videoar.core.ids import digest_json
 from videoar.core.logging import log_context
-from videoar.core.types import Provenance
+from videoar.core.types import Json, Provenance
 from videoar.engine.base import Engine
 from videoar.pipeline.device_queue import summary
 from videoar.pipeline.fingerprint import shard_fingerprint
@@ -25,6 +34,7 @@ from videoar.pipeline.registry import BUILTIN, Registry, stage_class
 from videoar.pipeline.spec import PipelineSpec, StageSpec, parse_pipeline
 from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
 from videoar.pipeline.work.progress import ProgressWriter, clear_progress, rank_usage
+from videoar.pipeline.work.rank import training_prefix
 from videoar.pipeline.work.task import StageTask, WorkRecord, find_record, merge
 from videoar.records.run_record import (
     RowCounts,
@@ -49,8 +59,10 @@ from videoar.runner.decide import (
 )
 from videoar.runner.drift import find_drift, made_with
 from videoar.runner.inputs import Listing, compare, nothing_new, resolve
+from videoar.runner.supervisor import Supervisor
 from videoar.storage import layout
 from videoar.storage.delta_log import missing_files
+from videoar.storage.lease import HolderWatch
 from videoar.storage.reader import read_file
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
@@ -72,11 +84,14 @@ class Execution:
     registry: Registry = field(default_factory=lambda: BUILTIN)
     accept_drift: bool = False
     """Resume although code or files have changed since; the record keeps which."""
+    wait: bool = False
+    """Wait for an equal run to end, and adopt what it made; otherwise it is an error."""
     stages: dict[str, StageRun] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.run_id = self.run_id or next_run_id(self.store)
-        self._log = RunLog(self.store, self.run_id)
+        self._supervisor = Supervisor(self.store, self.run_id, wait=self.wait)
+        self._log = RunLog(self.store, self.run_id, self._supervisor.require_held)
         self._snapshots: dict[str, Snapshot] = {}
         self._absent: dict[str, str] = {}
         self.has_started = False
@@ -98,13 +113,38 @@ class Execution:
         check_datasets(selected, self.store, self.registry)
         # listed before the run is recorded, committed after it: a commit names its run
         inputs = self._resolve_inputs()
-        self._log.create(self.spec, __version__, start, until)
-        self.has_started = True
-        for skipped in self.stages.keys() - {stage.name for stage in selected}:
-            self.stages[skipped] = self.stages[skipped].model_copy(update={"status": "SKIPPED"})
-        # marks the run as running again if it is resumed, so only after everything that may refuse
-        # it
-        self._log.driver(made, drift)
+        self._supervisor.start(self._work(inputs, start, until))
+        try:
+            self._log.create(self.spec, __version__, start, until)
+            self.has_started = True
+            for skipped in self.stages.keys() - {stage.name for stage in selected}:
+                self._update(skipped, status="SKIPPED")
+            # marks the run as running again if it is resumed, so only after everything that may
+            # refuse it
+            self._log.driver(made, drift)
+            self._run_recorded(inputs, selected, start)
+        finally:
+            self._supervisor.stop()
+        return load_run(self.store, self.run_id)
+
+    def _work(
+        self, inputs: Mapping[str, Snapshot | Listing | None], start: str | None, until: str | None
+    ) -> str:
+        """Return the name of what this execution does: equal for equal runs."""
+        digests: dict[str, Json] = {
+            n: None if s is None else s.fingerprint for n, s in inputs.items()
+        }
+        parts: Json = {
+            "pipeline": self.spec.digest, "inputs": digests, "from": start, "until": until,
+        }  # fmt: skip
+        return f"{self.spec.name}/{digest_json(parts)}"
+
+    def _run_recorded(
+        self,
+        inputs: Mapping[str, Snapshot | Listing | None],
+        selected: list[StageSpec],
+        start: str | None,
+    ) -> None:
         status: Status = "SUCCEEDED"
         problem: str | None = None
         try:
@@ -116,19 +156,16 @@ class Execution:
                         self._skip(stage, reason)
                 else:
                     self._run_all(selected, start)
-        except KeyboardInterrupt:
-            status, problem = "CANCELLED", "cancelled"
-            raise
-        except GateError as error:
-            status, problem = "GATE_BLOCKED", str(error)
-            raise
         except BaseException as error:
-            # BaseException: SystemExit, too, must not leave a run that looks killed
-            status, problem = "FAILED", str(error)
+            # BaseException: SystemExit, too, must not leave a run that looks killed. What ended the
+            # run from outside may arrive as any error: Ray has handlers of its own for signals.
+            cause = self._supervisor.cause or error
+            status, problem = _status_of(cause), str(cause) or "cancelled"
+            if cause is not error:
+                raise cause from error
             raise
         finally:
             self._log.finish(status, problem)
-        return load_run(self.store, self.run_id)
 
     def current(self) -> list[StageRun]:
         """Return the stages; one that runs with its progress and its seconds so far.
@@ -260,6 +297,7 @@ class Execution:
             )
             # in the `try`: a blocked promotion is a failure of the stage, although its output is
             # committed
+            self._supervisor.check()
             decision.stage.after_commit(snapshot, self.store, self.run_id)
         except BaseException as error:
             self._record_failure(spec.name, error, time.monotonic() - started)
@@ -267,8 +305,8 @@ class Execution:
         self._snapshots[spec.name] = snapshot
 
     def _record_failure(self, name: str, error: BaseException, seconds: float) -> None:
-        failed: Status = "GATE_BLOCKED" if isinstance(error, GateError) else "FAILED"
-        status: Status = "CANCELLED" if isinstance(error, KeyboardInterrupt) else failed
+        error = self._supervisor.cause or error
+        status = _status_of(error)
         self._update(name, status=status, error=str(error) or status, seconds=round(seconds, 3))
         self._log.stage(self.stages[name])
 
@@ -314,7 +352,9 @@ class Execution:
             store_endpoint=self.store.endpoint,
             registry=self.registry,
         )
-        record = self._work(task, decision)
+        stage, state = f"stage {spec.name}", partial(self._progress, spec.name)
+        with self._supervisor.limits(stage, spec.config, state):
+            record = self._compute(task, decision)
         self._check_rejects(spec, record)
         snapshot = self._commit(task, decision.stage, record)
         seconds = time.monotonic() - started
@@ -330,7 +370,12 @@ class Execution:
         logger.info("committed %s after %.1f s", snapshot.id, seconds)
         return snapshot
 
-    def _work(self, task: StageTask, decision: Decision) -> WorkRecord:
+    def _progress(self, name: str) -> object:
+        """Return what changes with each step of a stage: its counts, and a training's progress."""
+        key = layout.progress_key(self.run_id, name)
+        return self.stages[name].shards, self.store.objects.find(key)
+
+    def _compute(self, task: StageTask, decision: Decision) -> WorkRecord:
         stage = decision.stage
         if isinstance(stage, MapStage):
             return self._map(task, stage, decision.work)
@@ -339,6 +384,11 @@ class Execution:
         key = record_key(task.dataset, task.fingerprint)
         # not cached although it has a record: killed before the commit, or files were withdrawn or
         # lost
+        # two gangs on one training would take its checkpoints from each other
+        right = training_prefix(task).rstrip("/") if is_loop else key.removesuffix(".json")
+        if not self._supervisor.claim(right, partial(self._is_done_by, task.dataset, key)):
+            return WorkRecord.model_validate(self.store.ledger.read(key))
+        self._update(task.dataset, status="RUNNING")
         earlier = find_record(self.store, key)
         if earlier is not None and any(missing_files(self.store.objects, earlier.all_files)):
             self.store.objects.delete(key)  # the engine would adopt it
@@ -346,6 +396,14 @@ class Execution:
         usage = sum(rank_usage(self.store, self.run_id, task.dataset), record.usage)
         self._update(task.dataset, shards=ShardCounts(planned=1, done=1), usage=usage)
         return record
+
+    def _is_done_by(self, name: str, key: str, holder: HolderWatch) -> bool:
+        """Show that a stage waits for another run; return whether that has done the work."""
+        if self.stages[name].status != "WAITING":
+            self._update(name, status="WAITING", reason=f"{holder} does the same work")
+            self._log.stage(self.stages[name])
+            logger.info("waiting: %s does the same work", holder)
+        return self.store.ledger.read(key) is not None
 
     def _map(self, task: StageTask, stage: MapStage[Any], work: ShardWork) -> WorkRecord:
         # before any worker starts: it would adopt such a record, and the commit would name missing
@@ -358,6 +416,7 @@ class Execution:
 
         def finished(shard: Shard, record: WorkRecord) -> None:
             nonlocal counts
+            self._supervisor.check()
             records[shard.index] = record
             counts = counts.model_copy(
                 update={
@@ -429,6 +488,7 @@ class Execution:
             raise StageError(f"stage {spec.name}", f"{what} max_reject_fraction {bound:g}", hint)
 
     def _commit(self, task: StageTask, stage: Stage[Any], record: WorkRecord) -> Snapshot:
+        self._supervisor.check()
         crash_point("before-commit")
         provenance = self._provenance(task.dataset, task.fingerprint, dict(task.inputs))
         rejected = self.store.dataset(layout.rejects_dataset(task.dataset), REJECTS)
@@ -449,6 +509,17 @@ def _shard_counts(decision: Decision) -> ShardCounts:
     if not isinstance(decision.stage, MapStage):
         return ShardCounts(planned=1)
     return ShardCounts(planned=len(decision.work.shards), cached=len(decision.work.done))
+
+
+def _status_of(error: BaseException) -> Status:
+    """Return the state of a run that an error ended."""
+    states: dict[type[BaseException], Status] = {
+        KeyboardInterrupt: "CANCELLED",
+        GateError: "GATE_BLOCKED",
+        TimedOutError: "TIMED_OUT",
+        ClusterUnknownError: "UNKNOWN",
+    }
+    return next((s for kind, s in states.items() if isinstance(error, kind)), "FAILED")
 
 
 def resume_spec(run_id: str, store: Store, registry: Registry = BUILTIN) -> PipelineSpec:

@@ -10,6 +10,7 @@
     checks/<dataset>/<fingerprint>.{json,html}    expectations of a reduction and their page
     text/<encoder>/<max tokens>/<sha256>.safetensors   features of prompts, can be computed again
     runs/<run>/run.json, events/, progress/       run record
+    runs/<run>/cancel/<number>.json               requests to cancel it, by claim of its driver
     runs/<run>/report.html                        report page
     refs/<name>/<number>.json                     refs, one record per move
     leases/<name>/epochs/<number>.json, beats/<number>   owners of a lease, one after another
@@ -207,6 +208,11 @@ def rank_usage_key(run_id: str, stage: str, index: int) -> str:
     return f"{rank_usage_prefix(run_id, stage)}{index}.json"
 
 
+def cancel_key(run_id: str, claim: int) -> str:
+    """Return the key of the request to cancel a run, to the driver with that claim."""
+    return f"{RUNS_PREFIX}{run_id}/cancel/{claim:08d}.json"
+
+
 def report_key(run_id: str) -> str:
     """Return the key of a run's report page."""
     return f"{RUNS_PREFIX}{run_id}/report.html"
@@ -365,6 +371,6 @@ def claim_log(right: str) -> str:
     return f"claims/{right}"
 
 
-def run_lease(run_id: str) -> str:
-    """Return the name of the lease of a run's driver."""
+def run_claim(run_id: str) -> str:
+    """Return the name of the right to drive a run."""
     return f"{RUNS_PREFIX}{run_id}"

@@ -40,7 +40,7 @@ class HolderWatch:
     """
 
     def __init__(self, store: Store, name: str, epoch: int, clock: Clock = MONOTONIC) -> None:
-        self._store, self._name, self._epoch, self._clock = store, name, epoch, clock
+        self._store, self.name, self._epoch, self._clock = store, name, epoch, clock
         record: dict[str, Any] = store.ledger.read(log_entry_key(lease_log(name), epoch)) or {}
         self.owner: str = record.get("owner", "another process")
         self.ttl_s: float = record.get("ttl_s", TTL_S)
@@ -50,7 +50,7 @@ class HolderWatch:
         """Whether the beat has changed since this observer looks."""
 
     def _read_beat(self) -> bytes | None:
-        return self._store.objects.find(lease_beat_key(self._name, self._epoch))
+        return self._store.objects.find(lease_beat_key(self.name, self._epoch))
 
     def has_ended(self) -> bool:
         """Look once; return whether this owner has no right any more."""
@@ -61,7 +61,7 @@ class HolderWatch:
             self._beat, self._since, self.has_beaten = beat, now, True
         if now - self._since >= self.ttl_s:
             return True
-        following = log_entry_key(lease_log(self._name), self._epoch + 1)
+        following = log_entry_key(lease_log(self.name), self._epoch + 1)
         return self._store.objects.size(following) is not None
 
     @property
@@ -69,8 +69,27 @@ class HolderWatch:
         """How long to wait between two looks: two per beat."""
         return self.ttl_s / _BEATS / 2
 
+    def is_silent(self) -> bool:
+        """Return whether the beat is older than the time to live, by the clock of the store.
+
+        For display only: a right is taken over on this process's own clock.
+        """
+        age_s = self._store.objects.age_s(lease_beat_key(self.name, self._epoch))
+        return age_s is None or age_s > self.ttl_s
+
     def __str__(self) -> str:
         return f"{self.owner} on {self.process.host if self.process else 'another host'}"
+
+
+def claim_holder(store: Store, right: str) -> HolderWatch | None:
+    """Return who has claimed a right last, None if nobody ever has."""
+    last = store.ledger.last(claim_log(right))
+    return HolderWatch(store, last["lease"], last["epoch"]) if last else None
+
+
+def held_error(holder: HolderWatch, hint: str) -> LeaseHeldError:
+    """Return the error of a process that needs what another one holds."""
+    return LeaseHeldError(f"lease {holder.name}", f"is held by {holder}", hint)
 
 
 class Lease:
@@ -102,31 +121,38 @@ class Lease:
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def acquire(self) -> int:
+    def acquire(self, *, wait: bool = False) -> int:
         """Become the owner; return the epoch. An owner that was killed is waited for.
 
+        Args:
+            wait: also wait for an owner that lives.
+
         Raises:
-            LeaseHeldError: another owner lives.
+            LeaseHeldError: another owner lives, or was faster.
         """
-        log = lease_log(self.name)
-        epoch = self._store.ledger.length(log)
-        if epoch:
-            watch = HolderWatch(self._store, self.name, epoch - 1, self._clock)
-            while not watch.has_ended():
-                if watch.has_beaten:
-                    raise self._held(epoch - 1)
-                self._clock.sleep(watch.poll_s)
         record = {
             "owner": self.owner,
             "process": this_process().model_dump(),
             "ttl_s": self._ttl_s,
             "nonce": secrets.token_hex(8),
         }
-        if not self._store.ledger.create(log_entry_key(log, epoch), record):
-            raise self._held(epoch)
-        self.epoch = epoch
+        while self.epoch < 0:
+            epoch = self._store.ledger.length(lease_log(self.name))
+            if epoch:
+                self._wait_for_end(epoch - 1, wait=wait)
+            if self._store.ledger.create(log_entry_key(lease_log(self.name), epoch), record):
+                self.epoch = epoch
+            elif not wait:
+                raise self._held(epoch)
         self._write_beat()
-        return epoch
+        return self.epoch
+
+    def _wait_for_end(self, epoch: int, *, wait: bool) -> None:
+        holder = HolderWatch(self._store, self.name, epoch, self._clock)
+        while not holder.has_ended():
+            if holder.has_beaten and not wait:
+                raise self._held(epoch)
+            self._clock.sleep(holder.poll_s)
 
     def adopt(self, epoch: int) -> None:
         """Beat for an epoch that another process of this owner has acquired.
@@ -137,7 +163,7 @@ class Lease:
         self.epoch = epoch
         self.beat()
 
-    def claim(self, right: str, give_up: Callable[[HolderWatch], bool]) -> bool:
+    def claim(self, right: str, give_up: Callable[[HolderWatch], bool]) -> int | None:
         """Take a right that lasts as long as this epoch of the lease.
 
         Args:
@@ -146,7 +172,7 @@ class Lease:
                 returns True if the right is no longer wanted.
 
         Returns:
-            Whether this owner has the right now; False after `give_up`.
+            Number of the claim; None after `give_up`.
         """
         log, record = claim_log(right), {"lease": self.name, "epoch": self.epoch}
         while True:
@@ -156,13 +182,14 @@ class Lease:
                 holder = HolderWatch(self._store, last["lease"], last["epoch"], self._clock)
                 while not holder.has_ended():
                     if give_up(holder):
-                        return False
-            if last == record or self._store.ledger.create(log_entry_key(log, number), record):
-                return True
+                        return None
+            if last == record:
+                return number - 1
+            if self._store.ledger.create(log_entry_key(log, number), record):
+                return number
 
     def _held(self, epoch: int) -> LeaseHeldError:
-        holder = HolderWatch(self._store, self.name, epoch)
-        return LeaseHeldError(f"lease {self.name}", f"is held by {holder}", self._hint)
+        return held_error(HolderWatch(self._store, self.name, epoch), self._hint)
 
     def beat(self) -> None:
         """Show that this owner lives.

@@ -245,6 +245,15 @@ class LocalObjectStore:
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
+    def age_s(self, key: str) -> float | None:
+        """Compare the time of modification with the clock."""
+        path = self._path(key)
+        with _os_errors(path):
+            try:
+                return time.time() - path.stat().st_mtime
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         """Walk the folder; temporary files are left out."""
         # the prefix need not end at a slash: walk its folder, filter by the rest

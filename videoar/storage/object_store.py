@@ -82,6 +82,12 @@ class ObjectStore(Protocol):
     def size(self, key: str) -> int | None:
         """Return the size of an object in bytes, None if there is no such object."""
 
+    def age_s(self, key: str) -> float | None:
+        """Return the seconds since an object was written, by the clock of the store; None without.
+
+        For display: S3 counts whole seconds, and a store's clock may be set back.
+        """
+
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         """Yield the objects whose keys start with `prefix` and are above `after`, sorted by key."""
 

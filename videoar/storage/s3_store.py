@@ -9,6 +9,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
@@ -206,15 +207,29 @@ class S3ObjectStore:
 
     def size(self, key: str) -> int | None:
         """HEAD the object."""
+        head = self._head(key)
+        return None if head is None else int(head["ContentLength"])
+
+    def age_s(self, key: str) -> float | None:
+        """HEAD the object; compare with the date of the response."""
+        head = self._head(key)
+        if head is None:
+            return None
+        now = parsedate_to_datetime(head["ResponseMetadata"]["HTTPHeaders"]["date"])
+        age: timedelta = now - head["LastModified"]
+        return age.total_seconds()
+
+    def _head(self, key: str) -> dict[str, Any] | None:
         from botocore.exceptions import ClientError
 
         with self._errors(key):
             try:
-                return int(self._call("head_object", key)["ContentLength"])
+                head: dict[str, Any] = self._call("head_object", key)
             except ClientError as error:
                 if _code(error) == "404":
                     return None
                 raise
+        return head
 
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         """LIST page by page."""

@@ -39,6 +39,11 @@ class Snapshot:
         return self.commit.digest
 
     @property
+    def fingerprint(self) -> str:
+        """What was asked for; of a listing, its rows."""
+        return self.commit.provenance.fingerprint
+
+    @property
     def dataset(self) -> str:
         """Name of the dataset."""
         return self.commit.dataset

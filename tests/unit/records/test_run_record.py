@@ -1,7 +1,6 @@
 """The run record: ids, statuses and what a user may call a run."""
 
 import itertools
-import socket
 import time
 
 import pytest
@@ -9,9 +8,13 @@ import pytest
 from tests.support.toys import REGISTRY
 from videoar.core.errors import ConfigError
 from videoar.core.ids import new_run_id
+from videoar.core.processes import this_process
 from videoar.pipeline.spec import parse_pipeline
 from videoar.records.names import find_run
-from videoar.records.run_record import RunLog, load_run, next_run_id
+from videoar.records.run_record import RunLog, cancel_run, load_run, next_run_id
+from videoar.storage.layout import cancel_key, run_claim
+from videoar.storage.lease import Lease
+from videoar.storage.ledger import current_user
 from videoar.storage.store import Store, open_store
 
 numbers = itertools.count()
@@ -32,7 +35,7 @@ def store() -> Store:
 
 
 def create(store: Store, run_id: str, until: str | None = None) -> RunLog:
-    log = RunLog(store, run_id)
+    log = RunLog(store, run_id, lambda: None)
     log.create(parse_pipeline(DOCUMENT, "toy.yaml", REGISTRY), "0", None, until)
     return log
 
@@ -64,14 +67,33 @@ def test_load_run_unrequested_stages_are_skipped(store, until, skipped):
     assert {stage.status for stage in run.stages} <= {"SKIPPED", "PENDING"}
 
 
-def test_load_run_without_a_finish_event_and_driver_is_interrupted(store):
+def test_run_without_a_finish_event_is_running_while_its_driver_beats(store, monkeypatch):
     log = create(store, "r1")
     log.driver({}, ())
+    assert load_run(store, "r1").status == "INTERRUPTED"  # no driver has ever claimed it
+    elsewhere = this_process().model_copy(update={"host": "other", "machine": "other"})
+    monkeypatch.setattr("videoar.storage.lease.this_process", lambda: elsewhere)
+    lease = Lease(store, "work", "run r1", ttl_s=0.2)
+    lease.acquire()
+    lease.claim(run_claim("r1"), pytest.fail)
     assert load_run(store, "r1").status == "RUNNING"
-    log.event("driver", host=socket.gethostname(), pid=2**22 + 1, born="1", hardware="")
-    assert load_run(store, "r1").status == "INTERRUPTED"
+    time.sleep(0.3)
+    assert load_run(store, "r1").status == "INTERRUPTED"  # its host is lost
     log.finish("CANCELLED", "cancelled")
     assert (load_run(store, "r1").status, load_run(store, "r1").error) == ("CANCELLED", "cancelled")
+
+
+def test_cancel_is_asked_of_the_driver_that_has_the_run(store):
+    log = create(store, "r1")
+    log.driver({}, ())
+    with pytest.raises(ConfigError, match="is not running"):
+        cancel_run(store, "r1")
+    lease = Lease(store, "work", "run r1")
+    lease.acquire()
+    claim = lease.claim(run_claim("r1"), pytest.fail)
+    cancel_run(store, "r1")
+    cancel_run(store, "r1")  # twice: one request
+    assert store.ledger.read(cancel_key("r1", claim))["user"] == current_user()
 
 
 def test_find_run_ambiguous_prefix_lists_its_candidates(store):

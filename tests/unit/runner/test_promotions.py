@@ -128,23 +128,26 @@ def test_promote_newest_decision_of_two_gates_of_one_run_holds(store: Store, vid
 
 
 @pytest.mark.slow
-def test_equal_runs_at_the_gate_all_succeed(store: Store, videos: Path):
-    for steps in range(1, 6):
-        document = gated(videos, steps, 0.5)
+@pytest.mark.parametrize("wait", [False, True], ids=["other runtime options", "equal"])
+def test_runs_with_equal_candidates_at_the_gate_all_succeed(store: Store, videos: Path, wait: bool):
+    for steps in range(1, 2 if wait else 6):
         barrier = threading.Barrier(3)
         results: list[str] = []
 
-        def run(name: str, document=document, barrier=barrier, results=results) -> None:
+        def run(i: int, steps=steps, barrier=barrier, results=results) -> None:
+            document = gated(videos, steps, 0.5)
+            if not wait:
+                document["stages"]["big"]["timeout_s"] = 100 + i
             barrier.wait()
-            results.append(execute(store, document, name).status)
+            results.append(execute(store, document, f"r{steps}{i}", wait=wait).status)
 
-        threads = [threading.Thread(target=run, args=(f"r{steps}{i}",)) for i in range(3)]
+        threads = [threading.Thread(target=run, args=(i,)) for i in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         assert results == ["SUCCEEDED"] * 3
-    assert len(store.refs.history("champion")) == 5
+    assert len(store.refs.history("champion")) == steps
 
 
 def test_loser_of_a_race_with_the_same_decision_succeeds(

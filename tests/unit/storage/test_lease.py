@@ -131,20 +131,22 @@ def test_claim_of_a_living_owner_is_waited_for_and_one_of_its_end_is_taken_over(
     first.acquire()
     second.acquire()
     never = pytest.fail
-    assert first.claim("loop/x", never)
-    assert first.claim("loop/x", never)  # its own: nothing to wait for
+    assert first.claim("loop/x", never) == 0
+    assert first.claim("loop/x", never) == 0  # its own: nothing to wait for
     waits = []
-    assert not second.claim("loop/x", lambda holder: waits.append(str(holder)) or len(waits) == 3)
+    assert None is second.claim(
+        "loop/x", lambda holder: waits.append(str(holder)) or len(waits) == 3
+    )
     assert waits == [f"me on {this_process().host}"] * 3
     first.release()
-    assert second.claim("loop/x", never)
+    assert second.claim("loop/x", never) == 1
     resumed = lease(store, Time(), "one")
     resumed.acquire()
-    assert not resumed.claim("loop/x", lambda holder: True)
+    assert resumed.claim("loop/x", lambda holder: True) is None
     sleeper = Time()  # the owner "two" is asleep: no beat for the time to live
     waiting = lease(store, sleeper, "three")
     waiting.acquire()
-    assert waiting.claim("loop/x", lambda holder: sleeper.sleep(holder.poll_s))
+    assert waiting.claim("loop/x", lambda holder: sleeper.sleep(holder.poll_s)) == 2
     assert sleeper.now == pytest.approx(10)
 
 
@@ -153,7 +155,7 @@ def race(url, number):
     own.acquire()
     won = own.claim("equal/x", lambda holder: True)
     time.sleep(0.5)  # alive until all have tried
-    sys.exit(0 if won else 5)
+    sys.exit(5 if won is None else 0)
 
 
 def test_one_of_many_processes_gets_a_claim(store):

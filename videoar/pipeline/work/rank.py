@@ -55,7 +55,7 @@ class StoreRankContext:
         self.world_size = world_size
         self.scratch = scratch
         self._store = task.open_store()
-        self._checkpoints = _checkpoint_prefix(task)
+        self._checkpoints = training_prefix(task)
         self._sink = sink
         notice = settings().preemption_notice
         self._notice = Path(notice) if notice else None
@@ -180,7 +180,7 @@ class StoreRankContext:
             logger.warning("older checkpoints could not be deleted: %s", error)
 
 
-def _checkpoint_prefix(task: StageTask) -> str:
+def training_prefix(task: StageTask) -> str:
     """Return the key prefix of a training's checkpoints.
 
     Its digest leaves out the fields that only gate the publication: after such a change the stage
