@@ -16,6 +16,7 @@ from videoar.records.run_record import cancel_run, events_of, load_run, run_ids
 from videoar.runner import supervisor
 from videoar.storage.store import Store, open_store
 
+pytestmark = pytest.mark.slow
 TTL_S = 4.0
 
 
