@@ -382,22 +382,22 @@ class Execution:
         is_loop = stage.shape == "loop"
         record_key = layout.loop_record_key if is_loop else layout.reduce_record_key
         key = record_key(task.dataset, task.fingerprint)
-        # not cached although it has a record: killed before the commit, or files were withdrawn or
-        # lost
         # two gangs on one training would take its checkpoints from each other
         right = training_prefix(task).rstrip("/") if is_loop else key.removesuffix(".json")
-        if not self._supervisor.claim(right, partial(self._is_done_by, task.dataset, key)):
-            return WorkRecord.model_validate(self.store.ledger.read(key))
+        self._supervisor.claim(right, partial(self._waits_for, task.dataset, key))
         self._update(task.dataset, status="RUNNING")
-        earlier = find_record(self.store, key)
-        if earlier is not None and any(missing_files(self.store.objects, earlier.all_files)):
+        record = find_record(self.store, key)
+        # lost: killed before the commit, and files were withdrawn or removed since
+        if record is not None and any(missing_files(self.store.objects, record.all_files)):
             self.store.objects.delete(key)  # the engine would adopt it
-        record = self.engine.loop(task) if is_loop else self.engine.reduce(task)
+            record = None
+        if record is None:
+            record = self.engine.loop(task) if is_loop else self.engine.reduce(task)
         usage = sum(rank_usage(self.store, self.run_id, task.dataset), record.usage)
         self._update(task.dataset, shards=ShardCounts(planned=1, done=1), usage=usage)
         return record
 
-    def _is_done_by(self, name: str, key: str, holder: HolderWatch) -> bool:
+    def _waits_for(self, name: str, key: str, holder: HolderWatch) -> bool:
         """Show that a stage waits for another run; return whether that has done the work."""
         if self.stages[name].status != "WAITING":
             self._update(name, status="WAITING", reason=f"{holder} does the same work")

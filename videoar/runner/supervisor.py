@@ -118,7 +118,7 @@ class Supervisor:
         """Return if no other driver can have taken over, see `Lease.require_held`."""
         self._lease.require_held()
 
-    def claim(self, right: str, give_up: Callable[[HolderWatch], bool]) -> bool:
+    def claim(self, right: str, give_up: Callable[[HolderWatch], bool]) -> None:
         """Take a right for the rest of the run; see `Lease.claim`."""
 
         def wait(holder: HolderWatch) -> bool:
@@ -126,7 +126,7 @@ class Supervisor:
             self._clock.sleep(min(holder.poll_s, _POLL_S))
             return give_up(holder)
 
-        return self._lease.claim(right, wait) is not None
+        self._lease.claim(right, wait)
 
     @contextmanager
     def limits(
