@@ -134,10 +134,10 @@ class Execution:
         digests: dict[str, Json] = {
             n: None if s is None else s.fingerprint for n, s in inputs.items()
         }
-        parts: Json = {
+        work: Json = {
             "pipeline": self.spec.digest, "inputs": digests, "from": start, "until": until,
         }  # fmt: skip
-        return f"{self.spec.name}/{digest_json(parts)}"
+        return f"{self.spec.name}/{digest_json(work)}"
 
     def _run_recorded(
         self,
