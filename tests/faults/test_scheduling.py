@@ -14,8 +14,9 @@ import pytest
 from tests.support.child_process import exit_code, start
 from tests.support.schedules import FakeLauncher, at, tick, tick_in_child, write_pipeline
 from tests.support.toy_runs import write_videos
+from tests.support.toys import Upper
 from videoar.core.errors import ConfigError
-from videoar.records.run_record import load_run, run_ids
+from videoar.records.run_record import cancel_run, load_run, run_ids
 from videoar.schedule import records
 from videoar.schedule.decide import window_key
 from videoar.storage.store import Store, open_store
@@ -158,7 +159,10 @@ def test_killed_tick_is_finished_by_the_next_with_the_same_run(
     assert not firing.has_ended
     tick_in_child(store.url, path, ["2026-11-01T03:01", "2026-11-01T03:02"])
     assert run_ids(store) == [run_id]
-    assert load_run(store, run_id).status == "SUCCEEDED"
+    run = load_run(store, run_id)
+    assert run.status == "SUCCEEDED"
+    assert run.trigger
+    assert run.trigger["window"] == "2026-11-01T03:00:00+00:00"
     (firing,) = records.firings(store, "toy")
     assert (firing.key, firing.number) == (window_key("toy", at(due[0])), 0)
     assert firing.has_ended
@@ -181,3 +185,27 @@ def test_interrupted_run_whose_code_has_changed_ends_as_failed(store: Store, tmp
         store.url, str(path), ["2026-11-01T02:00"]
     )  # the next window has a run of its own
     assert len(run_ids(store)) == 2
+
+
+@pytest.mark.parametrize("by_person", [False, True])
+def test_stopped_run_is_continued_unless_a_person_cancelled_it(
+    store: Store, tmp_path: Path, by_person: bool
+):
+    write_videos(tmp_path / "videos", "a.mp4")
+    path = write_pipeline(tmp_path, trigger=NIGHTLY)
+    tick_in_child(store.url, str(path), ["2026-11-01T00:00"])
+
+    def stop(run_id: str) -> None:
+        if by_person:
+            cancel_run(store, run_id)
+        raise KeyboardInterrupt
+
+    with patch.object(Upper, "open", lambda *_: stop(run_ids(store)[-1])), \
+            pytest.raises(KeyboardInterrupt):  # fmt: skip
+        tick_in_child(store.url, str(path), ["2026-11-01T03:00"])
+    tick_in_child(store.url, str(path), ["2026-11-01T03:01"])
+    (firing,) = records.firings(store, "toy")
+    (run_id,) = run_ids(store)
+    assert firing.has_ended
+    status = load_run(store, run_id).status
+    assert status == ("CANCELLED" if by_person else "SUCCEEDED")

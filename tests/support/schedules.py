@@ -37,7 +37,7 @@ class FakeLauncher:
             started_at=self.started_at, seconds=0.0,
         )  # fmt: skip
 
-    def launch(self, spec: PipelineSpec, run_id: str) -> None:
+    def launch(self, spec: PipelineSpec, run_id: str, cause: dict) -> None:
         self.launched.append(run_id)
         self.status[run_id] = self.ends
         if self.ends == "FAILED":

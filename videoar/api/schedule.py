@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from videoar.api.runs import Document, _execute, make_engine
 from videoar.core.errors import ConfigError, VideoARError
 
 if TYPE_CHECKING:
+    from videoar.core.types import Json
     from videoar.pipeline.registry import Registry
     from videoar.pipeline.spec import PipelineSpec
     from videoar.records.run_record import Run
@@ -38,14 +39,22 @@ class LocalLauncher:
         self._registry = BUILTIN if registry is None else registry
 
     def find(self, run_id: str) -> Run | None:
-        """Return a run, None if it was never started."""
+        """Return a run, None if it was never started.
+
+        One that was stopped together with its tick (SIGTERM of a pod, Ctrl-C) is INTERRUPTED: only
+        `videoar cancel` decides that a scheduled run ends.
+        """
         from videoar.records.run_record import load_run
-        from videoar.storage.layout import run_key
+        from videoar.storage.layout import cancel_prefix, run_key
 
-        known = self._store.ledger.read(run_key(run_id))
-        return load_run(self._store, run_id) if known else None
+        if self._store.ledger.read(run_key(run_id)) is None:
+            return None
+        run = load_run(self._store, run_id)
+        if run.status == "CANCELLED" and not any(self._store.ledger.list(cancel_prefix(run_id))):
+            return run.model_copy(update={"status": "INTERRUPTED"})
+        return run
 
-    def launch(self, spec: PipelineSpec, run_id: str) -> None:
+    def launch(self, spec: PipelineSpec, run_id: str, cause: Mapping[str, Json]) -> None:
         """Execute a run; one that was started before continues with the document that it has.
 
         Raises:
@@ -56,14 +65,17 @@ class LocalLauncher:
         if self.find(run_id) is not None:
             spec = resume_spec(run_id, self._store, self._registry)
         engine = make_engine(self._target)
-        execution = Execution(spec, self._store, engine, run_id, registry=self._registry)
+        execution = Execution(
+            spec, self._store, engine, run_id, registry=self._registry, trigger=cause
+        )
         _execute(execution, lambda _: nullcontext(), None, None)
 
     def cancel(self, run_id: str) -> None:
         """End a run; what it has finished stays."""
         from videoar.records.run_record import cancel_run
 
-        cancel_run(self._store, run_id)
+        with suppress(ConfigError):  # it has ended meanwhile
+            cancel_run(self._store, run_id)
 
 
 def schedule_tick(

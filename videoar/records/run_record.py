@@ -156,6 +156,8 @@ class Run(Stored):
     """First requested stage; None: from the beginning. Stages before it must be cached."""
     until: str | None = None
     """Last requested stage; None: to the end."""
+    trigger: dict[str, Any] | None = None
+    """What a schedule started it for: key, and window or consumed snapshot."""
     stages: tuple[StageRun, ...]
     outputs: dict[str, str]
     """Stage name to snapshot id."""
@@ -209,7 +211,12 @@ class RunLog:
         self._fence = fence
 
     def create(
-        self, spec: PipelineSpec, code_version: str, start: str | None, until: str | None
+        self,
+        spec: PipelineSpec,
+        code_version: str,
+        start: str | None,
+        until: str | None,
+        trigger: Mapping[str, Json] | None = None,
     ) -> None:
         """Create `run.json` if it does not exist; a resumed run keeps its first one."""
         record = {
@@ -220,6 +227,7 @@ class RunLog:
             "source": spec.source,
             "from": start,
             "until": until,
+            "trigger": trigger and dict(trigger),
             "code_version": code_version,
             "started_at": time.time(),
             "stages": [{"name": stage.name, "type": stage.type} for stage in spec.stages],

@@ -86,6 +86,8 @@ class Execution:
     """Resume although code or files have changed since; the record keeps which."""
     wait: bool = False
     """Wait for an equal run to end, and adopt what it made; otherwise it is an error."""
+    trigger: Mapping[str, Json] | None = None
+    """What a schedule started it for; None: a person did."""
     stages: dict[str, StageRun] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -115,7 +117,7 @@ class Execution:
         inputs = self._resolve_inputs()
         self._supervisor.start(self._work(inputs, start, until))
         try:
-            self._log.create(self.spec, __version__, start, until)
+            self._log.create(self.spec, __version__, start, until, self.trigger)
             self.has_started = True
             for skipped in self.stages.keys() - {stage.name for stage in selected}:
                 self._update(skipped, status="SKIPPED")

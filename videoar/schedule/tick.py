@@ -6,7 +6,7 @@ hooks have not got yet is sent again.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from videoar import __version__
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import ClusterUnknownError, ConfigError, LeaseHeldError, VideoARError
-from videoar.core.types import Provenance
+from videoar.core.types import Json, Provenance
 from videoar.pipeline.spec import PipelineSpec
 from videoar.pipeline.trigger import NewSnapshot, Trigger
 from videoar.records.run_record import Run, next_run_id
@@ -50,8 +50,13 @@ class Launcher(Protocol):
     def find(self, run_id: str) -> Run | None:
         """Return a run, None if it was never started."""
 
-    def launch(self, spec: PipelineSpec, run_id: str) -> None:
+    def launch(self, spec: PipelineSpec, run_id: str, cause: Mapping[str, Json]) -> None:
         """Start a run under this id, or continue it; may return before it ends.
+
+        Args:
+            spec: the pipeline of now.
+            run_id: the run.
+            cause: kept in its record, see `Due`.
 
         Raises:
             VideoARError: what stopped the run.
@@ -291,7 +296,8 @@ class Ticker:
         is_shared = self._spec.schedule.concurrency == "allow"
         name = schedule_lease(self._spec.name, firing.key if is_shared else "")
         lease = Lease(self._store, name, f"tick of {self._spec.name}", hint=_HINT)
-        lease.acquire()
+        # the run that is replaced ends with the next beat of its driver
+        lease.acquire(wait=self._spec.schedule.concurrency == "replace")
         lease.keep(lambda error: logger.warning("%s", error))
         try:
             yield
@@ -306,7 +312,7 @@ class Ticker:
             self._hooks.send(["started"], firing, record, run)
             crash_point("trigger-starting")
             try:
-                self._launcher.launch(self._spec, run_id)
+                self._launcher.launch(self._spec, run_id, {"key": firing.key, **record["cause"]})
             except VideoARError as error:
                 outcome.error = error
                 # nothing is known about the run, or it was not even tried

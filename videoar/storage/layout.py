@@ -210,7 +210,12 @@ def rank_usage_key(run_id: str, stage: str, index: int) -> str:
 
 def cancel_key(run_id: str, claim: int) -> str:
     """Return the key of the request to cancel a run, to the driver with that claim."""
-    return f"{RUNS_PREFIX}{run_id}/cancel/{claim:08d}.json"
+    return f"{cancel_prefix(run_id)}{claim:08d}.json"
+
+
+def cancel_prefix(run_id: str) -> str:
+    """Return what the keys of all requests to cancel a run begin with."""
+    return f"{RUNS_PREFIX}{run_id}/cancel/"
 
 
 def report_key(run_id: str) -> str:
