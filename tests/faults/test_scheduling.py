@@ -3,6 +3,7 @@
 The tables are those of `docs/scheduling.md`.
 """
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -12,7 +13,14 @@ from unittest.mock import patch
 import pytest
 
 from tests.support.child_process import exit_code, start
-from tests.support.schedules import FakeLauncher, at, tick, tick_in_child, write_pipeline
+from tests.support.schedules import (
+    FakeLauncher,
+    at,
+    tick,
+    tick_in_child,
+    tick_slowly,
+    write_pipeline,
+)
 from tests.support.toy_runs import write_videos
 from tests.support.toys import Upper
 from videoar.core.errors import ConfigError
@@ -101,8 +109,8 @@ def test_windows_have_exactly_the_documented_runs(
         times = [first + timedelta(hours=hour) for hour in range(48)]
     else:
         times = [at(f"2026-11-{text}") for text in ticks]
-    for time in times:
-        tick(store, path, launcher, time)
+    for now in times:
+        tick(store, path, launcher, now)
     assert fired(store) == windows
     assert len(launcher.launched) == len(set(launcher.launched)) == len(windows)
 
@@ -185,6 +193,23 @@ def test_interrupted_run_whose_code_has_changed_ends_as_failed(store: Store, tmp
         store.url, str(path), ["2026-11-01T02:00"]
     )  # the next window has a run of its own
     assert len(run_ids(store)) == 2
+
+
+def test_replaced_run_of_another_process_is_cancelled(store: Store, tmp_path: Path):
+    write_videos(tmp_path / "videos", "a.mp4")
+    path = write_pipeline(tmp_path, trigger={"cron": "0 * * * *"}, concurrency="replace")
+    tick_in_child(store.url, str(path), ["2026-11-01T00:00"])
+    first = start(tick_slowly, store.url, str(path), ["2026-11-01T01:00"])
+    deadline = time.monotonic() + 60
+    while not (known := run_ids(store)) or load_run(store, known[0]).status != "RUNNING":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    tick_in_child(store.url, str(path), ["2026-11-01T02:00"])
+    first.join(60)
+    assert first.exitcode not in {None, 0}
+    assert [load_run(store, run).status for run in run_ids(store)] == ["CANCELLED", "SUCCEEDED"]
+    ends = [store.ledger.read(f.record_key("end")) for f in records.firings(store, "toy")]
+    assert [end and end["status"] for end in ends] == ["CANCELLED", "SUCCEEDED"]
 
 
 @pytest.mark.parametrize("by_person", [False, True])

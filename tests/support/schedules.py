@@ -1,14 +1,16 @@
 """Schedules of toy pipelines: a store, ticks at any time, and runs that cost nothing."""
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import yaml
 
 from tests.support.child_process import preload
-from tests.support.toys import REGISTRY
+from tests.support.toys import REGISTRY, Upper
 from videoar.api.schedule import LocalLauncher
 from videoar.core.errors import StageError
 from videoar.pipeline.spec import PipelineSpec, load_pipeline
@@ -68,5 +70,11 @@ def tick(store: Store, path: Path, launcher, now: datetime) -> list[Outcome]:
 def tick_in_child(store_url: str, path: str, times: Sequence[str]) -> None:
     """Tick with real runs in this process."""
     store = open_store(store_url)
-    for time in times:
-        tick(store, Path(path), LocalLauncher(store, "inline", REGISTRY), at(time))
+    for now in times:
+        tick(store, Path(path), LocalLauncher(store, "inline", REGISTRY), at(now))
+
+
+def tick_slowly(store_url: str, path: str, times: Sequence[str]) -> None:
+    """Do the same with a stage that takes minutes."""
+    with patch.object(Upper, "open", lambda *_: [time.sleep(0.1) for _ in range(3000)]):
+        tick_in_child(store_url, path, times)

@@ -97,8 +97,9 @@ def schedule_tick(
 
     Returns:
         `{fired: [{pipeline, key, run_id, status, error}], skipped: [{pipeline, key, reason}],
-        exit_code}`: that of the first run that did not succeed, or of a pipeline that could not be
-        ticked. An error of one pipeline does not stop the others.
+        exit_code}`: runs that it has started, continued or concluded; what it has not, and why; the
+        code of the first error, of a run or of a pipeline that could not be ticked. An error of one
+        pipeline does not stop the others.
     """
     from videoar.pipeline.spec import load_pipeline
     from videoar.schedule.tick import Outcome, Ticker
@@ -143,8 +144,8 @@ def backfill(
 def _document(outcomes: Iterable[Outcome]) -> Document:
     outcomes = list(outcomes)
     return {
-        "fired": [outcome.public() for outcome in outcomes if outcome.run_id],
-        "skipped": [outcome.public() for outcome in outcomes if not outcome.run_id],
+        "fired": [outcome.public() for outcome in outcomes if outcome.has_acted],
+        "skipped": [outcome.public() for outcome in outcomes if not outcome.has_acted],
         "exit_code": next((o.error.exit_code for o in outcomes if o.error is not None), 0),
     }
 

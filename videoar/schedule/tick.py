@@ -76,6 +76,8 @@ class Outcome:
     status: str = ""
     reason: str = ""
     error: VideoARError | None = None
+    has_acted: bool = False
+    """Whether this tick has started, continued or concluded the run."""
 
     def public(self) -> dict[str, Any]:
         """Return it as JSON."""
@@ -287,7 +289,7 @@ class Ticker:
             with self._lease(firing):
                 return self._launch(firing, record, outcome)
         except LeaseHeldError as error:
-            outcome.reason = str(error)
+            outcome.status, outcome.reason = "WAITING", str(error)
         return outcome
 
     @contextmanager
@@ -311,12 +313,15 @@ class Ticker:
         if run is None or run.status in _TO_START:
             self._hooks.send(["started"], firing, record, run)
             crash_point("trigger-starting")
+            outcome.has_acted = True
             try:
                 self._launcher.launch(self._spec, run_id, {"key": firing.key, **record["cause"]})
+            except LeaseHeldError:  # an equal run, that a person has started: wait for its end
+                outcome.has_acted = False
+                raise
             except VideoARError as error:
                 outcome.error = error
-                # nothing is known about the run, or it was not even tried
-                if error.retryable or isinstance(error, ClusterUnknownError | LeaseHeldError):
+                if error.retryable or isinstance(error, ClusterUnknownError):
                     outcome.status, outcome.reason = "UNKNOWN", _HINT
                     return outcome
             crash_point("trigger-launched")
@@ -332,6 +337,7 @@ class Ticker:
             outcome.status, error = run.status, run.error
         else:  # not started because of a mistake in the file, or not continued because of drift
             outcome.status, error = "FAILED", str(outcome.error)
+        outcome.has_acted = True
         record = records.read(self._store, firing)
         is_told = self._hooks.send_end(firing, record, run, error, self._now)
         crash_point("trigger-told")

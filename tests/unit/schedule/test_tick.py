@@ -7,6 +7,7 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -14,7 +15,12 @@ from tests.support.schedules import FakeLauncher, at, tick, write_pipeline
 from tests.support.toy_runs import toy_run, write_videos
 from tests.support.toys import REGISTRY
 from videoar import api
-from videoar.core.errors import ConfigError
+from videoar.core.errors import (
+    ClusterUnknownError,
+    ConfigError,
+    LeaseHeldError,
+    TransientStorageError,
+)
 from videoar.pipeline.spec import load_pipeline
 from videoar.schedule import records
 from videoar.schedule.tick import Ticker
@@ -116,6 +122,24 @@ def test_queued_window_waits_for_the_lease(store: Store, tmp_path: Path):
     other.release()
     tick(store, path, launcher, hour(1))
     assert len(launcher.launched) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (LeaseHeldError("lease toy", "is held by run x"), "WAITING"),
+        (ClusterUnknownError("cluster", "does not answer"), "UNKNOWN"),
+        (TransientStorageError("store", "slow down"), "UNKNOWN"),
+    ],
+)
+def test_run_of_which_nothing_is_known_stays_for_the_next_tick(store, tmp_path, error, status):
+    path, launcher = write_pipeline(tmp_path, trigger=HOURLY), FakeLauncher()
+    tick(store, path, launcher, START)
+    with patch.object(launcher, "launch", side_effect=error):
+        (outcome,) = tick(store, path, launcher, hour(1))
+    assert (outcome.status, statuses(store)) == (status, [None])
+    tick(store, path, launcher, hour(1))
+    assert (launcher.launched, statuses(store)) == ([outcome.run_id], ["SUCCEEDED"])
 
 
 def test_released_key_runs_again_once(store: Store, tmp_path: Path):
