@@ -122,6 +122,8 @@ def test_batch_without_a_permitted_licence_is_not_promoted_and_the_page_says_why
     failed = batches.retrain(code=4)
     assert "were seen before" in failed["stderr"]
     assert batches.champion == before
+    undecided = videoar("gate", store=batches.store, code=4)["stderr"]
+    assert "has no gate decision (pretrain.seen: all" in undecided
     run = videoar("status", store=batches.store)
     assert run["status"] == "GATE_BLOCKED"
     page = Path(videoar("report", run["run_id"], store=batches.store)["path"])

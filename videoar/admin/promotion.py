@@ -49,7 +49,8 @@ def gate(store: Store, name: str | None = None) -> dict[str, Any]:
     outputs = (store.snapshot(snapshot_id) for snapshot_id in run.outputs.values())
     decisions = [_decision(snapshot) for snapshot in outputs if snapshot.contract == RELEASES]
     if not decisions:
-        hint = "only a pipeline with a stage `promote` decides"
+        before = run.error or next((s.reason for s in run.stages if s.status == "SKIPPED"), "")
+        hint = before or "only a pipeline with a stage `promote` decides"
         raise GateError(f"run {run.run_id}", "has no gate decision", hint)
     return min(decisions, key=lambda decision: decision["passed"])
 

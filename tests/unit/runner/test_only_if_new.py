@@ -10,6 +10,7 @@ import pytest
 from tests.support.child_process import exit_code, preload
 from tests.support.toy_runs import execute, execute_at, resume, toy_document, write_videos
 from tests.support.toys import RATED, REGISTRY
+from videoar import api
 from videoar.core.errors import GateError, SnapshotNotFoundError, StageError
 from videoar.pipeline.mistakes import SpecError
 from videoar.pipeline.spec import parse_pipeline
@@ -61,6 +62,8 @@ def test_run_without_new_sources_skips_all_and_names_the_run_that_had_them(
 ):
     first = execute(store, document(videos))
     assert skipped_since(store, document(videos), first.run_id)
+    with pytest.raises(GateError, match=rf"no gate decision .nothing new .* {first.run_id}"):
+        api.gate(store)
     # neither a removed file nor a run that was skipped counts
     (write_videos(videos, "b.mp4") / "a.mp4").unlink()
     second = execute(store, document(videos))
