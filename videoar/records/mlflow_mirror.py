@@ -74,7 +74,8 @@ def record_run(store: Store, spec: PipelineSpec, run: Run, page: bytes | None) -
     for snapshot in _snapshots(store, run, MODELS):
         _log_model(client, store, mirror.experiment, mlflow_id, snapshot)
     _mirror_promotions(client, store, run)
-    if run.has_ended:  # last: a first mirror that was cut off stays RUNNING
+    # last: a first mirror that was cut off stays RUNNING
+    if run.has_ended and run.status != "UNKNOWN":
         ended = int((run.started_at + run.seconds) * 1000)
         client.set_terminated(mlflow_id, _MLFLOW_STATUS.get(run.status, "FAILED"), ended)
     return mlflow_id

@@ -43,7 +43,7 @@ Status = Literal[
 an input that it needs; PENDING: a requested stage that has not started."""
 
 _EXIT_CODES = {
-    "SUCCEEDED": 0, "FAILED": 3, "GATE_BLOCKED": 4, "TIMED_OUT": 6, "CANCELLED": 130,
+    "SUCCEEDED": 0, "FAILED": 3, "GATE_BLOCKED": 4, "TIMED_OUT": 6, "UNKNOWN": 8, "CANCELLED": 130,
     "INTERRUPTED": 130,
 }  # fmt: skip
 """Of the states in which a run has ended, until it is resumed."""
@@ -110,6 +110,11 @@ class StageRun(Stored):
     """Sums over the shards of a map stage, of all attempts, and values derived from them."""
     reason: str = ""
     error: str | None = None
+
+    @property
+    def is_in_progress(self) -> bool:
+        """Return whether the driver is at this stage."""
+        return self.status in {"RUNNING", "WAITING"}
 
 
 class Software(Stored):
@@ -339,7 +344,7 @@ def load_run(store: Store, run_id: str) -> Run:
     if status == "RUNNING" and not _is_driven(store, run_id):
         status = "INTERRUPTED"
     for name, stage in stages.items():
-        if stage.status in {"RUNNING", "WAITING"}:
+        if stage.is_in_progress:
             until = time.time() if status == "RUNNING" else events[-1]["time"]
             current = with_progress(store, run_id, stage, until)
             state = stage.status if status == "RUNNING" else status

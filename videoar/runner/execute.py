@@ -177,7 +177,7 @@ class Execution:
         """
         return [
             with_progress(self.store, self.run_id, stage, time.time())
-            if stage.status == "RUNNING"
+            if stage.is_in_progress
             else stage
             for stage in list(self.stages.values())
         ]
@@ -395,8 +395,9 @@ class Execution:
             record = None
         if record is None:
             record = self.engine.loop(task) if is_loop else self.engine.reduce(task)
-        usage = sum(rank_usage(self.store, self.run_id, task.dataset), record.usage)
-        self._update(task.dataset, shards=ShardCounts(planned=1, done=1), usage=usage)
+            usage = sum(rank_usage(self.store, self.run_id, task.dataset), record.usage)
+            self._update(task.dataset, usage=usage)
+        self._update(task.dataset, shards=ShardCounts(planned=1, done=1))
         return record
 
     def _waits_for(self, name: str, key: str, holder: HolderWatch) -> bool:

@@ -51,7 +51,7 @@ class Monitor:
         while not self._stopped.wait(self._every_s):
             try:
                 for stage in self._execution.current():
-                    if stage.status == "RUNNING":
+                    if stage.is_in_progress:
                         self._observe(stage)
             except VideoARError as error:
                 logger.info("running; the progress cannot be read: %s", error)
@@ -60,7 +60,9 @@ class Monitor:
         run_id = self._execution.run_id
         with log_context(run_id=run_id, stage=stage.name):
             text = f"{stage.progress}; " if stage.progress else ""
-            logger.info("%srunning for %s", text, duration(stage.seconds))
+            reason = f": {stage.reason}" if stage.status == "WAITING" else ""
+            took = duration(stage.seconds)
+            logger.info("%s%s for %s%s", text, stage.status.lower(), took, reason)
         found = read_progress(self._execution.store, run_id, stage.name)
         if found is not None and found[1]:
             self._mirror.offer(stage.name, found[1])

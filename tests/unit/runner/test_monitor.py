@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -109,6 +110,26 @@ def test_stage_that_runs_is_logged_again_and_again(store, videos, at, caplog, sl
         execution.run()
     lines = [r.getMessage() for r in caplog.records if r.name == "videoar.runner.monitor"]
     assert len([line for line in lines if text in line]) >= 2
+
+
+def test_stage_that_waits_is_logged_with_its_reason(store, videos, caplog):
+    spec = parse_pipeline(toy_document(videos), "toy.yaml", REGISTRY)
+    execution = Execution(spec, store, InlineEngine(), registry=REGISTRY)
+    changes = {"status": "WAITING", "reason": "run r9 does the same work", "started_at": 1.0}
+    execution.stages["model"] = execution.stages["model"].model_copy(update=changes)
+    with caplog.at_level(logging.INFO), Monitor(execution, every_s=0.02):
+        time.sleep(0.5)
+    assert re.search("waiting for [0-9]+ h [0-9]+ min: run r9 does the same work", caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [("SUCCEEDED", 0), ("CANCELLED", 130), ("TIMED_OUT", 6), ("UNKNOWN", 8)]
+)
+def test_run_has_the_exit_code_of_its_end(store, videos, status, code):
+    run = execute(store, toy_document(videos, few=None, model=None, gate=None), "r1")
+    ended = run.model_copy(update={"status": status})
+    assert (ended.has_ended, ended.exit_code) == (True, code)
+    assert not run.model_copy(update={"status": "WAITING"}).has_ended
 
 
 def test_follow_ends_with_the_run_and_watch_has_its_exit_code(store, videos, at, tmp_path):
