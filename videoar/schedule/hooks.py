@@ -34,7 +34,7 @@ _EVENT_OF: dict[str, Event] = {"SUCCEEDED": "succeeded", "GATE_BLOCKED": "gate_b
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """Fails on a redirect: urllib would follow it with a GET, and the event would be lost."""
 
-    def redirect_request(self, *_: Any) -> None:  # noqa: ANN401 - of urllib
+    def redirect_request(self, *_: object) -> None:
         """Return None: no other request."""
 
 

@@ -162,8 +162,10 @@ class Ticker:
         run = self._launcher.find(run_id) if run_id else None
         return not firing.has_ended and (run is None or run.status in {*_ENDED, *_TO_START})
 
-    def _outcome(self, key: str = "", **fields: Any) -> Outcome:  # noqa: ANN401 - of its own fields
-        return Outcome(self._spec.name, key, **fields)
+    def _outcome(
+        self, key: str = "", run_id: str = "", status: str = "", reason: str = ""
+    ) -> Outcome:
+        return Outcome(self._spec.name, key, run_id, status, reason)
 
     def _decide(self, known: list[Firing], since: datetime) -> Decision:
         after = max([since, *(firing.window for firing in known if firing.window)])
