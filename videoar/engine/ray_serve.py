@@ -112,6 +112,7 @@ def _options(stage: MapStage[Any], replicas: int) -> dict[str, Any]:
             "memory": int(resources.memory_gib * 2**30) or None,
             "runtime_env": environment(resources),
         },
+        "graceful_shutdown_timeout_s": 5,  # a shard still runs only where the run ends early
         "health_check_period_s": 30,
         "health_check_timeout_s": 600,  # torch may hold the interpreter for as long as a batch
     }

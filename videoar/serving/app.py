@@ -3,8 +3,7 @@
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import MutableMapping
 from functools import cache, partial
 from typing import Any
 
@@ -39,18 +38,12 @@ def create_app(service: VideoService, settings: ServerSettings | None = None) ->
     """
     server = Server(service, settings or ServerSettings())
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        server.draining = True
-
     app = FastAPI(
         title="VideoAR",
         version=videoar.__version__,
         docs_url=None,  # its page loads scripts from other sites
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=lifespan,
     )
     app.state.server = server
     has_keys = bool(server.settings.keys)

@@ -28,7 +28,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from videoar.serving.errors import ApiError, not_found
 from videoar.serving.server import Server
-from videoar.serving.video_job import JobEvent, VideoJob
+from videoar.serving.video_job import VideoJob
 from videoar.serving.wire import Parsed, find_model, parse_json, video_of
 
 _COMMANDS = ("create", "prompt", "continue", "cancel")
@@ -134,7 +134,7 @@ class Session:
         try:
             async with aclosing(self._server.service.events(job_id)) as events:
                 async for event in events:
-                    await self._send_event(event)
+                    await self._send(event.kind, event.model_dump(mode="json", exclude={"kind"}))
             job = await self._server.call("get", self._server.service.get(job_id))
             if job is not None:
                 await self._send("video", {"video": video_of(job).model_dump()})
@@ -142,9 +142,6 @@ class Session:
             pass
         except Exception as error:  # the client is told, the job goes on
             await self._send("error", self._server.api_error(error).body)
-
-    async def _send_event(self, event: JobEvent) -> None:
-        await self._send(event.kind, event.model_dump(mode="json", exclude={"kind"}))
 
     async def _send(self, kind: str, content: dict[str, Any]) -> None:
         await self._socket.send_text(json.dumps({"type": kind, **content}))

@@ -10,7 +10,6 @@ from videoar.core.types import Frozen
 from videoar.serving.errors import ApiError
 
 _MAX_CLIENTS = 10_000  # chosen: some MB of memory
-_QUEUE_RETRY_S = 5  # chosen: some seconds, the time of a job is not known here
 
 
 class Limits(Frozen):
@@ -74,18 +73,3 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         if len(data) > max_bytes:
             raise too_large
     return bytes(data)
-
-
-def check_queue(length: int, limits: Limits) -> None:
-    """Check that one more job may wait.
-
-    Args:
-        length: jobs that wait.
-        limits: of the server.
-
-    Raises:
-        ApiError: 429, the queue is full.
-    """
-    if length >= limits.max_queue:
-        what = f"{length} videos wait already"
-        raise ApiError(429, what, "queue_full", retry_after_s=_QUEUE_RETRY_S)

@@ -15,7 +15,7 @@ from videoar.core.types import Frozen
 from videoar.serving.auth import check_key, check_origin
 from videoar.serving.errors import ApiError, as_api_error
 from videoar.serving.init_check import check_init
-from videoar.serving.limits import Buckets, Limits, check_queue
+from videoar.serving.limits import Buckets, Limits
 from videoar.serving.metrics import Metrics
 from videoar.serving.service import Readiness, VideoService
 from videoar.serving.video_job import VideoJob
@@ -23,6 +23,7 @@ from videoar.serving.wire import Parsed, resolve
 
 T = TypeVar("T")
 _STATE_S = 1.0  # chosen: how old the list of models may be
+_QUEUE_RETRY_S = 5  # chosen: some seconds, the time of a job is not known here
 _DECODERS = 2  # chosen: processes at once that decode images and videos of requests
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,10 @@ class Server:
         if self.draining:
             what = "the server ends; it takes no more jobs"
             raise ApiError(503, what, "draining", retry_after_s=self.settings.drain_s)
-        check_queue(self.service.queue_length + len(self._accepting), self.settings.limits)
+        length = self.service.queue_length + len(self._accepting)
+        if length >= self.settings.limits.max_queue:
+            what = f"{length} videos wait already"
+            raise ApiError(429, what, "queue_full", retry_after_s=_QUEUE_RETRY_S)
 
     async def create(
         self, parsed: Parsed, client: str, key: str | None = None, *, stream: bool = False
