@@ -1,6 +1,7 @@
 """The Ray engine on a local Ray gives the results of the in-process engine."""
 
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -20,8 +21,10 @@ from videoar.engine.inline import InlineEngine
 from videoar.engine.ray_engine import RayEngine
 from videoar.engine.ray_session import connect, environment
 from videoar.pipeline.spec import parse_pipeline
+from videoar.pipeline.work.progress import read_progress
 from videoar.records.run_record import RowCounts
 from videoar.runner.execute import Execution
+from videoar.runner.monitor import Monitor
 from videoar.storage.store import open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -36,6 +39,22 @@ def engine():
 
 def run_on_ray(store, doc, engine):
     return Execution(parse_pipeline(doc, "t", REGISTRY), store, engine, registry=REGISTRY).run()
+
+
+def test_stages_on_ray_are_logged_while_they_run_and_have_what_they_used(
+    tmp_path: Path, engine: RayEngine, caplog
+):
+    store = open_store((tmp_path / "store").as_uri())
+    spec = parse_pipeline(toy_document(write_videos(tmp_path / "v", "a.mp4")), "t", REGISTRY)
+    execution = Execution(spec, store, engine, registry=REGISTRY)
+    with caplog.at_level(logging.INFO, "videoar"), Monitor(execution, every_s=0.02):
+        run = execution.run()
+    progress, curve = read_progress(store, run.run_id, "model")
+    assert (progress.step, curve) == (6, [{"step": 6, "loss": 1 / 6}])
+    assert str(read_progress(store, run.run_id, "big")[0]).startswith("shard 1 of 1")
+    assert "running for" in caplog.text
+    for name in ("big", "few", "model"):
+        assert run.stage(name).usage.cpu_s > 0, name
 
 
 def test_run_on_ray_gives_the_snapshots_of_an_inline_run(tmp_path: Path, engine: RayEngine):
