@@ -130,7 +130,7 @@ def _run_so_far() -> tuple[dict[str, Any], list[Block]]:
 
 
 def _describe(error: BaseException) -> dict[str, Any]:
-    """Return an error as JSON: `{type, where, what, hint, exit_code}`.
+    """Return an error as JSON: `{type, where, what, hint, exit_code}`, with `code` if typed.
 
     A pipeline file's `mistakes`, and `usage` and `example` of a verb, are added to it.
     """
@@ -139,7 +139,8 @@ def _describe(error: BaseException) -> dict[str, Any]:
         parts = {"where": error.where, "what": error.what, "hint": error.hint}
         mistakes = [vars(mistake) for mistake in getattr(error, "mistakes", ())]
         extra = {"mistakes": mistakes} if mistakes else {}
-        return {"type": kind, **parts, "exit_code": error.exit_code, **extra}
+        codes = {"code": error.code, "exit_code": error.exit_code}
+        return {"type": kind, **parts, **codes, **extra}
     if isinstance(error, typer.TyperException):  # a wrong option, a missing argument
         return _describe_usage(error)
     if isinstance(error, KeyboardInterrupt):

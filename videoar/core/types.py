@@ -69,6 +69,22 @@ class Resources(Frozen):
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
+class Retries(Frozen):
+    """How often a shard, a training or a reduction is tried again, by the kind of its error.
+
+    Errors of other kinds (a wrong option, bad data, a bug) are never tried again.
+    """
+
+    infra: int = Field(default=3, ge=0)
+    """A store or a worker that failed."""
+    preempt: int = Field(default=8, ge=0)
+    """A machine that was taken away."""
+    memory: int = Field(default=1, ge=0)
+    """Not enough memory on the host or the GPU."""
+    throttle: int = Field(default=8, ge=0)
+    """A store that asks for fewer requests."""
+
+
 class Footer(Stored):
     """Size and checksum of the footer of a Parquet file, which has no checksum of its own."""
 

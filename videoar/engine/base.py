@@ -5,11 +5,13 @@ counts: that is the create-once record that each piece of work ends in (`videoar
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 from videoar.core.errors import VideoARError
 from videoar.core.retry import RetryPolicy
+from videoar.core.types import Retries
 from videoar.pipeline.stage import Shard
 from videoar.pipeline.work.task import StageTask, WorkRecord
 
@@ -17,19 +19,24 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 ShardDone = Callable[[Shard, WorkRecord], None]
 """Called in the driver with each finished shard."""
-_RETRY = RetryPolicy(first_wait_s=1.0, max_wait_s=4.0, max_attempts=4)
+_RETRY = RetryPolicy(first_wait_s=1.0, max_wait_s=8.0)
+_DEFAULT = Retries()
 
 
-def with_retries(work: Callable[[], T]) -> T:
-    """Call `work`; retry with backoff while its error is `retryable`.
+def with_retries(work: Callable[[], T], retries: Retries = _DEFAULT) -> T:
+    """Call `work`; retry with backoff while its error is `retryable`, as often as its kind allows.
 
     Stages and storage raise, the engine decides; a store retries only single broken responses.
     """
-    return _RETRY.call(work, _is_retryable, _log_retry)
+    used: Counter[str] = Counter()
 
+    def should_retry(error: Exception) -> bool:
+        if not (isinstance(error, VideoARError) and error.retryable):
+            return False
+        used[error.kind] += 1
+        return used[error.kind] <= getattr(retries, error.kind, 0)
 
-def _is_retryable(error: Exception) -> bool:
-    return isinstance(error, VideoARError) and error.retryable
+    return _RETRY.call(work, should_retry, _log_retry)
 
 
 def _log_retry(attempt: int, wait_s: float, error: Exception) -> None:

@@ -27,21 +27,23 @@ class InlineEngine:
 
     def map(self, task: StageTask, shards: Sequence[Shard], done: ShardDone) -> None:
         """Run the shards in order."""
-        worker = with_retries(lambda: ShardWorker(task))
+        retries = task.make_stage().config.retries
+        worker = with_retries(lambda: ShardWorker(task), retries)
         if worker.stage.overlap > 1:
             _overlap(worker, shards, done)
             return
         for shard in shards:
-            done(shard, with_retries(partial(worker, shard)))
+            done(shard, with_retries(partial(worker, shard), retries))
 
     def loop(self, task: StageTask) -> WorkRecord:
         """Run the loop as a single rank."""
-        with_retries(lambda: run_rank(task, 0, 1, ProgressWriter(task)))
+        retries = task.make_stage().config.retries
+        with_retries(lambda: run_rank(task, 0, 1, ProgressWriter(task)), retries)
         return finished_loop(task)
 
     def reduce(self, task: StageTask) -> WorkRecord:
         """Run the reduction."""
-        return with_retries(lambda: run_reduce(task))
+        return with_retries(lambda: run_reduce(task), task.make_stage().config.retries)
 
     def close(self) -> None:
         """Do nothing: this engine holds no resources."""
@@ -51,7 +53,8 @@ def _overlap(worker: ShardWorker, shards: Sequence[Shard], done: ShardDone) -> N
     with ThreadPoolExecutor(worker.stage.overlap, "shard") as pool:
 
         def submit(shard: Shard) -> Future[WorkRecord]:
-            return pool.submit(copy_context().run, with_retries, partial(worker, shard))
+            work = partial(worker, shard)
+            return pool.submit(copy_context().run, with_retries, work, worker.stage.config.retries)
 
         try:
             for shard, record in prefetch(submit, shards, worker.stage.overlap - 1):

@@ -73,7 +73,7 @@ class RayEngine:
 
     def loop(self, task: StageTask) -> WorkRecord:
         """Run all ranks; if one fails, restart all of them from the newest checkpoint."""
-        with_retries(partial(self._train, task))
+        with_retries(partial(self._train, task), task.make_stage().config.retries)
         return finished_loop(task)
 
     def _train(self, task: StageTask) -> None:

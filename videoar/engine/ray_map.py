@@ -30,9 +30,10 @@ class ShardActor:
     """The callable that Ray Data creates once per worker."""
 
     def __init__(self, task: StageTask) -> None:
-        readers = task.make_stage().config.resources.readers
+        config = task.make_stage().config
+        readers, self._retries = config.resources.readers, config.retries
         open_slots = partial(open_reader_slots, task, readers) if readers else None
-        self._worker = with_retries(partial(ShardWorker, task, open_slots))
+        self._worker = with_retries(partial(ShardWorker, task, open_slots), self._retries)
 
     def __call__(self, batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, list[Any]]:
         """Run the shards of these rows; return a `VideoARError` as a value.
@@ -45,7 +46,7 @@ class ShardActor:
 
     def _try(self, shard: Shard) -> WorkRecord | VideoARError:
         try:
-            return with_retries(partial(self._worker, shard))
+            return with_retries(partial(self._worker, shard), self._retries)
         except VideoARError as error:
             return error
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from videoar.core.errors import VideoARError
 from videoar.core.prefetch import as_completed
+from videoar.core.types import Retries
 from videoar.engine.base import with_retries
 from videoar.engine.ray_session import environment, unwrap
 from videoar.pipeline.stage import MapStage, Shard
@@ -37,7 +38,7 @@ class ShardReplica:
         """Run one shard."""
         if isinstance(self._worker, VideoARError):
             raise self._worker
-        return with_retries(partial(self._worker, shard))
+        return with_retries(partial(self._worker, shard), self._worker.stage.config.retries)
 
 
 def run_serve(task: StageTask, shards: Sequence[Shard]) -> Iterator[tuple[Shard, WorkRecord]]:
@@ -55,7 +56,8 @@ def run_serve(task: StageTask, shards: Sequence[Shard]) -> Iterator[tuple[Shard,
     with ThreadPoolExecutor(in_flight, "serve") as pool:
         try:
             bound = deployment(ShardReplica).bind(task)
-            with _Calls(serve.run(bound, name=application, route_prefix=None), pool) as calls:
+            handle = serve.run(bound, name=application, route_prefix=None)
+            with _Calls(handle, pool, stage.config.retries) as calls:
                 for shard, record in as_completed(calls.submit, shards, in_flight):
                     yield shard, record.result()
         finally:
@@ -66,13 +68,13 @@ def run_serve(task: StageTask, shards: Sequence[Shard]) -> Iterator[tuple[Shard,
 class _Calls:
     """Calls of replicas from threads; a shard whose replica died is sent to another one."""
 
-    def __init__(self, handle: "DeploymentHandle[Any]", pool: Executor) -> None:
-        self._handle, self._pool = handle, pool
+    def __init__(self, handle: "DeploymentHandle[Any]", pool: Executor, retries: Retries) -> None:
+        self._handle, self._pool, self._retries = handle, pool, retries
         self._lock, self._is_over = threading.Lock(), False
 
     def submit(self, shard: Shard) -> "Future[WorkRecord]":
         """Run a shard on any replica."""
-        return self._pool.submit(with_retries, partial(self._once, shard))
+        return self._pool.submit(with_retries, partial(self._once, shard), self._retries)
 
     def _once(self, shard: Shard) -> WorkRecord:
         try:

@@ -19,6 +19,8 @@ from typing import Any
 
 from videoar.core.errors import (
     ClusterUnknownError,
+    OutOfMemoryError,
+    PreemptedError,
     StageError,
     VideoARError,
     WorkerLostError,
@@ -231,8 +233,11 @@ def unwrap(error: BaseException, where: str) -> VideoARError:
         seen.add(id(current))
         if isinstance(current, VideoARError):
             return current
+        if isinstance(current, ray.exceptions.OutOfMemoryError):
+            return OutOfMemoryError(where, _first_line(current))
         if isinstance(current, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError):
-            return WorkerLostError(where, f"a worker died: {_first_line(current)}")
+            lost = PreemptedError if getattr(current, "preempted", False) else WorkerLostError
+            return lost(where, f"a worker died: {_first_line(current)}")
         failures = getattr(current, "worker_failures", {}) or {}
         causes = (getattr(current, "cause", None), current.__cause__, current.__context__)
         queue += [c for c in (*failures.values(), *causes) if isinstance(c, BaseException)]

@@ -23,7 +23,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from videoar.contracts.expectations import CheckReport
-from videoar.core.types import FileRef, Frozen, Resources, Row
+from videoar.core.types import FileRef, Frozen, Resources, Retries, Row
 from videoar.pipeline.context import StageContext
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
@@ -51,6 +51,8 @@ class StageConfig(Frozen):
     max_reject_fraction: float = runtime(1.0, ge=0, le=1)
     """Fraction of rejected rows above which the stage fails."""
 
+    retries: Retries = runtime(Retries())
+    """How often work is tried again, by the kind of its error."""
     timeout_s: float | None = runtime(None, gt=0)
     """Time after which the stage ends as TIMED_OUT; what it has finished is kept."""
     stall_s: float | None = runtime(None, gt=0)

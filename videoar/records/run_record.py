@@ -110,6 +110,8 @@ class StageRun(Stored):
     """Sums over the shards of a map stage, of all attempts, and values derived from them."""
     reason: str = ""
     error: str | None = None
+    code: str | None = None
+    """Reason code of the error."""
 
     @property
     def is_in_progress(self) -> bool:
@@ -173,6 +175,8 @@ class Run(Stored):
     accepted_drift: tuple[str, ...] = ()
     """What changed between two drivers of the run: `resume --accept-drift`."""
     error: str | None = None
+    code: str | None = None
+    """Reason code of the error, see `docs/operators.md`."""
 
     def stage(self, name: str) -> StageRun:
         """Return one stage.
@@ -272,9 +276,9 @@ class RunLog:
         extra = {"parts": parts} if parts else {}
         self.event("stage", stage=stage.model_dump(mode="json", by_alias=True), **extra)
 
-    def finish(self, status: Status, error: str | None) -> None:
+    def finish(self, status: Status, error: str | None, code: str | None = None) -> None:
         """Record how the run ended."""
-        self.event("finish", status=status, error=error)
+        self.event("finish", status=status, error=error, code=code)
 
 
 def _is_driven(store: Store, run_id: str) -> bool:
@@ -325,7 +329,7 @@ def load_run(store: Store, run_id: str) -> Run:
     inputs: dict[str, InputRun] = {}
     # killed between run.json and the first event of its driver
     status: Status = "PENDING"
-    error = software = None
+    error = code = software = None
     drift: dict[str, None] = {}
     # Events are in the order in which they were written, so the last state of each stage wins.
     for event in events:
@@ -335,9 +339,9 @@ def load_run(store: Store, run_id: str) -> Run:
         elif event["kind"] == "input":
             inputs[event["name"]] = InputRun.model_validate(event["input"])
         elif event["kind"] == "finish":
-            status, error = event["status"], event["error"]
+            status, error, code = event["status"], event["error"], event.get("code")
         elif event["kind"] == "driver":  # a resumed run: an earlier `finish` no longer holds
-            status, error = "RUNNING", None
+            status, error, code = "RUNNING", None, None
             software = event.get("software")
             drift |= dict.fromkeys(event.get("accepted_drift", ()))
     # computed on reading: a killed process records nothing
@@ -353,6 +357,7 @@ def load_run(store: Store, run_id: str) -> Run:
         **record,
         status=status,
         error=error,
+        code=code,
         seconds=_busy_seconds(events, time.time() if status == "RUNNING" else None),
         inputs=inputs,
         software=software,

@@ -22,6 +22,7 @@ from videoar.core.errors import (
     RefMovedError,
     StageError,
     TimedOutError,
+    reason_code,
 )
 from videoar.core.ids import digest_json
 from videoar.core.logging import log_context
@@ -149,6 +150,7 @@ class Execution:
     ) -> None:
         status: Status = "SUCCEEDED"
         problem: str | None = None
+        code: str | None = None
         try:
             with log_context(run_id=self.run_id):
                 for name, listed in inputs.items():
@@ -163,11 +165,12 @@ class Execution:
             # run from outside may arrive as any error: Ray has handlers of its own for signals.
             cause = self._supervisor.cause or error
             status, problem = _status_of(cause), str(cause) or "cancelled"
+            code = reason_code(cause)
             if cause is not error:
                 raise cause from error
             raise
         finally:
-            self._log.finish(status, problem)
+            self._log.finish(status, problem, code)
 
     def current(self) -> list[StageRun]:
         """Return the stages; one that runs with its progress and its seconds so far.
@@ -309,7 +312,10 @@ class Execution:
     def _record_failure(self, name: str, error: BaseException, seconds: float) -> None:
         error = self._supervisor.cause or error
         status = _status_of(error)
-        self._update(name, status=status, error=str(error) or status, seconds=round(seconds, 3))
+        self._update(
+            name, status=status, code=reason_code(error), error=str(error) or status,
+            seconds=round(seconds, 3),
+        )  # fmt: skip
         self._log.stage(self.stages[name])
 
     def _reuse(self, name: str, decision: Decision, snapshot: Snapshot) -> Snapshot:

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
 
-from videoar.core.errors import StorageError, TransientStorageError
+from videoar.core.errors import StorageError, ThrottledError, TransientStorageError
 from videoar.core.retry import RetryPolicy
 from videoar.storage.object_store import (
     MULTIPART_BYTES,
@@ -333,6 +333,7 @@ def _code(error: "ClientError") -> str:
 
 _TRANSIENT = {409, 429, 500, 502, 503, 504}
 """409 ConditionalRequestConflict: a concurrent conditional write of the same key."""
+_THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 _DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
 
 
@@ -344,6 +345,8 @@ def _client_error(where: str, bucket: str, error: "ClientError") -> StorageError
         return StorageError(
             where, f"access denied ({code})", "check the AWS credentials and policy"
         )
+    if status == 429 or code in _THROTTLED:
+        return ThrottledError(where, f"the S3 server answered {code}")
     if status in _TRANSIENT:
         return TransientStorageError(where, f"the S3 server answered {code}")
     return StorageError(where, f"the S3 server answered {code}: {error}")

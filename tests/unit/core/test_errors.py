@@ -8,9 +8,7 @@ from videoar.core import errors
 from videoar.core.errors import (
     ConfigError,
     MediaError,
-    TransientStorageError,
     VideoARError,
-    WorkerLostError,
     did_you_mean,
     one_line,
 )
@@ -51,13 +49,6 @@ def test_docstring_of_the_tree_has_the_exit_code_of_every_error(error):
     inherited = error.__base__.exit_code if error is not VideoARError else 1
     assert error.exit_code == (codes[0] if codes else inherited)
     assert error.retryable == ("retryable" in words)
-
-
-def test_only_errors_of_a_store_or_a_worker_are_retryable():
-    assert [error for error in TREE if error.retryable] == [
-        TransientStorageError,
-        WorkerLostError,
-    ]
 
 
 def test_did_you_mean_offers_the_closest_name_or_all():

@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import Field
 
 from videoar.contracts.names import REJECTS
-from videoar.core.errors import StageError, VideoARError
+from videoar.core.errors import OutOfMemoryError, StageError, VideoARError
 from videoar.core.processes import used_cpu_s
 from videoar.core.settings import share_cores
 from videoar.core.types import FileRef, Stored
@@ -26,6 +26,8 @@ from videoar.pipeline.registry import BUILTIN, Registry, make_stage
 from videoar.pipeline.stage import Inputs, Output
 from videoar.storage.layout import rejects_dataset
 from videoar.storage.store import Store, open_store
+
+_LESS = "take smaller batches, or give each worker more memory: resources.memory_gib"
 
 
 class Usage(Stored):
@@ -169,5 +171,8 @@ def engine_boundary(task: StageTask, where: str) -> Iterator[None]:
         raise
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
+        # torch's own of a GPU has the name, and is no MemoryError
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            raise OutOfMemoryError(f"stage {task.dataset}, {where}", text, _LESS) from error
         hint = f"see videoar logs {task.run_id}"
         raise StageError(f"stage {task.dataset}, {where}", text, hint) from error
