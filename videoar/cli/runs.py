@@ -83,9 +83,9 @@ def resume(
         bool, typer.Option("--accept-drift", help="Also if code or files have changed since.")
     ] = False,
 ) -> None:
-    """Continue a run that did not finish; one that succeeded stays as it is.
+    """Continue a run that did not finish.
 
-    It keeps its id; finished stages and shards are reused. A run that was started with --until
+    One that succeeded stays as it is. It keeps its id; finished stages and shards are reused. A run that was started with --until
     ends there again. If code, or a file that an option names, has changed since, it is refused.
     """
     store = session.open()
