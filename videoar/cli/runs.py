@@ -85,8 +85,9 @@ def resume(
 ) -> None:
     """Continue a run that did not finish.
 
-    One that succeeded stays as it is. It keeps its id; finished stages and shards are reused. A run that was started with --until
-    ends there again. If code, or a file that an option names, has changed since, it is refused.
+    It keeps its id; finished stages and shards are reused, and a run that succeeded stays as it is.
+    One that was started with --until ends there again. If code, or a file that an option names,
+    has changed since, it is refused.
     """
     store = session.open()
     target = session.target or settings().target
