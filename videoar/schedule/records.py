@@ -151,7 +151,8 @@ def register(store: Store, pipeline: str, schedule: Schedule, now: datetime) -> 
     while (known := control(store, pipeline)) is None or known.schedule != wanted:
         is_same = known is not None and known.schedule["trigger"] == wanted["trigger"]
         since = known.since if known and is_same else now
-        _append(store, pipeline, Control(wanted, since, bool(known and known.is_paused), ""))
+        paused, by = (known.is_paused, known.by) if known else (False, "")
+        _append(store, pipeline, Control(wanted, since, paused, by))
     return known
 
 

@@ -174,8 +174,11 @@ def test_windows_of_a_pause_are_not_missed(store: Store, tmp_path: Path):
         api.schedule_pause(store, "toy")
     tick(store, path, launcher, START)
     records.pause(store, "toy", paused=True, now=hour(1))
+    other = write_pipeline(tmp_path, trigger={"cron": "5 * * * *"})
+    (outcome,) = tick(store, other, launcher, hour(2))
+    write_pipeline(tmp_path, trigger=HOURLY)
     (outcome,) = tick(store, path, launcher, hour(3))
-    assert outcome.reason.startswith("paused by ")
+    assert "@" in outcome.reason.removeprefix("paused by ")
     records.pause(store, "toy", paused=False, now=hour(4))
     tick(store, path, launcher, hour(4))
     assert not launcher.launched
