@@ -46,7 +46,7 @@ def mistakes(document: dict) -> dict[str, str]:
         ("model", {"model": {"depth": 0}}, "model.depth",
          "must be a whole number >= 1 and <= 1,024, not 0"),
         ("model", {"preset": "tinny"}, "preset", "unknown preset tinny (did you mean tiny?)"),
-        ("model", {"preset": 3}, "preset", "must be one of tiny, small, L, XL, 4B, not 3"),
+        ("model", {"preset": 3}, "preset", "must be one of tiny, small, L, XL, 4B, start, not 3"),
         ("model", {"learning_rate": 1}, "learning_rate", "unknown key (known: "),
         ("tokenizer", {"steps": 5}, "steps", "unknown key (it is an option of training)"),
         ("tokenizer", {"training": {"weights": {"lcam": 1}}}, "training.weights.lcam",
