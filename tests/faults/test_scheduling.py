@@ -123,8 +123,14 @@ def test_table_of_the_docs_has_these_cases():
         assert f"| {case.id} | `{trigger['cron']}` | {runs or 'none'} |" in text
 
 
-def test_50_ticks_at_once_start_one_run(store: Store, tmp_path: Path):
-    """Threads: each with its own decision, launcher and lease, on one store."""
+@pytest.mark.parametrize("kind", ["folder", "bucket"])
+def test_50_ticks_at_once_start_one_run(
+    store: Store, tmp_path: Path, kind: str, request: pytest.FixtureRequest
+):
+    """Threads: each with its own decision and lease."""
+    if kind == "bucket":
+        server = request.getfixturevalue("moto_server")
+        store = open_store(f"s3://{server.bucket}/p", endpoint=server.endpoint)
     path, launcher = write_pipeline(tmp_path, trigger=NIGHTLY), FakeLauncher()
     tick(store, path, launcher, at("2026-11-01T00:00"))
     with ThreadPoolExecutor(50) as pool:
