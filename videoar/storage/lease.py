@@ -240,8 +240,9 @@ class Lease:
                 except VideoARError as error:
                     logger.warning("no beat of %s: %s", self.name, error)
 
-        self._thread = threading.Thread(target=run, name=f"lease-{self.name}", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=run, name=f"lease-{self.name}", daemon=True)
+        thread.start()
+        self._thread = thread  # not before: a signal may come in between, and `stop` joins it
 
     def stop(self) -> None:
         """Stop to beat; the next owner waits for the time to live."""

@@ -93,6 +93,19 @@ def test_owner_that_released_is_replaced_at_once(store):
     assert clock.now == 0
 
 
+def test_owner_that_is_interrupted_while_its_beats_begin_can_release(store, monkeypatch):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("threading.Thread.start", interrupted)
+    first = lease(store, Time())
+    first.acquire()
+    with pytest.raises(KeyboardInterrupt):
+        first.keep(pytest.fail)
+    first.release()
+    assert lease(store, Time(), owner="you").acquire() == 1
+
+
 def test_only_one_of_two_that_wait_takes_over(store):
     lease(store, Time()).acquire()
     second, taken = lease(store, Time(), owner="second"), []
