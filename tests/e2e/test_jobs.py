@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from tests.integration.test_ray_serve import free_port
 from tests.support.published_model import published
+from tests.support.s3_server import free_port
 from tests.support.small_pipeline import ROOT, environment, videoar
 from videoar.storage.store import open_store
 

@@ -4,7 +4,6 @@ One run is killed in each of the first three in turn and still ends where an und
 On Ray, which takes long to start, it is killed in tokenize alone, and everywhere in `make soak`.
 """
 
-import contextlib
 import json
 import os
 import signal
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.child_process import processes_with
 from tests.support.feature_runs import prepare
 from tests.support.small_pipeline import (
     ROOT,
@@ -39,16 +39,6 @@ def wait_for_record(driver: subprocess.Popen, store: Path, pattern: str) -> None
     while not list(store.glob(pattern)):
         assert driver.poll() is None, "ended before it could be killed"
         time.sleep(0.02)
-
-
-def processes_with(mark: str) -> dict[int, str]:
-    """Return the processes that inherited a mark in their environment, with their names."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            if mark.encode() in (folder / "environ").read_bytes():
-                found[int(folder.name)] = (folder / "cmdline").read_text().strip("\0 ")
-    return found
 
 
 def workers_with(mark: str) -> list[str]:

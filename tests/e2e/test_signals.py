@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.e2e.test_kill import processes_with
+from tests.support.child_process import processes_with
 from tests.support.small_pipeline import ROOT, environment
 from tests.support.toy_runs import write_videos
 from videoar.storage.store import open_store

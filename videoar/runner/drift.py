@@ -1,6 +1,7 @@
 """What a run is made with: code, and files that options name; a resume must not mix two of them."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from videoar.core.errors import ConfigError
 from videoar.core.ids import digest_json
@@ -18,7 +19,7 @@ _LISTED = 4
 
 def made_with(
     stages: Iterable[StageSpec], tools: Mapping[str, Mapping[str, str]], registry: Registry
-) -> dict[str, Json]:
+) -> dict[str, dict[str, Json]]:
     """Return the digests of the code, the files and the options that stages use.
 
     Args:
@@ -41,17 +42,23 @@ def made_with(
 
 
 def find_drift(
-    store: Store, run_id: str, current: dict[str, Json], *, accept: bool
+    store: Store, run_id: str, current: dict[str, dict[str, Json]], *, accept: bool
 ) -> tuple[str, ...]:
     """Return what differs from what a run was made with so far; nothing for a new run.
 
     Raises:
         ConfigError: something does, and it is not accepted.
     """
-    recorded = last_driver(store, run_id).get("made_with")
+    recorded: Any = last_driver(store, run_id).get("made_with")
     if recorded is None:  # a new run, or one of an older version
         return ()
-    changed = tuple(entry["component"] for entry in differences(recorded, current))
+    # a stage after the one at which the run ended so far is new, not changed
+    kept = recorded["stages"].keys() & current["stages"].keys()
+    old, new = (
+        {**made, "stages": {name: made["stages"][name] for name in kept}}
+        for made in (recorded, current)
+    )
+    changed = tuple(entry["component"] for entry in differences(old, new))
     if changed and not accept:
         more = f" and {len(changed) - _LISTED} more" if len(changed) > _LISTED else ""
         what = f"changed since it started: {', '.join(changed[:_LISTED])}{more}"
