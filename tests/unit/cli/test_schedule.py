@@ -19,6 +19,7 @@ from videoar.cli.app import app
 from videoar.pipeline.registry import BUILTIN
 from videoar.schedule import records
 
+pytestmark = pytest.mark.slow  # each writes an MLflow database
 NEW_VIDEOS = {"new_sources": {"input": "videos"}}
 
 
@@ -94,7 +95,6 @@ def test_backfill_takes_times_with_and_without_a_zone(store: str, tmp_path: Path
     assert call(store, "backfill", path, "--from", "2026-10-03", "--to", "2026-10-02")[0] == 2
 
 
-@pytest.mark.slow
 def test_loop_ticks_alone_and_ends_on_sigterm(tmp_path: Path):
     path = tmp_path / "clips.yaml"
     path.write_text("""
