@@ -171,7 +171,8 @@ def _thumbnail(read: ClipReader, row: Row, deadline: float) -> Thumbnail:
         return Thumbnail(jpeg=thumbnail_jpeg(read({**row, **middle})))
     except (MediaError, StorageError) as error:
         # only errors of media have a reject code
-        return Thumbnail(error=f"{getattr(error, 'code', 'UNAVAILABLE')}: {error.what}")
+        code = error.code if isinstance(error, MediaError) else "UNAVAILABLE"
+        return Thumbnail(error=f"{code}: {error.what}")
 
 
 def data_checks(store: Store, run: Run) -> Iterator[DataCheck]:
