@@ -8,6 +8,7 @@ import pytest
 from ray.exceptions import ActorDiedError
 
 from videoar.core.errors import ConfigError, WorkerLostError
+from videoar.core.types import Retries
 from videoar.engine.ray_serve import _Calls
 from videoar.pipeline.stage import Shard
 from videoar.pipeline.work.task import WorkRecord
@@ -43,12 +44,12 @@ class Handle:
 def test_shard_of_a_dead_replica_is_sent_again_and_one_of_an_error_is_not():
     record = WorkRecord(rows_out=1)
     handle = Handle(ActorDiedError(), record)
-    with ThreadPoolExecutor(1) as pool, _Calls(handle, pool) as calls:
+    with ThreadPoolExecutor(1) as pool, _Calls(handle, pool, Retries()) as calls:
         assert calls.submit(SHARD).result() == record
     assert handle.is_shut
     with (
         ThreadPoolExecutor(1) as pool,
-        _Calls(Handle(ConfigError("a", "b"), record), pool) as calls,
+        _Calls(Handle(ConfigError("a", "b"), record), pool, Retries()) as calls,
         pytest.raises(ConfigError),
     ):
         calls.submit(SHARD).result()
@@ -58,7 +59,7 @@ def test_nothing_is_sent_again_after_the_end_and_threads_do_not_call_a_handle_at
     records = [WorkRecord(rows_out=i) for i in range(8)]
     handle = Handle(*records)
     with ThreadPoolExecutor(8) as pool:
-        with _Calls(handle, pool) as calls:
+        with _Calls(handle, pool, Retries()) as calls:
             done = [calls.submit(SHARD) for _ in records]
             assert sorted(each.result().rows_out for each in done) == list(range(8))
         assert handle.most == 1
