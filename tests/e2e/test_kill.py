@@ -75,6 +75,7 @@ IN_PRETRAIN = "checkpoints/model/*/?????????.json"
 EVERYWHERE = [IN_INGEST, IN_TOKENIZE, IN_PRETRAIN]
 
 
+@pytest.mark.fault(5, "SIGKILL of the command in ingest, tokenize and pretrain")
 @pytest.mark.parametrize(
     ("target", "traces"),
     [
@@ -114,6 +115,7 @@ def test_run_killed_in_several_stages_resumes_to_the_same_snapshots(
     assert len(keys) == 6  # a record and two files each
 
 
+@pytest.mark.fault(5, "SIGKILL of the command on Ray in features")
 @pytest.mark.ray
 def test_run_killed_in_features_resumes_to_the_rows_of_an_undisturbed_one(tmp_path: Path):
     stores = {name: tmp_path / name for name in ("calm", "killed")}

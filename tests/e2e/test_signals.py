@@ -26,6 +26,7 @@ ON_RAY = [
 ]
 
 
+@pytest.mark.fault(34, "SIGINT, SIGTERM and SIGHUP in each shape of stage")
 @pytest.mark.parametrize(
     ("target", "shape", "name"),
     [

@@ -99,6 +99,8 @@ WINDOWS = [
 ]  # fmt: skip
 
 
+@pytest.mark.fault(29, "a scheduler that is down for up to ten windows")
+@pytest.mark.fault(21, "clocks that jump by an hour, daylight saving in two zones")
 @pytest.mark.parametrize(("trigger", "ticks", "windows"), WINDOWS)
 def test_windows_have_exactly_the_documented_runs(
     store: Store, tmp_path: Path, trigger: dict, ticks: str | Sequence[str], windows: list[str]
@@ -123,6 +125,7 @@ def test_table_of_the_docs_has_these_cases():
         assert f"| {case.id} | `{trigger['cron']}` | {runs or 'none'} |" in text
 
 
+@pytest.mark.fault(28, "50 ticks at once")
 @pytest.mark.parametrize("kind", ["folder", "bucket"])
 def test_50_ticks_at_once_start_one_run(
     store: Store, tmp_path: Path, kind: str, request: pytest.FixtureRequest
@@ -155,6 +158,7 @@ def test_ticks_of_processes_at_once_start_one_run(store: Store, tmp_path: Path):
     assert records.read(store, firing)["run_id"] == run_id
 
 
+@pytest.mark.fault(28, "SIGKILL at each crash point of a tick")
 @pytest.mark.parametrize(
     "point",
     ["trigger-recorded", "trigger-starting", "mapping-a.mp4", "before-commit", "committed",

@@ -100,6 +100,7 @@ def test_worker_without_a_reserved_gpu_sees_none(engine: RayEngine, monkeypatch)
     assert ray.get(seen.remote("CUDA_VISIBLE_DEVICES")) == ""
 
 
+@pytest.mark.fault(1, "SIGKILL of a rank of a training")
 def test_ranks_restart_after_a_killed_rank_and_not_after_a_config_error(
     tmp_path: Path, engine: RayEngine
 ):
@@ -172,6 +173,7 @@ def test_two_concurrent_shards_in_a_worker_give_the_same_tokens(
     assert run.stage("tokens").metrics["accelerator_items"] == 160
 
 
+@pytest.mark.fault(1, "SIGKILL of clip readers and workers")
 def test_killed_readers_and_workers_do_not_change_the_tokens(
     tmp_path: Path, engine: RayEngine, tokens_inline: dict
 ):
@@ -193,6 +195,7 @@ def features_inline(tmp_path_factory):
     return token_runs.execute(store, feature_runs.prepare(store, 8, 4)).outputs
 
 
+@pytest.mark.fault(26, "1, 2 and 4 workers")
 @pytest.mark.parametrize("workers", [1, 4])
 def test_any_number_of_workers_gives_the_same_features(
     tmp_path: Path, engine: RayEngine, features_inline: dict, workers: int
@@ -202,6 +205,7 @@ def test_any_number_of_workers_gives_the_same_features(
     assert token_runs.execute(store, document, engine).outputs == features_inline
 
 
+@pytest.mark.fault(1, "SIGKILL of a Ray worker in a map stage")
 def test_killed_worker_does_not_change_the_features(
     tmp_path: Path, engine: RayEngine, features_inline: dict
 ):

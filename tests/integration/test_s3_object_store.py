@@ -142,6 +142,7 @@ def test_purge_deletes_older_versions(moto_server):
     assert objects.get("runs/a") == b"3"
 
 
+@pytest.mark.fault(9, "an upload without its completion")
 def test_uploads_unfinished_are_aborted_by_sweep(moto_server):
     bucket = make_bucket(moto_server.endpoint)
     client = boto3.client("s3", endpoint_url=moto_server.endpoint)

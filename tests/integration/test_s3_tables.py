@@ -104,6 +104,7 @@ POINTS = [
 ]
 
 
+@pytest.mark.fault(5, "SIGKILL at each step of a commit on S3")
 @pytest.mark.slow
 def test_commit_killed_at_any_step_leaves_old_or_new_state(tmp_path):
     undisturbed = (tmp_path / "undisturbed").as_uri()

@@ -137,6 +137,7 @@ def test_truncated_file_is_named(store):
     assert deep(store, snapshot) == [(kind, file.key, None) for kind in kinds]
 
 
+@pytest.mark.fault(10, "a listing without a data file")
 def test_file_absent_from_a_listing_is_read(local):
     snapshot = commit_tables(local, token_rows(0, 5), token_rows(5, 5))
     late = dataclasses.replace(snapshot, objects=ListsLate(local.objects))

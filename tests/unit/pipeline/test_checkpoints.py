@@ -50,6 +50,7 @@ def test_training_continues_during_the_upload(tmp_path):
     assert (tmp_path / "got").read_text() == "two"
 
 
+@pytest.mark.fault(24, "an upload that fails")
 def test_failed_upload_is_raised_by_the_next_save_or_the_end(tmp_path):
     rank = SlowRank(tmp_path, StorageError("bucket", "denied"))
     rank.may_upload.set()

@@ -86,6 +86,7 @@ def test_checkpoint_of_several_ranks_exists_once_all_have_written_their_part(tas
     assert texts == {"state-0": "0", "state-1": "1"}
 
 
+@pytest.mark.fault(25, "a rank that does not write its part")
 def test_checkpoint_whose_other_part_never_comes_is_an_error(task, tmp_path, monkeypatch):
     monkeypatch.setattr("videoar.pipeline.work.rank._PART_TIMEOUT_S", 0.1)
     (tmp_path / "part").mkdir()
@@ -147,6 +148,7 @@ def test_checkpoint_deleted_while_loading_raises_a_transient_error(task, tmp_pat
         load(rank, tmp_path / "into")
 
 
+@pytest.mark.fault(25, "a checkpoint file cut or deleted")
 @pytest.mark.parametrize("damage", ["lost", "cut", "flipped"])
 def test_damaged_checkpoint_resumes_all_ranks_from_the_one_before(task, tmp_path, damage):
     rank, objects = rank_of(task, tmp_path), task.open_store().objects

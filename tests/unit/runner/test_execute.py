@@ -131,6 +131,7 @@ def assert_readable(store: Store, run: Run) -> None:
         snapshot.table(verify=True)
 
 
+@pytest.mark.fault(13, "a data file cut or deleted")
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["deleted", "cut"])
 @pytest.mark.parametrize("dataset", ["videos", "big", "big.rejects", "few", "model"])
@@ -155,6 +156,7 @@ def test_snapshot_with_a_missing_or_damaged_file_is_recomputed(
     assert (set(statuses(third).values()), third.outputs) == ({"CACHED"}, again.outputs)
 
 
+@pytest.mark.fault(25, "a checkpoint file of other bytes")
 def test_damaged_checkpoint_resumes_from_the_one_before(store: Store, videos: Path):
     first = execute(store, toy_document(videos))
     damage_file(store, next(store.objects.list("tables/model/data/")).key, "deleted")
@@ -249,6 +251,7 @@ def undisturbed(tmp_path_factory) -> tuple[Path, Store, Run]:
     return videos, store, execute(store, toy_document(videos))
 
 
+@pytest.mark.fault(5, "SIGKILL at each crash point")
 @pytest.mark.slow
 @pytest.mark.parametrize("point", CRASHES)
 def test_run_killed_at_a_crash_point_resumes_to_the_same_snapshots(

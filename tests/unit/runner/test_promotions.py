@@ -127,6 +127,7 @@ def test_promote_newest_decision_of_two_gates_of_one_run_holds(store: Store, vid
         api.promote(store, model_of(run))
 
 
+@pytest.mark.fault(19, "three runs with one candidate")
 @pytest.mark.slow
 @pytest.mark.parametrize("wait", [False, True], ids=["other runtime options", "equal"])
 def test_runs_with_equal_candidates_at_the_gate_all_succeed(store: Store, videos: Path, wait: bool):

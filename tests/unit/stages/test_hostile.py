@@ -237,6 +237,7 @@ def rejection(decoder, path):
     return error.value.code, time.monotonic() - start
 
 
+@pytest.mark.fault(12, "a decoder that hangs")
 def test_stopped_decoder_is_killed_at_the_deadline(decoder, good):
     assert len(list(decoder.scan(good))) == 3
     os.kill(decoder._children["scan"].process.pid, signal.SIGSTOP)

@@ -67,6 +67,7 @@ def trains(store: Store, run_id: str) -> bool:
     return any(store.ledger.list("checkpoints/")) and run_id in run_ids(store)
 
 
+@pytest.mark.fault(18, "five processes run the pipeline of a sixth")
 def test_equal_run_is_refused_and_names_the_first(store: Store, videos: Path, tmp_path: Path):
     document = slow(videos, steps=200)
     first = start(drive, store.url, document, "first")
@@ -82,6 +83,7 @@ def test_equal_run_is_refused_and_names_the_first(store: Store, videos: Path, tm
     assert (first.exitcode, run_ids(store)) == (130, ["first"])  # the others left no run behind
 
 
+@pytest.mark.fault(18, "resume of a run that goes on")
 def test_resume_of_a_living_run_is_refused_and_changes_nothing(store: Store, videos: Path):
     first = start(drive, store.url, slow(videos, steps=200), "r1")
     wait_until(lambda: trains(store, "r1"))
@@ -93,6 +95,7 @@ def test_resume_of_a_living_run_is_refused_and_changes_nothing(store: Store, vid
     assert [e["kind"] for e in events_of(store, "r1")].count("finish") == 1
 
 
+@pytest.mark.fault(19, "two runs with one training")
 def test_training_of_another_run_is_waited_for_and_adopted(store: Store, videos: Path):
     first = start(drive, store.url, slow(videos, steps=6), "first")
     wait_until(lambda: trains(store, "first"))
@@ -128,6 +131,7 @@ def test_training_of_a_killed_run_is_taken_over_from_its_checkpoint(store: Store
     assert dict(row["metrics"])["began_at"] >= 2.0
 
 
+@pytest.mark.fault(34, "a request to cancel from another process")
 def test_cancel_ends_the_driver_of_another_process_and_keeps_its_work(store: Store, videos: Path):
     driver = start(drive, store.url, slow(videos, steps=200), "r1")
     wait_until(lambda: trains(store, "r1"))
@@ -148,6 +152,7 @@ def test_cancel_ends_the_driver_of_another_process_and_keeps_its_work(store: Sto
     assert (again.exitcode, load_run(store, "r1").status) == (130, "CANCELLED")
 
 
+@pytest.mark.fault(20, "SIGSTOP of the driver beyond its lease, SIGCONT")
 def test_suspended_driver_that_wakes_changes_nothing(store: Store, videos: Path, tmp_path: Path):
     document = slow(videos, steps=8, pause_s=0.3)
     driver = start(drive, store.url, document, "r1")
@@ -189,6 +194,7 @@ def test_slow_stage_with_progress_is_not_stalled(store: Store, videos: Path):
     assert run.status == "SUCCEEDED"
 
 
+@pytest.mark.fault(30, "an engine whose cluster does not answer")
 def test_cluster_that_cannot_be_reached_leaves_the_run_unknown(
     store: Store, videos: Path, monkeypatch: pytest.MonkeyPatch
 ):
