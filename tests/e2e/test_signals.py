@@ -26,6 +26,17 @@ ON_RAY = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def default_signals():
+    """Start children without ignored signals: a background job of a shell inherits some."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.fault(34, "SIGINT, SIGTERM and SIGHUP in each shape of stage")
 @pytest.mark.parametrize(
     ("target", "shape", "name"),

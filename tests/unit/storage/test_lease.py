@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -163,11 +162,11 @@ def test_claim_of_a_living_owner_is_waited_for_and_one_of_its_end_is_taken_over(
     assert sleeper.now == pytest.approx(10)
 
 
-def race(url, number):
+def race(url, number, tried):
     own = Lease(open_store(url), f"run{number}", f"run{number}")
     own.acquire()
     won = own.claim("equal/x", lambda holder: True)
-    time.sleep(0.5)  # alive until all have tried
+    tried.wait(60)  # alive until all have tried: the right of one that has ended is free
     sys.exit(5 if won is None else 0)
 
 
@@ -175,7 +174,8 @@ def test_one_of_many_processes_gets_a_claim(store):
     import multiprocessing
 
     context = multiprocessing.get_context("fork")
-    racers = [context.Process(target=race, args=(store.url, n)) for n in range(8)]
+    tried = context.Barrier(8)
+    racers = [context.Process(target=race, args=(store.url, n, tried)) for n in range(8)]
     for racer in racers:
         racer.start()
     for racer in racers:
