@@ -1,6 +1,7 @@
 """Fixtures that several kinds of tests share."""
 
 import logging
+import os
 
 import hypothesis
 import pytest
@@ -8,6 +9,9 @@ import pytest
 from tests.support.s3_server import moto_server, s3_server
 
 __all__ = ["moto_server", "s3_server"]
+
+# inherited by child processes: what waits for the end of a lease waits for four seconds, not 20
+os.environ["VIDEOAR_LEASE_TTL_S"] = "4"
 
 # The time of an example depends on the load of the machine: a deadline would fail at random.
 hypothesis.settings.register_profile("no deadline", deadline=None)

@@ -20,10 +20,12 @@ from videoar.storage.store import open_store
 pytestmark = pytest.mark.slow
 OF_TERMINAL = "SIGINT to the group"
 SIGNALS = [OF_TERMINAL, "SIGINT", "SIGTERM", "SIGHUP"]
-ON_RAY = [
-    *product(["loop"], SIGNALS),  # Ray Train has handlers of its own
-    *product(["map", "reduce", "serve"], [OF_TERMINAL, "SIGTERM"]),
-]
+# Ray Train has handlers of its own
+ON_RAY = [("loop", OF_TERMINAL), ("loop", "SIGTERM"), ("map", OF_TERMINAL), ("serve", "SIGTERM")]
+LATER_ON_RAY = [
+    ("loop", "SIGINT"), ("loop", "SIGHUP"), ("map", "SIGTERM"), ("serve", OF_TERMINAL),
+    *product(["reduce"], [OF_TERMINAL, "SIGTERM"]),
+]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +45,10 @@ def default_signals():
     [
         *product(["inline"], ["map", "loop", "reduce"], SIGNALS),
         *(pytest.param("local", *case, marks=pytest.mark.ray) for case in ON_RAY),
+        *(
+            pytest.param("local", *case, marks=[pytest.mark.ray, pytest.mark.soak])
+            for case in LATER_ON_RAY
+        ),
     ],
 )
 def test_run_that_gets_a_signal_is_cancelled(tmp_path: Path, target: str, shape: str, name: str):

@@ -11,18 +11,12 @@ import pytest
 from tests.support.child_process import start
 from tests.support.toy_runs import execute, resume, toy_document, write_videos
 from videoar.core.errors import ClusterUnknownError, LeaseHeldError, TimedOutError
+from videoar.core.settings import settings
 from videoar.engine.inline import InlineEngine
 from videoar.records.run_record import cancel_run, events_of, load_run, run_ids
-from videoar.runner import supervisor
 from videoar.storage.store import Store, open_store
 
 pytestmark = pytest.mark.slow
-TTL_S = 4.0
-
-
-@pytest.fixture(autouse=True)
-def short_leases(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(supervisor, "TTL_S", TTL_S)
 
 
 @pytest.fixture
@@ -43,7 +37,6 @@ def slow(videos: Path, steps: int = 8, pause_s: float = 0.5, **options) -> dict:
 
 def drive(store_url: str, document: dict, run_id: str, resumed: bool = False) -> None:
     """Drive a run in a child process; its exit code is that of the command line."""
-    supervisor.TTL_S = TTL_S
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     store = open_store(store_url)
     try:
@@ -145,7 +138,7 @@ def test_cancel_ends_the_driver_of_another_process_and_keeps_its_work(store: Sto
     # the lease was given back: no wait, and the old request does not cancel the resumed run
     again = start(drive, store.url, slow(videos, steps=200), "r1", True)
     wait_until(lambda: load_run(store, "r1").status == "RUNNING")
-    time.sleep(TTL_S)
+    time.sleep(settings().lease_ttl_s)
     assert load_run(store, "r1").status == "RUNNING"
     again.terminate()
     again.join(20)

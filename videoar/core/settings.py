@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from videoar.core.errors import ConfigError
 
@@ -55,6 +56,9 @@ class Settings:
     it); training then saves a checkpoint at once."""
     image: str = ""
     """Name or digest of the container image that this process runs in, for run records."""
+    lease_ttl_s: float = 20.0
+    """Seconds without a renewal after which others take over what this process holds: longer than a
+    store, or a loaded machine, keeps a renewal back."""
     bench_peers: str = ""
     """Python interpreter that has the peers of `bench loader`; empty: this one."""
     crash_at: str = ""
@@ -76,11 +80,24 @@ def settings() -> Settings:
     """
     names = [field.name for field in fields(Settings)]
     values = {name: os.environ.get(_PREFIX + name.upper()) for name in names}
-    result = Settings(**{name: value for name, value in values.items() if value is not None})
+    given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    if "lease_ttl_s" in given:
+        given["lease_ttl_s"] = _seconds("VIDEOAR_LEASE_TTL_S", given["lease_ttl_s"])
+    result = Settings(**given)
     if result.log and result.log not in _LOG_FORMS:
         hint = f"use {' or '.join(_LOG_FORMS)}"
         raise ConfigError("VIDEOAR_LOG", f"cannot be {result.log}", hint)
     return result
+
+
+def _seconds(variable: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ConfigError(variable, f"cannot be {text}", "use a number of seconds above 0")
+    return value
 
 
 def child_environment(*, for_s3: bool = False, **extra: str) -> dict[str, str]:

@@ -15,7 +15,7 @@ from videoar.core.clock import MONOTONIC, Clock
 from videoar.core.errors import TimedOutError
 from videoar.pipeline.stage import StageConfig
 from videoar.storage.layout import cancel_key, run_claim
-from videoar.storage.lease import TTL_S, HolderWatch, Lease, held_error
+from videoar.storage.lease import HolderWatch, Lease, held_error
 from videoar.storage.store import Store
 
 _HINT = "videoar status shows it; --wait waits for its end"
@@ -79,9 +79,7 @@ class Supervisor:
         Raises:
             LeaseHeldError: an equal run, or another driver of this run, lives.
         """
-        lease = Lease(
-            self._store, work, f"run {self._run_id}", hint=_HINT, ttl_s=TTL_S, clock=self._clock
-        )
+        lease = Lease(self._store, work, f"run {self._run_id}", hint=_HINT, clock=self._clock)
         lease.acquire(wait=self._wait)
         self._lease = lease
         self._interrupts = threading.current_thread() is threading.main_thread()

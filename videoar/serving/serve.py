@@ -36,8 +36,6 @@ from videoar.storage.lease import Lease
 from videoar.storage.store import Store
 
 logger = logging.getLogger(__name__)
-_LEASE_TTL_S = 10.0
-"""chosen: a restart of a server that was killed waits for it."""
 
 
 class ServeOptions(Frozen):
@@ -113,7 +111,7 @@ def server_lease(store: Store) -> Lease:
     """Return the lease of the server of a store's queue: two would both take up each job."""
     hint = "stop it, or use another store"
     owner = f"the server of process {os.getpid()}"
-    return Lease(store, SERVING_LEASE, owner, hint=hint, ttl_s=_LEASE_TTL_S)
+    return Lease(store, SERVING_LEASE, owner, hint=hint)
 
 
 def serve(store: Store, options: ServeOptions, target: str) -> None:

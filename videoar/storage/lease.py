@@ -19,12 +19,11 @@ from typing import Any
 from videoar.core.clock import MONOTONIC, Clock
 from videoar.core.errors import LeaseHeldError, VideoARError
 from videoar.core.processes import ProcessId, this_process
+from videoar.core.settings import settings
 from videoar.storage.layout import claim_log, lease_beat_key, lease_log, log_entry_key
 from videoar.storage.store import Store
 
 logger = logging.getLogger(__name__)
-TTL_S = 20.0
-"""chosen: longer than a store or a loaded machine keeps a beat back."""
 _BEATS = 5  # per time to live
 _ENDED = b"ended"
 
@@ -43,7 +42,7 @@ class HolderWatch:
         self._store, self.name, self._epoch, self._clock = store, name, epoch, clock
         record: dict[str, Any] = store.ledger.read(log_entry_key(lease_log(name), epoch)) or {}
         self.owner: str = record.get("owner", "another process")
-        self.ttl_s: float = record.get("ttl_s", TTL_S)
+        self.ttl_s: float = record.get("ttl_s", settings().lease_ttl_s)
         self.process = ProcessId.model_validate(record["process"]) if "process" in record else None
         self._beat, self._since = self._read_beat(), clock.now()
         self.has_beaten = False
@@ -100,7 +99,8 @@ class Lease:
         name: such as `runs/20261128-k3x9`.
         owner: named in the errors of others.
         hint: what they can do.
-        ttl_s: how long another process has to wait after the last beat of this one.
+        ttl_s: how long another process has to wait after the last beat of this one; None: the
+            setting `lease_ttl_s`.
         clock: of this process.
     """
 
@@ -111,11 +111,11 @@ class Lease:
         owner: str,
         *,
         hint: str = "",
-        ttl_s: float = TTL_S,
+        ttl_s: float | None = None,
         clock: Clock = MONOTONIC,
     ) -> None:
         self.name, self.owner, self.epoch = name, owner, -1
-        self._store, self._hint, self._ttl_s = store, hint, ttl_s
+        self._store, self._hint, self._ttl_s = store, hint, ttl_s or settings().lease_ttl_s
         self._clock = clock
         self._last_beat = 0.0
         self._stopped = threading.Event()
