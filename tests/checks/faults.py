@@ -1,7 +1,7 @@
 """The failure matrix: which fault is injected by which test, and how the tests end.
 
 A test has the marker `fault(row, injection)`; a row may have many tests, in any folder of the
-suite. `python -m tests.faults.matrix` runs them all and writes `docs/faults.md`.
+suite. `python -m tests.checks.faults` runs them all and writes `docs/faults.md`.
 """
 
 import ast
@@ -95,7 +95,7 @@ def page(outcomes: dict[str, list[int]]) -> str:
         "# Faults",
         "",
         "What is promised under each fault, what injects it in a test, and how the tests ended.",
-        "Written by `python -m tests.faults.matrix`, which runs the tests.",
+        "Written by `python -m tests.checks.faults`, which runs the tests.",
         "",
         "| # | fault | promise | injections | cases | outcome |",
         "|---|---|---|---|---|---|",
