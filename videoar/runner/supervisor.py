@@ -66,7 +66,7 @@ class Supervisor:
         self._limits: _Limits | None = None
         self._lease: Lease
         self._driver: int | None = None
-        self._interrupts = self._has_ended = False
+        self._interrupts = self._has_ended = self._has_handler = False
         self.cause: BaseException | None = None
         """What ended the run from outside; the execution raises it."""
 
@@ -83,6 +83,10 @@ class Supervisor:
         lease.acquire(wait=self._wait)
         self._lease = lease
         self._interrupts = threading.current_thread() is threading.main_thread()
+        # without a handler, the first signal would end this process without a record
+        if self._interrupts and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+            self._has_handler = True
         lease.keep(self._end, self._look)
         try:
             self._driver = lease.claim(run_claim(self._run_id), self._require_ended)
@@ -100,6 +104,9 @@ class Supervisor:
         """Give the rights back."""
         self._has_ended = True
         self._lease.release()
+        if self._has_handler:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            self._has_handler = False
 
     def check(self) -> None:
         """Return if this process may still write for the run.
