@@ -100,7 +100,8 @@ def test_training_of_another_run_is_waited_for_and_adopted(store: Store, videos:
     first.join(60)
     assert second.outputs["model"] == load_run(store, "first").outputs["model"]
     assert second.stage("model").status == "SUCCEEDED"
-    states = [e["stage"]["status"] for e in events_of(store, "second") if e["kind"] == "stage"]
+    events = (e["stage"] for e in events_of(store, "second") if e["kind"] == "stage")
+    states = [stage["status"] for stage in events if stage["name"] == "model"]
     assert states.count("WAITING") == 1
     assert seen == ["run first"]
 
