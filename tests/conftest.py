@@ -2,11 +2,13 @@
 
 import logging
 import os
+from pathlib import Path
 
 import hypothesis
 import pytest
 
 from tests.support.s3_server import moto_server, s3_server
+from videoar.storage.store import Store, open_store
 
 __all__ = ["moto_server", "s3_server"]
 
@@ -16,6 +18,12 @@ os.environ["VIDEOAR_LEASE_TTL_S"] = "4"
 # The time of an example depends on the load of the machine: a deadline would fail at random.
 hypothesis.settings.register_profile("no deadline", deadline=None)
 hypothesis.settings.load_profile("no deadline")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store in a folder."""
+    return open_store((tmp_path / "store").as_uri())
 
 
 @pytest.fixture(autouse=True)

@@ -10,18 +10,14 @@ import pytest
 
 from tests.support.child_process import start
 from tests.support.toy_runs import execute, resume, toy_document, write_videos
-from videoar.core.errors import ClusterUnknownError, LeaseHeldError, TimedOutError
+from videoar.core.errors import ClusterUnknownError, LeaseHeldError, StorageError, TimedOutError
 from videoar.core.settings import settings
 from videoar.engine.inline import InlineEngine
 from videoar.records.run_record import cancel_run, events_of, load_run, run_ids
+from videoar.storage.lease import Lease
 from videoar.storage.store import Store, open_store
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store((tmp_path / "store").as_uri())
 
 
 @pytest.fixture
@@ -152,7 +148,7 @@ def test_suspended_driver_that_wakes_changes_nothing(store: Store, videos: Path,
     driver = start(drive, store.url, document, "r1")
     wait_until(lambda: trains(store, "r1"))
     os.kill(driver.pid, signal.SIGSTOP)
-    run = resume(store, "r1")  # waits until no beat came for the time to live
+    run = resume(store, "r1")  # waits until no heartbeat came for the time to live
     assert run.status == "SUCCEEDED"
     before = {info.key: info.etag or info.size_bytes for info in store.objects.list("")}
     os.kill(driver.pid, signal.SIGCONT)
@@ -181,6 +177,17 @@ def test_stage_beyond_its_time_limit_ends_as_timed_out(
         "model",
         "gate",
     }
+
+
+def test_run_whose_lease_cannot_be_released_has_ended_as_recorded(
+    store: Store, videos: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def unreachable(_: Lease) -> None:
+        raise StorageError("store", "does not respond")
+
+    monkeypatch.setattr(Lease, "release", unreachable)
+    assert execute(store, toy_document(videos), "r1").status == "SUCCEEDED"
+    assert "ends by its time to live" in caplog.text
 
 
 def test_slow_stage_with_progress_is_not_stalled(store: Store, videos: Path):

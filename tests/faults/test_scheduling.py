@@ -32,11 +32,6 @@ from videoar.storage.store import Store, open_store
 NIGHTLY = {"cron": "0 3 * * *"}
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store((tmp_path / "store").as_uri())
-
-
 def fired(store: Store) -> list[str]:
     """Return the windows that have a run, in the order of their time."""
     listed = [firing for firing in records.firings(store, "toy") if firing.window]

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.published_model import published
 from videoar.core.clock import Clock
-from videoar.storage.layout import SERVING_LEASE, lease_beat_key, lease_log
+from videoar.storage.layout import SERVING_LEASE, heartbeat_key, lease_log
 from videoar.storage.lease import Lease
 from videoar.storage.store import open_store
 
@@ -136,7 +136,7 @@ def never(seconds):
 def test_server_terminated_while_it_starts_exits_130_and_lets_the_next_one_start(store, target):
     number, port = store.ledger.length(lease_log(SERVING_LEASE)), free_port()
     process = subprocess.Popen(command(store, port, "--target", target), stderr=subprocess.PIPE)
-    wait_until(lambda: store.objects.size(lease_beat_key(SERVING_LEASE, number)) is not None, 60)
+    wait_until(lambda: store.objects.size(heartbeat_key(SERVING_LEASE, number)) is not None, 60)
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=120)
     assert process.returncode == 130, log

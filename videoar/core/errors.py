@@ -146,21 +146,18 @@ class SnapshotConflictError(StorageError):
     """A create-once record exists with other content: another writer has won the race."""
 
     code = "CONFLICT"
-    kind: ErrorKind = "infra"
 
 
 class RefMovedError(SnapshotConflictError):
     """A ref has moved since its head was read: a decision on that head must be taken again."""
 
     code = "REF_MOVED"
-    kind: ErrorKind = "infra"
 
 
 class TransientStorageError(StorageError):
     """The store failed; a later call may succeed."""
 
     code = "STORE_UNAVAILABLE"
-    kind: ErrorKind = "infra"
     retryable = True
 
 

@@ -481,12 +481,12 @@ def _newest_first(store: Store, pipeline: str, before: str | None) -> Iterator[s
 def cancel_run(store: Store, run_id: str) -> None:
     """Ask the driver of a run, on any host, to stop; it records CANCELLED.
 
-    The driver looks for such requests with each beat of its lease.
+    The driver looks for such requests with each heartbeat of its lease.
 
     Raises:
         ConfigError: the run is not running.
     """
-    if load_run(store, run_id).status not in {"RUNNING", "WAITING"}:
+    if load_run(store, run_id).status != "RUNNING":
         raise ConfigError(run_id, "is not running")
     claim = store.ledger.length(claim_log(run_claim(run_id))) - 1
     store.ledger.create(cancel_key(run_id, claim), {"user": current_user(), "at": time.time()})

@@ -170,6 +170,7 @@ class Execution:
                 raise cause from error
             raise
         finally:
+            self._supervisor.settle()
             self._log.finish(status, problem, code)
 
     def current(self) -> list[StageRun]:

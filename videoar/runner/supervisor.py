@@ -1,23 +1,24 @@
 """Watches over one execution: its lease, requests to cancel it, and the time limits of its stages.
 
-The driver has one beating lease, on the work that it does: equal runs have equal names of it. The
-right to drive the run hangs on that lease as a claim, and so does the right to each training and
-each reduction.
+The driver holds one lease, named after the work that it does: equal runs have equal names. Its
+claims of the run, of each training and of each reduction last as long as that lease.
 """
 
+import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from videoar.core.clock import MONOTONIC, Clock
-from videoar.core.errors import TimedOutError
+from videoar.core.errors import StorageError, TimedOutError
 from videoar.pipeline.stage import StageConfig
 from videoar.storage.layout import cancel_key, run_claim
 from videoar.storage.lease import HolderWatch, Lease, held_error
 from videoar.storage.store import Store
 
+logger = logging.getLogger(__name__)
 _HINT = "videoar status shows it; --wait waits for its end"
 _POLL_S = 0.5
 """chosen: how late a run notices that another one has done the work of a stage."""
@@ -56,13 +57,10 @@ class Supervisor:
         store: of the run.
         run_id: the run.
         wait: wait for an equal run to end, instead of an error.
-        clock: of this process.
     """
 
-    def __init__(
-        self, store: Store, run_id: str, *, wait: bool = False, clock: Clock = MONOTONIC
-    ) -> None:
-        self._store, self._run_id, self._wait, self._clock = store, run_id, wait, clock
+    def __init__(self, store: Store, run_id: str, *, wait: bool = False) -> None:
+        self._store, self._run_id, self._wait = store, run_id, wait
         self._limits: _Limits | None = None
         self._lease: Lease
         self._driver: int | None = None
@@ -79,7 +77,7 @@ class Supervisor:
         Raises:
             LeaseHeldError: an equal run, or another driver of this run, lives.
         """
-        lease = Lease(self._store, work, f"run {self._run_id}", hint=_HINT, clock=self._clock)
+        lease = Lease(self._store, work, f"run {self._run_id}", hint=_HINT)
         lease.acquire(wait=self._wait)
         self._lease = lease
         self._interrupts = threading.current_thread() is threading.main_thread()
@@ -95,18 +93,25 @@ class Supervisor:
             raise
 
     def _require_ended(self, holder: HolderWatch) -> bool:
-        if holder.has_beaten and not self._wait:
+        if holder.has_renewed and not self._wait:
             raise held_error(holder, _HINT)
-        self._clock.sleep(holder.poll_s)
+        time.sleep(holder.poll_s)
         return False
+
+    def settle(self) -> None:
+        """Interrupt the execution no more: it records how it has ended."""
+        self._has_ended = True
 
     def stop(self) -> None:
         """Give the rights back."""
-        self._has_ended = True
-        self._lease.release()
+        self.settle()
         if self._has_handler:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._has_handler = False
+        try:
+            self._lease.release()
+        except StorageError as error:  # the run has ended as it is recorded, with or without this
+            logger.warning("the lease ends by its time to live: %s", error)
 
     def check(self) -> None:
         """Return if this process may still write for the run.
@@ -128,7 +133,7 @@ class Supervisor:
 
         def wait(holder: HolderWatch) -> bool:
             self.check()
-            self._clock.sleep(min(holder.poll_s, _POLL_S))
+            time.sleep(min(holder.poll_s, _POLL_S))
             return give_up(holder)
 
         self._lease.claim(right, wait)
@@ -144,7 +149,7 @@ class Supervisor:
             config: its options.
             progress: returns a value that changes with every step forward.
         """
-        now = self._clock.now()
+        now = time.monotonic()
         self._limits = _Limits(where, config, progress, now, now)
         try:
             yield
@@ -160,7 +165,7 @@ class Supervisor:
         limits = self._limits
         if limits is not None and self.cause is None:
             try:
-                limits.check(self._clock.now())
+                limits.check(time.monotonic())
             except TimedOutError as error:
                 self._end(error)
 

@@ -5,7 +5,6 @@ due, one fires. It has the id of its run: whoever finds a firing without an end 
 Nothing is rewritten. A released key gets a next firing, with the next number.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -190,12 +189,14 @@ def scheduled_pipelines(store: Store) -> list[str]:
     return sorted({schedule_of(key) for key in store.ledger.list(SCHEDULES_PREFIX)})
 
 
-def observe(store: Store, pipeline: str, key: str, digest: str, now: datetime) -> Iterator[float]:
-    """Record a listing with new sources; yield when the first and when this one were seen."""
+def observe(
+    store: Store, pipeline: str, key: str, digest: str, now: datetime
+) -> tuple[float, float]:
+    """Record a listing with new sources; return when the first and when this one were seen."""
     log = seen_log(pipeline, key)
     last = store.ledger.last(log)
     if last is None or last["digest"] != digest:
         last = {"digest": digest, "at": now.timestamp()}
         store.ledger.append(log, last)
     first = store.ledger.read(log_entry_key(log, 0)) or last
-    yield from (first["at"], last["at"])
+    return first["at"], last["at"]

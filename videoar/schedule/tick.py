@@ -300,7 +300,7 @@ class Ticker:
         is_shared = self._spec.schedule.concurrency == "allow"
         name = schedule_lease(self._spec.name, firing.key if is_shared else "")
         lease = Lease(self._store, name, f"tick of {self._spec.name}", hint=_HINT)
-        # the run that is replaced ends with the next beat of its driver
+        # the run that is replaced ends with the next heartbeat of its driver
         lease.acquire(wait=self._spec.schedule.concurrency == "replace")
         lease.keep(lambda error: logger.warning("%s", error))
         try:

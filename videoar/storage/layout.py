@@ -13,7 +13,7 @@
     runs/<run>/cancel/<number>.json               requests to cancel it, by claim of its driver
     runs/<run>/report.html                        report page
     refs/<name>/<number>.json                     refs, one record per move
-    leases/<name>/epochs/<number>.json, beats/<number>   owners of a lease, one after another
+    leases/<name>/epochs/<number>.json, heartbeats/<number>   owners of a lease, one after another
     claims/<right>/<number>.json                  rights that last as long as a lease
     decisions/<number>.json                       decisions of promotion gates, in their order
     withdrawn/<key>.json, forgotten/<sha256>.json takedowns
@@ -366,9 +366,9 @@ def lease_log(name: str) -> str:
     return f"leases/{name}/epochs"
 
 
-def lease_beat_key(name: str, epoch: int) -> str:
+def heartbeat_key(name: str, epoch: int) -> str:
     """Return the key that an owner of a lease rewrites while it lives."""
-    return f"leases/{name}/beats/{epoch:08d}"
+    return f"leases/{name}/heartbeats/{epoch:08d}"
 
 
 def claim_log(right: str) -> str:

@@ -1,13 +1,13 @@
 """Leases: rights that one process at a time has, such as to drive a run.
 
 A lease is a log of create-once records, one per owner, numbered by *epoch*, and one object per
-epoch, the *beat*, that its owner keeps rewriting. Clocks of machines are never compared: an owner
-counts as stopped when its beat has not changed for its time to live on the clock of who looks, when
-it says so itself, or when its process is known to be gone. Taking over is creating the next epoch;
-an owner that was suspended finds that record before its next write.
+epoch, the *heartbeat*, that its owner keeps rewriting. Clocks of machines are never compared: an
+owner counts as stopped when its heartbeat has not changed for its time to live on the clock of who
+looks, when it says so itself, or when its process is known to be gone. Taking over is creating the
+next epoch; an owner that was suspended finds that record before its next write.
 
-A *claim* is a right that hangs on a lease: an owner that drives a run claims each training, and has
-one beat for all of it.
+A *claim* is a right that lasts as long as a lease: an owner that drives a run claims each training,
+and one heartbeat renews all of it.
 """
 
 import logging
@@ -20,11 +20,11 @@ from videoar.core.clock import MONOTONIC, Clock
 from videoar.core.errors import LeaseHeldError, VideoARError
 from videoar.core.processes import ProcessId, this_process
 from videoar.core.settings import settings
-from videoar.storage.layout import claim_log, lease_beat_key, lease_log, log_entry_key
+from videoar.storage.layout import claim_log, heartbeat_key, lease_log, log_entry_key
 from videoar.storage.store import Store
 
 logger = logging.getLogger(__name__)
-_BEATS = 5  # per time to live
+_HEARTBEATS = 5  # per time to live
 _ENDED = b"ended"
 
 
@@ -44,20 +44,20 @@ class HolderWatch:
         self.owner: str = record.get("owner", "another process")
         self.ttl_s: float = record.get("ttl_s", settings().lease_ttl_s)
         self.process = ProcessId.model_validate(record["process"]) if "process" in record else None
-        self._beat, self._since = self._read_beat(), clock.now()
-        self.has_beaten = False
-        """Whether the beat has changed since this observer looks."""
+        self._heartbeat, self._since = self._read_heartbeat(), clock.now()
+        self.has_renewed = False
+        """Whether the heartbeat has changed since this observer looks."""
 
-    def _read_beat(self) -> bytes | None:
-        return self._store.objects.find(lease_beat_key(self.name, self._epoch))
+    def _read_heartbeat(self) -> bytes | None:
+        return self._store.objects.find(heartbeat_key(self.name, self._epoch))
 
     def has_ended(self) -> bool:
         """Look once; return whether this owner has no right any more."""
-        beat, now = self._read_beat(), self._clock.now()
-        if beat == _ENDED or (self.process is not None and self.process.is_gone()):
+        heartbeat, now = self._read_heartbeat(), self._clock.now()
+        if heartbeat == _ENDED or (self.process is not None and self.process.is_gone()):
             return True
-        if beat != self._beat:
-            self._beat, self._since, self.has_beaten = beat, now, True
+        if heartbeat != self._heartbeat:
+            self._heartbeat, self._since, self.has_renewed = heartbeat, now, True
         if now - self._since >= self.ttl_s:
             return True
         following = log_entry_key(lease_log(self.name), self._epoch + 1)
@@ -65,15 +65,15 @@ class HolderWatch:
 
     @property
     def poll_s(self) -> float:
-        """How long to wait between two looks: two per beat."""
-        return self.ttl_s / _BEATS / 2
+        """How long to wait between two looks: two per heartbeat."""
+        return self.ttl_s / _HEARTBEATS / 2
 
     def is_silent(self) -> bool:
-        """Return whether the beat is older than the time to live, by the clock of the store.
+        """Return whether the heartbeat is older than the time to live, by the clock of the store.
 
         For display only: a right is taken over on this process's own clock.
         """
-        age_s = self._store.objects.age_s(lease_beat_key(self.name, self._epoch))
+        age_s = self._store.objects.age_s(heartbeat_key(self.name, self._epoch))
         return age_s is None or age_s > self.ttl_s
 
     def __str__(self) -> str:
@@ -96,10 +96,10 @@ class Lease:
 
     Args:
         store: where the lease is.
-        name: such as `runs/20261128-k3x9`.
+        name: such as `serving`.
         owner: named in the errors of others.
         hint: what they can do.
-        ttl_s: how long another process has to wait after the last beat of this one; None: the
+        ttl_s: how long another process has to wait after the last heartbeat of this one; None: the
             setting `lease_ttl_s`.
         clock: of this process.
     """
@@ -117,7 +117,7 @@ class Lease:
         self.name, self.owner, self.epoch = name, owner, -1
         self._store, self._hint, self._ttl_s = store, hint, ttl_s or settings().lease_ttl_s
         self._clock = clock
-        self._last_beat = 0.0
+        self._last_renewal = 0.0
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -144,24 +144,24 @@ class Lease:
                 self.epoch = epoch
             elif not wait:
                 raise self._held(epoch)
-        self._write_beat()
+        self._write_heartbeat()
         return self.epoch
 
     def _wait_for_end(self, epoch: int, *, wait: bool) -> None:
         holder = HolderWatch(self._store, self.name, epoch, self._clock)
         while not holder.has_ended():
-            if holder.has_beaten and not wait:
+            if holder.has_renewed and not wait:
                 raise self._held(epoch)
             self._clock.sleep(holder.poll_s)
 
     def adopt(self, epoch: int) -> None:
-        """Beat for an epoch that another process of this owner has acquired.
+        """Renew an epoch that another process of this owner has acquired.
 
         Raises:
             LeaseHeldError: another owner has taken over meanwhile.
         """
         self.epoch = epoch
-        self.beat()
+        self.renew()
 
     def claim(self, right: str, give_up: Callable[[HolderWatch], bool]) -> int | None:
         """Take a right that lasts as long as this epoch of the lease.
@@ -191,7 +191,7 @@ class Lease:
     def _held(self, epoch: int) -> LeaseHeldError:
         return held_error(HolderWatch(self._store, self.name, epoch), self._hint)
 
-    def beat(self) -> None:
+    def renew(self) -> None:
         """Show that this owner lives.
 
         Raises:
@@ -200,58 +200,56 @@ class Lease:
         following = log_entry_key(lease_log(self.name), self.epoch + 1)
         if self._store.objects.size(following) is not None:
             raise self._held(self.epoch + 1)
-        self._write_beat()
+        self._write_heartbeat()
 
-    def _write_beat(self) -> None:
-        self._store.objects.put(
-            lease_beat_key(self.name, self.epoch), secrets.token_hex(8).encode()
-        )
-        self._last_beat = self._clock.now()
+    def _write_heartbeat(self) -> None:
+        self._store.objects.put(heartbeat_key(self.name, self.epoch), secrets.token_hex(8).encode())
+        self._last_renewal = self._clock.now()
 
     def require_held(self) -> None:
         """Return if nobody can have taken over yet; otherwise look.
 
-        Costs a request only if the last beat is older than half the time to live.
+        Costs a request only if the last heartbeat is older than half the time to live.
 
         Raises:
             LeaseHeldError: another owner has taken over.
         """
-        if self._clock.now() - self._last_beat > self._ttl_s / 2:
-            self.beat()
+        if self._clock.now() - self._last_renewal > self._ttl_s / 2:
+            self.renew()
 
     def keep(
         self,
         on_taken: Callable[[VideoARError], object],
-        each_beat: Callable[[], object] = lambda: None,
+        on_renewal: Callable[[], object] = lambda: None,
     ) -> None:
-        """Beat in a thread until `release`; call `on_taken` once if another owner has taken over.
+        """Renew it in a thread until `release`; call `on_taken` once if another owner takes over.
 
         Errors of the store are logged: it may come back before the time to live is over.
         """
 
         def run() -> None:
-            while not self._stopped.wait(self._ttl_s / _BEATS):
+            while not self._stopped.wait(self._ttl_s / _HEARTBEATS):
                 try:
-                    self.beat()
-                    each_beat()
+                    self.renew()
+                    on_renewal()
                 except LeaseHeldError as error:
                     on_taken(error)
                     return
                 except VideoARError as error:
-                    logger.warning("no beat of %s: %s", self.name, error)
+                    logger.warning("lease %s was not renewed: %s", self.name, error)
 
         thread = threading.Thread(target=run, name=f"lease-{self.name}", daemon=True)
         thread.start()
         self._thread = thread  # not before: a signal may come in between, and `stop` joins it
 
     def stop(self) -> None:
-        """Stop to beat; the next owner waits for the time to live."""
+        """Stop renewing; the next owner waits for the time to live."""
         self._stopped.set()
         if self._thread:
             self._thread.join()
 
     def release(self) -> None:
         """Let the next owner start at once; nothing to do if the lease was not acquired."""
-        self.stop()  # no beat after the last word
+        self.stop()  # nothing is written after the last word
         if self.epoch >= 0:
-            self._store.objects.put(lease_beat_key(self.name, self.epoch), _ENDED)
+            self._store.objects.put(heartbeat_key(self.name, self.epoch), _ENDED)

@@ -15,13 +15,7 @@ from videoar.evaluation.metric_names import METRICS
 from videoar.evaluation.vbench_constants import DIMENSIONS
 from videoar.evaluation.vbench_weights import verified
 from videoar.model.classifier import ClassifierConfig, ClipClassifier
-from videoar.storage.store import open_store
 from videoar.training.model_store import publish_model
-
-
-@pytest.fixture
-def store(tmp_path):
-    return open_store((tmp_path / "store").as_uri())
 
 
 @pytest.fixture

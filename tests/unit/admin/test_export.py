@@ -27,11 +27,6 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def store(tmp_path):
-    return open_store((tmp_path / "store").as_uri())
-
-
-@pytest.fixture
 def tokens(store):
     other = token_rows(50, 4, shape=(1, 3, 2, 2), scales=[(1, 1), (2, 2)])
     return commit_tables(store, token_rows(0, 7), other)

@@ -13,12 +13,6 @@ from videoar.core.errors import ConfigError, ContractError
 from videoar.core.settings import settings
 from videoar.evaluation.scorecard import not_evaluated, score_row
 from videoar.evaluation.vbench_constants import DIMENSIONS
-from videoar.storage.store import open_store
-
-
-@pytest.fixture
-def store(tmp_path):
-    return open_store((tmp_path / "store").as_uri())
 
 
 def call(store, *arguments):

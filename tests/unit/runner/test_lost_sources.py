@@ -14,16 +14,11 @@ from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.pipeline.context import StageContext
 from videoar.stages.annotate.config import CaptionConfig
 from videoar.stages.annotate.stage import CaptionStage
-from videoar.storage.store import Store, open_store
+from videoar.storage.store import Store
 from videoar.training.model_store import publish_model
 
 pytestmark = pytest.mark.slow
 NAMES = ("a.mp4", "b.mp4", "c.mp4")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store((tmp_path / "store").as_uri())
 
 
 @pytest.fixture

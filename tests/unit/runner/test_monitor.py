@@ -23,14 +23,9 @@ from videoar.records.run_record import load_run
 from videoar.report.publish import render_report
 from videoar.runner.execute import Execution
 from videoar.runner.monitor import Monitor
-from videoar.storage.store import Store, open_store
+from videoar.storage.store import Store
 
 CURVE = [{"step": 0.0, "loss": 2.0}, {"step": 5.0, "loss": 1.5, "val/loss": 1.75}]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store((tmp_path / "store").as_uri())
 
 
 @pytest.fixture

@@ -17,14 +17,9 @@ from videoar.pipeline.spec import parse_pipeline
 from videoar.records.run_record import Run, load_run
 from videoar.runner.plan import plan
 from videoar.storage.ledger import Refs
-from videoar.storage.store import Store, open_store
+from videoar.storage.store import Store
 
 preload(__name__)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store((tmp_path / "store").as_uri())
 
 
 @pytest.fixture

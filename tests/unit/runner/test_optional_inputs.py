@@ -18,16 +18,11 @@ from videoar.runner.decide import skip_reason
 from videoar.runner.plan import plan
 from videoar.stages.features.stage import FeaturesConfig
 from videoar.storage.ledger import Refs
-from videoar.storage.store import Store, open_store
+from videoar.storage.store import Store
 
 preload(__name__)
 OF_CHAMPION = ("champion_samples", "champion_scores")
 ABSENT = "input champion is absent: there is no ref://champion"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store((tmp_path / "store").as_uri())
 
 
 @pytest.fixture

@@ -22,11 +22,6 @@ NO_LOSS = [{"metric": RATED, "max_regression": 0.1}]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store((tmp_path / "store").as_uri())
-
-
-@pytest.fixture
 def videos(tmp_path: Path) -> Path:
     return write_videos(tmp_path / "videos", "a.mp4")
 

@@ -14,7 +14,7 @@ from videoar.core import software
 from videoar.core.errors import ConfigError
 from videoar.pipeline.registry import BUILTIN
 from videoar.records.run_record import load_run
-from videoar.storage.store import Store, open_store
+from videoar.storage.store import Store
 
 
 @pytest.fixture(autouse=True)
@@ -23,11 +23,6 @@ def toys(monkeypatch):
         monkeypatch.setitem(BUILTIN, name, stage)
     # a page and a mirror are not what is tested
     monkeypatch.setattr("videoar.report.publish.publish_results", lambda *_: None)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store((tmp_path / "store").as_uri())
 
 
 @pytest.fixture

@@ -9,13 +9,8 @@ from tests.support.sample_folder import sample_folder
 from tests.support.stage_chain import provenance
 from videoar.core.errors import ConfigError, ContractError
 from videoar.runner.inputs import Listing, resolve
-from videoar.storage.store import Store, open_store
+from videoar.storage.store import Store
 from videoar.training.sample_folder import read_sample_folder
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store((tmp_path / "store").as_uri())
 
 
 def test_folder_is_committed_with_its_videos_and_found_again(store: Store, tmp_path: Path):

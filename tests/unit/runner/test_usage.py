@@ -1,22 +1,14 @@
 """What a run used: CPU-seconds of its own work, GPU-seconds where workers have GPUs."""
 
 import time
-from pathlib import Path
-
-import pytest
 
 from tests.support.toy_runs import execute, toy_document, write_videos
 from videoar.pipeline.work.progress import clear_progress, rank_usage
 from videoar.pipeline.work.task import Usage
 from videoar.storage.layout import rank_usage_key
-from videoar.storage.store import Store, open_store
+from videoar.storage.store import Store
 
 STAGES = {"mapping-a.mp4": "big", "picking": "few", "counting-3": "model"}
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store((tmp_path / "store").as_uri())
 
 
 def burn(seconds: float) -> None:

@@ -26,15 +26,10 @@ from videoar.schedule import records
 from videoar.schedule.tick import Ticker
 from videoar.storage.layout import schedule_lease
 from videoar.storage.lease import Lease
-from videoar.storage.store import Store, open_store
+from videoar.storage.store import Store
 
 HOURLY = {"cron": "0 * * * *"}
 START = at("2026-11-01T00:30")
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return open_store((tmp_path / "store").as_uri())
 
 
 def hour(number: int):

@@ -9,16 +9,10 @@ import pytest
 from videoar.core.errors import SnapshotConflictError
 from videoar.serving.job_store import JobStore
 from videoar.serving.video_job import PromptChange, VideoRequest
-from videoar.storage.store import open_store
 
 NO_JOB = "video_fe5de0a093d38055717cc9d1707417f7"
 """The form of an id, but of no job. Not drawn: xdist needs the same tests in every worker."""
 REQUEST = VideoRequest(model="champion", prompt="a red ball", seconds=1, size="32x32")
-
-
-@pytest.fixture
-def store(tmp_path):
-    return open_store((tmp_path / "store").as_uri())
 
 
 @pytest.fixture

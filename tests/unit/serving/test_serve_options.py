@@ -7,12 +7,6 @@ from tests.support.published_model import published
 from videoar.cli.app import app
 from videoar.core.errors import LeaseHeldError
 from videoar.serving.serve import server_lease
-from videoar.storage.store import open_store
-
-
-@pytest.fixture
-def store(tmp_path):
-    return open_store((tmp_path / "store").as_uri())
 
 
 @pytest.mark.slow

@@ -11,15 +11,9 @@ from videoar.model.pretrained.networks import Captioner, pick_stills
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.fingerprint import compute_parts, differences
 from videoar.pipeline.registry import make_stage
-from videoar.storage.store import open_store
 
 PROMPT = "what is this"
 CAPTIONS = (None, "a red ball", "", None, None)
-
-
-@pytest.fixture
-def store(tmp_path):
-    return open_store((tmp_path / "store").as_uri())
 
 
 @pytest.fixture

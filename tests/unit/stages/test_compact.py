@@ -33,11 +33,6 @@ ROOT = Path(__file__).parents[3]
 SMALL = {"shape": (1, 3, 2, 2), "scales": [(2, 2)]}
 
 
-@pytest.fixture
-def store(tmp_path):
-    return open_store((tmp_path / "store").as_uri())
-
-
 def many(store):
     """Commit thirty files: of two shapes, three rows of one source each."""
     tables = [token_rows(3 * i, 3, source=i, **SMALL if i % 5 == 0 else {}) for i in range(30)]

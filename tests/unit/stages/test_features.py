@@ -18,7 +18,6 @@ from videoar.model.classifier import ClassifierConfig, ClipClassifier
 from videoar.pipeline.spec import parse_pipeline
 from videoar.pipeline.stage import Output
 from videoar.stages.features.stage import FeaturesConfig, FeaturesStage
-from videoar.storage.store import open_store
 from videoar.training.model_store import publish_model
 
 LIGHT = {"networks": ["pixels", "synthetic"]}
@@ -29,11 +28,6 @@ SPACES = [
     ("pixels", "windows", 12),
     ("synthetic", "scene", 13),
 ]
-
-
-@pytest.fixture
-def store(tmp_path):
-    return open_store((tmp_path / "store").as_uri())
 
 
 def rows_of(store, run):

@@ -41,11 +41,6 @@ TRAINING = {"steps": 4, "batch_clips": 2, "excerpt_frames": 5, "learning_rate": 
 
 
 @pytest.fixture
-def store(tmp_path):
-    return open_store((tmp_path / "store").as_uri())
-
-
-@pytest.fixture
 def clips(store):
     rows = [row | {"span_start_us": 500_000} for row in drawn_rows(store, scenes()[:3])]
     rows[0]["caption"], rows[2]["split"] = scenes()[0].prompt, "val"

@@ -17,11 +17,6 @@ from videoar.storage.store import open_store
 ELSEWHERE = this_process().model_copy(update={"host": "other", "machine": "other"})
 
 
-@pytest.fixture
-def store(tmp_path):
-    return open_store((tmp_path / "store").as_uri())
-
-
 class Time:
     """Time that passes only while someone sleeps; `during` runs in every sleep."""
 
@@ -41,7 +36,7 @@ def lease(store, time, name="a", owner="me"):
 def test_second_owner_is_rejected_while_the_first_one_beats(store):
     first = lease(store, Time())
     assert first.acquire() == 0
-    clock = Time(first.beat)
+    clock = Time(first.renew)
     with pytest.raises(LeaseHeldError, match="lease a: is held by me on"):
         lease(store, clock).acquire()
     assert clock.now < 10
@@ -80,7 +75,8 @@ def test_process_of_another_pid_namespace_is_not_known_to_be_gone():
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     ended = type(ELSEWHERE).model_validate_json(found.stdout)
     assert ended.is_gone()
-    assert not ended.model_copy(update={"machine": "same host name, other namespace"}).is_gone()
+    for unknown in ({"machine": "same host name, other namespace"}, {"machine": ""}, {"born": ""}):
+        assert not ended.model_copy(update=unknown).is_gone()
     assert not this_process().is_gone()
 
 
@@ -119,23 +115,23 @@ def test_suspended_owner_notices_that_another_one_took_over(store):
     first = lease(store, clock)
     first.acquire()
     lease(store, Time(), owner="second").acquire()
-    first.require_held()  # its own beat is young: no request
+    first.require_held()  # its own heartbeat is young: no request
     clock.now += 6
-    for look in (first.require_held, first.beat):
+    for look in (first.require_held, first.renew):
         with pytest.raises(LeaseHeldError, match="held by second"):
             look()
 
 
 def test_lease_is_kept_in_a_thread_until_it_is_lost(store):
-    first, lost, beats = Lease(store, "a", "first", ttl_s=0.05), [], []
+    first, lost, heartbeats = Lease(store, "a", "first", ttl_s=0.05), [], []
     first.acquire()
-    first.keep(lost.append, lambda: beats.append(1))
+    first.keep(lost.append, lambda: heartbeats.append(1))
     with pytest.raises(LeaseHeldError, match="held by first"):
         Lease(store, "a", "second", ttl_s=0.05).acquire()
     store.ledger.create(log_entry_key(lease_log("a"), 1), {"owner": "third", "ttl_s": 1})
     first._thread.join(5)
     assert [error.what for error in lost] == ["is held by third on another host"]
-    assert beats
+    assert heartbeats
 
 
 def test_claim_of_a_living_owner_is_waited_for_and_one_of_its_end_is_taken_over(store):
@@ -155,7 +151,7 @@ def test_claim_of_a_living_owner_is_waited_for_and_one_of_its_end_is_taken_over(
     resumed = lease(store, Time(), "one")
     resumed.acquire()
     assert resumed.claim("loop/x", lambda holder: True) is None
-    sleeper = Time()  # the owner "two" is asleep: no beat for the time to live
+    sleeper = Time()  # the owner "two" is asleep: no heartbeat for the time to live
     waiting = lease(store, sleeper, "three")
     waiting.acquire()
     assert waiting.claim("loop/x", lambda holder: sleeper.sleep(holder.poll_s)) == 2

@@ -10,13 +10,7 @@ from videoar.media.clip_reader import ClipReader
 from videoar.media.decode import decode_clip
 from videoar.media.reject_codes import RETRYABLE
 from videoar.media.synthetic import scenes
-from videoar.storage.store import open_store
 from videoar.training.data.clip_cache import ClipCache
-
-
-@pytest.fixture
-def store(tmp_path):
-    return open_store((tmp_path / "store").as_uri())
 
 
 def test_decoded_clips_are_cached_up_to_the_limit(store):
