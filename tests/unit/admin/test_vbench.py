@@ -66,6 +66,7 @@ def test_check_warns_of_licences(store):
     assert "pyiqa is PolyForm-Noncommercial: no commercial use of imaging_quality" in warnings
 
 
+@pytest.mark.slow
 def test_invariant_6_export_writes_every_official_name(store, tmp_path):
     rows = sample_rows(store)
     commit_samples(store, rows)
@@ -78,6 +79,7 @@ def test_invariant_6_export_writes_every_official_name(store, tmp_path):
         call(store, "export", "samples", "--to", str(tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_invariant_6_export_to_a_file_system_that_ignores_case_is_refused(
     store, tmp_path, monkeypatch
 ):
@@ -93,6 +95,7 @@ def test_invariant_6_export_to_a_file_system_that_ignores_case_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_export_damaged_video_is_named_and_leaves_nothing(store, tmp_path):
     rows = sample_rows(store)
     commit_samples(store, [{**rows[0], "video_sha256": "0" * 64}, *rows[1:]])

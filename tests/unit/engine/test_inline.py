@@ -100,6 +100,7 @@ def test_concurrent_shards_log_with_the_context_of_the_caller(tmp_path, capsys):
     assert sorted(capsys.readouterr().err.splitlines()) == ["info    r1: 0", "info    r1: 1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["single", "double"])
 def test_transient_error_of_a_shard_is_retried(stage, tmp_path):
     calls = []

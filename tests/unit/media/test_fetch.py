@@ -96,6 +96,7 @@ def test_blocked_file_is_rejected_and_the_stage_continues(tmp_path):
     assert row["retryable"]
 
 
+@pytest.mark.slow
 def test_silent_server_times_out(into, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
@@ -106,6 +107,7 @@ def test_silent_server_times_out(into, monkeypatch):
             assert timed_out(decoder, "s3://bucket/a.mp4", into) < 30  # with the child's start
 
 
+@pytest.mark.slow
 def test_unreachable_server_is_a_transient_error(into, monkeypatch):
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with (
@@ -116,6 +118,7 @@ def test_unreachable_server_is_a_transient_error(into, monkeypatch):
         decoder.fetch("s3://bucket/a.mp4", into)
 
 
+@pytest.mark.slow
 def test_object_is_streamed_and_a_missing_one_is_rejected(into, moto_server, monkeypatch):
     data = os.urandom(3 << 20) + b"end"
     S3ObjectStore(moto_server.bucket, "", moto_server.endpoint).put("a b.mp4", data)

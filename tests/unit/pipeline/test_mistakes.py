@@ -203,6 +203,7 @@ def places(node: object) -> list[tuple]:
     return [(), *((key, *rest) for key, child in children for rest in places(child))]
 
 
+@pytest.mark.slow
 @settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_any_value_at_any_key_is_accepted_or_reported(data: st.DataObject):

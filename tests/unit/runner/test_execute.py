@@ -151,6 +151,7 @@ def test_snapshot_with_a_missing_or_damaged_file_is_recomputed(
     assert (set(statuses(third).values()), third.outputs) == ({"CACHED"}, again.outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(25, "a checkpoint file of other bytes")
 def test_damaged_checkpoint_resumes_from_the_one_before(store: Store, videos: Path):
     first = execute(store, toy_document(videos))

@@ -89,6 +89,7 @@ def test_page_of_a_running_run_has_what_is_known(store, videos, at):
     assert "The run goes on" not in final
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("slow", "text"),
     [
@@ -143,6 +144,7 @@ def test_follow_ends_with_the_run_and_watch_has_its_exit_code(store, videos, at,
     assert line["status"] == "FAILED"
 
 
+@pytest.mark.slow
 def test_watch_prints_one_json_line_per_change(store, videos, at):
     is_training = threading.Event()
 
@@ -196,6 +198,7 @@ def test_curves_are_in_mlflow_during_the_run_and_once_after_it(store, videos):
         assert len({step for step, _ in points}) == len(points)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(35, "a server that accepts and never answers")
 def test_silent_server_holds_nothing_up_and_is_one_line(store, videos, monkeypatch, caplog):
     with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and never answers

@@ -289,6 +289,7 @@ def test_promote_killed_ends_the_same_when_it_is_repeated(store: Store, videos: 
     assert targets == [model_of(first), model_of(second), model_of(first)]
 
 
+@pytest.mark.slow
 def test_promote_decision_that_was_not_recorded_counts_as_newest(store: Store, videos: Path):
     strict = gated(videos, 2, 0.5, [{"metric": RATED, "min": 0.8}], gate="strict")
     execute(store, strict, until="scores")

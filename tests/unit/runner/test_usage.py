@@ -2,6 +2,8 @@
 
 import time
 
+import pytest
+
 from tests.support.toy_runs import execute, toy_document, write_videos
 from videoar.pipeline.work.progress import clear_progress, rank_usage
 from videoar.pipeline.work.task import Usage
@@ -17,6 +19,7 @@ def burn(seconds: float) -> None:
         sum(range(1000))
 
 
+@pytest.mark.slow
 def test_stages_of_all_shapes_have_what_they_used(store: Store, tmp_path, monkeypatch):
     monkeypatch.setattr("tests.support.toys.crash_point", lambda name: name in STAGES and burn(0.3))
     videos = write_videos(tmp_path / "videos", "a.mp4", "b.mp4")

@@ -413,6 +413,7 @@ def test_request_id_of_a_proxy_is_left_to_it(http):
     assert "x-request-id" not in answer.headers
 
 
+@pytest.mark.slow
 def test_slow_body_408(serve):
     _, client = serve(limits=Limits(timeout_s=0.3))
     released = threading.Event()

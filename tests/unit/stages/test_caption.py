@@ -55,6 +55,7 @@ def test_clips_of_several_sizes_share_a_batch(make, store, tmp_path):
     assert (output.metrics["captions_kept"], output.rows.num_rows) == (0, 3)
 
 
+@pytest.mark.slow
 def test_shard_gives_the_same_bytes_twice(store, clips, tmp_path):
     model = tiny_models.llava(tmp_path / "model")
     first, second = (

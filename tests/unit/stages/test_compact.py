@@ -44,6 +44,7 @@ def by_clip(snapshot):
     return {row["clip_id"]: row for row in rows}
 
 
+@pytest.mark.slow
 def test_output_has_the_same_rows_in_few_files_of_one_shape_each(store):
     tokens = many(store)
     stage, packed = compact(store, tokens.id)

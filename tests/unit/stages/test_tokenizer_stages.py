@@ -337,6 +337,7 @@ def test_tokenizer_below_its_gate_writes_no_tokens(store, models):
     assert len(mapper(table)) == 1
 
 
+@pytest.mark.slow
 def test_tokens_of_another_gate_are_encoded_again(store):
     document = prepare(store, num_files=1, clips_per_file=1)
     execute(store, document)

@@ -54,6 +54,7 @@ def take(url):
     os.kill(os.getpid(), 9)
 
 
+@pytest.mark.slow
 def test_owner_whose_process_is_known_to_be_gone_is_replaced_at_once(store):
     assert exit_code(take, store.url) == -9
     clock = Time()

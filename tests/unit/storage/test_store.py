@@ -38,6 +38,7 @@ def put_at(store_url):
     open_store(store_url).objects.put("a", b"1")
 
 
+@pytest.mark.slow
 @pytest.mark.fault(9, "a temporary file of a killed writer")
 def test_temporary_files_of_killed_writers_only_are_swept(tmp_path):
     root, old = tmp_path / "store", time.time() - 7200

@@ -55,6 +55,7 @@ def test_captions_are_deterministic_and_without_the_prompt(make, tmp_path, no_ne
         assert not text.startswith(("user", PROMPT))
 
 
+@pytest.mark.slow
 def test_caption_depends_on_its_own_clip_only(tmp_path):
     captioner = Captioner(tiny_models.llava(tmp_path), PROMPT, 6)
     clips = [noise(seed, 1 + seed, 16, 16) for seed in range(3)]

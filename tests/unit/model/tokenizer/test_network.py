@@ -115,6 +115,7 @@ def test_invariant_10_chunks_give_the_latents_and_frames_of_the_whole(cfg):
         net.encode(clip[:, :, :5], encode_carry)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=5), st.sampled_from([FULL, TINY]))
 @torch.no_grad()

@@ -50,6 +50,7 @@ def by_tile(mask_QL):
     return padded.view(size, TILE, size, TILE).sum(dim=(1, 3))
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     frames=st.integers(1, 5),

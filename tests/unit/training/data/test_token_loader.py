@@ -408,6 +408,7 @@ def test_mixture_keeps_shares_and_the_order_of_each_store(two_stores):
         assert seen == [next(alone)["clip_ids"] for _ in seen]
 
 
+@pytest.mark.slow
 def test_mixture_resumes_anywhere_at_another_world_size(two_stores):
     weights = {"video": 0.7, "image": 0.3}
     mixed = mixture(two_stores, weights)
