@@ -17,6 +17,7 @@ import numpy as np
 from videoar.core.errors import ConfigError
 from videoar.core.ids import seed_from
 from videoar.model.tokenizer.config import TokenizerTraining
+from videoar.training.data.live_iterator import require_main_process
 
 
 class Clips(Protocol):
@@ -69,8 +70,10 @@ class ExcerptLoader:
 
         Raises:
             ConfigError: a clip is shorter than an excerpt. As for any error of reading a clip, it
-                is raised in the step that needs the clip, not in the step that prefetches it.
+                is raised in the step that needs the clip, not in the step that prefetches it. Or
+                this is a worker of a `DataLoader`, where a forked thread would never answer.
         """
+        require_main_process("call `read(step)`, which reads in the process that calls it")
         batch = (self._pending.pop(step, None) or self._submit(step)).result()
         if (following := step + 1) < self._options.steps:
             self._pending = {following: self._submit(following)}

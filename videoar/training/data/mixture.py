@@ -19,13 +19,14 @@ import numpy as np
 
 from videoar.core.errors import ConfigError
 from videoar.core.ids import seed_from
+from videoar.training.data.live_iterator import LiveIterator
 from videoar.training.data.token_loader import Batch, TokenLoader
 
 BLOCK = 1000
 """Chosen: shares are exact to 0.1 %, and a block's draw takes microseconds."""
 
 
-class TokenMixture:
+class TokenMixture(LiveIterator):
     """Several loaders as one; iterating runs one block.
 
     Args:
@@ -77,7 +78,7 @@ class TokenMixture:
                 what = f"the state has {name} {state.get(name)}, this mixture {value}"
                 raise ConfigError("mixture state", what)
         self._block, self._step = int(state["block"]), int(state["step"])
-        self._streams = None
+        self._streams = self._newest = None
 
     def _identity(self) -> dict[str, int | str]:
         parts: dict[str, int | str] = {"mixture_seed": self._seed}
@@ -88,7 +89,12 @@ class TokenMixture:
         return parts
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the rest of the current block, then move to the start of the next one."""
+        """Yield the rest of the current block, then move to the start of the next one.
+
+        Raises:
+            ConfigError: as that of `TokenLoader`.
+        """
+        require_newest = self._begin()
         order = self._order()
         streams = self._streams or self._open_streams(order)
         for index in order[self._step :].tolist():
@@ -98,6 +104,7 @@ class TokenMixture:
             batch = next(streams[index])
             self._step, self._streams = self._step + 1, streams
             yield {**batch, "store": self._names[index]}
+            require_newest()
         self._block, self._step = self._block + 1, 0
 
     def _open_streams(self, order: np.ndarray) -> list[Iterator[Batch]]:

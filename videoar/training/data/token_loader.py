@@ -41,6 +41,7 @@ from videoar.storage.snapshot import Snapshot
 from videoar.storage.token_codec import checksum
 from videoar.training.data.buffers import BufferPool
 from videoar.training.data.epoch_order import ROW_BYTES, EpochOrder, epoch_order, order_rules
+from videoar.training.data.live_iterator import LiveIterator
 from videoar.training.data.row_group_prefetch import NO_ACCESS, REQUESTS, RowGroupPrefetch
 
 Batch = dict[str, Any]
@@ -51,13 +52,14 @@ METADATA_BATCHES = 32  # chosen: one `take` per so many batches; its fixed cost 
 _LARGE = {pa.string(): pa.large_string()}
 
 
-class TokenLoader:
+class TokenLoader(LiveIterator):
     """One rank's share of the global batches of a `tokens@1` snapshot; iterating runs one epoch.
 
     A batch holds `latent_BTKHW` (float16) and `bits_BN` (uint8, packed as stored), if they are
     among the columns, `captions`, `labels`, `clip_ids`, `global_size`, the rows of the global
     batch, and `first_row`, the number of the first own row in it. The memory of a batch is reused
-    once nothing refers to its tensors any more.
+    once nothing refers to its tensors any more. There is one live iterator, in the process that
+    trains: see `live_iterator`.
 
     Args:
         snapshot: the token store.
@@ -163,7 +165,8 @@ class TokenLoader:
         }
 
     def seek(self, position: int) -> None:
-        """Go to a number of batches after the start of epoch 0."""
+        """Go to a number of batches after the start of epoch 0; iterators begun before end."""
+        self._newest = None
         self._epoch, self._step = divmod(position, len(self))
 
     def endless(self) -> Iterator[Batch]:
@@ -185,10 +188,16 @@ class TokenLoader:
             if state.get(name) != value:
                 what = f"the state has {name} {state.get(name)}, this loader {value}"
                 raise ConfigError("loader state", what, "resume with the values it was saved with")
+        self._newest = None
         self._epoch, self._step = int(state["epoch"]), int(state["step"])
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the rest of the current epoch, then move to the start of the next one."""
+        """Yield the rest of the current epoch, then move to the start of the next one.
+
+        Raises:
+            ConfigError: another iterator was begun since, or this is a worker of a `DataLoader`.
+        """
+        require_newest = self._begin()
         order = self._order()
         num_ahead, step_s = self._num_prefetched_batches(), 0.0
         with _threads(num_ahead) as pool, _threads(REQUESTS) as requests:
@@ -213,6 +222,7 @@ class TokenLoader:
                 self._step += 1  # before the yield: `state_dict` inside the loop counts this batch
                 start = time.perf_counter()
                 yield batch | metadata
+                require_newest()
                 step_s = time.perf_counter() - start
         self._epoch, self._step = self._epoch + 1, 0
 
