@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from videoar.bench.result import BenchResult as BenchResult
     from videoar.pipeline.stage_reference import StageReference as StageReference
     from videoar.records.lineage import lineage as lineage
+    from videoar.records.openlineage import openlineage as openlineage
     from videoar.records.run_record import Run as Run
     from videoar.records.run_record import StageRun as StageRun
     from videoar.runner.execute import Execution as Execution
@@ -73,11 +74,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Document", "Watch", "backfill", "bench", "cancel", "compare", "diff", "doctor", "evaluate",
     "explain", "export", "follow", "forget", "freeze", "gate", "generate", "lineage", "load",
-    "logs", "ls", "make_engine", "open_store", "plan", "promote", "quarantine", "refs",
-    "report", "report_path", "resume", "rollback", "run", "schedule_ls", "schedule_pause",
-    "schedule_release", "schedule_serve", "schedule_tick", "schema", "serve", "show", "stages",
-    "status", "validate", "validate_pipeline", "vbench_check", "vbench_export", "vbench_plan",
-    "vbench_setup",
+    "logs", "ls", "make_engine", "open_store", "openlineage", "plan", "promote", "quarantine",
+    "refs", "report", "report_path", "resume", "rollback", "run", "schedule_ls",
+    "schedule_pause", "schedule_release", "schedule_serve", "schedule_tick", "schema", "serve",
+    "show", "stages", "status", "validate", "validate_pipeline", "vbench_check",
+    "vbench_export", "vbench_plan", "vbench_setup",
 ]  # fmt: skip
 
 __getattr__ = lazy_names(
@@ -91,6 +92,7 @@ __getattr__ = lazy_names(
         "gate": "videoar.admin.promotion:gate",
         "lineage": "videoar.records.lineage:lineage",
         "logs": "videoar.admin.inspect:logs",
+        "openlineage": "videoar.records.openlineage:openlineage",
         "promote": "videoar.admin.promotion:promote",
         "quarantine": "videoar.admin.inspect:rejected",
         "refs": "videoar.admin.refs:refs",

@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from videoar import api
-from videoar.cli.output import Block, Table, emit, facts
+from videoar.cli.output import Block, Table, emit, facts, to_json
 from videoar.cli.session import VerbGroup, print_help_without_verb, session, verb
 from videoar.core.errors import ConfigError
 
@@ -141,15 +142,32 @@ def _more(count: int) -> list[str]:
     return [f"... and {count - _LISTED} more; --json has all"] if count > _LISTED else []
 
 
+class LineageForm(StrEnum):
+    """What `lineage` prints."""
+
+    GRAPH = "graph"
+    OPENLINEAGE = "openlineage"
+
+
 @verb(app, _PANEL, "lineage champion")
 def lineage(
     name: Name,
     up: Annotated[bool, typer.Option("--up", help="Its ancestors (the default).")] = False,
     down: Annotated[bool, typer.Option("--down", help="Its descendants.")] = False,
+    form: Annotated[
+        LineageForm, typer.Option("--format", help="openlineage: events of a run, a line each.")
+    ] = LineageForm.GRAPH,
 ) -> None:
     """Trace anything to its source videos, or forwards."""
     if up and down:
         raise ConfigError("--up --down", "exclude each other", "give one of them")
+    if form is LineageForm.OPENLINEAGE:
+        if up or down:
+            raise ConfigError("--format openlineage", "is of one run", "leave out --up and --down")
+        events = list(api.openlineage(session.open(), name))
+        lines = [to_json(event, indent=None) for event in events]
+        emit({"events": events}, lambda: lines)
+        return
     graph = api.lineage(session.open(), name, down=down)
     emit(graph, lambda: _lineage_blocks(graph, down=down))
 
