@@ -4,7 +4,7 @@ A gate fails closed: without a decision, or with a broken rule in the newest one
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -166,24 +166,55 @@ def newest_decision(store: Store, candidate: str, ref: str | None = None) -> Row
     return max(matching, key=age, default=None)
 
 
-def rollback(store: Store, ref: str) -> dict[str, Any]:
-    """Point a ref back at what it pointed at before.
+def rollback(store: Store, ref: str, to: str | None = None, reason: str = "") -> dict[str, Any]:
+    """Point a ref back at what it pointed at before; a second time, one further back.
+
+    Args:
+        store: where the ref is.
+        ref: its name.
+        to: a snapshot that the ref pointed at; None: the one before that of the head.
+        reason: why; kept in the record of the move.
 
     Returns:
-        `{ref, snapshot, was}`.
+        `{ref, snapshot, was, reason}`.
 
     Raises:
-        ConfigError: no such ref, or it never pointed at anything else.
+        ConfigError: no such ref, or it never pointed at anything else, or not at `to`.
+        SnapshotNotFoundError: the store does not have the snapshot.
+        RefMovedError: another call has moved the ref meanwhile.
     """
     history = store.refs.history(ref)
     if not history:
         known = ", ".join(store.refs.names())
         raise ConfigError(ref, "no such ref", f"known: {known}" if known else "")
-    # a move that repeats the snapshot of the head is not an earlier state
-    earlier = [entry for entry in history if entry["snapshot"] != history[-1]["snapshot"]]
-    if not earlier:
+    *earlier, was = _path_to_head(history)
+    if to is not None:
+        target = find_snapshot(store, to).id
+        if target not in (entry["snapshot"] for entry in history):
+            raise ConfigError(f"--to {to}", f"{ref} never pointed at it", f"see: refs {ref}")
+        if target == was:
+            raise ConfigError(f"--to {to}", f"{ref} points at it already")
+    elif earlier:
+        target = store.snapshot(earlier[-1]).id
+    else:
         raise ConfigError(ref, "has no earlier snapshot")
-    head, target = history[-1], earlier[-1]["snapshot"]
-    evidence = {"rolled_back_from": head["snapshot"]}
-    store.refs.advance(ref, target, expect=head["seq"], evidence=evidence)
-    return {"ref": ref, "snapshot": target, "was": head["snapshot"]}
+    evidence = {"rolled_back_from": was, "reason": reason}
+    store.refs.advance(ref, target, expect=history[-1]["seq"], evidence=evidence)
+    return {"ref": ref, "snapshot": target, "was": was, "reason": reason}
+
+
+def _path_to_head(history: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the snapshots that a ref was moved forward over, up to that of its head.
+
+    Example: a b c, rolled back to b, is a b; then rolled back to a is a; then promoted d is a d.
+    """
+    path: list[str] = []
+    for entry in history:
+        snapshot = entry["snapshot"]
+        if "rolled_back_from" in entry["evidence"] and snapshot in path:
+            while path[-1] != snapshot:
+                path.pop()
+        # a move that repeats the snapshot of the head is not an earlier state
+        elif path[-1:] != [snapshot]:
+            path.append(snapshot)
+    return path

@@ -18,8 +18,9 @@ def refs(store: Store, name: str | None = None) -> dict[str, Any]:
     """Return all records of a ref, the oldest first; without a name the head of every ref.
 
     Returns:
-        `{refs: [{name, target, seq, by, at, evidence}]}`: `by` is the run or the user that moved
-        the ref, `at` the time in seconds since 1970; both may be missing in old records.
+        `{refs: [{name, target, seq, by, user, at, evidence}]}`: `by` is the run or the user that
+        moved the ref, `at` the time in seconds since 1970; both may be missing in old records.
+        `evidence` is why: of a promotion `decision`, of a rollback `rolled_back_from` and `reason`.
 
     Raises:
         ConfigError: no such ref.
@@ -40,6 +41,7 @@ def _row(name: str, record: Record) -> Row:
         "target": record["snapshot"],
         "seq": record["seq"],
         "by": record["by_run"] or record.get("user"),
+        "user": record.get("user"),
         "at": record.get("at"),
         "evidence": record["evidence"],
     }

@@ -294,9 +294,19 @@ def promote(
 
 
 @verb(app, _PANEL, "rollback champion")
-def rollback(ref: Annotated[str, typer.Argument(metavar="REF", help="E.g. champion.")]) -> None:
-    """Point a ref back at what it pointed at before."""
-    result = api.rollback(session.open(), ref)
+def rollback(
+    ref: Annotated[str, typer.Argument(metavar="REF", help="E.g. champion.")],
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Snapshot that it pointed at; default: the one before."),
+    ] = None,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Kept with the move.")] = "",
+) -> None:
+    """Point a ref back at what it pointed at before.
+
+    A second time, it goes one further back.
+    """
+    result = api.rollback(session.open(), ref, to, reason)
     emit(result, lambda: [f"{result['ref']}: {result['was']} -> {result['snapshot']}"])
 
 
@@ -330,7 +340,7 @@ def _emit_refs(result: api.Document) -> None:
             entry["target"],
             entry["by"],
             entry["at"] and local_time(entry["at"]),
-            ", ".join(f"{key} {value}" for key, value in entry["evidence"].items()),
+            ", ".join(f"{key} {value}" for key, value in entry["evidence"].items() if value),
         )
         for entry in result["refs"]
     ]

@@ -50,7 +50,35 @@ def test_rollback_returns_to_previous_snapshot(store: Store, videos: Path):
     with pytest.raises(ConfigError, match="no earlier snapshot"):
         api.rollback(store, "champion")
     second = toy_run(store, videos, model={"steps": 4}).outputs["model"]
-    moved = api.rollback(store, "champion")
+    moved = api.rollback(store, "champion", reason="worse on hands")
     assert (moved["was"], moved["snapshot"]) == (second, first)
+    assert api.refs(store, "champion")["refs"][-1]["evidence"] == {
+        "rolled_back_from": second,
+        "reason": "worse on hands",
+    }
     with pytest.raises(ConfigError, match="known: champion"):
         api.rollback(store, "nosuch")
+
+
+def test_rollback_again_goes_one_further_back_and_to_names_any_earlier(store: Store, videos: Path):
+    models = {
+        name: toy_run(store, videos, model={"steps": steps}).outputs["model"]
+        for name, steps in (("a", 3), ("b", 4), ("c", 5), ("d", 6))
+    }
+    names = {snapshot: name for name, snapshot in models.items()}
+
+    def rolled_back(**options: str) -> str:
+        return names[api.rollback(store, "champion", **options)["snapshot"]]
+
+    assert [rolled_back() for _ in range(3)] == ["c", "b", "a"]
+    with pytest.raises(ConfigError, match="no earlier snapshot"):
+        rolled_back()
+    assert rolled_back(to=models["d"]) == "d"
+    # `d` was set again after `a`, so one back is `a`
+    assert rolled_back() == "a"
+    toy_run(store, videos, model={"steps": 7})
+    assert rolled_back() == "a"
+    with pytest.raises(ConfigError, match="points at it already"):
+        rolled_back(to=models["a"])
+    with pytest.raises(ConfigError, match="never pointed at it"):
+        rolled_back(to="few")
