@@ -99,7 +99,7 @@ def test_training_of_another_run_is_waited_for_and_adopted(store: Store, videos:
     events = (e["stage"] for e in events_of(store, "second") if e["kind"] == "stage")
     states = [stage["status"] for stage in events if stage["name"] == "model"]
     assert states.count("WAITING") == 1
-    assert seen == ["run first"]
+    assert seen == ["lease: run first"]
 
 
 def waits(store: Store, seen: list[str]) -> bool:
@@ -107,7 +107,7 @@ def waits(store: Store, seen: list[str]) -> bool:
         return False
     stage = load_run(store, "second").stage("model")
     if stage.status == "WAITING":
-        seen.append(stage.reason.partition(" on ")[0])
+        seen.append(stage.waiting.partition(" on ")[0])
     return stage.status == "WAITING"
 
 

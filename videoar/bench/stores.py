@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from videoar.contracts.names import MODELS
 from videoar.core.types import Json, Provenance
-from videoar.engine.base import Engine, ShardDone
+from videoar.engine.base import Engine, ShardDone, Waits, waits_unseen
 from videoar.engine.inline import InlineEngine
 from videoar.evaluation.extractor import Clip
 from videoar.media.clip_reader import ClipReader
@@ -74,6 +74,7 @@ class TimedEngine:
         # not monotonic(): times of several processes are compared, and its zero is undefined
         self._engine, self._clock = engine, clock
         self.name, self.done_s = engine.name, list[float]()
+        self.waits: Waits = waits_unseen
 
     def map(self, task: StageTask, shards: Sequence[Shard], done: ShardDone) -> None:
         """Run the shards; record the time of each."""

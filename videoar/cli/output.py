@@ -116,9 +116,9 @@ def facts(values: Mapping[str, object]) -> Table:
 
 
 def progress_text(stage: "api.StageRun") -> str:
-    """Return how far a stage is, with its metrics; nothing if it does not run."""
-    if stage.progress is None:
-        return ""
+    """Return how far a stage is, with its metrics, or what it waits for."""
+    if stage.waiting or stage.progress is None:
+        return stage.waiting
     metrics = (f"{name} {cell(value)}" for name, value in stage.progress.metrics.items())
     return "  ".join([str(stage.progress), *metrics])
 

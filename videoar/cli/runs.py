@@ -307,5 +307,6 @@ def _shortened(reason: str) -> str:
 def _event_text(event: api.Document) -> str:
     if event["kind"] == "stage":
         stage = event["stage"]
-        return f"{stage['name']} {stage['status']} {stage['error'] or stage['reason']}"
+        text = stage["error"] or stage.get("waiting") or stage["reason"]  # not in older records
+        return f"{stage['name']} {stage['status']} {text}"
     return " ".join(f"{k}={v}" for k, v in event.items() if k not in ("kind", "time"))

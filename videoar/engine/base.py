@@ -19,16 +19,30 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 ShardDone = Callable[[Shard, WorkRecord], None]
 """Called in the driver with each finished shard."""
+Waits = Callable[[Exception | None], object]
+"""Called in the driver with the error after which all work of a stage waits to be tried again, and
+with None when it goes on."""
 _RETRY = RetryPolicy(first_wait_s=1.0, max_wait_s=8.0)
 _DEFAULT = Retries()
 
 
-def with_retries(work: Callable[[], T], retries: Retries = _DEFAULT) -> T:
+def waits_unseen(_: Exception | None) -> None:
+    """Show nobody that work waits to be tried again."""
+
+
+def with_retries(
+    work: Callable[[], T], retries: Retries = _DEFAULT, waits: Waits = waits_unseen
+) -> T:
     """Call `work`; retry with backoff while its error is `retryable`, as often as its kind allows.
 
     Stages and storage raise, the engine decides; a store retries only single broken responses.
     """
     used: Counter[str] = Counter()
+
+    def attempt() -> T:
+        if used:
+            waits(None)
+        return work()
 
     def should_retry(error: Exception) -> bool:
         if not (isinstance(error, VideoARError) and error.retryable):
@@ -36,17 +50,19 @@ def with_retries(work: Callable[[], T], retries: Retries = _DEFAULT) -> T:
         used[error.kind] += 1
         return used[error.kind] <= getattr(retries, error.kind, 0)
 
-    return _RETRY.call(work, should_retry, _log_retry)
+    def on_retry(number: int, wait_s: float, error: Exception) -> None:
+        logger.warning("attempt %d failed, next in %.1f s: %s", number, wait_s, error)
+        waits(error)
 
-
-def _log_retry(attempt: int, wait_s: float, error: Exception) -> None:
-    logger.warning("attempt %d failed, next in %.1f s: %s", attempt, wait_s, error)
+    return _RETRY.call(attempt, should_retry, on_retry)
 
 
 class Engine(Protocol):
     """Runs the work of stages."""
 
     name: str
+    waits: Waits
+    """Set by who uses the engine. A shard that waits while others go on is no wait of the stage."""
 
     def map(self, task: StageTask, shards: Sequence[Shard], done: ShardDone) -> None:
         """Run the shards in any order; call `done` in the driver as each one finishes."""

@@ -10,7 +10,7 @@ from functools import partial
 
 from videoar.core.errors import StageError
 from videoar.core.prefetch import prefetch
-from videoar.engine.base import ShardDone, with_retries
+from videoar.engine.base import ShardDone, Waits, waits_unseen, with_retries
 from videoar.pipeline.stage import Shard
 from videoar.pipeline.work.progress import ProgressWriter
 from videoar.pipeline.work.rank import run_rank
@@ -25,25 +25,29 @@ class InlineEngine:
 
     name = "inline"
 
+    def __init__(self) -> None:
+        self.waits: Waits = waits_unseen
+
     def map(self, task: StageTask, shards: Sequence[Shard], done: ShardDone) -> None:
         """Run the shards in order."""
         retries = task.make_stage().config.retries
-        worker = with_retries(lambda: ShardWorker(task), retries)
+        worker = with_retries(lambda: ShardWorker(task), retries, self.waits)
         if worker.stage.overlap > 1:
             _overlap(worker, shards, done)
             return
         for shard in shards:
-            done(shard, with_retries(partial(worker, shard), retries))
+            done(shard, with_retries(partial(worker, shard), retries, self.waits))
 
     def loop(self, task: StageTask) -> WorkRecord:
         """Run the loop as a single rank."""
         retries = task.make_stage().config.retries
-        with_retries(lambda: run_rank(task, 0, 1, ProgressWriter(task)), retries)
+        with_retries(lambda: run_rank(task, 0, 1, ProgressWriter(task)), retries, self.waits)
         return finished_loop(task)
 
     def reduce(self, task: StageTask) -> WorkRecord:
         """Run the reduction."""
-        return with_retries(lambda: run_reduce(task), task.make_stage().config.retries)
+        retries = task.make_stage().config.retries
+        return with_retries(lambda: run_reduce(task), retries, self.waits)
 
     def close(self) -> None:
         """Do nothing: this engine holds no resources."""

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from videoar.core.errors import ConfigError
-from videoar.engine.base import ShardDone, with_retries
+from videoar.engine.base import ShardDone, Waits, waits_unseen, with_retries
 from videoar.engine.inline import finished_loop
 from videoar.engine.ray_map import run_pool
 from videoar.engine.ray_serve import run_serve
@@ -63,6 +63,7 @@ class RayEngine:
     def __init__(self, address: str = "local") -> None:
         self._address = address
         self._connected = False
+        self.waits: Waits = waits_unseen
 
     def map(self, task: StageTask, shards: Sequence[Shard], done: ShardDone) -> None:
         """Run the shards on workers."""
@@ -73,7 +74,7 @@ class RayEngine:
 
     def loop(self, task: StageTask) -> WorkRecord:
         """Run all ranks; if one fails, restart all of them from the newest checkpoint."""
-        with_retries(partial(self._train, task), task.make_stage().config.retries)
+        with_retries(partial(self._train, task), task.make_stage().config.retries, self.waits)
         return finished_loop(task)
 
     def _train(self, task: StageTask) -> None:
@@ -82,6 +83,10 @@ class RayEngine:
 
     def reduce(self, task: StageTask) -> WorkRecord:
         """Run the reduction as one task of the cluster."""
+        retries = task.make_stage().config.retries
+        return with_retries(partial(self._reduce, task), retries, self.waits)
+
+    def _reduce(self, task: StageTask) -> WorkRecord:
         import ray
 
         resources = task.make_stage().config.resources
@@ -89,6 +94,7 @@ class RayEngine:
             remote = ray.remote(
                 num_cpus=resources.cpus,
                 num_gpus=resources.gpus,
+                max_retries=0,  # `with_retries` decides
                 runtime_env=environment(resources),
             )(_reduce)
             record: WorkRecord = ray.get(remote.remote(task))

@@ -109,6 +109,8 @@ class StageRun(Stored):
     metrics: dict[str, float] = Field(default_factory=dict)
     """Sums over the shards of a map stage, of all attempts, and values derived from them."""
     reason: str = ""
+    waiting: str = ""
+    """What it waits for while it is WAITING: `lease: ...`, `store: ...` or `backoff: ...`."""
     error: str | None = None
     code: str | None = None
     """Reason code of the error."""
@@ -351,8 +353,8 @@ def load_run(store: Store, run_id: str) -> Run:
         if stage.is_in_progress:
             until = time.time() if status == "RUNNING" else events[-1]["time"]
             current = with_progress(store, run_id, stage, until)
-            state = stage.status if status == "RUNNING" else status
-            stages[name] = current.model_copy(update={"status": state})
+            ended = {} if status == "RUNNING" else {"status": status, "waiting": ""}
+            stages[name] = current.model_copy(update=ended)
     return Run(
         **record,
         status=status,

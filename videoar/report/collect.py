@@ -183,7 +183,9 @@ def _stage_nodes(run: Run) -> Iterator[StageReport]:
             status=stage.status,
             parents=tuple(dict.fromkeys(_ports(run, stage.name).values())),
             snapshot=stage.snapshot or "",
-            reason=stage.reason if stage.status == "SKIPPED" else str(stage.progress or ""),
+            reason=stage.reason
+            if stage.status == "SKIPPED"
+            else stage.waiting or str(stage.progress or ""),
             # 0: not counted, e.g. because the stage was cached
             rows_in=stage.rows.in_ or None,
             rows_out=stage.rows.out if stage.snapshot else None,

@@ -21,6 +21,7 @@ from videoar.core.errors import (
     GateError,
     RefMovedError,
     StageError,
+    StorageError,
     TimedOutError,
     reason_code,
 )
@@ -69,6 +70,7 @@ from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
 logger = logging.getLogger(__name__)
+_STORE = "store"
 _MAX_DECISIONS = 5
 """chosen: a ref that moves during each of so many decisions is moved by something in a loop."""
 
@@ -363,6 +365,7 @@ class Execution:
         )
         stage, state = f"stage {spec.name}", partial(self._progress, spec.name)
         with self._supervisor.limits(stage, spec.config, state):
+            self.engine.waits = partial(self._backoff, spec.name)
             record = self._compute(task, decision)
         self._check_rejects(spec, record)
         snapshot = self._commit(task, decision.stage, record)
@@ -410,10 +413,31 @@ class Execution:
     def _waits_for(self, name: str, key: str, holder: HolderWatch) -> bool:
         """Show that a stage waits for another run; return whether that has done the work."""
         if self.stages[name].status != "WAITING":
-            self._update(name, status="WAITING", reason=f"{holder} does the same work")
+            waiting = f"lease: {holder} does the same work"
+            self._update(name, status="WAITING", waiting=waiting)
             self._log.stage(self.stages[name])
-            logger.info("waiting: %s does the same work", holder)
+            logger.info("waiting: %s", waiting)
         return self.store.ledger.read(key) is not None
+
+    def _backoff(self, name: str, error: Exception | None) -> None:
+        """Show that a stage waits to be tried again after an error; None: that it goes on."""
+        if error is None:
+            if self.stages[name].waiting.startswith(_STORE):
+                self._show(name)
+            self._update(name, status="RUNNING")
+            self._show(name)
+            return
+        kind = _STORE if isinstance(error, StorageError) else "backoff"
+        self._update(name, status="WAITING", waiting=f"{kind}: tried again after {error}")
+        if kind != _STORE:  # that is recorded when the store is back
+            self._show(name)
+
+    def _show(self, name: str) -> None:
+        """Record the state of a stage for displays only: it goes on if the store fails again."""
+        try:
+            self._log.stage(self.stages[name])
+        except StorageError as error:
+            logger.warning("%s is not recorded: %s", self.stages[name].status, error)
 
     def _map(self, task: StageTask, stage: MapStage[Any], work: ShardWork) -> WorkRecord:
         # before any worker starts: it would adopt such a record, and the commit would name missing
@@ -512,6 +536,8 @@ class Execution:
         return snapshot
 
     def _update(self, name: str, **changes: object) -> None:
+        if "status" in changes:
+            changes = {"waiting": "", **changes}
         self.stages[name] = self.stages[name].model_copy(update=changes)
 
 

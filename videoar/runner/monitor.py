@@ -60,7 +60,7 @@ class Monitor:
         run_id = self._execution.run_id
         with log_context(run_id=run_id, stage=stage.name):
             text = f"{stage.progress}; " if stage.progress else ""
-            reason = f": {stage.reason}" if stage.status == "WAITING" else ""
+            reason = f": {stage.waiting}" if stage.waiting else ""
             took = duration(stage.seconds)
             logger.info("%s%s for %s%s", text, stage.status.lower(), took, reason)
         found = read_progress(self._execution.store, run_id, stage.name)

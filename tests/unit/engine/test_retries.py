@@ -1,6 +1,7 @@
 """How often work is tried again, by the kind of its error; reason codes and their page."""
 
 import inspect
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,8 @@ from videoar.core.errors import (
 )
 from videoar.core.retry import RetryPolicy
 from videoar.core.types import Retries
-from videoar.engine import base
-from videoar.records.run_record import load_run
+from videoar.engine import base, inline
+from videoar.records.run_record import events_of, load_run
 from videoar.storage.store import open_store
 
 PAGE = Path(__file__).parents[3] / "docs" / "operators.md"
@@ -94,6 +95,39 @@ def test_budget_is_an_option_of_the_stage_and_the_record_has_the_code(tmp_path, 
     assert len(tried) == 7
     run = load_run(store, "r1")
     assert (run.status, run.code, run.stage("big").code) == ("FAILED", "WORKER_LOST", "WORKER_LOST")
+
+
+@pytest.mark.parametrize(
+    ("work", "stage"),
+    [("ShardWorker.__call__", "big"), ("run_reduce", "few"), ("run_rank", "model")],
+)
+@pytest.mark.parametrize(
+    ("error", "waiting"),
+    [
+        (WorkerLostError("x", "a worker died"), "backoff: tried again after x: a worker died"),
+        (TransientStorageError("x", "silent"), "store: tried again after x: silent"),
+    ],
+)
+def test_stage_that_is_tried_again_waits(tmp_path, monkeypatch, work, stage, error, waiting):
+    store = open_store((tmp_path / "store").as_uri())
+    videos = write_videos(tmp_path / "videos", "a.mp4")
+    original, errors_left, recorded = attrgetter(work)(inline), [error], []
+
+    def fails_once(*args):
+        if errors_left:
+            raise errors_left.pop()
+        return original(*args)
+
+    monkeypatch.setattr(f"{inline.__name__}.{work}", fails_once)
+    waits = RetryPolicy(0, 0, sleep=lambda _: recorded.append(load_run(store, "r1").stage(stage)))
+    monkeypatch.setattr(base, "_RETRY", waits)
+    run = execute(store, toy_document(videos), "r1")
+    events = [e["stage"] for e in events_of(store, "r1") if e["kind"] == "stage"]
+    seen = [(e["status"], e["waiting"]) for e in events if e["name"] == stage]
+    assert seen[-3:] == [("WAITING", waiting), ("RUNNING", ""), ("SUCCEEDED", "")]
+    assert run.stage(stage).reason == "never ran before"
+    # a store that has failed would fail the record, too
+    assert [s.status for s in recorded] == ["RUNNING" if "store" in waiting else "WAITING"]
 
 
 def test_memory_error_of_a_stage_is_of_the_kind_memory(tmp_path, monkeypatch):

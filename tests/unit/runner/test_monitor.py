@@ -111,11 +111,17 @@ def test_stage_that_runs_is_logged_again_and_again(store, videos, at, caplog, sl
 def test_stage_that_waits_is_logged_with_its_reason(store, videos, caplog):
     spec = parse_pipeline(toy_document(videos), "toy.yaml", REGISTRY)
     execution = Execution(spec, store, InlineEngine(), registry=REGISTRY)
-    changes = {"status": "WAITING", "reason": "run r9 does the same work", "started_at": 1.0}
+    changes = {
+        "status": "WAITING",
+        "waiting": "lease: run r9 does the same work",
+        "started_at": 1.0,
+    }
     execution.stages["model"] = execution.stages["model"].model_copy(update=changes)
     with caplog.at_level(logging.INFO), Monitor(execution, every_s=0.02):
         time.sleep(0.5)
-    assert re.search("waiting for [0-9]+ h [0-9]+ min: run r9 does the same work", caplog.text)
+    assert re.search(
+        "waiting for [0-9]+ h [0-9]+ min: lease: run r9 does the same work", caplog.text
+    )
 
 
 @pytest.mark.parametrize(
