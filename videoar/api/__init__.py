@@ -14,7 +14,7 @@ imports what it needs, or is imported on first use, so that `videoar --help` sta
 from typing import TYPE_CHECKING
 
 from videoar.api.data import schema, stages
-from videoar.api.models import compare, generate, load, report, report_path, serve
+from videoar.api.models import compare, generate, load, report, report_index, report_path, serve
 from videoar.api.ops import bench, forget, open_store
 from videoar.api.runs import (
     Document,
@@ -75,7 +75,7 @@ __all__ = [
     "Document", "Watch", "backfill", "bench", "cancel", "compare", "diff", "doctor", "evaluate",
     "explain", "export", "follow", "forget", "freeze", "gate", "generate", "lineage", "load",
     "logs", "ls", "make_engine", "open_store", "openlineage", "plan", "promote", "quarantine",
-    "refs", "report", "report_path", "resume", "rollback", "run", "schedule_ls",
+    "refs", "report", "report_index", "report_path", "resume", "rollback", "run", "schedule_ls",
     "schedule_pause", "schedule_release", "schedule_serve", "schedule_tick", "schema", "serve",
     "show", "stages", "status", "validate", "validate_pipeline", "vbench_check",
     "vbench_export", "vbench_plan", "vbench_setup",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from videoar.api.runs import Document, make_engine
+from videoar.api.runs import Document, ls, make_engine
+from videoar.api.schedule import schedule_ls
 from videoar.core.errors import ConfigError
 from videoar.core.settings import share_cores
 
@@ -167,6 +169,32 @@ def report(store: Store, name: str | None = None, out: Path | None = None) -> st
 
     key, page = render_report(store, find_run(store, name))
     return store.objects.location(key) if out is None else _write(out, page)
+
+
+def report_index(store: Store, out: Path | None = None, *, limit: int | None = None) -> str:
+    """Render the page of a store into it, or to `out`; return its path.
+
+    Args:
+        store: its runs, refs, schedules and datasets are read.
+        out: file to write.
+        limit: newest runs, and entries of each ref, to show; None shows all.
+
+    Raises:
+        ConfigError: `out` cannot be written.
+    """
+    from videoar.report.index import collect_index
+    from videoar.report.page import render_index
+    from videoar.storage.layout import INDEX_PAGE_KEY
+
+    # a browser opens no s3://: from a file elsewhere, pages of such a store are not linked
+    folder = f"{store.url}/" if store.url.startswith("file:") else None
+    links = "" if out is None else folder
+    runs, schedules = ls(store, limit), schedule_ls(store)
+    page = render_index(collect_index(store, runs, schedules, now=time.time(), links=links))
+    if out is not None:
+        return _write(out, page.encode())
+    store.objects.put(INDEX_PAGE_KEY, page.encode())
+    return store.objects.location(INDEX_PAGE_KEY)
 
 
 def compare(store: Store, old: str, new: str, out: Path) -> Document:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
@@ -27,6 +29,7 @@ Watch: TypeAlias = "Callable[[Execution], AbstractContextManager[None]]"
 _FROM_A_NODE = "on a node of the cluster use --target HOST:PORT, the address of its GCS"
 _POLL_S = 1.0  # chosen: for people
 _POLL_SHARE = 0.1  # chosen: at most this share of the time is reading
+_CONCURRENT_READS = 16  # chosen: a run is some 20 requests, of 20 ms each on a remote store
 _UNFINISHED = "has no finished snapshot"
 
 
@@ -236,7 +239,9 @@ def ls(store: Store, limit: int | None = None) -> list[Run]:
     from videoar.records.run_record import load_run, run_ids
 
     # ids sort by time, so only the listed runs are read
-    return [load_run(store, run_id) for run_id in run_ids(store)[::-1][:limit]]
+    listed = run_ids(store)[::-1][:limit]
+    with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
+        return list(pool.map(partial(load_run, store), listed))
 
 
 def cancel(store: Store, name: str) -> str:

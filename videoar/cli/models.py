@@ -13,7 +13,7 @@ from videoar.cli.data import Name
 from videoar.cli.output import Block, Table, emit, local_time
 from videoar.cli.runs import OptionalRun, Overrides, watch
 from videoar.cli.session import session, verb
-from videoar.core.errors import ContractError, GateError
+from videoar.core.errors import ConfigError, ContractError, GateError
 from videoar.core.printable import printable
 from videoar.core.settings import settings
 
@@ -235,9 +235,19 @@ def _score_blocks(card: api.Document) -> list[Block]:
 def report(
     run_id: OptionalRun = None,
     out: Annotated[Path | None, typer.Option(help="File to write; default: in the store.")] = None,
+    index: Annotated[
+        bool, typer.Option("--index", help="Of the store: runs, champions, schedules, storage.")
+    ] = False,
+    limit: Annotated[
+        int, typer.Option(min=0, help="With --index: newest runs to show; 0 shows all.")
+    ] = 50,
 ) -> None:
-    """Write a run's report page, one HTML file."""
-    path = api.report(session.open(), run_id, out)
+    """Write the page of a run, or of the store, one HTML file."""
+    if index and run_id is not None:
+        raise ConfigError(f"--index {run_id}", "is of the whole store", "leave out the run")
+    store = session.open()
+    path = api.report_index(store, out, limit=limit or None) if index else None
+    path = path or api.report(store, run_id, out)
     emit({"path": path}, lambda: [path])
 
 

@@ -51,12 +51,20 @@ def new_run_id(after: Iterable[str] = ()) -> str:
     Args:
         after: ids that the new one must be greater than; ids of another form are ignored.
     """
-    earlier = max((id_ for id_ in after if _RUN_ID.fullmatch(id_)), default="")
-    floor_ms = sum(_CROCKFORD.index(c) << 5 * i for i, c in enumerate(reversed(earlier[:10]))) + 1
+    floor_ms = max((_time_ms(id_) for id_ in after if _RUN_ID.fullmatch(id_)), default=-1) + 1
     time_ms = max(int(time.time() * 1000), floor_ms)
     # 40 random bits separate runs that start in one millisecond
     number = (time_ms << 40) | secrets.randbits(40)
     return "".join(_CROCKFORD[(number >> shift) & 31] for shift in range(85, -1, -5))
+
+
+def run_time_s(run_id: str) -> float | None:
+    """Return when a run id was made, seconds since 1970; None if it has another form."""
+    return _time_ms(run_id) / 1000 if _RUN_ID.fullmatch(run_id) else None
+
+
+def _time_ms(run_id: str) -> int:
+    return sum(_CROCKFORD.index(c) << 5 * i for i, c in enumerate(reversed(run_id[:10])))
 
 
 def seed_from(*parts: Json) -> int:

@@ -336,3 +336,100 @@ class Comparison(Frozen):
     pairs: tuple[Card, ...] = ()
     num_pairs: int = 0
     """Pairs of the two; `pairs` holds the first of them."""
+
+
+class IndexedRun(Frozen):
+    """A run on the page of a store."""
+
+    name: str
+    pipeline: str
+    status: str
+    started_at: str
+    seconds: float
+    reason: str = ""
+    """What ended it, or how far it is; "" if it succeeded."""
+    made: tuple[tuple[str, int], ...] = ()
+    """Stages with a new output, and its rows."""
+    num_cached: int = 0
+    """Stages whose output was found."""
+    moved: tuple[str, ...] = ()
+    """Refs that it has moved, with the number of the entry."""
+    page: str = ""
+    """Address of its report page; "": there is none."""
+
+
+class RefEntry(Frozen):
+    """One move of a ref."""
+
+    ref: str
+    seq: int
+    target: str
+    is_model: bool
+    at: float
+    """Seconds since 1970; 0 if it was not recorded."""
+    when: str
+    by: str
+    run: str
+    """Run that moved it; "": a person."""
+    why: str
+    evidence: str
+    """Snapshot of the decision."""
+    scores: tuple[Score, ...]
+    """Those of its target that the gate has rules on."""
+
+
+class ScheduleState(Frozen):
+    """The schedule of a pipeline."""
+
+    pipeline: str
+    trigger: str
+    concurrency: str
+    is_paused: bool
+    next: str
+    """Next window; "" if it does not go by the clock."""
+    missed: int
+    """Windows that are due."""
+    last: str
+    """When it fired last, and how that ended."""
+    last_run: str
+
+
+class DatasetSize(Frozen):
+    """The newest snapshot of a dataset, and what all of them have."""
+
+    name: str
+    contract: str
+    num_snapshots: int
+    rows: int
+    size_bytes: int
+    num_files: int
+    added_rows: int | None
+    """Since the snapshot before; None if there is none."""
+    added_bytes: int | None
+    written_bytes: int
+    """Of all snapshots; a file that several have counts once."""
+
+
+class FolderSize(Frozen):
+    """A top-level folder of the store."""
+
+    name: str
+    num_files: int
+    size_bytes: int
+
+
+class Index(Frozen):
+    """Everything that the page of a store shows."""
+
+    url: str
+    rendered_at: str
+    runs: tuple[IndexedRun, ...] = ()
+    num_runs: int = 0
+    """Of the store; `runs` are the newest ones."""
+    entries: tuple[RefEntry, ...] = ()
+    """Newest first."""
+    score_curves: tuple[Curve, ...] = ()
+    schedules: tuple[ScheduleState, ...] = ()
+    datasets: tuple[DatasetSize, ...] = ()
+    growth: tuple[Curve, ...] = ()
+    folders: tuple[FolderSize, ...] = ()

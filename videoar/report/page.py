@@ -1,9 +1,9 @@
-r"""Render the page of a run, or of two: one HTML file that opens from disk, offline, on any screen.
+r"""Render the page of a run, of two, or of a store: an HTML file that opens offline, on any screen.
 
-A page shows `ReportData` or `Comparison` only; a missing part becomes a sentence, never an empty
-box. Videos and images are embedded as data URLs. Captions, file names and error texts come from
-outside, so every value is escaped for HTML, control characters are shown as `\x1b`, and the page's
-content security policy forbids scripts and network access.
+A page shows `ReportData`, `Comparison` or `Index` only; where a part is missing it has a sentence,
+or no section, but never an empty box. Videos and images are embedded as data URLs. Captions, file
+names and error texts come from outside, so every value is escaped for HTML, control characters are
+shown as `\x1b`, and the page's content security policy forbids scripts and network access.
 """
 
 import base64
@@ -24,6 +24,8 @@ from videoar.report.data import (
     Comparison,
     Curve,
     Histogram,
+    Index,
+    RefEntry,
     ReportData,
     Score,
     StageReport,
@@ -73,6 +75,20 @@ def render(data: ReportData) -> str:
 def render_comparison(data: Comparison) -> str:
     """Return the page of two runs or snapshots as HTML."""
     return _page("comparison.html.j2").render(data=data, histograms=_drawn(data.histograms))
+
+
+def render_index(data: Index) -> str:
+    """Return the page of a store as HTML."""
+    newest: dict[str, RefEntry] = {}
+    for entry in data.entries:
+        newest.setdefault(entry.ref, entry)
+    return _page("index.html.j2").render(
+        data=data,
+        heads=[entry for entry in newest.values() if entry.is_model],
+        pages=defaultdict(str, {run.name: run.page for run in data.runs}),
+        plots=[(curve, _plot(curve)) for curve in data.score_curves],
+        growth=[(curve, _plot(curve)) for curve in data.growth],
+    )
 
 
 def _drawn(histograms: Sequence[Histogram]) -> list[tuple[Histogram, HistogramPlot]]:
@@ -201,6 +217,15 @@ def _duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def _size(num_bytes: float) -> str:
+    """Return `812 B`, `3.4 MB`: powers of 1,000, as disks and stores are sold."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if abs(num_bytes) < 1000 or unit == "TB":
+            break
+        num_bytes /= 1000
+    return f"{num_bytes:,.0f} B" if unit == "B" else f"{num_bytes:,.3g} {unit}"
+
+
 def _tone(status: str) -> str:
     """Return the CSS class of the colour of a run or stage status."""
     if status in {"SUCCEEDED", "CACHED"}:
@@ -253,6 +278,7 @@ def _page(name: str) -> Template:
         "signed": _signed,
         "count": _count,
         "duration": _duration,
+        "size": _size,
         "tone": _tone,
         "words": _words,
         "unit": unit_of,

@@ -12,6 +12,7 @@
     runs/<run>/run.json, events/, progress/       run record
     runs/<run>/cancel/<number>.json               requests to cancel it, by claim of its driver
     runs/<run>/report.html                        report page
+    index.html                                    page of the store
     refs/<name>/<number>.json                     refs, one record per move
     leases/<name>/epochs/<number>.json, heartbeats/<number>   owners of a lease, one after another
     claims/<right>/<number>.json                  rights that last as long as a lease
@@ -37,6 +38,7 @@ FORMAT_VERSION = 1
 """Version of this layout and of the records in it. Raise it when an older version of the code would
 misread a store; a record that only gained a field needs no new version, readers ignore it."""
 FORMAT_KEY = "format.json"
+INDEX_PAGE_KEY = "index.html"
 
 LAYOUT_VERSION = "1"
 """Version of token files (`storage.writer`), kept in each Parquet footer."""

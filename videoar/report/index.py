@@ -1,0 +1,260 @@
+"""Collect what the page of a whole store shows: runs, refs, schedules and storage.
+
+Costs a few requests per shown run and entry of a ref, one per commit, and a listing of the store.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import quote
+
+from videoar.contracts.names import MODELS
+from videoar.core.ids import run_time_s
+from videoar.core.types import Commit
+from videoar.evaluation.metric_names import metric_of, unit_of
+from videoar.records.run_record import Run, run_ids
+from videoar.report.data import (
+    Curve,
+    DatasetSize,
+    FolderSize,
+    Index,
+    IndexedRun,
+    RefEntry,
+    ScheduleState,
+    Score,
+)
+from videoar.storage.delta_log import iter_commits
+from videoar.storage.layout import report_key
+from videoar.storage.ledger import Record
+from videoar.storage.store import Store
+
+_MAX_SERIES = 6  # as many as the page has colours
+_MB = 1e6
+
+
+def collect_index(
+    store: Store,
+    runs: Sequence[Run],
+    schedules: Mapping[str, Any],
+    *,
+    now: float,
+    links: str | None,
+) -> Index:
+    """Return what the page of a store shows.
+
+    Args:
+        store: where everything is read, except for:
+        runs: those that are shown, newest first; of refs, as many entries each.
+        schedules: as `api.schedule_ls` returns them.
+        now: seconds since 1970.
+        links: what the keys of report pages are appended to; None: nothing is linked.
+    """
+    histories = {name: store.refs.history(name) for name in store.refs.names()}
+    entries = [
+        entry
+        for name, history in histories.items()
+        for entry in list(_entries(store, name, history))[-max(1, len(runs)) :]
+    ]
+    moved: dict[str, list[str]] = {}
+    for entry in entries:
+        moved.setdefault(entry.run, []).append(f"{entry.ref} {entry.seq}")
+    commits = list(iter_commits(store.objects))
+    files = [(info.key, info.size_bytes) for info in store.objects.list("")]
+    pages = {key for key, _ in files if key.endswith("/report.html")}
+    return Index(
+        url=store.url,
+        rendered_at=_time(now),
+        runs=tuple(
+            _run(run, moved.get(run.run_id, ()), _link(report_key(run.run_id), pages, links))
+            for run in runs
+        ),
+        num_runs=len(run_ids(store)),
+        entries=tuple(sorted(entries, key=lambda entry: entry.at, reverse=True)),
+        score_curves=tuple(_score_curves(entries, now)),
+        schedules=tuple(_schedules(schedules)),
+        datasets=tuple(_datasets(commits)),
+        growth=tuple(_growth(commits, now)),
+        folders=tuple(_folders(files)),
+    )
+
+
+def _link(key: str, pages: set[str], links: str | None) -> str:
+    return "" if links is None or key not in pages else links + quote(key)
+
+
+def _run(run: Run, moved: Sequence[str], page: str) -> IndexedRun:
+    running = (f"{s.name}: {s.progress}" for s in run.stages if s.is_in_progress and s.progress)
+    skipped = (s.reason for s in run.stages if s.status == "SKIPPED" and s.reason)
+    return IndexedRun(
+        name=run.run_id,
+        pipeline=run.pipeline,
+        status=run.status,
+        started_at=_time(run.started_at),
+        seconds=run.seconds,
+        reason=run.error or next(running, "") or next(skipped, ""),
+        made=tuple(
+            (stage.name, stage.rows.out)
+            for stage in run.stages
+            if stage.snapshot and stage.status != "CACHED"
+        ),
+        num_cached=sum(stage.status == "CACHED" for stage in run.stages),
+        moved=tuple(moved),
+        page=page,
+    )
+
+
+def _entries(store: Store, ref: str, history: Sequence[Record]) -> Iterator[RefEntry]:
+    decisions: dict[str, str] = {}  # of each target, the newest one that moved the ref to it
+    for entry in history:
+        target, evidence = entry["snapshot"], entry["evidence"]
+        if decision := evidence.get("decision"):
+            decisions[target] = decision
+        metrics, scores = _scores(store, decisions.get(target))
+        yield RefEntry(
+            ref=ref,
+            seq=entry["seq"],
+            target=target,
+            is_model=store.snapshot(target).contract == MODELS,
+            at=entry.get("at") or 0.0,
+            when=_time(entry["at"]) if entry.get("at") else "not recorded",
+            by=entry.get("user") or "",
+            run=entry["by_run"],
+            why=_why(evidence, metrics),
+            evidence=decision or "",
+            scores=scores,
+        )
+
+
+def _why(evidence: Mapping[str, Any], metrics: Sequence[str]) -> str:
+    if earlier := evidence.get("rolled_back_from"):
+        return f"rolled back from {earlier}"
+    if "decision" in evidence:
+        return f"passed its gate ({', '.join(metrics)})" if metrics else "passed its gate"
+    return "frozen" if evidence.get("frozen") else ""
+
+
+def _scores(store: Store, decision: str | None) -> tuple[list[str], tuple[Score, ...]]:
+    """Return the metrics that a decision has rules on, and the candidate's scores in them."""
+    if decision is None:
+        return [], ()
+    snapshot = store.snapshot(decision)
+    metrics = list(dict.fromkeys(row["metric"] for row in snapshot.available_rows(["metric"])))
+    scores = snapshot.commit.provenance.parents.get("scores")
+    columns = ["metric", "status", "value", "ci_low", "ci_high"]
+    rows = store.snapshot(scores).available_rows(columns) if scores else ()
+    by_metric = {row["metric"]: Score.model_validate(row) for row in rows}
+    return metrics, tuple(by_metric[name] for name in metrics if name in by_metric)
+
+
+def _score_curves(entries: Iterable[RefEntry], now: float) -> Iterator[Curve]:
+    """Yield the score of what a ref pointed at against time, a curve for each metric."""
+    points: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for entry in entries:
+        for score in entry.scores if entry.is_model and entry.at else ():
+            if score.value is not None:
+                points.setdefault((entry.ref, score.metric), []).append((entry.at, score.value))
+    for (ref, metric), values in points.items():
+        definition = metric_of(metric)
+        is_distance = definition is not None and definition.is_distance
+        unit = unit_of(metric) or ("distance" if is_distance else "fraction")
+        yield _over_time(f"{ref}: {metric}, {unit}", {ref: values}, now)
+
+
+def _over_time(
+    title: str, series: Mapping[str, Sequence[tuple[float, float]]], now: float
+) -> Curve:
+    """Return steps over time: a value holds until the next one, the last one until now."""
+    start = min(points[0][0] for points in series.values())
+    units = (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0))
+    unit, seconds = next((u for u in units if now - start >= 2 * u[1]), units[-1])
+
+    def steps(points: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
+        for (at, value), (until, _) in pairwise([*points, (max(now, start), 0.0)]):
+            yield (at - start) / seconds, value
+            yield (until - start) / seconds, value
+
+    return Curve(
+        title=title,
+        x_label=f"{unit} since {_time(start)}",
+        series={name: tuple(steps(points)) for name, points in series.items()},
+    )
+
+
+def _schedules(document: Mapping[str, Any]) -> Iterator[ScheduleState]:
+    fired: dict[str, Any] = {}
+    for firing in (*document["fired"], *document["skipped"]):
+        newest = fired.setdefault(firing["pipeline"], firing)
+        if firing["at"] > newest["at"]:
+            fired[firing["pipeline"]] = firing
+    for schedule in document["schedules"]:
+        trigger, last = schedule["trigger"], fired.get(schedule["pipeline"])
+        following = schedule["next"] and datetime.fromisoformat(schedule["next"]).timestamp()
+        yield ScheduleState(
+            pipeline=schedule["pipeline"],
+            trigger=_trigger(trigger),
+            concurrency=schedule["concurrency"],
+            is_paused=schedule["is_paused"],
+            next=_time(following) if following else "",
+            missed=schedule["missed"],
+            last=f"{_time(last['at'])}: {last['status']}" if last else "",
+            last_run=(last["run_id"] or "") if last else "",
+        )
+
+
+def _trigger(trigger: Mapping[str, Any]) -> str:
+    if "cron" in trigger:
+        return f"{trigger['cron']} {trigger.get('time_zone', 'UTC')}"
+    kind, options = next(iter(trigger.items()))
+    return f"{kind.replace('_', ' ')}: {', '.join(map(str, options.values()))}"
+
+
+def _datasets(commits: Iterable[Commit]) -> Iterator[DatasetSize]:
+    by_dataset: dict[str, dict[str, Commit]] = {}
+    for commit in commits:  # content that is committed again is one snapshot, and the newest one
+        known = by_dataset.setdefault(commit.dataset, {})
+        known.pop(commit.snapshot, None)
+        known[commit.snapshot] = commit
+    for dataset, known in sorted(by_dataset.items()):
+        *earlier, newest = known.values()
+        written = {file.key: file.size_bytes for commit in known.values() for file in commit.files}
+        yield DatasetSize(
+            name=dataset,
+            contract=newest.contract,
+            num_snapshots=len(known),
+            rows=newest.rows,
+            size_bytes=newest.size_bytes,
+            num_files=len(newest.files),
+            added_rows=newest.rows - earlier[-1].rows if earlier else None,
+            added_bytes=newest.size_bytes - earlier[-1].size_bytes if earlier else None,
+            written_bytes=sum(written.values()),
+        )
+
+
+def _growth(commits: Iterable[Commit], now: float) -> Iterator[Curve]:
+    """Yield the bytes that were written to the largest datasets, against time."""
+    totals: dict[str, float] = {}
+    points: dict[str, list[tuple[float, float]]] = {}
+    seen: set[str] = set()
+    for commit in sorted(commits, key=lambda commit: run_time_s(commit.provenance.run_id) or 0.0):
+        new = {file.key: file.size_bytes for file in commit.files if file.key not in seen}
+        seen |= new.keys()
+        total = totals[commit.dataset] = totals.get(commit.dataset, 0.0) + sum(new.values()) / _MB
+        if time := run_time_s(commit.provenance.run_id):
+            points.setdefault(commit.dataset, []).append((time, total))
+    largest = sorted(points, key=lambda name: -totals[name])[:_MAX_SERIES]
+    if largest:
+        yield _over_time("rows written, MB", {name: points[name] for name in largest}, now)
+
+
+def _folders(files: Iterable[tuple[str, int]]) -> Iterator[FolderSize]:
+    sizes: dict[str, list[int]] = {}
+    for key, size in files:
+        sizes.setdefault(PurePosixPath(key).parts[0], []).append(size)
+    for name, known in sorted(sizes.items(), key=lambda item: -sum(item[1])):
+        yield FolderSize(name=name, num_files=len(known), size_bytes=sum(known))
+
+
+def _time(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M} UTC"
