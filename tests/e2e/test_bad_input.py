@@ -100,7 +100,7 @@ def test_store_without_permission_exits_7(tmp_path: Path):
 def test_unusable_store_exits_with_one_line(store: str, words: str, code: int):
     extra = {
         "VIDEOAR_S3_ENDPOINT": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "x", "AWS_MAX_ATTEMPTS": "1",
+        "AWS_SECRET_ACCESS_KEY": "x", "VIDEOAR_STORE_WAIT_S": "0.5",
     }  # fmt: skip
     got, stderr = fail("ls", store=store, **extra)
     assert (got, len(stderr.strip().splitlines())) == (code, 1), stderr

@@ -52,18 +52,24 @@ class RetryPolicy:
             try:
                 return work()
             except Exception as error:
-                if not should_retry(error) or self._is_exhausted(attempt, self.clock() - began):
+                wait_s = self.wait_s(attempt, self.clock() - began) if should_retry(error) else None
+                if wait_s is None:
                     raise
-                wait_s = self.jitter() * self._bound_s(attempt)
                 on_retry(attempt, wait_s, error)
             self.sleep(wait_s)
             attempt += 1
 
-    def _is_exhausted(self, attempt: int, elapsed_s: float) -> bool:
-        return (self.max_attempts is not None and attempt >= self.max_attempts) or (
-            self.max_seconds is not None and elapsed_s > self.max_seconds
-        )
+    def wait_s(self, attempt: int, elapsed_s: float) -> float | None:
+        """Draw the wait after an attempt that failed; None if a limit is reached.
 
-    def _bound_s(self, attempt: int) -> float:
+        Args:
+            attempt: number of the attempt, from 1.
+            elapsed_s: since the first one.
+        """
+        if self.max_attempts is not None and attempt >= self.max_attempts:
+            return None
+        if self.max_seconds is not None and elapsed_s > self.max_seconds:
+            return None
         # 2.0 ** 1024 overflows: a policy without max_attempts gets there in hours of short waits
-        return min(self.max_wait_s, self.first_wait_s * 2.0 ** min(attempt - 1, 64))
+        bound_s = min(self.max_wait_s, self.first_wait_s * 2.0 ** min(attempt - 1, 64))
+        return self.jitter() * bound_s

@@ -23,6 +23,7 @@ _CHILD_PREFIXES: tuple[str, ...] = (
 )  # fmt: skip
 _S3_VARIABLES = frozenset((
     "VIDEOAR_S3_ENDPOINT",
+    "VIDEOAR_STORE_WAIT_S",
     "REQUESTS_CA_BUNDLE",
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
@@ -56,6 +57,8 @@ class Settings:
     it); training then saves a checkpoint at once."""
     image: str = ""
     """Name or digest of the container image that this process runs in, for run records."""
+    store_wait_s: float = 120.0
+    """Seconds for which a bucket that does not answer is tried again, before a command fails."""
     lease_ttl_s: float = 20.0
     """Seconds without a renewal after which others take over what this process holds: longer than a
     store, or a loaded machine, keeps a renewal back."""
@@ -81,8 +84,8 @@ def settings() -> Settings:
     names = [field.name for field in fields(Settings)]
     values = {name: os.environ.get(_PREFIX + name.upper()) for name in names}
     given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
-    if "lease_ttl_s" in given:
-        given["lease_ttl_s"] = _seconds("VIDEOAR_LEASE_TTL_S", given["lease_ttl_s"])
+    for name in given.keys() & {"store_wait_s", "lease_ttl_s"}:
+        given[name] = _seconds(_PREFIX + name.upper(), given[name])
     result = Settings(**given)
     if result.log and result.log not in _LOG_FORMS:
         hint = f"use {' or '.join(_LOG_FORMS)}"

@@ -38,7 +38,7 @@ from typing import IO, Any
 import numpy as np
 
 from videoar.core.errors import ConfigError, MediaError, TransientStorageError
-from videoar.core.settings import child_environment
+from videoar.core.settings import child_environment, settings
 from videoar.core.types import Json
 from videoar.media.fetch import SOURCE, Fetched, fetch
 from videoar.media.process import Limits, kill_group, tail
@@ -90,7 +90,11 @@ class SandboxedDecoder:
         if uri.startswith(SCHEME):  # drawn in this process, by tools that have their own limits
             uri = render_file(uri, into).as_uri()
         limits = replace(self.limits, memory_bytes=_FETCH_MEMORY_BYTES)
-        kind = _DOWNLOAD if uri.startswith("s3://") else "fetch"
+        kind = "fetch"
+        if uri.startswith("s3://"):
+            kind = _DOWNLOAD
+            # a server that does not answer is no fault of the source: the client waits for it
+            limits = replace(limits, wall_s=limits.wall_s + settings().store_wait_s)
         try:
             *_, last = self._request(kind, limits, uri, {"uri": uri, "into": str(into)})
         except MediaError as error:

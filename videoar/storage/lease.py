@@ -134,7 +134,6 @@ class Lease:
             "owner": self.owner,
             "process": this_process().model_dump(),
             "ttl_s": self._ttl_s,
-            "nonce": secrets.token_hex(8),
         }
         while self.epoch < 0:
             epoch = self._store.ledger.length(lease_log(self.name))

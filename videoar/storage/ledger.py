@@ -9,7 +9,6 @@ after the last number listed.
 import getpass
 import json
 import os
-import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from videoar.storage.object_store import ObjectStore
 from videoar.storage.store_format import WriteGuard
 
 Record = dict[str, Any]
-_NONCE = "append_nonce"
+_NONCE = "append_nonce"  # in records of earlier versions
 
 
 class Ledger:
@@ -34,7 +33,7 @@ class Ledger:
         """Call it before any write to the store; `create` does."""
 
     def create(self, key: str, record: Mapping[str, Any]) -> bool:
-        """Create a record; return False if the key has a record, also an equal one."""
+        """Create a record; return False if another call has created it, also an equal one."""
         self.prepare_write()
         return self._objects.put(key, canonical_json(record).encode(), if_absent=True)
 
@@ -53,12 +52,10 @@ class Ledger:
 
     def append(self, prefix: str, record: Mapping[str, Any]) -> int:
         """Append a record to a log; return its number, from 0."""
-        # S3ObjectStore compares contents to recognize its own retried put: two writers of equal
-        # records would both get the same number
-        unique = {**record, _NONCE: secrets.token_hex(8)}
         number = self.length(prefix)
-        # another writer may take the number between length and create
-        while not self.create(log_entry_key(prefix, number), unique):
+        # another writer may take the number between length and create; it ends, because each
+        # number that is taken has a record of another writer
+        while not self.create(log_entry_key(prefix, number), record):
             number += 1
         return number
 
@@ -86,7 +83,7 @@ class Ledger:
 
 def _parse(data: bytes) -> Record:
     record: Record = json.loads(data)
-    record.pop(_NONCE, None)  # part of the storage, not of the record
+    record.pop(_NONCE, None)
     return record
 
 

@@ -67,6 +67,7 @@ class LocalObjectStore:
     """A folder. Durable: files and their folders are synced before a put returns."""
 
     is_local = True
+    unavailable_s = 0.0
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -176,7 +177,8 @@ class LocalObjectStore:
                     else:
                         temporary.rename(path)
                 except FileExistsError:
-                    return False
+                    # NFS repeats a request whose answer was lost: the file may be this one
+                    return if_absent and path.samefile(temporary)
             # without it, a power failure may lose the name of a file whose content was synced
             _sync_folder(path.parent)
         return True

@@ -40,6 +40,13 @@ class ObjectStore(Protocol):
     is_local: bool
     """Whether reads need no network."""
 
+    @property
+    def unavailable_s(self) -> float:
+        """For how long the store has answered no request of this process, in seconds; 0: it does.
+
+        Requests wait meanwhile, up to the setting `store_wait_s`. For display.
+        """
+
     def find(self, key: str) -> bytes | None:
         """Return an object's bytes, None if there is no such object."""
 
@@ -74,7 +81,11 @@ class ObjectStore(Protocol):
         """
 
     def put(self, key: str, data: bytes | memoryview, *, if_absent: bool = False) -> bool:
-        """Write an object atomically; with `if_absent`, return False if it existed."""
+        """Write an object atomically; with `if_absent`, return False if another call wrote it.
+
+        Returns True if a request was repeated because its answer was lost, and the object is that
+        of the first one; equal bytes of another call are not.
+        """
 
     def put_file(self, key: str, path: Path) -> None:
         """Write a file's content, as `put` does, without loading it into memory."""

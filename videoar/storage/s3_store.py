@@ -7,6 +7,7 @@ objects are uploaded under content-hash keys, and a small conditional record pub
 
 import contextlib
 import io
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -14,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeVar
 
-from videoar.core.errors import StorageError, ThrottledError, TransientStorageError
-from videoar.core.retry import RetryPolicy
+from videoar.core.errors import StorageError, ThrottledError, TransientStorageError, one_line
+from videoar.core.settings import settings
 from videoar.storage.object_store import (
     MULTIPART_BYTES,
     PIECE_BYTES,
@@ -23,6 +24,13 @@ from videoar.storage.object_store import (
     ObjectInfo,
     missing_error,
     read_exactly,
+)
+from videoar.storage.s3_client import (
+    TRANSIENT_STATUS,
+    availability,
+    connect,
+    is_final,
+    retry_policy,
 )
 
 if TYPE_CHECKING:
@@ -32,8 +40,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _Body: TypeAlias = "StreamingBody | io.BytesIO"
 _NO_CREDENTIALS = ("no AWS credentials", "set AWS_ACCESS_KEY_ID or AWS_PROFILE")
-BODY_RETRY_S = 60.0
-"""chosen: how long a GET whose body breaks is retried."""
+_ATTEMPT = "attempt"  # metadata of an object: which call has written it
 
 
 def _read_all(body: _Body) -> bytes:
@@ -46,24 +53,38 @@ def _read_into(target: memoryview, url: str, key: str, body: _Body) -> None:
 
 
 class S3ObjectStore:
-    """A bucket and prefix on AWS or any S3 server; credentials from the standard AWS chain."""
+    """A bucket and prefix on AWS or any S3 server; credentials from the standard AWS chain.
+
+    Args:
+        bucket: its name.
+        prefix: of all keys.
+        endpoint: S3 server other than AWS.
+        wait_s: how long a request waits for a server that does not answer; None: the setting
+            `store_wait_s`.
+    """
 
     is_local = False
 
     def __init__(
-        self, bucket: str, prefix: str, endpoint: str = "", body_retry_s: float = BODY_RETRY_S
+        self, bucket: str, prefix: str, endpoint: str = "", wait_s: float | None = None
     ) -> None:
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._endpoint = endpoint
-        self._body_retry_s = body_retry_s
-        self._client, self._session = _s3_client(endpoint)
+        self._wait_s = settings().store_wait_s if wait_s is None else wait_s
+        self._availability = availability(endpoint, bucket)
+        self._client, self._session = connect(endpoint, self._availability, self._wait_s)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by address: every process opens its own connections and credentials."""
         address = (self._bucket, self._prefix.rstrip("/"), self._endpoint)
-        return S3ObjectStore, (*address, self._body_retry_s)
+        return S3ObjectStore, (*address, self._wait_s)
+
+    @property
+    def unavailable_s(self) -> float:
+        """For how long all requests of this process have failed; 0 if the newest was answered."""
+        return self._availability.unavailable_s
 
     @contextlib.contextmanager
     def _errors(self, key: str) -> Iterator[None]:
@@ -84,6 +105,9 @@ class S3ObjectStore:
             exceptions.IncompleteReadError,
         ) as error:
             where = self._endpoint or self.url
+            if is_final(error):
+                hint = "check the certificates of this machine and of the endpoint"
+                raise StorageError(where, one_line(error), hint) from error
             hint = "check the network and VIDEOAR_S3_ENDPOINT"
             raise TransientStorageError(where, "the S3 endpoint does not respond", hint) from error
         except exceptions.BotoCoreError as error:
@@ -126,8 +150,9 @@ class S3ObjectStore:
         from botocore import exceptions as s3
 
         broken = (s3.ResponseStreamingError, s3.IncompleteReadError, s3.ReadTimeoutError)
-        policy = RetryPolicy(first_wait_s=0.1, max_wait_s=5.0, max_seconds=self._body_retry_s)
-        return policy.call(lambda: read(self._body(key, span)), lambda e: isinstance(e, broken))
+        return retry_policy(self._wait_s).call(
+            lambda: read(self._body(key, span)), lambda e: isinstance(e, broken)
+        )
 
     def _body(self, key: str, span: tuple[int, int] | None) -> _Body:
         """GET; the body is empty if the span starts after the end of the object.
@@ -183,14 +208,20 @@ class S3ObjectStore:
     def _put_if_absent(self, key: str, data: bytes | memoryview) -> bool:
         from botocore.exceptions import ClientError
 
+        attempt = secrets.token_hex(8)
         try:
-            self._call("put_object", key, Body=bytes(data), IfNoneMatch="*")
+            metadata = {_ATTEMPT: attempt}
+            self._call("put_object", key, Body=bytes(data), IfNoneMatch="*", Metadata=metadata)
         except ClientError as error:
             if _code(error) not in {"PreconditionFailed", "412"}:
                 raise
-            # after a retry, the 412 may come from our own first attempt, whose response was lost
-            retried = error.response["ResponseMetadata"].get("RetryAttempts", 0) > 0
-            return retried and self.find(key) == data
+            # of this request's own first copy, if its answer was lost, or a proxy has repeated it?
+            head = self._head(key)
+            if head is None:
+                what = "rejected because it exists, but there is no such object"
+                hint = "check for a proxy that answers for the S3 server"
+                raise TransientStorageError(f"{self.url}/{key}", what, hint) from error
+            return bool(head["Metadata"].get(_ATTEMPT) == attempt)
         return True
 
     def put_file(self, key: str, path: Path) -> None:
@@ -302,37 +333,10 @@ class S3ObjectStore:
         return {name: value for name, value in options.items() if value}
 
 
-def _s3_client(endpoint: str) -> tuple[Any, Any]:
-    """Create a session and a client.
-
-    Checksums only where S3 requires them: botocore sends them as trailers by default, and Ceph 16
-    answers 411 to a request with a trailer.
-    """
-    import boto3
-    from botocore.config import Config
-
-    session = boto3.session.Session()
-    config = Config(
-        retries={"mode": "standard", "max_attempts": 5},  # of connects and responses, not of bodies
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        # other servers rarely have DNS names per bucket
-        s3={"addressing_style": "path"} if endpoint else None,
-        connect_timeout=5,
-        max_pool_connections=32,  # more than the 16 concurrent reads of one reader
-    )
-    # boto3 needs some region to sign requests; servers other than AWS accept any
-    region = session.region_name or "us-east-1"
-    client = session.client("s3", endpoint_url=endpoint or None, region_name=region, config=config)
-    return client, session
-
-
 def _code(error: "ClientError") -> str:
     return str(error.response["Error"].get("Code", ""))
 
 
-_TRANSIENT = {409, 429, 500, 502, 503, 504}
-"""409 ConditionalRequestConflict: a concurrent conditional write of the same key."""
 _THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
 _DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
 
@@ -347,6 +351,7 @@ def _client_error(where: str, bucket: str, error: "ClientError") -> StorageError
         )
     if status == 429 or code in _THROTTLED:
         return ThrottledError(where, f"the S3 server answered {code}")
-    if status in _TRANSIENT:
+    if status in TRANSIENT_STATUS:
         return TransientStorageError(where, f"the S3 server answered {code}")
-    return StorageError(where, f"the S3 server answered {code}: {error}")
+    what = error.response["Error"].get("Message", "")
+    return StorageError(where, f"the S3 server answered {code}: {what}")

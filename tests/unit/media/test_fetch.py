@@ -41,6 +41,7 @@ def stuck(path):
 @contextmanager
 def endpoint(monkeypatch, url):
     monkeypatch.setenv("VIDEOAR_S3_ENDPOINT", url)
+    monkeypatch.setenv("VIDEOAR_STORE_WAIT_S", "1")
     settings.cache_clear()
     with aws_variables():
         yield
@@ -65,7 +66,7 @@ def timed_out(decoder, uri, into):
     with pytest.raises(MediaError) as error:
         decoder.fetch(uri, into)
     assert error.value.code == "TIMEOUT"
-    assert "exceeded the time limit of 1.5 s" in error.value.what
+    assert "exceeded the time limit of" in error.value.what
     return time.monotonic() - start
 
 
@@ -109,7 +110,6 @@ def test_silent_server_times_out(into, monkeypatch):
 
 @pytest.mark.slow
 def test_unreachable_server_is_a_transient_error(into, monkeypatch):
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with (
         endpoint(monkeypatch, "http://127.0.0.1:9"),
         SandboxedDecoder(ScanPlan(), Limits(wall_s=20, cpu_s=20)) as decoder,

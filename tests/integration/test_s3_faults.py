@@ -1,0 +1,149 @@
+"""How the client of a bucket bears a server that fails: a real proxy before an S3 server."""
+
+import logging
+import threading
+import time
+
+import pytest
+
+from tests.support.s3_proxy import s3_proxy
+from videoar.core.errors import LeaseHeldError, StorageError, TransientStorageError
+from videoar.storage.conformance import race
+from videoar.storage.lease import Lease
+from videoar.storage.object_store import MULTIPART_BYTES
+from videoar.storage.s3_store import S3ObjectStore
+from videoar.storage.store import Store
+
+
+@pytest.fixture
+def proxy(moto_server):
+    with s3_proxy(moto_server.endpoint) as running:
+        yield running
+
+
+@pytest.fixture
+def connect(moto_server, proxy):
+    """Open one more client of the same empty store, through the proxy or directly."""
+    bucket, _, prefix = moto_server.new_url().removeprefix("s3://").partition("/")
+
+    def open_client(wait_s=20.0, endpoint=""):
+        return S3ObjectStore(bucket, prefix, endpoint or proxy.endpoint, wait_s)
+
+    return open_client
+
+
+LOST = pytest.mark.parametrize("fault", ["lost", "then 412", "then 503", "then 500", "twice"])
+
+
+@pytest.mark.fault(8, "a write whose answer is lost, replaced by 412 or 5xx, or sent twice")
+@LOST
+def test_write_that_was_applied_is_known_as_own(connect, proxy, moto_server, fault):
+    objects, direct = connect(), connect(endpoint=moto_server.endpoint)
+    direct.put("theirs", b"same", if_absent=True)
+    proxy.fail_first(fault, "PUT")
+    assert objects.put("mine", b"same", if_absent=True)
+    assert not objects.put("theirs", b"same", if_absent=True)  # by chance the same bytes
+    assert direct.get("mine") == b"same"
+    proxy.fail_first(fault, "PUT", "race-")
+    assert race(objects, rounds=2, writers=4) == [1, 1]
+
+
+@pytest.mark.fault(8, "log, ref and lease through a proxy that loses or repeats each write")
+@LOST
+def test_logs_refs_and_leases_grow_by_what_was_written(connect, proxy, fault):
+    store = Store(connect())
+    proxy.fail_first(fault, "PUT")
+    assert [store.ledger.append("log", {"same": True}) for _ in range(5)] == list(range(5))
+    assert list(store.ledger.entries("log")) == [{"same": True}] * 5
+    assert store.refs.advance("champion", "models:a", expect=None, evidence={}) == 0
+    assert store.refs.advance("champion", "models:b", expect=0, evidence={}) == 1
+    assert [record["seq"] for record in store.refs.history("champion")] == [0, 1]
+    lease = Lease(store, "serving", "one", ttl_s=60.0)
+    assert lease.acquire() == 0
+    assert lease.claim("right", lambda _: True) == 0
+    with pytest.raises(LeaseHeldError):
+        Lease(store, "serving", "two", ttl_s=60.0).adopt(-1)
+    paths = (path for method, path in proxy.requests if method == "PUT")
+    puts = [path for path in paths if "/doctor/race-" not in path]  # its writers race
+    assert len(puts) <= 2 * len(set(puts))
+
+
+@pytest.mark.fault(8, "an answer 412 to a write that was not applied")
+def test_write_refused_without_an_object_is_an_error_at_once(connect, proxy):
+    store = Store(connect())
+    store.ledger.append("log", {})
+    proxy.requests.clear()
+    proxy.plan = lambda method, _: "412" if method == "PUT" else "pass"
+    with pytest.raises(TransientStorageError, match=r"log/.*1.json: rejected because it exists"):
+        store.ledger.append("log", {})
+    assert [method for method, _ in proxy.requests].count("PUT") == 1
+
+
+@pytest.mark.fault(8, "the completion of a multipart upload whose answer is lost")
+@pytest.mark.parametrize("fault", ["lost", "twice", "then 500"])
+def test_upload_whose_completion_was_applied_succeeds(connect, proxy, tmp_path, fault):
+    objects, path = connect(), tmp_path / "big"
+    path.write_bytes(b"x" * (MULTIPART_BYTES + 1))
+    proxy.fail_first(fault, "POST", "uploadId")
+    objects.put_file("big", path)
+    assert objects.size("big") == MULTIPART_BYTES + 1
+
+
+@pytest.mark.fault(7, "5, 50 and 100 % of 503 or SlowDown, silence, refused connections")
+@pytest.mark.parametrize(
+    ("fault", "share"), [("503", 0.05), ("503", 0.5), ("503", 1), ("slow", 0.5), ("hang", 1)]
+)
+def test_outage_shorter_than_the_budget_is_survived(connect, proxy, fault, share):
+    store = Store(connect())
+    proxy.fail_for(2.0, fault, share)
+    began, count = time.monotonic(), 0
+    while time.monotonic() - began < 2.5:
+        assert store.ledger.append("log", {}) == count
+        count += 1
+    assert len(list(store.objects.list("log/"))) == count
+    assert store.objects.unavailable_s == 0
+
+
+@pytest.mark.fault(7, "refused connections, then none for longer than the budget")
+def test_connection_refused_is_waited_for_and_then_an_error(connect, proxy, caplog):
+    objects = connect(wait_s=6.0)
+    objects.put("a", b"1")
+    proxy.close()
+    threading.Timer(3, proxy.open).start()
+    with caplog.at_level(logging.WARNING, "videoar"):
+        assert objects.get("a") == b"1"
+    lines = [r.getMessage() for r in caplog.records if r.name.startswith("videoar")]
+    assert len(lines) == 2, lines
+    assert f"{proxy.endpoint}/" in lines[0]
+    assert "does not answer: waiting (" in lines[0]
+    assert "s of 6 s; EndpointConnectionError)" in lines[0]
+    assert "answers again, after" in lines[1]
+    proxy.close()
+    hasty = connect(wait_s=0.5)
+    with pytest.raises(TransientStorageError, match=f"{proxy.endpoint}: the S3 endpoint does not"):
+        hasty.get("a")
+    assert hasty.unavailable_s > 0.5
+    # the budget is spent: what follows has one attempt each
+    began = time.monotonic()
+    with pytest.raises(TransientStorageError):
+        hasty.put("a", b"2")
+    assert time.monotonic() - began < 0.4
+    proxy.open()
+    assert hasty.get("a") == b"1"
+    assert hasty.unavailable_s == 0
+
+
+@pytest.mark.fault(7, "an access that is denied")
+def test_final_error_is_raised_at_once(connect, proxy):
+    objects = connect()
+    proxy.plan = lambda *_: "403"
+    for call in (
+        lambda: objects.get("a"),
+        lambda: objects.size("a"),
+        lambda: objects.put("a", b""),
+    ):
+        before = len(proxy.requests)
+        with pytest.raises(StorageError, match="access denied") as caught:
+            call()
+        assert not caught.value.retryable
+        assert len(proxy.requests) == before + 1
