@@ -22,7 +22,9 @@ from videoar.contracts.contract import load_contract
 from videoar.core.errors import StorageError, TransientStorageError, WithdrawnError, one_line
 from videoar.core.types import FileRef, Frozen
 from videoar.storage.layout import READABLE_LAYOUT_VERSIONS
+from videoar.storage.object_store import ObjectStore, missing_error
 from videoar.storage.reader import UNREADABLE, ObjectFile, key_value_metadata, read_footer
+from videoar.storage.references import objects_in
 from videoar.storage.snapshot import Snapshot, snapshot_digest
 from videoar.storage.token_codec import Grid, bytes_per_frame, checksum
 from videoar.storage.unique_keys import duplicate_keys
@@ -80,6 +82,37 @@ def audit(
         yield Finding(path=key.second.key, kind="KEYS", message=str(key), row=key.second_row)
 
 
+def check_bytes(
+    objects: ObjectStore,
+    key: str,
+    sha256: str,
+    size_bytes: int | None,
+    piece_bytes: int = _PIECE_BYTES,
+) -> Iterator[Finding]:
+    """Compare one object with its committed size, if that is known, and hash.
+
+    Raises:
+        StorageError: the store does not respond.
+    """
+    # a missing object is a finding; a store that does not respond is an error
+    size = objects.size(key)
+    if size is None:
+        error = missing_error(objects, key)
+        kind = "WITHDRAWN" if isinstance(error, WithdrawnError) else "MISSING"
+        yield Finding(path=key, kind=kind, message=error.what)
+        return
+    if size_bytes is not None and size != size_bytes:
+        what = f"has {size} bytes, {size_bytes} were committed"
+        yield Finding(path=key, kind="SIZE", message=what)
+    digest = hashlib.sha256()
+    # in pieces: objects may be models of many gigabytes
+    for start in range(0, size, piece_bytes):
+        digest.update(objects.get_range(key, start, piece_bytes))
+    if digest.hexdigest() != sha256:
+        what = f"damaged: its SHA-256 is {digest.hexdigest()}, committed was {sha256}"
+        yield Finding(path=key, kind="SHA256", message=what)
+
+
 @dataclass(frozen=True)
 class _RowGroup:
     """What could be read of a row group."""
@@ -113,7 +146,9 @@ class _FileAudit:
     def findings(self) -> Iterator[Finding]:
         """Yield the problems of the file."""
         file = self._file
-        findings = list(self._bytes(file.key, file.sha256, file.size_bytes))
+        findings = list(
+            check_bytes(self._objects, file.key, file.sha256, file.size_bytes, self._piece_bytes)
+        )
         yield from findings
         if any(finding.kind in {"WITHDRAWN", "MISSING"} for finding in findings):
             return
@@ -229,41 +264,15 @@ class _FileAudit:
                 yield self._finding("XXH3", f"{name} fails its checksum", row)
 
     def _objects_of(self, small: Mapping[str, pa.ChunkedArray], first: int) -> Iterator[Finding]:
-        """Check the objects that rows name: videos, and files of models."""
-        names = small.keys() & {"video_key", "video_sha256", "video_size_bytes", "files"}
-        for number, row in enumerate(pa.table({n: small[n] for n in names}).to_pylist(), first):
-            if row.get("video_key") is not None and "video_sha256" in row:
-                key, sha256 = row["video_key"], row["video_sha256"]
-                yield from self._object(number, key, sha256, row.get("video_size_bytes"))
-            for file in row.get("files", ()):
-                yield from self._object(number, file["key"], file["sha256"], file["size_bytes"])
-
-    def _bytes(self, key: str, sha256: str, size_bytes: int | None) -> Iterator[Finding]:
-        """Compare one object with its committed size and hash."""
-        # a missing object is a finding; a store that does not respond is an error
-        size = self._objects.size(key)
-        if size is None:
-            try:
-                size = len(self._objects.get(key))  # its error has the reason
-            except StorageError as error:
-                kind = "WITHDRAWN" if isinstance(error, WithdrawnError) else "MISSING"
-                yield Finding(path=key, kind=kind, message=error.what)
-                return
-        if size_bytes is not None and size != size_bytes:
-            what = f"has {size} bytes, {size_bytes} were committed"
-            yield Finding(path=key, kind="SIZE", message=what)
-        digest = hashlib.sha256()
-        # in pieces: objects may be models of many gigabytes
-        for start in range(0, size, self._piece_bytes):
-            digest.update(self._objects.get_range(key, start, self._piece_bytes))
-        if digest.hexdigest() != sha256:
-            what = f"damaged: its SHA-256 is {digest.hexdigest()}, committed was {sha256}"
-            yield Finding(path=key, kind="SHA256", message=what)
-
-    def _object(self, row: int, key: str, sha256: str, size: int | None) -> Iterator[Finding]:
-        for finding in self._bytes(key, sha256, size):
-            what = f"{finding.message} (row {row} of {self._file.key})"
-            yield finding.model_copy(update={"message": what, "row": row})
+        """Check the objects that rows name."""
+        for named in objects_in(pa.table(dict(small))):
+            row = named.row + first
+            findings = check_bytes(
+                self._objects, named.key, named.sha256, named.size_bytes, self._piece_bytes
+            )
+            for finding in findings:
+                what = f"{finding.message} (row {row} of {self._file.key})"
+                yield finding.model_copy(update={"message": what, "row": row})
 
     def _read_scales(self) -> Iterator[Finding]:
         """Set the scales from the footer of a file of tokens, if they can be used."""

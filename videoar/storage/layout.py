@@ -28,11 +28,14 @@
     serving/inputs/<job>, videos/<job>/<number>.{mp4,tokens}   what jobs read and made
     serving/{prompts,changes}/<job>/<number>.json   prompts sent to a running job; where they hold
     serving/keys/<sha256>.json                    idempotency keys
+    gc/plans/<plan>/{plan,<number>}.json          what `gc apply` may delete
     doctor/...                                    probes of the store itself
 
 `<xx>` are the first two hex digits of the digest: some file systems slow down with 100,000 entries
 in one folder. `tests.checks.literals` fails when a key is spelled in any other module.
 """
+
+import re
 
 FORMAT_VERSION = 1
 """Version of this layout and of the records in it. Raise it when an older version of the code would
@@ -46,7 +49,9 @@ READABLE_LAYOUT_VERSIONS = (LAYOUT_VERSION,)
 
 # Prefixes end with a slash: `runs/` must not list keys of a later `runs-archive/`.
 TABLES_PREFIX = "tables/"
+OBJECTS_PREFIX = "objects/"
 STAGES_PREFIX = "stages/"
+CHECKPOINTS_PREFIX = "checkpoints/"
 RUNS_PREFIX = "runs/"
 REFS_PREFIX = "refs/"
 DECISIONS_LOG = "decisions"
@@ -59,7 +64,13 @@ SCHEDULER_LEASE = "scheduler"
 """Name of the lease of the one process that ticks in a loop."""
 JOBS_PREFIX = "serving/jobs/"
 OPEN_JOBS_PREFIX = "serving/open/"
+JOB_VIDEOS_PREFIX = "serving/videos/"
 SERVING_LEASE = "serving"
+LEASES_PREFIX = "leases/"
+CLAIMS_PREFIX = "claims/"
+PLANS_PREFIX = "gc/plans/"
+COLLECTOR_LEASE = "gc"
+"""Name of the lease of the one process that deletes garbage."""
 PROBES_PREFIX = "doctor/"
 PROBE_PASSED_KEY = f"{PROBES_PREFIX}put-if-absent.json"
 ROUND_TRIP_KEY = f"{PROBES_PREFIX}round-trip"
@@ -71,6 +82,7 @@ _LOG_FOLDER = "_delta_log"
 _DATA_FOLDER = "data"
 # names of stages and inputs have no dots (core/names.py), so no stage can take such a name
 _REJECTS_SUFFIX = ".rejects"
+_OBJECT = re.compile(rf"{OBJECTS_PREFIX}[0-9a-f]{{2}}/([0-9a-f]{{64}})[.\w]*")
 
 
 def rejects_dataset(dataset: str) -> str:
@@ -129,7 +141,18 @@ def commit_index_key(dataset: str, app_id: str) -> str:
 
 def object_key(sha256: str, suffix: str) -> str:
     """Return the key of a content-addressed object."""
-    return f"objects/{sha256[:2]}/{sha256}{suffix}"
+    return f"{OBJECTS_PREFIX}{sha256[:2]}/{sha256}{suffix}"
+
+
+def object_sha256(key: str) -> str | None:
+    """Return the SHA-256 in the key of an object, None for any other key."""
+    match = _OBJECT.fullmatch(key)
+    return match and match[1]
+
+
+def object_keys_in(text: str) -> list[str]:
+    """Return the keys of objects that occur in a text."""
+    return [match[0] for match in _OBJECT.finditer(text)]
 
 
 def shard_records_prefix(dataset: str) -> str:
@@ -154,7 +177,12 @@ def reduce_record_key(dataset: str, fingerprint: str) -> str:
 
 def checkpoints_prefix(dataset: str, fingerprint: str) -> str:
     """Return what the keys of a training's checkpoints begin with."""
-    return f"checkpoints/{dataset}/{fingerprint}/"
+    return f"{CHECKPOINTS_PREFIX}{dataset}/{fingerprint}/"
+
+
+def checkpoints_of(key: str) -> str:
+    """Return the prefix of the training that a checkpoint key belongs to."""
+    return checkpoints_prefix(*key.split("/")[1:3])
 
 
 def text_features_prefix(encoder: str, max_tokens: int) -> str:
@@ -330,7 +358,7 @@ def job_input_key(job: str) -> str:
 
 def job_videos_prefix(job: str) -> str:
     """Return what the keys of a job's videos begin with."""
-    return f"serving/videos/{job}/"
+    return f"{JOB_VIDEOS_PREFIX}{job}/"
 
 
 def job_video_key(job: str, attempt: int) -> str:
@@ -365,17 +393,17 @@ def idempotency_key(sha256: str) -> str:
 
 def lease_log(name: str) -> str:
     """Return the log of the owners of a lease, see `log_entry_key`."""
-    return f"leases/{name}/epochs"
+    return f"{LEASES_PREFIX}{name}/epochs"
 
 
 def heartbeat_key(name: str, epoch: int) -> str:
     """Return the key that an owner of a lease rewrites while it lives."""
-    return f"leases/{name}/heartbeats/{epoch:08d}"
+    return f"{LEASES_PREFIX}{name}/heartbeats/{epoch:08d}"
 
 
 def claim_log(right: str) -> str:
     """Return the log of who has claimed a right."""
-    return f"claims/{right}"
+    return f"{CLAIMS_PREFIX}{right}"
 
 
 def run_claim(run_id: str) -> str:
