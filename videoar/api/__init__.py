@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from videoar.api.data import schema, stages
 from videoar.api.models import compare, generate, load, report, report_index, report_path, serve
-from videoar.api.ops import bench, forget, open_store
+from videoar.api.ops import bench, forget, gc_apply, gc_plan, open_store
 from videoar.api.runs import (
     Document,
     Watch,
@@ -73,12 +73,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Document", "Watch", "backfill", "bench", "cancel", "compare", "diff", "doctor", "evaluate",
-    "explain", "export", "follow", "forget", "freeze", "gate", "generate", "lineage", "load",
-    "logs", "ls", "make_engine", "open_store", "openlineage", "plan", "promote", "quarantine",
-    "refs", "report", "report_index", "report_path", "resume", "rollback", "run", "schedule_ls",
-    "schedule_pause", "schedule_release", "schedule_serve", "schedule_tick", "schema", "serve",
-    "show", "stages", "status", "validate", "validate_pipeline", "vbench_check",
-    "vbench_export", "vbench_plan", "vbench_setup",
+    "explain", "export", "follow", "forget", "freeze", "gate", "gc_apply", "gc_plan", "generate",
+    "lineage", "load", "logs", "ls", "make_engine", "open_store", "openlineage", "plan",
+    "promote", "quarantine", "refs", "report", "report_index", "report_path", "resume",
+    "rollback", "run", "schedule_ls", "schedule_pause", "schedule_release", "schedule_serve",
+    "schedule_tick", "schema", "serve", "show", "stages", "status", "validate",
+    "validate_pipeline", "vbench_check", "vbench_export", "vbench_plan", "vbench_setup",
 ]  # fmt: skip
 
 __getattr__ = lazy_names(

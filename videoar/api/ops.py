@@ -1,9 +1,9 @@
-"""Verbs on a store and a machine: takedowns, benchmarks."""
+"""Verbs on a store and a machine: takedowns, garbage, benchmarks."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from videoar.api.runs import Document, ls
 from videoar.core.settings import settings
 
 if TYPE_CHECKING:
+    from videoar.admin.gc import Kind
     from videoar.bench.result import BenchResult
     from videoar.records.run_record import Run
     from videoar.storage.store import Store
@@ -60,6 +61,50 @@ def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False
         if run.status == "RUNNING":
             logger.warning("run %s is in progress: run forget again when it has ended", run.run_id)
     return {**result, "pages": [run.run_id for run in affected]}
+
+
+def gc_plan(store: Store, days: float = 7.0, unfinished_days: float = 30.0) -> Document:
+    """Record what `gc_apply` may delete; see `videoar.admin.gc`.
+
+    Args:
+        store: where.
+        days: how old garbage must be.
+        unfinished_days: how old work records and checkpoints must be that a resumed run would
+            continue.
+
+    Returns:
+        `{ok, plan, keys, bytes, checks: [{name, ok, detail}]}`; a check per kind of garbage, and
+        one that is not `ok` for what could not be read.
+    """
+    from videoar.admin import gc
+
+    retention = gc.Retention(keep_s=days * gc.DAY_S, unfinished_s=unfinished_days * gc.DAY_S)
+    made = gc.plan(store, retention)
+    return _garbage_document(made.plan, made.kinds, made.problems)
+
+
+def gc_apply(store: Store, plan: str) -> Document:
+    """Delete what is in a plan and is still garbage; return what was deleted, as `gc_plan`.
+
+    Raises:
+        ConfigError: there is no such plan.
+        LeaseHeldError: another process deletes garbage.
+    """
+    from videoar.admin import gc
+
+    return _garbage_document(plan, *gc.apply(store, plan))
+
+
+def _garbage_document(plan: str, kinds: Mapping[str, Kind], problems: Sequence[str]) -> Document:
+    checks = [{"name": name, "ok": True, "detail": str(kind)} for name, kind in kinds.items()]
+    checks += [{"name": "object", "ok": False, "detail": problem} for problem in problems]
+    return {
+        "ok": not problems,
+        "plan": plan,
+        "keys": sum(kind.keys for kind in kinds.values()),
+        "bytes": sum(kind.size_bytes for kind in kinds.values()),
+        "checks": checks,
+    }
 
 
 def _snapshots_of(run: Run) -> set[str]:

@@ -1,4 +1,4 @@
-"""Verbs on a store and a machine: takedowns, diagnosis, benchmarks."""
+"""Verbs on a store and a machine: takedowns, garbage, diagnosis, benchmarks."""
 
 import sys
 from contextlib import redirect_stdout
@@ -9,7 +9,7 @@ import typer
 
 from videoar import api
 from videoar.cli.output import Block, Table, emit
-from videoar.cli.session import session, verb
+from videoar.cli.session import VerbGroup, print_help_without_verb, session, verb
 from videoar.core.errors import StorageError
 
 app = typer.Typer()
@@ -53,6 +53,55 @@ def _forget_blocks(result: dict[str, Any]) -> list[Block]:
         *(f"evaluation set {name}: no comparison from now on" for name in result["evalsets"]),
         f"tombstone: {result['tombstone']}" + (" (not written)" if dry_run else ""),
     ]
+
+
+gc_group = typer.Typer(cls=VerbGroup, invoke_without_command=True)
+
+
+@gc_group.callback()
+def gc(ctx: typer.Context) -> None:
+    """Delete what killed and abandoned work has left."""
+    print_help_without_verb(ctx)
+
+
+@verb(gc_group, _PANEL, "gc plan")
+def plan(
+    days: Annotated[float, typer.Option(min=0.0, help="How old garbage must be.")] = 7.0,
+    unfinished_days: Annotated[
+        float, typer.Option(min=0.0, help="The same, of work that a resume would continue.")
+    ] = 30.0,
+) -> None:
+    """Record what is garbage; delete nothing.
+
+    Runs may go on meanwhile. Exit code 7 if something cannot be read.
+    """
+    _emit_garbage(api.gc_plan(session.open(), days, unfinished_days), "to delete")
+
+
+@verb(gc_group, _PANEL, "gc apply PLAN")
+def apply(
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="Id of a plan.")],
+) -> None:
+    """Delete what is in a plan and still garbage.
+
+    A call that was killed has deleted a part; a second one deletes the rest. Exit code 5 while
+    another process applies a plan.
+    """
+    _emit_garbage(api.gc_apply(session.open(), plan), "deleted")
+
+
+def _emit_garbage(result: dict[str, Any], what: str) -> None:
+    rows = [
+        ("ok" if check["ok"] else "FAIL", check["name"], check["detail"])
+        for check in result["checks"]
+    ]
+    total = f"plan {result['plan']}: {result['keys']} keys, {result['bytes']:,} bytes {what}"
+    emit(result, lambda: [Table(("result", "kind", "detail"), rows), total])
+    if not result["ok"]:
+        raise typer.Exit(StorageError.exit_code)
+
+
+app.add_typer(gc_group, name="gc", rich_help_panel=_PANEL)
 
 
 @verb(app, _PANEL, "doctor")

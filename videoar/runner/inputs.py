@@ -27,6 +27,7 @@ from videoar.media.sources import list_sources, read_input
 from videoar.pipeline.input_url import named_input
 from videoar.pipeline.spec import PipelineSpec
 from videoar.records.run_record import InputRun, ended_runs, previous_input
+from videoar.storage.collection import CollectionWatch
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 from videoar.storage.takedown import address_digest, withdrawn_addresses
@@ -80,9 +81,16 @@ class SampleListing(Listing):
         Raises:
             ContractError: a video is missing or damaged.
         """
+        watch = CollectionWatch(store)
+        self._store_videos(store)
+        snapshot = super().commit(store, provenance)
+        if watch.has_collected():  # what rows of a commit name is never garbage again
+            self._store_videos(store)
+        return snapshot
+
+    def _store_videos(self, store: Store) -> None:
         for path, sha256 in zip(self._paths, self._table["video_sha256"].to_pylist(), strict=True):
             store.put_object(read_sample(path, sha256), ".mp4")
-        return super().commit(store, provenance)
 
 
 def resolve(store: Store, name: str, url: str) -> Snapshot | Listing | None:

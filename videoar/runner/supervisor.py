@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from videoar.core.errors import StorageError, TimedOutError
 from videoar.pipeline.stage import StageConfig
+from videoar.storage.collection import wait_for_collection
 from videoar.storage.layout import cancel_key, run_claim
 from videoar.storage.lease import HolderWatch, Lease, held_error
 from videoar.storage.store import Store
@@ -88,6 +89,8 @@ class Supervisor:
         lease.keep(self._end, self._look)
         try:
             self._driver = lease.claim(run_claim(self._run_id), self._require_ended)
+            # after the claim, which a later collection sees: it keeps what this run may adopt
+            wait_for_collection(self._store)
         except BaseException:
             self.stop()
             raise

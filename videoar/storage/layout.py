@@ -227,6 +227,12 @@ def progress_key(run_id: str, stage: str) -> str:
     return f"{RUNS_PREFIX}{run_id}/progress/{stage}.json"
 
 
+def run_of_progress(key: str) -> str | None:
+    """Return the run of a key of `progress_key` or `rank_usage_key`, None for any other key."""
+    _, run_id, *rest = key.split("/")
+    return run_id if rest[:1] == ["progress"] else None
+
+
 def rank_usage_prefix(run_id: str, stage: str) -> str:
     """Return what the keys of `rank_usage_key` begin with."""
     # names of stages have no dots
@@ -361,6 +367,11 @@ def job_videos_prefix(job: str) -> str:
     return f"{JOB_VIDEOS_PREFIX}{job}/"
 
 
+def job_of_video(key: str) -> str:
+    """Return the job of a key under `JOB_VIDEOS_PREFIX`."""
+    return key.removeprefix(JOB_VIDEOS_PREFIX).partition("/")[0]
+
+
 def job_video_key(job: str, attempt: int) -> str:
     """Return the key of the video that an attempt made."""
     return f"{job_videos_prefix(job)}{attempt:04d}.mp4"
@@ -409,3 +420,38 @@ def claim_log(right: str) -> str:
 def run_claim(run_id: str) -> str:
     """Return the name of the right to drive a run."""
     return f"{RUNS_PREFIX}{run_id}"
+
+
+def number_of(key: str) -> int:
+    """Return the number of an entry of a log, or of a heartbeat."""
+    return int(key.rpartition("/")[2].removesuffix(".json"))
+
+
+def lease_of(key: str) -> str:
+    """Return the lease of a key under `LEASES_PREFIX`."""
+    return key.removeprefix(LEASES_PREFIX).rsplit("/", 2)[0]
+
+
+def right_of(key: str) -> str:
+    """Return the right of a key under `CLAIMS_PREFIX`."""
+    return key.removeprefix(CLAIMS_PREFIX).rpartition("/")[0]
+
+
+def claimed_run(right: str) -> str | None:
+    """Return the run that a right is about, None for rights of other kinds."""
+    return right.removeprefix(RUNS_PREFIX) if right.startswith(RUNS_PREFIX) else None
+
+
+def plan_key(plan: str) -> str:
+    """Return the key of the record of a plan of `gc`."""
+    return f"{PLANS_PREFIX}{plan}/plan.json"
+
+
+def plan_part_key(plan: str, number: int) -> str:
+    """Return the key of a part of a plan."""
+    return log_entry_key(f"{PLANS_PREFIX}{plan}", number)
+
+
+def plan_of(key: str) -> str:
+    """Return the plan of a key under `PLANS_PREFIX`."""
+    return key.removeprefix(PLANS_PREFIX).partition("/")[0]

@@ -14,18 +14,32 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from videoar.core.clock import MONOTONIC, Clock
 from videoar.core.errors import LeaseHeldError, VideoARError
 from videoar.core.processes import ProcessId, this_process
 from videoar.core.settings import settings
 from videoar.storage.layout import claim_log, heartbeat_key, lease_log, log_entry_key
-from videoar.storage.store import Store
+from videoar.storage.ledger import Ledger
+from videoar.storage.object_store import ObjectStore
 
 logger = logging.getLogger(__name__)
 _HEARTBEATS = 5  # per time to live
-_ENDED = b"ended"
+ENDED = b"ended"
+"""Last heartbeat of an owner."""
+
+
+class Records(Protocol):
+    """What leases need of a store."""
+
+    @property
+    def objects(self) -> ObjectStore:
+        """Its objects."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """Its records."""
 
 
 class HolderWatch:
@@ -38,9 +52,10 @@ class HolderWatch:
         clock: of this process.
     """
 
-    def __init__(self, store: Store, name: str, epoch: int, clock: Clock = MONOTONIC) -> None:
+    def __init__(self, store: Records, name: str, epoch: int, clock: Clock = MONOTONIC) -> None:
         self._store, self.name, self._epoch, self._clock = store, name, epoch, clock
         record: dict[str, Any] = store.ledger.read(log_entry_key(lease_log(name), epoch)) or {}
+        self._is_collected = not record  # as garbage: long ended
         self.owner: str = record.get("owner", "another process")
         self.ttl_s: float = record.get("ttl_s", settings().lease_ttl_s)
         self.process = ProcessId.model_validate(record["process"]) if "process" in record else None
@@ -54,7 +69,11 @@ class HolderWatch:
     def has_ended(self) -> bool:
         """Look once; return whether this owner has no right any more."""
         heartbeat, now = self._read_heartbeat(), self._clock.now()
-        if heartbeat == _ENDED or (self.process is not None and self.process.is_gone()):
+        if (
+            heartbeat == ENDED
+            or self._is_collected
+            or (self.process is not None and self.process.is_gone())
+        ):
             return True
         if heartbeat != self._heartbeat:
             self._heartbeat, self._since, self.has_renewed = heartbeat, now, True
@@ -80,7 +99,7 @@ class HolderWatch:
         return f"{self.owner} on {self.process.host if self.process else 'another host'}"
 
 
-def claim_holder(store: Store, right: str) -> HolderWatch | None:
+def claim_holder(store: Records, right: str) -> HolderWatch | None:
     """Return who has claimed a right last, None if nobody ever has."""
     last = store.ledger.last(claim_log(right))
     return HolderWatch(store, last["lease"], last["epoch"]) if last else None
@@ -106,7 +125,7 @@ class Lease:
 
     def __init__(
         self,
-        store: Store,
+        store: Records,
         name: str,
         owner: str,
         *,
@@ -251,4 +270,4 @@ class Lease:
         """Let the next owner start at once; nothing to do if the lease was not acquired."""
         self.stop()  # nothing is written after the last word
         if self.epoch >= 0:
-            self._store.objects.put(heartbeat_key(self.name, self.epoch), _ENDED)
+            self._store.objects.put(heartbeat_key(self.name, self.epoch), ENDED)

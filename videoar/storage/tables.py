@@ -20,10 +20,11 @@ import pyarrow as pa
 
 from videoar.contracts.contract import Contract
 from videoar.core.crash_points import crash_point
-from videoar.core.errors import WithdrawnError
+from videoar.core.errors import TransientStorageError, WithdrawnError
 from videoar.core.ids import SHORT_DIGEST, sha256_hex
 from videoar.core.types import Commit, FileRef, Provenance
-from videoar.storage.delta_log import DeltaLog
+from videoar.storage.collection import wait_for_collection
+from videoar.storage.delta_log import DeltaLog, missing_files
 from videoar.storage.layout import data_key
 from videoar.storage.ledger import Ledger
 from videoar.storage.object_store import ObjectStore, put_content
@@ -103,7 +104,8 @@ class Dataset:
 
         Raises:
             ConfigError: the dataset has another contract.
-            TransientStorageError: too many attempts conflicted with another writer.
+            TransientStorageError: too many attempts conflicted with another writer, or a file was
+                deleted as garbage meanwhile; the commit is incomplete then.
             WithdrawnError: a takedown has removed one of the files since it was written.
         """
         # two shards may write equal rows, hence one file; the Delta log lists a path once
@@ -125,4 +127,8 @@ class Dataset:
             what = "withdrawn by a takedown during the run"
             raise WithdrawnError(min(withdrawn), what, "resume the run")
         commit = self._log.append(draft, self.contract.arrow_schema)
-        return Snapshot(self._objects, self._ledger, commit)
+        snapshot = Snapshot(self._objects, self._ledger, commit)
+        if wait_for_collection(snapshot):  # after the commit, which a later collection sees
+            for key in missing_files(self._objects, commit.files):
+                raise TransientStorageError(key, "was deleted as garbage", "resume the run")
+        return snapshot

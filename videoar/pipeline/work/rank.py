@@ -21,6 +21,7 @@ from videoar.pipeline.work.task import (
     publish_record,
     write_output,
 )
+from videoar.storage.collection import CollectionWatch
 from videoar.storage.layout import checkpoints_prefix, loop_record_key, rank_usage_key
 
 logger = logging.getLogger(__name__)
@@ -201,7 +202,7 @@ def run_rank(task: StageTask, index: int, world_size: int, sink: ProgressSink) -
     with engine_boundary(task, f"rank {index}"):
         store = task.open_store()
         stage: LoopStage[Any] = task.make_stage()
-        meter = UsageMeter(stage.config.resources.gpus)
+        meter, watch = UsageMeter(stage.config.resources.gpus), CollectionWatch(store)
         inputs = task.open_inputs(store)
         context = StageContext(store)
         # a killed rank has left its scratch folder, perhaps with a checkpoint in it
@@ -216,4 +217,4 @@ def run_rank(task: StageTask, index: int, world_size: int, sink: ProgressSink) -
         record = write_output(task, store, stage.produces, output)
         rows_in = sum(snapshot.rows for snapshot in inputs.values())
         record = record.model_copy(update={"rows_in": rows_in, "usage": meter.read()})
-        publish_record(store, loop_record_key(task.dataset, task.fingerprint), record)
+        publish_record(store, loop_record_key(task.dataset, task.fingerprint), record, watch)

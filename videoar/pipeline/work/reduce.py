@@ -19,6 +19,7 @@ from videoar.pipeline.work.task import (
     publish_record,
     write_output,
 )
+from videoar.storage.collection import CollectionWatch
 from videoar.storage.layout import check_key, check_page_key, reduce_record_key
 from videoar.storage.partitions import DaskScheduler
 from videoar.storage.store import Store
@@ -41,7 +42,7 @@ def run_reduce(task: StageTask, dask_scheduler: DaskScheduler | None = None) -> 
     if (existing := find_record(store, key)) is not None:
         return existing
     stage: ReduceStage[Any] = task.make_stage()
-    meter = UsageMeter(stage.config.resources.gpus)
+    meter, watch = UsageMeter(stage.config.resources.gpus), CollectionWatch(store)
     inputs = task.open_inputs(store)
     with engine_boundary(task, "reduction"):
         # all tables before the first file: the check needs every row, and a failed check writes
@@ -57,7 +58,7 @@ def run_reduce(task: StageTask, dask_scheduler: DaskScheduler | None = None) -> 
     rows_in = sum(s.rows for port, s in inputs.items() if not stage.consumes[port].optional)
     crash_point("reduce-written")
     record = record.model_copy(update={"rows_in": rows_in, "usage": meter.read()})
-    return publish_record(store, key, record)
+    return publish_record(store, key, record, watch)
 
 
 def _publish_check(task: StageTask, store: Store, report: CheckReport) -> None:

@@ -19,6 +19,7 @@ from videoar.pipeline.work.task import (
     publish_record,
     write_output,
 )
+from videoar.storage.collection import CollectionWatch
 from videoar.storage.layout import shard_record_key
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class ShardWorker:
     ) -> None:
         self.task = task
         self.store = task.open_store()
+        self._watch = CollectionWatch(self.store)
         self.stage: MapStage[Any] = task.make_stage()
         self._meter = UsageMeter(self.stage.config.resources.gpus)
         self.inputs = task.open_inputs(self.store)
@@ -64,7 +66,7 @@ class ShardWorker:
         # finds its files instead of leaving a second copy.
         crash_point("shard-written")
         record = record.model_copy(update={"rows_in": shard.num_rows, "usage": self._meter.read()})
-        return publish_record(self.store, key, record)
+        return publish_record(self.store, key, record, self._watch)
 
     def stop(self) -> None:
         """End the shards that other threads are running early, where the stage supports it."""

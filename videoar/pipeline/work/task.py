@@ -17,14 +17,17 @@ from typing import Any
 from pydantic import Field
 
 from videoar.contracts.names import REJECTS
-from videoar.core.errors import OutOfMemoryError, StageError, VideoARError
+from videoar.core.crash_points import crash_point
+from videoar.core.errors import OutOfMemoryError, StageError, StorageError, VideoARError
 from videoar.core.processes import used_cpu_s
 from videoar.core.settings import share_cores
 from videoar.core.types import FileRef, Stored
 from videoar.pipeline.fingerprint import FingerprintParts, fingerprint
 from videoar.pipeline.registry import BUILTIN, Registry, make_stage
 from videoar.pipeline.stage import Inputs, Output
+from videoar.storage.collection import CollectionWatch
 from videoar.storage.layout import rejects_dataset
+from videoar.storage.references import objects_of, recorded_files
 from videoar.storage.store import Store, open_store
 
 _LESS = "take smaller batches, or give each worker more memory: resources.memory_gib"
@@ -117,9 +120,33 @@ def find_record(store: Store, key: str) -> WorkRecord | None:
     return WorkRecord.model_validate(existing) if existing is not None else None
 
 
-def publish_record(store: Store, key: str, record: WorkRecord) -> WorkRecord:
-    """Create the record; return the existing one if another worker created it first."""
+def publish_record(
+    store: Store, key: str, record: WorkRecord, watch: CollectionWatch
+) -> WorkRecord:
+    """Create the record; return the existing one if another worker created it first.
+
+    Args:
+        store: where.
+        key: of the record.
+        record: the work.
+        watch: made before the first of its files was written.
+
+    Raises:
+        TransientStorageError: a file was deleted as garbage; there is no record.
+    """
     stored = store.ledger.create_or_adopt(key, record.model_dump(mode="json"))
+    crash_point("record-published")
+
+    def keys() -> Iterator[str]:
+        for named in recorded_files(key, stored):
+            yield named.file.key
+            yield from (found.key for found in objects_of(store.objects, named))
+
+    try:
+        watch.require_all(key, keys)
+    except StorageError:
+        store.objects.delete(key)  # another attempt would adopt it
+        raise
     return WorkRecord.model_validate(stored)
 
 

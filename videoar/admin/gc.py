@@ -1,0 +1,478 @@
+"""Deletes garbage: what killed and abandoned work has left in the store.
+
+`plan` records what nothing names or needs any more, and is older than a retention time. `apply`
+deletes of a plan what is still garbage at that moment. Both walk the store in the same way:
+
+    data, object   not named by a commit, a work record, or a row of what those name
+    work           record of a shard, training or reduction that was never committed
+    checkpoint     of a training that has finished, or that nobody has continued for long
+    progress       of runs that have succeeded
+    lease, claim   what newer records of the same log have replaced
+    video          of requests that have ended otherwise, or were deleted
+    probe, plan    of `doctor` and of this module
+
+Commits and records of runs, refs, schedules and takedowns are never deleted, so neither is what
+they name: every snapshot stays readable, and what is cached stays cached.
+
+Runs may go on meanwhile. A run keeps from deletion what is younger than itself, and the work
+records and checkpoints of its stages; `storage.collection` says why the rest is safe, too. A call
+that was killed at any line has deleted a part; the next `apply` deletes the rest. Records are
+deleted before the files that they name.
+
+Firings of schedules and deliveries of hooks are not garbage: because of them a window fires once.
+Memory does not grow with the store: keys are in files on disk, and listings are streams.
+"""
+
+import json
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from itertools import chain, groupby, islice
+from pathlib import Path
+from typing import TypeVar
+
+from videoar.core.crash_points import crash_point
+from videoar.core.errors import (
+    ConfigError,
+    StorageError,
+    TransientStorageError,
+    VideoARError,
+    WithdrawnError,
+)
+from videoar.core.ids import canonical_json, is_safe_key, new_run_id, sha256_hex
+from videoar.core.scratch import Scratch
+from videoar.core.types import Json, Stored
+from videoar.records.run_record import load_run
+from videoar.storage import layout, references, takedown
+from videoar.storage.key_set import KeySet
+from videoar.storage.lease import ENDED, HolderWatch, Lease
+from videoar.storage.ledger import Record, current_user
+from videoar.storage.object_store import ObjectInfo
+from videoar.storage.store import Store
+
+logger = logging.getLogger(__name__)
+DAY_S = 86_400.0
+_AT_ONCE = 16  # half of the connections of an S3 client, see `s3_store`
+_BATCH = 1_000
+_PART_KEYS = 10_000
+"""chosen: a part of a plan is about a megabyte."""
+_SLACK_S = 5.0
+"""chosen: ages in S3 are whole seconds."""
+_ZOMBIE_S = DAY_S
+"""chosen: a process that was silent for longer does not wake up."""
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Retention(Stored):
+    """How old garbage must be, in seconds by the clock of the store."""
+
+    keep_s: float = 7 * DAY_S
+    unfinished_s: float = 30 * DAY_S
+    """Of what a resumed run would continue: work records and checkpoints."""
+
+
+class _UnreadableError(Exception):
+    """A data file is lost or damaged, so the objects that its rows name are not known."""
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """One key that nothing needs."""
+
+    key: str
+    size_bytes: int
+    kind: str
+    reason: str
+
+
+class Kind(Stored):
+    """Garbage of one kind."""
+
+    keys: int = 0
+    size_bytes: int = 0
+
+    def __add__(self, item: Garbage) -> "Kind":
+        return Kind(keys=self.keys + 1, size_bytes=self.size_bytes + item.size_bytes)
+
+    def __str__(self) -> str:
+        return f"{self.keys} keys, {self.size_bytes:,} bytes"
+
+
+class Plan(Stored):
+    """What `apply` may delete; its keys are in parts of their own."""
+
+    plan: str
+    """Its id."""
+    at: float
+    by: str
+    retention: Retention
+    kinds: dict[str, Kind]
+    parts: tuple[str, ...]
+    """SHA-256 of each part."""
+    problems: tuple[str, ...] = ()
+    """Why some kinds were left out."""
+
+
+def plan(store: Store, retention: Retention | None = None) -> Plan:
+    """Record what is garbage now; delete nothing.
+
+    Raises:
+        StorageError: the store does not respond.
+    """
+    retention = retention or Retention()
+    id_ = new_run_id(after=_plan_ids(store))
+    kinds: dict[str, Kind] = defaultdict(Kind)
+    digests: list[str] = []
+    store.ledger.prepare_write()
+    with Scratch() as folder, closing(_Walk(store, retention, folder)) as walk:
+        garbage = walk.garbage()
+        while part := list(islice(garbage, _PART_KEYS)):
+            for item in part:
+                kinds[item.kind] += item
+            rows: list[Json] = [
+                [item.key, item.size_bytes, item.kind, item.reason] for item in part
+            ]
+            data = canonical_json({"keys": rows}).encode()
+            store.objects.put(layout.plan_part_key(id_, len(digests)), data)
+            digests.append(sha256_hex(data))
+            crash_point("gc.part")
+        made = Plan(
+            plan=id_, at=time.time(), by=current_user(), retention=retention, kinds=kinds,
+            parts=tuple(digests), problems=tuple(walk.problems),
+        )  # fmt: skip
+    # last: parts without it are the garbage of a killed call
+    store.ledger.create(layout.plan_key(id_), made.model_dump(mode="json"))
+    return made
+
+
+def _plan_ids(store: Store) -> Iterator[str]:
+    return (layout.plan_of(key) for key in store.ledger.list(layout.PLANS_PREFIX))
+
+
+def load_plan(store: Store, id_: str) -> Plan:
+    """Return a plan.
+
+    Raises:
+        ConfigError: there is none of this id.
+    """
+    record = store.ledger.read(layout.plan_key(id_)) if is_safe_key(id_) else None
+    if record is None:
+        raise ConfigError(id_ or "''", "no such plan", "videoar gc plan makes one")
+    return Plan.model_validate(record)
+
+
+def apply(store: Store, id_: str) -> tuple[dict[str, Kind], list[str]]:
+    """Delete what is in a plan and still garbage; a second call goes on.
+
+    Returns:
+        What was deleted, by kind; why some kinds were left out.
+
+    Raises:
+        ConfigError: there is no such plan.
+        LeaseHeldError: another process applies a plan, or has taken over while this one was
+            suspended.
+        StorageError: the store does not respond, or a part of the plan is damaged.
+    """
+    made, deleted = load_plan(store, id_), defaultdict[str, Kind](Kind)
+    lease = Lease(store, layout.COLLECTOR_LEASE, f"gc apply {id_}", hint="wait for its end")
+    lease.acquire()
+    crash_point("gc.acquired")
+    try:
+        lease.keep(lambda error: logger.error("%s", error))
+        with ExitStack() as stack:
+            folder = stack.enter_context(Scratch())
+            planned = stack.enter_context(closing(KeySet(folder / "planned")))
+            for key in _planned_keys(store, made):
+                planned.add(key)
+            # made after the lease was acquired: see `storage.collection`
+            walk = stack.enter_context(closing(_Walk(store, made.retention, folder)))
+            found = (item for item in walk.garbage() if item.key in planned)
+
+            def delete(item: Garbage) -> None:
+                lease.require_held()
+                store.objects.delete(item.key)
+                crash_point("gc.deleted")
+
+            for _, group in groupby(found, lambda item: item.kind):  # one kind after the other
+                for item, _ in _concurrently(delete, group):
+                    deleted[item.kind] += item
+        store.objects.sweep()  # half-written files and uploads of killed writers
+    finally:
+        lease.release()
+    return deleted, walk.problems
+
+
+def _planned_keys(store: Store, made: Plan) -> Iterator[str]:
+    for number, digest in enumerate(made.parts):
+        key = layout.plan_part_key(made.plan, number)
+        data = store.objects.get(key)
+        if sha256_hex(data) != digest:
+            raise StorageError(key, "damaged: wrong SHA-256", "make a new plan")
+        yield from (row[0] for row in json.loads(data)["keys"])
+
+
+@dataclass(frozen=True)
+class _Living:
+    """The runs that a driver works on."""
+
+    age_s: float
+    """Of the oldest one; what is younger may be its work."""
+    stages: frozenset[str] | None
+    """Names of all of their stages; None: a run has no record yet."""
+
+    def has(self, stage: str) -> bool:
+        return self.stages is None or stage in self.stages
+
+
+class _Walk:
+    """One walk over the store.
+
+    Args:
+        store: where.
+        retention: how old garbage must be.
+        folder: for files of this process.
+    """
+
+    def __init__(self, store: Store, retention: Retention, folder: Path) -> None:
+        self._store, self._retention = store, retention
+        self._claims = _last_entries(store.ledger.list(layout.CLAIMS_PREFIX))
+        self._runs: dict[tuple[str, int], str] = {}
+        """Runs by the lease and epoch of their newest drivers."""
+        self._living = self._find_living()
+        self._files, self._objects = KeySet(folder / "files"), KeySet(folder / "objects")
+        self.problems: list[str] = []
+
+    def close(self) -> None:
+        self._files.close()
+        self._objects.close()
+
+    def garbage(self) -> Iterator[Garbage]:
+        """Yield what is garbage; records before what they name."""
+        yield from self._work_records()
+        yield from self._unnamed(layout.TABLES_PREFIX, "data", self._files, layout.data_sha256)
+        self._name_objects()
+        if not self.problems:
+            prefix = layout.OBJECTS_PREFIX
+            yield from self._unnamed(prefix, "object", self._objects, layout.object_sha256)
+        yield from self._checkpoints()
+        yield from self._progress()
+        yield from self._replaced_claims()
+        yield from self._replaced_epochs()
+        yield from self._videos()
+        yield from self._own()
+
+    def _find_living(self) -> _Living:
+        ages, stages, known = [0.0], set[str](), True
+        for right, (key, _) in self._claims.items():
+            run_id = layout.claimed_run(right)
+            claim = self._store.ledger.read(key) if run_id else None
+            if run_id is None or claim is None:
+                continue
+            self._runs[claim["lease"], claim["epoch"]] = run_id
+            if self._is_driven(claim):
+                ages.append((self._store.objects.age_s(key) or 0.0) + _SLACK_S)
+                record = self._store.ledger.read(layout.run_key(run_id))
+                known = known and record is not None
+                stages |= {stage["name"] for stage in (record or {"stages": ()})["stages"]}
+        return _Living(max(ages), frozenset(stages) if known else None)
+
+    def _is_driven(self, claim: Record) -> bool:
+        holder = HolderWatch(self._store, claim["lease"], claim["epoch"])
+        return not holder.has_ended() and not holder.is_silent()
+
+    def _is_older(self, key: str, than_s: float) -> bool:
+        age_s = self._store.objects.age_s(key)
+        return age_s is not None and age_s >= max(than_s, self._living.age_s)
+
+    def _old(self, items: Iterable[Garbage], than_s: float | None = None) -> Iterator[Garbage]:
+        """Yield the items that are older than the retention time."""
+        limit_s = self._retention.keep_s if than_s is None else than_s
+        for item, is_old in _concurrently(lambda item: self._is_older(item.key, limit_s), items):
+            if is_old:
+                yield item
+
+    def _work_records(self) -> Iterator[Garbage]:
+        """Collect the names of data files; yield the records that nobody needs."""
+        named = chain(
+            references.committed_files(self._store.objects),
+            references.replacement_files(self._store.ledger),
+        )
+        for file in named:
+            self._files.add(file.file.key)
+        infos = self._store.objects.list(layout.STAGES_PREFIX)
+        reads = _concurrently(lambda info: self._store.ledger.read(info.key), infos)
+        for info, record in reads:
+            files = references.recorded_files(info.key, record or {})
+            if all(file.file.key in self._files for file in files):
+                continue  # committed: a shard that a later run reuses
+            is_kept = self._living.has(layout.dataset_of(info.key)) or not self._is_older(
+                info.key, max(self._retention.keep_s, self._retention.unfinished_s)
+            )
+            if not is_kept:
+                yield _garbage(info, "work", "never committed, and no run continues it")
+                continue
+            for file in files:
+                self._files.add(file.file.key)
+                # a record whose files are lost does not count: its work runs again
+                with suppress(_UnreadableError):
+                    self._name_objects_of(file)
+
+    def _unnamed(
+        self, prefix: str, kind: str, named: KeySet, sha256_of: Callable[[str], str | None]
+    ) -> Iterator[Garbage]:
+        infos = (info for info in self._store.objects.list(prefix) if sha256_of(info.key))
+        unnamed = (info for info in infos if info.key not in named)
+        yield from self._old(_garbage(i, kind, "no commit or record names it") for i in unnamed)
+
+    def _name_objects(self) -> None:
+        """Collect the names of objects in the rows of committed files."""
+        with closing(KeySet(self._objects.path.with_name("read"))) as read:
+            for file in references.committed_files(self._store.objects):
+                if read.add(file.file.key):
+                    try:
+                        self._name_objects_of(file)
+                    except _UnreadableError as error:
+                        # its rows may come back from a copy: their objects must be there then
+                        self.problems.append(f"objects are kept: {error}, named by {file.by}")
+        for key in takedown.withdrawn_keys(self._store.ledger, layout.TABLES_PREFIX):
+            withdrawal = takedown.find_withdrawal(self._store.ledger, key)
+            for share in withdrawal.shares.values() if withdrawal else ():
+                for name in share.objects:
+                    self._objects.add(name)
+
+    def _name_objects_of(self, file: references.NamedFile) -> None:
+        try:
+            for named in references.objects_of(self._store.objects, file):
+                self._objects.add(named.key)
+        except TransientStorageError:
+            raise
+        except WithdrawnError:
+            pass  # `_name_objects` reads its record
+        except VideoARError as error:
+            raise _UnreadableError(str(error)) from error
+
+    def _checkpoints(self) -> Iterator[Garbage]:
+        infos = self._store.objects.list(layout.CHECKPOINTS_PREFIX)
+        for prefix, group in groupby(infos, lambda info: layout.checkpoints_of(info.key)):
+            # a record goes before its files: what has a record can be loaded
+            keys = sorted(group, key=lambda info: not info.key.endswith(".json"))
+            reason, limit_s = self._why_done(prefix)
+            newest = max(keys, key=lambda info: info.key)
+            if reason and self._is_older(newest.key, limit_s):
+                yield from (_garbage(info, "checkpoint", reason) for info in keys)
+
+    def _why_done(self, prefix: str) -> tuple[str, float]:
+        """Return why the checkpoints of a training are not needed, and from which age on."""
+        stage = layout.dataset_of(prefix)
+        key, _ = self._claims.get(prefix.rstrip("/"), (None, 0))
+        claim = self._store.ledger.read(key) if key else None
+        if self._living.has(stage) or (claim and self._is_driven(claim)):
+            return "", 0.0
+        run_id = self._runs.get((claim["lease"], claim["epoch"])) if claim else None
+        if run_id is not None and self._store.ledger.read(layout.run_key(run_id)) is not None:
+            stages = {run.name: run.status for run in load_run(self._store, run_id).stages}
+            if stages.get(stage) in {"SUCCEEDED", "CACHED"}:
+                return f"its training has finished in run {run_id}", self._retention.keep_s
+        limit_s = max(self._retention.keep_s, self._retention.unfinished_s)
+        return "its training was not continued", limit_s
+
+    def _progress(self) -> Iterator[Garbage]:
+        infos = self._store.objects.list(layout.RUNS_PREFIX)
+        shown = (info for info in infos if layout.run_of_progress(info.key))
+        old = self._old(_garbage(info, "progress", "its run has succeeded") for info in shown)
+        for run_id, group in groupby(old, lambda item: layout.run_of_progress(item.key)):
+            if run_id and load_run(self._store, run_id).status == "SUCCEEDED":
+                yield from group
+
+    def _replaced_claims(self) -> Iterator[Garbage]:
+        infos = self._store.objects.list(layout.CLAIMS_PREFIX)
+        last = {key for key, _ in self._claims.values()}
+        yield from self._old(
+            _garbage(info, "claim", "a newer claim has replaced it")
+            for info in infos
+            if info.key not in last
+        )
+
+    def _replaced_epochs(self) -> Iterator[Garbage]:
+        """Yield the epochs of each lease before the last one that an owner may come back to.
+
+        An owner that was suspended finds out by the epoch after its own. So an epoch goes only with
+        all before it, if their owners have all released the lease, or are silent for a day.
+        """
+        infos = self._store.objects.list(layout.LEASES_PREFIX)
+        logs = groupby(infos, lambda info: layout.lease_of(info.key))
+        for name, group in logs:
+            parts = defaultdict[int, list[ObjectInfo]](list)
+            for info in group:
+                parts[layout.number_of(info.key)].append(info)
+            for epoch in sorted(parts)[:-1]:
+                heartbeat = layout.heartbeat_key(name, epoch)
+                age_s = self._store.objects.age_s(heartbeat)
+                has_left = self._store.objects.find(heartbeat) == ENDED
+                if not has_left and age_s is not None and age_s < _ZOMBIE_S:
+                    break
+                old = [_garbage(i, "lease", "a newer epoch has replaced it") for i in parts[epoch]]
+                kept = [
+                    item for item in old if not self._is_older(item.key, self._retention.keep_s)
+                ]
+                if kept:
+                    break
+                yield from old
+
+    def _videos(self) -> Iterator[Garbage]:
+        infos = self._store.objects.list(layout.JOB_VIDEOS_PREFIX)
+        for job, group in groupby(infos, lambda info: layout.job_of_video(info.key)):
+            result = self._store.ledger.read(layout.job_result_key(job))
+            is_deleted = self._store.objects.size(layout.job_key(job)) is None
+            if result is None and not is_deleted:
+                continue  # not finished
+            named = {result.get("video_key"), result.get("tokens_key")} if result else set()
+            reason = "its request was deleted" if is_deleted else "another attempt counts"
+            yield from self._old(
+                _garbage(info, "video", reason)
+                for info in group
+                if is_deleted or info.key not in named
+            )
+
+    def _own(self) -> Iterator[Garbage]:
+        probes = self._store.objects.list(layout.PROBES_PREFIX)
+        kept = {layout.PROBE_PASSED_KEY}
+        plans = self._store.objects.list(layout.PLANS_PREFIX)
+        yield from self._old(
+            chain(
+                (
+                    _garbage(i, "probe", "left by a killed probe")
+                    for i in probes
+                    if i.key not in kept
+                ),
+                (_garbage(i, "plan", "an old plan") for i in plans),
+            )
+        )
+
+
+def _garbage(info: ObjectInfo, kind: str, reason: str) -> Garbage:
+    return Garbage(info.key, info.size_bytes, kind, reason)
+
+
+def _last_entries(keys: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """Return key and number of the last entry of each log, by the name of what is claimed."""
+    result: dict[str, tuple[str, int]] = {}
+    for key in keys:
+        right = layout.right_of(key)
+        number = layout.number_of(key)
+        if number >= result.get(right, ("", -1))[1]:
+            result[right] = (key, number)
+    return result
+
+
+def _concurrently(function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
+    """Yield each item with the result of a function on it, in order; a bounded number in memory."""
+    rest = iter(items)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        while batch := list(islice(rest, _BATCH)):
+            yield from zip(batch, pool.map(function, batch), strict=True)
