@@ -31,12 +31,14 @@ def slow(videos: Path, steps: int = 8, pause_s: float = 0.5, **options) -> dict:
     return toy_document(videos, model=model)
 
 
-def drive(store_url: str, document: dict, run_id: str, resumed: bool = False) -> None:
+def drive(
+    store_url: str, document: dict, run_id: str, resumed: bool = False, wait: bool = False
+) -> None:
     """Drive a run in a child process; its exit code is that of the command line."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     store = open_store(store_url)
     try:
-        resume(store, run_id) if resumed else execute(store, document, run_id)
+        resume(store, run_id) if resumed else execute(store, document, run_id, wait=wait)
     except KeyboardInterrupt:
         os._exit(130)
     except LeaseHeldError as error:
@@ -70,6 +72,36 @@ def test_equal_run_is_refused_and_names_the_first(store: Store, videos: Path, tm
     first.terminate()
     first.join(60)
     assert (first.exitcode, run_ids(store)) == (130, ["first"])  # the others left no run behind
+
+
+def queue(store: Store, document: dict, run_id: str):
+    """Start an equal run that waits, in a child process."""
+    child = start(drive, store.url, document, run_id, False, True)
+    wait_until(lambda: run_id in run_ids(store) and load_run(store, run_id).status == "QUEUED")
+    assert load_run(store, run_id).queued_behind == "first"
+    return child
+
+
+@pytest.mark.fault(18, "an equal run that waits; one that is cancelled, one that is killed")
+def test_equal_run_in_the_queue_is_seen_cancelled_and_adopts(store: Store, videos: Path):
+    document = slow(videos, steps=200)
+    first = start(drive, store.url, document, "first")
+    wait_until(lambda: trains(store, "first"))
+    waits, killed, cancelled = (queue(store, document, name) for name in ("waits", "k", "c"))
+    killed.kill()
+    killed.join()
+    assert load_run(store, "k").status == "INTERRUPTED"
+    cancel_run(store, "c")
+    cancelled.join(30)
+    assert cancelled.exitcode == 130
+    run = load_run(store, "c")
+    assert (run.status, run.code, run.queued_behind) == ("CANCELLED", "CANCELLED", None)
+    first.terminate()
+    first.join(60)
+    wait_until(lambda: trains(store, "waits") and load_run(store, "waits").status == "RUNNING")
+    cancel_run(store, "waits")
+    waits.join(60)
+    assert load_run(store, "waits").status == "CANCELLED"
 
 
 @pytest.mark.fault(18, "resume of a run that goes on")

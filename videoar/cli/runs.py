@@ -194,15 +194,22 @@ def ls(
     # One extra run shows whether there are more; reading all of them takes minutes on S3.
     runs = api.ls(session.open(), limit + 1 if limit else None)
     listed = runs[:limit] if limit else runs
-    keys = {"run_id", "pipeline", "status", "started_at", "seconds"}
+    keys = {"run_id", "pipeline", "status", "started_at", "seconds", "queued_behind"}
     rows = [
-        (run.run_id, run.status, run.pipeline, local_time(run.started_at), f"{run.seconds:.0f}")
+        (
+            run.run_id,
+            run.status,
+            run.pipeline,
+            local_time(run.started_at),
+            f"{run.seconds:.0f}",
+            run.queued_behind,
+        )
         for run in listed
     ]
 
     def blocks() -> list[Block]:
         more = [f"more than {limit} runs; videoar ls --limit 0 lists all"]
-        table = Table(("run", "status", "pipeline", "started", ">seconds"), rows)
+        table = Table(("run", "status", "pipeline", "started", ">seconds", "behind"), rows)
         return [table, *(more if len(runs) > len(listed) else [])] if rows else ["no runs"]
 
     emit({"runs": [run.model_dump(mode="json", include=keys) for run in listed]}, blocks)
@@ -283,7 +290,8 @@ def run_blocks(state: "api.Run", report: str | None, *, with_errors: bool = True
         )
         for stage in state.stages
     ]
-    blocks: list[Block] = ["  ".join([*summary, local_time(state.started_at)]), ""]
+    behind = [f"waits for run {state.queued_behind}"] if state.queued_behind else []
+    blocks: list[Block] = ["  ".join([*summary, local_time(state.started_at)]), *behind, ""]
     if inputs:
         blocks += [Table(("input", ">videos", ">new", ">changed", ">gone"), inputs), ""]
     blocks += [Table(("stage", "status", ">seconds", "snapshot", ">rows", ">rejected"), stages), ""]

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field
 
+from videoar.core.crash_points import crash_point
 from videoar.core.errors import ConfigError, did_you_mean
 from videoar.core.hardware import hardware
 from videoar.core.ids import new_run_id
@@ -26,21 +27,23 @@ from videoar.storage.layout import (
     RUNS_PREFIX,
     cancel_key,
     claim_log,
+    lease_log,
     run_claim,
     run_events,
     run_id_of,
     run_key,
 )
-from videoar.storage.lease import claim_holder
+from videoar.storage.lease import HolderWatch, Lease, claim_holder
 from videoar.storage.ledger import current_user
 from videoar.storage.store import Store
 
 Status = Literal[
     "PENDING", "RUNNING", "SUCCEEDED", "CACHED", "FAILED", "GATE_BLOCKED", "CANCELLED",
-    "INTERRUPTED", "SKIPPED", "WAITING", "UNKNOWN", "TIMED_OUT",
+    "INTERRUPTED", "SKIPPED", "WAITING", "UNKNOWN", "TIMED_OUT", "QUEUED",
 ]  # fmt: skip
 """State of a run or a stage. SKIPPED: a stage outside the requested part (`--until`), or without
-an input that it needs; PENDING: a requested stage that has not started."""
+an input that it needs; PENDING: a requested stage that has not started; QUEUED: a run before which
+another one has to end."""
 
 _EXIT_CODES = {
     "SUCCEEDED": 0, "FAILED": 3, "GATE_BLOCKED": 4, "TIMED_OUT": 6, "UNKNOWN": 8, "CANCELLED": 130,
@@ -176,6 +179,8 @@ class Run(Stored):
     """That of its newest driver."""
     accepted_drift: tuple[str, ...] = ()
     """What changed between two drivers of the run: `resume --accept-drift`."""
+    queued_behind: str | None = None
+    """While it is QUEUED: the run that has to end before."""
     error: str | None = None
     code: str | None = None
     """Reason code of the error, see `docs/operators.md`."""
@@ -265,6 +270,10 @@ class RunLog:
             accepted_drift=accepted_drift,
         )
 
+    def queued(self, lease: str) -> None:
+        """Record that it starts when a lease is free."""
+        self.event("queued", lease=lease)
+
     def input(self, name: str, listed: InputRun) -> None:
         """Record the listing of an input."""
         self.event("input", name=name, input=listed.model_dump(mode="json"))
@@ -285,8 +294,20 @@ class RunLog:
 
 def _is_driven(store: Store, run_id: str) -> bool:
     """Return whether the driver of a run lives, as far as can be known without waiting."""
-    holder = claim_holder(store, run_claim(run_id))
+    return _lives(claim_holder(store, run_claim(run_id)))
+
+
+def _lives(holder: HolderWatch | None) -> bool:
     return holder is not None and not holder.has_ended() and not holder.is_silent()
+
+
+def _place(store: Store, run_id: str, lease: str) -> dict[str, Any]:
+    """Return the state of a run that waits for a lease, and the run that has the lease."""
+    # without a claim no process waits: the next tick of its schedule starts it
+    if store.ledger.length(claim_log(run_claim(run_id))) and not _is_driven(store, run_id):
+        return {"status": "INTERRUPTED", "queued_behind": None}
+    holder = HolderWatch(store, lease, store.ledger.length(lease_log(lease)) - 1)
+    return {"queued_behind": holder.owner.removeprefix("run ") if _lives(holder) else None}
 
 
 def run_ids(store: Store) -> list[str]:
@@ -328,45 +349,56 @@ def load_run(store: Store, run_id: str) -> Run:
         raw["name"]: StageRun(**raw, status="PENDING" if raw["name"] in requested else "SKIPPED")
         for raw in record.pop("stages")
     }
-    inputs: dict[str, InputRun] = {}
-    # killed between run.json and the first event of its driver
-    status: Status = "PENDING"
-    error = code = software = None
-    drift: dict[str, None] = {}
-    # Events are in the order in which they were written, so the last state of each stage wins.
+    # events are in the order in which they were written, so the last state of each stage wins
     for event in events:
         if event["kind"] == "stage":
             stage = StageRun.model_validate(event["stage"])
             stages[stage.name] = stage
-        elif event["kind"] == "input":
-            inputs[event["name"]] = InputRun.model_validate(event["input"])
-        elif event["kind"] == "finish":
-            status, error, code = event["status"], event["error"], event.get("code")
-        elif event["kind"] == "driver":  # a resumed run: an earlier `finish` no longer holds
-            status, error, code = "RUNNING", None, None
-            software = event.get("software")
-            drift |= dict.fromkeys(event.get("accepted_drift", ()))
+    state = _run_state(events)
     # computed on reading: a killed process records nothing
-    if status == "RUNNING" and not _is_driven(store, run_id):
-        status = "INTERRUPTED"
+    if state["status"] == "RUNNING" and not _is_driven(store, run_id):
+        state["status"] = "INTERRUPTED"
+    elif state["status"] == "QUEUED":
+        state |= _place(store, run_id, state["queued_behind"])
+    is_running = state["status"] == "RUNNING"
     for name, stage in stages.items():
         if stage.is_in_progress:
-            until = time.time() if status == "RUNNING" else events[-1]["time"]
+            until = time.time() if is_running else events[-1]["time"]
             current = with_progress(store, run_id, stage, until)
-            ended = {} if status == "RUNNING" else {"status": status, "waiting": ""}
+            ended = {} if is_running else {"status": state["status"], "waiting": ""}
             stages[name] = current.model_copy(update=ended)
     return Run(
         **record,
-        status=status,
-        error=error,
-        code=code,
-        seconds=_busy_seconds(events, time.time() if status == "RUNNING" else None),
-        inputs=inputs,
-        software=software,
-        accepted_drift=tuple(drift),
+        **state,
+        seconds=_busy_seconds(events, time.time() if is_running else None),
         stages=tuple(stages.values()),
         outputs={stage.name: stage.snapshot for stage in stages.values() if stage.snapshot},
     )
+
+
+def _run_state(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the events of a run say of it as a whole; `queued_behind` is a lease."""
+    inputs: dict[str, InputRun] = {}
+    drift: dict[str, None] = {}
+    # killed between run.json and the first event of its driver
+    status, error, code, software, lease = "PENDING", None, None, None, None
+    for event in events:
+        match event["kind"]:
+            case "queued":
+                status, lease = "QUEUED", event["lease"]
+            case "input":
+                inputs[event["name"]] = InputRun.model_validate(event["input"])
+            case "finish":
+                status, error, code = event["status"], event["error"], event.get("code")
+                lease = None
+            case "driver":  # a resumed run: an earlier `finish` no longer holds
+                status, error, code, lease = "RUNNING", None, None, None
+                software = event.get("software")
+                drift |= dict.fromkeys(event.get("accepted_drift", ()))
+    return {
+        "status": status, "error": error, "code": code, "software": software, "inputs": inputs,
+        "queued_behind": lease, "accepted_drift": tuple(drift),
+    }  # fmt: skip
 
 
 def with_progress(store: Store, run_id: str, stage: StageRun, until: float) -> StageRun:
@@ -418,7 +450,7 @@ def _busy_seconds(events: list[dict[str, Any]], now: float | None) -> float:
     for event in events:
         if event["kind"] == "driver":
             total, first = total + last - first, event["time"]
-        last = event["time"]
+        last = event["time"] if first else 0.0  # time in a queue does not count
     return total + (now or last) - first
 
 
@@ -483,12 +515,38 @@ def _newest_first(store: Store, pipeline: str, before: str | None) -> Iterator[s
 def cancel_run(store: Store, run_id: str) -> None:
     """Ask the driver of a run, on any host, to stop; it records CANCELLED.
 
-    The driver looks for such requests with each heartbeat of its lease.
+    The driver looks for such requests with each heartbeat of its lease. A run that waits for a tick
+    has none; this process ends it in its place.
 
     Raises:
         ConfigError: the run is not running.
+        LeaseHeldError: another process cancels it.
     """
-    if load_run(store, run_id).status != "RUNNING":
+    if load_run(store, run_id).status not in {"RUNNING", "QUEUED"}:
         raise ConfigError(run_id, "is not running")
     claim = store.ledger.length(claim_log(run_claim(run_id))) - 1
+    if claim < 0 and _end_queued(store, run_id):
+        return
+    _request_cancel(store, run_id, max(claim, 0))
+
+
+def _request_cancel(store: Store, run_id: str, claim: int) -> None:
     store.ledger.create(cancel_key(run_id, claim), {"user": current_user(), "at": time.time()})
+
+
+def _end_queued(store: Store, run_id: str) -> bool:
+    """Record the end of a run that no process drives; return False if one was faster."""
+    lease = Lease(store, run_claim(run_id), f"run {run_id}")
+    lease.acquire()
+    try:
+        # a driver that starts now finds this claim, and goes on when it has ended
+        claim = lease.claim(run_claim(run_id), lambda _: True)
+        if claim is None:
+            return False
+        _request_cancel(store, run_id, claim)
+        crash_point("queued-cancelled")
+        what = f"cancelled by {current_user()}"
+        RunLog(store, run_id, lease.require_held).finish("CANCELLED", what, "CANCELLED")
+    finally:
+        lease.release()
+    return True

@@ -7,7 +7,8 @@ their records, a training by its newest checkpoint.
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -118,19 +119,37 @@ class Execution:
         check_datasets(selected, self.store, self.registry)
         # listed before the run is recorded, committed after it: a commit names its run
         inputs = self._resolve_inputs()
-        self._supervisor.start(self._work(inputs, start, until))
         try:
-            self._log.create(self.spec, __version__, start, until, self.trigger)
-            self.has_started = True
-            for skipped in self.stages.keys() - {stage.name for stage in selected}:
-                self._update(skipped, status="SKIPPED")
-            # marks the run as running again if it is resumed, so only after everything that may
-            # refuse it
-            self._log.driver(made, drift)
-            self._run_recorded(inputs, selected, start)
+            with self._recorded(), log_context(run_id=self.run_id):
+                on_queued = partial(self._queued, start, until)
+                self._supervisor.start(self._work(inputs, start, until), on_queued)
+                self._create(start, until)
+                for skipped in self.stages.keys() - {stage.name for stage in selected}:
+                    self._update(skipped, status="SKIPPED")
+                # marks the run as running again if it is resumed, so only after everything that may
+                # refuse it
+                self._log.driver(made, drift)
+                for name, listed in inputs.items():
+                    self._set_input(name, listed)
+                if reason := nothing_new(self.store, self.spec, inputs, self.run_id):
+                    for stage in selected:
+                        self._skip(stage, reason)
+                else:
+                    self._run_all(selected, start)
         finally:
             self._supervisor.stop()
         return load_run(self.store, self.run_id)
+
+    def _create(self, start: str | None, until: str | None) -> None:
+        self._log.create(self.spec, __version__, start, until, self.trigger)
+        self.has_started = True
+
+    def _queued(self, start: str | None, until: str | None, lease: str) -> None:
+        self._create(start, until)
+        crash_point("run-created")
+        self._log.queued(lease)
+        crash_point("run-queued")
+        logger.info("queued: an equal run is in progress")
 
     def _work(
         self, inputs: Mapping[str, Snapshot | Listing | None], start: str | None, until: str | None
@@ -144,24 +163,14 @@ class Execution:
         }  # fmt: skip
         return f"{self.spec.name}/{digest_json(work)}"
 
-    def _run_recorded(
-        self,
-        inputs: Mapping[str, Snapshot | Listing | None],
-        selected: list[StageSpec],
-        start: str | None,
-    ) -> None:
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Record how the run ends; nothing of one that was refused."""
         status: Status = "SUCCEEDED"
         problem: str | None = None
         code: str | None = None
         try:
-            with log_context(run_id=self.run_id):
-                for name, listed in inputs.items():
-                    self._set_input(name, listed)
-                if reason := nothing_new(self.store, self.spec, inputs, self.run_id):
-                    for stage in selected:
-                        self._skip(stage, reason)
-                else:
-                    self._run_all(selected, start)
+            yield
         except BaseException as error:
             # BaseException: SystemExit, too, must not leave a run that looks killed. What ended the
             # run from outside may arrive as any error: Ray has handlers of its own for signals.
@@ -173,7 +182,8 @@ class Execution:
             raise
         finally:
             self._supervisor.settle()
-            self._log.finish(status, problem, code)
+            if self.has_started:
+                self._log.finish(status, problem, code)
 
     def current(self) -> list[StageRun]:
         """Return the stages; one that runs with its progress and its seconds so far.

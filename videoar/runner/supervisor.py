@@ -9,10 +9,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from videoar.core.errors import StorageError, TimedOutError
+from videoar.core.errors import LeaseHeldError, StorageError, TimedOutError
 from videoar.pipeline.stage import StageConfig
 from videoar.storage.collection import wait_for_collection
 from videoar.storage.layout import cancel_key, run_claim
@@ -63,23 +63,48 @@ class Supervisor:
     def __init__(self, store: Store, run_id: str, *, wait: bool = False) -> None:
         self._store, self._run_id, self._wait = store, run_id, wait
         self._limits: _Limits | None = None
-        self._lease: Lease
-        self._driver: int | None = None
+        self._lease: Lease | None = None
+        self._claims: list[int] = []
         self._interrupts = self._has_ended = self._has_handler = False
         self.cause: BaseException | None = None
         """What ended the run from outside; the execution raises it."""
 
-    def start(self, work: str) -> None:
+    def start(self, work: str, on_queued: Callable[[str], object]) -> None:
         """Take the rights of the driver, and watch from a thread.
 
         Args:
             work: name of what the run does, equal for equal runs.
+            on_queued: called with it if the run has to wait for an equal one.
 
         Raises:
             LeaseHeldError: an equal run, or another driver of this run, lives.
         """
-        lease = Lease(self._store, work, f"run {self._run_id}", hint=_HINT)
-        lease.acquire(wait=self._wait)
+        lease = self._make_lease(work)
+        try:
+            lease.acquire()
+        except LeaseHeldError:
+            if not self._wait:
+                raise
+            self._queue(lease, on_queued)
+        self._hold(lease)
+
+    def _make_lease(self, name: str) -> Lease:
+        return Lease(self._store, name, f"run {self._run_id}", hint=_HINT)
+
+    def _queue(self, lease: Lease, on_queued: Callable[[str], object]) -> None:
+        """Wait for a lease, visible and cancellable by a lease of this run alone."""
+        place = self._make_lease(run_claim(self._run_id))
+        place.acquire()
+        self._hold(place)
+        on_queued(lease.name)
+        while lease.epoch < 0:
+            self.check()
+            with suppress(LeaseHeldError):
+                lease.acquire()
+        place.release()
+
+    def _hold(self, lease: Lease) -> None:
+        """Keep a lease, and claim the run with it."""
         self._lease = lease
         self._interrupts = threading.current_thread() is threading.main_thread()
         # without a handler, the first signal would end this process without a record
@@ -88,7 +113,8 @@ class Supervisor:
             self._has_handler = True
         lease.keep(self._end, self._look)
         try:
-            self._driver = lease.claim(run_claim(self._run_id), self._require_ended)
+            claim = lease.claim(run_claim(self._run_id), self._require_ended)
+            self._claims += [] if claim is None else [claim]
             # after the claim, which a later collection sees: it keeps what this run may adopt
             wait_for_collection(self._store)
         except BaseException:
@@ -112,7 +138,8 @@ class Supervisor:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._has_handler = False
         try:
-            self._lease.release()
+            if self._lease is not None:
+                self._lease.release()
         except StorageError as error:  # the run has ended as it is recorded, with or without this
             logger.warning("the lease ends by its time to live: %s", error)
 
@@ -129,7 +156,8 @@ class Supervisor:
 
     def require_held(self) -> None:
         """Return if no other driver can have taken over, see `Lease.require_held`."""
-        self._lease.require_held()
+        if self._lease is not None:
+            self._lease.require_held()
 
     def claim(self, right: str, give_up: Callable[[HolderWatch], bool]) -> None:
         """Take a right for the rest of the run; see `Lease.claim`."""
@@ -139,7 +167,8 @@ class Supervisor:
             time.sleep(min(holder.poll_s, _POLL_S))
             return give_up(holder)
 
-        self._lease.claim(right, wait)
+        if self._lease is not None:
+            self._lease.claim(right, wait)
 
     @contextmanager
     def limits(
@@ -160,11 +189,10 @@ class Supervisor:
             self._limits = None
 
     def _look(self) -> None:
-        if self._driver is None:
-            return
-        request = self._store.ledger.read(cancel_key(self._run_id, self._driver))
-        if request is not None:
-            self._end(KeyboardInterrupt(f"cancelled by {request['user']}"))
+        for claim in self._claims:  # also of the time in the queue
+            request = self._store.ledger.read(cancel_key(self._run_id, claim))
+            if request is not None:
+                self._end(KeyboardInterrupt(f"cancelled by {request['user']}"))
         limits = self._limits
         if limits is not None and self.cause is None:
             try:

@@ -5,8 +5,9 @@ from typing import Any
 
 from videoar.core.errors import ConfigError
 from videoar.pipeline.trigger import Trigger
-from videoar.records.run_record import load_run
+from videoar.records.run_record import Run, load_run
 from videoar.schedule import records
+from videoar.storage.layout import run_key
 from videoar.storage.store import Store
 
 _HORIZON = timedelta(days=366 * 5)
@@ -44,6 +45,8 @@ def firings_of(store: Store, pipeline: str, limit: int) -> list[dict[str, Any]]:
     for firing in records.firings(store, pipeline)[::-1][:limit]:
         record = records.read(store, firing)
         end = store.ledger.read(firing.record_key("end")) if firing.has_ended else None
+        run = None if end else _run(store, record["run_id"])
+        behind = f"waits for run {run.queued_behind}" if run and run.queued_behind else None
         result.append({
             "pipeline": pipeline,
             "key": firing.key,
@@ -51,15 +54,14 @@ def firings_of(store: Store, pipeline: str, limit: int) -> list[dict[str, Any]]:
             "run_id": record["run_id"],
             "cause": record["cause"],
             "at": record["at"],
-            "status": end["status"] if end else _status(store, record["run_id"]),
-            "reason": record.get("reason"),
+            # PENDING: recorded, and its run not started yet
+            "status": end["status"] if end else run.status if run else "PENDING",
+            "reason": record.get("reason") or behind,
             "is_released": firing.is_released,
         })
     return result
 
 
-def _status(store: Store, run_id: str | None) -> str:
-    try:
-        return load_run(store, run_id).status if run_id else "SKIPPED"
-    except ConfigError:
-        return "PENDING"  # recorded, and its run not started yet
+def _run(store: Store, run_id: str | None) -> Run | None:
+    is_recorded = run_id and store.ledger.read(run_key(run_id)) is not None
+    return load_run(store, run_id) if run_id and is_recorded else None

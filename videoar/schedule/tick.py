@@ -18,7 +18,7 @@ from videoar.core.errors import ClusterUnknownError, ConfigError, LeaseHeldError
 from videoar.core.types import Json, Provenance
 from videoar.pipeline.spec import PipelineSpec
 from videoar.pipeline.trigger import NewSnapshot, Trigger
-from videoar.records.run_record import Run, next_run_id
+from videoar.records.run_record import Run, RunLog, next_run_id
 from videoar.runner.inputs import Listing, count_new, resolve
 from videoar.schedule import records
 from videoar.schedule.decide import (
@@ -40,7 +40,7 @@ from videoar.storage.store import Store
 
 logger = logging.getLogger(__name__)
 _ENDED = {"SUCCEEDED", "FAILED", "GATE_BLOCKED", "CANCELLED", "TIMED_OUT"}
-_TO_START = {"PENDING", "INTERRUPTED"}
+_TO_START = {"PENDING", "INTERRUPTED", "QUEUED"}
 _HINT = "a later tick continues"
 
 
@@ -249,7 +249,7 @@ class Ticker:
 
     def _replace(self, firing: Firing, run: Run | None) -> None:
         """End a firing whose run is replaced; one that has no run will have none."""
-        if run is not None and run.status not in _TO_START:
+        if run is not None and run.status not in _TO_START - {"QUEUED"}:
             self._launcher.cancel(run.run_id)
         records.end(self._store, firing, "CANCELLED", self._now, reason="replaced")
 
@@ -288,18 +288,28 @@ class Ticker:
             outcome.status, outcome.reason = run.status, f"run {run_id} is in progress"
             return outcome
         try:
-            with self._lease(firing):
+            with self._lease(firing, run_id):
                 return self._launch(firing, record, outcome)
         except LeaseHeldError as error:
-            outcome.status, outcome.reason = "WAITING", str(error)
+            outcome.status, outcome.reason = "QUEUED", str(error)
+            if run is None or run.status == "PENDING":
+                self._queue(firing, record, error.where.removeprefix("lease "))
         return outcome
 
+    def _queue(self, firing: Firing, record: dict[str, Any], lease: str) -> None:
+        """Record a run that starts at a later tick, so that it can be seen and cancelled."""
+        log = RunLog(self._store, record["run_id"], lambda: None)
+        log.create(self._spec, __version__, None, None, {"key": firing.key, **record["cause"]})
+        crash_point("trigger-created")
+        log.queued(lease)
+        crash_point("trigger-queued")
+
     @contextmanager
-    def _lease(self, firing: Firing) -> Iterator[None]:
+    def _lease(self, firing: Firing, run_id: str) -> Iterator[None]:
         """Hold the right to run firings of this pipeline, or with `allow` this firing."""
         is_shared = self._spec.schedule.concurrency == "allow"
         name = schedule_lease(self._spec.name, firing.key if is_shared else "")
-        lease = Lease(self._store, name, f"tick of {self._spec.name}", hint=_HINT)
+        lease = Lease(self._store, name, f"run {run_id}", hint=_HINT)
         # the run that is replaced ends with the next heartbeat of its driver
         lease.acquire(wait=self._spec.schedule.concurrency == "replace")
         lease.keep(lambda error: logger.warning("%s", error))

@@ -11,10 +11,12 @@ from unittest.mock import patch
 
 import pytest
 
-from tests.support.schedules import FakeLauncher, at, tick, write_pipeline
+from tests.support.child_process import exit_code
+from tests.support.schedules import FakeLauncher, at, tick, tick_in_child, write_pipeline
 from tests.support.toy_runs import toy_run, write_videos
 from tests.support.toys import REGISTRY
 from videoar import api
+from videoar.api.schedule import LocalLauncher
 from videoar.core.errors import (
     ClusterUnknownError,
     ConfigError,
@@ -22,11 +24,12 @@ from videoar.core.errors import (
     TransientStorageError,
 )
 from videoar.pipeline.spec import load_pipeline
+from videoar.records.run_record import events_of, load_run
 from videoar.schedule import records
 from videoar.schedule.tick import Ticker
 from videoar.storage.layout import schedule_lease
 from videoar.storage.lease import Lease
-from videoar.storage.store import Store
+from videoar.storage.store import Store, open_store
 
 HOURLY = {"cron": "0 * * * *"}
 START = at("2026-11-01T00:30")
@@ -108,21 +111,74 @@ def test_window_during_a_run(store, tmp_path, policy, launched, cancelled, ends)
 def test_queued_window_waits_for_the_lease(store: Store, tmp_path: Path):
     path, launcher = write_pipeline(tmp_path, trigger=HOURLY, concurrency="queue"), FakeLauncher()
     tick(store, path, launcher, START)
-    other = Lease(store, schedule_lease("toy"), "another tick")
+    other = Lease(store, schedule_lease("toy"), "run r0")
     other.acquire()
     other.keep(lambda _: None)
-    (outcome,) = tick(store, path, launcher, hour(1))
-    assert "is held by another tick" in outcome.reason
-    assert not launcher.launched
+    for _ in range(3):
+        *_, outcome = tick(store, path, launcher, hour(1))
+        assert (outcome.status, launcher.launched) == ("QUEUED", [])
+        assert "is held by run r0" in outcome.reason
+        launcher.status[outcome.run_id] = "QUEUED"
+    assert [event["kind"] for event in events_of(store, outcome.run_id)] == ["queued"]
+    run = load_run(store, outcome.run_id)
+    assert (run.status, run.queued_behind, run.seconds) == ("QUEUED", "r0", 0.0)
+    assert run.trigger["key"] == outcome.key
+    (listed,) = api.schedule_ls(store)["fired"]
+    assert (listed["status"], listed["reason"]) == ("QUEUED", "waits for run r0")
     other.release()
+    assert load_run(store, outcome.run_id).queued_behind is None
     tick(store, path, launcher, hour(1))
     assert len(launcher.launched) == 1
+
+
+def cancel_in_child(store_url: str, run_id: str) -> None:
+    api.cancel(open_store(store_url), run_id)
+
+
+@pytest.mark.slow
+def test_kill_while_a_run_is_queued_or_cancelled_changes_nothing(store: Store, tmp_path: Path):
+    path = write_pipeline(tmp_path, trigger=HOURLY, concurrency="queue")
+    write_videos(tmp_path / "videos", "a.mp4")
+    launcher, times = LocalLauncher(store, "inline", REGISTRY), ["2026-11-01T01:05"]
+    tick(store, path, launcher, START)
+    other = Lease(store, schedule_lease("toy"), "run r0")
+    other.acquire()
+    other.keep(lambda _: None)
+    for point in ("trigger-created", "trigger-queued"):
+        killed = tick_in_child, store.url, str(path), times
+        assert exit_code(*killed, VIDEOAR_CRASH_AT=point) == -9
+    *_, outcome = tick(store, path, launcher, hour(1))
+    assert [event["kind"] for event in events_of(store, outcome.run_id)] == ["queued"]
+    killed = cancel_in_child, store.url, outcome.run_id
+    assert exit_code(*killed, VIDEOAR_CRASH_AT="queued-cancelled") == -9
+    assert load_run(store, outcome.run_id).status == "INTERRUPTED"
+    other.release()
+    *_, outcome = tick(store, path, launcher, hour(1))
+    assert outcome.status == "SUCCEEDED"
+
+
+def test_cancelled_run_in_the_queue_never_starts(store: Store, tmp_path: Path):
+    path = write_pipeline(tmp_path, trigger=HOURLY, concurrency="queue")
+    write_videos(tmp_path / "videos", "a.mp4")
+    launcher = LocalLauncher(store, "inline", REGISTRY)
+    tick(store, path, launcher, START)
+    other = Lease(store, schedule_lease("toy"), "run r0")
+    other.acquire()
+    other.keep(lambda _: None)
+    (first,) = tick(store, path, launcher, hour(1))
+    api.cancel(store, first.run_id)
+    assert load_run(store, first.run_id).status == "CANCELLED"
+    other.release()
+    ended = tick(store, path, launcher, hour(2))
+    assert [o.status for o in ended if o.key] == ["CANCELLED", "SUCCEEDED"]
+    with pytest.raises(ConfigError, match="is not running"):
+        api.cancel(store, first.run_id)
 
 
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (LeaseHeldError("lease toy", "is held by run x"), "WAITING"),
+        (LeaseHeldError("lease toy", "is held by run x"), "QUEUED"),
         (ClusterUnknownError("cluster", "does not answer"), "UNKNOWN"),
         (TransientStorageError("store", "slow down"), "UNKNOWN"),
     ],
