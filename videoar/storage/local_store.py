@@ -257,16 +257,35 @@ class LocalObjectStore:
                 return None
 
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
-        """Walk the folder; temporary files are left out."""
-        # the prefix need not end at a slash: walk its folder, filter by the rest
-        start = self.root / prefix.rpartition("/")[0]
-        with _os_errors(start):
-            paths = [path for path in start.rglob("*") if path.is_file()] if start.is_dir() else []
-            keys = sorted((path.relative_to(self.root).as_posix(), path) for path in paths)
-            for key, path in keys:
-                is_listed = key.startswith(prefix) and key > after
-                if is_listed and not key.startswith(TEMPORARY_FOLDER):
-                    yield ObjectInfo(key, path.stat().st_size)
+        """Walk the folder, one folder in memory; temporary files are left out.
+
+        A file that is deleted meanwhile is left out, too.
+        """
+        folder, slash, _ = prefix.rpartition("/")
+        with _os_errors(self.root / folder):
+            yield from self._walk(folder + slash, prefix, after)
+
+    def _walk(self, folder: str, prefix: str, after: str) -> Iterator[ObjectInfo]:
+        try:
+            with os.scandir(self.root / folder) as entries:
+                # with its slash, a folder sorts as the keys in it do
+                named = {e.name + "/" * e.is_dir(follow_symlinks=False): e for e in entries}
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for name in sorted(named):
+            key = folder + name
+            if not key.startswith(prefix) or key.startswith(TEMPORARY_FOLDER):
+                continue
+            if name.endswith("/"):
+                if key > after or after.startswith(key):
+                    yield from self._walk(key, prefix, after)
+                continue
+            try:
+                info = ObjectInfo(key, named[name].stat().st_size)
+            except FileNotFoundError:
+                continue
+            if key > after:
+                yield info
 
     def delete(self, key: str) -> None:
         """Unlink the file."""

@@ -120,3 +120,22 @@ def test_folder_record_with_outside_path_is_rejected(tmp_path):
 def test_ref_unset_is_not_found(tmp_path):
     with pytest.raises(SnapshotNotFoundError, match="no such ref"):
         open_store(tmp_path.as_uri()).snapshot("champion")
+
+
+def test_listing_is_sorted_by_key_and_resumes_anywhere(store):
+    keys = ["a", "b/c.d", "b/c-d/e", "b/c/x", "b.c", "b0", "c/d/e/f", "c/d.e", "runs/1", "é/1"]
+    for key in keys:
+        store.objects.put(key, b"x")
+    for prefix in ("", "b", "b/", "b/c", "b/c/", "c/d", "run", "x/y"):
+        for after in ("", "a", "b", "b/", "b/c", "b/c/x", "b.c", "c/d/e/f", "z"):
+            expected = sorted(k for k in keys if k.startswith(prefix) and k > after)
+            assert [info.key for info in store.objects.list(prefix, after)] == expected
+
+
+def test_listing_leaves_out_what_is_deleted_meanwhile(store):
+    for number in range(3):
+        store.objects.put(f"a/{number}", b"x")
+    listing = store.objects.list("a/")
+    assert next(listing).key == "a/0"
+    store.objects.delete("a/1")
+    assert [info.key for info in listing] == ["a/2"]
