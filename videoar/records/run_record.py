@@ -21,7 +21,7 @@ from videoar.core.software import commit_id, packages_digest
 from videoar.core.types import Json, Stored
 from videoar.pipeline.fingerprint import FingerprintParts
 from videoar.pipeline.spec import PipelineSpec
-from videoar.pipeline.work.progress import Progress, read_progress
+from videoar.pipeline.work.progress import Progress, duration, read_progress
 from videoar.pipeline.work.task import Usage
 from videoar.storage.layout import (
     RUNS_PREFIX,
@@ -404,6 +404,8 @@ def _run_state(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def with_progress(store: Store, run_id: str, stage: StageRun, until: float) -> StageRun:
     """Return a stage that runs with its progress, its shards and its seconds so far.
 
+    While the store does not answer it is WAITING, and nothing is read.
+
     Args:
         store: of the run.
         run_id: the run.
@@ -411,6 +413,9 @@ def with_progress(store: Store, run_id: str, stage: StageRun, until: float) -> S
         until: seconds since 1970; now, or when the run was last seen.
     """
     changes: dict[str, Any] = {"seconds": round(max(0.0, until - (stage.started_at or until)), 3)}
+    if silent_s := store.objects.unavailable_s:
+        waiting = f"store: no answer for {duration(silent_s)}"
+        return stage.model_copy(update={**changes, "status": "WAITING", "waiting": waiting})
     found = read_progress(store, run_id, stage.name)
     if found is not None:
         changes["progress"] = progress = found[0]

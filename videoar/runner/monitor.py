@@ -63,6 +63,8 @@ class Monitor:
             reason = f": {stage.waiting}" if stage.waiting else ""
             took = duration(stage.seconds)
             logger.info("%s%s for %s%s", text, stage.status.lower(), took, reason)
+        if stage.waiting:
+            return
         found = read_progress(self._execution.store, run_id, stage.name)
         if found is not None and found[1]:
             self._mirror.offer(stage.name, found[1])

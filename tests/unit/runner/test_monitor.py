@@ -108,6 +108,19 @@ def test_stage_that_runs_is_logged_again_and_again(store, videos, at, caplog, sl
     assert len([line for line in lines if text in line]) >= 2
 
 
+def test_store_that_does_not_answer_is_what_a_stage_waits_for(store, videos, caplog, monkeypatch):
+    spec = parse_pipeline(toy_document(videos), "toy.yaml", REGISTRY)
+    execution = Execution(spec, store, InlineEngine(), registry=REGISTRY)
+    changes = {"status": "RUNNING", "started_at": time.time()}
+    execution.stages["model"] = execution.stages["model"].model_copy(update=changes)
+    monkeypatch.setattr(type(store.objects), "unavailable_s", 12.0)
+    monkeypatch.setattr(store.objects, "find", lambda key: pytest.fail(f"reads {key}"))
+    with caplog.at_level(logging.INFO), Monitor(execution, every_s=0.02):
+        time.sleep(0.5)
+    assert "waiting for 0 s: store: no answer for 12 s" in caplog.text
+    assert execution.stages["model"].status == "RUNNING"
+
+
 def test_stage_that_waits_is_logged_with_its_reason(store, videos, caplog):
     spec = parse_pipeline(toy_document(videos), "toy.yaml", REGISTRY)
     execution = Execution(spec, store, InlineEngine(), registry=REGISTRY)
