@@ -129,7 +129,7 @@ def plan(store: Store, retention: Retention | None = None) -> Plan:
     kinds: dict[str, Kind] = defaultdict(Kind)
     digests: list[str] = []
     store.ledger.prepare_write()
-    with Scratch() as folder, closing(_Walk(store, retention, folder)) as walk:
+    with Scratch() as folder, closing(_Walk(store, id_, retention, folder)) as walk:
         garbage = walk.garbage()
         while part := list(islice(garbage, _PART_KEYS)):
             for item in part:
@@ -190,7 +190,7 @@ def apply(store: Store, id_: str) -> tuple[dict[str, Kind], list[str]]:
             for key in _planned_keys(store, made):
                 planned.add(key)
             # made after the lease was acquired: see `storage.collection`
-            walk = stack.enter_context(closing(_Walk(store, made.retention, folder)))
+            walk = stack.enter_context(closing(_Walk(store, id_, made.retention, folder)))
             found = (item for item in walk.garbage() if item.key in planned)
 
             def delete(item: Garbage) -> None:
@@ -234,12 +234,13 @@ class _Walk:
 
     Args:
         store: where.
+        plan: id of the plan that it is for, which is not garbage.
         retention: how old garbage must be.
         folder: for files of this process.
     """
 
-    def __init__(self, store: Store, retention: Retention, folder: Path) -> None:
-        self._store, self._retention = store, retention
+    def __init__(self, store: Store, plan: str, retention: Retention, folder: Path) -> None:
+        self._store, self._plan, self._retention = store, plan, retention
         self._claims = _last_entries(store.ledger.list(layout.CLAIMS_PREFIX))
         self._runs: dict[tuple[str, int], str] = {}
         """Runs by the lease and epoch of their newest drivers."""
@@ -264,7 +265,7 @@ class _Walk:
         yield from self._replaced_claims()
         yield from self._replaced_epochs()
         yield from self._videos()
-        yield from self._own()
+        yield from self._old(self._own())
 
     def _find_living(self) -> _Living:
         ages, stages, known = [0.0], set[str](), True
@@ -440,19 +441,12 @@ class _Walk:
             )
 
     def _own(self) -> Iterator[Garbage]:
-        probes = self._store.objects.list(layout.PROBES_PREFIX)
-        kept = {layout.PROBE_PASSED_KEY}
-        plans = self._store.objects.list(layout.PLANS_PREFIX)
-        yield from self._old(
-            chain(
-                (
-                    _garbage(i, "probe", "left by a killed probe")
-                    for i in probes
-                    if i.key not in kept
-                ),
-                (_garbage(i, "plan", "an old plan") for i in plans),
-            )
-        )
+        for info in self._store.objects.list(layout.PROBES_PREFIX):
+            if info.key != layout.PROBE_PASSED_KEY:
+                yield _garbage(info, "probe", "left by a killed probe")
+        for info in self._store.objects.list(layout.PLANS_PREFIX):
+            if layout.plan_of(info.key) != self._plan:
+                yield _garbage(info, "plan", "an old plan")
 
 
 def _garbage(info: ObjectInfo, kind: str, reason: str) -> Garbage:
