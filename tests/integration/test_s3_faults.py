@@ -4,10 +4,12 @@ import logging
 import threading
 import time
 
+import pyarrow as pa
 import pytest
 
 from tests.support.s3_proxy import s3_proxy
 from videoar.core.errors import LeaseHeldError, StorageError, TransientStorageError
+from videoar.core.types import Provenance
 from videoar.storage.conformance import race
 from videoar.storage.lease import Lease
 from videoar.storage.object_store import MULTIPART_BYTES
@@ -73,7 +75,7 @@ def test_write_refused_without_an_object_is_an_error_at_once(connect, proxy):
     store = Store(connect())
     store.ledger.append("log", {})
     proxy.requests.clear()
-    proxy.plan = lambda method, _: "412" if method == "PUT" else "pass"
+    proxy.plan = lambda request: "412" if request.command == "PUT" else "pass"
     with pytest.raises(TransientStorageError, match=r"log/.*1.json: rejected because it exists"):
         store.ledger.append("log", {})
     assert [method for method, _ in proxy.requests].count("PUT") == 1
@@ -133,10 +135,42 @@ def test_connection_refused_is_waited_for_and_then_an_error(connect, proxy, capl
     assert hasty.unavailable_s == 0
 
 
+@pytest.mark.fault(8, "commits through a proxy that loses or repeats each write")
+@LOST
+def test_commit_whose_writes_were_applied_is_committed_once(connect, proxy, fault):
+    store = Store(connect())
+    for name in ("a", "b"):
+        proxy.fail_first(fault, "PUT")
+        commit(store, name)
+    assert [snapshot.commit.provenance.stage for snapshot in store.snapshots()] == ["a", "b"]
+    versions = list(store.objects.list("tables/videos/_delta_log/"))
+    assert len([info for info in versions if info.key.endswith(".json")]) == 3  # with the table
+
+
+@pytest.mark.fault(7, "commits during 503, half of the answers and all")
+@pytest.mark.parametrize("share", [0.5, 1])
+def test_commit_waits_for_the_end_of_an_outage(connect, proxy, share):
+    store = Store(connect())
+    commit(store, "a")
+    proxy.fail_for(3.0, "503", share)
+    commit(store, "b")
+    assert [snapshot.commit.provenance.stage for snapshot in store.snapshots()] == ["a", "b"]
+
+
+def commit(store, name):
+    dataset = store.dataset("videos", "sources@1")
+    provenance = Provenance(
+        run_id="r", pipeline="p", stage=name, fingerprint=name, code_version="c"
+    )
+    size = pa.array([1], pa.int64())
+    rows = pa.table({"uri": [name], "name": [name], "etag": [name], "size_bytes": size})
+    dataset.commit([dataset.write(rows)], provenance, {})
+
+
 @pytest.mark.fault(7, "an access that is denied")
 def test_final_error_is_raised_at_once(connect, proxy):
     objects = connect()
-    proxy.plan = lambda *_: "403"
+    proxy.plan = lambda _: "403"
     for call in (
         lambda: objects.get("a"),
         lambda: objects.size("a"),
@@ -147,3 +181,13 @@ def test_final_error_is_raised_at_once(connect, proxy):
             call()
         assert not caught.value.retryable
         assert len(proxy.requests) == before + 1
+
+
+@pytest.mark.fault(7, "an access to the Delta log that is denied")
+def test_final_error_of_delta_is_named(connect, proxy):
+    store = Store(connect())
+    commit(store, "a")
+    proxy.plan = lambda request: "403" if "_delta_log" in request.path else "pass"
+    with pytest.raises(StorageError, match="access denied") as caught:
+        commit(store, "b")
+    assert not caught.value.retryable

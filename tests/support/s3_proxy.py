@@ -8,18 +8,20 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-Plan = Callable[[str, str], str]
-"""Returns what happens to a request, by its method and path:
+Plan = Callable[[BaseHTTPRequestHandler], str]
+"""Returns what happens to a request:
 
-pass         it is passed on
-503          it is not passed on; the answer is ServiceUnavailable (`slow`: SlowDown, 403: denied)
-hang         it is not passed on, and there is no answer for a second
-lost         it is passed on; its connection is closed without an answer
-then 503     it is passed on; the answer is 503, or 412 if it is conditional, ...
-twice        it is passed on two times; the answer is that to the second
+pass        it is passed on
+503, ...    it is not passed on; the answer is this one of FAILURES
+hang        it is not passed on; its connection is closed after a second
+lost        it is passed on; its connection is closed
+then 503    it is passed on; the answer is this one of FAILURES (412: only if it is conditional)
+twice       it is passed on two times; the answer is that to the second
 """
-CODES = {
-    403: "AccessDenied", 412: "PreconditionFailed", 500: "InternalError", 503: "ServiceUnavailable",
+FAILURES = {
+    "403": (403, "AccessDenied"), "expired": (403, "ExpiredToken"),
+    "412": (412, "PreconditionFailed"), "500": (500, "InternalError"),
+    "503": (503, "ServiceUnavailable"), "slow": (503, "SlowDown"),
 }  # fmt: skip
 
 
@@ -27,7 +29,7 @@ class S3Proxy:
     """A running proxy; `requests` has the method and path of each request that it got."""
 
     def __init__(self, backend: str) -> None:
-        self.plan: Plan = lambda *_: "pass"
+        self.plan: Plan = lambda _: "pass"
         self.requests: list[tuple[str, str]] = []
         self._handler = type("Handler", (_Handler,), {"proxy": self})
         self.backend = urlsplit(backend).netloc
@@ -55,7 +57,7 @@ class S3Proxy:
         """Do `fault` to a share of all requests from now on for some seconds."""
         end, count = time.monotonic() + seconds, iter(range(1 << 30))
 
-        def plan(*_: str) -> str:
+        def plan(_: BaseHTTPRequestHandler) -> str:
             number = next(count)
             is_hit = int((number + 1) * share) > int(number * share)
             return fault if is_hit and time.monotonic() < end else "pass"
@@ -66,9 +68,9 @@ class S3Proxy:
         """Do `fault` to the first request of a method to each path that contains `part`."""
         seen: set[str] = set()
 
-        def plan(of: str, url: str) -> str:
-            path = url.partition("?")[0]
-            is_meant = of == method and part in url and path not in seen
+        def plan(request: BaseHTTPRequestHandler) -> str:
+            path = request.path.partition("?")[0]
+            is_meant = request.command == method and part in request.path and path not in seen
             seen.update([path] if is_meant else [])
             return fault if is_meant else "pass"
 
@@ -96,27 +98,20 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         self.proxy.requests.append((self.command, self.path))
-        match self.proxy.plan(self.command, self.path).split():
-            case ["pass"]:
-                self._answer(*self._pass_on(body))
-            case ["twice"]:
-                self._pass_on(body)
-                self._answer(*self._pass_on(body))
-            case ["lost"]:
-                self._pass_on(body)
-                self.close_connection = True
-            case ["hang"]:
-                time.sleep(1)
-                self.close_connection = True
-            case ["then", "412"] if "If-None-Match" not in self.headers:
-                self._answer(*self._pass_on(body))
-            case ["then", status]:
-                self._pass_on(body)
-                self._fail(int(status), CODES[int(status)])
-            case ["slow"]:
-                self._fail(503, "SlowDown")
-            case [status]:
-                self._fail(int(status), CODES[int(status)])
+        fault = self.proxy.plan(self)
+        if fault == "then 412" and "If-None-Match" not in self.headers:
+            fault = "pass"
+        if fault in ("pass", "twice", "lost") or fault.startswith("then "):
+            answer = self._pass_on(body)
+        if fault == "twice":
+            answer = self._pass_on(body)
+        if fault in ("hang", "lost"):
+            time.sleep(fault == "hang")
+            self.close_connection = True
+        elif fault in ("pass", "twice"):
+            self._answer(*answer)
+        else:
+            self._fail(*FAILURES[fault.removeprefix("then ")])
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle  # noqa: N815 - http.server's names
 

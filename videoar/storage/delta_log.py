@@ -332,6 +332,10 @@ class DeltaLog:
         except TableNotFoundError:  # a subclass of DeltaError
             return None
         except (DeltaError, OSError) as error:
+            # our own requests raise what is final, such as denied access, as such
+            first = layout.log_version_key(self._dataset, 0)
+            next(self._objects.list(first), None)
+            self._objects.find(first)
             what = f"its Delta log cannot be read: {one_line(error)}"
             hint = "run again; if the error stays, the log is damaged"
             raise TransientStorageError(self.folder, what, hint) from error

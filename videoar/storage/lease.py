@@ -68,6 +68,7 @@ class HolderWatch:
 
     def has_ended(self) -> bool:
         """Look once; return whether this owner has no right any more."""
+        began = self._clock.now()
         heartbeat, now = self._read_heartbeat(), self._clock.now()
         if (
             heartbeat == ENDED
@@ -77,6 +78,8 @@ class HolderWatch:
             return True
         if heartbeat != self._heartbeat:
             self._heartbeat, self._since, self.has_renewed = heartbeat, now, True
+        elif now - began > self.poll_s:
+            self._since = now  # the store did not answer: nor could the owner renew
         if now - self._since >= self.ttl_s:
             return True
         following = log_entry_key(lease_log(self.name), self._epoch + 1)

@@ -10,14 +10,19 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
+from videoar.core.errors import ConfigError, TransientStorageError, one_line
 from videoar.core.retry import RetryPolicy
 
 logger = logging.getLogger(__name__)
 TRANSIENT_STATUS = {409, 429, 500, 502, 503, 504}
 """409 ConditionalRequestConflict: a concurrent conditional write of the same key."""
+EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
 _TRANSIENT_CODES = {"InternalError", "RequestTimeout", "SlowDown"}
+_ENDPOINT_HINT = "set http://HOST:PORT or https://HOST in VIDEOAR_S3_ENDPOINT or AWS_ENDPOINT_URL"
 _REPORT_AFTER_S = 1.0
 _REPORT_EVERY_S = 15.0
 
@@ -86,8 +91,9 @@ def retry_policy(wait_s: float) -> RetryPolicy:
 class _RetryHandler:
     """Decides for botocore whether and when a request is sent again."""
 
-    def __init__(self, state: Availability, wait_s: float) -> None:
-        self._state, self._wait_s, self._policy = state, wait_s, retry_policy(wait_s)
+    def __init__(self, session: Any, state: Availability, wait_s: float) -> None:  # noqa: ANN401 - boto3 has no types
+        self._session, self._state = session, state
+        self._wait_s, self._policy = wait_s, retry_policy(wait_s)
 
     def __call__(
         self,
@@ -99,51 +105,89 @@ class _RetryHandler:
         **_: object,
     ) -> float | None:
         """Return the wait in seconds; None ends the attempts. The arguments are botocore's."""
-        reason = _transient_reason(response, caught_exception)
-        if reason is None:
-            if response is not None:
-                self._state.answered()
+        code, status = _answer(response)
+        if response is None and not _is_network(caught_exception):
             return None
+        if response is not None and status not in TRANSIENT_STATUS and code not in _TRANSIENT_CODES:
+            self._state.answered()
+            is_renewed = code in EXPIRED and attempts == 1 and _reload(self._session)
+            return 0.0 if is_renewed else None
+        reason = type(caught_exception).__name__ if response is None else f"{status} {code}"
         began = request_dict["context"].setdefault("first_failure", time.monotonic())
         # the first: one key may fail while others are answered
         elapsed_s = max(time.monotonic() - began, self._state.failed(reason, self._wait_s))
         return self._policy.wait_s(attempts, elapsed_s)
 
 
-def _transient_reason(
-    response: tuple[Any, Mapping[str, Any]] | None, error: Exception | None
-) -> str | None:
+def _answer(response: tuple[Any, Mapping[str, Any]] | None) -> tuple[str, int]:
+    """Return the error code, empty if there is none, and the HTTP status."""
+    parsed: Mapping[str, Any] = response[1] if response else {}
+    code = str(parsed.get("Error", {}).get("Code", ""))
+    return code, parsed.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+
+
+def _is_network(error: Exception | None) -> bool:
     from botocore import exceptions
 
-    if response is None:
-        is_network = isinstance(error, exceptions.HTTPClientError | exceptions.ConnectionError)
-        # a certificate that is not trusted stays so
-        return type(error).__name__ if is_network and not is_final(error) else None
-    parsed = response[1]
-    code = str(parsed.get("Error", {}).get("Code", ""))
-    status = parsed.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if status in TRANSIENT_STATUS or code in _TRANSIENT_CODES:
-        return f"{status} {code}".removesuffix(f" {status}")
-    return None
+    is_network = isinstance(error, exceptions.HTTPClientError | exceptions.ConnectionError)
+    return is_network and not is_final(error)
 
 
 def is_final(error: Exception | None) -> bool:
     """Return whether a connection that failed will fail in the same way again."""
     from botocore.exceptions import SSLError
 
-    return isinstance(error, SSLError)
+    return isinstance(error, SSLError)  # a certificate that is not trusted stays so
 
 
-def connect(endpoint: str, state: Availability, wait_s: float) -> tuple[Any, Any]:
-    """Create a client and its session.
+def _reload(session: Any) -> bool:  # noqa: ANN401 - boto3 has no types
+    """Take over credentials that were changed in their file; return whether they differ.
+
+    Those with a known end (roles, SSO, `credential_process`) are renewed by botocore before it.
+    """
+    import boto3
+    from botocore.credentials import RefreshableCredentials
+
+    used, new = session.get_credentials(), boto3.session.Session().get_credentials()
+    if new is None or isinstance(used, RefreshableCredentials):
+        return False
+    if used.get_frozen_credentials() == (fresh := new.get_frozen_credentials()):
+        return False
+    used.access_key, used.secret_key, used.token = fresh.access_key, fresh.secret_key, fresh.token
+    return True
+
+
+def credentials_error(error: Exception) -> TransientStorageError:
+    """Return the error of a program or service that should have given credentials."""
+    hint = "check where the AWS credentials come from"
+    return TransientStorageError("AWS credentials", one_line(error), hint)
+
+
+@dataclass(frozen=True)
+class S3Connection:
+    """A client, and where it is connected to."""
+
+    client: Any
+    session: Any
+    endpoint: str
+    """Empty for AWS."""
+    availability: Availability
+
+
+def connect(endpoint: str, bucket: str, wait_s: float) -> S3Connection:
+    """Create a client; without an endpoint the one of the AWS variables and profile, if any.
 
     Checksums only where S3 requires them: botocore sends them as trailers by default, and Ceph 16
     answers 411 to a request with a trailer.
+
+    Raises:
+        ConfigError: the endpoint, the profile or the region cannot be used.
+        TransientStorageError: the provider of the credentials failed.
     """
     import boto3
+    from botocore import exceptions
     from botocore.config import Config
 
-    session = boto3.session.Session()
     config = Config(
         # adaptive: after SlowDown the rate of requests shrinks, and grows again with successes
         retries={"mode": "adaptive", "total_max_attempts": 1},
@@ -155,8 +199,30 @@ def connect(endpoint: str, state: Availability, wait_s: float) -> tuple[Any, Any
         read_timeout=30,
         max_pool_connections=32,  # more than the 16 concurrent reads of one reader
     )
-    # boto3 needs some region to sign requests; servers other than AWS accept any
-    region = session.region_name or "us-east-1"
-    client = session.client("s3", endpoint_url=endpoint or None, region_name=region, config=config)
-    client.meta.events.register("needs-retry.s3", _RetryHandler(state, wait_s))
-    return client, session
+    if endpoint and urlsplit(endpoint).scheme not in {"http", "https"}:
+        raise ConfigError(endpoint, "not an S3 endpoint", _ENDPOINT_HINT)
+    try:
+        session = boto3.session.Session()
+        # boto3 needs some region to sign requests; servers other than AWS accept any
+        region = session.region_name or "us-east-1"
+        client = session.client(
+            "s3", endpoint_url=endpoint or None, region_name=region, config=config
+        )
+    except exceptions.CredentialRetrievalError as error:
+        raise credentials_error(error) from error
+    except exceptions.BotoCoreError as error:  # a profile that does not exist, no name of a region
+        hint = "check the AWS_* variables and the files in ~/.aws"
+        raise ConfigError("AWS configuration", one_line(error), hint) from error
+    except ValueError as error:
+        raise ConfigError("AWS_ENDPOINT_URL", one_line(error), _ENDPOINT_HINT) from error
+    if not endpoint and (configured := _other_than_aws(client.meta.endpoint_url)):
+        return connect(configured, bucket, wait_s)
+    state = availability(endpoint, bucket)
+    client.meta.events.register("needs-retry.s3", _RetryHandler(session, state, wait_s))
+    return S3Connection(client, session, endpoint, state)
+
+
+def _other_than_aws(endpoint: str) -> str:
+    host = urlsplit(endpoint).hostname or ""
+    is_aws = host.endswith((".amazonaws.com", ".amazonaws.com.cn")) and ".vpce." not in host
+    return "" if is_aws else endpoint

@@ -26,9 +26,10 @@ from videoar.storage.object_store import (
     read_exactly,
 )
 from videoar.storage.s3_client import (
+    EXPIRED,
     TRANSIENT_STATUS,
-    availability,
     connect,
+    credentials_error,
     is_final,
     retry_policy,
 )
@@ -71,10 +72,9 @@ class S3ObjectStore:
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
-        self._endpoint = endpoint
         self._wait_s = settings().store_wait_s if wait_s is None else wait_s
-        self._availability = availability(endpoint, bucket)
-        self._client, self._session = connect(endpoint, self._availability, self._wait_s)
+        self._connection = connect(endpoint, bucket, self._wait_s)
+        self._client, self._endpoint = self._connection.client, self._connection.endpoint
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by address: every process opens its own connections and credentials."""
@@ -84,7 +84,7 @@ class S3ObjectStore:
     @property
     def unavailable_s(self) -> float:
         """For how long all requests of this process have failed; 0 if the newest was answered."""
-        return self._availability.unavailable_s
+        return self._connection.availability.unavailable_s
 
     @contextlib.contextmanager
     def _errors(self, key: str) -> Iterator[None]:
@@ -110,8 +110,10 @@ class S3ObjectStore:
                 raise StorageError(where, one_line(error), hint) from error
             hint = "check the network and VIDEOAR_S3_ENDPOINT"
             raise TransientStorageError(where, "the S3 endpoint does not respond", hint) from error
+        except exceptions.CredentialRetrievalError as error:
+            raise credentials_error(error) from error
         except exceptions.BotoCoreError as error:
-            raise StorageError(self.url, str(error)) from error
+            raise StorageError(self.url, one_line(error)) from error
 
     def _call(self, operation: str, key: str, **arguments: object) -> dict[str, Any]:
         return getattr(self._client, operation)(  # type: ignore[no-any-return]
@@ -315,8 +317,8 @@ class S3ObjectStore:
         return f"s3://{self._bucket}/{self._prefix}{key}"
 
     def options(self) -> dict[str, str]:
-        """Return endpoint, region and the current credentials, which may expire."""
-        credentials = self._session.get_credentials()
+        """Return endpoint, region, how long to wait, and credentials, which may expire."""
+        credentials = self._connection.session.get_credentials()
         if credentials is None:
             raise StorageError(self.url, *_NO_CREDENTIALS)
         # frozen: key, secret and token of one moment; refreshed credentials change all three
@@ -326,9 +328,14 @@ class S3ObjectStore:
             "AWS_SECRET_ACCESS_KEY": frozen.secret_key,
             "AWS_SESSION_TOKEN": frozen.token,
             "AWS_REGION": self._client.meta.region_name,
+            # both: the second would be read from the environment, and come first
             "AWS_ENDPOINT_URL": self._endpoint,
+            "AWS_ENDPOINT_URL_S3": self._endpoint,
             # object_store of Rust, which delta-rs uses, rejects http:// by default
             "AWS_ALLOW_HTTP": "true" if self._endpoint.startswith("http://") else "",
+            "max_retries": "1000000",  # the time ends them
+            "retry_timeout": f"{round(self._wait_s * 1000)}ms",
+            "backoff_config.max_backoff": "5s",
         }
         return {name: value for name, value in options.items() if value}
 
@@ -338,7 +345,7 @@ def _code(error: "ClientError") -> str:
 
 
 _THROTTLED = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded"}
-_DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"}
+_DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", *EXPIRED}
 
 
 def _client_error(where: str, bucket: str, error: "ClientError") -> StorageError:

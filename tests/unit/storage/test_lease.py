@@ -11,7 +11,7 @@ from videoar.core.clock import Clock
 from videoar.core.errors import LeaseHeldError
 from videoar.core.processes import this_process
 from videoar.storage.layout import lease_log, log_entry_key
-from videoar.storage.lease import Lease
+from videoar.storage.lease import HolderWatch, Lease
 from videoar.storage.store import open_store
 
 ELSEWHERE = this_process().model_copy(update={"host": "other", "machine": "other"})
@@ -47,6 +47,26 @@ def test_owner_that_stopped_is_replaced_after_its_time_to_live(store):
     clock = Time()
     assert lease(store, clock).acquire() == 1
     assert clock.now == pytest.approx(10)
+
+
+@pytest.mark.fault(7, "an outage longer than a lease")
+def test_owner_that_could_not_renew_during_an_outage_is_not_replaced(store):
+    first, outage = lease(store, Time()), [30.0]
+    first.acquire()
+    clock = Time()
+    watch = HolderWatch(store, "a", 0, Clock(now=lambda: clock.now, sleep=clock.sleep))
+    find = store.objects.find
+
+    def find_late(key):
+        clock.now += outage.pop() if outage else 0
+        return find(key)
+
+    store.objects.find = find_late
+    assert not watch.has_ended()
+    clock.now += 9
+    assert not watch.has_ended()
+    clock.now += 1
+    assert watch.has_ended()
 
 
 def take(url):
