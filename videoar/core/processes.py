@@ -38,14 +38,29 @@ def this_process() -> ProcessId:
 def start_ticks(pid: int) -> str:
     """Return the start time of a process in clock ticks since boot, "" if it does not exist.
 
-    Source: proc(5), field 22 of /proc/<pid>/stat; field 2 is in parentheses and may contain spaces.
+    Source: proc(5), field 22 of /proc/<pid>/stat.
     """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return ""
+    fields = _stat_fields(pid)
     # a zombie does nothing more; its parent has not read its exit status yet
-    return "" if fields[0] == "Z" else fields[19]
+    return fields[19] if fields and fields[0] != "Z" else ""
+
+
+def _stat_fields(pid: int) -> list[str]:
+    """Return the fields of /proc/<pid>/stat from the third on, none for an unknown process."""
+    try:
+        # the second field is in parentheses and may contain spaces
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def cpu_s_of(pid: int) -> float:
+    """Return the CPU time of a process, 0 if it does not exist or cannot be inspected.
+
+    Source: proc(5), fields 14 and 15 of /proc/<pid>/stat, in clock ticks.
+    """
+    fields = _stat_fields(pid)
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def used_cpu_s() -> float:

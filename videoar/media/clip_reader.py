@@ -20,9 +20,9 @@ from videoar.core.types import Row
 from videoar.media.decode import decode_clip
 from videoar.media.process import Limits
 from videoar.media.reject_codes import reject_row
-from videoar.media.sandbox import SandboxedDecoder
+from videoar.media.sandbox import SandboxedDecoder, second_try
 from videoar.media.scan import DecodedClip, ScanPlan
-from videoar.storage.object_store import ObjectStore
+from videoar.storage.object_store import ObjectStore, get_content
 
 COLUMNS = (
     "video_key", "source_id", "source_uri", "start_pts", "frame_times_us", "height_px", "width_px",
@@ -51,17 +51,18 @@ class ClipReader:
 
         Raises:
             MediaError: the clip or its source is damaged, or the source has changed.
-            StorageError: the object of the clip does not exist.
+            StorageError: the object of the clip does not exist or is damaged, or a disk failed.
+            WorkerLostError, OutOfMemoryError: see `SandboxedDecoder.scan`.
         """
         if row["video_key"] is not None:
-            return decode_clip(self._objects.get(row["video_key"]))
+            return decode_clip(get_content(self._objects, row["video_key"]))
         plan = ScanPlan(
             size_px=((row["height_px"], row["width_px"]),),
             start_pts=row["start_pts"],
             take_us=tuple(row["frame_times_us"]),
             **_UNBOUNDED,
         )
-        (clip,) = self._decoder.run(self._fetched(row["source_uri"], row["source_id"]), plan)
+        (clip,) = second_try(lambda: list(self._decoder.run(self._fetched(row), plan)))
         if not isinstance(clip, DecodedClip):
             raise TypeError(f"a scan with `take_us` returned {type(clip).__name__}")
         return clip.frames_THWC
@@ -76,8 +77,9 @@ class ClipReader:
         """
         return readable(((row, partial(self, row)) for row in rows), stage, rejected)
 
-    def _fetched(self, uri: str, source_id: str) -> Path:
-        """Return the local path of a source, verified by its digest."""
+    def _fetched(self, row: Mapping[str, Any]) -> Path:
+        """Return the local path of the source of a clip, verified by its digest."""
+        uri, source_id = row["source_uri"], row["source_id"]
         if self._source is None or self._source[0] != uri:
             self._drop_source()
             self._folder = Scratch()

@@ -6,10 +6,11 @@ They are trusted, so they are decoded in this process, without the sandbox.
 import io
 from fractions import Fraction
 from pathlib import Path
+from tempfile import gettempdir
 
 import numpy as np
 
-from videoar.core.errors import MediaError
+from videoar.core.errors import MediaError, TransientStorageError
 
 
 def decode_clip(data: bytes | Path) -> np.ndarray:
@@ -41,6 +42,26 @@ def decode_clip(data: bytes | Path) -> np.ndarray:
     if not frames:
         raise MediaError(where, "TOO_SHORT", "has no frames")
     return np.stack(frames)
+
+
+def require_frames(data: bytes, count: int) -> None:
+    """Check that a file that was just encoded has all of its frames.
+
+    Raises:
+        TransientStorageError: it has fewer, or cannot be decoded.
+    """
+    import av
+
+    try:
+        with av.open(io.BytesIO(data), mode="r", format="mov") as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "NONE"
+            found = sum(1 for _ in container.decode(stream))
+    except (av.FFmpegError, IndexError):
+        found = 0
+    if found != count:
+        what = f"{found} of {count} frames of an encoded clip can be decoded"
+        raise TransientStorageError(gettempdir(), what, "check the disk and its free space")
 
 
 def thumbnail_jpeg(frames_THWC: np.ndarray, side_px: int = 112) -> bytes:

@@ -14,7 +14,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 from videoar.core.errors import MediaError, StorageError, TransientStorageError
 from videoar.core.settings import settings
-from videoar.media.probe import require_file
+from videoar.media.probe import read_error, require_file
 
 SOURCE = "source"
 """Name of the file in the folder that it is fetched into: it has nothing of the original name."""
@@ -41,7 +41,7 @@ def fetch(uri: str, into: Path, report_bytes: int = _REPORT_BYTES) -> Iterator[F
 
     Raises:
         MediaError: `IO_PERMANENT` (does not exist, or is no regular file) or `EMPTY`.
-        TransientStorageError: the store is unavailable, or the local disk is full.
+        StorageError: access is denied; transient where the store is unavailable or a disk fails.
     """
     path = into / SOURCE
     digest = hashlib.sha256()
@@ -63,14 +63,14 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
 
 
 def _linked(uri: str, path: Path) -> Iterator[bytes]:
-    path.symlink_to(os.fsdecode(unquote_to_bytes(urlsplit(uri).path)))
-    require_file(path)
     try:
+        path.symlink_to(os.fsdecode(unquote_to_bytes(urlsplit(uri).path)))
+        require_file(path)
         with path.open("rb", buffering=0) as file:
             while chunk := file.read(_CHUNK_BYTES):
                 yield chunk
     except OSError as error:
-        raise MediaError(uri, "IO_PERMANENT", error.strerror or str(error)) from error
+        raise read_error(path, error) from error
 
 
 def _downloaded(uri: str, path: Path) -> Iterator[bytes]:
@@ -78,14 +78,15 @@ def _downloaded(uri: str, path: Path) -> Iterator[bytes]:
     from videoar.storage.s3_store import S3ObjectStore
 
     bucket, key = bucket_and_key(uri)
+    objects = S3ObjectStore(bucket, "", settings().s3_endpoint)
     try:
         with path.open("wb") as file:
-            for chunk in S3ObjectStore(bucket, "", settings().s3_endpoint).stream(key):
+            for chunk in objects.stream(key):
                 file.write(chunk)
                 yield chunk
     except OSError as error:  # of the local disk: errors of the store are StorageErrors
         raise TransientStorageError(str(path), error.strerror or str(error)) from error
     except StorageError as error:
-        if error.retryable:
+        if error.retryable or objects.size(key) is not None:
             raise
         raise MediaError(uri, "IO_PERMANENT", error.what) from error

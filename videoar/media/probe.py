@@ -8,10 +8,11 @@ Source: behaviour of FFmpeg 5.1 on such files (`tests/support/hostile.py`); sign
 libavformat.
 """
 
+import errno
 import stat
 from pathlib import Path
 
-from videoar.core.errors import MediaError
+from videoar.core.errors import MediaError, StorageError, TransientStorageError, VideoARError
 
 _HEAD_BYTES = 4096
 # First boxes of MP4 and QuickTime files. The brand in `ftyp` is not checked: old QuickTime files
@@ -25,6 +26,8 @@ CODECS |= {"h263", "flv1", "mjpeg", "theora", "wmv1", "wmv2", "wmv3", "vc1", "ms
 CODECS |= {"msmpeg4v3", "prores", "dnxhd", "ffv1"}
 """Codecs that may be decoded: those that real corpora use. Rare decoders are little tested."""
 IMAGE_CODECS = frozenset({"png", "mjpeg"})
+_OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR}
+_DENIED = {errno.EACCES, errno.EPERM}
 _IMAGE_DEMUXERS = {b"\x89PNG\r\n\x1a\n": "png_pipe", b"\xff\xd8\xff": "jpeg_pipe"}
 
 
@@ -34,16 +37,45 @@ def require_file(path: Path) -> None:
     Devices and pipes must not even be opened: a read from a pipe may block forever.
 
     Raises:
-        MediaError: `IO_PERMANENT` (not a regular file) or `EMPTY`.
+        MediaError: `IO_PERMANENT` (does not exist, or is no regular file) or `EMPTY`.
+        StorageError: see `read_error`.
     """
     try:
         status = path.stat()
     except OSError as error:
-        raise MediaError(path.name, "IO_PERMANENT", error.strerror or str(error)) from error
+        raise read_error(path, error) from error
     if not stat.S_ISREG(status.st_mode):
         raise MediaError(path.name, "IO_PERMANENT", "is not a regular file")
     if status.st_size == 0:
         raise MediaError(path.name, "EMPTY", "is empty")
+
+
+def read_error(path: Path, error: OSError) -> VideoARError:
+    """Return the error for a file that cannot be read.
+
+    Only a file that is not there is rejected (`IO_PERMANENT`). Missing permission, a full disk or a
+    drive that fails say nothing about the video: they are errors of the machine.
+    """
+    what = error.strerror or str(error)
+    if error.errno in _OF_THE_FILE:
+        return MediaError(path.name, "IO_PERMANENT", what)
+    if error.errno in _DENIED:
+        return StorageError(path.name, what, "give this user access, or remove it from the input")
+    return TransientStorageError(path.name, what, "check the drive and its free space")
+
+
+def require_readable(path: Path) -> None:
+    """Read a file to its end: FFmpeg names damaged data and a failing drive alike.
+
+    Raises:
+        VideoARError: see `read_error`.
+    """
+    try:
+        with path.open("rb", buffering=0) as file:
+            while file.read(1 << 20):
+                pass
+    except OSError as error:
+        raise read_error(path, error) from error
 
 
 def detect_demuxer(path: Path, *, allow_images: bool = False) -> str:
@@ -61,7 +93,7 @@ def detect_demuxer(path: Path, *, allow_images: bool = False) -> str:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
     except OSError as error:
-        raise MediaError(path.name, "IO_PERMANENT", error.strerror or str(error)) from error
+        raise read_error(path, error) from error
     images = _IMAGE_DEMUXERS.items() if allow_images else ()
     is_image = (demuxer for signature, demuxer in images if head.startswith(signature))
     return next(is_image, None) or sniff(head, path.name)

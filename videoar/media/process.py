@@ -7,6 +7,7 @@ so that the whole process group can be killed. `sh` sets the limits between fork
 """
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -16,7 +17,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
-from videoar.core.errors import ConfigError, MediaError
+from videoar.core.errors import (
+    ConfigError,
+    OutOfMemoryError,
+    StageError,
+    TransientStorageError,
+    VideoARError,
+    WorkerLostError,
+)
 from videoar.core.settings import child_environment
 
 if TYPE_CHECKING:
@@ -38,20 +46,26 @@ class Limits:
 def run_graph(graph: "OutputStream", data: Iterable[bytes], limits: Limits) -> None:
     """Run an ffmpeg-python graph that reads `data` from standard input and writes files.
 
+    Its input is our own, so no failure says anything about a video of the user.
+
     Raises:
         ConfigError: ffmpeg is not installed.
-        MediaError: the tool failed (`CRASH`) or exceeded its time (`TIMEOUT`).
+        TransientStorageError: the disk is full.
+        OutOfMemoryError: it needed more memory than there was, or was killed.
+        WorkerLostError: it exceeded its time, or was ended from outside.
+        StageError: it failed otherwise, or printed an error.
     """
     import ffmpeg
 
-    graph = graph.global_args("-nostdin", "-v", "error")
+    # -xerror: without it, ffmpeg 5.1 writes "No space left on device" and exits with status 0
+    graph = graph.global_args("-nostdin", "-xerror", "-v", "error")
     run_tool(ffmpeg.compile(graph, overwrite_output=True), data, limits)
 
 
 def run_tool(argv: list[str], data: Iterable[bytes], limits: Limits) -> None:
     """Run a command under limits, with `data` as its standard input; raises as `run_graph`."""
     shell = ["/bin/sh", "-c", _LIMIT, "sh", str(limits.memory_bytes >> 10), str(limits.cpu_s)]
-    with tempfile.TemporaryFile() as stderr:  # a full pipe would block the tool
+    with message_file() as stderr:
         process = subprocess.Popen(  # noqa: S603 - a list of arguments, limited by the shell line
             [*shell, *argv],
             stdin=subprocess.PIPE,
@@ -69,9 +83,10 @@ def run_tool(argv: list[str], data: Iterable[bytes], limits: Limits) -> None:
             deadline.cancel()
             kill_group(process)
         if is_late.is_set():
-            what = f"exceeded the time limit of {limits.wall_s:g} s"
-            raise MediaError(argv[0], "TIMEOUT", what)
-        _raise_for(process.returncode, argv[0], tail(stderr))
+            raise WorkerLostError(argv[0], f"exceeded the time limit of {limits.wall_s:g} s")
+        message = tail(stderr)
+        if message or process.returncode != 0:
+            raise _exit_error(process.returncode, argv[0], message)
 
 
 def _kill_on_timeout(process: subprocess.Popen[bytes], is_late: threading.Event) -> None:
@@ -88,6 +103,14 @@ def _feed(process: subprocess.Popen[bytes], data: Iterable[bytes]) -> None:
             pipe.write(chunk)
 
 
+def message_file() -> IO[bytes]:
+    """Return a file in memory for the messages of a child.
+
+    A full pipe would block the child, and a full disk would lose the message that says so.
+    """
+    return os.fdopen(os.memfd_create("stderr"), "w+b")
+
+
 def kill_group(process: subprocess.Popen[bytes]) -> None:
     """Kill a session leader and its descendants; no effect if it has exited."""
     with contextlib.suppress(ProcessLookupError):
@@ -102,8 +125,13 @@ def tail(stream: IO[bytes]) -> str:
     return stream.read().decode("utf-8", "replace").strip()
 
 
-def _raise_for(code: int, tool: str, message: str) -> None:
+def _exit_error(code: int, tool: str, message: str) -> VideoARError:
+    """Return the error for a tool that failed, by its exit status and its last words."""
     if code == 127:  # the shell found no such command
-        raise ConfigError(tool, "cannot be run", "install ffmpeg and put it on PATH")
-    if code != 0:
-        raise MediaError(tool, "CRASH", f"exited with status {code}: {message or 'no message'}")
+        return ConfigError(tool, "cannot be run", "install ffmpeg and put it on PATH")
+    what = f"exited with status {code}: {message or 'no message'}"
+    if os.strerror(errno.ENOSPC) in message:
+        return TransientStorageError(tempfile.gettempdir(), what, "free space there, or set TMPDIR")
+    if code == -signal.SIGKILL or os.strerror(errno.ENOMEM) in message:
+        return OutOfMemoryError(tool, what, "fewer workers, or more memory")
+    return (WorkerLostError if code < 0 else StageError)(tool, what)

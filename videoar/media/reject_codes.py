@@ -16,7 +16,7 @@ Code = Literal[
 ]  # fmt: skip
 CODES: tuple[str, ...] = get_args(Code)
 RETRYABLE = frozenset({"IO_TRANSIENT", "TIMEOUT", "MEM"})
-"""Codes of causes outside the file: a loaded machine, too little memory, an unreachable server."""
+"""Codes that hang on limits in the options: more time or memory may accept the file."""
 _EXIT_KINDS = {
     "TIMEOUT": "timeout",
     "MEM": "rlimit",

@@ -14,6 +14,13 @@ pixels, never pickles, and the shape is checked against the number of bytes by `
       <- {"kind": "clip", ..}, pixels         for each clip
       <- {"kind": "source", ..}               at the end of the source
       <- {"kind": "end"} or {"kind": "error", "code": .., "what": ..}
+      <- {"kind": "fault", "retryable": .., "what": .., "hint": ..}   of a disk or a store
+
+What a machine does to a child is no verdict on the source that it was reading. A child that was
+killed, or that waited for a disk until the deadline, raises an error of the machine, which engines
+retry. Only a child that reports a fault of the file, crashes in the decoder, or computes until its
+limit of CPU time or memory makes the source a rejected one (`MediaError`), and not before a fresh
+child has ended in the same way (`second_try`).
 """
 
 import json
@@ -24,24 +31,32 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 
-from videoar.core.errors import ConfigError, MediaError, TransientStorageError
+from videoar.core.errors import (
+    ConfigError,
+    MediaError,
+    OutOfMemoryError,
+    StorageError,
+    TransientStorageError,
+    VideoARError,
+    WorkerLostError,
+)
+from videoar.core.processes import cpu_s_of
 from videoar.core.settings import child_environment, settings
 from videoar.core.types import Json
 from videoar.media.fetch import SOURCE, Fetched, fetch
-from videoar.media.process import Limits, kill_group, tail
+from videoar.media.process import Limits, kill_group, message_file, tail
 from videoar.media.scan import DecodedClip, ScanPlan, scan
 from videoar.media.source_decoder import SourceMetadata
 from videoar.media.synthetic import SCHEME, render_file
@@ -50,7 +65,21 @@ _START_S = 120  # chosen: importing the decoders takes 0.5 s on an idle machine
 _FETCH_MEMORY_BYTES = 4 << 30  # chosen: address space, most of it libraries; data comes in MiB
 _DOWNLOAD = "download"  # the only kind of child that receives S3 credentials
 _RECYCLE_AFTER = 1000  # chosen: sources per child; bounds what a leaking decoder accumulates
+_OF_DECODER = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGILL}
 _Item = DecodedClip | SourceMetadata | Fetched
+T = TypeVar("T")
+
+
+def second_try(work: Callable[[], T]) -> T:
+    """Call `work`; if its child died, call it once more, which starts a fresh child."""
+    try:
+        return work()
+    except MediaError as error:
+        if error.code not in {"TIMEOUT", "CRASH", "MEM"}:
+            raise
+    except (OutOfMemoryError, WorkerLostError):
+        pass
+    return work()
 
 
 class SandboxedDecoder:
@@ -84,8 +113,9 @@ class SandboxedDecoder:
         receive no credentials.
 
         Raises:
-            MediaError: the source does not exist, is no regular file, or timed out (`TIMEOUT`).
-            TransientStorageError: the store failed in a way that a later call may not.
+            MediaError: the source does not exist or is no regular file.
+            StorageError: the store or the disk failed, or denies access.
+            WorkerLostError: no progress within the limit, or the child was killed.
         """
         if uri.startswith(SCHEME):  # drawn in this process, by tools that have their own limits
             uri = render_file(uri, into).as_uri()
@@ -95,12 +125,7 @@ class SandboxedDecoder:
             kind = _DOWNLOAD
             # a server that does not answer is no fault of the source: the client waits for it
             limits = replace(limits, wall_s=limits.wall_s + settings().store_wait_s)
-        try:
-            *_, last = self._request(kind, limits, uri, {"uri": uri, "into": str(into)})
-        except MediaError as error:
-            if error.code == "IO_TRANSIENT":
-                raise TransientStorageError(uri, error.what) from error
-            raise
+        *_, last = self._request(kind, limits, uri, {"uri": uri, "into": str(into)})
         return into / SOURCE, last.sha256
 
     def scan(
@@ -109,8 +134,11 @@ class SandboxedDecoder:
         """Yield what `videoar.media.scan.scan` yields of a source, or of one part of it.
 
         Raises:
-            MediaError: the source is unusable, or its decoder timed out (`TIMEOUT`), crashed
-                (`CRASH`) or exceeded its memory (`MEM`).
+            MediaError: the source is unusable, or its decoder crashed (`CRASH`) or exceeded its CPU
+                time (`TIMEOUT`) or address space (`MEM`).
+            StorageError: the disk failed.
+            WorkerLostError: the decoder waited until the deadline, or was ended from outside.
+            OutOfMemoryError: the decoder was killed.
         """
         yield from self.run(path, self.plan.model_copy(update={"part": part, "parts": parts}))
 
@@ -136,8 +164,8 @@ class SandboxedDecoder:
         try:
             yield from child.serve(name, request)
             is_reusable = True
-        except MediaError as error:
-            is_reusable = error.code not in {"TIMEOUT", "CRASH", "MEM"}
+        except VideoARError:
+            is_reusable = child.process.poll() is None  # the child itself has reported the error
             raise
         finally:
             if not is_reusable:
@@ -151,8 +179,8 @@ class _Child:
         ours, theirs = socket.socketpair()
         self.limits = limits
         self.num_served = 0
-        self.is_timed_out = False
-        self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the child
+        self.computed_s: float | None = None  # until it was killed at its deadline
+        self.stderr = message_file()  # closed with the child
         environment = child_environment(
             for_s3=for_s3,
             PYTHONPATH=os.pathsep.join(filter(None, sys.path)),
@@ -163,7 +191,7 @@ class _Child:
             self.process = subprocess.Popen(  # noqa: S603 - our own module
                 [sys.executable, "-m", __name__, str(theirs.fileno()), str(limits.memory_bytes)],
                 stdin=subprocess.DEVNULL,
-                stderr=self.stderr,  # a file: a full pipe would block the child
+                stderr=self.stderr,
                 env=environment,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
@@ -176,12 +204,14 @@ class _Child:
             raise ConfigError("decoding process", f"did not start within {_START_S} s")
         self.num_served += 1
         remaining_s = self.limits.wall_s
+        self._began_cpu_s = cpu_s_of(self.process.pid)
         try:
             self.pipe.send_bytes(json.dumps({**request, "cpu_s": self.limits.cpu_s}).encode())
             while True:
                 start = time.monotonic()
                 item = self._receive_in_time(name, remaining_s)
-                remaining_s -= time.monotonic() - start  # time in the consumer does not count
+                # time in the consumer does not count
+                remaining_s = max(remaining_s - time.monotonic() + start, self.limits.wall_s / 10)
                 if item is None:
                     return
                 if isinstance(item, Fetched):
@@ -195,16 +225,24 @@ class _Child:
 
         `poll` with a timeout would not do: a child may stop in the middle of a message.
         """
-        deadline = threading.Timer(seconds, self._kill_on_timeout)
-        deadline.start()
+        received = threading.Event()
+        watch = threading.Thread(target=self._kill_at_deadline, args=(seconds, received))
+        watch.start()
         try:
             return self._receive(name)
         finally:
-            deadline.cancel()
+            received.set()
 
-    def _kill_on_timeout(self) -> None:
-        self.is_timed_out = True
-        kill_group(self.process)
+    def _kill_at_deadline(self, seconds: float, received: threading.Event) -> None:
+        """Kill the child; later if it computes, but on a machine that leaves it little time."""
+        used_s = cpu_s_of(self.process.pid)
+        while not received.wait(seconds):
+            before_s, used_s = used_s, cpu_s_of(self.process.pid)
+            computed_s = used_s - self._began_cpu_s
+            if used_s - before_s < seconds / 10 or computed_s > self.limits.wall_s / 2:
+                self.computed_s = computed_s
+                kill_group(self.process)
+                return
 
     def _receive(self, name: str) -> _Item | None:
         reply = json.loads(self.pipe.recv_bytes())
@@ -212,6 +250,9 @@ class _Child:
             reply = json.loads(self.pipe.recv_bytes())
         if reply["kind"] == "error":
             raise MediaError(name, reply["code"], reply["what"])
+        if reply["kind"] == "fault":
+            kind = TransientStorageError if reply["retryable"] else StorageError
+            raise kind(name, str(reply["what"]), str(reply["hint"]))
         if reply["kind"] == "end":
             return None
         if reply["kind"] == "source":
@@ -221,17 +262,24 @@ class _Child:
         pixels = np.frombuffer(self.pipe.recv_bytes(), np.uint8)
         return DecodedClip(pixels.reshape(reply["shape"]), reply["columns"])
 
-    def _exit_error(self, name: str) -> MediaError:
+    def _exit_error(self, name: str) -> VideoARError:
         """Return the error for a child that has exited, by its exit status."""
         status = self.process.wait()
         message = (tail(self.stderr).splitlines() or [""])[-1]
-        if self.is_timed_out or status == -signal.SIGXCPU:  # SIGXCPU: RLIMIT_CPU was reached
-            what = f"exceeded the time limit of {self.limits.wall_s:g} s"
-            return MediaError(name, "TIMEOUT", what)
+        limit = f"the time limit of {self.limits.wall_s:g} s"
+        if self.computed_s is not None and self.computed_s <= self.limits.wall_s / 2:
+            return WorkerLostError(
+                name, f"its reader waited until {limit}", "check the drive or server it is on"
+            )
+        if self.computed_s is not None or status == -signal.SIGXCPU:  # RLIMIT_CPU was reached
+            return MediaError(name, "TIMEOUT", f"exceeded {limit}")
         if status == -signal.SIGKILL:  # not by us, so by the kernel's OOM killer or an operator
-            return MediaError(name, "MEM", "decoder was killed, probably for lack of memory")
-        what = f"decoder exited with status {status} {message}".strip()
-        return MediaError(name, "CRASH", what)
+            what = "its decoder was killed, probably for lack of memory"
+            return OutOfMemoryError(name, what, "fewer workers, or more memory")
+        if status >= 0 or status in _OF_DECODER:
+            what = f"decoder exited with status {status} {message}".strip()
+            return MediaError(name, "CRASH", what)
+        return WorkerLostError(name, f"its decoder was ended by {signal.Signals(-status).name}")
 
 
 def _end(process: subprocess.Popen[bytes], pipe: Connection, stderr: IO[bytes]) -> None:
@@ -290,6 +338,8 @@ def _answer_scan(pipe: Connection, path: Path, plan: ScanPlan) -> None:
         _send(pipe, "error", code=error.code, what=error.what)
     except MemoryError:
         _send(pipe, "error", code="MEM", what="out of memory while decoding")
+    except StorageError as error:
+        _send_fault(pipe, error)
 
 
 def _answer_fetch(pipe: Connection, request: dict[str, Any]) -> None:
@@ -300,8 +350,12 @@ def _answer_fetch(pipe: Connection, request: dict[str, Any]) -> None:
         _send(pipe, "end")
     except MediaError as error:
         _send(pipe, "error", code=error.code, what=error.what)
-    except TransientStorageError as error:
-        _send(pipe, "error", code="IO_TRANSIENT", what=str(error))
+    except StorageError as error:
+        _send_fault(pipe, error)
+
+
+def _send_fault(pipe: Connection, error: StorageError) -> None:
+    _send(pipe, "fault", retryable=error.retryable, what=error.what, hint=error.hint)
 
 
 def _send(pipe: Connection, kind: str, **content: Json) -> None:

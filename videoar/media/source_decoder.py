@@ -27,7 +27,7 @@ from av.logging import ERROR, Capture, set_level, set_skip_repeated
 
 from videoar.core.errors import MediaError
 from videoar.core.types import Frozen
-from videoar.media.probe import CODECS, IMAGE_CODECS, detect_demuxer
+from videoar.media.probe import CODECS, IMAGE_CODECS, detect_demuxer, require_readable
 
 _VFR_SPREAD = 0.2  # chosen: of the median frame duration; up to 120 fps, rounding to ms is less
 _PIXEL_BYTES = 4  # chosen: more than one frame needs, in any common pixel format
@@ -87,11 +87,12 @@ def open_source(path: Path, plan: DecodePlan) -> Iterator["SourceDecoder"]:
         except av.error.MemoryError as error:
             raise MediaError(path.name, "MEM", "out of memory while opening the file") from error
         except av.FFmpegError as error:
+            require_readable(path)
             what = f"cannot be opened: {error.strerror}"
             raise MediaError(path.name, "NOT_VIDEO", what) from error
         with container:
             try:
-                yield SourceDecoder(path.name, container, plan, log)
+                yield SourceDecoder(path, container, plan, log)
             except av.FFmpegError as error:  # e.g. a pixel format that swscale cannot convert
                 raise MediaError(path.name, "CORRUPT", str(error.strerror)) from error
 
@@ -104,19 +105,19 @@ class SourceDecoder:
 
     def __init__(
         self,
-        name: str,
+        path: Path,
         container: InputContainer,
         plan: DecodePlan,
         log: list[tuple[int, str, str]],
     ) -> None:
-        self.name = name
+        self.name = path.name
         self.times_us: list[int] = []
         """Presentation time of each decoded frame, rising; 0 is the start of the source."""
         self.last_us = -1
         self.last_error = ""
-        self._container, self._plan, self._log = container, plan, log
+        self._path, self._container, self._plan, self._log = path, container, plan, log
         if not container.streams.video:
-            raise MediaError(name, "NO_VIDEO_STREAM", "has no video stream")
+            raise MediaError(path.name, "NO_VIDEO_STREAM", "has no video stream")
         self._stream = container.streams.video[0]
         self._codec = self._stream.codec_context
         self._check_header()
@@ -245,6 +246,7 @@ class SourceDecoder:
                 packet = next(packets, None)
             except (av.FFmpegError, IndexError) as error:
                 if isinstance(error, av.FFmpegError):
+                    require_readable(self._path)
                     self._log.append((ERROR, "demuxer", str(error.strerror)))
                 # IndexError: PyAV miscounts at the end of a file in which streams appear later
                 flush: av.Packet[Any] = av.Packet()

@@ -23,6 +23,7 @@ import numpy as np
 
 from videoar.core.errors import ConfigError
 from videoar.core.settings import child_environment
+from videoar.media.decode import require_frames
 from videoar.media.process import Limits, run_graph
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def encode_clips(
     """Encode clips of one size as H.264 MP4 with a single process; return their bytes in order.
 
     The index (`moov`) comes first in each file, so that a player can start before the file ends.
+    Each file is decoded once, because a disk that is full can cut a file without an error.
 
     Args:
         clips_NTHWC: uint8 RGB.
@@ -92,7 +94,10 @@ def encode_clips(
     with tempfile.TemporaryDirectory(prefix="videoar-") as folder:
         paths = [Path(folder) / f"{i}.mp4" for i in range(len(clips_NTHWC))]
         _write(clips_NTHWC, paths, rate_fps, options, metadata)
-        return [path.read_bytes() for path in paths]
+        videos = [path.read_bytes() for path in paths]
+    for video, clip in zip(videos, clips_NTHWC, strict=True):
+        require_frames(video, len(clip))
+    return videos
 
 
 def encode_stream(

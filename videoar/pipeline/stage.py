@@ -49,7 +49,7 @@ class StageConfig(Frozen):
     resources: Resources = runtime(Resources())
     """Workers, cores, GPUs and memory of the stage."""
     max_reject_fraction: float = runtime(1.0, ge=0, le=1)
-    """Fraction of rejected rows above which the stage fails."""
+    """Fraction of the input rows above which rejected ones fail the stage."""
 
     retries: Retries = runtime(Retries())
     """How often work is tried again, by the kind of its error."""

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from videoar.contracts.expectations import Expectation
 from videoar.contracts.names import CLIPS
-from videoar.core.errors import MediaError, StorageError, WithdrawnError
+from videoar.core.errors import MediaError, VideoARError, WithdrawnError
 from videoar.core.types import Row
 from videoar.curation.duplicates import REASONS as DUPLICATES
 from videoar.curation.policy import score_columns, score_of
@@ -169,7 +169,7 @@ def _thumbnail(read: ClipReader, row: Row, deadline: float) -> Thumbnail:
         return Thumbnail(error="not read: time limit for thumbnails exceeded")
     try:
         return Thumbnail(jpeg=thumbnail_jpeg(read({**row, **middle})))
-    except (MediaError, StorageError) as error:
+    except VideoARError as error:
         # only errors of media have a reject code
         code = error.code if isinstance(error, MediaError) else "UNAVAILABLE"
         return Thumbnail(error=f"{code}: {error.what}")

@@ -524,12 +524,14 @@ class Execution:
         raise StageError(f"stage {task.dataset}", what, "check that the sources are reachable")
 
     def _check_rejects(self, spec: StageSpec, record: WorkRecord) -> None:
-        total = record.rows_out + record.rows_rejected
-        bound = spec.config.max_reject_fraction
+        total, bound = record.rows_in, spec.config.max_reject_fraction
         if total and record.rows_rejected > bound * total:
+            counts = {k: n for k, n in record.metrics.items() if k.startswith("reject/")}
+            most = max(counts, key=lambda k: counts[k], default="").removeprefix("reject/")
             what = f"{record.rows_rejected} of {total} rows were rejected, more than"
+            what += f" max_reject_fraction {bound:g}" + f", most often for {most}" * bool(most)
             hint = "list the reasons with: videoar quarantine ls, or raise the bound"
-            raise StageError(f"stage {spec.name}", f"{what} max_reject_fraction {bound:g}", hint)
+            raise StageError(f"stage {spec.name}", what, hint)
 
     def _commit(self, task: StageTask, stage: Stage[Any], record: WorkRecord) -> Snapshot:
         self._supervisor.check()

@@ -9,10 +9,11 @@ object versions, because popular S3 servers lack or ignore them.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Protocol
 
-from videoar.core.errors import StorageError, WithdrawnError
+from videoar.core.errors import DamagedError, StorageError, WithdrawnError
+from videoar.core.ids import sha256_hex
 from videoar.storage.layout import withdrawal_key
 
 MULTIPART_BYTES = 64 << 20
@@ -131,6 +132,20 @@ def put_content_of(objects: ObjectStore, key: str, path: Path) -> None:
     """Write a file under a key that ends in its content hash, without loading it into memory."""
     if not _is_stored(objects, key, path.stat().st_size):
         objects.put_file(key, path)
+
+
+def get_content(objects: ObjectStore, key: str) -> bytes:
+    """Return the bytes of a file under a key that ends in its content hash.
+
+    Raises:
+        DamagedError: the bytes have another hash.
+        StorageError: there is no such object.
+    """
+    data = objects.get(key)
+    if sha256_hex(data) != PurePath(key).stem:
+        what = "damaged: its bytes are not those that were committed"
+        raise DamagedError(f"{objects.url}/{key}", what, "restore it from a copy")
+    return data
 
 
 def _is_stored(objects: ObjectStore, key: str, size_bytes: int) -> bool:

@@ -7,18 +7,26 @@ of work, the loser of the race adopts the winner's record: a shard may run twice
 and counts once.
 """
 
+import errno
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from socket import gethostname
 from typing import Any
 
 from pydantic import Field
 
 from videoar.contracts.names import REJECTS
 from videoar.core.crash_points import crash_point
-from videoar.core.errors import OutOfMemoryError, StageError, StorageError, VideoARError
+from videoar.core.errors import (
+    OutOfMemoryError,
+    StageError,
+    StorageError,
+    TransientStorageError,
+    VideoARError,
+)
 from videoar.core.processes import used_cpu_s
 from videoar.core.settings import share_cores
 from videoar.core.types import FileRef, Stored
@@ -30,6 +38,7 @@ from videoar.storage.layout import rejects_dataset
 from videoar.storage.references import objects_of, recorded_files
 from videoar.storage.store import Store, open_store
 
+_OF_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE}
 _LESS = "take smaller batches, or give each worker more memory: resources.memory_gib"
 
 
@@ -190,6 +199,8 @@ def engine_boundary(task: StageTask, where: str) -> Iterator[None]:
     """Name the stage, the place and the run in any other exception than this package's own.
 
     Raises:
+        OutOfMemoryError: there was too little memory, on the host or a GPU.
+        TransientStorageError: a disk of this host is full or fails.
         StageError: the code of the stage raised another exception.
     """
     try:
@@ -197,9 +208,11 @@ def engine_boundary(task: StageTask, where: str) -> Iterator[None]:
     except VideoARError:
         raise
     except Exception as error:
-        text = f"{type(error).__name__}: {error}"
+        place, text = f"stage {task.dataset}, {where}", f"{type(error).__name__}: {error}"
         # torch's own of a GPU has the name, and is no MemoryError
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-            raise OutOfMemoryError(f"stage {task.dataset}, {where}", text, _LESS) from error
-        hint = f"see videoar logs {task.run_id}"
-        raise StageError(f"stage {task.dataset}, {where}", text, hint) from error
+            raise OutOfMemoryError(place, text, _LESS) from error
+        if isinstance(error, OSError) and error.errno in _OF_DISK:
+            hint = f"look at the disks of {gethostname()}"
+            raise TransientStorageError(place, text, hint) from error
+        raise StageError(place, text, f"see videoar logs {task.run_id}") from error

@@ -51,9 +51,12 @@ class IngestConfig(StageConfig):
     batches of at least `sources_per_shard` sources: smaller ones make smaller files."""
     scan_timeout_s: float = runtime(300.0, gt=0)
     """Wall-clock and CPU seconds for decoding one source, or one part of a long one, and for
-    fetching each 64 MiB of it."""
+    fetching each 64 MiB of it. A source that computes for longer is rejected (`TIMEOUT`)."""
     scan_memory_mib: int = runtime(2048, ge=512)
-    """Address space of the decoding process."""
+    """Address space of the decoding process; a source that needs more is rejected (`MEM`)."""
+    max_reject_fraction: float = runtime(0.5, ge=0, le=1)
+    """Fraction of rejected sources above which the stage fails. Only faults of a file reject it:
+    those of a machine are retried and then fail the stage."""
 
     @field_validator("num_frames")
     @classmethod

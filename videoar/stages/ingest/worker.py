@@ -7,6 +7,7 @@ shard that runs twice writes the same objects again.
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import pyarrow as pa
 
@@ -19,7 +20,7 @@ from videoar.core.scratch import sweep
 from videoar.core.types import Row
 from videoar.media.process import Limits
 from videoar.media.reject_codes import reject_row
-from videoar.media.sandbox import SandboxedDecoder
+from videoar.media.sandbox import SandboxedDecoder, second_try
 from videoar.media.scan import DecodedClip, ScanPlan
 from videoar.media.source_decoder import SourceMetadata
 from videoar.media.transcode import encode_clips
@@ -60,7 +61,7 @@ class IngestWorker:
         digests: dict[str, str] = {}  # URI to SHA-256, of the sources fetched so far
         for row in batch.to_pylist():
             try:
-                clips += self._ingest(row, digests)
+                clips += second_try(partial(self._ingest, row, digests))
                 kept.add(row["uri"])
             except MediaError as error:
                 rejects.append(_reject(row, error, digests.get(row["uri"])))
@@ -84,7 +85,8 @@ class IngestWorker:
             if find_tombstone(self._context.store.ledger, source_id) is not None:
                 what = f"the source with SHA-256 {source_id} was taken down"
                 raise MediaError(row["name"], "FORGOTTEN", what)
-            duplicates = [uri for uri, digest in digests.items() if digest == source_id]
+            others = (uri for uri, digest in digests.items() if digest == source_id)
+            duplicates = [uri for uri in others if uri != row["uri"]]  # this may be the second try
             digests[row["uri"]] = source_id  # before the next check, which may reject the source
             if duplicates:
                 raise MediaError(
