@@ -188,9 +188,15 @@ def report_index(store: Store, out: Path | None = None, *, limit: int | None = N
 
     # a browser opens no s3://: from a file elsewhere, pages of such a store are not linked
     folder = f"{store.url}/" if store.url.startswith("file:") else None
-    links = "" if out is None else folder
-    runs, schedules = ls(store, limit), schedule_ls(store)
-    page = render_index(collect_index(store, runs, schedules, now=time.time(), links=links))
+    index = collect_index(
+        store,
+        limit,
+        runs=ls(store, limit),
+        schedules=schedule_ls(store),
+        now=time.time(),
+        links="" if out is None else folder,
+    )
+    page = render_index(index)
     if out is not None:
         return _write(out, page.encode())
     store.objects.put(INDEX_PAGE_KEY, page.encode())

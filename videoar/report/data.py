@@ -375,7 +375,7 @@ class RefEntry(Frozen):
     evidence: str
     """Snapshot of the decision."""
     scores: tuple[Score, ...]
-    """Those of its target that the gate has rules on."""
+    """Those of its target that a gate of the ref has rules on."""
 
 
 class ScheduleState(Frozen):

@@ -5,7 +5,7 @@ Costs a few requests per shown run and entry of a ref, one per commit, and a lis
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote
@@ -36,17 +36,19 @@ _MB = 1e6
 
 def collect_index(
     store: Store,
+    limit: int | None,
+    *,
     runs: Sequence[Run],
     schedules: Mapping[str, Any],
-    *,
     now: float,
     links: str | None,
 ) -> Index:
     """Return what the page of a store shows.
 
     Args:
-        store: where everything is read, except for:
-        runs: those that are shown, newest first; of refs, as many entries each.
+        store: where everything else is read.
+        limit: newest entries of each ref to show; None: all.
+        runs: those that are shown, newest first.
         schedules: as `api.schedule_ls` returns them.
         now: seconds since 1970.
         links: what the keys of report pages are appended to; None: nothing is linked.
@@ -55,11 +57,12 @@ def collect_index(
     entries = [
         entry
         for name, history in histories.items()
-        for entry in list(_entries(store, name, history))[-max(1, len(runs)) :]
+        for entry in _entries(store, name, history, limit or 0)
     ]
     moved: dict[str, list[str]] = {}
-    for entry in entries:
-        moved.setdefault(entry.run, []).append(f"{entry.ref} {entry.seq}")
+    for name, history in histories.items():
+        for record in history:
+            moved.setdefault(record["by_run"], []).append(f"{name} {record['seq']}")
     commits = list(iter_commits(store.objects))
     files = [(info.key, info.size_bytes) for info in store.objects.list("")]
     pages = {key for key, _ in files if key.endswith("/report.html")}
@@ -86,7 +89,8 @@ def _link(key: str, pages: set[str], links: str | None) -> str:
 
 def _run(run: Run, moved: Sequence[str], page: str) -> IndexedRun:
     running = (f"{s.name}: {s.progress}" for s in run.stages if s.is_in_progress and s.progress)
-    skipped = (s.reason for s in run.stages if s.status == "SKIPPED" and s.reason)
+    is_skipped = all(stage.status == "SKIPPED" for stage in run.stages)
+    skipped = (stage.reason for stage in run.stages if is_skipped)
     return IndexedRun(
         name=run.run_id,
         pipeline=run.pipeline,
@@ -105,13 +109,18 @@ def _run(run: Run, moved: Sequence[str], page: str) -> IndexedRun:
     )
 
 
-def _entries(store: Store, ref: str, history: Sequence[Record]) -> Iterator[RefEntry]:
-    decisions: dict[str, str] = {}  # of each target, the newest one that moved the ref to it
+def _entries(store: Store, ref: str, history: Sequence[Record], limit: int) -> Iterator[RefEntry]:
+    """Yield the newest entries of a ref, oldest first; 0: all."""
+    newest: dict[str, str] = {}  # of each target, the newest decision that moved the ref to it
+    decisions: list[str | None] = []  # of each entry
     for entry in history:
+        if decision := entry["evidence"].get("decision"):
+            newest[entry["snapshot"]] = decision
+        decisions.append(newest.get(entry["snapshot"]))
+    rules, cards = zip(*(_scores(store, made) for made in decisions[-limit:]), strict=True)
+    metrics = dict.fromkeys(metric for names in rules for metric in names)
+    for entry, card in zip(history[-limit:], cards, strict=True):
         target, evidence = entry["snapshot"], entry["evidence"]
-        if decision := evidence.get("decision"):
-            decisions[target] = decision
-        metrics, scores = _scores(store, decisions.get(target))
         yield RefEntry(
             ref=ref,
             seq=entry["seq"],
@@ -121,65 +130,76 @@ def _entries(store: Store, ref: str, history: Sequence[Record]) -> Iterator[RefE
             when=_time(entry["at"]) if entry.get("at") else "not recorded",
             by=entry.get("user") or "",
             run=entry["by_run"],
-            why=_why(evidence, metrics),
-            evidence=decision or "",
-            scores=scores,
+            why=_why(evidence),
+            evidence=evidence.get("decision") or "",
+            scores=tuple(card[name] for name in metrics if name in card),
         )
 
 
-def _why(evidence: Mapping[str, Any], metrics: Sequence[str]) -> str:
+def _why(evidence: Mapping[str, Any]) -> str:
     if earlier := evidence.get("rolled_back_from"):
         return f"rolled back from {earlier}"
-    if "decision" in evidence:
-        return f"passed its gate ({', '.join(metrics)})" if metrics else "passed its gate"
-    return "frozen" if evidence.get("frozen") else ""
+    return "passed its gate" if "decision" in evidence else "frozen" * bool(evidence.get("frozen"))
 
 
-def _scores(store: Store, decision: str | None) -> tuple[list[str], tuple[Score, ...]]:
-    """Return the metrics that a decision has rules on, and the candidate's scores in them."""
+def _scores(store: Store, decision: str | None) -> tuple[list[str], dict[str, Score]]:
+    """Return the metrics that a decision has rules on, and all scores of its candidate."""
     if decision is None:
-        return [], ()
+        return [], {}
     snapshot = store.snapshot(decision)
-    metrics = list(dict.fromkeys(row["metric"] for row in snapshot.available_rows(["metric"])))
+    metrics = [row["metric"] for row in snapshot.available_rows(["metric"])]
     scores = snapshot.commit.provenance.parents.get("scores")
     columns = ["metric", "status", "value", "ci_low", "ci_high"]
     rows = store.snapshot(scores).available_rows(columns) if scores else ()
-    by_metric = {row["metric"]: Score.model_validate(row) for row in rows}
-    return metrics, tuple(by_metric[name] for name in metrics if name in by_metric)
+    return metrics, {row["metric"]: Score.model_validate(row) for row in rows}
 
 
 def _score_curves(entries: Iterable[RefEntry], now: float) -> Iterator[Curve]:
     """Yield the score of what a ref pointed at against time, a curve for each metric."""
-    points: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    by_ref: dict[str, list[RefEntry]] = {}
     for entry in entries:
-        for score in entry.scores if entry.is_model and entry.at else ():
-            if score.value is not None:
-                points.setdefault((entry.ref, score.metric), []).append((entry.at, score.value))
-    for (ref, metric), values in points.items():
-        definition = metric_of(metric)
-        is_distance = definition is not None and definition.is_distance
-        unit = unit_of(metric) or ("distance" if is_distance else "fraction")
-        yield _over_time(f"{ref}: {metric}, {unit}", {ref: values}, now)
+        if entry.is_model and entry.at:
+            by_ref.setdefault(entry.ref, []).append(entry)
+    for ref, known in by_ref.items():
+        for metric in dict.fromkeys(score.metric for entry in known for score in entry.scores):
+            values = [
+                next((score.value for score in entry.scores if score.metric == metric), None)
+                for entry in known
+            ]
+            points = [(entry.at, value) for entry, value in zip(known, values, strict=True)]
+            if any(value is not None for value in values):
+                definition = metric_of(metric)
+                is_distance = definition is not None and definition.is_distance
+                unit = unit_of(metric) or ("distance" if is_distance else "fraction")
+                yield _over_time(f"{ref}: {metric}, {unit}", {ref: points}, now)
 
 
 def _over_time(
-    title: str, series: Mapping[str, Sequence[tuple[float, float]]], now: float
+    title: str, series: Mapping[str, Sequence[tuple[float, float | None]]], now: float
 ) -> Curve:
-    """Return steps over time: a value holds until the next one, the last one until now."""
+    """Return steps over time: a value holds until the next one, the last one until now.
+
+    None ends a line; what follows is a line of its own.
+    """
     start = min(points[0][0] for points in series.values())
     units = (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0))
     unit, seconds = next((u for u in units if now - start >= 2 * u[1]), units[-1])
+    lines: dict[str, tuple[tuple[float, float], ...]] = {}
+    for name, points in series.items():
+        spans = pairwise([*points, (max(now, points[-1][0]), None)])
+        parts = [[*part] for known, part in groupby(spans, _has_value) if known]
+        for number, part in enumerate(parts, 1):
+            lines[name if number == 1 else f"{name} ({number})"] = tuple(
+                ((time - start) / seconds, value)
+                for (at, value), (until, _) in part
+                for time in (at, until)
+                if value is not None
+            )
+    return Curve(title=title, x_label=f"{unit} since {_time(start)}", series=lines)
 
-    def steps(points: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
-        for (at, value), (until, _) in pairwise([*points, (max(now, start), 0.0)]):
-            yield (at - start) / seconds, value
-            yield (until - start) / seconds, value
 
-    return Curve(
-        title=title,
-        x_label=f"{unit} since {_time(start)}",
-        series={name: tuple(steps(points)) for name, points in series.items()},
-    )
+def _has_value(span: tuple[tuple[float, float | None], object]) -> bool:
+    return span[0][1] is not None
 
 
 def _schedules(document: Mapping[str, Any]) -> Iterator[ScheduleState]:

@@ -2,6 +2,7 @@
 
 import os
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,7 @@ def rated(videos: Path, value: float, steps: int) -> dict:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Store:
-    """Return a store with two champions, a rollback, a blocked run, and a schedule."""
+    """Return a store with three champions, two rollbacks, a blocked run, and a schedule."""
     folder = tmp_path_factory.mktemp("index")
     store = open_store((folder / "store").as_uri())
     videos = write_videos(folder / "videos", "a.mp4", "bad.mp4")
@@ -53,7 +54,8 @@ def store(tmp_path_factory) -> Store:
     with pytest.raises(GateError):
         execute(store, rated(videos, 0.4, 4))
     api.rollback(store, "champion")
-    toy_run(store, write_videos(videos, "b.mp4"), gate=None)
+    toy_run(store, write_videos(videos, "b.mp4"))  # its gate has no scores
+    api.rollback(store, "champion")
     api.freeze(store, "few", "frozen")
     path = write_pipeline(folder, "nightly", trigger={"cron": "0 3 * * *"}, concurrency="queue")
     noon = datetime.now(UTC).replace(hour=12) - timedelta(days=3)
@@ -64,32 +66,46 @@ def store(tmp_path_factory) -> Store:
 
 @pytest.fixture
 def index(store) -> Index:
-    now = datetime.now(UTC).timestamp()
-    return collect_index(store, api.ls(store, 3), api.schedule_ls(store), now=now, links="")
+    return collect(store, 3)
+
+
+def collect(store: Store, limit: int | None) -> Index:
+    now, runs = datetime.now(UTC).timestamp(), api.ls(store, limit)
+    schedules = api.schedule_ls(store)
+    return collect_index(store, limit, runs=runs, schedules=schedules, now=now, links="")
 
 
 def test_runs_are_newest_first_with_what_they_made_and_why_they_ended(index):
     assert (len(index.runs), index.num_runs) == (3, 4)
     last, blocked, promoted = index.runs
     assert (last.pipeline, blocked.status) == ("toy", "GATE_BLOCKED")
-    assert dict(last.made) == {"big": 2, "few": 2, "model": 1}
+    assert dict(last.made) == {"big": 2, "few": 2, "model": 1, "gate": 1}
+    assert last.moved == ("champion 3",)
     assert f"gate gate: {RATED} >= 0.5" in blocked.reason
     assert promoted.moved == ("champion 1",)
     assert blocked.moved == ()
 
 
-def test_champions_have_the_scores_of_their_gates_over_time(store, index):
-    champions = [entry for entry in index.entries if entry.ref == "champion"]
-    assert [entry.seq for entry in champions] == [2, 1, 0]
-    back, second, first = champions
-    assert back.why == f"rolled back from {second.target}"
-    assert (first.target, back.run) == (back.target, "")
-    assert [e.scores[0].value for e in champions] == [0.6, 0.7, 0.6]
+def test_champions_have_the_scores_of_their_gates_over_time(store):
+    index = collect(store, None)
+    champions = [entry for entry in index.entries if entry.ref == "champion"][::-1]
+    assert [entry.seq for entry in champions] == [0, 1, 2, 3, 4]
+    first, second, back, _unscored, again = champions
+    assert (back.why, back.run) == (f"rolled back from {second.target}", "")
+    assert first.target == back.target == again.target
+    values = [[score.value for score in entry.scores] for entry in champions]
+    assert values == [[0.6], [0.7], [0.6], [], [0.6]]
     assert store.snapshot(second.evidence).contract == "releases@1"
     (curve,) = index.score_curves
     assert curve.title == f"champion: {RATED}, fraction"
-    values = [y for _, y in curve.series["champion"]]
-    assert values == [0.6, 0.6, 0.7, 0.7, 0.6, 0.6]
+    minutes = [(entry.at - first.at) / 60 for entry in champions]
+    lines = curve.series["champion"], curve.series["champion (2)"]
+    assert [y for line in lines for _, y in line] == [0.6, 0.6, 0.7, 0.7, 0.6, 0.6, 0.6, 0.6]
+    spans = [[x for x, _ in line[i : i + 2]] for line in lines for i in range(0, len(line), 2)]
+    held = [pytest.approx(list(pair)) for pair in pairwise(minutes[:4])]
+    assert spans[:3] == held  # the score of the fourth is not known
+    assert spans[3][0] == pytest.approx(minutes[4])
+    assert spans[3][1] > minutes[4]
     frozen = next(entry for entry in index.entries if entry.ref == "frozen")
     assert (frozen.is_model, frozen.why, frozen.scores) == (False, "frozen", ())
 
@@ -106,6 +122,7 @@ def test_storage_counts_the_newest_snapshot_and_files_of_all_once(store, index):
     sizes = {item.name: item for item in index.datasets}
     model = sizes["model"]
     assert (model.num_snapshots, model.rows, model.added_rows) == (4, 1, 0)
+    assert sum(entry.ref == "champion" for entry in index.entries) == 3  # as many as runs
     assert model.written_bytes > model.size_bytes
     assert (sizes["big"].num_snapshots, sizes["big"].added_rows) == (1, None)
     root = Path(store.objects.location("format.json")).parent
