@@ -6,9 +6,9 @@ import pytest
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.support.chromium import open_chromium, requested_urls, show
-from tests.support.report_example import example, moving_square
+from tests.support.report_example import example, index_example, moving_square
 from videoar.media.decode import decode_clip, thumbnail_jpeg
-from videoar.report.page import render
+from videoar.report.page import render, render_index
 
 pytestmark = pytest.mark.browser
 
@@ -90,3 +90,18 @@ def test_page_in_browser_fits_the_width_in_both_colour_schemes(opened, tmp_path,
     shot = tmp_path / "page.png"
     assert opened.save_screenshot(str(shot))
     assert shot.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("width_px", [390, 1280])
+def test_page_of_the_store_in_browser_fits_the_width_and_sends_no_request(
+    browser, tmp_path, width_px
+):
+    page = tmp_path / "index.html"
+    page.write_text(render_index(index_example()))
+    browser.get_log("browser")
+    requested_urls(browser)
+    show(browser, "light", width_px)
+    browser.get(page.as_uri())
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width_px
+    assert browser.get_log("browser") == []
+    assert {url.partition(":")[0] for url in requested_urls(browser)} <= {"file", "data"}

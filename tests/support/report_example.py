@@ -12,16 +12,22 @@ from videoar.report.data import (
     ContactSheet,
     Curve,
     DataCheck,
+    DatasetSize,
     DuplicatePair,
+    FolderSize,
     FunnelStep,
     Gallery,
     Gate,
     GateRule,
     Histogram,
+    Index,
+    IndexedRun,
     Licence,
     LineageNode,
     Lock,
+    RefEntry,
     ReportData,
+    ScheduleState,
     Score,
     StageReport,
     Thumbnail,
@@ -378,4 +384,38 @@ def example(real: bytes, generated: bytes, picture: bytes = b"jpeg-bytes") -> Re
                 text='{\n  "num_samples": 64,\n  "reference": "good:0123456789abcdef"\n}',
             ),
         ),
+    )
+
+
+def index_example() -> Index:
+    """Return the page of a store with every text hostile."""
+    text = HOSTILE
+    run = IndexedRun(
+        name=text, pipeline=text, status=text, started_at=text, seconds=1.0, reason=text,
+        made=((text, 1),), moved=(text,), page=f'"{text}',
+    )  # fmt: skip
+    entry = RefEntry(
+        ref=text, seq=0, target=text, is_model=True, at=1.0, when=text, by=text, run=text, why=text,
+        evidence=text, scores=(Score(metric=text, status="ok", value=0.5),),
+    )  # fmt: skip
+    schedule = ScheduleState(
+        pipeline=text, trigger=text, concurrency=text, is_paused=True, next=text, missed=1,
+        last=text, last_run=text,
+    )  # fmt: skip
+    dataset = DatasetSize(
+        name=text, contract=text, num_snapshots=1, rows=1, size_bytes=1, num_files=1,
+        added_rows=None, added_bytes=None, written_bytes=1,
+    )  # fmt: skip
+    curve = Curve(title=text, x_label=text, series={text: ((0, 1), (1, 2))})
+    return Index(
+        url=text,
+        rendered_at=text,
+        runs=(run,),
+        num_runs=2,
+        entries=(entry,),
+        score_curves=(curve,),
+        schedules=(schedule,),
+        datasets=(dataset,),
+        growth=(curve,),
+        folders=(FolderSize(name=text, num_files=1, size_bytes=1),),
     )

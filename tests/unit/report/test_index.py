@@ -9,23 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.support.html_page import HtmlPage
-from tests.support.report_example import HOSTILE
+from tests.support.report_example import HOSTILE, index_example
 from tests.support.schedules import FakeLauncher, tick, write_pipeline
 from tests.support.toy_runs import execute, toy_run, write_videos
 from tests.support.toys import RATED
 from videoar import api
 from videoar.cli.app import app
 from videoar.core.errors import GateError
-from videoar.report.data import (
-    Curve,
-    DatasetSize,
-    FolderSize,
-    Index,
-    IndexedRun,
-    RefEntry,
-    ScheduleState,
-    Score,
-)
+from videoar.report.data import Index
 from videoar.report.index import collect_index
 from videoar.report.page import render_index
 from videoar.storage.store import Store, open_store
@@ -147,45 +138,9 @@ def test_page_of_an_empty_store_has_no_sections():
 
 
 def test_page_shows_text_from_outside_as_text():
-    text = HOSTILE
-    score = Score(metric=text, status="ok", value=0.5)
-    page = HtmlPage(
-        render_index(
-            Index(
-                url=text,
-                rendered_at=text,
-                runs=(
-                    IndexedRun(
-                        name=text, pipeline=text, status=text, started_at=text, seconds=1.0,
-                        reason=text, made=((text, 1),), moved=(text,), page=f'"{text}',
-                    ),
-                ),
-                num_runs=2,
-                entries=(
-                    RefEntry(
-                        ref=text, seq=0, target=text, is_model=True, at=1.0, when=text, by=text,
-                        run=text, why=text, evidence=text, scores=(score,),
-                    ),
-                ),
-                score_curves=(Curve(title=text, x_label=text, series={text: ((0, 1), (1, 2))}),),
-                schedules=(
-                    ScheduleState(
-                        pipeline=text, trigger=text, concurrency=text, is_paused=True, next=text,
-                        missed=1, last=text, last_run=text,
-                    ),
-                ),
-                datasets=(
-                    DatasetSize(
-                        name=text, contract=text, num_snapshots=1, rows=1, size_bytes=1,
-                        num_files=1, added_rows=None, added_bytes=None, written_bytes=1,
-                    ),
-                ),
-                folders=(FolderSize(name=text, num_files=1, size_bytes=1),),
-            )
-        )
-    )  # fmt: skip
+    page = HtmlPage(render_index(index_example()))
     assert page.open_tags == []
-    assert page.text.count(text) >= 25
+    assert page.text.count(HOSTILE) >= 25
     assert not {"script", "img"} & {tag for tag, _ in page.tags}
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
 
