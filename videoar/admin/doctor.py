@@ -15,6 +15,7 @@ from videoar.evaluation.metric_names import FLICKERING, METRICS
 from videoar.evaluation.vbench_constants import DIMENSIONS, QUALITY, SEMANTIC
 from videoar.evaluation.vbench_process import vbench_version
 from videoar.evaluation.vbench_weights import verified, weights_of
+from videoar.media.confinement import unconfined
 from videoar.storage.conformance import race
 from videoar.storage.delta_log import iter_commits
 from videoar.storage.layout import ROUND_TRIP_KEY
@@ -53,8 +54,9 @@ def diagnose(store: Store) -> list[Check]:
         "packages": lambda: ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
     }
     required = [_run(name, check) for name, check in checks.items()]
-    of_metrics = {**_metric_checks(store), **_vbench_checks()}.items()
-    return required + [_run(name, check, is_required=False) for name, check in of_metrics]
+    of_machine = {"decoder: no network, no programs, no writing": _confined}
+    optional = {**of_machine, **_metric_checks(store), **_vbench_checks()}.items()
+    return required + [_run(name, check, is_required=False) for name, check in optional]
 
 
 def _run(name: str, check: Callable[[], str], *, is_required: bool = True) -> Check:
@@ -146,6 +148,13 @@ def _round_trip(store: Store) -> str:
     if not is_equal:
         raise ConfigError(store.url, "returns other bytes than those written", "use another store")
     return store.url
+
+
+def _confined() -> str:
+    if missing := unconfined():
+        what = f"not forbidden here: {missing}"
+        raise ConfigError("decoder", what, "apt install libseccomp2; a kernel from 5.13 on")
+    return "forbidden"
 
 
 def _binary(name: str) -> str:

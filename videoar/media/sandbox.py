@@ -3,7 +3,7 @@
 Decoders crash, hang and exhaust memory on hostile files; network drives and servers stop answering.
 None of that may reach the worker. One child of each kind serves many sources, because a start costs
 0.5 s. It runs in a session of its own, under limits on memory and CPU time. A timer kills it at the
-deadline, and the next source gets a new child.
+deadline, and the next source gets a new child. A decoder is confined, too: see `confinement`.
 
 The child is not trusted: after a hostile file it may send anything. So messages are JSON and raw
 pixels, never pickles, and the shape is checked against the number of bytes by `reshape`.
@@ -55,6 +55,7 @@ from videoar.core.errors import (
 from videoar.core.processes import cpu_s_of
 from videoar.core.settings import child_environment, settings
 from videoar.core.types import Json
+from videoar.media.confinement import confine
 from videoar.media.fetch import SOURCE, Fetched, fetch
 from videoar.media.process import Limits, kill_group, message_file, tail
 from videoar.media.scan import DecodedClip, ScanPlan, scan
@@ -63,6 +64,7 @@ from videoar.media.synthetic import SCHEME, render_file
 
 _START_S = 120  # chosen: importing the decoders takes 0.5 s on an idle machine
 _FETCH_MEMORY_BYTES = 4 << 30  # chosen: address space, most of it libraries; data comes in MiB
+_SCAN = "scan"
 _DOWNLOAD = "download"  # the only kind of child that receives S3 credentials
 _RECYCLE_AFTER = 1000  # chosen: sources per child; bounds what a leaking decoder accumulates
 _OF_DECODER = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGILL}
@@ -145,7 +147,7 @@ class SandboxedDecoder:
     def run(self, path: Path, plan: ScanPlan) -> Iterator[DecodedClip | SourceMetadata]:
         """Yield what `videoar.media.scan.scan` yields with another plan; raises as `scan`."""
         request = {"path": str(path), "plan": plan.model_dump()}
-        yield from self._request("scan", self.limits, path.name, request)
+        yield from self._request(_SCAN, self.limits, path.name, request)
 
     def _request(
         self, kind: str, limits: Limits, name: str, request: dict[str, Any]
@@ -159,7 +161,7 @@ class SandboxedDecoder:
         if child is None or child.num_served >= _RECYCLE_AFTER:
             if child is not None:
                 child.end()
-            child = self._children[kind] = _Child(limits, for_s3=kind == _DOWNLOAD)
+            child = self._children[kind] = _Child(limits, kind)
         is_reusable = False
         try:
             yield from child.serve(name, request)
@@ -175,21 +177,24 @@ class SandboxedDecoder:
 class _Child:
     """One child process and the socket to it."""
 
-    def __init__(self, limits: Limits, *, for_s3: bool) -> None:
+    def __init__(self, limits: Limits, kind: str) -> None:
         ours, theirs = socket.socketpair()
         self.limits = limits
         self.num_served = 0
         self.computed_s: float | None = None  # until it was killed at its deadline
         self.stderr = message_file()  # closed with the child
         environment = child_environment(
-            for_s3=for_s3,
+            for_s3=kind == _DOWNLOAD,
             PYTHONPATH=os.pathsep.join(filter(None, sys.path)),
             OMP_NUM_THREADS="1",
             MALLOC_ARENA_MAX="1",  # an arena per thread would reserve 64 MiB of RLIMIT_AS each
         )
         with theirs:
             self.process = subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-m", __name__, str(theirs.fileno()), str(limits.memory_bytes)],
+                [
+                    *(sys.executable, "-m", __name__),
+                    *(str(theirs.fileno()), str(limits.memory_bytes), kind),
+                ],
                 stdin=subprocess.DEVNULL,
                 stderr=self.stderr,
                 env=environment,
@@ -289,10 +294,18 @@ def _end(process: subprocess.Popen[bytes], pipe: Connection, stderr: IO[bytes]) 
     stderr.close()
 
 
-def main(fd: int, memory_bytes: int) -> None:
-    """Serve requests from a socket until it is closed. Runs in the child."""
+def main(fd: int, memory_bytes: int, *, decodes: bool) -> None:
+    """Serve requests from a socket until it is closed. Runs in the child.
+
+    Args:
+        fd: the socket.
+        memory_bytes: limit of address space.
+        decodes: confine this process; a fetch uses the network and writes files.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    if decodes:
+        confine()  # before the first thread, which inherits it
     pipe = Connection(fd)
     threading.Thread(target=_exit_with_parent, args=(fd,), daemon=True).start()
     _send(pipe, "ready")
@@ -313,7 +326,7 @@ def _exit_with_parent(fd: int) -> None:
     poll = select.poll()
     poll.register(fd, 0)  # no events are requested; POLLHUP is always reported
     poll.poll()
-    os.kill(os.getpid(), signal.SIGKILL)
+    os._exit(1)
 
 
 def _allow_cpu(seconds: int) -> None:
@@ -363,4 +376,4 @@ def _send(pipe: Connection, kind: str, **content: Json) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), decodes=sys.argv[3] == _SCAN)
