@@ -31,7 +31,7 @@ _WRITES = 1 << 1 | sum(1 << bit for bit in range(4, 13))
 
 
 def confine() -> list[str]:
-    """Confine this thread and those that it starts, for good.
+    """Confine this thread and those that it starts, until they end.
 
     Returns:
         What this machine cannot forbid, with the reason; nothing if it can forbid all.
