@@ -297,8 +297,11 @@ def run_blocks(state: "api.Run", report: str | None, *, with_errors: bool = True
     blocks += [Table(("stage", "status", ">seconds", "snapshot", ">rows", ">rejected"), stages), ""]
     running = [(stage.name, progress_text(stage)) for stage in state.stages]
     blocks += [f"{name}: {text}" for name, text in running if text]
-    skipped = [s for s in state.stages if s.status == "SKIPPED" and s.reason]
-    blocks += [f"{stage.name}: skipped: {stage.reason}" for stage in skipped]
+    skipped: dict[str, list[str]] = {}
+    for stage in state.stages:
+        if stage.status == "SKIPPED" and stage.reason:
+            skipped.setdefault(stage.reason, []).append(stage.name)
+    blocks += [f"skipped: {reason} ({', '.join(names)})" for reason, names in skipped.items()]
     blocks += [stage.error for stage in state.stages if stage.error and with_errors]
     return [*blocks, f"report: {report}" if report else "no report page yet"]
 

@@ -17,9 +17,10 @@ from tests.support.toy_runs import toy_document, toy_run, write_videos
 from tests.support.toys import REGISTRY
 from videoar import api
 from videoar.cli.app import app
+from videoar.cli.runs import run_blocks
 from videoar.core.errors import ConfigError
 from videoar.pipeline.registry import BUILTIN
-from videoar.records.run_record import Run
+from videoar.records.run_record import Run, StageRun
 
 RUN = SimpleNamespace(
     run_id="r", pipeline="p", status="SUCCEEDED", seconds=1.0, inputs={}, stages=[],
@@ -483,6 +484,16 @@ def test_run_until_marks_other_stages_skipped(toy_file):
     assert statuses == {
         "big": "SUCCEEDED", "few": "SUCCEEDED", "model": "SKIPPED", "gate": "SKIPPED",
     }  # fmt: skip
+
+
+def test_run_blocks_have_a_line_per_reason_of_skipped_stages(runs):
+    reasons = {"big": "nothing new", "few": "no champion", "model": "nothing new", "gate": ""}
+    stages = tuple(
+        StageRun(name=name, type="t", status="SKIPPED", reason=reason)
+        for name, reason in reasons.items()
+    )
+    blocks = run_blocks(runs[0].model_copy(update={"stages": stages}), None)
+    assert blocks[-3:-1] == ["skipped: nothing new (big, model)", "skipped: no champion (few)"]
 
 
 def test_run_dry_run_equals_plan(toy_file, tmp_path):
