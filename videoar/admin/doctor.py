@@ -1,16 +1,21 @@
 """Check that this machine and this store can execute a run, and which metrics it can compute."""
 
+import re
 import shutil
+import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import partial
 from importlib.metadata import version
 from itertools import chain
+from pathlib import Path
 
+from videoar.admin.damage import Check, damage
 from videoar.contracts.names import MODELS
 from videoar.core.errors import ConfigError, StorageError, VideoARError
+from videoar.core.scratch import sweep
 from videoar.core.settings import settings
-from videoar.core.types import Frozen
 from videoar.evaluation.metric_names import FLICKERING, METRICS
 from videoar.evaluation.vbench_constants import DIMENSIONS, QUALITY, SEMANTIC
 from videoar.evaluation.vbench_process import vbench_version
@@ -18,9 +23,13 @@ from videoar.evaluation.vbench_weights import verified, weights_of
 from videoar.media.confinement import unconfined
 from videoar.storage.conformance import race
 from videoar.storage.delta_log import iter_commits
-from videoar.storage.layout import ROUND_TRIP_KEY
+from videoar.storage.layout import CLOCK_KEY, ROUND_TRIP_KEY
 from videoar.storage.store import Store
 
+_MAX_OFFSET_S = 60.0  # chosen: the finest step of cron windows
+_MIN_FREE_BYTES = 5 << 30
+"""chosen: a few checkpoints of the smaller presets."""
+_REMOTE = ("nfs", "cifs", "smb", "fuse", "9p", "ceph", "gluster", "lustre", "beegfs")
 _PACKAGES = (
     "av",
     "boto3",
@@ -34,18 +43,18 @@ _PACKAGES = (
 )
 
 
-class Check(Frozen):
-    """One check and its result."""
+def diagnose(store: Store, *, verify: bool = False, fix: bool = False) -> list[Check]:
+    """Check this machine and the store; a failed check does not stop the others.
 
-    name: str
-    ok: bool
-    detail: str
-    is_required: bool = True
-    """Whether a run can fail without it; what a metric needs is optional."""
-
-
-def diagnose(store: Store) -> list[Check]:
-    """Check this machine and the store; a failed check does not stop the others."""
+    Args:
+        store: the store.
+        verify: also read everything that commits name, see `admin.damage`.
+        fix: remove what killed processes have left in temporary folders; with `verify` also what
+            is damaged, so that the next run makes it again.
+    """
+    if fix:
+        sweep()
+        store.objects.sweep()
     checks: dict[str, Callable[[], str]] = {
         "store: put-if-absent under a race": lambda: _race(store),
         "store: write, read, delete": lambda: _round_trip(store),
@@ -54,9 +63,21 @@ def diagnose(store: Store) -> list[Check]:
         "packages": lambda: ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
     }
     required = [_run(name, check) for name, check in checks.items()]
-    of_machine = {"decoder: no network, no programs, no writing": _confined}
-    optional = {**of_machine, **_metric_checks(store), **_vbench_checks()}.items()
-    return required + [_run(name, check, is_required=False) for name, check in optional]
+    folders = {"temporary files": Path(tempfile.gettempdir())}
+    if store.objects.is_local:
+        folders["store"] = Path(store.objects.location(ROUND_TRIP_KEY)).parents[1]
+    of_machine: dict[str, Callable[[], str]] = {
+        "decoder: no network, no programs, no writing": _confined,
+        "clock": lambda: _clock(store),
+    }
+    for name, folder in folders.items():
+        of_machine[f"free space: {name}"] = partial(_free_space, folder)
+        of_machine[f"file system: {name}"] = partial(_file_system, folder)
+    required += [_run(name, check, is_required=False) for name, check in of_machine.items()]
+    if verify:
+        required += damage(store, fix=fix)
+    of_metrics = {**_metric_checks(store), **_vbench_checks()}.items()
+    return required + [_run(name, check, is_required=False) for name, check in of_metrics]
 
 
 def _run(name: str, check: Callable[[], str], *, is_required: bool = True) -> Check:
@@ -155,6 +176,57 @@ def _confined() -> str:
         what = f"not forbidden here: {missing}"
         raise ConfigError("decoder", what, "apt install libseccomp2; a kernel from 5.13 on")
     return "forbidden"
+
+
+def _clock(store: Store) -> str:
+    """Compare the clock of this machine with that of the store."""
+    before = time.time()
+    store.objects.put(CLOCK_KEY, b"videoar")
+    after = time.time()
+    written_at = store.objects.written_at(CLOCK_KEY)
+    store.objects.delete(CLOCK_KEY)
+    # S3 rounds down to seconds: no offset that lies within the request and that second counts
+    offset_s = min(0.0, (written_at or 0.0) + 1 - before) + max(0.0, (written_at or 0.0) - after)
+    if abs(offset_s) > _MAX_OFFSET_S:
+        side = "behind" if offset_s > 0 else "ahead of"
+        what = f"is {abs(offset_s):.0f} s {side} the one of the store"
+        raise ConfigError(
+            "clock", what, "windows of `schedule` fire off by that much; leases compare no clocks"
+        )
+    return f"differs from the store's by {abs(offset_s):.0f} s"
+
+
+def _free_space(folder: Path) -> str:
+    free = shutil.disk_usage(folder).free
+    if free < _MIN_FREE_BYTES:
+        what = f"{free / 2**30:.1f} GiB are free"
+        raise ConfigError(str(folder), what, f"a run may need {_MIN_FREE_BYTES >> 30} GiB")
+    return f"{free / 2**30:.0f} GiB"
+
+
+def _file_system(folder: Path) -> str:
+    kind = file_system(folder.resolve(), Path("/proc/mounts"))
+    if kind.startswith(_REMOTE):
+        hint = "run doctor on each host that uses it; better: a local folder, or a bucket"
+        raise ConfigError(str(folder), f"{kind}: hard links and locks are those of a server", hint)
+    return kind
+
+
+def file_system(folder: Path, mounts: Path) -> str:
+    """Return the type of the file system that a folder is on; "unknown" without a table of mounts.
+
+    Args:
+        folder: without symbolic links.
+        mounts: the table, as Linux has it in /proc/mounts.
+    """
+    kind, best = "unknown", -1
+    for line in mounts.read_text().splitlines() if mounts.exists() else ():
+        _, place, type_, *_ = line.split(" ")
+        # spaces in names are octal: `\040`
+        point = Path(re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), place))
+        if folder.is_relative_to(point) and len(point.parts) >= best:  # the last one hides others
+            kind, best = type_, len(point.parts)
+    return kind
 
 
 def _binary(name: str) -> str:

@@ -28,12 +28,10 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from itertools import chain, groupby, islice
 from pathlib import Path
-from typing import TypeVar
 
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import (
@@ -44,6 +42,7 @@ from videoar.core.errors import (
     WithdrawnError,
 )
 from videoar.core.ids import canonical_json, is_safe_key, new_run_id, sha256_hex
+from videoar.core.prefetch import concurrently
 from videoar.core.scratch import Scratch
 from videoar.core.types import Json, Stored
 from videoar.records.run_record import load_run
@@ -56,16 +55,12 @@ from videoar.storage.store import Store
 
 logger = logging.getLogger(__name__)
 DAY_S = 86_400.0
-_AT_ONCE = 16  # half of the connections of an S3 client, see `s3_store`
-_BATCH = 1_000
 _PART_KEYS = 10_000
 """chosen: a part of a plan is about a megabyte."""
 _SLACK_S = 5.0
 """chosen: ages in S3 are whole seconds."""
 _ZOMBIE_S = DAY_S
 """chosen: a process that was silent for longer does not wake up."""
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class Retention(Stored):
@@ -199,7 +194,7 @@ def apply(store: Store, id_: str) -> tuple[dict[str, Kind], list[str]]:
                 crash_point("gc.deleted")
 
             for _, group in groupby(found, lambda item: item.kind):  # one kind after the other
-                for item, _ in _concurrently(delete, group):
+                for item, _ in concurrently(delete, group):
                     deleted[item.kind] += item
         store.objects.sweep()  # half-written files and uploads of killed writers
     finally:
@@ -293,7 +288,7 @@ class _Walk:
     def _old(self, items: Iterable[Garbage], than_s: float | None = None) -> Iterator[Garbage]:
         """Yield the items that are older than the retention time."""
         limit_s = self._retention.keep_s if than_s is None else than_s
-        for item, is_old in _concurrently(lambda item: self._is_older(item.key, limit_s), items):
+        for item, is_old in concurrently(lambda item: self._is_older(item.key, limit_s), items):
             if is_old:
                 yield item
 
@@ -306,7 +301,7 @@ class _Walk:
         for file in named:
             self._files.add(file.file.key)
         infos = self._store.objects.list(layout.STAGES_PREFIX)
-        reads = _concurrently(lambda info: self._store.ledger.read(info.key), infos)
+        reads = concurrently(lambda info: self._store.ledger.read(info.key), infos)
         for info, record in reads:
             files = references.recorded_files(info.key, record or {})
             if all(file.file.key in self._files for file in files):
@@ -333,12 +328,13 @@ class _Walk:
     def _name_objects(self) -> None:
         """Collect the names of objects in the rows of committed files."""
         with closing(KeySet(self._objects.path.with_name("read"))) as read:
-            for file in references.committed_files(self._store.objects):
-                if read.add(file.file.key):
-                    try:
-                        self._name_objects_of(file)
-                    except _UnreadableError as error:
-                        # its rows may come back from a copy: their objects must be there then
+            files = references.committed_files(self._store.objects)
+            for file in (file for file in files if read.add(file.file.key)):
+                try:
+                    self._name_objects_of(file)
+                except _UnreadableError as error:
+                    # its rows may come back from a copy: their objects must be there then
+                    if not references.is_replaced(self._store.objects, file.file.key):
                         self.problems.append(f"objects are kept: {error}, named by {file.by}")
         for key in takedown.withdrawn_keys(self._store.ledger, layout.TABLES_PREFIX):
             withdrawal = takedown.find_withdrawal(self._store.ledger, key)
@@ -462,11 +458,3 @@ def _last_entries(keys: Iterable[str]) -> dict[str, tuple[str, int]]:
         if number >= result.get(right, ("", -1))[1]:
             result[right] = (key, number)
     return result
-
-
-def _concurrently(function: Callable[[T], R], items: Iterable[T]) -> Iterator[tuple[T, R]]:
-    """Yield each item with the result of a function on it, in order; a bounded number in memory."""
-    rest = iter(items)
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        while batch := list(islice(rest, _BATCH)):
-            yield from zip(batch, pool.map(function, batch), strict=True)

@@ -40,7 +40,7 @@ from videoar.api.schedule import (
 from videoar.core.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from videoar.admin.doctor import Check as Check
+    from videoar.admin.damage import Check as Check
     from videoar.admin.doctor import diagnose as doctor
     from videoar.admin.export import export as export
     from videoar.admin.inspect import diff as diff

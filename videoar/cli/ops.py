@@ -105,13 +105,21 @@ app.add_typer(gc_group, name="gc", rich_help_panel=_PANEL)
 
 
 @verb(app, _PANEL, "doctor")
-def doctor() -> None:
+def doctor(
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read all that is named; list what is damaged.")
+    ] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Remove what is damaged, and what kills have left.")
+    ] = False,
+) -> None:
     """Check the machine and the store; list the metrics.
 
-    Exit code 7 if a check fails; what only a metric needs may be missing. A store in which two
-    racing writers can both create one object fails: it would lose commits.
+    Exit code 7 if a check fails; warnings (--), and what only a metric needs, may be missing. A
+    store in which two racing writers can both create one object fails: it would lose commits.
+    `--verify` reads the whole store.
     """
-    checks = api.doctor(session.open())
+    checks = api.doctor(session.open(), verify=verify, fix=fix)
     good = all(check.ok or not check.is_required for check in checks)
     rows = [
         ("ok" if check.ok else "FAIL" if check.is_required else "--", check.name, check.detail)

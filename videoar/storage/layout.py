@@ -74,6 +74,7 @@ COLLECTOR_LEASE = "gc"
 PROBES_PREFIX = "doctor/"
 PROBE_PASSED_KEY = f"{PROBES_PREFIX}put-if-absent.json"
 ROUND_TRIP_KEY = f"{PROBES_PREFIX}round-trip"
+CLOCK_KEY = f"{PROBES_PREFIX}clock"
 TEMPORARY_FOLDER = ".tmp"
 """Of a folder store: half-written files. Listings leave it out."""
 

@@ -249,10 +249,15 @@ class LocalObjectStore:
 
     def age_s(self, key: str) -> float | None:
         """Compare the time of modification with the clock."""
+        written_at = self.written_at(key)
+        return None if written_at is None else time.time() - written_at
+
+    def written_at(self, key: str) -> float | None:
+        """Return the time of modification."""
         path = self._path(key)
         with _os_errors(path):
             try:
-                return time.time() - path.stat().st_mtime
+                return path.stat().st_mtime
             except (FileNotFoundError, NotADirectoryError):
                 return None
 

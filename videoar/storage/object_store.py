@@ -100,6 +100,9 @@ class ObjectStore(Protocol):
         For display: S3 counts whole seconds, and a store's clock may be set back.
         """
 
+    def written_at(self, key: str) -> float | None:
+        """Return when an object was written, seconds since 1970 by the clock of the store."""
+
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         """Yield the objects whose keys start with `prefix` and are above `after`, sorted by key."""
 

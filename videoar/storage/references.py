@@ -60,6 +60,17 @@ def replacement_files(ledger: Ledger) -> Iterator[NamedFile]:
             yield NamedFile(withdrawal.replacement, layout.withdrawal_key(key), SOURCES)
 
 
+def is_replaced(objects: ObjectStore, key: str) -> bool:
+    """Return whether newer commits of the same work have replaced all that have a data file.
+
+    A commit whose files are lost counts as never made, and its work is done again.
+    """
+    commits = list(iter_commits(objects, layout.dataset_of(key)))
+    newest = {commit.provenance.fingerprint: commit.version for commit in commits}
+    having = (commit for commit in commits if key in {file.key for file in commit.files})
+    return all(newest[c.provenance.fingerprint] > c.version for c in having)
+
+
 def recorded_files(key: str, record: dict[str, list[dict[str, object]]]) -> list[NamedFile]:
     """Return the files of rows and rejects that a work record names."""
     files = [*record.get("files", ()), *record.get("rejects", ())]

@@ -252,6 +252,11 @@ class S3ObjectStore:
         age: timedelta = now - head["LastModified"]
         return age.total_seconds()
 
+    def written_at(self, key: str) -> float | None:
+        """HEAD the object; whole seconds."""
+        head = self._head(key)
+        return None if head is None else float(head["LastModified"].timestamp())
+
     def _head(self, key: str) -> dict[str, Any] | None:
         from botocore.exceptions import ClientError
 

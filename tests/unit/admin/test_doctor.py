@@ -2,6 +2,7 @@
 
 import os
 from fnmatch import fnmatch
+from types import SimpleNamespace
 
 import pytest
 
@@ -84,6 +85,30 @@ def test_doctor_names_what_each_metric_of_vbench_needs(store, set_variables, tmp
     for name in ("temporal_style", "overall_consistency", "semantic"):
         assert "FLT.pth: cannot be read: No such file" in missing.pop(f"vbench/{name}")
     assert not missing
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "ok", "says"),
+    [(0.0, True, "differs from the store's by 0 s"), (3600.0, False, "s behind the"),
+     (-3600.0, False, "s ahead of the")],
+)  # fmt: skip
+def test_clock_is_compared_with_that_of_the_store(store, monkeypatch, ahead_s, ok, says):
+    written_at = store.objects.written_at
+    monkeypatch.setattr(store.objects, "written_at", lambda key: written_at(key) + ahead_s)
+    (found,) = (check for check in doctor.diagnose(store) if check.name == "clock")
+    assert (found.ok, found.is_required) == (ok, False)
+    assert says in found.detail
+
+
+def test_full_disks_and_file_systems_of_servers_are_warnings(store, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 30))
+    monkeypatch.setattr(doctor, "file_system", lambda *_: "nfs4")
+    found = {check.name: check for check in doctor.diagnose(store)}
+    for name in ("store", "temporary files"):
+        assert "1.0 GiB are free" in found[f"free space: {name}"].detail
+        assert "nfs4: hard links and locks" in found[f"file system: {name}"].detail
+    warnings = [check for name, check in found.items() if name.startswith(("free", "file"))]
+    assert [(check.ok, check.is_required) for check in warnings] == [(False, False)] * 4
 
 
 def test_weights_are_hashed_once(tmp_path, monkeypatch):

@@ -79,6 +79,19 @@ def test_what_is_named_stays_and_what_is_not_goes(store, videos, tmp_path):
     api.report(store, run.run_id, tmp_path / "page.html")
 
 
+def test_garbage_of_a_bucket_goes(moto_server, videos):
+    store = open_store(moto_server.new_url(), endpoint=moto_server.endpoint)
+    execute(store, toy_document(videos, **DRAWN))
+    assert "object" not in collect(store)
+    lost = orphans(store)
+    found = collect(store)
+    assert (found["data"], found["object"]) == (3, 3)
+    assert not lost & keys(store, "objects/", "tables/")
+    read_all(store)
+    with pytest.raises(ConfigError, match="no such plan"):
+        gc.apply(store, "none")
+
+
 def test_nothing_younger_than_the_retention_time_goes(store, videos):
     execute(store, toy_document(videos))
     orphans(store)
@@ -100,6 +113,21 @@ def test_a_plan_is_checked_again_when_it_is_applied(store, videos):
     assert {kind: found.keys for kind, found in deleted.items()} == {"object": 2, "data": 3}
     assert store.objects.size(kept) is not None
     assert len(later & keys(store, "objects/", "tables/")) == 5
+
+
+def test_objects_of_a_lost_file_are_kept_until_it_is_made_again(store, videos):
+    document = toy_document(videos, **DRAWN)
+    execute(store, document)
+    orphans(store)
+    snapshot = store.snapshot(api.show(store, "draw")["snapshot"])
+    store.objects.delete(snapshot.files[0].key)
+    result = api.gc_plan(store, 0.0, 0.0)
+    assert not result["ok"]
+    assert snapshot.id in result["checks"][-1]["detail"]
+    assert "object" not in {check["name"] for check in result["checks"] if check["ok"]}
+    execute(store, document)
+    assert collect(store)["object"] == 3
+    read_all(store)
 
 
 @pytest.mark.parametrize(("name", "says"), [("", "no such plan"), ("../x", "no such plan")])

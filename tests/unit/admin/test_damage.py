@@ -1,0 +1,71 @@
+"""`doctor --verify` finds what is lost or damaged, and `--fix` makes the next run make it again."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.toy_runs import execute, toy_document
+from videoar import api
+from videoar.admin.damage import damage
+from videoar.admin.doctor import file_system
+
+DRAWN = {"draw": {"stage": "draw", "from": {"model": "model"}}}
+
+
+def flip(store, key: str) -> None:
+    data = store.objects.get(key)
+    store.objects.put(key, bytes([data[0] ^ 1]) + data[1:])
+
+
+def key_of(store, what: str) -> str:
+    """Return the key of the data file of a stage, or of an object that its row names."""
+    stage, _, column = what.partition(" ")
+    snapshot = store.snapshot(api.show(store, stage)["snapshot"])
+    if not column:
+        return snapshot.files[0].key
+    row = snapshot.table().to_pylist()[0]
+    return row["files"][0]["key"] if column == "files" else row[column]
+
+
+@pytest.mark.fault(
+    13, "a data file, an object that a row names, or a model file is lost or damaged"
+)
+@pytest.mark.parametrize("how", ["lost", "damaged"])
+@pytest.mark.parametrize("what", ["big", "model", "draw video_key", "model files"])
+def test_damage_is_found_and_mended_by_the_next_run(store, videos, what, how):
+    document = toy_document(videos, **DRAWN)
+    run = execute(store, document)
+    assert [check.ok for check in damage(store)] == [True]
+    key = key_of(store, what)
+    if how == "lost":
+        store.objects.delete(key)
+    else:
+        flip(store, key)
+    *found, summary = damage(store)
+    assert [check.name for check in found] == [f"damage: {key}"]
+    assert what.partition(" ")[0] + ":" in found[0].detail
+    assert not summary.ok
+    assert not found[0].ok
+    assert all(check.ok for check in damage(store, fix=True))
+    again = execute(store, document)
+    for name in ("big", "few", "draw"):
+        assert again.outputs[name] == run.outputs[name]
+    assert again.stage(what.partition(" ")[0]).status == "SUCCEEDED"  # not CACHED
+    assert [check.ok for check in damage(store)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        ("/data/a/b", "nfs4"), ("/data", "nfs4"), ("/database", "ext4"), ("/over", "tmpfs"),
+        ("/my data/x", "fuse.s3fs"), ("/", "ext4"),
+    ],
+)  # fmt: skip
+def test_file_system_of_a_folder_is_that_of_its_mount(tmp_path: Path, folder, expected):
+    mounts = tmp_path / "mounts"
+    mounts.write_text(
+        "/dev/sda1 / ext4 rw 0 0\nhost:/x /data nfs4 rw 0 0\ns3fs /my\\040data fuse.s3fs rw 0 0\n"
+        "a /over ext4 rw 0 0\nb /over tmpfs rw 0 0\n"
+    )
+    assert file_system(Path(folder), mounts) == expected
+    assert file_system(Path(folder), tmp_path / "none") == "unknown"
