@@ -5,6 +5,8 @@ stage only: Ray is started once per session, by an untimed run on other sources.
 rate after the first quarter of the sources, because the start of a stage (workers, listing) takes
 the same time for a minute's work as for a day's; it is listed among the cases, as are whole runs.
 
+The cost of shards that do nothing is listed as well, see `shards`.
+
 References are kept, so nothing is encoded. Each source is a copy of one film with a few bytes of
 its own after the end, because ingest rejects equal files.
 """
@@ -19,6 +21,7 @@ from typing import NamedTuple
 
 from videoar.bench.films import Film, copies
 from videoar.bench.result import BenchResult, compare, in_turns
+from videoar.bench.shards import shard_costs
 from videoar.bench.stores import TimedEngine, run_stages
 from videoar.engine.base import Engine
 from videoar.engine.inline import InlineEngine
@@ -27,6 +30,7 @@ from videoar.storage.store import open_store
 
 _WORKERS = 2
 _SOURCES, _FIRST = 96, 24  # each is a shard; chosen: 72 of them take about two minutes
+_SHARDS = (500, 5_000)
 _TWICE = f"{_WORKERS} x one process"
 _PLAIN = f"{_WORKERS} processes without Ray"
 _FILM = Film(78, num_shots=22, height_px=480, width_px=854, rate_fps=24.0)
@@ -40,11 +44,12 @@ def run(rounds: int) -> BenchResult:
         ray = RayEngine("local")
         try:
             runs = in_turns(_contestants(Path(name), ray), rounds)
+            costs = shard_costs(Path(name, "shards"), ray, _SHARDS, _WORKERS)
         finally:
             ray.close()
     figures = {name: [run.rate for run in own] for name, own in runs.items()}
     unit = f"78 s sources at 480p per second on {_WORKERS} workers, beyond the first {_FIRST}"
-    return compare("runner", unit, figures, cases=_whole_runs(runs))
+    return compare("runner", unit, figures, cases=_whole_runs(runs) | costs)
 
 
 class _Throughput(NamedTuple):

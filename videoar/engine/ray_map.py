@@ -18,7 +18,7 @@ from videoar.core.errors import VideoARError
 from videoar.engine.base import with_retries
 from videoar.engine.ray_clip_readers import open_reader_slots
 from videoar.engine.ray_session import environment
-from videoar.pipeline.stage import Shard
+from videoar.pipeline.stage import MapStage, Shard
 from videoar.pipeline.work.shard import ShardWorker
 from videoar.pipeline.work.task import StageTask, WorkRecord
 
@@ -53,19 +53,29 @@ class ShardActor:
 
 def run_pool(task: StageTask, shards: Sequence[Shard]) -> Iterator[tuple[Shard, WorkRecord]]:
     """Run shards on an actor pool of the stage's size; yield each one as it finishes."""
+    rows = [{"number": n, "shard": pickle.dumps(shard)} for n, shard in enumerate(shards)]
+    for row in run_actors(ShardActor, (task,), rows, task.make_stage()):
+        outcome = pickle.loads(row["outcome"])  # noqa: S301 - made by our own worker just now
+        if isinstance(outcome, VideoARError):
+            raise outcome
+        yield shards[int(row["number"])], outcome
+
+
+def run_actors(
+    actor: type, arguments: Sequence[object], rows: list[dict[str, Any]], stage: MapStage[Any]
+) -> Iterator[dict[str, Any]]:
+    """Map rows, one per task, on an actor pool of a stage's size; yield results as they come."""
     import ray.data
 
-    stage = task.make_stage()
     resources = stage.config.resources
-    workers = min(resources.max_workers, len(shards))
+    workers = min(resources.max_workers, len(rows))
     needed = workers * (resources.cpus + resources.readers)
     available = ray.cluster_resources().get("CPU", 0)
     if needed > available:
         logger.warning("needs %g CPUs, the cluster has %g: workers stay pending", needed, available)
-    rows = [{"number": n, "shard": pickle.dumps(shard)} for n, shard in enumerate(shards)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        ShardActor,
-        fn_constructor_args=(task,),
+        actor,
+        fn_constructor_args=tuple(arguments),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(
             size=workers,
@@ -78,11 +88,7 @@ def run_pool(task: StageTask, shards: Sequence[Shard]) -> Iterator[tuple[Shard, 
         runtime_env=environment(resources),
         ray_remote_args_fn=_limited_restarts,
     )
-    for row in dataset.iter_rows():
-        outcome = pickle.loads(row["outcome"])  # noqa: S301 - made by our own worker just now
-        if isinstance(outcome, VideoARError):
-            raise outcome
-        yield shards[int(row["number"])], outcome
+    yield from dataset.iter_rows()
 
 
 def _limited_restarts() -> dict[str, int]:
