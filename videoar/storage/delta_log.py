@@ -109,7 +109,7 @@ class DeltaLog:
         self._objects, self._ledger, self._dataset = objects, ledger, dataset
         self.folder = layout.table_folder(dataset)
 
-    def find(self, app_id: str, *, create_index: bool = False) -> Commit | None:
+    def find(self, app_id: str) -> Commit | None:
         """Return the commit that carried an application id first, None if there is none.
 
         Without an index record (its writer was killed after the Delta commit) the Delta log is
@@ -117,19 +117,24 @@ class DeltaLog:
 
         Args:
             app_id: `fingerprint-...` or `digest-...`.
-            create_index: create a missing index record. For writers only: reading never writes.
         """
-        key = layout.commit_index_key(self._dataset, app_id)
-        record = self._ledger.read(key)
+        record = self._ledger.read(layout.commit_index_key(self._dataset, app_id))
         if record is not None:
             return self._read(record["version"])
         table = self._open()
         version = table.transaction_version(app_id) if table is not None else None
-        if version is None:
-            return None
-        if create_index:
+        return None if version is None else self._read(version)
+
+    def _index(self, app_id: str, table: "DeltaTable | None" = None) -> int | None:
+        """Create the index record of an application id, unless there is one; return its version."""
+        key = layout.commit_index_key(self._dataset, app_id)
+        if (record := self._ledger.read(key)) is not None:
+            return int(record["version"])
+        table = table or self._open()
+        version = table.transaction_version(app_id) if table is not None else None
+        if version is not None:
             self._ledger.create(key, {"version": version})
-        return self._read(version)
+        return version
 
     def ensure_contract(self, contract: str) -> None:
         """Check that the table has no other contract; read-only.
@@ -207,30 +212,33 @@ class DeltaLog:
         app_id, existing = self.find_complete(f"fingerprint-{draft.provenance.fingerprint}")
         if existing is not None:
             # its writer may have been killed before it created the index records
-            self.find(app_id, create_index=True)
-            self.find(f"digest-{existing.digest[:SHORT_DIGEST]}", create_index=True)
+            self._index(app_id)
+            self._index(f"digest-{existing.digest[:SHORT_DIGEST]}")
             return existing
-        digest, cause = f"digest-{draft.digest[:SHORT_DIGEST]}", None
+        digest, table, cause = f"digest-{draft.digest[:SHORT_DIGEST]}", None, None
         try:
-            self._try_append(draft, schema, app_id, digest)
+            table = self._try_append(draft, schema, app_id, digest)
         except (DeltaError, OSError) as error:
             cause = error
         # the log decides, not the error: a timeout may hide a commit that was written
-        commit = self.find(app_id, create_index=True)
-        if commit is None:
+        version = self._index(app_id, table)
+        if version is None:
             what = f"not committed in {_RETRY.max_attempts} attempts, last error: {one_line(cause)}"
             raise _NotCommittedError(self.folder, what, "run again") from cause
         crash_point("commit.between_records")
-        self.find(digest, create_index=True)
+        self._index(digest, table)
         crash_point("commit.after_records")
-        return commit
+        return self._read(version)
 
-    def _try_append(self, draft: Commit, schema: pa.Schema, fingerprint: str, digest: str) -> None:
+    def _try_append(
+        self, draft: Commit, schema: pa.Schema, fingerprint: str, digest: str
+    ) -> "DeltaTable":
+        """Append, and return the table as it is then."""
         from deltalake import CommitProperties, Transaction
 
         table = self._open_or_create(draft.contract, schema)
         if table.transaction_version(fingerprint) is not None:
-            return  # another writer committed the same fingerprint since find_complete
+            return table  # another writer committed the same fingerprint since find_complete
         # known before the commit: with another version, the commit fails as a conflict
         version = table.version() + 1
         ids = [fingerprint]
@@ -251,6 +259,8 @@ class DeltaLog:
             ),
         )
         crash_point("commit.after_log")
+        table.update_incremental()  # faster than loading it again, which reads all files' entries
+        return table
 
     def _actions(self, table: "DeltaTable", commit: Commit) -> list[Any]:
         """Return the actions after which the table has exactly the files of the commit.
