@@ -110,15 +110,21 @@ def code_closure(module: str, root: Path = _ROOT) -> dict[str, str]:
         if name in digests or package in _PLUMBING:
             continue
         path = _source(name, root)
-        if path is None:
-            continue
-        # parsed, not imported: planning must load neither torch nor Ray
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        queue += _imports(tree)
-        # no line numbers are dumped, so reformatted code keeps its digest. The text differs between
-        # Python versions (3.13 omits empty fields): another interpreter recomputes.
-        digests[name] = sha256_hex(ast.dump(_without_docstrings(tree)).encode())[:_CODE_DIGEST]
+        if path is not None:
+            digests[name], imports = _module(path)
+            queue += imports
     return dict(sorted(digests.items()))
+
+
+@lru_cache(maxsize=1024)  # the stages of a pipeline have most of their modules in common
+def _module(path: Path) -> tuple[str, list[str]]:
+    """Return the digest of a module, and what it imports."""
+    # parsed, not imported: planning must load neither torch nor Ray
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imports = _imports(tree)
+    # no line numbers are dumped, so reformatted code keeps its digest. The text differs between
+    # Python versions (3.13 omits empty fields): another interpreter recomputes.
+    return sha256_hex(ast.dump(_without_docstrings(tree)).encode())[:_CODE_DIGEST], imports
 
 
 def _source(name: str, root: Path) -> Path | None:
