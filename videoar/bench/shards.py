@@ -99,10 +99,10 @@ def _costs(folder: Path, ray: Engine | None, count: int, workers: int) -> dict[s
     # its worker is this process: counted once
     figures |= _each("in this process", count, lambda: 0.0 * run(inline))
     store = open_store((folder / inline.name).as_uri())
-    figures |= _whole("plan", lambda: plan(spec, store, REGISTRY))
+    figures |= _seconds_of("plan", lambda: plan(spec, store, REGISTRY))
     (videos / "new.mp4").touch()
-    figures |= _whole("plan with a new one", lambda: plan(spec, store, REGISTRY))
-    figures |= _whole("run with a new one", lambda: run(inline))
+    figures |= _seconds_of("plan with a new one", lambda: plan(spec, store, REGISTRY))
+    figures |= _seconds_of("run with a new one", lambda: run(inline))
     return figures
 
 
@@ -127,7 +127,7 @@ def _each(what: str, count: int, work: Callable[[], float]) -> dict[str, float]:
     }
 
 
-def _whole(what: str, work: Callable[[], object]) -> dict[str, float]:
+def _seconds_of(what: str, work: Callable[[], object]) -> dict[str, float]:
     seconds, cpu_s = _timed(lambda: 0.0 * bool(work()))
     return {f"{what}, s": round(seconds, 2), f"{what}, CPU s": round(cpu_s, 2)}
 
