@@ -1,12 +1,14 @@
 """Snapshots and commits on one machine. Races and S3 are in the integration tests."""
 
 import pickle
+import threading
 
 import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
+from tests.support.remote_objects import RemoteObjects
 from tests.support.token_files import ListsLate
 from videoar.core.errors import (
     ConfigError,
@@ -17,7 +19,7 @@ from videoar.core.errors import (
 )
 from videoar.core.types import Provenance
 from videoar.storage import object_store, open_store
-from videoar.storage.delta_log import missing_files
+from videoar.storage.delta_log import iter_commits, missing_files
 from videoar.storage.snapshot import snapshot_digest
 
 
@@ -111,6 +113,21 @@ def test_commits_without_index_records_are_listed(store, dataset):
     for key in list(store.ledger.list("commits/")):
         store.objects.delete(key)
     assert [snapshot.id for snapshot in store.snapshots()] == [made.id]
+
+
+def test_commits_of_a_remote_store_are_read_at_once_and_listed_in_order(store, dataset):
+    for name in "abcd":
+        dataset.commit([dataset.write(rows(name))], made_by(name), {})
+    in_flight = threading.Barrier(5)  # version 0 creates the table
+
+    class Together(RemoteObjects):
+        def get(self, key):
+            in_flight.wait(30)  # raises if they come one after the other
+            return self.objects.get(key)
+
+    commits = list(iter_commits(Together(store.objects)))
+    assert commits == list(iter_commits(store.objects))
+    assert [commit.provenance.fingerprint for commit in commits] == list("abcd")
 
 
 def test_commit_with_equal_fingerprint_or_content_resolves_to_the_first(store, dataset):
