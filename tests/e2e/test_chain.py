@@ -178,8 +178,9 @@ def test_mlflow_has_run_curves_page_and_models(first: dict):
     assert [a.path for a in client.list_artifacts(run.info.run_id)] == ["report.html"]
     models = client.search_logged_models([experiment])
     assert {m.model_type for m in models} == {"tokenizer", "transformer"}
-    version = client.get_model_version_by_alias("videoar-quickstart", "champion")
+    version = client.get_model_version_by_alias("videoar", "champion")
     assert version.tags["videoar.snapshot"] == first["outputs"]["model"]
+    assert version.run_id == run.info.run_id
 
 
 def test_failed_gate_exits_4_and_promotes_nothing(first: dict):

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 from videoar.admin.damage import Check, damage
+from videoar.admin.registry import mirror
 from videoar.contracts.names import MODELS
 from videoar.core.errors import ConfigError, StorageError, VideoARError
 from videoar.core.scratch import sweep
@@ -49,8 +50,9 @@ def diagnose(store: Store, *, verify: bool = False, fix: bool = False) -> list[C
     Args:
         store: the store.
         verify: also read everything that commits name, see `admin.damage`.
-        fix: remove what killed processes have left in temporary folders; with `verify` also what
-            is damaged, so that the next run makes it again.
+        fix: remove what killed processes have left in temporary folders, and mirror to MLflow what
+            it lacks; with `verify` also remove what is damaged, so that the next run makes it
+            again.
     """
     if fix:
         sweep()
@@ -69,6 +71,7 @@ def diagnose(store: Store, *, verify: bool = False, fix: bool = False) -> list[C
     of_machine: dict[str, Callable[[], str]] = {
         "decoder: no network, no programs, no writing": _confined,
         "clock": lambda: _clock(store),
+        "mlflow: runs and refs": lambda: mirror(store, fix=fix),
     }
     for name, folder in folders.items():
         of_machine[f"free space: {name}"] = partial(_free_space, folder)

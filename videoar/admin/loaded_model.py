@@ -53,14 +53,19 @@ class GeneratedVideo:
     tags: Mapping[str, str]
     """Metadata of the file: prompt, model and seed."""
 
+    def mp4(self) -> bytes:
+        """Return it as an H.264 MP4."""
+        frames_BTHWC = frames_from_video(self.video_B3THW).cpu().numpy()
+        (data,) = encode_clips(list(frames_BTHWC), self.rate_fps, CRF, [self.tags])
+        return data
+
     def save(self, path: str | Path) -> Path:
         """Write an H.264 MP4; return its path.
 
         Raises:
             ConfigError: the file cannot be written.
         """
-        frames_BTHWC = frames_from_video(self.video_B3THW).cpu().numpy()
-        (data,) = encode_clips(list(frames_BTHWC), self.rate_fps, CRF, [self.tags])
+        data = self.mp4()
         try:
             Path(path).write_bytes(data)
         except OSError as error:

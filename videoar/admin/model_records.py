@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from videoar.admin.decisions import newest_decision
 from videoar.admin.model_card import Data, ModelCard, Network, Score, Sources, TextEncoder
-from videoar.admin.promotion import newest_decision
 from videoar.contracts.names import MODELS, SCORES, TOKENS
 from videoar.core.errors import ConfigError, ContractError
 from videoar.core.ids import digest_json

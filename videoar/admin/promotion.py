@@ -1,4 +1,4 @@
-"""Read the decisions of promotion gates, and move refs by them.
+"""Move refs by the decisions of promotion gates, and back.
 
 A gate fails closed: without a decision, or with a broken rule in the newest one, no ref moves.
 """
@@ -9,13 +9,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from videoar.admin.decisions import newest_decision
+from videoar.admin.registry import mirror_move
 from videoar.contracts.names import RELEASES
 from videoar.core.errors import ConfigError, GateError, RefMovedError, one_line
-from videoar.core.types import Row
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.fingerprint import compute_parts, fingerprint
-from videoar.records.names import find_run, find_snapshot
-from videoar.records.run_record import load_run, stage_parts
+from videoar.records.names import find_snapshot
+from videoar.records.run_record import stage_parts
 from videoar.stages.promote import (
     PromoteConfig,
     PromoteStage,
@@ -23,53 +24,11 @@ from videoar.stages.promote import (
     move,
     record_decision,
 )
-from videoar.storage.delta_log import iter_commits
-from videoar.storage.layout import DECISIONS_LOG
-from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
 logger = logging.getLogger(__name__)
 _MAX_ATTEMPTS = 10
 """chosen: five decisions, each taken against a head and then moved from it."""
-
-
-def gate(store: Store, name: str | None = None) -> dict[str, Any]:
-    """Return the decision of a run's promotion gate; None means the newest run.
-
-    Of several gates, the first one that blocked, else the first one.
-
-    Returns:
-        `{passed, decision, candidate, ref, champion, champion_seq, rules: [{name, value, bound,
-        passed, reason}]}`.
-
-    Raises:
-        GateError: the run has no decision.
-    """
-    run = load_run(store, find_run(store, name))
-    outputs = (store.snapshot(snapshot_id) for snapshot_id in run.outputs.values())
-    decisions = [_decision(snapshot) for snapshot in outputs if snapshot.contract == RELEASES]
-    if not decisions:
-        before = run.error or next((s.reason for s in run.stages if s.status == "SKIPPED"), "")
-        hint = before or "only a pipeline with a stage `promote` decides"
-        raise GateError(f"run {run.run_id}", "has no gate decision", hint)
-    return min(decisions, key=lambda decision: decision["passed"])
-
-
-def _decision(snapshot: Snapshot) -> dict[str, Any]:
-    rows = snapshot.table().to_pylist()
-    first = rows[0] if rows else {}
-    return {
-        "passed": bool(rows) and all(row["passed"] for row in rows),  # all([]) is true
-        "decision": snapshot.id,
-        **{key: first.get(key) for key in ("candidate", "ref", "champion", "champion_seq")},
-        "rules": [
-            {
-                "name": row["rule"],
-                **{key: row[key] for key in ("value", "bound", "passed", "reason")},
-            }
-            for row in rows
-        ],
-    }
 
 
 def promote(store: Store, model: str, ref: str = "champion") -> dict[str, Any]:
@@ -106,6 +65,7 @@ def promote(store: Store, model: str, ref: str = "champion") -> dict[str, Any]:
         except RefMovedError as error:
             logger.info("decided again: %s", error)
             continue
+        mirror_move(store, ref)
         return result
     raise GateError(candidate, f"{ref} moved during each of its decisions", "run again")
 
@@ -137,33 +97,6 @@ def _decide_again(store: Store, decision: str, state: Mapping[str, str]) -> None
     again = made.model_copy(update={"fingerprint": digest, "parents": parents})
     made_again = dataset.commit([dataset.write(output.rows)], again, output.metrics)
     record_decision(store, made_again.id, "")
-
-
-def newest_decision(store: Store, candidate: str, ref: str | None = None) -> Row | None:
-    """Return the newest decision on a model, for a ref or for any.
-
-    Newest by the log of decisions: neither datasets, run ids nor clocks have their order. One that
-    is not in the log (a kill before its record) counts as newest unless its dataset has a later
-    one, and one of an earlier version, which kept no log, as older. Of equally new ones the one
-    that blocks is returned.
-    """
-    numbers = {e["decision"]: n for n, e in enumerate(store.ledger.entries(DECISIONS_LOG))}
-    commits = {c.snapshot: c for c in iter_commits(store.objects) if c.contract == RELEASES}
-    recorded = [commits[snapshot] for snapshot in numbers if snapshot in commits]
-    versions = {c.dataset: c.version for c in sorted(recorded, key=lambda c: c.version)}
-
-    def age(decision: Row) -> tuple[int, int, str, bool]:
-        commit = commits[decision["decision"]]
-        blocks = not decision["passed"]
-        if (number := numbers.get(commit.snapshot)) is not None:
-            return 1, number, "", blocks
-        if decision["champion_seq"] is None or commit.version < versions.get(commit.dataset, -1):
-            return 0, 0, commit.provenance.run_id, blocks
-        return 2, 0, "", blocks
-
-    decisions = (_decision(store.snapshot(snapshot)) for snapshot in commits)
-    matching = [d for d in decisions if d["candidate"] == candidate and ref in {None, d["ref"]}]
-    return max(matching, key=age, default=None)
 
 
 def rollback(store: Store, ref: str, to: str | None = None, reason: str = "") -> dict[str, Any]:
@@ -200,6 +133,7 @@ def rollback(store: Store, ref: str, to: str | None = None, reason: str = "") ->
         raise ConfigError(ref, "has no earlier snapshot")
     evidence = {"rolled_back_from": was, "reason": reason}
     store.refs.advance(ref, target, expect=history[-1]["seq"], evidence=evidence)
+    mirror_move(store, ref)
     return {"ref": ref, "snapshot": target, "was": was, "reason": reason}
 
 

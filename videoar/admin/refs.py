@@ -3,6 +3,7 @@
 from contextlib import suppress
 from typing import Any
 
+from videoar.admin.registry import mirror_move
 from videoar.contracts.names import EVALSETS, MODELS
 from videoar.core.errors import ConfigError, SnapshotConflictError, did_you_mean
 from videoar.core.names import NAME_HINT, is_name
@@ -65,6 +66,7 @@ def freeze(store: Store, name: str, ref: str) -> dict[str, Any]:
     if store.refs.head_record(ref) is None:
         with suppress(SnapshotConflictError):  # another call was first: its snapshot is compared
             store.refs.advance(ref, snapshot.id, expect=None, evidence={"frozen": True})
+            mirror_move(store, ref)
     head = store.refs.head_record(ref)
     if head is None or head["snapshot"] != snapshot.id:
         target = head and head["snapshot"]

@@ -41,6 +41,7 @@ from videoar.core.lazy import lazy_names
 
 if TYPE_CHECKING:
     from videoar.admin.damage import Check as Check
+    from videoar.admin.decisions import gate as gate
     from videoar.admin.doctor import diagnose as doctor
     from videoar.admin.export import export as export
     from videoar.admin.inspect import diff as diff
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from videoar.admin.inspect import rejected as quarantine
     from videoar.admin.inspect import show as show
     from videoar.admin.loaded_model import LoadedModel as LoadedModel
-    from videoar.admin.promotion import gate as gate
     from videoar.admin.promotion import promote as promote
     from videoar.admin.promotion import rollback as rollback
     from videoar.admin.refs import freeze as freeze
@@ -89,7 +89,7 @@ __getattr__ = lazy_names(
         "explain": "videoar.admin.inspect:explain",
         "export": "videoar.admin.export:export",
         "freeze": "videoar.admin.refs:freeze",
-        "gate": "videoar.admin.promotion:gate",
+        "gate": "videoar.admin.decisions:gate",
         "lineage": "videoar.records.lineage:lineage",
         "logs": "videoar.admin.inspect:logs",
         "openlineage": "videoar.records.openlineage:openlineage",

@@ -178,7 +178,6 @@ def resume(
 
 
 def _execute(execution: Execution, watch: Watch, start: str | None, until: str | None) -> Run:
-    from videoar.report.publish import publish_results
     from videoar.runner.monitor import Monitor
 
     try:
@@ -186,13 +185,22 @@ def _execute(execution: Execution, watch: Watch, start: str | None, until: str |
             execution.run(start, until)
     except VideoARError:  # not on Ctrl-C: rendering a page takes seconds
         if execution.has_started:
-            publish_results(execution.store, execution.spec, execution.run_id)
+            _publish_results(execution)
         raise
     finally:
         execution.engine.close()
-    publish_results(execution.store, execution.spec, execution.run_id)
+    _publish_results(execution)
     # read from the store: what is returned is what `videoar status` prints later
     return status(execution.store, execution.run_id)
+
+
+def _publish_results(execution: Execution) -> None:
+    """Write the page and the MLflow mirror; a finished run stays finished if they fail."""
+    from videoar.admin.registry import mirror_run
+    from videoar.report.publish import publish_page
+
+    page = publish_page(execution.store, execution.run_id)
+    mirror_run(execution.store, execution.spec, execution.run_id, page)
 
 
 def plan(

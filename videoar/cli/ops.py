@@ -110,7 +110,8 @@ def doctor(
         bool, typer.Option("--verify", help="Read all that is named; list what is damaged.")
     ] = False,
     fix: Annotated[
-        bool, typer.Option("--fix", help="Remove what is damaged, and what kills have left.")
+        bool,
+        typer.Option("--fix", help="Remove damage and leftovers; mirror what MLflow lacks."),
     ] = False,
 ) -> None:
     """Check the machine and the store; list the metrics.

@@ -1,10 +1,9 @@
-"""Publish the results of a run: its report page, and its mirror in MLflow."""
+"""Publish the report page of a run."""
 
 import logging
 from collections.abc import Iterable
 
 from videoar.core.errors import VideoARError
-from videoar.pipeline.spec import PipelineSpec, parse_pipeline
 from videoar.records.mlflow_mirror import record_run
 from videoar.records.run_record import Run, load_run
 from videoar.report.collect import collect
@@ -23,18 +22,14 @@ def render_report(store: Store, run_id: str) -> tuple[str, bytes]:
     return key, page
 
 
-def publish_results(store: Store, spec: PipelineSpec, run_id: str) -> None:
-    """Write the page and the MLflow mirror; a finished run stays finished if they fail."""
-    page: bytes | None = None
+def publish_page(store: Store, run_id: str) -> bytes | None:
+    """Write and return the page of a run; None, with a warning, if it cannot be rendered."""
     try:
-        page = render_report(store, run_id)[1]
+        return render_report(store, run_id)[1]
     # only known errors: one in the page's own code must be seen, and the run is recorded already
     except VideoARError as error:
         logger.warning("the report page was not rendered: %s", error)
-    try:
-        record_run(store, spec, load_run(store, run_id), page)
-    except Exception as error:  # noqa: BLE001 - MLflow is a mirror: if it is down, warn
-        logger.warning("not mirrored to MLflow, `videoar report %s` tries again: %s", run_id, error)
+    return None
 
 
 def rerender_reports(store: Store, runs: Iterable[Run]) -> None:
@@ -54,7 +49,7 @@ def rerender_reports(store: Store, runs: Iterable[Run]) -> None:
 def _rerender_report(store: Store, run: Run) -> None:
     try:
         page = render_report(store, run.run_id)[1]
-        record_run(store, parse_pipeline(run.document, run.source), run, page)
+        record_run(store, run, page)
     except Exception as error:  # noqa: BLE001 - the store's page is deleted; MLflow's may remain
         where = f"run {run.run_id}"
         logger.warning("%s: MLflow may still have the old page, run forget again: %s", where, error)

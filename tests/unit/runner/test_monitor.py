@@ -17,7 +17,7 @@ from videoar.api import follow
 from videoar.core.errors import StageError
 from videoar.engine.inline import InlineEngine
 from videoar.pipeline.spec import parse_pipeline
-from videoar.records import mlflow_mirror
+from videoar.records import mlflow_database, mlflow_mirror
 from videoar.records.mlflow_mirror import LiveMirror, record_run
 from videoar.records.run_record import load_run
 from videoar.report.publish import render_report
@@ -208,9 +208,9 @@ def test_curves_are_in_mlflow_during_the_run_and_once_after_it(store, videos):
     live.offer("model", CURVE)
     live.close()
     assert mirrored(store, "r1")["model/loss"] == [(0, 2.0), (5, 1.5)]
-    record_run(store, spec, run, None)
+    record_run(store, run, None, spec)
     final = mirrored(store, "r1")
-    record_run(store, spec, run, None)
+    record_run(store, run, None, spec)
     assert mirrored(store, "r1") == final
     assert final["model/loss"][:2] == [(0, 2.0), (5, 1.5)]
     for points in final.values():
@@ -223,6 +223,7 @@ def test_silent_server_holds_nothing_up_and_is_one_line(store, videos, monkeypat
     with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and never answers
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"
         monkeypatch.setattr(mlflow_mirror, "tracking_uri", lambda _: uri)
+        monkeypatch.setattr(mlflow_database, "database", lambda _: None)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
         spec = parse_pipeline(toy_document(videos), "toy.yaml", REGISTRY)
         run = execute(store, toy_document(videos), "r1")
@@ -237,6 +238,6 @@ def test_silent_server_holds_nothing_up_and_is_one_line(store, videos, monkeypat
         began = time.monotonic()
         live.close()
         with pytest.raises(Exception, match=r"timed out|timeout"):
-            record_run(store, spec, run, None)
+            record_run(store, run, None, spec)
         assert time.monotonic() - began < 10
     assert caplog.text.count("not in MLflow yet") == 1

@@ -22,7 +22,7 @@ def toys(monkeypatch):
     for name, stage in REGISTRY.items():
         monkeypatch.setitem(BUILTIN, name, stage)
     # a page and a mirror are not what is tested
-    monkeypatch.setattr("videoar.report.publish.publish_results", lambda *_: None)
+    monkeypatch.setattr("videoar.api.runs._publish_results", lambda _: None)
 
 
 @pytest.fixture
