@@ -8,13 +8,15 @@ import pyarrow as pa
 import pytest
 
 from tests.support.s3_proxy import s3_proxy
+from tests.support.toy_runs import execute, resume, toy_document, write_videos
 from videoar.core.errors import LeaseHeldError, StorageError, TransientStorageError
+from videoar.core.settings import settings
 from videoar.core.types import Provenance
 from videoar.storage.conformance import race
 from videoar.storage.lease import Lease
 from videoar.storage.object_store import MULTIPART_BYTES
 from videoar.storage.s3_store import S3ObjectStore
-from videoar.storage.store import Store
+from videoar.storage.store import Store, open_store
 
 
 @pytest.fixture
@@ -191,3 +193,59 @@ def test_final_error_of_delta_is_named(connect, proxy):
     with pytest.raises(StorageError, match="access denied") as caught:
         commit(store, "b")
     assert not caught.value.retryable
+
+
+@pytest.fixture
+def run(moto_server, proxy, monkeypatch, tmp_path):
+    """Run the toy pipeline on a new store, through the proxy with a budget in seconds."""
+    url, document = moto_server.new_url(), toy_document(write_videos(tmp_path / "v", *"abcd"))
+
+    def run_it(wait_s, how=lambda store: execute(store, document, "run")):
+        monkeypatch.setenv("VIDEOAR_STORE_WAIT_S", str(wait_s))
+        settings.cache_clear()
+        return how(open_store(url, endpoint=proxy.endpoint))
+
+    run_it.undisturbed = snapshots(execute(open_store(f"memory://{url[5:]}"), document))
+    yield run_it
+    settings.cache_clear()
+
+
+def snapshots(run):
+    assert run.status == "SUCCEEDED"
+    return {stage.name: stage.snapshot for stage in run.stages}
+
+
+class Outage:
+    """Answers 503 from the first write of a path with `part` on, for some seconds."""
+
+    def __init__(self, part, seconds):
+        self.part, self.seconds, self.end = part, seconds, 0.0
+
+    def __call__(self, request):
+        if not self.end and request.command == "PUT" and self.part in request.path:
+            self.end = time.monotonic() + self.seconds
+        return "503" if time.monotonic() < self.end else "pass"
+
+
+PARTS = ["/events/", "/shards/", "_delta_log", "/checkpoints/"]
+
+
+@pytest.mark.fault(7, "an outage in the middle of a run")
+@pytest.mark.parametrize("part", PARTS)
+def test_run_goes_on_after_an_outage(run, proxy, part):
+    proxy.plan = Outage(part, 4.0)
+    assert snapshots(run(30)) == run.undisturbed
+    assert proxy.plan.end
+
+
+@pytest.mark.fault(7, "an outage in the middle of a run that is longer than the budget")
+@pytest.mark.parametrize("part", PARTS)
+def test_run_ends_with_code_7_and_resumes_to_the_same_digests(run, proxy, part):
+    proxy.plan = Outage(part, 1e9)
+    began = time.monotonic()
+    with pytest.raises(TransientStorageError) as caught:
+        run(1)
+    assert caught.value.exit_code == 7
+    assert time.monotonic() - began < 45
+    proxy.plan = lambda _: "pass"
+    assert snapshots(run(30, lambda store: resume(store, "run"))) == run.undisturbed

@@ -1,6 +1,8 @@
 """A store: objects, records, refs and datasets under one URL."""
 
 import hashlib
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -147,14 +149,34 @@ def open_store(url: str, *, endpoint: str = "") -> Store:
 
 
 def _open_objects(url: str, endpoint: str) -> ObjectStore:
-    # netloc of file://host/x is another machine: rejected below
     parts = urlsplit(url)
-    prefix = parts.path.strip("/")
-    if parts.scheme == "file" and not parts.netloc and prefix:
-        return LocalObjectStore(Path(unquote(parts.path)))
-    if parts.scheme == "s3" and parts.netloc:
-        return S3ObjectStore(parts.netloc, prefix, endpoint)
-    if parts.scheme == "memory" and parts.netloc:
+    path = unquote(parts.path) if parts.scheme == "file" else parts.path
+    problem = _problem(url, parts.scheme, path)
+    # netloc of file://host/x is another machine: rejected below
+    if parts.scheme == "file" and not problem and not parts.netloc:
+        return LocalObjectStore(Path(path))
+    if parts.scheme == "s3" and not problem and re.fullmatch(r"[\w.-]+", parts.netloc):
+        return S3ObjectStore(parts.netloc, path.strip("/"), endpoint)
+    if parts.scheme == "memory" and not problem and parts.netloc:
         return MemoryObjectStore(parts.netloc)
     hint = "use file:///folder, s3://bucket/prefix or memory://name"
-    raise ConfigError(url or "''", "not a store URL", hint)
+    raise ConfigError(url or "''", f"not a store URL{problem}", hint)
+
+
+def _problem(url: str, scheme: str, path: str) -> str:
+    """Return what is wrong with the path of a store URL; an empty string if nothing is."""
+    if "?" in url or "#" in url:
+        return ": it has ? or #, in a file URL %3F and %23"
+    # delta-rs would decode it once more, and write beside the store
+    if re.search(r"%[0-9A-Fa-f]{2}|\\", path):
+        return ": its path has a backslash, or a % before two digits"
+    prefix = path.strip("/")
+    if scheme == "memory" and prefix:
+        return ": it has a path"
+    if scheme == "s3" and prefix and not is_safe_key(prefix):
+        return ": its prefix has an empty part, . or .."
+    if scheme == "file" and not re.match(r"/+(?!~(/|$))[^/]", path):
+        return ": its path is not absolute, or begins with ~"
+    # not Path.is_file, which raises if a folder above may not be read
+    is_file = scheme == "file" and os.path.isfile(path)  # noqa: PTH113
+    return ": this is a file" if is_file else ""

@@ -10,20 +10,45 @@ from pathlib import Path
 import pytest
 
 from tests.support.child_process import exit_code
+from tests.support.committed_rows import RowWriter
 from videoar.core.errors import (
     ConfigError,
     SnapshotNotFoundError,
     StorageError,
     TransientStorageError,
 )
+from videoar.records.mlflow_database import database
 from videoar.storage import open_store
 from videoar.storage.local_store import LocalObjectStore
 
+WRONG_URLS = {
+    "": "not a store URL", "ftp://x/y": "not a store URL", "x/y": "not a store URL",
+    "s3://": "not a store URL", "s3://user:password@b/p": "not a store URL",
+    "s3://b:9/p": "not a store URL", "file://host/x": "not a store URL",
+    "file://~/x": "not a store URL", "~/x": "not a store URL", "/x": "not a store URL",
+    "file:///": "not absolute", "file:x": "not absolute", "file:///~/x": "begins with ~",
+    "file:///~": "begins with ~",
+    "file:///d#x": r"has \? or #", "file:///d?q": r"has \? or #", "file:///d?": r"has \? or #",
+    "s3://b/p?q": r"has \? or #", "s3://b/p#x": r"has \? or #", "memory://a/b": "it has a path",
+    "file:///a%2520b": "% before two digits", "s3://b/a%20b": "% before two digits",
+    "file:///a%5Cb": "a backslash", "s3://b/a//b": "an empty part", "s3://b/../p": "an empty part",
+    "file:///etc/passwd": "this is a file",
+}  # fmt: skip
 
-@pytest.mark.parametrize("url", ["", "ftp://x/y", "s3://", "file://host/x", "x/y", "file:///"])
+
+@pytest.mark.parametrize("url", WRONG_URLS)
 def test_store_url_invalid_is_config_error(url):
-    with pytest.raises(ConfigError, match="not a store URL"):
+    with pytest.raises(ConfigError, match=WRONG_URLS[url]):
         open_store(url)
+
+
+@pytest.mark.parametrize("name", ["with space", "a#b", "a?b", "a%b", "a+b", "ü", "~x", "[x]"])
+def test_folder_of_any_name_holds_the_whole_store(tmp_path, name):
+    store = open_store((tmp_path / name).as_uri())
+    RowWriter(store).commit("videos", "sources@1", [{}])
+    assert [snapshot.dataset for snapshot in open_store(store.url).snapshots()] == ["videos"]
+    assert database(store) == tmp_path / name / "mlflow.db"
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_memory_store_same_name_is_shared_also_after_pickling():
