@@ -25,8 +25,10 @@ from videoar.contracts.names import EVALSETS, FEATURES, SCORES, SOURCES
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import ConfigError, SnapshotNotFoundError
 from videoar.core.types import Commit, FileRef, Row
+from videoar.pipeline.registry import stage_class
 from videoar.records.lineage import children
 from videoar.records.names import SOURCE_PREFIX
+from videoar.records.run_record import ShardCounts
 from videoar.storage import layout, takedown
 from videoar.storage.delta_log import iter_commits
 from videoar.storage.reader import read_file
@@ -40,7 +42,9 @@ Mentions = Mapping[str, tuple[FileRef, set[str]]]
 _HINT = "videoar lineage NAME --json has the sha256 of each source"
 
 
-def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False) -> dict[str, Any]:
+def forget(
+    store: Store, source: str, reason: str = "", *, dry_run: bool = False, replan: bool = False
+) -> dict[str, Any]:
     """Take one source down; with `dry_run` only return what would be deleted.
 
     A run in progress is not stopped: it fails when it next writes rows of the source, or reads
@@ -52,9 +56,11 @@ def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False
         source: SHA-256 of the source, all 64 digits, with or without `source:` before it.
         reason: why; kept in the tombstone.
         dry_run: change nothing.
+        replan: also return what would have to run again; equal before and after the takedown.
 
     Returns:
-        `{source, reason, deleted, rewritten, derived, evalsets, tombstone, dry_run}`. `deleted`
+        `{source, reason, deleted, rewritten, derived, evalsets, tombstone, dry_run}`, and `replan`:
+        `[{run_id, pipeline, stages}]`, the stages as `plan` has them. `deleted`
         and `rewritten` count what all calls for this source have deleted and which listings they
         have rewritten. `rows` in `derived` are rows of the source. `evalsets` are the names of the
         evaluation sets on which nothing can be compared any more.
@@ -101,6 +107,7 @@ def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False
         ],
         "tombstone": layout.tombstone_key(source),
         "dry_run": dry_run,
+        **({"replan": _replan(store, snapshots, derived, holders, source)} if replan else {}),
     }
 
 
@@ -243,6 +250,46 @@ def _derived(
         }
         for name, snapshot in reached.items()
     ]
+
+
+def _replan(
+    store: Store,
+    snapshots: Mapping[str, Snapshot],
+    derived: Iterable[Row],
+    holders: Holders,
+    source: str,
+) -> list[Row]:
+    """Return the stages that made derived snapshots, by run.
+
+    Of a map stage, shards are counted by the files that they made: a shard without rows has none,
+    and one with rows of this source alone is not planned again.
+    """
+    runs: dict[str, Row] = {}
+    for entry in derived:
+        snapshot = snapshots[entry["id"]]
+        provenance = snapshot.commit.provenance
+        record = store.ledger.read(layout.run_key(provenance.run_id)) or {"stages": ()}
+        types = {stage["name"]: stage["type"] for stage in record["stages"]}
+        if provenance.stage != snapshot.dataset or provenance.stage not in types:
+            continue  # rejects of a stage, or rows that no stage made
+        run = {"run_id": provenance.run_id, "pipeline": provenance.pipeline, "stages": []}
+        shards = ShardCounts(planned=1)
+        if entry["holds_content"] and stage_class(types[provenance.stage]).shape == "map":
+            having = [f.key for f in snapshot.files if _share(holders, f.key, source).rows]
+            kept = len(snapshot.files) - len(having)
+            # without the source, nothing is left of the others
+            mixed = sum(len(holders[key].shares) > 1 for key in having)
+            shards = ShardCounts(planned=kept + mixed, cached=kept)
+        again = sorted(p for p in provenance.parents.values() if p in {e["id"] for e in derived})
+        reason = f"depends on {', '.join(again)}" if again else "has rows of the source"
+        runs.setdefault(provenance.run_id, run)["stages"].append({
+            "name": provenance.stage,
+            "action": "partial" if shards.cached else "run",
+            "reason": reason,
+            "shards": shards.model_dump(),
+            "snapshot": snapshot.id,
+        })
+    return list(runs.values())
 
 
 def _has_sources(contract: str) -> bool:

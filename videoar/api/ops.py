@@ -31,7 +31,9 @@ def open_store(url: str = "") -> Store:
     return store.open_store(url or settings().store_url, endpoint=settings().s3_endpoint)
 
 
-def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False) -> Document:
+def forget(
+    store: Store, source: str, reason: str = "", *, dry_run: bool = False, replan: bool = False
+) -> Document:
     """Take a source down; report pages that show its clips are rendered again without them.
 
     Args:
@@ -39,6 +41,7 @@ def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False
         source: SHA-256 of the source file.
         reason: why; kept in the tombstone.
         dry_run: only return what would be deleted.
+        replan: also return what would have to run again.
 
     Returns:
         As `videoar.admin.forget`, and `pages`: the runs whose report pages showed it.
@@ -50,7 +53,7 @@ def forget(store: Store, source: str, reason: str = "", *, dry_run: bool = False
     from videoar.admin import forget
     from videoar.report.publish import rerender_reports
 
-    result = forget.forget(store, source, reason, dry_run=dry_run)
+    result = forget.forget(store, source, reason, dry_run=dry_run, replan=replan)
     holders = {entry["id"] for entry in result["derived"] if entry["holds_content"]}
     # listed after the takedown: runs that started meanwhile may have read the source
     runs = ls(store)[::-1]  # the oldest first

@@ -23,12 +23,15 @@ def forget(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be deleted; delete nothing.")
     ] = False,
+    replan: Annotated[
+        bool, typer.Option("--replan", help="Also show what would have to run again.")
+    ] = False,
 ) -> None:
     """Take a source down: delete it and what holds it.
 
     Models and samples derived from it are listed and stay.
     """
-    result = api.forget(session.open(), source, reason, dry_run=dry_run)
+    result = api.forget(session.open(), source, reason, dry_run=dry_run, replan=replan)
     emit(result, lambda: _forget_blocks(result))
 
 
@@ -50,9 +53,24 @@ def _forget_blocks(result: dict[str, Any]) -> list[Block]:
     return [
         f"would delete: {counts}" if dry_run else f"deleted: {counts}",
         Table(("snapshot", "contract", "source", "refs"), rows),
+        *(block for run in result.get("replan", ()) for block in _replan_blocks(run)),
         *(f"evaluation set {name}: no comparison from now on" for name in result["evalsets"]),
         f"tombstone: {result['tombstone']}" + (" (not written)" if dry_run else ""),
     ]
+
+
+def _replan_blocks(run: dict[str, Any]) -> list[Block]:
+    rows = [
+        (
+            stage["name"],
+            stage["action"],
+            f"{stage['shards']['cached']}/{stage['shards']['planned']}",
+            stage["reason"],
+        )
+        for stage in run["stages"]
+    ]
+    header = ("stage", "action", ">shards cached", "reason")
+    return [f"to run again, of pipeline {run['pipeline']} ({run['run_id']}):", Table(header, rows)]
 
 
 gc_group = typer.Typer(cls=VerbGroup, invoke_without_command=True)

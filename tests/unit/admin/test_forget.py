@@ -118,10 +118,35 @@ def test_only_the_shard_of_the_source_is_recomputed(videos: Path, tmp_path: Path
     first = run(store, document(own, per_shard=3))
     planned = first.stage("clips").shards.planned
     assert planned >= 3
-    forget(store, sha(drawn[2]))
+    (replanned,) = forget(store, sha(drawn[2]), replan=True)["replan"]
+    clips = next(stage for stage in replanned["stages"] if stage["name"] == "clips")
+    assert (clips["action"], clips["shards"]["planned"] - clips["shards"]["cached"]) == (
+        "partial",
+        1,
+    )
     second = run(store, document(own, per_shard=3))
     assert shards(second) == (planned, planned - 1, 1)
     assert store.snapshot(second.outputs["clips"]).rows == 8
+
+
+def test_replan_lists_the_stages_that_run_again(store: Store, videos: Path):
+    made = run(store, document(videos))
+    source = sha(videos / "a.mp4")
+    planned = forget(store, source, dry_run=True, replan=True)["replan"]
+    assert forget(store, source, replan=True)["replan"] == planned
+    assert forget(store, source, replan=True)["replan"] == planned  # after it, too
+    assert "replan" not in forget(store, source)
+    (one,) = planned
+    assert one["pipeline"] == made.pipeline
+    stages = {stage["name"]: stage for stage in one["stages"]}
+    assert list(stages) == ["clips", "good"]
+    assert {stage["snapshot"] for stage in stages.values()} == {*made.outputs.values()}
+    again = run(store, document(videos))
+    for name, stage in stages.items():
+        counts = again.stage(name).shards
+        assert stage["action"] == ("partial" if counts.cached else "run")
+        assert stage["shards"]["planned"] - stage["shards"]["cached"] == counts.done
+    assert "depends on clips:" in stages["good"]["reason"]
 
 
 def test_features_of_prompts_are_deleted(store: Store, videos: Path):
