@@ -15,6 +15,7 @@ from videoar.pipeline.options import Option, options_of
 from videoar.pipeline.registry import Registry, stage_class
 
 _SECTIONS = ("inputs", "stages")
+_ONLY_IF_NEW = "only_if_new"
 
 
 def apply_override(
@@ -34,6 +35,9 @@ def apply_override(
     # at the first =: a value may contain more of them, such as s3://bucket/day=1
     path, equals, value = override.partition("=")
     keys = path.split(".")
+    if equals and keys == [_ONLY_IF_NEW]:
+        document[_ONLY_IF_NEW] = None if value == "null" else value
+        return
     if not equals or not all(keys) or len(keys) < 2:
         what = "not of the form a.b=value"
         raise ConfigError(f"--set {override}", what, "e.g. inputs.videos=PATH")

@@ -83,6 +83,11 @@ def test_override_of_another_key_is_parsed_as_yaml(override: str, value: object)
     assert after(override) == value
 
 
+@pytest.mark.parametrize(("text", "value"), [("videos", "videos"), ("null", None)])
+def test_override_of_only_if_new_sets_or_unsets_it(text: str, value: str | None):
+    assert after(f"only_if_new={text}") == value
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -107,6 +112,7 @@ def test_override_of_another_key_is_parsed_as_yaml(override: str, value: object)
         ("stage.clips.size_px=1", "p.yaml has no stage (did you mean stages?)"),
         ("pipeline=x", "not of the form a.b=value"),
         ("inputs.videos", "not of the form a.b=value"),
+        ("only_if_new", "not of the form a.b=value"),
         ("inputs..videos=1", "not of the form a.b=value"),
     ],
 )
