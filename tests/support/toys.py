@@ -68,12 +68,12 @@ class Upper(MapStage[UpperConfig]):
             if any("explode" in row["name"] for row in rows):
                 raise ValueError("boom")
             good = [row for row in rows if "bad" not in row["name"]]
-            bad = [row["name"] for row in rows if "bad" in row["name"]]
+            bad = [(row["name"], row["uri"]) for row in rows if "bad" in row["name"]]
             made = [{**row, "name": row["name"].upper() + self.config.suffix} for row in good]
             rejects = [
-                {"item_id": name, "kind": "source", "stage": "upper", "reasons": ["BAD"],
-                 "retryable": False}
-                for name in bad
+                {"item_id": name, "kind": "source", "stage": "upper", "uri": uri,
+                 "reasons": ["BAD"], "retryable": False}
+                for name, uri in bad
             ]  # fmt: skip
             return Output(
                 pa.Table.from_pylist(made),

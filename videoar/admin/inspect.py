@@ -209,7 +209,7 @@ def rejected(store: Store, name: str | None = None, reason: str | None = None) -
     Returns:
         `{rows, withdrawn}`; `withdrawn` counts rows that a takedown has removed.
     """
-    snapshots = [store.snapshot(rejects) for rejects in _rejects_of(store, name)]
+    snapshots = [store.snapshot(rejects) for rejects in rejects_of(store, name)]
     rows = [
         {**row, "snapshot": snapshot.id}
         for snapshot in snapshots
@@ -221,7 +221,7 @@ def rejected(store: Store, name: str | None = None, reason: str | None = None) -
     }
 
 
-def _rejects_of(store: Store, name: str | None) -> list[str]:
+def rejects_of(store: Store, name: str | None) -> list[str]:
     """Return the snapshots of rejects of a run, or of the stage that produced a snapshot."""
     match = find_run_or_snapshot(store, name)
     if isinstance(match, str):

@@ -52,6 +52,8 @@ if TYPE_CHECKING:
     from videoar.admin.loaded_model import LoadedModel as LoadedModel
     from videoar.admin.promotion import promote as promote
     from videoar.admin.promotion import rollback as rollback
+    from videoar.admin.quarantine import accept as quarantine_accept
+    from videoar.admin.quarantine import retry as quarantine_retry
     from videoar.admin.refs import freeze as freeze
     from videoar.admin.refs import refs as refs
     from videoar.admin.validate import Mistake as Mistake
@@ -75,10 +77,11 @@ __all__ = [
     "Document", "Watch", "backfill", "bench", "cancel", "compare", "diff", "doctor", "evaluate",
     "explain", "export", "follow", "forget", "freeze", "gate", "gc_apply", "gc_plan", "generate",
     "lineage", "load", "logs", "ls", "make_engine", "open_store", "openlineage", "plan",
-    "promote", "quarantine", "refs", "report", "report_index", "report_path", "resume",
-    "rollback", "run", "schedule_ls", "schedule_pause", "schedule_release", "schedule_serve",
-    "schedule_tick", "schema", "serve", "show", "stages", "status", "validate",
-    "validate_pipeline", "vbench_check", "vbench_export", "vbench_plan", "vbench_setup",
+    "promote", "quarantine", "quarantine_accept", "quarantine_retry", "refs", "report",
+    "report_index", "report_path", "resume", "rollback", "run", "schedule_ls", "schedule_pause",
+    "schedule_release", "schedule_serve", "schedule_tick", "schema", "serve", "show", "stages",
+    "status", "validate", "validate_pipeline", "vbench_check", "vbench_export", "vbench_plan",
+    "vbench_setup",
 ]  # fmt: skip
 
 __getattr__ = lazy_names(
@@ -95,6 +98,8 @@ __getattr__ = lazy_names(
         "openlineage": "videoar.records.openlineage:openlineage",
         "promote": "videoar.admin.promotion:promote",
         "quarantine": "videoar.admin.inspect:rejected",
+        "quarantine_accept": "videoar.admin.quarantine:accept",
+        "quarantine_retry": "videoar.admin.quarantine:retry",
         "refs": "videoar.admin.refs:refs",
         "rollback": "videoar.admin.promotion:rollback",
         "show": "videoar.admin.inspect:show",

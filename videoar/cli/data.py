@@ -330,28 +330,55 @@ def export(
     emit(manifest, lambda: [Table(("file", ">rows", ">bytes"), rows)] if rows else ["no rows"])
 
 
+RejectedBy = Annotated[
+    str | None, typer.Argument(metavar="NAME", help="Run or snapshot; default: last run.")
+]
+ReasonCode = Annotated[
+    str | None, typer.Option(metavar="CODE", help="Only this reason, e.g. TOO_SHORT.")
+]
 quarantine = typer.Typer(cls=VerbGroup, invoke_without_command=True)
 
 
 @quarantine.callback()
 def _quarantine(ctx: typer.Context) -> None:
-    """List rejected rows with their reasons."""
+    """Rejected rows: list them, try again, accept."""
     print_help_without_verb(ctx)
 
 
 @verb(quarantine, _PANEL, "quarantine ls last --reason TOO_SHORT", name="ls")
 def quarantine_ls(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Run or snapshot; default: last run.")
-    ] = None,
-    reason: Annotated[
-        str | None, typer.Option(metavar="CODE", help="Only this reason, e.g. TOO_SHORT.")
-    ] = None,
+    name: RejectedBy = None,
+    reason: ReasonCode = None,
 ) -> None:
     """List rejected rows with their reasons."""
-    result = api.quarantine(session.open(), name, reason)
+    _emit_rejects(api.quarantine(session.open(), name, reason))
+
+
+@verb(quarantine, _PANEL, "quarantine retry last --reason TIMEOUT")
+def retry(
+    name: RejectedBy = None,
+    reason: ReasonCode = None,
+    why: Annotated[str, typer.Option(metavar="TEXT", help="Kept in the record.")] = "",
+) -> None:
+    """Read rejected sources again in the next run."""
+    _emit_rejects(api.quarantine_retry(session.open(), name, reason, why))
+
+
+@verb(quarantine, _PANEL, "quarantine accept 3f2a... --why 'a dark scene, as meant'")
+def accept(
+    clips: Annotated[list[str], typer.Argument(metavar="CLIP...", help="Ids of rejected clips.")],
+    why: Annotated[str, typer.Option(metavar="TEXT", help="Kept in the record.")],
+    of: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Run or snapshot; default: last run.")
+    ] = None,
+) -> None:
+    """Keep rejected clips in the next run."""
+    _emit_rejects(api.quarantine_accept(session.open(), clips, why, of))
+
+
+def _emit_rejects(result: dict[str, Any]) -> None:
     rows = [(r["stage"], ",".join(r["reasons"]), r["item_id"], r["detail"]) for r in result["rows"]]
-    removed = result["withdrawn"]
+    removed = result.get("withdrawn", 0)
     notes = [f"{removed} rows were removed by a takedown"] if removed else []
 
     def blocks() -> list[Block]:

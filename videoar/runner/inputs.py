@@ -12,6 +12,7 @@ its content when ingest reads it.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -28,9 +29,10 @@ from videoar.pipeline.input_url import named_input
 from videoar.pipeline.spec import PipelineSpec
 from videoar.records.run_record import InputRun, ended_runs, previous_input
 from videoar.storage.collection import CollectionWatch
+from videoar.storage.layout import RETRIES_PREFIX
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.takedown import address_digest, withdrawn_addresses
+from videoar.storage.takedown import address_digest, place_digest, withdrawn_addresses
 from videoar.training.prompts import PROMPT_FILES, read_prompts
 from videoar.training.sample_folder import TABLE, read_sample, read_sample_folder
 
@@ -121,7 +123,7 @@ def resolve(store: Store, name: str, url: str) -> Snapshot | Listing | None:
     elif Path(url, TABLE).is_file():
         listing = SampleListing(name, Path(url))
     else:
-        rows = _without_withdrawn(store, name, url, list_sources(url))
+        rows = _without_withdrawn(store, name, url, _with_retries(store, list_sources(url)))
         listing = Listing(name, SOURCES, rows)
     # unchanged since an earlier run: no new snapshot, so nothing after it runs again
     return listing.committed(store) or listing
@@ -148,6 +150,23 @@ def _prompts(url: str) -> pa.Table:
     contract = load_contract(PROMPTS)
     rows = list(read_prompts(read_input(url), url))
     return contract.conform(pa.Table.from_pylist(rows, contract.arrow_schema), url)
+
+
+def _with_retries(store: Store, rows: pa.Table) -> pa.Table:
+    """Return a listing in which sources that are to be tried again have other etags.
+
+    So their shards are new work; all others keep their results.
+    """
+    places = [key.removeprefix(RETRIES_PREFIX) for key in store.ledger.list(RETRIES_PREFIX)]
+    counts = Counter(key.partition("/")[0] for key in places)
+    if not counts:
+        return rows
+    etags = [
+        f"{etag}+{n}" if (n := counts[place_digest(uri)]) else etag
+        for uri, etag in _addresses(rows)
+    ]
+    index = rows.schema.get_field_index("etag")
+    return rows.set_column(index, rows.schema.field(index), pa.array(etags, pa.string()))
 
 
 def _without_withdrawn(store: Store, name: str, url: str, rows: pa.Table) -> pa.Table:

@@ -111,7 +111,8 @@ class FilterStage(ReduceStage[FilterConfig]):
     """Keep the good clips; reject the others with their reasons.
 
     With `kept`, the clips of an earlier training, a new clip never displaces one of those as the
-    better duplicate: their files, and what was made of them, stay as they are.
+    better duplicate: their files, and what was made of them, stay as they are. Clips in `accepted`
+    are kept whatever the policy says (`videoar quarantine accept`).
     """
 
     name = "filter"
@@ -120,6 +121,7 @@ class FilterStage(ReduceStage[FilterConfig]):
         "clips": Port(CLIPS),
         "profile": Port(PROFILES, optional=True),
         "kept": Port(CLIPS, optional=True),
+        "accepted": Port(REJECTS, optional=True),
     }
     produces = CLIPS
     config_type = FilterConfig
@@ -140,10 +142,11 @@ class FilterStage(ReduceStage[FilterConfig]):
         rules = _PolicyOnFiles(clips, bounds, policy.allowed, needs_embedding=needs_embedding)
         # before the loop: a clip may repeat one of a later file
         repeats = self._repeats(rules, inputs.get("kept"), context.dask_scheduler)
+        accepted = {row["item_id"] for row in _available(inputs.get("accepted"), "item_id")}
         metrics = {f"bound/{name}": value for name, value in bounds.items() if value is not None}
         for index, file in enumerate(clips.files):
             # read once more instead of kept: a corpus need not fit into memory
-            output = _split(clips.read_file(file), rules(index), repeats.get(index, {}))
+            output = _split(clips.read_file(file), rules(index), repeats.get(index, {}), accepted)
             yield Output(output.rows, output.rejects, {**output.metrics, **metrics})
             metrics = {}  # metrics of outputs are summed: bounds must be counted once
 
@@ -186,8 +189,7 @@ class FilterStage(ReduceStage[FilterConfig]):
         paired = {number for pair in plain | mirrored | semantic for number in pair}
         rows = _read_rows(clips, paired)
         ids = {row["clip_id"] for row in rows.values()}
-        of_earlier = earlier.available_rows(["clip_id"]) if earlier else ()
-        preferred = ids & {row["clip_id"] for row in of_earlier}
+        preferred = ids & {row["clip_id"] for row in _available(earlier, "clip_id")}
         repeats = duplicates.pick_representatives(rows, plain, mirrored, semantic, preferred)
         # outputs are made file by file, so the result is needed by file
         by_file: dict[int, dict[int, tuple[str, Row]]] = {}
@@ -195,6 +197,11 @@ class FilterStage(ReduceStage[FilterConfig]):
             file, row = divmod(number, 1 << _ROW_BITS)
             by_file.setdefault(file, {})[row] = (reason, rows[kept])
         return by_file
+
+
+def _available(snapshot: Snapshot | None, column: str) -> Iterable[Row]:
+    """Return the rows of an optional input that no takedown has removed."""
+    return snapshot.available_rows([column]) if snapshot else ()
 
 
 def _percentiles(profile: Snapshot | None) -> dict[str, list[float]] | None:
@@ -287,12 +294,18 @@ def _read_rows(clips: Snapshot, numbers: set[int]) -> dict[int, Row]:
 
 
 def _split(
-    table: pa.Table, reasons: list[list[str]], repeats: Mapping[int, tuple[str, Row]]
+    table: pa.Table,
+    reasons: list[list[str]],
+    repeats: Mapping[int, tuple[str, Row]],
+    accepted: set[str],
 ) -> Output:
     """Split the rows of one file into kept and rejected ones."""
-    is_rejected = [bool(of_row) or i in repeats for i, of_row in enumerate(reasons)]
-    kept = table.filter(pa.array([not rejected for rejected in is_rejected], pa.bool_()))
     rows = table.select(["clip_id", "source_id", "source_uri"]).to_pylist()
+    is_rejected = [
+        (bool(of_row) or i in repeats) and rows[i]["clip_id"] not in accepted
+        for i, of_row in enumerate(reasons)
+    ]
+    kept = table.filter(pa.array([not rejected for rejected in is_rejected], pa.bool_()))
     rejected = [
         _reject(row, reasons[i], repeats.get(i)) for i, row in enumerate(rows) if is_rejected[i]
     ]

@@ -17,6 +17,7 @@
     leases/<name>/epochs/<number>.json, heartbeats/<number>   owners of a lease, one after another
     claims/<right>/<number>.json                  rights that last as long as a lease
     decisions/<number>.json                       decisions of promotion gates, in their order
+    retries/<sha256>/<number>.json                requests to read a rejected source again
     withdrawn/<key>.json, forgotten/<sha256>.json takedowns
     triggers/<pipeline>/<key>/<number>.json       firings of a schedule; .end.json, .released.json
     schedules/<pipeline>/control/<number>.json    since when a schedule counts, pauses
@@ -55,6 +56,9 @@ CHECKPOINTS_PREFIX = "checkpoints/"
 RUNS_PREFIX = "runs/"
 REFS_PREFIX = "refs/"
 DECISIONS_LOG = "decisions"
+RETRIES_PREFIX = "retries/"
+ACCEPTED = "accepted"
+"""Name of the dataset and the ref of clips that are kept in spite of their verdict."""
 TEXT_FEATURES_PREFIX = "text/"
 WITHDRAWN_PREFIX = "withdrawn/"
 TOMBSTONES_PREFIX = "forgotten/"
@@ -269,6 +273,11 @@ def log_entry_key(log: str, number: int) -> str:
     """Return the key of one record of a log, from number 0 on."""
     # leading zeros: listings are sorted by key, and records have to come in order of their numbers
     return f"{log}/{number:08d}.json"
+
+
+def retries_log(place: str) -> str:
+    """Return the log of requests to read a source again, by digest of its address."""
+    return f"{RETRIES_PREFIX}{place}"
 
 
 def withdrawal_key(key: str) -> str:
