@@ -82,6 +82,7 @@ bench: setup  ## measure beside peers and physical limits, on this machine
 	@$(BIN)/videoar bench fvd
 
 soak: setup  ## bounded random fault schedules
+	@$(BIN)/python -m tests.checks.soak
 	@$(BIN)/python -m pytest -m soak
 
 clean:  ## remove .venv and caches, never the store

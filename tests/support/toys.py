@@ -112,6 +112,8 @@ class CountConfig(StageConfig):
     pause_s: float = runtime(0)
     """Before each step."""
     at_most: int = publish_gate(100)
+    tells_start: bool = True
+    """Whether the row has the step of the checkpoint that the last attempt began at."""
 
 
 class Count(LoopStage[CountConfig]):
@@ -146,7 +148,8 @@ class Count(LoopStage[CountConfig]):
         return {
             "name": "count", "kind": "tokenizer", "digest": digest_json(trace),
             "config_json": "{}", "files": store.publish_folder(folder), "num_parameters": 1,
-            "step": self.config.steps, "metrics": [("began_at", float(begin))],
+            "step": self.config.steps,
+            "metrics": [("began_at", float(begin))] if self.config.tells_start else [],
             "history_json": '[{"step": 1, "loss": 1.0}]',
         }  # fmt: skip
 

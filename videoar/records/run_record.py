@@ -333,6 +333,12 @@ def last_driver(store: Store, run_id: str) -> dict[str, Any]:
     return drivers[-1] if drivers else {}
 
 
+def has_succeeded(store: Store, run_id: str) -> bool:
+    """Return whether the newest event of a run is its successful end."""
+    newest = store.ledger.last(run_events(run_id)) or {}
+    return (newest.get("kind"), newest.get("status")) == ("finish", "SUCCEEDED")
+
+
 def load_run(store: Store, run_id: str) -> Run:
     """Fold a run's record and events into its state.
 

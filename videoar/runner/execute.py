@@ -46,6 +46,7 @@ from videoar.records.run_record import (
     ShardCounts,
     StageRun,
     Status,
+    has_succeeded,
     load_run,
     named_inputs,
     next_run_id,
@@ -123,6 +124,8 @@ class Execution:
             with self._recorded(), log_context(run_id=self.run_id):
                 on_queued = partial(self._queued, start, until)
                 self._supervisor.start(self._work(inputs, start, until), on_queued)
+                if has_succeeded(self.store, self.run_id):  # by the driver that this one waited for
+                    return load_run(self.store, self.run_id)
                 self._create(start, until)
                 for skipped in self.stages.keys() - {stage.name for stage in selected}:
                     self._update(skipped, status="SKIPPED")
