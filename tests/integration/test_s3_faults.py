@@ -205,7 +205,7 @@ def run(moto_server, proxy, monkeypatch, tmp_path):
         settings.cache_clear()
         return how(open_store(url, endpoint=proxy.endpoint))
 
-    run_it.undisturbed = snapshots(execute(open_store(f"memory://{url[5:]}"), document))
+    run_it.undisturbed = snapshots(execute(open_store(f"memory://{tmp_path.name}"), document))
     yield run_it
     settings.cache_clear()
 

@@ -5,7 +5,6 @@ other one is a false positive. PySceneDetect (an optional package: `videoar[benc
 its documentation, with its default thresholds, on the same files in the same turn.
 """
 
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from videoar.bench.films import KINDS, Disturbance, Film, Transition
 from videoar.bench.result import BenchResult, compare, cpu_seconds, import_peer, shuffled
+from videoar.core.scratch import Scratch
 from videoar.media.scan import ScanPlan, detect_transitions
 from videoar.media.transcode import encode_stream
 
@@ -56,8 +56,8 @@ def run(num_films: int) -> BenchResult:
         film = Film(_FIRST_SEED + number, num_shots=14, rate_fps=rate_fps)
         _, transitions, disturbances = film.plan()
         actual.update(transition.kind for transition in transitions)
-        with tempfile.TemporaryDirectory(prefix="videoar-bench-") as folder:
-            path = Path(folder) / f"film.{suffix}"
+        with Scratch() as folder:
+            path = folder / f"film.{suffix}"
             encode_stream(film.frames(), path, rate_fps, codec, quality)
             for name in shuffled(list(detectors), number):
                 detected: Spans = []

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +19,7 @@ from videoar.bench.result import BenchResult, compare
 from videoar.bench.stores import decoded, ingested
 from videoar.core.errors import ConfigError
 from videoar.core.ids import seed_from
+from videoar.core.scratch import Scratch
 from videoar.evaluation.extractor import Clip, Extractor, Frames
 from videoar.evaluation.frechet import frechet_interval, frechet_of_vectors
 from videoar.evaluation.registry import open_extractor
@@ -165,7 +165,7 @@ def _clips(sources: str, count: int) -> list[Clip]:
     options = {
         "size_px": _SIZE_PX, "rate_fps": _RATE_FPS, "find_shots": False, "max_clips_per_source": 1,
     }  # fmt: skip
-    with TemporaryDirectory(prefix="videoar-bench-") as folder:
+    with Scratch() as folder:
         store = open_store(Path(folder).as_uri())
         found = decoded(store, ingested(store, sources, **options))
     if len(found) < count:

@@ -9,7 +9,6 @@ the cases, by the clock and by CPU time, which depends less on what else runs on
 reads, decodes and commits beside the network, and loads the network in every turn.
 """
 
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +20,7 @@ import torch
 
 from videoar.bench.result import BenchResult, compare, cpu_seconds, import_peer, in_turns
 from videoar.bench.stores import decoded, ingested, run_stages
+from videoar.core.scratch import Scratch
 from videoar.evaluation.extractor import Clip, Extractor
 from videoar.evaluation.frechet import FeatureStats, frechet_distance
 from videoar.evaluation.registry import open_extractor
@@ -42,7 +42,7 @@ def run(rounds: int, num_clips: int = _CLIPS) -> BenchResult:
         ConfigError: scipy is not installed.
     """
     rates, case = _distances(rounds)
-    with tempfile.TemporaryDirectory(prefix="videoar-bench-") as folder:
+    with Scratch() as folder:
         stage = _stage(open_store(Path(folder).as_uri()), num_clips, rounds)
     unit = f"Frechet distances of {_FEATURES} features per second"
     return compare("fvd", unit, rates, cases={"distance": case, "stage features": stage})

@@ -11,7 +11,6 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ import torch
 
 from videoar.bench.result import in_turns, processes
 from videoar.bench.stores import TimedEngine, commit_model, run_stages
+from videoar.core.scratch import Scratch
 from videoar.core.types import Row
 from videoar.engine.base import Engine
 from videoar.model.tokenizer.config import TOKENIZERS
@@ -53,8 +53,8 @@ def measure_stage(rounds: int) -> dict[str, dict[str, float]]:
     tokenizer = VideoTokenizer(TOKENIZERS[_PRESET]).eval()
     model = VideoAR(PRESETS[_PRESET]).eval()
     ray = RayEngine("local")
-    with tempfile.TemporaryDirectory(prefix="videoar-bench-") as name:
-        store = open_store((Path(name) / "store").as_uri())
+    with Scratch() as name:
+        store = open_store((name / "store").as_uri())
         published = commit_model(store, model, tokenizer)
         try:
             runs = in_turns(

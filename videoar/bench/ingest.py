@@ -9,7 +9,6 @@ CPU time, not wall time; the time that a process takes to start is measured and 
 """
 
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ import pyarrow as pa
 from videoar.bench.films import Film
 from videoar.bench.result import BenchResult, compare, cpu_seconds, shuffled
 from videoar.core.errors import ConfigError, MediaError
+from videoar.core.scratch import Scratch
 from videoar.media.clip_scores import phash, score_span
 from videoar.media.scan import ScanPlan, scan
 from videoar.media.source_decoder import SourceMetadata
@@ -46,7 +46,7 @@ def run(videos: Path | None, rounds: int) -> BenchResult:
     Raises:
         ConfigError: the folder holds no file that can be read.
     """
-    with tempfile.TemporaryDirectory(prefix="videoar-bench-") as folder:
+    with Scratch() as folder:
         cases = _readable_files(videos) if videos else _synthetic_films(Path(folder))
         # subtracted: it weighs on films of a minute, and not on sources of an hour
         start_s = _start_costs(Path(folder))
@@ -140,7 +140,7 @@ def _scan(path: Path) -> int:
 
 def _stage(paths: list[Path], keep: Literal["clips", "references"]) -> None:
     """Run the stage as a worker does, into a store of its own."""
-    with tempfile.TemporaryDirectory(prefix="videoar-bench-store-") as folder:
+    with Scratch() as folder:
         config = IngestConfig(
             keep=keep, rate_fps=_PLAN.rate_fps, size_px=_SIZE_PX, max_clips_per_source=64
         )

@@ -8,7 +8,6 @@ shuffled within a turn and compared with `raw` of that turn. Peers need not be i
 
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from videoar.bench import loader_cell
 from videoar.bench.result import BenchResult, compare, in_turns, measure_in_child
 from videoar.core.errors import StageError
+from videoar.core.scratch import Scratch
 from videoar.core.settings import settings
 
 Shape = tuple[tuple[int, ...], int, int, int]
@@ -34,7 +34,7 @@ def run(rounds: int) -> BenchResult:
     cases: dict[str, dict[str, float]] = {}
     notes: set[str] = set()
     for shape, sizes in SHAPES.items():
-        with tempfile.TemporaryDirectory(prefix="videoar-bench-") as name:
+        with Scratch() as name:
             measured = measure_shape(Path(name), sizes, rounds, notes)
         for contestant, turns in measured.items():
             rates = [turn["samples_per_s"] for turn in turns]

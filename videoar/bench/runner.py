@@ -11,7 +11,6 @@ References are kept, so nothing is encoded. Each source is a copy of one film wi
 its own after the end, because ingest rejects equal files.
 """
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -23,6 +22,7 @@ from videoar.bench.films import Film, copies
 from videoar.bench.result import BenchResult, compare, in_turns
 from videoar.bench.shards import shard_costs
 from videoar.bench.stores import TimedEngine, run_stages
+from videoar.core.scratch import Scratch
 from videoar.engine.base import Engine
 from videoar.engine.inline import InlineEngine
 from videoar.media.transcode import encode_stream
@@ -40,7 +40,7 @@ def run(rounds: int) -> BenchResult:
     """Measure in turns."""
     from videoar.engine.ray_engine import RayEngine
 
-    with tempfile.TemporaryDirectory(prefix="videoar-bench-") as name:
+    with Scratch() as name:
         ray = RayEngine("local")
         try:
             runs = in_turns(_contestants(Path(name), ray), rounds)

@@ -19,7 +19,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any
 from videoar.bench.result import BenchResult, compare, in_turns, measure_in_child
 from videoar.bench.server_process import MODEL, ServerProcess, publish, serving
 from videoar.core.errors import ConfigError, StageError
+from videoar.core.scratch import Scratch
 from videoar.storage.store import open_store
 
 _BATCH, _BATCHES = 8, 4
@@ -59,8 +59,8 @@ def run(rounds: int, load_s: float = _LOAD_S, batches: int = _BATCHES) -> BenchR
         StageError: the server or aiperf fails.
     """
     program, num = _aiperf(), batches * _BATCH
-    with tempfile.TemporaryDirectory(prefix="videoar-bench-") as name:
-        folder, store = Path(name), Path(name) / "store"
+    with Scratch() as name:
+        folder, store = Path(name), name / "store"
         publish(store)
         with serving(store, _QUEUE) as server:
             cases = _one_client(server)

@@ -8,7 +8,6 @@ Wall time, because overlap is what is measured: a stage uses one core for the ne
 one for everything else. Weights are random; speed does not depend on them.
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -22,6 +21,7 @@ import torch
 from videoar.bench.films import Film, copies
 from videoar.bench.result import BenchResult, compare, in_turns
 from videoar.bench.stores import commit_tokenizer, decoded, ingested, run_stages
+from videoar.core.scratch import Scratch
 from videoar.media.clip_reader import ClipReader
 from videoar.media.transcode import encode_stream
 from videoar.model.tokenizer.config import TOKENIZERS
@@ -46,13 +46,13 @@ def run(
     """Measure in turns; each source is a copy of the film."""
     figures: dict[str, list[float]] = {}
     table: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory(prefix="videoar-bench-") as folder:
-        path = Path(folder) / "film.mp4"
+    with Scratch() as folder:
+        path = folder / "film.mp4"
         encode_stream(film.frames(), path, film.rate_fps, "libx264", 23)
-        copies(path, Path(folder) / "videos", num_sources)
+        copies(path, folder / "videos", num_sources)
         for size_px in sizes_px:
-            store = open_store((Path(folder) / f"{size_px}px").as_uri())
-            contest = _Contest(store, Path(folder) / "videos", size_px)
+            store = open_store((folder / f"{size_px}px").as_uri())
+            contest = _Contest(store, folder / "videos", size_px)
             runs = in_turns(contest.contestants, rounds)
             figures = figures or runs  # the first size only: see `_SIZES_PX`
             case = compare("tokenize", "", runs)

@@ -9,7 +9,6 @@ gpu` measures steps on a GPU alone.
 """
 
 import json
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from videoar.bench.loader_cell import token_tables
 from videoar.bench.result import BenchResult, compare, in_turns
 from videoar.bench.stores import commit, commit_tokenizer, run_stages
 from videoar.contracts.names import TOKENS
+from videoar.core.scratch import Scratch
 from videoar.engine.inline import InlineEngine, finished_loop
 from videoar.model.device import device
 from videoar.model.tokenizer.config import TOKENIZERS
@@ -64,7 +64,7 @@ _ON_GPU = Shape("ucf", {"preset": "L"}, 16, 100)
 def run(rounds: int, shape: Shape | None = None) -> BenchResult:
     """Measure in turns."""
     shape = shape or (_ON_GPU if device() == "cuda" else _ON_CPU)
-    with tempfile.TemporaryDirectory(prefix="videoar-bench-") as folder:
+    with Scratch() as folder:
         contest = _Contest(open_store(Path(folder).as_uri()), shape)
         steps = in_turns({"ours": contest.stage, _BARE: contest.bare}, rounds)
         details = contest.details()

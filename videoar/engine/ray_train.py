@@ -6,12 +6,12 @@ create-once records decide which checkpoint counts: a report to Ray Train is asy
 last one can be lost with the worker.
 """
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from videoar.core.errors import VideoARError, WorkerLostError
+from videoar.core.scratch import Scratch
 from videoar.core.types import Resources
 from videoar.engine.ray_session import environment
 from videoar.pipeline.work.progress import ProgressWriter
@@ -45,7 +45,7 @@ def run_ranks(task: StageTask) -> None:
 
     resources: Resources = task.make_stage().config.resources
     per_rank = {"CPU": resources.cpus, **({"GPU": resources.gpus} if resources.gpus else {})}
-    with tempfile.TemporaryDirectory(prefix="videoar-train-") as folder:
+    with Scratch() as folder:
         trainer = TorchTrainer(
             _rank_main,
             train_loop_config={"task": task},

@@ -12,7 +12,6 @@ import itertools
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import version
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from videoar.core.errors import ConfigError
+from videoar.core.scratch import Scratch
 from videoar.core.settings import child_environment
 from videoar.media.decode import require_frames
 from videoar.media.process import Limits, run_graph
@@ -91,8 +91,8 @@ def encode_clips(
         {"metadata": f"title={tag['title']}", "metadata:g": f"comment={tag['comment']}"}
         for tag in tags
     ]
-    with tempfile.TemporaryDirectory(prefix="videoar-") as folder:
-        paths = [Path(folder) / f"{i}.mp4" for i in range(len(clips_NTHWC))]
+    with Scratch() as folder:
+        paths = [folder / f"{i}.mp4" for i in range(len(clips_NTHWC))]
         _write(clips_NTHWC, paths, rate_fps, options, metadata)
         videos = [path.read_bytes() for path in paths]
     for video, clip in zip(videos, clips_NTHWC, strict=True):

@@ -11,7 +11,6 @@ import fcntl
 import os
 import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import BinaryIO, ClassVar
 
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import ConfigError, StorageError, TransientStorageError
+from videoar.core.scratch import Scratch
 from videoar.storage.layout import TEMPORARY_FOLDER
 from videoar.storage.object_store import (
     PIECE_BYTES,
@@ -320,11 +320,12 @@ class MemoryObjectStore(LocalObjectStore):
     It is a temporary folder because delta-rs writes to paths and URLs, not to Python objects.
     """
 
-    _folders: ClassVar[dict[str, Path]] = {}
+    _folders: ClassVar[dict[str, Scratch]] = {}
 
     def __init__(self, name: str) -> None:
         if name not in self._folders:
-            self._folders[name] = Path(tempfile.mkdtemp(prefix="videoar-memory-"))
-            atexit.register(shutil.rmtree, self._folders[name], ignore_errors=True)
-        super().__init__(self._folders[name])  # sets a file:// URL, which the next line replaces
+            self._folders[name] = Scratch()
+            atexit.register(shutil.rmtree, self._folders[name].path, ignore_errors=True)
+        super().__init__(self._folders[name].path)
+        # instead of the file:// URL
         self.url = f"memory://{name}"
