@@ -54,6 +54,7 @@ def test_stage_has_ports_and_what_it_makes():
     ports = [(port.name, port.contract, port.optional) for port in reference.ports]
     assert ports == [
         ("clips", "clips@1", False), ("profile", "profiles@1", True), ("kept", "clips@1", True),
+        ("accepted", "rejects@1", True),
     ]  # fmt: skip
     assert (reference.produces, reference.shape) == ("clips@1", "reduce")
     json.dumps(reference.model_dump(mode="json"), allow_nan=False)
