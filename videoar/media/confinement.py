@@ -86,4 +86,4 @@ def unconfined() -> str:
 
 
 if __name__ == "__main__":  # of `unconfined`: a process of its own to be confined
-    print("; ".join(confine()))  # noqa: T201 - run by itself, it says what it has confined
+    sys.stdout.write("; ".join(confine()))

@@ -20,7 +20,7 @@ import yaml
 
 from videoar import __version__
 from videoar.contracts.contract import load_contract
-from videoar.core.types import Row
+from videoar.core.types import Json, Row
 from videoar.records.names import find_run
 from videoar.records.run_record import Run, StageRun, events_of, load_run
 from videoar.storage.layout import table_folder
@@ -198,7 +198,7 @@ def _event(kind: str, time: float, fields: Mapping[str, Any]) -> Row:
     }
 
 
-def _facet(name: str, /, **fields: Any) -> Row:  # noqa: ANN401 - any JSON
+def _facet(name: str, /, **fields: Json) -> Row:
     """Return a facet; one of our own has the schema of any run facet."""
     version, _, kind = _FACETS.get(name, "").partition("/")
     path = f"facets/{version}/{kind}.json#/$defs/{kind}" if name else ""
