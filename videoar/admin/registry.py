@@ -10,6 +10,7 @@ from pathlib import Path
 
 from videoar.contracts.names import MODELS
 from videoar.core.errors import VideoARError, one_line
+from videoar.core.settings import settings
 from videoar.pipeline.spec import PipelineSpec
 from videoar.records import mlflow_mirror
 from videoar.records.run_record import load_run
@@ -18,7 +19,8 @@ from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
 logger = logging.getLogger(__name__)
-LATER = "videoar doctor --fix does it later"
+FIX = "videoar doctor --fix"
+LATER = f"{FIX} does it later"
 
 
 def mirror_run(store: Store, spec: PipelineSpec, run_id: str, page: bytes | None) -> None:
@@ -58,11 +60,12 @@ def mirror(store: Store, *, fix: bool) -> str:
         raise
     except Exception as error:
         uri = mlflow_mirror.tracking_uri(store)
-        raise VideoARError(uri, one_line(error), "is the MLflow server up?") from error
+        hint = "is the server up?" if settings().mlflow_uri else "" if fix else FIX
+        raise VideoARError(uri, one_line(error), hint) from error
     parts = ", ".join([f"{len(runs)} runs"] * bool(runs) + [f"ref {ref}" for ref in refs])
     if parts and not fix:
         where = mlflow_mirror.registered_name(store)
-        raise VideoARError(where, f"MLflow lacks the newest of {parts}", "videoar doctor --fix")
+        raise VideoARError(where, f"MLflow lacks the newest of {parts}", FIX)
     return f"mirrored: {parts}" if parts else "MLflow has all runs and refs"
 
 

@@ -6,12 +6,13 @@ absolute path of each artifact; when the folder was moved or copied, the paths a
 a copy would write into the original.
 """
 
+import fcntl
 import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -71,24 +72,38 @@ def complete(path: Path, open_with_mlflow: Callable[[str], object]) -> None:
         OSError: the folder cannot be written.
         sqlite3.OperationalError: the file cannot be read, or is locked.
     """
-    if path.exists():
-        what = damage(path)
-        if not what and _is_complete(path):
-            return
-        if not what:
-            what = _try(path, open_with_mlflow)
-        if not what:
-            _mark(path)
-            return
-        _move_aside(path, what)
+    if _is_ready(path):
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent)
-    with Scratch(path.parent) as scratch:
-        created = scratch / path.name
-        open_with_mlflow(sqlite_uri(created))
-        _mark(created)
-        with suppress(FileExistsError):  # another process was first
-            os.link(created, path)
+    # one process at a time: a second one would take the database of the first for the broken one
+    with _locked(path.parent):
+        if _is_ready(path):
+            return
+        if path.exists():
+            if not (what := damage(path) or _try(path, open_with_mlflow)):
+                _mark(path)
+                return
+            _move_aside(path, what)
+        sweep(path.parent)
+        with Scratch(path.parent) as scratch:
+            created = scratch / path.name
+            open_with_mlflow(sqlite_uri(created))
+            _mark(created)
+            created.rename(path)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # released on process exit
+        yield
+    finally:
+        os.close(handle)
+
+
+def _is_ready(path: Path) -> bool:
+    return path.exists() and not damage(path) and _is_complete(path)
 
 
 def damage(path: Path) -> str:

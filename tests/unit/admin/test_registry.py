@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import socket
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -174,7 +175,7 @@ def test_broken_database_is_moved_aside_and_filled_again(template, tmp_path, dam
         data[0 if damage == "header" else 4096 : 4196] = b"x" * 100
         path.write_bytes(data)
     broken = path.read_bytes()
-    if damage != "cut off":
+    if damage != "cut off":  # MLflow begins to write it, and then fails
         with pytest.raises(VideoARError, match="doctor --fix"):
             registry.mirror(store, fix=False)
     assert registry.mirror(store, fix=True) == "mirrored: 1 runs, ref champion"
@@ -194,7 +195,9 @@ def test_run_goes_on_without_mlflow_and_is_mirrored_later(tmp_path, mlflow_at, c
     document = toy_document(videos, model={"steps": 6})
     run = execute(store, document, "r")
     spec = parse_pipeline(document, "toy.yaml", REGISTRY)
+    began = time.monotonic()
     registry.mirror_run(store, spec, "r", None)
+    assert time.monotonic() - began < 20
     assert api.status(store, "r").status == "SUCCEEDED"
     other = toy_run(store, videos, model={"steps": 7}).outputs["model"]
     rollback(store, "champion")
