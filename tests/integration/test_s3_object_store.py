@@ -178,6 +178,9 @@ def test_listing_is_by_prefix_and_sorted(objects):
     assert [info.key for info in objects.list("p/a/")] == ["p/a/1", "p/a/2"]
     assert list(objects.list("none/")) == []
     assert {"p/b", "q"} < {info.key for info in objects.list("")}
+    objects.put("p/c/d/1", b"")
+    assert list(objects.folders("p/")) == ["a", "c"]
+    assert list(objects.folders("none/")) == []
 
 
 def test_put_if_absent_has_one_winner_and_keeps_its_content(objects):

@@ -199,7 +199,10 @@ def _scrub(store: Store, uris: Collection[str]) -> None:
         for uri in by_length:
             clean = clean.replace(uri.encode(), b"(taken down)") if clean else clean
         if clean is not None and clean != data:
-            store.objects.put(key, clean)
+            if layout.is_folded_events(key):
+                store.objects.purge(key)  # derived from records that are scrubbed themselves
+            else:
+                store.objects.put(key, clean)
             crash_point("forget.scrub")
     if uris:
         store.objects.purge_older(layout.RUNS_PREFIX)

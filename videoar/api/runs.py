@@ -6,8 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
@@ -246,10 +245,14 @@ def ls(store: Store, limit: int | None = None) -> list[Run]:
     """Return the newest `limit` runs, newest first; None means all of them."""
     from videoar.records.run_record import load_run, run_ids
 
+    def find(run_id: str) -> Run | None:
+        with suppress(ConfigError):  # its record is lost
+            return load_run(store, run_id)
+        return None
+
     # ids sort by time, so only the listed runs are read
-    listed = run_ids(store)[::-1][:limit]
     with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
-        return list(pool.map(partial(load_run, store), listed))
+        return [run for run in pool.map(find, run_ids(store)[::-1][:limit]) if run is not None]
 
 
 def cancel(store: Store, name: str) -> str:

@@ -4,17 +4,20 @@ A killed run has no `finish` event, so by the record alone it looks like one in 
 without that event whose driver has no living lease (`storage.lease`) is INTERRUPTED.
 """
 
+import json
+import logging
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field
 
 from videoar.core.crash_points import crash_point
-from videoar.core.errors import ConfigError, did_you_mean
+from videoar.core.errors import ConfigError, StorageError, did_you_mean
 from videoar.core.hardware import hardware
-from videoar.core.ids import new_run_id
+from videoar.core.ids import digest_json, new_run_id
 from videoar.core.processes import this_process
 from videoar.core.settings import settings
 from videoar.core.software import commit_id, packages_digest
@@ -27,16 +30,19 @@ from videoar.storage.layout import (
     RUNS_PREFIX,
     cancel_key,
     claim_log,
+    folded_events_key,
     lease_log,
+    log_entry_key,
     run_claim,
     run_events,
-    run_id_of,
     run_key,
 )
 from videoar.storage.lease import HolderWatch, Lease, claim_holder
 from videoar.storage.ledger import current_user
 from videoar.storage.store import Store
 
+logger = logging.getLogger(__name__)
+_CONCURRENT_READS = 16  # half of the connections of an S3 client, see `s3_store`
 Status = Literal[
     "PENDING", "RUNNING", "SUCCEEDED", "CACHED", "FAILED", "GATE_BLOCKED", "CANCELLED",
     "INTERRUPTED", "SKIPPED", "WAITING", "UNKNOWN", "TIMED_OUT", "QUEUED",
@@ -288,8 +294,13 @@ class RunLog:
         self.event("stage", stage=stage.model_dump(mode="json", by_alias=True), **extra)
 
     def finish(self, status: Status, error: str | None, code: str | None = None) -> None:
-        """Record how the run ended."""
+        """Record how the run ended, and its events in one object for readers."""
         self.event("finish", status=status, error=error, code=code)
+        crash_point("run-finished")
+        try:
+            _fold(self._store, self.run_id)
+        except StorageError as error_:
+            logger.warning("events are read one by one: %s", error_)
 
 
 def _is_driven(store: Store, run_id: str) -> bool:
@@ -312,7 +323,7 @@ def _place(store: Store, run_id: str, lease: str) -> dict[str, Any]:
 
 def run_ids(store: Store) -> list[str]:
     """Return all run ids, oldest first."""
-    return sorted(filter(None, map(run_id_of, store.ledger.list(RUNS_PREFIX))))
+    return list(store.objects.folders(RUNS_PREFIX))
 
 
 def next_run_id(store: Store) -> str:
@@ -322,9 +333,51 @@ def next_run_id(store: Store) -> str:
 
 def events_of(store: Store, run_id: str) -> list[dict[str, Any]]:
     """Return the events of a run in order."""
-    keys = sorted(store.ledger.list(f"{run_events(run_id)}/"))
-    records = (store.ledger.read(key) for key in keys)
-    return [record for record in records if record is not None]
+    log, events = run_events(run_id), _folded_events(store, run_id)
+    if not events:
+        keys = [log_entry_key(log, number) for number in range(store.ledger.length(log))]
+        return [event for event in read_records(store, keys) if event is not None]
+    # it may have been resumed since
+    while (event := store.ledger.read(log_entry_key(log, len(events)))) is not None:
+        events.append(event)
+    return events
+
+
+def read_records(store: Store, keys: Sequence[str]) -> list[dict[str, Any] | None]:
+    """Return records, None for each that is missing; from a remote store several at once."""
+    if store.objects.is_local:
+        return list(map(store.ledger.read, keys))
+    with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
+        return list(pool.map(store.ledger.read, keys))
+
+
+def _fold(store: Store, run_id: str) -> None:
+    """Write the events of a run in one object, unless an earlier driver has.
+
+    Derived, and created once: what comes after it is read event by event.
+    """
+    key = folded_events_key(run_id)
+    if store.objects.size(key) is None:
+        events = events_of(store, run_id)
+        # an event that is lost must stay visible as lost
+        if len(events) == store.ledger.length(run_events(run_id)):
+            store.ledger.create(key, {"events": events, "sha256": digest_json(events)})
+
+
+def _folded_events(store: Store, run_id: str) -> list[dict[str, Any]]:
+    """Return the events that were written in one object; none without one, or if it is damaged."""
+    data = store.objects.find(key := folded_events_key(run_id))
+    if data is None:
+        return []
+    try:
+        folded = json.loads(data)
+        events: list[dict[str, Any]] = folded["events"]
+        if digest_json(events) == folded["sha256"]:
+            return events
+    except (ValueError, KeyError, TypeError):
+        pass
+    logger.warning("%s/%s: damaged, the events are read one by one", store.url, key)
+    return []
 
 
 def last_driver(store: Store, run_id: str) -> dict[str, Any]:
@@ -516,10 +569,12 @@ def ended_runs(store: Store, pipeline: str, before: str | None) -> Iterator[Run]
 
 
 def _newest_first(store: Store, pipeline: str, before: str | None) -> Iterator[str]:
-    for run_id in reversed(run_ids(store)):
-        if before is None or run_id < before:
-            record: Mapping[str, Any] = store.ledger.read(run_key(run_id)) or {}
-            if record.get("pipeline") == pipeline:
+    ids = [run_id for run_id in reversed(run_ids(store)) if before is None or run_id < before]
+    for start in range(0, len(ids), _CONCURRENT_READS):
+        some = ids[start : start + _CONCURRENT_READS]
+        records = read_records(store, [run_key(run_id) for run_id in some])
+        for run_id, record in zip(some, records, strict=True):
+            if record is not None and record.get("pipeline") == pipeline:
                 yield run_id
 
 

@@ -12,6 +12,7 @@
     runs/<run>/run.json, events/, progress/       run record
     runs/<run>/cancel/<number>.json               requests to cancel it, by claim of its driver
     runs/<run>/report.html                        report page
+    runs/<run>/events.json                        its events until it ended first, derived
     index.html                                    page of the store
     refs/<name>/<number>.json                     refs, one record per move
     leases/<name>/epochs/<number>.json, heartbeats/<number>   owners of a lease, one after another
@@ -215,16 +216,19 @@ def run_key(run_id: str) -> str:
     return f"{RUNS_PREFIX}{run_id}/run.json"
 
 
-def run_id_of(key: str) -> str | None:
-    """Return the run of a `run.json` key, None for any other key."""
-    # progress/ and events/ of a run are one level deeper
-    parts = key.split("/")
-    return parts[1] if len(parts) == 3 and key == run_key(parts[1]) else None
-
-
 def run_events(run_id: str) -> str:
     """Return the log of a run's events, see `log_entry_key`."""
     return f"{RUNS_PREFIX}{run_id}/events"
+
+
+def folded_events_key(run_id: str) -> str:
+    """Return the key of the events that a run had when it ended for the first time, in one."""
+    return f"{run_events(run_id)}.json"
+
+
+def is_folded_events(key: str) -> bool:
+    """Return whether a key is one of `folded_events_key`."""
+    return key.startswith(RUNS_PREFIX) and key.endswith("/events.json") and key.count("/") == 2
 
 
 def progress_key(run_id: str, stage: str) -> str:

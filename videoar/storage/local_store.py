@@ -292,6 +292,18 @@ class LocalObjectStore:
             if key > after:
                 yield info
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Scan the folder; empty folders are left out."""
+        with _os_errors(self.root / prefix):
+            try:
+                with os.scandir(self.root / prefix) as entries:
+                    names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+            except (FileNotFoundError, NotADirectoryError):
+                return
+            for name in names:
+                if any(self._walk(f"{prefix}{name}/", prefix, "")):
+                    yield name
+
     def delete(self, key: str) -> None:
         """Unlink the file."""
         path = self._path(key)

@@ -106,6 +106,13 @@ class ObjectStore(Protocol):
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         """Yield the objects whose keys start with `prefix` and are above `after`, sorted by key."""
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        """Yield the names that keys under a prefix have up to their next slash, sorted.
+
+        Args:
+            prefix: ends in a slash.
+        """
+
     def delete(self, key: str) -> None:
         """Delete an object; a missing one is no error."""
 

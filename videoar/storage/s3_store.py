@@ -279,6 +279,15 @@ class S3ObjectStore:
                     key = item["Key"].removeprefix(self._prefix)
                     yield ObjectInfo(key, item["Size"], item.get("ETag", "").strip('"'))
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        """LIST with a delimiter, page by page: a thousand folders each."""
+        pages = self._client.get_paginator("list_objects_v2")
+        start = self._prefix + prefix
+        with self._errors(prefix):
+            for page in pages.paginate(Bucket=self._bucket, Prefix=start, Delimiter="/"):
+                for item in page.get("CommonPrefixes", ()):
+                    yield item["Prefix"].removeprefix(start).rstrip("/")
+
     def delete(self, key: str) -> None:
         """DELETE the object."""
         with self._errors(key):

@@ -1,18 +1,34 @@
 """The run record: ids, statuses and what a user may call a run."""
 
 import itertools
+import threading
 import time
+from functools import partial
 
 import pytest
 
 from tests.support.toys import REGISTRY
+from videoar import api
 from videoar.core.errors import ConfigError
 from videoar.core.ids import new_run_id
 from videoar.core.processes import this_process
 from videoar.pipeline.spec import parse_pipeline
 from videoar.records.names import find_run
-from videoar.records.run_record import RunLog, cancel_run, load_run, next_run_id
-from videoar.storage.layout import cancel_key, run_claim
+from videoar.records.run_record import (
+    RunLog,
+    StageRun,
+    cancel_run,
+    events_of,
+    load_run,
+    next_run_id,
+)
+from videoar.storage.layout import (
+    cancel_key,
+    folded_events_key,
+    log_entry_key,
+    run_claim,
+    run_events,
+)
 from videoar.storage.lease import Lease
 from videoar.storage.ledger import current_user
 from videoar.storage.store import Store, open_store
@@ -38,6 +54,94 @@ def create(store: Store, run_id: str, until: str | None = None) -> RunLog:
     log = RunLog(store, run_id, lambda: None)
     log.create(parse_pipeline(DOCUMENT, "toy.yaml", REGISTRY), "0", None, until)
     return log
+
+
+class Counting:
+    """A store whose requests take time and are counted; listings have 1,000 entries a page."""
+
+    def __init__(self, objects, request_s: float = 0.0) -> None:
+        self._objects, self._request_s = objects, request_s
+        self.is_local, self.requests, self._lock = False, 0, threading.Lock()
+
+    def __getattr__(self, name: str):
+        attribute = getattr(self._objects, name)
+        return partial(self._call, name, attribute) if callable(attribute) else attribute
+
+    def _call(self, name: str, method, *args, **options):
+        result = method(*args, **options)
+        if name in ("list", "folders"):
+            result = list(result)
+        with self._lock:
+            pages = 1 + len(result) // 1000 if name in ("list", "folders") else 1
+            self.requests += pages
+        time.sleep(self._request_s * pages)
+        return iter(result) if name in ("list", "folders") else result
+
+
+def finished(store: Store, run_id: str) -> RunLog:
+    log = create(store, run_id)
+    log.driver({}, ())
+    for name in ("big", "few", "total"):
+        for status in ("RUNNING", "SUCCEEDED"):
+            log.stage(StageRun(name=name, type="upper", status=status))
+    log.finish("SUCCEEDED", None)
+    return log
+
+
+def test_ended_run_is_read_with_few_requests_and_as_from_its_events(store):
+    finished(store, "r1")
+    counting = Counting(store.objects)
+    folded = load_run(Store(counting), "r1")
+    assert counting.requests == 3  # record, folded events, the event after them
+    store.objects.delete(folded_events_key("r1"))
+    assert load_run(store, "r1") == folded
+    RunLog(store, "r1", lambda: None).finish("SUCCEEDED", None)  # rebuilt by the next driver
+    assert len(events_of(store, "r1")) == 9
+    assert store.objects.find(folded_events_key("r1")) is not None
+
+
+def test_events_after_the_end_are_read_as_well(store):
+    log = finished(store, "r1")
+    log.driver({}, ())
+    log.finish("FAILED", "boom", "STAGE")
+    assert (load_run(store, "r1").status, load_run(store, "r1").error) == ("FAILED", "boom")
+    assert len(events_of(store, "r1")) == 10
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: data[:-9], lambda data: data.replace(b"few", b"fow"), lambda _: b"[]"],
+    ids=["cut", "changed", "other"],
+)
+def test_folded_events_that_are_damaged_are_ignored(store, caplog, damage):
+    finished(store, "r1")
+    before = load_run(store, "r1")
+    key = folded_events_key("r1")
+    store.objects.put(key, damage(store.objects.get(key)))
+    assert load_run(store, "r1") == before
+    assert f"{key}: damaged" in caplog.text
+
+
+def test_event_that_is_lost_is_not_hidden(store):
+    log = finished(store, "r1")
+    store.objects.delete(folded_events_key("r1"))
+    store.objects.delete(log_entry_key(run_events("r1"), 3))
+    log.finish("SUCCEEDED", None)
+    assert store.objects.find(folded_events_key("r1")) is None
+
+
+def test_listing_many_runs_takes_requests_by_what_is_shown(store):
+    for n in range(300):
+        finished(store, f"r{n:03}")
+    counting = Counting(store.objects, request_s=0.02)
+    remote = Store(counting)
+    began = time.monotonic()
+    assert len(api.ls(remote, 20)) == 20
+    assert time.monotonic() - began < 2
+    assert counting.requests == 1 + 20 * 3
+    counting.requests = 0
+    assert api.status(remote).run_id == "r299"
+    assert counting.requests <= 6
 
 
 def test_new_run_id_after_a_later_id_is_still_greater(monkeypatch):
