@@ -3,26 +3,28 @@
 A lost data file makes its stage run again by itself: a commit without all of its files counts as
 never made. A damaged one, and an object that only rows name, are found when they are read, which a
 cached stage does not. Removing them, and the data files whose rows name them, makes the next run
-make all of them again.
+make all of them again. A record that is no JSON is removed if it can be derived again.
 """
 
+import json
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from videoar.core.errors import TransientStorageError, VideoARError
+from videoar.core.errors import DamagedError, TransientStorageError, VideoARError
 from videoar.core.prefetch import concurrently
-from videoar.core.types import FileRef, Frozen
-from videoar.storage import references
+from videoar.core.types import Frozen
+from videoar.storage import layout, references
 from videoar.storage.audit import Finding, check_bytes
 from videoar.storage.key_set import KeySet
 from videoar.storage.references import NamedFile, NamedObject
 from videoar.storage.store import Store
 
-_REPAIR = "restore it from a copy, or let `videoar doctor --verify --fix` remove it"
-_REPAIRED = "removed; the next run of its pipeline makes it again"
+_FIX = "restore it from a copy, or let `videoar doctor --verify --fix` remove it"
+_FIXED = "removed; the next run of its pipeline makes it again"
 
 
 class Check(Frozen):
@@ -46,15 +48,28 @@ def damage(store: Store, *, fix: bool = False) -> Iterator[Check]:
         StorageError: the store does not respond.
     """
     with tempfile.TemporaryDirectory() as folder, closing(KeySet(Path(folder, "keys"))) as seen:
-        scan = _Scan(store, seen)
-        for finding, by, holder in scan.findings():
+        scan, is_mended = _Scan(store, seen), True
+        for found in chain(scan.records(), scan.named()):
             # the object first: with the file gone, nobody would find it any more
-            for key in (finding.path, holder.key) if fix else ():
+            for key in (found.key, *found.holders) if fix and found.can_fix else ():
                 store.objects.delete(key)
-            detail = f"{finding.message}; named by {by} ({_REPAIRED if fix else _REPAIR})"
-            yield Check(name=f"damage: {finding.path}", ok=fix, detail=detail)
-    what = f"{scan.keys} files and objects read, {scan.damaged} lost or damaged"
-    yield Check(name="store: everything that is named", ok=fix or not scan.damaged, detail=what)
+            ok = fix and found.can_fix
+            is_mended = is_mended and ok
+            hint = _FIXED if ok else _FIX if found.can_fix else "restore it from a copy"
+            yield Check(name=f"damage: {found.key}", ok=ok, detail=f"{found.what} ({hint})")
+    what = f"{scan.keys} records, files and objects read, {scan.damaged} lost or damaged"
+    yield Check(name="store: everything that is named", ok=is_mended, detail=what)
+
+
+@dataclass(frozen=True)
+class _Damage:
+    key: str
+    what: str
+    """What is wrong, and who names it."""
+    holders: tuple[str, ...] = ()
+    """The data file that names it."""
+    can_fix: bool = True
+    """Whether it is made again once it is removed."""
 
 
 class _Scan:
@@ -62,43 +77,72 @@ class _Scan:
 
     def __init__(self, store: Store, seen: KeySet) -> None:
         self._store, self._seen = store, seen
-        self._bad: dict[str, list[Finding]] = {}
-        self.keys = 0
+        self._bad: dict[str, Finding] = {}
+        self.keys = self.damaged = 0
 
-    @property
-    def damaged(self) -> int:
-        """Number of keys."""
-        return len(self._bad)
+    def records(self) -> Iterator[_Damage]:
+        """Yield the records and commits that are no JSON."""
+        infos = self._store.objects.list("")
+        keys = (info.key for info in infos if info.key.endswith(".json"))
+        for key, is_json in concurrently(self._is_json, keys):
+            self.keys += 1
+            if not is_json:
+                self.damaged += 1
+                can_fix = key.startswith((layout.STAGES_PREFIX, layout.COMMITS_PREFIX))
+                yield _Damage(key, "is no JSON", can_fix=can_fix)
 
-    def findings(self) -> Iterator[tuple[Finding, str, FileRef]]:
-        """Yield each damage with who names it and the data file that it is, or that names it."""
+    def _is_json(self, key: str) -> bool:
+        data = self._store.objects.find(key) or b"{}"  # deleted meanwhile
+        try:
+            for text in data.splitlines() if layout.is_log_version(key) else [data]:
+                json.loads(text)
+        except ValueError:
+            return False
+        return True
+
+    def named(self) -> Iterator[_Damage]:
+        """Yield the data files and objects that are lost or damaged."""
         named = chain(
             references.committed_files(self._store.objects),
             references.replacement_files(self._store.ledger),
+            self._recorded_files(),
         )
         new = (file for file in named if self._seen.add(file.file.key))
-        for file, findings in concurrently(self._check_file, new):
-            self.keys += 1
-            if findings and references.is_replaced(self._store.objects, file.file.key):
-                continue
-            if findings:
-                self._bad[file.file.key] = findings
-            yield from ((finding, file.by, file.file) for finding in findings)
-            if not findings:
-                yield from self._objects(file)
+        try:
+            for file, finding in concurrently(self._check_file, new):
+                self.keys += 1
+                if finding is None:
+                    yield from self._objects(file)
+                elif not self._is_made_again(file, finding):
+                    self.damaged += 1
+                    yield _Damage(file.file.key, f"{finding.message}; named by {file.by}")
+        except DamagedError as error:
+            what = f"{error.what}; what was committed after it was not read"
+            yield _Damage(error.where, what, can_fix=False)
 
-    def _check_file(self, named: NamedFile) -> list[Finding]:
+    def _recorded_files(self) -> Iterator[NamedFile]:
+        for key in self._store.ledger.list(layout.STAGES_PREFIX):
+            with suppress(DamagedError):  # `records` has it
+                yield from references.recorded_files(key, self._store.ledger.read(key) or {})
+
+    def _is_made_again(self, file: NamedFile, finding: Finding) -> bool:
+        """Return whether a run makes a file again, or has already."""
+        if file.contract is None:  # of a record alone, which a run looks at
+            return finding.kind in {"MISSING", "SIZE"}
+        return references.is_replaced(self._store.objects, file.file.key)
+
+    def _check_file(self, named: NamedFile) -> Finding | None:
         file = named.file
         return self._check(file.key, file.sha256, file.size_bytes)
 
-    def _check_object(self, named: NamedObject) -> list[Finding]:
+    def _check_object(self, named: NamedObject) -> Finding | None:
         return self._check(named.key, named.sha256, named.size_bytes)
 
-    def _check(self, key: str, sha256: str, size_bytes: int | None) -> list[Finding]:
-        found = list(check_bytes(self._store.objects, key, sha256, size_bytes))
-        return [finding for finding in found if finding.kind != "WITHDRAWN"][:1]
+    def _check(self, key: str, sha256: str, size_bytes: int | None) -> Finding | None:
+        found = check_bytes(self._store.objects, key, sha256, size_bytes)
+        return next((finding for finding in found if finding.kind != "WITHDRAWN"), None)
 
-    def _objects(self, file: NamedFile) -> Iterator[tuple[Finding, str, FileRef]]:
+    def _objects(self, file: NamedFile) -> Iterator[_Damage]:
         try:
             objects = list(references.objects_of(self._store.objects, file))
         except TransientStorageError:
@@ -106,11 +150,12 @@ class _Scan:
         except VideoARError:  # withdrawn
             return
         new = (named for named in objects if self._seen.add(named.key))
-        for named, findings in concurrently(self._check_object, new):
+        for named, finding in concurrently(self._check_object, new):
             self.keys += 1
-            if findings:
-                self._bad[named.key] = findings
+            if finding is not None:
+                self.damaged += 1
+                self._bad[named.key] = finding
         for named in objects:
-            for finding in self._bad.get(named.key, ()):
-                by = f"row {named.row} of {file.file.key} of {file.by}"
-                yield finding, by, file.file
+            if (bad := self._bad.get(named.key)) is not None:
+                what = f"{bad.message}; named by row {named.row} of {file.file.key} of {file.by}"
+                yield _Damage(named.key, what, (file.file.key,))

@@ -250,6 +250,7 @@ class _Walk:
     def garbage(self) -> Iterator[Garbage]:
         """Yield what is garbage; records before what they name."""
         yield from self._work_records()
+        yield from self._old(self._half_written())
         yield from self._unnamed(layout.TABLES_PREFIX, "data", self._files, layout.data_sha256)
         self._name_objects()
         if not self.problems:
@@ -264,18 +265,23 @@ class _Walk:
 
     def _find_living(self) -> _Living:
         ages, stages, known = [0.0], set[str](), True
-        for right, (key, _) in self._claims.items():
-            run_id = layout.claimed_run(right)
-            claim = self._store.ledger.read(key) if run_id else None
-            if run_id is None or claim is None:
-                continue
+        claims = self._claims.items()
+        runs = {key: run for right, (key, _) in claims if (run := layout.claimed_run(right))}
+        for key, (claim, age_s) in concurrently(self._driver, runs):
+            run_id = runs[key]
             self._runs[claim["lease"], claim["epoch"]] = run_id
-            if self._is_driven(claim):
-                ages.append((self._store.objects.age_s(key) or 0.0) + _SLACK_S)
+            if age_s is not None:
+                ages.append(age_s + _SLACK_S)
                 record = self._store.ledger.read(layout.run_key(run_id))
                 known = known and record is not None
                 stages |= {stage["name"] for stage in (record or {"stages": ()})["stages"]}
         return _Living(max(ages), frozenset(stages) if known else None)
+
+    def _driver(self, key: str) -> tuple[Record, float | None]:
+        """Return a claim, and its age if its owner lives."""
+        claim = self._store.ledger.read(key) or {"lease": "", "epoch": -1}
+        is_driven = claim["lease"] and self._is_driven(claim)
+        return claim, (self._store.objects.age_s(key) or 0.0) if is_driven else None
 
     def _is_driven(self, claim: Record) -> bool:
         holder = HolderWatch(self._store, claim["lease"], claim["epoch"])
@@ -285,9 +291,9 @@ class _Walk:
         age_s = self._store.objects.age_s(key)
         return age_s is not None and age_s >= max(than_s, self._living.age_s)
 
-    def _old(self, items: Iterable[Garbage], than_s: float | None = None) -> Iterator[Garbage]:
+    def _old(self, items: Iterable[Garbage]) -> Iterator[Garbage]:
         """Yield the items that are older than the retention time."""
-        limit_s = self._retention.keep_s if than_s is None else than_s
+        limit_s = self._retention.keep_s
         for item, is_old in concurrently(lambda item: self._is_older(item.key, limit_s), items):
             if is_old:
                 yield item
@@ -317,6 +323,11 @@ class _Walk:
                 # a record whose files are lost does not count: its work runs again
                 with suppress(_UnreadableError):
                     self._name_objects_of(file)
+
+    def _half_written(self) -> Iterator[Garbage]:
+        for info in self._store.objects.list(layout.TABLES_PREFIX):
+            if layout.is_log_leftover(info.key):
+                yield _garbage(info, "data", "half-written by a killed process")
 
     def _unnamed(
         self, prefix: str, kind: str, named: KeySet, sha256_of: Callable[[str], str | None]

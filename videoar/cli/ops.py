@@ -84,9 +84,12 @@ def gc(ctx: typer.Context) -> None:
 
 @verb(gc_group, _PANEL, "gc plan")
 def plan(
-    days: Annotated[float, typer.Option(min=0.0, help="How old garbage must be.")] = 7.0,
+    days: Annotated[
+        float, typer.Option(min=0.0, metavar="DAYS", help="How old garbage must be.")
+    ] = 7.0,
     unfinished_days: Annotated[
-        float, typer.Option(min=0.0, help="The same, of work that a resume would continue.")
+        float,
+        typer.Option(min=0.0, metavar="DAYS", help="The same, of what a resume would continue."),
     ] = 30.0,
 ) -> None:
     """Record what is garbage; delete nothing.

@@ -52,6 +52,7 @@ READABLE_LAYOUT_VERSIONS = (LAYOUT_VERSION,)
 # Prefixes end with a slash: `runs/` must not list keys of a later `runs-archive/`.
 TABLES_PREFIX = "tables/"
 OBJECTS_PREFIX = "objects/"
+COMMITS_PREFIX = "commits/"
 STAGES_PREFIX = "stages/"
 CHECKPOINTS_PREFIX = "checkpoints/"
 RUNS_PREFIX = "runs/"
@@ -140,9 +141,16 @@ def is_log_version(key: str) -> bool:
     return folder.endswith(f"/{_LOG_FOLDER}") and name.removesuffix(".json").isdigit()
 
 
+def is_log_leftover(key: str) -> bool:
+    """Return whether a key is a half-written version that a killed writer of a folder has left."""
+    folder, _, name = key.rpartition("/")
+    # what the crate `object_store` appends before it links the file to its name
+    return folder.endswith(f"/{_LOG_FOLDER}") and "#" in name
+
+
 def commit_index_key(dataset: str, app_id: str) -> str:
     """Return the key of the index record of an application id: its version in the Delta log."""
-    return f"commits/{dataset}/{app_id}.json"
+    return f"{COMMITS_PREFIX}{dataset}/{app_id}.json"
 
 
 def object_key(sha256: str, suffix: str) -> str:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from videoar.core.errors import RefMovedError
+from videoar.core.errors import DamagedError, RefMovedError
 from videoar.core.ids import canonical_json
 from videoar.storage.layout import REFS_PREFIX, log_entry_key, ref_log
 from videoar.storage.object_store import ObjectStore
@@ -39,12 +39,16 @@ class Ledger:
 
     def create_or_adopt(self, key: str, record: Mapping[str, Any]) -> Record:
         """Create a record, or return the existing one: the loser of a race adopts the winner's."""
-        return dict(record) if self.create(key, record) else _parse(self._objects.get(key))
+        return dict(record) if self.create(key, record) else _parse(key, self._objects.get(key))
 
     def read(self, key: str) -> Record | None:
-        """Return a record, None if there is no such record."""
+        """Return a record, None if there is no such record.
+
+        Raises:
+            DamagedError: it is no JSON.
+        """
         data = self._objects.find(key)
-        return None if data is None else _parse(data)
+        return None if data is None else _parse(key, data)
 
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the keys of the records under a prefix, sorted."""
@@ -81,8 +85,11 @@ class Ledger:
         return number
 
 
-def _parse(data: bytes) -> Record:
-    record: Record = json.loads(data)
+def _parse(key: str, data: bytes) -> Record:
+    try:
+        record: Record = json.loads(data)
+    except ValueError as error:
+        raise DamagedError(key, "damaged: no JSON", "restore it from a copy") from error
     record.pop(_NONCE, None)
     return record
 

@@ -4,12 +4,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.toy_runs import execute, toy_document
+from tests.support.child_process import exit_code, preload
+from tests.support.toy_runs import execute, execute_at, resume, toy_document
 from videoar import api
 from videoar.admin.damage import damage
 from videoar.admin.doctor import file_system
+from videoar.core.errors import DamagedError
+from videoar.storage import layout
+from videoar.storage.store import open_store
+
+preload(__name__)
 
 DRAWN = {"draw": {"stage": "draw", "from": {"model": "model"}}}
+
+
+def resume_at(url: str, run_id: str) -> None:
+    resume(open_store(url), run_id)
 
 
 def flip(store, key: str) -> None:
@@ -52,6 +62,41 @@ def test_damage_is_found_and_mended_by_the_next_run(store, videos, what, how):
         assert again.outputs[name] == run.outputs[name]
     assert again.stage(what.partition(" ")[0]).status == "SUCCEEDED"  # not CACHED
     assert [check.ok for check in damage(store)] == [True]
+
+
+def test_records_that_are_no_json_are_listed_and_derived_ones_removed(store, videos):
+    document = toy_document(videos)
+    run = execute(store, document)
+    keys = [info.key for info in store.objects.list("")]
+    derived = next(k for k in keys if k.startswith("stages/big/"))
+    commit = store.snapshot(run.outputs["few"]).commit
+    kept = [layout.run_key(run.run_id), layout.log_version_key("few", commit.version)]
+    for key in (derived, *kept):
+        store.objects.put(key, b"{")
+    with pytest.raises(DamagedError, match=r"run\.json: damaged: no JSON"):
+        api.status(store, run.run_id)
+    with pytest.raises(DamagedError, match="damaged: no commit"):
+        list(store.snapshots())
+    found = {check.name: check for check in damage(store, fix=True)}
+    assert found[f"damage: {derived}"].ok
+    assert store.objects.size(derived) is None
+    for key in kept:
+        assert not found[f"damage: {key}"].ok
+        assert "restore it from a copy" in found[f"damage: {key}"].detail
+        assert store.objects.get(key) == b"{"
+
+
+def test_objects_of_work_that_was_not_committed_are_looked_at(store, videos):
+    document = toy_document(videos, **DRAWN)
+    code = exit_code(execute_at, store.url, document, "killed", VIDEOAR_CRASH_AT="reduce-written")
+    assert code == -9
+    assert exit_code(resume_at, store.url, "killed", VIDEOAR_CRASH_AT="before-commit") == -9
+    lost = {info.key for info in store.objects.list("tables/few/data/")}
+    for key in lost:
+        store.objects.delete(key)
+    assert [check.ok for check in damage(store)] == [True]  # it is made again without help
+    assert resume(store, "killed").status == "SUCCEEDED"
+    assert lost <= {info.key for info in store.objects.list("tables/few/data/")}
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from videoar.core.errors import ConfigError, LeaseHeldError, TransientStorageErr
 from videoar.records.run_record import load_run, run_ids
 from videoar.storage import layout
 from videoar.storage.collection import CollectionWatch, wait_for_collection
+from videoar.storage.delta_log import DeltaLog
 from videoar.storage.lease import Lease
 from videoar.storage.store import Store, open_store
 
@@ -227,6 +228,59 @@ def test_what_was_deleted_while_it_was_made_is_an_error(store):
     with pytest.raises(TransientStorageError, match="deleted as garbage"):
         watch.require_all("record", lambda: [key])
     CollectionWatch(store).require_all("record", lambda: [key])  # it has begun since
+
+
+def test_half_written_versions_of_a_log_go(store, videos):
+    execute(store, toy_document(videos))
+    left = f"{layout.log_version_key('big', 7)}#1"
+    store.objects.put(left, b"{")
+    assert collect(store)["data"] == 1
+    assert store.objects.size(left) is None
+    read_all(store)
+
+
+def test_an_object_that_is_deleted_in_that_moment_is_made_again(store, videos, monkeypatch):
+    """The collector looks before the put, and deletes after it."""
+    put, deleted = Store.put_object, []
+
+    def put_and_lose(self, data, suffix):
+        file = put(self, data, suffix)
+        if not deleted:
+            lease = Lease(self, layout.COLLECTOR_LEASE, "collector")
+            lease.acquire()
+            self.objects.delete(file.key)
+            lease.release()
+            deleted.append(file.key)
+        return file
+
+    monkeypatch.setattr(Store, "put_object", put_and_lose)
+    run = execute(store, toy_document(videos, **DRAWN))
+    assert run.status == "SUCCEEDED"
+    assert deleted
+    read_all(store)
+
+
+def test_a_file_that_is_deleted_before_its_commit_fails_the_run_which_resumes(
+    store, videos, monkeypatch
+):
+    document = toy_document(videos)
+    append, deleted = DeltaLog.append, []
+
+    def append_and_lose(self, draft, schema):
+        commit = append(self, draft, schema)
+        if not deleted and draft.dataset == "few":
+            lease = Lease(store, layout.COLLECTOR_LEASE, "collector")
+            lease.acquire()
+            deleted.append(draft.files[0].key)
+            store.objects.delete(deleted[0])
+            lease.release()
+        return commit
+
+    monkeypatch.setattr(DeltaLog, "append", append_and_lose)
+    with pytest.raises(TransientStorageError, match="was deleted as garbage"):
+        execute(store, document, "lost")
+    assert resume(store, "lost").status == "SUCCEEDED"
+    read_all(store)
 
 
 def test_epochs_go_only_with_all_before_them(store):
