@@ -52,13 +52,11 @@ ROWS = {
 }  # fmt: skip
 NOT_MET = {
     2: "no test on several nodes yet", 3: "no test of a lost head yet", 4: "as 3",
-    6: "there is no submit verb yet", 7: "single broken responses are retried, outages are not",
-    8: "one request is compared by content, others are not", 12: "decoders only",
+    6: "there is no submit verb yet", 12: "decoders only",
     13: "a cached stage does not read; records have no digest",
     14: "not tested", 15: "not tested", 16: "retried, with the same memory",
     17: "no watchdog of steps; needs a GPU", 30: "the cluster is a stand-in",
     32: "no check before the start",
-    33: "not tested",
 }  # fmt: skip
 """What is missing, of rows that have no test or whose tests do not cover the promise."""
 

@@ -93,6 +93,7 @@ def test_store_without_permission_exits_7(tmp_path: Path):
     ("store", "words", "code"),
     [
         ("s3://bucket/x", "127.0.0.1:9", 7),
+        ("file:rel", "its path is not absolute", 2),
         ("ftp://host/x", "not a store URL", 2),
         ("file://", "not a store URL", 2),
     ],
@@ -105,6 +106,12 @@ def test_unusable_store_exits_with_one_line(store: str, words: str, code: int):
     got, stderr = fail("ls", store=store, **extra)
     assert (got, len(stderr.strip().splitlines())) == (code, 1), stderr
     assert words in stderr
+
+
+def test_profile_unknown_exits_with_one_line():
+    code, stderr = fail("ls", store="s3://bucket/x", AWS_PROFILE="absent")
+    assert (code, len(stderr.strip().splitlines())) == (2, 1), stderr
+    assert "AWS configuration: The config profile (absent) could not be found" in stderr
 
 
 @pytest.mark.parametrize(

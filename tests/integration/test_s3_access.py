@@ -73,6 +73,8 @@ WRONG = [
     ({"DEFAULT_REGION": "not a region"}, "", "AWS configuration: .*region"),
     ({}, "127.0.0.1:9000", "127.0.0.1:9000: not an S3 endpoint.* VIDEOAR_S3_ENDPOINT"),
     ({}, "localhost:9000", "localhost:9000: not an S3"),
+    ({}, "http://user:planted@host:1", "S3 endpoint: has a user name or password"),
+    ({"ENDPOINT_URL": "http://user:planted@host:1"}, "", "S3 endpoint: has a user name"),
     ({}, "ftp://host", "ftp://host: not an S3"),
     ({"ENDPOINT_URL": "host:9000"}, "", "AWS_ENDPOINT_URL: Invalid endpoint: host:9000"),
     ({"PROFILE": "p", "config": "[profile p\n"}, "", "AWS configuration: Unable to parse"),
@@ -85,6 +87,7 @@ def test_configuration_unusable_is_named(aws, variables, endpoint, words):
     with pytest.raises(ConfigError, match=words) as caught:
         open_store("s3://bucket/x", endpoint=endpoint)
     assert "\n" not in str(caught.value)
+    assert "planted" not in str(caught.value)
 
 
 PROVIDER = """

@@ -52,6 +52,7 @@ def test_write_that_was_applied_is_known_as_own(connect, proxy, moto_server, fau
     assert race(objects, rounds=2, writers=4) == [1, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.fault(8, "log, ref and lease through a proxy that loses or repeats each write")
 @LOST
 def test_logs_refs_and_leases_grow_by_what_was_written(connect, proxy, fault):
@@ -83,6 +84,7 @@ def test_write_refused_without_an_object_is_an_error_at_once(connect, proxy):
     assert [method for method, _ in proxy.requests].count("PUT") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.fault(8, "the completion of a multipart upload whose answer is lost")
 @pytest.mark.parametrize("fault", ["lost", "twice", "then 500"])
 def test_upload_whose_completion_was_applied_succeeds(connect, proxy, tmp_path, fault):
@@ -93,6 +95,7 @@ def test_upload_whose_completion_was_applied_succeeds(connect, proxy, tmp_path, 
     assert objects.size("big") == MULTIPART_BYTES + 1
 
 
+@pytest.mark.slow
 @pytest.mark.fault(7, "5, 50 and 100 % of 503 or SlowDown, silence, refused connections")
 @pytest.mark.parametrize(
     ("fault", "share"), [("503", 0.05), ("503", 0.5), ("503", 1), ("slow", 0.5), ("hang", 1)]
@@ -205,7 +208,8 @@ def run(moto_server, proxy, monkeypatch, tmp_path):
         settings.cache_clear()
         return how(open_store(url, endpoint=proxy.endpoint))
 
-    run_it.undisturbed = snapshots(execute(open_store(f"memory://{tmp_path.name}"), document))
+    run_it.document, run_it.store = document, open_store(f"memory://{tmp_path.name}")
+    run_it.undisturbed = snapshots(execute(run_it.store, document, "run"))
     yield run_it
     settings.cache_clear()
 
@@ -230,6 +234,7 @@ class Outage:
 PARTS = ["/events/", "/shards/", "_delta_log", "/checkpoints/"]
 
 
+@pytest.mark.slow
 @pytest.mark.fault(7, "an outage in the middle of a run")
 @pytest.mark.parametrize("part", PARTS)
 def test_run_goes_on_after_an_outage(run, proxy, part):
@@ -238,6 +243,7 @@ def test_run_goes_on_after_an_outage(run, proxy, part):
     assert proxy.plan.end
 
 
+@pytest.mark.slow
 @pytest.mark.fault(7, "an outage in the middle of a run that is longer than the budget")
 @pytest.mark.parametrize("part", PARTS)
 def test_run_ends_with_code_7_and_resumes_to_the_same_digests(run, proxy, part):
@@ -249,3 +255,19 @@ def test_run_ends_with_code_7_and_resumes_to_the_same_digests(run, proxy, part):
     assert time.monotonic() - began < 45
     proxy.plan = lambda _: "pass"
     assert snapshots(run(30, lambda store: resume(store, "run"))) == run.undisturbed
+
+
+@pytest.mark.slow
+@pytest.mark.fault(8, "a run whose writes are all sent twice, or lose their answer")
+@pytest.mark.parametrize("fault", ["twice", "lost"])
+def test_run_whose_answers_are_lost_writes_what_an_undisturbed_one_does(run, proxy, fault):
+    proxy.fail_first(fault, "PUT")
+    kept = []
+
+    def execute_and_list(store):
+        result = execute(store, run.document, "run")
+        kept.extend(info.key for info in store.objects.list("runs/run/events/"))
+        return result
+
+    assert snapshots(run(30, execute_and_list)) == run.undisturbed
+    assert len(kept) == len(list(run.store.objects.list("runs/run/events/")))

@@ -35,7 +35,7 @@ def with_retries(
 ) -> T:
     """Call `work`; retry with backoff while its error is `retryable`, as often as its kind allows.
 
-    Stages and storage raise, the engine decides; a store retries only single broken responses.
+    Stages and storage raise, the engine decides; a store has waited for its server before.
     """
     used: Counter[str] = Counter()
 

@@ -199,6 +199,8 @@ def connect(endpoint: str, bucket: str, wait_s: float) -> S3Connection:
         read_timeout=30,
         max_pool_connections=32,  # more than the 16 concurrent reads of one reader
     )
+    if "@" in endpoint:  # log lines and errors have the endpoint
+        raise ConfigError("S3 endpoint", "has a user name or password", _ENDPOINT_HINT)
     if endpoint and urlsplit(endpoint).scheme not in {"http", "https"}:
         raise ConfigError(endpoint, "not an S3 endpoint", _ENDPOINT_HINT)
     try:

@@ -160,7 +160,8 @@ def _open_objects(url: str, endpoint: str) -> ObjectStore:
     if parts.scheme == "memory" and not problem and parts.netloc:
         return MemoryObjectStore(parts.netloc)
     hint = "use file:///folder, s3://bucket/prefix or memory://name"
-    raise ConfigError(url or "''", f"not a store URL{problem}", hint)
+    shown = re.sub(r"//[^/]*@", "//***@", url) or "''"  # no password
+    raise ConfigError(shown, f"not a store URL{problem}", hint)
 
 
 def _problem(url: str, scheme: str, path: str) -> str:
