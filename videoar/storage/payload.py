@@ -11,6 +11,7 @@ rows among them, W bytes of a value.
 
 import itertools
 import logging
+import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,9 +29,11 @@ from videoar.core.types import FileRef
 from videoar.storage.local_store import LocalObjectStore
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.reader import ObjectFile, arrow_errors, key_value_metadata, read_file
+from videoar.storage.token_codec import checksum
 from videoar.storage.writer import direct_blocks
 
 logger = logging.getLogger(__name__)
+_SEAL = struct.Struct("<q")
 T = TypeVar("T")
 
 
@@ -210,9 +213,10 @@ class Payload:
 class SpanCache:
     """Caches spans of a remote store in a local folder.
 
-    Objects are immutable, so spans stay valid. Nothing is evicted: use a folder of its own with
-    room for all spans, and delete it after a takedown. Errors of the folder are logged once and
-    the store is read instead.
+    Objects are immutable, so spans stay valid. Each is kept with its checksum: a local disk may
+    damage it in months of training, and then the store is read again. Nothing is evicted: use a
+    folder of its own with room for all spans, and delete it after a takedown. Errors of the folder
+    are logged once and the store is read instead.
 
     Args:
         objects: the store.
@@ -228,12 +232,14 @@ class SpanCache:
         for start, target in spans:
             # the URL, too: two stores may share the folder
             name = sha256_hex(f"{self._objects.url}/{key}:{start}:{len(target)}".encode())
-            data = self._try(self._local.find, name)
-            if data is not None and len(data) == len(target):
-                target[:] = data
+            found = self._try(self._local.find, name) or b""
+            span, seal = memoryview(found)[: -_SEAL.size], found[-_SEAL.size :]
+            if len(span) == len(target) and seal == _SEAL.pack(checksum(span)):
+                target[:] = span
             else:
                 self._objects.read_into(key, [(start, target)])
-                self._try(self._local.put, name, target)
+                sealed = b"".join((target, _SEAL.pack(checksum(target))))
+                self._try(self._local.put, name, sealed)
 
     def _try(self, act: Callable[..., T], *arguments: object) -> T | None:
         try:

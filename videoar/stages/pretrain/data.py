@@ -241,4 +241,5 @@ class StoreData:
             split=split,
             grids=part.grids,
             prompt_of=self._training.prompt,
+            verify=True,
         )

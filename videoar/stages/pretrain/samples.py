@@ -139,6 +139,7 @@ def _val_rows(trainer: TransformerTrainer, stores: Iterable[Snapshot], num: int)
                 split="val",
                 grids=[trainer.model.cfg.scales[-1]],
                 prompt_of=trainer.training.prompt,
+                verify=True,
             )
             batch = next(iter(loader))
             if (count := len(batch["captions"])) > 1:
