@@ -179,5 +179,5 @@ def _problem(url: str, scheme: str, path: str) -> str:
     if scheme == "file" and not re.match(r"/+(?!~(/|$))[^/]", path):
         return ": its path is not absolute, or begins with ~"
     # not Path.is_file, which raises if a folder above may not be read
-    is_file = scheme == "file" and os.path.isfile(path)  # noqa: PTH113
+    is_file = scheme == "file" and os.path.isfile(path)  # noqa: PTH113 - see above
     return ": this is a file" if is_file else ""
