@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.child_process import processes_with
 from tests.support.feature_runs import prepare
 from tests.support.small_pipeline import (
     ROOT,
@@ -25,6 +24,7 @@ from tests.support.small_pipeline import (
     videoar,
 )
 from videoar.storage.store import open_store
+from videoar.testing.processes import processes_with
 
 pytestmark = pytest.mark.slow
 

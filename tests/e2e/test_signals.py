@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.child_process import processes_with
 from tests.support.small_pipeline import ROOT, environment
 from tests.support.toy_runs import write_videos
 from videoar.storage.store import open_store
+from videoar.testing.processes import processes_with
 
 pytestmark = pytest.mark.slow
 OF_TERMINAL = "SIGINT to the group"

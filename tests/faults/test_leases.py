@@ -16,6 +16,7 @@ from videoar.engine.inline import InlineEngine
 from videoar.records.run_record import cancel_run, events_of, load_run, run_ids
 from videoar.storage.lease import Lease
 from videoar.storage.store import Store, open_store
+from videoar.testing.processes import suspended
 
 pytestmark = pytest.mark.slow
 
@@ -179,11 +180,10 @@ def test_suspended_driver_that_wakes_changes_nothing(store: Store, videos: Path,
     document = slow(videos, steps=8, pause_s=0.3)
     driver = start(drive, store.url, document, "r1")
     wait_until(lambda: trains(store, "r1"))
-    os.kill(driver.pid, signal.SIGSTOP)
-    run = resume(store, "r1")  # waits until no heartbeat came for the time to live
-    assert run.status == "SUCCEEDED"
-    before = {info.key: info.etag or info.size_bytes for info in store.objects.list("")}
-    os.kill(driver.pid, signal.SIGCONT)
+    with suspended(driver.pid):
+        run = resume(store, "r1")  # waits until no heartbeat came for the time to live
+        assert run.status == "SUCCEEDED"
+        before = {info.key: info.etag or info.size_bytes for info in store.objects.list("")}
     driver.join(20)
     assert driver.exitcode == 5
     assert "is held by run r1" in (tmp_path / "r1.txt").read_text()

@@ -4,13 +4,11 @@ They are forked from a server that has imported the heavy modules once: starting
 pyarrow, Delta Lake and torch takes seconds, a fork milliseconds.
 """
 
-import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
 from multiprocessing import get_context, util
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 
 _CONTEXT = get_context("forkserver")
 _PRELOADED = ["pytest", "deltalake", "ffmpeg", "pandas"]
@@ -49,13 +47,3 @@ def exit_code(
     child = start(function, *arguments, **environment)
     child.join(timeout_s)
     return child.exitcode
-
-
-def processes_with(mark: str) -> dict[int, str]:
-    """Return the processes that inherited a mark in their environment, with their names."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            if mark.encode() in (folder / "environ").read_bytes():
-                found[int(folder.name)] = (folder / "cmdline").read_text().strip("\0 ")
-    return found

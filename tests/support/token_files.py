@@ -46,19 +46,6 @@ def token_rows(start, rows, shape=SHAPE, scales=SCALES, source=None, **notes):
     return table.replace_schema_metadata({**NOTES, "scales": json.dumps(scales), **notes})
 
 
-class ListsLate:
-    """A store whose listings omit recent writes."""
-
-    def __init__(self, objects):
-        self._objects = objects
-
-    def __getattr__(self, name):
-        return getattr(self._objects, name)
-
-    def list(self, prefix):
-        return iter(())
-
-
 def changed(table, column, row, value):
     """Return the table with one value replaced."""
     values = table[column].to_pylist()

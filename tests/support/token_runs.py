@@ -3,8 +3,6 @@
 A module of its own, so that the fork server imports it once for all of them.
 """
 
-import os
-import signal
 from functools import cache
 
 import torch
@@ -20,8 +18,6 @@ from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.pipeline.spec import parse_pipeline
 from videoar.pipeline.stage import Output
 from videoar.runner.execute import Execution
-from videoar.stages.features import worker as features_worker
-from videoar.stages.tokenize import worker as tokenize_worker
 from videoar.storage.store import open_store
 from videoar.training.model_store import publish_model
 
@@ -77,26 +73,13 @@ def execute(store, document, engine=None):
     return Execution(parse_pipeline(document, "t"), store, engine or InlineEngine()).run()
 
 
-def _run(url: str, document: dict, batch: int) -> None:
-    count = 0
-
-    def kill_in_batch(name: str) -> None:
-        nonlocal count
-        count += 1
-        if count == batch:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    for worker in (features_worker, tokenize_worker):
-        worker.crash_point = kill_in_batch
+def _run(url: str, document: dict) -> None:
     execute(open_store(url), document)
 
 
-def run_in_child(url: str, document: dict, crash_at: str = "", batch: int = 0) -> int | None:
-    """Run in a process killed at a crash point, or in batch `batch`; return its exit code.
-
-    A batch of `features` is a clip.
-    """
-    return exit_code(_run, url, document, batch, VIDEOAR_CRASH_AT=crash_at)
+def run_in_child(url: str, document: dict, crash_at: str = "") -> int | None:
+    """Run in a process that is killed at a crash point; return its exit code."""
+    return exit_code(_run, url, document, VIDEOAR_CRASH_AT=crash_at)
 
 
 def damaged(store, row):

@@ -292,7 +292,10 @@ def forget_at(store_url: str, source: str) -> None:
     forget(open_store(store_url), source, "why")
 
 
-POINTS = ["tombstone", "records", "scrub", "listing", "notes", "objects", "file"]
+POINTS = [
+    "forget.tombstone", "forget.records", "forget.scrub", "forget.listing", "forget.notes",
+    "forget.objects", "forget.file",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -305,7 +308,7 @@ def test_forget_killed_at_a_crash_point_ends_the_same_when_repeated(
     calm = open_store((tmp_path / "calm").as_uri())
     expected = forget(calm, sha(videos / "a.mp4"), "why")
     arguments = (store.url, sha(videos / "a.mp4"))
-    assert exit_code(forget_at, *arguments, VIDEOAR_CRASH_AT=f"forget.{point}") == -9
+    assert exit_code(forget_at, *arguments, VIDEOAR_CRASH_AT=point) == -9
     assert store.ledger.read(record)["kind"] == "stage"
     made = run(store, document(videos))  # a run in between already goes on without it
     assert shards(made) == (3, 3, 0)

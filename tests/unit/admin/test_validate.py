@@ -15,7 +15,6 @@ from tests.support.token_files import (
     NOTES,
     SCALES,
     SHAPE,
-    ListsLate,
     changed,
     commit_tables,
     token_rows,
@@ -31,6 +30,7 @@ from videoar.storage.store import Store, open_store
 from videoar.storage.token_codec import checksum
 from videoar.storage.unique_keys import duplicate_keys
 from videoar.storage.writer import find_footer
+from videoar.testing.fault_store import FaultPlan, FaultStore
 
 
 @pytest.fixture(
@@ -140,7 +140,9 @@ def test_truncated_file_is_named(store):
 @pytest.mark.fault(10, "a listing without a data file")
 def test_file_absent_from_a_listing_is_read(local):
     snapshot = commit_tables(local, token_rows(0, 5), token_rows(5, 5))
-    late = dataclasses.replace(snapshot, objects=ListsLate(local.objects))
+    late = dataclasses.replace(
+        snapshot, objects=FaultStore(local.objects, FaultPlan(late_listing_s=60))
+    )
     assert list(audit(late, requantize)) == []
     flip(local, snapshot.files[1], 100)
     seen, hidden = (list(audit(of, requantize)) for of in (snapshot, late))

@@ -10,13 +10,13 @@ from videoar.storage.store import open_store
 
 pytestmark = pytest.mark.slow
 KILLS = [
-    {"batch": 1},
-    {"batch": 5},  # of 9 clips: in the second shard
-    {"crash_at": "write.after_put"},
-    {"crash_at": "shard-written"},
-    {"crash_at": "before-commit"},
-    {"crash_at": "commit.before_log"},
-    {"crash_at": "commit.after_log"},
+    "features-computed",
+    "features-computed:5",  # of 9 clips: in the second shard
+    "write.after_put",
+    "shard-written",
+    "before-commit",
+    "commit.before_log",
+    "commit.after_log",
 ]
 
 
@@ -31,7 +31,7 @@ def rows_after(folder, *kills):
     store = open_store(folder.as_uri())
     document = prepare(store)
     for kill in kills:
-        assert run_in_child(store.url, document, **kill) == -9
+        assert run_in_child(store.url, document, kill) == -9
     assert run_in_child(store.url, document) == 0
     features = store.snapshot(load_run(store, find_run(store)).outputs["features"])
     assert features.table(verify=True).num_rows == 9 * 5
@@ -39,11 +39,11 @@ def rows_after(folder, *kills):
     return features.digest
 
 
-@pytest.mark.parametrize("kill", KILLS, ids=str)
+@pytest.mark.parametrize("kill", KILLS)
 def test_killed_run_ends_with_the_features_of_an_undisturbed_one(calm, tmp_path, kill):
     assert rows_after(tmp_path, kill) == calm
 
 
 def test_run_killed_four_times_ends_with_the_same_features(calm, tmp_path):
-    kills = ({"batch": 2}, {"batch": 4}, {"crash_at": "shard-written"}, {"batch": 1})
+    kills = ("features-computed:2", "features-computed:4", "shard-written", "features-computed")
     assert rows_after(tmp_path, *kills) == calm

@@ -7,46 +7,34 @@ import sys
 import pytest
 
 from tests.support.child_process import exit_code
-from videoar.core.clock import Clock
 from videoar.core.errors import LeaseHeldError
 from videoar.core.processes import this_process
 from videoar.storage.layout import lease_log, log_entry_key
 from videoar.storage.lease import HolderWatch, Lease
 from videoar.storage.store import open_store
+from videoar.testing.clocks import SimulatedTime as Time
 
 ELSEWHERE = this_process().model_copy(update={"host": "other", "machine": "other"})
 
 
-class Time:
-    """Time that passes only while someone sleeps; `during` runs in every sleep."""
-
-    def __init__(self, during=lambda: None):
-        self.now, self.during = 0.0, during
-
-    def sleep(self, seconds):
-        self.now += seconds
-        self.during()
-
-
 def lease(store, time, name="a", owner="me"):
-    clock = Clock(now=lambda: time.now, sleep=time.sleep)
-    return Lease(store, name, owner, ttl_s=10, clock=clock)
+    return Lease(store, name, owner, ttl_s=10, clock=time.clock())
 
 
 def test_second_owner_is_rejected_while_the_first_one_beats(store):
     first = lease(store, Time())
     assert first.acquire() == 0
-    clock = Time(first.renew)
+    clock = Time(during=first.renew)
     with pytest.raises(LeaseHeldError, match="lease a: is held by me on"):
         lease(store, clock).acquire()
-    assert clock.now < 10
+    assert clock.seconds < 10
 
 
 def test_owner_that_stopped_is_replaced_after_its_time_to_live(store):
     lease(store, Time()).acquire()
     clock = Time()
     assert lease(store, clock).acquire() == 1
-    assert clock.now == pytest.approx(10)
+    assert clock.seconds == pytest.approx(10)
 
 
 @pytest.mark.fault(7, "an outage longer than a lease")
@@ -54,18 +42,18 @@ def test_owner_that_could_not_renew_during_an_outage_is_not_replaced(store):
     first, outage = lease(store, Time()), [30.0]
     first.acquire()
     clock = Time()
-    watch = HolderWatch(store, "a", 0, Clock(now=lambda: clock.now, sleep=clock.sleep))
+    watch = HolderWatch(store, "a", 0, clock.clock())
     find = store.objects.find
 
     def find_late(key):
-        clock.now += outage.pop() if outage else 0
+        clock.seconds += outage.pop() if outage else 0
         return find(key)
 
     store.objects.find = find_late
     assert not watch.has_ended()
-    clock.now += 9
+    clock.seconds += 9
     assert not watch.has_ended()
-    clock.now += 1
+    clock.seconds += 1
     assert watch.has_ended()
 
 
@@ -79,7 +67,7 @@ def test_owner_whose_process_is_known_to_be_gone_is_replaced_at_once(store):
     assert exit_code(take, store.url) == -9
     clock = Time()
     assert lease(store, clock).acquire() == 1
-    assert clock.now == 0
+    assert clock.seconds == 0
 
 
 def test_owner_of_another_machine_is_never_taken_for_gone(store, monkeypatch):
@@ -87,7 +75,7 @@ def test_owner_of_another_machine_is_never_taken_for_gone(store, monkeypatch):
     lease(store, Time()).acquire()
     clock = Time()
     lease(store, clock).acquire()
-    assert clock.now == pytest.approx(10)
+    assert clock.seconds == pytest.approx(10)
 
 
 def test_process_of_another_pid_namespace_is_not_known_to_be_gone():
@@ -106,7 +94,7 @@ def test_owner_that_released_is_replaced_at_once(store):
     first.acquire()
     first.release()
     assert lease(store, clock).acquire() == 1
-    assert clock.now == 0
+    assert clock.seconds == 0
 
 
 def test_owner_that_is_interrupted_while_its_beats_begin_can_release(store, monkeypatch):
@@ -125,7 +113,7 @@ def test_owner_that_is_interrupted_while_its_beats_begin_can_release(store, monk
 def test_only_one_of_two_that_wait_takes_over(store):
     lease(store, Time()).acquire()
     second, taken = lease(store, Time(), owner="second"), []
-    clock = Time(lambda: taken or taken.append(second.acquire()))
+    clock = Time(during=lambda: taken or taken.append(second.acquire()))
     with pytest.raises(LeaseHeldError, match="held by second"):
         lease(store, clock).acquire()
     assert taken == [1]
@@ -137,7 +125,7 @@ def test_suspended_owner_notices_that_another_one_took_over(store):
     first.acquire()
     lease(store, Time(), owner="second").acquire()
     first.require_held()  # its own heartbeat is young: no request
-    clock.now += 6
+    clock.seconds += 6
     for look in (first.require_held, first.renew):
         with pytest.raises(LeaseHeldError, match="held by second"):
             look()
@@ -175,8 +163,8 @@ def test_claim_of_a_living_owner_is_waited_for_and_one_of_its_end_is_taken_over(
     sleeper = Time()  # the owner "two" is asleep: no heartbeat for the time to live
     waiting = lease(store, sleeper, "three")
     waiting.acquire()
-    assert waiting.claim("loop/x", lambda holder: sleeper.sleep(holder.poll_s)) == 2
-    assert sleeper.now == pytest.approx(10)
+    assert waiting.claim("loop/x", lambda holder: sleeper.clock().sleep(holder.poll_s)) == 2
+    assert sleeper.seconds == pytest.approx(10)
 
 
 def race(url, number, tried):

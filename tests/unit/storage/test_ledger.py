@@ -6,6 +6,8 @@ import pytest
 
 from videoar.core.errors import SnapshotConflictError
 from videoar.storage import open_store
+from videoar.storage.ledger import Ledger, Refs
+from videoar.testing.fault_store import FaultPlan, FaultStore
 
 
 @pytest.fixture
@@ -33,18 +35,8 @@ def test_log_appends_racing_get_consecutive_numbers(store):
 
 @pytest.mark.fault(10, "a listing without the newest records")
 def test_append_with_stale_listing_finds_the_end(store):
-    class Stale:
-        """A store whose listings never show anything."""
-
-        def __getattr__(self, name):
-            return getattr(store.objects, name)
-
-        def list(self, prefix):
-            return iter(())
-
-    from videoar.storage.ledger import Ledger, Refs
-
-    stale = Ledger(Stale())
+    stale = Ledger(FaultStore(store.objects, FaultPlan(late_listing_s=60)))
+    assert list(stale.list("")) == []
     assert [stale.append("log", {"n": n}) for n in range(3)] == [0, 1, 2]
     refs = Refs(stale)
     refs.advance("champion", "models:a", expect=None, evidence={})

@@ -9,7 +9,6 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from tests.support.remote_objects import RemoteObjects
-from tests.support.token_files import ListsLate
 from videoar.core.errors import (
     ConfigError,
     ContractError,
@@ -21,6 +20,7 @@ from videoar.core.types import Provenance
 from videoar.storage import object_store, open_store
 from videoar.storage.delta_log import iter_commits, missing_files
 from videoar.storage.snapshot import snapshot_digest
+from videoar.testing.fault_store import FaultPlan, FaultStore
 
 
 @pytest.fixture
@@ -207,10 +207,11 @@ def test_commit_with_missing_file_is_not_cached(store, dataset):
 def test_file_not_listed_yet_is_not_missing(store, dataset):
     few = [dataset.write(rows("a"))]
     many = [dataset.write(rows(str(n))) for n in range(40)]
+    late = FaultStore(store.objects, FaultPlan(late_listing_s=60))
     for files in (few, many):
-        assert list(missing_files(ListsLate(store.objects), files)) == []
+        assert list(missing_files(late, files)) == []
         store.objects.delete(files[0].key)
-        assert list(missing_files(ListsLate(store.objects), files)) == [files[0].key]
+        assert list(missing_files(late, files)) == [files[0].key]
 
 
 def test_object_damaged_is_replaced_by_the_next_write():
