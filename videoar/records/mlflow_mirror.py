@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from videoar.contracts.names import MODELS, SCORES
-from videoar.core.errors import VideoARError
+from videoar.core.errors import VideoARError, one_line
 from videoar.core.settings import set_defaults, settings
 from videoar.pipeline.spec import PipelineSpec, parse_pipeline
 from videoar.pipeline.work.progress import Curve
@@ -72,6 +72,11 @@ def registered_name(store: Store) -> str:
         return "videoar"
     slug = re.sub(r"[^A-Za-z0-9_]+", "-", f"{parts.netloc}{unquote(parts.path)}").strip("-")
     return f"videoar-{slug}"
+
+
+def describe(error: object) -> str:
+    """Return an error or address of MLflow on one line, without user name and password."""
+    return re.sub(r"://[^/\s]+@", "://***@", one_line(error))
 
 
 def alias_of(ref: str) -> str:
@@ -280,7 +285,7 @@ class LiveMirror:
                 mirror = None  # reads what has arrived
                 if not has_warned:
                     what = "metrics are not in MLflow yet, sent later, or by videoar doctor --fix"
-                    logger.warning("%s: %s", what, error)
+                    logger.warning("%s: %s", what, describe(error))
                 has_warned = True
                 with self._changed:
                     if self._changed.wait_for(lambda: self._is_closed, _RETRY_S):

@@ -189,7 +189,7 @@ def test_broken_database_is_moved_aside_and_filled_again(template, tmp_path, dam
 def test_run_goes_on_without_mlflow_and_is_mirrored_later(tmp_path, mlflow_at, caplog):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]  # closed again: refuses
-    mlflow_at(f"http://127.0.0.1:{port}")
+    mlflow_at(f"http://user:hunter2@127.0.0.1:{port}")
     store = open_store((tmp_path / "store").as_uri())
     videos = write_videos(tmp_path / "videos", "a.mp4", "b.mp4")
     document = toy_document(videos, model={"steps": 6})
@@ -204,6 +204,9 @@ def test_run_goes_on_without_mlflow_and_is_mirrored_later(tmp_path, mlflow_at, c
     assert store.refs.head("champion") == run.outputs["model"] != other
     lines = [r.getMessage() for r in caplog.records if "videoar doctor --fix" in r.getMessage()]
     assert len(lines) == 2
+    with pytest.raises(VideoARError, match="is the server up") as error:
+        registry.mirror(store, fix=True)
+    assert "hunter2" not in f"{caplog.text} {error.value}"
     mlflow_at("")
     assert registry.mirror(store, fix=True) == "mirrored: 2 runs, ref champion"
     assert champion(store) == run.outputs["model"]
