@@ -189,10 +189,11 @@ def test_final_error_is_raised_at_once(connect, proxy):
 
 
 @pytest.mark.fault(7, "an access to the Delta log that is denied")
-def test_final_error_of_delta_is_named(connect, proxy):
+@pytest.mark.parametrize("methods", [{"GET", "PUT"}, {"PUT"}])
+def test_final_error_of_delta_is_named(connect, proxy, methods):
     store = Store(connect())
     commit(store, "a")
-    proxy.plan = lambda request: "403" if "_delta_log" in request.path else "pass"
+    proxy.plan = lambda r: "403" if "_delta_log" in r.path and r.command in methods else "pass"
     with pytest.raises(StorageError, match="access denied") as caught:
         commit(store, "b")
     assert not caught.value.retryable

@@ -212,6 +212,7 @@ class DeltaLog:
 
         Raises:
             ConfigError: the table has another contract.
+            StorageError: the store denies to write the log.
             TransientStorageError: no attempt was committed; its cause is the last error.
         """
         return _RETRY.call(
@@ -236,6 +237,11 @@ class DeltaLog:
         # the log decides, not the error: a timeout may hide a commit that was written
         version = self._index(app_id, table)
         if version is None:
+            if "403 Forbidden" in str(cause) and "ExpiredToken" not in str(cause):
+                hint = "check the AWS credentials and policy"
+                raise StorageError(
+                    self.folder, f"access denied: {one_line(cause)}", hint
+                ) from cause
             what = f"not committed in {_RETRY.max_attempts} attempts, last error: {one_line(cause)}"
             raise _NotCommittedError(self.folder, what, "run again") from cause
         crash_point("commit.between_records")
