@@ -220,10 +220,11 @@ def _duration(seconds: float | None) -> str:
 def _size(num_bytes: float) -> str:
     """Return `812 B`, `3.4 MB`: powers of 1,000, as disks and stores are sold."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(num_bytes) < 1000 or unit == "TB":
+        if abs(num_bytes) < 999.5 or unit == "TB":  # 999.5 would be printed as 1,000
             break
         num_bytes /= 1000
-    return f"{num_bytes:,.0f} B" if unit == "B" else f"{num_bytes:,.3g} {unit}"
+    digits = ".3g" if abs(num_bytes) < 999.5 else ".0f"
+    return f"{num_bytes:,{digits}} {unit}"
 
 
 def _tone(status: str) -> str:

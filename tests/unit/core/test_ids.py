@@ -1,8 +1,17 @@
 """Digests, keys, run ids and seeds."""
 
+import time
+
 import pytest
 
-from videoar.core.ids import canonical_json, digest_json, is_safe_key, new_run_id, seed_from
+from videoar.core.ids import (
+    canonical_json,
+    digest_json,
+    is_safe_key,
+    new_run_id,
+    run_time_s,
+    seed_from,
+)
 
 
 def test_canonical_json_does_not_depend_on_the_order_of_keys():
@@ -45,3 +54,9 @@ def test_seed_from_is_pinned():
     assert seed_from("a", 1) == 697930202312019326
     assert seed_from("a", 1) != seed_from("a1") != seed_from("a", "1")
     assert 0 <= seed_from() < 2**63
+
+
+def test_run_time_is_that_of_the_id():
+    before = time.time()
+    assert before - 0.001 <= run_time_s(new_run_id()) <= time.time()
+    assert run_time_s("run1") is None

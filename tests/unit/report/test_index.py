@@ -16,7 +16,7 @@ from tests.support.toys import RATED
 from videoar import api
 from videoar.cli.app import app
 from videoar.core.errors import GateError
-from videoar.report.data import Index
+from videoar.report.data import FolderSize, Index
 from videoar.report.index import collect_index
 from videoar.report.page import render_index
 from videoar.storage.store import Store, open_store
@@ -143,6 +143,20 @@ def test_page_shows_text_from_outside_as_text():
     assert page.text.count(HOSTILE) >= 25
     assert not {"script", "img"} & {tag for tag, _ in page.tags}
     assert not [name for _, attrs in page.tags for name in attrs if name.startswith("on")]
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [
+        (0, "0 B"), (999, "999 B"), (1000, "1 kB"), (-1500, "-1.5 kB"), (99_949, "99.9 kB"),
+        (999_499, "999 kB"), (999_999, "1 MB"), (12_345_678, "12.3 MB"), (3e9, "3 GB"),
+        (4.2e16, "42,000 TB"),
+    ],
+)  # fmt: skip
+def test_page_shows_sizes_with_three_digits_and_a_unit(num_bytes, text):
+    folder = FolderSize(name="x", num_files=7, size_bytes=int(num_bytes))
+    data = index_example().model_copy(update={"folders": (folder,)})
+    assert f"x7{text}" in "".join(HtmlPage(render_index(data)).text.split("\n"))
 
 
 def test_verb_writes_the_page_into_the_store_or_a_file_with_links_that_open(store, tmp_path):
