@@ -82,7 +82,7 @@ def generate(
     return generate.generate(generator, rows, Path(out).absolute(), batch)
 
 
-def serve(  # noqa: PLR0913 - one keyword per option of the verb
+def serve(
     store: Store,
     models: Sequence[str],
     *,

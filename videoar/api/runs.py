@@ -55,7 +55,7 @@ def make_engine(target: str) -> Engine:
     return RayEngine(target)
 
 
-def run(  # noqa: PLR0913 - the verb's own options
+def run(
     store: Store,
     path: Path,
     overrides: Sequence[str] = (),
@@ -93,7 +93,7 @@ def run(  # noqa: PLR0913 - the verb's own options
     return _execute(execution, watch, start, until)
 
 
-def evaluate(  # noqa: PLR0913 - the verb's own options
+def evaluate(
     store: Store,
     samples: str,
     reference: str,

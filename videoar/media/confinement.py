@@ -81,7 +81,7 @@ def unconfined() -> str:
     """Return what decoding children of this machine are not denied, as text; "" if all is."""
     command = [sys.executable, "-m", __name__]
     environment = child_environment(PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)  # noqa: S603 - our own module
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return done.stdout.strip()
 
 

@@ -66,7 +66,7 @@ def run_tool(argv: list[str], data: Iterable[bytes], limits: Limits) -> None:
     """Run a command under limits, with `data` as its standard input; raises as `run_graph`."""
     shell = ["/bin/sh", "-c", _LIMIT, "sh", str(limits.memory_bytes >> 10), str(limits.cpu_s)]
     with message_file() as stderr:
-        process = subprocess.Popen(  # noqa: S603 - a list of arguments, limited by the shell line
+        process = subprocess.Popen(
             [*shell, *argv],
             stdin=subprocess.PIPE,
             stderr=stderr,

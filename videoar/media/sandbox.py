@@ -190,7 +190,7 @@ class _Child:
             MALLOC_ARENA_MAX="1",  # an arena per thread would reserve 64 MiB of RLIMIT_AS each
         )
         with theirs:
-            self.process = subprocess.Popen(  # noqa: S603 - our own module
+            self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", __name__),
                     *(str(theirs.fileno()), str(limits.memory_bytes), kind),

@@ -129,13 +129,13 @@ def _list_folder(root: Path) -> Iterator[_File]:
         misnamed = [name for name in subfolders if Path(name).suffix.lower() in _VIDEO_SUFFIXES]
         for name in (*names, *misnamed):
             if not name.startswith("."):
-                yield _local_file(root, os.path.join(folder, name))  # noqa: PTH118 - of each file
+                yield _local_file(root, os.path.join(folder, name))
 
 
 def _local_file(root: Path, path: str) -> _File:
     # plain strings: Path takes most of the time of a large listing
     try:
-        status = os.stat(path)  # noqa: PTH116
+        status = os.stat(path)
     except OSError:
         status = os.lstat(path)  # of a broken link, the link itself
     is_regular = stat.S_ISREG(status.st_mode)

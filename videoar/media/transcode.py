@@ -122,7 +122,7 @@ def tool_versions() -> Mapping[str, str]:
     tool = shutil.which("ffmpeg")
     if tool is None:
         raise ConfigError("ffmpeg", "not found on PATH", "install ffmpeg")
-    done = subprocess.run(  # noqa: S603 - found above
+    done = subprocess.run(
         [tool, "-version"], capture_output=True, text=True, check=True, env=child_environment()
     )
     found = re.match(r"ffmpeg version (\S+)", done.stdout)

@@ -91,7 +91,7 @@ def retry_policy(wait_s: float) -> RetryPolicy:
 class _RetryHandler:
     """Decides for botocore whether and when a request is sent again."""
 
-    def __init__(self, session: Any, state: Availability, wait_s: float) -> None:  # noqa: ANN401 - boto3 has no types
+    def __init__(self, session: Any, state: Availability, wait_s: float) -> None:
         self._session, self._state = session, state
         self._wait_s, self._policy = wait_s, retry_policy(wait_s)
 
@@ -140,7 +140,7 @@ def is_final(error: Exception | None) -> bool:
     return isinstance(error, SSLError)  # a certificate that is not trusted stays so
 
 
-def _reload(session: Any) -> bool:  # noqa: ANN401 - boto3 has no types
+def _reload(session: Any) -> bool:
     """Take over credentials that were changed in their file; return whether they differ.
 
     Those with a known end (roles, SSO, `credential_process`) are renewed by botocore before it.
