@@ -7,7 +7,7 @@ model = mlflow.pyfunc.load_model("models:/videoar@champion")
 (mp4,) = model.predict(["a prompt"], params={"seed": 1})
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ class Predictor:
     def __init__(self, model: LoadedModel) -> None:
         self._model = model
 
-    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[bytes]:  # noqa: ANN401 - as MLflow passes it
+    def predict(
+        self, model_input: Iterable[object], params: Mapping[str, Any] | None = None
+    ) -> list[bytes]:
         """Return an H.264 MP4 per prompt.
 
         Args:
@@ -31,13 +33,15 @@ class Predictor:
         Raises:
             ConfigError: a prompt or a parameter cannot be used.
         """
-        if hasattr(model_input, "iloc"):
-            model_input = model_input.iloc[:, 0]
-        prompts = [model_input] if isinstance(model_input, str) else list(model_input)
+        cells = getattr(model_input, "iloc", None)  # of a data frame
+        prompts = model_input if cells is None else cells[:, 0]
         given = params or {}
         seed, seconds = int(given.get("seed") or 0), given.get("seconds")
         sample = self._model.sample
-        return [sample(str(prompt), seed=seed, seconds=seconds).mp4() for prompt in prompts]
+        return [
+            sample(str(prompt), seed=seed, seconds=seconds).mp4()
+            for prompt in ([prompts] if isinstance(prompts, str) else prompts)
+        ]
 
 
 def _load_pyfunc(folder: str, config: Mapping[str, str] | None = None) -> Predictor:

@@ -20,12 +20,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from videoar.contracts.names import MODELS, SCORES
 from videoar.core.errors import VideoARError, one_line
 from videoar.core.settings import set_defaults, settings
+from videoar.core.types import Json
 from videoar.pipeline.spec import PipelineSpec, parse_pipeline
 from videoar.pipeline.work.progress import Curve
 from videoar.records import mlflow_database
@@ -352,7 +353,7 @@ def _params(run: Run, spec: PipelineSpec | None) -> Iterator[tuple[str, str]]:
         yield from _flat(stage.name, stage.config.semantic())
 
 
-def _flat(key: str, value: Any) -> Iterator[tuple[str, str]]:  # noqa: ANN401 - JSON
+def _flat(key: str, value: Json) -> Iterator[tuple[str, str]]:
     """Yield the leaves of nested values, `a.b.0.c`; a list of plain values is one leaf."""
     if isinstance(value, dict):
         for name, item in value.items():

@@ -4,6 +4,8 @@ import hashlib
 import shutil
 import socket
 import sqlite3
+import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -79,11 +81,15 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.mark.filterwarnings("ignore:.*type hint")  # of MLflow, on import
 def test_champion_loads_with_mlflow_and_generates_the_same_video(mirrored: Store):
     import mlflow
+    import pandas as pd
 
     mlflow.set_tracking_uri(mlflow_mirror.tracking_uri(mirrored))
     loaded = mlflow.pyfunc.load_model(MODEL)
     (video,) = loaded.predict(["a prompt"], params={"seed": 1})
     assert video == api.load("champion", store=mirrored).sample("a prompt", seed=1).mp4()
+    frame = pd.DataFrame({"prompt": ["a prompt", "another"]})
+    assert loaded.predict(frame, params={"seed": 1})[0] == video
+    assert loaded.predict("a prompt", params={"seed": 1, "seconds": 1.5})[0] != video
     names = [path.name for path in Path(mlflow.artifacts.download_artifacts(MODEL)).iterdir()]
     assert "model.safetensors" in names
     assert not [name for name in names if name.endswith((".pkl", ".pth", ".pt"))]
@@ -182,6 +188,29 @@ def test_broken_database_is_moved_aside_and_filled_again(template, tmp_path, dam
     (aside,) = folder.glob("mlflow.db.broken-*")
     assert aside.read_bytes() == broken
     assert caplog.text.count("broken (") == 1
+    assert champion(store) == store.refs.head("champion")
+
+
+FULL_DISK = """
+import resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))  # of 950,000
+from videoar.admin.registry import mirror
+from videoar.storage.store import open_store
+mirror(open_store(sys.argv[1]), fix=True)
+"""
+
+
+def test_full_disk_leaves_no_broken_database(template: Path, tmp_path: Path):
+    folder = shutil.copytree(template, tmp_path / "store")
+    (folder / "mlflow.db").unlink()
+    command = [sys.executable, "-c", FULL_DISK, folder.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 1
+    assert "disk I/O error" in done.stderr
+    assert not list(folder.glob("mlflow.db*"))
+    store = open_store(folder.as_uri())
+    assert registry.mirror(store, fix=True) == "mirrored: 1 runs, ref champion"
     assert champion(store) == store.refs.head("champion")
 
 
