@@ -133,6 +133,7 @@ def tick(url: str, path: str, registry: Registry, minutes: Sequence[int]):
 
 @contextmanager
 def _exit_code() -> Iterator[None]:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the command line does
     try:
         yield
     except KeyboardInterrupt:
@@ -262,14 +263,17 @@ class Schedule:
         self.outcome.looks = self.observer.looks
         return self.outcome
 
+    def _document(self, slow: bool) -> dict:
+        document = deepcopy(dict(self.subject.document))
+        if slow:
+            document["stages"]["model"]["pause_s"] = 0.2
+        return document
+
     def _start(
         self, run_id: str = "run1", plan: FaultPlan | None = None, at: str = "", slow: bool = False
     ):
-        subject, document = self.subject, deepcopy(self.subject.document)
-        if slow:
-            document["stages"]["model"]["pause_s"] = 0.2
         return start(
-            drive, self.url, document, subject.registry, run_id, plan,
+            drive, self.url, self._document(slow), self.subject.registry, run_id, plan,
             VIDEOAR_CRASH_AT=at, VIDEOAR_LEASE_TTL_S=str(LEASE_TTL_S),
             TMPDIR=str(self.folder / "temp"),
         )  # fmt: skip
@@ -364,18 +368,22 @@ class Schedule:
         self._end(first, second)
 
     def crash_of_a_tick(self) -> None:
-        path = self.folder / "soak.yaml"
-        path.write_text(yaml.safe_dump({**self.subject.document, "trigger": {"cron": "0 3 * * *"}}))
         at = self._point(points_of("schedule"))
+        is_queued = at in {"trigger-created", "trigger-queued"}  # a person runs the same
+        path = self.folder / "soak.yaml"
+        document = {**self._document(slow=is_queued), "trigger": {"cron": "0 3 * * *"}}
+        path.write_text(yaml.safe_dump(document))
         environment = {"VIDEOAR_LEASE_TTL_S": str(LEASE_TTL_S)}
         arguments = self.url, str(path), self.subject.registry
         self._end(start(tick, *arguments, [-60], **environment))
+        first = [self._start(slow=True)] if is_queued else []
+        time.sleep(self.subject.seconds if is_queued else 0)
         driver = start(tick, *arguments, [0], VIDEOAR_CRASH_AT=at, **environment)
-        self._end(driver)
+        self._end(driver, *first)
         if driver.exitcode:
             self._hit(at)
         self._end(start(tick, *arguments, [1, 2], **environment))
-        assert len(run_ids(self.observer.store)) == 1
+        assert len(run_ids(self.observer.store)) == 1 + is_queued
 
     def crash_in_the_queue(self) -> None:
         first = self._start(slow=True)
