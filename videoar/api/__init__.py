@@ -56,6 +56,8 @@ if TYPE_CHECKING:
     from videoar.admin.quarantine import retry as quarantine_retry
     from videoar.admin.refs import freeze as freeze
     from videoar.admin.refs import refs as refs
+    from videoar.admin.store_copy import copy as store_copy
+    from videoar.admin.store_copy import verify as store_verify
     from videoar.admin.validate import Mistake as Mistake
     from videoar.admin.validate import validate_pipeline as validate_pipeline
     from videoar.admin.validate import validate_snapshot as validate
@@ -76,11 +78,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Document", "Watch", "backfill", "bench", "cancel", "compare", "diff", "doctor", "evaluate",
     "explain", "export", "follow", "forget", "freeze", "gate", "gc_apply", "gc_plan", "generate",
-    "lineage", "load", "logs", "ls", "make_engine", "open_store", "openlineage", "plan",
-    "promote", "quarantine", "quarantine_accept", "quarantine_retry", "refs", "report",
-    "report_index", "report_path", "resume", "rollback", "run", "schedule_ls", "schedule_pause",
-    "schedule_release", "schedule_serve", "schedule_tick", "schema", "serve", "show", "stages",
-    "status", "validate", "validate_pipeline", "vbench_check", "vbench_export", "vbench_plan",
+    "lineage", "load", "logs", "ls", "make_engine", "open_store", "openlineage", "plan", "promote",
+    "quarantine", "quarantine_accept", "quarantine_retry", "refs", "report", "report_index",
+    "report_path", "resume", "rollback", "run", "schedule_ls", "schedule_pause", "schedule_release",
+    "schedule_serve", "schedule_tick", "schema", "serve", "show", "stages", "status", "store_copy",
+    "store_verify", "validate", "validate_pipeline", "vbench_check", "vbench_export", "vbench_plan",
     "vbench_setup",
 ]  # fmt: skip
 
@@ -103,6 +105,8 @@ __getattr__ = lazy_names(
         "refs": "videoar.admin.refs:refs",
         "rollback": "videoar.admin.promotion:rollback",
         "show": "videoar.admin.inspect:show",
+        "store_copy": "videoar.admin.store_copy:copy",
+        "store_verify": "videoar.admin.store_copy:verify",
         **{
             f"vbench_{name}": f"videoar.admin.vbench:{name}"
             for name in ("check", "export", "plan", "setup")

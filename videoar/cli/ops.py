@@ -125,6 +125,48 @@ def _emit_garbage(result: dict[str, Any], what: str) -> None:
 app.add_typer(gc_group, name="gc", rich_help_panel=_PANEL)
 
 
+store_group = typer.Typer(cls=VerbGroup, invoke_without_command=True)
+
+
+@store_group.callback()
+def store(ctx: typer.Context) -> None:
+    """Copy the store, and compare the copy."""
+    print_help_without_verb(ctx)
+
+
+CopyUrl = Annotated[str, typer.Argument(metavar="URL", help="Of the copy: file:// or s3://.")]
+
+
+@verb(store_group, _PANEL, "store copy s3://backup/videoar")
+def copy(url: CopyUrl) -> None:
+    """Copy everything to another folder or bucket.
+
+    The store may be in use. A second call continues a copy, and brings an older one up to date.
+    Exit code 7 if an object is damaged: it is not copied.
+    """
+    _emit_copy(api.store_copy(session.open(), url), "copied and compared")
+
+
+@verb(store_group, _PANEL, "store verify s3://backup/videoar")
+def verify(url: CopyUrl) -> None:
+    """Compare a copy with the store, byte by byte.
+
+    Exit code 7 if the copy lacks something, such as what was written since.
+    """
+    _emit_copy(api.store_verify(session.open(), url), "equal")
+
+
+def _emit_copy(report: dict[str, Any], what: str) -> None:
+    rows = [(error["key"], error["error"]) for error in report["errors"]]
+    total = f"{report['objects']} objects, {report['bytes']:,} bytes {what}"
+    emit(report, lambda: [*([Table(("key", "error"), rows)] if rows else []), total])
+    if not report["ok"]:
+        raise typer.Exit(StorageError.exit_code)
+
+
+app.add_typer(store_group, name="store", rich_help_panel=_PANEL)
+
+
 @verb(app, _PANEL, "doctor")
 def doctor(
     verify: Annotated[

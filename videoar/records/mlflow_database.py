@@ -19,10 +19,11 @@ from urllib.parse import quote, unquote, urlsplit
 from videoar.core.errors import DamagedError, one_line
 from videoar.core.scratch import Scratch, sweep
 from videoar.core.settings import settings
+from videoar.storage.layout import MLFLOW_PREFIX
 from videoar.storage.store import Store
 
 logger = logging.getLogger(__name__)
-_ARTIFACTS = "mlflow-artifacts"
+_ARTIFACTS = MLFLOW_PREFIX.rstrip("/")
 _COMPLETE = 0x76A3
 """`user_version` of a database whose creation was seen to end; MLflow does not use it."""
 _LOCATIONS = (

@@ -31,6 +31,7 @@
     serving/{prompts,changes}/<job>/<number>.json   prompts sent to a running job; where they hold
     serving/keys/<sha256>.json                    idempotency keys
     gc/plans/<plan>/{plan,<number>}.json          what `gc apply` may delete
+    copy-of                                       in a copy of a store: which one
     doctor/...                                    probes of the store itself
 
 `<xx>` are the first two hex digits of the digest: some file systems slow down with 100,000 entries
@@ -43,6 +44,8 @@ FORMAT_VERSION = 1
 """Version of this layout and of the records in it. Raise it when an older version of the code would
 misread a store; a record that only gained a field needs no new version, readers ignore it."""
 FORMAT_KEY = "format.json"
+COPY_KEY = "copy-of"
+"""In a copy made by `videoar store copy`: digest of the URL of the original."""
 INDEX_PAGE_KEY = "index.html"
 
 LAYOUT_VERSION = "1"
@@ -75,6 +78,7 @@ SERVING_LEASE = "serving"
 LEASES_PREFIX = "leases/"
 CLAIMS_PREFIX = "claims/"
 PLANS_PREFIX = "gc/plans/"
+MLFLOW_PREFIX = "mlflow-artifacts/"
 COLLECTOR_LEASE = "gc"
 """Name of the lease of the one process that deletes garbage."""
 PROBES_PREFIX = "doctor/"
@@ -295,6 +299,11 @@ def retries_log(place: str) -> str:
 def withdrawal_key(key: str) -> str:
     """Return the key of the withdrawal record of an object that a takedown removed."""
     return f"{WITHDRAWN_PREFIX}{key}.json"
+
+
+def key_withdrawn_by(key: str) -> str:
+    """Return the key of the object that a withdrawal record is about."""
+    return key.removeprefix(WITHDRAWN_PREFIX).removesuffix(".json")
 
 
 def tombstone_key(source: str) -> str:

@@ -115,12 +115,16 @@ class Store:
                 what = "path is outside the target folder"
                 raise StorageError(file["path"], what, "do not use this record")
             target.parent.mkdir(parents=True, exist_ok=True)
-            if self._fetch(file["key"], file["size_bytes"], target) != file["sha256"]:
+            if self.fetch(file["key"], file["size_bytes"], target) != file["sha256"]:
                 raise DamagedError(f"{self.url}/{file['key']}", "damaged: wrong SHA-256")
         return into
 
-    def _fetch(self, key: str, size_bytes: int, target: Path) -> str:
-        """Copy an object into a file; return the SHA-256 of the bytes received."""
+    def fetch(self, key: str, size_bytes: int, target: Path) -> str:
+        """Copy an object into a file; return the SHA-256 of the bytes received.
+
+        Raises:
+            StorageError: there is no such object, or it is shorter.
+        """
         # one buffer for all pieces: a model may be larger than the memory
         sha256, memory = hashlib.sha256(), memoryview(bytearray(min(size_bytes, _PIECE_BYTES)))
         with target.open("wb") as copy:

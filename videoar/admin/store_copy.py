@@ -1,0 +1,199 @@
+"""Copy a store to another folder or bucket, and compare the two.
+
+A copy of a store in use is one of the moment at which it began. Keys are listed from what names to
+what is named: refs, then logs and commits, then records, then files and objects; so everything that
+a listed key names exists by then. They are copied in the opposite order: whatever moment the copy
+is killed at, nothing in it names what it lacks, and it has no ref before it has all of its target.
+A second call continues it, and brings an older copy up to date.
+
+Leases and claims stay behind: they are of living processes. So does the MLflow database, which
+`videoar doctor --fix` fills from the copy. What a takedown has removed is removed
+from the copy, too.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from videoar.core.errors import ConfigError, StorageError, WithdrawnError
+from videoar.core.ids import sha256_hex
+from videoar.core.prefetch import concurrently
+from videoar.core.scratch import Scratch
+from videoar.core.settings import settings
+from videoar.storage import layout
+from videoar.storage.store import Store, open_store
+
+_LEFT_OUT = (
+    layout.LEASES_PREFIX, layout.CLAIMS_PREFIX, layout.PROBES_PREFIX, layout.MLFLOW_PREFIX,
+)  # fmt: skip
+_CONTENT = (
+    layout.OBJECTS_PREFIX, layout.CHECKPOINTS_PREFIX, layout.TEXT_FEATURES_PREFIX,
+    layout.JOB_VIDEOS_PREFIX,
+)  # fmt: skip
+_DIGEST = re.compile(r"([0-9a-f]{64})(?:\.\w+)*$")
+
+
+def copy(store: Store, url: str) -> dict[str, Any]:
+    """Copy everything that is not in the copy yet; read back and compare what was written.
+
+    Args:
+        store: the original.
+        url: of the copy: an empty place, or an earlier copy of the same store.
+
+    Returns:
+        `{objects, bytes, copied, ok, errors}`: what the copy holds, how many objects of it this
+        call wrote, and the damaged objects of the original, which were not copied.
+
+    Raises:
+        ConfigError: there is another store.
+        StorageError: the copy has gone on by itself; or a store does not respond.
+    """
+    target = open_store(url, endpoint=settings().s3_endpoint)
+    _claim(store, target)
+    report: dict[str, Any] = {"objects": 0, "bytes": 0, "copied": 0, "ok": True, "errors": []}
+    for keys in _in_order(store):
+        for key, result in concurrently(partial(_copy_object, store, target), filter(None, keys)):
+            _count(report, key, *result)
+            report["copied"] += result[1]
+    withdrawn = store.ledger.list(layout.WITHDRAWN_PREFIX)
+    for key in map(layout.key_withdrawn_by, withdrawn):
+        target.objects.purge(key)
+    return report
+
+
+def verify(store: Store, url: str) -> dict[str, Any]:
+    """Compare a copy with its original, byte by byte.
+
+    Returns:
+        `{objects, bytes, ok, errors}`: an error for each object that the copy lacks or has other
+        bytes of, such as those written since.
+    """
+    target = open_store(url, endpoint=settings().s3_endpoint)
+    report: dict[str, Any] = {"objects": 0, "bytes": 0, "ok": True, "errors": []}
+    for key, result in concurrently(partial(_compare, store, target), _all_keys(store)):
+        _count(report, key, *result)
+    return report
+
+
+def _count(report: dict[str, Any], key: str, size_bytes: int, _: bool, error: str) -> None:
+    report["objects"] += not error
+    report["bytes"] += 0 if error else size_bytes
+    if error:
+        report["ok"] = False
+        report["errors"].append({"key": key, "error": error})
+
+
+def _claim(store: Store, target: Store) -> None:
+    """Mark the target as a copy of this store, before anything else makes it a store."""
+    marker = sha256_hex(store.url.encode()).encode()
+    is_empty = target.objects.find(layout.FORMAT_KEY) is None
+    if is_empty:
+        target.objects.put(layout.COPY_KEY, marker, if_absent=True)
+    if target.objects.find(layout.COPY_KEY) != marker:
+        what = "is no copy of this store"
+        raise ConfigError(target.url, what, "copy to an empty folder or prefix")
+    target.ledger.prepare_write()
+    for info in target.objects.list(""):
+        if _is_history(info.key) and store.objects.size(info.key) is None:
+            raise _diverged(target, info.key)
+
+
+def _is_history(key: str) -> bool:
+    """Return whether a key is of a ref or a log, which only ever grow."""
+    return key.startswith(layout.REFS_PREFIX) or layout.is_log_version(key)
+
+
+def _diverged(target: Store, key: str) -> StorageError:
+    what = f"has gone on by itself: {key}"
+    return StorageError(target.url, what, "it is a store of its own now: copy to an empty place")
+
+
+def _in_order(store: Store) -> Iterator[Iterable[str]]:
+    """Yield groups of keys; those of one group may be copied in any order."""
+    refs = [info.key for info in store.objects.list(layout.REFS_PREFIX)]
+    runs: dict[str, list[str]] = defaultdict(list)
+    for info in store.objects.list(layout.RUNS_PREFIX):
+        runs[info.key.split("/")[1]].append(info.key)
+    tables = [info.key for info in store.objects.list(layout.TABLES_PREFIX)]
+    commits = [info.key for info in store.objects.list(layout.COMMITS_PREFIX)]
+    logs = [key for key in tables if layout.data_sha256(key) is None]
+    later = (layout.REFS_PREFIX, layout.RUNS_PREFIX, layout.TABLES_PREFIX, layout.COMMITS_PREFIX)
+    records = [k for k in _all_keys(store) if not (_is_content(k) or k.startswith(later))]
+    yield filter(_is_content, _all_keys(store))
+    yield records
+    # one after another: a version of a log without the one before it would end the log
+    yield from ([key] for key in logs)
+    yield commits
+    # of each run the record, its events in their order, and what sums them up; all runs at once
+    yield from zip_longest(*(sorted(keys, key=_place_in_run) for keys in runs.values()))
+    yield from ([key] for key in refs)
+
+
+def _place_in_run(key: str) -> tuple[bool, bool, str]:
+    return key != layout.run_key(key.split("/")[1]), layout.is_folded_events(key), key
+
+
+def _all_keys(store: Store) -> Iterator[str]:
+    left_out = (*_LEFT_OUT, layout.FORMAT_KEY, layout.COPY_KEY)
+    for info in store.objects.list(""):
+        if "/" in info.key and not info.key.startswith(left_out):
+            yield info.key
+
+
+def _is_content(key: str) -> bool:
+    return layout.data_sha256(key) is not None or key.startswith(_CONTENT)
+
+
+def _copy_object(store: Store, target: Store, key: str) -> tuple[int, bool, str]:
+    """Copy an object; return its size, whether it was written, and what is wrong with it."""
+    size = store.objects.size(key)
+    if size is None:  # deleted since it was listed
+        return 0, False, ""
+    digest = _DIGEST.search(key) if _is_content(key) else None
+    if digest and target.objects.size(key) == size:
+        return size, False, ""
+    try:
+        with _fetched(store, key, size) as (path, sha256):
+            if digest and sha256 != digest[1]:
+                return size, False, "damaged: its bytes are not those of its name"
+            if _digest(target, key) == sha256:
+                return size, False, ""
+            if _is_history(key) and target.objects.size(key) is not None:
+                raise _diverged(target, key)
+            target.objects.put_file(key, path)
+            return size, True, "" if _digest(target, key) == sha256 else "read back other bytes"
+    except WithdrawnError:
+        return 0, False, ""
+
+
+def _compare(store: Store, target: Store, key: str) -> tuple[int, bool, str]:
+    size = store.objects.size(key) or 0
+    mine, copied = _digest(store, key), _digest(target, key)
+    if mine is None or mine == copied:  # None: deleted since it was listed
+        return size, False, ""
+    return size, False, "missing" if copied is None else "has other bytes"
+
+
+def _digest(store: Store, key: str) -> str | None:
+    """Return the SHA-256 of an object, None if there is none."""
+    size = store.objects.size(key)
+    if size is None:
+        return None
+    try:
+        with _fetched(store, key, size) as (_, sha256):
+            return sha256
+    except WithdrawnError:
+        return None
+
+
+@contextmanager
+def _fetched(store: Store, key: str, size: int) -> Iterator[tuple[Path, str]]:
+    """Fetch an object to a file, whatever its size; yield the file and its SHA-256."""
+    with Scratch() as folder:
+        path = folder / "object"
+        yield path, store.fetch(key, size, path)
