@@ -165,10 +165,12 @@ def report(store: Store, name: str | None = None, out: Path | None = None) -> st
         ConfigError: no such run, or `out` cannot be written.
     """
     from videoar.records.names import find_run
-    from videoar.report.publish import render_report
+    from videoar.report.publish import render_page, render_report
 
-    key, page = render_report(store, find_run(store, name))
-    return store.objects.location(key) if out is None else _write(out, page)
+    run_id = find_run(store, name)
+    if out is not None:
+        return _write(out, render_page(store, run_id))
+    return store.objects.location(render_report(store, run_id)[0])
 
 
 def report_index(store: Store, out: Path | None = None, *, limit: int | None = None) -> str:

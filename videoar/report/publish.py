@@ -14,9 +14,14 @@ from videoar.storage.store import Store
 logger = logging.getLogger(__name__)
 
 
+def render_page(store: Store, run_id: str) -> bytes:
+    """Return the page of a run; writes nothing."""
+    return render(collect(store, load_run(store, run_id))).encode()
+
+
 def render_report(store: Store, run_id: str) -> tuple[str, bytes]:
     """Render a run's page into the store; return its key and content."""
-    key, page = report_key(run_id), render(collect(store, load_run(store, run_id))).encode()
+    key, page = report_key(run_id), render_page(store, run_id)
     # replaced, unlike data: a resumed run or a takedown changes the page
     store.objects.put(key, page)
     return key, page
