@@ -23,7 +23,7 @@ from threading import Event, Thread
 import yaml
 
 from tests.support.child_process import preload, start
-from tests.support.small_pipeline import up_to_the_model
+from tests.support.small_pipeline import sets, up_to_the_model
 from tests.support.toy_runs import resume, toy_document, write_videos
 from tests.support.toys import REGISTRY
 from videoar.api.schedule import LocalLauncher
@@ -425,11 +425,22 @@ def toy_subject(folder: Path) -> Subject:
     return _undisturbed("toy", document, REGISTRY, folder, KINDS, points)
 
 
+_SMALLER = (
+    "inputs.videos=rendered://shapes?num_videos=6&seed=0",
+    "stages.tokenizer.training.steps=4",
+    "stages.tokenizer.training.image_steps=1",
+    "stages.tokenizer.training.batch_clips=2",
+    "stages.tokenizer.validations=1",
+    "stages.tokenizer.validation_clips=1",
+    "stages.model.training.phases=[{steps: 4, batch_size: 2}]",
+)
+
+
 def drawn_subject(folder: Path) -> Subject:
     """Return the chain of real stages on rendered clips: ingest, tokenizer, tokens, model."""
     (folder / "short").mkdir()
     path, *options = up_to_the_model(folder / "short")
-    options += "--set", "inputs.videos=rendered://shapes?num_videos=6&seed=0"
+    options += sets(*_SMALLER, base=())
     document = dict(load_pipeline(Path(path), options[1::2], BUILTIN).document)
     # without the checks of Great Expectations, which take longer than all the rest
     del document["stages"]["good"]
