@@ -1,8 +1,10 @@
 """How often work is tried again, by the kind of its error; reason codes and their page."""
 
 import inspect
+import re
 from operator import attrgetter
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -23,7 +25,7 @@ from videoar.core.errors import (
 from videoar.core.retry import RetryPolicy
 from videoar.core.types import Retries
 from videoar.engine import base, inline
-from videoar.records.run_record import events_of, load_run
+from videoar.records.run_record import Status, events_of, load_run
 from videoar.storage.store import open_store
 
 PAGE = Path(__file__).parents[3] / "docs" / "operators.md"
@@ -141,6 +143,13 @@ def test_memory_error_of_a_stage_is_of_the_kind_memory(tmp_path, monkeypatch):
 
 def hungry(*_):
     raise MemoryError("17 GiB")
+
+
+def test_page_of_states_has_every_state():
+    table = PAGE.read_text().partition("## States")[2].partition("\n\nExit codes")[0]
+    cells = (line.split("|")[1] for line in table.splitlines() if line.startswith("|"))
+    shown = {state for cell in cells for state in re.findall("[A-Z_]{4,}", cell)}
+    assert shown == set(get_args(Status))
 
 
 def test_page_of_reason_codes_has_every_code_with_its_kind_and_retries():
