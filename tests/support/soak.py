@@ -285,10 +285,12 @@ class Schedule:
             assert code in _ALLOWED, f"exit code {code}"
             self.outcome.counts[f"exit code: {code}"] += 1
 
-    def _point(self, points: Sequence[str]) -> str:
-        """Return a crash point: each in turn for the first fault of a schedule."""
-        turn, is_first = self.seed // len(self.subject.kinds), self.outcome.counts.total() == 1
-        return points[turn % len(points)] if is_first else self.random.choice(points)
+    def _point(self, points: Sequence[str]) -> tuple[str, int]:
+        """Return a crash point and a visit: for the first fault of a schedule, each in turn."""
+        turn = self.seed // len(self.subject.kinds)
+        if self.outcome.counts.total() == 1 and turn < len(points):
+            return points[turn], 1
+        return self.random.choice(points), self.random.choice([1, 1, 2, 3, 5])
 
     def _some_time(self) -> None:
         time.sleep(self.random.uniform(0, 1.1 * self.subject.seconds))
@@ -297,9 +299,8 @@ class Schedule:
         self.outcome.counts[f"point: {at.partition(':')[0]}"] += 1
 
     def crash(self) -> None:
-        point = self._point(self.subject.points)
+        point, visit = self._point(self.subject.points)
         number = self.random.choice(["SIGKILL", "SIGKILL", "SIGTERM"])
-        visit = self.random.choice([1, 1, 2, 3, 5])
         driver = self._start(at=f"{point}:{visit}:{number}")
         self._end(driver)
         if driver.exitcode:
@@ -327,9 +328,9 @@ class Schedule:
         self._end(driver)
 
     def suspend(self) -> None:
-        point = self._point(self.subject.points)
+        point, visit = self._point(self.subject.points)
         is_at_point = self.random.random() < 0.7
-        at = f"{point}:{self.random.choice([1, 1, 2, 3])}:SIGSTOP" if is_at_point else ""
+        at = f"{point}:{visit}:SIGSTOP" if is_at_point else ""
         driver = self._start(at=at)
         if is_at_point and wait_until_stopped(driver.pid, 60):
             self._hit(point)
@@ -368,7 +369,7 @@ class Schedule:
         self._end(first, second)
 
     def crash_of_a_tick(self) -> None:
-        at = self._point(points_of("schedule"))
+        at, _ = self._point(points_of("schedule"))
         is_queued = at in {"trigger-created", "trigger-queued"}  # a person runs the same
         path = self.folder / "soak.yaml"
         document = {**self._document(slow=is_queued), "trigger": {"cron": "0 3 * * *"}}
@@ -388,7 +389,7 @@ class Schedule:
     def crash_in_the_queue(self) -> None:
         first = self._start(slow=True)
         time.sleep(self.random.uniform(0, self.subject.seconds))
-        point = self._point(_QUEUE)
+        point, _ = self._point(_QUEUE)
         second = self._start("run2", at=point, slow=True)
         self._end(first, second)
         if second.exitcode:
