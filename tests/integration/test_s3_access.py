@@ -147,6 +147,7 @@ def test_credentials_replaced_in_their_file_are_read_again(aws, moto_server):
             objects.get("a")
         assert "planted" not in str(caught.value)
         aws(credentials=profile.format(ACCESS_KEY, SECRET_KEY))
+        assert objects.size("a") == 1
         assert objects.get("a") == b"1"
         assert objects.options()["AWS_ACCESS_KEY_ID"] == ACCESS_KEY
 

@@ -110,9 +110,9 @@ class _RetryHandler:
             return None
         if response is not None and status not in TRANSIENT_STATUS and code not in _TRANSIENT_CODES:
             self._state.answered()
-            is_renewed = code in EXPIRED and attempts == 1 and _reload(self._session)
-            return 0.0 if is_renewed else None
-        reason = type(caught_exception).__name__ if response is None else f"{status} {code}"
+            # of any rejected request: the answer to HEAD has no code, and AWS sends 400
+            return 0.0 if status in {400, 401, 403} and _reload(self._session) else None
+        reason = type(caught_exception).__name__ if response is None else code
         began = request_dict["context"].setdefault("first_failure", time.monotonic())
         # the first: one key may fail while others are answered
         elapsed_s = max(time.monotonic() - began, self._state.failed(reason, self._wait_s))
@@ -148,10 +148,11 @@ def _reload(session: Any) -> bool:
     import boto3
     from botocore.credentials import RefreshableCredentials
 
-    used, new = session.get_credentials(), boto3.session.Session().get_credentials()
-    if new is None or isinstance(used, RefreshableCredentials):
+    used = session.get_credentials()
+    if used is None or isinstance(used, RefreshableCredentials):
         return False
-    if used.get_frozen_credentials() == (fresh := new.get_frozen_credentials()):
+    new = boto3.session.Session().get_credentials()
+    if new is None or used.get_frozen_credentials() == (fresh := new.get_frozen_credentials()):
         return False
     used.access_key, used.secret_key, used.token = fresh.access_key, fresh.secret_key, fresh.token
     return True
