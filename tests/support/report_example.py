@@ -34,7 +34,6 @@ from videoar.report.data import (
     VBench,
 )
 
-CHECK_PAGE = f"../../checks/good/{'ab' * 32}.html"  # as long as a real key: must wrap on a phone
 HOSTILE = '<script>alert("x")</script><img src=https://evil.example/a.png onerror=alert(1)>'
 _COLOURS = {
     "red": (222, 66, 55),
@@ -220,7 +219,6 @@ def example(real: bytes, generated: bytes, picture: bytes = b"jpeg-bytes") -> Re
             DataCheck(
                 stage="good",
                 success=False,
-                page=CHECK_PAGE,
                 expectations=(
                     Expectation(
                         name="expect_column_values_to_be_unique",

@@ -15,16 +15,9 @@ from videoar.core.settings import set_defaults
 from videoar.core.types import Frozen
 
 if TYPE_CHECKING:
-    from great_expectations.core.expectation_validation_result import (
-        ExpectationSuiteValidationResult,
-        ExpectationValidationResult,
-    )
+    from great_expectations.core.expectation_validation_result import ExpectationValidationResult
 
 _SHOWN_CHARS = 80  # chosen: the failures of a gate are one error line
-_NO_NETWORK = (
-    '<meta http-equiv="Content-Security-Policy" '
-    "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-)
 
 
 class TableChecks(Frozen):
@@ -58,8 +51,6 @@ class CheckReport:
 
     success: bool
     expectations: tuple[Expectation, ...]
-    html: str
-    """The result as a page that loads nothing from the network."""
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -89,7 +80,7 @@ def check(table: pa.Table, contract: Contract, checks: TableChecks) -> CheckRepo
         .get_batch({"dataframe": frame})
     )
     result = batch.validate(suite)
-    return CheckReport(bool(result.success), tuple(map(_read, result.results)), _page(result))
+    return CheckReport(bool(result.success), tuple(map(_read, result.results)))
 
 
 def _expectations(contract: Contract, table_checks: TableChecks) -> Iterator[Any]:
@@ -130,12 +121,3 @@ def _read(item: "ExpectationValidationResult") -> Expectation:
         passed=bool(item.success),
         observed=str(observed)[:_SHOWN_CHARS] if observed is not None else "nothing unexpected",
     )
-
-
-def _page(result: "ExpectationSuiteValidationResult") -> str:
-    """Render the result. A Content-Security-Policy blocks the fonts and scripts of its template."""
-    from great_expectations.render.renderer import ValidationResultsPageRenderer
-    from great_expectations.render.view import DefaultJinjaPageView
-
-    html: str = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))
-    return html.replace("<head>", f"<head>{_NO_NETWORK}", 1)

@@ -35,7 +35,6 @@ _SHOWN = 8  # chosen: thumbnails per outcome, one row on a laptop's screen, 30 k
 _SHOWN_PAIRS = 6  # chosen: two rows of pairs on a laptop's screen
 _LIMITS = Limits(wall_s=20.0, cpu_s=20)  # chosen: per clip, for one frame of a long source
 THUMBNAIL_BUDGET_S = 60.0  # chosen: longest time to read thumbnails of one filter stage
-_STORE_ROOT = "../../"  # relative to the key of the report, runs/<id>/report.html
 _BOUND = "bound/"
 _DUPLICATE_OF = re.compile(r"repeats ([0-9a-f]{32})")  # column `detail` of `rejects@1`
 
@@ -183,6 +182,5 @@ def data_checks(store: Store, run: Run) -> Iterator[DataCheck]:
             yield DataCheck(
                 stage=stage.name,
                 success=record["success"],
-                page=_STORE_ROOT + record["page"],
                 expectations=tuple(map(Expectation.model_validate, record["expectations"])),
             )

@@ -86,8 +86,6 @@ class DataCheck(Frozen):
 
     stage: str
     success: bool
-    page: str
-    """Page of Great Expectations, relative to the key of the report."""
     expectations: tuple[Expectation, ...]
 
 

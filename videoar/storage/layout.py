@@ -7,7 +7,7 @@
     objects/<xx>/<sha256><suffix>                 videos and model files
     stages/<dataset>/{shards,loops,reduced}/...   work records: results that wait for a commit
     checkpoints/<dataset>/<fingerprint>/...       training checkpoints
-    checks/<dataset>/<fingerprint>.{json,html}    expectations of a reduction and their page
+    checks/<dataset>/<fingerprint>.json           expectations of a reduction
     text/<encoder>/<max tokens>/<sha256>.safetensors   features of prompts, can be computed again
     runs/<run>/run.json, events/, progress/       run record
     runs/<run>/cancel/<number>.json               requests to cancel it, by claim of its driver
@@ -216,11 +216,6 @@ def text_features_key(encoder: str, max_tokens: int, sha256: str) -> str:
 def check_key(dataset: str, fingerprint: str) -> str:
     """Return the key of what a reduction's expectations showed."""
     return f"checks/{dataset}/{fingerprint}.json"
-
-
-def check_page_key(dataset: str, fingerprint: str) -> str:
-    """Return the key of the page that shows a reduction's expectations."""
-    return f"checks/{dataset}/{fingerprint}.html"
 
 
 def run_key(run_id: str) -> str:

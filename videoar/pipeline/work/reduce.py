@@ -20,7 +20,7 @@ from videoar.pipeline.work.task import (
     write_output,
 )
 from videoar.storage.collection import CollectionWatch
-from videoar.storage.layout import check_key, check_page_key, reduce_record_key
+from videoar.storage.layout import check_key, reduce_record_key
 from videoar.storage.partitions import DaskScheduler
 from videoar.storage.store import Store
 
@@ -63,20 +63,14 @@ def run_reduce(task: StageTask, dask_scheduler: DaskScheduler | None = None) -> 
 
 def _publish_check(task: StageTask, store: Store, report: CheckReport) -> None:
     """Keep the report of a check, passed or not; raise if it did not pass."""
-    page = check_page_key(task.dataset, task.fingerprint)
-    store.objects.put(page, report.html.encode(), if_absent=True)
-    result = {
-        "success": report.success,
-        "page": page,
-        "expectations": [expectation.model_dump() for expectation in report.expectations],
-    }
-    # the page first: a record must not name a page that a kill prevented
-    store.ledger.create(check_key(task.dataset, task.fingerprint), result)
+    key = check_key(task.dataset, task.fingerprint)
+    expectations = [expectation.model_dump() for expectation in report.expectations]
+    store.ledger.create(key, {"success": report.success, "expectations": expectations})
     if not report.success:
-        hint = f"all expectations: {store.url}/{page}"
+        hint = f"all expectations: {store.url}/{key}"
         raise GateError(f"stage {task.dataset}", "; ".join(report.failures), hint)
 
 
 def find_check(store: Store, dataset: str, fingerprint: str) -> dict[str, Any] | None:
-    """Return the result of a check, `{success, page, expectations}`; None if there was none."""
+    """Return the result of a check, `{success, expectations}`; None if there was none."""
     return store.ledger.read(check_key(dataset, fingerprint))
