@@ -1,6 +1,8 @@
 """Objects of a store behind a network: the same bytes, and a record of the requests."""
 
 import threading
+import time
+from functools import partial
 
 
 class RemoteObjects:
@@ -43,3 +45,25 @@ class ConcurrentRanges(RemoteObjects):
         with self._lock:
             self._now -= 1
         return self.objects.get_range(key, start, length)
+
+
+class Counting:
+    """A store whose requests take time and are counted; listings have 1,000 entries a page."""
+
+    def __init__(self, objects, request_s: float = 0.0) -> None:
+        self._objects, self._request_s = objects, request_s
+        self.is_local, self.requests, self._lock = False, 0, threading.Lock()
+
+    def __getattr__(self, name: str):
+        attribute = getattr(self._objects, name)
+        return partial(self._call, name, attribute) if callable(attribute) else attribute
+
+    def _call(self, name: str, method, *args, **options):
+        result = method(*args, **options)
+        if name in ("list", "folders"):
+            result = list(result)
+        with self._lock:
+            pages = 1 + len(result) // 1000 if name in ("list", "folders") else 1
+            self.requests += pages
+        time.sleep(self._request_s * pages)
+        return iter(result) if name in ("list", "folders") else result

@@ -4,6 +4,7 @@ from typing import Any
 
 from videoar.contracts.names import RELEASES
 from videoar.core.errors import GateError
+from videoar.core.prefetch import concurrently
 from videoar.core.types import Row
 from videoar.records.names import find_run
 from videoar.records.run_record import load_run
@@ -61,7 +62,7 @@ def newest_decision(store: Store, candidate: str, ref: str | None = None) -> Row
     that blocks is returned.
     """
     numbers = {e["decision"]: n for n, e in enumerate(store.ledger.entries(DECISIONS_LOG))}
-    commits = {c.snapshot: c for c in iter_commits(store.objects) if c.contract == RELEASES}
+    commits = {c.snapshot: c for c in iter_commits(store.objects, contract=RELEASES)}
     recorded = [commits[snapshot] for snapshot in numbers if snapshot in commits]
     versions = {c.dataset: c.version for c in sorted(recorded, key=lambda c: c.version)}
 
@@ -74,6 +75,7 @@ def newest_decision(store: Store, candidate: str, ref: str | None = None) -> Row
             return 0, 0, commit.provenance.run_id, blocks
         return 2, 0, "", blocks
 
-    decisions = (_decision(store.snapshot(snapshot)) for snapshot in commits)
+    read = concurrently(lambda snapshot: _decision(store.snapshot(snapshot)), commits)
+    decisions = (decision for _, decision in read)
     matching = [d for d in decisions if d["candidate"] == candidate and ref in {None, d["ref"]}]
     return max(matching, key=age, default=None)

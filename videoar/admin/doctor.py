@@ -128,7 +128,7 @@ def _i3d() -> str:
 
 
 def _domain(store: Store) -> str:
-    ids = {commit.snapshot for commit in iter_commits(store.objects) if commit.contract == MODELS}
+    ids = {commit.snapshot for commit in iter_commits(store.objects, contract=MODELS)}
     kinds = (store.snapshot(id_).table(["kind"])["kind"].to_pylist() for id_ in ids)
     if not any("classifier" in of_snapshot for of_snapshot in kinds):
         raise ConfigError(store.url, "no classifier", "train one with the stage `train_domain`")

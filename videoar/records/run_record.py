@@ -9,7 +9,6 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field
@@ -18,6 +17,7 @@ from videoar.core.crash_points import crash_point
 from videoar.core.errors import ConfigError, StorageError, did_you_mean
 from videoar.core.hardware import hardware
 from videoar.core.ids import digest_json, new_run_id
+from videoar.core.prefetch import concurrently
 from videoar.core.processes import this_process
 from videoar.core.settings import settings
 from videoar.core.software import commit_id, packages_digest
@@ -42,7 +42,8 @@ from videoar.storage.ledger import current_user
 from videoar.storage.store import Store
 
 logger = logging.getLogger(__name__)
-_CONCURRENT_READS = 16  # half of the connections of an S3 client, see `s3_store`
+_AT_ONCE = 64
+"""chosen: records of runs that are read before it is known whether they are needed."""
 Status = Literal[
     "PENDING", "RUNNING", "SUCCEEDED", "CACHED", "FAILED", "GATE_BLOCKED", "CANCELLED",
     "INTERRUPTED", "SKIPPED", "WAITING", "UNKNOWN", "TIMED_OUT", "QUEUED",
@@ -347,8 +348,7 @@ def read_records(store: Store, keys: Sequence[str]) -> list[dict[str, Any] | Non
     """Return records, None for each that is missing; from a remote store several at once."""
     if store.objects.is_local:
         return list(map(store.ledger.read, keys))
-    with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
-        return list(pool.map(store.ledger.read, keys))
+    return [record for _, record in concurrently(store.ledger.read, keys)]
 
 
 def _fold(store: Store, run_id: str) -> None:
@@ -570,8 +570,8 @@ def ended_runs(store: Store, pipeline: str, before: str | None) -> Iterator[Run]
 
 def _newest_first(store: Store, pipeline: str, before: str | None) -> Iterator[str]:
     ids = [run_id for run_id in reversed(run_ids(store)) if before is None or run_id < before]
-    for start in range(0, len(ids), _CONCURRENT_READS):
-        some = ids[start : start + _CONCURRENT_READS]
+    for start in range(0, len(ids), _AT_ONCE):
+        some = ids[start : start + _AT_ONCE]
         records = read_records(store, [run_key(run_id) for run_id in some])
         for run_id, record in zip(some, records, strict=True):
             if record is not None and record.get("pipeline") == pipeline:

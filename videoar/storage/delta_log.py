@@ -64,13 +64,22 @@ _TABLE_CONFIG = {
 }
 
 
-def iter_commits(objects: ObjectStore, dataset: str | None = None) -> Iterator[Commit]:
+def iter_commits(
+    objects: ObjectStore, dataset: str | None = None, contract: str | None = None
+) -> Iterator[Commit]:
     """Yield the commits of a dataset, or of all, also those of content that an earlier commit has.
 
     Reads the logs, not the index records: a writer that was killed between the two left none, and
-    a takedown must see its files as well.
+    a takedown must see its files as well. Data files are not listed.
+
+    Args:
+        objects: the store.
+        dataset: None means all, or those of a contract.
+        contract: only datasets with it; of the others a request each is made.
     """
-    infos = objects.list(layout.log_prefix(dataset) if dataset else layout.TABLES_PREFIX)
+    names = [dataset] if dataset else objects.folders(layout.TABLES_PREFIX)
+    chosen = (n for n in names if contract is None or contract_of(objects, n) == contract)
+    infos = (info for name in chosen for info in objects.list(layout.log_prefix(name)))
     keys = (info.key for info in infos if layout.is_log_version(info.key))
     # in this process for a folder: threads gain nothing from its page cache
     read = concurrently if not objects.is_local else _one_by_one
@@ -90,6 +99,15 @@ def _commit_of(key: str, data: bytes) -> Commit | None:
         return None if commit is None else Commit.model_validate(commit)
     except ValueError as error:
         raise DamagedError(key, "damaged: no commit", "restore it from a copy") from error
+
+
+def contract_of(objects: ObjectStore, dataset: str) -> str | None:
+    """Return the contract of a table, None if there is none: its description has the id."""
+    # version 0 creates the table
+    data = objects.find(layout.log_version_key(dataset, 0)) or b""
+    actions = (json.loads(line) for line in data.splitlines())
+    created: dict[str, str] = next((a["metaData"] for a in actions if "metaData" in a), {})
+    return created.get("description") or None
 
 
 def missing_files(objects: ObjectStore, files: Iterable[FileRef]) -> Iterator[str]:
@@ -155,18 +173,10 @@ class DeltaLog:
         Raises:
             ConfigError: it has another one.
         """
-        existing = self._contract()
+        existing = contract_of(self._objects, self._dataset)
         if existing is not None and existing != contract:
             what = f"this dataset has contract {existing}, not {contract}"
             raise ConfigError(self._dataset, what, "give the stage or input another name")
-
-    def _contract(self) -> str | None:
-        """Return the contract of the table, None if there is none: its description has the id."""
-        # version 0 creates the table
-        data = self._objects.find(layout.log_version_key(self._dataset, 0)) or b""
-        actions = (json.loads(line) for line in data.splitlines())
-        created: dict[str, str] = next((a["metaData"] for a in actions if "metaData" in a), {})
-        return created.get("description") or None
 
     def find_complete(self, app_id: str) -> tuple[str, Commit | None]:
         """Find the first commit of `app_id`, `app_id.1`, ... whose files all exist.

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.toy_runs import toy_run
+from tests.support.remote_objects import Counting
+from tests.support.toy_runs import toy_run, write_videos
 from videoar import api
 from videoar.core.errors import ConfigError, GateError
 from videoar.storage.store import Store
@@ -35,6 +36,21 @@ def test_promote_newest_decision_holds_whatever_its_stage_name(store: Store, vid
         toy_run(store, videos, gate={"bound": 2.0})
     with pytest.raises(GateError, match="blocked by its gate: rows >= 2"):
         api.promote(store, model)
+
+
+def test_promote_takes_requests_by_decisions_and_not_by_data(store: Store, videos: Path):
+    model = toy_run(store, videos).outputs["model"]
+
+    def requests() -> int:
+        counting = Counting(store.objects)
+        api.promote(Store(counting), model)
+        return counting.requests
+
+    before = requests()
+    for name in ("c.mp4", "d.mp4", "e.mp4"):
+        write_videos(videos, name)
+        toy_run(store, videos, model=None, gate=None)
+    assert requests() == before
 
 
 def test_promote_without_decision_raises(store: Store, videos: Path):

@@ -1,12 +1,11 @@
 """The run record: ids, statuses and what a user may call a run."""
 
 import itertools
-import threading
 import time
-from functools import partial
 
 import pytest
 
+from tests.support.remote_objects import Counting
 from tests.support.toys import REGISTRY
 from videoar import api
 from videoar.core.errors import ConfigError
@@ -54,28 +53,6 @@ def create(store: Store, run_id: str, until: str | None = None) -> RunLog:
     log = RunLog(store, run_id, lambda: None)
     log.create(parse_pipeline(DOCUMENT, "toy.yaml", REGISTRY), "0", None, until)
     return log
-
-
-class Counting:
-    """A store whose requests take time and are counted; listings have 1,000 entries a page."""
-
-    def __init__(self, objects, request_s: float = 0.0) -> None:
-        self._objects, self._request_s = objects, request_s
-        self.is_local, self.requests, self._lock = False, 0, threading.Lock()
-
-    def __getattr__(self, name: str):
-        attribute = getattr(self._objects, name)
-        return partial(self._call, name, attribute) if callable(attribute) else attribute
-
-    def _call(self, name: str, method, *args, **options):
-        result = method(*args, **options)
-        if name in ("list", "folders"):
-            result = list(result)
-        with self._lock:
-            pages = 1 + len(result) // 1000 if name in ("list", "folders") else 1
-            self.requests += pages
-        time.sleep(self._request_s * pages)
-        return iter(result) if name in ("list", "folders") else result
 
 
 def finished(store: Store, run_id: str) -> RunLog:
