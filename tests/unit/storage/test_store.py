@@ -100,6 +100,19 @@ def test_temporary_file_swept_before_its_lock_is_created_again(tmp_path, monkeyp
     assert swept
 
 
+def test_link_repeated_by_nfs_is_known_as_own(tmp_path, monkeypatch):
+    link, objects = os.link, LocalObjectStore(tmp_path)
+
+    def link_twice(source, target):
+        link(source, target)
+        link(source, target)
+
+    objects.put("theirs", b"same", if_absent=True)
+    monkeypatch.setattr(os, "link", link_twice)
+    assert objects.put("mine", b"same", if_absent=True)
+    assert not objects.put("theirs", b"same", if_absent=True)
+
+
 def test_put_failing_leaves_no_file(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
