@@ -30,6 +30,7 @@ from videoar.records.lineage import children
 from videoar.records.names import SOURCE_PREFIX
 from videoar.records.run_record import ShardCounts
 from videoar.storage import layout, takedown
+from videoar.storage.collection import wait_for_collection
 from videoar.storage.delta_log import iter_commits
 from videoar.storage.reader import read_file
 from videoar.storage.snapshot import Snapshot
@@ -178,10 +179,13 @@ def _rewrite(store: Store, source: str, file: FileRef, uris: Collection[str]) ->
     """Replace a listing by one without these addresses."""
     rows = read_file(store.objects, file, None)
     kept = rows.filter(pc.invert(pc.is_in(rows["uri"], pa.array(list(uris), pa.string()))))
-    replacement = store.dataset(layout.dataset_of(file.key), SOURCES).write(kept)
+    dataset = store.dataset(layout.dataset_of(file.key), SOURCES)
+    replacement = dataset.write(kept)
     size_bytes = file.size_bytes
     withdrawal = takedown.Withdrawal(source=source, size_bytes=size_bytes, replacement=replacement)
     store.ledger.create(layout.withdrawal_key(file.key), withdrawal.model_dump())
+    if wait_for_collection(store):
+        dataset.write(kept)  # garbage until the record named it; never again
     store.objects.purge(file.key)
 
 
