@@ -277,9 +277,18 @@ class RunLog:
             accepted_drift=accepted_drift,
         )
 
-    def queued(self, lease: str) -> None:
-        """Record that it starts when a lease is free."""
-        self.event("queued", lease=lease)
+    def queued(self, lease: str, *, is_first: bool = False) -> None:
+        """Record that it starts when a lease is free.
+
+        Args:
+            lease: its name.
+            is_first: record nothing if the run has an event: another process has started it.
+        """
+        if not is_first:
+            self.event("queued", lease=lease)
+            return
+        event = {"kind": "queued", "time": time.time(), "lease": lease}
+        self._store.ledger.create(log_entry_key(run_events(self.run_id), 0), event)
 
     def input(self, name: str, listed: InputRun) -> None:
         """Record the listing of an input."""

@@ -301,7 +301,7 @@ class Ticker:
         log = RunLog(self._store, record["run_id"], lambda: None)
         log.create(self._spec, __version__, None, None, {"key": firing.key, **record["cause"]})
         crash_point("trigger-created")
-        log.queued(lease)
+        log.queued(lease, is_first=True)
         crash_point("trigger-queued")
 
     @contextmanager
