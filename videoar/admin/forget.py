@@ -32,6 +32,7 @@ from videoar.records.run_record import ShardCounts
 from videoar.storage import layout, takedown
 from videoar.storage.collection import wait_for_collection
 from videoar.storage.delta_log import iter_commits
+from videoar.storage.ledger import replace_in_record
 from videoar.storage.reader import read_file
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
@@ -196,17 +197,14 @@ def _scrub(store: Store, uris: Collection[str]) -> None:
     purged last, including those that a killed call has left.
     """
     # longest first: `a.mp4` may be the beginning of `a.mp4?x`
-    by_length = sorted(uris, key=len, reverse=True)
+    by_length = [uri.encode() for uri in sorted(uris, key=len, reverse=True)]
     for key in store.ledger.list(layout.RUNS_PREFIX):
         data = store.objects.find(key) if key.endswith(".json") else None
-        clean = data
-        for uri in by_length:
-            clean = clean.replace(uri.encode(), b"(taken down)") if clean else clean
-        if clean is not None and clean != data:
+        if data is not None and any(uri in data for uri in by_length):
             if layout.is_folded_events(key):
                 store.objects.purge(key)  # derived from records that are scrubbed themselves
             else:
-                store.objects.put(key, clean)
+                store.objects.put(key, replace_in_record(data, by_length, b"(taken down)"))
             crash_point("forget.scrub")
     if uris:
         store.objects.purge_older(layout.RUNS_PREFIX)

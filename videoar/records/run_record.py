@@ -4,7 +4,6 @@ A killed run has no `finish` event, so by the record alone it looks like one in 
 without that event whose driver has no living lease (`storage.lease`) is INTERRUPTED.
 """
 
-import json
 import logging
 import platform
 import time
@@ -14,9 +13,9 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, Field
 
 from videoar.core.crash_points import crash_point
-from videoar.core.errors import ConfigError, StorageError, did_you_mean
+from videoar.core.errors import ConfigError, DamagedError, StorageError, did_you_mean
 from videoar.core.hardware import hardware
-from videoar.core.ids import digest_json, new_run_id
+from videoar.core.ids import new_run_id
 from videoar.core.prefetch import concurrently
 from videoar.core.processes import this_process
 from videoar.core.settings import settings
@@ -370,23 +369,17 @@ def _fold(store: Store, run_id: str) -> None:
         events = events_of(store, run_id)
         # an event that is lost must stay visible as lost
         if len(events) == store.ledger.length(run_events(run_id)):
-            store.ledger.create(key, {"events": events, "sha256": digest_json(events)})
+            store.ledger.create(key, {"events": events})
 
 
 def _folded_events(store: Store, run_id: str) -> list[dict[str, Any]]:
     """Return the events that were written in one object; none without one, or if it is damaged."""
-    data = store.objects.find(key := folded_events_key(run_id))
-    if data is None:
-        return []
     try:
-        folded = json.loads(data)
-        events: list[dict[str, Any]] = folded["events"]
-        if digest_json(events) == folded["sha256"]:
-            return events
-    except (ValueError, KeyError, TypeError):
-        pass
-    logger.warning("%s/%s: damaged, the events are read one by one", store.url, key)
-    return []
+        folded = store.ledger.read(folded_events_key(run_id))
+    except DamagedError as error:
+        logger.warning("%s; the events are read one by one", error)
+        return []
+    return folded["events"] if folded else []
 
 
 def last_driver(store: Store, run_id: str) -> dict[str, Any]:

@@ -45,7 +45,7 @@ from videoar.core.prefetch import concurrently
 from videoar.core.retry import RetryPolicy
 from videoar.core.types import Commit, FileRef
 from videoar.storage import layout
-from videoar.storage.ledger import Ledger
+from videoar.storage.ledger import Ledger, seal, unseal
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.statistics import delta_statistics, read_statistics
 from videoar.storage.takedown import withdrawn_keys
@@ -96,7 +96,7 @@ def _commit_of(key: str, data: bytes) -> Commit | None:
         actions = [json.loads(line) for line in data.splitlines() if line.strip()]
         commits = (action.get("commitInfo", {}).get("videoar") for action in actions)
         commit = next(filter(None, commits), None)
-        return None if commit is None else Commit.model_validate(commit)
+        return None if commit is None else Commit.model_validate(unseal(key, commit))
     except ValueError as error:
         raise DamagedError(key, "damaged: no commit", "restore it from a copy") from error
 
@@ -282,7 +282,7 @@ class DeltaLog:
             schema=table.schema(),
             commit_properties=CommitProperties(
                 # in the log entry itself, so that data and provenance cannot be committed apart
-                custom_metadata={"videoar": commit.model_dump(mode="json")},
+                custom_metadata={"videoar": seal(commit.model_dump(mode="json"))},
                 max_commit_retries=0,  # after a conflict, the removals must be computed again
                 app_transactions=[Transaction(name, version) for name in ids],
             ),

@@ -4,6 +4,9 @@ A record is created by put-if-absent and never changes: a race has exactly one w
 writer leaves a whole record or none. A log is a prefix of numbered records; a ref is a log whose
 last record is the head. A listing may lag behind, so the end of a log is found by HEAD requests
 after the last number listed.
+
+Each record has the digest of its content: a bit that a disk has turned over is an error that names
+the record, never another answer. Records of earlier versions have none.
 """
 
 import getpass
@@ -11,17 +14,56 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from videoar.core.errors import DamagedError, RefMovedError
-from videoar.core.ids import canonical_json
+from videoar.core.ids import canonical_json, digest_json
 from videoar.storage.layout import REFS_PREFIX, log_entry_key, ref_log
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.store_format import WriteGuard
 
 Record = dict[str, Any]
 _NONCE = "append_nonce"  # in records of earlier versions
+_DIGEST = "record_sha256"
+
+
+def seal(record: Mapping[str, Any]) -> Record:
+    """Return a record with the digest of its content."""
+    plain: Record = json.loads(canonical_json(record))  # as it will be read: keys are texts
+    return {**plain, _DIGEST: digest_json(plain)}
+
+
+def unseal(key: str, sealed: Record) -> Record:
+    """Return a record without its digest.
+
+    Args:
+        key: of the record, for the error.
+        sealed: as it was read; without a digest if an earlier version has written it.
+
+    Raises:
+        DamagedError: the digest is of other content.
+    """
+    record = dict(sealed)
+    digest = record.pop(_DIGEST, None)
+    if digest is not None and digest != digest_json(record):
+        what = "damaged: its content is not what was written"
+        raise DamagedError(key, what, "restore it from a copy")
+    return record
+
+
+def replace_in_record(data: bytes, old: Iterable[bytes], new: bytes) -> bytes:
+    """Return a record, as it is stored, with texts in it replaced; a damaged one stays damaged."""
+    before = data
+    for text in old:
+        data = data.replace(text, new)
+    with suppress(DamagedError):
+        _parse("", before)
+        record = json.loads(data)
+        if record.pop(_DIGEST, None):
+            data = canonical_json(seal(record)).encode()
+    return data
 
 
 class Ledger:
@@ -35,7 +77,7 @@ class Ledger:
     def create(self, key: str, record: Mapping[str, Any]) -> bool:
         """Create a record; return False if another call has created it, also an equal one."""
         self.prepare_write()
-        return self._objects.put(key, canonical_json(record).encode(), if_absent=True)
+        return self._objects.put(key, canonical_json(seal(record)).encode(), if_absent=True)
 
     def create_or_adopt(self, key: str, record: Mapping[str, Any]) -> Record:
         """Create a record, or return the existing one: the loser of a race adopts the winner's."""
@@ -45,7 +87,7 @@ class Ledger:
         """Return a record, None if there is no such record.
 
         Raises:
-            DamagedError: it is no JSON.
+            DamagedError: it is no JSON, or has other content than was written.
         """
         data = self._objects.find(key)
         return None if data is None else _parse(key, data)
@@ -87,9 +129,12 @@ class Ledger:
 
 def _parse(key: str, data: bytes) -> Record:
     try:
-        record: Record = json.loads(data)
-    except ValueError as error:
-        raise DamagedError(key, "damaged: no JSON", "restore it from a copy") from error
+        sealed = json.loads(data)
+    except ValueError:
+        sealed = None
+    if not isinstance(sealed, dict):
+        raise DamagedError(key, "damaged: no JSON object", "restore it from a copy")
+    record = unseal(key, sealed)
     record.pop(_NONCE, None)
     return record
 

@@ -37,7 +37,7 @@ def _check(objects: ObjectStore, data: bytes | None) -> None:
     except (ValueError, KeyError, TypeError):
         version = None
     # an unreadable record is no version 1: the store may be newer
-    if not isinstance(version, int):
+    if not isinstance(version, int) or version < 1:
         hint = f'restore it from a copy, or write {{"{_FIELD}": {FORMAT_VERSION}}}'
         raise DamagedError(where, "damaged: no format version in it", hint)
     if version > FORMAT_VERSION:

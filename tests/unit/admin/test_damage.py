@@ -73,7 +73,7 @@ def test_records_that_are_no_json_are_listed_and_derived_ones_removed(store, vid
     kept = [layout.run_key(run.run_id), layout.log_version_key("few", commit.version)]
     for key in (derived, *kept):
         store.objects.put(key, b"{")
-    with pytest.raises(DamagedError, match=r"run\.json: damaged: no JSON"):
+    with pytest.raises(DamagedError, match=r"run\.json: damaged: no JSON object"):
         api.status(store, run.run_id)
     with pytest.raises(DamagedError, match="damaged: no commit"):
         list(store.snapshots())
