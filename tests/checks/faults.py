@@ -1,13 +1,14 @@
 """The failure matrix: which fault is injected by which test, and how the tests end.
 
 A test has the marker `fault(row, injection)`; a row may have many tests, in any folder of the
-suite. `pytest tests/faults` runs them all, `python -m tests.checks.faults` does the same and writes
-`docs/faults.md`.
+suite. `pytest tests/faults` runs them all; `python -m tests.checks.faults [ROW...]` runs them, or
+those of some rows, and writes `docs/faults.md`.
 """
 
 import ast
 import sys
 from collections import defaultdict
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
@@ -56,7 +57,7 @@ NOT_MET = {
     2: "no test on several nodes yet", 3: "no test of a lost head yet", 4: "as 3",
     6: "there is no submit verb yet", 12: "decoders only",
     13: "a cached stage does not read; records have no digest",
-    14: "not tested", 15: "not tested", 16: "retried, with the same memory",
+    14: "tried again on the same machine", 15: "not tested", 16: "retried, with the same memory",
     17: "no watchdog of steps; needs a GPU", 30: "the cluster is a stand-in",
     32: "no check before the start",
 }  # fmt: skip
@@ -74,7 +75,7 @@ def marked() -> dict[int, dict[str, set[str]]]:
             for mark in (call for call in calls if ast.unparse(call.func) == "pytest.mark.fault"):
                 row, injection = map(ast.literal_eval, mark.args)
                 found[row][injection].add(f"{path.relative_to(ROOT)}::{test.name}")
-    return found
+    return dict(found)
 
 
 class Outcomes:
@@ -94,12 +95,13 @@ class Outcomes:
 
 def ends(row: int, outcomes: dict[str, list[int]]) -> list[int]:
     """Return how many cases of a row passed, failed and were skipped."""
-    tests = set[str]().union(*marked()[row].values())
+    tests = set[str]().union(*marked().get(row, {}).values())
     return [sum(outcomes[test][i] for test in tests) for i in range(3)]
 
 
-def page(outcomes: dict[str, list[int]]) -> str:
-    """Return the page: a row per fault."""
+def page(outcomes: dict[str, list[int]], rows: Collection[int] = ROWS) -> str:
+    """Return the page: a row per fault; those that are not in `rows` as they are."""
+    kept = [] if len(rows) == len(ROWS) else PAGE.read_text().splitlines()[-len(ROWS) :]
     lines = [
         "# Faults",
         "",
@@ -111,25 +113,30 @@ def page(outcomes: dict[str, list[int]]) -> str:
     ]
     found = marked()
     for row, (fault, promise) in ROWS.items():
+        if row not in rows:
+            lines.append(kept[row - 1])
+            continue
         passed, failed, skipped = ends(row, outcomes)
         state = "not met" if failed or skipped or not passed else "met"
         if row in NOT_MET:
             state = f"not met: {NOT_MET[row]}"
-        injections = "; ".join(found[row])
+        injections = "; ".join(found.get(row, ()))
         cases = f"{passed} passed" + f", {failed} failed" * bool(failed)
         cases += f", {skipped} skipped" * bool(skipped)
-        cells = (row, fault, promise, injections, cases if found[row] else "", state)
+        cells = (row, fault, promise, injections, cases if row in found else "", state)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
-def main() -> int:
-    """Run all marked tests and write the page; return the exit code of pytest."""
+def main(*rows: int) -> int:
+    """Run the tests of some rows or of all, write the page; return the exit code of pytest."""
     plugin = Outcomes()
-    code = pytest.main(["-m", "not gpu", "-q", str(ROOT / "tests" / "faults")], [plugin])
-    PAGE.write_text(page(plugin.counts))
+    tests = {str(ROOT / t) for row in rows for of in marked()[row].values() for t in of}
+    paths = sorted(tests) or [str(ROOT / "tests" / "faults")]
+    code = pytest.main(["-m", "not gpu and not soak", "-q", *paths], [plugin])
+    PAGE.write_text(page(plugin.counts, rows or ROWS))
     return int(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(*map(int, sys.argv[1:])))
