@@ -3,10 +3,9 @@
 A lost data file makes its stage run again by itself: a commit without all of its files counts as
 never made. A damaged one, and an object that only rows name, are found when they are read, which a
 cached stage does not. Removing them, and the data files whose rows name them, makes the next run
-make all of them again. A record that is no JSON is removed if it can be derived again.
+make all of them again. A damaged record is removed if it can be derived again.
 """
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -81,24 +80,23 @@ class _Scan:
         self.keys = self.damaged = 0
 
     def records(self) -> Iterator[_Damage]:
-        """Yield the records and commits that are no JSON."""
+        """Yield the records that are not what was written; `named` reads commits."""
         infos = self._store.objects.list("")
-        keys = (info.key for info in infos if info.key.endswith(".json"))
-        for key, is_json in concurrently(self._is_json, keys):
+        left_out = (layout.OBJECTS_PREFIX, layout.CHECKPOINTS_PREFIX, layout.TABLES_PREFIX)
+        keys = (info.key for info in infos if not info.key.startswith(left_out))
+        for key, what in concurrently(self._wrong_with, (k for k in keys if k.endswith(".json"))):
             self.keys += 1
-            if not is_json:
+            if what:
                 self.damaged += 1
                 can_fix = key.startswith((layout.STAGES_PREFIX, layout.COMMITS_PREFIX))
-                yield _Damage(key, "is no JSON", can_fix=can_fix)
+                yield _Damage(key, what, can_fix=can_fix)
 
-    def _is_json(self, key: str) -> bool:
-        data = self._store.objects.find(key) or b"{}"  # deleted meanwhile
+    def _wrong_with(self, key: str) -> str:
         try:
-            for text in data.splitlines() if layout.is_log_version(key) else [data]:
-                json.loads(text)
-        except ValueError:
-            return False
-        return True
+            self._store.ledger.read(key)
+        except DamagedError as error:
+            return error.what
+        return ""
 
     def named(self) -> Iterator[_Damage]:
         """Yield the data files and objects that are lost or damaged."""
@@ -117,6 +115,7 @@ class _Scan:
                     self.damaged += 1
                     yield _Damage(file.file.key, f"{finding.message}; named by {file.by}")
         except DamagedError as error:
+            self.damaged += 1
             what = f"{error.what}; what was committed after it was not read"
             yield _Damage(error.where, what, can_fix=False)
 

@@ -64,11 +64,14 @@ def test_damage_is_found_and_mended_by_the_next_run(store, videos, what, how):
     assert [check.ok for check in damage(store)] == [True]
 
 
-def test_records_that_are_no_json_are_listed_and_derived_ones_removed(store, videos):
+def test_damaged_records_are_listed_and_derived_ones_removed(store, videos):
     document = toy_document(videos)
     run = execute(store, document)
     keys = [info.key for info in store.objects.list("")]
     derived = next(k for k in keys if k.startswith("stages/big/"))
+    flipped = next(k for k in keys if k.startswith("stages/model/"))
+    text = store.objects.get(flipped)
+    store.objects.put(flipped, text.replace(b'"rows_out":1', b'"rows_out":2'))
     commit = store.snapshot(run.outputs["few"]).commit
     kept = [layout.run_key(run.run_id), layout.log_version_key("few", commit.version)]
     for key in (derived, *kept):
@@ -78,8 +81,9 @@ def test_records_that_are_no_json_are_listed_and_derived_ones_removed(store, vid
     with pytest.raises(DamagedError, match="damaged: no commit"):
         list(store.snapshots())
     found = {check.name: check for check in damage(store, fix=True)}
-    assert found[f"damage: {derived}"].ok
-    assert store.objects.size(derived) is None
+    for key in (derived, flipped):
+        assert found[f"damage: {key}"].ok
+        assert store.objects.size(key) is None
     for key in kept:
         assert not found[f"damage: {key}"].ok
         assert "restore it from a copy" in found[f"damage: {key}"].detail
