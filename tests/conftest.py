@@ -7,10 +7,10 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests.support.s3_server import moto_server, s3_server
+from tests.support.s3_server import moto_server, s3_server, seaweed_server
 from videoar.storage.store import Store, open_store
 
-__all__ = ["moto_server", "s3_server"]
+__all__ = ["moto_server", "s3_server", "seaweed_server"]
 
 # inherited by child processes: what waits for the end of a lease waits for four seconds, not 20
 os.environ["VIDEOAR_LEASE_TTL_S"] = "4"
