@@ -169,10 +169,11 @@ def example(real: bytes, generated: bytes, picture: bytes = b"jpeg-bytes") -> Re
             FunnelStep(name="found", unit="videos", count=120),
             FunnelStep(
                 name="clips",
-                unit="clips",
-                count=214,
+                unit="videos",
+                count=114,
                 reasons=(("truncated_file", 4), ("too_short", 2)),
             ),
+            FunnelStep(name="clips", unit="clips", count=214),
             FunnelStep(
                 name="good",
                 unit="clips",
@@ -183,12 +184,14 @@ def example(real: bytes, generated: bytes, picture: bytes = b"jpeg-bytes") -> Re
         histograms=(
             Histogram(
                 score="motion_mean",
+                unit="grey level",
                 edges=(0.0, 1.0, 2.0, 4.0),
                 counts=(21, 0, 193),
                 bounds=((0.31, "min 0.31"),),
             ),
             Histogram(
                 score="luma_mean",
+                unit="grey level",
                 edges=(90.0, 110.0, 130.0),
                 counts=(100, 114),
                 bounds=((235.0, "max 235"), (16.0, "min 16")),
@@ -246,14 +249,21 @@ def example(real: bytes, generated: bytes, picture: bytes = b"jpeg-bytes") -> Re
             Curve(
                 title="model: loss",
                 x_label="steps",
+                unit="nats",
                 series={"train": loss, "val": tuple((x, y + 0.04) for x, y in loss[::10])},
             ),
             Curve(
                 title="tokenizer: psnr",
                 x_label="steps",
+                unit="nats",
                 series={"val": tuple((x, 31 - 14 * y) for x, y in loss)},
             ),
-            Curve(title="diverged", x_label="steps", series={"train": ((0.0, float("nan")),)}),
+            Curve(
+                title="diverged",
+                x_label="steps",
+                unit="nats",
+                series={"train": ((0.0, float("nan")),)},
+            ),
         ),
         generated=tuple(
             Card(
@@ -318,7 +328,8 @@ def example(real: bytes, generated: bytes, picture: bytes = b"jpeg-bytes") -> Re
         score_curves=(
             Curve(
                 title=f"frechet_random_i3d {HOSTILE}",
-                x_label="N",
+                x_label="N, clips",
+                unit="no unit",
                 series={"distance": ((16.0, 300.0), (64.0, 213.4)), "floor": ((16.0, 9.0),)},
             ),
         ),
@@ -404,7 +415,7 @@ def index_example() -> Index:
         name=text, contract=text, num_snapshots=1, rows=1, size_bytes=1, num_files=1,
         added_rows=None, added_bytes=None, written_bytes=1,
     )  # fmt: skip
-    curve = Curve(title=text, x_label=text, series={text: ((0, 1), (1, 2))})
+    curve = Curve(title=text, x_label=text, unit=text, series={text: ((0, 1), (1, 2))})
     return Index(
         url=text,
         rendered_at=text,

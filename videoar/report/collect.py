@@ -9,11 +9,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TypeVar
+from functools import partial
+from typing import Any, ParamSpec, TypeVar
 
+import pyarrow.compute as pc
 import yaml
 
 from videoar.contracts.names import CLIPS, MODELS, PROFILES, RELEASES, SAMPLES, SCORES, SOURCES
+from videoar.core.errors import ContractError, StorageError, TransientStorageError
 from videoar.core.types import Row
 from videoar.pipeline.work.progress import read_progress
 from videoar.records.lineage import sources_of
@@ -52,7 +55,16 @@ _VARIANTS = {
     "val": "held-out blocks, clean history",
     "val_flipped": "held-out blocks, flipped history",
 }
+_UNITS = {
+    "bit_accuracy": "fraction",
+    "bit_entropy": "bits",
+    "bits_per_frame": "bits",
+    "frame_nats": "nats per bit",
+    "psnr_db": "dB",
+    "scale_nats": "nats per bit",
+}
 _SAMPLES = "samples/"  # of `training.sampling`: scores of a few samples during the training
+_P = ParamSpec("_P")
 _T = TypeVar("_T")
 _SHOWN_SAMPLES = 24  # chosen: about 1 MB of demo clips; a page of them reads in a minute
 
@@ -68,50 +80,82 @@ def collect(
         thumbnail_budget_s: longest time to read the thumbnails of one filter stage, seconds.
     """
     events = events_of(store, run.run_id)
-    snapshots = snapshots_of(store, run)
-    outputs = [snapshots[name] for name in run.outputs]
+    damage: dict[str, dict[str, None]] = {}
+
+    def read(
+        section: str, part: Callable[_P, Iterable[_T]], *args: _P.args, **kwargs: _P.kwargs
+    ) -> tuple[_T, ...]:
+        """Return the items of a part of the page up to one that cannot be read; note that one."""
+        items: list[_T] = []
+        try:
+            # not `extend`: it would lose the items before the error
+            for item in part(*args, **kwargs):
+                items.append(item)
+        except TransientStorageError:
+            raise
+        except (StorageError, ContractError) as error:
+            damage.setdefault(section, {})[str(error)] = None
+        return tuple(items)
+
+    snapshots: dict[str, Snapshot] = {}
+    for name, snapshot_id in _ids(run).items():
+        for snapshot in read("pipeline", _found, store, snapshot_id):
+            snapshots[name] = snapshot
+    outputs = [snapshots[name] for name in run.outputs if name in snapshots]
     by_contract: dict[str, list[Snapshot]] = {}
     # by id: a champion that was scored as a candidate is the output of two stages
     for snapshot in {snapshot.id: snapshot for snapshot in snapshots.values()}.values():
         by_contract.setdefault(snapshot.contract, []).append(snapshot)
-    clips = by_contract.get(CLIPS, [])
-    steps = filter_steps(store, outputs)
+    clips, models = by_contract.get(CLIPS, []), by_contract.get(MODELS, [])
     decisions = by_contract.get(RELEASES, [])
-    cards = scores.cards_of(store, by_contract.get(SCORES, []), decisions)
+    steps = read("curation", filter_steps, store, outputs)
+    found = read("scores", scores.cards_of, store, by_contract.get(SCORES, []), decisions)
+    # read here, so that damaged rows are one line, not one of each section that shows scores
+    cards = [card for card in found if read("scores", lambda card: card.rows, card)]
     of_champion = {card.champion.parents.get("samples") for card in cards if card.champion}
-    samples = _rows(s for s in by_contract.get(SAMPLES, []) if s.id not in of_champion)
-    curves = [*_curves(by_contract.get(MODELS, [])), *_running_curves(store, run)]
+    own = [s for s in by_contract.get(SAMPLES, []) if s.id not in of_champion]
+    samples = read("videos", _rows, own)
+    curves = [
+        *read("training", _curves, models),
+        *read("training", _running_curves, store, run),
+    ]
+    of_each = partial(_of_each, cards)
+    parts: dict[str, Any] = {
+        "histograms": read("curation", score_histograms, steps, by_contract.get(PROFILES, [])),
+        "contact_sheets": read("curation", contact_sheets, store, steps, thumbnail_budget_s),
+        "duplicates": read("curation", duplicate_pairs, store, steps, thumbnail_budget_s),
+        "checks": read("checks", data_checks, store, run),
+        "blocks": read("training", _blocks, models),
+        "generated": read("videos", _generated, store, samples, clips),
+        "reconstructions": read("reconstructions", of_each, scores.reconstructions),
+        "scale_series": read("reconstructions", of_each, scores.scale_series),
+        "scores": read("scores", of_each, scores.scores_of),
+        "vbench": next(iter(read("vbench", scores.vbench, cards)), None),
+        "galleries": read("worst", of_each, scores.galleries),
+        "score_curves": (
+            *read("distance", of_each, scores.score_curves),
+            *(curve for curve, is_score in curves if is_score),
+        ),
+        "confusions": read("confusion", of_each, scores.confusions),
+        "gates": read("verdict", _gates, store, decisions),
+        # The last clips are those after all filters: what the model was trained on.
+        "licences": read("lineage", _licences, clips[-1:] or by_contract.get(SOURCES, [])),
+        "lineage": read("lineage", _lineage, store, outputs),
+        "locks": read("lock", scores.locks, cards),
+    }
+    steps_left = read("filtering", funnel, store, snapshots, rejects_of(run))
     return ReportData(
-        **side_of(store, run, snapshots).model_dump(),
+        **side_of(run, steps_left).model_dump(),
+        **parts,
         # A resumed run can have several drivers: the newest one counts.
         hardware=next((e["hardware"] for e in reversed(events) if "hardware" in e), "not recorded"),
         made_by=_made_by(run.software) if run.software else "",
         error=run.error or "",
         stages=(*_input_nodes(run, snapshots), *_stage_nodes(run)),
-        histograms=tuple(score_histograms(steps, by_contract.get(PROFILES, []))),
-        contact_sheets=tuple(contact_sheets(store, steps, thumbnail_budget_s)),
-        duplicates=tuple(duplicate_pairs(store, steps, thumbnail_budget_s)),
-        checks=tuple(data_checks(store, run)),
         curves=tuple(curve for curve, is_score in curves if not is_score),
-        blocks=tuple(_blocks(by_contract.get(MODELS, []))),
-        generated=_generated(store, samples, clips),
         num_generated=len(samples),
-        reconstructions=_of_each(scores.reconstructions, cards),
-        scale_series=_of_each(scores.scale_series, cards),
-        scores=_of_each(scores.scores_of, cards),
-        vbench=scores.vbench(cards),
-        galleries=_of_each(scores.galleries, cards),
-        score_curves=(
-            *_of_each(scores.score_curves, cards),
-            *(curve for curve, is_score in curves if is_score),
-        ),
-        confusions=_of_each(scores.confusions, cards),
-        gates=tuple(map(_gate, decisions)),
-        # The last clips are those after all filters: what the model was trained on.
-        licences=_licences(clips[-1:] or by_contract.get(SOURCES, [])),
-        lineage=tuple(_lineage(store, outputs)),
         config=_config(run, events),
-        locks=scores.locks(cards),
+        damage={section: tuple(lines) for section, lines in damage.items()},
     )
 
 
@@ -122,17 +166,25 @@ def _made_by(software: Software) -> str:
 
 
 def _of_each(
-    collected: Callable[[scores.ScoreCard], Iterator[_T]], cards: list[scores.ScoreCard]
-) -> tuple[_T, ...]:
-    return tuple(item for card in cards for item in collected(card))
+    cards: Iterable[scores.ScoreCard], collected: Callable[[scores.ScoreCard], Iterator[_T]]
+) -> Iterator[_T]:
+    return (item for card in cards for item in collected(card))
 
 
-def _rows(snapshots: Iterable[Snapshot]) -> list[Row]:
-    return [row for snapshot in snapshots for row in snapshot.table().to_pylist()]
+def _rows(snapshots: Iterable[Snapshot]) -> Iterator[Row]:
+    return (row for snapshot in snapshots for row in snapshot.table().to_pylist())
+
+
+def _found(store: Store, snapshot_id: str) -> Iterator[Snapshot]:
+    yield store.snapshot(snapshot_id)
 
 
 def snapshots_of(store: Store, run: Run) -> dict[str, Snapshot]:
     """Return the inputs that a started stage reads, then the outputs, by their names."""
+    return {name: store.snapshot(snapshot_id) for name, snapshot_id in _ids(run).items()}
+
+
+def _ids(run: Run) -> dict[str, str]:
     names = run.document["inputs"]
     ids = {
         source: stage.inputs[port]
@@ -140,11 +192,16 @@ def snapshots_of(store: Store, run: Run) -> dict[str, Snapshot]:
         for port, source in _ports(run, stage.name).items()
         if source in names and port in stage.inputs
     }
-    return {name: store.snapshot(snapshot_id) for name, snapshot_id in (ids | run.outputs).items()}
+    return ids | run.outputs
 
 
-def side_of(store: Store, run: Run, snapshots: Mapping[str, Snapshot]) -> Side:
-    """Return what is known of a run, with the number of videos and clips in its snapshots."""
+def rejects_of(run: Run) -> Mapping[str, str | None]:
+    """Return the id of the snapshot of rejected rows of each stage."""
+    return {stage.name: stage.rejects for stage in run.stages}
+
+
+def side_of(run: Run, steps: Iterable[FunnelStep]) -> Side:
+    """Return what is known of a run, with its `funnel`."""
     return Side(
         name=run.run_id,
         pipeline=run.pipeline,
@@ -152,7 +209,7 @@ def side_of(store: Store, run: Run, snapshots: Mapping[str, Snapshot]) -> Side:
         started_at=f"{datetime.fromtimestamp(run.started_at, UTC):%Y-%m-%d %H:%M:%S} UTC",
         seconds=run.seconds,
         code_version=run.code_version,
-        funnel=funnel(store, snapshots, {stage.name: stage.rejects for stage in run.stages}),
+        funnel=tuple(steps),
     )
 
 
@@ -196,31 +253,43 @@ def _stage_nodes(run: Run) -> Iterator[StageReport]:
 
 def funnel(
     store: Store, snapshots: Mapping[str, Snapshot], rejects: Mapping[str, str | None]
-) -> tuple[FunnelStep, ...]:
-    """Return the number of videos and clips in each snapshot, and why others were rejected.
+) -> Iterator[FunnelStep]:
+    """Yield the number of videos and of clips in each snapshot, and why others were rejected.
+
+    A video counts as long as it has a clip. Clips that a run only compares with are left out.
 
     Args:
         store: of the snapshots.
         snapshots: by name, in order; those of other contracts are left out.
-        rejects: id of the snapshot of rejected rows, by name.
+        rejects: id of the snapshot of rejected rows, by name of the stage.
     """
-    units = {SOURCES: "videos", CLIPS: "clips"}
-    return tuple(
-        FunnelStep(
-            name=name,
-            unit=units[snapshot.contract],
-            count=snapshot.rows,
-            reasons=_reasons(store, rejects.get(name)),
-        )
-        for name, snapshot in snapshots.items()
-        if snapshot.contract in units
-    )
+    filtered = {
+        snapshot.commit.provenance.parents.get("clips")
+        for snapshot in snapshots.values()
+        if snapshot.contract == CLIPS
+    }
+    for name, snapshot in snapshots.items():
+        if snapshot.contract == SOURCES:
+            yield FunnelStep(name=name, unit="videos", count=snapshot.rows)
+        if snapshot.contract == CLIPS and (name in rejects or snapshot.id in filtered):
+            reasons = _reasons(store, rejects.get(name))
+            videos = {
+                uri
+                for table in snapshot.read_available(["source_uri"])
+                for uri in pc.unique(table["source_uri"]).to_pylist()
+            }
+            counts = (("videos", "source", len(videos)), ("clips", "clip", snapshot.rows))
+            for unit, kind, count in counts:
+                yield FunnelStep(name=name, unit=unit, count=count, reasons=reasons[kind])
 
 
-def _reasons(store: Store, rejects: str | None) -> tuple[tuple[str, int], ...]:
-    """Count rejected items by decisive (first) reason, without those removed by a takedown."""
-    rows = store.snapshot(rejects).available_rows(["reasons"]) if rejects else ()
-    return tuple(Counter(row["reasons"][0] for row in rows).most_common())
+def _reasons(store: Store, rejects: str | None) -> Mapping[str, tuple[tuple[str, int], ...]]:
+    """Count rejected items by kind and decisive (first) reason, without those of a takedown."""
+    counts = {"source": Counter[str](), "clip": Counter[str]()}
+    rows = store.snapshot(rejects).available_rows(["kind", "reasons"]) if rejects else ()
+    for row in rows:
+        counts[row["kind"]][row["reasons"][0]] += 1
+    return {kind: tuple(counted.most_common()) for kind, counted in counts.items()}
 
 
 def _curves(models: Iterable[Snapshot]) -> Iterator[tuple[Curve, bool]]:
@@ -239,11 +308,15 @@ def _running_curves(store: Store, run: Run) -> Iterator[tuple[Curve, bool]]:
 
 
 def _curves_of(name: str, history: Sequence[Mapping[str, float]]) -> Iterator[tuple[Curve, bool]]:
-    for quantity, lines in _panels(history).items():
+    panels = _panels(history)
+    for quantity, lines in panels.items():
         series = {name: tuple(points) for name, points in lines.items()}
         is_score = quantity.startswith(_SAMPLES)
         title = f"{name}: {quantity.removeprefix(_SAMPLES)}"
-        yield Curve(title=title, x_label="steps", series=series), is_score
+        unit = _UNITS.get(quantity) or scores.axis_unit(quantity.removeprefix(_SAMPLES))
+        if quantity == "loss" and "bit_accuracy" in panels:  # of a transformer
+            unit = _UNITS["scale_nats"]
+        yield Curve(title=title, x_label="steps", unit=unit, series=series), is_score
 
 
 def _panels(
@@ -296,7 +369,7 @@ def _cells(
     )
 
 
-def _generated(store: Store, samples: list[Row], clips: list[Snapshot]) -> tuple[Card, ...]:
+def _generated(store: Store, samples: Sequence[Row], clips: list[Snapshot]) -> Iterator[Card]:
     # A stable sort by the index within the prompt: the first sample of each prompt in order of the
     # prompts, then the second ones.
     shown = sorted(samples, key=lambda row: row["index"])[:_SHOWN_SAMPLES]
@@ -312,7 +385,7 @@ def _generated(store: Store, samples: list[Row], clips: list[Snapshot]) -> tuple
         )
         return Card(clips=clips, text=row["prompt"], note=f"seed {row['seed']}")
 
-    return tuple(map(card, shown))
+    return map(card, shown)
 
 
 def _clips_by_text(clips: Iterable[Snapshot]) -> dict[str, str]:
@@ -326,11 +399,23 @@ def _clips_by_text(clips: Iterable[Snapshot]) -> dict[str, str]:
     return result
 
 
-def _gate(decision: Snapshot) -> Gate:
-    rows = decision.table().to_pylist()
-    common = {name: row[name] for row in rows[:1] for name in Gate.model_fields if name in row}
-    rules = ({name: row[name] for name in GateRule.model_fields} for row in rows)
-    return Gate(**common, rules=tuple(map(GateRule.model_validate, rules)))
+def _gates(store: Store, decisions: Iterable[Snapshot]) -> Iterator[Gate]:
+    for decision in decisions:
+        rows = decision.table().to_pylist()
+        names = ("ref", "candidate", "champion", "champion_seq")
+        common = {name: row[name] for row in rows[:1] for name in names if name in row}
+        rules = ({name: row[name] for name in GateRule.model_fields} for row in rows)
+        entries = [
+            entry["seq"]
+            for entry in (store.refs.history(common["ref"]) if rows else ())
+            if entry["evidence"].get("decision") == decision.id
+        ]
+        yield Gate(
+            stage=decision.dataset,
+            entry=entries[-1] if entries else None,
+            rules=tuple(map(GateRule.model_validate, rules)),
+            **common,
+        )
 
 
 def _licences(snapshots: Iterable[Snapshot]) -> tuple[Licence, ...]:

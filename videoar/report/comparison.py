@@ -15,9 +15,10 @@ from videoar.core.types import Row
 from videoar.curation.policy import score_columns
 from videoar.records.names import find_run_or_snapshot
 from videoar.records.run_record import load_run
-from videoar.report.collect import funnel, side_of, snapshots_of
+from videoar.report.collect import funnel, rejects_of, side_of, snapshots_of
+from videoar.report.curation import column_unit
 from videoar.report.data import Card, Comparison, Counted, Histogram, Side
-from videoar.report.scores import ScoreCard, changes, clip, key_of
+from videoar.report.scores import ScoreCard, axis_unit, changes, clip, key_of
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
@@ -76,10 +77,10 @@ def _find(store: Store, name: str) -> tuple[Side, Mapping[str, Snapshot]]:
     if isinstance(match, Snapshot):
         snapshots = {match.dataset: match}
         rejects = {match.dataset: match.commit.rejects}
-        return Side(name=match.id, funnel=funnel(store, snapshots, rejects)), snapshots
+        return Side(name=match.id, funnel=tuple(funnel(store, snapshots, rejects))), snapshots
     run = load_run(store, match)
     snapshots = snapshots_of(store, run)
-    return side_of(store, run, snapshots), snapshots
+    return side_of(run, funnel(store, snapshots, rejects_of(run))), snapshots
 
 
 def _pairs(old: Mapping[str, Snapshot], new: Mapping[str, Snapshot]) -> Iterator[_Pair]:
@@ -113,7 +114,9 @@ def _clip_histograms(pairs: list[_Pair]) -> Iterator[Histogram]:
     clips = [both for pair in pairs if (both := pair.both(CLIPS))]
     for old, new in clips[-1:]:
         for column in score_columns():
-            yield from _histogram(column, _column(old, column), _column(new, column))
+            yield from _histogram(
+                column, column_unit(column), _column(old, column), _column(new, column)
+            )
 
 
 def _column(clips: Snapshot, name: str) -> np.ndarray:
@@ -127,16 +130,18 @@ def _score_histograms(cards: list[tuple[ScoreCard, ScoreCard]]) -> Iterator[Hist
     for old, new in cards:
         for metric in (name for name in old.rows if name in new.rows):
             values = (np.array(list(card.values(metric).values())) for card in (old, new))
-            yield from _histogram(metric, *values)
+            yield from _histogram(metric, axis_unit(metric), *values)
 
 
-def _histogram(score: str, old: np.ndarray, new: np.ndarray) -> Iterator[Histogram]:
+def _histogram(score: str, unit: str, old: np.ndarray, new: np.ndarray) -> Iterator[Histogram]:
     """Yield the distributions of two sets in percent, over the same bins; none if one is empty."""
     if len(old) and len(new) and np.ptp(both := np.concatenate([old, new])):
         edges = np.histogram_bin_edges(both, _NUM_BINS)
         shares = (100 * np.histogram(values, edges)[0] / len(values) for values in (old, new))
         counts, other = (tuple(share.tolist()) for share in shares)
-        yield Histogram(score=score, edges=tuple(edges.tolist()), counts=counts, other=other)
+        yield Histogram(
+            score=score, edges=tuple(edges.tolist()), counts=counts, unit=unit, other=other
+        )
 
 
 def _paired_samples(

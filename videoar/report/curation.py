@@ -14,6 +14,7 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from videoar.contracts.contract import load_contract
 from videoar.contracts.expectations import Expectation
 from videoar.contracts.names import CLIPS
 from videoar.core.errors import MediaError, VideoARError, WithdrawnError
@@ -71,7 +72,19 @@ def score_histograms(
             edges, counts = row.get("hist_edges"), row.get("hist_counts")
             # a score that is null in every row has no bins
             if edges and counts:
-                yield Histogram(score=score, edges=edges, counts=counts, bounds=tuple(marks))
+                yield Histogram(
+                    score=score,
+                    edges=edges,
+                    counts=counts,
+                    unit=column_unit(score),
+                    bounds=tuple(marks),
+                )
+
+
+def column_unit(name: str) -> str:
+    """Return the unit of a column of `clips@1`, for an axis."""
+    column = next(column for column in load_contract(CLIPS).columns if column.name == name)
+    return column.unit or ("fraction" if column.checks.max == 1 else "no unit")
 
 
 def _profile_rows(profile: Snapshot | None) -> dict[str, Row]:

@@ -48,6 +48,8 @@ class Histogram(Frozen):
     score: str
     edges: tuple[float, ...]
     counts: tuple[float, ...]
+    unit: str
+    """Of the score; also names it where it has none."""
     bounds: tuple[tuple[float, str], ...] = ()
     """Value and label of each bound."""
     other: tuple[float, ...] = ()
@@ -94,6 +96,8 @@ class Curve(Frozen):
 
     title: str
     x_label: str
+    unit: str
+    """Of the values; `no unit` if they have none."""
     series: dict[str, tuple[tuple[float, float], ...]]
 
 
@@ -221,6 +225,9 @@ class GateRule(Frozen):
 class Gate(Frozen):
     """One decision of a promotion gate."""
 
+    stage: str = ""
+    entry: int | None = None
+    """Newest entry of the ref that the decision made; None: the ref did not move."""
     ref: str = ""
     candidate: str = ""
     """Snapshot of the model; both are "" in a decision without a rule."""
@@ -308,6 +315,8 @@ class ReportData(Side):
     config: str = ""
     """The resolved pipeline file as YAML."""
     locks: tuple[Lock, ...] = ()
+    damage: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """What could not be read, by id of the section that lacks it."""
 
 
 class Counted(Frozen):

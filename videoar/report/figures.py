@@ -38,9 +38,7 @@ _LAYER_GAP_PX = 34.0  # chosen: room for the bend of an edge between two layers
 _ROW_GAP_PX = 18.0
 
 
-def layered_graph(
-    parents: Mapping[str, Sequence[str]], *, vertical: bool, box: Point = (132.0, 68.0)
-) -> Graph:
+def layered_graph(parents: Mapping[str, Sequence[str]], *, box: Point = (132.0, 68.0)) -> Graph:
     """Lay out nodes in dependency layers.
 
     Each node is one layer after its last parent. An edge over several layers runs in a track beside
@@ -51,34 +49,27 @@ def layered_graph(
 
     Args:
         parents: node name to the names of its parents; acyclic; unknown parents are ignored.
-        vertical: layers advance downwards (narrow screens) instead of to the right.
         box: width and height of a box, px.
     """
     edges = [(p, node) for node, names in parents.items() for p in names if p in parents]
     layer = _layers(parents)
     row = _rows(layer)
     tracks = _tracks(edges, layer)
-    # Coordinates are (along the layers, across them) until `flip` makes them (x, y).
-    along, across = (box[1], box[0]) if vertical else box
-    pitch = (along + _LAYER_GAP_PX, across + _ROW_GAP_PX)
+    pitch = (box[0] + _LAYER_GAP_PX, box[1] + _ROW_GAP_PX)
     track_base = (max(row.values(), default=0) + 1) * pitch[1] - 4.0
 
-    def flip(point: Point) -> Point:
-        return (point[1], point[0]) if vertical else point
-
     def route(source: str, target: str) -> str:
-        start = (layer[source] * pitch[0] + along, row[source] * pitch[1] + across / 2)
-        end = (layer[target] * pitch[0], row[target] * pitch[1] + across / 2)
+        start = (layer[source] * pitch[0] + box[0], row[source] * pitch[1] + box[1] / 2)
+        end = (layer[target] * pitch[0], row[target] * pitch[1] + box[1] / 2)
         via: list[Point] = []
         if layer[target] - layer[source] > 1:
             track = track_base + tracks[source] * _TRACK_PX
             via = [(start[0] + _LAYER_GAP_PX, track), (end[0] - _LAYER_GAP_PX, track)]
-        return _path([flip(point) for point in (start, *via, end)], vertical=vertical)
+        return _path([start, *via, end])
 
-    boxes = [Box(node, *flip((layer[node] * pitch[0], row[node] * pitch[1]))) for node in parents]
-    length = max(layer.values(), default=0) * pitch[0] + along
-    breadth = track_base - 14.0 + (max(tracks.values()) * _TRACK_PX + 20.0 if tracks else 0.0)
-    width, height = flip((length, breadth))
+    boxes = [Box(node, layer[node] * pitch[0], row[node] * pitch[1]) for node in parents]
+    width = max(layer.values(), default=0) * pitch[0] + box[0]
+    height = track_base - 14.0 + (max(tracks.values()) * _TRACK_PX + 20.0 if tracks else 0.0)
     return Graph(width, height, *box, tuple(boxes), tuple(route(*edge) for edge in edges))
 
 
@@ -128,13 +119,12 @@ def _tracks(edges: Sequence[tuple[str, str]], layer: Mapping[str, int]) -> dict[
     return tracks
 
 
-def _path(points: Sequence[Point], *, vertical: bool) -> str:
+def _path(points: Sequence[Point]) -> str:
     """Join points by cubic Bezier curves whose ends are parallel to the layer axis."""
     text = f"M{points[0][0]:g} {points[0][1]:g}"
     for (x0, y0), (x1, y1) in pairwise(points):
-        xm, ym = (x0 + x1) / 2, (y0 + y1) / 2
-        c0, c1 = ((x0, ym), (x1, ym)) if vertical else ((xm, y0), (xm, y1))
-        text += f"C{c0[0]:g} {c0[1]:g} {c1[0]:g} {c1[1]:g} {x1:g} {y1:g}"
+        xm = (x0 + x1) / 2
+        text += f"C{xm:g} {y0:g} {xm:g} {y1:g} {x1:g} {y1:g}"
     return text
 
 

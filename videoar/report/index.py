@@ -13,7 +13,6 @@ from urllib.parse import quote
 from videoar.contracts.names import MODELS
 from videoar.core.ids import run_time_s
 from videoar.core.types import Commit
-from videoar.evaluation.metric_names import metric_of, unit_of
 from videoar.records.run_record import Run, run_ids
 from videoar.report.data import (
     Curve,
@@ -25,6 +24,7 @@ from videoar.report.data import (
     ScheduleState,
     Score,
 )
+from videoar.report.scores import axis_unit
 from videoar.storage.delta_log import iter_commits
 from videoar.storage.layout import report_key
 from videoar.storage.ledger import Record
@@ -168,14 +168,11 @@ def _score_curves(entries: Iterable[RefEntry], now: float) -> Iterator[Curve]:
             ]
             points = [(entry.at, value) for entry, value in zip(known, values, strict=True)]
             if any(value is not None for value in values):
-                definition = metric_of(metric)
-                is_distance = definition is not None and definition.is_distance
-                unit = unit_of(metric) or ("distance" if is_distance else "fraction")
-                yield _over_time(f"{ref}: {metric}, {unit}", {ref: points}, now)
+                yield _over_time(f"{ref}: {metric}", axis_unit(metric), {ref: points}, now)
 
 
 def _over_time(
-    title: str, series: Mapping[str, Sequence[tuple[float, float | None]]], now: float
+    title: str, unit: str, series: Mapping[str, Sequence[tuple[float, float | None]]], now: float
 ) -> Curve:
     """Return steps over time: a value holds until the next one, the last one until now.
 
@@ -183,7 +180,7 @@ def _over_time(
     """
     start = min(points[0][0] for points in series.values())
     units = (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0))
-    unit, seconds = next((u for u in units if now - start >= 2 * u[1]), units[-1])
+    time_unit, seconds = next((u for u in units if now - start >= 2 * u[1]), units[-1])
     lines: dict[str, tuple[tuple[float, float], ...]] = {}
     for name, points in series.items():
         spans = pairwise([*points, (max(now, points[-1][0]), None)])
@@ -195,7 +192,8 @@ def _over_time(
                 for time in (at, until)
                 if value is not None
             )
-    return Curve(title=title, x_label=f"{unit} since {_time(start)}", series=lines)
+    x_label = f"{time_unit} since {_time(start)}"
+    return Curve(title=title, x_label=x_label, unit=unit, series=lines)
 
 
 def _has_value(span: tuple[tuple[float, float | None], object]) -> bool:
@@ -265,7 +263,7 @@ def _growth(commits: Iterable[Commit], now: float) -> Iterator[Curve]:
             points.setdefault(commit.dataset, []).append((time, total))
     largest = sorted(points, key=lambda name: -totals[name])[:_MAX_SERIES]
     if largest:
-        yield _over_time("rows written, MB", {name: points[name] for name in largest}, now)
+        yield _over_time("rows written", "MB", {name: points[name] for name in largest}, now)
 
 
 def _folders(files: Iterable[tuple[str, int]]) -> Iterator[FolderSize]:

@@ -32,7 +32,6 @@ from videoar.report.data import (
     VBench,
 )
 from videoar.report.figures import (
-    Graph,
     HistogramPlot,
     LinePlot,
     Radar,
@@ -48,18 +47,46 @@ def render(data: ReportData) -> str:
     chance = [score for score in data.scores if score.is_chance]
     published = json.loads(_resource("vbench_published.json"))
     tone = _tone(data.status)
+    histograms = _drawn(data.histograms)
+    sections: dict[str, tuple[str, object]] = {
+        "pipeline": ("Pipeline", data.stages),
+        "filtering": ("Filtering", data.funnel),
+        "curation": ("Curation", histograms or data.contact_sheets or data.duplicates),
+        "checks": ("Data checks", data.checks),
+        "videos": ("Generated videos", data.generated),
+        "reconstructions": ("Reconstructions", data.reconstructions or data.scale_series),
+        "scores": ("Scores", data.scores),
+        "worst": ("Worst samples", data.galleries),
+        "distance": ("Distance and drift", data.score_curves),
+        "vbench": ("VBench", data.vbench),
+        "confusion": ("Confusion matrices", data.confusions),
+        "training": ("Training", data.curves),
+        "lineage": ("Lineage", data.licences or data.lineage),
+        "config": ("Configuration", data.config),
+        "lock": ("Protocol lock", data.locks),
+    }
     return _page("page.html.j2").render(
         data=data,
         # a run whose scores are those of guessing has succeeded at nothing
         tone="warn" if chance and tone == "good" else tone,
         chance=chance,
-        graphs={
-            "wide": _graph(data.stages, vertical=False),
-            "narrow": _graph(data.stages, vertical=True),
+        shown={
+            name: title
+            for name, (title, content) in sections.items()
+            if content or data.damage.get(name)
         },
+        damage=defaultdict(tuple, data.damage),
+        # the error of a blocked run repeats the rules that failed
+        is_explained=any(data.error.startswith(f"gate {gate.stage}: ") for gate in data.gates),
+        ungated=[
+            stage
+            for stage in data.stages
+            if stage.kind == "promote" and stage.name not in {gate.stage for gate in data.gates}
+        ],
+        stage_graph=layered_graph({stage.name: stage.parents for stage in data.stages}),
         stages={stage.name: stage for stage in data.stages},
         stage_counts=_stage_counts(data.stages),
-        histograms=_drawn(data.histograms),
+        histograms=histograms,
         plots=[(curve, _plot(curve)) for curve in data.curves],
         score_plots=[(curve, _plot(curve)) for curve in data.score_curves],
         score_groups=_groups(data.scores),
@@ -152,10 +179,6 @@ _MOTION = ("dynamic_degree", "frame_diff_top5", "motion_acc")
 
 def _listed(names: Sequence[str], values: dict[str, float]) -> str:
     return ", ".join(f"{name} ({_number(values[name])})" for name in names)
-
-
-def _graph(stages: Sequence[StageReport], *, vertical: bool) -> Graph:
-    return layered_graph({stage.name: stage.parents for stage in stages}, vertical=vertical)
 
 
 def _plot(curve: Curve) -> LinePlot | None:

@@ -10,7 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from videoar.core.errors import ContractError, GateError, WithdrawnError
+from videoar.core.errors import (
+    ContractError,
+    GateError,
+    StorageError,
+    TransientStorageError,
+    WithdrawnError,
+)
 from videoar.core.ids import canonical_json
 from videoar.core.types import Row
 from videoar.evaluation.gate import lock_difference, problem_of
@@ -20,6 +26,7 @@ from videoar.evaluation.metric_names import (
     METRICS,
     is_paired,
     suffix_of,
+    unit_of,
     with_suffix,
 )
 from videoar.evaluation.paired import SampleSet, paired_difference
@@ -28,6 +35,7 @@ from videoar.evaluation.scorecard import not_above_chance, protocol_of
 from videoar.evaluation.vbench_constants import DIMENSIONS
 from videoar.report.data import Card, Change, Clip, Confusion, Curve, Gallery, Lock, Score, VBench
 from videoar.stages.promote import promoted_on
+from videoar.storage.object_store import get_content
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
@@ -80,6 +88,10 @@ class ScoreCard:
             return str(error)
         except (ContractError, WithdrawnError):
             return ""
+        except TransientStorageError:
+            raise
+        except StorageError as error:
+            return str(error)
 
     def values(self, metric: str) -> dict[str, float]:
         """Return the value of each sample by its id; empty where a metric has no such values."""
@@ -246,7 +258,7 @@ def score_curves(card: ScoreCard) -> Iterator[Curve]:
     for metric, details in card.details.items():
         if suffix_of(metric) == FLOOR:
             continue  # a line in the figure of its distance
-        title = f"{metric} ({protocol_of(card.rows[metric])})"
+        title, unit = f"{metric} ({protocol_of(card.rows[metric])})", axis_unit(metric)
         floor = card.details.get(with_suffix(metric, FLOOR), {})
         sizes = {
             side: tuple((n, value) for n, value in found["by_num_clips"])
@@ -257,9 +269,11 @@ def score_curves(card: ScoreCard) -> Iterator[Curve]:
         if limit is not None and "distance" in sizes:
             sizes["at infinite N"] = tuple((n, limit) for n, _ in sizes["distance"])
         if sizes:
-            yield Curve(title=title, x_label="N", series=sizes)
+            yield Curve(title=title, x_label="N, clips", unit=unit, series=sizes)
         if parts := _over_time(details, floor):
-            yield Curve(title=title, x_label="part of the clip", series=parts)
+            yield Curve(
+                title=title, x_label="number of the part of the clip", unit=unit, series=parts
+            )
 
 
 def _over_time(details: Row, floor: Row) -> dict[str, tuple[tuple[float, float], ...]]:
@@ -270,8 +284,8 @@ def _over_time(details: Row, floor: Row) -> dict[str, tuple[tuple[float, float],
     return {side: tuple(enumerate(values, 1)) for side, values in sides.items() if values}
 
 
-def vbench(cards: Iterable[ScoreCard]) -> VBench | None:
-    """Return the VBench values of the first card that has any row of them."""
+def vbench(cards: Iterable[ScoreCard]) -> Iterator[VBench]:
+    """Yield the VBench values of the first card that has any row of them."""
     for card in cards:
         rows = {
             metric.removeprefix(_VBENCH): row
@@ -280,20 +294,29 @@ def vbench(cards: Iterable[ScoreCard]) -> VBench | None:
         }
         values = {name: row["value"] for name, row in rows.items() if row["status"] == "ok"}
         if rows:
-            return VBench(
+            yield VBench(
                 dimensions={name: values[name] for name in DIMENSIONS if name in values},
                 totals={name: values[name] for name in _AGGREGATES if name in values},
                 reason=rows.get("total", {}).get("reason") or "",
             )
-    return None
+            return
+
+
+def axis_unit(metric: str) -> str:
+    """Return the unit of a metric for an axis."""
+    return unit_of(metric) or "no unit"
 
 
 def clip(store: Store, label: str, key: str | None) -> Clip:
-    """Return a clip of the store; without a video if it has no key, or if it was withdrawn."""
+    """Return a clip of the store; without a video if it has no key, is withdrawn or damaged."""
     try:
-        return Clip(label=label, video=store.objects.get(key) if key else None)
+        return Clip(label=label, video=get_content(store.objects, key) if key else None)
     except WithdrawnError:
         return Clip(label=f"{label}: withdrawn")
+    except TransientStorageError:
+        raise
+    except StorageError as error:
+        return Clip(label=f"{label}: {error}")
 
 
 def reconstructions(card: ScoreCard) -> Iterator[Card]:

@@ -149,22 +149,29 @@ class DeltaLog:
         Args:
             app_id: `fingerprint-...` or `digest-...`.
         """
-        record = self._ledger.read(layout.commit_index_key(self._dataset, app_id))
-        if record is not None:
-            return self._read(record["version"])
+        if (indexed := self._indexed(app_id)) is not None:
+            return self._read(indexed)
         table = self._open()
         version = table.transaction_version(app_id) if table is not None else None
         return None if version is None else self._read(version)
 
     def _index(self, app_id: str, table: "DeltaTable | None" = None) -> int | None:
         """Create the index record of an application id, unless there is one; return its version."""
-        key = layout.commit_index_key(self._dataset, app_id)
-        if (record := self._ledger.read(key)) is not None:
-            return int(record["version"])
+        if (indexed := self._indexed(app_id)) is not None:
+            return indexed
         table = table or self._open()
         version = table.transaction_version(app_id) if table is not None else None
         if version is not None:
+            key = layout.commit_index_key(self._dataset, app_id)
             self._ledger.create(key, {"version": version})
+        return version
+
+    def _indexed(self, app_id: str) -> int | None:
+        key = layout.commit_index_key(self._dataset, app_id)
+        if (record := self._ledger.read(key)) is None:
+            return None
+        if not isinstance(version := record.get("version"), int):
+            raise DamagedError(key, "damaged: no version in it", "delete it: the log has it, too")
         return version
 
     def ensure_contract(self, contract: str) -> None:

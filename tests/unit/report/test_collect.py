@@ -5,15 +5,23 @@ import json
 import pytest
 
 from tests.support.committed_rows import SHA, RowWriter
+from tests.support.html_page import HtmlPage
 from tests.support.report_example import HOSTILE
 from videoar.records.run_record import RowCounts, Run, StageRun
 from videoar.report.collect import collect
 from videoar.report.page import render
+from videoar.storage.layout import commit_index_key
 from videoar.storage.store import open_store
 
 
 @pytest.fixture(scope="module")
-def data():
+def data(written):
+    store, run, _ = written
+    return collect(store, run)
+
+
+@pytest.fixture(scope="module")
+def written():
     store = open_store("memory://report")
     writer = RowWriter(store)
     red, blue, made, recon = (
@@ -32,8 +40,12 @@ def data():
               "licence": "CC0", "origin": "an archive"},
              {"clip_id": f"{2:032x}", **clip}, {"clip_id": f"{3:032x}", **clip}]  # fmt: skip
     rejected = [
-        {"item_id": f"{i}", "stage": "clips", "reasons": reasons}
-        for i, reasons in enumerate((["TRUNCATED", "SHORT"], ["SHORT"], ["TRUNCATED"]))
+        {"item_id": f"{i}", "stage": "clips", "kind": kind, "reasons": reasons}
+        for i, (kind, reasons) in enumerate((
+            ("source", ["TRUNCATED", "SHORT"]),
+            ("clip", ["SHORT"]),
+            ("source", ["TRUNCATED"]),
+        ))
     ]
     writer.commit("clips", "clips@1", clips, ["videos"], rejected)
     history = [{"step": 1, "train/loss": 0.7, "val/loss": 0.8, "psnr": 20.0},
@@ -77,7 +89,7 @@ def data():
         "reason": "no such score",
     }
     writer.commit("release", "releases@1", [rule], ["model", "scores"])
-    return collect(store, _run(writer.ids))
+    return store, _run(writer.ids), writer
 
 
 def _run(ids) -> Run:
@@ -115,9 +127,10 @@ def test_collect_stages_are_inputs_and_stages_with_parents(data):
 
 def test_collect_funnel_counts_decisive_reasons(data):
     assert [(step.name, step.unit, step.count) for step in data.funnel] == [
-        ("videos", "videos", 4), ("clips", "clips", 3),
+        ("videos", "videos", 4), ("clips", "videos", 1), ("clips", "clips", 3),
     ]  # fmt: skip
-    assert data.funnel[1].reasons == (("TRUNCATED", 2), ("SHORT", 1))
+    reasons = [step.reasons for step in data.funnel]
+    assert reasons == [(), (("TRUNCATED", 2),), (("SHORT", 1),)]
 
 
 def test_collect_samples_are_paired_with_real_clips_of_their_prompt(data):
@@ -174,3 +187,54 @@ def test_render_collected_data_has_config_and_escapes_prompts(data):
     page = render(data)
     assert "ref: champion" in page
     assert HOSTILE not in page
+
+
+@pytest.mark.parametrize(
+    ("victim", "sections"),
+    [
+        ("clips", {"filtering", "videos", "lineage"}),
+        ("samples", {"videos"}),
+        ("scores", {"scores"}),
+        ("model", {"training"}),
+        ("release", {"verdict", "scores"}),
+        ("clips.rejects", {"filtering"}),
+    ],
+)
+def test_collect_of_damaged_rows_names_the_key_in_its_sections_only(written, victim, sections):
+    store, run, writer = written
+    key = store.snapshot(writer.ids[victim]).files[0].key
+    whole = store.objects.get(key)
+    store.objects.put(key, whole[: len(whole) // 2])
+    try:
+        damaged = collect(store, run)
+    finally:
+        store.objects.put(key, whole)
+    assert damaged.damage.keys() == sections
+    assert all(key in line for lines in damaged.damage.values() for line in lines)
+    assert HtmlPage(render(damaged)).text.count(key) == len(sections)
+    assert collect(store, run).damage == {}
+
+
+def test_collect_shows_a_damaged_video_as_its_label(written):
+    store, run, writer = written
+    key = store.snapshot(writer.ids["samples"]).table().to_pylist()[0]["video_key"]
+    whole = store.objects.get(key)
+    store.objects.put(key, b"other")
+    label = collect(store, run).generated[0].clips[0].label
+    store.objects.put(key, whole)
+    assert key in label
+    assert "damaged" in label
+
+
+def test_collect_of_a_damaged_commit_record_leaves_its_snapshot_out(written):
+    store, run, writer = written
+    dataset, _, digest = writer.ids["model"].partition(":")
+    key = commit_index_key(dataset, f"digest-{digest}")
+    whole = store.objects.get(key)
+    store.objects.put(key, whole.replace(b"version", b"verzion"))
+    damaged = collect(store, run)
+    store.objects.put(key, whole)
+    assert all(key in line for lines in damaged.damage.values() for line in lines)
+    assert "pipeline" in damaged.damage
+    assert not damaged.curves
+    assert damaged.scores

@@ -43,7 +43,7 @@ def test_comparison_of_clips_has_counts_funnels_and_percentages(writer):
     result = compare(writer.store, "few", "more")
     (counted,) = result.counts
     assert (counted.dataset, counted.old_rows, counted.new_rows) == ("few, more", 2, 4)
-    assert [side.funnel[0].count for side in (result.old, result.new)] == [2, 4]
+    assert [side.funnel[-1].count for side in (result.old, result.new)] == [2, 4]
     motion = next(h for h in result.histograms if h.score == "motion_mean")
     assert (motion.counts[0], motion.other[0], motion.other[-1]) == (50.0, 25.0, 50.0)
 

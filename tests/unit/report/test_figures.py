@@ -22,10 +22,9 @@ def _points(path: str) -> list[tuple[float, float]]:
     return list(zip(numbers[::2], numbers[1::2], strict=True))
 
 
-@pytest.mark.parametrize("vertical", [False, True])
-def test_layered_graph_children_follow_parents_within_the_drawing(vertical):
-    graph = layered_graph(PARENTS, vertical=vertical)
-    at = {box.name: (box.x, box.y)[vertical] for box in graph.boxes}
+def test_layered_graph_children_follow_parents_within_the_drawing():
+    graph = layered_graph(PARENTS)
+    at = {box.name: box.x for box in graph.boxes}
     assert all(at[child] > at[parent] for child, names in PARENTS.items() for parent in names)
     for path in graph.edges:
         assert all(0 <= x <= graph.width and 0 <= y <= graph.height for x, y in _points(path))
@@ -35,7 +34,7 @@ def test_layered_graph_children_follow_parents_within_the_drawing(vertical):
 
 
 def test_layered_graph_boxes_do_not_overlap_and_long_edges_run_below():
-    graph = layered_graph({"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c", "a")}, vertical=False)
+    graph = layered_graph({"a": (), "b": ("a",), "c": ("a",), "d": ("b", "c", "a")})
     at = {box.name: box for box in graph.boxes}
     assert at["b"].x == at["c"].x
     assert abs(at["b"].y - at["c"].y) > graph.box_height
@@ -45,13 +44,13 @@ def test_layered_graph_boxes_do_not_overlap_and_long_edges_run_below():
 
 def test_layered_graph_overlapping_long_edges_have_two_tracks():
     parents = {"a": (), "b": ("a",), "c": ("b", "a"), "d": ("c", "b"), "e": ("d", "a")}
-    graph = layered_graph(parents, vertical=False)
+    graph = layered_graph(parents)
     tracks = {max(y for _, y in _points(path)) for path in graph.edges if path.count("C") == 3}
     assert len(tracks) == 2
 
 
 def test_layered_graph_without_nodes_is_empty():
-    assert layered_graph({}, vertical=False).boxes == ()
+    assert layered_graph({}).boxes == ()
 
 
 def test_line_plot_values_are_mapped_to_round_ticks():

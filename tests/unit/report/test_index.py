@@ -88,7 +88,7 @@ def test_champions_have_the_scores_of_their_gates_over_time(store):
     assert values == [[0.6], [0.7], [0.6], [], [0.6]]
     assert store.snapshot(second.evidence).contract == "releases@1"
     (curve,) = index.score_curves
-    assert curve.title == f"champion: {RATED}, fraction"
+    assert (curve.title, curve.unit) == (f"champion: {RATED}", "no unit")
     minutes = [(entry.at - first.at) / 60 for entry in champions]
     lines = curve.series["champion"], curve.series["champion (2)"]
     assert [y for line in lines for _, y in line] == [0.6, 0.6, 0.7, 0.7, 0.6, 0.6, 0.6, 0.6]

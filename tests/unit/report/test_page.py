@@ -4,12 +4,12 @@ import pytest
 
 from tests.support.html_page import HtmlPage
 from tests.support.report_example import HOSTILE, example
-from videoar.report.data import ReportData, Score, StageReport
+from videoar.report.data import Gate, GateRule, ReportData, Score, StageReport
 from videoar.report.page import frozen_clip_warning, render
 
 SECTIONS = (
     "pipeline", "filtering", "curation", "checks", "videos", "reconstructions", "scores",
-    "worst", "distance", "vbench", "confusion", "gate", "training", "lineage", "config", "lock",
+    "worst", "distance", "vbench", "confusion", "training", "lineage", "config", "lock",
 )  # fmt: skip
 
 
@@ -121,24 +121,51 @@ def test_render_page_contains_text(page, text):
     assert text in " ".join(page.text.split())
 
 
-def test_render_empty_run_has_a_sentence_per_section():
-    page = HtmlPage(
-        render(
-            ReportData(
-                name="r",
-                pipeline="p",
-                status="FAILED",
-                started_at="-",
-                seconds=0.0,
-                hardware="-",
-                code_version="-",
-            )
-        )
-    )
+EMPTY = ReportData(
+    name="r",
+    pipeline="p",
+    status="FAILED",
+    started_at="-",
+    seconds=0.0,
+    hardware="-",
+    code_version="-",
+)
+
+
+def test_render_leaves_out_empty_sections_and_names_what_is_damaged():
+    page = HtmlPage(render(EMPTY))
     assert page.open_tags == []
-    empty = [a for tag, a in page.tags if tag == "p" and a.get("class") == "empty"]
-    assert len(empty) == len(SECTIONS) + 1  # lineage has two parts
-    assert not {"video", "table", "svg", "img"} & {tag for tag, _ in page.tags}
+    assert not {"section", "video", "table", "svg", "img", "a"} & {tag for tag, _ in page.tags}
+    damage = {name: (f"objects/{name}: damaged",) for name in (*SECTIONS, "verdict")}
+    page = HtmlPage(render(EMPTY.model_copy(update={"damage": damage})))
+    assert page.open_tags == []
+    assert [a["id"] for tag, a in page.tags if tag == "section"] == list(SECTIONS)
+    assert all(f"Not shown: objects/{name}: damaged" in page.text for name in damage)
+
+
+LOST = GateRule(rule="a >= 1", value=0.5, bound=1.0, passed=False, reason="value is 0.5")
+WON = LOST.model_copy(update={"passed": True, "reason": ""})
+LATE = StageReport(name="late", kind="promote", status="SKIPPED", reason="no new clips")
+
+
+@pytest.mark.parametrize(
+    ("update", "verdict"),
+    [
+        ({"error": "disk full"}, "The run has no promotion gate. Error: disk full"),
+        ({"status": "RUNNING"}, "The run goes on"),
+        ({"stages": (LATE,)}, "Not promoted: stage late was skipped: no new clips."),
+        ({"gates": (Gate(stage="g", ref="best", entry=3, rules=(WON,)),)},
+         "Promoted: entry 3 of best; all 1 rules passed."),
+        ({"gates": (Gate(stage="g", ref="best", rules=(WON,)),), "error": "best: has moved"},
+         "Not promoted, although all 1 rules passed. Error: best: has moved"),
+        ({"gates": (Gate(stage="g", rules=(LOST, WON)),), "error": "gate g: a >= 1: value is 0.5"},
+         "Not promoted: 1 of 2 rules failed. a >= 1: value is 0.5 All rules"),
+    ],
+)  # fmt: skip
+def test_render_verdict_is_one_block_before_all_else(update, verdict):
+    text = " ".join(HtmlPage(render(EMPTY.model_copy(update=update))).text.split())
+    assert verdict in text
+    assert text.index(verdict) < text.index("Started")
 
 
 def test_frozen_clip_warning_lists_motion_beside_flickering():
@@ -194,7 +221,7 @@ def test_render_scores_at_chance_are_named_and_the_status_is_not_green():
         pills = [str(a["class"]) for _, a in page.tags if "pill" in str(a.get("class"))]
         tones.append(pills)
         assert ("not above chance" in page.text) == (score is guessed)
-    assert tones == [["pill good"], ["pill warn", "pill warn"]]
+    assert tones == [["pill good"], ["pill warn"]]
 
 
 def test_render_radar_is_hollow_where_a_dimension_was_not_evaluated(page):
