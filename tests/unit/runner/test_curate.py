@@ -66,7 +66,6 @@ def test_report_shows_bounds_histograms_and_rejected_clips(tmp_path):
     assert dict(data.funnel[-1].reasons) == {sheet.title: sheet.count for sheet in rejected}
     (check,) = data.checks
     assert (check.stage, check.success) == ("good", True)
-    assert (tmp_path / "store" / "runs" / run.run_id / check.page).is_file()
 
     clip = store.snapshot(run.outputs["good"]).table().slice(0, 1).to_pylist()[0]
     copy = {**clip, "clip_id": "d" * 32, "source_id": "e" * 64, "src_width_px": 1}
