@@ -281,7 +281,10 @@ class DeltaLog:
         # only the first commit of a digest carries its id: snapshot ids resolve to that one
         if table.transaction_version(digest) is None:
             ids.append(digest)
-        commit = draft.model_copy(update={"version": version})
+        # 12 digits: delta-rs changes the last bit of one in twelve longer numbers, and the digest
+        # of the commit would not be that of its content
+        metrics = {name: float(f"{value:.12g}") for name, value in draft.metrics.items()}
+        commit = draft.model_copy(update={"version": version, "metrics": metrics})
         crash_point("commit.before_log")
         table.create_write_transaction(
             self._actions(table, commit),
