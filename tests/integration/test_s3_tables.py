@@ -51,6 +51,7 @@ def check_log(store):
         if commit is None:
             assert version == 0
             continue
+        commit = json.loads(commit)
         table = DeltaTable(where, version=version, storage_options=objects.options())
         listed = sorted(Path(uri).stem for uri in table.file_uris())
         assert listed == sorted(file["sha256"] for file in commit["files"])

@@ -204,7 +204,7 @@ def _scrub(store: Store, uris: Collection[str]) -> None:
             if layout.is_folded_events(key):
                 store.objects.purge(key)  # derived from records that are scrubbed themselves
             else:
-                store.objects.put(key, replace_in_record(data, by_length, b"(taken down)"))
+                store.objects.put(key, replace_in_record(key, data, by_length, b"(taken down)"))
             crash_point("forget.scrub")
     if uris:
         store.objects.purge_older(layout.RUNS_PREFIX)

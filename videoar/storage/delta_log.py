@@ -27,6 +27,7 @@ again (a file missing after a disk failure), version 3 would be complete again a
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -40,7 +41,7 @@ from videoar.core.errors import (
     TransientStorageError,
     one_line,
 )
-from videoar.core.ids import SHORT_DIGEST
+from videoar.core.ids import SHORT_DIGEST, canonical_json
 from videoar.core.prefetch import concurrently
 from videoar.core.retry import RetryPolicy
 from videoar.core.types import Commit, FileRef
@@ -80,10 +81,45 @@ def iter_commits(
     names = [dataset] if dataset else objects.folders(layout.TABLES_PREFIX)
     chosen = (n for n in names if contract is None or contract_of(objects, n) == contract)
     infos = (info for name in chosen for info in objects.list(layout.log_prefix(name)))
-    keys = (info.key for info in infos if layout.is_log_version(info.key))
+    keys = _whole(objects, (info.key for info in infos if layout.is_log_version(info.key)))
     # in this process for a folder: threads gain nothing from its page cache
     read = concurrently if not objects.is_local else _one_by_one
     yield from filter(None, (_commit_of(key, data) for key, data in read(objects.get, keys)))
+
+
+def _whole(objects: ObjectStore, keys: Iterable[str]) -> Iterator[str]:
+    """Yield the versions of logs, also those that a listing lacks.
+
+    Raises:
+        DamagedError: a version before the last one is lost.
+    """
+    for folder, of_log in groupby(keys, lambda key: key.rpartition("/")[0]):
+        expected = 0
+        for key in of_log:
+            while (version := layout.log_version_key(layout.dataset_of(key), expected)) < key:
+                if objects.size(version) is None:
+                    what = f"lost, but {key.removeprefix(folder)} exists"
+                    raise DamagedError(version, what, "restore it from a copy")
+                yield version
+                expected += 1
+            yield key
+            expected += 1
+
+
+def _actions_in(key: str, data: bytes) -> list[dict[str, Any]]:
+    """Return the actions of a version of a log.
+
+    Raises:
+        DamagedError: it has none, or is no JSON.
+    """
+    try:
+        actions = [json.loads(line) for line in data.splitlines() if line.strip()]
+    except ValueError:
+        actions = []
+    # each version has this one, whoever writes it
+    if not any(isinstance(action, dict) and "commitInfo" in action for action in actions):
+        raise DamagedError(key, "damaged: no version of a Delta log", "restore it from a copy")
+    return actions
 
 
 def _one_by_one(get: Callable[[str], bytes], keys: Iterable[str]) -> Iterator[tuple[str, bytes]]:
@@ -92,20 +128,21 @@ def _one_by_one(get: Callable[[str], bytes], keys: Iterable[str]) -> Iterator[tu
 
 def _commit_of(key: str, data: bytes) -> Commit | None:
     """Return the commit in a version of a Delta log; None for versions that only set metadata."""
+    commits = (action.get("commitInfo", {}).get("videoar") for action in _actions_in(key, data))
+    commit = next(filter(None, commits), None)
     try:
-        actions = [json.loads(line) for line in data.splitlines() if line.strip()]
-        commits = (action.get("commitInfo", {}).get("videoar") for action in actions)
-        commit = next(filter(None, commits), None)
+        if isinstance(commit, str):  # an object in logs of earlier versions
+            commit = json.loads(commit)
         return None if commit is None else Commit.model_validate(unseal(key, commit))
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise DamagedError(key, "damaged: no commit", "restore it from a copy") from error
 
 
 def contract_of(objects: ObjectStore, dataset: str) -> str | None:
     """Return the contract of a table, None if there is none: its description has the id."""
     # version 0 creates the table
-    data = objects.find(layout.log_version_key(dataset, 0)) or b""
-    actions = (json.loads(line) for line in data.splitlines())
+    data = objects.find(key := layout.log_version_key(dataset, 0))
+    actions = _actions_in(key, data) if data is not None else []
     created: dict[str, str] = next((a["metaData"] for a in actions if "metaData" in a), {})
     return created.get("description") or None
 
@@ -281,10 +318,10 @@ class DeltaLog:
         # only the first commit of a digest carries its id: snapshot ids resolve to that one
         if table.transaction_version(digest) is None:
             ids.append(digest)
-        # 12 digits: delta-rs changes the last bit of one in twelve longer numbers, and the digest
-        # of the commit would not be that of its content
-        metrics = {name: float(f"{value:.12g}") for name, value in draft.metrics.items()}
-        commit = draft.model_copy(update={"version": version, "metrics": metrics})
+        commit = draft.model_copy(update={"version": version})
+        key = layout.log_version_key(self._dataset, version)
+        # a text, because delta-rs changes the last bit of some numbers
+        text = canonical_json(seal(key, commit.model_dump(mode="json")))
         crash_point("commit.before_log")
         table.create_write_transaction(
             self._actions(table, commit),
@@ -292,7 +329,7 @@ class DeltaLog:
             schema=table.schema(),
             commit_properties=CommitProperties(
                 # in the log entry itself, so that data and provenance cannot be committed apart
-                custom_metadata={"videoar": seal(commit.model_dump(mode="json"))},
+                custom_metadata={"videoar": text},
                 max_commit_retries=0,  # after a conflict, the removals must be computed again
                 app_transactions=[Transaction(name, version) for name in ids],
             ),
@@ -372,7 +409,7 @@ class DeltaLog:
 
     def _open(self) -> "DeltaTable | None":
         from deltalake import DeltaTable
-        from deltalake.exceptions import DeltaError, TableNotFoundError
+        from deltalake.exceptions import TableNotFoundError
 
         try:
             return DeltaTable(
@@ -380,12 +417,12 @@ class DeltaLog:
             )
         except TableNotFoundError:  # a subclass of DeltaError
             return None
-        except (DeltaError, OSError) as error:
+        except Exception as error:  # delta-rs raises plain ones, too, with frames of Rust
             # our own requests raise what is final, such as denied access, as such
             first = layout.log_version_key(self._dataset, 0)
             next(self._objects.list(first), None)
             self._objects.find(first)
-            what = f"its Delta log cannot be read: {one_line(error)}"
+            what = f"its Delta log cannot be read: {one_line(str(error).partition('backtrace')[0])}"
             hint = "run again; if the error stays, the log is damaged"
             raise TransientStorageError(self.folder, what, hint) from error
 

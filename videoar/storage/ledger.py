@@ -5,8 +5,9 @@ writer leaves a whole record or none. A log is a prefix of numbered records; a r
 last record is the head. A listing may lag behind, so the end of a log is found by HEAD requests
 after the last number listed.
 
-Each record has the digest of its content: a bit that a disk has turned over is an error that names
-the record, never another answer. Records of earlier versions have none.
+Each record has a digest of its key and content: a bit that a disk has turned over, or one record in
+the place of another, is an error that names the key, never another answer. Records of earlier
+versions have none.
 """
 
 import getpass
@@ -29,40 +30,40 @@ _NONCE = "append_nonce"  # in records of earlier versions
 _DIGEST = "record_sha256"
 
 
-def seal(record: Mapping[str, Any]) -> Record:
-    """Return a record with the digest of its content."""
-    plain: Record = json.loads(canonical_json(record))  # as it will be read: keys are texts
-    return {**plain, _DIGEST: digest_json(plain)}
+def seal(key: str, record: Mapping[str, Any]) -> Record:
+    """Return a record with the digest of its key and content."""
+    plain: Record = json.loads(canonical_json(record))  # as it will be read: names are texts
+    return {**plain, _DIGEST: digest_json([key, plain])}
 
 
 def unseal(key: str, sealed: Record) -> Record:
     """Return a record without its digest.
 
     Args:
-        key: of the record, for the error.
+        key: of the record.
         sealed: as it was read; without a digest if an earlier version has written it.
 
     Raises:
-        DamagedError: the digest is of other content.
+        DamagedError: the digest is of another key or content, or there is no content at all.
     """
     record = dict(sealed)
     digest = record.pop(_DIGEST, None)
-    if digest is not None and digest != digest_json(record):
+    if digest != digest_json([key, record]) if digest else not record:
         what = "damaged: its content is not what was written"
         raise DamagedError(key, what, "restore it from a copy")
     return record
 
 
-def replace_in_record(data: bytes, old: Iterable[bytes], new: bytes) -> bytes:
+def replace_in_record(key: str, data: bytes, old: Iterable[bytes], new: bytes) -> bytes:
     """Return a record, as it is stored, with texts in it replaced; a damaged one stays damaged."""
     before = data
     for text in old:
         data = data.replace(text, new)
     with suppress(DamagedError):
-        _parse("", before)
+        _parse(key, before)
         record = json.loads(data)
         if record.pop(_DIGEST, None):
-            data = canonical_json(seal(record)).encode()
+            data = canonical_json(seal(key, record)).encode()
     return data
 
 
@@ -77,7 +78,7 @@ class Ledger:
     def create(self, key: str, record: Mapping[str, Any]) -> bool:
         """Create a record; return False if another call has created it, also an equal one."""
         self.prepare_write()
-        return self._objects.put(key, canonical_json(seal(record)).encode(), if_absent=True)
+        return self._objects.put(key, canonical_json(seal(key, record)).encode(), if_absent=True)
 
     def create_or_adopt(self, key: str, record: Mapping[str, Any]) -> Record:
         """Create a record, or return the existing one: the loser of a race adopts the winner's."""

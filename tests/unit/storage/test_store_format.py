@@ -109,11 +109,11 @@ def test_commit_with_unknown_fields_at_every_level_is_read(url):
     lines = [json.loads(line) for line in store.objects.get(key).splitlines()]
     for line in lines:
         if "videoar" in line.get("commitInfo", {}):
-            stored = unseal(key, line["commitInfo"]["videoar"])
+            stored = unseal(key, json.loads(line["commitInfo"]["videoar"]))
             for part in (stored, stored["provenance"], *stored["files"]):
                 part["added_later"] = {"x": 1}
             stored["files"][0]["footer"]["added_later"] = 1
-            line["commitInfo"]["videoar"] = seal(stored)
+            line["commitInfo"]["videoar"] = json.dumps(seal(key, stored))
     store.objects.put(key, "\n".join(map(json.dumps, lines)).encode())
     found = open_store(url).snapshot(made.id)
     assert found.commit == made.commit

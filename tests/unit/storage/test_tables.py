@@ -1,6 +1,7 @@
 """Snapshots and commits on one machine. Races and S3 are in the integration tests."""
 
 import pickle
+import random
 import threading
 
 import pyarrow as pa
@@ -310,3 +311,11 @@ def test_log_unreadable_is_named(store, dataset):
     assert store.snapshot(made.id).commit == made.commit
     with pytest.raises(TransientStorageError, match="tables/videos: its Delta log cannot be read"):
         dataset.find("g")
+
+
+def test_numbers_of_a_commit_keep_every_bit(store, dataset):
+    chance = random.Random(0)
+    metrics = {f"m{i}": chance.uniform(-1, 1) * 10 ** chance.randrange(-12, 9) for i in range(500)}
+    snapshot = dataset.commit([dataset.write(rows("a"))], made_by("f"), metrics)
+    assert snapshot.commit.metrics == metrics
+    assert [commit.metrics for commit in iter_commits(store.objects)] == [metrics]
