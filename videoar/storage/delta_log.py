@@ -81,13 +81,13 @@ def iter_commits(
     names = [dataset] if dataset else objects.folders(layout.TABLES_PREFIX)
     chosen = (n for n in names if contract is None or contract_of(objects, n) == contract)
     infos = (info for name in chosen for info in objects.list(layout.log_prefix(name)))
-    keys = _whole(objects, (info.key for info in infos if layout.is_log_version(info.key)))
+    keys = _complete(objects, (info.key for info in infos if layout.is_log_version(info.key)))
     # in this process for a folder: threads gain nothing from its page cache
     read = concurrently if not objects.is_local else _one_by_one
     yield from filter(None, (_commit_of(key, data) for key, data in read(objects.get, keys)))
 
 
-def _whole(objects: ObjectStore, keys: Iterable[str]) -> Iterator[str]:
+def _complete(objects: ObjectStore, keys: Iterable[str]) -> Iterator[str]:
     """Yield the versions of logs, also those that a listing lacks.
 
     Raises:

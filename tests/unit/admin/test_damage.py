@@ -78,7 +78,7 @@ def test_damaged_records_are_listed_and_derived_ones_removed(store, videos):
         store.objects.put(key, b"{")
     with pytest.raises(DamagedError, match=r"run\.json: damaged: no JSON object"):
         api.status(store, run.run_id)
-    with pytest.raises(DamagedError, match="damaged: no commit"):
+    with pytest.raises(DamagedError, match="damaged: no version of a Delta log"):
         list(store.snapshots())
     found = {check.name: check for check in damage(store, fix=True)}
     for key in (derived, flipped):
