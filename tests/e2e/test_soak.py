@@ -14,7 +14,7 @@ def subject(tmp_path_factory) -> Subject:
     return measured(toy_subject(tmp_path_factory.mktemp("calm")))
 
 
-@pytest.mark.parametrize("seed", range(len(KINDS)))
+@pytest.mark.parametrize("seed", range(0, len(KINDS), 2))
 def test_schedule_of_faults_ends_as_an_undisturbed_run(subject: Subject, tmp_path: Path, seed: int):
     (tmp_path / "temp").mkdir()
     assert Schedule(subject, seed, tmp_path).play().looks > 0

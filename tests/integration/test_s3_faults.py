@@ -232,7 +232,8 @@ class Outage:
         return "503" if time.monotonic() < self.end else "pass"
 
 
-PARTS = ["/events/", "/shards/", "_delta_log", "/checkpoints/"]
+SELDOM = [pytest.param(part, marks=pytest.mark.soak) for part in ("/shards/", "/checkpoints/")]
+PARTS = ["/events/", "_delta_log", *SELDOM]
 
 
 @pytest.mark.slow

@@ -30,17 +30,18 @@ VERBS = (
     "run", "resume", "plan", "status", "ls", "logs", "cancel", "explain", "show", "diff", "lineage",
     "validate", "stages", "schema", "export", "quarantine", "generate", "serve", "evaluate",
     "report", "compare", "gate", "promote", "rollback", "freeze", "refs", "vbench", "backfill",
-    "schedule", "forget", "doctor", "bench", "gc",
+    "schedule", "forget", "doctor", "bench", "gc", "store",
 )  # fmt: skip
 NEEDS_ARGUMENTS = set(VERBS) - {
     "status", "ls", "stages", "quarantine", "report", "gate", "refs", "vbench", "schedule",
-    "gc", "doctor",
+    "gc", "doctor", "store",
 }  # fmt: skip
 VBENCH = ("vbench plan", "vbench check", "vbench export", "vbench setup")
 SCHEDULE = tuple(f"schedule {v}" for v in ("ls", "tick", "serve", "pause", "resume", "release"))
 GC = ("gc plan", "gc apply")
+OTHERS = ("store copy", "store verify", "quarantine retry", "quarantine accept")
 OPENS_NO_STORE = (
-    "schema", "stages", "bench", "quarantine", "vbench", "vbench setup", "schedule", "gc",
+    "schema", "stages", "bench", "quarantine", "vbench", "vbench setup", "schedule", "gc", "store",
 )  # fmt: skip
 
 
@@ -86,14 +87,14 @@ def test_run_output_of_libraries_goes_to_stderr(verb, tmp_path, monkeypatch):
     assert "(raylet) A worker died" in done.stderr
 
 
-@pytest.mark.parametrize("verb", ["", *VERBS, "quarantine ls", *VBENCH, *SCHEDULE, *GC])
+@pytest.mark.parametrize("verb", ["", *VERBS, "quarantine ls", *VBENCH, *SCHEDULE, *GC, *OTHERS])
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_every_verb_has_global_options_and_an_example(verb, flag):
     done = CliRunner().invoke(app, [*verb.split(), flag])
     assert done.exit_code == 0
     assert "--store" in done.stdout
     assert "--json" in done.stdout
-    if verb not in ("", "quarantine", "vbench", "schedule", "gc"):
+    if verb not in ("", "quarantine", "vbench", "schedule", "gc", "store"):
         assert f"Example: videoar {verb}" in done.stdout
 
 
@@ -115,7 +116,7 @@ def test_version_before_and_after_verb_is_printed(arguments):
     assert (done.exit_code, done.stdout) == (0, "videoar 0.1.0\n")
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "quarantine ls", *VBENCH, *SCHEDULE, *GC])
+@pytest.mark.parametrize("verb", [*VERBS, "quarantine ls", *VBENCH, *SCHEDULE, *GC, *OTHERS])
 def test_global_options_before_and_after_verb_are_equivalent(verb, tmp_path):
     given = ["--store", "nonsense", "--target", "inline", "--json", "-v"]
     arguments = {"validate": ["x"], "export": ["x", "--format", "parquet", "--to", "y"]}
@@ -125,6 +126,8 @@ def test_global_options_before_and_after_verb_are_equivalent(verb, tmp_path):
     arguments |= {"evaluate": ["--samples", "x", "--reference", "y", "--metrics", "rendered"]}
     arguments |= {"backfill": ["x", "--from", "2026-11-01", "--to", "2026-11-02"]}
     arguments |= {f"schedule {v}": ["x"] for v in ("tick", "serve", "pause", "resume", "release")}
+    arguments |= {f"store {v}": ["x"] for v in ("copy", "verify")}
+    arguments |= {"quarantine accept": ["x", "--why", "y"]}
     arguments |= {"gc apply": ["x"], "vbench check": ["x"], "vbench export": ["x", "--to", "y"]}
     needed = arguments.get(verb, ["x"] if verb in NEEDS_ARGUMENTS else [])
     needed = ["--help"] if verb in OPENS_NO_STORE else needed

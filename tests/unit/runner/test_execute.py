@@ -247,6 +247,16 @@ def undisturbed(tmp_path_factory) -> tuple[Path, Store, Run]:
     return videos, store, execute(store, toy_document(videos))
 
 
+@pytest.mark.slow
+def test_run_killed_right_after_its_end_has_succeeded(store: Store, tmp_path: Path):
+    document = toy_document(write_videos(tmp_path / "videos", "a.mp4"))
+    killed = exit_code(execute_at, store.url, document, "run1", VIDEOAR_CRASH_AT="run-finished")
+    assert killed == -9
+    before = load_run(store, "run1")
+    assert before.status == "SUCCEEDED"
+    assert resume(store, "run1") == load_run(store, "run1") == before
+
+
 @pytest.mark.fault(5, "SIGKILL at each crash point")
 @pytest.mark.slow
 @pytest.mark.parametrize("point", CRASHES)

@@ -12,6 +12,7 @@ from videoar.pipeline.spec import parse_pipeline
 from videoar.records.run_record import load_run
 from videoar.runner.execute import Execution
 from videoar.storage.layout import FORMAT_KEY, RUNS_PREFIX, STAGES_PREFIX
+from videoar.storage.ledger import seal
 from videoar.storage.store import open_store
 
 
@@ -49,8 +50,8 @@ def test_run_and_work_records_with_unknown_fields_are_read(url, tmp_path):
     first = execute(store, tmp_path / "videos")
     for prefix in (RUNS_PREFIX, STAGES_PREFIX):
         for key in [key for key in store.ledger.list(prefix) if key.endswith(".json")]:
-            record = add_field(json.loads(store.objects.get(key)))
-            store.objects.put(key, json.dumps(record).encode())
+            record = add_field(store.ledger.read(key))
+            store.objects.put(key, json.dumps(seal(key, record)).encode())
     assert load_run(store, first.run_id).stages == first.stages
     second = execute(store, tmp_path / "videos")
     assert {stage.status for stage in second.stages} == {"CACHED"}
