@@ -6,15 +6,14 @@ cached stage does not. Removing them, and the data files whose rows name them, m
 make all of them again. A damaged record is removed if it can be derived again.
 """
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 
 from videoar.core.errors import DamagedError, TransientStorageError, VideoARError
 from videoar.core.prefetch import concurrently
+from videoar.core.scratch import Scratch
 from videoar.core.types import Frozen
 from videoar.storage import layout, references
 from videoar.storage.audit import Finding, check_bytes
@@ -46,7 +45,7 @@ def damage(store: Store, *, fix: bool = False) -> Iterator[Check]:
     Raises:
         StorageError: the store does not respond.
     """
-    with tempfile.TemporaryDirectory() as folder, closing(KeySet(Path(folder, "keys"))) as seen:
+    with Scratch() as folder, closing(KeySet(folder / "keys")) as seen:
         scan, is_mended = _Scan(store, seen), True
         for found in chain(scan.records(), scan.named()):
             # the object first: with the file gone, nobody would find it any more

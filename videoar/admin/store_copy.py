@@ -11,10 +11,10 @@ Leases and claims stay behind: they are of living processes. So does the MLflow 
 from the copy, too.
 """
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -157,18 +157,21 @@ def _copy_object(store: Store, target: Store, key: str) -> tuple[int, bool, str]
     digest = _DIGEST.search(key) if _is_content(key) else None
     if digest and target.objects.size(key) == size:
         return size, False, ""
-    try:
-        with _fetched(store, key, size) as (path, sha256):
-            if digest and sha256 != digest[1]:
-                return size, False, "damaged: its bytes are not those of its name"
-            if _digest(target, key) == sha256:
-                return size, False, ""
-            if _is_history(key) and target.objects.size(key) is not None:
-                raise _diverged(target, key)
-            target.objects.put_file(key, path)
-            return size, True, "" if _digest(target, key) == sha256 else "read back other bytes"
-    except WithdrawnError:
-        return 0, False, ""
+    copied = _digest(target, key)
+    if copied is not None and copied == _digest(store, key):
+        return size, False, ""
+    if copied is not None and _is_history(key):
+        raise _diverged(target, key)
+    with Scratch() as folder:
+        path = folder / "object"
+        try:
+            sha256 = store.fetch(key, size, path)
+        except WithdrawnError:
+            return 0, False, ""
+        if digest and sha256 != digest[1]:
+            return size, False, "damaged: its bytes are not those of its name"
+        target.objects.put_file(key, path)
+    return size, True, "" if _digest(target, key) == sha256 else "read back other bytes"
 
 
 def _compare(store: Store, target: Store, key: str) -> tuple[int, bool, str]:
@@ -185,15 +188,6 @@ def _digest(store: Store, key: str) -> str | None:
     if size is None:
         return None
     try:
-        with _fetched(store, key, size) as (_, sha256):
-            return sha256
+        return store.fetch(key, size, Path(os.devnull))
     except WithdrawnError:
         return None
-
-
-@contextmanager
-def _fetched(store: Store, key: str, size: int) -> Iterator[tuple[Path, str]]:
-    """Fetch an object to a file, whatever its size; yield the file and its SHA-256."""
-    with Scratch() as folder:
-        path = folder / "object"
-        yield path, store.fetch(key, size, path)
