@@ -5,25 +5,14 @@ import sys
 import time
 
 import botocore.credentials
-import pyarrow as pa
 import pytest
 
+from tests.support.committed_rows import commit_source
 from tests.support.s3_proxy import s3_proxy
 from tests.support.s3_server import ACCESS_KEY, SECRET_KEY
 from videoar.core.errors import ConfigError, StorageError, TransientStorageError
-from videoar.core.types import Provenance
 from videoar.storage.s3_store import S3ObjectStore
 from videoar.storage.store import open_store
-
-
-def commit(store, name):
-    dataset = store.dataset("videos", "sources@1")
-    provenance = Provenance(
-        run_id="r", pipeline="p", stage=name, fingerprint=name, code_version="c"
-    )
-    size = pa.array([1], pa.int64())
-    rows = pa.table({"uri": [name], "name": [name], "etag": [name], "size_bytes": size})
-    return dataset.commit([dataset.write(rows)], provenance, {})
 
 
 @pytest.fixture
@@ -63,7 +52,7 @@ def test_endpoint_is_the_same_for_boto3_and_delta(aws, moto_server, source):
     aws(**SOURCES[source])
     endpoint = moto_server.endpoint if source == "ours before AWS" else ""
     store = open_store(moto_server.new_url(), endpoint=endpoint)
-    commit(store, "a")
+    commit_source(store, "a")
     assert [snapshot.commit.provenance.stage for snapshot in store.snapshots()] == ["a"]
     assert store.objects.options()["AWS_ENDPOINT_URL"] == moto_server.endpoint
 
@@ -124,7 +113,7 @@ def test_expired_credentials_are_renewed(aws, moto_server, monkeypatch, tmp_path
         store, began, commits = open_store(moto_server.new_url(), endpoint=proxy.endpoint), 0, 0
         began = time.monotonic()
         while time.monotonic() - began < 7:
-            commit(store, str(commits))
+            commit_source(store, str(commits))
             commits += 1
         assert len(list(store.snapshots())) == commits
     assert 3 <= len(count.read_text()) <= commits + 8

@@ -4,14 +4,13 @@ import logging
 import threading
 import time
 
-import pyarrow as pa
 import pytest
 
+from tests.support.committed_rows import commit_source
 from tests.support.s3_proxy import s3_proxy
 from tests.support.toy_runs import execute, resume, toy_document, write_videos
 from videoar.core.errors import LeaseHeldError, StorageError, TransientStorageError
 from videoar.core.settings import settings
-from videoar.core.types import Provenance
 from videoar.storage.conformance import race
 from videoar.storage.lease import Lease
 from videoar.storage.object_store import MULTIPART_BYTES
@@ -146,7 +145,7 @@ def test_commit_whose_writes_were_applied_is_committed_once(connect, proxy, faul
     store = Store(connect())
     for name in ("a", "b"):
         proxy.fail_first(fault, "PUT")
-        commit(store, name)
+        commit_source(store, name)
     assert [snapshot.commit.provenance.stage for snapshot in store.snapshots()] == ["a", "b"]
     versions = list(store.objects.list("tables/videos/_delta_log/"))
     assert len([info for info in versions if info.key.endswith(".json")]) == 3  # with the table
@@ -156,20 +155,10 @@ def test_commit_whose_writes_were_applied_is_committed_once(connect, proxy, faul
 @pytest.mark.parametrize("share", [0.5, 1])
 def test_commit_waits_for_the_end_of_an_outage(connect, proxy, share):
     store = Store(connect())
-    commit(store, "a")
+    commit_source(store, "a")
     proxy.fail_for(3.0, "503", share)
-    commit(store, "b")
+    commit_source(store, "b")
     assert [snapshot.commit.provenance.stage for snapshot in store.snapshots()] == ["a", "b"]
-
-
-def commit(store, name):
-    dataset = store.dataset("videos", "sources@1")
-    provenance = Provenance(
-        run_id="r", pipeline="p", stage=name, fingerprint=name, code_version="c"
-    )
-    size = pa.array([1], pa.int64())
-    rows = pa.table({"uri": [name], "name": [name], "etag": [name], "size_bytes": size})
-    dataset.commit([dataset.write(rows)], provenance, {})
 
 
 @pytest.mark.fault(7, "an access that is denied")
@@ -192,10 +181,10 @@ def test_final_error_is_raised_at_once(connect, proxy):
 @pytest.mark.parametrize("methods", [{"GET", "PUT"}, {"PUT"}])
 def test_final_error_of_delta_is_named(connect, proxy, methods):
     store = Store(connect())
-    commit(store, "a")
+    commit_source(store, "a")
     proxy.plan = lambda r: "403" if "_delta_log" in r.path and r.command in methods else "pass"
     with pytest.raises(StorageError, match="access denied") as caught:
-        commit(store, "b")
+        commit_source(store, "b")
     assert not caught.value.retryable
 
 

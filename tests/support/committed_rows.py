@@ -4,6 +4,8 @@ import pyarrow as pa
 
 from videoar.contracts.contract import load_contract
 from videoar.core.types import Provenance
+from videoar.storage.snapshot import Snapshot
+from videoar.storage.store import Store
 
 SHA = "ab" * 32
 _NEUTRAL = {pa.string(): "x", pa.bool_(): True, pa.list_(pa.int64()): [1, 2, 3]}
@@ -44,3 +46,14 @@ class RowWriter:
         snapshot = dataset.commit([dataset.write(table)], provenance, {}, rejects_id)
         self.ids[name] = snapshot.id
         return snapshot.id
+
+
+def commit_source(store: Store, name: str) -> Snapshot:
+    """Commit a listing of one source."""
+    dataset = store.dataset("videos", "sources@1")
+    provenance = Provenance(
+        run_id="r", pipeline="p", stage=name, fingerprint=name, code_version="c"
+    )
+    size = pa.array([1], pa.int64())
+    rows = pa.table({"uri": [name], "name": [name], "etag": [name], "size_bytes": size})
+    return dataset.commit([dataset.write(rows)], provenance, {})
