@@ -8,6 +8,7 @@ from videoar.contracts.contract import load_contract
 from videoar.contracts.names import MODELS
 from videoar.core.errors import ConfigError, TransientStorageError, VideoARError
 from videoar.core.types import FileRef
+from videoar.media.decode import decodable_frames
 from videoar.pipeline.mistakes import SpecError
 from videoar.pipeline.spec import load_pipeline
 from videoar.records.names import find_snapshot
@@ -44,7 +45,7 @@ def validate_snapshot(
     Args:
         store: where the snapshot is.
         name: its name.
-        deep: also check pages, layout, payload, and the objects that rows name.
+        deep: also check pages, layout, payload, and the objects that rows name; decode clips.
         tokenizer: name of the tokenizer that the tokens must be of; None means the one in the
             snapshot's provenance.
 
@@ -60,7 +61,8 @@ def validate_snapshot(
     from videoar.storage.audit import audit
 
     digest = _tokenizer_digest(store, snapshot, tokenizer)
-    return [finding.model_dump() for finding in audit(snapshot, requantize, digest)]
+    findings = audit(snapshot, requantize, decodable_frames, digest)
+    return [finding.model_dump() for finding in findings]
 
 
 def _check_file(snapshot: Snapshot, file: FileRef) -> list[Mistake]:

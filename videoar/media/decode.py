@@ -44,22 +44,26 @@ def decode_clip(data: bytes | Path) -> np.ndarray:
     return np.stack(frames)
 
 
-def require_frames(data: bytes, count: int) -> None:
-    """Check that a file that was just encoded has all of its frames.
-
-    Raises:
-        TransientStorageError: it has fewer, or cannot be decoded.
-    """
+def decodable_frames(data: bytes) -> int:
+    """Return how many frames of a clip can be decoded, one in memory at a time; 0 of no clip."""
     import av
 
     try:
         with av.open(io.BytesIO(data), mode="r", format="mov") as container:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
-            found = sum(1 for _ in container.decode(stream))
+            return sum(1 for _ in container.decode(stream))
     except (av.FFmpegError, IndexError):
-        found = 0
-    if found != count:
+        return 0
+
+
+def require_frames(data: bytes, count: int) -> None:
+    """Check that a file that was just encoded has all of its frames.
+
+    Raises:
+        TransientStorageError: it has fewer, or cannot be decoded.
+    """
+    if (found := decodable_frames(data)) != count:
         what = f"{found} of {count} frames of an encoded clip can be decoded"
         raise TransientStorageError(gettempdir(), what, "check the disk and its free space")
 

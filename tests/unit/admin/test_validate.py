@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from tests.support.clip_rows import clip_row, clips_of
+from tests.support.clip_rows import clip_row, clips_of, drawn_rows, video_columns
 from tests.support.token_files import (
     NOTES,
     SCALES,
@@ -25,6 +25,7 @@ from videoar.cli.app import app
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, StorageError
 from videoar.core.ids import sha256_hex
+from videoar.media.synthetic import scenes
 from videoar.storage.audit import audit
 from videoar.storage.store import Store, open_store
 from videoar.storage.token_codec import checksum
@@ -123,7 +124,7 @@ def test_files_are_read_in_pieces(local):
             return local.objects.get_range(key, start, length)
 
     counted = dataclasses.replace(snapshot, objects=Counting())
-    assert list(audit(counted, requantize, piece_bytes=600)) == []
+    assert list(audit(counted, requantize, len, piece_bytes=600)) == []
     footer = 32 << 10  # Arrow reads the end of a file at once
     assert max(length for length in lengths if length < footer) <= 600
     assert sum(length >= footer for length in lengths) <= 2
@@ -143,12 +144,12 @@ def test_file_absent_from_a_listing_is_read(local):
     late = dataclasses.replace(
         snapshot, objects=FaultStore(local.objects, FaultPlan(late_listing_s=60))
     )
-    assert list(audit(late, requantize)) == []
+    assert list(audit(late, requantize, len)) == []
     flip(local, snapshot.files[1], 100)
-    seen, hidden = (list(audit(of, requantize)) for of in (snapshot, late))
+    seen, hidden = (list(audit(of, requantize, len)) for of in (snapshot, late))
     assert seen == hidden != []
     local.objects.delete(snapshot.files[1].key)
-    assert [finding.kind for finding in audit(late, requantize)] == ["MISSING"]
+    assert [finding.kind for finding in audit(late, requantize, len)] == ["MISSING"]
 
 
 def test_missing_file_is_listed_beside_other_damage(store):
@@ -341,29 +342,42 @@ def test_rows_that_break_the_contract_are_all_listed(local):
     assert [(kind, row) for kind, _, row in found] == [("ROWS", 1), ("ROWS", 3), ("ROWS", 2)]
 
 
+@pytest.fixture
 def clips(store):
-    rows = []
-    for i in range(3):
-        ref = store.put_object(f"video {i}".encode(), ".mp4")
-        video = {"video_key": ref.key, "video_sha256": ref.sha256}
-        rows.append(clip_row(str(i), **video, video_size_bytes=ref.size_bytes))
+    """Rows of clips in the store, and a row that is read from its source."""
+    rows = drawn_rows(store, scenes()[:3])
     reference = dict.fromkeys(("video_key", "video_sha256", "video_size_bytes"))
-    return rows, clips_of(store, [*rows, clip_row("3", **reference)])
+    return [*rows, clip_row("3", **reference)]
 
 
-def test_damaged_videos_of_clips_are_named(store):
-    rows, snapshot = clips(store)
+def test_damaged_videos_of_clips_are_named(store, clips):
+    snapshot = clips_of(store, clips)
     assert deep(store, snapshot) == []
-    keys = [row["video_key"] for row in rows]
+    keys = [row["video_key"] for row in clips]
     store.objects.delete(keys[0])
-    store.objects.put(keys[1], b"VIDEO 1")
-    store.objects.put(keys[2], b"video 2 and more")
+    flip(store, snapshot.files[0].model_copy(update={"key": keys[1]}), -9)
+    store.objects.put(keys[2], store.objects.get(keys[2]) + b"more")
     assert deep(store, snapshot) == [
         ("MISSING", keys[0], 0),
         ("SHA256", keys[1], 1),
         ("SIZE", keys[2], 2),
         ("SHA256", keys[2], 2),
     ]
+
+
+def test_clip_that_was_stored_cut_is_named(local):
+    """Its size and hash are those committed, as after an encoder that hid a full disk."""
+    rows = drawn_rows(local, scenes()[:3])
+    for row, size in ((rows[1], 2048), (rows[2], 1)):
+        data = local.objects.get(row["video_key"])[:size]
+        row.update(video_columns(local, data, 9, 32, 32))
+    snapshot = clips_of(local, rows[:1], rows[1:])
+    found = validate_snapshot(local, snapshot.id, deep=True)
+    assert [(m["kind"], m["path"], m["row"]) for m in found] == [
+        ("FRAMES", rows[1]["video_key"], 0), ("FRAMES", rows[2]["video_key"], 1),
+    ]  # fmt: skip
+    assert "of 9 frames can be decoded" in found[0]["message"]
+    assert f"(row 0 of {snapshot.files[1].key} of {snapshot.id})" in found[0]["message"]
 
 
 def test_damaged_files_of_models_are_named(local):
