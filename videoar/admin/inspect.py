@@ -6,7 +6,7 @@ from typing import Any
 
 from videoar.contracts.contract import load_contract
 from videoar.contracts.names import REJECTS, RELEASES, SCORES, SOURCES
-from videoar.core.errors import ConfigError
+from videoar.core.errors import ConfigError, DamagedError
 from videoar.core.types import Row
 from videoar.pipeline.fingerprint import differences
 from videoar.records.names import find_run, find_run_or_snapshot, find_snapshot
@@ -156,7 +156,8 @@ def explain(store: Store, name: str | None, stage: str) -> dict[str, Any]:
     """Return what changed in a stage's fingerprint since the pipeline's run before.
 
     Returns:
-        `{run_id, stage, status, previous_run, changed: [{component, old, new}]}`.
+        `{run_id, stage, status, previous_run, changed: [{component, old, new}], damaged}`; the last
+        names records of runs in between that cannot be read.
 
     Raises:
         ConfigError: no such run or stage, or the stage did not start.
@@ -167,13 +168,15 @@ def explain(store: Store, name: str | None, stage: str) -> dict[str, Any]:
     parts = stage_parts(store, run_id, stage)
     if parts is None:
         raise ConfigError(f"run {run_id}", f"stage {stage} did not start")
-    previous = previous_parts(store, run.pipeline, stage, run_id)
+    damaged: list[DamagedError] = []
+    previous = previous_parts(store, run.pipeline, stage, run_id, damaged.append)
     return {
         "run_id": run_id,
         "stage": stage,
         "status": state.status,
         "previous_run": previous[0] if previous else None,
         "changed": differences(previous[1], parts) if previous else [],
+        "damaged": list(map(str, damaged)),
     }
 
 

@@ -1,11 +1,12 @@
 """The history of refs, and freezing a snapshot under a name."""
 
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 from videoar.admin.registry import mirror_move
 from videoar.contracts.names import EVALSETS, MODELS
-from videoar.core.errors import ConfigError, SnapshotConflictError, did_you_mean
+from videoar.core.errors import ConfigError, DamagedError, SnapshotConflictError, did_you_mean
 from videoar.core.names import NAME_HINT, is_name
 from videoar.core.types import Row
 from videoar.evaluation.evalset import require_intact
@@ -14,26 +15,35 @@ from videoar.storage.ledger import Record
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
+_COLUMNS = ("target", "by", "user", "at", "evidence")
+
 
 def refs(store: Store, name: str | None = None) -> dict[str, Any]:
     """Return all records of a ref, the oldest first; without a name the head of every ref.
 
     Returns:
-        `{refs: [{name, target, seq, by, user, at, evidence}]}`: `by` is the run or the user that
+        `{refs: [{name, target, seq, by, user, at, evidence}]}`, of a damaged record only name and
+        seq, and `damaged`, what is wrong with it. `by` is the run or the user that
         moved the ref, `at` the time in seconds since 1970; both may be missing in old records.
         `evidence` is why: of a promotion `decision`, of a rollback `rolled_back_from` and `reason`.
 
     Raises:
         ConfigError: no such ref.
     """
-    if name is None:
-        heads = ((ref, store.refs.head_record(ref)) for ref in store.refs.names())
-        return {"refs": [_row(ref, head) for ref, head in heads if head]}
-    history = store.refs.history(name)
-    if not history:
+    names = store.refs.names() if name is None else [name]
+    rows = [row for ref in names for row in list(_rows(store, ref))[-1 if name is None else 0 :]]
+    if name is not None and not rows:
         known = store.refs.names()
         raise ConfigError(name or "''", "no such ref", did_you_mean(name, known) if known else "")
-    return {"refs": [_row(name, record) for record in history]}
+    return {"refs": rows}
+
+
+def _rows(store: Store, ref: str) -> Iterator[Row]:
+    for number, record in store.refs.records(ref):
+        if isinstance(record, DamagedError):
+            yield {**dict.fromkeys(_COLUMNS), "name": ref, "seq": number, "damaged": str(record)}
+        else:
+            yield _row(ref, record)
 
 
 def _row(name: str, record: Record) -> Row:

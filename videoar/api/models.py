@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from videoar.api.runs import Document, ls, make_engine
 from videoar.api.schedule import schedule_ls
-from videoar.core.errors import ConfigError
+from videoar.core.errors import ConfigError, DamagedError
 from videoar.core.settings import share_cores
 
 if TYPE_CHECKING:
@@ -183,6 +183,7 @@ def report_index(store: Store, out: Path | None = None, *, limit: int | None = N
 
     Raises:
         ConfigError: `out` cannot be written.
+        DamagedError: the page was written, without what cannot be read.
     """
     from videoar.report.index import collect_index
     from videoar.report.page import render_index
@@ -198,11 +199,16 @@ def report_index(store: Store, out: Path | None = None, *, limit: int | None = N
         now=time.time(),
         links="" if out is None else folder,
     )
-    page = render_index(index)
+    page = render_index(index).encode()
     if out is not None:
-        return _write(out, page.encode())
-    store.objects.put(INDEX_PAGE_KEY, page.encode())
-    return store.objects.location(INDEX_PAGE_KEY)
+        path = _write(out, page)
+    else:
+        store.objects.put(INDEX_PAGE_KEY, page)
+        path = store.objects.location(INDEX_PAGE_KEY)
+    if lines := [line for of_section in index.damage.values() for line in of_section]:
+        what = f"written without {len(lines)} that cannot be read, the first: {lines[0]}"
+        raise DamagedError(path, what, "the page lists them")
+    return path
 
 
 def compare(store: Store, old: str, new: str, out: Path) -> Document:

@@ -6,7 +6,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
@@ -230,29 +231,27 @@ def plan(
 
 
 def status(store: Store, name: str | None = None) -> Run:
-    """Return the state of a run; None means the newest one.
+    """Return the state of a run, see `ls`; None means the newest one.
 
     Raises:
         ConfigError: no run matches, or several do.
     """
     from videoar.records.names import find_run
-    from videoar.records.run_record import load_run
+    from videoar.records.run_record import readable_run
 
-    return load_run(store, find_run(store, name))
+    return readable_run(store, find_run(store, name))
 
 
 def ls(store: Store, limit: int | None = None) -> list[Run]:
-    """Return the newest `limit` runs, newest first; None means all of them."""
-    from videoar.records.run_record import load_run, run_ids
+    """Return the newest `limit` runs, newest first; None means all of them.
 
-    def find(run_id: str) -> Run | None:
-        with suppress(ConfigError):  # its record is lost
-            return load_run(store, run_id)
-        return None
+    A run with a record that cannot be read is DAMAGED, and its `error` names the record.
+    """
+    from videoar.records.run_record import readable_run, run_ids
 
     # ids sort by time, so only the listed runs are read
     with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
-        return [run for run in pool.map(find, run_ids(store)[::-1][:limit]) if run is not None]
+        return list(pool.map(partial(readable_run, store), run_ids(store)[::-1][:limit]))
 
 
 def cancel(store: Store, name: str) -> str:
@@ -277,12 +276,12 @@ def follow(store: Store, name: str | None = None) -> Iterator[Run]:
     Raises:
         ConfigError: no run matches, or several do.
     """
-    from videoar.records.run_record import load_run
+    from videoar.records.run_record import readable_run
 
     run_id = status(store, name).run_id  # once: the newest run may soon be another one
     while True:
         began = time.monotonic()
-        state = load_run(store, run_id)
+        state = readable_run(store, run_id)
         yield state
         if state.has_ended:
             return

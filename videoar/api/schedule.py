@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from videoar.api.runs import Document, _execute, make_engine
-from videoar.core.errors import ConfigError, VideoARError
+from videoar.core.errors import ConfigError, DamagedError, VideoARError
 
 if TYPE_CHECKING:
     from videoar.core.types import Json
@@ -157,19 +157,27 @@ def schedule_ls(
 
     Returns:
         `{schedules: [{pipeline, trigger, concurrency, is_paused, since, next, missed}], fired:
-        [{pipeline, key, number, run_id, cause, status, at, released}], skipped}`: firings newest
-        first, at most 10 of each pipeline; `missed` counts windows that are due.
+        [{pipeline, key, number, run_id, cause, status, at, released}], skipped, damaged}`: firings
+        newest first, at most 10 of each pipeline; `missed` counts windows that are due; `damaged`
+        names records that cannot be read.
     """
     from videoar.schedule import records
     from videoar.schedule.overview import firings_of, schedule_of
 
     time = now or datetime.now(UTC)
     names = pipelines or records.scheduled_pipelines(store)
+    schedules, damaged = [], []
+    for name in names:
+        try:
+            schedules.append(schedule_of(store, name, time))
+        except DamagedError as error:
+            damaged.append(str(error))
     listed = [firing for name in names for firing in firings_of(store, name, _MAX_FIRINGS)]
     return {
-        "schedules": [schedule_of(store, name, time) for name in names],
+        "schedules": schedules,
         "fired": [firing for firing in listed if firing["run_id"]],
         "skipped": [firing for firing in listed if not firing["run_id"]],
+        "damaged": damaged + [f["reason"] for f in listed if f["status"] == "DAMAGED"],
     }
 
 

@@ -13,7 +13,7 @@ from videoar.cli.data import Name
 from videoar.cli.output import Block, Table, emit, local_time
 from videoar.cli.runs import OptionalRun, Overrides, watch
 from videoar.cli.session import session, verb
-from videoar.core.errors import ConfigError, ContractError, GateError
+from videoar.core.errors import ConfigError, ContractError, GateError, StorageError
 from videoar.core.printable import printable
 from videoar.core.settings import settings
 
@@ -242,7 +242,10 @@ def report(
         int, typer.Option(min=0, help="With --index: newest runs to show; 0 shows all.")
     ] = 50,
 ) -> None:
-    """Write the page of a run, or of the store, one HTML file."""
+    """Write the page of a run, or of the store, one HTML file.
+
+    What is damaged is named on the page, and the rest is shown; with --index exit code 7.
+    """
     if index and run_id is not None:
         raise ConfigError(f"--index {run_id}", "is of the whole store", "leave out the run")
     store = session.open()
@@ -338,7 +341,10 @@ def refs(
         str | None, typer.Argument(metavar="REF", help="E.g. champion; default: all.")
     ] = None,
 ) -> None:
-    """Show the history of a ref, or what each ref points at."""
+    """Show the history of a ref, or what each ref points at.
+
+    Exit code 7 if a record is damaged; the others are shown.
+    """
     _emit_refs(api.refs(session.open(), ref))
 
 
@@ -350,9 +356,12 @@ def _emit_refs(result: api.Document) -> None:
             entry["target"],
             entry["by"],
             entry["at"] and local_time(entry["at"]),
-            ", ".join(f"{key} {value}" for key, value in entry["evidence"].items() if value),
+            entry.get("damaged")
+            or ", ".join(f"{key} {value}" for key, value in entry["evidence"].items() if value),
         )
         for entry in result["refs"]
     ]
     table = Table(("ref", ">seq", "target", "by", "at", "evidence"), rows)
     emit(result, lambda: [table if rows else "no refs"])
+    if any("damaged" in entry for entry in result["refs"]):
+        raise typer.Exit(StorageError.exit_code)

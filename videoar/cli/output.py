@@ -32,7 +32,7 @@ PIPE_CLOSED = 141
 STYLES = {
     "SUCCEEDED": "green", "CACHED": "cyan", "RUNNING": "yellow", "FAILED": "red",
     "GATE_BLOCKED": "magenta", "CANCELLED": "red", "INTERRUPTED": "red", "PENDING": "dim",
-    "QUEUED": "dim",
+    "QUEUED": "dim", "DAMAGED": "red",
     "SKIPPED": "dim", "skipped": "dim", "cached": "cyan", "partial": "yellow", "run": "green",
     "pass": "green", "ok": "green", "FAIL": "red", "error": "red",
 }  # fmt: skip

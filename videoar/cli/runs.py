@@ -21,6 +21,7 @@ from videoar.cli.output import (
     to_json,
 )
 from videoar.cli.session import log_form, session, verb
+from videoar.core.errors import StorageError
 from videoar.core.logging import configure_logging
 from videoar.core.printable import printable
 from videoar.core.settings import settings
@@ -126,13 +127,18 @@ def status(
         bool, typer.Option("--watch", help="Follow it to its end; exit with the code of that.")
     ] = False,
 ) -> None:
-    """Show the stages of a run, their snapshots, rows and progress."""
+    """Show the stages of a run, their snapshots, rows and progress.
+
+    Exit code 7 if a record of it is damaged; what the others tell is shown.
+    """
     store = session.open()
     if watch:
         raise typer.Exit(_watch(api.follow(store, run_id)).exit_code)
     state = api.status(store, run_id)
     report = api.report_path(store, state.run_id)
     emit(run_document(state, report), lambda: run_blocks(state, report))
+    if state.status == "DAMAGED":
+        raise typer.Exit(state.exit_code)
 
 
 def _watch(states: "Iterator[api.Run]") -> "api.Run":
@@ -190,11 +196,15 @@ def ls(
         _LISTED_RUNS
     ),
 ) -> None:
-    """List runs, the newest first."""
+    """List runs, the newest first.
+
+    Exit code 7 if a record of one is damaged; it is named, and all others are listed.
+    """
     # One extra run shows whether there are more; reading all of them takes minutes on S3.
     runs = api.ls(session.open(), limit + 1 if limit else None)
     listed = runs[:limit] if limit else runs
-    keys = {"run_id", "pipeline", "status", "started_at", "seconds", "queued_behind"}
+    damaged = [run for run in listed if run.status == "DAMAGED"]
+    keys = {"run_id", "pipeline", "status", "started_at", "seconds", "queued_behind", "error"}
     rows = [
         (
             run.run_id,
@@ -210,9 +220,12 @@ def ls(
     def blocks() -> list[Block]:
         more = [f"more than {limit} runs; videoar ls --limit 0 lists all"]
         table = Table(("run", "status", "pipeline", "started", ">seconds", "behind"), rows)
-        return [table, *(more if len(runs) > len(listed) else [])] if rows else ["no runs"]
+        what = [f"{run.run_id}: {run.error}" for run in damaged]
+        return [table, *(more if len(runs) > len(listed) else []), *what] if rows else ["no runs"]
 
     emit({"runs": [run.model_dump(mode="json", include=keys) for run in listed]}, blocks)
+    if damaged:
+        raise typer.Exit(damaged[0].exit_code)
 
 
 @verb(app, _PANEL, "logs last/clips")
@@ -237,12 +250,18 @@ def explain(
     run_id: RunArgument,
     stage: Annotated[str, typer.Argument(metavar="STAGE", help="Stage of the run.")],
 ) -> None:
-    """Show what changed in a stage since the run before."""
+    """Show what changed in a stage since the run before.
+
+    Exit code 7 if that run, or one in between, has a damaged record.
+    """
     result = api.explain(session.open(), run_id, stage)
     rows = [(change["component"], change["old"], change["new"]) for change in result["changed"]]
     before = result["previous_run"]
     same = f"nothing changed since {before}" if before else "this stage never ran before"
-    emit(result, lambda: [Table(("component", "old", "new"), rows)] if rows else [same])
+    table: list[Block] = [Table(("component", "old", "new"), rows)] if rows else [same]
+    emit(result, lambda: [*table, *result["damaged"]])
+    if result["damaged"]:
+        raise typer.Exit(StorageError.exit_code)
 
 
 def _execute(execute: "Callable[[], api.Run]") -> None:
@@ -303,6 +322,7 @@ def run_blocks(state: "api.Run", report: str | None, *, with_errors: bool = True
             skipped.setdefault(stage.reason, []).append(stage.name)
     blocks += [f"skipped: {reason} ({', '.join(names)})" for reason, names in skipped.items()]
     blocks += [stage.error for stage in state.stages if stage.error and with_errors]
+    blocks += [state.error] if state.status == "DAMAGED" and state.error else []
     return [*blocks, f"report: {report}" if report else "no report page yet"]
 
 

@@ -11,7 +11,7 @@ from videoar import api
 from videoar.cli.output import Block, Table, emit, facts, local_time
 from videoar.cli.runs import Overrides, PipelineArgument
 from videoar.cli.session import VerbGroup, print_help_without_verb, session, verb
-from videoar.core.errors import ConfigError
+from videoar.core.errors import ConfigError, StorageError
 from videoar.core.printable import printable
 from videoar.core.settings import settings
 
@@ -37,9 +37,14 @@ def ls(
         list[str] | None, typer.Argument(metavar="[NAME...]", help="Default: all of the store.")
     ] = None,
 ) -> None:
-    """List schedules, their next windows, and what has fired."""
+    """List schedules, their next windows, and what has fired.
+
+    Exit code 7 if a record is damaged; the others are listed.
+    """
     result = api.schedule_ls(session.open(), pipelines or [])
-    emit(result, lambda: _ls_blocks(result))
+    emit(result, lambda: [*_ls_blocks(result), *result["damaged"]])
+    if result["damaged"]:
+        raise typer.Exit(StorageError.exit_code)
 
 
 def _ls_blocks(result: dict[str, Any]) -> list[Block]:

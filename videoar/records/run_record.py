@@ -8,19 +8,19 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import ConfigDict, Field
 
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import ConfigError, DamagedError, StorageError, did_you_mean
 from videoar.core.hardware import hardware
-from videoar.core.ids import new_run_id
+from videoar.core.ids import new_run_id, run_time_s
 from videoar.core.prefetch import concurrently
 from videoar.core.processes import this_process
 from videoar.core.settings import settings
 from videoar.core.software import commit_id, packages_digest
-from videoar.core.types import Json, Stored
+from videoar.core.types import Json, Row, Stored
 from videoar.pipeline.fingerprint import FingerprintParts
 from videoar.pipeline.spec import PipelineSpec
 from videoar.pipeline.work.progress import Progress, duration, read_progress
@@ -41,19 +41,21 @@ from videoar.storage.ledger import current_user
 from videoar.storage.store import Store
 
 logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
+OnDamage = Callable[[DamagedError], None]
 _AT_ONCE = 64
 """chosen: records of runs that are read before it is known whether they are needed."""
 Status = Literal[
     "PENDING", "RUNNING", "SUCCEEDED", "CACHED", "FAILED", "GATE_BLOCKED", "CANCELLED",
-    "INTERRUPTED", "SKIPPED", "WAITING", "UNKNOWN", "TIMED_OUT", "QUEUED",
+    "INTERRUPTED", "SKIPPED", "WAITING", "UNKNOWN", "TIMED_OUT", "QUEUED", "DAMAGED",
 ]  # fmt: skip
 """State of a run or a stage. SKIPPED: a stage outside the requested part (`--until`), or without
 an input that it needs; PENDING: a requested stage that has not started; QUEUED: a run before which
-another one has to end."""
+another one has to end; DAMAGED: a run of which a record cannot be read, see `readable_run`."""
 
 _EXIT_CODES = {
-    "SUCCEEDED": 0, "FAILED": 3, "GATE_BLOCKED": 4, "TIMED_OUT": 6, "UNKNOWN": 8, "CANCELLED": 130,
-    "INTERRUPTED": 130,
+    "SUCCEEDED": 0, "FAILED": 3, "GATE_BLOCKED": 4, "TIMED_OUT": 6, "DAMAGED": 7, "UNKNOWN": 8,
+    "CANCELLED": 130, "INTERRUPTED": 130,
 }  # fmt: skip
 """Of the states in which a run has ended, until it is resumed."""
 
@@ -344,19 +346,29 @@ def events_of(store: Store, run_id: str) -> list[dict[str, Any]]:
     """Return the events of a run in order."""
     log, events = run_events(run_id), _folded_events(store, run_id)
     if not events:
-        keys = [log_entry_key(log, number) for number in range(store.ledger.length(log))]
-        return [event for event in read_records(store, keys) if event is not None]
+        records = read_records(store, _event_keys(store, run_id))
+        for damaged in (record for record in records if isinstance(record, DamagedError)):
+            raise damaged
+        return [record for record in records if isinstance(record, dict)]
     # it may have been resumed since
     while (event := store.ledger.read(log_entry_key(log, len(events)))) is not None:
         events.append(event)
     return events
 
 
-def read_records(store: Store, keys: Sequence[str]) -> list[dict[str, Any] | None]:
-    """Return records, None for each that is missing; from a remote store several at once."""
+def _event_keys(store: Store, run_id: str) -> list[str]:
+    log = run_events(run_id)
+    return [log_entry_key(log, number) for number in range(store.ledger.length(log))]
+
+
+def read_records(store: Store, keys: Sequence[str]) -> list[dict[str, Any] | DamagedError | None]:
+    """Return records; None for each that is missing, the error of each that is damaged.
+
+    From a remote store several at once.
+    """
     if store.objects.is_local:
-        return list(map(store.ledger.read, keys))
-    return [record for _, record in concurrently(store.ledger.read, keys)]
+        return list(map(store.ledger.try_read, keys))
+    return [record for _, record in concurrently(store.ledger.try_read, keys)]
 
 
 def _fold(store: Store, run_id: str) -> None:
@@ -403,12 +415,49 @@ def load_run(store: Store, run_id: str) -> Run:
     record = store.ledger.read(run_key(run_id))
     if record is None:
         raise ConfigError(run_id, "no such run", "videoar ls lists them")
-    events = events_of(store, run_id)
+    return _folded_run(store, record, events_of(store, run_id))
+
+
+def readable_run(store: Store, run_id: str) -> Run:
+    """Return the state of a run for people; nothing may be decided by it.
+
+    If a record of it is damaged or lost, its status is DAMAGED, `error` names all such records, and
+    the rest is what the others tell.
+    """
+    try:
+        return load_run(store, run_id)
+    except (ConfigError, DamagedError):
+        pass
+    keys = [run_key(run_id), *_event_keys(store, run_id)]
+    records = dict(zip(keys, read_records(store, keys), strict=True))
+    damaged = [str(record) for record in records.values() if isinstance(record, DamagedError)]
+    damaged += [f"{key}: lost (restore it from a copy)" for key in keys if records[key] is None]
+    record, *events = ({} if not isinstance(r, dict) else r for r in records.values())
+    record = record or {
+        "run_id": run_id, "pipeline": "", "pipeline_digest": "", "document": {"stages": {}},
+        "source": "", "until": None, "code_version": "", "stages": [],
+        "started_at": run_time_s(run_id) or 0.0,
+    }  # fmt: skip
+    events = list(filter(None, events))
+    try:
+        run = _folded_run(store, record, events)
+    except DamagedError as error:  # of its lease
+        damaged.append(str(error))
+        run = _folded_run(store, record, [])
+    if not damaged:  # it was written at this moment
+        return run
+    what = {"error": "; ".join(damaged), "code": DamagedError.code}
+    return run.model_copy(update={"status": "DAMAGED", **what})
+
+
+def _folded_run(store: Store, record: Row, events: list[dict[str, Any]]) -> Run:
+    """Fold the record and the events of a run into its state."""
+    run_id = record["run_id"]
     # a stage that was not requested has no events: `run.json` alone tells it from one still to come
     requested = _requested_stages(record)
     stages = {
         raw["name"]: StageRun(**raw, status="PENDING" if raw["name"] in requested else "SKIPPED")
-        for raw in record.pop("stages")
+        for raw in record["stages"]
     }
     # events are in the order in which they were written, so the last state of each stage wins
     for event in events:
@@ -429,10 +478,8 @@ def load_run(store: Store, run_id: str) -> Run:
             ended = {} if is_running else {"status": state["status"], "waiting": ""}
             stages[name] = current.model_copy(update=ended)
     return Run(
-        **record,
-        **state,
+        **{**record, **state, "stages": tuple(stages.values())},
         seconds=_busy_seconds(events, time.time() if is_running else None),
-        stages=tuple(stages.values()),
         outputs={stage.name: stage.snapshot for stage in stages.values() if stage.snapshot},
     )
 
@@ -530,8 +577,20 @@ def stage_parts(store: Store, run_id: str, stage: str) -> FingerprintParts | Non
     return result
 
 
+def _warn(error: DamagedError) -> None:
+    logger.warning("%s; an earlier run is compared", error)
+
+
+def _refuse(error: DamagedError) -> None:
+    raise error
+
+
 def previous_parts(
-    store: Store, pipeline: str, stage: str, before: str | None = None
+    store: Store,
+    pipeline: str,
+    stage: str,
+    before: str | None = None,
+    on_damage: OnDamage = _warn,
 ) -> tuple[str, FingerprintParts] | None:
     """Return the newest run of a pipeline that recorded this stage, and its parts.
 
@@ -540,21 +599,34 @@ def previous_parts(
         pipeline: name of the pipeline.
         stage: name of the stage.
         before: only runs before this run id.
+        on_damage: called for each run with a damaged record; the one before it is taken.
     """
-    for run_id in _newest_first(store, pipeline, before):
-        parts = stage_parts(store, run_id, stage)
-        if parts is not None:
-            return run_id, parts
-    return None
+    parts = _newest(store, pipeline, before, lambda i: stage_parts(store, i, stage), on_damage)
+    return next(parts, None)
 
 
 def previous_input(store: Store, pipeline: str, name: str, before: str) -> InputRun | None:
     """Return the listing of an input by the newest run of a pipeline before `before`."""
-    for run_id in _newest_first(store, pipeline, before):
-        listed = load_run(store, run_id).inputs.get(name)
-        if listed is not None:
-            return listed
-    return None
+    listed = _newest(store, pipeline, before, lambda i: load_run(store, i).inputs.get(name), _warn)
+    return next((value for _, value in listed), None)
+
+
+def _newest(
+    store: Store,
+    pipeline: str,
+    before: str | None,
+    read: Callable[[str], _T | None],
+    on_damage: OnDamage,
+) -> Iterator[tuple[str, _T]]:
+    """Yield what is read of the runs of a pipeline that have it, newest first."""
+    for run_id in _newest_first(store, pipeline, before, on_damage):
+        try:
+            value = read(run_id)
+        except DamagedError as error:
+            on_damage(error)
+        else:
+            if value is not None:
+                yield run_id, value
 
 
 def ended_runs(store: Store, pipeline: str, before: str | None) -> Iterator[Run]:
@@ -570,13 +642,17 @@ def ended_runs(store: Store, pipeline: str, before: str | None) -> Iterator[Run]
             yield run
 
 
-def _newest_first(store: Store, pipeline: str, before: str | None) -> Iterator[str]:
+def _newest_first(
+    store: Store, pipeline: str, before: str | None, on_damage: OnDamage = _refuse
+) -> Iterator[str]:
     ids = [run_id for run_id in reversed(run_ids(store)) if before is None or run_id < before]
     for start in range(0, len(ids), _AT_ONCE):
         some = ids[start : start + _AT_ONCE]
         records = read_records(store, [run_key(run_id) for run_id in some])
         for run_id, record in zip(some, records, strict=True):
-            if record is not None and record.get("pipeline") == pipeline:
+            if isinstance(record, DamagedError):
+                on_damage(record)
+            elif record is not None and record.get("pipeline") == pipeline:
                 yield run_id
 
 

@@ -16,7 +16,6 @@ import pyarrow.compute as pc
 import yaml
 
 from videoar.contracts.names import CLIPS, MODELS, PROFILES, RELEASES, SAMPLES, SCORES, SOURCES
-from videoar.core.errors import ContractError, StorageError, TransientStorageError
 from videoar.core.types import Row
 from videoar.pipeline.work.progress import read_progress
 from videoar.records.lineage import sources_of
@@ -30,6 +29,7 @@ from videoar.report.curation import (
     filter_steps,
     score_histograms,
 )
+from videoar.report.damage import DamageLog
 from videoar.report.data import (
     BlockTable,
     Card,
@@ -80,23 +80,8 @@ def collect(
         thumbnail_budget_s: longest time to read the thumbnails of one filter stage, seconds.
     """
     events = events_of(store, run.run_id)
-    damage: dict[str, dict[str, None]] = {}
-
-    def read(
-        section: str, part: Callable[_P, Iterable[_T]], *args: _P.args, **kwargs: _P.kwargs
-    ) -> tuple[_T, ...]:
-        """Return the items of a part of the page up to one that cannot be read; note that one."""
-        items: list[_T] = []
-        try:
-            # not `extend`: it would lose the items before the error
-            for item in part(*args, **kwargs):
-                items.append(item)
-        except TransientStorageError:
-            raise
-        except (StorageError, ContractError) as error:
-            damage.setdefault(section, {})[str(error)] = None
-        return tuple(items)
-
+    damage = DamageLog()
+    read = damage.read
     snapshots: dict[str, Snapshot] = {}
     for name, snapshot_id in _ids(run).items():
         for snapshot in read("pipeline", _found, store, snapshot_id):
@@ -155,7 +140,7 @@ def collect(
         curves=tuple(curve for curve, is_score in curves if not is_score),
         num_generated=len(samples),
         config=_config(run, events),
-        damage={section: tuple(lines) for section, lines in damage.items()},
+        damage=damage.lines(),
     )
 
 

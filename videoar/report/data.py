@@ -440,3 +440,5 @@ class Index(Frozen):
     datasets: tuple[DatasetSize, ...] = ()
     growth: tuple[Curve, ...] = ()
     folders: tuple[FolderSize, ...] = ()
+    damage: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """What could not be read, by section."""

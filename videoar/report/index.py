@@ -11,9 +11,11 @@ from typing import Any
 from urllib.parse import quote
 
 from videoar.contracts.names import MODELS
+from videoar.core.errors import DamagedError
 from videoar.core.ids import run_time_s
 from videoar.core.types import Commit
 from videoar.records.run_record import Run, run_ids
+from videoar.report.damage import DamageLog
 from videoar.report.data import (
     Curve,
     DatasetSize,
@@ -26,7 +28,7 @@ from videoar.report.data import (
 )
 from videoar.report.scores import axis_unit
 from videoar.storage.delta_log import iter_commits
-from videoar.storage.layout import report_key
+from videoar.storage.layout import TABLES_PREFIX, report_key
 from videoar.storage.ledger import Record
 from videoar.storage.store import Store
 
@@ -53,18 +55,33 @@ def collect_index(
         now: seconds since 1970.
         links: what the keys of report pages are appended to; None: nothing is linked.
     """
-    histories = {name: store.refs.history(name) for name in store.refs.names()}
+    damage = DamageLog()
+    read = damage.read
+    for run in runs:
+        if run.status == "DAMAGED":
+            damage.add("runs", f"run {run.run_id}: {run.error}")
+    for line in schedules["damaged"]:
+        damage.add("schedules", line)
+    histories: dict[str, list[Record]] = {name: [] for name in store.refs.names()}
+    for name, history in histories.items():
+        for _, record in store.refs.records(name):
+            if isinstance(record, DamagedError):
+                damage.add("refs", str(record))
+            else:
+                history.append(record)
     entries = [
         entry
         for name, history in histories.items()
-        for entry in _entries(store, name, history, limit or 0)
+        if history
+        for entry in read("refs", _entries, store, name, history, limit or 0)
     ]
     moved: dict[str, list[str]] = {}
     for name, history in histories.items():
         for record in history:
             moved.setdefault(record["by_run"], []).append(f"{name} {record['seq']}")
-    commits = list(iter_commits(store.objects))
-    files = [(info.key, info.size_bytes) for info in store.objects.list("")]
+    datasets = read("storage", store.objects.folders, TABLES_PREFIX)
+    commits = [c for name in datasets for c in read("storage", iter_commits, store.objects, name)]
+    files = [(info.key, info.size_bytes) for info in read("storage", store.objects.list, "")]
     pages = {key for key, _ in files if key.endswith("/report.html")}
     return Index(
         url=store.url,
@@ -80,6 +97,7 @@ def collect_index(
         datasets=tuple(_datasets(commits)),
         growth=tuple(_growth(commits, now)),
         folders=tuple(_folders(files)),
+        damage=damage.lines(),
     )
 
 

@@ -256,7 +256,7 @@ def _tone(status: str) -> str:
         return "good"
     if status == "SKIPPED":
         return "soft"
-    return "bad" if status in {"FAILED", "GATE_BLOCKED", "TIMED_OUT"} else "warn"
+    return "bad" if status in {"FAILED", "GATE_BLOCKED", "TIMED_OUT", "DAMAGED"} else "warn"
 
 
 def _words(name: str) -> str:

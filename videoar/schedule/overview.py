@@ -3,9 +3,9 @@
 from datetime import datetime, timedelta
 from typing import Any
 
-from videoar.core.errors import ConfigError
+from videoar.core.errors import ConfigError, DamagedError
 from videoar.pipeline.trigger import Trigger
-from videoar.records.run_record import Run, load_run
+from videoar.records.run_record import Run, readable_run
 from videoar.schedule import records
 from videoar.storage.layout import run_key
 from videoar.storage.store import Store
@@ -40,28 +40,37 @@ def schedule_of(store: Store, pipeline: str, now: datetime) -> dict[str, Any]:
 
 
 def firings_of(store: Store, pipeline: str, limit: int) -> list[dict[str, Any]]:
-    """Return the newest firings of a pipeline, newest key first."""
-    result = []
-    for firing in records.firings(store, pipeline)[::-1][:limit]:
+    """Return the newest firings of a pipeline, newest key first.
+
+    One with a damaged record is DAMAGED, and its reason names the record.
+    """
+    firings = records.firings(store, pipeline)[::-1][:limit]
+    return [{
+        "pipeline": pipeline, "key": firing.key, "number": firing.number,
+        **_state_of(store, firing), "is_released": firing.is_released,
+    } for firing in firings]  # fmt: skip
+
+
+def _state_of(store: Store, firing: records.Firing) -> dict[str, Any]:
+    try:
         record = records.read(store, firing)
         end = store.ledger.read(firing.record_key("end")) if firing.has_ended else None
-        run = None if end else _run(store, record["run_id"])
-        behind = f"waits for run {run.queued_behind}" if run and run.queued_behind else None
-        result.append({
-            "pipeline": pipeline,
-            "key": firing.key,
-            "number": firing.number,
-            "run_id": record["run_id"],
-            "cause": record["cause"],
-            "at": record["at"],
-            # PENDING: recorded, and its run not started yet
-            "status": end["status"] if end else run.status if run else "PENDING",
-            "reason": record.get("reason") or behind,
-            "is_released": firing.is_released,
-        })
-    return result
+    except DamagedError as error:
+        what = {"status": "DAMAGED", "reason": str(error)}
+        return {"run_id": None, "cause": {}, "at": 0.0, **what}
+    run = None if end else _run(store, record["run_id"])
+    behind = f"waits for run {run.queued_behind}" if run and run.queued_behind else None
+    damage = run.error if run and run.status == "DAMAGED" else None
+    return {
+        "run_id": record["run_id"],
+        "cause": record["cause"],
+        "at": record["at"],
+        # PENDING: recorded, and its run not started yet
+        "status": end["status"] if end else run.status if run else "PENDING",
+        "reason": record.get("reason") or behind or damage,
+    }
 
 
 def _run(store: Store, run_id: str | None) -> Run | None:
-    is_recorded = run_id and store.ledger.read(run_key(run_id)) is not None
-    return load_run(store, run_id) if run_id and is_recorded else None
+    is_recorded = run_id and store.objects.size(run_key(run_id)) is not None
+    return readable_run(store, run_id) if run_id and is_recorded else None

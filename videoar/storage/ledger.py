@@ -93,6 +93,13 @@ class Ledger:
         data = self._objects.find(key)
         return None if data is None else _parse(key, data)
 
+    def try_read(self, key: str) -> Record | DamagedError | None:
+        """Return a record as `read` does, or the error if it is damaged: for lists that go on."""
+        try:
+            return self.read(key)
+        except DamagedError as error:
+            return error
+
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the keys of the records under a prefix, sorted."""
         return (info.key for info in self._objects.list(prefix))
@@ -174,6 +181,12 @@ class Refs:
     def history(self, name: str) -> list[Record]:
         """Return all records of a ref, oldest first."""
         return list(self._ledger.entries(ref_log(name)))
+
+    def records(self, name: str) -> Iterator[tuple[int, Record | DamagedError]]:
+        """Yield number and record of each move, oldest first; the error of a damaged one."""
+        for number in range(self._ledger.length(ref_log(name))):
+            if (record := self._ledger.try_read(log_entry_key(ref_log(name), number))) is not None:
+                yield number, record
 
     def advance(
         self,

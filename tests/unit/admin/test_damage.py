@@ -10,6 +10,7 @@ from videoar import api
 from videoar.admin.damage import damage
 from videoar.admin.doctor import file_system
 from videoar.core.errors import DamagedError
+from videoar.records.run_record import load_run
 from videoar.storage import layout
 from videoar.storage.store import open_store
 
@@ -76,8 +77,9 @@ def test_damaged_records_are_listed_and_derived_ones_removed(store, videos):
     kept = [layout.run_key(run.run_id), layout.log_version_key("few", commit.version)]
     for key in (derived, *kept):
         store.objects.put(key, b"{")
+    assert api.status(store, run.run_id).status == "DAMAGED"
     with pytest.raises(DamagedError, match=r"run\.json: damaged: no JSON object"):
-        api.status(store, run.run_id)
+        load_run(store, run.run_id)
     with pytest.raises(DamagedError, match="damaged: no version of a Delta log"):
         list(store.snapshots())
     found = {check.name: check for check in damage(store, fix=True)}
