@@ -3,7 +3,8 @@
 A lost data file makes its stage run again by itself: a commit without all of its files counts as
 never made. A damaged one, and an object that only rows name, are found when they are read, which a
 cached stage does not. Removing them, and the data files whose rows name them, makes the next run
-make all of them again. A damaged record is removed if it can be derived again.
+make all of them again. A damaged record, or checkpoint of a Delta log, is removed if it can be
+derived again.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from videoar.core.types import Frozen
 from videoar.storage import layout, references
 from videoar.storage.audit import Finding, check_bytes
 from videoar.storage.key_set import KeySet
+from videoar.storage.log_checkpoints import damaged_checkpoints
 from videoar.storage.references import NamedFile, NamedObject
 from videoar.storage.store import Store
 
@@ -47,7 +49,7 @@ def damage(store: Store, *, fix: bool = False) -> Iterator[Check]:
     """
     with Scratch() as folder, closing(KeySet(folder / "keys")) as seen:
         scan, is_mended = _Scan(store, seen), True
-        for found in chain(scan.records(), scan.named()):
+        for found in chain(scan.records(), scan.checkpoints(), scan.named()):
             # the object first: with the file gone, nobody would find it any more
             for key in (found.key, *found.holders) if fix and found.can_fix else ():
                 store.objects.delete(key)
@@ -96,6 +98,13 @@ class _Scan:
         except DamagedError as error:
             return error.what
         return ""
+
+    def checkpoints(self) -> Iterator[_Damage]:
+        """Yield the checkpoints of Delta logs that cannot be read; they are derived."""
+        for dataset in self._store.objects.folders(layout.TABLES_PREFIX):
+            for key, what in damaged_checkpoints(self._store.objects, dataset):
+                self.damaged += 1
+                yield _Damage(key, f"damaged: {what}; derived from the log of its table")
 
     def named(self) -> Iterator[_Damage]:
         """Yield the data files and objects that are lost or damaged."""

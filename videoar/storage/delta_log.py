@@ -47,6 +47,7 @@ from videoar.core.retry import RetryPolicy
 from videoar.core.types import Commit, FileRef
 from videoar.storage import layout
 from videoar.storage.ledger import Ledger, seal, unseal
+from videoar.storage.log_checkpoints import damaged_checkpoints
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.statistics import delta_statistics, read_statistics
 from videoar.storage.takedown import withdrawn_keys
@@ -422,6 +423,9 @@ class DeltaLog:
             first = layout.log_version_key(self._dataset, 0)
             next(self._objects.list(first), None)
             self._objects.find(first)
+            for key, what in damaged_checkpoints(self._objects, self._dataset):
+                hint = "it is derived: videoar doctor --verify --fix removes it"
+                raise DamagedError(key, f"damaged: {what}", hint) from error
             what = f"its Delta log cannot be read: {one_line(str(error).partition('backtrace')[0])}"
             hint = "run again; if the error stays, the log is damaged"
             raise TransientStorageError(self.folder, what, hint) from error

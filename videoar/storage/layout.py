@@ -145,6 +145,22 @@ def is_log_version(key: str) -> bool:
     return folder.endswith(f"/{_LOG_FOLDER}") and name.removesuffix(".json").isdigit()
 
 
+def is_log_checkpoint(key: str) -> bool:
+    """Return whether a key is a checkpoint of a Delta log."""
+    folder, _, name = key.rpartition("/")
+    return folder.endswith(f"/{_LOG_FOLDER}") and ".checkpoint." in name
+
+
+def version_of_checkpoint(key: str) -> int:
+    """Return the version of the Delta log that a checkpoint stands for."""
+    return int(key.rpartition("/")[2].partition(".")[0])
+
+
+def last_checkpoint_key(dataset: str) -> str:
+    """Return the key of the hint at the newest checkpoint of a Delta log."""
+    return f"{log_prefix(dataset)}_last_checkpoint"
+
+
 def is_log_leftover(key: str) -> bool:
     """Return whether a key is a half-written version that a killed writer of a folder has left."""
     folder, _, name = key.rpartition("/")

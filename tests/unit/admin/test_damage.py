@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.child_process import exit_code, preload
+from tests.support.clip_rows import clip_row, clips_of
 from tests.support.toy_runs import execute, execute_at, resume, toy_document
 from videoar import api
 from videoar.admin.damage import damage
@@ -90,6 +91,28 @@ def test_damaged_records_are_listed_and_derived_ones_removed(store, videos):
         assert not found[f"damage: {key}"].ok
         assert "restore it from a copy" in found[f"damage: {key}"].detail
         assert store.objects.get(key) == b"{"
+
+
+@pytest.mark.fault(13, "a checkpoint of a Delta log is cut, emptied or deleted")
+@pytest.mark.parametrize("mutate", [lambda data: b"", lambda data: data[: len(data) // 2], None])
+def test_damaged_checkpoint_of_a_log_is_named_as_derived_and_removed(store, mutate):
+    reference = dict.fromkeys(("video_key", "video_sha256", "video_size_bytes"))
+    for name in "abcdefghijkl":
+        snapshot = clips_of(store, [clip_row(name, **reference)])
+    (key,) = (i.key for i in store.objects.list("tables/") if layout.is_log_checkpoint(i.key))
+    last = layout.last_checkpoint_key("clips")
+    if mutate is None:
+        store.objects.delete(key)
+    else:
+        store.objects.put(key, mutate(store.objects.get(key)))
+    named = last if mutate is None else key
+    with pytest.raises(DamagedError, match=rf"{named}: damaged: .*derived: .*doctor --verify"):
+        clips_of(store, [clip_row("z", **reference)])
+    assert store.snapshot(snapshot.id).rows == 1  # from the log
+    assert {f"damage: {named}"} < {c.name for c in damage(store, fix=True)}
+    assert [check.ok for check in damage(store)] == [True]
+    assert clips_of(store, [clip_row("z", **reference)]).rows == 1
+    assert store.snapshot(snapshot.id).rows == 1
 
 
 def test_objects_of_work_that_was_not_committed_are_looked_at(store, videos):
