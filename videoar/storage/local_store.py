@@ -55,6 +55,23 @@ def _as_storage_error(error: OSError, path: Path | str) -> StorageError:
     return StorageError(where, error.strerror or str(error), hint)
 
 
+def _require_target(link: Path) -> None:
+    """Raise if a path is a link to nothing, such as a disk that is not mounted.
+
+    What it stands for would be left out of a listing.
+    """
+    if link.is_symlink() and not link.exists():
+        hint = "mount or restore its target, or remove the link"
+        raise StorageError(str(link), "a link to nothing", hint)
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Return whether an entry is a folder, or a link to one."""
+    if entry.is_symlink():
+        _require_target(Path(entry.path))
+    return entry.is_dir()
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)  # fsync needs a handle; folders open for reading only
     try:
@@ -264,7 +281,7 @@ class LocalObjectStore:
     def list(self, prefix: str, after: str = "") -> Iterator[ObjectInfo]:
         """Walk the folder, one folder in memory; temporary files are left out.
 
-        A file that is deleted meanwhile is left out, too.
+        Links are followed. A file that is deleted meanwhile is left out, too.
         """
         folder, slash, _ = prefix.rpartition("/")
         with _os_errors(self.root / folder):
@@ -274,8 +291,9 @@ class LocalObjectStore:
         try:
             with os.scandir(self.root / folder) as entries:
                 # with its slash, a folder sorts as the keys in it do
-                named = {e.name + "/" * e.is_dir(follow_symlinks=False): e for e in entries}
+                named = {e.name + "/" * _is_folder(e): e for e in entries}
         except (FileNotFoundError, NotADirectoryError):
+            self._require_links(folder)
             return
         for name in sorted(named):
             key = folder + name
@@ -292,13 +310,20 @@ class LocalObjectStore:
             if key > after:
                 yield info
 
+    def _require_links(self, folder: str) -> None:
+        path = self.root / folder
+        while path != self.root.parent:
+            _require_target(path)
+            path = path.parent
+
     def folders(self, prefix: str) -> Iterator[str]:
         """Scan the folder; empty folders are left out."""
         with _os_errors(self.root / prefix):
             try:
                 with os.scandir(self.root / prefix) as entries:
-                    names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+                    names = sorted(e.name for e in entries if _is_folder(e))
             except (FileNotFoundError, NotADirectoryError):
+                self._require_links(prefix)
                 return
             for name in names:
                 if any(self._walk(f"{prefix}{name}/", prefix, "")):
