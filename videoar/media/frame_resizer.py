@@ -13,8 +13,9 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from videoar.media.clip_scores import LUMA_HEIGHT, LUMA_WIDTH
+from videoar.media.orientation import UPRIGHT, Orientation
 
-_HD_HEIGHT = 720  # untagged video at or above it is BT.709, else BT.601, as players assume
+_HD_WIDTH, _SD_HEIGHT = 1280, 576  # untagged video of that width, or higher, is BT.709, else BT.601
 _UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED of libavutil
 _PLANAR = {"yuv420p", "yuvj420p"}  # formats that can be cropped plane by plane without conversion
 _CROP_BELOW = 0.9  # chosen: share of the frame; above it, the copy costs more than it saves
@@ -74,15 +75,14 @@ class FrameResizer:
         luma_hw: np.ndarray = small.to_ndarray()
         return luma_hw
 
-    def rgb(self, frame: av.VideoFrame) -> np.ndarray:
-        """Return the centre of a frame, resized and upright: uint8 [height, width, 3]."""
-        quarter_turns = round(frame.rotation / 90)
+    def rgb(self, frame: av.VideoFrame, orientation: Orientation = UPRIGHT) -> np.ndarray:
+        """Return the centre of a frame, resized and as shown: uint8 [height, width, 3]."""
         width, height = frame.width * self.pixel_aspect, frame.height
         if self._size is None:
-            displayed = (width, height) if quarter_turns % 2 else (height, width)
+            displayed = (width, height) if orientation.is_sideways else (height, width)
             self._size = nearest_size(self._sizes, *displayed)
         # target size in the frame's own orientation: rotating the small result is cheaper
-        crop_width, crop_height = self._size if quarter_turns % 2 else self._size[::-1]
+        crop_width, crop_height = self._size if orientation.is_sideways else self._size[::-1]
         scale = max(crop_width / width, crop_height / height)
         covering = max(crop_width, round(width * scale)), max(crop_height, round(height * scale))
         is_saving = crop_width * crop_height < _CROP_BELOW * covering[0] * covering[1]
@@ -102,7 +102,7 @@ class FrameResizer:
             src_colorspace=_colorspace(frame),
             src_color_range=frame.color_range,
         )
-        upright = np.rot90(scaled.to_ndarray(), quarter_turns)
+        upright = orientation.applied(scaled.to_ndarray())
         height, width = self._size
         top, left = (upright.shape[0] - height) // 2, (upright.shape[1] - width) // 2
         return np.ascontiguousarray(upright[top : top + height, left : left + width])
@@ -148,4 +148,5 @@ class _CropBuffer:
 def _colorspace(frame: av.VideoFrame) -> int | Colorspace:
     if frame.colorspace != _UNSPECIFIED:
         return int(frame.colorspace)
-    return Colorspace.ITU709 if frame.height >= _HD_HEIGHT else Colorspace.ITU601
+    is_hd = frame.width >= _HD_WIDTH or frame.height > _SD_HEIGHT  # as players assume
+    return Colorspace.ITU709 if is_hd else Colorspace.ITU601

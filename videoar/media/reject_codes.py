@@ -12,7 +12,7 @@ from videoar.core.types import Row
 Code = Literal[
     "EMPTY", "NOT_VIDEO", "CONTAINER_DENIED", "CODEC_DENIED", "PLAYLIST", "TOO_LARGE_DIM",
     "TOO_LONG", "TOO_SHORT", "NO_VIDEO_STREAM", "TRUNCATED", "CORRUPT", "TIMEOUT", "MEM", "CRASH",
-    "IO_TRANSIENT", "IO_PERMANENT", "DUPLICATE_EXACT", "FORGOTTEN",
+    "IO_TRANSIENT", "IO_PERMANENT", "DUPLICATE_EXACT", "FORGOTTEN", "ORIENTATION_DENIED",
 ]  # fmt: skip
 CODES: tuple[str, ...] = get_args(Code)
 RETRYABLE = frozenset({"IO_TRANSIENT", "TIMEOUT", "MEM"})

@@ -22,8 +22,9 @@ from videoar.core.errors import MediaError
 from videoar.core.types import Row
 from videoar.media.clip_scores import phash, score_span
 from videoar.media.frame_resizer import FrameResizer, Size
-from videoar.media.shots import MAX_GAP_US, SampledFrame, Span, shots, spans
+from videoar.media.shots import SampledFrame, Span, shots, spans
 from videoar.media.source_decoder import DecodePlan, SourceDecoder, SourceMetadata, open_source
+from videoar.media.timeline import MAX_GAP_US, missing_frames
 from videoar.media.transitions import Transition, find_transitions
 
 _INTACT_SHARE = 0.98  # chosen: the default policy's min_decoded_share
@@ -92,7 +93,8 @@ class _ClipScan:
         count = 0
         for span in itertools.islice(found, self._plan.max_clips):
             count += 1
-            yield _decoded_clip(span)
+            times_us = self._decoder.times_us[span.first.index : span.last.index + 1]
+            yield _decoded_clip(span, times_us)
         for _ in decoded:  # metadata covers the whole source, also beyond `max_clips`
             pass
         self._check_yield(count)
@@ -111,7 +113,8 @@ class _ClipScan:
             frames.clear()
             for frame, _ in self._decoder.frames():
                 if self._decoder.last_us in take_us:
-                    frames[self._decoder.last_us] = self._resizer.rgb(frame)
+                    rgb_HWC = self._resizer.rgb(frame, self._decoder.orientation)
+                    frames[self._decoder.last_us] = rgb_HWC
                 if self._decoder.last_us >= take_us[-1]:
                     break
             if len(frames) == len(set(take_us)):
@@ -128,14 +131,16 @@ class _ClipScan:
             what = f"no frame can be decoded: {self._decoder.last_error or 'the stream is empty'}"
             raise MediaError(self._decoder.name, "CORRUPT", what)
         if num_clips == 0:
-            is_cut_off = num_decoded < _INTACT_SHARE * self._decoder.announced_frames
+            is_cut_off = num_decoded < _INTACT_SHARE * (self._decoder.expected_frames or 0)
             code = "TRUNCATED" if is_cut_off else "TOO_SHORT"
             what = f"no shot has {self._plan.num_frames} frames, of {num_decoded} decoded ones"
             raise MediaError(self._decoder.name, code, what)
 
     def _every_frame(self, decoded: Iterator[tuple[av.VideoFrame, int]]) -> Iterator[SampledFrame]:
         for frame, errors in decoded:
-            yield self._sample(frame, errors, [self._resizer.rgb(frame)])
+            sample = self._sample(frame, errors)
+            self._add_rgb(frame, sample, 1)
+            yield sample
 
     def _grid(self, decoded: Iterator[tuple[av.VideoFrame, int]]) -> Iterator[SampledFrame]:
         """Take, at each point of the grid, the frame that a player displays there.
@@ -151,7 +156,7 @@ class _ClipScan:
         point = 0
         displayed: tuple[av.VideoFrame, SampledFrame] | None = None
         for frame, errors in decoded:
-            sample = self._sample(frame, errors, [])
+            sample = self._sample(frame, errors)
             next_point = max(0, math.ceil((sample.time_us - _ROUNDING_US) / step_us))
             if displayed is None or sample.time_us - displayed[1].time_us > MAX_GAP_US:
                 point = next_point  # a gap in time is never filled with repeats
@@ -169,10 +174,10 @@ class _ClipScan:
     def _add_rgb(self, frame: av.VideoFrame, sample: SampledFrame, points: int) -> None:
         """Add the RGB frame once for each of some points of the grid."""
         if points > 0:
-            rgb_HWC = sample.rgb[0] if sample.rgb else self._resizer.rgb(frame)
-            sample.rgb += [rgb_HWC] * points
+            done = sample.rgb[:1] or [self._resizer.rgb(frame, sample.orientation)]
+            sample.rgb += done * points
 
-    def _sample(self, frame: av.VideoFrame, errors: int, rgb: list[np.ndarray]) -> SampledFrame:
+    def _sample(self, frame: av.VideoFrame, errors: int) -> SampledFrame:
         times_us = self._decoder.times_us
         return SampledFrame(
             index=len(times_us) - 1,
@@ -180,11 +185,11 @@ class _ClipScan:
             size_px=(frame.width, frame.height),
             errors=errors,
             luma_hw=self._resizer.luma(frame),
-            rgb=rgb,
+            orientation=self._decoder.orientation,
         )
 
 
-def _decoded_clip(span: Span) -> DecodedClip:
+def _decoded_clip(span: Span, times_us: list[int]) -> DecodedClip:
     frames_THWC = np.stack(span.rgb)
     # first, middle, last: a copy must match in all three, single frames often look alike
     hashed = frames_THWC[[0, len(frames_THWC) // 2, -1]]
@@ -196,7 +201,10 @@ def _decoded_clip(span: Span) -> DecodedClip:
         "num_frames": len(frames_THWC),
         "height_px": frames_THWC.shape[1],
         "width_px": frames_THWC.shape[2],
+        "rotation_deg": span.first.orientation.rotation_deg,
+        "is_mirrored": span.first.orientation.is_mirrored,
         "decode_errors": span.errors,
+        "missing_frames": missing_frames(times_us),
         "cut_in": span.start.kind,
         "cut_in_score": span.start.score,
         "phash": phash(hashed),

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from videoar.media.orientation import UPRIGHT, Orientation
+from videoar.media.timeline import MAX_GAP_US
 from videoar.media.transitions import LOOK_US, Transition, find_transitions
 
 _TRIM = 2  # chosen: encoders smear a transition over the frames beside it
-MAX_GAP_US = 500_000  # chosen: a longer gap starts a new shot; missing time is never filled
 _BLOCK = 512  # chosen: frames beside a block are analysed twice, a third more work at this size
 _MAX_PENDING = 4096  # bounds memory where LOOK_US holds very many frames
 
@@ -37,6 +38,7 @@ class SampledFrame:
     luma_hw: np.ndarray
     rgb: list[np.ndarray] = field(default_factory=list)
     """The frame at clip size, once per point of the grid at which it is displayed."""
+    orientation: Orientation = UPRIGHT
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Start:
     """How a shot starts."""
 
     kind: str
-    """`start` (of the source), `gap` (in time or size), or the kind of transition before it."""
+    """`start` (of the source), `gap` (in time, size or orientation), or the kind of transition
+    before it."""
     score: float = 0.0
 
 
@@ -113,7 +116,8 @@ class _Segment:
     def ends_before(self, frame: SampledFrame) -> bool:
         """Return whether a frame does not continue this segment."""
         last = self.pending[-1]
-        return frame.time_us - last.time_us > MAX_GAP_US or frame.size_px != last.size_px
+        is_same = (frame.size_px, frame.orientation) == (last.size_px, last.orientation)
+        return frame.time_us - last.time_us > MAX_GAP_US or not is_same
 
     def add(self, frame: SampledFrame) -> Iterator[Marked]:
         """Append a frame; yield those that nothing later can affect any more."""

@@ -4,16 +4,15 @@ A source is a file of unknown origin. Its own header decides nothing but the val
 here: one demuxer is named to FFmpeg (`videoar.media.probe`), only the `file` protocol is allowed,
 and codec, dimensions and duration are bounded before the first frame is decoded.
 
-Damage does not end the pass. Errors are counted at the frames that show them, and the policy
-decides later whether a damaged clip is kept (`decode_errors`). Only a source that gives no usable
-frame at all is rejected.
+Damage does not end the pass. Errors are counted at the frames that show them (`media.damage`), and
+the policy decides later whether a damaged clip is kept (`decode_errors`). Only a source that gives
+no usable frame at all is rejected.
 
 Run this in the child process of `videoar.media.sandbox`: a decoder may still crash or hang.
 """
 
 import math
 import resource
-import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,18 +20,29 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 from av.container import InputContainer
+from av.format import Flags
 from av.logging import ERROR, Capture, set_level, set_skip_repeated
+from av.video.stream import VideoStream
 
 from videoar.core.errors import MediaError
 from videoar.core.types import Frozen
+from videoar.media.damage import DamageTracker
+from videoar.media.orientation import UPRIGHT, Orientation, orientation_of
 from videoar.media.probe import CODECS, IMAGE_CODECS, detect_demuxer, require_readable
+from videoar.media.stream_choice import choose_stream, codec_name
+from videoar.media.timeline import MAX_GAP_US, Timeline, rate_and_regularity
 
-_VFR_SPREAD = 0.2  # chosen: of the median frame duration; up to 120 fps, rounding to ms is less
 _PIXEL_BYTES = 4  # chosen: more than one frame needs, in any common pixel format
 _MAX_ASPECT = 100  # chosen: above anything real; it bounds the long side once the short one is set
 _UNSPECIFIED_FPS = 25  # FFmpeg's own default rate
+_MAX_FPS = 1000  # chosen: above it, what is announced is a clock
+_UNTIMED = {"h264", "hevc", "mpegvideo", "m4v"}  # raw streams: their time stamps are guesses
+# Where recordings are joined, the announced duration is the difference of two clocks: beyond half
+# the range of a transport stream's clock, or with less data than any film has, it says nothing.
+_HALF_CLOCK_US = 2**32 / 0.09
+_MIN_BYTES_PER_S = 4_000  # chosen: a tenth of what streams at 240p have
+_PREROLL_US = (0.0, 2e6, 8e6, 32e6, math.inf)  # chosen: how far before a part a seek is tried
 
 
 class DecodePlan(Frozen):
@@ -54,6 +64,7 @@ class SourceMetadata:
     """Columns of `clips@1` that belong to the whole source."""
 
     container: str
+    stream_index: int
     codec: str
     pix_fmt: str
     src_width_px: int
@@ -61,6 +72,7 @@ class SourceMetadata:
     src_rate_fps: float
     is_vfr: bool
     rotation_deg: int
+    is_mirrored: bool
     start_pts: int
     expected_frames: int | None
     decoded_frames: int
@@ -113,20 +125,29 @@ class SourceDecoder:
         self.name = path.name
         self.times_us: list[int] = []
         """Presentation time of each decoded frame, rising; 0 is the start of the source."""
-        self.last_us = -1
+        self.orientation: Orientation = UPRIGHT
+        """Of the last frame."""
         self.last_error = ""
         self._path, self._container, self._plan, self._log = path, container, plan, log
-        if not container.streams.video:
-            raise MediaError(path.name, "NO_VIDEO_STREAM", "has no video stream")
-        self._stream = container.streams.video[0]
-        self._codec = self._stream.codec_context
-        self._check_header()
-        self._start_pts = plan.start_pts
-        self._time_base_us = float((self._stream.time_base or 0) * 1_000_000)  # Fractions are slow
-        self._stream.thread_type = "NONE"
+        allowed = CODECS | IMAGE_CODECS if plan.allow_images else CODECS
+        stream = choose_stream(container.streams.video, allowed)
+        if stream is None:
+            covers = ", only a picture" if container.streams.video else ""
+            raise MediaError(path.name, "NO_VIDEO_STREAM", f"has no video stream{covers}")
+        self._stream, self._codec = stream, stream.codec_context
+        self._duration_us = self._announced_duration()
+        self._check_header(allowed)
+        self._tick_us = float((stream.time_base or 0) * 1_000_000)  # Fractions are slow
+        rate_fps = float(stream.guessed_rate or 0)
+        self._step_us = round(1e6 / (rate_fps if 0 < rate_fps < _MAX_FPS else _UNSPECIFIED_FPS))
+        self._is_timed = container.format.name not in _UNTIMED
+        self._restart(plan.start_pts)
+        stream.thread_type = "NONE"
         self._codec.thread_count = 1
+        self._num_announced = _presentable_frames(container, stream)
+        self._num_withheld = 0
+        self._first_frame: dict[str, str | int | bool] = {}
         self._window_us = self._seek_to_part() if plan.parts > 1 else (0.0, math.inf)
-        self._first_frame: dict[str, str | int] = {}
 
     @property
     def pixel_aspect(self) -> float:
@@ -134,82 +155,114 @@ class SourceDecoder:
         return float(self._stream.sample_aspect_ratio or 1) or 1.0
 
     @property
-    def announced_frames(self) -> int:
-        """Number of frames that the container announces, 0 for unknown."""
-        return self._stream.frames or 0
+    def expected_frames(self) -> int | None:
+        """Number of frames that the container has for showing; None where it does not say."""
+        # the container announces the frames of the whole file, not those of a part
+        if not self._num_announced or self._plan.parts > 1:
+            return None
+        return max(1, self._num_announced - self._num_withheld)
+
+    @property
+    def last_us(self) -> int:
+        """Presentation time of the last frame."""
+        return self._timeline.last_us
 
     def frames(self) -> Iterator[tuple[av.VideoFrame, int]]:
-        """Yield each frame with the number of errors that it shows.
-
-        After an error every frame counts as damaged until a key frame with a later time stamp: the
-        frames between may refer to the damaged one. An earlier key frame proves nothing, because
-        with B-frames the decode order is not the display order.
-        """
-        damaged_from: int | None = None
-        errors = 0  # a packet that gives no frame passes its errors on to the next frame
+        """Yield each frame with the number of errors that it shows."""
+        before: list[int] = []  # time stamps of the packets before the first frame
         for packet in self._packets():
             frames = self._decode(packet)
-            errors += len(self._log)
             if self._log:
                 # A decoder that fails to allocate logs the same message as for damaged data.
                 if _free_bytes() < _PIXEL_BYTES * self._codec.width * self._codec.height:
                     raise MediaError(self.name, "MEM", "no memory left for another frame")
                 self.last_error = self._log[-1][2].strip()
-                self._log.clear()
-                damaged_from = packet.pts or 0
+            self._damage.feed(packet, len(self._log))
+            if not self.times_us and packet.pts is not None and not packet.is_discard:
+                before.append(packet.pts)
             for frame in frames:
                 self._check_size(frame.width, frame.height)  # a stream may change its size
-                if frame.is_corrupt:
-                    errors += 1
-                elif damaged_from is not None and _is_key_frame_after(frame, damaged_from):
-                    damaged_from = None
-                time_us = self._presentation_time(frame)
+                errors = self._damage.errors_of(frame)
+                self.orientation = orientation_of(frame, self.orientation, self.name)
+                time_us = self._timeline.place(frame.pts if self._is_timed else None)
+                if self._timeline.shown_us > self._plan.max_duration_s * 1e6:
+                    what = f"shows more than {self._plan.max_duration_s:.0f} s"
+                    raise MediaError(self.name, "TOO_LONG", what)
                 if time_us >= self._window_us[1]:
                     return
                 if time_us < self._window_us[0]:
                     continue
                 if not self.times_us:
                     self._first_frame = self._describe(frame)
+                    self._num_withheld = sum(pts < (frame.pts or 0) for pts in before)
                 self.times_us.append(time_us)
-                yield frame, max(errors, damaged_from is not None)
-                errors = 0
+                yield frame, errors
 
     def seek(self, time_us: float | None) -> None:
-        """Move to the last key frame at or before a time; None rewinds the file."""
-        if time_us is None:
-            self._container.seek(0)
-        else:
-            target = (self._start_pts or 0) + int(time_us / (self._time_base_us or 1))
-            self._container.seek(target, stream=self._stream, backward=True)
-        self.last_us = -1
+        """Move to a key frame at or before a time, from which all frames are whole.
+
+        Containers without an index seek by guessing, and may land behind the time, or where the
+        first frames refer to earlier ones. So the first frame is looked at, and an earlier place is
+        tried until it is right. None rewinds the file.
+        """
+        start_pts = self._timeline.start_pts
+        for preroll_us in _PREROLL_US if time_us is not None else ():
+            wanted_us = (time_us or 0) - preroll_us
+            if wanted_us <= 0:
+                break
+            self._seek(start_pts, wanted_us)
+            frame = next((f for packet in self._packets() for f in self._decode(packet)), None)
+            if frame is None or not frame.key_frame or frame.pts is None:
+                continue
+            if (frame.pts - (start_pts or 0)) * self._tick_us <= (time_us or 0):
+                self._seek(start_pts, wanted_us)
+                return
+        self._container.seek(0)
+        self._restart(start_pts)
+
+    def _seek(self, start_pts: int | None, time_us: float) -> None:
+        target = (start_pts or 0) + int(time_us / (self._tick_us or 1))
+        self._container.seek(target, stream=self._stream, backward=True)
+        self._restart(start_pts)
+
+    def _restart(self, start_pts: int | None) -> None:
+        """Forget what was read: the next packet may be from anywhere."""
+        self._log.clear()  # also what demuxers and decoders say while a file is opened
+        self._timeline = Timeline(self._tick_us, self._step_us, start_pts)
+        self._damage = DamageTracker(MAX_GAP_US / (self._tick_us or 1))
+        self.orientation = UPRIGHT
 
     def metadata(self) -> SourceMetadata:
         """Return the metadata of the source; call it after all frames have been read."""
-        steps = np.diff(self.times_us)
-        typical = statistics.median(steps.tolist()) if len(steps) else 0
+        rate_fps, is_vfr = rate_and_regularity(self.times_us)
         return SourceMetadata(
             container=self._container.format.name,
-            codec=self._codec.codec.canonical_name,
-            src_rate_fps=1e6 * len(steps) / float(steps.sum()) if len(steps) else 0.0,
-            start_pts=self._start_pts or 0,
-            is_vfr=bool(len(steps) and np.ptp(steps) > _VFR_SPREAD * typical),
-            # the container announces the frames of the whole file, not those of a part
-            expected_frames=self.announced_frames or None if self._plan.parts == 1 else None,
+            stream_index=self._stream.index,
+            codec=codec_name(self._stream),
+            src_rate_fps=rate_fps,
+            start_pts=self._timeline.start_pts or 0,
+            is_vfr=is_vfr,
+            expected_frames=self.expected_frames,
             decoded_frames=len(self.times_us),
-            **self._first_frame,  # type: ignore[arg-type] # the four keys of `_describe`
+            **self._first_frame,  # type: ignore[arg-type] # the keys of `_describe`
         )
 
-    def _check_header(self) -> None:
+    def _announced_duration(self) -> float:
+        """Return the duration that the container announces, us; 0 for unknown."""
+        duration_us = float(self._container.duration or 0)
+        is_joinable = bool(Flags(self._container.format.flags) & Flags.ts_discont)
+        is_thin = self._container.size < _MIN_BYTES_PER_S * duration_us / 1e6
+        is_wrong = is_joinable and (duration_us > _HALF_CLOCK_US or is_thin)
+        return 0.0 if is_wrong else duration_us
+
+    def _check_header(self, allowed: frozenset[str]) -> None:
         """Check what the header announces, before a frame is decoded."""
-        # PyAV returns None for a stream that FFmpeg has no decoder for, contrary to its stubs
-        codec = getattr(self._codec, "codec", None)
-        name = codec.canonical_name if codec else "none"
-        if name not in (CODECS | IMAGE_CODECS if self._plan.allow_images else CODECS):
+        name = codec_name(self._stream)
+        if name not in allowed:
             raise MediaError(self.name, "CODEC_DENIED", f"codec {name} is not allowed")
         self._check_size(self._codec.width, self._codec.height)
-        duration_s = (self._container.duration or 0) / av.time_base
-        if duration_s > self._plan.max_duration_s:
-            raise MediaError(self.name, "TOO_LONG", f"lasts {duration_s:.0f} s")
+        if self._duration_us > self._plan.max_duration_s * 1e6:
+            raise MediaError(self.name, "TOO_LONG", f"lasts {self._duration_us / 1e6:.0f} s")
 
     def _check_size(self, width: int, height: int) -> None:
         """Reject sizes that would exhaust memory.
@@ -228,12 +281,11 @@ class SourceDecoder:
         Where the container does not announce a duration, the first part is the whole source.
         """
         part, parts = self._plan.part, self._plan.parts
-        duration_us = float(self._container.duration or 0)
-        if not duration_us:
+        if not self._duration_us or not self._is_timed:
             return (0.0, math.inf) if part == 0 else (math.inf, math.inf)
         # not the first frame's time stamp: parts after the first never see that frame
-        self._start_pts = self._stream.start_time or 0
-        start_us, end_us = (duration_us * index / parts for index in (part, part + 1))
+        self._restart(self._stream.start_time or 0)
+        start_us, end_us = (self._duration_us * index / parts for index in (part, part + 1))
         if part:
             self.seek(start_us)
         return (start_us, end_us) if part < parts - 1 else (start_us, math.inf)
@@ -247,7 +299,7 @@ class SourceDecoder:
             except (av.FFmpegError, IndexError) as error:
                 if isinstance(error, av.FFmpegError):
                     require_readable(self._path)
-                    self._log.append((ERROR, "demuxer", str(error.strerror)))
+                    self.last_error = str(error.strerror)  # the frames before it are whole
                 # IndexError: PyAV miscounts at the end of a file in which streams appear later
                 flush: av.Packet[Any] = av.Packet()
                 flush.stream = self._stream
@@ -258,6 +310,7 @@ class SourceDecoder:
             yield packet
 
     def _decode(self, packet: "av.Packet[Any]") -> list[av.VideoFrame]:
+        self._log.clear()  # what was said since the last packet is about the container or the sound
         try:
             return list(packet.decode())
         except av.error.MemoryError as error:
@@ -266,40 +319,30 @@ class SourceDecoder:
             self._log.append((ERROR, "decoder", str(error.strerror)))
             return []
 
-    def _presentation_time(self, frame: av.VideoFrame) -> int:
-        """Return the time of a frame in us; replace one that is missing or not later than the last.
-
-        Time stamps of damaged or badly muxed files run backwards; everything downstream relies on
-        rising times.
-        """
-        pts, last_us = frame.pts, self.last_us
-        if self._start_pts is None:
-            self._start_pts = pts or 0
-        time_us = last_us if pts is None else round((pts - self._start_pts) * self._time_base_us)
-        if last_us < 0:
-            time_us = max(0, time_us)
-        elif time_us <= last_us:
-            rate_fps = self._stream.average_rate or _UNSPECIFIED_FPS
-            time_us = last_us + max(1, round(1e6 / rate_fps))
-        if time_us > self._plan.max_duration_s * 1e6:  # the header may have announced less
-            raise MediaError(self.name, "TOO_LONG", f"has a frame at {time_us / 1e6:.0f} s")
-        self.last_us = time_us
-        return time_us
-
-    def _describe(self, frame: av.VideoFrame) -> dict[str, str | int]:
+    def _describe(self, frame: av.VideoFrame) -> dict[str, str | int | bool]:
         """Return the metadata that the first frame gives: sizes as displayed, square pixels."""
         width, height = max(1, round(frame.width * self.pixel_aspect)), frame.height
-        quarter_turns = round(frame.rotation / 90)
         return {
             "pix_fmt": frame.format.name,
-            "src_width_px": height if quarter_turns % 2 else width,
-            "src_height_px": width if quarter_turns % 2 else height,
-            "rotation_deg": -90 * quarter_turns % 360,
+            "src_width_px": height if self.orientation.is_sideways else width,
+            "src_height_px": width if self.orientation.is_sideways else height,
+            **self.orientation._asdict(),
         }
 
 
-def _is_key_frame_after(frame: av.VideoFrame, pts: int) -> bool:
-    return bool(frame.key_frame) and (frame.pts or 0) > pts
+def _presentable_frames(container: InputContainer, stream: VideoStream) -> int:
+    """Return the number of frames that are there to be shown, 0 for unknown.
+
+    Headers count samples: also those that an edit list hides, and the empty ones with which AVI
+    holds a picture. The index, once read, has neither, or marks them.
+    """
+    num_samples, index = stream.frames or 0, stream.index_entries
+    is_whole = container.format.name.startswith("mov") or (
+        container.format.name == "avi" and len(index) and index[-1].timestamp + 1 >= num_samples
+    )
+    if not num_samples or not len(index) or not is_whole:
+        return num_samples
+    return sum(not entry.is_discard for entry in index)
 
 
 def _free_bytes() -> float:
