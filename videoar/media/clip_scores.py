@@ -23,6 +23,9 @@ _BLACK_SHARE = 0.98  # default of ffmpeg's blackdetect filter, picture_black_rat
 _FREEZE_DIFF = 0.05
 
 _SIDE, _LOW = 32, 8
+_MOST_HASHED = 32  # chosen: bounds the row of a long clip
+_FLAT = 2.0  # chosen: standard deviation of the grey levels of a bar with its coding noise
+_ROUNDING = 1e-2  # above the rounding errors of the coefficients of a flat frame
 MIRROR = 0x5555_5555_5555_5555
 """Bits of the odd horizontal frequencies. Mirroring a frame negates these coefficients, which flips
 their bits where the median is near 0: the hash of the mirrored frame is nearly hash ^ MIRROR."""
@@ -74,11 +77,46 @@ def phash(frames_THWC: np.ndarray) -> list[int]:
 
     Cost: 2 us per frame in batches.
     """
-    luma = frames_THWC @ _LUMA_WEIGHTS
-    down, across = _transform(luma.shape[1]), _transform(luma.shape[2])
-    low = (down @ luma @ across.T).reshape(len(luma), _LOW * _LOW)
+    return _hashes(frames_THWC @ _LUMA_WEIGHTS)
+
+
+def frame_hashes(frames_THWC: np.ndarray) -> list[int]:
+    """Return hashes by which copies are found, wherever they begin and however they are framed.
+
+    First those of the centre square of the picture without its bars, one per frame, then those of
+    nine tenths of that square: the second hash of a clip is the first one of a copy that was
+    cropped by a tenth. At most 32 frames, evenly spaced. A flat frame has the hash 0.
+
+    Cost: 0.4 ms per clip of 17 frames of 64 px, 4 ms of 256 px.
+    """
+    count = min(len(frames_THWC), _MOST_HASHED)
+    chosen = np.linspace(0, len(frames_THWC) - 1, count).round().astype(int)
+    # green is nearly luma, at a third of the cost
+    picture = _without_bars(frames_THWC[chosen, :, :, 1].astype(np.float32))
+    side = min(picture.shape[1:])
+    return _hashes(_centre(picture, side)) + _hashes(_centre(picture, round(0.9 * side)))
+
+
+def _without_bars(luma_THW: np.ndarray) -> np.ndarray:
+    """Cut off the flat lines at the edges, of any colour; all of a flat picture stays."""
+    rows = np.flatnonzero(luma_THW.std(axis=(0, 2)) > _FLAT)
+    columns = np.flatnonzero(luma_THW.std(axis=(0, 1)) > _FLAT)
+    if not len(rows) or not len(columns):
+        return luma_THW
+    return luma_THW[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _centre(luma_THW: np.ndarray, side: int) -> np.ndarray:
+    top, left = ((length - side) // 2 for length in luma_THW.shape[1:])
+    return luma_THW[:, top : top + side, left : left + side]
+
+
+def _hashes(luma_THW: np.ndarray) -> list[int]:
+    down, across = _transform(luma_THW.shape[1]), _transform(luma_THW.shape[2])
+    low = (down @ luma_THW @ across.T).reshape(len(luma_THW), _LOW * _LOW)
     # coefficient 0 is the mean brightness: far from the others, it would shift their median
     bits = low > np.median(low[:, 1:], axis=1, keepdims=True)
+    bits &= np.ptp(low[:, 1:], axis=1, keepdims=True) > _ROUNDING
     packed: list[int] = np.packbits(bits, axis=1).view(">i8")[:, 0].tolist()
     return packed
 

@@ -20,7 +20,8 @@ import numpy as np
 
 from videoar.core.errors import MediaError
 from videoar.core.types import Row
-from videoar.media.clip_scores import phash, score_span
+from videoar.media.clip_scores import frame_hashes, phash, score_span
+from videoar.media.detail import frame_detail
 from videoar.media.frame_resizer import FrameResizer, Size
 from videoar.media.shots import SampledFrame, Span, shots, spans
 from videoar.media.source_decoder import DecodePlan, SourceDecoder, SourceMetadata, open_source
@@ -85,6 +86,7 @@ class _ClipScan:
     def __init__(self, decoder: SourceDecoder, plan: ScanPlan) -> None:
         self._decoder, self._plan = decoder, plan
         self._resizer = FrameResizer(plan.size_px, decoder.pixel_aspect)
+        self._taken = 0
 
     def clips(self) -> Iterator[DecodedClip | SourceMetadata]:
         decoded = self._decoder.frames()
@@ -176,6 +178,10 @@ class _ClipScan:
         if points > 0:
             done = sample.rgb[:1] or [self._resizer.rgb(frame, sample.orientation)]
             sample.rgb += done * points
+            # of every `num_frames` frames taken, one: each clip then has one
+            if -self._taken % self._plan.num_frames < points:
+                sample.detail = frame_detail(frame)
+            self._taken += points
 
     def _sample(self, frame: av.VideoFrame, errors: int) -> SampledFrame:
         times_us = self._decoder.times_us
@@ -208,6 +214,8 @@ def _decoded_clip(span: Span, times_us: list[int]) -> DecodedClip:
         "cut_in": span.start.kind,
         "cut_in_score": span.start.score,
         "phash": phash(hashed),
+        "frame_hashes": frame_hashes(frames_THWC),
+        "detail": span.detail,
         **score_span(np.stack(span.luma_hw)),
     }
     return DecodedClip(frames_THWC, columns)

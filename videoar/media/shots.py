@@ -39,6 +39,8 @@ class SampledFrame:
     rgb: list[np.ndarray] = field(default_factory=list)
     """The frame at clip size, once per point of the grid at which it is displayed."""
     orientation: Orientation = UPRIGHT
+    detail: float | None = None
+    """See `videoar.media.detail`; measured on one frame of each clip."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,11 @@ class Span:
     luma_hw: list[np.ndarray] = field(default_factory=list)
     """Of every source frame: the grid may skip frames, the scores may not."""
     errors: int = 0
+    detail: float | None = None
 
     def add(self, frame: SampledFrame) -> None:
         """Count a source frame as part of the span."""
+        self.detail = frame.detail if self.detail is None else self.detail
         self.luma_hw.append(frame.luma_hw)
         self.errors += frame.errors
         self.last = frame

@@ -1,0 +1,50 @@
+"""Detail ranks copies of one picture by what they show, not by their pixels."""
+
+import av
+import numpy as np
+import pytest
+from av.video.reformatter import Interpolation
+
+from videoar.media.detail import detail, frame_detail
+
+RESIZE = {"interpolation": Interpolation.BICUBIC}
+
+
+def picture(height=480, width=640):
+    """Edges and textures of all sizes, as an RGB frame."""
+    draw = np.random.default_rng(3)
+    image = np.zeros((height, width, 3))
+    for cells in (4, 16, 64, 160):
+        coarse = draw.uniform(0, 200 / cells**0.4, (cells * 3 // 4, cells, 3))
+        image += coarse[np.arange(height)[:, None] * len(coarse) // height,
+                        np.arange(width) * cells // width]  # fmt: skip
+    return av.VideoFrame.from_ndarray(image.clip(0, 255).astype(np.uint8), "rgb24")
+
+
+def padded(frame):
+    rgb = frame.to_ndarray(format="rgb24")
+    return av.VideoFrame.from_ndarray(np.pad(rgb, ((120, 120), (160, 160), (0, 0))), "rgb24")
+
+
+@pytest.mark.parametrize(
+    ("copy", "most"),
+    [
+        (lambda f: f.reformat(160, 120, **RESIZE).reformat(1280, 960, **RESIZE), 0.6),
+        (lambda f: f.reformat(320, 240, **RESIZE), 0.9),
+        (lambda f: f.reformat(1280, 960, **RESIZE), 1.0),
+        (padded, 1.01),
+    ],
+)
+def test_copies_have_less_detail_than_the_sharp_original(copy, most):
+    original = picture()
+    assert frame_detail(copy(original)) < most * frame_detail(original)
+
+
+def test_formats_agree_and_a_flat_frame_has_none():
+    frame = picture()
+    formats = [
+        frame_detail(frame.reformat(format=f))
+        for f in ("yuv420p", "yuv420p10le", "yuvj444p", "gray")
+    ]
+    assert np.allclose(formats, formats[-1], rtol=0.02)
+    assert detail(np.full((36, 64), 90, np.uint8)) == 0
