@@ -25,8 +25,10 @@ again (a file missing after a disk failure), version 3 would be complete again a
 """
 
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +66,9 @@ _TABLE_CONFIG = {
     "delta.checkpointInterval": "10",  # loading reads at most 10 JSON files after a checkpoint
     "delta.dataSkippingNumIndexedCols": "-1",  # statistics of all columns, not of the first 32
 }
+
+_FRAMES = re.compile(r"backtrace|\n\s*0: ")
+"""What the frames of Rust in a message begin with."""
 
 
 def iter_commits(
@@ -189,20 +194,22 @@ class DeltaLog:
         """
         if (indexed := self._indexed(app_id)) is not None:
             return self._read(indexed)
-        table = self._open()
-        version = table.transaction_version(app_id) if table is not None else None
+        version = self._version_of(app_id, self._open())
         return None if version is None else self._read(version)
 
     def _index(self, app_id: str, table: "DeltaTable | None" = None) -> int | None:
         """Create the index record of an application id, unless there is one; return its version."""
         if (indexed := self._indexed(app_id)) is not None:
             return indexed
-        table = table or self._open()
-        version = table.transaction_version(app_id) if table is not None else None
+        version = self._version_of(app_id, table or self._open())
         if version is not None:
             key = layout.commit_index_key(self._dataset, app_id)
             self._ledger.create(key, {"version": version})
         return version
+
+    def _version_of(self, app_id: str, table: "DeltaTable | None") -> int | None:
+        with self._log_errors():  # delta-rs reads this part of the log only now
+            return None if table is None else table.transaction_version(app_id)
 
     def _indexed(self, app_id: str) -> int | None:
         key = layout.commit_index_key(self._dataset, app_id)
@@ -412,12 +419,19 @@ class DeltaLog:
         from deltalake import DeltaTable
         from deltalake.exceptions import TableNotFoundError
 
+        with self._log_errors():
+            try:
+                return DeltaTable(
+                    self._objects.location(self.folder), storage_options=self._objects.options()
+                )
+            except TableNotFoundError:
+                return None
+
+    @contextmanager
+    def _log_errors(self) -> Iterator[None]:
+        """Turn the errors of delta-rs into ours, which name what cannot be read."""
         try:
-            return DeltaTable(
-                self._objects.location(self.folder), storage_options=self._objects.options()
-            )
-        except TableNotFoundError:  # a subclass of DeltaError
-            return None
+            yield
         except Exception as error:  # delta-rs raises plain ones, too, with frames of Rust
             # our own requests raise what is final, such as denied access, as such
             first = layout.log_version_key(self._dataset, 0)
@@ -426,7 +440,7 @@ class DeltaLog:
             for key, what in damaged_checkpoints(self._objects, self._dataset):
                 hint = "it is derived: videoar doctor --verify --fix removes it"
                 raise DamagedError(key, f"damaged: {what}", hint) from error
-            what = f"its Delta log cannot be read: {one_line(str(error).partition('backtrace')[0])}"
+            what = f"its Delta log cannot be read: {one_line(_FRAMES.split(str(error))[0])}"
             hint = "run again; if the error stays, the log is damaged"
             raise TransientStorageError(self.folder, what, hint) from error
 

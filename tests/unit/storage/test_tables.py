@@ -305,12 +305,20 @@ def test_commit_never_written_is_transient_error_with_cause(dataset, answers):
     assert dataset.commit([dataset.write(rows("a"))], made_by("f"), {}).rows == 1
 
 
-def test_log_unreadable_is_named(store, dataset):
+@pytest.mark.parametrize(
+    ("version", "damage"),
+    [(0, lambda data: b"{"), (1, lambda data: data.replace(b'"txn":{"appId"', b'"txn":{"appIe"'))],
+    ids=["cut", "read late"],
+)
+def test_log_unreadable_is_named(store, dataset, version, damage):
     made = dataset.commit([dataset.write(rows("a"))], made_by("f"), {})
-    store.objects.put("tables/videos/_delta_log/00000000000000000000.json", b"{")
-    assert store.snapshot(made.id).commit == made.commit
-    with pytest.raises(TransientStorageError, match="tables/videos: its Delta log cannot be read"):
+    key = f"tables/videos/_delta_log/{version:020}.json"
+    store.objects.put(key, damage(store.objects.get(key)))
+    assert version or store.snapshot(made.id).commit == made.commit
+    with pytest.raises(TransientStorageError) as caught:
         dataset.find("g")
+    assert "tables/videos: its Delta log cannot be read: " in str(caught.value)
+    assert "<unknown>" not in str(caught.value)
 
 
 def test_numbers_of_a_commit_keep_every_bit(store, dataset):
