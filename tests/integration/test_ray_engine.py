@@ -138,7 +138,7 @@ def test_reduction_computes_its_dask_graphs_on_ray_with_equal_results(
                 "good": {
                     "stage": "filter",
                     "from": {"clips": "clips", "profile": "profile"},
-                    "override": {"min_motion": "p00", "min_blur": "p00"},
+                    "override": {"min_motion_per_s": "p00", "min_blur": "p00"},
                 },
             },
         }

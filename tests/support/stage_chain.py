@@ -38,7 +38,8 @@ def commit(store, name, contract, outputs, **facts):
         refused = dataset.commit(files, provenance(f"{name}.rejects", **facts), {}).id
     dataset = store.dataset(name, contract)
     files = [dataset.write(o.rows) for o in outputs if o.rows.num_rows]
-    return dataset.commit(files, provenance(name, **facts), {}, rejects=refused)
+    metrics = sum((Counter(o.metrics) for o in outputs), Counter())
+    return dataset.commit(files, provenance(name, **facts), metrics, rejects=refused)
 
 
 def sources_snapshot(store, url):

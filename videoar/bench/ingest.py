@@ -178,7 +178,7 @@ def _three_passes(path: Path) -> None:
         phash(span[[0, len(span) // 2, -1]])
     # as long in time as a clip: luma has all frames of the source, RGB those of the grid
     for span in _parts(luma, max(2, len(luma) * _PLAN.num_frames // max(1, len(rgb)))):
-        score_span(span)
+        score_span(span, np.arange(len(span)) * 40_000)
 
 
 def _raw(path: Path, filters: str, frame_bytes: int) -> np.ndarray:

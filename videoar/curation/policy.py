@@ -42,8 +42,9 @@ _RULES = (  # reason, score, bound; reasons are reported in this order, the firs
     ("TRUNCATED", "decoded_share", "min_decoded_share"),
     ("DECODE_ERRORS", "decode_errors", "max_decode_errors"),
     ("BLACK", "black_frac", "max_black_frac"),
-    ("FROZEN", "freeze_frac", "max_freeze_frac"),
+    ("FROZEN", "still_frac", "max_freeze_frac"),
     ("LOW_MOTION", "motion_mean", "min_motion"),
+    ("LOW_MOTION", "motion_per_s", "min_motion_per_s"),
     ("DARK", "luma_mean", "min_luma"),
     ("BRIGHT", "luma_mean", "max_luma"),
     ("LETTERBOX", "letterbox_frac", "max_letterbox_frac"),
@@ -54,7 +55,7 @@ REASONS = (LICENCE_DENIED, *(rule[0] for rule in _RULES), SCORE_MISSING)
 COLUMNS = (
     "src_width_px", "src_height_px", "src_rate_fps", "expected_frames", "decoded_frames",
     "decode_errors", "num_frames", "rate_fps", "luma_mean", "black_frac", "freeze_frac", "blur_p10",
-    "motion_mean", "letterbox_frac", *_LISTS.values(),
+    "motion_mean", "letterbox_frac", "still_frac", "motion_per_s", *_LISTS.values(),
 )  # fmt: skip
 """Columns of `clips@1` that `evaluate` needs."""
 Bounds = Mapping[str, float | None]
@@ -115,11 +116,14 @@ class Policy(Frozen):
     max_black_frac: Bound = None
     """Largest share of black frames, 0 to 1."""
     max_freeze_frac: Bound = None
-    """Largest share of frames that repeat their predecessor, 0 to 1."""
+    """Largest share of time in which the picture stands still, 0 to 1."""
     max_letterbox_frac: Bound = None
     """Largest share of the frame's area that is a constant black border, 0 to 1."""
     min_motion: Bound = None
-    """Smallest mean absolute difference of consecutive frames, in luma levels of 255."""
+    """Smallest mean absolute difference of consecutive source frames, in luma levels of 255: less
+    at a higher frame rate, where `min_motion_per_s` is not."""
+    min_motion_per_s: Bound = None
+    """Smallest mean change of the picture per second, in luma levels of 255."""
     min_blur: Bound = None
     """Smallest 10th percentile of the frames' Laplacian variance; blurred clips have a low one."""
 
@@ -223,11 +227,23 @@ def evaluate(scores: Mapping[str, Any], bounds: Bounds, allowed: Allowed) -> lis
     return list(dict.fromkeys(reasons))
 
 
-def _derived(scores: Mapping[str, Any]) -> dict[str, float]:
+def _derived(scores: Mapping[str, Any]) -> dict[str, float | None]:
     # a container that announces no number of frames cannot be short of it
     expected = scores["expected_frames"] or 1
     return {
         "short_side_px": min(scores["src_width_px"], scores["src_height_px"]),
         "duration_s": (scores["num_frames"] - 1) / scores["rate_fps"],
         "decoded_share": (scores["decoded_frames"] + _FRAME_SLACK) / expected,
+        **_in_time(scores),
+    }
+
+
+def _in_time(scores: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the scores over time; of clips from before they existed, those over source frames."""
+    still_frac, motion_per_s = scores["still_frac"], scores["motion_per_s"]
+    if motion_per_s is None and scores["motion_mean"] is not None:
+        motion_per_s = scores["motion_mean"] * scores["src_rate_fps"]
+    return {
+        "still_frac": scores["freeze_frac"] if still_frac is None else still_frac,
+        "motion_per_s": motion_per_s,
     }

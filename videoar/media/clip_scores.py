@@ -22,6 +22,8 @@ _BLACK_SHARE = 0.98  # default of ffmpeg's blackdetect filter, picture_black_rat
 # changes in a repeated frame; 0.5 counted shots of a static camera as frozen.
 _FREEZE_DIFF = 0.05
 
+_CLOCK_US = 125_000  # chosen: the default grid of clips; drawings held for 2 or 3 frames still move
+
 _SIDE, _LOW = 32, 8
 _MOST_HASHED = 32  # chosen: bounds the row of a long clip
 _FLAT = 2.0  # chosen: standard deviation of the grey levels of a bar with its coding noise
@@ -32,11 +34,12 @@ their bits where the median is near 0: the hash of the mirrored frame is nearly 
 _LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114])  # BT.601
 
 
-def score_span(luma_Thw: np.ndarray) -> dict[str, float]:
+def score_span(luma_Thw: np.ndarray, times_us: np.ndarray) -> dict[str, float]:
     """Return the score columns of `clips@1` for one span.
 
     Args:
         luma_Thw: uint8, every source frame from the first to the last of the span.
+        times_us: presentation times of these frames, rising.
     """
     luma = luma_Thw.astype(np.float32)
     motion = np.abs(np.diff(luma, axis=0)).mean(axis=(1, 2)) if len(luma) > 1 else np.zeros(1)
@@ -51,8 +54,30 @@ def score_span(luma_Thw: np.ndarray) -> dict[str, float]:
         "motion_mean": float(motion.mean()),
         "motion_p95": float(np.percentile(motion, 95)),
         "motion_max": float(motion.max()),
+        **_scores_in_time(luma, times_us),
         # the maximum over time: a dark scene is not a letterbox, a border that is never lit is
         "letterbox_frac": _letterbox(luma_Thw.max(axis=0)),
+    }
+
+
+def _scores_in_time(luma: np.ndarray, times_us: np.ndarray) -> dict[str, float]:
+    """Return scores that do not depend on the frame rate of the source.
+
+    They compare the frames on display at points of a clock. Worked example, 24 fps in a container
+    of 60, each picture 1 level brighter than the one before:
+
+        frames  0 0 1 1 1 2 2 3 3 3 4 4 5 5 5 6    nine of fifteen repeat the one before
+        clock   0             3               6    none repeats; (3 + 3) levels in 0.25 s: 24 per s
+    """
+    length_us = int(times_us[-1] - times_us[0])
+    steps = max(1, round(length_us / _CLOCK_US))
+    clock = np.linspace(times_us[0], times_us[-1], steps + 1)
+    # half a millisecond: containers round time stamps to milliseconds
+    shown = luma[np.searchsorted(times_us, clock + 500, side="right") - 1]
+    change = np.abs(np.diff(shown, axis=0)).mean(axis=(1, 2))
+    return {
+        "still_frac": float((change < _FREEZE_DIFF).mean()),
+        "motion_per_s": float(change.sum() * 1e6 / max(1, length_us)),
     }
 
 

@@ -12,8 +12,9 @@ Run this in the child process of `videoar.media.sandbox` on files of unknown ori
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
@@ -23,13 +24,15 @@ from videoar.core.types import Row
 from videoar.media.clip_scores import frame_hashes, phash, score_span
 from videoar.media.detail import frame_detail
 from videoar.media.frame_resizer import FrameResizer, Size
-from videoar.media.shots import SampledFrame, Span, shots, spans
+from videoar.media.shots import Marked, SampledFrame, Span, shots, spans, thin_out
 from videoar.media.source_decoder import DecodePlan, SourceDecoder, SourceMetadata, open_source
 from videoar.media.timeline import MAX_GAP_US, missing_frames
 from videoar.media.transitions import Transition, find_transitions
 
 _INTACT_SHARE = 0.98  # chosen: the default policy's min_decoded_share
 _ROUNDING_US = 1_500  # chosen: containers such as Matroska round time stamps to milliseconds
+_HELD_BYTES = 512 << 20  # chosen: a quarter of the default memory of the child process
+MAX_CLIPS = "MAX_CLIPS"
 
 
 class ScanPlan(DecodePlan):
@@ -42,6 +45,8 @@ class ScanPlan(DecodePlan):
     """Side of square clips, or sizes (height, width) to choose from: see `FrameResizer`."""
     find_shots: bool = True
     max_clips: int = 64
+    choose: Literal["spread", "first"] = "spread"
+    """Which clips to take of a source that has more than `max_clips`."""
     take_us: tuple[int, ...] = ()
     """Take the frames with these presentation times instead of looking for clips."""
 
@@ -87,21 +92,71 @@ class _ClipScan:
         self._decoder, self._plan = decoder, plan
         self._resizer = FrameResizer(plan.size_px, decoder.pixel_aspect)
         self._taken = 0
+        self._longest_us = 0
 
     def clips(self) -> Iterator[DecodedClip | SourceMetadata]:
         decoded = self._decoder.frames()
         samples = self._every_frame(decoded) if self._plan.rate_fps is None else self._grid(decoded)
-        found = spans(shots(samples, find=self._plan.find_shots), self._plan.num_frames)
+        marked = self._measured(shots(samples, find=self._plan.find_shots))
+        found = spans(marked, self._plan.num_frames)
+        held: list[Span] = []
         count = 0
-        for span in itertools.islice(found, self._plan.max_clips):
-            count += 1
-            times_us = self._decoder.times_us[span.first.index : span.last.index + 1]
-            yield _decoded_clip(span, times_us)
-        for _ in decoded:  # metadata covers the whole source, also beyond `max_clips`
-            pass
+        is_stopped = False
+        if self._plan.choose == "first" or not self._may_exceed():
+            for span in itertools.islice(found, self._plan.max_clips):
+                count += 1
+                yield _decoded_clip(span)
+            # one more only tells that there are more: nothing after it is decoded
+            is_stopped = next(found, None) is not None
+        else:
+            held, count = self._spread(found)
         self._check_yield(count)
-        if self._decoder.times_us:
-            yield self._decoder.metadata()
+        if not self._decoder.times_us:
+            return
+        metadata = self._decoder.metadata()
+        if is_stopped:  # the numbers of the whole source are unknown
+            metadata = replace(metadata, expected_frames=None, clips_left_out=MAX_CLIPS)
+        else:
+            reason = MAX_CLIPS if count > self._plan.max_clips else None
+            metadata = replace(metadata, clips_found=count, clips_left_out=reason)
+        for span in held:  # after the metadata is complete: reading frames again adds to it
+            if not span.rgb:
+                span.rgb = self.frames_at(tuple(span.times_us))
+            yield _decoded_clip(span)
+        yield metadata
+
+    def _may_exceed(self) -> bool:
+        """Return whether the source may have more than `max_clips` clips, by its header.
+
+        Clips of a source that cannot are handed on while it is decoded. Where the header announces
+        too little, the clips beyond are left out, as with `first`.
+        """
+        rate_fps, duration_s = self._plan.rate_fps, self._decoder.announced_s
+        of_part = duration_s / self._plan.parts
+        num_frames = of_part * rate_fps if rate_fps else self._decoder.expected_frames or 0
+        return num_frames == 0 or num_frames > self._plan.max_clips * self._plan.num_frames
+
+    def _spread(self, found: Iterator[Span]) -> tuple[list[Span], int]:
+        """Return clips spread evenly over the source, and the number of all."""
+        held: list[Span] = []
+        count = 0
+        for span in found:
+            count += 1
+            size = span.rgb[0].nbytes * self._plan.num_frames * self._plan.max_clips
+            if size > _HELD_BYTES:
+                span.rgb.clear()  # read again once it is known which clips remain
+            held.append(span)
+            thin_out(held, self._plan.max_clips)
+        return held, count
+
+    def _measured(self, marked: Iterator[Marked]) -> Iterator[Marked]:
+        """Note the length of the longest shot."""
+        start_us = 0
+        for frame, start in marked:
+            if start is not None:
+                start_us = frame.time_us
+            self._longest_us = max(self._longest_us, frame.time_us - start_us)
+            yield frame, start
 
     def frames_at(self, take_us: tuple[int, ...]) -> list[np.ndarray]:
         """Return frames by their exact times: after a seek, or from the start where it fails.
@@ -135,8 +190,13 @@ class _ClipScan:
         if num_clips == 0:
             is_cut_off = num_decoded < _INTACT_SHARE * (self._decoder.expected_frames or 0)
             code = "TRUNCATED" if is_cut_off else "TOO_SHORT"
-            what = f"no shot has {self._plan.num_frames} frames, of {num_decoded} decoded ones"
-            raise MediaError(self._decoder.name, code, what)
+            num_frames = self._plan.num_frames
+            rate_fps = self._plan.rate_fps or self._decoder.metadata().src_rate_fps
+            what = f"the longest shot lasts {self._longest_us / 1e6:.2f} s"
+            if rate_fps:  # 0 if a single frame was decoded
+                needed_s = (num_frames - 1) / rate_fps
+                what += f"; {num_frames} frames at {rate_fps:.4g} fps need {needed_s:.2f} s"
+            raise MediaError(self._decoder.name, code, f"{what} ({num_decoded} frames decoded)")
 
     def _every_frame(self, decoded: Iterator[tuple[av.VideoFrame, int]]) -> Iterator[SampledFrame]:
         for frame, errors in decoded:
@@ -195,7 +255,7 @@ class _ClipScan:
         )
 
 
-def _decoded_clip(span: Span, times_us: list[int]) -> DecodedClip:
+def _decoded_clip(span: Span) -> DecodedClip:
     frames_THWC = np.stack(span.rgb)
     # first, middle, last: a copy must match in all three, single frames often look alike
     hashed = frames_THWC[[0, len(frames_THWC) // 2, -1]]
@@ -210,12 +270,12 @@ def _decoded_clip(span: Span, times_us: list[int]) -> DecodedClip:
         "rotation_deg": span.first.orientation.rotation_deg,
         "is_mirrored": span.first.orientation.is_mirrored,
         "decode_errors": span.errors,
-        "missing_frames": missing_frames(times_us),
+        "missing_frames": missing_frames(span.luma_times_us),
         "cut_in": span.start.kind,
         "cut_in_score": span.start.score,
         "phash": phash(hashed),
         "frame_hashes": frame_hashes(frames_THWC),
         "detail": span.detail,
-        **score_span(np.stack(span.luma_hw)),
+        **score_span(np.stack(span.luma_hw), np.array(span.luma_times_us)),
     }
     return DecodedClip(frames_THWC, columns)

@@ -65,6 +65,7 @@ class Span:
     """Presentation time of the source frame behind each RGB frame."""
     luma_hw: list[np.ndarray] = field(default_factory=list)
     """Of every source frame: the grid may skip frames, the scores may not."""
+    luma_times_us: list[int] = field(default_factory=list)
     errors: int = 0
     detail: float | None = None
 
@@ -72,6 +73,7 @@ class Span:
         """Count a source frame as part of the span."""
         self.detail = frame.detail if self.detail is None else self.detail
         self.luma_hw.append(frame.luma_hw)
+        self.luma_times_us.append(frame.time_us)
         self.errors += frame.errors
         self.last = frame
 
@@ -210,3 +212,17 @@ def spans(frames: Iterable[Marked], num_frames: int) -> Iterator[Span]:
             if len(span.rgb) == num_frames:
                 yield span
                 span = None
+
+
+def thin_out(held: list[Span], most: int) -> None:
+    """Remove one span if there are more than `most`, so that those left are spread evenly.
+
+    The first and the last span stay; of the others the one goes whose neighbours are nearest to
+    each other. So spans that arrive one by one are thinned in bounded memory, and no distance
+    between neighbours becomes more than about twice another, except that to the last span.
+    """
+    if len(held) <= most:
+        return
+    starts_us = [span.first.time_us for span in held]
+    gaps_us = [after - before for before, after in zip(starts_us, starts_us[2:], strict=False)]
+    del held[1 + gaps_us.index(min(gaps_us)) if gaps_us and most > 1 else -1]

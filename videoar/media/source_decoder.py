@@ -76,6 +76,8 @@ class SourceMetadata:
     start_pts: int
     expected_frames: int | None
     decoded_frames: int
+    clips_found: int | None = None
+    clips_left_out: str | None = None
 
 
 @contextmanager
@@ -166,6 +168,10 @@ class SourceDecoder:
     def last_us(self) -> int:
         """Presentation time of the last frame."""
         return self._timeline.last_us
+
+    def announced_s(self) -> float:
+        """Duration that the container announces, in s; 0 for unknown."""
+        return max(0.0, (self._container.duration or 0) / av.time_base)
 
     def frames(self) -> Iterator[tuple[av.VideoFrame, int]]:
         """Yield each frame with the number of errors that it shows."""

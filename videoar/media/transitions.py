@@ -42,7 +42,9 @@ _STEP = 3.0  # luma levels: the smallest cut
 _STEP_RATIO = 2.2  # of a cut to the steps beside it
 _BIG_STEP = 12.0
 _SIMILARITY, _BIG_SIMILARITY = 0.62, 0.78  # below: two shots; a big step needs less confirmation
-_REACH = 3  # frames compared on each side; a flash is shorter
+_REACH, _REACH_US = 3, 100_000  # frames compared on each side, and at least their time
+_SIDE, _SIDE_US = 4, 134_000  # frames on each side that tell the usual step
+_REPEAT = 0.05  # luma levels: a smaller step repeats a frame
 _FLAT = 2.0  # contrast of a frame without content
 _LONGEST_RAMP_US = 1_500_000
 _LONG_FLAT_US = 300_000  # a longer run of flat frames ends a shot whatever surrounds it
@@ -111,6 +113,13 @@ class _Frames:
 
     def __len__(self) -> int:
         return len(self.half_Thw)
+
+    def around(self, index: int, count: int, length_us: int) -> tuple[int, int]:
+        """Return the frames `count` before and after a frame, further ones within `length_us`."""
+        time_us = self.times_us[min(index, len(self) - 1)]
+        first = np.searchsorted(self.times_us, time_us - length_us)
+        last = np.searchsorted(self.times_us, time_us + length_us, side="right") - 1
+        return max(0, min(index - count, int(first))), max(index + count, int(last))
 
     def difference(self, first: int, second: int) -> float:
         return float(np.abs(self.half_Thw[first] - self.half_Thw[second]).mean())
@@ -189,10 +198,12 @@ def _cuts(frames: _Frames, taken_T: NDArray[np.bool_]) -> list[Transition]:
         if cuts and index == cuts[-1].last + 1:
             continue  # two equal steps in a row are both peaks, but one cut
         step = float(steps[index])
-        # four frames on each side, the larger median: motion on one side alone must not hide a cut
-        # from the comparison, nor make one of a step that is usual there
-        sides = (steps[max(1, index - 4) : index], steps[index + 1 : index + 5])
-        level = max(float(np.median(side)) if len(side) else 0.0 for side in sides)
+        # the larger median: motion on one side alone must not hide a cut from the comparison, nor
+        # make one of a step that is usual there. Repeated frames say nothing about motion.
+        old, new = frames.around(index, _SIDE, _SIDE_US)
+        sides = (steps[max(1, old) : index], steps[index + 1 : new + 1])
+        moving = [side[side > _REPEAT] for side in sides]
+        level = max((float(np.median(side)) for side in moving if len(side)), default=0.0)
         bound = _BIG_SIMILARITY if step >= _BIG_STEP else _SIMILARITY
         if step >= _STEP_RATIO * level and _similarity(frames, index - 1, index) < bound:
             cuts.append(Transition("cut", index, index, step))
@@ -205,8 +216,9 @@ def _similarity(frames: _Frames, before: int, after: int) -> float:
     Several frames on each side, so that one flash or damaged frame cannot separate two halves of a
     shot.
     """
-    old_Nhw = frames.half_Thw[max(0, before - _REACH + 1) : before + 1]
-    new_Mhw = frames.half_Thw[after : after + _REACH + 1]
+    first, _ = frames.around(before + 1, _REACH, _REACH_US)
+    _, last = frames.around(after, _REACH, _REACH_US)
+    old_Nhw, new_Mhw = frames.half_Thw[first : before + 1], frames.half_Thw[after : last + 1]
     return _best_correlation(old_Nhw, new_Mhw, (2, 4))
 
 

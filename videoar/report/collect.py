@@ -265,7 +265,22 @@ def funnel(
             }
             counts = (("videos", "source", len(videos)), ("clips", "clip", snapshot.rows))
             for unit, kind, count in counts:
-                yield FunnelStep(name=name, unit=unit, count=count, reasons=reasons[kind])
+                yield FunnelStep(
+                    name=name,
+                    unit=unit,
+                    count=count,
+                    reasons=reasons[kind],
+                    left_out=_left_out(snapshot.commit.metrics) if kind == "clip" else "",
+                )
+
+
+def _left_out(metrics: Mapping[str, float]) -> str:
+    """Return what sources had beyond `max_clips_per_source`, as counted by ingest."""
+    num_sources = int(metrics.get("sources_with_more_clips", 0))
+    if not num_sources:
+        return ""
+    count = f"{int(metrics['clips_left_out']):,}" if "clips_left_out" in metrics else "further ones"
+    return f"left out: {count}, of {num_sources:,} videos with more than max_clips_per_source"
 
 
 def _reasons(store: Store, rejects: str | None) -> Mapping[str, tuple[tuple[str, int], ...]]:

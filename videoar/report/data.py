@@ -40,6 +40,8 @@ class FunnelStep(Frozen):
     count: int
     reasons: tuple[tuple[str, int], ...] = ()
     """Reason and number of rejected items, the most frequent first."""
+    left_out: str = ""
+    """What was found and not taken, in words."""
 
 
 class Histogram(Frozen):

@@ -18,7 +18,7 @@ from videoar.curation.policy import (
     read_policy,
 )
 
-BOUNDS = read_policy("default").model_copy(update={"min_motion": 0.03, "min_blur": 20.0})
+BOUNDS = read_policy("default").model_copy(update={"min_motion_per_s": 0.7, "min_blur": 20.0})
 BOUNDS = BOUNDS.resolve_percentiles()
 
 GOOD = clip_row()
@@ -34,13 +34,15 @@ GOOD = clip_row()
         ({"decoded_frames": 90}, "TRUNCATED"),
         ({"decode_errors": 1}, "DECODE_ERRORS"),
         ({"black_frac": 0.5}, "BLACK"),
-        ({"freeze_frac": 0.9}, "FROZEN"),
-        ({"motion_mean": 0.0}, "LOW_MOTION"),
+        ({"still_frac": 0.9}, "FROZEN"),
+        ({"motion_per_s": 0.0}, "LOW_MOTION"),
+        ({"still_frac": None, "freeze_frac": 0.9}, "FROZEN"),  # of clips of release 0.1.0
+        ({"motion_per_s": None, "motion_mean": 0.0}, "LOW_MOTION"),
         ({"luma_mean": 5.0}, "DARK"),
         ({"luma_mean": 250.0}, "BRIGHT"),
         ({"letterbox_frac": 0.5}, "LETTERBOX"),
         ({"blur_p10": 0.1}, "BLURRED"),
-        ({"motion_mean": None}, SCORE_MISSING),
+        ({"motion_per_s": None, "motion_mean": None}, SCORE_MISSING),
     ],
 )
 def test_each_bound_gives_its_reason(change, reason):
@@ -102,7 +104,7 @@ def test_percentiles_are_resolved_from_the_profile():
 
 def test_shipped_policies_are_valid_and_permissive_needs_no_profile():
     assert policy_names() == ["default", "permissive"]
-    assert read_policy("default").percentiles == {"min_motion": "p02", "min_blur": "p02"}
+    assert read_policy("default").percentiles == {"min_motion_per_s": "p02", "min_blur": "p02"}
     assert read_policy("permissive").percentiles == {}
 
 

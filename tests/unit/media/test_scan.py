@@ -145,6 +145,52 @@ def test_scores_distinguish_black_frozen_and_moving(tmp_path):
     assert len(set(scores["moving"]["phash"])) == 3
 
 
+@pytest.mark.parametrize("rate_fps", [25, 60, 120])
+def test_scores_in_time_do_not_depend_on_the_frame_rate_of_the_container(tmp_path, rate_fps):
+    path = write_video(tmp_path / "film.mkv", moving_noise(60), 24.0, crf=1)
+    ffmpeg("-i", path, "-vf", f"fps={rate_fps}", "-c:v", "ffv1", tmp_path / "copy.mkv")
+    ((film, *_), _), ((copy, *_), _) = (
+        run(tmp_path / name, rate_fps=8.0) for name in ("film.mkv", "copy.mkv")
+    )
+    assert film.columns["still_frac"] == copy.columns["still_frac"] == 0
+    # at 25 fps ffmpeg shows one frame twice
+    expected = pytest.approx(film.columns["motion_per_s"], rel=0.05)
+    assert copy.columns["motion_per_s"] == expected
+    assert (copy.columns["freeze_frac"] > 0.4) == (rate_fps >= 60)
+
+
+def test_clips_of_a_long_source_are_spread_over_it(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "a.mp4", moving_noise(400, size=(16, 32)))
+    plan = {"size_px": 16, "num_frames": 5, "find_shots": False}
+    starts, counts = {}, {}
+    for name, more in {
+        "all": {"max_clips": 80},
+        "spread": {"max_clips": 7},
+        "one": {"max_clips": 1},
+        "first": {"max_clips": 7, "choose": "first"},
+    }.items():
+        clips, metadata = run(path, **plan, **more)
+        starts[name] = [clip.columns["frame_index_start"] for clip in clips]
+        counts[name] = (metadata.clips_found, metadata.clips_left_out, metadata.expected_frames)
+    assert starts["all"] == list(range(0, 400, 5))
+    assert starts["first"] == starts["all"][:7]
+    assert starts["one"] == [0]
+    assert (len(starts["spread"]), starts["spread"][0], starts["spread"][-1]) == (7, 0, 395)
+    gaps = np.diff(starts["spread"])
+    assert gaps.max() <= 2 * gaps[:-1].min()
+    assert counts == {
+        "all": (80, None, 400),
+        "spread": (80, "MAX_CLIPS", 400),
+        "one": (80, "MAX_CLIPS", 400),
+        "first": (None, "MAX_CLIPS", None),
+    }
+    held, _ = run(path, **plan, max_clips=7)
+    monkeypatch.setattr("videoar.media.scan._HELD_BYTES", 0)
+    for clip, again in zip(held, run(path, **plan, max_clips=7)[0], strict=True):
+        assert clip.columns == again.columns
+        assert np.array_equal(clip.frames_THWC, again.frames_THWC)
+
+
 def test_each_source_is_opened_once(tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.mp4", moving_noise(60))
     opened = []
@@ -156,15 +202,17 @@ def test_each_source_is_opened_once(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("plan", "code"),
+    ("plan", "code", "what"),
     [
-        ({"max_pixels": 1000}, "TOO_LARGE_DIM"),
-        ({"max_duration_s": 0.5}, "TOO_LONG"),
-        ({"num_frames": 21}, "TOO_SHORT"),
+        ({"max_pixels": 1000}, "TOO_LARGE_DIM", "is 64x48 pixels"),
+        ({"max_duration_s": 0.5}, "TOO_LONG", "lasts 1 s"),
+        ({"num_frames": 21}, "TOO_SHORT", "lasts 0.76 s; 21 frames at 25 fps need 0.80 s"),
+        ({"rate_fps": 8.0}, "TOO_SHORT", "lasts 0.76 s; 17 frames at 8 fps need 2.00 s"),
     ],
 )
-def test_source_outside_its_bounds_is_rejected(tmp_path, plan, code):
+def test_source_outside_its_bounds_is_rejected(tmp_path, plan, code, what):
     path = write_video(tmp_path / "a.mp4", moving_noise(20))
     with pytest.raises(MediaError) as error:
         run(path, **plan)
     assert error.value.code == code
+    assert what in error.value.what

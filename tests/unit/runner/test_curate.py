@@ -57,7 +57,7 @@ def test_report_shows_bounds_histograms_and_rejected_clips(tmp_path):
     data = collect(store, run)
     drawn = {found.score: [text for _, text in found.bounds] for found in data.histograms}
     assert drawn["src_rate_fps"] == ["max 26", "min 12"]
-    assert drawn["motion_mean"][0].startswith("min 0.")
+    assert drawn["motion_per_s"][0].startswith("min ")
     kept, *rejected = data.contact_sheets
     assert (kept.title, kept.count) == ("kept", run.stage("good").rows.out)
     assert len(kept.thumbnails) == min(8, kept.count)
@@ -150,7 +150,7 @@ def test_profile_given_as_a_snapshot_input_does_not_change_with_the_clips(tmp_pa
 
 def test_check_is_stored_for_success_and_failure(tmp_path):
     store = open_store(tmp_path.as_uri())
-    clips = clips_of(store, [clip_row("a"), clip_row("still", motion_mean=0.0)])
+    clips = clips_of(store, [clip_row("a"), clip_row("still", motion_per_s=0.0)])
     passed = run_filter(store, clips).stage("good")
     found = find_check(store, "good", passed.fingerprint)
     assert found["success"]

@@ -14,7 +14,7 @@ from videoar.pipeline.spec import parse_pipeline
 from videoar.stages.filter import FilterConfig, FilterStage
 from videoar.storage.store import open_store
 
-FLOORS = {"min_motion": 0.03, "min_blur": 20.0}
+FLOORS = {"min_motion_per_s": 0.03, "min_blur": 20.0}
 """In place of the default policy's percentiles, which need a profile."""
 
 
@@ -26,7 +26,7 @@ def store(tmp_path):
 def test_each_file_gives_one_file_and_counts_add_up(store):
     best = clip_row("best")
     worse = clip_row("worse", phash=best["phash"], src_width_px=200)
-    clips = clips_of(store, [best, clip_row("still", motion_mean=0.0)], [worse, clip_row("other")])
+    clips = clips_of(store, [best, clip_row("still", motion_per_s=0.0)], [worse, clip_row("other")])
     good, metrics = sift(store, clips, gate=False, override=FLOORS)
     kept = set(good.table(["source_name"])["source_name"].to_pylist())
     assert kept == {"best", "other"}
@@ -38,7 +38,7 @@ def test_each_file_gives_one_file_and_counts_add_up(store):
     }
     assert (metrics["clips_in"], metrics["clips_kept"]) == (4, 2)
     assert (metrics["reject/LOW_MOTION"], metrics["reject/DUPLICATE_NEAR"]) == (1, 1)
-    assert metrics["bound/min_motion"] == 0.03
+    assert metrics["bound/min_motion_per_s"] == 0.03
 
 
 def test_denied_licences_are_rejected_with_their_reason_and_displace_no_copy(store):
@@ -116,14 +116,14 @@ def test_mirrored_copies_are_rejected_only_with_the_option(store):
 
 
 def test_percentile_without_a_profile_is_a_config_error(store):
-    with pytest.raises(ConfigError, match=r"min_motion: p02 needs a profile.*from: .profile"):
+    with pytest.raises(ConfigError, match=r"min_motion_per_s: p02 needs a profile.*from: .profile"):
         sift(store, clips_of(store, [clip_row("a")]))
     document = {
         "pipeline": "p",
         "inputs": {"clips": "ref://clips"},
         "stages": {"good": {"stage": "filter", "from": {"clips": "clips"}}},
     }
-    with pytest.raises(SpecError, match=r"stages.good.from.profile: missing port .min_motion is p"):
+    with pytest.raises(SpecError, match=r"stages.good.from.profile: missing port .min_motion_per_s is p"):
         parse_pipeline(document, "t")
     document["stages"]["good"]["policy"] = "permissive"
     parse_pipeline(document, "t")
@@ -131,8 +131,8 @@ def test_percentile_without_a_profile_is_a_config_error(store):
 
 def test_frozen_profile_keeps_decisions_while_the_corpus_grows(store):
     """Decisions on the old clips change only with a new profile."""
-    old = [clip_row(f"old{i}", motion_mean=1.0 + i) for i in range(60)]
-    calm = [clip_row(f"calm{i}", motion_mean=0.2) for i in range(60)]
+    old = [clip_row(f"old{i}", motion_per_s=1.0 + i) for i in range(60)]
+    calm = [clip_row(f"calm{i}", motion_per_s=0.2) for i in range(60)]
     before = clips_of(store, old)
     frozen = describe(store, before)
     grown = clips_of(store, old, calm)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from tests.support.stage_chain import ingest
 from videoar.media.decode import decode_clip
 from videoar.media.transcode import encode
+from videoar.report.collect import funnel
 from videoar.stages.ingest.config import IngestConfig
 from videoar.stages.ingest.stage import IngestStage, group_rows
 from videoar.storage.store import open_store
@@ -67,6 +68,16 @@ def test_every_source_ends_as_clips_or_as_a_typed_reject(outcome):
     kept = set(clips.table(["source_name"])["source_name"].to_pylist())
     assert kept | set(reasons) == copies | {"good1.mp4", "good2.mp4"} | set(reasons)
     assert metrics["sources"] == metrics["sources_kept"] + metrics["sources_rejected"] == 11
+
+
+def test_what_a_source_has_beyond_its_clips_is_counted_and_on_the_page(outcome, folder):
+    store, *_ = outcome
+    options = {**OPTIONS, "num_frames": 5, "max_clips_per_source": 1}
+    clips, metrics = ingest(store, str(folder), **options)
+    counts = (metrics["clips"], metrics["clips_left_out"], metrics["sources_with_more_clips"])
+    assert counts == (4, 9, 3)
+    (*_, step) = funnel(store, {"clips": clips}, {"clips": None})
+    assert step.left_out.startswith("left out: 9, of 3 videos with more than max_clips_per_source")
 
 
 def test_clips_are_stored_with_the_columns_of_their_source(outcome):

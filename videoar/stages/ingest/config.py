@@ -27,7 +27,11 @@ class IngestConfig(StageConfig):
     find_shots: bool = True
     """Detect shot transitions; if false, only gaps in time and changes of size end a shot."""
     max_clips_per_source: int = Field(default=16, ge=1)
-    """Clips taken from one source, from its start."""
+    """Clips taken from one source, or from one part of a long one."""
+    choose: Literal["spread", "first"] = "spread"
+    """Which clips to take of a source that has more: some spread evenly over it, or the first ones,
+    after which decoding stops. Column `clips_left_out` and the report page tell that there were
+    more."""
     max_duration_s: float = Field(default=6 * 3600.0, gt=0)
     """Longer sources are rejected (`TOO_LONG`)."""
     part_mib: int = Field(default=256, ge=1)

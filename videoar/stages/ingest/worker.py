@@ -44,6 +44,7 @@ class IngestWorker:
             size_px=config.size_px,
             find_shots=config.find_shots,
             max_clips=config.max_clips_per_source,
+            choose=config.choose,
             max_duration_s=config.max_duration_s,
             max_pixels=config.max_pixels,
         )
@@ -61,7 +62,9 @@ class IngestWorker:
         digests: dict[str, str] = {}  # URI to SHA-256, of the sources fetched so far
         for row in batch.to_pylist():
             try:
-                clips += second_try(partial(self._ingest, row, digests))
+                of_source = second_try(partial(self._ingest, row, digests))
+                clips += of_source
+                counts.update(_left_out(of_source))
                 kept.add(row["uri"])
             except MediaError as error:
                 rejects.append(_reject(row, error, digests.get(row["uri"])))
@@ -165,6 +168,16 @@ def _source_columns(row: Row, source_id: str, val_fraction: float) -> Row:
         "source_name": row["name"],
         "split": row["split"] or ("val" if draw < val_fraction else "train"),
     }
+
+
+def _left_out(clips: list[Row]) -> dict[str, int]:
+    """Return the counts of what one source has beyond its clips."""
+    if not clips or clips[0]["clips_left_out"] is None:
+        return {}
+    num_found = clips[0]["clips_found"]
+    # where decoding has stopped (`choose: first`), the number of clips is unknown
+    num_left = {} if num_found is None else {"clips_left_out": num_found - len(clips)}
+    return {"sources_with_more_clips": 1, **num_left}
 
 
 def _reject(row: Row, error: MediaError, source_id: str | None) -> Row:
