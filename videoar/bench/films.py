@@ -3,7 +3,8 @@
 One idea: a shot is a window that moves over a large textured canvas, so drawing a frame costs
 little more than copying it, at any size. Between the transitions that a detector must find are
 disturbances that it must not report: flashes, whip pans, zooms, exposure ramps, flicker, large
-objects that pass close to the lens.
+objects that pass close to the lens. Films of `ALL_KINDS` and `ALL_DISTURBANCES` have wipes, slides,
+pushes, rolls of the camera and flashes of all sorts as well.
 
 Axes: H W pixels of a frame.
 """
@@ -16,16 +17,20 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from videoar.bench.film_effects import combined, draw_style, lit, rotated
 from videoar.core.ids import seed_from
 
 Frame = NDArray[np.uint8]
-Kind = Literal["cut", "fade", "dissolve"]
+Kind = Literal["cut", "fade", "dissolve", "wipe", "slide", "push"]
 KINDS: tuple[Kind, ...] = ("cut", "fade", "dissolve")
+ALL_KINDS: tuple[Kind, ...] = (*KINDS, "wipe", "slide", "push")
 DISTURBANCES = ("none", "flash", "whip", "exposure", "flicker", "passer", "zoom")
+_LIGHTS = ("white", "colour", "strobe", "lightning", "muzzle")
+ALL_DISTURBANCES = (*DISTURBANCES, "roll", *_LIGHTS, "flash at the end")
 _MARGIN = 2.0  # sides of a canvas, in sides of a frame: room for drifts and whip pans
 _SHOT_S = (1.6, 5.0)
 _FADE_S = (0.4, 1.2)
-_DISSOLVE_S = (0.4, 1.4)
+_SHARED_S = (0.4, 1.4)  # of a dissolve, wipe, slide or push
 _GRAIN = 3.0  # luma levels, as of a camera; without it decoding would be unrealistically cheap
 
 
@@ -59,6 +64,7 @@ class Film:
     width_px: int = 320
     rate_fps: float = 25.0
     kinds: tuple[Kind, ...] = KINDS
+    disturbances: tuple[str, ...] = DISTURBANCES
 
     def plan(self) -> tuple[list["_Shot"], list[Transition], list[Disturbance]]:
         """Return the shots, the transitions between them and the disturbances inside them."""
@@ -71,7 +77,7 @@ class Film:
             tail = self._length(draw, kind)
             # At least 24 frames: disturbances of half a second fit between two transitions.
             pure = max(24, round(draw.uniform(*_SHOT_S) * self.rate_fps))
-            disturbance = DISTURBANCES[draw.integers(len(DISTURBANCES))]
+            disturbance = self.disturbances[draw.integers(len(self.disturbances))]
             shot = _Shot(self, number, start, lead, pure, tail, kind_in, kind, disturbance)
             shots.append(shot)
             if disturbance != "none":
@@ -80,16 +86,17 @@ class Film:
             if kind == "cut":
                 transitions.append(Transition("cut", end, end))
             elif kind is not None:
-                shared = tail if kind == "dissolve" else 2 * tail
+                shared = 2 * tail if kind == "fade" else tail
                 transitions.append(Transition(kind, end, end + shared - 1))
             start = end if kind != "fade" else end + tail
             lead, kind_in = tail, kind
         return shots, transitions, disturbances
 
     def _length(self, draw: np.random.Generator, kind: Kind | None) -> int:
-        """Return the frames of a dissolve, or of each half of a fade; 0 for a cut."""
-        spans = {"fade": _FADE_S, "dissolve": _DISSOLVE_S}
-        return round(draw.uniform(*spans[kind]) * self.rate_fps) if kind in spans else 0
+        """Return the frames that two shots share, or of each half of a fade; 0 for a cut."""
+        if kind is None or kind == "cut":
+            return 0
+        return round(draw.uniform(*(_FADE_S if kind == "fade" else _SHARED_S)) * self.rate_fps)
 
     def frames(self) -> Iterator[Frame]:
         """Yield the frames in order."""
@@ -105,19 +112,21 @@ class Film:
     def _images(self) -> Iterator[NDArray[np.float32]]:
         shots, _, _ = self.plan()
         for shot, following in zip(shots, [*shots[1:], None], strict=True):
-            # a dissolve was drawn with the shot before it
-            skipped = shot.lead if shot.kind_in == "dissolve" else 0
+            # what two shots share was drawn with the shot before
+            skipped = 0 if shot.kind_in == "fade" else shot.lead
             for index in range(skipped, shot.lead + shot.pure):
                 yield shot.picture(index)
             for index in range(shot.tail):
                 place = shot.lead + shot.pure + index
-                if shot.kind_out == "dissolve" and following is not None:
-                    # never 0 or 1: each frame of a dissolve shows both shots
-                    share = (index + 1) / (shot.tail + 1)
-                    old, new = shot.raw(place), following.raw(index)
-                    yield (1 - share) * old + share * new
-                else:
+                # never 0 or 1: each shared frame shows both shots
+                share = (index + 1) / (shot.tail + 1)
+                if shot.kind_out == "fade" or following is None:
                     yield shot.picture(place)
+                elif shot.kind_out == "dissolve":
+                    yield (1 - share) * shot.raw(place) + share * following.raw(index)
+                else:
+                    pictures = shot.raw(place), following.raw(index)
+                    yield combined(str(shot.kind_out), shot.style, *pictures, share)
             shot.release()
 
 
@@ -145,10 +154,15 @@ class _Shot:
         middle = self.lead + self.pure // 2
         length = {"flash": 2, "whip": round(0.4 * rate), "exposure": round(0.8 * rate)}
         half = max(1, length.get(self.disturbance, round(0.5 * rate)) // 2)
-        last = min(self.lead + self.pure - 1, middle + half)
-        self._event = (max(self.lead, middle - half), last)
+        end = self.lead + self.pure - 1
+        self._event = (max(self.lead, middle - half), min(end, middle + half))
+        if self.disturbance == "flash at the end" and self.kind_out == "cut":
+            self._event = (end - 1, end)
         self._passer = self._draw.uniform(0, 255, 3).astype(np.float32)
         self._fade_to = 0.0 if self._draw.random() < 0.75 else 255.0
+        effects = np.random.default_rng(seed_from("effects", self.film.seed, self.number))
+        self.style = draw_style(effects)
+        self._roll = float(effects.uniform(0.5, 2.5))
 
     @property
     def disturbed(self) -> tuple[int, int]:
@@ -183,6 +197,10 @@ class _Shot:
             place = place + np.array([0.0, 0.45]) * along
         top, left = (np.clip(place, 0, _MARGIN - 1) * (height, width)).astype(int)
         window = canvas[top : top + height, left : left + width]
+        if self.disturbance == "roll":
+            first, last = self._event
+            along = float(np.clip((index - first) / max(1, last - first), 0, 1))
+            return rotated(canvas, int(top), int(left), height, width, self._roll * along)
         if self.disturbance == "zoom" and index >= self._event[0]:
             grown = 1 + 0.5 * min(1.0, (index - self._event[0]) / self.film.rate_fps)
             rows = (np.arange(height) / grown + height * (1 - 1 / grown) / 2).astype(int)
@@ -193,7 +211,10 @@ class _Shot:
     def _disturb(self, image: NDArray[np.float32], index: int) -> NDArray[np.float32]:
         first, last = self._event
         along = (index - first) / max(1, last - first)
-        if self.disturbance == "flash" and first <= index <= last:
+        if self.disturbance in _LIGHTS and first <= index <= last:
+            after_s = (index - first) / self.film.rate_fps
+            return lit(self.disturbance, image, after_s, self._passer)
+        if self.disturbance.startswith("flash") and first <= index <= last:
             return 0.25 * image + 0.75 * 255
         if self.disturbance == "exposure" and index >= first:
             return image * (1 - 0.5 * min(1.0, along))

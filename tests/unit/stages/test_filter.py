@@ -123,7 +123,8 @@ def test_percentile_without_a_profile_is_a_config_error(store):
         "inputs": {"clips": "ref://clips"},
         "stages": {"good": {"stage": "filter", "from": {"clips": "clips"}}},
     }
-    with pytest.raises(SpecError, match=r"stages.good.from.profile: missing port .min_motion_per_s is p"):
+    missing = "stages.good.from.profile: missing port .min_motion_per_s is p"
+    with pytest.raises(SpecError, match=missing):
         parse_pipeline(document, "t")
     document["stages"]["good"]["policy"] = "permissive"
     parse_pipeline(document, "t")
