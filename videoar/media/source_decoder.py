@@ -169,9 +169,10 @@ class SourceDecoder:
         """Presentation time of the last frame."""
         return self._timeline.last_us
 
+    @property
     def announced_s(self) -> float:
         """Duration that the container announces, in s; 0 for unknown."""
-        return max(0.0, (self._container.duration or 0) / av.time_base)
+        return self._duration_us / 1e6
 
     def frames(self) -> Iterator[tuple[av.VideoFrame, int]]:
         """Yield each frame with the number of errors that it shows."""
