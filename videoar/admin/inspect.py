@@ -22,6 +22,7 @@ _SCORE_KEYS = (
     "num_samples", "num_reference", "lock_digest",
 )  # fmt: skip
 _REJECT_KEYS = ("item_id", "kind", "stage", "reasons", "detail", "retryable", "uri")
+_REJECT_KEYS += ("span_start_us", "span_end_us")
 
 
 def show(store: Store, name: str, rows: int = 5) -> dict[str, Any]:

@@ -1,10 +1,12 @@
 """Verbs on data: snapshots, their lineage and their contracts."""
 
+import posixpath
 from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 import typer
 
@@ -377,15 +379,28 @@ def accept(
 
 
 def _emit_rejects(result: dict[str, Any]) -> None:
-    rows = [(r["stage"], ",".join(r["reasons"]), r["item_id"], r["detail"]) for r in result["rows"]]
+    rows = [
+        (r["stage"], ",".join(r["reasons"]), r["item_id"], _place(r), r["detail"])
+        for r in result["rows"]
+    ]
     removed = result.get("withdrawn", 0)
     notes = [f"{removed} rows were removed by a takedown"] if removed else []
 
     def blocks() -> list[Block]:
-        table = Table(("stage", "reasons", "item", "detail"), rows)
+        table = Table(("stage", "reasons", "item", "where", "detail"), rows)
         return [table if rows else "no rejected rows", *notes]
 
     emit(result, blocks)
+
+
+def _place(row: dict[str, Any]) -> str:
+    """Return the file of a rejected clip, and its seconds; the item of a source is its file."""
+    if row["kind"] != "clip" or not row["uri"]:
+        return ""
+    name = posixpath.basename(unquote(row["uri"]))
+    if row["span_start_us"] is None:  # rejected by an earlier version
+        return name
+    return f"{name}, {row['span_start_us'] / 1e6:.2f} to {row['span_end_us'] / 1e6:.2f} s"
 
 
 app.add_typer(quarantine, name="quarantine", rich_help_panel=_PANEL)

@@ -1,6 +1,6 @@
 """Video files: list, fetch, inspect, decode, measure and encode them.
 
-    sources         list the files of an input, with labels and captions
+    sources         list the files of an input (listing), with labels (labels) and captions
     fetch           one source to a local path, with its SHA-256
     probe           which demuxer may open a file, from its content
     source_decoder  frames of one source, tolerant of damage
@@ -13,7 +13,7 @@
 
 It returns frames and rows, commits no table and is independent of stages. It does not decide on
 quality: bounds on scores are in `videoar.curation`. Three modules read objects of a
-store, where sources and clips may be (`sources`, `fetch`, `clip_reader`); none writes there.
+store, where sources and clips may be (`listing`, `fetch`, `clip_reader`); none writes there.
 
 A video that cannot be used raises `MediaError` with a code of `reject_codes`.
 """

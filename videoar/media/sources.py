@@ -1,83 +1,61 @@
 """List the files of a raw input as rows of `sources@1`.
 
 Every file gets a row, whatever its name or kind: ingest rejects what is no video, with a row of its
-own, so that no file disappears without a reason. Local files have percent-encoded `file://`
-addresses: any name (newlines, bytes that are no UTF-8) is then valid text and can be opened again.
+own, so that no file disappears without a reason (`listing` has what is left out).
 
 A video may be a link to a file elsewhere, because its content is checked before it is decoded. A
 caption may not: the text of any file that this user can read would be copied into the store.
 """
 
-import csv
-import io
 import logging
-import os
 import posixpath
-import stat
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
-from typing import Any
-from urllib.parse import quote, unquote_to_bytes, urlsplit
+from itertools import islice
 
 import pyarrow as pa
 
 from videoar.contracts.contract import load_contract
 from videoar.contracts.names import SOURCES
 from videoar.core.errors import ConfigError
+from videoar.core.prefetch import concurrently
 from videoar.core.settings import settings
 from videoar.media import synthetic
 from videoar.media.fetch import bucket_and_key
+from videoar.media.labels import match, read_labels
+from videoar.media.listing import ListedFile, Place, local_path, open_place
 from videoar.storage.s3_store import S3ObjectStore
 
 logger = logging.getLogger(__name__)
 LABELS = "labels.csv"
 _NOT_SOURCES = {LABELS, "manifest.csv", "expected.csv"}
-_VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".flv", ".ts", ".mpg", ".mpeg", ".3gp"}
 _SIDECAR_BYTES = 64 << 10
-_LABEL_COLUMNS = {"label", "label_text", "split", "group"}
-_LABEL_COLUMNS |= {"licence", "license", "origin", "source"}
-
-
-@dataclass(frozen=True)
-class _File:
-    """One listed file, with a function that reads its bytes."""
-
-    uri: str
-    name: str
-    etag: str
-    size_bytes: int
-    read: Callable[[], bytes]
-    is_regular: bool = True
+_BATCH = 1_000  # chosen: files as Python objects, which take ten times the memory of a row
 
 
 def list_sources(url: str) -> pa.Table:
     """List a raw input, sorted by uri.
 
-    Labels come from `labels.csv` in its top folder (columns `file`, `label` and optionally
-    `label_text`, `split`, `group`, `licence` or `license`, `origin` or `source`), or else from
-    folder names. A small text file beside a video (`<stem>.txt`) is its caption.
+    Labels come from `labels.csv` in its top folder (column `file` and any of `labels.COLUMNS`), or
+    else from folder names. A small text file beside a video (`<stem>.txt`) is its caption.
 
     Args:
         url: folder path, `file://`, `s3://bucket/prefix` or `rendered://shapes?num_videos=..`.
 
     Returns:
-        Rows of `sources@1`.
+        Rows of `sources@1`. While they are listed, memory holds about 600 bytes per file.
 
     Raises:
         ConfigError: the input is empty or unreadable, or `labels.csv` is invalid.
     """
-    if url.startswith(synthetic.SCHEME):
-        rows = synthetic.list_synthetic(url)
-    else:
-        files = list(_list_s3(url) if url.startswith("s3://") else _list_folder(_folder(url)))
-        rows = _rows(url, files)
-    if not rows:
-        raise ConfigError(url, "has no files", "give a folder with videos")
-    rows.sort(key=lambda row: str(row["uri"]))
     contract = load_contract(SOURCES)
-    return contract.conform(pa.Table.from_pylist(rows, contract.arrow_schema), url)
+    if url.startswith(synthetic.SCHEME):
+        table = pa.Table.from_pylist(synthetic.list_synthetic(url), contract.arrow_schema)
+    else:
+        table = _table(url, open_place(url))
+    if not len(table):
+        raise ConfigError(url, "has no files", "give a folder with videos")
+    return contract.conform(table.sort_by("uri"), url)
 
 
 def read_input(url: str) -> bytes:
@@ -93,7 +71,7 @@ def read_input(url: str) -> bytes:
         if data is None:
             raise ConfigError(url, "no such file")
         return data
-    path = _path(url)
+    path = local_path(url)
     if not path.is_file():  # reading a pipe would block forever
         raise ConfigError(str(path), "is not a file" if path.exists() else "no such file")
     try:
@@ -102,177 +80,112 @@ def read_input(url: str) -> bytes:
         raise ConfigError(str(path), f"cannot be read: {error.strerror}") from error
 
 
-def _path(url: str) -> Path:
-    if "://" in url and not url.startswith("file://"):
-        hint = "use a folder, file://, s3:// or rendered://"
-        raise ConfigError(url, "unknown kind of input", hint)
-    return Path(os.fsdecode(unquote_to_bytes(urlsplit(url).path)) if "://" in url else url)
+def _table(url: str, place: Place) -> pa.Table:
+    names: list[str] = []
+    texts: list[ListedFile] = []
+    tables: list[pa.Table] = []
+    labels: ListedFile | None = None
+    files = place.files()
+    while batch := list(islice(files, _BATCH)):
+        labels = next((file for file in batch if file.name == LABELS), labels)
+        kept = [file for file in batch if posixpath.basename(file.name) not in _NOT_SOURCES]
+        names += [file.name for file in kept]
+        texts += filter(_may_be_caption, kept)
+        tables.append(_addresses(kept))
+    if not names:
+        return _addresses([])
+    captions = _captions(place, texts, names)
+    columns = _labelled(url, place, labels, names) or _by_folder(names)
+    by_stem = {_stem(name): text for name, text in captions.items()}
+    for number, name in enumerate(names if by_stem else ()):
+        if text := by_stem.get(_stem(name)):
+            columns["caption"][number], columns["caption_source"][number] = text, "sidecar"
+    table = pa.concat_tables(tables)
+    for column, values in columns.items():
+        table = table.append_column(column, pa.array(values, pa.string()))
+    return table.filter(pa.array([name not in captions for name in names])) if captions else table
 
 
-def _folder(url: str) -> Path:
-    folder = _path(url)
-    if not folder.exists():
-        raise ConfigError(str(folder), "no such folder")
-    if not folder.is_dir():
-        raise ConfigError(str(folder), "not a folder", "give the folder that contains it")
-    return folder.absolute()
+def _addresses(files: Sequence[ListedFile]) -> pa.Table:
+    schema = load_contract(SOURCES).arrow_schema
+    names = ("uri", "name", "etag", "size_bytes")
+    columns = {name: [getattr(file, name) for file in files] for name in names}
+    return pa.table(columns, schema=pa.schema([schema.field(name) for name in names]))
 
 
-def _list_folder(root: Path) -> Iterator[_File]:
-    def fail(error: OSError) -> None:
-        raise ConfigError(str(error.filename), error.strerror or str(error)) from error
-
-    # without onerror, os.walk skips unreadable folders silently
-    for folder, subfolders, names in os.walk(root, onerror=fail):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        # a folder named like a video is listed, and rejected as no regular file
-        misnamed = [name for name in subfolders if Path(name).suffix.lower() in _VIDEO_SUFFIXES]
-        for name in (*names, *misnamed):
-            if not name.startswith("."):
-                yield _local_file(root, os.path.join(folder, name))
+_Columns = dict[str, list[str | None]]
 
 
-def _local_file(root: Path, path: str) -> _File:
-    # plain strings: Path takes most of the time of a large listing
+def _labelled(
+    url: str, place: Place, labels: ListedFile | None, names: Sequence[str]
+) -> _Columns | None:
+    """Return the columns that `labels.csv` gives, None if there is none, or no line in it."""
+    if labels is None:
+        return None
+    where = f"{url.rstrip('/')}/{LABELS}"
+    if not labels.is_regular:  # reading a pipe would block forever
+        raise ConfigError(where, "not a regular file")
     try:
-        status = os.stat(path)
-    except OSError:
-        status = os.lstat(path)  # of a broken link, the link itself
-    is_regular = stat.S_ISREG(status.st_mode)
-    return _File(
-        uri="file://" + quote(os.fsencode(path)),
-        name=_name(os.fsencode(path.removeprefix(str(root)).lstrip("/"))),
-        etag=f"{status.st_size}-{status.st_mtime_ns}",
-        size_bytes=status.st_size if is_regular else 0,
-        read=partial(_read_inside, root, path),
-        is_regular=is_regular,
-    )
+        columns = match(where, read_labels(where, place.open(labels)), names)
+    except OSError as error:
+        raise ConfigError(where, error.strerror or str(error)) from error
+    if columns is None:
+        return None
+    texts = columns.pop("label_text")
+    captions = [text or label for text, label in zip(texts, columns["label"], strict=True)]
+    sources = ["labels" if caption else None for caption in captions]
+    return columns | {"caption": captions, "caption_source": sources}
 
 
-def _read_inside(root: Path, path: str) -> bytes:
-    """Read a text file of the input; fail if it is a link to a file outside."""
-    real = Path(path).resolve()
-    if not real.is_relative_to(root.resolve()):
-        hint = "replace the link by the file, or remove it"
-        raise ConfigError(path, "is a link to a file outside the input folder", hint)
-    return real.read_bytes()
-
-
-def _name(raw: bytes) -> str:
-    """Return a file name as text; different names give different texts, because names are keys.
-
-    Names that are not UTF-8 are escaped. They get the prefix `./`, which no listed name has, so
-    that the escaped form cannot equal the name of another file.
-    """
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return "./" + raw.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
-
-
-def _list_s3(url: str) -> Iterator[_File]:
-    bucket, key = bucket_and_key(url)
-    prefix = key.rstrip("/")
-    objects = S3ObjectStore(bucket, prefix, settings().s3_endpoint)
-    for info in objects.list(""):
-        if not PurePosixPath(info.key).name.startswith(".") and not info.key.endswith("/"):
-            yield _File(
-                uri=f"s3://{bucket}/{quote(f'{prefix}/{info.key}'.lstrip('/'))}",
-                name=info.key,
-                etag=info.etag,
-                size_bytes=info.size_bytes,
-                read=lambda key=info.key: objects.get(key),  # type: ignore[misc] # default argument
-            )
-
-
-def _rows(url: str, files: list[_File]) -> list[dict[str, Any]]:
-    labels = _read_labels(url, files)
-    captions = _read_sidecars(files)
-    caption_of = {_stem(name): text for name, text in captions.items()}
-    rows = [
-        _row(file, labels, caption_of.get(_stem(file.name)))
-        for file in files
-        if file.name.rpartition("/")[2] not in _NOT_SOURCES and file.name not in captions
-    ]
-    unknown = set(labels) - {str(row["name"]) for row in rows}
-    if unknown:
-        logger.warning("%s: %d labels have no file, e.g. %s", url, len(unknown), min(unknown))
-    return rows
-
-
-def _row(file: _File, labels: dict[str, dict[str, str]], sidecar: str | None) -> dict[str, Any]:
-    row: dict[str, Any] = {n: getattr(file, n) for n in ("uri", "name", "etag", "size_bytes")}
-    folder = file.name.rpartition("/")[0].rpartition("/")[2]
-    given = labels.get(file.name)
-    if given:
-        text = given.get("label_text") or given.get("label")
-        row |= {key: given.get(key) for key in ("label", "split", "group")}
-        row |= {"licence": given.get("licence") or given.get("license")}
-        row |= {"origin": given.get("origin") or given.get("source")}
-        row |= {"caption": text, "caption_source": "labels" if text else None}
-    elif folder and not labels:
-        row |= {"label": folder, "caption": folder.replace("_", " "), "caption_source": "folder"}
-    if sidecar:
-        row |= {"caption": sidecar, "caption_source": "sidecar"}
-    return row
-
-
-def _read_labels(url: str, files: list[_File]) -> dict[str, dict[str, str]]:
-    """Read `labels.csv` from the top folder, if it exists; empty cells are left out."""
-    for file in files:
-        if file.name == LABELS:
-            where = f"{url.rstrip('/')}/{LABELS}"
-            if not file.is_regular:  # reading a pipe would block forever
-                raise ConfigError(where, "not a regular file")
-            try:
-                reader = csv.DictReader(io.StringIO(file.read().decode("utf-8-sig")), strict=True)
-                return dict(_label_lines(where, reader))
-            except (UnicodeDecodeError, csv.Error) as error:
-                raise ConfigError(where, f"is not a CSV file in UTF-8: {error}") from error
-            except OSError as error:
-                raise ConfigError(where, error.strerror or str(error)) from error
-    return {}
-
-
-def _label_lines(where: str, reader: "csv.DictReader[str]") -> Iterator[tuple[str, dict[str, str]]]:
-    if "file" not in (reader.fieldnames or ()):
-        hint = "add it, with paths relative to the input folder"
-        raise ConfigError(where, "has no column `file`", hint)
-    for line in reader:
-        given = {key: text for key, text in line.items() if key in _LABEL_COLUMNS and text}
-        if given.get("split", "train") not in {"train", "val"}:
-            what = f"line {reader.line_num}: split {given['split']} is unknown"
-            raise ConfigError(where, what, "use train or val")
-        yield line["file"], given
-
-
-def _read_sidecars(files: list[_File]) -> dict[str, str]:
-    """Return captions from text files, by the names of these files."""
-    videos = {_stem(file.name) for file in files if not _is_txt(file)}
+def _by_folder(names: Sequence[str]) -> _Columns:
+    """Return a label and a caption of each file: the name of its folder."""
+    folders = [posixpath.basename(posixpath.dirname(name)) or None for name in names]
     return {
-        file.name: text
-        for file in files
-        if _is_txt(file) and _stem(file.name) in videos and (text := _small_text(file)) is not None
+        "label": folders,
+        "caption": [folder and folder.replace("_", " ") for folder in folders],
+        "caption_source": [folder and "folder" for folder in folders],
     }
 
 
-def _is_txt(file: _File) -> bool:
-    return file.name.lower().endswith(".txt")
+def _may_be_caption(file: ListedFile) -> bool:
+    return _is_text(file.name) and file.is_regular and file.size_bytes <= _SIDECAR_BYTES
+
+
+def _captions(place: Place, texts: Iterable[ListedFile], names: Sequence[str]) -> dict[str, str]:
+    """Return captions from text files, by the names of these files."""
+    by_stem = {_stem(file.name): file for file in texts}
+    stems = {_stem(name) for name in names if by_stem and not _is_text(name)}
+    files = [file for stem, file in by_stem.items() if stem in stems]
+    links: list[ConfigError] = []
+    captions: dict[str, str] = {}
+    # on S3 one by one would take minutes; threads gain nothing from a page cache
+    threads = 1 if place.is_local else 16
+    for file, text in concurrently(partial(_small_text, place), files, threads):
+        if isinstance(text, ConfigError):
+            links.append(text)
+        elif text is not None:
+            captions[file.name] = text
+    if links:
+        first = min(map(str, links))
+        logger.warning("%s; %d such texts are not used as captions", first, len(links))
+    return captions
+
+
+def _is_text(name: str) -> bool:
+    return name.lower().endswith(".txt")
 
 
 def _stem(name: str) -> str:
     return posixpath.splitext(name)[0]
 
 
-def _small_text(file: _File) -> str | None:
-    """Return the text of a caption file, None if the file is no caption."""
-    if not file.is_regular or file.size_bytes > _SIDECAR_BYTES:
-        return None
+def _small_text(place: Place, file: ListedFile) -> str | ConfigError | None:
+    """Return the text of a caption file, None if the file is no caption; or why it is not used."""
     try:
-        text = file.read().decode("utf-8-sig")
+        with place.open(file) as opened:
+            text = opened.read().decode("utf-8-sig")
     except ConfigError as error:
-        logger.warning("%s; not used as a caption", error)
-        return None
+        return error
     except (UnicodeDecodeError, OSError):
         return None
     # NUL bytes: a binary file that happens to decode

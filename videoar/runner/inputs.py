@@ -11,17 +11,19 @@ A listing omits withdrawn sources, by URL and etag. A copy of one under another 
 its content when ingest reads it.
 """
 
+import hashlib
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from videoar.contracts.contract import load_contract
 from videoar.contracts.names import EVALSETS, PROMPTS, SAMPLES, SOURCES
 from videoar.core.errors import ConfigError, SnapshotNotFoundError, StorageError
-from videoar.core.ids import digest_json
+from videoar.core.ids import canonical_json, seed_from
 from videoar.core.types import Provenance, Row
 from videoar.evaluation.evalset import require_intact
 from videoar.media.sources import list_sources, read_input
@@ -37,6 +39,8 @@ from videoar.training.prompts import PROMPT_FILES, read_prompts
 from videoar.training.sample_folder import TABLE, read_sample, read_sample_folder
 
 logger = logging.getLogger(__name__)
+_BATCH_ROWS = 1_000  # chosen: rows as Python objects
+_PART_ROWS = 8_192  # chosen: less than 1 MB as a file
 
 
 class Listing:
@@ -51,7 +55,7 @@ class Listing:
         # none yet: stages plan their shards from the rows
         self.files = ()
         # the name counts: equal listings of two inputs are snapshots of two datasets
-        self.fingerprint = digest_json({"listing": name, "rows": table.to_pylist()})
+        self.fingerprint = _listing_digest(name, table)
         self.digest = self.fingerprint
         self._table = table
 
@@ -67,7 +71,29 @@ class Listing:
         """Commit the rows as a snapshot of the dataset named like the input."""
         dataset = store.dataset(self.name, self.contract)
         listed = provenance.model_copy(update={"fingerprint": self.fingerprint})
-        return dataset.commit([dataset.write(self._table)], listed, {})
+        parts = _parts(self._table) if self.contract == SOURCES else [self._table]
+        return dataset.commit([dataset.write(part) for part in parts], listed, {})
+
+
+def _listing_digest(name: str, table: pa.Table) -> str:
+    """Return the digest of `{"listing": name, "rows": rows}`, a part of the rows in memory."""
+    digest = hashlib.sha256(f'{{"listing":{canonical_json(name)},"rows":['.encode())
+    for number, row in enumerate(_rows(table)):
+        digest.update(b"," * (number > 0) + canonical_json(row).encode())
+    digest.update(b"]}")
+    return digest.hexdigest()
+
+
+def _parts(table: pa.Table) -> Iterator[pa.Table]:
+    """Split rows into files of about `_PART_ROWS`, by borders that depend on the rows.
+
+    So a source that is added changes one file, and the others are stored already.
+    """
+    start = 0
+    for end, uri in enumerate(table["uri"], 1):
+        if seed_from(uri.as_py()) % _PART_ROWS == 0 or end == len(table):
+            yield table.slice(start, end - start)
+            start = end
 
 
 class SampleListing(Listing):
@@ -171,6 +197,8 @@ def _with_retries(store: Store, rows: pa.Table) -> pa.Table:
 
 def _without_withdrawn(store: Store, name: str, url: str, rows: pa.Table) -> pa.Table:
     withdrawn = withdrawn_addresses(store.ledger)
+    if not withdrawn:  # a digest of each row takes seconds for many
+        return rows
     keep = [address_digest(uri, etag) not in withdrawn for uri, etag in _addresses(rows)]
     num_omitted = keep.count(False)
     if num_omitted:
@@ -186,15 +214,19 @@ def compare(store: Store, pipeline: str, run_id: str, name: str, listed: Snapsho
     rows = _earlier_rows(store, name, previous.snapshot) if previous else None
     if rows is None:
         previous = None
-    old = dict(_addresses(rows)) if rows else {}
-    new = dict(_addresses(listed.table(["uri", "etag"])))
+    new = listed.table(["uri", "etag"])
+    old = new.slice(0, 0) if rows is None else rows
+    # in columns: as Python objects a million addresses take a gigabyte
+    places = pc.index_in(new["uri"], value_set=old["uri"])
+    known = new.filter(places.is_valid())
+    same = pc.equal(known["etag"], old["etag"].take(places.drop_null()))
     return InputRun(
         snapshot=listed.id,
         sources=len(new),
-        new=len(new.keys() - old.keys()),
-        changed=sum(old[uri] != new[uri] for uri in new.keys() & old.keys()),
+        new=len(new) - len(known),
+        changed=same.to_pylist().count(False),
         # a takedown may have removed rows of the old listing: use the count of that time
-        gone=(previous.sources if previous else 0) - len(old.keys() & new.keys()),
+        gone=(previous.sources if previous else 0) - len(known),
     )
 
 
@@ -218,8 +250,12 @@ def _new_rows(
 ) -> list[Row]:
     old = _earlier_rows(store, name, baseline) if baseline else None
     # all columns: a source with another caption or licence is new, too
-    known = {tuple(row.values()) for row in old.to_pylist()} if old else set()
-    return [row for row in listed.table().to_pylist() if tuple(row.values()) not in known]
+    known = {tuple(row.values()) for row in _rows(old)} if old else set()
+    return [row for row in _rows(listed.table()) if tuple(row.values()) not in known]
+
+
+def _rows(table: pa.Table) -> Iterator[Row]:
+    return (row for batch in table.to_batches(_BATCH_ROWS) for row in batch.to_pylist())
 
 
 def nothing_new(

@@ -41,6 +41,7 @@ from videoar.storage.snapshot import Snapshot
 
 _LONGEST_CLIP = 1025  # chosen: frames; above any model's context
 _ROW_BITS = 32  # number of a row: index of its file above these bits, its own index below
+_SPAN = ("span_start_us", "span_end_us")
 Block = tuple[np.ndarray, np.ndarray]
 """Numbers and embeddings of some rows."""
 _POLICY = Annotated[str, path_or(*policy_names())] | Policy
@@ -300,7 +301,7 @@ def _split(
     accepted: set[str],
 ) -> Output:
     """Split the rows of one file into kept and rejected ones."""
-    rows = table.select(["clip_id", "source_id", "source_uri"]).to_pylist()
+    rows = table.select(["clip_id", "source_id", "source_uri", *_SPAN]).to_pylist()
     is_rejected = [
         (bool(of_row) or i in repeats) and rows[i]["clip_id"] not in accepted
         for i, of_row in enumerate(reasons)
@@ -332,4 +333,5 @@ def _reject(row: Row, reasons: list[str], repeat: tuple[str, Row] | None) -> Row
         "detail": f"repeats {kept['clip_id']}" if repeat else None,
         "exit_kind": "policy",
         "retryable": False,
+        **{name: row[name] for name in _SPAN},
     }

@@ -56,6 +56,7 @@ def test_accepted_clip_is_kept_until_its_source_is_taken_down(tmp_path: Path):
 
     assert kept() == {"good.mp4"}
     (row,) = videoar("quarantine", "ls", store=store)["rows"]
+    assert 0 == row["span_start_us"] < row["span_end_us"]
     accept = ["quarantine", "accept", row["item_id"], "--why", "black, as meant"]
     (found,) = videoar(*accept, store=store)["rows"]
     assert (found["item_id"], found["reasons"]) == (row["item_id"], ["BLACK"])

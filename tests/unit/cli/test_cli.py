@@ -16,6 +16,7 @@ from tests.support.small_pipeline import ROOT, environment, in_this_process
 from tests.support.toy_runs import toy_document, toy_run, write_videos
 from tests.support.toys import REGISTRY
 from videoar import api
+from videoar.cli import data
 from videoar.cli.app import app
 from videoar.cli.runs import run_blocks
 from videoar.core.errors import ConfigError
@@ -270,6 +271,21 @@ def test_file_name_with_control_characters_is_escaped(store, arguments):
     _, out, _ = call(store, *arguments)
     assert "\x1b" not in out
     assert r"bad\x1b[31m\n.mp4" in out
+
+
+def test_rejected_clip_is_shown_with_file_and_time(capsys):
+    row = {
+        "stage": "filter",
+        "reasons": ["DARK"],
+        "item_id": "0a1b",
+        "kind": "clip",
+        "detail": None,
+    }
+    row |= {"uri": "file:///a/b%20c.mp4", "span_start_us": 1_500_000, "span_end_us": 2_000_000}
+    data._emit_rejects({"rows": [row, row | {"span_start_us": None}]})
+    shown = capsys.readouterr().out
+    assert "b c.mp4, 1.50 to 2.00 s" in shown
+    assert shown.count("b c.mp4") == 2
 
 
 @pytest.mark.usefixtures("runs")

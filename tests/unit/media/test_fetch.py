@@ -19,6 +19,7 @@ from videoar.media.fetch import fetch
 from videoar.media.process import Limits
 from videoar.media.sandbox import SandboxedDecoder
 from videoar.media.scan import ScanPlan
+from videoar.media.sources import list_sources
 from videoar.storage.s3_store import S3ObjectStore
 from videoar.storage.store import open_store
 
@@ -130,6 +131,28 @@ def test_object_is_streamed_and_a_missing_one_is_rejected(into, moto_server, mon
             with pytest.raises(MediaError) as error:
                 decoder.fetch(uri, into)
             assert error.value.code == "IO_PERMANENT"
+
+
+@pytest.mark.slow
+def test_bucket_is_listed_as_a_folder_is(into, moto_server, monkeypatch):
+    objects = S3ObjectStore(moto_server.bucket, "", moto_server.endpoint)
+    sources = {"/lead.mp4", "q//lead.mp4", "q/a//b.mp4", "q/a//b.txt", "q/odd/"}
+    for key in (*sources, "q/.hidden/a.mp4", "q/a/.b.mp4"):
+        objects.put(key, key.encode())
+    objects.put("q/marker/", b"")
+    objects.put("q/labels.csv", b"file,label\n/lead.mp4,x\na\\B.mp4,y\n")
+    with endpoint(monkeypatch, moto_server.endpoint):
+        rows = list_sources(f"s3://{moto_server.bucket}/q").to_pylist()
+        result = {row["name"]: (row["label"], row["caption"]) for row in rows}
+        assert result == {
+            "/lead.mp4": ("x", "x"), "a//b.mp4": ("y", "q/a//b.txt"), "odd/": (None, None),
+        }  # fmt: skip
+        uris = list_sources(f"s3://{moto_server.bucket}")["uri"].to_pylist()
+        for uri in (*uris, *(row["uri"] for row in rows)):
+            *_, last = fetch(uri, into)
+            (into / "source").unlink()
+            assert last.sha256
+    assert f"s3://{moto_server.bucket}//lead.mp4" in uris
 
 
 def test_large_source_reports_progress(into, tmp_path):

@@ -98,8 +98,9 @@ def test_text_that_links_outside_the_input_is_not_read(tmp_path, caplog):
         captions = {name: row["caption"] for name, row in result.items() if row["caption"]}
         assert captions == {"b.mp4": "a red ball", "texts/words": "texts"}
         assert {"a.txt", "c.txt"} < set(result)  # listed: ingest rejects them
-        for name in ("a.txt", "c.txt"):
-            assert f"{top / name}: is a link to a file outside the input folder" in caplog.text
+        assert f"{top / 'a.txt'}: is a link to a file outside the input folder" in caplog.text
+        assert "2 such texts" in caplog.text
+        assert f"{top / 'over'}: links to a folder above the input; not followed" in caplog.text
     (folder / "labels.csv").symlink_to(tmp_path / "secret")
     with pytest.raises(ConfigError, match=r"labels\.csv: is a link to a file outside the input"):
         rows(folder)
@@ -109,12 +110,46 @@ def test_text_that_links_outside_the_input_is_not_read(tmp_path, caplog):
     assert rows(folder)["a.mp4"]["label"] == "ball"
 
 
-@pytest.mark.parametrize("header", ["licence,origin", "license,source"])
-def test_licence_and_origin_in_either_spelling(tmp_path, header):
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ("file,licence,origin\na.mp4,CC0,an archive\n", {"licence": "CC0", "origin": "an archive"}),
+        ("file,license,source\na.mp4,CC0,an archive\n", {"licence": "CC0", "origin": "an archive"}),
+        ("file,caption\na.mp4,a ball\n", {"caption": "a ball"}),
+        ('file, label\n\n"a.mp4", "x, y"\n,\n', {"label": "x, y"}),
+        ("\ufeffFile,Split\r\na.mp4,Train\r\n", {"split": "train", "label": None}),
+        ("file;label\na.mp4;b,c\n", {"label": "b,c"}),
+        ("\n\nfile\tlabel\na.mp4\tb;c\n", {"label": "b;c"}),
+        ("file,label_text\n./a.mp4,one\n", {"caption": "one"}),
+        ("file,label\nA.MP4,one\n", {"label": "one"}),
+    ],
+)
+def test_labels_csv_as_people_write_it(tmp_path, labels, expected):
     (tmp_path / "a.mp4").write_bytes(MP4)
-    (tmp_path / "labels.csv").write_text(f"file,{header}\na.mp4,CC0,an archive\n")
+    (tmp_path / "labels.csv").write_bytes(labels.encode())
     row = rows(tmp_path)["a.mp4"]
-    assert (row["licence"], row["origin"]) == ("CC0", "an archive")
+    assert {key: row[key] for key in expected} == expected
+
+
+def test_labels_find_the_one_file_that_is_meant(tmp_path, caplog):
+    """A label is an odd spelling, its file the nearest name."""
+    meant = {
+        "s\\x.mp4": "s\\x.mp4",  # a real name first, then a path of another system
+        "s/x.mp4": "s/x.mp4",
+        "t\\y.mp4": "t/y.mp4",
+        ".//t/../t/Z.MP4": "t/z.mp4",
+        "cafe\u0301.mp4": "caf\u00e9.mp4",
+        "B.mp4": "B.mp4",
+        "b.mp4": "b.mp4",
+    }
+    for name in meant.values():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(MP4)
+    lines = [f"{label},{number}" for number, label in enumerate(meant)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *lines, "gone.mp4,x"]))
+    result = rows(tmp_path)
+    assert [result[name]["label"] for name in meant.values()] == [str(n) for n in range(7)]
+    assert "1 files are not in the input, e.g. line 9: gone.mp4" in caplog.text
 
 
 def test_etag_changes_with_the_content(tmp_path):
@@ -128,16 +163,47 @@ def test_etag_changes_with_the_content(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ("name,label\na,b\n", "no column `file`"),
+        ("name,label\na,b\n", "no column `file`; its first line has: name, label"),
+        ("", "no column `file`; its first line has: nothing"),
+        ("file,labl\na.mp4,b\n", "column labl is unknown .did you mean label"),
+        ("file,label,\na.mp4,b,\n", "a column has no name"),
+        ("file,licence,license\na.mp4,b,c\n", "column licence is there twice"),
         ("file,split\na.mp4,test\n", "line 2: split test is unknown"),
-        (b"\xff\xfe", "not a CSV file in UTF-8"),
+        ("file,label\na.mp4,b\na.mp4,c\n", "line 3: a.mp4 has line 2 already"),
+        ('file,label\na.mp4,"b\nc"\n\n./a.mp4,d\n', "line 5: ./a.mp4 has line 2 already"),
+        ("file,label\na.mp4,b,c\n", "line 2: 3 cells, but 2 columns"),
+        ("file,label\n,b\n", "line 2: names no file"),
+        ("file,label\nx/a.mp4,b\n", "no file of the input, e.g. line 2: x/a.mp4 .*has e.g. B.mp4"),
+        ("file,label\na.mp4,x\nC.mp4,b\n", "line 3: C.mp4 may be c.MP4 or c.mp4"),
+        ('file,label\na.mp4,"b\n', "line 2 or later: no CSV in UTF-8"),
+        (b"\xff\xfe", "no CSV in UTF-8"),
     ],
 )
 def test_invalid_labels_csv_is_a_config_error(tmp_path, labels, message):
-    (tmp_path / "a.mp4").write_bytes(MP4)
+    for name in ("a.mp4", "B.mp4", "c.mp4", "c.MP4"):
+        (tmp_path / name).write_bytes(MP4)
     (tmp_path / "labels.csv").write_bytes(labels if isinstance(labels, bytes) else labels.encode())
     with pytest.raises(ConfigError, match=message):
         list_sources(str(tmp_path))
+
+
+def test_links_to_folders_are_followed_once(tmp_path):
+    disk, folder = tmp_path / "disk", tmp_path / "in"
+    for path in (disk / "one", disk / "two" / ".hidden", folder / "real" / "deep"):
+        path.mkdir(parents=True)
+        (path / "a.mp4").write_bytes(MP4)
+    (folder / "a-link").symlink_to("real/deep")  # sorts first, but the file has a real path
+    (folder / "x").symlink_to(disk / "one")
+    (folder / "w").symlink_to(disk / "one")
+    (disk / "one" / "again").symlink_to(disk / "one")
+    (disk / "one" / "back").symlink_to(folder)
+    (disk / "one" / "two").symlink_to(disk / "two")
+    (disk / "two" / "b.mp4").write_bytes(MP4)
+    for name in ("loop", "dangling.mp4"):
+        (folder / name).symlink_to(name)
+    (folder / ".cache").symlink_to(disk)
+    names = {"real/deep/a.mp4", "w/a.mp4", "w/two/b.mp4", "loop", "dangling.mp4"}
+    assert set(rows(folder)) == names
 
 
 def test_empty_or_missing_input_is_a_config_error(tmp_path):
