@@ -21,8 +21,10 @@ _SCORE_KEYS = (
     "metric", "status", "reason", "value", "ci_low", "ci_high", "chance", "higher_is_better",
     "num_samples", "num_reference", "lock_digest",
 )  # fmt: skip
-_REJECT_KEYS = ("item_id", "kind", "stage", "reasons", "detail", "retryable", "uri")
-_REJECT_KEYS += ("span_start_us", "span_end_us")
+_REJECT_KEYS = (
+    "item_id", "kind", "stage", "reasons", "detail", "retryable", "uri", "span_start_us",
+    "span_end_us",
+)  # fmt: skip
 
 
 def show(store: Store, name: str, rows: int = 5) -> dict[str, Any]:
