@@ -40,7 +40,7 @@ from videoar.training.sample_folder import TABLE, read_sample, read_sample_folde
 
 logger = logging.getLogger(__name__)
 _BATCH_ROWS = 1_000  # chosen: rows as Python objects
-_PART_ROWS = 8_192  # chosen: less than 1 MB as a file
+_SLICE_ROWS = 8_192  # chosen: less than 1 MB as a file
 
 
 class Listing:
@@ -71,8 +71,8 @@ class Listing:
         """Commit the rows as a snapshot of the dataset named like the input."""
         dataset = store.dataset(self.name, self.contract)
         listed = provenance.model_copy(update={"fingerprint": self.fingerprint})
-        parts = _parts(self._table) if self.contract == SOURCES else [self._table]
-        return dataset.commit([dataset.write(part) for part in parts], listed, {})
+        slices = _slices(self._table) if self.contract == SOURCES else [self._table]
+        return dataset.commit([dataset.write(part) for part in slices], listed, {})
 
 
 def _listing_digest(name: str, table: pa.Table) -> str:
@@ -84,14 +84,14 @@ def _listing_digest(name: str, table: pa.Table) -> str:
     return digest.hexdigest()
 
 
-def _parts(table: pa.Table) -> Iterator[pa.Table]:
-    """Split rows into files of about `_PART_ROWS`, by borders that depend on the rows.
+def _slices(table: pa.Table) -> Iterator[pa.Table]:
+    """Split rows into files of about `_SLICE_ROWS`, by borders that depend on the rows.
 
     So a source that is added changes one file, and the others are stored already.
     """
     start = 0
     for end, uri in enumerate(table["uri"], 1):
-        if seed_from(uri.as_py()) % _PART_ROWS == 0 or end == len(table):
+        if seed_from(uri.as_py()) % _SLICE_ROWS == 0 or end == len(table):
             yield table.slice(start, end - start)
             start = end
 
