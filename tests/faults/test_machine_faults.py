@@ -66,27 +66,18 @@ def dying(path: Path, real: str, starts: str) -> Path:
     return path
 
 
-@pytest.mark.fault(16, "SIGKILL of the fetching, scanning or encoding child")
-@pytest.mark.parametrize(
-    ("child", "starts"),
-    [("python", "1"), ("python", "2"), ("python", "1 3"), ("python", "all"),
-     ("ffmpeg", "1"), ("ffmpeg", "1 2"), ("ffmpeg", "all")],
-)  # fmt: skip
-def test_killed_child_rejects_nothing(folder, calm, tmp_path, monkeypatch, child, starts):
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    real = {"python": sys.executable, "ffmpeg": shutil.which("ffmpeg")}[child]
-    fake = dying(tools / child, real, starts)
+@pytest.mark.fault(16, "SIGKILL of the fetching or scanning child")
+@pytest.mark.parametrize("starts", ["1", "2", "1 3", "all"])
+def test_killed_child_rejects_nothing(folder, calm, tmp_path, monkeypatch, starts):
+    fake = dying(tmp_path / "python", sys.executable, starts)
     path, store = pipeline(folder, tmp_path / "p"), (tmp_path / "s").as_uri()
     with monkeypatch.context() as patch:
-        if child == "python":
-            patch.setattr("videoar.media.sandbox.sys.executable", str(fake))
-        patch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+        patch.setattr("videoar.media.sandbox.sys.executable", str(fake))
         code = 3 if starts == "all" else 0
         report = videoar("run", path, store=store, code=code)
     if starts == "all":
         assert report["error"]["code"] == "OUT_OF_MEMORY"
-        assert "killed" in report["stderr"] or "exited with status -9" in report["stderr"]
+        assert "killed" in report["stderr"]
         assert "clips" not in {s.dataset for s in open_store(store).snapshots()}
         report = videoar("run", path, store=store)
     assert clips(report) == calm

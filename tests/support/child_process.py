@@ -11,7 +11,7 @@ from multiprocessing import get_context, util
 from multiprocessing.process import BaseProcess
 
 _CONTEXT = get_context("forkserver")
-_PRELOADED = ["pytest", "deltalake", "ffmpeg", "pandas"]
+_PRELOADED = ["pytest", "deltalake", "pandas"]
 util.get_temp_dir()  # now: with the TMPDIR of a test, the path of the server's socket is too long
 
 

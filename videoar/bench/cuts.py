@@ -15,7 +15,7 @@ from videoar.bench.films import KINDS, Disturbance, Film, Transition
 from videoar.bench.result import BenchResult, compare, cpu_seconds, import_peer, shuffled
 from videoar.core.scratch import Scratch
 from videoar.media.scan import ScanPlan, detect_transitions
-from videoar.media.transcode import encode_stream
+from videoar.media.transcode import encode
 
 _CODECS = (
     ("libx264", "mp4", 23),
@@ -58,7 +58,7 @@ def run(num_films: int) -> BenchResult:
         actual.update(transition.kind for transition in transitions)
         with Scratch() as folder:
             path = folder / f"film.{suffix}"
-            encode_stream(film.frames(), path, rate_fps, codec, quality)
+            encode(film.frames(), path, rate_fps, codec=codec, crf=quality)
             for name in shuffled(list(detectors), number):
                 detected: Spans = []
                 # `cpu_seconds` returns a time only, so detections are appended to a list

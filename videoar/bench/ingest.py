@@ -25,7 +25,7 @@ from videoar.media.clip_scores import phash, score_span
 from videoar.media.scan import ScanPlan, scan
 from videoar.media.source_decoder import SourceMetadata
 from videoar.media.sources import list_sources
-from videoar.media.transcode import encode_stream
+from videoar.media.transcode import encode
 from videoar.pipeline.context import StageContext
 from videoar.stages.ingest.config import IngestConfig
 from videoar.stages.ingest.stage import group_rows
@@ -87,7 +87,7 @@ def _synthetic_films(folder: Path) -> dict[str, list[Path]]:
     for width, height in _SIZES_PX:
         path = folder / f"{height}p.mp4"
         film = Film(77, _NUM_SHOTS, height, width, rate_fps=24.0)
-        encode_stream(film.frames(), path, film.rate_fps, "libx264", 23)
+        encode(film.frames(), path, film.rate_fps, crf=23)
         cases[path.stem] = [path]
     return cases
 
@@ -96,7 +96,7 @@ def _start_costs(folder: Path) -> dict[str, float]:
     """Return the CPU time of starting: ffmpeg once per pass and file, a stage's child once."""
     tiny = folder / "tiny" / "tiny.mp4"
     tiny.parent.mkdir()
-    encode_stream(np.zeros((2, 32, 32, 3), np.uint8), tiny, 24.0, "libx264", 23)
+    encode(np.zeros((2, 32, 32, 3), np.uint8), tiny, 24.0, crf=23)
     ffmpeg_s = min(cpu_seconds(_start_ffmpeg) for _ in range(5))
     stage_s = min(cpu_seconds(lambda: _stage([tiny], "references")) for _ in range(3))
     return {"null": ffmpeg_s, "3-pass": 3 * ffmpeg_s, "stage": stage_s, "clips": stage_s}

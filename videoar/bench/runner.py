@@ -25,7 +25,7 @@ from videoar.bench.stores import TimedEngine, run_stages
 from videoar.core.scratch import Scratch
 from videoar.engine.base import Engine
 from videoar.engine.inline import InlineEngine
-from videoar.media.transcode import encode_stream
+from videoar.media.transcode import encode
 from videoar.storage.store import open_store
 
 _WORKERS = 2
@@ -136,7 +136,7 @@ def _ingest_inline(videos: Path, store: Path) -> _Run:
 def _copies(folder: Path, name: str, count: int) -> Path:
     film, into = folder / "film.mp4", folder / name
     if not film.exists():
-        encode_stream(_FILM.frames(), film, _FILM.rate_fps, "libx264", 23)
+        encode(_FILM.frames(), film, _FILM.rate_fps, crf=23)
     copies(film, into, count)
     return into
 

@@ -23,7 +23,7 @@ from videoar.bench.result import BenchResult, compare, in_turns
 from videoar.bench.stores import commit_tokenizer, decoded, ingested, run_stages
 from videoar.core.scratch import Scratch
 from videoar.media.clip_reader import ClipReader
-from videoar.media.transcode import encode_stream
+from videoar.media.transcode import encode
 from videoar.model.tokenizer.config import TOKENIZERS
 from videoar.model.tokenizer.network import VideoTokenizer, video_from_frames
 from videoar.storage.store import Store, open_store
@@ -48,7 +48,7 @@ def run(
     table: dict[str, dict[str, float]] = {}
     with Scratch() as folder:
         path = folder / "film.mp4"
-        encode_stream(film.frames(), path, film.rate_fps, "libx264", 23)
+        encode(film.frames(), path, film.rate_fps, crf=23)
         copies(path, folder / "videos", num_sources)
         for size_px in sizes_px:
             store = open_store((folder / f"{size_px}px").as_uri())

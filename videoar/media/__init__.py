@@ -6,7 +6,7 @@
     source_decoder  frames of one source, tolerant of damage
     scan            frames to clips: shots, transitions, frame_resizer, clip_scores
     sandbox         fetch and scan in child processes that can be killed
-    transcode       clips to MP4 through ffmpeg, started by process
+    transcode       clips to MP4
     decode          frames of an MP4 that transcode wrote; thumbnails
     clip_reader     frames of a clip, from its MP4 or its source; clip_prefetch reads ahead
     synthetic       the synthetic corpus

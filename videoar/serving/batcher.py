@@ -23,7 +23,7 @@ from videoar.model.transformer.sampling import LatentFrame, Wave
 from videoar.training.generation import VideoGenerator
 
 logger = logging.getLogger(__name__)
-_FINISHERS = 2  # chosen: one waits for ffmpeg or the store while the other decodes
+_FINISHERS = 2  # chosen: one waits for the encoder or the store while the other decodes
 
 
 @dataclass(eq=False)

@@ -22,13 +22,9 @@ from tests.support.stage_chain import ingest
 from videoar.core.errors import (
     ConfigError,
     MediaError,
-    OutOfMemoryError,
-    StageError,
-    TransientStorageError,
-    VideoARError,
     WorkerLostError,
 )
-from videoar.media.process import Limits, run_tool
+from videoar.media.process import Limits
 from videoar.media.reject_codes import CODES
 from videoar.media.sandbox import SandboxedDecoder
 from videoar.media.scan import ScanPlan
@@ -86,7 +82,7 @@ def state(folder):
 def mark():
     value = f"{os.getpid()}-{time.monotonic_ns()}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHON_HOSTILE_TEST", value)  # a name that decoders and ffmpeg get too
+        patch.setenv("PYTHON_HOSTILE_TEST", value)  # a name that decoders get too
         yield f"PYTHON_HOSTILE_TEST={value}"
 
 
@@ -102,16 +98,10 @@ def expected(folder):
 
 @pytest.fixture(scope="module")
 def outcome(folder, expected, mark, tmp_path_factory):
-    """Ingest everything once, with ffmpeg's arguments written down and the canary watched."""
+    """Ingest everything once, with the canary watched."""
     root = tmp_path_factory.mktemp("run")
-    argv = root / "argv"
-    (root / "ffmpeg").write_text(
-        f'#!/bin/sh\nprintf "%s\\n" "$@" >>{argv}\nexec {shutil.which("ffmpeg")} "$@"\n'
-    )
-    (root / "ffmpeg").chmod(0o755)
     before, running = state(folder), processes(mark)
-    with pytest.MonkeyPatch.context() as patch, watched(folder / hostile.CANARY) as is_opened:
-        patch.setenv("PATH", str(root), prepend=os.pathsep)
+    with watched(folder / hostile.CANARY) as is_opened:
         clips, metrics = ingest(open_store((root / "store").as_uri()), str(folder), **OPTIONS)
         is_canary_opened = is_opened()
     return SimpleNamespace(
@@ -122,7 +112,6 @@ def outcome(folder, expected, mark, tmp_path_factory):
         left=processes(mark) - running,
         before=before,
         after=state(folder),
-        argv=argv.read_text(),
     )
 
 
@@ -158,16 +147,10 @@ def test_counts_add_up_and_every_reject_has_a_typed_code(expected, outcome):
 def test_folder_is_unchanged_and_no_process_remains(outcome, mark):
     assert outcome.after == outcome.before
     assert outcome.left == set()
+    assert not list(Path.cwd().glob("hacked*"))  # what a name would do on a command line
     with subprocess.Popen(["sleep", "60"], start_new_session=True) as left_behind:
         assert left_behind.pid in processes(mark)  # the check can fail
         left_behind.kill()
-
-
-def test_file_names_are_on_no_command_line(folder, outcome):
-    assert "libx264" in outcome.argv
-    for name in (*hostile.NAMES, str(folder)):
-        assert os.fsencode(name).decode("utf-8", "replace") not in outcome.argv
-    assert not list(Path.cwd().glob("hacked*"))
 
 
 def test_plain_ffmpeg_opens_the_canary(folder, expected):
@@ -306,26 +289,6 @@ def test_memory_is_bounded_and_the_worker_continues(good, folder, expected, tmp_
     assert time.monotonic() - start < 20
     assert [row["reasons"] for row in clips.rejects().table().to_pylist()] == [["MEM"]]
     assert set(clips.table(["source_name"])["source_name"].to_pylist()) == {"good.mp4"}
-
-
-@pytest.mark.parametrize(
-    ("script", "kind"),
-    [
-        ("trap '' TERM; sleep 60 & sleep 60", WorkerLostError),
-        ("exec 0<&-; while :; do :; done", WorkerLostError),
-        (f"exec {sys.executable} -c 'bytearray(1 << 30)'", StageError),
-        ("kill -9 $$", OutOfMemoryError),
-        ("echo x264: No space left on device >&2", TransientStorageError),
-        ("echo Cannot allocate memory >&2; exit 1", OutOfMemoryError),
-    ],
-)
-def test_ffmpeg_is_bounded_and_its_failures_are_never_of_a_video(mark, script, kind):
-    before, start = processes(mark), time.monotonic()
-    with pytest.raises(VideoARError) as error:
-        run_tool(["/bin/sh", "-c", script], [bytes(1 << 20)], Limits(1.0, 20, 256 << 20))
-    assert type(error.value) is kind
-    assert time.monotonic() - start < 2.5
-    wait_until(lambda: processes(mark) == before, 1)
 
 
 def test_pipe_named_labels_csv_is_a_config_error(good, tmp_path):

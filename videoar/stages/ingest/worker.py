@@ -29,7 +29,7 @@ from videoar.pipeline.stage import Output
 from videoar.stages.ingest.config import IngestConfig
 from videoar.storage.takedown import find_tombstone
 
-_ENCODE_TOGETHER = 8  # chosen: clips per ffmpeg process; bounds memory and amortizes its start
+_ENCODE_TOGETHER = 8  # chosen: bounds the memory for decoded clips
 
 
 class IngestWorker:
@@ -124,7 +124,7 @@ class IngestWorker:
             for clip in decoded:
                 yield {**clip.columns, "rate_fps": self._rate_fps(clip)}
             return
-        # one rate per ffmpeg process; with a grid all clips have one rate
+        # with a grid all clips have one rate
         for rate_fps, group in itertools.groupby(decoded, key=self._rate_fps):
             clips = list(group)
             videos = encode_clips([clip.frames_THWC for clip in clips], rate_fps, self._config.crf)
