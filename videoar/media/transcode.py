@@ -138,14 +138,14 @@ def _encode(
         try:
             with av.open(name, "w", format=form.muxer, options=options) as container:
                 container.metadata.update(tags)
-                _fill(container, frames, rate, form)
+                _mux(container, frames, rate, form)
         except MemoryError as error:  # PyAV's, too
             hint = "fewer workers, or more memory"
             raise OutOfMemoryError(form.codec, str(error), hint) from error
         return file.read()
 
 
-def _fill(
+def _mux(
     container: "OutputContainer", frames: Iterable[np.ndarray], rate: Fraction, form: _Format
 ) -> None:
     from av import VideoFrame
