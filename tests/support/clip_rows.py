@@ -32,6 +32,7 @@ def clip_row(name="a", **change):
         "expected_frames": 100,
         "decoded_frames": 100,
         "decode_errors": 0,
+        "missing_frames": 0,
         "span_start_us": 0,
         "span_end_us": 2_000_000,
         "frame_index_start": 0,

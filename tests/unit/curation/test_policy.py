@@ -28,11 +28,12 @@ GOOD = clip_row()
     ("change", "reason"),
     [
         ({"src_height_px": 127}, "SHORT_SIDE"),
-        ({"src_rate_fps": 10.0}, "FPS_LOW"),
-        ({"src_rate_fps": 240.0}, "FPS_HIGH"),
+        ({"src_rate_fps": 11.9}, "FPS_LOW"),
+        ({"src_rate_fps": 121.0}, "FPS_HIGH"),
         ({"rate_fps": 25.0}, "CLIP_SHORT"),
         ({"decoded_frames": 90}, "TRUNCATED"),
         ({"decode_errors": 1}, "DECODE_ERRORS"),
+        ({"missing_frames": 1}, "FRAMES_MISSING"),
         ({"black_frac": 0.5}, "BLACK"),
         ({"still_frac": 0.9}, "FROZEN"),
         ({"motion_per_s": 0.0}, "LOW_MOTION"),
@@ -86,6 +87,11 @@ def test_every_reason_is_in_the_table_of_the_docs():
 def test_disabled_bounds_need_no_score():
     bounds = Policy(min_luma=16).resolve_percentiles()
     assert evaluate({**GOOD, "motion_mean": None, "expected_frames": None}, bounds, {}) == []
+
+
+@pytest.mark.parametrize("rate_fps", [11.9988, 12000 / 1001, 120.0134])
+def test_rates_at_a_bound_are_within_it_by_the_clock_of_the_container(rate_fps):
+    assert evaluate({**GOOD, "src_rate_fps": rate_fps}, BOUNDS, {}) == []
 
 
 def test_container_without_announced_frames_is_not_truncated():
