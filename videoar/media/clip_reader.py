@@ -26,6 +26,7 @@ from videoar.storage.object_store import ObjectStore, get_content
 
 COLUMNS = (
     "video_key", "source_id", "source_uri", "start_pts", "frame_times_us", "height_px", "width_px",
+    "active_box", "deinterlacer", "tone_map",
 )  # fmt: skip
 """Columns of `clips@1` that a reader needs."""
 _LIMITS = Limits(wall_s=300.0, cpu_s=300)
@@ -60,6 +61,9 @@ class ClipReader:
             size_px=((row["height_px"], row["width_px"]),),
             start_pts=row["start_pts"],
             take_us=tuple(row["frame_times_us"]),
+            active_box=row["active_box"],
+            deinterlace="auto" if row["deinterlacer"] else "off",
+            tone_map=row["tone_map"],
             **_UNBOUNDED,
         )
         (clip,) = second_try(lambda: list(self._decoder.run(self._fetched(row), plan)))

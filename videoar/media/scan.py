@@ -16,17 +16,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from videoar.core.errors import MediaError
 from videoar.core.types import Row
+from videoar.media.active_area import Box, edges_covered, find_active
 from videoar.media.clip_scores import frame_hashes, phash, score_span
+from videoar.media.color import luma_of
 from videoar.media.detail import frame_detail
 from videoar.media.frame_resizer import FrameResizer, Size
+from videoar.media.pictures import Picture, pictures
 from videoar.media.shots import Marked, SampledFrame, Span, shots, spans, thin_out
 from videoar.media.source_decoder import DecodePlan, SourceDecoder, SourceMetadata, open_source
 from videoar.media.timeline import MAX_GAP_US, missing_frames
+from videoar.media.tone_mapping import Curve
 from videoar.media.transitions import Transition, find_transitions
 
 _INTACT_SHARE = 0.98  # chosen: the default policy's min_decoded_share
@@ -47,8 +51,14 @@ class ScanPlan(DecodePlan):
     max_clips: int = 64
     choose: Literal["spread", "first"] = "spread"
     """Which clips to take of a source that has more than `max_clips`."""
+    crop: Literal["active", "none"] = "none"
+    """`active` leaves out bars around the picture."""
+    deinterlace: Literal["auto", "off"] = "auto"
+    tone_map: Curve | None = "mobius"
     take_us: tuple[int, ...] = ()
     """Take the frames with these presentation times instead of looking for clips."""
+    active_box: tuple[int, int, int, int] | None = None
+    """With `take_us`, the column of that name: bars are not looked for again."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,7 @@ def scan(path: Path, plan: ScanPlan) -> Iterator[DecodedClip | SourceMetadata]:
         MediaError: the file cannot be used as a whole.
     """
     with open_source(path, plan) as decoder:
-        source = _ClipScan(decoder, plan)
+        source = _ClipScan(decoder, plan, path)
         if plan.take_us:
             yield DecodedClip(np.stack(source.frames_at(plan.take_us)), {})
         else:
@@ -88,14 +98,19 @@ def detect_transitions(path: Path, plan: ScanPlan) -> list[Transition]:
 class _ClipScan:
     """Clips of one open source."""
 
-    def __init__(self, decoder: SourceDecoder, plan: ScanPlan) -> None:
-        self._decoder, self._plan = decoder, plan
-        self._resizer = FrameResizer(plan.size_px, decoder.pixel_aspect)
+    def __init__(self, decoder: SourceDecoder, plan: ScanPlan, path: Path) -> None:
+        self._decoder, self._plan, self._path = decoder, plan, path
+        self._resizer = FrameResizer(
+            plan.size_px,
+            decoder.pixel_aspect,
+            deinterlace=plan.deinterlace == "auto",
+            tone_map=plan.tone_map,
+        )
         self._taken = 0
         self._longest_us = 0
 
     def clips(self) -> Iterator[DecodedClip | SourceMetadata]:
-        decoded = self._decoder.frames()
+        decoded = self._inside_bars(pictures(self._decoder))
         samples = self._every_frame(decoded) if self._plan.rate_fps is None else self._grid(decoded)
         marked = self._measured(shots(samples, find=self._plan.find_shots))
         found = spans(marked, self._plan.num_frames)
@@ -165,19 +180,41 @@ class _ClipScan:
         that replaces a missing time stamp depends on the frames decoded before it.
         """
         frames: dict[int, np.ndarray] = {}
-        for position in (take_us[0], None):
+        # deinterlacing needs the frame before the first one, too
+        first_us = take_us[0] - (self._plan.deinterlace == "auto")
+        for position in (first_us, None):
             self._decoder.seek(position)
             frames.clear()
-            for frame, _ in self._decoder.frames():
-                if self._decoder.last_us in take_us:
-                    rgb_HWC = self._resizer.rgb(frame, self._decoder.orientation)
-                    frames[self._decoder.last_us] = rgb_HWC
-                if self._decoder.last_us >= take_us[-1]:
+            for picture in pictures(self._decoder):
+                if picture.time_us in take_us:
+                    self._crop_as_recorded(picture)
+                    frames[picture.time_us], _ = self._resizer.rgb(picture)
+                if picture.time_us >= take_us[-1]:
                     break
             if len(frames) == len(set(take_us)):
                 return [frames[time_us] for time_us in take_us]
         what = f"only {len(frames)} of {len(set(take_us))} frames exist at the recorded times"
         raise MediaError(self._decoder.name, "CORRUPT", what)
+
+    def _inside_bars(self, decoded: Iterator[Picture]) -> Iterator[Picture]:
+        """Look for bars around the picture, if the first frame shows what may be one."""
+        first = next(decoded, None)
+        if first is None:
+            return
+        if self._plan.crop == "active":
+            luma_HW = luma_of(first.frame, VideoReformatter())
+            found = find_active(self._path, self._plan) if edges_covered(luma_HW).any() else None
+            size = first.frame.width, first.frame.height
+            self._resizer.crop_to(*(found or (Box(0, 0, *size), size)))
+        yield first
+        yield from decoded
+
+    def _crop_as_recorded(self, picture: Picture) -> None:
+        if self._plan.active_box is not None:
+            size = picture.frame.width, picture.frame.height
+            shown = Box(*self._plan.active_box)
+            box = shown.stored(size, picture.orientation, self._decoder.pixel_aspect)
+            self._resizer.crop_to(box, size)
 
     def _check_yield(self, num_clips: int) -> None:
         """Reject a source without a decodable frame or without a clip."""
@@ -198,13 +235,13 @@ class _ClipScan:
                 what += f"; {num_frames} frames at {rate_fps:.4g} fps need {needed_s:.2f} s"
             raise MediaError(self._decoder.name, code, f"{what} ({num_decoded} frames decoded)")
 
-    def _every_frame(self, decoded: Iterator[tuple[av.VideoFrame, int]]) -> Iterator[SampledFrame]:
-        for frame, errors in decoded:
-            sample = self._sample(frame, errors)
-            self._add_rgb(frame, sample, 1)
+    def _every_frame(self, decoded: Iterator[Picture]) -> Iterator[SampledFrame]:
+        for picture in decoded:
+            sample = self._sample(picture)
+            self._add_rgb(picture, sample, 1)
             yield sample
 
-    def _grid(self, decoded: Iterator[tuple[av.VideoFrame, int]]) -> Iterator[SampledFrame]:
+    def _grid(self, decoded: Iterator[Picture]) -> Iterator[SampledFrame]:
         """Take, at each point of the grid, the frame that a player displays there.
 
         A frame is displayed until the next one begins, so a frame is complete only once its
@@ -216,9 +253,9 @@ class _ClipScan:
         """
         step_us = 1e6 / (self._plan.rate_fps or 1)
         point = 0
-        displayed: tuple[av.VideoFrame, SampledFrame] | None = None
-        for frame, errors in decoded:
-            sample = self._sample(frame, errors)
+        displayed: tuple[Picture, SampledFrame] | None = None
+        for picture in decoded:
+            sample = self._sample(picture)
             next_point = max(0, math.ceil((sample.time_us - _ROUNDING_US) / step_us))
             if displayed is None or sample.time_us - displayed[1].time_us > MAX_GAP_US:
                 point = next_point  # a gap in time is never filled with repeats
@@ -227,31 +264,33 @@ class _ClipScan:
                 yield displayed[1]
             point = max(point, next_point)
             if point * step_us <= sample.time_us + _ROUNDING_US:
-                self._add_rgb(frame, sample, 1)
+                self._add_rgb(picture, sample, 1)
                 point += 1
-            displayed = frame, sample
+            displayed = picture, sample
         if displayed is not None:
             yield displayed[1]
 
-    def _add_rgb(self, frame: av.VideoFrame, sample: SampledFrame, points: int) -> None:
+    def _add_rgb(self, picture: Picture, sample: SampledFrame, points: int) -> None:
         """Add the RGB frame once for each of some points of the grid."""
         if points > 0:
-            done = sample.rgb[:1] or [self._resizer.rgb(frame, sample.orientation)]
-            sample.rgb += done * points
             # of every `num_frames` frames taken, one: each clip then has one
             if -self._taken % self._plan.num_frames < points:
-                sample.detail = frame_detail(frame)
+                sample.detail = frame_detail(picture.frame)
             self._taken += points
+            if not sample.rgb:
+                rgb_HWC, sample.made = self._resizer.rgb(picture)
+                sample.rgb.append(rgb_HWC)
+                points -= 1
+            sample.rgb += sample.rgb[:1] * points
 
-    def _sample(self, frame: av.VideoFrame, errors: int) -> SampledFrame:
-        times_us = self._decoder.times_us
+    def _sample(self, picture: Picture) -> SampledFrame:
         return SampledFrame(
-            index=len(times_us) - 1,
-            time_us=times_us[-1],
-            size_px=(frame.width, frame.height),
-            errors=errors,
-            luma_hw=self._resizer.luma(frame),
-            orientation=self._decoder.orientation,
+            index=picture.number,
+            time_us=picture.time_us,
+            size_px=(picture.frame.width, picture.frame.height),
+            errors=picture.errors,
+            luma_hw=self._resizer.luma(picture.frame),
+            orientation=picture.orientation,
         )
 
 
@@ -276,6 +315,16 @@ def _decoded_clip(span: Span) -> DecodedClip:
         "phash": phash(hashed),
         "frame_hashes": frame_hashes(frames_THWC),
         "detail": span.detail,
+        **_made(span.made),
         **score_span(np.stack(span.luma_hw), np.array(span.luma_times_us)),
     }
     return DecodedClip(frames_THWC, columns)
+
+
+def _made(frames: list[Row]) -> Row:
+    """Return how a clip was made from how its frames were."""
+    return {
+        **frames[0],
+        "combed_frac": float(np.mean([frame["combed_frac"] for frame in frames])),
+        "deinterlacer": next((d for frame in frames if (d := frame["deinterlacer"])), None),
+    }

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from videoar.core.types import Row
 from videoar.media.orientation import UPRIGHT, Orientation
 from videoar.media.timeline import MAX_GAP_US
 from videoar.media.transitions import LOOK_US, Transition, find_transitions
@@ -41,6 +42,8 @@ class SampledFrame:
     orientation: Orientation = UPRIGHT
     detail: float | None = None
     """See `videoar.media.detail`; measured on one frame of each clip."""
+    made: Row = field(default_factory=dict)
+    """How the RGB frame was made, see `FrameResizer.rgb`."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Span:
     rgb: list[np.ndarray] = field(default_factory=list)
     times_us: list[int] = field(default_factory=list)
     """Presentation time of the source frame behind each RGB frame."""
+    made: list[Row] = field(default_factory=list)
+    """How each RGB frame was made."""
     luma_hw: list[np.ndarray] = field(default_factory=list)
     """Of every source frame: the grid may skip frames, the scores may not."""
     luma_times_us: list[int] = field(default_factory=list)
@@ -209,6 +214,7 @@ def spans(frames: Iterable[Marked], num_frames: int) -> Iterator[Span]:
                 span.add(frame)
             span.rgb.append(rgb_HWC)
             span.times_us.append(frame.time_us)
+            span.made.append(frame.made)
             if len(span.rgb) == num_frames:
                 yield span
                 span = None

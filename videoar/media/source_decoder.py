@@ -26,7 +26,8 @@ from av.logging import ERROR, Capture, set_level, set_skip_repeated
 from av.video.stream import VideoStream
 
 from videoar.core.errors import MediaError
-from videoar.core.types import Frozen
+from videoar.core.types import Frozen, Row
+from videoar.media.color import color_columns
 from videoar.media.damage import DamageTracker
 from videoar.media.orientation import UPRIGHT, Orientation, orientation_of
 from videoar.media.probe import CODECS, IMAGE_CODECS, detect_demuxer, require_readable
@@ -42,6 +43,7 @@ _UNTIMED = {"h264", "hevc", "mpegvideo", "m4v"}  # raw streams: their time stamp
 # the range of a transport stream's clock, or with less data than any film has, it says nothing.
 _HALF_CLOCK_US = 2**32 / 0.09
 _MIN_BYTES_PER_S = 4_000  # chosen: a tenth of what streams at 240p have
+_FIELD_ORDERS = {1: "progressive", 2: "tff", 3: "bff", 4: "bff", 5: "tff"}  # AVFieldOrder, as shown
 _PREROLL_US = (0.0, 2e6, 8e6, 32e6, math.inf)  # chosen: how far before a part a seek is tried
 
 
@@ -73,6 +75,11 @@ class SourceMetadata:
     is_vfr: bool
     rotation_deg: int
     is_mirrored: bool
+    color_transfer: str | None
+    color_primaries: str | None
+    color_matrix: str | None
+    color_range: str
+    field_order: str
     start_pts: int
     expected_frames: int | None
     decoded_frames: int
@@ -148,7 +155,7 @@ class SourceDecoder:
         self._codec.thread_count = 1
         self._num_announced = _presentable_frames(container, stream)
         self._num_withheld = 0
-        self._first_frame: dict[str, str | int | bool] = {}
+        self._first_frame: Row = {}
         self._window_us = self._seek_to_part() if plan.parts > 1 else (0.0, math.inf)
 
     @property
@@ -251,7 +258,7 @@ class SourceDecoder:
             is_vfr=is_vfr,
             expected_frames=self.expected_frames,
             decoded_frames=len(self.times_us),
-            **self._first_frame,  # type: ignore[arg-type] # the keys of `_describe`
+            **self._first_frame,
         )
 
     def _announced_duration(self) -> float:
@@ -326,7 +333,7 @@ class SourceDecoder:
             self._log.append((ERROR, "decoder", str(error.strerror)))
             return []
 
-    def _describe(self, frame: av.VideoFrame) -> dict[str, str | int | bool]:
+    def _describe(self, frame: av.VideoFrame) -> Row:
         """Return the metadata that the first frame gives: sizes as displayed, square pixels."""
         width, height = max(1, round(frame.width * self.pixel_aspect)), frame.height
         return {
@@ -334,6 +341,8 @@ class SourceDecoder:
             "src_width_px": height if self.orientation.is_sideways else width,
             "src_height_px": width if self.orientation.is_sideways else height,
             **self.orientation._asdict(),
+            **color_columns(frame),
+            "field_order": _FIELD_ORDERS.get(int(self._codec.field_order), "unknown"),
         }
 
 

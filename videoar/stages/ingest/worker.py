@@ -42,6 +42,9 @@ class IngestWorker:
             num_frames=config.num_frames,
             rate_fps=config.rate_fps,
             size_px=config.size_px,
+            crop=config.crop,
+            deinterlace=config.deinterlace,
+            tone_map=config.tone_map,
             find_shots=config.find_shots,
             max_clips=config.max_clips_per_source,
             choose=config.choose,
@@ -152,7 +155,9 @@ class IngestWorker:
         # the size of this clip, not the list of sizes in the options: adding a size to the
         # list changes the ids of those clips only that get the new size
         size = height if height == width else [height, width]
-        key = [inherited["source_id"], span, {**self._config.clip_options, "size_px": size}]
+        transforms = _transforms({**inherited, **clip})
+        options = {**self._config.clip_options, "size_px": size, **transforms}
+        key = [inherited["source_id"], span, options]
         return {**inherited, **clip, "clip_id": digest_json(key)[:32]}
 
 
@@ -178,6 +183,14 @@ def _left_out(clips: list[Row]) -> dict[str, int]:
     # where decoding has stopped (`choose: first`), the number of clips is unknown
     num_left = {} if num_found is None else {"clips_left_out": num_found - len(clips)}
     return {"sources_with_more_clips": 1, **num_left}
+
+
+def _transforms(clip: Row) -> Row:
+    """Return what made the pixels of a clip others than those of its plainly resized source."""
+    made = {name: clip[name] for name in ("deinterlacer", "tone_map") if clip[name]}
+    whole = [0, 0, clip["src_width_px"], clip["src_height_px"]]
+    has_bars = clip["active_box"] is not None and list(clip["active_box"]) != whole
+    return {**made, "crop_box": clip["crop_box"]} if has_bars else made
 
 
 def _reject(row: Row, error: MediaError, source_id: str | None) -> Row:

@@ -1,0 +1,59 @@
+"""What a frame says of its colours, and what is assumed where it says nothing.
+
+Names are those of FFmpeg (`av_color_transfer_name` and its siblings); numbers are those of H.273.
+"""
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, ColorTrc, VideoReformatter
+
+from videoar.core.types import Row
+
+_HD_WIDTH, _SD_HEIGHT = 1280, 576  # without a tag, players take what is larger for BT.709
+_BT709, _UNSPECIFIED, _BT601, _BT2020 = 1, 2, 6, 9  # matrices
+_TRANSFERS = {
+    1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 7: "smpte240m", 8: "linear",
+    9: "log100", 10: "log316", 11: "iec61966-2-4", 12: "bt1361e", 13: "iec61966-2-1",
+    14: "bt2020-10", 15: "bt2020-12", 16: "smpte2084", 17: "smpte428", 18: "arib-std-b67",
+}  # fmt: skip
+_PRIMARIES = {
+    1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "film", 9: "bt2020",
+    10: "smpte428", 11: "smpte431", 12: "smpte432", 22: "ebu3213",
+}  # fmt: skip
+_MATRICES = {
+    0: "gbr", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "ycgco",
+    9: "bt2020nc", 10: "bt2020c", 11: "smpte2085", 12: "chroma-derived-nc", 13: "chroma-derived-c",
+    14: "ictcp", 15: "ipt-c2",
+}  # fmt: skip
+_HDR = {ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67}
+
+
+def matrix_of(frame: av.VideoFrame) -> int:
+    """Return the matrix from the colours of a frame to RGB: announced, else by transfer or size."""
+    if frame.colorspace != _UNSPECIFIED:
+        return int(frame.colorspace)
+    if frame.color_trc in _HDR:
+        return _BT2020
+    return _BT709 if frame.width >= _HD_WIDTH or frame.height > _SD_HEIGHT else _BT601
+
+
+def color_columns(frame: av.VideoFrame) -> Row:
+    """Return the columns `color_*` of `clips@1`."""
+    is_rgb = frame.format.is_rgb
+    is_full = is_rgb or frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
+    return {
+        "color_transfer": _TRANSFERS.get(int(frame.color_trc)),
+        "color_primaries": _PRIMARIES.get(int(frame.color_primaries)),
+        "color_matrix": "gbr" if is_rgb else _MATRICES.get(matrix_of(frame)),
+        "color_range": "full" if is_full else "limited",
+    }
+
+
+def luma_of(frame: av.VideoFrame, to_grey: VideoReformatter) -> np.ndarray:
+    """Return the luma of a frame at its own size: uint8 [height, width], mostly a view."""
+    plane = frame.planes[0]
+    if not frame.format.name.startswith(("yuv4", "yuvj4")) or frame.format.components[0].bits != 8:
+        plane = to_grey.reformat(frame, format="gray", threads=1).planes[0]
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+    luma_HW: np.ndarray = rows[: frame.height, : frame.width]
+    return luma_HW

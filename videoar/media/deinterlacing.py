@@ -1,0 +1,112 @@
+"""Find combed frames by measuring them, and deinterlace those with libavfilter's `bwdif`.
+
+Flags do not decide: combed pictures are often coded without them, and whole progressive films carry
+them. A frame is combed if its two fields belong to different times. That shows where something
+moves: its top field then fits the bottom field of the frame before (or after) as well as its own.
+
+    weave of the fields  t of this frame, b of this one    energy `own`
+                         t of this, b of the one before    energy `near` if the top field is first
+                         t of the one before, b of this    energy `far`
+
+Energy is the difference of a row from the rows above and below it, of the pixels that move. Where
+both fields are of one time, own is far below near (0.04 to 0.7 on 24 films); where they are not, it
+is about the same, and far above near. Noise has the same energy in all three.
+
+Each frame is judged and deinterlaced with its two neighbours alone, so a clip that is decoded again
+by time stamps gets the same pixels.
+"""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.filter import Graph
+from av.video.reformatter import VideoReformatter
+
+from videoar.media.color import luma_of
+from videoar.media.pictures import Picture
+
+DEINTERLACER = "bwdif"
+_BLOCK, _STRIP = 64, 8  # chosen: of 64 columns 8 are measured; enough, and 0.07 ms at 720x576
+_MOVED = 8  # chosen: grey levels, above coding noise
+_MIN_MOVING = 64  # chosen: pixels
+_MIN_COMB = 1.2  # chosen: energy over that of rows two apart; smooth progressive pictures have 1
+# chosen on 24 films: own / near and far / near from which a frame is combed; lower with a flag
+_UNTAGGED, _TAGGED = (0.8, 1.2), (0.7, 1.03)
+
+
+class Deinterlacer:
+    """Replaces the combed frames of one source."""
+
+    def __init__(self) -> None:
+        self._to_grey = VideoReformatter()
+        self._graphs: dict[tuple[object, ...], Graph] = {}
+
+    def top_field_first(self, picture: Picture) -> bool | None:
+        """Return the order of the fields of a combed frame, None for one that is not combed."""
+        frames = picture.before, picture.frame, picture.after
+        sizes = {(f.width, f.height, f.format.name) for f in frames}
+        if len(sizes) > 1 or picture.frame.height < 8:
+            return None
+        before, own, after = (self._strips(frame) for frame in frames)
+        moving = ((np.abs(own - before) > _MOVED) | (np.abs(own - after) > _MOVED))[1:-1]
+        if moving.sum() < _MIN_MOVING:
+            return None
+        energy = _energy(own, moving)
+        if energy < _MIN_COMB * np.abs(own[2:] - own[:-2])[moving].sum():
+            return None
+        top_first = _energy(_weave(own, before), moving) + _energy(_weave(after, own), moving)
+        bottom_first = _energy(_weave(before, own), moving) + _energy(_weave(own, after), moving)
+        near, far = sorted((float(top_first), float(bottom_first)))
+        min_own, min_far = _TAGGED if picture.frame.interlaced_frame else _UNTAGGED
+        is_combed = 2 * energy >= min_own * near and far >= min_far * near
+        return bool(top_first <= bottom_first) if is_combed else None
+
+    def progressive(self, picture: Picture, *, top_field_first: bool) -> av.VideoFrame:
+        """Return the frame with its second field interpolated."""
+        frame = picture.frame
+        key = frame.width, frame.height, frame.format.name, top_field_first
+        graph = self._graphs.get(key)
+        if graph is None:
+            graph = self._graphs[key] = Graph()
+            source = graph.add_buffer(
+                width=frame.width,
+                height=frame.height,
+                format=frame.format,
+                time_base=Fraction(1, 25),
+            )
+            parity = "tff" if top_field_first else "bff"
+            options = f"mode=send_frame:parity={parity}:deint=all:threads=1"
+            graph.link_nodes(source, graph.add(DEINTERLACER, options), graph.add("buffersink"))
+            graph.configure()
+        for neighbour in (picture.before, frame, picture.after):
+            graph.push(neighbour)
+        return _last(graph)
+
+    def _strips(self, frame: av.VideoFrame) -> np.ndarray:
+        """Return some columns of the luma of a frame: int16 [height, columns]."""
+        luma = luma_of(frame, self._to_grey)
+        blocks = frame.width // _BLOCK
+        if blocks >= _STRIP:
+            luma = luma[:, : blocks * _BLOCK].reshape(frame.height, blocks, _BLOCK)[:, :, :_STRIP]
+        return luma.reshape(frame.height, -1).astype(np.int16)
+
+
+def _weave(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    both = top.copy()
+    both[1::2] = bottom[1::2]
+    return both
+
+
+def _energy(rows: np.ndarray, moving: np.ndarray) -> float:
+    return float(np.abs(2 * rows[1:-1] - rows[:-2] - rows[2:])[moving].sum())
+
+
+def _last(graph: Graph) -> av.VideoFrame:
+    """Return the newest frame that a graph has; the ones before belong to earlier pictures."""
+    newest = graph.vpull()
+    while True:
+        try:
+            newest = graph.vpull()
+        except (av.BlockingIOError, av.EOFError):
+            return newest

@@ -1,0 +1,34 @@
+"""Decoded frames with what is known of them, each beside its neighbours."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import av
+
+from videoar.media.orientation import UPRIGHT, Orientation
+from videoar.media.source_decoder import SourceDecoder
+
+
+class Picture(NamedTuple):
+    """A decoded frame; at an end of the source it is its own neighbour."""
+
+    frame: av.VideoFrame
+    before: av.VideoFrame
+    after: av.VideoFrame
+    orientation: Orientation = UPRIGHT
+    errors: int = 0
+    number: int = 0
+    time_us: int = 0
+
+
+def pictures(decoder: SourceDecoder) -> Iterator[Picture]:
+    """Yield the frames of a source, each once its successor is decoded."""
+    held: Picture | None = None
+    for frame, errors in decoder.frames():
+        before = frame if held is None else held.frame
+        if held is not None:
+            yield held._replace(after=frame)
+        number, time_us = len(decoder.times_us) - 1, decoder.last_us
+        held = Picture(frame, before, frame, decoder.orientation, errors, number, time_us)
+    if held is not None:
+        yield held
