@@ -5,7 +5,7 @@
     probe           which demuxer may open a file, from its content
     source_decoder  frames of one source, tolerant of damage
     scan            frames to clips: shots, transitions, frame_resizer, clip_scores
-    frame_resizer   a frame to clip size, with active_area (bars), deinterlacing, tone_mapping, color
+    frame_resizer   a frame at clip size; active_area (bars), deinterlacing, tone_mapping, color
     sandbox         fetch and scan in child processes that can be killed
     transcode       clips to MP4
     decode          frames of an MP4 that transcode wrote; thumbnails

@@ -22,6 +22,7 @@ from videoar.media.process import Limits
 from videoar.media.reject_codes import reject_row
 from videoar.media.sandbox import SandboxedDecoder, second_try
 from videoar.media.scan import DecodedClip, ScanPlan
+from videoar.media.tone_mapping import GAMUT
 from videoar.storage.object_store import ObjectStore, get_content
 
 COLUMNS = (
@@ -63,7 +64,8 @@ class ClipReader:
             take_us=tuple(row["frame_times_us"]),
             active_box=row["active_box"],
             deinterlace="auto" if row["deinterlacer"] else "off",
-            tone_map=row["tone_map"],
+            # wide gamut is mapped with any curve
+            tone_map="clip" if row["tone_map"] == GAMUT else row["tone_map"],
             **_UNBOUNDED,
         )
         (clip,) = second_try(lambda: list(self._decoder.run(self._fetched(row), plan)))
