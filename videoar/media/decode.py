@@ -28,8 +28,9 @@ def decode_clip(data: bytes | Path) -> np.ndarray:
     import av
     from av.video.reformatter import Interpolation, VideoReformatter
 
-    # swscale's defaults are a level too dark and give each pair of pixels in a row one chroma
-    exact = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+    # swscale's defaults are a level too dark and give each pair of pixels in a row one chroma;
+    # in two steps, by way of planes, the exact conversion takes half the time
+    exact = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
     where = str(data) if isinstance(data, Path) else f"{len(data)} bytes"
     source = f"file:{data.resolve()}" if isinstance(data, Path) else io.BytesIO(data)
     try:
@@ -37,11 +38,12 @@ def decode_clip(data: bytes | Path) -> np.ndarray:
             stream = container.streams.video[0]
             stream.thread_type = "NONE"
             # shared by all frames: `frame.to_ndarray` would create one each, half of the total time
-            reformat = VideoReformatter().reformat
-            frames = [
-                reformat(frame, format="rgb24", interpolation=exact, threads=1).to_ndarray()
+            to_rgb, pack = VideoReformatter().reformat, VideoReformatter().reformat
+            planes = (
+                to_rgb(frame, format="gbrp", interpolation=exact, threads=1)
                 for frame in container.decode(stream)
-            ]
+            )
+            frames = [pack(p, format="rgb24", threads=1).to_ndarray() for p in planes]
     except (av.FFmpegError, IndexError) as error:
         raise MediaError(where, "CORRUPT", f"cannot be decoded: {error}") from error
     if not frames:

@@ -30,8 +30,8 @@ DEINTERLACER = "bwdif"
 _BLOCK, _STRIP = 64, 8  # chosen: of 64 columns 8 are measured; enough, and 0.07 ms at 720x576
 _MOVED = 8  # chosen: grey levels, above coding noise
 _MIN_MOVING = 64  # chosen: pixels
-# chosen on 40 films: energy own over near; far over near without a flag and with one; energy over the
-# difference of rows two apart, which is the same for combed and progressive pictures
+# chosen on 40 films: energy own over near; far over near without a flag and with one; energy over
+# the difference of rows two apart, which is the same for combed and progressive pictures
 _MIN_OWN, _MIN_FAR, _MIN_FAR_TAGGED, _MIN_COMB = 0.6, 1.3, 1.07, 0.25
 
 
