@@ -90,7 +90,7 @@ class FrameResizer:
     def luma(self, frame: av.VideoFrame) -> np.ndarray:
         """Return the luma of a frame inside the bars as uint8 [36, 64], full range."""
         active = self._active_in(frame)
-        source = frame if active == _whole(frame) else self._cropped(frame, active, 0)
+        source = frame if active == _box_of(frame) else self._cropped(frame, active, 0)
         small = self._to_luma.reformat(
             source,
             LUMA_WIDTH,
@@ -104,7 +104,7 @@ class FrameResizer:
         )
         luma_hw: np.ndarray = small.to_ndarray()
         mapper = self._mapper_for(frame)
-        return luma_hw if mapper is None else mapper.grey[luma_hw]
+        return luma_hw if mapper is None else mapper.mapped_luma[luma_hw]
 
     def rgb(self, picture: Picture) -> tuple[np.ndarray, Row]:
         """Return the centre of a frame inside the bars, resized and upright, and how it was made.
@@ -132,7 +132,7 @@ class FrameResizer:
         if is_saving and _is_planar(frame) and min(active.width, active.height) >= 2:
             resized = crop_width, crop_height
             source = self._cropped(frame, shown, 1)
-        elif active != _whole(frame):
+        elif active != _box_of(frame):
             source = self._cropped(frame, active, 1)
         mapper = self._mapper_for(frame)
         scaled = self._to_rgb.reformat(
@@ -168,7 +168,7 @@ class FrameResizer:
 
     def _active_in(self, frame: av.VideoFrame) -> Box:
         if self._active is None or self._active[1] != (frame.width, frame.height):
-            return _whole(frame)
+            return _box_of(frame)
         return self._active[0]
 
     def _centre(self, outer: Box, width: int, height: int) -> Box:
@@ -225,7 +225,7 @@ class _CropBuffer:
         return np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
 
 
-def _whole(frame: av.VideoFrame) -> Box:
+def _box_of(frame: av.VideoFrame) -> Box:
     return Box(0, 0, frame.width, frame.height)
 
 

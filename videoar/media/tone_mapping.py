@@ -65,7 +65,9 @@ class ToneMapper:
         self._table = _table(like.color_trc, like.color_primaries, mapping)
         n = np.arange(len(self._table))
         levels = self._table[n, n, n].mean(axis=-1) / 257
-        self.grey = np.interp(np.arange(256), 255 * n / n[-1], levels).round().astype(np.uint8)
+        self.mapped_luma = (
+            np.interp(np.arange(256), 255 * n / n[-1], levels).round().astype(np.uint8)
+        )
         """What each level of grey becomes, uint8 [256]: luma frames have no colour."""
         self._unpack, self._pack = VideoReformatter(), VideoReformatter()
         self._graph: Graph | None = None
