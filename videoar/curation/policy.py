@@ -33,6 +33,8 @@ SCORE_MISSING = "SCORE_MISSING"
 _FRAME_SLACK = 2  # containers announce up to two frames that no decoder outputs
 # chosen: NTSC's 1000/1001 is 0.1 %; the time stamps of short clips in whole ms are off by 0.3 %
 _CLOCK_SLACK = {"src_rate_fps": 0.005}
+# FFmpeg's names of transfer functions that look wrong where they are taken for that of BT.709
+_HDR_TRANSFERS = {"smpte2084", "arib-std-b67", "log100", "log316"}
 _FOLDER = Path(__file__).parent / "policies"
 _PERCENTILE = re.compile(r"p(\d\d)")
 _RULES = (  # reason, score, bound; reasons are reported in this order, the first one is counted
@@ -44,6 +46,8 @@ _RULES = (  # reason, score, bound; reasons are reported in this order, the firs
     ("TRUNCATED", "decoded_share", "min_decoded_share"),
     ("DECODE_ERRORS", "decode_errors", "max_decode_errors"),
     ("FRAMES_MISSING", "missing_frames", "max_missing_frames"),
+    ("HDR", "unmapped_hdr", "max_unmapped_hdr"),
+    ("INTERLACED", "combed_left_frac", "max_combed_frac"),
     ("BLACK", "black_frac", "max_black_frac"),
     ("FROZEN", "still_frac", "max_freeze_frac"),
     ("LOW_MOTION", "motion_mean", "min_motion"),
@@ -59,7 +63,7 @@ COLUMNS = (
     "src_width_px", "src_height_px", "src_rate_fps", "expected_frames", "decoded_frames",
     "decode_errors", "missing_frames", "num_frames", "rate_fps", "luma_mean", "black_frac",
     "freeze_frac", "blur_p10", "motion_mean", "letterbox_frac", "still_frac", "motion_per_s",
-    *_LISTS.values(),
+    "color_transfer", "tone_map", "combed_frac", "deinterlacer", *_LISTS.values(),
 )  # fmt: skip
 """Columns of `clips@1` that `evaluate` needs."""
 Bounds = Mapping[str, float | None]
@@ -116,6 +120,10 @@ class Policy(Frozen):
     max_missing_frames: Bound = None
     """Most frames that the times in the clip's span show to be lost; none are where the frame rate
     varies."""
+    max_unmapped_hdr: Bound = None
+    """0 rejects clips of high dynamic range (PQ, HLG, logarithmic) not mapped to BT.709."""
+    max_combed_frac: Bound = None
+    """Largest share of combed frames in a clip that was not deinterlaced, 0 to 1."""
     min_luma: Bound = None
     """Smallest mean luma, 0 (black) to 255."""
     max_luma: Bound = None
@@ -244,6 +252,10 @@ def _derived(scores: Mapping[str, Any]) -> dict[str, float | None]:
         "duration_s": (scores["num_frames"] - 1) / scores["rate_fps"],
         "decoded_share": (scores["decoded_frames"] + _FRAME_SLACK) / expected,
         "missing_frames": scores["missing_frames"] or 0,  # null in clips of version 0.1
+        "unmapped_hdr": float(
+            scores["color_transfer"] in _HDR_TRANSFERS and scores["tone_map"] is None
+        ),
+        "combed_left_frac": 0.0 if scores["deinterlacer"] else scores["combed_frac"] or 0.0,
         **_in_time(scores),
     }
 

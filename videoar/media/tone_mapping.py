@@ -25,8 +25,6 @@ _OfArray = Callable[[np.ndarray], np.ndarray]
 Curve = Literal["mobius", "hable", "reinhard", "clip"]
 GAMUT = "gamut"
 """Takes the place of a curve for a source that only has wider primaries."""
-HDR_TRANSFERS = {"smpte2084", "arib-std-b67", "log100", "log316"}
-"""Transfer functions (FFmpeg's names) that look wrong where they are taken for that of BT.709."""
 _PEAK = 10.0  # 1000 cd/m2, the default of `tonemap`; brighter light becomes white
 _LEVEL = 7  # of the Hald image: 49 values per colour; 64 are not nearer to zscale
 _FORMAT = "rgb48le"  # haldclut of FFmpeg 8 exchanges the colours of planar frames

@@ -34,6 +34,8 @@ GOOD = clip_row()
         ({"decoded_frames": 90}, "TRUNCATED"),
         ({"decode_errors": 1}, "DECODE_ERRORS"),
         ({"missing_frames": 1}, "FRAMES_MISSING"),
+        ({"color_transfer": "arib-std-b67"}, "HDR"),
+        ({"combed_frac": 0.5}, "INTERLACED"),
         ({"black_frac": 0.5}, "BLACK"),
         ({"still_frac": 0.9}, "FROZEN"),
         ({"motion_per_s": 0.0}, "LOW_MOTION"),
@@ -50,6 +52,19 @@ def test_each_bound_gives_its_reason(change, reason):
     assert evaluate(GOOD, BOUNDS, {}) == []
     assert evaluate({**GOOD, **change}, BOUNDS, {}) == [reason]
     assert reason in REASONS
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"color_transfer": "smpte2084", "tone_map": "hable"},
+        {"color_transfer": None},
+        {"combed_frac": 1.0, "deinterlacer": "bwdif"},
+        {"combed_frac": None},
+    ],
+)
+def test_pictures_that_were_transformed_or_are_of_release_0_1_0_are_kept(change):
+    assert evaluate({**GOOD, **change}, BOUNDS, {}) == []
 
 
 @pytest.mark.parametrize(
