@@ -1,10 +1,12 @@
 """A few of the schedules that `make soak` plays by the hundreds."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.support.soak import KINDS, Schedule, Subject, measured, toy_subject
+from videoar.storage.ledger import seal
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +33,6 @@ def test_observer_notices_what_is_not_whole_and_what_changes(subject: Subject, t
     store.objects.delete("refs/other/00000000.json")
     observer.look()
     event = next(iter(store.ledger.list("runs/run1/events/")))
-    store.objects.put(event, b'{"kind": "other"}')
+    store.objects.put(event, json.dumps(seal(event, {"kind": "other"})).encode())
     with pytest.raises(AssertionError, match="have changed"):
         observer.look()

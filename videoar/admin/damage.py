@@ -83,9 +83,8 @@ class _Scan:
     def records(self) -> Iterator[_Damage]:
         """Yield the records that are not what was written; `named` reads commits."""
         infos = self._store.objects.list("")
-        left_out = (layout.OBJECTS_PREFIX, layout.CHECKPOINTS_PREFIX, layout.TABLES_PREFIX)
-        keys = (info.key for info in infos if not info.key.startswith(left_out))
-        for key, what in concurrently(self._wrong_with, (k for k in keys if k.endswith(".json"))):
+        keys = (info.key for info in infos if layout.is_record(info.key))
+        for key, what in concurrently(self._wrong_with, keys):
             self.keys += 1
             if what:
                 self.damaged += 1

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from videoar.api.data import schema, stages
 from videoar.api.models import compare, generate, load, report, report_index, report_path, serve
-from videoar.api.ops import bench, forget, gc_apply, gc_plan, open_store
+from videoar.api.ops import bench, forget, gc_apply, gc_plan, open_store, store_migrate
 from videoar.api.runs import (
     Document,
     Watch,
@@ -82,8 +82,8 @@ __all__ = [
     "quarantine", "quarantine_accept", "quarantine_retry", "refs", "report", "report_index",
     "report_path", "resume", "rollback", "run", "schedule_ls", "schedule_pause", "schedule_release",
     "schedule_serve", "schedule_tick", "schema", "serve", "show", "stages", "status", "store_copy",
-    "store_verify", "validate", "validate_pipeline", "vbench_check", "vbench_export", "vbench_plan",
-    "vbench_setup",
+    "store_migrate", "store_verify", "validate", "validate_pipeline", "vbench_check",
+    "vbench_export", "vbench_plan", "vbench_setup",
 ]  # fmt: skip
 
 __getattr__ = lazy_names(

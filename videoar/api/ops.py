@@ -31,6 +31,23 @@ def open_store(url: str = "") -> Store:
     return store.open_store(url or settings().store_url, endpoint=settings().s3_endpoint)
 
 
+def store_migrate(url: str = "") -> dict[str, Any]:
+    """Bring a store to the format of this version, see `videoar.admin.migrate`.
+
+    Args:
+        url: as for `open_store`.
+
+    Raises:
+        ConfigError: the URL cannot be used.
+        StorageError: its format is newer.
+    """
+    from videoar.admin.migrate import migrate
+    from videoar.storage import store
+
+    url, endpoint = url or settings().store_url, settings().s3_endpoint
+    return migrate(store.open_store(url, endpoint=endpoint, any_format=True))
+
+
 def forget(
     store: Store, source: str, reason: str = "", *, dry_run: bool = False, replan: bool = False
 ) -> Document:
@@ -57,7 +74,8 @@ def forget(
     holders = {entry["id"] for entry in result["derived"] if entry["holds_content"]}
     # listed after the takedown: runs that started meanwhile may have read the source
     runs = ls(store)[::-1]  # the oldest first
-    affected = [run for run in runs if holders & _snapshots_of(run)]
+    # what a damaged run has made is not known: its page goes, too
+    affected = [r for r in runs if holders & _snapshots_of(r) or r.status == "DAMAGED"]
     if not dry_run:
         rerender_reports(store, affected)
     for run in runs:

@@ -130,7 +130,7 @@ store_group = typer.Typer(cls=VerbGroup, invoke_without_command=True)
 
 @store_group.callback()
 def store(ctx: typer.Context) -> None:
-    """Copy the store, and compare the copy."""
+    """Copy the store, compare the copy, migrate it."""
     print_help_without_verb(ctx)
 
 
@@ -154,6 +154,20 @@ def verify(url: CopyUrl) -> None:
     Exit code 7 if the copy lacks something, such as what was written since.
     """
     _emit_copy(api.store_verify(session.open(), url), "equal")
+
+
+@verb(store_group, _PANEL, "store migrate")
+def migrate() -> None:
+    """Bring a store that an earlier version has made to the format of this one.
+
+    Stop all its writers first. A call that was killed is repeated. Exit code 7 if a record is
+    damaged; it stays as it is, and all others are migrated.
+    """
+    result = api.store_migrate(session.store)
+    total = f"format {result['from']} to {result['to']}: {result['sealed']} records sealed"
+    emit(result, lambda: [*result["damaged"], total])
+    if not result["ok"]:
+        raise typer.Exit(StorageError.exit_code)
 
 
 def _emit_copy(report: dict[str, Any], what: str) -> None:

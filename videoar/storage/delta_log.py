@@ -137,9 +137,7 @@ def _commit_of(key: str, data: bytes) -> Commit | None:
     commits = (action.get("commitInfo", {}).get("videoar") for action in _actions_in(key, data))
     commit = next(filter(None, commits), None)
     try:
-        if isinstance(commit, str):  # an object in logs of earlier versions
-            commit = json.loads(commit)
-        return None if commit is None else Commit.model_validate(unseal(key, commit))
+        return None if commit is None else Commit.model_validate(unseal(key, json.loads(commit)))
     except (TypeError, ValueError) as error:
         raise DamagedError(key, "damaged: no commit", "restore it from a copy") from error
 

@@ -40,7 +40,7 @@ in one folder. `tests.checks.literals` fails when a key is spelled in any other 
 
 import re
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of this layout and of the records in it. Raise it when an older version of the code would
 misread a store; a record that only gained a field needs no new version, readers ignore it."""
 FORMAT_KEY = "format.json"
@@ -136,6 +136,20 @@ def log_prefix(dataset: str) -> str:
 def log_version_key(dataset: str, version: int) -> str:
     """Return the key of one version of a Delta log; 20 digits by the Delta protocol."""
     return f"{log_prefix(dataset)}{version:020d}.json"
+
+
+def is_record(key: str) -> bool:
+    """Return whether a key is a record of the ledger, not content, display or a list of keys."""
+    first, _, rest = key.partition("/")
+    *_, name = key.split("/")
+    if f"{first}/" == RUNS_PREFIX and run_of_progress(key):
+        return False
+    other = (OBJECTS_PREFIX, TABLES_PREFIX, TEXT_FEATURES_PREFIX, PROBES_PREFIX, OPEN_JOBS_PREFIX)
+    is_part = key.startswith(PLANS_PREFIX) and name != "plan.json"
+    is_content = re.fullmatch(r"[0-9a-f]{64}\.json", name) and key.startswith(CHECKPOINTS_PREFIX)
+    return bool(rest and name.endswith(".json")) and not (
+        key.startswith(other) or is_part or is_content
+    )
 
 
 def is_log_version(key: str) -> bool:

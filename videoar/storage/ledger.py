@@ -6,8 +6,7 @@ last record is the head. A listing may lag behind, so the end of a log is found 
 after the last number listed.
 
 Each record has a digest of its key and content: a bit that a disk has turned over, or one record in
-the place of another, is an error that names the key, never another answer. Records of earlier
-versions have none.
+the place of another, is an error that names the key, never another answer.
 """
 
 import getpass
@@ -26,7 +25,6 @@ from videoar.storage.object_store import ObjectStore
 from videoar.storage.store_format import WriteGuard
 
 Record = dict[str, Any]
-_NONCE = "append_nonce"  # in records of earlier versions
 _DIGEST = "record_sha256"
 
 
@@ -41,17 +39,21 @@ def unseal(key: str, sealed: Record) -> Record:
 
     Args:
         key: of the record.
-        sealed: as it was read; without a digest if an earlier version has written it.
+        sealed: as it was read.
 
     Raises:
-        DamagedError: the digest is of another key or content, or there is no content at all.
+        DamagedError: it has no digest, or that of another key or content.
     """
     record = dict(sealed)
-    digest = record.pop(_DIGEST, None)
-    if digest != digest_json([key, record]) if digest else not record:
+    if record.pop(_DIGEST, None) != digest_json([key, record]):
         what = "damaged: its content is not what was written"
         raise DamagedError(key, what, "restore it from a copy")
     return record
+
+
+def is_sealed(record: Mapping[str, Any]) -> bool:
+    """Return whether a record has a digest, right or wrong."""
+    return _DIGEST in record
 
 
 def replace_in_record(key: str, data: bytes, old: Iterable[bytes], new: bytes) -> bytes:
@@ -62,8 +64,8 @@ def replace_in_record(key: str, data: bytes, old: Iterable[bytes], new: bytes) -
     with suppress(DamagedError):
         _parse(key, before)
         record = json.loads(data)
-        if record.pop(_DIGEST, None):
-            data = canonical_json(seal(key, record)).encode()
+        del record[_DIGEST]
+        data = canonical_json(seal(key, record)).encode()
     return data
 
 
@@ -142,9 +144,7 @@ def _parse(key: str, data: bytes) -> Record:
         sealed = None
     if not isinstance(sealed, dict):
         raise DamagedError(key, "damaged: no JSON object", "restore it from a copy")
-    record = unseal(key, sealed)
-    record.pop(_NONCE, None)
-    return record
+    return unseal(key, sealed)
 
 
 class Refs:

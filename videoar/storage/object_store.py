@@ -174,7 +174,11 @@ def missing_error(objects: ObjectStore, key: str) -> StorageError:
     where, record = f"{objects.url}/{key}", objects.find(withdrawal_key(key))
     if record is None:
         return StorageError(where, "no such object", "deleted, or never written to this store")
-    source = json.loads(record)["source"]
+    try:
+        source = json.loads(record)["source"]
+    except (KeyError, TypeError, ValueError):
+        what = "damaged: no record of a takedown"
+        return DamagedError(withdrawal_key(key), what, "restore it from a copy")
     what = f"withdrawn by the takedown of source {source}"
     return WithdrawnError(where, what, "run its pipeline again")
 

@@ -136,19 +136,21 @@ class Store:
         return sha256.hexdigest()
 
 
-def open_store(url: str, *, endpoint: str = "") -> Store:
+def open_store(url: str, *, endpoint: str = "", any_format: bool = False) -> Store:
     """Open a store.
 
     Args:
         url: `file:///folder`, `s3://bucket/prefix` or `memory://name`.
         endpoint: S3 server other than AWS.
+        any_format: also one whose records this version of the code cannot read, to migrate it.
 
     Raises:
         ConfigError: the URL cannot be used.
-        StorageError: the store cannot be reached, or its format is newer than this code.
+        StorageError: the store cannot be reached, or its format is not that of this code.
     """
     objects = _open_objects(url, endpoint)
-    check_format(objects)
+    if not any_format:
+        check_format(objects)
     return Store(objects, endpoint)
 
 

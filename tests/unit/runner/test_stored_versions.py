@@ -11,7 +11,7 @@ from videoar.engine.inline import InlineEngine
 from videoar.pipeline.spec import parse_pipeline
 from videoar.records.run_record import load_run
 from videoar.runner.execute import Execution
-from videoar.storage.layout import FORMAT_KEY, RUNS_PREFIX, STAGES_PREFIX
+from videoar.storage.layout import FORMAT_KEY, RUNS_PREFIX, STAGES_PREFIX, is_record
 from videoar.storage.ledger import seal
 from videoar.storage.store import open_store
 
@@ -49,7 +49,7 @@ def test_run_and_work_records_with_unknown_fields_are_read(url, tmp_path):
     store = open_store(url)
     first = execute(store, tmp_path / "videos")
     for prefix in (RUNS_PREFIX, STAGES_PREFIX):
-        for key in [key for key in store.ledger.list(prefix) if key.endswith(".json")]:
+        for key in filter(is_record, list(store.ledger.list(prefix))):
             record = add_field(store.ledger.read(key))
             store.objects.put(key, json.dumps(seal(key, record)).encode())
     assert load_run(store, first.run_id).stages == first.stages
@@ -67,5 +67,5 @@ def test_newer_store_format_is_one_line_and_exit_code_7(url, verb, monkeypatch, 
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert line.endswith(
-        "format.json: store format 99 is newer than 1, the newest this code reads (upgrade videoar)"
+        "format.json: store format 99 is newer than 2, the newest this code reads (upgrade videoar)"
     )

@@ -69,20 +69,13 @@ def test_opening_and_reading_write_nothing(url, tmp_path):
 )
 def test_first_write_records_the_format(url, write):
     write(open_store(url))
-    assert json.loads(open_store(url).objects.get(FORMAT_KEY)) == {"format_version": 1}
-
-
-def test_store_without_a_format_record_is_read(url):
-    store = open_store(url)
-    made = commit(store, sources("a"))
-    store.objects.delete(FORMAT_KEY)
-    assert open_store(url).snapshot(made.id).table(["uri"])["uri"].to_pylist() == ["a"]
+    assert json.loads(open_store(url).objects.get(FORMAT_KEY)) == {"format_version": 2}
 
 
 def test_newer_format_is_rejected_by_readers_and_by_a_writer_that_was_open(url):
     store = open_store(url)
-    store.objects.put(FORMAT_KEY, b'{"format_version": 2, "by": "later"}')
-    what = r"format.json: store format 2 is newer than 1, .* \(upgrade videoar\)$"
+    store.objects.put(FORMAT_KEY, b'{"format_version": 3, "by": "later"}')
+    what = r"format.json: store format 3 is newer than 2, .* \(upgrade videoar\)$"
     with pytest.raises(StorageError, match=what) as caught:
         open_store(url)
     assert "\n" not in str(caught.value)
@@ -91,7 +84,7 @@ def test_newer_format_is_rejected_by_readers_and_by_a_writer_that_was_open(url):
 
 
 def test_format_record_may_gain_fields(url):
-    open_store(url).objects.put(FORMAT_KEY, b'{"format_version": 1, "by": "later"}')
+    open_store(url).objects.put(FORMAT_KEY, b'{"format_version": 2, "by": "later"}')
     commit(open_store(url), sources("a"))
 
 

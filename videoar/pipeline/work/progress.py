@@ -109,18 +109,21 @@ def clear_progress(store: Store, run_id: str, stage: str) -> None:
 
 
 def read_progress(store: Store, run_id: str, stage: str) -> tuple[Progress, Curve] | None:
-    """Return the progress of a stage and its curve so far, None if it has written none."""
+    """Return the progress of a stage and its curve so far, None without one that can be read."""
     data = store.objects.find(progress_key(run_id, stage))
     if data is None:
         return None
-    state: dict[str, Any] = json.loads(data)
-    return Progress.model_validate(state), state.get("curve", [])
+    try:
+        state: dict[str, Any] = json.loads(data)
+        return Progress.model_validate(state), state.get("curve", [])
+    except (TypeError, ValueError):  # damaged, and for display only: the next write replaces it
+        return None
 
 
 def rank_usage(store: Store, run_id: str, stage: str) -> Iterator[Usage]:
     """Yield what the ranks of a training used, without the first one, whose record has it."""
     for key in store.ledger.list(rank_usage_prefix(run_id, stage)):
-        yield Usage.model_validate(store.ledger.read(key))
+        yield Usage.model_validate_json(store.objects.get(key))
 
 
 def duration(seconds: float) -> str:
