@@ -9,11 +9,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from videoar.contracts.names import MODELS
-from videoar.core.errors import VideoARError
+from videoar.core.errors import VideoARError, one_line
 from videoar.core.settings import settings
 from videoar.pipeline.spec import PipelineSpec
 from videoar.records import mlflow_mirror
-from videoar.records.mlflow_mirror import describe
 from videoar.records.run_record import load_run
 from videoar.storage.layout import report_key
 from videoar.storage.snapshot import Snapshot
@@ -30,7 +29,7 @@ def mirror_run(store: Store, spec: PipelineSpec, run_id: str, page: bytes | None
         mlflow_mirror.record_run(store, load_run(store, run_id), page, spec)
         _mirror_refs(store, _stale_refs(store))
     except Exception as error:  # noqa: BLE001 - MLflow is a mirror: if it is down, warn
-        logger.warning("run %s is not mirrored to MLflow, %s: %s", run_id, LATER, describe(error))
+        logger.warning("run %s is not mirrored to MLflow, %s: %s", run_id, LATER, one_line(error))
 
 
 def mirror_move(store: Store, ref: str) -> None:
@@ -38,7 +37,7 @@ def mirror_move(store: Store, ref: str) -> None:
     try:
         _mirror_refs(store, [ref] if store.snapshot(ref).contract == MODELS else [])
     except Exception as error:  # noqa: BLE001 - MLflow is a mirror: if it is down, warn
-        logger.warning("%s has moved, its MLflow alias not, %s: %s", ref, LATER, describe(error))
+        logger.warning("%s has moved, its MLflow alias not, %s: %s", ref, LATER, one_line(error))
 
 
 def mirror(store: Store, *, fix: bool) -> str:
@@ -60,9 +59,9 @@ def mirror(store: Store, *, fix: bool) -> str:
     except VideoARError:
         raise
     except Exception as error:
-        uri = describe(mlflow_mirror.tracking_uri(store))
+        uri = one_line(mlflow_mirror.tracking_uri(store))
         hint = "is the server up?" if settings().mlflow_uri else "" if fix else FIX
-        raise VideoARError(uri, describe(error), hint) from error
+        raise VideoARError(uri, one_line(error), hint) from error
     parts = ", ".join([f"{len(runs)} runs"] * bool(runs) + [f"ref {ref}" for ref in refs])
     if parts and not fix:
         where = mlflow_mirror.registered_name(store)

@@ -20,6 +20,7 @@ from videoar.cli.output import Block, discard_stdout, emit
 from videoar.cli.session import EXAMPLE, RootGroup, print_help_without_verb, session
 from videoar.core.errors import VideoARError, one_line
 from videoar.core.printable import printable
+from videoar.core.redact import redact
 
 app = typer.Typer(
     name="videoar",
@@ -101,7 +102,7 @@ def _fail(error: BaseException) -> int:
     """Print an error, below the summary of the run that it ended, and return its exit code."""
     if session.verbose:
         text = "".join(traceback.format_exception(error))
-        print(printable(text, keep="\n"), file=sys.stderr, end="")
+        print(printable(redact(text), keep="\n"), file=sys.stderr, end="")
     document = _describe(error)
     # where the error is in the options themselves, they have not been read to their end
     session.as_json = session.as_json or "--json" in sys.argv

@@ -31,6 +31,8 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Literal
 
+from videoar.core.redact import redact
+
 ErrorKind = Literal["user", "data", "code", "infra", "preempt", "memory", "throttle"]
 """Whose fault an error is: of the user's file or argument, of data, of code, of a machine."""
 
@@ -44,12 +46,12 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def one_line(error: object) -> str:
-    """Return the text of an error on one line: each run of white space becomes one space."""
-    return " ".join(str(error).split())
+    """Return the text of an error on one line, without secrets; white space becomes one space."""
+    return redact(" ".join(str(error).split()))
 
 
 class VideoARError(Exception):
-    """An error of one line: `<file or key>: <what> (<what to do>)`.
+    """An error of one line: `<file or key>: <what> (<what to do>)`, without secrets.
 
     Args:
         where: file, key path, row or name that the message is about.
@@ -63,10 +65,8 @@ class VideoARError(Exception):
     kind: ErrorKind = "code"
 
     def __init__(self, where: str, what: str, hint: str = "") -> None:
-        super().__init__(where, what, hint)  # pickle calls the class with `args`
-        self.where = where
-        self.what = what
-        self.hint = hint
+        self.where, self.what, self.hint = map(redact, (where, what, hint))
+        super().__init__(self.where, self.what, self.hint)  # pickle calls the class with `args`
 
     def __str__(self) -> str:
         return f"{self.where}: {self.what}" + (f" ({self.hint})" if self.hint else "")

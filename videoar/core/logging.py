@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 
 from videoar.core.printable import printable
+from videoar.core.redact import redact
 
 _context: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("videoar_log")
 
@@ -31,11 +32,11 @@ class _JsonFormatter(logging.Formatter):
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": redact(record.getMessage()),
             **_context.get({}),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = redact(self.formatException(record.exc_info))
         return json.dumps(line)
 
 
@@ -43,9 +44,11 @@ class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         where = "/".join(_context.get({}).values())
         text = f"{record.levelname.lower():7} {where + ': ' if where else ''}{record.getMessage()}"
-        lines = [printable(text)]  # messages contain file names, and errors of other programs
+        lines = [
+            printable(redact(text))
+        ]  # messages contain file names, and errors of other programs
         if record.exc_info:
-            lines.append(printable(self.formatException(record.exc_info), keep="\n"))
+            lines.append(printable(redact(self.formatException(record.exc_info)), keep="\n"))
         return "\n".join(lines)
 
 

@@ -7,6 +7,8 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
+from videoar.core.settings import child_environment
+
 _PACKAGE = Path(__file__).parent.parent
 
 
@@ -22,8 +24,9 @@ def _git(*arguments: str) -> str:
     if (git := shutil.which("git")) is None:
         return ""
     done = subprocess.run(  # noqa: S603 - constant arguments
-        [git, *arguments], cwd=_PACKAGE, capture_output=True, text=True, check=False
-    )
+        [git, *arguments], cwd=_PACKAGE, env=child_environment(), capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
     return done.stdout.strip()
 
 

@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from videoar.core.errors import ConfigError, did_you_mean, one_line
 from videoar.core.printable import printable
+from videoar.core.redact import redact
 from videoar.core.types import Json
 from videoar.pipeline.options import Option
 
@@ -49,8 +50,8 @@ class SpecError(ConfigError):
 
 
 def shown(value: Json) -> str:
-    """Return a value for a message: itself if it is short, else its kind and size."""
-    text = json.dumps(value, ensure_ascii=False)
+    """Return a value for a message, without secrets: itself if short, else its kind and size."""
+    text = redact(json.dumps(value, ensure_ascii=False))
     if len(text) <= _SHOWN_CHARS:
         return printable(text)
     if isinstance(value, Mapping):

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from videoar.core.errors import ConfigError, did_you_mean
 from videoar.core.ids import digest_json
 from videoar.core.names import NAME_HINT, is_name
+from videoar.core.redact import redact
 from videoar.core.types import Json
 from videoar.core.yaml_file import read_mapping
 from videoar.pipeline.input_url import absolute_input, input_problem, named_input
@@ -169,6 +170,7 @@ def parse_pipeline(
     ]
     for draft in drafts.values():
         mistakes += _check_ports(draft, inputs, drafts)
+        mistakes += _check_secrets(f"stages.{draft.name}", document["stages"][draft.name])
     schedule, schedule_mistakes = _parse_schedule(document)
     mistakes += schedule_mistakes + _check_trigger(schedule, inputs, drafts)
     order = _order(drafts, mistakes)
@@ -183,6 +185,17 @@ def parse_pipeline(
         document=dict(document),
         schedule=schedule,
     )
+
+
+def _check_secrets(path: str, value: Json) -> list[Mistake]:
+    """Find texts with a password: run records, pages and MLflow would keep them."""
+    if isinstance(value, Mapping):
+        return [m for key, item in value.items() for m in _check_secrets(f"{path}.{key}", item)]
+    if isinstance(value, list):
+        return [m for i, item in enumerate(value) for m in _check_secrets(f"{path}.{i}", item)]
+    if not isinstance(value, str) or redact(value) == value:
+        return []
+    return [Mistake(path, "contains a password or another secret (leave it to the environment)")]
 
 
 def _parse_schedule(document: Mapping[str, Any]) -> tuple[Schedule, list[Mistake]]:

@@ -75,11 +75,6 @@ def registered_name(store: Store) -> str:
     return f"videoar-{slug}"
 
 
-def describe(error: object) -> str:
-    """Return an error or address of MLflow on one line, without user name and password."""
-    return re.sub(r"://[^/\s]+@", "://***@", one_line(error))
-
-
 def alias_of(ref: str) -> str:
     """Return the alias of a ref: letters, digits, `_` and `-` only."""
     return ref.replace("/", "-")
@@ -286,7 +281,7 @@ class LiveMirror:
                 mirror = None  # reads what has arrived
                 if not has_warned:
                     what = "metrics are not in MLflow yet, sent later, or by videoar doctor --fix"
-                    logger.warning("%s: %s", what, describe(error))
+                    logger.warning("%s: %s", what, one_line(error))
                 has_warned = True
                 with self._changed:
                     if self._changed.wait_for(lambda: self._is_closed, _RETRY_S):

@@ -3,8 +3,8 @@
 import logging
 from collections.abc import Iterable
 
-from videoar.core.errors import VideoARError
-from videoar.records.mlflow_mirror import describe, record_run
+from videoar.core.errors import VideoARError, one_line
+from videoar.records.mlflow_mirror import record_run
 from videoar.records.run_record import Run, load_run
 from videoar.report.collect import collect
 from videoar.report.page import render
@@ -58,5 +58,5 @@ def _rerender_report(store: Store, run: Run) -> None:
     except Exception as error:  # noqa: BLE001 - the store's page is deleted; MLflow's may remain
         where = f"run {run.run_id}"
         logger.warning(
-            "%s: MLflow may still have the old page, run forget again: %s", where, describe(error)
+            "%s: MLflow may still have the old page, run forget again: %s", where, one_line(error)
         )
