@@ -115,7 +115,9 @@ def test_ranks_restart_after_a_killed_rank_and_not_after_a_config_error(
     with pytest.raises(ConfigError, match="gang: adds up to 3"):
         run_on_ray(store, document, engine)
     assert signal.getsignal(signal.SIGINT) is on_interrupt  # not that of Ray Train
-    assert [store.ledger.length(f"attempts/{rank}") for rank in range(2)] == [2, 2]
+    attempts = [store.ledger.length(f"attempts/{rank}") for rank in range(2)]
+    # the other rank may be ended with it before it has begun
+    assert attempts in ([1, 2], [2, 2])
 
 
 def test_reduction_computes_its_dask_graphs_on_ray_with_equal_results(
