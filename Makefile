@@ -20,14 +20,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Containers often set this: every start of Python would then compile torch and the rest again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup ffmpeg demo test test-fast check fmt bench soak clean
+.PHONY: help setup demo test test-fast check fmt bench soak clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' Makefile
 
 setup: $(STAMP)  ## create .venv and install, once
-
-ffmpeg:  # the peer of the tests and benchmarks: the platform itself does not run it
 	@command -v ffmpeg >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
@@ -54,10 +52,10 @@ demo: setup  ## raw video to promoted model on this machine; INPUT=FOLDER takes 
 	  exit $$code
 
 # Files in the order of their names: the end-to-end files are few and long, so they start first.
-test: setup ffmpeg  ## the default test suite
+test: setup  ## the default test suite
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not shared and not soak"
 
-test-fast: setup ffmpeg  ## without Ray, browser, S3 and slow tests: under 90 s on two cores
+test-fast: setup  ## without Ray, browser, S3 and slow tests: under 90 s on two cores
 	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(FAST)" tests/unit tests/test_repo_shape.py
 
 check: setup  ## format, lint, types, layers, generated files, names, dependencies
@@ -75,7 +73,7 @@ fmt: setup  ## format and fix what can be fixed
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
 
-bench: setup ffmpeg  ## measure beside peers and physical limits, on this machine
+bench: setup  ## measure beside peers and physical limits, on this machine
 	@$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[bench]"
 	@$(BIN)/videoar bench ingest
 	@$(BIN)/videoar bench cuts --rounds 10
@@ -83,7 +81,7 @@ bench: setup ffmpeg  ## measure beside peers and physical limits, on this machin
 	@$(BIN)/videoar bench tokenize
 	@$(BIN)/videoar bench fvd
 
-soak: setup ffmpeg  ## bounded random fault schedules
+soak: setup  ## bounded random fault schedules
 	@$(BIN)/python -m tests.checks.soak
 	@$(BIN)/python -m pytest -m soak
 

@@ -60,6 +60,7 @@ def diagnose(store: Store, *, verify: bool = False, fix: bool = False) -> list[C
     checks: dict[str, Callable[[], str]] = {
         "store: put-if-absent under a race": lambda: _race(store),
         "store: write, read, delete": lambda: _round_trip(store),
+        "ffmpeg": lambda: _binary("ffmpeg"),
         "packages": lambda: ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
     }
     required = [_run(name, check) for name, check in checks.items()]
@@ -228,3 +229,10 @@ def file_system(folder: Path, mounts: Path) -> str:
         if folder.is_relative_to(point) and len(point.parts) >= best:  # the last one hides others
             kind, best = type_, len(point.parts)
     return kind
+
+
+def _binary(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise ConfigError(name, "not on PATH", "apt install ffmpeg")
+    return path

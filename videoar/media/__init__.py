@@ -8,6 +8,7 @@
     frame_resizer   a frame at clip size; active_area (bars), deinterlacing, tone_mapping, color
     sandbox         fetch and scan in child processes that can be killed
     transcode       clips to MP4
+    ffmpeg_program  what the program ffmpeg shows of a source, to check a clip against
     decode          frames of an MP4 that transcode wrote; thumbnails
     clip_reader     frames of a clip, from its MP4 or its source; clip_prefetch reads ahead
     synthetic       the synthetic corpus

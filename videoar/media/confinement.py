@@ -1,5 +1,8 @@
 """What a decoding child cannot do: use the network, start programs, send signals, write files.
 
+As a command, `python -m videoar.media.confinement CPU_S MEMORY_BYTES PROGRAM...` becomes a program
+under the same rules; without arguments it prints what this machine cannot forbid.
+
 Two mechanisms of Linux, which hold until the process ends and for all of its threads: a seccomp
 filter, loaded through libseccomp, and a Landlock ruleset without a rule. Where a machine lacks one
 (no libseccomp2, a kernel before 5.13, a container that forbids it), the child decodes without it,
@@ -10,9 +13,12 @@ Source: seccomp(2), landlock(7), libseccomp's `seccomp_rule_add(3)`.
 import ctypes
 import errno
 import os
+import resource
 import struct
 import subprocess
 import sys
+from collections.abc import Collection, Iterable
+from functools import partial
 
 from videoar.core.settings import child_environment
 
@@ -30,14 +36,18 @@ _NO_NEW_PRIVILEGES = 38  # PR_SET_NO_NEW_PRIVS
 _WRITES = 1 << 1 | sum(1 << bit for bit in range(4, 13))
 
 
-def confine() -> list[str]:
+def confine(allowed: Collection[str] = ()) -> list[str]:
     """Confine this thread and those that it starts, until they end.
+
+    Args:
+        allowed: system calls that are not denied.
 
     Returns:
         What this machine cannot forbid, with the reason; nothing if it can forbid all.
     """
     missing = []
-    for what, forbid in (("system calls", _filter_calls), ("writing", _forbid_writes)):
+    filter_calls = partial(_filter_calls, [name for name in _DENIED if name not in allowed])
+    for what, forbid in (("system calls", filter_calls), ("writing", _forbid_writes)):
         try:
             forbid()
         except OSError as error:
@@ -45,12 +55,12 @@ def confine() -> list[str]:
     return missing
 
 
-def _filter_calls() -> None:
+def _filter_calls(denied: Iterable[str]) -> None:
     library = ctypes.CDLL("libseccomp.so.2")  # OSError: not installed
     library.seccomp_init.restype = ctypes.c_void_p
     rules = ctypes.c_void_p(library.seccomp_init(_ALLOW))
     try:
-        for name in _DENIED:
+        for name in denied:
             number = library.seccomp_syscall_resolve_name(name.encode())
             _check(library.seccomp_rule_add(rules, _ERRNO | errno.EACCES, number, 0))
         _check(library.seccomp_load(rules))
@@ -85,5 +95,18 @@ def unconfined() -> str:
     return done.stdout.strip()
 
 
+def _become(cpu_s: str, memory_bytes: str, program: str, *arguments: str) -> None:
+    confine(allowed={"execve"})
+    for limit, value in (
+        (resource.RLIMIT_CPU, cpu_s),
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(limit, (int(value), int(value)))
+    os.execv(program, [program, *arguments])  # noqa: S606 - of `videoar.media.ffmpeg_program`
+
+
 if __name__ == "__main__":  # of `unconfined`: a process of its own to be confined
+    if sys.argv[1:]:
+        _become(*sys.argv[1:])
     sys.stdout.write("; ".join(confine()))

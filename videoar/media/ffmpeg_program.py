@@ -1,0 +1,111 @@
+"""What the program ffmpeg shows of a source: a second reading, to check ours against.
+
+Clips are decoded and encoded through PyAV, in processes of our own. A person who checks a clip
+should not have to trust that code, so `videoar show` reads the source again with the program, which
+applies orientation, matrix and pixel shape by its own rules.
+
+ffmpeg-python only builds graphs; its own `run` has no deadline and no limits, and deadlocks on
+unread pipes. Here the graph is compiled to a command, which runs confined as decoding children are
+(`videoar.media.confinement`): no network, no other programs, no writing.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from videoar.core.errors import ConfigError, MediaError
+from videoar.core.settings import child_environment
+from videoar.media.probe import detect_demuxer
+from videoar.media.process import Limits, kill_group, message_file, tail
+
+if TYPE_CHECKING:
+    from ffmpeg.nodes import OutputStream
+
+_LEAD_S = 10.0  # chosen: how much earlier than its video stream a container may start
+_NEAR_US = 500
+
+
+def shown_frames(
+    path: Path, start_pts: int, times_us: Sequence[int], height_px: int, width_px: int
+) -> np.ndarray:
+    """Return frames of a source as ffmpeg shows them.
+
+    Args:
+        path: the source.
+        start_pts: time stamp of its start, in ticks of its video stream (`clips@1`).
+        times_us: rising presentation times of the frames, from that start.
+        height_px: of the result.
+        width_px: of the result.
+
+    Returns:
+        frames_THWC, uint8 RGB, one per time.
+
+    Raises:
+        ConfigError: ffmpeg is not installed.
+        MediaError: ffmpeg cannot read the source, or shows no frame at one of these times.
+    """
+    import ffmpeg
+
+    demuxer = detect_demuxer(path)
+    source = ffmpeg.input(
+        f"file:{path}",
+        format=demuxer,
+        protocol_whitelist="file",
+        format_whitelist=demuxer,
+        ss=max(0.0, times_us[0] / 1e6 - _LEAD_S),
+        # from the key frame before, with the time stamps of the file
+        noaccurate_seek=None,
+        copyts=None,
+    )
+    time_us = f"(pts-{start_pts})*TB*1e6"
+    wanted = "+".join(f"between({time_us},{t - _NEAR_US},{t + _NEAR_US})" for t in times_us)
+    graph = (
+        source.video
+        .filter("select", wanted)
+        .filter("scale", width_px, height_px, flags="bicubic+accurate_rnd+full_chroma_int")
+        .output("pipe:", format="rawvideo", pix_fmt="rgb24", vsync="passthrough")
+        .global_args("-nostdin", "-v", "error", "-threads", "1")
+    )
+    data = _run(graph, path.name, Limits())
+    frames_THWC = np.frombuffer(data, np.uint8).reshape(-1, height_px, width_px, 3)
+    if len(frames_THWC) != len(times_us):
+        what = f"ffmpeg shows {len(frames_THWC)} frames at {len(times_us)} recorded times"
+        raise MediaError(path.name, "CORRUPT", what)
+    return frames_THWC
+
+
+def _run(graph: "OutputStream", name: str, limits: Limits) -> bytes:
+    """Run a graph under limits; return what it writes to its standard output."""
+    import ffmpeg
+
+    program = shutil.which("ffmpeg")
+    if program is None:
+        raise ConfigError("ffmpeg", "not found on PATH", "install ffmpeg")
+    confined = [sys.executable, "-m", "videoar.media.confinement"]
+    bounds = [str(limits.cpu_s), str(limits.memory_bytes)]
+    with message_file() as stderr:
+        process = subprocess.Popen(
+            [*confined, *bounds, *ffmpeg.compile(graph, cmd=program)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=child_environment(PYTHONPATH=os.pathsep.join(filter(None, sys.path))),
+            start_new_session=True,
+        )
+        try:
+            data, _ = process.communicate(timeout=limits.wall_s)
+        except subprocess.TimeoutExpired as error:
+            what = f"ffmpeg takes longer than {limits.wall_s:g} s"
+            raise MediaError(name, "TIMEOUT", what) from error
+        finally:
+            kill_group(process)
+        if process.returncode != 0:
+            what = f"ffmpeg exited with status {process.returncode}: {tail(stderr)}"
+            raise MediaError(name, "CORRUPT", what)
+    return data
