@@ -75,15 +75,22 @@ def forget(
     if not re.fullmatch("[0-9a-f]{64}", source):  # a prefix would do, but this deletes data
         raise ConfigError(source or "''", "is not a SHA-256", f"64 hex digits; {_HINT}")
     tombstone = takedown.find_tombstone(store.ledger, source)
-    holders = dict(takedown.files_of_source(store.objects, store.ledger, source))
+    commits = list(iter_commits(store.objects))
+    files = _files(store, commits)
+    of_source = takedown.files_of_source(store.objects, store.ledger, source, files)
+    holders = dict(of_source)
     if tombstone is None and not holders:
         raise SnapshotNotFoundError(source, f"no source of this SHA-256 in {store.url}", _HINT)
     # All reading comes before the first deletion: the result describes the store as it was.
-    snapshots = {snapshot.id: snapshot for snapshot in store.snapshots()}
+    snapshots: dict[str, Snapshot] = {}
+    for commit in commits:  # several of one digest mean the first one
+        snapshots.setdefault(commit.snapshot, Snapshot(store.objects, store.ledger, commit))
     derived = _derived(snapshots, store.refs.by_target(), holders, source)
-    removable = _removable_objects(store, snapshots.values(), holders, source)
-    addresses = set(tombstone.addresses) if tombstone else _addresses(store, holders, source)
-    mentions = _mentions(store, addresses)
+    removable = _removable_objects(store, snapshots.values(), files, holders, source)
+    addresses = (
+        set(tombstone.addresses) if tombstone else _addresses(snapshots, commits, holders, source)
+    )
+    mentions = _mentions(store, commits, files, addresses)
     rewritten = mentions.keys() | _rewritten_before(store, source)
     # A second call counts what the first one deleted, so both return the same numbers.
     if not dry_run:
@@ -153,10 +160,20 @@ def _withdraw(
     store.objects.sweep()  # half-written copies that a killed writer has left
 
 
-def _mentions(store: Store, addresses: Collection[str]) -> Mentions:
+def _files(store: Store, commits: Iterable[Commit]) -> list[FileRef]:
+    """Return the files of all tables; of those that a commit names, what it has of them."""
+    known = {file.key: file for commit in commits for file in commit.files}
+    return [known.get(file.key, file) for file in takedown.data_files(store.objects)]
+
+
+def _mentions(
+    store: Store, commits: Iterable[Commit], files: Iterable[FileRef], addresses: Collection[str]
+) -> Mentions:
     """Return the listings with any of these addresses."""
     result: dict[str, tuple[FileRef, set[str]]] = {}
-    for file, rows in takedown.listings(store.objects):
+    others = {f.key for commit in commits if commit.contract != SOURCES for f in commit.files}
+    possible = (file for file in files if file.key not in others)
+    for file, rows in takedown.listings(store.objects, possible):
         uris = {uri for uri, etag in rows if takedown.address_digest(uri, etag) in addresses}
         if uris:
             result[file.key] = (file, uris)
@@ -303,33 +320,41 @@ def _has_sources(contract: str) -> bool:
     return contract != FEATURES and takedown.SOURCE_COLUMN in columns
 
 
-def _addresses(store: Store, holders: Holders, source: str) -> set[str]:
+def _addresses(
+    snapshots: Mapping[str, Snapshot], commits: Iterable[Commit], holders: Holders, source: str
+) -> set[str]:
     """Return digests of the source's addresses, from the listings that its rows were made from."""
     result: set[str] = set()
-    for commit in iter_commits(store.objects):
+    for commit in commits:
         shares = [_share(holders, file.key, source) for file in commit.files]
         # Rows have the address without the etag, listings have both: the place joins them.
         places = {place for share in shares for place in share.places}
         if places:
             result |= {
                 takedown.address_digest(uri, etag)
-                for uri, etag in _listed(store, commit)
+                for uri, etag in _listed(snapshots, commit)
                 if takedown.place_digest(uri) in places
             }
     return result
 
 
-def _listed(store: Store, commit: Commit) -> Iterator[tuple[str, str]]:
+def _listed(snapshots: Mapping[str, Snapshot], commit: Commit) -> Iterator[tuple[str, str]]:
     """Yield uri and etag of each row of the listings that a commit was made from."""
     for parent in commit.provenance.parents.values():
-        listing = store.snapshot(parent)
+        listing = snapshots.get(parent)
+        if listing is None:
+            raise SnapshotNotFoundError(parent, f"no such snapshot, but {commit.snapshot} names it")
         if listing.contract == SOURCES:
             for row in listing.table(list(takedown.ADDRESS_COLUMNS)).to_pylist():
                 yield row["uri"], row["etag"]
 
 
 def _removable_objects(
-    store: Store, snapshots: Collection[Snapshot], holders: Holders, source: str
+    store: Store,
+    snapshots: Collection[Snapshot],
+    files: Iterable[FileRef],
+    holders: Holders,
+    source: str,
 ) -> dict[str, int]:
     """Return keys and bytes of its clips and their reconstructions that no other source needs.
 
@@ -338,7 +363,7 @@ def _removable_objects(
     shares = [file.shares[source] for file in holders.values()]
     clips = {key: size for share in shares for key, size in share.objects.items()}
     taken_down = takedown.withdrawn_sources(store.ledger) | {source}
-    shared = _still_referenced(store, clips.keys(), taken_down)
+    shared = _still_referenced(store, files, clips.keys(), taken_down)
     result = {key: size for key, size in sorted(clips.items()) if key not in shared}
     for key in sorted(_reconstructions(store, snapshots, taken_down, holders)):
         withdrawal = takedown.find_withdrawal(store.ledger, key)
@@ -347,7 +372,9 @@ def _removable_objects(
     return result
 
 
-def _still_referenced(store: Store, keys: Collection[str], taken_down: Collection[str]) -> set[str]:
+def _still_referenced(
+    store: Store, files: Iterable[FileRef], keys: Collection[str], taken_down: Collection[str]
+) -> set[str]:
     """Return the keys that rows of sources not taken down refer to, in withdrawn files too."""
     withdrawn = dict(_withdrawals(store))
     referenced: set[str] = set()
@@ -355,24 +382,19 @@ def _still_referenced(store: Store, keys: Collection[str], taken_down: Collectio
         # the withdrawal record of a removed file lists the clips that its sources shared
         for other in withdrawal.shares.keys() - taken_down:
             referenced |= withdrawal.shares[other].objects.keys() & keys
-    for file in takedown.data_files(store.objects):
-        if file.key not in withdrawn:
-            referenced |= _referenced_in(store, file, keys, taken_down)
+    digests = {digest for key in keys if (digest := layout.object_sha256(key))}
+    possible = (f for f in files if f.key not in withdrawn and takedown.may_have(f, digests))
+    columns = [takedown.SOURCE_COLUMN, "video_key"]
+    wanted = pa.array(list(keys), pa.string())
+    for _, rows in takedown.read_each(store.objects, possible, columns):
+        if rows.num_columns == 2:  # a table with sources and videos
+            matching = rows.filter(pc.is_in(rows["video_key"], wanted)).to_pylist()
+            referenced |= {
+                row["video_key"]
+                for row in matching
+                if row[takedown.SOURCE_COLUMN] not in taken_down
+            }
     return referenced
-
-
-def _referenced_in(
-    store: Store, file: FileRef, keys: Collection[str], taken_down: Collection[str]
-) -> set[str]:
-    rows = read_file(store.objects, file, [takedown.SOURCE_COLUMN, "video_key"])
-    if rows.num_columns < 2:  # a table without sources or without videos
-        return set()
-    matching = rows.filter(pc.is_in(rows["video_key"], pa.array(list(keys), pa.string())))
-    return {
-        row["video_key"]
-        for row in matching.to_pylist()
-        if row[takedown.SOURCE_COLUMN] not in taken_down
-    }
 
 
 def _reconstructions(

@@ -103,6 +103,8 @@ class FileRef(Stored):
     """Rows for Parquet files, 0 for anything else."""
     footer: Footer | None = None
     """None for other files, and for Parquet files of versions that did not record it."""
+    marks: str | None = None
+    """Beginnings of the digests in its rows, see `takedown.marks_of`; None: not recorded."""
 
 
 class Provenance(Stored):

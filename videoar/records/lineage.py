@@ -40,7 +40,8 @@ def lineage(store: Store, name: str, *, down: bool = False) -> dict[str, list[An
     edges: list[Edge] = []
     queue = [start]
     # Commits name their parents only, so descendants need one pass over all commits of the store.
-    descendants = children(store.snapshots()) if down else {}
+    known = {snapshot.id: snapshot for snapshot in store.snapshots()} if down else {}
+    descendants = children(known.values())
     while queue:
         snapshot = queue.pop()
         if snapshot.id in nodes:
@@ -51,7 +52,7 @@ def lineage(store: Store, name: str, *, down: bool = False) -> dict[str, list[An
         for other in neighbours:
             pair = (snapshot.id, other) if down else (other, snapshot.id)
             edges.append({"from": pair[0], "to": pair[1]})
-            queue.append(store.snapshot(other))
+            queue.append(known.get(other) or store.snapshot(other))
         if not down and snapshot.contract == CLIPS:
             for source in sources_of(snapshot):
                 # several snapshots of clips may be made of one source

@@ -20,6 +20,7 @@ from typing import Any
 
 from videoar.core.errors import DamagedError, RefMovedError
 from videoar.core.ids import canonical_json, digest_json
+from videoar.core.prefetch import concurrently
 from videoar.storage.layout import REFS_PREFIX, log_entry_key, ref_log
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.store_format import WriteGuard
@@ -118,9 +119,9 @@ class Ledger:
     def entries(self, prefix: str) -> Iterator[Record]:
         """Yield the records of a log, oldest first."""
         # by number, not from the listing, which may lack the newest
-        for number in range(self.length(prefix)):
-            if (record := self.read(log_entry_key(prefix, number))) is not None:
-                yield record
+        keys = [log_entry_key(prefix, number) for number in range(self.length(prefix))]
+        threads = 1 if self._objects.is_local else 16
+        yield from filter(None, (record for _, record in concurrently(self.read, keys, threads)))
 
     def last(self, prefix: str) -> Record | None:
         """Return the newest record of a log, None if it is empty."""

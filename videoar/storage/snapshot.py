@@ -9,6 +9,7 @@ import pyarrow as pa
 from videoar.contracts.contract import load_contract
 from videoar.core.errors import ConfigError, SnapshotNotFoundError, WithdrawnError
 from videoar.core.ids import digest_json
+from videoar.core.prefetch import concurrently
 from videoar.core.types import Commit, FileRef, Row
 from videoar.storage.delta_log import DeltaLog
 from videoar.storage.ledger import Ledger
@@ -18,6 +19,9 @@ from videoar.storage.takedown import find_withdrawal
 
 if TYPE_CHECKING:
     from pyarrow.parquet import FileMetaData
+
+_CONCURRENT_FILES = 4
+"""chosen: so many requests at once, and five times as many tables in memory."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +95,16 @@ class Snapshot:
 
     def read_available(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield one table per file, without the files that were withdrawn."""
-        for file in self.files:
+
+        def read(file: FileRef) -> pa.Table | None:
             try:
-                table = self.read_file(file, columns)
+                return self.read_file(file, columns)
             except WithdrawnError:
-                continue
-            yield table
+                return None
+
+        threads = 1 if self.objects.is_local else _CONCURRENT_FILES
+        tables = (table for _, table in concurrently(read, self.files, threads))
+        yield from (table for table in tables if table is not None)
 
     def available_rows(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """Yield the rows that no takedown has withdrawn."""

@@ -65,8 +65,11 @@ class Store:
 
     def snapshots(self) -> Iterator[Snapshot]:
         """Yield every snapshot of every dataset, by dataset and version."""
-        for snapshot_id in dict.fromkeys(commit.snapshot for commit in iter_commits(self.objects)):
-            yield self.snapshot(snapshot_id)
+        seen = set[str]()
+        for commit in iter_commits(self.objects):  # several of one digest mean the first one
+            if commit.snapshot not in seen:
+                seen.add(commit.snapshot)
+                yield Snapshot(self.objects, self.ledger, commit)
 
     def put_object(self, data: bytes, suffix: str) -> FileRef:
         """Write bytes under their content hash. Idempotent."""

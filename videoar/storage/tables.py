@@ -29,7 +29,7 @@ from videoar.storage.layout import data_key
 from videoar.storage.ledger import Ledger
 from videoar.storage.object_store import ObjectStore, put_content
 from videoar.storage.snapshot import Snapshot, snapshot_digest
-from videoar.storage.takedown import reject_withdrawn_sources
+from videoar.storage.takedown import marks_of, reject_withdrawn_sources
 from videoar.storage.writer import ROW_GROUP_BYTES, find_footer, write_parquet
 
 
@@ -59,7 +59,10 @@ class Dataset:
         put_content(self._objects, key, data)
         crash_point("write.after_put")
         size, footer = len(data), find_footer(data)
-        return FileRef(key=key, sha256=sha256, size_bytes=size, rows=len(table), footer=footer)
+        return FileRef(
+            key=key, sha256=sha256, size_bytes=size, rows=len(table), footer=footer,
+            marks=marks_of(rows),
+        )  # fmt: skip
 
     def find(self, fingerprint: str) -> Snapshot | None:
         """Return the snapshot of a fingerprint; None without one or if files of it are missing.

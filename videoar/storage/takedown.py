@@ -11,13 +11,16 @@ A listing (`sources@1`) has rows of many sources. It is rewritten without the wi
 withdrawal record points readers to the replacement.
 """
 
-from collections.abc import Iterator
+import re
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 from pydantic import ConfigDict, Field
 
 from videoar.core.errors import WithdrawnError
 from videoar.core.ids import digest_json
+from videoar.core.prefetch import concurrently
 from videoar.core.types import FileRef, Row, Stored
 from videoar.storage import layout
 from videoar.storage.ledger import Ledger
@@ -26,6 +29,9 @@ from videoar.storage.reader import read_file
 
 SOURCE_COLUMN = "source_id"
 ADDRESS_COLUMNS = ("uri", "etag")
+_VIDEO = "video_key"
+_MARK_CHARS = 6
+_DIGEST = re.compile("[0-9a-f]{64}")
 # whichever of these a table has: clips, rejects and listings differ
 _COLUMNS = ("clip_id", "licence", "origin", "source_uri", "uri", "video_key", "video_size_bytes")
 
@@ -147,13 +153,44 @@ def _share(rows: list[Row]) -> Share:
     )
 
 
+def marks_of(table: pa.Table) -> str | None:
+    """Return marks of the sources and stored videos that rows name; None: they name others, too.
+
+    A mark is 36 bits of a digest in 6 characters: a takedown reads the few files that have it.
+    """
+    names = [name for name in (SOURCE_COLUMN, _VIDEO) if name in table.column_names]
+    values = {value for name in names for value in table[name].unique().to_pylist() if value}
+    digests = {value: layout.object_sha256(value) or value for value in values}.values()
+    if not all(map(_DIGEST.fullmatch, digests)):
+        return None
+    return "".join(sorted(set(map(_mark, digests))))
+
+
+def _mark(digest: str) -> str:
+    return b64encode(bytes.fromhex(digest[:12]))[:_MARK_CHARS].decode()
+
+
+def may_have(file: FileRef, digests: Iterable[str]) -> bool:
+    """Return whether rows of a file may name any of these sources or videos."""
+    if file.marks is None:
+        return True
+    marks = {file.marks[i : i + _MARK_CHARS] for i in range(0, len(file.marks), _MARK_CHARS)}
+    return not marks.isdisjoint(map(_mark, digests))
+
+
 def files_of_source(
-    objects: ObjectStore, ledger: Ledger, source: str
+    objects: ObjectStore, ledger: Ledger, source: str, files: Iterable[FileRef]
 ) -> Iterator[tuple[str, Withdrawal]]:
     """Yield key and withdrawal record of every Parquet file with rows of a source.
 
     Files that were withdrawn before come with their stored record, others with the record to
     create. Files that no commit names are included.
+
+    Args:
+        objects: the store.
+        ledger: of the store.
+        source: its SHA-256.
+        files: of all tables.
     """
     withdrawn = withdrawn_keys(ledger, layout.TABLES_PREFIX)
     # sorted: the output of `forget` is stable
@@ -161,21 +198,28 @@ def files_of_source(
         record = find_withdrawal(ledger, key)
         if record is not None and source in record.shares:
             yield key, record
-    for file in data_files(objects):
-        if file.key not in withdrawn:
-            # reads one column of every file of the store: there is no index by source
-            ids = read_file(objects, file, [SOURCE_COLUMN])
-            if ids.num_columns and source in ids[SOURCE_COLUMN].unique().to_pylist():
-                shares = shares_of(objects, file)
-                yield file.key, Withdrawal(source=source, size_bytes=file.size_bytes, shares=shares)
+    present = (f for f in files if f.key not in withdrawn and may_have(f, [source]))
+    for file, ids in read_each(objects, present, [SOURCE_COLUMN]):
+        if ids.num_columns and source in ids[SOURCE_COLUMN].unique().to_pylist():
+            shares = shares_of(objects, file)
+            yield file.key, Withdrawal(source=source, size_bytes=file.size_bytes, shares=shares)
 
 
-def listings(objects: ObjectStore) -> Iterator[tuple[FileRef, list[tuple[str, str]]]]:
-    """Yield every file of a listing, committed or not, with its URIs and ETags."""
-    for file in data_files(objects):
-        rows = read_file(objects, file, list(ADDRESS_COLUMNS))
+def listings(
+    objects: ObjectStore, files: Iterable[FileRef]
+) -> Iterator[tuple[FileRef, list[tuple[str, str]]]]:
+    """Yield the files that are listings, with their URIs and ETags."""
+    for file, rows in read_each(objects, files, ADDRESS_COLUMNS):
         if rows.column_names == list(ADDRESS_COLUMNS):  # only listings have both columns
             yield file, [(row["uri"], row["etag"]) for row in rows.to_pylist()]
+
+
+def read_each(
+    objects: ObjectStore, files: Iterable[FileRef], columns: Sequence[str]
+) -> Iterator[tuple[FileRef, pa.Table]]:
+    """Yield files with those of the columns that they have; concurrently from a remote store."""
+    threads = 1 if objects.is_local else 16
+    yield from concurrently(lambda file: read_file(objects, file, columns), files, threads)
 
 
 def data_files(objects: ObjectStore) -> Iterator[FileRef]:

@@ -237,7 +237,10 @@ def test_listings_are_rewritten_without_address_and_caption(videos: Path, tmp_pa
     assert [forget(store, source)["rewritten"] for source in forgotten[1:]] == [2, 2, 1]
     assert first.table().num_rows == again.table().num_rows == 0
     assert forget(store, forgotten[0])["rewritten"] == 2
-    assert not any(holding_text(store, f"{name}.mp4") for name in "abc")
+    assert not any(holding_text(store, (own / f"{name}.mp4").as_uri()) for name in "abc")
+    # keys of clips may end in the same letter
+    keys = {key for name in "abc" for key in holding_text(store, f"{name}.mp4")}
+    assert all(key.startswith("withdrawn/") for key in keys)
     with pytest.raises(ConfigError, match="all of its files were withdrawn"):
         run(store, document(own))
 
