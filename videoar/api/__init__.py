@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from videoar.admin.refs import refs as refs
     from videoar.admin.store_copy import copy as store_copy
     from videoar.admin.store_copy import verify as store_verify
+    from videoar.admin.strip import strip as strip
     from videoar.admin.validate import Mistake as Mistake
     from videoar.admin.validate import validate_pipeline as validate_pipeline
     from videoar.admin.validate import validate_snapshot as validate
@@ -82,7 +83,7 @@ __all__ = [
     "quarantine", "quarantine_accept", "quarantine_retry", "refs", "report", "report_index",
     "report_path", "resume", "rollback", "run", "schedule_ls", "schedule_pause", "schedule_release",
     "schedule_serve", "schedule_tick", "schema", "serve", "show", "stages", "status", "store_copy",
-    "store_migrate", "store_verify", "validate", "validate_pipeline", "vbench_check",
+    "store_migrate", "store_verify", "strip", "validate", "validate_pipeline", "vbench_check",
     "vbench_export", "vbench_plan", "vbench_setup",
 ]  # fmt: skip
 
@@ -107,6 +108,7 @@ __getattr__ = lazy_names(
         "show": "videoar.admin.inspect:show",
         "store_copy": "videoar.admin.store_copy:copy",
         "store_verify": "videoar.admin.store_copy:verify",
+        "strip": "videoar.admin.strip:strip",
         **{
             f"vbench_{name}": f"videoar.admin.vbench:{name}"
             for name in ("check", "export", "plan", "setup")

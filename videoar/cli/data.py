@@ -32,11 +32,21 @@ _SCORE_TITLES = ("score", ">value", ">95 % interval", ">N", "protocol lock", "ga
 
 
 @verb(app, _PANEL, "show clips --rows 1")
-def show(name: Name, rows: Annotated[int, typer.Option(min=0, help="Rows to print.")] = 1) -> None:
+def show(
+    name: Name,
+    rows: Annotated[int, typer.Option(min=0, help="Rows to print.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Of a clip: a PNG of its frames beside those of its source.")
+    ] = None,
+) -> None:
     """Describe a snapshot: origin, columns, metrics, first rows.
 
     Of scores, also protocol and gate.
     """
+    if out is not None:
+        made = api.strip(session.open(), name, out)
+        emit(made, lambda: [facts(made)])
+        return
     result = api.show(session.open(), name, rows)
     emit(result, lambda: _show_blocks(result))
 

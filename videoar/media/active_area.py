@@ -32,6 +32,7 @@ _EDGE = 0.3  # ... by at least so much less than the bar, within `_EDGE_ROWS`
 _EDGE_ROWS = 3
 _CLEAN = 0.9  # chosen: a row of a bar without text
 _GAP = 0.05  # chosen: of the side; a line of text is thinner
+_BLEND = 0.25  # chosen: of the step from bar to picture: coders and scalers smear it over a row
 _MIN_BAR = 0.01  # chosen: of the side; narrower ones are left
 _MIN_ACTIVE = 0.3  # chosen: of the side; less is a picture with a small object
 _DARK = (
@@ -195,7 +196,18 @@ def _bar(luma_THW: np.ndarray) -> tuple[int, float]:
         return 0, 0.0
     before, after = share_TH[:, thickness - _EDGE_ROWS], share_TH[:, thickness + _EDGE_ROWS]
     ends = (after < _PICTURE) & (before - after >= _EDGE)
-    return (thickness, colour) if ends.mean() > 1 - _MOST else (0, 0.0)
+    if ends.mean() <= 1 - _MOST:
+        return 0, 0.0
+    return thickness + _is_blend(luma_THW[ends, thickness : thickness + 2], colour), colour
+
+
+def _is_blend(rows_T2W: np.ndarray, colour: float) -> bool:
+    """Return whether the first of two rows is between the colour of a bar and the second row."""
+    edge, inner = rows_T2W.astype(np.int16).swapaxes(0, 1)
+    apart = np.abs(inner - colour)
+    is_seen = apart > 2 * _NEAR
+    is_between = np.abs(edge - inner)[is_seen] > _BLEND * apart[is_seen]
+    return bool(2 * is_between.sum() > is_between.size)
 
 
 def _min_bar(length: int) -> int:

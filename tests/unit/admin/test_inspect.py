@@ -3,13 +3,16 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from tests.support.clip_rows import clips_of, drawn_rows
 from tests.support.committed_rows import RowWriter
 from tests.support.scored_samples import commit_model, score
 from tests.support.toy_runs import toy_run, write_videos
 from videoar import api
 from videoar.cli.data import _score_line
 from videoar.core.errors import ConfigError
+from videoar.media.synthetic import scenes
 from videoar.storage.store import Store
 
 
@@ -90,3 +93,26 @@ def test_show_of_scores_has_lock_interval_lineage_and_gate_of_every_row(store: S
     ]
     assert _score_line(rows[0])[-1] == "FAIL (no rule on it)"
     assert "scores" not in api.show(store, "new_samples")
+
+
+@pytest.mark.slow
+def test_strip_draws_a_clip_even_without_its_source(store: Store, tmp_path: Path):
+    box = {
+        "clip_id": "c1" * 16,
+        "crop_box": [40, 0, 240, 240],
+        "active_box": [0, 0, 320, 240],
+        "resampling": "area",
+    }
+    (row,) = drawn_rows(store, scenes()[:1])
+    times_us = [125_000 * k for k in range(9)]
+    clips_of(store, [{**row, **box, "frame_times_us": times_us, "deinterlacer": "bwdif"}])
+    made = api.strip(store, "c1c1c1c1c1", tmp_path / "strip.png")
+    assert made["crop"] == "240x240 at 40,0 (inside the bars: 320x240 at 0,0)"
+    assert made["deinterlace"].startswith("bwdif")
+    assert "No such file" in made["source_not_read"]
+    with Image.open(tmp_path / "strip.png") as image:
+        assert image.height > 160
+        assert image.width >= 6 * 168
+    with pytest.raises(ConfigError, match="is no clip"):
+        api.strip(store, "clips", tmp_path / "other.png")
+    assert sorted(path.suffix for path in tmp_path.iterdir() if path.is_file()) == [".png"]
