@@ -162,18 +162,18 @@ def _mux(
     context.color_range = levels
     context.pix_fmt, context.thread_count = pix_fmt, 1
     scaling = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-    to_yuv = VideoReformatter().reformat
+    to_yuv, step = VideoReformatter().reformat, 1 / rate
     for index, frame_HWC in enumerate(frames):
         if index == 0:
             context.height, context.width, _ = frame_HWC.shape
         frame = to_yuv(
-            VideoFrame.from_ndarray(frame_HWC, format="rgb24"),
+            VideoFrame.from_numpy_buffer(np.ascontiguousarray(frame_HWC), format="rgb24"),
             format=pix_fmt,
             interpolation=scaling,
             dst_colorspace=matrix,
             dst_color_range=levels,
             threads=1,
         )
-        frame.pts, frame.duration, frame.time_base = index, 1, 1 / rate
+        frame.pts, frame.duration, frame.time_base = index, 1, step
         container.mux(stream.encode(frame))
     container.mux(stream.encode(None))
