@@ -30,7 +30,7 @@ _MOST = 0.9  # chosen: share of the frames in which that must hold
 _PICTURE = 0.5  # chosen: a row of the picture has less of the colour of the bar...
 _EDGE = 0.3  # ... by at least so much less than the bar, within `_EDGE_ROWS`
 _EDGE_ROWS = 3
-_CLEAN = 0.9  # chosen: a row of a bar without text
+_CLEAN = 0.95  # chosen: share of a row of a bar without text
 _GAP = 0.05  # chosen: of the side; a line of text is thinner
 _BLEND = 0.25  # chosen: of the step from bar to picture: coders and scalers smear it over a row
 _MIN_BAR = 0.01  # chosen: of the side; narrower ones are left
@@ -41,7 +41,7 @@ _DARK = (
 _SAMPLES = 128  # chosen: pixels of a row that count
 _FREE = 1  # chosen: frames without a bar that do not refute one, such as an advertisement
 _PLACES = 12  # chosen: key frames, spread over the source
-_FORWARD, _EVERY = 300, 12  # chosen: frames from the start, where key frames are few
+_FORWARD, _EVERY = 96, 8  # chosen: frames from the start, where key frames are few
 
 
 class Box(NamedTuple):
@@ -196,7 +196,9 @@ def _bar(luma_THW: np.ndarray) -> tuple[int, float]:
         return 0, 0.0
     before, after = share_TH[:, thickness - _EDGE_ROWS], share_TH[:, thickness + _EDGE_ROWS]
     ends = (after < _PICTURE) & (before - after >= _EDGE)
-    if ends.mean() <= 1 - _MOST:
+    # text keeps its distance from the picture; an object before a black ground goes on into it
+    beside = share_TH[:, thickness - _EDGE_ROWS - 1 : thickness - 1].min(axis=1)
+    if ends.mean() <= 1 - _MOST or np.median(beside) < _CLEAN:
         return 0, 0.0
     return thickness + _is_blend(luma_THW[ends, thickness : thickness + 2], colour), colour
 

@@ -31,6 +31,7 @@ _STRIP = 8  # chosen: columns that are measured of each block
 _WIDE, _BLOCKS = 512, (64, 32)  # chosen: blocks of wide and narrow frames; 0.07 ms at 720x576
 _MOVED = 8  # chosen: grey levels, above coding noise
 _MIN_MOVING = 64  # chosen: pixels
+_MIN_HEIGHT = 200  # chosen: smaller pictures were scaled, which leaves no fields
 # chosen on 40 films: energy own over near; far over near without a flag and with one; energy over
 # the difference of rows two apart, which is the same for combed and progressive pictures
 _MIN_OWN, _MIN_FAR, _MIN_FAR_TAGGED, _MIN_COMB = 0.6, 1.3, 1.07, 0.25
@@ -47,7 +48,7 @@ class Deinterlacer:
         """Return the order of the fields of a combed frame, None for one that is not combed."""
         frames = picture.before, picture.frame, picture.after
         sizes = {(f.width, f.height, f.format.name) for f in frames}
-        if len(sizes) > 1 or picture.frame.height < 8:
+        if len(sizes) > 1 or picture.frame.height < _MIN_HEIGHT:
             return None
         before, own, after = (self._strips(frame) for frame in frames)
         moving = ((np.abs(own - before) > _MOVED) | (np.abs(own - after) > _MOVED))[1:-1]

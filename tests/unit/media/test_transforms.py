@@ -141,6 +141,10 @@ BARS = {
     "all dark": (np.stack([scene(k, 360, level=0.05) for k in range(12)]), ALL),
     "black": (np.full((12, 360, 640), 16, np.uint8), ALL),
     "disc": (np.where(DISTANCE < 120, FULL, 16).astype(np.uint8), ALL),
+    "head before black": (
+        drawn(barred(SCENES), slice(10, 46), slice(250, 330), 150),
+        (0, 0, 640, 314),
+    ),
     "vignette": ((FULL * np.clip(1.6 - DISTANCE / 200, 0, 1)).astype(np.uint8), ALL),
     "news ticker": (drawn(np.stack(FULL), slice(320, 360), slice(0, 640), 60), ALL),
     "half the time": (np.concatenate([barred(SCENES[:6]), FULL[:6]]), ALL),
@@ -173,7 +177,7 @@ def test_frames_of_odd_sources_are_found_again_by_their_times(tmp_path):
     turned = tmp_path / "turned.mp4"
     ffmpeg("-i", plain, "-c", "copy", "-metadata:s:v", "rotate=90", turned)
     options = f"{X264} -bf 0 -g 5"
-    fields = film(tmp_path / "fields.mkv", "testsrc2=s=160x120:r=50", FIELDS, options)
+    fields = film(tmp_path / "fields.mkv", "testsrc2=s=320x240:r=50", FIELDS, options)
     made = {}
     for path in (turned, fields):
         plan = ScanPlan(num_frames=5, size_px=((90, 160), (160, 90)), crop="active")
@@ -193,8 +197,40 @@ def test_frames_of_odd_sources_are_found_again_by_their_times(tmp_path):
             assert np.array_equal(same.frames_THWC, clip.frames_THWC)
         made[path.stem] = [columns[name] for name in ("deinterlacer", "active_box")]
         assert columns["letterbox_frac"] == 0
-    assert made["fields"] == ["bwdif", [0, 0, 160, 120]]
+    assert made["fields"] == ["bwdif", [0, 0, 320, 240]]
     deinterlacer, (left, top, width, height) = made["turned"]
     assert (deinterlacer, top, height) == (None, 0, 213)
     assert 14 <= left <= 16
     assert 100 <= left + width <= 104
+
+
+def test_clips_show_the_active_picture_as_ffmpeg_crops_it(tmp_path):
+    bars = "scale=320:180,pad=320:240:0:30,setsar=1"
+    path = film(tmp_path / "a.mp4", "mandelbrot=s=320x240:r=24", bars, f"{X264} -frames:v 9")
+    ours, columns, _ = clip_of(path, (90, 160), crop="active")
+    assert columns["active_box"] == columns["crop_box"] == [0, 30, 320, 180]
+    assert columns["letterbox_frac"] == 0
+    theirs = shown(path, f"crop=320:180:0:30:exact=1,scale=160:90:{EXACT}", 90, 160)
+    assert np.abs(ours - theirs).mean() < 2
+    _, columns, _ = clip_of(path, (120, 160))
+    assert columns["letterbox_frac"] == pytest.approx(0.25, abs=0.03)
+    assert columns["active_box"] is None
+
+
+@pytest.mark.parametrize(
+    ("size", "tags", "matrix"),
+    [("320x240", TAGS, "bt709"), ("320x240", "", "bt601"), ("1280x544", "", "bt709"),
+     ("720x578", "", "bt709"), ("720x576", "", "bt601"), ("320x240", "-color_range pc", "bt601")],
+)  # fmt: skip
+def test_mean_and_chroma_are_those_of_an_exact_conversion(tmp_path, size, tags, matrix):
+    options = f"{X264} {tags} -frames:v 2"
+    path = film(tmp_path / "a.mp4", f"mandelbrot=s={size}:r=24", options=options)
+    ours, _, metadata = clip_of(path, (68, 160), num_frames=1)
+    across, down = map(int, size.split("x"))
+    height = max(68, round(down * 160 / across))
+    exact = f"scale=160:{height}:in_color_matrix={matrix}:{EXACT},crop=160:68"
+    theirs = shown(path, exact, 68, 160)[:1]
+    assert abs((ours - theirs).mean(axis=(0, 1, 2))).max() < 0.5
+    assert np.abs(ours - theirs).mean() < 3
+    assert metadata.color_matrix == {"bt601": "smpte170m"}.get(matrix, matrix)
+    assert metadata.color_range == ("full" if "pc" in tags else "limited")
