@@ -101,7 +101,6 @@ DEFINITIONS = {
     "videoar/runner/:parts": "fingerprint_parts",
     "videoar/runner/:why": "reason_to_run",
     "videoar/storage/:each": "map_partitions",
-    "videoar/storage/:grouped": "hash_join",
     "videoar/storage/:lost": "missing_files",
     "videoar/storage/:paired": "all_pairs",
     "videoar/storage/:pick": "copy_from_row_groups",

@@ -102,7 +102,9 @@ def phash(frames_THWC: np.ndarray) -> list[int]:
 
     Cost: 2 us per frame in batches.
     """
-    return _hashes(frames_THWC @ _LUMA_WEIGHTS)
+    low = _low_frequencies(frames_THWC @ _LUMA_WEIGHTS)
+    # coefficient 0 is the mean brightness: far from the others, it would shift their median
+    return _packed(low > np.median(low[:, 1:], axis=1, keepdims=True))
 
 
 def frame_hashes(frames_THWC: np.ndarray) -> list[int]:
@@ -119,7 +121,17 @@ def frame_hashes(frames_THWC: np.ndarray) -> list[int]:
     # green is nearly luma, at a third of the cost
     picture = _without_bars(frames_THWC[chosen, :, :, 1].astype(np.float32))
     side = min(picture.shape[1:])
-    return _hashes(_centre(picture, side)) + _hashes(_centre(picture, round(0.9 * side)))
+    return [
+        value
+        for part in (side, round(0.9 * side))
+        for value in _signs(_low_frequencies(_centre(picture, part)))
+    ]
+
+
+def _signs(low: np.ndarray) -> list[int]:
+    # signs, not a comparison with the median: mirroring then flips the odd ones exactly
+    is_flat = np.ptp(low[:, 1:], axis=1, keepdims=True) <= _ROUNDING
+    return _packed((low > 0) & ~is_flat)
 
 
 def _without_bars(luma_THW: np.ndarray) -> np.ndarray:
@@ -136,12 +148,14 @@ def _centre(luma_THW: np.ndarray, side: int) -> np.ndarray:
     return luma_THW[:, top : top + side, left : left + side]
 
 
-def _hashes(luma_THW: np.ndarray) -> list[int]:
+def _low_frequencies(luma_THW: np.ndarray) -> np.ndarray:
+    """Return the 64 lowest frequencies of each frame, that of the mean first: [T, 64]."""
     down, across = _transform(luma_THW.shape[1]), _transform(luma_THW.shape[2])
-    low = (down @ luma_THW @ across.T).reshape(len(luma_THW), _LOW * _LOW)
-    # coefficient 0 is the mean brightness: far from the others, it would shift their median
-    bits = low > np.median(low[:, 1:], axis=1, keepdims=True)
-    bits &= np.ptp(low[:, 1:], axis=1, keepdims=True) > _ROUNDING
+    low: np.ndarray = (down @ luma_THW @ across.T).reshape(len(luma_THW), _LOW * _LOW)
+    return low
+
+
+def _packed(bits: np.ndarray) -> list[int]:
     packed: list[int] = np.packbits(bits, axis=1).view(">i8")[:, 0].tolist()
     return packed
 

@@ -18,6 +18,7 @@ from videoar.contracts.contract import load_contract
 from videoar.contracts.expectations import CheckReport, TableChecks, check
 from videoar.contracts.names import CLIPS, PROFILES, REJECTS
 from videoar.core.errors import ConfigError, ContractError, GateError
+from videoar.core.ids import seed_from
 from videoar.core.types import Row
 from videoar.curation import duplicates
 from videoar.curation.policy import (
@@ -36,10 +37,11 @@ from videoar.media.clip_scores import MIRROR
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.local_path import path_or
 from videoar.pipeline.stage import Inputs, Output, Port, ReduceStage, StageConfig
-from videoar.storage.partitions import DaskScheduler, all_pairs, hash_join, map_partitions
+from videoar.storage.partitions import DaskScheduler, all_pairs, map_partitions
 from videoar.storage.snapshot import Snapshot
 
 _LONGEST_CLIP = 1025  # chosen: frames; above any model's context
+_FEW_ROWS = 20_000  # chosen: read in less time than it takes to start dask
 _ROW_BITS = 32  # number of a row: index of its file above these bits, its own index below
 _SPAN = ("span_start_us", "span_end_us")
 Block = tuple[np.ndarray, np.ndarray]
@@ -57,9 +59,10 @@ class FilterConfig(StageConfig):
     """Bounds that replace those of the policy; null disables one."""
     dedup: bool = True
     """Reject all but the best of clips that look the same."""
-    dedup_hamming: int = Field(default=6, ge=0, le=16)
-    """Largest number of differing bits in each of three hashes of near duplicates; choose fewer for
-    more than 25,000 sources. Source: benchmarks/results/near_duplicates.md."""
+    dedup_hamming: int = Field(default=10, ge=1, le=16)
+    """Number of differing bits, of 64, from which on two frames do not match at all. A clip is
+    rejected if its frames differ in less than 0.4 of it on average; fewer find less and err less.
+    Source: benchmarks/results/near_duplicates.md."""
     dedup_mirrored: bool = False
     """Reject mirrored copies too. Off, because a mirrored clip is different data wherever left and
     right have a meaning: writing, driving, captions that say "left"."""
@@ -142,7 +145,8 @@ class FilterStage(ReduceStage[FilterConfig]):
         needs_embedding = self.config.dedup_semantic is not None
         rules = _PolicyOnFiles(clips, bounds, policy.allowed, needs_embedding=needs_embedding)
         # before the loop: a clip may repeat one of a later file
-        repeats = self._repeats(rules, inputs.get("kept"), context.dask_scheduler)
+        scheduler = context.dask_scheduler if clips.rows > _FEW_ROWS else None
+        repeats = self._repeats(rules, inputs.get("kept"), scheduler)
         accepted = {row["item_id"] for row in _available(inputs.get("accepted"), "item_id")}
         metrics = {f"bound/{name}": value for name, value in bounds.items() if value is not None}
         for index, file in enumerate(clips.files):
@@ -166,37 +170,40 @@ class FilterStage(ReduceStage[FilterConfig]):
 
     def _repeats(
         self, rules: "_PolicyOnFiles", earlier: Snapshot | None, scheduler: DaskScheduler | None
-    ) -> dict[int, dict[int, tuple[str, Row]]]:
-        """Return, by file and row, the reason of a repeating clip and the row that it repeats.
+    ) -> dict[int, dict[int, tuple[str, str]]]:
+        """Return, by file and row, the reason of a repeating clip and the id that it repeats.
 
         Only clips that meet the policy take part: a rejected clip must not displace a good one.
         """
-        clips, count = rules.clips, len(rules.clips.files)
-
-        def near(mask: int) -> set[tuple[int, int]]:
-            pair = partial(
-                duplicates.near_duplicate_pairs, hamming=self.config.dedup_hamming, mask=mask
-            )
-            return _as_set(hash_join(partial(_keys, rules, mask), count, pair, scheduler))
-
-        plain = near(0) if self.config.dedup else set()
-        mirrored = near(MIRROR) if self.config.dedup_mirrored else set()
-        semantic: set[tuple[int, int]] = set()
-        if self.config.dedup_semantic is not None:
+        config, count = self.config, len(rules.clips.files)
+        masks = [*([0] if config.dedup else []), *([MIRROR] if config.dedup_mirrored else [])]
+        if not masks and config.dedup_semantic is None:
+            return {}
+        candidates = duplicates.Candidates.concatenate(
+            map_partitions(partial(_candidates, rules), count, scheduler)
+        )
+        preferred = [seed_from(row["clip_id"]) for row in _available(earlier, "clip_id")]
+        order = candidates.order(preferred)
+        numbers = candidates.rows["number"][order]
+        repeats = duplicates.find_repeats(candidates, order, config.dedup_hamming, masks)
+        del candidates
+        if config.dedup_semantic is not None:
             _require_one_model(rules, scheduler)
-            compare = partial(duplicates.semantic_pairs, cosine=self.config.dedup_semantic)
-            blocks = partial(_embeddings, rules)
-            semantic = _as_set(all_pairs(blocks, count, _concatenate, compare, scheduler))
-        paired = {number for pair in plain | mirrored | semantic for number in pair}
-        rows = _read_rows(clips, paired)
-        ids = {row["clip_id"] for row in rows.values()}
-        preferred = ids & {row["clip_id"] for row in _available(earlier, "clip_id")}
-        repeats = duplicates.pick_representatives(rows, plain, mirrored, semantic, preferred)
+            ranks = np.setdiff1d(np.arange(len(numbers)), np.fromiter(repeats, np.int64))
+            compare = partial(duplicates.semantic_pairs, cosine=config.dedup_semantic)
+            blocks = partial(_embeddings, rules, _by_file(numbers[ranks], ranks, count))
+            pairs = all_pairs(blocks, count, _concatenate, compare, scheduler)
+            found = duplicates.pick_semantic(np.concatenate(pairs))
+            repeats |= {rank: (duplicates.DUPLICATE_SEMANTIC, kept) for rank, kept in found.items()}
+        ids = _read_ids(rules.clips, {int(numbers[kept]) for _, kept in repeats.values()})
         # outputs are made file by file, so the result is needed by file
-        by_file: dict[int, dict[int, tuple[str, Row]]] = {}
-        for number, (reason, kept) in repeats.items():
-            file, row = divmod(number, 1 << _ROW_BITS)
-            by_file.setdefault(file, {})[row] = (reason, rows[kept])
+        by_file: dict[int, dict[int, tuple[str, str]]] = {}
+        for rank, (reason, better) in repeats.items():
+            kept = better
+            while kept in repeats:  # a later search rejected it
+                kept = repeats[kept][1]
+            file, row = divmod(int(numbers[rank]), 1 << _ROW_BITS)
+            by_file.setdefault(file, {})[row] = (reason, ids[int(numbers[kept])])
         return by_file
 
 
@@ -233,24 +240,29 @@ class _PolicyOnFiles:
                     of_row.append(SCORE_MISSING)
         return reasons
 
-    def accepted(self, index: int, columns: Iterable[str]) -> list[tuple[int, Row]]:
+    def accepted(self, index: int, columns: Iterable[str]) -> tuple[np.ndarray, pa.Table]:
         """Return number and columns of the rows of one file that meet the policy."""
-        rows = self.clips.read_file(self.clips.files[index], list(columns)).to_pylist()
-        return [
-            (index << _ROW_BITS | position, row)
-            for position, (row, reasons) in enumerate(zip(rows, self(index), strict=True))
-            if not reasons
-        ]
+        table = self.clips.read_file(self.clips.files[index], list(columns))
+        rows = np.flatnonzero([not reasons for reasons in self(index)])
+        return index << _ROW_BITS | rows, table.take(rows)
 
 
-def _keys(rules: _PolicyOnFiles, mask: int, index: int) -> np.ndarray:
-    return duplicates.keys(rules.accepted(index, duplicates.COLUMNS), mask)
+def _candidates(rules: _PolicyOnFiles, index: int) -> duplicates.Candidates:
+    return duplicates.Candidates.read(*rules.accepted(index, duplicates.COLUMNS))
 
 
-def _embeddings(rules: _PolicyOnFiles, index: int) -> Block:
-    rows = rules.accepted(index, ["embedding"])
-    numbers = np.array([number for number, _ in rows], dtype=np.int64)
-    return numbers, np.array([row["embedding"] for _, row in rows], dtype=np.float32)
+def _by_file(numbers: np.ndarray, ranks: np.ndarray, count: int) -> list[Block]:
+    """Return numbers of rows, sorted, and their ranks, for each file."""
+    order = np.argsort(numbers)
+    edges = np.searchsorted(numbers[order], np.arange(1, count) << _ROW_BITS)
+    return list(zip(np.split(numbers[order], edges), np.split(ranks[order], edges), strict=True))
+
+
+def _embeddings(rules: _PolicyOnFiles, ranks: list[Block], index: int) -> Block:
+    numbers, table = rules.accepted(index, ["embedding"])
+    compared, of_compared = ranks[index]
+    chosen = table.filter(np.isin(numbers, compared))["embedding"].to_pylist()
+    return of_compared, np.array(chosen, dtype=np.float32)
 
 
 def _concatenate(blocks: list[Block]) -> Block:
@@ -264,8 +276,8 @@ def _require_one_model(rules: _PolicyOnFiles, scheduler: DaskScheduler | None) -
     """Check that all embeddings are of one model: others have no common space."""
 
     def models(index: int) -> set[str | None]:
-        rows = rules.accepted(index, ["embedding_model"])
-        return {row["embedding_model"] for _, row in rows}
+        _, table = rules.accepted(index, ["embedding_model"])
+        return set(table["embedding_model"].to_pylist())
 
     files = len(rules.clips.files)
     distinct = set[str | None]().union(*map_partitions(models, files, scheduler))
@@ -275,29 +287,19 @@ def _require_one_model(rules: _PolicyOnFiles, scheduler: DaskScheduler | None) -
         raise ContractError(rules.clips.id, what, "embed all clips with one model")
 
 
-def _as_set(pairs: Iterable[np.ndarray]) -> set[tuple[int, int]]:
-    # a set: pairs that share several bands of their hashes are found several times
-    return {(a, b) for part in pairs for a, b in part.tolist()}
-
-
-def _read_rows(clips: Snapshot, numbers: set[int]) -> dict[int, Row]:
-    """Read the columns that rank clips, for the given row numbers.
-
-    Only rows of pairs are held in memory: usually few, whatever the size of the table.
-    """
-    rows: dict[int, Row] = {}
+def _read_ids(clips: Snapshot, numbers: set[int]) -> dict[int, str]:
+    """Return the ids of the clips with the given row numbers."""
+    ids: dict[int, str] = {}
     for index in sorted({number >> _ROW_BITS for number in numbers}):
-        table = clips.read_file(clips.files[index], list(duplicates.COLUMNS))
-        for position, row in enumerate(table.to_pylist()):
-            if (number := index << _ROW_BITS | position) in numbers:
-                rows[number] = row
-    return rows
+        column = clips.read_file(clips.files[index], ["clip_id"])["clip_id"].to_pylist()
+        ids |= {index << _ROW_BITS | position: clip_id for position, clip_id in enumerate(column)}
+    return ids
 
 
 def _split(
     table: pa.Table,
     reasons: list[list[str]],
-    repeats: Mapping[int, tuple[str, Row]],
+    repeats: Mapping[int, tuple[str, str]],
     accepted: set[str],
 ) -> Output:
     """Split the rows of one file into kept and rejected ones."""
@@ -320,8 +322,8 @@ def _split(
     return Output(kept, pa.Table.from_pylist(rejected, schema), counts)
 
 
-def _reject(row: Row, reasons: list[str], repeat: tuple[str, Row] | None) -> Row:
-    reason, kept = repeat or (None, {})
+def _reject(row: Row, reasons: list[str], repeat: tuple[str, str] | None) -> Row:
+    reason, kept = repeat or (None, None)
     return {
         "item_id": row["clip_id"],
         "kind": "clip",
@@ -330,7 +332,7 @@ def _reject(row: Row, reasons: list[str], repeat: tuple[str, Row] | None) -> Row
         "uri": row["source_uri"],
         # a clip that fails the policy is no duplicate: it took no part in the search
         "reasons": reasons or [reason],
-        "detail": f"repeats {kept['clip_id']}" if repeat else None,
+        "detail": f"repeats {kept}" if repeat else None,
         "exit_kind": "policy",
         "retryable": False,
         **{name: row[name] for name in _SPAN},
