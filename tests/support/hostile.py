@@ -277,7 +277,7 @@ def _encoded(folder: Path) -> dict[str, set[str]]:
     video(
         folder / "line.mkv", "-c:v", "ffv1", picture="testsrc2=s=64x48:r=12,format=gray,crop=64:1"
     )
-    video(folder / "codec.mkv", "-c:v", "rawvideo", "-pix_fmt", "yuv420p")
+    video(folder / "codec.mkv", "-c:v", "zmbv")
     video(folder / "wide-pixels.mp4", *x264, "-vf", "setsar=2")
     needle = (
         (folder / "wide-pixels.mp4")

@@ -126,7 +126,7 @@ def _spread(decoder: SourceDecoder) -> Iterator[av.VideoFrame]:
     """Yield key frames from all over a source; of one with few, frames from its start."""
     seen: set[int | None] = set()
     for place in range(_PLACES if decoder.announced_s else 0):
-        decoder.seek(1e6 * decoder.announced_s * (place + 0.5) / _PLACES)
+        decoder.seek_near(1e6 * decoder.announced_s * (place + 0.5) / _PLACES)
         frame = next((frame for frame, _ in decoder.frames()), None)
         if frame is None or frame.pts in seen:
             break

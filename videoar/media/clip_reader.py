@@ -32,7 +32,8 @@ COLUMNS = (
 )  # fmt: skip
 """Columns of `clips@1` that a reader needs."""
 _LIMITS = Limits(wall_s=300.0, cpu_s=300)
-_UNBOUNDED = {"max_duration_s": 1e9, "max_pixels": 1 << 40}  # ingest has checked these bounds
+# ingest has checked these bounds
+_UNBOUNDED = {"max_duration_s": 1e9, "max_pixels": 1 << 40, "allow_animations": True}
 
 
 class ClipReader:
@@ -80,7 +81,7 @@ class ClipReader:
         times_us = tuple(row["frame_times_us"])
         where = {"start_pts": row["start_pts"], "take_us": times_us, **_UNBOUNDED}
         plan = plan.model_copy(update=where)
-        (clip,) = second_try(lambda: list(self._decoder.run(self._fetched(row), plan)))
+        (clip,) = second_try(lambda: self._decoded(row, plan))
         if not isinstance(clip, DecodedClip):
             raise TypeError(f"a scan with `take_us` returned {type(clip).__name__}")
         return clip.frames_THWC
@@ -94,6 +95,14 @@ class ClipReader:
         changed or disappeared costs its own clips, and the stage continues with all others.
         """
         return readable(((row, partial(self, row)) for row in rows), stage, rejected)
+
+    def _decoded(self, row: Mapping[str, Any], plan: ScanPlan) -> list[object]:
+        try:
+            return list(self._decoder.run(self._fetched(row), plan))
+        except MediaError as error:
+            if error.code == "IO_TRANSIENT":
+                self._drop_source()  # it was written to, so its digest must be taken again
+            raise
 
     def _fetched(self, row: Mapping[str, Any]) -> Path:
         """Return the local path of the source of a clip, verified by its digest."""

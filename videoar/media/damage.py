@@ -12,10 +12,14 @@ off (leading pictures). Decoders complain about them and skip them.
     shown                     I  B  B  P         whole
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import av
 
+# H.264 about references to pictures that were cut off; it shows nothing that needs their pixels
+_OF_SKIPPED = ("mmco: unref", "number of reference frames", "co located POCs")
 _MAX_DELAY = 17  # packets: the deepest reordering of H.264 and HEVC is 16 frames
 _MAX_PENDING = 256  # chosen: time stamps kept of packets that gave no frame
 
@@ -32,57 +36,84 @@ class DamageTracker:
         self._max_gap = max_gap
         self._count = 0
         self._numbers: dict[int | None, int] = {}  # of packets, by the time stamp of their frame
-        self._has_key = False
+        self._has_key = self._is_rooted = False
+        self._first_key_pts: int | None = None
         self._key_pts: int | None = None  # of the last key packet
-        self._last_dts: int | None = None
-        self._is_suspect = False
+        self._excused: int | None = None
         self._has_shown = False
         self._pending = 0  # errors that no frame has shown yet
         self._damaged: tuple[int, int | None, bool] | None = None  # number, time stamp, is hidden
         self._key_numbers: list[int] = []  # of key packets since then
 
-    def feed(self, packet: "av.Packet[Any]", num_errors: int) -> None:
-        """Count the errors that decoding a packet has given."""
-        pts, dts = packet.pts if packet.pts is not None else packet.dts, packet.dts
-        # Demuxers mark the last packet before a place where data is missing. Before a jump in time
-        # nothing is missing: that is how recordings are joined.
-        if self._is_suspect and not self._jumps(dts):
-            num_errors += 1
-        self._is_suspect, self._last_dts = packet.is_corrupt, dts
+    def feed(
+        self,
+        packet: "av.Packet[Any]",
+        messages: Sequence[str],
+        following: Sequence["av.Packet[Any]"],
+    ) -> None:
+        """Count the errors that decoding a packet has given.
+
+        Args:
+            packet: in decoding order.
+            messages: of the decoder.
+            following: the packets after it, at least two where there are two.
+        """
+        is_harmless = () if self._has_shown else _OF_SKIPPED
+        num_errors = sum(not message.startswith(is_harmless) for message in messages)
+        pts = packet.pts if packet.pts is not None else packet.dts
         self._count += 1
+        # Demuxers mark one of the last two packets before a place where data is missing. Before a
+        # jump in time nothing is missing: that is how recordings are joined.
+        if packet.is_corrupt and self._jumps(packet, *following[:2]):
+            self._excused = self._count
+        elif packet.is_corrupt:
+            num_errors += 1
         if len(self._numbers) > _MAX_PENDING:
             self._numbers.clear()
         self._numbers[pts] = self._count
         if packet.is_keyframe:
+            self._first_key_pts = self._first_key_pts if self._has_key else pts
             self._has_key, self._key_pts = True, pts
             self._key_numbers.append(self._count)
         if num_errors and (self._has_shown or not self._is_leading(pts)):
             self._pending += num_errors
             self._damaged, self._key_numbers = (self._count, pts, packet.is_discard), []
 
+    def is_rootless(self, frame: av.VideoFrame) -> bool:
+        """Return whether a frame is shown before the first key frame.
+
+        It refers to pictures before the start, for which decoders take grey without a word.
+        """
+        is_behind = self._has_key and not _is_before(frame.pts, self._first_key_pts)
+        self._is_rooted = self._is_rooted or bool(frame.key_frame) or is_behind
+        return not self._is_rooted
+
     def errors_of(self, frame: av.VideoFrame) -> int:
         """Return the number of errors that a frame shows."""
         number = self._numbers.pop(frame.pts, None)
         is_first, self._has_shown = not self._has_shown, True
+        is_corrupt = frame.is_corrupt and not (number and number == self._excused)
+        if is_corrupt and self._damaged is None:
+            self._damaged, self._key_numbers = (number or self._count, frame.pts, False), []
         if self._damaged is None:
             self._key_numbers.clear()
-            return int(frame.is_corrupt)
+            return 0
         since, pts, is_hidden = self._damaged
         if is_first and not is_hidden and _is_before(pts, frame.pts):
             # the decoder has held back what it could not decode, and shows frames from here on
             self._damaged, self._pending = None, 0
-            return int(frame.is_corrupt)
+            return int(is_corrupt)
         errors = 0
         if not _is_before(frame.pts, pts):  # later, if the packet has given no frame
             errors, self._pending = self._pending, 0
-        if self._is_whole_again(frame, number) and not frame.is_corrupt:
+        if self._is_whole_again(frame, number) and not is_corrupt:
             self._damaged = None
             return errors
-        return max(errors, int(frame.is_corrupt or number is None or number >= since))
+        return max(errors, int(is_corrupt or number is None or number >= since))
 
-    def _jumps(self, dts: int | None) -> bool:
-        last = self._last_dts
-        return last is not None and dts is not None and abs(dts - last) > self._max_gap
+    def _jumps(self, *packets: "av.Packet[Any]") -> bool:
+        times = [packet.dts for packet in packets if packet.dts is not None]
+        return any(abs(after - before) > self._max_gap for before, after in pairwise(times))
 
     def _is_leading(self, pts: int | None) -> bool:
         return not self._has_key or _is_before(pts, self._key_pts)
@@ -90,17 +121,17 @@ class DamageTracker:
     def _is_whole_again(self, frame: av.VideoFrame, number: int | None) -> bool:
         """Return whether a frame and all that follow it no longer refer to the damaged packet.
 
-        With B-frames the order of decoding is not that of showing, so an earlier key frame proves
-        nothing. Streams that refresh a part of each picture have recovery points and no key frames:
-        from one to the next all parts are refreshed.
+        With B-frames the order of decoding is not that of showing: a key frame that was decoded and
+        is shown earlier proves nothing. Streams that refresh a part of each picture have recovery
+        points and no key frames: from one to the next all parts are refreshed.
         """
         since, pts, _ = self._damaged or (0, None, False)
         if not frame.key_frame:
             keys = self._key_numbers
             return len(keys) >= 2 and number is not None and number >= keys[1]
-        if frame.pts is None or pts is None:
+        if number is None or frame.pts is None:
             return self._count - since > _MAX_DELAY
-        return frame.pts > pts
+        return number > since or _is_before(pts, frame.pts)
 
 
 def _is_before(pts: int | None, other: int | None) -> bool:

@@ -22,12 +22,47 @@ _CHUNK_BYTES = 1 << 20
 _REPORT_BYTES = 64 << 20  # chosen: at 300 s per report, 0.2 MB/s are fast enough
 
 
+Identity = tuple[int, ...]
+"""What tells one state of a file from another: see `identity`."""
+
+
 @dataclass(frozen=True)
 class Fetched:
-    """Progress of a fetch; the last report has the SHA-256."""
+    """Progress of a fetch; the last report has the SHA-256 and the identity of what was hashed."""
 
     num_bytes: int
     sha256: str | None = None
+    identity: Identity | None = None
+
+
+def identity(path: Path) -> Identity:
+    """Return device, inode, size and times of the last change of a file.
+
+    Raises:
+        OSError: the file cannot be reached.
+    """
+    status = path.stat()
+    # not the time of reading; the second time also shows a write whose writer reset the first
+    return (
+        *(status.st_dev, status.st_ino, status.st_size),
+        *(status.st_mtime_ns, status.st_ctime_ns),
+    )
+
+
+def require_unchanged(path: Path, expected: Identity, name: str) -> None:
+    """Check that a file is still the one that was hashed.
+
+    Raises:
+        MediaError: `IO_TRANSIENT`: it has been replaced or written to.
+        VideoARError: see `read_error`.
+    """
+    try:
+        actual = identity(path)
+    except OSError as error:
+        raise read_error(path, error) from error
+    if actual != tuple(expected):
+        what = "has changed while it was read: it is read again once it is complete"
+        raise MediaError(name, "IO_TRANSIENT", what)
 
 
 def fetch(uri: str, into: Path, report_bytes: int = _REPORT_BYTES) -> Iterator[Fetched]:
@@ -40,20 +75,24 @@ def fetch(uri: str, into: Path, report_bytes: int = _REPORT_BYTES) -> Iterator[F
         report_bytes: bytes between two reports.
 
     Raises:
-        MediaError: `IO_PERMANENT` (does not exist, or is no regular file) or `EMPTY`.
+        MediaError: `IO_PERMANENT` (does not exist, or is no regular file), `EMPTY`, or
+            `IO_TRANSIENT` (it was written to meanwhile).
         StorageError: access is denied; transient where the store is unavailable or a disk fails.
     """
     path = into / SOURCE
     digest = hashlib.sha256()
     count = reports = 0
-    for chunk in _linked(uri, path) if uri.startswith("file://") else _downloaded(uri, path):
+    linked = _link(uri, path) if uri.startswith("file://") else None
+    for chunk in _content(path) if linked else _downloaded(uri, path):
         digest.update(chunk)
         count += len(chunk)
         if count // report_bytes > reports:
             reports = count // report_bytes
             yield Fetched(count)
     require_file(path)
-    yield Fetched(count, digest.hexdigest())
+    if linked:
+        require_unchanged(path, linked, uri)
+    yield Fetched(count, digest.hexdigest(), linked or identity(path))
 
 
 def bucket_and_key(uri: str) -> tuple[str, str]:
@@ -62,10 +101,17 @@ def bucket_and_key(uri: str) -> tuple[str, str]:
     return bucket, unquote(key)
 
 
-def _linked(uri: str, path: Path) -> Iterator[bytes]:
+def _link(uri: str, path: Path) -> Identity:
     try:
         path.symlink_to(os.fsdecode(unquote_to_bytes(urlsplit(uri).path)))
         require_file(path)
+        return identity(path)
+    except OSError as error:
+        raise read_error(path, error) from error
+
+
+def _content(path: Path) -> Iterator[bytes]:
+    try:
         with path.open("rb", buffering=0) as file:
             while chunk := file.read(_CHUNK_BYTES):
                 yield chunk

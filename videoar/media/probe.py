@@ -9,23 +9,31 @@ libavformat.
 """
 
 import errno
+import re
 import stat
 from pathlib import Path
 
 from videoar.core.errors import MediaError, StorageError, TransientStorageError, VideoARError
 
-_HEAD_BYTES = 4096
+_HEAD_BYTES = 1 << 16  # of the start, in which a container that begins with junk is looked for
 # First boxes of MP4 and QuickTime files. The brand in `ftyp` is not checked: old QuickTime files
 # have none, and the demuxer is the same.
 _BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"}
 # HLS, ffconcat, PLS, DASH, SMIL, SDP: all of them name other files or hosts
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<MPD", b"<smil", b"v=0\r\n", b"v=0\n")
 _IMAGES = (b"\x89PNG", b"GIF8", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"%PDF", b"PK\x03\x04")
+# key of a partition pack: up to 64 KiB of anything may come before it
+_MXF = re.compile(re.escape(bytes.fromhex("060e2b34020501010d01020101")))
+# five packets in a row, or a pack header with the fixed bits of its clock in MPEG-2 or MPEG-1
+_SYNC = re.compile(rb"(?s)(?=(?:G.{187}){5}|(?:G.{191}){5}|(?:G.{203}){5})")
+_PACK = re.compile(rb"\0\0\x01\xba[\x21-\x2f\x44-\x7f]")
 CODECS = frozenset({"h264", "hevc", "av1", "vp8", "vp9", "mpeg1video", "mpeg2video", "mpeg4"})
 CODECS |= {"h263", "flv1", "mjpeg", "theora", "wmv1", "wmv2", "wmv3", "vc1", "msmpeg4v2"}
-CODECS |= {"msmpeg4v3", "prores", "dnxhd", "ffv1"}
+CODECS |= {"msmpeg4v3", "prores", "dnxhd", "ffv1", "dvvideo", "cfhd", "rawvideo", "qtrle"}
+CODECS |= {"huffyuv", "ffvhuff", "utvideo"}
 """Codecs that may be decoded: those that real corpora use. Rare decoders are little tested."""
 IMAGE_CODECS = frozenset({"png", "mjpeg"})
+ANIMATION_CODECS = frozenset({"gif"})
 _OF_THE_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EISDIR}
 _DENIED = {errno.EACCES, errno.EPERM}
 _IMAGE_DEMUXERS = {b"\x89PNG\r\n\x1a\n": "png_pipe", b"\xff\xd8\xff": "jpeg_pipe"}
@@ -78,12 +86,15 @@ def require_readable(path: Path) -> None:
         raise read_error(path, error) from error
 
 
-def detect_demuxer(path: Path, *, allow_images: bool = False) -> str:
+def detect_demuxer(
+    path: Path, *, allow_images: bool = False, allow_animations: bool = False
+) -> str:
     """Return the only demuxer that may open a file.
 
     Args:
         path: the file.
         allow_images: PNG and JPEG may be opened, too.
+        allow_animations: GIF may be opened, too.
 
     Raises:
         MediaError: with a code of `require_file` or `sniff`.
@@ -96,7 +107,34 @@ def detect_demuxer(path: Path, *, allow_images: bool = False) -> str:
         raise read_error(path, error) from error
     images = _IMAGE_DEMUXERS.items() if allow_images else ()
     is_image = (demuxer for signature, demuxer in images if head.startswith(signature))
+    if allow_animations and head.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
     return next(is_image, None) or sniff(head, path.name)
+
+
+def why_unreadable(path: Path) -> str | None:
+    """Return why FFmpeg cannot open an MP4 or QuickTime file, if a part of it is missing.
+
+    Its index (`moov`) is often at the end, where nothing is if a recording or a copy was ended.
+    """
+    found: set[bytes] = set()
+    kind, size = b"", path.stat().st_size
+    with path.open("rb") as file:
+        at = 0
+        while at + 8 <= size:
+            file.seek(at)
+            head = file.read(16)
+            length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+            found.add(kind)
+            if length == 1:  # the length is a number of 64 bits behind the type
+                length = int.from_bytes(head[8:], "big")
+            end = at + length if length else size  # 0: to the end of the file
+            if end < at + 8 or end > size:
+                break
+            at = end
+    if b"mdat" in found and b"moov" not in found:
+        return "has pictures but no index of them (box moov): its recording or copy was not ended"
+    return f"ends within its box {kind.decode('latin-1')}" if at < size else None
 
 
 def sniff(head: bytes, name: str) -> str:
@@ -112,8 +150,11 @@ def sniff(head: bytes, name: str) -> str:
     if any(mark in head[:512] for mark in _PLAYLISTS):
         raise MediaError(name, "PLAYLIST", "is a playlist of other files, not a video")
     # escape sequences: FFmpeg's `tty` demuxer renders terminal text as a video
-    if head.startswith(_IMAGES) or b"\x1b[" in head[:512]:
+    if head.startswith(_IMAGES) or head[8:12] == b"WEBP" or b"\x1b[" in head[:512]:
         raise MediaError(name, "CONTAINER_DENIED", "is an image, archive or terminal text")
+    container = _behind_junk(head)
+    if container:
+        return container
     raise MediaError(name, "NOT_VIDEO", "is in no known video container")
 
 
@@ -128,6 +169,9 @@ def _container(head: bytes) -> str | None:
         (b"OggS", "ogg"),
         (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),  # GUID of the ASF header object
         (b"\0\0\x01\xba", "mpeg"),  # pack header of a program stream
+        (b"DKIF\0\0", "ivf"),
+        (b"YUV4MPEG2 ", "yuv4mpegpipe"),
+        (b"\x1f\x07\0", "dv"),  # DIF header block
     ):
         if head.startswith(mark):
             return container
@@ -143,3 +187,29 @@ def _is_transport_stream(head: bytes) -> bool:
         len(head) > start + 2 * packet and set(head[start : start + 3 * packet : packet]) == {0x47}
         for start, packet in ((0, 188), (4, 192))
     )
+
+
+def _behind_junk(head: bytes) -> str | None:
+    """Return the demuxer of a stream that begins with something else, or without a container.
+
+    Captures begin anywhere: within a packet, a picture or a header. Their demuxers look for the
+    next one by themselves.
+    """
+    for mark, container in ((_MXF, "mxf"), (_SYNC, "mpegts"), (_PACK, "mpeg")):
+        if mark.search(head):
+            return container
+    return _raw_stream(head)
+
+
+def _raw_stream(head: bytes) -> str | None:
+    """Return the demuxer of a video stream without a container, by its start codes."""
+    codes = [head[at.end() : at.end() + 2] for at in re.finditer(b"\0\0\x01", head)]
+    first = {code[0] for code in codes if len(code) == 2}
+    # 7 and 8, 33 and 34: the types of the two parameter sets, without which nothing is decoded
+    if {7, 8} <= {code & 31 for code in first if code < 0x80 and code & 0x60}:
+        return "h264"
+    if {33, 34} <= {code[0] >> 1 for code in codes if len(code) == 2 and code[1] == 1}:
+        return "hevc"
+    if 0xB6 in first and any(0x20 <= code < 0x30 for code in first):  # a picture, a layer
+        return "m4v"
+    return "mpegvideo" if {0xB3, 0x00} <= first else None  # a sequence header, a picture

@@ -56,8 +56,9 @@ from videoar.core.processes import cpu_s_of
 from videoar.core.settings import child_environment, settings
 from videoar.core.types import Json
 from videoar.media.confinement import confine
-from videoar.media.fetch import SOURCE, Fetched, fetch
+from videoar.media.fetch import SOURCE, Fetched, Identity, fetch, require_unchanged
 from videoar.media.process import Limits, kill_group, message_file, tail
+from videoar.media.reject_codes import RETRYABLE
 from videoar.media.scan import DecodedClip, ScanPlan, scan
 from videoar.media.source_decoder import SourceMetadata
 from videoar.media.synthetic import SCHEME, render_file
@@ -73,11 +74,11 @@ T = TypeVar("T")
 
 
 def second_try(work: Callable[[], T]) -> T:
-    """Call `work`; if its child died, call it once more, which starts a fresh child."""
+    """Call `work`; once more if its child died, which starts a fresh one, or its file changed."""
     try:
         return work()
     except MediaError as error:
-        if error.code not in {"TIMEOUT", "CRASH", "MEM"}:
+        if error.code not in RETRYABLE | {"CRASH"}:
             raise
     except (OutOfMemoryError, WorkerLostError):
         pass
@@ -90,6 +91,7 @@ class SandboxedDecoder:
     def __init__(self, plan: ScanPlan, limits: Limits) -> None:
         self.plan, self.limits = plan, limits
         self._children: dict[str, _Child] = {}
+        self._fetched: tuple[Path, Identity | None] | None = None
 
     def __enter__(self) -> "SandboxedDecoder":
         return self
@@ -128,6 +130,7 @@ class SandboxedDecoder:
             # a server that does not answer is no fault of the source: the client waits for it
             limits = replace(limits, wall_s=limits.wall_s + settings().store_wait_s)
         *_, last = self._request(kind, limits, uri, {"uri": uri, "into": str(into)})
+        self._fetched = into / SOURCE, last.identity
         return into / SOURCE, last.sha256
 
     def scan(
@@ -137,7 +140,8 @@ class SandboxedDecoder:
 
         Raises:
             MediaError: the source is unusable, or its decoder crashed (`CRASH`) or exceeded its CPU
-                time (`TIMEOUT`) or address space (`MEM`).
+                time (`TIMEOUT`) or address space (`MEM`), or the file is not the one any more that
+                was fetched (`IO_TRANSIENT`).
             StorageError: the disk failed.
             WorkerLostError: the decoder waited until the deadline, or was ended from outside.
             OutOfMemoryError: the decoder was killed.
@@ -146,7 +150,12 @@ class SandboxedDecoder:
 
     def run(self, path: Path, plan: ScanPlan) -> Iterator[DecodedClip | SourceMetadata]:
         """Yield what `videoar.media.scan.scan` yields with another plan; raises as `scan`."""
-        request = {"path": str(path), "plan": plan.model_dump()}
+        fetched, expected = self._fetched or (path, None)
+        request = {
+            "path": str(path),
+            "plan": plan.model_dump(),
+            "identity": expected if fetched == path else None,
+        }
         yield from self._request(_SCAN, self.limits, path.name, request)
 
     def _request(
@@ -318,7 +327,8 @@ def main(fd: int, memory_bytes: int, *, decodes: bool) -> None:
         if "uri" in request:
             _answer_fetch(pipe, request)
         else:
-            _answer_scan(pipe, Path(request["path"]), ScanPlan(**request["plan"]))
+            plan = ScanPlan(**request["plan"])
+            _answer_scan(pipe, Path(request["path"]), plan, request["identity"])
 
 
 def _exit_with_parent(fd: int) -> None:
@@ -338,14 +348,18 @@ def _allow_cpu(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (used + seconds + 1, hard))
 
 
-def _answer_scan(pipe: Connection, path: Path, plan: ScanPlan) -> None:
+def _answer_scan(pipe: Connection, path: Path, plan: ScanPlan, expected: Identity | None) -> None:
     try:
-        for item in scan(path, plan):
-            if isinstance(item, SourceMetadata):
-                _send(pipe, "source", columns=asdict(item))
-            else:
-                _send(pipe, "clip", columns=item.columns, shape=item.frames_THWC.shape)
-                pipe.send_bytes(item.frames_THWC.tobytes())
+        try:
+            for item in scan(path, plan):
+                if isinstance(item, SourceMetadata):
+                    _send(pipe, "source", columns=asdict(item))
+                else:
+                    _send(pipe, "clip", columns=item.columns, shape=item.frames_THWC.shape)
+                    pipe.send_bytes(item.frames_THWC.tobytes())
+        finally:  # nothing may have the digest of one file and the frames or faults of another
+            if expected is not None:
+                require_unchanged(path, expected, path.name)
         _send(pipe, "end")
     except MediaError as error:
         _send(pipe, "error", code=error.code, what=error.what)

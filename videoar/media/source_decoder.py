@@ -16,6 +16,7 @@ import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,14 @@ from videoar.core.types import Frozen, Row
 from videoar.media.color import color_columns
 from videoar.media.damage import DamageTracker
 from videoar.media.orientation import UPRIGHT, Orientation, orientation_of
-from videoar.media.probe import CODECS, IMAGE_CODECS, detect_demuxer, require_readable
+from videoar.media.probe import (
+    ANIMATION_CODECS,
+    CODECS,
+    IMAGE_CODECS,
+    detect_demuxer,
+    require_readable,
+    why_unreadable,
+)
 from videoar.media.stream_choice import choose_stream, codec_name
 from videoar.media.timeline import MAX_GAP_US, Timeline, rate_and_regularity
 
@@ -38,12 +46,14 @@ _PIXEL_BYTES = 4  # chosen: more than one frame needs, in any common pixel forma
 _MAX_ASPECT = 100  # chosen: above anything real; it bounds the long side once the short one is set
 _UNSPECIFIED_FPS = 25  # FFmpeg's own default rate
 _MAX_FPS = 1000  # chosen: above it, what is announced is a clock
+_WITHHOLDING = {"h264", "hevc"}  # their decoders give no frame that refers to a missing one
 _UNTIMED = {"h264", "hevc", "mpegvideo", "m4v"}  # raw streams: their time stamps are guesses
 # Where recordings are joined, the announced duration is the difference of two clocks: beyond half
 # the range of a transport stream's clock, or with less data than any film has, it says nothing.
 _HALF_CLOCK_US = 2**32 / 0.09
 _MIN_BYTES_PER_S = 4_000  # chosen: a tenth of what streams at 240p have
 _FIELD_ORDERS = {1: "progressive", 2: "tff", 3: "bff", 4: "bff", 5: "tff"}  # AVFieldOrder, as shown
+_LOOK_FRAMES = 4  # chosen: the usual number of frames between two that are no B-frames
 _PREROLL_US = (0.0, 2e6, 8e6, 32e6, math.inf)  # chosen: how far before a part a seek is tried
 
 
@@ -54,6 +64,8 @@ class DecodePlan(Frozen):
     max_pixels: int = 9_437_184
     allow_images: bool = False
     """Whether a PNG or JPEG file counts as a video of one frame."""
+    allow_animations: bool = False
+    """Whether a GIF counts as a video."""
     part: int = 0
     parts: int = 1
     """A long source is decoded in parts of equal duration, each in a separate pass."""
@@ -97,7 +109,9 @@ def open_source(path: Path, plan: DecodePlan) -> Iterator["SourceDecoder"]:
     set_level(ERROR)
     set_skip_repeated(False)  # each message is one damaged place; FFmpeg would merge equal ones
     with Capture() as log:
-        demuxer = detect_demuxer(path, allow_images=plan.allow_images)
+        demuxer = detect_demuxer(
+            path, allow_images=plan.allow_images, allow_animations=plan.allow_animations
+        )
         try:
             container = av.open(
                 f"file:{path}",  # the prefix keeps a name such as `concat:a|b` a plain file
@@ -109,6 +123,8 @@ def open_source(path: Path, plan: DecodePlan) -> Iterator["SourceDecoder"]:
             raise MediaError(path.name, "MEM", "out of memory while opening the file") from error
         except av.FFmpegError as error:
             require_readable(path)
+            if demuxer == "mov" and (why := why_unreadable(path)):
+                raise MediaError(path.name, "TRUNCATED", why) from error
             what = f"cannot be opened: {error.strerror}"
             raise MediaError(path.name, "NOT_VIDEO", what) from error
         with container:
@@ -137,26 +153,30 @@ class SourceDecoder:
         self.orientation: Orientation = UPRIGHT
         """Of the last frame."""
         self.last_error = ""
+        self._skip_until_us: float = 0.0
         self._path, self._container, self._plan, self._log = path, container, plan, log
-        allowed = CODECS | IMAGE_CODECS if plan.allow_images else CODECS
+        allowed = CODECS | (IMAGE_CODECS if plan.allow_images else frozenset())
+        allowed |= ANIMATION_CODECS if plan.allow_animations else frozenset()
         stream = choose_stream(container.streams.video, allowed)
         if stream is None:
             covers = ", only a picture" if container.streams.video else ""
             raise MediaError(path.name, "NO_VIDEO_STREAM", f"has no video stream{covers}")
         self._stream, self._codec = stream, stream.codec_context
+        self._withholds = codec_name(stream) in _WITHHOLDING
+        self._is_timed = container.format.name not in _UNTIMED
         self._duration_us = self._announced_duration()
         self._check_header(allowed)
         self._tick_us = float((stream.time_base or 0) * 1_000_000)  # Fractions are slow
-        rate_fps = float(stream.guessed_rate or 0)
+        declared_fps = None if self._is_timed else self._codec.framerate
+        rate_fps = float(declared_fps or stream.guessed_rate or 0)
         self._step_us = round(1e6 / (rate_fps if 0 < rate_fps < _MAX_FPS else _UNSPECIFIED_FPS))
-        self._is_timed = container.format.name not in _UNTIMED
         self._restart(plan.start_pts)
         stream.thread_type = "NONE"
         self._codec.thread_count = 1
         self._num_announced = _presentable_frames(container, stream)
         self._num_withheld = 0
         self._first_frame: Row = {}
-        self._window_us = self._seek_to_part() if plan.parts > 1 else (0.0, math.inf)
+        self._end_us = self._seek_to_part() if plan.parts > 1 else math.inf
 
     @property
     def pixel_aspect(self) -> float:
@@ -184,28 +204,23 @@ class SourceDecoder:
     def frames(self) -> Iterator[tuple[av.VideoFrame, int]]:
         """Yield each frame with the number of errors that it shows."""
         before: list[int] = []  # time stamps of the packets before the first frame
-        for packet in self._packets():
-            frames = self._decode(packet)
-            if self._log:
-                # A decoder that fails to allocate logs the same message as for damaged data.
-                if _free_bytes() < _PIXEL_BYTES * self._codec.width * self._codec.height:
-                    raise MediaError(self.name, "MEM", "no memory left for another frame")
-                self.last_error = self._log[-1][2].strip()
-            self._damage.feed(packet, len(self._log))
+        for packet, following in _with_next(self._packets()):
+            decoded = self._decode(packet)
+            self._note_errors(packet, following)
             if not self.times_us and packet.pts is not None and not packet.is_discard:
                 before.append(packet.pts)
-            for frame in frames:
+            for frame in decoded:
                 self._check_size(frame.width, frame.height)  # a stream may change its size
+                if not self._withholds and self._damage.is_rootless(frame):
+                    continue
                 errors = self._damage.errors_of(frame)
                 self.orientation = orientation_of(frame, self.orientation, self.name)
-                time_us = self._timeline.place(frame.pts if self._is_timed else None)
-                if self._timeline.shown_us > self._plan.max_duration_s * 1e6:
-                    what = f"shows more than {self._plan.max_duration_s:.0f} s"
-                    raise MediaError(self.name, "TOO_LONG", what)
-                if time_us >= self._window_us[1]:
-                    return
-                if time_us < self._window_us[0]:
+                if self._skip_until_us and self._clock_us(frame) < self._skip_until_us:
                     continue
+                self._skip_until_us = 0.0
+                time_us = self._place(frame)
+                if time_us >= self._end_us:
+                    return
                 if not self.times_us:
                     self._first_frame = self._describe(frame)
                     self._num_withheld = sum(pts < (frame.pts or 0) for pts in before)
@@ -213,34 +228,45 @@ class SourceDecoder:
                 yield frame, errors
 
     def seek(self, time_us: float | None) -> None:
-        """Move to a key frame at or before a time, from which all frames are whole.
+        """Go on with the frame shown at a time, or the first one after it; None rewinds the file.
 
-        Containers without an index seek by guessing, and may land behind the time, or where the
-        first frames refer to earlier ones. So the first frame is looked at, and an earlier place is
-        tried until it is right. None rewinds the file.
+        Containers without an index seek by guessing: they may land behind the time, or where frames
+        refer to earlier ones, and the first time stamps may be those of other frames. So the first
+        frames are looked at, and an earlier place is tried until they are right.
         """
-        start_pts = self._timeline.start_pts
         for preroll_us in _PREROLL_US if time_us is not None else ():
-            wanted_us = (time_us or 0) - preroll_us
-            if wanted_us <= 0:
-                break
-            self._seek(start_pts, wanted_us)
-            frame = next((f for packet in self._packets() for f in self._decode(packet)), None)
-            if frame is None or not frame.key_frame or frame.pts is None:
+            from_us = (time_us or 0) - preroll_us
+            if from_us <= 0:
                 continue
-            if (frame.pts - (start_pts or 0)) * self._tick_us <= (time_us or 0):
-                self._seek(start_pts, wanted_us)
-                return
-        self._container.seek(0)
-        self._restart(start_pts)
+            self.seek_near(from_us)
+            found = (frame for packet in self._packets() for frame in self._decode(packet))
+            first = list(islice(found, _LOOK_FRAMES))
+            times_us = [self._clock_us(frame) for frame in first]
+            is_rising = all(before < after for before, after in pairwise(times_us))
+            if first and first[0].key_frame and is_rising and times_us[0] <= (time_us or 0):
+                self.seek_near(from_us)
+                break
+        else:
+            self._container.seek(0)
+            self._restart(self._timeline.start_pts)
+        self._skip_until_us = time_us or 0.0
 
-    def _seek(self, start_pts: int | None, time_us: float) -> None:
+    def seek_near(self, time_us: float) -> None:
+        """Go on with some key frame near a time, for a look: it may be any other one."""
+        start_pts = self._timeline.start_pts
         target = (start_pts or 0) + int(time_us / (self._tick_us or 1))
         self._container.seek(target, stream=self._stream, backward=True)
         self._restart(start_pts)
 
+    def _clock_us(self, frame: av.VideoFrame) -> float:
+        """Return the time that a frame's own time stamp gives; -inf without one."""
+        if frame.pts is None:
+            return -math.inf
+        return round((frame.pts - (self._timeline.start_pts or 0)) * self._tick_us)
+
     def _restart(self, start_pts: int | None) -> None:
         """Forget what was read: the next packet may be from anywhere."""
+        self._skip_until_us = 0.0
         self._log.clear()  # also what demuxers and decoders say while a file is opened
         self._timeline = Timeline(self._tick_us, self._step_us, start_pts)
         self._damage = DamageTracker(MAX_GAP_US / (self._tick_us or 1))
@@ -267,7 +293,7 @@ class SourceDecoder:
         is_joinable = bool(Flags(self._container.format.flags) & Flags.ts_discont)
         is_thin = self._container.size < _MIN_BYTES_PER_S * duration_us / 1e6
         is_wrong = is_joinable and (duration_us > _HALF_CLOCK_US or is_thin)
-        return 0.0 if is_wrong else duration_us
+        return 0.0 if is_wrong or not self._is_timed else duration_us
 
     def _check_header(self, allowed: frozenset[str]) -> None:
         """Check what the header announces, before a frame is decoded."""
@@ -289,20 +315,20 @@ class SourceDecoder:
         if is_too_narrow or width * height > self._plan.max_pixels:
             raise MediaError(self.name, "TOO_LARGE_DIM", f"is {width}x{height} pixels")
 
-    def _seek_to_part(self) -> tuple[float, float]:
-        """Seek to the key frame before this part; return the start and end times of the part.
+    def _seek_to_part(self) -> float:
+        """Seek to the first frame of this part; return the time at which the part ends.
 
         Where the container does not announce a duration, the first part is the whole source.
         """
         part, parts = self._plan.part, self._plan.parts
-        if not self._duration_us or not self._is_timed:
-            return (0.0, math.inf) if part == 0 else (math.inf, math.inf)
+        if not self._duration_us:
+            return math.inf if part == 0 else 0.0
         # not the first frame's time stamp: parts after the first never see that frame
         self._restart(self._stream.start_time or 0)
         start_us, end_us = (self._duration_us * index / parts for index in (part, part + 1))
         if part:
             self.seek(start_us)
-        return (start_us, end_us) if part < parts - 1 else (start_us, math.inf)
+        return end_us if part < parts - 1 else math.inf
 
     def _packets(self) -> Iterator["av.Packet[Any]"]:
         """Demux to the end, or to where the container is broken; then flush the decoder."""
@@ -322,6 +348,25 @@ class SourceDecoder:
             if packet is None:
                 return
             yield packet
+
+    def _note_errors(self, packet: "av.Packet[Any]", following: list["av.Packet[Any]"]) -> None:
+        """Count the messages that decoding a packet has given."""
+        messages = [message.strip() for _, _, message in self._log]
+        if messages:
+            # A decoder that fails to allocate logs the same message as for damaged data.
+            if _free_bytes() < _PIXEL_BYTES * self._codec.width * self._codec.height:
+                raise MediaError(self.name, "MEM", "no memory left for another frame")
+            self.last_error = messages[-1]
+        self._damage.feed(packet, messages, following)
+
+    def _place(self, frame: av.VideoFrame) -> int:
+        """Return the presentation time of a frame."""
+        time_us = self._timeline.place(frame.pts if self._is_timed else None)
+        # the header may have announced less
+        if self._timeline.shown_us > self._plan.max_duration_s * 1e6:
+            what = f"shows more than {self._plan.max_duration_s:.0f} s"
+            raise MediaError(self.name, "TOO_LONG", what)
+        return time_us
 
     def _decode(self, packet: "av.Packet[Any]") -> list[av.VideoFrame]:
         self._log.clear()  # what was said since the last packet is about the container or the sound
@@ -344,6 +389,17 @@ class SourceDecoder:
             **color_columns(frame),
             "field_order": _FIELD_ORDERS.get(int(self._codec.field_order), "unknown"),
         }
+
+
+def _with_next(
+    packets: Iterator["av.Packet[Any]"],
+) -> Iterator[tuple["av.Packet[Any]", list["av.Packet[Any]"]]]:
+    """Yield each packet with the two after it."""
+    window = list(islice(packets, 3))
+    while window:
+        packet, *following = window
+        yield packet, following
+        window = following + list(islice(packets, 1))
 
 
 def _presentable_frames(container: InputContainer, stream: VideoStream) -> int:

@@ -111,9 +111,11 @@ def test_changed_or_missing_source_is_rejected(tmp_path):
     options = {"keep": "references", "rate_fps": None, **OPTIONS}
     clips, _ = ingest(store, str(tmp_path / "in"), **options)
     row = clips.table().to_pylist()[0]
+    reader = ClipReader(store.objects)
+    reader(row)
     write_video(path, moving_noise(40, seed=1))
     with pytest.raises(MediaError, match=r"ingest it again"):
-        ClipReader(store.objects)(row)
+        reader(row)
     path.unlink()
     with pytest.raises(MediaError, match="No such file"):
         ClipReader(store.objects)(row)

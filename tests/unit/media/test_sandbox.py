@@ -58,3 +58,24 @@ def test_only_a_crash_of_the_decoder_speaks_against_its_source(tmp_path, stroke,
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
         assert len(list(decoder.scan(good))) == 3
+
+
+def _replaced(path, by):
+    by.rename(path)
+
+
+def _overwritten(path, by):
+    path.write_bytes(by.read_bytes())
+
+
+@pytest.mark.parametrize("change", [_replaced, _overwritten])
+def test_a_file_that_changes_after_it_was_hashed_gives_no_clip(tmp_path, decoder, change):
+    path = video(tmp_path / "a.mp4", num_frames=40)
+    other = video(tmp_path / "b.mp4", num_frames=40, picture="testsrc=s=64x48:r=12")
+    (tmp_path / "into").mkdir()
+    fetched, _ = decoder.fetch(path.as_uri(), tmp_path / "into")
+    assert len(list(decoder.scan(fetched))) == 3
+    change(path, other)
+    with pytest.raises(MediaError, match="has changed while it was read") as error:
+        list(decoder.scan(fetched))
+    assert error.value.code == "IO_TRANSIENT"

@@ -49,6 +49,9 @@ class IngestConfig(StageConfig):
     # 4096 x 2304
     max_pixels: int = Field(default=9_437_184, ge=1)
     """Sources with larger frames are rejected (`TOO_LARGE_DIM`)."""
+    allow_animations: bool = False
+    """Read GIF files, too. Their frames have 256 colours and are mostly dithered. Animated WebP is
+    rejected in any case (`CONTAINER_DENIED`): FFmpeg cannot decode it."""
     keep: Literal["clips", "references"] = "clips"
     """What is stored of a clip: a small MP4, or only a reference to its frames in the source. With
     references nothing is encoded, and the sources must stay available."""

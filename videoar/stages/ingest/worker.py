@@ -50,6 +50,7 @@ class IngestWorker:
             choose=config.choose,
             max_duration_s=config.max_duration_s,
             max_pixels=config.max_pixels,
+            allow_animations=config.allow_animations,
         )
         time_s = config.scan_timeout_s
         # RLIMIT_CPU has whole seconds

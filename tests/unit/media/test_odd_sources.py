@@ -1,0 +1,232 @@
+"""Sources that are odd but good: cut anywhere, joined, raw, with hidden or lost frames.
+
+Each is made from a clean one, and each frame that is kept is compared with the clean one's pixels.
+"""
+
+from itertools import pairwise
+
+import av
+import numpy as np
+import pytest
+
+from tests.support.hostile import has_encoder
+from tests.support.video_files import ffmpeg, moving_noise, write_video
+from videoar.core.errors import MediaError
+from videoar.media.scan import DecodedClip, ScanPlan, scan
+
+PICTURE = ("-f", "lavfi", "-i", "testsrc2=s=96x64:r=25:d=4", "-threads", 1)
+X264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-g", 25, "-bf", 3)
+OPEN = (*X264, "-x264-params", "open-gop=1")
+REFRESH = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-x264-params", "keyint=25:intra-refresh=1")
+X265 = ("-c:v", "libx265", "-pix_fmt", "yuv420p", "-x265-params")
+X265 += ("log-level=none:pools=none:open-gop=1:keyint=25",)
+MPEG4, MPEG2 = (("-c:v", name, "-bf", 2, "-g", 12, "-q:v", 3) for name in ("mpeg4", "mpeg2video"))
+
+
+def make(path, *options):
+    ffmpeg(*PICTURE, *options, path)
+    return path
+
+
+def read(path, **plan):
+    plan = {"num_frames": 1, "size_px": ((64, 96),), "find_shots": False, "max_clips": 999, **plan}
+    items = list(scan(path, ScanPlan(**plan)))
+    clips = [item for item in items if isinstance(item, DecodedClip)]
+    return clips, (items[-1] if items[-1:] != clips[-1:] else None)
+
+
+def pixels(clips):
+    return [clip.frames_THWC.tobytes() for clip in clips]
+
+
+def flawless(clips):
+    return [clip for clip in clips if not clip.columns["decode_errors"]]
+
+
+def assert_kept_frames_are_those_of(clean, path, at_least):
+    """Every frame without errors is one of the clean source, each once, in order."""
+    order = {frame: number for number, frame in enumerate(pixels(read(clean)[0]))}
+    clips, metadata = read(path)
+    numbers = [order[frame] for frame in pixels(flawless(clips))]  # KeyError: other pixels
+    assert all(after == before + 1 for before, after in pairwise(numbers))
+    assert len(numbers) >= at_least
+    assert metadata.expected_frames in {None, metadata.decoded_frames}
+
+
+CUT_STREAMS = [(OPEN, "ts"), (X265, "ts"), (MPEG2, "mpg"), (REFRESH, "ts"), (MPEG4, "ts")]
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.parametrize(("options", "suffix"), CUT_STREAMS)
+def test_a_stream_that_begins_within_a_group_of_pictures(tmp_path, options, suffix):
+    clean = make(tmp_path / f"clean.{suffix}", *options)
+    cut = tmp_path / f"cut.{suffix}"
+    cut.write_bytes(clean.read_bytes()[clean.stat().st_size // 5 :])
+    assert_kept_frames_are_those_of(clean, cut, 40)
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.parametrize("options", [OPEN, REFRESH, X265, MPEG4])
+def test_a_part_that_was_copied_out_with_an_edit_list(tmp_path, options):
+    clean = make(tmp_path / "clean.mp4", *options)
+    ffmpeg("-ss", 1.4, "-i", clean, "-c", "copy", tmp_path / "cut.mp4")
+    assert_kept_frames_are_those_of(clean, tmp_path / "cut.mp4", 35)
+
+
+def test_damaged_sound_says_nothing_about_the_pictures(tmp_path):
+    sound = ("-f", "lavfi", "-i", "sine=d=4", "-c:a", "aac")
+    ffmpeg(*PICTURE[:4], *sound[:4], *OPEN, *sound[4:], tmp_path / "clean.mp4")
+    data = bytearray((tmp_path / "clean.mp4").read_bytes())
+    with av.open(str(tmp_path / "clean.mp4")) as container:
+        for packet in container.demux(audio=0):
+            if packet.size:
+                data[packet.pos : packet.pos + packet.size] = b"\x5a" * packet.size
+    (tmp_path / "damaged.mp4").write_bytes(data)
+    clips, _ = read(tmp_path / "damaged.mp4")
+    assert len(flawless(clips)) == 100
+
+
+def test_samples_that_are_not_shown_are_not_expected(tmp_path):
+    clean = make(tmp_path / "clean.mp4", *X264)
+    ffmpeg("-ss", 1.4, "-i", clean, "-c", "copy", tmp_path / "hidden.mp4")
+    _, metadata = read(tmp_path / "hidden.mp4")
+    assert metadata.expected_frames == metadata.decoded_frames == 65
+    held = ("-vf", "select=not(eq(mod(n\\,9)\\,5))", "-vsync", "vfr", *MPEG4[:2], "-q:v", 3)
+    _, metadata = read(make(tmp_path / "held.avi", *held))  # its muxer fills gaps with empty chunks
+    assert metadata.expected_frames == metadata.decoded_frames == 89
+    ffmpeg("-i", clean, "-c", "copy", "-movflags", "+faststart", tmp_path / "front.mp4")
+    whole = (tmp_path / "front.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 2 // 3])
+    _, metadata = read(tmp_path / "cut.mp4")
+    assert metadata.expected_frames == 100 > metadata.decoded_frames + 10
+
+
+@pytest.mark.parametrize("offset_s", [0, 300, -20])
+def test_a_jump_of_the_clock_ends_a_shot_and_nothing_else(tmp_path, offset_s):
+    first = make(tmp_path / "first.ts", *X264, "-output_ts_offset", 30)
+    other = ffmpeg("-i", first, "-c", "copy", "-output_ts_offset", offset_s, "-f", "mpegts", "-")
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes(first.read_bytes() + other)
+    clips, metadata = read(joined, num_frames=20)
+    assert [clip.columns["cut_in"] for clip in clips] == ["start"] * 5 + ["gap"] * 5
+    assert len(flawless(clips)) == 10
+    assert pixels(clips[:5]) == pixels(clips[5:])
+    assert metadata.src_rate_fps == pytest.approx(25)
+    starts = [clip.columns["span_start_us"] for clip in clips]
+    assert starts == sorted(set(starts))
+    with pytest.raises(MediaError, match="shows more than 6 s"):
+        read(joined, max_duration_s=6)
+
+
+SEEKS = [(MPEG2, "mpg"), (OPEN, "ts"), (REFRESH, "ts"), (MPEG4, "ts"), (OPEN, "flv"), (OPEN, "mkv")]
+SEEKS += [(("-c:v", "libvpx", "-b:v", "500k", "-g", 25), "webm"), (X265, "mp4")]
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.parametrize(("options", "suffix"), SEEKS)
+def test_parts_have_each_frame_once(tmp_path, options, suffix):
+    path = make(tmp_path / f"a.{suffix}", *options)
+    if suffix in {"mkv", "webm"}:  # written to a pipe, it has no index
+        path.write_bytes(ffmpeg("-i", path, "-c", "copy", "-f", "matroska", "-"))
+    whole, _ = read(path)
+    for parts in (2, 3, 7):
+        shared = [clip for part in range(parts) for clip in read(path, part=part, parts=parts)[0]]
+        assert pixels(flawless(shared)) == pixels(whole)
+        places = [[c.columns["span_start_us"] for c in clips] for clips in (shared, whole)]
+        assert places[0] == places[1]
+
+
+RGB = ("-vf", "scale=96:64", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
+RAW = [
+    ("h264", (*X264, "-r", 24), "h264", 24),
+    ("hevc", (*X265, "-r", 24), "hevc", 24),
+    ("m1v", ("-c:v", "mpeg1video", "-r", 24), "mpeg1video", 24),
+    ("m2v", (*MPEG2, "-r", 24), "mpeg2video", 24),
+    ("m4v", (*MPEG4, "-r", 24, "-f", "m4v"), "mpeg4", 24),
+    ("ivf", ("-c:v", "libvpx", "-b:v", "500k"), "vp8", 25),
+    ("mxf", MPEG2, "mpeg2video", 25),
+    ("y4m", (), "rawvideo", 25),
+    ("gif", (), "gif", 25),
+    ("mov", ("-c:v", "cfhd", "-vf", "scale=192:128"), "cfhd", 25),
+    ("mov", ("-c:v", "qtrle"), "qtrle", 25),
+    ("avi", ("-c:v", "rawvideo", "-pix_fmt", "bgr24"), "rawvideo", 25),
+    ("avi", ("-c:v", "huffyuv"), "huffyuv", 25),
+    ("avi", ("-c:v", "ffvhuff"), "ffvhuff", 25),
+    ("avi", ("-c:v", "utvideo"), "utvideo", 25),
+    ("dv", ("-c:v", "dvvideo", "-s", "pal", "-pix_fmt", "yuv420p"), "dvvideo", 25),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.soak
+@pytest.mark.parametrize(("suffix", "options", "codec", "rate_fps"), RAW)
+def test_raw_streams_and_rare_codecs_are_read(tmp_path, suffix, options, codec, rate_fps):
+    if codec != "rawvideo" and "-c:v" in options and not has_encoder(options[1]):
+        pytest.skip(f"this ffmpeg has no encoder {options[1]}")
+    path = make(tmp_path / f"a.{suffix}", *options)
+    shown = ffmpeg("-i", path, "-vsync", 0, *RGB)
+    frames = np.frombuffer(shown, np.uint8).reshape(-1, 64, 96, 3).astype(int)
+    clips, metadata = read(path, allow_animations=True)
+    assert (metadata.codec, metadata.src_rate_fps) == (codec, pytest.approx(rate_fps, rel=1e-4))
+    assert len(clips) == len(frames)
+    apart = [np.abs(c.frames_THWC[0] - f).mean() for c, f in zip(clips, frames, strict=True)]
+    assert max(apart) < 6 or codec == "dvvideo"  # of another shape: another part is shown
+    plain = tmp_path / "junk.bin"
+    plain.write_bytes(bytes(range(1, 200)) + path.read_bytes())
+    if suffix in {"m1v", "m2v", "m4v", "mxf"}:
+        assert len(read(plain)[0]) == len(frames)
+
+
+@pytest.mark.parametrize(("options", "suffix"), [(X264, "ts"), (MPEG2, "mpg")])
+def test_junk_before_a_capture_is_skipped(tmp_path, options, suffix):
+    whole = make(tmp_path / f"whole.{suffix}", *options)
+    (tmp_path / "junk.bin").write_bytes(bytes(range(256)) * 9 + whole.read_bytes())
+    assert pixels(read(tmp_path / "junk.bin")[0]) == pixels(read(whole)[0])
+
+
+def test_lost_frames_show_in_the_times_unless_the_rate_varies(tmp_path):
+    vp8 = ("-c:v", "libvpx", "-b:v", "500k", "-g", 999)
+    path = make(tmp_path / "whole.webm", *vp8)
+    with av.open(str(path)) as source, av.open(str(tmp_path / "lost.webm"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            if packet.dts is not None and number not in {30, 31, 70}:
+                packet.stream = stream
+                target.mux(packet)
+    clips, _ = read(tmp_path / "lost.webm", num_frames=97)
+    assert clips[0].columns["missing_frames"] == 3
+    varying = ("-vf", "select=gt(mod(n*n\\,7)\\,1)", "-vsync", "vfr", *vp8)
+    clips, _ = read(make(tmp_path / "varying.webm", *varying), num_frames=50)
+    assert clips[0].columns["missing_frames"] == 0
+
+
+def test_the_film_is_chosen_among_streams(tmp_path):
+    film = write_video(tmp_path / "film.mp4", moving_noise(9))
+    large = write_video(tmp_path / "large.mp4", moving_noise(9, size=(64, 96)))
+    ffmpeg("-i", film, "-frames:v", 1, tmp_path / "cover.png")
+    cover = ("-i", tmp_path / "cover.png", "-map", 0, "-map", 1, "-c", "copy", "-disposition:1")
+    both = ("-map", 0, "-map", 1, "-c", "copy")
+    ffmpeg("-i", film, "-i", large, *both, tmp_path / "two.ts")
+    ffmpeg("-i", film, "-i", large, *both, "-disposition:v:1", 0, tmp_path / "disabled.mp4")
+    ffmpeg("-i", film, *cover, "attached_pic", tmp_path / "cover.mp4")
+    denied = ("-map", 0, "-map", 1, "-c:v:0", "zmbv", "-c:v:1", "copy")
+    ffmpeg("-i", large, "-i", film, *denied, tmp_path / "denied.mkv")
+    chosen = {"two.ts": 1, "disabled.mp4": 0, "cover.mp4": 0, "denied.mkv": 1}
+    for name, index in chosen.items():
+        assert read(tmp_path / name)[1].stream_index == index, name
+    song = ("-f", "lavfi", "-i", "sine=d=1", *cover, "attached_pic", "-c:a", "aac")
+    ffmpeg(*song, tmp_path / "song.m4a")
+    with pytest.raises(MediaError, match="only a picture") as error:
+        read(tmp_path / "song.m4a")
+    assert error.value.code == "NO_VIDEO_STREAM"
+
+
+def test_a_recording_that_was_not_ended_is_named(tmp_path):
+    data = write_video(tmp_path / "a.mp4", moving_noise(9)).read_bytes()
+    (tmp_path / "a.mp4").write_bytes(data[: data.index(b"moov") - 4])
+    with pytest.raises(MediaError, match=r"no index of them \(box moov\)") as error:
+        read(tmp_path / "a.mp4")
+    assert error.value.code == "TRUNCATED"
