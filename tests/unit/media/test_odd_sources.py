@@ -29,7 +29,8 @@ def make(path, *options):
 
 
 def read(path, **plan):
-    plan = {"num_frames": 1, "size_px": ((64, 96),), "find_shots": False, "max_clips": 999, **plan}
+    plan = {"num_frames": 1, "size_px": ((64, 96),), "find_shots": False, **plan}
+    plan |= {"max_clips": 999, "deinterlace": "off"}
     items = list(scan(path, ScanPlan(**plan)))
     clips = [item for item in items if isinstance(item, DecodedClip)]
     return clips, (items[-1] if items[-1:] != clips[-1:] else None)
@@ -139,7 +140,8 @@ def test_parts_have_each_frame_once(tmp_path, options, suffix):
         assert places[0] == places[1]
 
 
-RGB = ("-vf", "scale=96:64", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
+SCALE = "scale=96:64:flags=area+accurate_rnd+full_chroma_int+full_chroma_inp"
+RGB = ("-vf", SCALE, "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
 RAW = [
     ("h264", (*X264, "-r", 24), "h264", 24),
     ("hevc", (*X265, "-r", 24), "hevc", 24),
@@ -172,8 +174,9 @@ def test_raw_streams_and_rare_codecs_are_read(tmp_path, suffix, options, codec, 
     clips, metadata = read(path, allow_animations=True)
     assert (metadata.codec, metadata.src_rate_fps) == (codec, pytest.approx(rate_fps, rel=1e-4))
     assert len(clips) == len(frames)
-    apart = [np.abs(c.frames_THWC[0] - f).mean() for c, f in zip(clips, frames, strict=True)]
-    assert max(apart) < 6 or codec == "dvvideo"  # of another shape: another part is shown
+    apart = [c.frames_THWC[0].mean(-1) - f.mean(-1) for c, f in zip(clips, frames, strict=True)]
+    # DV is of another shape, so another part is shown
+    assert np.abs(apart).mean() < 3 or codec == "dvvideo"
     plain = tmp_path / "junk.bin"
     plain.write_bytes(bytes(range(1, 200)) + path.read_bytes())
     if suffix in {"m1v", "m2v", "m4v", "mxf"}:
