@@ -1,7 +1,7 @@
-"""`python -m tests.checks.soak [TOY [DRAWN [FIRST]]]`: random schedules of faults.
+"""`python -m tests.checks.soak [TOY [DRAWN [MEDIA [FIRST]]]]`: random schedules of faults.
 
-Plays TOY schedules of toy stages and DRAWN of the drawn chain, three at a time, from seed FIRST;
-prints how often each fault was injected, and the seeds of those that failed.
+Plays TOY schedules of toy stages, DRAWN of the drawn chain and MEDIA of ingest, three at a time,
+from seed FIRST; prints how often each fault was injected, and the seeds of those that failed.
 """
 
 import signal
@@ -23,6 +23,7 @@ from tests.support.soak import (
     points_of,
     toy_subject,
 )
+from tests.support.soak_media import MediaSchedule, media_subject
 
 _PROCESSES = 3  # they wait often: for leases to end, and between two attempts
 
@@ -32,7 +33,8 @@ def play(subject: Subject, seed: int) -> Outcome | str:
     with tempfile.TemporaryDirectory(prefix="videoar-soak-", ignore_cleanup_errors=True) as folder:
         (Path(folder) / "temp").mkdir()
         try:
-            return Schedule(subject, seed, Path(folder)).play()
+            kind = MediaSchedule if subject.name == "media" else Schedule
+            return kind(subject, seed, Path(folder)).play()
         except Exception:  # noqa: BLE001 - the others are played all the same
             return traceback.format_exc()
 
@@ -68,11 +70,12 @@ def soak(make: Callable[[Path], Subject], seeds: range) -> Iterator[str]:
         yield f"{subject.name}: crash points never reached: {', '.join(missed)}"
 
 
-def main(toy: int = 450, drawn: int = 50, first: int = 0) -> int:
+def main(toy: int = 450, drawn: int = 50, media: int = 200, first: int = 0) -> int:
     """Play all of them; return the exit code."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     failures = 0
-    for make, count in ((toy_subject, toy), (drawn_subject, drawn)):
+    parts = ((toy_subject, toy), (drawn_subject, drawn), (media_subject, media))
+    for make, count in parts:
         for problem in soak(make, range(first, first + count)) if count else ():
             failures += 1
             print(problem, file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -28,6 +28,7 @@ from tests.support.toy_runs import resume, toy_document, write_videos
 from tests.support.toys import REGISTRY
 from videoar.api.schedule import LocalLauncher
 from videoar.core.errors import VideoARError
+from videoar.core.settings import settings
 from videoar.engine.inline import InlineEngine
 from videoar.pipeline.fingerprint import code_closure
 from videoar.pipeline.registry import BUILTIN, Registry
@@ -49,12 +50,8 @@ for _module in Path(os.environ.get(_MODULES, os.devnull)).read_text(encoding="ut
         if import_module(_module).__name__.startswith("videoar.stages."):
             code_closure(_module)  # the digests of its code, for all runs
 LEASE_TTL_S = 1.0
-KINDS = (
-    "crash", "kill", "term", "suspend", "store", "two drivers", "crash of a tick",
-    "crash in the queue",
-)  # fmt: skip
-_ALLOWED = {0, 5, 7, 130, -signal.SIGKILL, -signal.SIGTERM}
-"""Exit codes of a disturbed driver; the last two: of a signal before the run began."""
+_ONCE = ("crash of a tick", "crash in the queue")
+KINDS = ("crash", "kill", "term", "suspend", "store", "two drivers", *_ONCE)
 _RESUMES = 6
 _TIMEOUT_S = 600
 _WINDOW = datetime.fromisoformat("2026-11-01T03:00:00+00:00")
@@ -101,12 +98,21 @@ class _InThisProcess(LocalLauncher):
             resume(self._store, run_id)
 
 
-def drive(url: str, document: dict, registry: Registry, run_id: str, plan: FaultPlan | None):
+def drive(
+    url: str,
+    document: dict,
+    registry: Registry,
+    run_id: str,
+    plan: FaultPlan | None,
+    before: Callable[[], object] | None = None,
+):
     """Start a run, or resume it; in a child process with the exit codes of the command line."""
     with _exit_code():
+        if before:
+            before()
         if plan:
             inject(plan)
-        store = open_store(url)
+        store = open_store(url, endpoint=settings().s3_endpoint)
         if store.ledger.read(layout.run_key(run_id)) is None:
             spec = parse_pipeline(document, "soak.yaml", registry)
             execution = Execution(spec, store, InlineEngine(), run_id=run_id, registry=registry)
@@ -147,8 +153,8 @@ def _exit_code() -> Iterator[None]:
 class Observer:
     """Looks at a store while it is written, and asserts that whatever it sees is whole."""
 
-    def __init__(self, url: str) -> None:
-        self.store = open_store(url)
+    def __init__(self, url: str, endpoint: str = "") -> None:
+        self.store = open_store(url, endpoint=endpoint)
         self.looks = 0
         self._snapshots: set[str] = set()
         self._events: dict[str, list] = {}
@@ -238,12 +244,21 @@ class Schedule:
         folder: empty; removed by the caller.
     """
 
+    allowed: frozenset[int] = frozenset({0, 5, 7, 130, -signal.SIGKILL, -signal.SIGTERM})
+    """Exit codes of a disturbed driver; the last two: of a signal before the run began."""
+
     def __init__(self, subject: Subject, seed: int, folder: Path) -> None:
         os.environ[_MODULES] = str(subject.modules)  # before the fork server starts
         self.subject, self.seed, self.folder = subject, seed, folder
         self.url = (folder / "store").as_uri()
+        self.environment: dict[str, str] = {}
         self.outcome, self.random = Outcome(), random.Random(f"{subject.name} {seed}")
         self.observer = Observer(self.url)
+
+    @property
+    def kinds(self) -> Sequence[str]:
+        """Of the faults that its drivers may have."""
+        return self.subject.kinds
 
     def play(self) -> Outcome:
         """Play it.
@@ -251,11 +266,11 @@ class Schedule:
         Raises:
             AssertionError: it does not end as the undisturbed run does, or something was not whole.
         """
-        kinds = self.subject.kinds
-        more = kinds[: KINDS.index("crash of a tick")]
+        first = self.subject.kinds[self.seed % len(self.subject.kinds)]
+        more = [kind for kind in self.kinds if kind not in _ONCE]
         rest = self.random.choices(more, k=self.random.randrange(3))
         with self.observer.watching():
-            for kind in (kinds[self.seed % len(kinds)], *rest):
+            for kind in (first, *rest):
                 self.outcome.counts[f"fault: {kind}"] += 1
                 getattr(self, kind.replace(" ", "_"))()
             self._finish()
@@ -270,19 +285,24 @@ class Schedule:
         return document
 
     def _start(
-        self, run_id: str = "run1", plan: FaultPlan | None = None, at: str = "", slow: bool = False
+        self,
+        run_id: str = "run1",
+        plan: FaultPlan | None = None,
+        at: str = "",
+        slow: bool = False,
+        before: Callable[[], object] | None = None,
     ):
         return start(
-            drive, self.url, self._document(slow), self.subject.registry, run_id, plan,
+            drive, self.url, self._document(slow), self.subject.registry, run_id, plan, before,
             VIDEOAR_CRASH_AT=at, VIDEOAR_LEASE_TTL_S=str(LEASE_TTL_S),
-            TMPDIR=str(self.folder / "temp"),
+            TMPDIR=str(self.folder / "temp"), **self.environment,
         )  # fmt: skip
 
     def _end(self, *drivers) -> None:
         for driver in drivers:
             driver.join(_TIMEOUT_S)
             code = driver.exitcode
-            assert code in _ALLOWED, f"exit code {code}"
+            assert code in self.allowed, f"exit code {code}"
             self.outcome.counts[f"exit code: {code}"] += 1
 
     def _point(self, points: Sequence[str]) -> tuple[str, int]:
@@ -423,7 +443,7 @@ def toy_subject(folder: Path) -> Subject:
     document = toy_document(videos, model={"tells_start": False})
     own = ["mapping-a.mp4", "mapping-c.mp4", "picking", "counting-5"]
     points = [*own, *_RUNS, *points_of("stages.promote")]
-    return _undisturbed("toy", document, REGISTRY, folder, KINDS, points)
+    return undisturbed("toy", document, REGISTRY, folder, KINDS, points)
 
 
 _SMALLER = (
@@ -448,11 +468,11 @@ def drawn_subject(folder: Path) -> Subject:
     for stage in document["stages"].values():
         stage["from"] = {p: s.replace("good", "clips") for p, s in stage["from"].items()}
     points = [*points_of("stages.ingest", "stages.tokenize"), *_RUNS]
-    kinds = (*KINDS[: KINDS.index("crash of a tick")], "kill of a child")
-    return _undisturbed("drawn", document, BUILTIN, folder, kinds, points)
+    kinds = (*(kind for kind in KINDS if kind not in _ONCE), "kill of a child")
+    return undisturbed("drawn", document, BUILTIN, folder, kinds, points)
 
 
-def _undisturbed(
+def undisturbed(
     name: str,
     document: dict,
     registry: Registry,
