@@ -321,6 +321,15 @@ def test_log_unreadable_is_named(store, dataset, version, damage):
     assert "<unknown>" not in str(caught.value)
 
 
+def test_lost_version_of_a_log_is_named(store, dataset):
+    for name in "abc":
+        dataset.commit([dataset.write(rows(name))], made_by(name), {})
+    key = f"tables/videos/_delta_log/{2:020}.json"
+    store.objects.delete(key)
+    with pytest.raises(DamagedError, match=f"{key}: lost, but .*{3:020}.json exists"):
+        list(iter_commits(store.objects))
+
+
 def test_numbers_of_a_commit_keep_every_bit(store, dataset):
     chance = random.Random(0)
     metrics = {f"m{i}": chance.uniform(-1, 1) * 10 ** chance.randrange(-12, 9) for i in range(500)}
