@@ -13,6 +13,7 @@ from tests.support.remote_objects import RemoteObjects
 from videoar.core.errors import (
     ConfigError,
     ContractError,
+    DamagedError,
     SnapshotNotFoundError,
     StorageError,
     TransientStorageError,
