@@ -99,10 +99,14 @@ class MediaSchedule(Schedule):
     def kill_of_workers(self) -> None:
         driver = self._start()
         for _ in range(self.random.randrange(1, 5)):
-            self._pause(0.5)
-            children = descendants(driver.pid)
+            while not (children := descendants(driver.pid)) and driver.is_alive():
+                time.sleep(0.01)
+            time.sleep(self.random.choice([0, 0.1, 0.5]))
+            children = [pid for pid in children if pid in descendants(driver.pid)]
             count = self.random.choice([1, 1, len(children)])
-            send(signal.SIGKILL, *self.random.sample(children, min(count, len(children))))
+            killed = self.random.sample(children, min(count, len(children)))
+            send(signal.SIGKILL, *killed)
+            self.outcome.counts["children killed"] += len(killed)
         self._end(driver)
 
     def full_temporary_folder(self) -> None:
@@ -127,7 +131,8 @@ class MediaSchedule(Schedule):
         for _ in range(self.random.randrange(1, 4)):
             self._pause(0.5)
             share = self.random.choice([0.3, 1.0])
-            self._proxy.fail_for(self.random.uniform(0.1, 1.5), self._fault(), share)
+            self._proxy.fail_for(self.random.uniform(0.1, 1.5), fault := self._fault(), share)
+            self.outcome.counts[f"burst: {fault}"] += 1
         self._end(driver)
 
     def repeated_writes(self) -> None:
