@@ -45,23 +45,26 @@ class Orientation(NamedTuple):
 UPRIGHT = Orientation()
 
 
-def orientation_of(frame: av.VideoFrame, before: Orientation, name: str) -> Orientation:
+def orientation_of(frame: av.VideoFrame, before: Orientation | None, name: str) -> Orientation:
     """Return the orientation that the side data of a frame gives.
 
     A container's matrix is in the data of every frame. A stream's own is in that of a key frame and
-    holds until the next one.
+    holds until the next one. So other frames are asked only if they say that they are turned: to
+    ask costs more than all else beside decoding.
 
     Args:
         frame: decoded frame.
-        before: orientation of the frame shown before it.
+        before: orientation of the frame shown before it; None for the first one.
         name: of the source, for the error.
 
     Raises:
         MediaError: `ORIENTATION_DENIED`, see `from_matrix`.
     """
+    if before is not None and not frame.key_frame and not frame.rotation:
+        return before
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
-        return UPRIGHT if frame.key_frame else before
+        return before if before and not frame.key_frame else UPRIGHT
     return from_matrix(np.frombuffer(memoryview(data), np.int32), name)  # type: ignore[arg-type]
 
 

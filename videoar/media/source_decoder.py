@@ -150,8 +150,7 @@ class SourceDecoder:
         self.name = path.name
         self.times_us: list[int] = []
         """Presentation time of each decoded frame, rising; 0 is the start of the source."""
-        self.orientation: Orientation = UPRIGHT
-        """Of the last frame."""
+        self._orientation: Orientation | None = None
         self.last_error = ""
         self._skip_until_us: float = 0.0
         self._path, self._container, self._plan, self._log = path, container, plan, log
@@ -177,6 +176,11 @@ class SourceDecoder:
         self._num_withheld = 0
         self._first_frame: Row = {}
         self._end_us = self._seek_to_part() if plan.parts > 1 else math.inf
+
+    @property
+    def orientation(self) -> Orientation:
+        """Orientation of the last frame."""
+        return self._orientation or UPRIGHT
 
     @property
     def pixel_aspect(self) -> float:
@@ -214,7 +218,7 @@ class SourceDecoder:
                 if not self._withholds and self._damage.is_rootless(frame):
                     continue
                 errors = self._damage.errors_of(frame)
-                self.orientation = orientation_of(frame, self.orientation, self.name)
+                self._orientation = orientation_of(frame, self._orientation, self.name)
                 if self._skip_until_us and self._clock_us(frame) < self._skip_until_us:
                     continue
                 self._skip_until_us = 0.0
@@ -270,7 +274,7 @@ class SourceDecoder:
         self._log.clear()  # also what demuxers and decoders say while a file is opened
         self._timeline = Timeline(self._tick_us, self._step_us, start_pts)
         self._damage = DamageTracker(MAX_GAP_US / (self._tick_us or 1))
-        self.orientation = UPRIGHT
+        self._orientation = None
 
     def metadata(self) -> SourceMetadata:
         """Return the metadata of the source; call it after all frames have been read."""
