@@ -101,6 +101,7 @@ def stored_clip(name: str) -> dict:
 def make(folder: Path, runs: int, files_a_run: int) -> None:
     """Write the store."""
     store = open_store(folder.absolute().as_uri())
+    store.ledger.prepare_write()
     made = ManyRuns(store, folder)
     clips = made.template(CLIPS, [stored_clip(str(n)) for n in range(SOURCES_A_FILE)])
     wanted = made.template(CLIPS, [stored_clip("wanted")])

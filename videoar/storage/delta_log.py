@@ -48,6 +48,7 @@ from videoar.core.prefetch import concurrently
 from videoar.core.retry import RetryPolicy
 from videoar.core.types import Commit, FileRef
 from videoar.storage import layout
+from videoar.storage.commit_files import Files, bases_of_later, decode, encode
 from videoar.storage.ledger import Ledger, seal, unseal
 from videoar.storage.log_checkpoints import damaged_checkpoints
 from videoar.storage.object_store import ObjectStore
@@ -90,7 +91,16 @@ def iter_commits(
     keys = _complete(objects, (info.key for info in infos if layout.is_log_version(info.key)))
     # in this process for a folder: threads gain nothing from its page cache
     read = concurrently if not objects.is_local else _one_by_one
-    yield from filter(None, (_commit_of(key, data) for key, data in read(objects.get, keys)))
+    files: dict[int, Files] = {}
+    for key, data in read(objects.get, keys):
+        if (version := layout.version_of_log(key)) == 0:
+            files = {}
+        commit = _commit_of(key, data, files.__getitem__)
+        if commit is not None:
+            # of earlier commits only those that later ones may refer to
+            kept = bases_of_later(version)
+            files = {v: files[v] for v in kept if v in files} | {version: commit.files}
+            yield commit
 
 
 def _complete(objects: ObjectStore, keys: Iterable[str]) -> Iterator[str]:
@@ -132,13 +142,13 @@ def _one_by_one(get: Callable[[str], bytes], keys: Iterable[str]) -> Iterator[tu
     return ((key, get(key)) for key in keys)
 
 
-def _commit_of(key: str, data: bytes) -> Commit | None:
+def _commit_of(key: str, data: bytes, files_of_base: Callable[[int], Files]) -> Commit | None:
     """Return the commit in a version of a Delta log; None for versions that only set metadata."""
     commits = (action.get("commitInfo", {}).get("videoar") for action in _actions_in(key, data))
     commit = next(filter(None, commits), None)
     try:
-        return None if commit is None else Commit.model_validate(unseal(key, json.loads(commit)))
-    except (TypeError, ValueError) as error:
+        return commit and decode(unseal(key, json.loads(commit)), files_of_base)
+    except (TypeError, ValueError, KeyError) as error:
         raise DamagedError(key, "damaged: no commit", "restore it from a copy") from error
 
 
@@ -327,7 +337,7 @@ class DeltaLog:
         commit = draft.model_copy(update={"version": version})
         key = layout.log_version_key(self._dataset, version)
         # a text, because delta-rs changes the last bit of some numbers
-        text = canonical_json(seal(key, commit.model_dump(mode="json")))
+        text = canonical_json(seal(key, encode(commit, self._files_of)))
         crash_point("commit.before_log")
         table.create_write_transaction(
             self._actions(table, commit),
@@ -443,8 +453,16 @@ class DeltaLog:
             raise TransientStorageError(self.folder, what, hint) from error
 
     def _read(self, version: int) -> Commit:
-        key = layout.log_version_key(self._dataset, version)
-        commit = _commit_of(key, self._objects.get(key))
+        commit = self._find(version)
         if commit is None:
+            key = layout.log_version_key(self._dataset, version)
             raise StorageError(f"{self._objects.url}/{key}", "contains no commit of videoar")
         return commit
+
+    def _find(self, version: int) -> Commit | None:
+        key = layout.log_version_key(self._dataset, version)
+        return _commit_of(key, self._objects.get(key), lambda base: self._read(base).files)
+
+    def _files_of(self, version: int) -> Files | None:
+        commit = self._find(version)
+        return None if commit is None else commit.files

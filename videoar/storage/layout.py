@@ -165,8 +165,8 @@ def is_log_checkpoint(key: str) -> bool:
     return folder.endswith(f"/{_LOG_FOLDER}") and ".checkpoint." in name
 
 
-def version_of_checkpoint(key: str) -> int:
-    """Return the version of the Delta log that a checkpoint stands for."""
+def version_of_log(key: str) -> int:
+    """Return the version that a key of a Delta log, or of a checkpoint of it, stands for."""
     return int(key.rpartition("/")[2].partition(".")[0])
 
 

@@ -31,7 +31,7 @@ def damaged_checkpoints(objects: ObjectStore, dataset: str) -> Iterator[tuple[st
         except UNREADABLE as error:
             yield info.key, one_line(error)
         else:
-            readable = readable or layout.version_of_checkpoint(info.key) == hinted
+            readable = readable or layout.version_of_log(info.key) == hinted
     if hinted is not None and not readable:
         yield last, f"names the checkpoint of version {hinted}, which cannot be read"
 
