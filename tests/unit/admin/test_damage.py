@@ -93,8 +93,8 @@ def test_damaged_records_are_listed_and_derived_ones_removed(store, videos):
         assert store.objects.get(key) == b"{"
 
 
-@pytest.mark.fault(13, "a checkpoint of a Delta log is cut, emptied or deleted")
-@pytest.mark.parametrize("mutate", [lambda data: b"", lambda data: data[: len(data) // 2], None])
+@pytest.mark.fault(13, "a checkpoint of a Delta log is cut or deleted")
+@pytest.mark.parametrize("mutate", [lambda data: data[: len(data) // 2], None])
 def test_damaged_checkpoint_of_a_log_is_named_as_derived_and_removed(store, mutate):
     reference = dict.fromkeys(("video_key", "video_sha256", "video_size_bytes"))
     for name in "abcdefghijkl":

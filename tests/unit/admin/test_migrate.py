@@ -55,7 +55,10 @@ def old(tmp_path: Path):
     return store, run.run_id, calm, unseal_all(store)
 
 
-@pytest.mark.parametrize("visits", [(), (1,), (2, 9), (5, 5, 5)])
+@pytest.mark.parametrize(
+    "visits",
+    [(), *(pytest.param(v, marks=pytest.mark.soak) for v in [(1,), (2, 9), (5, 5, 5)])],
+)
 def test_migrated_store_answers_as_before_also_after_kills(old, visits):
     store, run_id, calm, count = old
     with pytest.raises(StorageError, match=r"format 1 is older than 2, .*videoar store migrate"):
