@@ -41,6 +41,7 @@ _DARK = (
 _SAMPLES = 128  # chosen: pixels of a row that count
 _FREE = 1  # chosen: frames without a bar that do not refute one, such as an advertisement
 _PLACES = 12  # chosen: key frames, spread over the source
+_ENOUGH = 4  # chosen: key frames
 _FORWARD, _EVERY = 96, 8  # chosen: frames from the start, where key frames are few
 
 
@@ -128,11 +129,14 @@ def _spread(decoder: SourceDecoder) -> Iterator[av.VideoFrame]:
     for place in range(_PLACES if decoder.announced_s else 0):
         decoder.seek_near(1e6 * decoder.announced_s * (place + 0.5) / _PLACES)
         frame = next((frame for frame, _ in decoder.frames()), None)
-        if frame is None or frame.pts in seen:
+        if frame is None:
             break
-        seen.add(frame.pts)
-        yield frame
-    if len(seen) < _PLACES:
+        if frame.pts not in seen:
+            seen.add(frame.pts)
+            yield frame
+        elif len(seen) < place - 1:
+            break  # key frames are few
+    if len(seen) < _ENOUGH:
         decoder.seek(None)
         for number, (frame, _) in zip(range(_FORWARD), decoder.frames(), strict=False):
             if number % _EVERY == 0:
@@ -141,9 +145,19 @@ def _spread(decoder: SourceDecoder) -> Iterator[av.VideoFrame]:
 
 def edges_covered(luma_HW: np.ndarray) -> np.ndarray:
     """Return of one frame whether there may be a bar above, below, at the left, at the right."""
-    sides = luma_HW, luma_HW[::-1], luma_HW.T, luma_HW.T[::-1]
-    edges = (side[None, : _min_bar(len(side))] for side in sides)
-    return np.array([(_share(edge, _colour(edge)) >= _COVERED).all() for edge in edges])
+    sides = [luma_HW, luma_HW[::-1], luma_HW.T, luma_HW.T[::-1]]
+    edges = [side[None, : _min_bar(len(side))] for side in sides]
+    colours = [_colour(edge) for edge in edges]
+    is_covered = np.array([
+        (_share(edge, c) >= _COVERED).all() for edge, c in zip(edges, colours, strict=True)
+    ])
+    opposite = [1, 0, 3, 2]
+    may_be: list[bool] = [
+        colour <= _DARK or bool(is_covered[i] and abs(colour - colours[i]) <= _NEAR)
+        for colour, i in zip(colours, opposite, strict=True)
+    ]
+    is_covered &= may_be
+    return is_covered
 
 
 def active_box(frames: Sequence[np.ndarray]) -> Box:
