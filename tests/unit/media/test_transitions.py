@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from videoar.bench.film_effects import SHAPES, Style, combined, lit
 from videoar.bench.films import KINDS, Film
 from videoar.media.shots import SampledFrame, shots, spans
 from videoar.media.transitions import Transition, find_transitions
@@ -68,6 +69,59 @@ def test_cut_has_the_index_of_the_first_frame_of_the_new_shot():
     luma_frames = np.concatenate([one, other]).astype(np.uint8)
     (change,) = find_transitions(luma_frames, clock(40, 25))
     assert (change.kind, change.first, change.last) == ("cut", 20, 20)
+
+
+def picture(seed):
+    """Return clouds and boxes, [36, 64, 1]: as much contrast as a photograph."""
+    draw = np.random.default_rng(seed)
+    coarse = draw.uniform(20, 235, (5, 8)).repeat(8, 0).repeat(8, 1)[:36]
+    fine = draw.uniform(-25, 25, (18, 32)).repeat(2, 0).repeat(2, 1)
+    return np.clip(coarse + fine, 0, 255).astype(np.float32)[..., None]
+
+
+def film_of(images):
+    grain = np.random.default_rng(0).normal(0, 1, (36, 64, 1))
+    frames = [np.roll(grain, 7 * i, 1) + image for i, image in enumerate(images)]
+    return np.clip(frames, 0, 255).astype(np.uint8)[..., 0]
+
+
+@pytest.mark.parametrize("kind", ["wipe", "slide", "push"])
+def test_wipes_slides_and_pushes_are_found_in_all_directions(kind):
+    rate_fps, length = 25, 20
+    for number, shape in enumerate(SHAPES if kind == "wipe" else ["straight"] * 4):
+        style = Style(shape, number % 4, bool(number % 2), softness=0.1, is_eased=False)
+        old, new = picture(number), picture(10 + number)
+        shares = [(i + 1) / (length + 1) for i in range(length)]
+        images = [combined(kind, style, old, new, share) for share in shares]
+        luma = film_of([old] * rate_fps + images + [new] * rate_fps)
+        (found,) = find_transitions(luma, clock(len(luma), rate_fps))
+        assert found.kind == "wipe", style
+        # a clip beside it may have the first or last traces of the other picture
+        assert found.first <= rate_fps + 0.2 * length, style
+        assert found.last >= rate_fps + 0.8 * length, style
+        assert found.last - found.first < 2 * length, style
+
+
+@pytest.mark.parametrize("rate_fps", [24, 30, 60, 120])
+@pytest.mark.parametrize("kind", ["white", "colour", "strobe", "lightning", "muzzle"])
+def test_flash_is_no_change_of_shot_and_none_at_a_cut_hides_it(kind, rate_fps):
+    before, after = picture(1), picture(2)
+    for is_cut in (False, True):
+        images = [before] * rate_fps
+        images += [lit(kind, before, i / rate_fps, np.float32(90)) for i in range(rate_fps // 2)]
+        images += [after if is_cut else before] * rate_fps
+        luma = film_of(images)
+        found = find_transitions(luma, clock(len(luma), rate_fps))
+        assert len(found) == is_cut
+
+
+def test_rotating_gradient_is_one_shot():
+    y, x = np.mgrid[-1:1:36j, -1.8:1.8:64j]
+    for turns_per_s, seed in itertools.product((0.05, 0.1, 0.2), range(4)):
+        angles = 2 * np.pi * turns_per_s * np.arange(150) / 25 + seed
+        frames = [128 + 60 * (np.cos(a) * x + np.sin(a) * y) for a in angles]
+        luma = np.clip(frames, 0, 255).astype(np.uint8)
+        assert find_transitions(luma, clock(150, 25)) == []
 
 
 def test_frames_without_content_have_no_transition():

@@ -1,0 +1,186 @@
+"""Find stretches in which one picture replaces another from place to place: wipes, slides, pushes.
+
+Frames are compared on a coarse clock. Two models:
+
+    wipe     each cell goes from the old picture to the new one in few steps of the clock, at a time
+             of its own: neither all cells at once, as in a cut, nor all slowly, as in a dissolve
+    slide    on one side of a seam is the new picture, on the other the old one; each stands still
+             or moves with the seam (both: a push), and the seam moves on
+
+Worked example of a wipe to the right, one row of four cells, old 10 and new 90:
+
+    t  0    10 10 10 10
+    t  1    90 10 10 10     each cell has one step of 80, and each frame a quarter of all steps
+    t  2    90 90 10 10
+    t  3    90 90 90 10
+    t  4    90 90 90 90
+
+A stretch that fits a model is only a candidate: `videoar.media.transitions` compares its ends.
+
+Axes: t points of the clock, N stretches, h w cells.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+# All numbers below are chosen on drawn films, as those of `videoar.media.transitions`.
+SPANS_US = (360_000, 500_000, 700_000, 1_000_000, 1_400_000, 1_900_000)
+_ENDS = 8.0  # luma levels: smallest distance of the ends
+_ALIKE = 0.55  # largest correlation of the ends
+_ACTIVE = 1.9  # steps inside, relative to those on the quieter side
+_BESIDE = 5  # points on each side
+_ABRUPT = 0.4  # of a cell's change in its two largest steps: 0 if all are equal, 1 for a hard edge
+_DETOUR = 1.8  # largest way of a cell, relative to the distance of the ends
+_ALL_AT_ONCE = 0.6  # largest share of the change that is in one step
+_BETWEEN = 0.14  # largest distance of a cell to both pictures, relative to that of the pictures
+_MISFIT = 0.17  # largest deviation from a slide, relative to the distance of the ends
+_COARSE_MISFIT = 0.35
+_PROGRESS = 0.15  # smallest way of the seam from 0.3 to 0.7 of the time, in sides
+_DIRECTIONS = tuple((vertical, reverse) for vertical in (False, True) for reverse in (False, True))
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A stretch of the clock that fits a model."""
+
+    cost: float
+    """0 for a perfect fit, 1 at the bound."""
+    first: int
+    last: int
+
+
+def find_stretches(
+    half_thw: Array, quarter_thw: Array, step_us: int, taken_t: NDArray[np.bool_]
+) -> Iterator[Stretch]:
+    """Yield the stretches that fit a model, at several lengths each.
+
+    Args:
+        half_thw: frames on display at the points of the clock.
+        quarter_thw: the same at half the size.
+        step_us: of the clock.
+        taken_t: whether a point or what follows it belongs to another transition.
+    """
+    cells_tc = quarter_thw.reshape(len(quarter_thw), -1)
+    steps_tc = np.abs(np.diff(cells_tc, axis=0))
+    num_taken = np.concatenate([[0], np.cumsum(taken_t)])
+    pictures_tc = cells_tc - cells_tc.mean(axis=1, keepdims=True)
+    pictures_tc /= np.sqrt((pictures_tc**2).sum(axis=1, keepdims=True)) + 1
+    firsts, lasts = [], []
+    for span_us in SPANS_US:
+        span = max(4, round(span_us / step_us))
+        if span >= len(cells_tc):
+            break
+        distance = np.abs(cells_tc[span:] - cells_tc[:-span]).mean(axis=1)
+        is_candidate = (distance > _ENDS) & _is_active(steps_tc.mean(axis=1), span)
+        is_candidate &= num_taken[span:-1] == num_taken[: -span - 1]
+        is_candidate &= (pictures_tc[span:] * pictures_tc[:-span]).sum(axis=1) < _ALIKE
+        if not is_candidate.any():
+            continue
+        yield from _wipes(cells_tc, steps_tc, span, np.where(is_candidate, distance, np.nan))
+        firsts.append(np.flatnonzero(is_candidate))
+        lasts.append(firsts[-1] + span)
+    if firsts:
+        yield from _slides(half_thw, quarter_thw, np.concatenate(firsts), np.concatenate(lasts))
+
+
+def _is_active(steps_t: Array, span: int) -> NDArray[np.bool_]:
+    """Return whether there is more change inside each stretch than on its quieter side."""
+    way = np.concatenate([[0.0], np.cumsum(steps_t)])
+    first = np.arange(len(way) - span)
+    last = first + span
+    before, after = np.maximum(0, first - _BESIDE), np.minimum(len(way) - 1, last + _BESIDE)
+    inside = (way[last] - way[first]) / span
+    with np.errstate(invalid="ignore"):  # nothing lies beyond an end of the block: nan
+        left = (way[first] - way[before]) / (first - before)
+        right = (way[after] - way[last]) / (after - last)
+    return np.asarray(inside > _ACTIVE * np.fmin(left, right))
+
+
+def _wipes(cells_tc: Array, steps_tc: Array, span: int, distance_N: Array) -> Iterator[Stretch]:
+    """Yield the best stretch of each neighbourhood; those with distance nan are no candidates."""
+    totals = steps_tc.mean(axis=1)
+    way = np.concatenate([[0.0], np.cumsum(totals)])
+    detour = (way[span:] - way[:-span]) / distance_N
+    at_once = _sliding_max(totals[:, None], span)[:, 0] / distance_N
+    of_pair = _sliding_max(steps_tc[:-1] + steps_tc[1:], span - 1).mean(axis=1) / distance_N
+    abrupt = (of_pair - 2 / span) / (1 - 2 / span)
+    old, new = cells_tc[:-span], cells_tc[span:]
+    deviations = []
+    for offset in {round(span * share) for share in (0.25, 0.5, 0.75)}:
+        seen = cells_tc[offset : len(cells_tc) - span + offset]
+        deviations.append(np.minimum(np.abs(seen - old), np.abs(seen - new)).mean(axis=1))
+    between = np.mean(deviations, axis=0) / distance_N
+    fits = (abrupt > _ABRUPT) & (detour < _DETOUR) & (at_once < _ALL_AT_ONCE) & (between < _BETWEEN)
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], fits, [False]]).astype(np.int8)))
+    for first, end in edges.reshape(-1, 2).tolist():
+        best = first + int(np.argmin(between[first:end]))
+        yield Stretch(float(between[best]) / _BETWEEN, best, best + span)
+
+
+def _sliding_max(values: Array, length: int) -> Array:
+    """Return the maximum of each `length` consecutive rows."""
+    width = 1
+    while 2 * width <= length:
+        values = np.maximum(values[:-width], values[width:])
+        width *= 2
+    rest = length - width
+    return np.maximum(values[: len(values) - rest], values[rest:]) if rest else values
+
+
+def _slides(
+    half_thw: Array, quarter_thw: Array, first_N: NDArray[np.intp], last_N: NDArray[np.intp]
+) -> Iterator[Stretch]:
+    """Yield the candidates that fit a slide; most are ruled out at a quarter of the size."""
+    distance_N = np.abs(quarter_thw[first_N] - quarter_thw[last_N]).mean(axis=(1, 2))
+    for direction in _DIRECTIONS:
+        misfit, _ = _misfit(quarter_thw, first_N, last_N, 0.5, direction)
+        near = np.flatnonzero(misfit.min(axis=0) < _COARSE_MISFIT * distance_N)
+        if not len(near):
+            continue
+        first, last = first_N[near], last_N[near]
+        parts = [_misfit(half_thw, first, last, share, direction) for share in (0.3, 0.5, 0.7)]
+        misfit = np.mean([part[0] for part in parts], axis=0)
+        seams = [part[1] for part in parts]
+        does_advance = (seams[0] <= seams[1]) & (seams[1] <= seams[2])
+        misfit[~does_advance | (seams[2] - seams[0] < _PROGRESS)] = np.inf
+        costs = misfit.min(axis=0) / distance_N[near] / _MISFIT
+        for index in np.flatnonzero(costs < 1).tolist():
+            yield Stretch(float(costs[index]), int(first[index]), int(last[index]))
+
+
+def _misfit(
+    frames_thw: Array,
+    first_N: NDArray[np.intp],
+    last_N: NDArray[np.intp],
+    share: float,
+    direction: tuple[bool, bool],
+) -> tuple[Array, Array]:
+    """Return the smallest deviation from a cover, an uncovering and a push, and where its seam is.
+
+    Returns:
+        Two arrays [3, N]; the seam is a share of the side.
+    """
+    is_vertical, is_reversed = direction
+    views = []
+    for index in (first_N + np.rint(share * (last_N - first_N)).astype(int), first_N, last_N):
+        view = frames_thw[index].transpose(0, 2, 1) if is_vertical else frames_thw[index]
+        views.append(np.ascontiguousarray(view[..., ::-1] if is_reversed else view))
+    seen, old, new = views
+    num, height, width = seen.shape
+    zero = np.zeros((num, 1), np.float32)
+    # [N, w + 1]: of the columns before each seam, and of those after it
+    new_still = np.concatenate([zero, np.cumsum(np.abs(seen - new).sum(axis=1), axis=1)], axis=1)
+    old_still = np.concatenate([zero, np.cumsum(np.abs(seen - old).sum(axis=1), axis=1)], axis=1)
+    old_still = old_still[:, -1:] - old_still
+    new_moves, old_moves = np.empty_like(new_still), np.empty_like(old_still)
+    for seam in range(width + 1):
+        new_moves[:, seam] = np.abs(seen[..., :seam] - new[..., width - seam :]).sum(axis=(1, 2))
+        old_moves[:, seam] = np.abs(seen[..., seam:] - old[..., : width - seam]).sum(axis=(1, 2))
+    models = np.stack([new_moves + old_still, new_still + old_moves, new_moves + old_moves])
+    models = models[..., 1:width] / (height * width)
+    return models.min(axis=2), (models.argmin(axis=2) + 1) / width
