@@ -163,7 +163,7 @@ def _not_videos(base: bytes) -> _Made:
     yield "random.avi", random.Random(7).randbytes(1 << 16), "NOT_VIDEO"
     yield "zeros.mp4", bytes(1 << 16), "NOT_VIDEO"
     yield "page.mp4", b"<html><title>403 Forbidden</title></html>\n", "NOT_VIDEO"
-    yield "head-only.mp4", base[:32], "NOT_VIDEO"
+    yield "head-only.mp4", base[:32], "NOT_VIDEO", "TRUNCATED"
     yield "archive.mp4", b"PK\x03\x04" + bytes(100), "CONTAINER_DENIED"
     yield "art.ans", b"\x1b[31m\xdb\xdb\x1b[0m\r\n" * 40, "CONTAINER_DENIED"
     for name, options in (
@@ -178,13 +178,13 @@ def _not_videos(base: bytes) -> _Made:
 def _cut_and_flipped(back: bytes, front: bytes) -> _Made:
     """Damage to a file with its index after the frames, and to one with it before them."""
     for percent in (10, 30, 60, 90):
-        yield f"cut{percent}-back.mp4", back[: len(back) * percent // 100], "NOT_VIDEO"
+        yield f"cut{percent}-back.mp4", back[: len(back) * percent // 100], "TRUNCATED"
     start = front.index(b"mdat")
     for percent in (0, 30, 60, 90, 99):
         data = front[: start + (len(front) - start) * percent // 100]
         few = {CLIPS} if percent > 80 else {"CORRUPT", "TRUNCATED"}
         yield f"cut{percent}-front.mp4", data, *few
-    yield "cut-header-front.mp4", front[: start // 2], "NOT_VIDEO"
+    yield "cut-header-front.mp4", front[: start // 2], "TRUNCATED"
     for seed in range(3):
         draw, data = random.Random(seed), bytearray(front)
         for _ in range(40):

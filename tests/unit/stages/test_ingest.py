@@ -58,7 +58,7 @@ def test_every_source_ends_as_clips_or_as_a_typed_reject(outcome):
     copies = {"good0.mp4", "good0-copy.mp4"}
     assert {name: reasons[name] for name in reasons if name not in copies} == {
         "short.mp4": "TOO_SHORT",
-        "cut.mp4": "NOT_VIDEO",
+        "cut.mp4": "TRUNCATED",
         "empty.mp4": "EMPTY",
         "page.mp4": "NOT_VIDEO",
         "list.mp4": "PLAYLIST",
