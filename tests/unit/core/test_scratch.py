@@ -6,16 +6,13 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from unittest.mock import patch
 
-import numpy as np
 import pytest
 
 from tests.support.child_process import exit_code
 from tests.support.small_videos import draw
 from tests.support.stage_chain import ingest
 from videoar.core.scratch import Scratch, sweep
-from videoar.media.transcode import encode_clips
 from videoar.storage.store import open_store
 
 
@@ -37,16 +34,16 @@ def folders(temp: Path) -> set[Path]:
     return set(temp.glob("videoar-scratch-*"))
 
 
-def encode_and_die(_):
+def write_and_die(_):
     open_store("memory://x").objects.put("a", b"1")
-    with patch("videoar.media.transcode._write", lambda *_: os.kill(os.getpid(), 9)):
-        encode_clips([np.zeros((2, 16, 16, 3), np.uint8)], 8.0, 12)
+    with Scratch():
+        os.kill(os.getpid(), 9)
 
 
-def test_folders_of_memory_stores_and_encoders_that_were_killed_are_removed(temp):
+def test_folders_of_memory_stores_and_others_of_a_killed_process_are_removed(temp):
     open_store("memory://of-this-process").objects.put("a", b"1")
     (ours,) = folders(temp)
-    assert exit_code(encode_and_die, "", TMPDIR=str(temp)) == -9
+    assert exit_code(write_and_die, "", TMPDIR=str(temp)) == -9
     assert len(folders(temp)) == 3
     sweep()
     assert folders(temp) == {ours}
