@@ -1,4 +1,7 @@
-"""Draw how a clip was made: frames of its source as displayed, above the frames of the clip."""
+"""Draw how a clip was made: frames of its source as ffmpeg shows them, above those of the clip.
+
+The program ffmpeg reads the source, not our decoder, so that each checks the other.
+"""
 
 from pathlib import Path
 from typing import Any

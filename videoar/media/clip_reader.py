@@ -18,6 +18,7 @@ from videoar.core.errors import MediaError
 from videoar.core.scratch import Scratch, sweep
 from videoar.core.types import Row
 from videoar.media.decode import decode_clip
+from videoar.media.ffmpeg_program import shown_frames
 from videoar.media.frame_resizer import Size
 from videoar.media.process import Limits
 from videoar.media.reject_codes import reject_row
@@ -62,29 +63,28 @@ class ClipReader:
             return decode_clip(get_content(self._objects, row["video_key"]))
         plan = ScanPlan(
             size_px=((row["height_px"], row["width_px"]),),
+            start_pts=row["start_pts"],
+            take_us=tuple(row["frame_times_us"]),
             active_box=row["active_box"],
             deinterlace="auto" if row["deinterlacer"] else "off",
             # wide gamut is mapped with any curve
             tone_map="clip" if row["tone_map"] == GAMUT else row["tone_map"],
+            **_UNBOUNDED,
         )
-        return self._from_source(row, plan)
-
-    def as_displayed(self, row: Mapping[str, Any], size_px: Size) -> np.ndarray:
-        """Return the same frames of the source: whole, turned upright, otherwise unchanged.
-
-        Raises as a call does.
-        """
-        plan = ScanPlan(size_px=(size_px,), deinterlace="off", tone_map=None)
-        return self._from_source(row, plan)
-
-    def _from_source(self, row: Mapping[str, Any], plan: ScanPlan) -> np.ndarray:
-        times_us = tuple(row["frame_times_us"])
-        where = {"start_pts": row["start_pts"], "take_us": times_us, **_UNBOUNDED}
-        plan = plan.model_copy(update=where)
         (clip,) = second_try(lambda: self._decoded(row, plan))
         if not isinstance(clip, DecodedClip):
             raise TypeError(f"a scan with `take_us` returned {type(clip).__name__}")
         return clip.frames_THWC
+
+    def as_displayed(self, row: Mapping[str, Any], size_px: Size) -> np.ndarray:
+        """Return the same frames of the source, whole, as the program ffmpeg shows them.
+
+        Raises as a call does, and:
+            ConfigError: ffmpeg is not installed.
+        """
+        stream = row["stream_index"] or 0
+        times_us, start_pts = row["frame_times_us"], row["start_pts"]
+        return shown_frames(self._fetched(row), stream, start_pts, times_us, size_px)
 
     def each(
         self, rows: Iterable[Row], stage: str, rejected: list[Row]

@@ -21,6 +21,7 @@ import numpy as np
 
 from videoar.core.errors import ConfigError, MediaError
 from videoar.core.settings import child_environment
+from videoar.media.frame_resizer import Size
 from videoar.media.probe import detect_demuxer
 from videoar.media.process import Limits, kill_group, message_file, tail
 
@@ -32,16 +33,16 @@ _NEAR_US = 500
 
 
 def shown_frames(
-    path: Path, start_pts: int, times_us: Sequence[int], height_px: int, width_px: int
+    path: Path, stream: int, start_pts: int, times_us: Sequence[int], size_px: Size
 ) -> np.ndarray:
     """Return frames of a source as ffmpeg shows them.
 
     Args:
         path: the source.
-        start_pts: time stamp of its start, in ticks of its video stream (`clips@1`).
+        stream: index of its video stream.
+        start_pts: time stamp of its start, in ticks of that stream (`clips@1`).
         times_us: rising presentation times of the frames, from that start.
-        height_px: of the result.
-        width_px: of the result.
+        size_px: of the result.
 
     Returns:
         frames_THWC, uint8 RGB, one per time.
@@ -52,7 +53,7 @@ def shown_frames(
     """
     import ffmpeg
 
-    demuxer = detect_demuxer(path)
+    demuxer, (height, width) = detect_demuxer(path), size_px
     source = ffmpeg.input(
         f"file:{path}",
         format=demuxer,
@@ -66,14 +67,14 @@ def shown_frames(
     time_us = f"(pts-{start_pts})*TB*1e6"
     wanted = "+".join(f"between({time_us},{t - _NEAR_US},{t + _NEAR_US})" for t in times_us)
     graph = (
-        source.video
+        source[str(stream)]
         .filter("select", wanted)
-        .filter("scale", width_px, height_px, flags="bicubic+accurate_rnd+full_chroma_int")
+        .filter("scale", width, height, flags="bicubic+accurate_rnd+full_chroma_int")
         .output("pipe:", format="rawvideo", pix_fmt="rgb24", vsync="passthrough")
         .global_args("-nostdin", "-v", "error", "-threads", "1")
     )
     data = _run(graph, path.name, Limits())
-    frames_THWC = np.frombuffer(data, np.uint8).reshape(-1, height_px, width_px, 3)
+    frames_THWC = np.frombuffer(data, np.uint8).reshape(-1, height, width, 3)
     if len(frames_THWC) != len(times_us):
         what = f"ffmpeg shows {len(frames_THWC)} frames at {len(times_us)} recorded times"
         raise MediaError(path.name, "CORRUPT", what)
