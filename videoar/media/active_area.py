@@ -120,7 +120,8 @@ def find_active(path: Path, plan: DecodePlan) -> tuple[Box, tuple[int, int]] | N
         return None
     height, width = found[0].shape
     box = active_box(found)
-    return None if box == (0, 0, width, height) else (box, (width, height))
+    is_whole = box == (0, 0, width, height) or min(box.width, box.height) < 2  # a line, a dot
+    return None if is_whole else (box, (width, height))
 
 
 def _spread(decoder: SourceDecoder) -> Iterator[av.VideoFrame]:
