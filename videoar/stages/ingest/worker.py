@@ -7,6 +7,7 @@ shard that runs twice writes the same objects again.
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pyarrow as pa
@@ -29,7 +30,7 @@ from videoar.pipeline.stage import Output
 from videoar.stages.ingest.config import IngestConfig
 from videoar.storage.takedown import find_tombstone
 
-_ENCODE_TOGETHER = 8  # chosen: bounds the memory for decoded clips
+_STORE_TOGETHER = 8  # chosen: bounds the memory for decoded clips
 
 
 class IngestWorker:
@@ -56,6 +57,8 @@ class IngestWorker:
         # RLIMIT_CPU has whole seconds
         limits = Limits(time_s, max(1, round(time_s)), config.scan_memory_mib << 20)
         self._decoder = SandboxedDecoder(plan, limits)
+        # a disk takes 8 files in the time of one, as most of it is waiting for `fsync`
+        self._puts = ThreadPoolExecutor(_STORE_TOGETHER, "clips")
 
     def __call__(self, batch: pa.Table) -> Output:
         """Return the clips and rejects of the sources of one shard."""
@@ -80,6 +83,7 @@ class IngestWorker:
     def close(self) -> None:
         """Terminate the child process."""
         self._decoder.close()
+        self._puts.shutdown()
 
     def _ingest(self, row: Row, digests: dict[str, str]) -> list[Row]:
         """Return the clips of one source; add its digest to those of the shard, by URI.
@@ -114,7 +118,7 @@ class IngestWorker:
                 inherited = {**inherited, **vars(item)}
             else:
                 pending.append(item)
-            if len(pending) == _ENCODE_TOGETHER:
+            if len(pending) == _STORE_TOGETHER:
                 clips += self._store(pending)
                 pending = []
         clips += self._store(pending)
@@ -132,8 +136,8 @@ class IngestWorker:
         for rate_fps, group in itertools.groupby(decoded, key=self._rate_fps):
             clips = list(group)
             videos = encode_clips([clip.frames_THWC for clip in clips], rate_fps, self._config.crf)
-            for clip, video in zip(clips, videos, strict=True):
-                reference = self._context.store.put_object(video, ".mp4")
+            put = partial(self._context.store.put_object, suffix=".mp4")
+            for clip, reference in zip(clips, self._puts.map(put, videos), strict=True):
                 yield {
                     **clip.columns,
                     "rate_fps": rate_fps,
