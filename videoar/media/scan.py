@@ -120,7 +120,7 @@ class _ClipScan:
         if self._plan.choose == "first" or not self._may_exceed():
             for span in itertools.islice(found, self._plan.max_clips):
                 count += 1
-                yield _decoded_clip(span)
+                yield self._decoded(span)
             # one more only tells that there are more: nothing after it is decoded
             is_stopped = next(found, None) is not None
         else:
@@ -137,7 +137,7 @@ class _ClipScan:
         for span in held:  # after the metadata is complete: reading frames again adds to it
             if not span.rgb:
                 span.rgb = self.frames_at(tuple(span.times_us))
-            yield _decoded_clip(span)
+            yield self._decoded(span)
         yield metadata
 
     def _may_exceed(self) -> bool:
@@ -283,6 +283,9 @@ class _ClipScan:
                 points -= 1
             sample.rgb += sample.rgb[:1] * points
 
+    def _decoded(self, span: Span) -> DecodedClip:
+        return _decoded_clip(span, self._decoder.times_behind(span.first.index, span.last.index))
+
     def _sample(self, picture: Picture) -> SampledFrame:
         return SampledFrame(
             index=picture.number,
@@ -294,7 +297,7 @@ class _ClipScan:
         )
 
 
-def _decoded_clip(span: Span) -> DecodedClip:
+def _decoded_clip(span: Span, times_behind_us: list[int]) -> DecodedClip:
     frames_THWC = np.stack(span.rgb)
     # first, middle, last: a copy must match in all three, single frames often look alike
     hashed = frames_THWC[[0, len(frames_THWC) // 2, -1]]
@@ -309,7 +312,7 @@ def _decoded_clip(span: Span) -> DecodedClip:
         "rotation_deg": span.first.orientation.rotation_deg,
         "is_mirrored": span.first.orientation.is_mirrored,
         "decode_errors": span.errors,
-        "missing_frames": missing_frames(span.luma_times_us),
+        "missing_frames": missing_frames(times_behind_us),
         "cut_in": span.start.kind,
         "cut_in_score": span.start.score,
         "phash": phash(hashed),

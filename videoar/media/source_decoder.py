@@ -13,6 +13,7 @@ Run this in the child process of `videoar.media.sandbox`: a decoder may still cr
 
 import math
 import resource
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ _UNTIMED = {"h264", "hevc", "mpegvideo", "m4v"}  # raw streams: their time stamp
 _HALF_CLOCK_US = 2**32 / 0.09
 _MIN_BYTES_PER_S = 4_000  # chosen: a tenth of what streams at 240p have
 _FIELD_ORDERS = {1: "progressive", 2: "tff", 3: "bff", 4: "bff", 5: "tff"}  # AVFieldOrder, as shown
+_MAX_REFERRED = 3000  # chosen: frames, two minutes; streams without key frames refresh sooner
 _LOOK_FRAMES = 4  # chosen: the usual number of frames between two that are no B-frames
 _PREROLL_US = (0.0, 2e6, 8e6, 32e6, math.inf)  # chosen: how far before a part a seek is tried
 
@@ -152,6 +154,7 @@ class SourceDecoder:
         """Presentation time of each decoded frame, rising; 0 is the start of the source."""
         self._orientation: Orientation | None = None
         self.last_error = ""
+        self._keys: list[int] = []  # indices of key frames in `times_us`
         self._skip_until_us: float = 0.0
         self._path, self._container, self._plan, self._log = path, container, plan, log
         allowed = CODECS | (IMAGE_CODECS if plan.allow_images else frozenset())
@@ -228,8 +231,16 @@ class SourceDecoder:
                 if not self.times_us:
                     self._first_frame = self._describe(frame)
                     self._num_withheld = sum(pts < (frame.pts or 0) for pts in before)
+                if frame.key_frame:
+                    self._keys.append(len(self.times_us))
                 self.times_us.append(time_us)
                 yield frame, errors
+
+    def times_behind(self, first: int, last: int) -> list[int]:
+        """Return the times of frames by index, and of those before that they may refer to."""
+        before = bisect_right(self._keys, first) - 1
+        start = max(self._keys[before] if before >= 0 else 0, first - _MAX_REFERRED)
+        return self.times_us[start : last + 1]
 
     def seek(self, time_us: float | None) -> None:
         """Go on with the frame shown at a time, or the first one after it; None rewinds the file.

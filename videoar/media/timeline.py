@@ -77,9 +77,10 @@ def missing_frames(times_us: list[int]) -> int:
     """Return how many frames are lost, by the times of the frames before and after.
 
     Lost are those that an otherwise constant rate leaves out. Where intervals vary, as in screen
-    recordings and on telephones, nothing is known to be lost: 0.
+    recordings and on telephones, nothing is known to be lost: 0. Nor is it in a pause.
     """
     steps = np.diff(times_us)
+    steps = steps[steps <= MAX_GAP_US]
     if len(steps) == 0:
         return 0
     lengths = steps / np.median(steps)

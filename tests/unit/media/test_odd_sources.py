@@ -201,6 +201,8 @@ def test_lost_frames_show_in_the_times_unless_the_rate_varies(tmp_path):
                 target.mux(packet)
     clips, _ = read(tmp_path / "lost.webm", num_frames=97)
     assert clips[0].columns["missing_frames"] == 3
+    clips, _ = read(tmp_path / "lost.webm", num_frames=8)  # all later ones refer to what is lost
+    assert [clip.columns["missing_frames"] for clip in clips] == [0] * 3 + [2] * 5 + [3] * 4
     varying = ("-vf", "select=gt(mod(n*n\\,7)\\,1)", "-vsync", "vfr", *vp8)
     clips, _ = read(make(tmp_path / "varying.webm", *varying), num_frames=50)
     assert clips[0].columns["missing_frames"] == 0
