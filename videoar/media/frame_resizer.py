@@ -11,6 +11,7 @@ pictures are 0.6-0.8 levels darker, and colours have half the width.
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import av
 import numpy as np
@@ -57,7 +58,7 @@ class FrameResizer:
     Args:
         size_px: side of a square, or sizes to choose from: the one nearest to the source's shape.
         pixel_aspect: width of a source pixel over its height.
-        deinterlace: replace combed frames. They are counted in any case.
+        deinterlace: `auto` replaces combed frames, `measure` counts them.
         tone_map: curve for high dynamic range; None leaves the colours of all sources.
     """
 
@@ -66,7 +67,7 @@ class FrameResizer:
         size_px: int | Sequence[Size],
         pixel_aspect: float,
         *,
-        deinterlace: bool = False,
+        deinterlace: Literal["auto", "measure", "off"] = "off",
         tone_map: Curve | None = None,
     ) -> None:
         self.pixel_aspect = pixel_aspect
@@ -114,8 +115,9 @@ class FrameResizer:
             those of this one frame.
         """
         frame = picture.frame
-        is_top_first = self._deinterlacer.top_field_first(picture)
-        if is_top_first is not None and self._deinterlace:
+        is_measured = self._deinterlace != "off"
+        is_top_first = self._deinterlacer.top_field_first(picture) if is_measured else None
+        if is_top_first is not None and self._deinterlace == "auto":
             frame = self._deinterlacer.progressive(picture, top_field_first=is_top_first)
         orientation = picture.orientation
         active = self._active_in(frame)
@@ -158,7 +160,7 @@ class FrameResizer:
             return list(box.shown(size, orientation, self.pixel_aspect))
 
         return np.ascontiguousarray(upright[top : top + height, left : left + width]), {
-            "combed_frac": float(is_top_first is not None),
+            "combed_frac": float(is_top_first is not None) if is_measured else None,
             "deinterlacer": None if frame is picture.frame else DEINTERLACER,
             "tone_map": mapper.mapping if mapper else None,
             "active_box": shown_as(active) if self._active else None,

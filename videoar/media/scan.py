@@ -53,7 +53,7 @@ class ScanPlan(DecodePlan):
     """Which clips to take of a source that has more than `max_clips`."""
     crop: Literal["active", "none"] = "none"
     """`active` leaves out bars around the picture."""
-    deinterlace: Literal["auto", "off"] = "auto"
+    deinterlace: Literal["auto", "measure", "off"] = "auto"
     tone_map: Curve | None = "mobius"
     take_us: tuple[int, ...] = ()
     """Take the frames with these presentation times instead of looking for clips."""
@@ -103,7 +103,7 @@ class _ClipScan:
         self._resizer = FrameResizer(
             plan.size_px,
             decoder.pixel_aspect,
-            deinterlace=plan.deinterlace == "auto",
+            deinterlace=plan.deinterlace,
             tone_map=plan.tone_map,
         )
         self._taken = 0
@@ -181,7 +181,7 @@ class _ClipScan:
         """
         frames: dict[int, np.ndarray] = {}
         # deinterlacing needs the frame before the first one, too
-        first_us = take_us[0] - (self._plan.deinterlace == "auto")
+        first_us = take_us[0] - (MAX_GAP_US if self._plan.deinterlace == "auto" else 0)
         for position in (first_us, None):
             self._decoder.seek(position)
             frames.clear()
@@ -326,8 +326,9 @@ def _decoded_clip(span: Span, times_behind_us: list[int]) -> DecodedClip:
 
 def _made(frames: list[Row]) -> Row:
     """Return how a clip was made from how its frames were."""
+    combed = [frame["combed_frac"] for frame in frames if frame["combed_frac"] is not None]
     return {
         **frames[0],
-        "combed_frac": float(np.mean([frame["combed_frac"] for frame in frames])),
+        "combed_frac": float(np.mean(combed)) if combed else None,
         "deinterlacer": next((d for frame in frames if (d := frame["deinterlacer"])), None),
     }

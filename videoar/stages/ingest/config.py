@@ -26,9 +26,9 @@ class IngestConfig(StageConfig):
     resized to cover the size and cropped at the centre."""
     crop: Literal["active", "none"] = "active"
     """`active` leaves out bars above, below and beside the picture; `none` keeps them."""
-    deinterlace: Literal["auto", "off"] = "auto"
-    """`auto` deinterlaces the frames that are combed, whatever the source announces; `off` only
-    counts them (`combed_frac`)."""
+    deinterlace: Literal["auto", "measure", "off"] = "auto"
+    """`auto` deinterlaces the frames that are combed, whatever the source announces; `measure`
+    only counts them (`combed_frac`), so that a policy can refuse them; `off` does not look."""
     tone_map: Literal["mobius", "hable", "reinhard", "clip"] | None = "mobius"
     """Curve that maps high dynamic range (PQ, HLG, logarithmic) to BT.709: mobius keeps the colours
     of what BT.709 can show, hable and reinhard keep more of the highlights and are darker, clip
