@@ -39,16 +39,14 @@ def encode(commit: Commit, files_of_base: Callable[[int], Files | None]) -> dict
         commit: with its version.
         files_of_base: returns the files of a version, None if that is no commit.
     """
-    record = commit.model_dump(mode="json")
     base = base_of(commit.version)
-    if len(commit.files) <= _MIN_FILES or not base or (files := files_of_base(base)) is None:
-        return record
-    edits = list(_edits(commit.files, files))
-    if 2 * len(edits) > len(commit.files):
-        return record
-    del record["files"]
-    texts = [e.model_dump(mode="json") if isinstance(e, FileRef) else e for e in edits]
-    return {**record, "base": base, "edits": texts}
+    if len(commit.files) > _MIN_FILES and base and (files := files_of_base(base)) is not None:
+        edits = list(_edits(commit.files, files))
+        if 2 * len(edits) <= len(commit.files):
+            texts = [e.model_dump(mode="json") if isinstance(e, FileRef) else e for e in edits]
+            rest = commit.model_dump(mode="json", exclude={"files"})
+            return {**rest, "base": base, "edits": texts}
+    return commit.model_dump(mode="json")
 
 
 def _edits(files: Sequence[FileRef], base: Sequence[FileRef]) -> Iterator[FileRef | list[int]]:
