@@ -17,6 +17,7 @@ from tests.support.toy_runs import execute, toy_document, write_videos
 from tests.support.toys import REGISTRY
 from videoar.core.errors import ConfigError, StageError
 from videoar.core.types import Resources
+from videoar.engine import ray_engine
 from videoar.engine.inline import InlineEngine
 from videoar.engine.ray_engine import RayEngine
 from videoar.engine.ray_session import connect, environment
@@ -121,8 +122,9 @@ def test_ranks_restart_after_a_killed_rank_and_not_after_a_config_error(
 
 
 def test_reduction_computes_its_dask_graphs_on_ray_with_equal_results(
-    tmp_path: Path, engine: RayEngine
+    tmp_path: Path, engine: RayEngine, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(ray_engine, "_SMALL", 0)  # few rows are reduced without Ray
     same = clip_row("best")["phash"]
     files = [
         [clip_row("best"), clip_row("worse", phash=same, src_width_px=200)],

@@ -6,6 +6,8 @@ Importing great_expectations takes 4 to 13 seconds, so the functions import it w
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import import_module
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -57,6 +59,13 @@ class CheckReport:
         """One line per failed expectation."""
         failed = (e for e in self.expectations if not e.passed)
         return tuple(f"{e.name} on {e.on}: observed {e.observed}" for e in failed)
+
+
+def prepare() -> None:
+    """Import great_expectations in the background, while the rows of a `check` are made."""
+    set_defaults(GX_ANALYTICS_ENABLED="false")  # read at import; it would post to the network
+    name = "great_expectations.expectations"
+    Thread(target=import_module, args=(name,), name="import", daemon=True).start()
 
 
 def check(table: pa.Table, contract: Contract, checks: TableChecks) -> CheckReport:

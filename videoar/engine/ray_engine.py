@@ -19,6 +19,8 @@ from videoar.pipeline.stage import LoopStage, Shard
 from videoar.pipeline.work.reduce import run_reduce
 from videoar.pipeline.work.task import StageTask, WorkRecord
 
+_SMALL = 20_000  # chosen: rows that a reduction reads in less time than Ray takes to start
+
 
 def _reduce(task: StageTask) -> WorkRecord:
     """Run a reduction; its dask tasks, if it has any, become Ray tasks."""
@@ -30,6 +32,10 @@ def _dask_on_ray(graph: Mapping[Any, Any], keys: list[str], **options: object) -
     from ray.util.dask import ray_dask_get  # late: most reductions have no graph
 
     return ray_dask_get(graph, keys, **options)
+
+
+def _is_small(task: StageTask) -> bool:
+    return sum(snapshot.rows for snapshot in task.open_inputs(task.open_store()).values()) < _SMALL
 
 
 def _require_room(task: StageTask) -> None:
@@ -87,9 +93,11 @@ class RayEngine:
         return with_retries(partial(self._reduce, task), retries, self.waits)
 
     def _reduce(self, task: StageTask) -> WorkRecord:
+        resources = task.make_stage().config.resources
+        if self._address == "local" and not resources.gpus and _is_small(task):
+            return run_reduce(task)  # the same machine, without the start of Ray and of a worker
         import ray
 
-        resources = task.make_stage().config.resources
         with self._ray(task):
             remote = ray.remote(
                 num_cpus=resources.cpus,

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator, model_validator
 
 from videoar.contracts.contract import load_contract
-from videoar.contracts.expectations import CheckReport, TableChecks, check
+from videoar.contracts.expectations import CheckReport, TableChecks, check, prepare
 from videoar.contracts.names import CLIPS, PROFILES, REJECTS
 from videoar.core.errors import ConfigError, ContractError, GateError
 from videoar.core.ids import seed_from
@@ -41,7 +41,6 @@ from videoar.storage.partitions import DaskScheduler, all_pairs, map_partitions
 from videoar.storage.snapshot import Snapshot
 
 _LONGEST_CLIP = 1025  # chosen: frames; above any model's context
-_FEW_ROWS = 20_000  # chosen: read in less time than it takes to start dask
 _ROW_BITS = 32  # number of a row: index of its file above these bits, its own index below
 _SPAN = ("span_start_us", "span_end_us")
 Block = tuple[np.ndarray, np.ndarray]
@@ -59,7 +58,7 @@ class FilterConfig(StageConfig):
     """Bounds that replace those of the policy; null disables one."""
     dedup: bool = True
     """Reject all but the best of clips that look the same."""
-    dedup_hamming: int = Field(default=10, ge=1, le=16)
+    dedup_hamming: int = Field(default=9, ge=1, le=16)
     """Number of differing bits, of 64, from which on two frames do not match at all. A clip is
     rejected if its frames differ in less than 0.4 of it on average; fewer find less and err less.
     Source: benchmarks/results/near_duplicates.md."""
@@ -138,6 +137,7 @@ class FilterStage(ReduceStage[FilterConfig]):
             GateError: there is no clip at all.
         """
         clips = inputs["clips"]
+        prepare()
         if not clips.files:
             raise GateError("filter", "the input has no clips", "see the rejects of ingest")
         policy = self.config.resolved
@@ -145,8 +145,7 @@ class FilterStage(ReduceStage[FilterConfig]):
         needs_embedding = self.config.dedup_semantic is not None
         rules = _PolicyOnFiles(clips, bounds, policy.allowed, needs_embedding=needs_embedding)
         # before the loop: a clip may repeat one of a later file
-        scheduler = context.dask_scheduler if clips.rows > _FEW_ROWS else None
-        repeats = self._repeats(rules, inputs.get("kept"), scheduler)
+        repeats = self._repeats(rules, inputs.get("kept"), context.dask_scheduler)
         accepted = {row["item_id"] for row in _available(inputs.get("accepted"), "item_id")}
         metrics = {f"bound/{name}": value for name, value in bounds.items() if value is not None}
         for index, file in enumerate(clips.files):

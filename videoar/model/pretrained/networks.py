@@ -7,14 +7,17 @@ models take images, only some take videos, each with a sampling of its own.
 Shape suffixes: N clips, T stills of a clip, H W height and width, C = 3 channels, D width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from videoar.model.device import device
+from videoar.model.pretrained.lite0 import load_lite0, preprocess
 from videoar.model.pretrained.loading import SAFE, load_network, loading
+from videoar.model.pretrained.model_folder import LITE0
 
 if TYPE_CHECKING:
     from transformers import BatchFeature, ProcessorMixin
@@ -141,6 +144,35 @@ class ImageEncoder:
         if not torch.is_tensor(vectors) or vectors.ndim != 2:
             raise TypeError(f"{type(self._net).__name__} does not return one vector per image")
         return vectors
+
+
+class Lite0Encoder:
+    """EfficientNet-Lite0 as an encoder of clips: needs no folder, nor transformers."""
+
+    def __init__(self) -> None:
+        self._net = load_lite0().to(device())
+
+    @torch.inference_mode()
+    def __call__(self, clips: Sequence[np.ndarray]) -> np.ndarray:
+        """Return vectors_ND, float32, D = 320: see `ImageEncoder`.
+
+        Args:
+            clips: stills_THWC of each, uint8 RGB; sizes may differ.
+        """
+        # clip by clip: sizes may differ, and a vector does not depend on the batch
+        stills = (preprocess(torch.tensor(clip).to(device())) for clip in clips)
+        means = [F.normalize(self._net.features(images), dim=-1).mean(0) for images in stills]
+        vectors_ND: np.ndarray = F.normalize(torch.stack(means), dim=-1).cpu().numpy()
+        return vectors_ND
+
+
+def load_encoder(model: str) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+    """Return the encoder of a folder, or EfficientNet-Lite0.
+
+    Raises:
+        ConfigError: see `ImageEncoder`.
+    """
+    return Lite0Encoder() if model == LITE0 else ImageEncoder(model)
 
 
 def _processor(folder: str) -> "ProcessorMixin":

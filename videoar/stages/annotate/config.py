@@ -1,10 +1,11 @@
 """Options of `caption` and `embed`, for the stages and their workers."""
 
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 from pydantic import Field
 
-from videoar.pipeline.local_path import LocalPath
+from videoar.model.pretrained.model_folder import LITE0
+from videoar.pipeline.local_path import LocalPath, path_or
 from videoar.pipeline.stage import StageConfig, runtime
 
 
@@ -38,6 +39,10 @@ class CaptionConfig(AnnotateConfig):
 
 class EmbedConfig(AnnotateConfig):
     """Options of `embed`; its model is an image encoder: CLIP, SigLIP, DINOv2 or similar."""
+
+    model: Annotated[str, path_or(LITE0)] = runtime(LITE0)
+    """`lite0`, EfficientNet-Lite0, which every installation has, or the folder, on every worker, of
+    a model as transformers saves it. Its content enters the fingerprint, its path does not."""
 
     batch_clips: int = Field(default=8, ge=1)
     """Clips per batch: memory against speed. It enters the fingerprint, because padding and other

@@ -13,8 +13,8 @@ from videoar.contracts.names import CLIPS, REJECTS
 from videoar.core.types import Row
 from videoar.media.clip_reader import ClipReader
 from videoar.model.device import limit_threads
-from videoar.model.pretrained.model_folder import folder_digest
-from videoar.model.pretrained.networks import Captioner, ImageEncoder, pick_stills
+from videoar.model.pretrained.model_folder import model_digest
+from videoar.model.pretrained.networks import Captioner, load_encoder, pick_stills
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import Output
 from videoar.stages.annotate.config import C, CaptionConfig, EmbedConfig
@@ -97,7 +97,7 @@ class EmbedWorker(AnnotateWorker[EmbedConfig]):
 
     def __init__(self, config: EmbedConfig, context: StageContext) -> None:
         super().__init__(config, context)
-        self._encoder, self._digest = ImageEncoder(config.model), folder_digest(config.model)
+        self._encoder, self._digest = load_encoder(config.model), model_digest(config.model)
 
     def annotate(self, clips: Sequence[np.ndarray]) -> list[Row]:
         """Return the unit vector of each clip and the digest of the model."""
