@@ -285,6 +285,7 @@ class DeltaLog:
             StorageError: the store denies to write the log.
             TransientStorageError: no attempt was committed; its cause is the last error.
         """
+        self._ledger.prepare_write()  # a commit without files is the first write of a store
         return _RETRY.call(
             lambda: self._append_once(draft, schema), lambda e: isinstance(e, _NotCommittedError)
         )
