@@ -6,6 +6,7 @@ import threading
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import Interpolation
 
 from tests.support.token_runs import SHAPES, shape_rows
 from videoar.core.errors import MediaError, StorageError
@@ -85,9 +86,15 @@ def test_slots_read_concurrently(store):
     assert {reject["detail"] for reject in rejected} == {"met"}
 
 
+EXACT = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INP
+
+
 def test_pixels_equal_those_of_frames_converted_one_by_one(store):
     for row in shape_rows(store, SHAPES):
         data = store.objects.get(row["video_key"])
         with av.open(io.BytesIO(data)) as container:
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            planes = [
+                f.reformat(format="gbrp", interpolation=EXACT) for f in container.decode(video=0)
+            ]
+            frames = [plane.to_ndarray(format="rgb24") for plane in planes]
         assert np.array_equal(decode_clip(data), np.stack(frames))
