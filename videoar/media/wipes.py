@@ -34,6 +34,7 @@ _ENDS = 8.0  # luma levels: smallest distance of the ends
 _ALIKE = 0.55  # largest correlation of the ends
 _ACTIVE = 1.9  # steps inside, relative to those on the quieter side
 _BESIDE = 5  # points on each side
+_MIN_BESIDE = 3  # one may be a repeated frame
 _ABRUPT = 0.4  # of a cell's change in its two largest steps: 0 if all are equal, 1 for a hard edge
 _DETOUR = 1.8  # largest way of a cell, relative to the distance of the ends
 _ALL_AT_ONCE = 0.6  # largest share of the change that is in one step
@@ -89,16 +90,19 @@ def find_stretches(
 
 
 def _is_active(steps_t: Array, span: int) -> NDArray[np.bool_]:
-    """Return whether there is more change inside each stretch than on its quieter side."""
+    """Return whether there is more change inside each stretch than on its quieter side.
+
+    Without points enough on both sides it is not known: a pan that a film begins with is no push.
+    """
     way = np.concatenate([[0.0], np.cumsum(steps_t)])
     first = np.arange(len(way) - span)
     last = first + span
     before, after = np.maximum(0, first - _BESIDE), np.minimum(len(way) - 1, last + _BESIDE)
     inside = (way[last] - way[first]) / span
-    with np.errstate(invalid="ignore"):  # nothing lies beyond an end of the block: nan
-        left = (way[first] - way[before]) / (first - before)
-        right = (way[after] - way[last]) / (after - last)
-    return np.asarray(inside > _ACTIVE * np.fmin(left, right))
+    left = (way[first] - way[before]) / np.maximum(1, first - before)
+    right = (way[after] - way[last]) / np.maximum(1, after - last)
+    is_known = np.minimum(first - before, after - last) >= _MIN_BESIDE
+    return np.asarray(is_known & (inside > _ACTIVE * np.minimum(left, right)))
 
 
 def _wipes(cells_tc: Array, steps_tc: Array, span: int, distance_N: Array) -> Iterator[Stretch]:
