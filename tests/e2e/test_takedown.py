@@ -124,6 +124,7 @@ def test_forget_of_a_file_of_a_folder_rejects_its_copies(tmp_path: Path):
     assert (row["item_id"], row["reasons"]) == ("short.mp4", ["TOO_SHORT"])
     assert set(row) == {
         "item_id", "kind", "stage", "reasons", "detail", "retryable", "uri", "snapshot",
+        "span_start_us", "span_end_us",
     }  # fmt: skip
 
     source = sha(videos / "a.mp4")
