@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def test_every_disturbance_occurs():
 
 
 def test_detections_count_once_and_others_are_false_positives():
-    tally = _Tally()
+    tally = _Tally(actual=Counter(cut=2, dissolve=1), cpu_s=1.0)
     wanted = [
         Transition("cut", 50, 50),
         Transition("dissolve", 100, 120),
@@ -59,9 +60,7 @@ def test_detections_count_once_and_others_are_false_positives():
     _count(tally, wanted, found, [Disturbance("flash", 298, 300)])
     assert dict(tally.found) == {"cut": 1, "dissolve": 1}
     assert dict(tally.false) == {"other": 2, "flash": 1}
-    from collections import Counter
-
-    row = _row(tally, Counter(cut=2, dissolve=1))
+    row = _row(tally)
     assert (row["precision"], row["recall"], row["recall_cut"]) == (0.4, 0.667, 0.5)
 
 

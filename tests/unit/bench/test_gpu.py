@@ -56,6 +56,7 @@ def _clips(path, frames=5):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_bare_checkout_runs_every_section(tmp_path):
     done, result = _run(tmp_path, "--minutes", "20", "--clips", str(_clips(tmp_path / "clips")))
     assert failed(result) == [], done.stderr
