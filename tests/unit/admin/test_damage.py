@@ -115,6 +115,7 @@ def test_damaged_checkpoint_of_a_log_is_named_as_derived_and_removed(store, muta
     assert store.snapshot(snapshot.id).rows == 1
 
 
+@pytest.mark.slow
 def test_objects_of_work_that_was_not_committed_are_looked_at(store, videos):
     document = toy_document(videos, **DRAWN)
     code = exit_code(execute_at, store.url, document, "killed", VIDEOAR_CRASH_AT="reduce-written")

@@ -80,6 +80,7 @@ def test_what_is_named_stays_and_what_is_not_goes(store, videos, tmp_path):
     api.report(store, run.run_id, tmp_path / "page.html")
 
 
+@pytest.mark.slow
 def test_garbage_of_a_bucket_goes(moto_server, videos):
     store = open_store(moto_server.new_url(), endpoint=moto_server.endpoint)
     execute(store, toy_document(videos, **DRAWN))

@@ -107,6 +107,7 @@ def test_event_that_is_lost_is_not_hidden(store):
     assert store.objects.find(folded_events_key("r1")) is None
 
 
+@pytest.mark.slow
 def test_listing_many_runs_takes_requests_by_what_is_shown(store):
     for n in range(300):
         finished(store, f"r{n:03}")

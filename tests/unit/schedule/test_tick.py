@@ -108,6 +108,7 @@ def test_window_during_a_run(store, tmp_path, policy, launched, cancelled, ends)
     assert statuses(store) == ends
 
 
+@pytest.mark.slow
 def test_queued_window_waits_for_the_lease(store: Store, tmp_path: Path):
     path, launcher = write_pipeline(tmp_path, trigger=HOURLY, concurrency="queue"), FakeLauncher()
     tick(store, path, launcher, START)
@@ -157,6 +158,7 @@ def test_kill_while_a_run_is_queued_or_cancelled_changes_nothing(store: Store, t
     assert outcome.status == "SUCCEEDED"
 
 
+@pytest.mark.slow
 def test_cancelled_run_in_the_queue_never_starts(store: Store, tmp_path: Path):
     path = write_pipeline(tmp_path, trigger=HOURLY, concurrency="queue")
     write_videos(tmp_path / "videos", "a.mp4")

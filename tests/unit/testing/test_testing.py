@@ -26,6 +26,7 @@ preload(__name__)
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.slow
 def test_every_crash_point_is_reached_by_a_test():
     texts = set()
     for path in (ROOT / "tests").rglob("*.py"):
