@@ -50,7 +50,7 @@ def read_labels(where: str, file: BinaryIO) -> Iterator[Label]:
             header = ""
             while not header.strip() and (header := text.readline()):
                 line += 1
-            delimiter, columns = _columns(where, header)
+            delimiter, columns = _columns(where, line, header)
             reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
             head = line
             line += 1  # where the next line of cells begins: it may span several
@@ -62,7 +62,7 @@ def read_labels(where: str, file: BinaryIO) -> Iterator[Label]:
             raise ConfigError(where, f"line {line} or later: no CSV in UTF-8: {error}") from error
 
 
-def _columns(where: str, header: str) -> tuple[str, list[str]]:
+def _columns(where: str, line: int, header: str) -> tuple[str, list[str]]:
     """Return the delimiter and the columns of a header."""
     names = {d: _cells(header, d) for d in _DELIMITERS}
     delimiter = max(_DELIMITERS, key=lambda d: ("file" in names[d], len(names[d])))
@@ -73,12 +73,14 @@ def _columns(where: str, header: str) -> tuple[str, list[str]]:
         raise ConfigError(where, f"has no column `file`; its first line has: {given}", hint)
     for name in columns:
         if name not in _KNOWN:
-            what = f"line 1: column {name} is unknown" if name else "line 1: a column has no name"
-            raise ConfigError(where, what, f"{did_you_mean(name, _KNOWN)}; or remove it")
+            what = f"column {name} is unknown" if name else "a column has no name"
+            raise ConfigError(
+                where, f"line {line}: {what}", f"{did_you_mean(name, _KNOWN)}; or remove it"
+            )
     result = [_SYNONYMS.get(name, name) for name in columns]
     for name in result:
         if result.count(name) > 1:
-            raise ConfigError(where, f"line 1: column {name} is there twice", "remove one")
+            raise ConfigError(where, f"line {line}: column {name} is there twice", "remove one")
     return delimiter, result
 
 

@@ -165,9 +165,9 @@ def test_etag_changes_with_the_content(tmp_path):
     [
         ("name,label\na,b\n", "no column `file`; its first line has: name, label"),
         ("", "no column `file`; its first line has: nothing"),
-        ("file,labl\na.mp4,b\n", "column labl is unknown .did you mean label"),
+        ("\n\nfile,labl\na.mp4,b\n", "line 3: column labl is unknown .did you mean label"),
         ("file,label,\na.mp4,b,\n", "a column has no name"),
-        ("file,licence,license\na.mp4,b,c\n", "column licence is there twice"),
+        ("file,licence,license\na.mp4,b,c\n", "line 1: column licence is there twice"),
         ("file,split\na.mp4,test\n", "line 2: split test is unknown"),
         ("file,label\na.mp4,b\na.mp4,c\n", "line 3: a.mp4 has line 2 already"),
         ('file,label\na.mp4,"b\nc"\n\n./a.mp4,d\n', "line 5: ./a.mp4 has line 2 already"),
