@@ -291,9 +291,9 @@ def run_document(state: "api.Run", report: str | None) -> api.Document:
 
 def run_blocks(state: "api.Run", report: str | None, *, with_errors: bool = True) -> list[Block]:
     """Return a run as a summary, one row per stage, and where its report is."""
-    summary = [f"run {state.run_id}", state.pipeline, state.status, f"{state.seconds:.0f} s"]
-    if cpu_s := sum(stage.usage.cpu_s for stage in state.stages):
-        summary.append(f"{cpu_s:.0f} CPU-s")
+    cpu_s = sum(stage.usage.cpu_s for stage in state.stages)
+    summary = [f"run {state.run_id}", state.pipeline, state.status]
+    summary += [f"{state.seconds:.0f} s", f"{cpu_s:.0f} CPU-s"]
     inputs = [
         (name, listed.sources, listed.new, listed.changed, listed.gone)
         for name, listed in state.inputs.items()
