@@ -21,6 +21,7 @@ import torch
 from tests.support.video_files import ffmpeg
 from videoar.core.errors import MediaError
 from videoar.media.frame_resizer import FrameResizer
+from videoar.media.pictures import pictures
 from videoar.media.process import Limits
 from videoar.media.reject_codes import CODES
 from videoar.media.sandbox import SandboxedDecoder
@@ -44,12 +45,12 @@ def decoded(path):
     plain, scanned = [], []
     with open_source(path, DecodePlan()) as source:
         resizer = None
-        for frame, errors in source.frames():
-            assert errors == 0
-            size = ((frame.height, frame.width),)
+        for picture in pictures(source):
+            assert picture.errors == 0
+            size = ((picture.frame.height, picture.frame.width),)
             resizer = resizer or FrameResizer(size, source.pixel_aspect)
-            plain.append(frame.to_ndarray(format="rgb24"))
-            scanned.append(resizer.rgb(frame))
+            plain.append(picture.frame.to_ndarray(format="rgb24"))
+            scanned.append(resizer.rgb(picture)[0])
         return np.array(source.times_us), np.stack(plain), np.stack(scanned)
 
 
