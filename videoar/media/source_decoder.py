@@ -166,6 +166,7 @@ class SourceDecoder:
         self._stream, self._codec = stream, stream.codec_context
         self._withholds = codec_name(stream) in _WITHHOLDING
         self._is_timed = container.format.name not in _UNTIMED
+        self._is_joinable = bool(Flags(container.format.flags) & Flags.ts_discont)
         self._duration_us = self._announced_duration()
         self._check_header(allowed)
         self._tick_us = float((stream.time_base or 0) * 1_000_000)  # Fractions are slow
@@ -305,9 +306,8 @@ class SourceDecoder:
     def _announced_duration(self) -> float:
         """Return the duration that the container announces, us; 0 for unknown."""
         duration_us = float(self._container.duration or 0)
-        is_joinable = bool(Flags(self._container.format.flags) & Flags.ts_discont)
         is_thin = self._container.size < _MIN_BYTES_PER_S * duration_us / 1e6
-        is_wrong = is_joinable and (duration_us > _HALF_CLOCK_US or is_thin)
+        is_wrong = self._is_joinable and (duration_us > _HALF_CLOCK_US or is_thin)
         return 0.0 if is_wrong or not self._is_timed else duration_us
 
     def _check_header(self, allowed: frozenset[str]) -> None:
@@ -333,10 +333,11 @@ class SourceDecoder:
     def _seek_to_part(self) -> float:
         """Seek to the first frame of this part; return the time at which the part ends.
 
-        Where the container does not announce a duration, the first part is the whole source.
+        Where the container does not announce a duration, or its clock is set back on the way, so
+        that a time names no place, the first part is the whole source.
         """
         part, parts = self._plan.part, self._plan.parts
-        if not self._duration_us:
+        if not self._duration_us or (self._is_joinable and self._is_set_back()):
             return math.inf if part == 0 else 0.0
         # not the first frame's time stamp: parts after the first never see that frame
         self._restart(self._stream.start_time or 0)
@@ -344,6 +345,14 @@ class SourceDecoder:
         if part:
             self.seek(start_us)
         return end_us if part < parts - 1 else math.inf
+
+    def _is_set_back(self) -> bool:
+        """Read all packets: return whether time stamps jump back, as in joined recordings."""
+        stamps = (packet.dts for packet in self._packets() if packet.dts is not None)
+        steps_us = ((after - before) * self._tick_us for before, after in pairwise(stamps))
+        is_set_back = any(step_us < -MAX_GAP_US for step_us in steps_us)
+        self._container.seek(0)
+        return is_set_back
 
     def _packets(self) -> Iterator["av.Packet[Any]"]:
         """Demux to the end, or to where the container is broken; then flush the decoder."""

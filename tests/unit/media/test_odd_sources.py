@@ -121,6 +121,18 @@ def test_a_jump_of_the_clock_ends_a_shot_and_nothing_else(tmp_path, offset_s):
         read(joined, max_duration_s=6)
 
 
+def test_parts_of_a_recording_whose_clock_is_set_back_have_each_frame_once(tmp_path):
+    first = make(tmp_path / "first.ts", *X264, "-output_ts_offset", 30)
+    longer = ffmpeg(
+        *PICTURE[:3], f"{PICTURE[3][:-1]}8", *X264, "-output_ts_offset", 27, "-f", "mpegts", "-"
+    )
+    (joined := tmp_path / "joined.ts").write_bytes(first.read_bytes() + longer)
+    whole, _ = read(joined)
+    shared = [clip for part in range(3) for clip in read(joined, part=part, parts=3)[0]]
+    assert len(whole) == 300
+    assert pixels(shared) == pixels(whole)
+
+
 SEEKS = [(MPEG2, "mpg"), (OPEN, "ts"), (REFRESH, "ts"), (MPEG4, "ts"), (OPEN, "flv"), (OPEN, "mkv")]
 SEEKS += [(("-c:v", "libvpx", "-b:v", "500k", "-g", 25), "webm"), (X265, "mp4")]
 
