@@ -22,9 +22,17 @@ def shown(path: Path, filters: str, height: int, width: int) -> np.ndarray:
     return np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3).astype(int)
 
 
-def hdr(path: Path, sdr: Path, transfer: str) -> Path:
-    """Write an SDR film of BT.709 as one of BT.2020 with another transfer function."""
+def hdr(path: Path, sdr: Path, transfer: str, says: str = "") -> Path:
+    """Write an SDR film of BT.709 as one of BT.2020 with another transfer function.
+
+    Args:
+        path: file to write.
+        sdr: film to read.
+        transfer: name of the transfer function.
+        says: parameter of x264 that announces the light of the film or of its display.
+    """
     to_wide = f"zscale=tin=bt709:min=bt709:pin=bt709:t={transfer}:m=bt2020nc:p=bt2020:agamma=0"
     options = f"{_X264} -crf 4 -pix_fmt yuv420p10le {WIDE_LIGHT} {transfer}"
+    options += f" -x264-params {says}" * bool(says)
     ffmpeg("-i", sdr, "-vf", f"{to_wide},format=yuv420p10le", *options.split(), path)
     return path

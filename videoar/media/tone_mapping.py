@@ -12,6 +12,7 @@ Sources: SMPTE ST 2084 (PQ); BT.2100 with its system gamma for 1000 cd/m2 (HLG);
 logarithmic transfers and for chromaticities.
 """
 
+import struct
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Literal
@@ -25,7 +26,8 @@ _OfArray = Callable[[np.ndarray], np.ndarray]
 Curve = Literal["mobius", "hable", "reinhard", "clip"]
 GAMUT = "gamut"
 """Takes the place of a curve for a source that only has wider primaries."""
-_PEAK = 10.0  # 1000 cd/m2, the default of `tonemap`; brighter light becomes white
+_PEAK = 10.0  # 1000 cd/m2, the default of `tonemap`
+_PEAKS = (1.01, 100.0)  # PQ ends at 10,000 cd/m2, and what a file says may be nonsense
 _LEVEL = 7  # of the Hald image: 49 values per colour; 64 are not nearer to zscale
 _FORMAT = "rgb48le"  # haldclut of FFmpeg 8 exchanges the colours of planar frames
 # x and y of red, green and blue; all have the white point D65
@@ -50,6 +52,25 @@ def mapping_of(frame: av.VideoFrame, curve: Curve | None) -> str | None:
     return GAMUT if is_wide else None
 
 
+def peak_of(frame: av.VideoFrame) -> float:
+    """Return the light of a source that becomes white, 1 is 100 cd/m2; brighter light does too.
+
+    Source: `ff_determine_signal_peak` of FFmpeg: the brightest pixel that the file announces
+    (MaxCLL, CTA-861.3), else the brightest light of the display on which it was mastered (SMPTE
+    ST 2086).
+    """
+    said = frame.side_data
+    max_cll, _ = struct.unpack("=2I", said.get("CONTENT_LIGHT_LEVEL") or bytes(8))  # type: ignore[arg-type]
+    # AVMasteringDisplayMetadata: eight fractions of chromaticities, darkest, brightest; two flags
+    display = struct.unpack("=22i", said.get("MASTERING_DISPLAY_METADATA") or bytes(88))  # type: ignore[arg-type]
+    number, per, has_light = display[18], display[19], display[21]
+    peak = max_cll / 100
+    if not peak and has_light and per:
+        peak = number / per / 100
+    low, high = _PEAKS
+    return min(high, max(low, peak)) if peak > 0 else _PEAK
+
+
 class ToneMapper:
     """Maps resized frames of one source, all of one size.
 
@@ -60,7 +81,7 @@ class ToneMapper:
 
     def __init__(self, like: av.VideoFrame, mapping: str) -> None:
         self.mapping = mapping
-        self._table = _table(like.color_trc, like.color_primaries, mapping)
+        self._table = _table(like.color_trc, like.color_primaries, mapping, peak_of(like))
         n = np.arange(len(self._table))
         levels = self._table[n, n, n].mean(axis=-1) / 257
         self.mapped_luma = (
@@ -102,7 +123,7 @@ class ToneMapper:
         return graph
 
 
-def _table(transfer: int, primaries: int, mapping: str) -> np.ndarray:
+def _table(transfer: int, primaries: int, mapping: str, peak: float) -> np.ndarray:
     """Return the colour that each colour becomes: uint16 [N, N, N, 3], indexed by R'G'B'."""
     grid = np.linspace(0, 1, _LEVEL**2)
     coded = np.stack(np.meshgrid(grid, grid, grid, indexing="ij"), axis=-1)
@@ -114,7 +135,7 @@ def _table(transfer: int, primaries: int, mapping: str) -> np.ndarray:
     if mapping != GAMUT:
         # by the largest colour, which keeps the hue
         signal = np.maximum(light.max(axis=-1, keepdims=True), 1e-6)
-        light *= _CURVES[mapping](signal) / signal
+        light *= _CURVES[mapping](signal, peak) / signal
     table: np.ndarray = np.round(np.clip(light, 0, 1) ** (1 / 2.4) * 65535).astype(np.uint16)
     return table
 
@@ -152,9 +173,9 @@ def _log(decades: float) -> _OfArray:
     return lambda coded: np.where(coded > 0, 10 ** (decades * (coded - 1)), 0)
 
 
-def _mobius(signal: np.ndarray, linear: float = 0.3) -> np.ndarray:
-    a = -(linear**2) * (_PEAK - 1) / (linear**2 - 2 * linear + _PEAK)
-    b = (linear**2 - 2 * linear * _PEAK + _PEAK) / (_PEAK - 1)
+def _mobius(signal: np.ndarray, peak: float, linear: float = 0.3) -> np.ndarray:
+    a = -(linear**2) * (peak - 1) / (linear**2 - 2 * linear + peak)
+    b = (linear**2 - 2 * linear * peak + peak) / (peak - 1)
     bent = (b**2 + 2 * b * linear + linear**2) / (b - a) * (signal + a) / (signal + b)
     return np.where(signal <= linear, signal, bent)
 
@@ -170,9 +191,9 @@ _TO_LIGHT: Mapping[int, _OfArray] = {
     ColorTrc.LOG: _log(2),
     ColorTrc.LOG_SQRT: _log(2.5),
 }
-_CURVES: Mapping[str, _OfArray] = {
+_CURVES: Mapping[str, Callable[[np.ndarray, float], np.ndarray]] = {
     "mobius": _mobius,
-    "hable": lambda signal: _hable(signal) / _hable(_PEAK),
-    "reinhard": lambda signal: signal / (signal + 1) * (_PEAK + 1) / _PEAK,
-    "clip": lambda signal: signal,
+    "hable": lambda signal, peak: _hable(signal) / _hable(peak),
+    "reinhard": lambda signal, peak: signal / (signal + 1) * (peak + 1) / peak,
+    "clip": lambda signal, _: signal,
 }

@@ -13,6 +13,7 @@ LUMA = np.array([0.299, 0.587, 0.114])
 TAGS = "-color_primaries bt709 -color_trc bt709 -colorspace bt709 -color_range tv"
 EXACT = "flags=area+accurate_rnd+full_chroma_int+full_chroma_inp"
 FIELDS = "trim=duration=0.6,tinterlace=mode=interleave_top"
+DISPLAY = "mastering-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(20000000,1)"
 MPEG2 = "-c:v mpeg2video -q:v 2 -flags +ilme+ildct -top 1"
 X264 = "-c:v libx264 -preset ultrafast -crf 8 -pix_fmt yuv420p"
 
@@ -36,12 +37,14 @@ def sdr(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("transfer", "curve"),
-    [("smpte2084", "mobius"), ("smpte2084", "hable"), ("arib-std-b67", "mobius"),
-     ("arib-std-b67", "reinhard"), ("bt2020-10", "mobius"), ("smpte2084", None)],
+    ("transfer", "curve", "says", "peak"),  # the peak of `tonemap` is 10 without a word
+    [("smpte2084", "mobius", "", 10), ("smpte2084", "hable", "cll=4000,400", 40),
+     ("smpte2084", "hable", DISPLAY, 20), ("arib-std-b67", "mobius", "", 10),
+     ("arib-std-b67", "reinhard", "", 10), ("bt2020-10", "mobius", "", 10),
+     ("smpte2084", None, "", 10)],
 )  # fmt: skip
-def test_wide_light_is_mapped_as_zscale_maps_it(tmp_path, sdr, transfer, curve):
-    path = hdr(tmp_path / "hdr.mp4", sdr, transfer)
+def test_wide_light_is_mapped_as_zscale_maps_it(tmp_path, sdr, transfer, curve, says, peak):
+    path = hdr(tmp_path / "hdr.mp4", sdr, transfer, says)
     ours, columns, metadata = clip_of(path, (120, 160), tone_map=curve)
     assert (metadata.color_transfer, metadata.color_primaries) == (transfer, "bt2020")
     assert (metadata.color_matrix, metadata.color_range) == ("bt2020nc", "limited")
@@ -52,7 +55,7 @@ def test_wide_light_is_mapped_as_zscale_maps_it(tmp_path, sdr, transfer, curve):
         assert np.abs(ours - original).mean() > 40
         return
     light = "zscale=t=linear:npl=100:agamma=0,format=gbrpf32le,zscale=p=bt709"
-    curved = f"tonemap={curve}:desat=0," if is_hdr else ""
+    curved = f"tonemap={curve}:peak={peak}:desat=0," if is_hdr else ""
     back = "zscale=t=bt709:m=gbr:r=pc:agamma=0,format=gbrp"
     theirs = shown(path, f"{light},{curved}{back}", 120, 160)
     assert np.abs(ours - theirs).mean() < 1.5
