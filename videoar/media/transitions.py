@@ -31,12 +31,12 @@ Axes: T frames, t points of a coarse clock, N M frames to compare, h w pixels of
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from videoar.media.correlation import correlates, grid
 from videoar.media.wipes import find_stretches
 
 Kind = Literal["cut", "fade", "dissolve", "wipe"]
@@ -70,6 +70,11 @@ _QUIET, _GROW = 0.3, 0.4  # of the mean step inside: less ends a wipe, more cont
 _TRIES = 2  # stretches that are compared at one place
 _LONGEST = 20  # points of the clock
 _PASSER_US = (300_000, 600_000, 1_000_000)  # an object that passes leaves the frame within these
+
+# allow for camera motion: more steps sideways, because cameras pan more than they tilt
+_HALF_SHIFTS = grid((0, 2, -2), (0, -4, -2, 2, 4))
+_QUARTER_SHIFTS = grid((0, 1, -1), (0, -2, -1, 1, 2))
+_PAN_SHIFTS = grid((0, -2, 2), range(-21, 22)) + grid(range(-12, 13), (0, -2, 2))
 
 LOOK_US = 3_000_000
 """Frames further away than this do not affect the result at a frame: twice the longest ramp."""
@@ -263,50 +268,7 @@ def _is_similar(frames: _Frames, before: int, after: int, bound: float) -> bool:
     first, _ = frames.around(before + 1, _REACH, _REACH_US)
     _, last = frames.around(after, _REACH, _REACH_US)
     old_Nhw, new_Mhw = frames.half_Thw[first : before + 1], frames.half_Thw[after : last + 1]
-    return _correlate(old_Nhw, new_Mhw, (2, 4), bound)
-
-
-def _correlate(old_Nhw: Array, new_Mhw: Array, reach: tuple[int, int], bound: float) -> bool:
-    """Return whether two frames correlate by at least `bound`, shifted by up to `reach` pixels.
-
-    Shifts allow for camera motion: more steps sideways, because cameras pan more than they tilt.
-    """
-    down_reach, right_reach = reach
-    # most frames that look alike do so without a shift
-    for down in (0, down_reach, -down_reach):
-        for right in (0, *_steps(right_reach)):
-            old = _normalized(_shifted(old_Nhw, down, right))
-            new = _normalized(_shifted(new_Mhw, -down, -right))
-            if float((old @ new.T).max()) >= bound:
-                return True
-    return False
-
-
-@lru_cache(maxsize=4)
-def _steps(reach: int) -> tuple[int, ...]:
-    return tuple(step for step in range(-reach, reach + 1, max(1, reach // 2)) if step)
-
-
-def _shifted(luma_Nhw: Array, down: int, right: int) -> Array:
-    """Remove the rows and columns that have no counterpart in the other frame."""
-    height, width = luma_Nhw.shape[1:]
-    rows = slice(max(0, down), height + min(0, down))
-    columns = slice(max(0, right), width + min(0, right))
-    return luma_Nhw[:, rows, columns]
-
-
-def _normalized(luma_Nhw: Array) -> Array:
-    """Flatten to zero mean and unit length, so that a dot product is a correlation.
-
-    The added 0.03 per pixel keeps noise in frames without contrast from correlating.
-    """
-    pixels = luma_Nhw.reshape(len(luma_Nhw), -1)
-    count = pixels.shape[1]
-    # for arrays this small, `mean` and `**` cost more than their arithmetic
-    centred = pixels - np.add.reduce(pixels, axis=1, keepdims=True) / np.float32(count)
-    length = np.sqrt(np.einsum("ij,ij->i", centred, centred))
-    normalized = centred / (length + np.float32(0.03 * count**0.5))[:, None]
-    return np.asarray(normalized, np.float32)
+    return correlates(old_Nhw, new_Mhw, _HALF_SHIFTS, bound)
 
 
 @dataclass(frozen=True)
@@ -337,8 +299,13 @@ def _dissolves(frames: _Frames, taken_T: NDArray[np.bool_]) -> list[Transition]:
 
 
 def _ends_differ(frames: _Frames, first: int, last: int) -> bool:
-    ends = frames.quarter_Thw[[first, last]]
-    return not _correlate(ends[:1], ends[1:], (1, 2), _END_SIMILARITY)
+    return not _is_alike(frames, [first], [last])
+
+
+def _is_alike(frames: _Frames, first: list[int], last: list[int]) -> bool:
+    """Return whether one of the frames in `first` looks roughly like one of those in `last`."""
+    old_Nhw, new_Mhw = frames.quarter_Thw[first], frames.quarter_Thw[last]
+    return correlates(old_Nhw, new_Mhw, _QUARTER_SHIFTS, _END_SIMILARITY)
 
 
 def _is_mixed(frames: _Frames, first: int, last: int) -> bool:
@@ -415,28 +382,17 @@ def _fitted(steps_t: Array, first: int, last: int) -> tuple[int, int]:
 
 def _is_pan(frames: _Frames, first: int, last: int) -> bool:
     """Return whether the ends show one scene, shifted by up to two thirds of a frame."""
-    old, new = frames.half_Thw[[first]], frames.half_Thw[[last]]
-    height, width = (2 * side // 3 for side in old.shape[1:])
-    shifts = [(down, right) for right in range(-width, width + 1) for down in (-2, 0, 2)]
-    shifts += [(down, right) for down in range(-height, height + 1) for right in (-2, 0, 2)]
-    for down, right in shifts:
-        moved = _normalized(_shifted(old, down, right)), _normalized(_shifted(new, -down, -right))
-        if float(moved[0][0] @ moved[1][0]) > _PAN_SIMILARITY:
-            return True
-    return False
+    ends = frames.half_Thw[[first, last]]
+    return correlates(ends[:1], ends[1:], _PAN_SHIFTS, _PAN_SIMILARITY)
 
 
 def _passes(frames: _Frames, first: int, last: int) -> bool:
     """Return whether the scene of one end comes back: an object has passed close to the camera."""
-    times = frames.times_us
-    for away_us in _PASSER_US:
-        after = int(np.searchsorted(times, times[last] + away_us))
-        before = int(np.searchsorted(times, times[first] - away_us, side="right")) - 1
-        if after < len(frames) and not _ends_differ(frames, first, after):
-            return True
-        if before >= 0 and not _ends_differ(frames, before, last):
-            return True
-    return False
+    times, away_us = frames.times_us, np.array(_PASSER_US)
+    after = np.searchsorted(times, times[last] + away_us)
+    before = np.searchsorted(times, times[first] - away_us, side="right") - 1
+    after, before = after[after < len(frames)], before[before >= 0]
+    return _is_alike(frames, [first], after.tolist()) or _is_alike(frames, before.tolist(), [last])
 
 
 def _clock(frames: _Frames) -> tuple[NDArray[np.intp], int]:

@@ -42,7 +42,6 @@ _BETWEEN = 0.14  # largest distance of a cell to both pictures, relative to that
 _MISFIT = 0.17  # largest deviation from a slide, relative to the distance of the ends
 _COARSE_MISFIT = 0.35
 _PROGRESS = 0.15  # smallest way of the seam from 0.3 to 0.7 of the time, in sides
-_DIRECTIONS = tuple((vertical, reverse) for vertical in (False, True) for reverse in (False, True))
 
 
 @dataclass(frozen=True)
@@ -141,50 +140,62 @@ def _slides(
 ) -> Iterator[Stretch]:
     """Yield the candidates that fit a slide; most are ruled out at a quarter of the size."""
     distance_N = np.abs(quarter_thw[first_N] - quarter_thw[last_N]).mean(axis=(1, 2))
-    for direction in _DIRECTIONS:
-        misfit, _ = _misfit(quarter_thw, first_N, last_N, 0.5, direction)
-        near = np.flatnonzero(misfit.min(axis=0) < _COARSE_MISFIT * distance_N)
-        if not len(near):
-            continue
-        first, last = first_N[near], last_N[near]
-        parts = [_misfit(half_thw, first, last, share, direction) for share in (0.3, 0.5, 0.7)]
-        misfit = np.mean([part[0] for part in parts], axis=0)
-        seams = [part[1] for part in parts]
-        does_advance = (seams[0] <= seams[1]) & (seams[1] <= seams[2])
-        misfit[~does_advance | (seams[2] - seams[0] < _PROGRESS)] = np.inf
-        costs = misfit.min(axis=0) / distance_N[near] / _MISFIT
-        for index in np.flatnonzero(costs < 1).tolist():
-            yield Stretch(float(costs[index]), int(first[index]), int(last[index]))
+    for is_vertical in (False, True):
+        along = (1, 2, 0) if is_vertical else (2, 1, 0)  # a seam moves along the first axis
+        quarter_wht, half_wht = (
+            np.ascontiguousarray(frames.transpose(along)) for frames in (quarter_thw, half_thw)
+        )
+        for step in (1, -1):
+            misfit, _ = _misfit(quarter_wht, first_N, last_N, 0.5, step)
+            near = np.flatnonzero(misfit.min(axis=0) < _COARSE_MISFIT * distance_N)
+            first, last, bound = first_N[near], last_N[near], 3 * _MISFIT * distance_N[near]
+            total, (early, middle, late) = np.zeros((3, len(near))), np.zeros((3, 3, len(near)))
+            # what is too much after one or two looks needs no third one
+            for share, seam in ((0.5, middle), (0.3, early), (0.7, late)):
+                at = np.flatnonzero(total.min(axis=0) < bound)
+                if not len(at):
+                    break
+                misfit, seam[:, at] = _misfit(half_wht, first[at], last[at], share, step)
+                total[:, at] += misfit
+                total[early > middle] = np.inf
+            total[(middle > late) | (late - early < _PROGRESS)] = np.inf
+            costs = total.min(axis=0) / bound
+            for index in np.flatnonzero(costs < 1).tolist():
+                yield Stretch(float(costs[index]), int(first[index]), int(last[index]))
 
 
 def _misfit(
-    frames_thw: Array,
-    first_N: NDArray[np.intp],
-    last_N: NDArray[np.intp],
-    share: float,
-    direction: tuple[bool, bool],
+    frames_wht: Array, first_N: NDArray[np.intp], last_N: NDArray[np.intp], share: float, step: int
 ) -> tuple[Array, Array]:
     """Return the smallest deviation from a cover, an uncovering and a push, and where its seam is.
+
+    Args:
+        frames_wht: frames with the axis first along which the seam moves, upwards.
+        first_N: of each candidate.
+        last_N: of each candidate.
+        share: which frame between them.
+        step: -1 for a seam that moves downwards.
 
     Returns:
         Two arrays [3, N]; the seam is a share of the side.
     """
-    is_vertical, is_reversed = direction
-    views = []
-    for index in (first_N + np.rint(share * (last_N - first_N)).astype(int), first_N, last_N):
-        view = frames_thw[index].transpose(0, 2, 1) if is_vertical else frames_thw[index]
-        views.append(np.ascontiguousarray(view[..., ::-1] if is_reversed else view))
-    seen, old, new = views
-    num, height, width = seen.shape
-    zero = np.zeros((num, 1), np.float32)
-    # [N, w + 1]: of the columns before each seam, and of those after it
-    new_still = np.concatenate([zero, np.cumsum(np.abs(seen - new).sum(axis=1), axis=1)], axis=1)
-    old_still = np.concatenate([zero, np.cumsum(np.abs(seen - old).sum(axis=1), axis=1)], axis=1)
-    old_still = old_still[:, -1:] - old_still
+    middle_N = first_N + np.rint(share * (last_N - first_N)).astype(int)
+    # N last: what is on one side of a seam is then one piece of memory
+    seen, old, new = (frames_wht.take(index, 2)[::step] for index in (middle_N, first_N, last_N))
+    width, height, num = seen.shape
+    # for each seam in 1 .. w - 1: of the columns before it, and of those after it
+    new_still = np.cumsum(np.abs(seen - new).sum(axis=1), axis=0)[:-1]
+    old_still = np.cumsum(np.abs(seen - old).sum(axis=1)[:0:-1], axis=0)[::-1]
     new_moves, old_moves = np.empty_like(new_still), np.empty_like(old_still)
-    for seam in range(width + 1):
-        new_moves[:, seam] = np.abs(seen[..., :seam] - new[..., width - seam :]).sum(axis=(1, 2))
-        old_moves[:, seam] = np.abs(seen[..., seam:] - old[..., : width - seam]).sum(axis=(1, 2))
+    ones = np.ones(width * height, np.float32)
+    for seam in range(1, width):
+        rest = width - seam
+        for moves, kept, moved in (
+            (new_moves, seen[:seam], new[rest:]),
+            (old_moves, seen[seam:], old[:rest]),
+        ):
+            change = np.subtract(kept, moved).reshape(-1, num)
+            moves[seam - 1] = ones[: len(change)] @ np.abs(change, out=change)
     models = np.stack([new_moves + old_still, new_still + old_moves, new_moves + old_moves])
-    models = models[..., 1:width] / (height * width)
-    return models.min(axis=2), (models.argmin(axis=2) + 1) / width
+    models /= height * width
+    return models.min(axis=1), (models.argmin(axis=1) + 1) / width
