@@ -133,7 +133,7 @@ def main(*rows: int) -> int:
     plugin = Outcomes()
     tests = {str(ROOT / t) for row in rows for of in marked()[row].values() for t in of}
     paths = sorted(tests) or [str(ROOT / "tests" / "faults")]
-    code = pytest.main(["-m", "not gpu and not soak", "-q", *paths], [plugin])
+    code = pytest.main(["-m", "not gpu", "-q", *paths], [plugin])
     PAGE.write_text(page(plugin.counts, rows or ROWS))
     return int(code)
 

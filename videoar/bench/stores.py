@@ -85,6 +85,10 @@ class TimedEngine:
 
         self._engine.map(task, shards, record_time)
 
+    def map_alone(self, task: StageTask, shard: Shard, done: ShardDone) -> None:
+        """Run a shard by itself."""
+        self._engine.map_alone(task, shard, done)
+
     def loop(self, task: StageTask) -> WorkRecord:
         """Run the loop."""
         return self._engine.loop(task)

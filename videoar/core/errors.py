@@ -19,6 +19,7 @@ code in the record of a run; `docs/operators.md` has the remedy for each.
     |  |  +- RefMovedError
     |  +- TransientStorageError      retryable
     |     +- ThrottledError          retryable
+    |     +- DiskError               retryable
     +- ClusterUnknownError       8   the cluster cannot be reached, the result is unknown
     +- MediaError                3   one video; becomes a reject row, does not stop a stage
     +- StageError                3   an unexpected exception of a stage
@@ -166,6 +167,12 @@ class ThrottledError(TransientStorageError):
 
     code = "STORE_THROTTLED"
     kind: ErrorKind = "throttle"
+
+
+class DiskError(TransientStorageError):
+    """A disk of this machine is full or fails; another machine has another one."""
+
+    code = "DISK"
 
 
 class ClusterUnknownError(VideoARError):

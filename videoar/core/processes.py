@@ -6,6 +6,7 @@ from here is not.
 """
 
 import os
+import resource
 import socket
 from functools import cache
 from pathlib import Path
@@ -68,6 +69,15 @@ def used_cpu_s() -> float:
     # process_time() has no children
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
+
+
+def peak_gib(who: int = resource.RUSAGE_SELF) -> float:
+    """Return the most memory (RSS) that this process, or the largest child that ended, has had.
+
+    Args:
+        who: `resource.RUSAGE_SELF` or `resource.RUSAGE_CHILDREN`.
+    """
+    return resource.getrusage(who).ru_maxrss / 2**20  # in KiB on Linux
 
 
 @cache

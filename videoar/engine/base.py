@@ -67,6 +67,14 @@ class Engine(Protocol):
     def map(self, task: StageTask, shards: Sequence[Shard], done: ShardDone) -> None:
         """Run the shards in any order; call `done` in the driver as each one finishes."""
 
+    def map_alone(self, task: StageTask, shard: Shard, done: ShardDone) -> None:
+        """Run a shard that may have ended the driver: in another process, and nothing beside it.
+
+        Raises:
+            WorkerLostError: it ends its process as often as the budget allows; names the row.
+            OutOfMemoryError: it needs more memory than there is; names the row.
+        """
+
     def loop(self, task: StageTask) -> WorkRecord:
         """Run all ranks of a loop stage to the end; return the record of rank 0."""
 

@@ -9,11 +9,13 @@ from functools import partial
 from typing import Any
 
 from videoar.core.errors import ConfigError
+from videoar.engine.alone import run_alone
 from videoar.engine.base import ShardDone, Waits, waits_unseen, with_retries
 from videoar.engine.inline import finished_loop
+from videoar.engine.ray_alone import RayAlone
 from videoar.engine.ray_map import run_pool
 from videoar.engine.ray_serve import run_serve
-from videoar.engine.ray_session import connect, disconnect, environment, unwrap
+from videoar.engine.ray_session import connect, disconnect, unwrap
 from videoar.engine.ray_train import run_ranks
 from videoar.pipeline.stage import LoopStage, Shard
 from videoar.pipeline.work.reduce import run_reduce
@@ -73,10 +75,16 @@ class RayEngine:
 
     def map(self, task: StageTask, shards: Sequence[Shard], done: ShardDone) -> None:
         """Run the shards on workers."""
-        run = run_serve if task.make_stage().placement == "serve" else run_pool
+        is_served = task.make_stage().placement == "serve"
         with self._ray(task):
-            for shard, record in run(task, shards):
+            results = run_serve(task, shards) if is_served else run_pool(task, shards, self.waits)
+            for shard, record in results:
                 done(shard, record)
+
+    def map_alone(self, task: StageTask, shard: Shard, done: ShardDone) -> None:
+        """Run a shard as a task."""
+        with self._ray(task):
+            done(shard, run_alone(task, shard, RayAlone(task), self.waits))
 
     def loop(self, task: StageTask) -> WorkRecord:
         """Run all ranks; if one fails, restart all of them from the newest checkpoint."""
@@ -89,23 +97,13 @@ class RayEngine:
 
     def reduce(self, task: StageTask) -> WorkRecord:
         """Run the reduction as one task of the cluster."""
-        retries = task.make_stage().config.retries
-        return with_retries(partial(self._reduce, task), retries, self.waits)
-
-    def _reduce(self, task: StageTask) -> WorkRecord:
-        resources = task.make_stage().config.resources
-        if self._address == "local" and not resources.gpus and _is_small(task):
-            return run_reduce(task)  # the same machine, without the start of Ray and of a worker
-        import ray
-
+        config = task.make_stage().config
+        if self._address == "local" and not config.resources.gpus and _is_small(task):
+            # the same machine, without the start of Ray and of a worker
+            return with_retries(partial(run_reduce, task), config.retries, self.waits)
         with self._ray(task):
-            remote = ray.remote(
-                num_cpus=resources.cpus,
-                num_gpus=resources.gpus,
-                max_retries=0,  # `with_retries` decides
-                runtime_env=environment(resources),
-            )(_reduce)
-            record: WorkRecord = ray.get(remote.remote(task))
+            call = partial(RayAlone(task), partial(_reduce, task))
+            record: WorkRecord = with_retries(call, config.retries, self.waits)
         return record
 
     def close(self) -> None:

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from videoar.core.errors import VideoARError
-from videoar.engine.base import with_retries
+from videoar.core.errors import DiskError, OutOfMemoryError, VideoARError, WorkerLostError
+from videoar.engine.alone import run_alone
+from videoar.engine.base import Waits, with_retries
+from videoar.engine.ray_alone import RayAlone, located
 from videoar.engine.ray_clip_readers import open_reader_slots
 from videoar.engine.ray_session import environment
 from videoar.pipeline.stage import MapStage, Shard
@@ -24,6 +26,9 @@ from videoar.pipeline.work.task import StageTask, WorkRecord
 
 logger = logging.getLogger(__name__)
 _WORKER_RESTARTS = 3
+_TASK_RETRIES = 1  # so a shard has ended two workers before it runs by itself
+_OF_MACHINE = (DiskError, OutOfMemoryError)
+"""Errors that another machine, or one with nothing beside, may not have."""
 
 
 class ShardActor:
@@ -44,21 +49,45 @@ class ShardActor:
         outcomes = [pickle.dumps(self._try(shard)) for shard in shards]
         return {"number": list(batch["number"]), "outcome": outcomes}
 
-    def _try(self, shard: Shard) -> WorkRecord | VideoARError:
+    def _try(self, shard: Shard) -> "WorkRecord | VideoARError":
         try:
-            return with_retries(partial(self._worker, shard), self._retries)
+            return with_retries(partial(self._once, shard), self._retries)
         except VideoARError as error:
             return error
 
+    def _once(self, shard: Shard) -> "WorkRecord | VideoARError":
+        try:
+            return self._worker(shard)
+        except _OF_MACHINE as error:
+            return located(error)  # not again in this place
 
-def run_pool(task: StageTask, shards: Sequence[Shard]) -> Iterator[tuple[Shard, WorkRecord]]:
-    """Run shards on an actor pool of the stage's size; yield each one as it finishes."""
+
+def run_pool(
+    task: StageTask, shards: Sequence[Shard], waits: Waits
+) -> Iterator[tuple[Shard, WorkRecord]]:
+    """Run shards on an actor pool of the stage's size; yield each one as it finishes.
+
+    Those that have ended their worker, or that the machine of their worker had no room for, run
+    once more when all others have finished: one at a time, see `RayAlone`.
+    """
     rows = [{"number": n, "shard": pickle.dumps(shard)} for n, shard in enumerate(shards)]
+    failed: dict[int, VideoARError] = {}
+    left = set(range(len(shards)))
     for row in run_actors(ShardActor, (task,), rows, task.make_stage()):
-        outcome = pickle.loads(row["outcome"])  # noqa: S301 - made by our own worker just now
+        number, outcome = int(row["number"]), pickle.loads(row["outcome"])  # noqa: S301 - as above
+        if isinstance(outcome, _OF_MACHINE):
+            failed[number] = outcome
+            continue
         if isinstance(outcome, VideoARError):
             raise outcome
-        yield shards[int(row["number"])], outcome
+        left.remove(number)
+        yield shards[number], outcome
+    for number in sorted(left):
+        shard = shards[number]
+        lost = WorkerLostError(f"stage {task.dataset}, shard {shard.index}", "its worker died")
+        error = failed.get(number, lost)
+        logger.warning("runs by itself after: %s", error)
+        yield shard, run_alone(task, shard, RayAlone(task, error), waits, error)
 
 
 def run_actors(
@@ -73,6 +102,8 @@ def run_actors(
     available = ray.cluster_resources().get("CPU", 0)
     if needed > available:
         logger.warning("needs %g CPUs, the cluster has %g: workers stay pending", needed, available)
+    # a shard that ends its workers is left out of the result, instead of the end of all others
+    ray.data.DataContext.get_current().max_errored_blocks = -1
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
         actor,
         fn_constructor_args=tuple(arguments),
@@ -93,4 +124,4 @@ def run_actors(
 
 def _limited_restarts() -> dict[str, int]:
     """Limit restarts, which Ray Data does not: a shard that kills its worker must not loop."""
-    return {"max_restarts": _WORKER_RESTARTS, "max_task_retries": _WORKER_RESTARTS}
+    return {"max_restarts": _WORKER_RESTARTS, "max_task_retries": _TASK_RETRIES}

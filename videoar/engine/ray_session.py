@@ -55,6 +55,7 @@ def connect(address: str) -> None:
         RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5",  # its default of 2 s is paid at every report
         RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
         RAY_agent_register_timeout_ms="120000",  # its default of 30 s kills a raylet under load
+        RAY_task_oom_retries="0",  # its default has no limit; option `retries` of a stage has
         RAY_BACKEND_LOG_LEVEL="fatal",  # its C++ "errors" are hints to Ray's own developers
     )
     import ray
@@ -203,11 +204,14 @@ def _quiet() -> None:
     """Turn off Ray's progress bars: the runner displays all stages."""
     import ray.data
     import ray.util.annotations
+    from ray.data._internal.execution.streaming_executor_state import process_completed_tasks
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # the traceback of each worker that died, which `run_pool` reports in a line
+    logging.getLogger(process_completed_tasks.__module__).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", category=ray.util.annotations.RayDeprecationWarning)
 
 

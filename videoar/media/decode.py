@@ -10,7 +10,7 @@ from tempfile import gettempdir
 
 import numpy as np
 
-from videoar.core.errors import MediaError, TransientStorageError
+from videoar.core.errors import DiskError, MediaError
 
 
 def decode_clip(data: bytes | Path) -> np.ndarray:
@@ -68,11 +68,11 @@ def require_frames(data: bytes, count: int) -> None:
     """Check that a file that was just encoded has all of its frames.
 
     Raises:
-        TransientStorageError: it has fewer, or cannot be decoded.
+        DiskError: it has fewer, or cannot be decoded.
     """
     if (found := decodable_frames(data)) != count:
         what = f"{found} of {count} frames of an encoded clip can be decoded"
-        raise TransientStorageError(gettempdir(), what, "check the disk and its free space")
+        raise DiskError(gettempdir(), what, "check the disk and its free space")
 
 
 def thumbnail_jpeg(frames_THWC: np.ndarray, side_px: int = 112) -> bytes:

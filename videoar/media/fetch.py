@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
-from videoar.core.errors import MediaError, StorageError, TransientStorageError
+from videoar.core.errors import DiskError, MediaError, StorageError
 from videoar.core.settings import settings
 from videoar.media.probe import read_error, require_file
 
@@ -131,7 +131,7 @@ def _downloaded(uri: str, path: Path) -> Iterator[bytes]:
                 file.write(chunk)
                 yield chunk
     except OSError as error:  # of the local disk: errors of the store are StorageErrors
-        raise TransientStorageError(str(path), error.strerror or str(error)) from error
+        raise DiskError(str(path), error.strerror or str(error)) from error
     except StorageError as error:
         if error.retryable or objects.size(key) is not None:
             raise

@@ -13,7 +13,7 @@ import re
 import stat
 from pathlib import Path
 
-from videoar.core.errors import MediaError, StorageError, TransientStorageError, VideoARError
+from videoar.core.errors import DiskError, MediaError, StorageError, VideoARError
 
 _HEAD_BYTES = 1 << 16  # of the start, in which a container that begins with junk is looked for
 # First boxes of MP4 and QuickTime files. The brand in `ftyp` is not checked: old QuickTime files
@@ -69,7 +69,7 @@ def read_error(path: Path, error: OSError) -> VideoARError:
         return MediaError(path.name, "IO_PERMANENT", what)
     if error.errno in _DENIED:
         return StorageError(path.name, what, "give this user access, or remove it from the input")
-    return TransientStorageError(path.name, what, "check the drive and its free space")
+    return DiskError(path.name, what, "check the drive and its free space")
 
 
 def require_readable(path: Path) -> None:

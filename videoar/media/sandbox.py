@@ -14,7 +14,7 @@ pixels, never pickles, and the shape is checked against the number of bytes by `
       <- {"kind": "clip", ..}, pixels         for each clip
       <- {"kind": "source", ..}               at the end of the source
       <- {"kind": "end"} or {"kind": "error", "code": .., "what": ..}
-      <- {"kind": "fault", "retryable": .., "what": .., "hint": ..}   of a disk or a store
+      <- {"kind": "fault", "code": .., "what": .., "hint": ..}   of a disk or a store
 
 What a machine does to a child is no verdict on the source that it was reading. A child that was
 killed, or that waited for a disk until the deadline, raises an error of the machine, which engines
@@ -45,9 +45,11 @@ import numpy as np
 
 from videoar.core.errors import (
     ConfigError,
+    DiskError,
     MediaError,
     OutOfMemoryError,
     StorageError,
+    ThrottledError,
     TransientStorageError,
     VideoARError,
     WorkerLostError,
@@ -69,6 +71,7 @@ _SCAN = "scan"
 _DOWNLOAD = "download"  # the only kind of child that receives S3 credentials
 _RECYCLE_AFTER = 1000  # chosen: sources per child; bounds what a leaking decoder accumulates
 _OF_DECODER = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGILL}
+_FAULTS = {c.code: c for c in (DiskError, ThrottledError, TransientStorageError)}
 _Item = DecodedClip | SourceMetadata | Fetched
 T = TypeVar("T")
 
@@ -265,7 +268,7 @@ class _Child:
         if reply["kind"] == "error":
             raise MediaError(name, reply["code"], reply["what"])
         if reply["kind"] == "fault":
-            kind = TransientStorageError if reply["retryable"] else StorageError
+            kind = _FAULTS.get(reply["code"], StorageError)
             raise kind(name, str(reply["what"]), str(reply["hint"]))
         if reply["kind"] == "end":
             return None
@@ -382,7 +385,7 @@ def _answer_fetch(pipe: Connection, request: dict[str, Any]) -> None:
 
 
 def _send_fault(pipe: Connection, error: StorageError) -> None:
-    _send(pipe, "fault", retryable=error.retryable, what=error.what, hint=error.hint)
+    _send(pipe, "fault", code=error.code, what=error.what, hint=error.hint)
 
 
 def _send(pipe: Connection, kind: str, **content: Json) -> None:

@@ -29,7 +29,7 @@ from videoar.core.errors import (
 from videoar.core.ids import digest_json
 from videoar.core.logging import log_context
 from videoar.core.types import Json, Provenance
-from videoar.engine.base import Engine
+from videoar.engine.base import Engine, ShardDone
 from videoar.pipeline.device_queue import summary
 from videoar.pipeline.fingerprint import shard_fingerprint
 from videoar.pipeline.input_url import named_input
@@ -63,6 +63,7 @@ from videoar.runner.decide import (
 )
 from videoar.runner.drift import find_drift, made_with
 from videoar.runner.inputs import Listing, compare, nothing_new, resolve
+from videoar.runner.strikes import suspects
 from videoar.runner.supervisor import Supervisor
 from videoar.storage import layout
 from videoar.storage.delta_log import missing_files
@@ -491,7 +492,7 @@ class Execution:
 
         if work.missing:
             report()
-            self.engine.map(task, work.missing, finished)
+            self._map_missing(task, stage, work.missing, finished)
         # an engine that loses a shard must not lead to a snapshot with fewer rows
         for shard in work.shards:
             if shard.index not in records:
@@ -509,6 +510,23 @@ class Execution:
         metrics = summary(total.metrics)
         self._update(task.dataset, metrics=metrics)
         return total.model_copy(update={"metrics": metrics})
+
+    def _map_missing(
+        self,
+        task: StageTask,
+        stage: MapStage[Any],
+        missing: Sequence[Shard],
+        finished: ShardDone,
+    ) -> None:
+        alone = suspects(self.store, self.run_id, stage, task.dataset, missing)
+        for shard in alone:
+            where = f"stage {task.dataset}, shard {shard.index}"
+            logger.warning("%s: runs by itself, because the run has not got past it", where)
+            self._supervisor.watch(where)
+            self.engine.map_alone(task, shard, finished)
+        self._supervisor.watch(f"stage {task.dataset}")
+        if rest := missing[len(alone) :]:
+            self.engine.map(task, rest, finished)
 
     def _fail_empty(
         self, task: StageTask, stage: MapStage[Any], shards: Sequence[Shard], total: WorkRecord

@@ -188,6 +188,11 @@ class Supervisor:
         finally:
             self._limits = None
 
+    def watch(self, where: str) -> None:
+        """Name what the stage works on, for the error of a time limit."""
+        if self._limits is not None:
+            self._limits.where = where
+
     def _look(self) -> None:
         for claim in self._claims:  # also of the time in the queue
             request = self._store.ledger.read(cancel_key(self._run_id, claim))

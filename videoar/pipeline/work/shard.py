@@ -58,7 +58,7 @@ class ShardWorker:
         if (existing := find_record(self.store, key)) is not None:
             return existing
         with engine_boundary(self.task, f"shard {shard.index}"):
-            result = self.mapper(self._rows(shard))
+            result = self.mapper(self.rows(shard))
             outputs = [result] if isinstance(result, Output) else result
             produces = self.stage.produces
             record = merge([write_output(self.task, self.store, produces, o) for o in outputs])
@@ -73,7 +73,8 @@ class ShardWorker:
         if isinstance(self.mapper, Stoppable):
             self.mapper.stop()
 
-    def _rows(self, shard: Shard) -> pa.Table:
+    def rows(self, shard: Shard) -> pa.Table:
+        """Read the input rows of a shard."""
         if shard.file is not None:
             return self.stage.divided(self.inputs).read_file(shard.file)
         return pa.Table.from_pylist([dict(row) for row in shard.rows])

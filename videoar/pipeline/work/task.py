@@ -21,13 +21,13 @@ from pydantic import Field
 from videoar.contracts.names import REJECTS
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import (
+    DiskError,
     OutOfMemoryError,
     StageError,
     StorageError,
-    TransientStorageError,
     VideoARError,
 )
-from videoar.core.processes import used_cpu_s
+from videoar.core.processes import peak_gib, used_cpu_s
 from videoar.core.settings import share_cores
 from videoar.core.types import FileRef, Stored
 from videoar.pipeline.fingerprint import FingerprintParts, fingerprint
@@ -200,7 +200,7 @@ def engine_boundary(task: StageTask, where: str) -> Iterator[None]:
 
     Raises:
         OutOfMemoryError: there was too little memory, on the host or a GPU.
-        TransientStorageError: a disk of this host is full or fails.
+        DiskError: a disk of this host is full or fails.
         StageError: the code of the stage raised another exception.
     """
     try:
@@ -211,8 +211,9 @@ def engine_boundary(task: StageTask, where: str) -> Iterator[None]:
         place, text = f"stage {task.dataset}, {where}", f"{type(error).__name__}: {error}"
         # torch's own of a GPU has the name, and is no MemoryError
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            text += f" (this process had {peak_gib():.1f} GiB at most)"
             raise OutOfMemoryError(place, text, _LESS) from error
         if isinstance(error, OSError) and error.errno in _OF_DISK:
             hint = f"look at the disks of {gethostname()}"
-            raise TransientStorageError(place, text, hint) from error
+            raise DiskError(place, text, hint) from error
         raise StageError(place, text, f"see videoar logs {task.run_id}") from error
