@@ -139,6 +139,7 @@ def make(folder: Path, runs: int, files_a_run: int) -> None:
         run_record |= {"code_version": "0", "pipeline_digest": "0", "stages": []}
         run_record |= {"document": {"stages": {}}, "from": None, "until": None}
         made.record(layout.run_key(run_id), run_record)
+    store.fold()
 
 
 def measure(folder: Path, latency_s: float) -> None:

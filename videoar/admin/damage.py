@@ -57,6 +57,8 @@ def damage(store: Store, *, fix: bool = False) -> Iterator[Check]:
             is_mended = is_mended and ok
             hint = _FIXED if ok else _FIX if found.can_fix else "restore it from a copy"
             yield Check(name=f"damage: {found.key}", ok=ok, detail=f"{found.what} ({hint})")
+        if is_mended and fix:
+            store.fold()
     what = f"{scan.keys} records, files and objects read, {scan.damaged} lost or damaged"
     yield Check(name="store: everything that is named", ok=is_mended, detail=what)
 
@@ -88,8 +90,7 @@ class _Scan:
             self.keys += 1
             if what:
                 self.damaged += 1
-                can_fix = key.startswith((layout.STAGES_PREFIX, layout.COMMITS_PREFIX))
-                yield _Damage(key, what, can_fix=can_fix)
+                yield _Damage(key, what, can_fix=layout.is_made_again(key))
 
     def _wrong_with(self, key: str) -> str:
         try:

@@ -121,8 +121,12 @@ def _in_order(store: Store) -> Iterator[Iterable[str]]:
         runs[info.key.split("/")[1]].append(info.key)
     tables = [info.key for info in store.objects.list(layout.TABLES_PREFIX)]
     commits = [info.key for info in store.objects.list(layout.COMMITS_PREFIX)]
+    folds = [info.key for info in store.objects.list(layout.FOLDS_PREFIX)]
     logs = [key for key in tables if layout.data_sha256(key) is None]
-    later = (layout.REFS_PREFIX, layout.RUNS_PREFIX, layout.TABLES_PREFIX, layout.COMMITS_PREFIX)
+    later = (
+        layout.REFS_PREFIX, layout.RUNS_PREFIX, layout.TABLES_PREFIX, layout.COMMITS_PREFIX,
+        layout.FOLDS_PREFIX,
+    )  # fmt: skip
     records = [k for k in _all_keys(store) if not (_is_content(k) or k.startswith(later))]
     yield filter(_is_content, _all_keys(store))
     yield records
@@ -132,6 +136,7 @@ def _in_order(store: Store) -> Iterator[Iterable[str]]:
     # of each run the record, its events in their order, and what sums them up; all runs at once
     yield from zip_longest(*(sorted(keys, key=_place_in_run) for keys in runs.values()))
     yield from ([key] for key in refs)
+    yield folds
 
 
 def _place_in_run(key: str) -> tuple[bool, bool, str]:

@@ -386,11 +386,7 @@ def _fold(store: Store, run_id: str) -> None:
 
 def _folded_events(store: Store, run_id: str) -> list[dict[str, Any]]:
     """Return the events that were written in one object; none without one, or if it is damaged."""
-    try:
-        folded = store.ledger.read(folded_events_key(run_id))
-    except DamagedError as error:
-        logger.warning("%s; the events are read one by one", error)
-        return []
+    folded = store.ledger.read_derived(folded_events_key(run_id))
     return folded["events"] if folded else []
 
 

@@ -171,7 +171,8 @@ def record_decision(store: Store, decision: str, run_id: str) -> None:
     """
     newest = store.ledger.last(DECISIONS_LOG)
     if newest is None or newest["decision"] != decision:
-        store.ledger.append(DECISIONS_LOG, {"decision": decision, "by_run": run_id})
+        record = {"decision": decision, "by_run": run_id}
+        store.ledger.fold(DECISIONS_LOG, store.ledger.append(DECISIONS_LOG, record))
 
 
 def apply_promotion(decision: Snapshot, store: Store, run_id: str) -> None:

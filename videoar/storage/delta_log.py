@@ -29,7 +29,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import groupby
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -44,12 +44,11 @@ from videoar.core.errors import (
     one_line,
 )
 from videoar.core.ids import SHORT_DIGEST, canonical_json
-from videoar.core.prefetch import concurrently
 from videoar.core.retry import RetryPolicy
 from videoar.core.types import Commit, FileRef
-from videoar.storage import layout
+from videoar.storage import folds, layout
 from videoar.storage.commit_files import Files, bases_of_later, decode, encode
-from videoar.storage.ledger import Ledger, seal, unseal
+from videoar.storage.ledger import Ledger, Record, seal, unseal
 from videoar.storage.log_checkpoints import damaged_checkpoints
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.statistics import delta_statistics, read_statistics
@@ -73,29 +72,32 @@ _FRAMES = re.compile(r"backtrace|\n\s*0: ")
 
 
 def iter_commits(
-    objects: ObjectStore, dataset: str | None = None, contract: str | None = None
+    objects: ObjectStore,
+    dataset: str | None = None,
+    contract: str | None = None,
+    *,
+    derived: bool = True,
 ) -> Iterator[Commit]:
     """Yield the commits of a dataset, or of all, also those of content that an earlier commit has.
 
-    Reads the logs, not the index records: a writer that was killed between the two left none, and
-    a takedown must see its files as well. Data files are not listed.
+    Reads the logs, or folds of them, not the index records: a writer that was killed between the
+    two left none, and a takedown must see its files as well. Data files are not listed.
 
     Args:
         objects: the store.
         dataset: None means all, or those of a contract.
         contract: only datasets with it; of the others a request each is made.
+        derived: False reads the logs themselves, as what checks or deletes must.
     """
     names = [dataset] if dataset else objects.folders(layout.TABLES_PREFIX)
     chosen = (n for n in names if contract is None or contract_of(objects, n) == contract)
-    infos = (info for name in chosen for info in objects.list(layout.log_prefix(name)))
-    keys = _complete(objects, (info.key for info in infos if layout.is_log_version(info.key)))
-    # in this process for a folder: threads gain nothing from its page cache
-    read = concurrently if not objects.is_local else _one_by_one
+    logs = (_versions(objects, name) for name in chosen)
     files: dict[int, Files] = {}
-    for key, data in read(objects.get, keys):
+    read = folds.read if derived else folds.read_entries
+    for key, record in read(Ledger(objects), logs, partial(_record_of, objects)):
         if (version := layout.version_of_log(key)) == 0:
             files = {}
-        commit = _commit_of(key, data, files.__getitem__)
+        commit = _commit_of(key, record, files.__getitem__)
         if commit is not None:
             # of earlier commits only those that later ones may refer to
             kept = bases_of_later(version)
@@ -103,23 +105,24 @@ def iter_commits(
             yield commit
 
 
-def _complete(objects: ObjectStore, keys: Iterable[str]) -> Iterator[str]:
-    """Yield the versions of logs, also those that a listing lacks.
+def _versions(objects: ObjectStore, dataset: str) -> folds.Log:
+    """Return the versions of a log, also those that a listing lacks.
 
     Raises:
         DamagedError: a version before the last one is lost.
     """
-    for folder, of_log in groupby(keys, lambda key: key.rpartition("/")[0]):
-        expected = 0
-        for key in of_log:
-            while (version := layout.log_version_key(layout.dataset_of(key), expected)) < key:
-                if objects.size(version) is None:
-                    what = f"lost, but {key.removeprefix(folder)} exists"
-                    raise DamagedError(version, what, "restore it from a copy")
-                yield version
-                expected += 1
-            yield key
-            expected += 1
+    prefix = layout.log_prefix(dataset)
+    infos = [info for info in objects.list(prefix) if layout.is_log_version(info.key)]
+    sizes = {info.key: info.size_bytes for info in infos}
+    count = layout.version_of_log(infos[-1].key) + 1 if infos else 0
+    entries = []
+    for key in (layout.log_version_key(dataset, version) for version in range(count)):
+        size = sizes[key] if key in sizes else objects.size(key)
+        if size is None:
+            what = f"lost, but {infos[-1].key.removeprefix(prefix)} exists"
+            raise DamagedError(key, what, "restore it from a copy")
+        entries.append((key, size))
+    return folds.Log(prefix, entries)
 
 
 def _actions_in(key: str, data: bytes) -> list[dict[str, Any]]:
@@ -138,16 +141,25 @@ def _actions_in(key: str, data: bytes) -> list[dict[str, Any]]:
     return actions
 
 
-def _one_by_one(get: Callable[[str], bytes], keys: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    return ((key, get(key)) for key in keys)
-
-
-def _commit_of(key: str, data: bytes, files_of_base: Callable[[int], Files]) -> Commit | None:
-    """Return the commit in a version of a Delta log; None for versions that only set metadata."""
-    commits = (action.get("commitInfo", {}).get("videoar") for action in _actions_in(key, data))
+def _record_of(objects: ObjectStore, key: str) -> Record | None:
+    """Return what a version of a log has of a commit; None for versions that only set metadata."""
+    commits = (a.get("commitInfo", {}).get("videoar") for a in _actions_in(key, objects.get(key)))
     commit = next(filter(None, commits), None)
+    with _damage(key):
+        return commit and unseal(key, json.loads(commit))
+
+
+def _commit_of(
+    key: str, record: Record | None, files_of_base: Callable[[int], Files]
+) -> Commit | None:
+    with _damage(key):
+        return None if record is None else decode(record, files_of_base)
+
+
+@contextmanager
+def _damage(key: str) -> Iterator[None]:
     try:
-        return commit and decode(unseal(key, json.loads(commit)), files_of_base)
+        yield
     except (TypeError, ValueError, KeyError) as error:
         raise DamagedError(key, "damaged: no commit", "restore it from a copy") from error
 
@@ -286,9 +298,21 @@ class DeltaLog:
             TransientStorageError: no attempt was committed; its cause is the last error.
         """
         self._ledger.prepare_write()  # a commit without files is the first write of a store
-        return _RETRY.call(
+        commit = _RETRY.call(
             lambda: self._append_once(draft, schema), lambda e: isinstance(e, _NotCommittedError)
         )
+        folds.write_if_due(self._ledger, commit.version, self._versions, self._record_of)
+        return commit
+
+    def fold_all(self) -> int:
+        """Make the folds of the log that are missing; return how many."""
+        return folds.write(self._ledger, self._versions(), self._record_of)
+
+    def _versions(self) -> folds.Log:
+        return _versions(self._objects, self._dataset)
+
+    def _record_of(self, key: str) -> Record | None:
+        return _record_of(self._objects, key)
 
     def _append_once(self, draft: Commit, schema: pa.Schema) -> Commit:
         from deltalake.exceptions import DeltaError
@@ -462,7 +486,8 @@ class DeltaLog:
 
     def _find(self, version: int) -> Commit | None:
         key = layout.log_version_key(self._dataset, version)
-        return _commit_of(key, self._objects.get(key), lambda base: self._read(base).files)
+        record = _record_of(self._objects, key)
+        return _commit_of(key, record, lambda base: self._read(base).files)
 
     def _files_of(self, version: int) -> Files | None:
         commit = self._find(version)

@@ -31,6 +31,7 @@
     serving/{prompts,changes}/<job>/<number>.json   prompts sent to a running job; where they hold
     serving/keys/<sha256>.json                    idempotency keys
     gc/plans/<plan>/{plan,<number>}.json          what `gc apply` may delete
+    folds/<log>/<first>-<number>.json             entries of a log in one record, derived
     copy-of                                       in a copy of a store: which one
     doctor/...                                    probes of the store itself
 
@@ -79,6 +80,7 @@ LEASES_PREFIX = "leases/"
 CLAIMS_PREFIX = "claims/"
 PLANS_PREFIX = "gc/plans/"
 MLFLOW_PREFIX = "mlflow-artifacts/"
+FOLDS_PREFIX = "folds/"
 COLLECTOR_LEASE = "gc"
 """Name of the lease of the one process that deletes garbage."""
 PROBES_PREFIX = "doctor/"
@@ -152,11 +154,27 @@ def is_record(key: str) -> bool:
     )
 
 
+def is_made_again(key: str) -> bool:
+    """Return whether a record is made again once it is removed: derived, or of work to repeat."""
+    prefixes = (STAGES_PREFIX, COMMITS_PREFIX, FOLDS_PREFIX)
+    return key.startswith(prefixes) or is_folded_events(key)
+
+
 def is_log_version(key: str) -> bool:
     """Return whether a key is a version of a Delta log, not a checkpoint of it or data."""
     folder, _, name = key.rpartition("/")
     # checkpoints are <version>.checkpoint.parquet and _last_checkpoint
     return folder.endswith(f"/{_LOG_FOLDER}") and name.removesuffix(".json").isdigit()
+
+
+def folds_prefix(log: str) -> str:
+    """Return what the keys of `fold_key` begin with, by what those of the log do."""
+    return f"{FOLDS_PREFIX}{log.rstrip('/')}/"
+
+
+def fold_key(log: str, first: int, number: int) -> str:
+    """Return the key of a record of some entries of a log, from number `first` on."""
+    return f"{folds_prefix(log)}{first:08d}-{number}.json"
 
 
 def is_log_checkpoint(key: str) -> bool:

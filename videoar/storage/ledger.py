@@ -11,6 +11,7 @@ the place of another, is an error that names the key, never another answer.
 
 import getpass
 import json
+import logging
 import os
 import socket
 import time
@@ -20,11 +21,12 @@ from typing import Any
 
 from videoar.core.errors import DamagedError, RefMovedError
 from videoar.core.ids import canonical_json, digest_json
-from videoar.core.prefetch import concurrently
+from videoar.storage import folds
 from videoar.storage.layout import REFS_PREFIX, log_entry_key, ref_log
 from videoar.storage.object_store import ObjectStore
 from videoar.storage.store_format import WriteGuard
 
+logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 _DIGEST = "record_sha256"
 
@@ -75,6 +77,7 @@ class Ledger:
 
     def __init__(self, objects: ObjectStore) -> None:
         self._objects = objects
+        self.is_local = objects.is_local
         self.prepare_write = WriteGuard(objects)
         """Call it before any write to the store; `create` does."""
 
@@ -85,7 +88,7 @@ class Ledger:
 
     def create_or_adopt(self, key: str, record: Mapping[str, Any]) -> Record:
         """Create a record, or return the existing one: the loser of a race adopts the winner's."""
-        return dict(record) if self.create(key, record) else _parse(key, self._objects.get(key))
+        return dict(record) if self.create(key, record) else self._get(key)
 
     def read(self, key: str) -> Record | None:
         """Return a record, None if there is no such record.
@@ -103,6 +106,14 @@ class Ledger:
         except DamagedError as error:
             return error
 
+    def read_derived(self, key: str) -> Record | None:
+        """Return a record that others can be read instead of, None without it or if damaged."""
+        try:
+            return self.read(key)
+        except DamagedError as error:
+            logger.warning("%s; what it is derived from is read", error)
+            return None
+
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the keys of the records under a prefix, sorted."""
         return (info.key for info in self._objects.list(prefix))
@@ -118,10 +129,25 @@ class Ledger:
 
     def entries(self, prefix: str) -> Iterator[Record]:
         """Yield the records of a log, oldest first."""
-        # by number, not from the listing, which may lack the newest
-        keys = [log_entry_key(prefix, number) for number in range(self.length(prefix))]
-        threads = 1 if self._objects.is_local else 16
-        yield from filter(None, (record for _, record in concurrently(self.read, keys, threads)))
+        read = folds.read(self, [self._log(prefix)], self.read)
+        yield from filter(None, (record for _, record in read))
+
+    def fold(self, prefix: str, number: int) -> None:
+        """Fold a log of which entry `number` was just written, if that is due."""
+        folds.write_if_due(self, number, lambda: self._log(prefix), self._get)
+
+    def fold_all(self, prefix: str) -> int:
+        """Make the folds of a log that are missing; return how many."""
+        return folds.write(self, self._log(prefix), self._get)
+
+    def _log(self, prefix: str) -> folds.Log:
+        sizes = {info.key: info.size_bytes for info in self._objects.list(f"{prefix}/")}
+        # by number: the listing may lack the newest
+        keys = [log_entry_key(prefix, n) for n in range(self._length(prefix, sizes))]
+        return folds.Log(prefix, [(key, sizes.get(key)) for key in keys])
+
+    def _get(self, key: str) -> Record:
+        return _parse(key, self._objects.get(key))
 
     def last(self, prefix: str) -> Record | None:
         """Return the newest record of a log, None if it is empty."""
@@ -130,8 +156,11 @@ class Ledger:
 
     def length(self, prefix: str) -> int:
         """Return the number of records of a log."""
+        return self._length(prefix, self.list(f"{prefix}/"))
+
+    def _length(self, prefix: str, keys: Iterable[str]) -> int:
         # other objects may share the prefix; only numbers count
-        listed = [key.rpartition("/")[2].removesuffix(".json") for key in self.list(f"{prefix}/")]
+        listed = [key.rpartition("/")[2].removesuffix(".json") for key in keys]
         number = max((int(name) + 1 for name in listed if name.isdigit()), default=0)
         while self._objects.size(log_entry_key(prefix, number)) is not None:
             number += 1
@@ -230,6 +259,7 @@ class Refs:
             current = self.head_record(name)
             what = f"moved to {current and current['snapshot']} in the meantime"
             raise RefMovedError(name, what, "read the ref again and retry")
+        self._ledger.fold(ref_log(name), seq + 1)
         return seq + 1
 
 

@@ -47,7 +47,7 @@ class NamedObject:
 
 def committed_files(objects: ObjectStore) -> Iterator[NamedFile]:
     """Yield the files of all commits; a file once for each commit that has it."""
-    for commit in iter_commits(objects):
+    for commit in iter_commits(objects, derived=False):
         for file in commit.files:
             yield NamedFile(file, commit.snapshot, commit.contract)
 
@@ -65,7 +65,7 @@ def is_replaced(objects: ObjectStore, key: str) -> bool:
 
     A commit whose files are lost counts as never made, and its work is done again.
     """
-    commits = list(iter_commits(objects, layout.dataset_of(key)))
+    commits = list(iter_commits(objects, layout.dataset_of(key), derived=False))
     newest = {commit.provenance.fingerprint: commit.version for commit in commits}
     having = (commit for commit in commits if key in {file.key for file in commit.files})
     return all(newest[c.provenance.fingerprint] > c.version for c in having)

@@ -18,8 +18,8 @@ from videoar.core.errors import (
 )
 from videoar.core.ids import is_safe_key, sha256_hex
 from videoar.core.types import FileRef
-from videoar.storage.delta_log import iter_commits
-from videoar.storage.layout import object_key
+from videoar.storage import layout
+from videoar.storage.delta_log import DeltaLog, iter_commits
 from videoar.storage.ledger import Ledger, Refs
 from videoar.storage.local_store import LocalObjectStore, MemoryObjectStore
 from videoar.storage.object_store import ObjectStore, put_content, put_content_of
@@ -71,11 +71,22 @@ class Store:
                 seen.add(commit.snapshot)
                 yield Snapshot(self.objects, self.ledger, commit)
 
+    def fold(self) -> int:
+        """Make the folds of all logs that are missing; return how many.
+
+        Raises:
+            DamagedError: an entry of a log is damaged or lost.
+        """
+        datasets = self.objects.folders(layout.TABLES_PREFIX)
+        logs = [layout.DECISIONS_LOG, *map(layout.ref_log, self.refs.names())]
+        made = sum(DeltaLog(self.objects, self.ledger, name).fold_all() for name in datasets)
+        return made + sum(map(self.ledger.fold_all, logs))
+
     def put_object(self, data: bytes, suffix: str) -> FileRef:
         """Write bytes under their content hash. Idempotent."""
         self.ledger.prepare_write()
         sha256 = sha256_hex(data)
-        key = object_key(sha256, suffix)
+        key = layout.object_key(sha256, suffix)
         put_content(self.objects, key, data)
         return FileRef(key=key, sha256=sha256, size_bytes=len(data))
 
@@ -94,7 +105,7 @@ class Store:
             with path.open("rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             name = f"{sha256}{path.suffix}"
-            key = f"{prefix}{name}" if prefix else object_key(sha256, path.suffix)
+            key = f"{prefix}{name}" if prefix else layout.object_key(sha256, path.suffix)
             put_content_of(self.objects, key, path)
             published.append({
                 "path": path.relative_to(folder).as_posix(),
