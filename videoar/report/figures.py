@@ -213,7 +213,7 @@ def histogram(
     width: float = 420.0,
     height: float = 170.0,
 ) -> HistogramPlot:
-    """Return the layout of a histogram; the x axis extends to every mark.
+    """Return the layout of a histogram; the x axis extends to every mark and every filled bin.
 
     Args:
         edges: ascending borders of the bins, one more than counts.
@@ -223,7 +223,9 @@ def histogram(
         height: height of the figure, px.
     """
     left, right, top, bottom = 46.0, width - 12.0, 22.0, height - 26.0
-    x_axis = _Axis.of([edges[0], edges[-1], *(value for value, _ in marks)], left, right)
+    filled = [i for i, counts in enumerate(zip(*series, strict=True)) if any(counts)] or [0]
+    borders = edges[filled[0]], edges[filled[-1] + 1]  # bins of a constant are half empty
+    x_axis = _Axis.of([*borders, *(value for value, _ in marks)], left, right)
     # from 0, because bars are compared by their height
     y_axis = _Axis.of([0.0, *(max(counts) for counts in series)], bottom, top)
     paths = tuple(

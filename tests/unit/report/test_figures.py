@@ -86,6 +86,11 @@ def test_histogram_axis_extends_to_marks():
     assert (mark.x, mark.text, mark.anchor) == (bars.x_ticks[-1][0], "max 10", "end")
 
 
+def test_histogram_axis_leaves_out_empty_bins_at_its_ends():
+    bars = histogram([-0.5, 0.0, 0.05, 0.5], [[0, 447, 0]], [(0.1, "max 0.1")])
+    assert [text for _, text in bars.x_ticks] == ["0.00", "0.05", "0.10"]
+
+
 def test_histogram_labels_of_two_marks_point_away_from_each_other():
     bars = histogram([0, 100], [[1]], [(60.0, "max"), (50.0, "min")])
     assert [(mark.text, mark.anchor) for mark in bars.marks] == [("max", "start"), ("min", "end")]
