@@ -33,7 +33,7 @@ from videoar.storage.writer import ROW_GROUP_BYTES, find_footer, write_parquet
 SOURCES_A_FILE = 8
 _LINKS = 10_000  # a file system allows 65,000 to one file
 WANTED = sha256_hex(b"wanted")
-"""The source of one row in one file of clips."""
+"""The source of one row in one file of clips, and of one in a listing."""
 
 
 class ManyRuns:
@@ -114,14 +114,18 @@ def make(folder: Path, runs: int, files_a_run: int) -> None:
     made = ManyRuns(store, folder)
     clips = made.template(CLIPS, [stored_clip(str(n)) for n in range(SOURCES_A_FILE)])
     wanted = made.template(CLIPS, [stored_clip("wanted")])
-    listing = made.template(SOURCES, [{"uri": "u", "name": "n", "etag": "e", "size_bytes": 1}])
+    listing, with_wanted = (
+        made.template(SOURCES, [{"uri": uri, "name": "n", "etag": "e", "size_bytes": 1}])
+        for uri in ("u", clip_row("wanted")["source_uri"])
+    )
     model = made.template(MODELS, [{
         "name": "m", "kind": "classifier", "digest": "0" * 64, "config_json": "{}", "files": [],
         "num_parameters": 1, "step": 1, "metrics": {}, "history_json": "[]",
     }])  # fmt: skip
     for run in range(runs):
         run_id = f"{run:018d}"
-        videos = made.commit("videos", SOURCES, [made.file("videos", listing)], run_id=run_id)
+        files = [made.file("videos", with_wanted if run == 7 else listing)]
+        videos = made.commit("videos", SOURCES, files, run_id=run_id)
         templates = [wanted if run == 7 and n == 3 else clips for n in range(files_a_run)]
         files = [made.file("clips", template) for template in templates]
         clip = made.commit("clips", CLIPS, files, run_id=run_id, parents={"sources": videos})

@@ -173,7 +173,7 @@ def _mentions(
     result: dict[str, tuple[FileRef, set[str]]] = {}
     others = {f.key for commit in commits if commit.contract != SOURCES for f in commit.files}
     possible = (file for file in files if file.key not in others)
-    for file, rows in takedown.listings(store.objects, possible):
+    for file, rows in takedown.listings(store.objects, possible, addresses):
         uris = {uri for uri, etag in rows if takedown.address_digest(uri, etag) in addresses}
         if uris:
             result[file.key] = (file, uris)

@@ -16,8 +16,8 @@ from typing import Any
 from videoar.core.types import Commit, FileRef
 
 Files = tuple[FileRef, ...]
-_MIN_FILES = 64
-"""chosen: fewer files are less to read than another request."""
+_FILE_CHARS, _MIN_CHARS = 300, 20_000
+"""Of a file without its marks, about; chosen: less is less to read than another request."""
 
 
 def base_of(version: int) -> int:
@@ -40,7 +40,8 @@ def encode(commit: Commit, files_of_base: Callable[[int], Files | None]) -> dict
         files_of_base: returns the files of a version, None if that is no commit.
     """
     base = base_of(commit.version)
-    if len(commit.files) > _MIN_FILES and base and (files := files_of_base(base)) is not None:
+    chars = sum(_FILE_CHARS + len(file.marks or "") for file in commit.files)
+    if chars > _MIN_CHARS and base and (files := files_of_base(base)) is not None:
         edits = list(_edits(commit.files, files))
         if 2 * len(edits) <= len(commit.files):
             texts = [e.model_dump(mode="json") if isinstance(e, FileRef) else e for e in edits]

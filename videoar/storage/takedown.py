@@ -13,7 +13,7 @@ withdrawal record points readers to the replacement.
 
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import pyarrow as pa
 from pydantic import ConfigDict, Field
@@ -156,8 +156,12 @@ def _share(rows: list[Row]) -> Share:
 def marks_of(table: pa.Table) -> str | None:
     """Return marks of the sources and stored videos that rows name; None: they name others, too.
 
-    A mark is 36 bits of a digest in 6 characters: a takedown reads the few files that have it.
+    Of a listing, marks of the addresses. A mark is 36 bits of a digest in 6 characters: a takedown
+    reads the few files that have it.
     """
+    if _is_listing(table):
+        addresses = zip(*(table[name].to_pylist() for name in ADDRESS_COLUMNS), strict=True)
+        return "".join(sorted({_mark(address_digest(*address)) for address in addresses}))
     names = [name for name in (SOURCE_COLUMN, _VIDEO) if name in table.column_names]
     values = {value for name in names for value in table[name].unique().to_pylist() if value}
     digests = {value: layout.object_sha256(value) or value for value in values}.values()
@@ -171,7 +175,7 @@ def _mark(digest: str) -> str:
 
 
 def may_have(file: FileRef, digests: Iterable[str]) -> bool:
-    """Return whether rows of a file may name any of these sources or videos."""
+    """Return whether rows of a file may name any of these sources, videos or addresses."""
     if file.marks is None:
         return True
     marks = {file.marks[i : i + _MARK_CHARS] for i in range(0, len(file.marks), _MARK_CHARS)}
@@ -205,12 +209,18 @@ def files_of_source(
             yield file.key, Withdrawal(source=source, size_bytes=file.size_bytes, shares=shares)
 
 
+def _is_listing(table: pa.Table) -> bool:
+    return set(ADDRESS_COLUMNS) <= set(table.column_names)  # only listings have both
+
+
 def listings(
-    objects: ObjectStore, files: Iterable[FileRef]
+    objects: ObjectStore, files: Iterable[FileRef], addresses: Collection[str]
 ) -> Iterator[tuple[FileRef, list[tuple[str, str]]]]:
-    """Yield the files that are listings, with their URIs and ETags."""
-    for file, rows in read_each(objects, files, ADDRESS_COLUMNS):
-        if rows.column_names == list(ADDRESS_COLUMNS):  # only listings have both columns
+    """Yield the files that are listings and may have an address, with their URIs and ETags."""
+    # "": of earlier versions, which marked no addresses
+    possible = (file for file in files if not file.marks or may_have(file, addresses))
+    for file, rows in read_each(objects, possible, ADDRESS_COLUMNS):
+        if _is_listing(rows):
             yield file, [(row["uri"], row["etag"]) for row in rows.to_pylist()]
 
 
