@@ -55,8 +55,7 @@ ROWS = {
 }  # fmt: skip
 NOT_MET = {
     2: "no test on several nodes yet", 3: "no test of a lost head yet", 4: "as 3",
-    6: "there is no submit verb yet", 12: "decoders only",
-    13: "a cached stage does not read",
+    6: "there is no submit verb yet",
     14: "tried again on the same machine", 15: "not tested", 16: "retried, with the same memory",
     17: "no watchdog of steps; needs a GPU", 30: "the cluster is a stand-in",
     32: "no check before the start",

@@ -52,6 +52,7 @@ from videoar.records.run_record import (
     next_run_id,
     with_progress,
 )
+from videoar.runner.damage import damage_removed
 from videoar.runner.decide import (
     Decision,
     ShardWork,
@@ -307,24 +308,30 @@ class Execution:
         ids = {port: snapshot.id for port, snapshot in inputs.items()}
         self._update(spec.name, status="RUNNING", inputs=ids, started_at=time.time())
         try:
-            # a resumed run is not compared with itself: it would report that nothing changed
-            decision = decide(
-                self.store, self.spec, spec, inputs, self.registry, before=self.run_id
-            )
-            self._update(spec.name, fingerprint=decision.fingerprint, reason=decision.reason)
-            snapshot = (
-                self._execute(spec, decision, inputs, started, must_exist=must_exist)
-                if decision.existing is None
-                else self._reuse(spec.name, decision, decision.existing)
-            )
-            # in the `try`: a blocked promotion is a failure of the stage, although its output is
-            # committed
-            self._supervisor.check()
-            decision.stage.after_commit(snapshot, self.store, self.run_id)
+            with damage_removed(self.store, inputs, self._made_again()):
+                # a resumed run is not compared with itself: it would report that nothing changed
+                decision = decide(
+                    self.store, self.spec, spec, inputs, self.registry, before=self.run_id
+                )
+                self._update(spec.name, fingerprint=decision.fingerprint, reason=decision.reason)
+                snapshot = (
+                    self._execute(spec, decision, inputs, started, must_exist=must_exist)
+                    if decision.existing is None
+                    else self._reuse(spec.name, decision, decision.existing)
+                )
+                # in the `try`: a blocked promotion is a failure of the stage, although its output is
+                # committed
+                self._supervisor.check()
+                decision.stage.after_commit(snapshot, self.store, self.run_id)
         except BaseException as error:
             self._record_failure(spec.name, error, time.monotonic() - started)
             raise
         self._snapshots[spec.name] = snapshot
+
+    def _made_again(self) -> set[str]:
+        """Return the datasets that this pipeline makes: of its stages and of its listings."""
+        listings = {name for name, url in self.spec.inputs.items() if not named_input(url)}
+        return listings | {stage.name for stage in self.spec.stages}
 
     def _record_failure(self, name: str, error: BaseException, seconds: float) -> None:
         error = self._supervisor.cause or error

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from videoar.core.errors import StorageError, one_line
+from videoar.core.errors import DamagedError, one_line
 from videoar.core.ids import sha256_hex
 from videoar.core.types import FileRef, Footer
 from videoar.storage.object_store import ObjectStore
@@ -225,9 +225,9 @@ def arrow_errors(objects: ObjectStore, file: FileRef) -> Iterator[None]:
         raise _damaged(objects, file, one_line(error)) from error
 
 
-def _damaged(objects: ObjectStore, file: FileRef, what: str) -> StorageError:
-    hint = "restore it from a copy, or delete it and run the stage again"
-    return StorageError(f"{objects.url}/{file.key}", f"damaged: {what}", hint)
+def _damaged(objects: ObjectStore, file: FileRef, what: str) -> DamagedError:
+    hint = "restore it from a copy, or `videoar doctor --verify --fix`"
+    return DamagedError(f"{objects.url}/{file.key}", f"damaged: {what}", hint)
 
 
 def _decode(

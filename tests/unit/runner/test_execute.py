@@ -9,10 +9,11 @@ from tests.support.child_process import exit_code
 from tests.support.toy_runs import execute, execute_at, resume, toy_document, write_videos
 from tests.support.toys import REGISTRY
 from videoar.api import explain, rollback
-from videoar.core.errors import ConfigError, GateError, StageError
+from videoar.core.errors import ConfigError, DamagedError, GateError, StageError, StorageError
 from videoar.pipeline.spec import parse_pipeline
 from videoar.records.lineage import lineage
 from videoar.records.run_record import Run, load_run, run_ids
+from videoar.runner.damage import damage_removed
 from videoar.runner.plan import plan
 from videoar.storage.store import Store, open_store
 
@@ -149,6 +150,58 @@ def test_snapshot_with_a_missing_or_damaged_file_is_recomputed(
     assert_readable(store, again)
     third = execute(store, toy_document(videos))
     assert (set(statuses(third).values()), third.outputs) == ({"CACHED"}, again.outputs)
+
+
+@pytest.mark.fault(13, "a byte of a data file turned over, read by the next stage")
+@pytest.mark.parametrize("dataset", ["big", "videos"])
+def test_damage_that_a_stage_reads_is_named_and_made_again_by_the_next_run(
+    store: Store, videos: Path, dataset: str
+):
+    first = execute(store, toy_document(videos), until="few")
+    info = next(store.objects.list(f"tables/{dataset}/data/"))
+    data = bytearray(store.objects.get(info.key))
+    data[len(data) // 3] ^= 1
+    store.objects.put(info.key, bytes(data))
+    assert set(statuses(execute(store, toy_document(videos), until="few")).values()) >= {"CACHED"}
+    reader = {"big": {"few": {"at_most_bytes": 9_999}}, "videos": {"big": {"suffix": "_"}}}[dataset]
+    changed = toy_document(videos, **reader)
+    with pytest.raises(DamagedError, match=f"{info.key}: damaged: .*removed: run"):
+        execute(store, changed, until="few")
+    (shown, *_) = plan(parse_pipeline(changed, "t", REGISTRY), store, REGISTRY)
+    again = execute(store, changed, until="few")
+    if dataset == "big":
+        assert (shown.action, again.stage("big").shards.cached) == ("partial", 2)
+        assert again.outputs["big"] == first.outputs["big"]
+    assert_readable(store, again)
+
+
+@pytest.mark.fault(13, "an object that a row names is lost or damaged, read by the next stage")
+@pytest.mark.parametrize("damage", ["lost", "damaged"])
+def test_damaged_object_is_made_again_with_the_row_that_names_it(
+    store: Store, videos: Path, tmp_path: Path, damage: str
+):
+    model = store.snapshot(execute(store, toy_document(videos)).outputs["model"])
+    ((file, *_),) = model.table(["files"])["files"].to_pylist()
+    store.objects.delete(file["key"])
+    if damage == "damaged":
+        store.objects.put(file["key"], bytes(file["size_bytes"]))
+    for made, removes in [(set(), False), ({"model"}, True)]:
+        with pytest.raises(StorageError), damage_removed(store, {"model": model}, made):
+            store.fetch_folder([file], tmp_path / "fetched")
+        found = store.dataset("model", "models@1").find(model.fingerprint)
+        assert (found is None) == removes
+    again = execute(store, toy_document(videos))
+    assert statuses(again)["model"] == "SUCCEEDED"
+    ((file, *_),) = store.snapshot(again.outputs["model"]).table(["files"])["files"].to_pylist()
+    store.fetch_folder([file], tmp_path / "again")
+
+
+def test_fault_of_the_machine_removes_nothing(store: Store, videos: Path):
+    big = store.snapshot(execute(store, toy_document(videos), until="big").outputs["big"])
+    where = f"{store.url}/{big.files[0].key}"
+    with pytest.raises(DamagedError, match="restore"), damage_removed(store, {}, {"big"}):
+        raise DamagedError(where, "damaged: other bytes", "restore it")
+    assert_readable(store, execute(store, toy_document(videos), until="big"))
 
 
 @pytest.mark.slow
