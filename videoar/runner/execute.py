@@ -319,8 +319,7 @@ class Execution:
                     if decision.existing is None
                     else self._reuse(spec.name, decision, decision.existing)
                 )
-                # in the `try`: a blocked promotion is a failure of the stage, although its output is
-                # committed
+                # here: a blocked promotion is a failure of the stage, although its output is committed
                 self._supervisor.check()
                 decision.stage.after_commit(snapshot, self.store, self.run_id)
         except BaseException as error:
