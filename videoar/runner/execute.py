@@ -319,7 +319,7 @@ class Execution:
                     if decision.existing is None
                     else self._reuse(spec.name, decision, decision.existing)
                 )
-                # here: a blocked promotion is a failure of the stage, although its output is committed
+                # here: a blocked promotion is a failure of the stage, which has been committed
                 self._supervisor.check()
                 decision.stage.after_commit(snapshot, self.store, self.run_id)
         except BaseException as error:
