@@ -1,6 +1,6 @@
 """Near duplicates: recall by kind of copy, clips wrongly rejected, time and memory.
 
-    python -m videoar.bench.near_duplicates --films 16 [--folder VIDEOS] [--hamming 9]
+    python -m videoar.bench.near_duplicates --films 16 [--folder VIDEOS] [--hamming 12]
     OMP_NUM_THREADS=1 python -m videoar.bench.near_duplicates --clips 1000000
 
 Films: drawn films of `videoar.bench.films`, each with its copies by ffmpeg, as ingest reads them.
@@ -27,7 +27,8 @@ from videoar.bench.result import peak_bytes
 from videoar.contracts.contract import load_contract
 from videoar.contracts.names import CLIPS
 from videoar.core.errors import MediaError
-from videoar.curation.duplicates import RANKED, Candidates, find_repeats
+from videoar.curation.candidates import RANKED, Candidates, frames_with_chroma
+from videoar.curation.duplicates import find_repeats
 from videoar.media.clip_scores import MIRROR
 from videoar.media.scan import DecodedClip, ScanPlan, scan
 from videoar.media.transcode import encode
@@ -130,7 +131,9 @@ def drawn(count: int) -> Candidates:
     for name in ("number", "clip_id", "source_id"):
         rows[name] = np.arange(count)
     rows["detail"] = draw.uniform(0, 1, count)
-    return Candidates(rows, hashes)
+    chroma = draw.integers(1, 256, (count, frames_with_chroma(_PLAN.num_frames), 8), np.uint8)
+    chroma[-2 * copies :] = chroma[of]
+    return Candidates(rows, hashes, chroma)
 
 
 def speed(count: int, hamming: int) -> Iterator[str]:
@@ -150,7 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--films", type=int, default=0)
     parser.add_argument("--folder", default="")
-    parser.add_argument("--hamming", type=int, default=9)
+    parser.add_argument("--hamming", type=int, default=12)
     parser.add_argument("--clips", type=int, default=0)
     options = parser.parse_args()
     if options.films or options.folder:

@@ -22,7 +22,7 @@ from av.video.reformatter import VideoReformatter
 from videoar.core.errors import MediaError
 from videoar.core.types import Row
 from videoar.media.active_area import Box, edges_covered, find_active
-from videoar.media.clip_scores import frame_hashes, phash, score_span
+from videoar.media.clip_scores import chroma, frame_hashes, phash, score_span
 from videoar.media.color import luma_of
 from videoar.media.detail import frame_detail
 from videoar.media.frame_resizer import FrameResizer, Size
@@ -317,6 +317,7 @@ def _decoded_clip(span: Span, times_behind_us: list[int]) -> DecodedClip:
         "cut_in_score": span.start.score,
         "phash": phash(hashed),
         "frame_hashes": frame_hashes(frames_THWC),
+        "chroma": chroma(frames_THWC),
         "detail": span.detail,
         **_made(span.made),
         **score_span(np.stack(span.luma_hw), np.array(span.luma_times_us)),

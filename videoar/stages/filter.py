@@ -20,7 +20,7 @@ from videoar.contracts.names import CLIPS, PROFILES, REJECTS
 from videoar.core.errors import ConfigError, ContractError, GateError
 from videoar.core.ids import seed_from
 from videoar.core.types import Row
-from videoar.curation import duplicates
+from videoar.curation import candidates, duplicates, semantic_duplicates
 from videoar.curation.policy import (
     COLUMNS,
     PROFILE_HINT,
@@ -58,9 +58,10 @@ class FilterConfig(StageConfig):
     """Bounds that replace those of the policy; null disables one."""
     dedup: bool = True
     """Reject all but the best of clips that look the same."""
-    dedup_hamming: int = Field(default=9, ge=1, le=16)
-    """Number of differing bits, of 64, from which on two frames do not match at all. A clip is
-    rejected if its frames differ in less than 0.4 of it on average; fewer find less and err less.
+    dedup_hamming: int = Field(default=12, ge=1, le=16)
+    """Number of differing bits, of 64, from which on two frames do not match at all, of clips of
+    usual motion; up to twice as many where all moves, fewer where nothing does. A clip is rejected
+    if its frames differ in less than 0.4 of it on average; fewer find less and err less.
     Source: benchmarks/results/near_duplicates.md."""
     dedup_mirrored: bool = False
     """Reject mirrored copies too. Off, because a mirrored clip is different data wherever left and
@@ -178,21 +179,21 @@ class FilterStage(ReduceStage[FilterConfig]):
         masks = [*([0] if config.dedup else []), *([MIRROR] if config.dedup_mirrored else [])]
         if not masks and config.dedup_semantic is None:
             return {}
-        candidates = duplicates.Candidates.concatenate(
+        clips = candidates.Candidates.concatenate(
             map_partitions(partial(_candidates, rules), count, scheduler)
         )
         preferred = [seed_from(row["clip_id"]) for row in _available(earlier, "clip_id")]
-        order = candidates.order(preferred)
-        numbers = candidates.rows["number"][order]
-        repeats = duplicates.find_repeats(candidates, order, config.dedup_hamming, masks)
-        del candidates
+        order = clips.order(preferred)
+        numbers = clips.rows["number"][order]
+        repeats = duplicates.find_repeats(clips, order, config.dedup_hamming, masks)
+        del clips
         if config.dedup_semantic is not None:
             _require_one_model(rules, scheduler)
             ranks = np.setdiff1d(np.arange(len(numbers)), np.fromiter(repeats, np.int64))
-            compare = partial(duplicates.semantic_pairs, cosine=config.dedup_semantic)
+            compare = partial(semantic_duplicates.semantic_pairs, cosine=config.dedup_semantic)
             blocks = partial(_embeddings, rules, _by_file(numbers[ranks], ranks, count))
             pairs = all_pairs(blocks, count, _concatenate, compare, scheduler)
-            found = duplicates.pick_semantic(np.concatenate(pairs))
+            found = semantic_duplicates.pick_semantic(np.concatenate(pairs))
             repeats |= {rank: (duplicates.DUPLICATE_SEMANTIC, kept) for rank, kept in found.items()}
         ids = _read_ids(rules.clips, {int(numbers[kept]) for _, kept in repeats.values()})
         # outputs are made file by file, so the result is needed by file
@@ -246,8 +247,8 @@ class _PolicyOnFiles:
         return index << _ROW_BITS | rows, table.take(rows)
 
 
-def _candidates(rules: _PolicyOnFiles, index: int) -> duplicates.Candidates:
-    return duplicates.Candidates.read(*rules.accepted(index, duplicates.COLUMNS))
+def _candidates(rules: _PolicyOnFiles, index: int) -> candidates.Candidates:
+    return candidates.Candidates.read(*rules.accepted(index, candidates.COLUMNS))
 
 
 def _by_file(numbers: np.ndarray, ranks: np.ndarray, count: int) -> list[Block]:

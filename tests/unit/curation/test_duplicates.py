@@ -9,16 +9,14 @@ import pytest
 
 from tests.support.clip_rows import clip_row
 from videoar.contracts.contract import load_contract
-from videoar.curation.duplicates import (
-    Candidates,
-    find_repeats,
-    pick_semantic,
-    semantic_pairs,
-)
+from videoar.curation.candidates import Candidates
+from videoar.curation.duplicates import find_repeats
+from videoar.curation.semantic_duplicates import pick_semantic, semantic_pairs
 from videoar.media.clip_scores import MIRROR, frame_hashes
+from videoar.stages.filter import FilterConfig
 from videoar.storage.partitions import all_pairs
 
-FRAMES, RATE_FPS = 17, 8.0
+FRAMES, RATE_FPS, HAMMING = 17, 8.0, FilterConfig().dedup_hamming
 SCHEMA = load_contract("clips@1").arrow_schema
 
 
@@ -67,7 +65,7 @@ def find(clips, files=1, masks=(0,), preferred=()):
             reason,
             clips[number[kept]]["clip_id"],
         )
-        for rank, (reason, kept) in find_repeats(candidates, order, 10, masks).items()
+        for rank, (reason, kept) in find_repeats(candidates, order, HAMMING, masks).items()
     }
 
 
@@ -94,6 +92,22 @@ def test_copies_are_found_wherever_they_begin_and_however_they_are_framed(copy, 
     assert find(clips) == expected
 
 
+@pytest.mark.parametrize(("levels", "is_found"), [(2, True), (12, False)])
+def test_colours_tell_clips_apart_whose_hashes_are_equal(levels, is_found):
+    chroma = np.random.default_rng(0).integers(100, 150, (5, 4, 2))
+    other = np.add(chroma, [0, levels])
+    clips = [
+        clip("best", SCENE.hashes(), chroma=chroma.ravel().tolist(), detail=2.0),
+        clip("other", SCENE.hashes(), chroma=other.ravel().tolist()),
+    ]
+    assert bool(find(clips)) is is_found
+    clips[1]["frame_hashes"] = SCENE.hashes(mirrored=True)
+    clips[1]["chroma"] = other.reshape(5, 2, 2, 2)[:, :, ::-1].ravel().tolist()
+    assert bool(find(clips, masks=(MIRROR,))) is is_found
+    clips[1]["chroma"] = None
+    assert find(clips, masks=(MIRROR,))
+
+
 def test_mirrored_copies_are_found_by_their_mask():
     clips = [clip("best", SCENE.hashes(), detail=2.0), clip("copy", SCENE.hashes(mirrored=True))]
     found = find(clips, masks=(0, MIRROR))
@@ -111,7 +125,7 @@ def test_two_clips_of_one_source_show_the_parts_of_a_trimmed_copy():
     assert find([*apart, trimmed]) == {}
 
 
-def test_repeats_inside_a_source_are_found_but_no_static_shot():
+def test_repeats_inside_a_source_are_found_but_no_quiet_shot():
     repeats = [
         clip(name, hashes, source_id="film", source_uri="film")
         for name, hashes in (
@@ -122,6 +136,10 @@ def test_repeats_inside_a_source_are_found_but_no_static_shot():
     camera = Scene(2, speed=0.02)
     static = [clip(str(i), camera.hashes(2.0 * i, noise=1), source_id="film") for i in range(4)]
     assert find(static) == {}
+    # but where nothing happens, a second clip shows nothing new
+    still = Scene(2, speed=0)
+    clips = [clip(str(i), still.hashes(), source_id="film") for i in range(4)]
+    assert len(find(clips)) == 3
 
 
 def test_best_clip_is_kept_in_any_order():
@@ -161,7 +179,9 @@ def test_clips_of_an_earlier_version_have_three_hashes():
 def test_two_thousand_copies_take_little_memory():
     row = pa.Table.from_pylist([clip("a", SCENE.hashes())], SCHEMA)
     one = Candidates.read(np.arange(1), row)
-    many = Candidates(one.rows.repeat(2_000), one.hashes.repeat(2_000, axis=0))
+    many = Candidates(
+        one.rows.repeat(2_000), one.hashes.repeat(2_000, axis=0), one.chroma.repeat(2_000, 0)
+    )
     for name in ("number", "clip_id", "source_id"):
         many.rows[name] = np.arange(2_000)
     tracemalloc.start()
