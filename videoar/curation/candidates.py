@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 
 from videoar.core.ids import seed_from
-from videoar.media.clip_scores import CHROMA_EVERY
 
 COLUMNS = (
     "clip_id", "source_id", "src_width_px", "src_height_px", "decoded_frames",
@@ -15,6 +14,8 @@ COLUMNS = (
     "detail",
 )  # fmt: skip
 """Columns of `clips@1` that are needed, beside `embedding` for semantic duplicates."""
+CHROMA_EVERY = 4
+"""Hashed frames per frame with colours, see `clips@1`."""
 
 
 @dataclass(frozen=True)

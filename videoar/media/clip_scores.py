@@ -26,8 +26,7 @@ _CLOCK_US = 125_000  # chosen: the default grid of clips; drawings held for 2 or
 
 _SIDE, _LOW = 32, 8
 _MOST_HASHED = 32  # chosen: bounds the row of a long clip
-CHROMA_EVERY = 4
-"""Hashed frames per frame with colours."""
+_CHROMA_EVERY = 4  # hashed frames per frame with colours
 _FLAT = 2.0  # chosen: standard deviation of the grey levels of a bar with its coding noise
 _ROUNDING = 1e-2  # above the rounding errors of the coefficients of a flat frame
 MIRROR = 0x5555_5555_5555_5555
@@ -137,7 +136,7 @@ def chroma(frames_THWC: np.ndarray) -> list[int]:
 
     Cost: 0.2 ms per clip of 17 frames of 64 px, 2 ms of 256 px.
     """
-    chosen = frames_THWC[_hashed(len(frames_THWC))[::CHROMA_EVERY]]
+    chosen = frames_THWC[_hashed(len(frames_THWC))[::_CHROMA_EVERY]]
     luma = _luma(chosen)
     rows, columns = _without_bars(luma)
     planes = [luma, *(chosen[..., colour].astype(np.float32) for colour in (2, 0))]

@@ -13,6 +13,7 @@ from videoar.curation.candidates import Candidates
 from videoar.curation.duplicates import find_repeats
 from videoar.curation.semantic_duplicates import pick_semantic, semantic_pairs
 from videoar.media.clip_scores import MIRROR, frame_hashes
+from videoar.media.clip_scores import chroma as scan_chroma
 from videoar.stages.filter import FilterConfig
 from videoar.storage.partitions import all_pairs
 
@@ -101,6 +102,7 @@ def test_colours_tell_clips_apart_whose_hashes_are_equal(levels, is_found):
         clip("other", SCENE.hashes(), chroma=other.ravel().tolist()),
     ]
     assert bool(find(clips)) is is_found
+    assert len(scan_chroma(np.zeros((FRAMES, 64, 64, 3), np.uint8))) == other.size
     clips[1]["frame_hashes"] = SCENE.hashes(mirrored=True)
     clips[1]["chroma"] = other.reshape(5, 2, 2, 2)[:, :, ::-1].ravel().tolist()
     assert bool(find(clips, masks=(MIRROR,))) is is_found
