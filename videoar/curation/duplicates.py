@@ -104,7 +104,7 @@ class _Search:
     def _repeated(self, clip: int, kept: np.ndarray, agreement: np.ndarray) -> int:
         """Return the kept clip that shows most of a clip if its source shows enough, else -1."""
         own = self._side(np.array([clip]))
-        needed = _SHOWN * max(_FEWEST, np.count_nonzero(own.hashes[0, 0])) * FULL
+        needed = _SHOWN * max(_FEWEST, int(np.count_nonzero(own.hashes[0, 0]))) * FULL
         # where a copy begins elsewhere, two clips of the source show the parts of one of the copy
         kept, agreement = kept[is_near := agreement.any(axis=1)], agreement[is_near]
         sources = self._side(kept).source
