@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from videoar.contracts.contract import load_contract
 from videoar.contracts.names import EVALSETS, FEATURES, SCORES, SOURCES
 from videoar.core.crash_points import crash_point
-from videoar.core.errors import ConfigError, SnapshotNotFoundError
+from videoar.core.errors import ConfigError, DamagedError, SnapshotNotFoundError
 from videoar.core.types import Commit, FileRef, Row
 from videoar.pipeline.registry import stage_class
 from videoar.records.lineage import children
@@ -61,11 +61,13 @@ def forget(
         replan: also return what would have to run again; equal before and after the takedown.
 
     Returns:
-        `{source, reason, deleted, rewritten, derived, evalsets, tombstone, dry_run}`, and `replan`:
+        `{source, reason, deleted, rewritten, derived, evalsets, tombstone, dry_run, damaged}`, and
+        `replan`:
         `[{run_id, pipeline, stages}]`, the stages as `plan` has them. `deleted`
         and `rewritten` count what all calls for this source have deleted and which listings they
         have rewritten. `rows` in `derived` are rows of the source. `evalsets` are the names of the
-        evaluation sets on which nothing can be compared any more.
+        evaluation sets on which nothing can be compared any more. `damaged` names the commits that
+        cannot be read: the takedown is not done, because what derives from them is not known.
 
     Raises:
         ConfigError: this is no SHA-256.
@@ -75,7 +77,7 @@ def forget(
     if not re.fullmatch("[0-9a-f]{64}", source):  # a prefix would do, but this deletes data
         raise ConfigError(source or "''", "is not a SHA-256", f"64 hex digits; {_HINT}")
     tombstone = takedown.find_tombstone(store.ledger, source)
-    commits = list(iter_commits(store.objects))
+    commits, damaged = _commits(store)
     files = _files(store, commits)
     of_source = takedown.files_of_source(store.objects, store.ledger, source, files)
     holders = dict(of_source)
@@ -87,9 +89,9 @@ def forget(
         snapshots.setdefault(commit.snapshot, Snapshot(store.objects, store.ledger, commit))
     derived = _derived(snapshots, store.refs.by_target(), holders, source)
     removable = _removable_objects(store, snapshots.values(), files, holders, source)
-    addresses = (
-        set(tombstone.addresses) if tombstone else _addresses(snapshots, commits, holders, source)
-    )
+    known = set(tombstone.addresses) if tombstone else set()
+    # of a takedown that was not done because of damage, the tombstone may lack some
+    addresses = known | _addresses(snapshots, commits, holders, source, is_whole=not damaged)
     mentions = _mentions(store, commits, files, addresses)
     rewritten = mentions.keys() | _rewritten_before(store, source)
     # A second call counts what the first one deleted, so both return the same numbers.
@@ -116,6 +118,7 @@ def forget(
         ],
         "tombstone": layout.tombstone_key(source),
         "dry_run": dry_run,
+        "damaged": damaged,
         **({"replan": _replan(store, snapshots, derived, holders, source)} if replan else {}),
     }
 
@@ -158,6 +161,20 @@ def _withdraw(
     for info in list(store.objects.list(layout.TEXT_FEATURES_PREFIX)):
         store.objects.purge(info.key)
     store.objects.sweep()  # half-written copies that a killed writer has left
+
+
+def _commits(store: Store) -> tuple[list[Commit], list[str]]:
+    """Return all commits, and what is wrong with those that cannot be read, nor what follows."""
+    try:
+        return list(iter_commits(store.objects)), []
+    except DamagedError:  # which ones: log by log
+        commits, damaged = list[Commit](), list[str]()
+        for dataset in store.objects.folders(layout.TABLES_PREFIX):
+            try:
+                commits += iter_commits(store.objects, dataset)
+            except DamagedError as error:
+                damaged.append(str(error))
+        return commits, damaged
 
 
 def _files(store: Store, commits: Iterable[Commit]) -> list[FileRef]:
@@ -321,9 +338,17 @@ def _has_sources(contract: str) -> bool:
 
 
 def _addresses(
-    snapshots: Mapping[str, Snapshot], commits: Iterable[Commit], holders: Holders, source: str
+    snapshots: Mapping[str, Snapshot],
+    commits: Iterable[Commit],
+    holders: Holders,
+    source: str,
+    *,
+    is_whole: bool,
 ) -> set[str]:
-    """Return digests of the source's addresses, from the listings that its rows were made from."""
+    """Return digests of the source's addresses, from the listings that its rows were made from.
+
+    With `is_whole` it is an error that one of them has no commit.
+    """
     result: set[str] = set()
     for commit in commits:
         shares = [_share(holders, file.key, source) for file in commit.files]
@@ -332,16 +357,20 @@ def _addresses(
         if places:
             result |= {
                 takedown.address_digest(uri, etag)
-                for uri, etag in _listed(snapshots, commit)
+                for uri, etag in _listed(snapshots, commit, is_whole=is_whole)
                 if takedown.place_digest(uri) in places
             }
     return result
 
 
-def _listed(snapshots: Mapping[str, Snapshot], commit: Commit) -> Iterator[tuple[str, str]]:
+def _listed(
+    snapshots: Mapping[str, Snapshot], commit: Commit, *, is_whole: bool
+) -> Iterator[tuple[str, str]]:
     """Yield uri and etag of each row of the listings that a commit was made from."""
     for parent in commit.provenance.parents.values():
         listing = snapshots.get(parent)
+        if listing is None and not is_whole:
+            continue
         if listing is None:
             raise SnapshotNotFoundError(parent, f"no such snapshot, but {commit.snapshot} names it")
         if listing.contract == SOURCES:

@@ -75,7 +75,8 @@ def forget(
     # listed after the takedown: runs that started meanwhile may have read the source
     runs = ls(store)[::-1]  # the oldest first
     # what a damaged run has made is not known: its page goes, too
-    affected = [r for r in runs if holders & _snapshots_of(r) or r.status == "DAMAGED"]
+    unknown = bool(result["damaged"])
+    affected = [r for r in runs if unknown or holders & _snapshots_of(r) or r.status == "DAMAGED"]
     if not dry_run:
         rerender_reports(store, affected)
     for run in runs:

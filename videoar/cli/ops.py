@@ -10,7 +10,7 @@ import typer
 from videoar import api
 from videoar.cli.output import Block, Table, emit
 from videoar.cli.session import VerbGroup, print_help_without_verb, session, verb
-from videoar.core.errors import StorageError
+from videoar.core.errors import DamagedError, StorageError
 
 app = typer.Typer()
 _PANEL = "Operations"
@@ -29,10 +29,13 @@ def forget(
 ) -> None:
     """Take a source down: delete it and what holds it.
 
-    Models and samples derived from it are listed and stay.
+    Models and samples derived from it are listed and stay. Exit code 7 if a commit is damaged: what
+    can be found without it is deleted, and the call has to be repeated when it is restored.
     """
     result = api.forget(session.open(), source, reason, dry_run=dry_run, replan=replan)
     emit(result, lambda: _forget_blocks(result))
+    if result["damaged"]:
+        raise typer.Exit(DamagedError.exit_code)
 
 
 def _forget_blocks(result: dict[str, Any]) -> list[Block]:
@@ -56,6 +59,7 @@ def _forget_blocks(result: dict[str, Any]) -> list[Block]:
         *(block for run in result.get("replan", ()) for block in _replan_blocks(run)),
         *(f"evaluation set {name}: no comparison from now on" for name in result["evalsets"]),
         f"tombstone: {result['tombstone']}" + (" (not written)" if dry_run else ""),
+        *(f"not done: {what}, and run this again" for what in result["damaged"]),
     ]
 
 

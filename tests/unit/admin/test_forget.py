@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.child_process import exit_code
+from tests.support.small_pipeline import videoar
 from tests.support.small_videos import address, document, draw, run, sha, shards
 from tests.support.stored_text import holding_text
 from videoar.admin.forget import forget
@@ -282,6 +283,29 @@ def test_dry_run_changes_nothing(store: Store, videos: Path):
     shown = forget(store, sha(videos / "a.mp4"), dry_run=True)
     assert {info.key for info in store.objects.list("")} == before
     assert shown == {**forget(store, sha(videos / "a.mp4")), "dry_run": True}
+
+
+@pytest.mark.parametrize("dataset", ["videos", "clips"])
+def test_damaged_commit_is_named_and_the_takedown_goes_on_without_it(
+    store: Store, videos: Path, tmp_path: Path, dataset: str
+):
+    shutil.copytree(tmp_path / "store", tmp_path / "calm")
+    calm = open_store((tmp_path / "calm").as_uri())
+    expected = forget(calm, sha(videos / "a.mp4"), "why")
+    assert expected["damaged"] == []
+    key = f"tables/{dataset}/_delta_log/{0:020d}.json"
+    data = store.objects.get(key)
+    store.objects.put(key, data[: len(data) // 2])
+    videoar("forget", "--source", sha(videos / "a.mp4"), "--dry-run", store=store.url, code=7)
+    found = forget(store, sha(videos / "a.mp4"), "why")
+    (what,) = found["damaged"]
+    assert key in what
+    assert objects(store) == objects(calm)
+    assert found["deleted"] == expected["deleted"]
+    store.objects.put(key, data)
+    assert forget(store, sha(videos / "a.mp4")) == expected
+    listed = [info.key for info in calm.objects.list("tables/")]
+    assert [info.key for info in store.objects.list("tables/")] == listed
 
 
 def test_unknown_source_is_one_error_line(store: Store):
