@@ -199,7 +199,7 @@ pieces = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=400, deadline=2000)
+@settings(max_examples=200, deadline=2000)
 @given(st.one_of(st.text(), st.lists(pieces, max_size=40).map("".join)))
 @example("a: |1000000000000\n x")
 @example("%TAG ! %ff\n---\na: 1")

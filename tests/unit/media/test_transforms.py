@@ -100,7 +100,7 @@ def test_combed_frames_are_found_and_deinterlaced(tmp_path, picture, filters, op
 
 def scene(number, height=268, width=640, level=1.0):
     """Return a picture of waves, another one for each number."""
-    y, x = np.mgrid[:height, :width] / 40
+    y, x = np.arange(height)[:, None] / 40, np.arange(width) / 40
     return (level * (127 + 100 * np.sin(x + number) * np.cos(y - 2 * number))).astype(np.uint8)
 
 

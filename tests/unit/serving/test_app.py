@@ -280,7 +280,9 @@ def serve(served_store, loaded):
         service = service or OneByOne(served_store, loaded)
         limits = settings.pop("limits", UNLIMITED)
         server = LiveServer(service, ServerSettings(limits=limits, **settings)).__enter__()
-        client = httpx2.Client(base_url=server.url, headers={**JSON, **(headers or {})})
+        client = httpx2.Client(
+            base_url=server.url, verify=False, headers={**JSON, **(headers or {})}
+        )
         entered.append((server, client))
         return server.app.state.server, client
 
@@ -386,7 +388,7 @@ def test_failing_service_answers_without_its_address(
 def test_store_gone_503_until_it_is_back(serve_copy):
     with (
         serve_copy(ServerSettings(limits=UNLIMITED)) as server,
-        httpx2.Client(base_url=server.url, headers=JSON) as client,
+        httpx2.Client(base_url=server.url, verify=False, headers=JSON) as client,
     ):
         before = client.post("/v1/videos", content=as_json()).json()
         with client.stream("GET", f"/v1/videos/{before['id']}/events") as events:
