@@ -45,10 +45,13 @@ def damage_removed(store: Store, inputs: Inputs, made: Collection[str]) -> Itera
             holders = [k for k in _holders(store, inputs, key) if _base(k) in made]
             # the object first: with the file gone, nobody would find it any more
             removable = [key, *holders] if holders else []
-        for each in removable:
-            store.objects.delete(each)
         if not removable:
             raise
+        try:
+            for each in removable:
+                store.objects.delete(each)
+        except StorageError as denied:  # the damage is the cause, not that it cannot be removed
+            raise error from denied
         raise DamagedError(error.where, error.what, _HINT) from error
 
 
