@@ -103,11 +103,11 @@ class _Search:
 
     def _repeated(self, clip: int, kept: np.ndarray, agreement: np.ndarray) -> int:
         """Return the kept clip that shows most of a clip if its source shows enough, else -1."""
-        own = self._side(np.array([clip]))
-        needed = _SHOWN * max(_FEWEST, int(np.count_nonzero(own.hashes[0, 0]))) * FULL
+        frames = int(np.count_nonzero(self._clips.hashes[self._order[clip], 0]))
+        needed = _SHOWN * max(_FEWEST, frames) * FULL
         # where a copy begins elsewhere, two clips of the source show the parts of one of the copy
         kept, agreement = kept[is_near := agreement.any(axis=1)], agreement[is_near]
-        sources = self._side(kept).source
+        sources = self._clips.rows["source_id"][self._order[kept]]
         for source in np.unique(sources):
             of_source = sources == source
             if agreement[of_source].max(axis=0).sum() >= needed:

@@ -1,13 +1,17 @@
 """The filter on constructed rows: reasons, duplicates across files, counts and the check."""
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
 from tests.support.clip_rows import clip_row, clips_of
-from tests.support.stage_chain import commit, describe, sift
+from tests.support.stage_chain import commit, describe, ingest, sift
+from tests.support.video_files import ffmpeg
+from videoar.bench.films import Film
 from videoar.core.errors import ConfigError, ContractError, GateError
 from videoar.media.clip_scores import MIRROR
+from videoar.media.transcode import encode
 from videoar.pipeline.fingerprint import compute_parts
 from videoar.pipeline.mistakes import SpecError
 from videoar.pipeline.spec import parse_pipeline
@@ -89,6 +93,30 @@ def test_failed_check_names_its_expectations(store):
     assert len(report.failures) < len(report.expectations)
     (failure,) = stage.check({"clips": clips}, table.slice(0, 1)).failures
     assert "row_count" in failure
+
+
+@pytest.mark.slow  # 1.8 CPU-s: ingest starts its child
+@pytest.mark.soak
+def test_repeats_in_a_source_and_upscaled_copies_are_rejected_from_ingest_on(store, tmp_path):
+    shots = [
+        np.stack(list(Film(seed, 1, 120, 160, 12.0, disturbances=("none",)).frames()))[:30]
+        for seed in (2, 3)
+    ]
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    encode(np.concatenate([shots[0]] * 3), folder / "loop.mp4", 12.0)
+    encode(shots[1], folder / "sharp.mp4", 12.0)
+    ffmpeg(
+        "-i", folder / "sharp.mp4", "-vf", "scale=40:30,scale=320:240", "-crf", 32,
+        folder / "upscale.mp4",
+    )  # fmt: skip
+    clips, _ = ingest(store, folder.as_uri(), size_px=64)
+    found = clips.table(["source_name"])["source_name"].to_pylist()
+    assert sorted(found) == ["loop.mp4"] * 2 + ["sharp.mp4", "upscale.mp4"]
+    good, metrics = sift(store, clips, gate=False, policy="permissive")
+    kept = good.table(["source_name"])["source_name"].to_pylist()
+    assert sorted(kept) == ["loop.mp4", "sharp.mp4"]
+    assert metrics["reject/DUPLICATE_NEAR"] == 2
 
 
 def test_hamming_bound_is_an_option(store):
