@@ -2,11 +2,11 @@
 
 Decoders crash, hang and exhaust memory on hostile files; network drives and servers stop answering.
 None of that may reach the worker. One child of each kind serves many sources, because a start costs
-0.5 s. It runs in a session of its own, under limits on memory and CPU time. A timer kills it at the
-deadline, and the next source gets a new child. A decoder is confined, too: see `confinement`.
+0.5 s. It runs in a session of its own, under limits on memory and CPU time. A `Watchdog` kills it
+at the deadline, and the next source gets a new child. A decoder is confined, too: `confinement`.
 
 The child is not trusted: after a hostile file it may send anything. So messages are JSON and raw
-pixels, never pickles, and the shape is checked against the number of bytes by `reshape`.
+pixels, never pickles, and as many bytes are read as the announced shape has, within bounds.
 
     worker                                  child (`python -m videoar.media.sandbox`)
     SandboxedDecoder.scan                   main
@@ -24,6 +24,7 @@ child has ended in the same way (`second_try`).
 """
 
 import json
+import math
 import os
 import resource
 import select
@@ -54,7 +55,6 @@ from videoar.core.errors import (
     VideoARError,
     WorkerLostError,
 )
-from videoar.core.processes import cpu_s_of
 from videoar.core.settings import child_environment, settings
 from videoar.core.types import Json
 from videoar.media.confinement import confine
@@ -64,6 +64,7 @@ from videoar.media.reject_codes import RETRYABLE
 from videoar.media.scan import DecodedClip, ScanPlan, scan
 from videoar.media.source_decoder import SourceMetadata
 from videoar.media.synthetic import SCHEME, render_file
+from videoar.media.watchdog import Watchdog
 
 _START_S = 120  # chosen: importing the decoders takes 0.5 s on an idle machine
 _FETCH_MEMORY_BYTES = 4 << 30  # chosen: address space, most of it libraries; data comes in MiB
@@ -193,7 +194,6 @@ class _Child:
         ours, theirs = socket.socketpair()
         self.limits = limits
         self.num_served = 0
-        self.computed_s: float | None = None  # until it was killed at its deadline
         self.stderr = message_file()  # closed with the child
         environment = child_environment(
             for_s3=kind == _DOWNLOAD,
@@ -214,19 +214,23 @@ class _Child:
                 start_new_session=True,
             )
         self.pipe = Connection(ours.detach())
-        self.end = weakref.finalize(self, _end, self.process, self.pipe, self.stderr)
+        self._watchdog = Watchdog(self.process, limits.wall_s)
+        self.end = weakref.finalize(
+            self, _end, self.process, self.pipe, self.stderr, self._watchdog
+        )
 
     def serve(self, name: str, request: dict[str, Any]) -> Iterator[_Item]:
         if self.num_served == 0 and not self.pipe.poll(_START_S):
             raise ConfigError("decoding process", f"did not start within {_START_S} s")
         self.num_served += 1
         remaining_s = self.limits.wall_s
-        self._began_cpu_s = cpu_s_of(self.process.pid)
+        self._watchdog.begin()
         try:
             self.pipe.send_bytes(json.dumps({**request, "cpu_s": self.limits.cpu_s}).encode())
             while True:
                 start = time.monotonic()
-                item = self._receive_in_time(name, remaining_s)
+                with self._watchdog.within(remaining_s):
+                    item = self._receive(name)
                 # time in the consumer does not count
                 remaining_s = max(remaining_s - time.monotonic() + start, self.limits.wall_s / 10)
                 if item is None:
@@ -236,30 +240,6 @@ class _Child:
                 yield item
         except (EOFError, OSError) as error:
             raise self._exit_error(name) from error
-
-    def _receive_in_time(self, name: str, seconds: float) -> _Item | None:
-        """Receive one item; kill the child if that takes longer.
-
-        `poll` with a timeout would not do: a child may stop in the middle of a message.
-        """
-        received = threading.Event()
-        watch = threading.Thread(target=self._kill_at_deadline, args=(seconds, received))
-        watch.start()
-        try:
-            return self._receive(name)
-        finally:
-            received.set()
-
-    def _kill_at_deadline(self, seconds: float, received: threading.Event) -> None:
-        """Kill the child; later if it computes, but on a machine that leaves it little time."""
-        used_s = cpu_s_of(self.process.pid)
-        while not received.wait(seconds):
-            before_s, used_s = used_s, cpu_s_of(self.process.pid)
-            computed_s = used_s - self._began_cpu_s
-            if used_s - before_s < seconds / 10 or computed_s > self.limits.wall_s / 2:
-                self.computed_s = computed_s
-                kill_group(self.process)
-                return
 
     def _receive(self, name: str) -> _Item | None:
         reply = json.loads(self.pipe.recv_bytes())
@@ -276,19 +256,28 @@ class _Child:
             return SourceMetadata(**reply["columns"])
         if reply["kind"] == "fetched":
             return Fetched(**reply["columns"])
-        pixels = np.frombuffer(self.pipe.recv_bytes(), np.uint8)
-        return DecodedClip(pixels.reshape(reply["shape"]), reply["columns"])
+        if math.prod(reply["shape"]) > self.limits.memory_bytes:
+            raise ValueError("its decoder announces more pixels than it can hold")
+        frames_THWC = np.empty(reply["shape"], np.uint8)
+        left = memoryview(frames_THWC).cast("B")
+        while left:
+            count = os.readv(self.pipe.fileno(), [left])
+            if count == 0:
+                raise EOFError
+            left = left[count:]
+        return DecodedClip(frames_THWC, reply["columns"])
 
     def _exit_error(self, name: str) -> VideoARError:
         """Return the error for a child that has exited, by its exit status."""
         status = self.process.wait()
         message = (tail(self.stderr).splitlines() or [""])[-1]
         limit = f"the time limit of {self.limits.wall_s:g} s"
-        if self.computed_s is not None and self.computed_s <= self.limits.wall_s / 2:
+        computed_s = self._watchdog.computed_s
+        if computed_s is not None and computed_s <= self.limits.wall_s / 2:
             return WorkerLostError(
                 name, f"its reader waited until {limit}", "check the drive or server it is on"
             )
-        if self.computed_s is not None or status == -signal.SIGXCPU:  # RLIMIT_CPU was reached
+        if computed_s is not None or status == -signal.SIGXCPU:  # RLIMIT_CPU was reached
             return MediaError(name, "TIMEOUT", f"exceeded {limit}")
         if status == -signal.SIGKILL:  # not by us, so by the kernel's OOM killer or an operator
             what = "its decoder was killed, probably for lack of memory"
@@ -299,8 +288,11 @@ class _Child:
         return WorkerLostError(name, f"its decoder was ended by {signal.Signals(-status).name}")
 
 
-def _end(process: subprocess.Popen[bytes], pipe: Connection, stderr: IO[bytes]) -> None:
+def _end(
+    process: subprocess.Popen[bytes], pipe: Connection, stderr: IO[bytes], watchdog: Watchdog
+) -> None:
     # a function, not a method: a finalizer that refers to its object would keep it alive
+    watchdog.stop()
     kill_group(process)
     pipe.close()
     stderr.close()
@@ -359,7 +351,7 @@ def _answer_scan(pipe: Connection, path: Path, plan: ScanPlan, expected: Identit
                     _send(pipe, "source", columns=asdict(item))
                 else:
                     _send(pipe, "clip", columns=item.columns, shape=item.frames_THWC.shape)
-                    pipe.send_bytes(item.frames_THWC.tobytes())
+                    _send_pixels(pipe, item.frames_THWC)
         finally:  # nothing may have the digest of one file and the frames or faults of another
             if expected is not None:
                 require_unchanged(path, expected, path.name)
@@ -390,6 +382,13 @@ def _send_fault(pipe: Connection, error: StorageError) -> None:
 
 def _send(pipe: Connection, kind: str, **content: Json) -> None:
     pipe.send_bytes(json.dumps({"kind": kind, **content}).encode())
+
+
+def _send_pixels(pipe: Connection, frames_THWC: np.ndarray) -> None:
+    """Send pixels as they are: a message of this size would be copied twice more."""
+    left = memoryview(frames_THWC).cast("B")
+    while left:
+        left = left[os.write(pipe.fileno(), left) :]
 
 
 if __name__ == "__main__":
