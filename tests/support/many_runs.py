@@ -22,6 +22,7 @@ from videoar.contracts.names import CLIPS, MODELS, RELEASES, SOURCES
 from videoar.core.ids import canonical_json, sha256_hex
 from videoar.core.processes import used_cpu_s
 from videoar.core.types import Commit, FileRef, Provenance
+from videoar.records.run_folds import fold_runs
 from videoar.storage import layout
 from videoar.storage.delta_log import iter_commits
 from videoar.storage.ledger import seal
@@ -143,7 +144,11 @@ def make(folder: Path, runs: int, files_a_run: int) -> None:
         run_record |= {"code_version": "0", "pipeline_digest": "0", "stages": []}
         run_record |= {"document": {"stages": {}}, "from": None, "until": None}
         made.record(layout.run_key(run_id), run_record)
+        ended = {"kind": "finish", "time": 0.0, "status": "SUCCEEDED", "error": None}
+        made.record(layout.log_entry_key(layout.run_events(run_id), 0), ended)
+        made.record(layout.folded_events_key(run_id), {"events": [ended]})
     store.fold()
+    fold_runs(store)
 
 
 def measure(folder: Path, latency_s: float) -> None:

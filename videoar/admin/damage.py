@@ -16,6 +16,7 @@ from videoar.core.errors import DamagedError, TransientStorageError, VideoARErro
 from videoar.core.prefetch import concurrently
 from videoar.core.scratch import Scratch
 from videoar.core.types import Frozen
+from videoar.records.run_folds import fold_runs
 from videoar.storage import layout, references
 from videoar.storage.audit import Finding, check_bytes
 from videoar.storage.key_set import KeySet
@@ -59,6 +60,7 @@ def damage(store: Store, *, fix: bool = False) -> Iterator[Check]:
             yield Check(name=f"damage: {found.key}", ok=ok, detail=f"{found.what} ({hint})")
         if is_mended and fix:
             store.fold()
+            fold_runs(store)
     what = f"{scan.keys} records, files and objects read, {scan.damaged} lost or damaged"
     yield Check(name="store: everything that is named", ok=is_mended, detail=what)
 

@@ -240,6 +240,10 @@ def _scrub(store: Store, uris: Collection[str]) -> None:
             else:
                 store.objects.put(key, replace_in_record(key, data, by_length, b"(taken down)"))
             crash_point("forget.scrub")
+    # derived from what is scrubbed now
+    folds = [*store.ledger.list(layout.folds_prefix(layout.RUNS_PREFIX))] if uris else ()
+    for key in folds:
+        store.objects.purge(key)
     if uris:
         store.objects.purge_older(layout.RUNS_PREFIX)
 

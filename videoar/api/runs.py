@@ -247,8 +247,11 @@ def ls(store: Store, limit: int | None = None) -> list[Run]:
 
     A run with a record that cannot be read is DAMAGED, and its `error` names the record.
     """
+    from videoar.records.run_folds import all_runs
     from videoar.records.run_record import readable_run, run_ids
 
+    if limit is None:
+        return all_runs(store)
     # ids sort by time, so only the listed runs are read
     with ThreadPoolExecutor(_CONCURRENT_READS) as pool:
         return list(pool.map(partial(readable_run, store), run_ids(store)[::-1][:limit]))

@@ -411,7 +411,7 @@ def load_run(store: Store, run_id: str) -> Run:
     record = store.ledger.read(run_key(run_id))
     if record is None:
         raise ConfigError(run_id, "no such run", "videoar ls lists them")
-    return _folded_run(store, record, events_of(store, run_id))
+    return fold_run(store, record, events_of(store, run_id))
 
 
 def readable_run(store: Store, run_id: str) -> Run:
@@ -436,18 +436,22 @@ def readable_run(store: Store, run_id: str) -> Run:
     }  # fmt: skip
     events = list(filter(None, events))
     try:
-        run = _folded_run(store, record, events)
+        run = fold_run(store, record, events)
     except DamagedError as error:  # of its lease
         damaged.append(str(error))
-        run = _folded_run(store, record, [])
+        run = fold_run(store, record, [])
     if not damaged:  # it was written at this moment
         return run
     what = {"error": "; ".join(damaged), "code": DamagedError.code}
     return run.model_copy(update={"status": "DAMAGED", **what})
 
 
-def _folded_run(store: Store, record: Row, events: list[dict[str, Any]]) -> Run:
-    """Fold the record and the events of a run into its state."""
+def fold_run(store: Store, record: Row, events: list[dict[str, Any]]) -> Run:
+    """Fold the record and the events of a run into its state.
+
+    Raises:
+        DamagedError: the claim or lease of its driver is damaged.
+    """
     run_id = record["run_id"]
     # a stage that was not requested has no events: `run.json` alone tells it from one still to come
     requested = _requested_stages(record)

@@ -39,6 +39,7 @@ from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
 from videoar.pipeline.work.progress import ProgressWriter, clear_progress, rank_usage
 from videoar.pipeline.work.rank import training_prefix
 from videoar.pipeline.work.task import StageTask, WorkRecord, find_record, merge
+from videoar.records.run_folds import fold_runs_if_due
 from videoar.records.run_record import (
     RowCounts,
     Run,
@@ -143,6 +144,7 @@ class Execution:
                     self._run_all(selected, start)
         finally:
             self._supervisor.stop()
+        fold_runs_if_due(self.store, self.run_id)
         return load_run(self.store, self.run_id)
 
     def _create(self, start: str | None, until: str | None) -> None:

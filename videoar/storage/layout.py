@@ -271,6 +271,11 @@ def run_key(run_id: str) -> str:
     return f"{RUNS_PREFIX}{run_id}/run.json"
 
 
+def run_of(key: str) -> str:
+    """Return the run of a key under `RUNS_PREFIX`."""
+    return key.split("/")[1]
+
+
 def run_events(run_id: str) -> str:
     """Return the log of a run's events, see `log_entry_key`."""
     return f"{RUNS_PREFIX}{run_id}/events"

@@ -13,6 +13,7 @@ from videoar.core.ids import new_run_id
 from videoar.core.processes import this_process
 from videoar.pipeline.spec import parse_pipeline
 from videoar.records.names import find_run
+from videoar.records.run_folds import fold_runs, fold_runs_if_due
 from videoar.records.run_record import (
     RunLog,
     StageRun,
@@ -21,6 +22,7 @@ from videoar.records.run_record import (
     load_run,
     next_run_id,
 )
+from videoar.storage import folds
 from videoar.storage.layout import (
     cancel_key,
     folded_events_key,
@@ -75,6 +77,29 @@ def test_ended_run_is_read_with_few_requests_and_as_from_its_events(store):
     RunLog(store, "r1", lambda: None).finish("SUCCEEDED", None)  # rebuilt by the next driver
     assert len(events_of(store, "r1")) == 9
     assert store.objects.find(folded_events_key("r1")) is not None
+
+
+def test_runs_are_read_from_folds_and_others_by_themselves(store, monkeypatch):
+    monkeypatch.setattr(folds, "SIZES", (8, 4))
+    for number in range(9):
+        log = finished(store, f"r{number}")
+        if number == 2:
+            log.driver({}, ())
+            log.finish("FAILED", "boom", "STAGE")
+        fold_runs_if_due(store, f"r{number}")
+    log.driver({}, ())
+    log.finish("FAILED", "again", "STAGE")
+    counting = Counting(store.objects)
+    listed = api.ls(Store(counting))
+    keys = list(store.ledger.list("folds/"))
+    assert keys == [folds.fold_key("runs/", *span) for span in ((0, 4), (0, 8), (4, 4))]
+    # listings of runs and folds, a fold of 8, and the runs 2 and 8: run.json, events, two after it
+    assert counting.requests == 2 + 1 + 2 * 5
+    for key in keys:
+        store.objects.delete(key)
+    assert api.ls(store) == listed
+    assert fold_runs(store) == 3
+    assert [run.status for run in listed].count("FAILED") == 2
 
 
 def test_events_after_the_end_are_read_as_well(store):
