@@ -118,3 +118,27 @@ def test_shard_without_memory_runs_by_itself(tmp_path, engine, fault):
     run = execute(tmp_path.as_uri(), doc, engine)
     assert (run.status, run.stage("big").rows.out) == ("SUCCEEDED", 8)
     assert tries(open_store(tmp_path.as_uri()), f"f-{fault}") == most + 1
+
+
+@pytest.mark.fault(14, "less free space than a shard needs, before it begins")
+def test_shard_does_not_begin_without_its_scratch_space(tmp_path):
+    doc = document(tmp_path / "v", *GOOD, resources={"scratch_gib": 1e9}, retries={"infra": 1})
+    with pytest.raises(DiskError, match="GiB are free, shard 0 needs 1000000000"):
+        execute(tmp_path.as_uri(), doc)
+    assert not list(open_store(tmp_path.as_uri()).ledger.list("stages/"))
+
+
+@pytest.mark.ray
+@pytest.mark.fault(16, "a memory hog under RLIMIT_AS")
+@pytest.mark.parametrize(("memory_gib", "is_enough"), [(0.25, True), (0.125, False)])
+def test_second_try_has_twice_the_memory(tmp_path, engine, memory_gib, is_enough):
+    resources = {"workers": 2, "memory_gib": memory_gib}
+    doc = document(tmp_path / "v", *names("hog"), resources=resources)
+    store = open_store(tmp_path.as_uri())
+    if is_enough:
+        assert execute(tmp_path.as_uri(), doc, engine).stage("big").rows.out == 8
+        assert tries(store, "f-hog") == 2
+        return
+    with pytest.raises(OutOfMemoryError, match=r"stage big, shard 1, row 1 .* had \d.\d GiB"):
+        execute(tmp_path.as_uri(), doc, engine)
+    assert load_run(store, RUN).code == "OUT_OF_MEMORY"

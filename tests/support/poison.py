@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,9 +39,23 @@ def starve() -> None:
     raise MemoryError("17 GiB")
 
 
+def hog() -> None:
+    """Take 0.4 GiB in a process that may have no more than Ray has reserved for it."""
+    import ray
+
+    reserved = ray.get_runtime_context().get_assigned_resources()["memory"]
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (int(used + reserved), limits[1]))
+    try:
+        bytearray(int(0.4 * 2**30))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
 FAULTS: Mapping[str, Callable[[], object]] = {
     "exit": lambda: os._exit(7), "crash": crash, "die": die, "fill": fill, "starve": starve,
-    "hang": lambda: time.sleep(600),
+    "hog": hog, "hang": lambda: time.sleep(600),
 }  # fmt: skip
 
 

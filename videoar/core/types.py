@@ -43,6 +43,9 @@ class Resources(Frozen):
     """GPUs per worker. On Ray a worker sees these and no others; in this process, all there are."""
     memory_gib: float = Field(default=0.0, ge=0)
     """Memory reserved per worker; 0 reserves none."""
+    scratch_gib: float = Field(default=0.0, ge=0)
+    """Free space for temporary files without which a shard does not begin on a machine, beside the
+    largest source that it fetches (`ingest`)."""
     workers: Count | tuple[Count, Count] = 1
     """Workers (map stages) or ranks (loop stages). As `[MIN, MAX]`, a loop stage on Ray starts with
     as many ranks as the cluster has room for, and starts again when that number changes; `generate`

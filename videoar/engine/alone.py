@@ -25,8 +25,9 @@ from videoar.pipeline.work.task import StageTask, WorkRecord, engine_boundary
 
 T = TypeVar("T")
 Call = Callable[[], Any]
-InProcess = Callable[[Call], Any]
-"""Makes a call in another process; raises `WorkerLostError` or `OutOfMemoryError` if it ends."""
+InProcess = Callable[[Call, VideoARError | None], Any]
+"""Makes a call in another process, after an error of an attempt before, if there was one; raises
+`WorkerLostError` or `OutOfMemoryError` if the process ends."""
 _PDEATHSIG = 1  # prctl(2)
 _HINT = "mend or remove that row, or give the stage's code to whoever wrote it"
 
@@ -47,19 +48,34 @@ def run_alone(
         WorkerLostError: it ends its process each time; names the row.
         OutOfMemoryError: it needs more memory than there is; names the row.
     """
-    before = [failed] if failed else []
-
-    def attempt() -> WorkRecord:
-        if before:
-            raise before.pop()
-        record: WorkRecord = run(partial(_run, task, shard))
-        return record
-
+    attempt = attempts(run, partial(_run, task, shard), failed)
     try:
-        return with_retries(attempt, task.make_stage().config.retries, waits)
+        record: WorkRecord = with_retries(attempt, task.make_stage().config.retries, waits)
     except (WorkerLostError, OutOfMemoryError) as error:
         where = f"stage {task.dataset}, shard {shard.index}{_culprit(task, shard, run)}"
         raise type(error)(where, error.what, error.hint or _HINT) from error
+    return record
+
+
+def attempts(run: InProcess, call: Call, failed: VideoARError | None = None) -> Call:
+    """Return a function that makes a call, each time after the error of the time before.
+
+    With `failed`, the first time is over: it raises that.
+    """
+    is_over, last = failed is not None, failed
+
+    def attempt() -> Any:  # noqa: ANN401 - what the call returns
+        nonlocal is_over, last
+        if is_over and last:
+            is_over = False
+            raise last
+        try:
+            return run(call, last)
+        except VideoARError as error:
+            last = error
+            raise
+
+    return attempt
 
 
 def _run(task: StageTask, shard: Shard) -> WorkRecord:
@@ -78,7 +94,7 @@ def _culprit(task: StageTask, shard: Shard, run: InProcess) -> str:
 
     def ends(first: int, last: int) -> bool:
         try:
-            run(partial(_probe, task, shard, first, last))
+            run(partial(_probe, task, shard, first, last), None)
         except (WorkerLostError, OutOfMemoryError):
             return True
         except VideoARError:  # a part of a shard may be no valid input

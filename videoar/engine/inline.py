@@ -44,7 +44,7 @@ class InlineEngine:
     def map_alone(self, task: StageTask, shard: Shard, done: ShardDone) -> None:
         """Run a shard in a child process."""
         where = f"stage {task.dataset}, shard {shard.index}"
-        done(shard, run_alone(task, shard, partial(in_child, where), self.waits))
+        done(shard, run_alone(task, shard, lambda call, _: in_child(where, call), self.waits))
 
     def loop(self, task: StageTask) -> WorkRecord:
         """Run the loop as a single rank."""

@@ -28,25 +28,28 @@ class RayAlone:
 
     Args:
         task: the stage run.
-        error: of the attempt before.
     """
 
-    def __init__(self, task: StageTask, error: VideoARError | None = None) -> None:
+    def __init__(self, task: StageTask) -> None:
         self._where = f"stage {task.dataset}"
         self._resources = task.make_stage().config.resources
         self._memory_gib = self._resources.memory_gib
         self._avoided: set[str] = set()
-        if error is not None:
-            self._learn(error)
 
-    def __call__(self, call: Call) -> Any:  # noqa: ANN401 - what the call returns
+    def __call__(self, call: Call, error: VideoARError | None = None) -> Any:  # noqa: ANN401 - its
         """Make a call in another process.
+
+        Args:
+            call: can be pickled.
+            error: of an attempt before, which this one should not have.
 
         Raises:
             VideoARError: what the call raised, or how its process ended.
         """
         import ray
 
+        if error is not None:
+            self._learn(error)
         remote = ray.remote(
             num_cpus=self._resources.cpus,
             num_gpus=self._resources.gpus,
@@ -57,12 +60,9 @@ class RayAlone:
         )(_call)
         try:
             outcome = pickle.loads(ray.get(remote.remote(call)))  # noqa: S301 - of our own task
-        except Exception as error:
-            cause = unwrap(error, self._where)
-            self._learn(cause)
-            raise cause from error
+        except Exception as lost:
+            raise unwrap(lost, self._where) from lost
         if isinstance(outcome, VideoARError):
-            self._learn(outcome)
             raise outcome
         return outcome
 

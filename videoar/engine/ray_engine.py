@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from videoar.core.errors import ConfigError
-from videoar.engine.alone import run_alone
+from videoar.engine.alone import attempts, run_alone
 from videoar.engine.base import ShardDone, Waits, waits_unseen, with_retries
 from videoar.engine.inline import finished_loop
 from videoar.engine.ray_alone import RayAlone
@@ -102,8 +102,8 @@ class RayEngine:
             # the same machine, without the start of Ray and of a worker
             return with_retries(partial(run_reduce, task), config.retries, self.waits)
         with self._ray(task):
-            call = partial(RayAlone(task), partial(_reduce, task))
-            record: WorkRecord = with_retries(call, config.retries, self.waits)
+            attempt = attempts(RayAlone(task), partial(_reduce, task))
+            record: WorkRecord = with_retries(attempt, config.retries, self.waits)
         return record
 
     def close(self) -> None:

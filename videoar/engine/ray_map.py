@@ -87,7 +87,7 @@ def run_pool(
         lost = WorkerLostError(f"stage {task.dataset}, shard {shard.index}", "its worker died")
         error = failed.get(number, lost)
         logger.warning("runs by itself after: %s", error)
-        yield shard, run_alone(task, shard, RayAlone(task, error), waits, error)
+        yield shard, run_alone(task, shard, RayAlone(task), waits, error)
 
 
 def run_actors(

@@ -275,6 +275,10 @@ class MapStage(Stage[C]):
         files = self.divided(inputs).files
         return [Shard(index=i, digest=file.sha256, file=file) for i, file in enumerate(files)]
 
+    def scratch_bytes(self, shard: Shard) -> int:  # noqa: ARG002 - most stages need none
+        """Return how much free space for temporary files a shard needs, as an estimate."""
+        return 0
+
     @abstractmethod
     def open(self, inputs: Inputs, context: StageContext) -> Mapper:
         """Load what is needed once per worker, such as weights."""

@@ -71,7 +71,7 @@ def test_row_that_ends_its_process_is_found_by_halving(tmp_path, names, found):
             seen.append(str(error.value))
             super().map(task, shards, done)
 
-    def run(call):
+    def run(call, _):
         first, last = call.args[2:] or (0, len(names))
         bad = [name for name in names[first:last] if name.isupper()]
         if len(call.args) == 2 or (bad and names != "AB"):

@@ -1,11 +1,15 @@
 """Runs shards of a map stage, on any engine."""
 
 from collections.abc import Callable
+from shutil import disk_usage
+from socket import gethostname
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from videoar.core.crash_points import crash_point
+from videoar.core.errors import DiskError
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.fingerprint import shard_fingerprint
 from videoar.pipeline.stage import Mapper, MapStage, Output, Shard, Stoppable
@@ -50,6 +54,7 @@ class ShardWorker:
         """Run one shard, or return the record of an earlier attempt.
 
         Raises:
+            DiskError: there is too little space for temporary files.
             StageError: the stage failed on this shard.
         """
         name = shard_fingerprint(self.task.fingerprint_parts, self.stage.sharded, shard)
@@ -57,6 +62,7 @@ class ShardWorker:
         # the plan is minutes old: a retry or another run may have finished this shard since
         if (existing := find_record(self.store, key)) is not None:
             return existing
+        self._require_scratch(shard)
         with engine_boundary(self.task, f"shard {shard.index}"):
             result = self.mapper(self.rows(shard))
             outputs = [result] if isinstance(result, Output) else result
@@ -67,6 +73,15 @@ class ShardWorker:
         crash_point("shard-written")
         record = record.model_copy(update={"rows_in": shard.num_rows, "usage": self._meter.read()})
         return publish_record(self.store, key, record, self._watch)
+
+    def _require_scratch(self, shard: Shard) -> None:
+        reserve = int(self.stage.config.resources.scratch_gib * 2**30)
+        needed = self.stage.scratch_bytes(shard) + reserve
+        folder = gettempdir()
+        if needed and (free := disk_usage(folder).free) < needed:
+            what = f"{free / 2**30:.2f} GiB are free, "
+            what += f"shard {shard.index} needs {needed / 2**30:.2f}"
+            raise DiskError(folder, what, f"free space on {gethostname()}, or set TMPDIR")
 
     def stop(self) -> None:
         """End the shards that other threads are running early, where the stage supports it."""

@@ -52,6 +52,11 @@ class IngestStage(MapStage[IngestConfig]):
             for i, group in enumerate(groups)
         ]
 
+    def scratch_bytes(self, shard: Shard) -> int:
+        """Return the size of the largest source that is fetched; one at a time is."""
+        remote = (row for row in shard.rows if not row["uri"].startswith("file:"))
+        return max((row["size_bytes"] for row in remote), default=0)
+
     def open(self, inputs: Inputs, context: StageContext) -> Mapper:
         """Create the worker; its child process starts at the first source."""
         from videoar.stages.ingest.worker import IngestWorker  # loads PyAV: not needed to plan
