@@ -13,7 +13,8 @@ from tests.support.toy_runs import execute, resume, toy_document, write_videos
 from videoar.core.errors import ClusterUnknownError, LeaseHeldError, StorageError, TimedOutError
 from videoar.core.settings import settings
 from videoar.engine.inline import InlineEngine
-from videoar.records.run_record import cancel_run, events_of, load_run, run_ids
+from videoar.records.run_log import cancel_run
+from videoar.records.run_record import events_of, load_run, run_ids
 from videoar.storage.lease import Lease
 from videoar.storage.store import Store, open_store
 from videoar.testing.processes import suspended

@@ -24,7 +24,8 @@ from tests.support.schedules import (
 from tests.support.toy_runs import write_videos
 from tests.support.toys import Upper
 from videoar.core.errors import ConfigError
-from videoar.records.run_record import cancel_run, load_run, run_ids
+from videoar.records.run_log import cancel_run
+from videoar.records.run_record import load_run, run_ids
 from videoar.schedule import records
 from videoar.schedule.decide import window_key
 from videoar.storage.store import Store, open_store

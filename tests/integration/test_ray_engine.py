@@ -23,7 +23,7 @@ from videoar.engine.ray_engine import RayEngine
 from videoar.engine.ray_session import connect, environment
 from videoar.pipeline.spec import parse_pipeline
 from videoar.pipeline.work.progress import read_progress
-from videoar.records.run_record import RowCounts
+from videoar.records.run import RowCounts
 from videoar.runner.execute import Execution
 from videoar.runner.monitor import Monitor
 from videoar.storage.store import open_store

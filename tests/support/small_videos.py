@@ -10,7 +10,7 @@ from videoar.core.ids import seed_from
 from videoar.engine.inline import InlineEngine
 from videoar.media.transcode import encode
 from videoar.pipeline.spec import parse_pipeline
-from videoar.records.run_record import Run
+from videoar.records.run import Run
 from videoar.runner.execute import Execution
 from videoar.storage.store import Store
 

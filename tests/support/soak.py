@@ -33,7 +33,8 @@ from videoar.engine.inline import InlineEngine
 from videoar.pipeline.fingerprint import code_closure
 from videoar.pipeline.registry import BUILTIN, Registry
 from videoar.pipeline.spec import load_pipeline, parse_pipeline
-from videoar.records.run_record import Run, load_run, run_ids
+from videoar.records.run import Run
+from videoar.records.run_record import load_run, run_ids
 from videoar.runner.execute import Execution
 from videoar.schedule.tick import Ticker
 from videoar.storage import layout

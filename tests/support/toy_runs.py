@@ -12,7 +12,7 @@ from tests.support.child_process import preload
 from tests.support.toys import REGISTRY
 from videoar.engine.inline import InlineEngine
 from videoar.pipeline.spec import parse_pipeline
-from videoar.records.run_record import Run
+from videoar.records.run import Run
 from videoar.runner.execute import Execution, resume_spec
 from videoar.storage.store import Store, open_store
 

@@ -25,7 +25,7 @@ from videoar.evaluation.protocols import protocol_named
 from videoar.evaluation.registry import DOMAIN, NETWORKS
 from videoar.evaluation.scorecard import not_above_chance
 from videoar.records.names import find_snapshot
-from videoar.records.run_record import Run
+from videoar.records.run import Run
 from videoar.storage.store import Store
 from videoar.training.sample_folder import read_sample_folder
 

@@ -28,7 +28,7 @@ from videoar.core.types import Commit, FileRef, Row
 from videoar.pipeline.registry import stage_class
 from videoar.records.lineage import children
 from videoar.records.names import SOURCE_PREFIX
-from videoar.records.run_record import ShardCounts
+from videoar.records.run import ShardCounts
 from videoar.storage import layout, takedown
 from videoar.storage.collection import wait_for_collection
 from videoar.storage.delta_log import iter_commits

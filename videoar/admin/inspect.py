@@ -10,7 +10,8 @@ from videoar.core.errors import ConfigError, DamagedError
 from videoar.core.types import Row
 from videoar.pipeline.fingerprint import differences
 from videoar.records.names import find_run, find_run_or_snapshot, find_snapshot
-from videoar.records.run_record import events_of, load_run, previous_parts, stage_parts
+from videoar.records.run_history import previous_parts, stage_parts
+from videoar.records.run_record import events_of, load_run
 from videoar.storage.layout import table_folder
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.statistics import merge, read_statistics

@@ -16,7 +16,7 @@ from videoar.model.tokenizer.config import TokenizerConfig
 from videoar.model.transformer.config import ModelConfig
 from videoar.records.lineage import lineage
 from videoar.records.names import find_snapshot
-from videoar.records.run_record import stage_parts
+from videoar.records.run_history import stage_parts
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 from videoar.training.model_store import find_tokenizer

@@ -16,7 +16,7 @@ from videoar.core.errors import ConfigError, GateError, RefMovedError, one_line
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.fingerprint import compute_parts, fingerprint
 from videoar.records.names import find_snapshot
-from videoar.records.run_record import stage_parts
+from videoar.records.run_history import stage_parts
 from videoar.stages.promote import (
     PromoteConfig,
     PromoteStage,

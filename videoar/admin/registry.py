@@ -5,7 +5,8 @@ one line of the log, and `videoar doctor --fix` does it later.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from videoar.contracts.names import MODELS
@@ -25,19 +26,23 @@ LATER = f"{FIX} does it later"
 
 def mirror_run(store: Store, spec: PipelineSpec, run_id: str, page: bytes | None) -> None:
     """Mirror a run that has ended and the refs that MLflow has otherwise; only warn of errors."""
-    try:
+    with _only_warned(f"run {run_id} is not mirrored to MLflow"):
         mlflow_mirror.record_run(store, load_run(store, run_id), page, spec)
         _mirror_refs(store, _stale_refs(store))
-    except Exception as error:  # noqa: BLE001 - MLflow is a mirror: if it is down, warn
-        logger.warning("run %s is not mirrored to MLflow, %s: %s", run_id, LATER, one_line(error))
 
 
 def mirror_move(store: Store, ref: str) -> None:
     """Mirror a ref that was moved, if it points at a model; only warn of errors."""
-    try:
+    with _only_warned(f"{ref} has moved, its MLflow alias not"):
         _mirror_refs(store, [ref] if store.snapshot(ref).contract == MODELS else [])
+
+
+@contextmanager
+def _only_warned(what: str) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # noqa: BLE001 - MLflow is a mirror: if it is down, warn
-        logger.warning("%s has moved, its MLflow alias not, %s: %s", ref, LATER, one_line(error))
+        logger.warning("%s, %s: %s", what, LATER, one_line(error))
 
 
 def mirror(store: Store, *, fix: bool) -> str:

@@ -70,8 +70,8 @@ if TYPE_CHECKING:
     from videoar.pipeline.stage_reference import StageReference as StageReference
     from videoar.records.lineage import lineage as lineage
     from videoar.records.openlineage import openlineage as openlineage
-    from videoar.records.run_record import Run as Run
-    from videoar.records.run_record import StageRun as StageRun
+    from videoar.records.run import Run as Run
+    from videoar.records.run import StageRun as StageRun
     from videoar.runner.execute import Execution as Execution
     from videoar.runner.plan import StagePlan as StagePlan
     from videoar.storage.store import Store as Store

@@ -13,7 +13,7 @@ from videoar.core.settings import settings
 if TYPE_CHECKING:
     from videoar.admin.gc import Kind
     from videoar.bench.result import BenchResult
-    from videoar.records.run_record import Run
+    from videoar.records.run import Run
     from videoar.storage.store import Store
 
 logger = logging.getLogger(__name__)

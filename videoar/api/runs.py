@@ -16,7 +16,7 @@ from videoar.core.errors import ConfigError, VideoARError
 if TYPE_CHECKING:
     from videoar.admin.evaluation import EvaluationOptions
     from videoar.engine.base import Engine
-    from videoar.records.run_record import Run
+    from videoar.records.run import Run
     from videoar.runner.execute import Execution
     from videoar.runner.plan import StagePlan
     from videoar.storage.store import Store
@@ -264,7 +264,7 @@ def cancel(store: Store, name: str) -> str:
         ConfigError: the run is not running.
     """
     from videoar.records.names import find_run
-    from videoar.records.run_record import cancel_run
+    from videoar.records.run_log import cancel_run
 
     run_id = find_run(store, name)
     cancel_run(store, run_id)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from videoar.core.types import Json
     from videoar.pipeline.registry import Registry
     from videoar.pipeline.spec import PipelineSpec
-    from videoar.records.run_record import Run
+    from videoar.records.run import Run
     from videoar.schedule.tick import Outcome
     from videoar.storage.store import Store
 
@@ -72,7 +72,7 @@ class LocalLauncher:
 
     def cancel(self, run_id: str) -> None:
         """End a run; what it has finished stays."""
-        from videoar.records.run_record import cancel_run
+        from videoar.records.run_log import cancel_run
 
         with suppress(ConfigError):  # it has ended meanwhile
             cancel_run(self._store, run_id)

@@ -15,7 +15,7 @@ from videoar.media.clip_reader import ClipReader
 from videoar.pipeline.spec import parse_pipeline
 from videoar.pipeline.stage import Shard
 from videoar.pipeline.work.task import StageTask, WorkRecord
-from videoar.records.run_record import Run
+from videoar.records.run import Run
 from videoar.runner.execute import Execution
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store

@@ -50,14 +50,15 @@ class RayAlone:
 
         if error is not None:
             self._learn(error)
-        remote = ray.remote(
-            num_cpus=self._resources.cpus,
-            num_gpus=self._resources.gpus,
-            memory=int(self._memory_gib * 2**30),
-            max_retries=0,
-            runtime_env=environment(self._resources),
-            scheduling_strategy=self._place(),
-        )(_call)
+        options: dict[str, Any] = {
+            "num_cpus": self._resources.cpus,
+            "num_gpus": self._resources.gpus,
+            "memory": int(self._memory_gib * 2**30),
+            "max_retries": 0,
+            "runtime_env": environment(self._resources),
+            "scheduling_strategy": self._place(),
+        }
+        remote = ray.remote(**options)(_call)
         try:
             outcome = pickle.loads(ray.get(remote.remote(call)))  # noqa: S301 - of our own task
         except Exception as lost:
@@ -76,7 +77,7 @@ class RayAlone:
         if isinstance(error, DiskError):
             self._avoided.add(getattr(error, "node", ""))
 
-    def _place(self) -> Any:  # noqa: ANN401 - a type of Ray's, which is imported late
+    def _place(self) -> object:
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -30,7 +30,8 @@ from videoar.core.types import Json
 from videoar.pipeline.spec import PipelineSpec, parse_pipeline
 from videoar.pipeline.work.progress import Curve
 from videoar.records import mlflow_database
-from videoar.records.run_record import Run, load_run, run_ids
+from videoar.records.run import Run
+from videoar.records.run_record import load_run, run_ids
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 

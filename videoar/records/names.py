@@ -14,7 +14,8 @@ from videoar.contracts.names import CLIPS, MODELS, REJECTS, SAMPLES
 from videoar.core.errors import ConfigError, SnapshotNotFoundError, WithdrawnError, did_you_mean
 from videoar.core.ids import is_safe_key
 from videoar.core.types import Commit
-from videoar.records.run_record import Run, load_run, run_ids
+from videoar.records.run import Run
+from videoar.records.run_record import load_run, run_ids
 from videoar.storage.delta_log import iter_commits
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store

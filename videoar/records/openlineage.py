@@ -22,7 +22,8 @@ from videoar import __version__
 from videoar.contracts.contract import load_contract
 from videoar.core.types import Json, Row
 from videoar.records.names import find_run
-from videoar.records.run_record import Run, StageRun, events_of, load_run
+from videoar.records.run import Run, StageRun
+from videoar.records.run_record import events_of, load_run
 from videoar.storage.layout import table_folder
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store

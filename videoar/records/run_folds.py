@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any
 
 from videoar.core.prefetch import concurrently
-from videoar.records.run_record import Run, events_of, fold_run, readable_run, run_ids
+from videoar.records.run import Run
+from videoar.records.run_record import events_of, fold_run, readable_run, run_ids
 from videoar.storage import folds, layout
 from videoar.storage.store import Store
 

@@ -19,7 +19,8 @@ from videoar.contracts.names import CLIPS, MODELS, PROFILES, RELEASES, SAMPLES, 
 from videoar.core.types import Row
 from videoar.pipeline.work.progress import read_progress
 from videoar.records.lineage import sources_of
-from videoar.records.run_record import Run, Software, events_of
+from videoar.records.run import Run, Software
+from videoar.records.run_record import events_of
 from videoar.report import scores
 from videoar.report.curation import (
     THUMBNAIL_BUDGET_S,

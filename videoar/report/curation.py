@@ -25,7 +25,7 @@ from videoar.media.clip_reader import COLUMNS, ClipReader
 from videoar.media.decode import thumbnail_jpeg
 from videoar.media.process import Limits
 from videoar.pipeline.work.reduce import find_check
-from videoar.records.run_record import Run
+from videoar.records.run import Run
 from videoar.report.data import ContactSheet, DataCheck, DuplicatePair, Histogram, Thumbnail
 from videoar.stages.profile import column_values
 from videoar.storage.column_profile import describe

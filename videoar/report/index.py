@@ -14,7 +14,8 @@ from videoar.contracts.names import MODELS
 from videoar.core.errors import DamagedError
 from videoar.core.ids import run_time_s
 from videoar.core.types import Commit
-from videoar.records.run_record import Run, run_ids
+from videoar.records.run import Run
+from videoar.records.run_record import run_ids
 from videoar.report.damage import DamageLog
 from videoar.report.data import (
     Curve,

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 
 from videoar.core.errors import VideoARError, one_line
 from videoar.records.mlflow_mirror import record_run
-from videoar.records.run_record import Run, load_run
+from videoar.records.run import Run
+from videoar.records.run_record import load_run
 from videoar.report.collect import collect
 from videoar.report.page import render
 from videoar.storage.layout import report_key

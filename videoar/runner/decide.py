@@ -21,7 +21,7 @@ from videoar.pipeline.registry import BUILTIN, Registry, make_stage, stage_class
 from videoar.pipeline.spec import PipelineSpec, StageSpec
 from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
 from videoar.pipeline.work.task import WorkRecord, find_record
-from videoar.records.run_record import previous_parts
+from videoar.records.run_history import previous_parts
 from videoar.storage.delta_log import missing_files
 from videoar.storage.layout import shard_record_key, shard_records_prefix
 from videoar.storage.snapshot import Snapshot

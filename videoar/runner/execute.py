@@ -39,14 +39,10 @@ from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
 from videoar.pipeline.work.progress import ProgressWriter, clear_progress, rank_usage
 from videoar.pipeline.work.rank import training_prefix
 from videoar.pipeline.work.task import StageTask, WorkRecord, find_record, merge
+from videoar.records.run import RowCounts, Run, ShardCounts, StageRun, Status
 from videoar.records.run_folds import fold_runs_if_due
+from videoar.records.run_log import RunLog
 from videoar.records.run_record import (
-    RowCounts,
-    Run,
-    RunLog,
-    ShardCounts,
-    StageRun,
-    Status,
     has_succeeded,
     load_run,
     named_inputs,

@@ -29,7 +29,8 @@ from videoar.evaluation.evalset import require_intact
 from videoar.media.sources import list_sources, read_input
 from videoar.pipeline.input_url import named_input
 from videoar.pipeline.spec import PipelineSpec
-from videoar.records.run_record import InputRun, ended_runs, previous_input
+from videoar.records.run import InputRun
+from videoar.records.run_history import ended_runs, previous_input
 from videoar.storage.collection import CollectionWatch
 from videoar.storage.layout import RETRIES_PREFIX
 from videoar.storage.snapshot import Snapshot

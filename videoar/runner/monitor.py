@@ -12,7 +12,7 @@ from videoar.core.errors import VideoARError
 from videoar.core.logging import log_context
 from videoar.pipeline.work.progress import duration, read_progress
 from videoar.records.mlflow_mirror import LiveMirror
-from videoar.records.run_record import StageRun
+from videoar.records.run import StageRun
 from videoar.runner.execute import Execution
 
 logger = logging.getLogger(__name__)

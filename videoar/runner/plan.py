@@ -7,7 +7,7 @@ from videoar.core.types import Frozen
 from videoar.pipeline.registry import BUILTIN, Registry
 from videoar.pipeline.spec import PipelineSpec, StageSpec
 from videoar.pipeline.stage import Inputs
-from videoar.records.run_record import ShardCounts
+from videoar.records.run import ShardCounts
 from videoar.runner.decide import (
     Action,
     absence,

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from videoar.pipeline.stage import MapStage, Shard
-from videoar.records.run_record import ShardCounts, events_of
+from videoar.records.run import ShardCounts
+from videoar.records.run_record import events_of
 from videoar.storage.store import Store
 
 _STRIKES = 2

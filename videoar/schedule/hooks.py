@@ -19,7 +19,7 @@ from videoar.core.errors import ConfigError
 from videoar.core.ids import canonical_json, digest_json
 from videoar.core.settings import child_environment, secret
 from videoar.pipeline.trigger import Event, Hook
-from videoar.records.run_record import Run
+from videoar.records.run import Run
 from videoar.schedule.records import Firing
 from videoar.storage.layout import delivery_key
 from videoar.storage.store import Store

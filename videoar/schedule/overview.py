@@ -5,7 +5,8 @@ from typing import Any
 
 from videoar.core.errors import ConfigError, DamagedError
 from videoar.pipeline.trigger import Trigger
-from videoar.records.run_record import Run, readable_run
+from videoar.records.run import Run
+from videoar.records.run_record import readable_run
 from videoar.schedule import records
 from videoar.storage.layout import run_key
 from videoar.storage.store import Store

@@ -18,7 +18,9 @@ from videoar.core.errors import ClusterUnknownError, ConfigError, LeaseHeldError
 from videoar.core.types import Json, Provenance
 from videoar.pipeline.spec import PipelineSpec
 from videoar.pipeline.trigger import NewSnapshot, Trigger
-from videoar.records.run_record import Run, RunLog, next_run_id
+from videoar.records.run import Run
+from videoar.records.run_log import RunLog
+from videoar.records.run_record import next_run_id
 from videoar.runner.inputs import Listing, count_new, resolve
 from videoar.schedule import records
 from videoar.schedule.decide import (

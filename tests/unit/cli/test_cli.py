@@ -21,7 +21,7 @@ from videoar.cli.app import app
 from videoar.cli.runs import run_blocks
 from videoar.core.errors import ConfigError
 from videoar.pipeline.registry import BUILTIN
-from videoar.records.run_record import Run, StageRun
+from videoar.records.run import Run, StageRun
 
 RUN = SimpleNamespace(
     run_id="r", pipeline="p", status="SUCCEEDED", seconds=1.0, inputs={}, stages=[],

@@ -25,7 +25,8 @@ from videoar.core.errors import (
 from videoar.core.retry import RetryPolicy
 from videoar.core.types import Retries
 from videoar.engine import base, inline
-from videoar.records.run_record import Status, events_of, load_run
+from videoar.records.run import Status
+from videoar.records.run_record import events_of, load_run
 from videoar.storage.store import open_store
 
 PAGE = Path(__file__).parents[3] / "docs" / "operators.md"

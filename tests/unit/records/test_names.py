@@ -7,7 +7,7 @@ import pytest
 from tests.support.toy_runs import toy_run, write_videos
 from videoar.core.errors import ConfigError, SnapshotNotFoundError
 from videoar.records.names import find_run, find_snapshot
-from videoar.records.run_record import Run
+from videoar.records.run import Run
 from videoar.storage.store import Store, open_store
 
 

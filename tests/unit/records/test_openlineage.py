@@ -17,7 +17,9 @@ from videoar.cli.app import app
 from videoar.core.errors import VideoARError
 from videoar.pipeline.spec import parse_pipeline
 from videoar.records.openlineage import openlineage
-from videoar.records.run_record import RunLog, StageRun, load_run
+from videoar.records.run import StageRun
+from videoar.records.run_log import RunLog
+from videoar.records.run_record import load_run
 from videoar.storage.store import Store
 
 FACETS = {

@@ -13,15 +13,10 @@ from videoar.core.ids import new_run_id
 from videoar.core.processes import this_process
 from videoar.pipeline.spec import parse_pipeline
 from videoar.records.names import find_run
+from videoar.records.run import StageRun
 from videoar.records.run_folds import fold_runs, fold_runs_if_due
-from videoar.records.run_record import (
-    RunLog,
-    StageRun,
-    cancel_run,
-    events_of,
-    load_run,
-    next_run_id,
-)
+from videoar.records.run_log import RunLog, cancel_run
+from videoar.records.run_record import events_of, load_run, next_run_id
 from videoar.storage import folds
 from videoar.storage.layout import (
     cancel_key,

@@ -7,7 +7,7 @@ import pytest
 from tests.support.committed_rows import SHA, RowWriter
 from tests.support.html_page import HtmlPage
 from tests.support.report_example import HOSTILE
-from videoar.records.run_record import RowCounts, Run, StageRun
+from videoar.records.run import RowCounts, Run, StageRun
 from videoar.report.collect import collect
 from videoar.report.page import render
 from videoar.storage.layout import commit_index_key

@@ -12,7 +12,8 @@ from videoar.api import explain, rollback
 from videoar.core.errors import ConfigError, DamagedError, GateError, StageError, StorageError
 from videoar.pipeline.spec import parse_pipeline
 from videoar.records.lineage import lineage
-from videoar.records.run_record import Run, load_run, run_ids
+from videoar.records.run import Run
+from videoar.records.run_record import load_run, run_ids
 from videoar.runner.damage import damage_removed
 from videoar.runner.plan import plan
 from videoar.storage.store import Store, open_store

@@ -14,7 +14,8 @@ from videoar import api
 from videoar.core.errors import GateError, SnapshotNotFoundError, StageError
 from videoar.pipeline.mistakes import SpecError
 from videoar.pipeline.spec import parse_pipeline
-from videoar.records.run_record import Run, load_run
+from videoar.records.run import Run
+from videoar.records.run_record import load_run
 from videoar.runner.plan import plan
 from videoar.storage.ledger import Refs
 from videoar.storage.store import Store

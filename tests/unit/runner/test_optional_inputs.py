@@ -13,7 +13,8 @@ from tests.support.toys import RATED, REGISTRY
 from videoar import api
 from videoar.core.errors import GateError, SnapshotNotFoundError
 from videoar.pipeline.spec import StageSpec, parse_pipeline
-from videoar.records.run_record import Run, load_run
+from videoar.records.run import Run
+from videoar.records.run_record import load_run
 from videoar.runner.decide import skip_reason
 from videoar.runner.plan import plan
 from videoar.stages.features.stage import FeaturesConfig

@@ -13,7 +13,8 @@ from tests.support.toy_runs import execute, execute_at, resume, toy_document, wr
 from tests.support.toys import RATED
 from videoar import api
 from videoar.core.errors import GateError, RefMovedError
-from videoar.records.run_record import Run, load_run
+from videoar.records.run import Run
+from videoar.records.run_record import load_run
 from videoar.storage.ledger import Refs
 from videoar.storage.store import Store, open_store
 

@@ -19,7 +19,7 @@ from videoar.pipeline.context import StageContext
 from videoar.pipeline.fingerprint import compute_parts, shard_fingerprint
 from videoar.pipeline.spec import parse_pipeline
 from videoar.records.names import find_snapshot
-from videoar.records.run_record import ShardCounts
+from videoar.records.run import ShardCounts
 from videoar.runner.execute import Execution
 from videoar.stages.generate.config import GenerateConfig
 from videoar.stages.generate.stage import GenerateStage

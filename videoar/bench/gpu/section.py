@@ -5,7 +5,6 @@ and the next case runs.
 """
 
 import json
-import math
 import sys
 import time
 import traceback
@@ -106,7 +105,10 @@ class Section:
     def save(self) -> None:
         """Write what has been measured so far."""
         self._values["seconds"] = round(time.monotonic() - self._started, 1)
-        write_result(self._path, _without_nan(self._result))
+        # NaN and infinity as text: JSON has neither
+        as_text = json.dumps(self._result)
+        result = json.loads(as_text, parse_constant=lambda value: str(float(value)))
+        write_result(self._path, result)
 
     def _add_error(self, case: str, error: Exception) -> None:
         last = traceback.extract_tb(error.__traceback__)[-1]
@@ -115,15 +117,6 @@ class Section:
             "where": f"{'/'.join(last.filename.split('/')[-3:])}:{last.lineno}",
             "trace": "".join(traceback.format_exception(error))[-4000:],
         })  # fmt: skip
-
-
-def _without_nan(value: Any) -> Any:  # noqa: ANN401 - JSON values
-    """Return a JSON value with NaN and infinity as text: JSON has neither."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {key: _without_nan(each) for key, each in value.items()}
-    return [_without_nan(each) for each in value] if isinstance(value, list) else value
 
 
 def main() -> None:
