@@ -44,6 +44,8 @@ def correlates(
         shifts: the likeliest one first: the others are tried only if it does not do.
         bound: of the correlation of the common parts.
     """
+    if not len(old_Nhw) or not len(new_Mhw):
+        return False
     old_NP, new_MP = _centred(old_Nhw), _centred(new_Mhw)
     size = (old_Nhw.shape[1], old_Nhw.shape[2])
     return any(

@@ -7,6 +7,7 @@ import pytest
 
 from videoar.bench.film_effects import SHAPES, Style, combined, lit
 from videoar.bench.films import KINDS, Film
+from videoar.media.correlation import correlates
 from videoar.media.shots import SampledFrame, shots, spans
 from videoar.media.transitions import Transition, find_transitions
 
@@ -192,3 +193,10 @@ def test_transitions_are_disjoint_and_in_order(films):
             luma_frames, clock(len(luma_frames), film.rate_fps)
         )
         assert all(a.last < b.first for a, b in itertools.pairwise(result))
+
+
+def test_a_wipe_at_the_start_of_a_film_has_nothing_before_it_to_compare_with():
+    pictures = np.random.default_rng(0).normal(0, 1, (2, 9, 16)).astype(np.float32)
+    assert correlates(pictures, pictures, ((0, 0),), 0.9)
+    assert not correlates(pictures[:0], pictures, ((0, 0),), 0.9)
+    assert not correlates(pictures, pictures[:0], ((0, 0),), 0.9)
