@@ -58,8 +58,10 @@ class DamageTracker:
             messages: of the decoder.
             following: the packets after it, at least two where there are two.
         """
-        is_harmless = () if self._has_shown else _OF_SKIPPED
-        num_errors = sum(not message.startswith(is_harmless) for message in messages)
+        num_errors = 0
+        if messages:  # of most packets there are none, and each packet is fed
+            is_harmless = () if self._has_shown else _OF_SKIPPED
+            num_errors = sum(not message.startswith(is_harmless) for message in messages)
         pts = packet.pts if packet.pts is not None else packet.dts
         self._count += 1
         # Demuxers mark one of the last two packets before a place where data is missing. Before a

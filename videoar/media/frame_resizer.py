@@ -90,8 +90,9 @@ class FrameResizer:
 
     def luma(self, frame: av.VideoFrame) -> np.ndarray:
         """Return the luma of a frame inside the bars as uint8 [36, 64], full range."""
-        active = self._active_in(frame)
-        source = frame if active == _box_of(frame) else self._cropped(frame, active, 0)
+        source = frame
+        if self._active and (active := self._active_in(frame)) != _box_of(frame):
+            source = self._cropped(frame, active, 0)
         small = self._to_luma.reformat(
             source,
             LUMA_WIDTH,

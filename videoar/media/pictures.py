@@ -23,12 +23,13 @@ class Picture(NamedTuple):
 
 def pictures(decoder: SourceDecoder) -> Iterator[Picture]:
     """Yield the frames of a source, each once its successor is decoded."""
-    held: Picture | None = None
+    before: av.VideoFrame | None = None
+    held: av.VideoFrame | None = None
+    facts: tuple[Orientation, int, int, int] | None = None
     for frame, errors in decoder.frames():
-        before = frame if held is None else held.frame
-        if held is not None:
-            yield held._replace(after=frame)
-        number, time_us = len(decoder.times_us) - 1, decoder.last_us
-        held = Picture(frame, before, frame, decoder.orientation, errors, number, time_us)
-    if held is not None:
-        yield held
+        if held is not None and facts is not None:
+            yield Picture(held, before or held, frame, *facts)
+        before, held = held, frame
+        facts = decoder.orientation, errors, len(decoder.times_us) - 1, decoder.last_us
+    if held is not None and facts is not None:
+        yield Picture(held, before or held, held, *facts)

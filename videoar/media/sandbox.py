@@ -23,6 +23,7 @@ limit of CPU time or memory makes the source a rejected one (`MediaError`), and 
 child has ended in the same way (`second_try`).
 """
 
+import gc
 import json
 import math
 import os
@@ -312,6 +313,7 @@ def main(fd: int, memory_bytes: int, *, decodes: bool) -> None:
         confine()  # before the first thread, which inherits it
     pipe = Connection(fd)
     threading.Thread(target=_exit_with_parent, args=(fd,), daemon=True).start()
+    gc.freeze()  # what is imported stays: without this, each full collection looks at all of it
     _send(pipe, "ready")
     while True:
         try:

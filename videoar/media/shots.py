@@ -27,7 +27,7 @@ _BLOCK = 512  # chosen: frames beside a block are analysed twice, a third more w
 _MAX_PENDING = 4096  # bounds memory where LOOK_US holds very many frames
 
 
-@dataclass
+@dataclass(slots=True)
 class SampledFrame:
     """One source frame, reduced to what later steps need."""
 
@@ -153,9 +153,9 @@ class _Segment:
         ready, self.pending = self.pending[:count], self.pending[count:]
         for frame in ready:
             number, self._flushed = self._flushed, self._flushed + 1
-            transition = next((t for t in self._transitions if _covers(t, number)), None)
-            if transition is not None:
-                self._start = Start(transition.kind, transition.score)
+            covering = [t for t in self._transitions if _covers(t, number)]
+            if covering:
+                self._start = Start(covering[0].kind, covering[0].score)
             else:
                 yield frame, self._start
                 self._start = None
