@@ -25,11 +25,11 @@ def pictures(decoder: SourceDecoder) -> Iterator[Picture]:
     """Yield the frames of a source, each once its successor is decoded."""
     before: av.VideoFrame | None = None
     held: av.VideoFrame | None = None
-    facts: tuple[Orientation, int, int, int] | None = None
+    columns: tuple[Orientation, int, int, int] | None = None
     for frame, errors in decoder.frames():
-        if held is not None and facts is not None:
-            yield Picture(held, before or held, frame, *facts)
+        if held is not None and columns is not None:
+            yield Picture(held, before or held, frame, *columns)
         before, held = held, frame
-        facts = decoder.orientation, errors, len(decoder.times_us) - 1, decoder.last_us
-    if held is not None and facts is not None:
-        yield Picture(held, before or held, held, *facts)
+        columns = decoder.orientation, errors, len(decoder.times_us) - 1, decoder.last_us
+    if held is not None and columns is not None:
+        yield Picture(held, before or held, held, *columns)
