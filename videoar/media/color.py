@@ -40,19 +40,33 @@ def matrix_of(frame: av.VideoFrame) -> int:
 def color_columns(frame: av.VideoFrame) -> Row:
     """Return the columns `color_*` of `clips@1`."""
     is_rgb = frame.format.is_rgb
-    is_full = is_rgb or frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
     return {
         "color_transfer": _TRANSFERS.get(int(frame.color_trc)),
         "color_primaries": _PRIMARIES.get(int(frame.color_primaries)),
         "color_matrix": "gbr" if is_rgb else _MATRICES.get(matrix_of(frame)),
-        "color_range": "full" if is_full else "limited",
+        "color_range": "full" if is_full_range(frame) else "limited",
     }
 
 
+def is_full_range(frame: av.VideoFrame) -> bool:
+    """Return whether black is 0 in a frame, not 16."""
+    name = frame.format.name
+    return frame.format.is_rgb or frame.color_range == ColorRange.JPEG or name.startswith("yuvj")
+
+
+def has_luma(frame: av.VideoFrame) -> bool:
+    """Return whether a plane of a frame is its luma in 8 bits."""
+    is_yuv = frame.format.name.startswith(("yuv4", "yuvj4"))
+    return is_yuv and frame.format.components[0].bits == 8
+
+
 def luma_of(frame: av.VideoFrame, to_grey: VideoReformatter) -> np.ndarray:
-    """Return the luma of a frame at its own size: uint8 [height, width], mostly a view."""
+    """Return the luma of a frame at its own size: uint8 [height, width], mostly a view.
+
+    Where a frame `has_luma`, in its own range, otherwise in full range.
+    """
     plane = frame.planes[0]
-    if not frame.format.name.startswith(("yuv4", "yuvj4")) or frame.format.components[0].bits != 8:
+    if not has_luma(frame):
         plane = to_grey.reformat(frame, format="gray", threads=1).planes[0]
     rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
     luma_HW: np.ndarray = rows[: frame.height, : frame.width]

@@ -12,21 +12,19 @@ Axes: H W pixels, N lines, L samples of a line.
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange
+from av.video.reformatter import VideoReformatter
+
+from videoar.media.color import has_luma, is_full_range, luma_of
 
 _LINES = 96  # chosen: lines sampled per axis; 0.6 ms at 480p, 3.4 ms at 2160p
 _FLAT = 2.0  # chosen: standard deviation of the grey levels of a bar with its coding noise
 _EXPANSION = (255 / 219) ** 2  # of the power of a frame in limited range to that in full range
-_PLANAR = {"gray", "nv12", "yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p"}
 
 
 def frame_detail(frame: av.VideoFrame) -> float:
     """Return the detail of a decoded frame: see `detail`."""
-    luma = frame if frame.format.name in _PLANAR else frame.reformat(format="gray")
-    plane = luma.planes[0]
-    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-    is_full = luma.format.name.startswith(("gray", "yuvj")) or frame.color_range == ColorRange.JPEG
-    return detail(rows[: luma.height, : luma.width]) * (1 if is_full else _EXPANSION)
+    is_full = is_full_range(frame) or not has_luma(frame)
+    return detail(luma_of(frame, VideoReformatter())) * (1 if is_full else _EXPANSION)
 
 
 def detail(luma_HW: np.ndarray) -> float:
