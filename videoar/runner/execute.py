@@ -7,39 +7,31 @@ their records, a training by its newest checkpoint.
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 from videoar import __version__
-from videoar.contracts.names import REJECTS, SOURCES
+from videoar.contracts.names import SOURCES
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import (
     ClusterUnknownError,
     ConfigError,
     GateError,
     RefMovedError,
-    StageError,
-    StorageError,
     TimedOutError,
     reason_code,
 )
 from videoar.core.ids import digest_json
 from videoar.core.logging import log_context
-from videoar.core.types import Json, Provenance
-from videoar.engine.base import Engine, ShardDone
-from videoar.pipeline.device_queue import summary
-from videoar.pipeline.fingerprint import shard_fingerprint
+from videoar.core.types import Json
+from videoar.engine.base import Engine
 from videoar.pipeline.input_url import named_input
 from videoar.pipeline.registry import BUILTIN, Registry, stage_class
 from videoar.pipeline.spec import PipelineSpec, StageSpec, parse_pipeline
-from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
-from videoar.pipeline.work.progress import ProgressWriter, clear_progress, rank_usage
-from videoar.pipeline.work.rank import training_prefix
-from videoar.pipeline.work.task import StageTask, WorkRecord, find_record, merge
-from videoar.records.run import RowCounts, Run, ShardCounts, StageRun, Status
+from videoar.pipeline.stage import Inputs
+from videoar.records.run import RowCounts, Run, StageRun, Status
 from videoar.records.run_folds import fold_runs_if_due
 from videoar.records.run_log import RunLog
 from videoar.records.run_record import (
@@ -52,7 +44,6 @@ from videoar.records.run_record import (
 from videoar.runner.damage import damage_removed
 from videoar.runner.decide import (
     Decision,
-    ShardWork,
     absence,
     check_datasets,
     check_tools,
@@ -61,12 +52,9 @@ from videoar.runner.decide import (
 )
 from videoar.runner.drift import find_drift, made_with
 from videoar.runner.inputs import Listing, compare, nothing_new, resolve
-from videoar.runner.strikes import suspects
+from videoar.runner.run_context import RunContext
+from videoar.runner.stage_work import StageWork
 from videoar.runner.supervisor import Supervisor
-from videoar.storage import layout
-from videoar.storage.delta_log import missing_files
-from videoar.storage.lease import HolderWatch
-from videoar.storage.reader import read_file
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
@@ -102,6 +90,15 @@ class Execution:
         self._absent: dict[str, str] = {}
         self.has_started = False
         self.stages = {s.name: StageRun(name=s.name, type=s.type) for s in self.spec.stages}
+        self._context = RunContext(
+            store=self.store,
+            run_id=self.run_id,
+            pipeline=self.spec.name,
+            registry=self.registry,
+            log=self._log,
+            supervisor=self._supervisor,
+            stages=self.stages,
+        )
 
     def run(self, start: str | None = None, until: str | None = None) -> Run:
         """Execute the pipeline, or the part from `start` to `until`, to its end or first error.
@@ -127,7 +124,7 @@ class Execution:
                     return load_run(self.store, self.run_id)
                 self._create(start, until)
                 for skipped in self.stages.keys() - {stage.name for stage in selected}:
-                    self._update(skipped, status="SKIPPED")
+                    self._context.update(skipped, status="SKIPPED")
                 # marks the run as running again if it is resumed, so only after everything that may
                 # refuse it
                 self._log.driver(made, drift)
@@ -282,41 +279,29 @@ class Execution:
 
     def _commit_input(self, name: str, listed: Snapshot | Listing) -> Snapshot:
         if isinstance(listed, Listing):
-            listed = listed.commit(self.store, self._provenance(name, "", {}))
+            listed = listed.commit(self.store, self._context.provenance(name, "", {}))
         if listed.contract == SOURCES:
             comparison = compare(self.store, self.spec.name, self.run_id, name, listed)
             self._log.input(name, comparison)
             logger.info("input %s: %s", name, comparison)
         return listed
 
-    def _provenance(self, stage: str, fingerprint: str, parents: dict[str, str]) -> Provenance:
-        return Provenance(
-            run_id=self.run_id,
-            pipeline=self.spec.name,
-            stage=stage,
-            fingerprint=fingerprint,
-            code_version=__version__,
-            parents=parents,
-        )
-
     def _run_stage(self, spec: StageSpec, *, must_exist: bool) -> None:
         """Reuse or compute the output of one stage; record an error before it is raised."""
         inputs = {port: self._snapshots[source] for port, source in spec.ports.items()}
         started = time.monotonic()
         ids = {port: snapshot.id for port, snapshot in inputs.items()}
-        self._update(spec.name, status="RUNNING", inputs=ids, started_at=time.time())
+        self._context.update(spec.name, status="RUNNING", inputs=ids, started_at=time.time())
         try:
             with damage_removed(self.store, inputs, self._made_again()):
                 # a resumed run is not compared with itself: it would report that nothing changed
                 decision = decide(
                     self.store, self.spec, spec, inputs, self.registry, before=self.run_id
                 )
-                self._update(spec.name, fingerprint=decision.fingerprint, reason=decision.reason)
-                snapshot = (
-                    self._execute(spec, decision, inputs, started, must_exist=must_exist)
-                    if decision.existing is None
-                    else self._reuse(spec.name, decision, decision.existing)
+                self._context.update(
+                    spec.name, fingerprint=decision.fingerprint, reason=decision.reason
                 )
+                snapshot = self._output_of(spec, decision, inputs, started, must_exist=must_exist)
                 # here: a blocked promotion is a failure of the stage, which has been committed
                 self._supervisor.check()
                 decision.stage.after_commit(snapshot, self.store, self.run_id)
@@ -324,6 +309,22 @@ class Execution:
             self._record_failure(spec.name, error, time.monotonic() - started)
             raise
         self._snapshots[spec.name] = snapshot
+
+    def _output_of(
+        self,
+        spec: StageSpec,
+        decision: Decision,
+        inputs: Inputs,
+        started: float,
+        *,
+        must_exist: bool,
+    ) -> Snapshot:
+        if decision.existing is not None:
+            return self._reuse(spec.name, decision, decision.existing)
+        if must_exist:
+            what = "has no finished snapshot"
+            raise ConfigError(f"stages.{spec.name}", what, "run without --from")
+        return StageWork(self._context, self.engine, spec, decision, inputs).execute(started)
 
     def _made_again(self) -> set[str]:
         """Return the datasets that this pipeline makes: of its stages and of its listings."""
@@ -333,15 +334,15 @@ class Execution:
     def _record_failure(self, name: str, error: BaseException, seconds: float) -> None:
         error = self._supervisor.cause or error
         status = _status_of(error)
-        self._update(
+        self._context.update(
             name, status=status, code=reason_code(error), error=str(error) or status,
             seconds=round(seconds, 3),
         )  # fmt: skip
-        self._log.stage(self.stages[name])
+        self._context.record(name)
 
     def _reuse(self, name: str, decision: Decision, snapshot: Snapshot) -> Snapshot:
         rejects = snapshot.rejects()
-        self._update(
+        self._context.update(
             name,
             status="CACHED",
             snapshot=snapshot.id,
@@ -349,239 +350,9 @@ class Execution:
             rows=RowCounts(out=snapshot.rows, rejected=rejects.rows if rejects else 0),
         )
         # recorded for cached stages, too: the next run is compared with the newest run
-        self._log.stage(self.stages[name], decision.fingerprint_parts)
+        self._context.record(name, decision.fingerprint_parts)
         logger.info("cached as %s", snapshot.id)
         return snapshot
-
-    def _execute(
-        self,
-        spec: StageSpec,
-        decision: Decision,
-        inputs: Inputs,
-        started: float,
-        *,
-        must_exist: bool,
-    ) -> Snapshot:
-        if must_exist:
-            what = "has no finished snapshot"
-            raise ConfigError(f"stages.{spec.name}", what, "run without --from")
-        clear_progress(self.store, self.run_id, spec.name)
-        self._update(spec.name, shards=_shard_counts(decision))
-        # the parts go first: the next run can tell what changed, even if this one is killed
-        self._log.stage(self.stages[spec.name], decision.fingerprint_parts)
-        logger.info("running: %s", decision.reason)
-        task = StageTask(
-            run_id=self.run_id,
-            dataset=spec.name,
-            stage_type=spec.type,
-            config=spec.config.model_dump(mode="json"),
-            inputs={port: snapshot.id for port, snapshot in inputs.items()},
-            fingerprint_parts=decision.fingerprint_parts,
-            store_url=self.store.url,
-            store_endpoint=self.store.endpoint,
-            registry=self.registry,
-        )
-        stage, state = f"stage {spec.name}", partial(self._progress, spec.name)
-        with self._supervisor.limits(stage, spec.config, state):
-            self.engine.waits = partial(self._backoff, spec.name)
-            record = self._compute(task, decision)
-        self._check_rejects(spec, record)
-        snapshot = self._commit(task, decision.stage, record)
-        seconds = time.monotonic() - started
-        self._update(
-            spec.name,
-            status="SUCCEEDED",
-            snapshot=snapshot.id,
-            rejects=snapshot.commit.rejects,
-            seconds=round(seconds, 3),
-            rows=RowCounts(in_=record.rows_in, out=record.rows_out, rejected=record.rows_rejected),
-        )
-        self._log.stage(self.stages[spec.name])
-        logger.info("committed %s after %.1f s", snapshot.id, seconds)
-        return snapshot
-
-    def _progress(self, name: str) -> object:
-        """Return what changes with each step of a stage: its counts, and a training's progress."""
-        key = layout.progress_key(self.run_id, name)
-        return self.stages[name].shards, self.store.objects.find(key)
-
-    def _compute(self, task: StageTask, decision: Decision) -> WorkRecord:
-        stage = decision.stage
-        if isinstance(stage, MapStage):
-            return self._map(task, stage, decision.work)
-        is_loop = stage.shape == "loop"
-        record_key = layout.loop_record_key if is_loop else layout.reduce_record_key
-        key = record_key(task.dataset, task.fingerprint)
-        # two gangs on one training would take its checkpoints from each other
-        right = training_prefix(task).rstrip("/") if is_loop else key.removesuffix(".json")
-        self._supervisor.claim(right, partial(self._waits_for, task.dataset, key))
-        self._update(task.dataset, status="RUNNING")
-        record = find_record(self.store, key)
-        # lost: killed before the commit, and files were withdrawn or removed since
-        if record is not None and any(missing_files(self.store.objects, record.all_files)):
-            self.store.objects.delete(key)  # the engine would adopt it
-            record = None
-        if record is None:
-            record = self.engine.loop(task) if is_loop else self.engine.reduce(task)
-            usage = sum(rank_usage(self.store, self.run_id, task.dataset), record.usage)
-            self._update(task.dataset, usage=usage)
-        self._update(task.dataset, shards=ShardCounts(planned=1, done=1))
-        return record
-
-    def _waits_for(self, name: str, key: str, holder: HolderWatch) -> bool:
-        """Show that a stage waits for another run; return whether that has done the work."""
-        if self.stages[name].status != "WAITING":
-            waiting = f"lease: {holder} does the same work"
-            self._update(name, status="WAITING", waiting=waiting)
-            self._log.stage(self.stages[name])
-            logger.info("waiting: %s", waiting)
-        return self.store.ledger.read(key) is not None
-
-    def _backoff(self, name: str, error: Exception | None) -> None:
-        """Show that a stage waits to be tried again after an error; None: that it goes on."""
-        if error is None:
-            if self.stages[name].waiting.startswith(_STORE):
-                self._show(name)
-            self._update(name, status="RUNNING")
-            self._show(name)
-            return
-        kind = _STORE if isinstance(error, StorageError) else "backoff"
-        self._update(name, status="WAITING", waiting=f"{kind}: tried again after {error}")
-        if kind != _STORE:  # that is recorded when the store is back
-            self._show(name)
-
-    def _show(self, name: str) -> None:
-        """Record the state of a stage for displays only: it goes on if the store fails again."""
-        try:
-            self._log.stage(self.stages[name])
-        except StorageError as error:
-            logger.warning("%s is not recorded: %s", self.stages[name].status, error)
-
-    def _map(self, task: StageTask, stage: MapStage[Any], work: ShardWork) -> WorkRecord:
-        # before any worker starts: it would adopt such a record, and the commit would name missing
-        # files
-        for key in work.stale_keys:
-            self.store.objects.delete(key)
-        records = dict(work.done)
-        counts = self.stages[task.dataset].shards
-        write_progress = ProgressWriter(task, "shard")
-
-        def finished(shard: Shard, record: WorkRecord) -> None:
-            nonlocal counts
-            self._supervisor.check()
-            records[shard.index] = record
-            counts = counts.model_copy(
-                update={
-                    "done": counts.done + 1,
-                    "quarantined": counts.quarantined + record.rows_rejected,
-                }
-            )
-            rows = self.stages[task.dataset].rows
-            self._update(
-                task.dataset,
-                shards=counts,
-                usage=self.stages[task.dataset].usage + record.usage,
-                rows=RowCounts(
-                    in_=rows.in_ + record.rows_in,
-                    out=rows.out + record.rows_out,
-                    rejected=rows.rejected + record.rows_rejected,
-                ),
-            )
-            report()
-
-        def report() -> None:
-            rows = self.stages[task.dataset].rows
-            metrics = {"rows": rows.out, "rejected": rows.rejected}
-            write_progress(counts.cached + counts.done, counts.planned, metrics)
-
-        if work.missing:
-            report()
-            self._map_missing(task, stage, work.missing, finished)
-        # an engine that loses a shard must not lead to a snapshot with fewer rows
-        for shard in work.shards:
-            if shard.index not in records:
-                raise StageError(f"stage {task.dataset}, shard {shard.index}", "has no work record")
-        # in the order of the plan: files and sums of floats must not depend on which shard ended
-        # first
-        total = merge([records[shard.index] for shard in work.shards])
-        self._update(
-            task.dataset,
-            # the counts so far are those of this attempt; `total` includes cached shards
-            shards=counts.model_copy(update={"quarantined": total.rows_rejected}),
-        )
-        if total.rows_rejected and not total.rows_out and not stage.allows_empty_output:
-            self._fail_empty(task, stage, work.shards, total)
-        metrics = summary(total.metrics)
-        self._update(task.dataset, metrics=metrics)
-        return total.model_copy(update={"metrics": metrics})
-
-    def _map_missing(
-        self,
-        task: StageTask,
-        stage: MapStage[Any],
-        missing: Sequence[Shard],
-        finished: ShardDone,
-    ) -> None:
-        alone = suspects(self.store, self.run_id, stage, task.dataset, missing)
-        for shard in alone:
-            where = f"stage {task.dataset}, shard {shard.index}"
-            logger.warning("%s: runs by itself, because the run has not got past it", where)
-            self._supervisor.watch(where)
-            self.engine.map_alone(task, shard, finished)
-        self._supervisor.watch(f"stage {task.dataset}")
-        if rest := missing[len(alone) :]:
-            self.engine.map(task, rest, finished)
-
-    def _fail_empty(
-        self, task: StageTask, stage: MapStage[Any], shards: Sequence[Shard], total: WorkRecord
-    ) -> None:
-        """Fail a stage that rejected all of its rows; the next run tries them again.
-
-        Most often the sources were unreachable: the records must not make that permanent.
-        """
-        columns = ["reasons", "uri", "detail"]
-        (first, *_) = read_file(self.store.objects, total.rejects[0], columns).to_pylist()
-        for shard in shards:
-            name = shard_fingerprint(task.fingerprint_parts, stage.sharded, shard)
-            self.store.objects.delete(layout.shard_record_key(task.dataset, name))
-        example = f"{first['reasons'][0]}: {first['uri']} {first['detail']}"
-        what = f"all of its {total.rows_rejected} rows were rejected, such as {example}"
-        raise StageError(f"stage {task.dataset}", what, "check that the sources are reachable")
-
-    def _check_rejects(self, spec: StageSpec, record: WorkRecord) -> None:
-        total, bound = record.rows_in, spec.config.max_reject_fraction
-        if total and record.rows_rejected > bound * total:
-            counts = {k: n for k, n in record.metrics.items() if k.startswith("reject/")}
-            most = max(counts, key=lambda k: counts[k], default="").removeprefix("reject/")
-            what = f"{record.rows_rejected} of {total} rows were rejected, more than"
-            what += f" max_reject_fraction {bound:g}" + f", most often for {most}" * bool(most)
-            hint = "list the reasons with: videoar quarantine ls, or raise the bound"
-            raise StageError(f"stage {spec.name}", what, hint)
-
-    def _commit(self, task: StageTask, stage: Stage[Any], record: WorkRecord) -> Snapshot:
-        self._supervisor.check()
-        crash_point("before-commit")
-        provenance = self._provenance(task.dataset, task.fingerprint, dict(task.inputs))
-        rejected = self.store.dataset(layout.rejects_dataset(task.dataset), REJECTS)
-        # rejects first: the commit of the output names their snapshot. Killed in between, the next
-        # attempt finds it by its fingerprint.
-        rejects = rejected.commit(record.rejects, provenance, {}).id if record.rejects else None
-        crash_point("rejects-committed")
-        dataset = self.store.dataset(task.dataset, stage.produces)
-        snapshot = dataset.commit(record.files, provenance, record.metrics, rejects)
-        crash_point("committed")
-        return snapshot
-
-    def _update(self, name: str, **changes: object) -> None:
-        if "status" in changes:
-            changes = {"waiting": "", **changes}
-        self.stages[name] = self.stages[name].model_copy(update=changes)
-
-
-def _shard_counts(decision: Decision) -> ShardCounts:
-    if not isinstance(decision.stage, MapStage):
-        return ShardCounts(planned=1)
-    return ShardCounts(planned=len(decision.work.shards), cached=len(decision.work.done))
 
 
 def _status_of(error: BaseException) -> Status:
