@@ -188,14 +188,13 @@ def _misfit(
     old_still = np.cumsum(np.abs(seen - old).sum(axis=1)[:0:-1], axis=0)[::-1]
     new_moves, old_moves = np.empty_like(new_still), np.empty_like(old_still)
     ones = np.ones(width * height, np.float32)
+    pushed = np.concatenate([new, old])  # from `width - seam` on: with the seam at that column
     for seam in range(1, width):
-        rest = width - seam
-        for moves, kept, moved in (
-            (new_moves, seen[:seam], new[rest:]),
-            (old_moves, seen[seam:], old[:rest]),
-        ):
-            change = np.subtract(kept, moved).reshape(-1, num)
-            moves[seam - 1] = ones[: len(change)] @ np.abs(change, out=change)
+        change = np.subtract(seen, pushed[width - seam : 2 * width - seam]).reshape(-1, num)
+        np.abs(change, out=change)
+        of_new = seam * height
+        new_moves[seam - 1] = ones[:of_new] @ change[:of_new]
+        old_moves[seam - 1] = ones[of_new:] @ change[of_new:]
     models = np.stack([new_moves + old_still, new_still + old_moves, new_moves + old_moves])
     models /= height * width
     return models.min(axis=1), (models.argmin(axis=1) + 1) / width
