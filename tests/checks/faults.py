@@ -56,7 +56,6 @@ ROWS = {
 NOT_MET = {
     2: "no test on several nodes yet", 3: "no test of a lost head yet", 4: "as 3",
     6: "there is no submit verb yet",
-    15: "not tested",
     17: "no watchdog of steps; needs a GPU", 30: "the cluster is a stand-in",
     32: "no check before the start",
 }  # fmt: skip

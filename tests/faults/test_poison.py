@@ -1,8 +1,13 @@
 """A shard that crashes, hangs or starves its process is known, tried a few times, and named."""
 
+import re
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import ray
+from ray._private.internal_api import memory_summary
 
 from tests.support.child_process import exit_code
 from tests.support.poison import REGISTRY, document, tries
@@ -142,3 +147,33 @@ def test_second_try_has_twice_the_memory(tmp_path, engine, memory_gib, is_enough
     with pytest.raises(OutOfMemoryError, match=r"stage big, shard 1, row 1 .* had \d.\d GiB"):
         execute(tmp_path.as_uri(), doc, engine)
     assert load_run(store, RUN).code == "OUT_OF_MEMORY"
+
+
+@pytest.mark.ray
+@pytest.mark.fault(15, "32 shards of 16 MiB each, on two workers")
+def test_object_store_of_ray_holds_keys_and_no_payloads(tmp_path, engine):
+    """512 MiB of rows go from workers to the store, and none of them through Ray."""
+    doc = document(
+        tmp_path / "v", *[f"{n:03}-large" for n in range(128)],
+        resources={"workers": 2, "cpus": 0.5},
+    )  # fmt: skip
+    peaks, is_over = [0], threading.Event()
+
+    def watch():
+        while not is_over.wait(0.2):
+            if ray.is_initialized():
+                summary = memory_summary(stats_only=True)
+                assert "Spilled" not in summary
+                peaks.append(int(re.search(r"Plasma memory usage (\d+) MiB", summary)[1]))
+
+    with ThreadPoolExecutor(1) as pool:
+        watching = pool.submit(watch)
+        try:
+            run = execute(tmp_path.as_uri(), doc, engine)
+        finally:
+            is_over.set()
+        watching.result()
+    big = open_store(tmp_path.as_uri()).snapshot(run.outputs["big"])
+    assert big.rows == 128
+    assert len(peaks) > 3
+    assert max(peaks) <= 8, peaks  # MiB

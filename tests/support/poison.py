@@ -19,6 +19,7 @@ from videoar.storage.store import Store
 
 REGISTRY = {"poison": "tests.support.poison:Poison"}
 _ROWS = 4  # per shard
+LARGE_BYTES = 4 << 20  # of a row of a name with `-large`
 
 
 def crash() -> None:
@@ -85,7 +86,13 @@ class Poison(Upper):
                     tried = context.store.ledger.append(f"tried/{name}", {})
                     if tried < self.config.at_most:
                         fault()
-            return mapper(batch)
+            output = mapper(batch)
+            if any("-large" in name for name in batch["name"].to_pylist()):
+                rows = output.rows
+                uris = [f"{uri}#{'x' * LARGE_BYTES}" for uri in rows["uri"].to_pylist()]
+                place = rows.column_names.index("uri")
+                return Output(rows.set_column(place, "uri", pa.array(uris)))
+            return output
 
         return act
 
