@@ -22,7 +22,7 @@ def test_shards_of_a_node_whose_disk_is_full_run_on_the_other(tmp_path, monkeypa
     try:
         full, _ = (cluster.add_node(num_cpus=1) for _ in range(2))
         doc = document(
-            tmp_path / "v", *[f"{n}-fill" for n in range(16)], only_node=full.node_id,
+            tmp_path / "v", *[f"{n}-fill" for n in range(32)], only_node=full.node_id,
             resources={"workers": 2}, retries={"infra": 1},
         )  # fmt: skip
         engine = RayEngine(cluster.address)
@@ -31,7 +31,7 @@ def test_shards_of_a_node_whose_disk_is_full_run_on_the_other(tmp_path, monkeypa
         engine.close()
     finally:
         cluster.shutdown()
-    assert (run.status, run.stage("big").rows.out) == ("SUCCEEDED", 16)
-    tried = [tries(store, f"{n}-fill") for n in range(16)]
+    assert (run.status, run.stage("big").rows.out) == ("SUCCEEDED", 32)
+    tried = [tries(store, f"{n}-fill") for n in range(32)]
     assert sum(tried) > 0
     assert max(tried) == 1

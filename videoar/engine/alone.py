@@ -29,6 +29,7 @@ InProcess = Callable[[Call, VideoARError | None], Any]
 """Makes a call in another process, after an error of an attempt before, if there was one; raises
 `WorkerLostError` or `OutOfMemoryError` if the process ends."""
 _PDEATHSIG = 1  # prctl(2)
+_END_S = 10.0  # chosen
 _HINT = "mend or remove that row, or give the stage's code to whoever wrote it"
 
 
@@ -137,6 +138,8 @@ def in_child(where: str, call: Callable[[], T]) -> T:
     except EOFError:
         child.join()
         raise _exit_error(where, child.exitcode or 0) from None
+    else:
+        child.join(_END_S)  # it closes what it has opened
     finally:
         child.kill()  # an interrupted driver leaves none
         child.join()
