@@ -1,6 +1,6 @@
 """Near duplicates: recall by kind of copy, clips wrongly rejected, time and memory.
 
-    python -m videoar.bench.near_duplicates --films 16 [--folder VIDEOS] [--hamming 12]
+    python -m videoar.bench.near_duplicates --films 16 [--folder VIDEOS] [--hamming 11]
     OMP_NUM_THREADS=1 python -m videoar.bench.near_duplicates --clips 1000000
 
 Films: drawn films of `videoar.bench.films`, each with its copies by ffmpeg, as ingest reads them.
@@ -162,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--films", type=int, default=0)
     parser.add_argument("--folder", default="")
-    parser.add_argument("--hamming", type=int, default=12)
+    parser.add_argument("--hamming", type=int, default=11)
     parser.add_argument("--clips", type=int, default=0)
     options = parser.parse_args()
     if options.films or options.folder:

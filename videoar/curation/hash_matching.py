@@ -22,10 +22,10 @@ from videoar.curation.candidates import CHROMA_EVERY
 
 _RATES = (1.0, 1.25, 0.8, 1.5, 2 / 3)  # of two clips
 _LAG = 4  # frames, half a second at 8 fps, after which a moving picture has changed
-_USUAL = 4  # bits that change in half a second
-_MOTION = (0, _USUAL, 8, 14, 24)
-_BOUND = (0.6, 1.0, 1.0, 1.0, 2.0)  # chosen: by motion, the bound of bits relative to the option
-_WITHIN = (0.2, 0.4, 0.6, 0.8, 1.2)  # chosen: that of a repeat inside a source, coded alike
+_USUAL = 8  # bits that change in half a second
+_MOTION = (0, 4, _USUAL, 14, 24)
+_BOUND = (0.65, 1.1, 1.0, 1.0, 2.2)  # chosen: by motion, the bound of bits relative to the option
+_WITHIN = (0.2, 0.4, 0.6, 0.9, 1.3)  # chosen: that of a repeat inside a source, coded alike
 _CHROMA = (3, 9)  # chosen: levels of colour up to which clips are equal, and from which on other
 _NO_MATCH = 64
 FULL = 240
@@ -56,7 +56,8 @@ def agreement(copy: Side, kept: Side, hamming: int, mask: np.uint64) -> np.ndarr
     """
     is_within = copy.source == kept.source
     motion = np.fmin(_motion(copy.hashes), _motion(kept.hashes))
-    motion = np.nan_to_num(motion, nan=_USUAL)  # three hashes, of an earlier version
+    # three hashes, of an earlier version, say nothing of motion
+    motion = np.where(np.isnan(motion), np.where(is_within, 0, _USUAL), motion)
     bounds = [np.interp(motion, _MOTION, relative) for relative in (_BOUND, _WITHIN)]
     bound = hamming * np.choose(is_within, bounds)
     if mask:

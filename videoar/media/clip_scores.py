@@ -28,6 +28,7 @@ _SIDE, _LOW = 32, 8
 _MOST_HASHED = 32  # chosen: bounds the row of a long clip
 _CHROMA_EVERY = 4  # hashed frames per frame with colours
 _FLAT = 2.0  # chosen: standard deviation of the grey levels of a bar with its coding noise
+_STEP, _QUIET = 4.0, 1.0  # chosen: that of the picture beside a bar; that of a bar without a step
 _ROUNDING = 1e-2  # above the rounding errors of the coefficients of a flat frame
 MIRROR = 0x5555_5555_5555_5555
 """Bits of the odd horizontal frequencies. Mirroring a frame negates these coefficients, which flips
@@ -176,11 +177,23 @@ def _without_bars(luma_THW: np.ndarray) -> tuple[slice, slice]:
     outermost = luma_THW[:, [0, -1]].std(axis=(0, 2)), luma_THW[:, :, [0, -1]].std(axis=(0, 1))
     if np.min(outermost) > _FLAT:  # nearly always
         return slice(None), slice(None)
-    rows = np.flatnonzero(luma_THW.std(axis=(0, 2)) > _FLAT)
-    columns = np.flatnonzero(luma_THW.std(axis=(0, 1)) > _FLAT)
-    if not len(rows) or not len(columns):
+    by_row, by_column = luma_THW.std(axis=(0, 2)), luma_THW.std(axis=(0, 1))
+    if by_row.max() <= _FLAT or by_column.max() <= _FLAT:
         return slice(None), slice(None)
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return _inside(by_row), _inside(by_column)
+
+
+def _inside(deviations: np.ndarray) -> slice:
+    """Return the lines that are no bars, by the deviation of the levels of each line.
+
+    A bar ends with a step; an edge that grows lighter slowly is dark, and flat once it is coded.
+    """
+    bars = []
+    for of_side in (deviations, deviations[::-1]):
+        first = int(np.argmax(of_side > _FLAT))
+        is_bar = of_side[first : first + 2].max() > _STEP
+        bars.append(first if is_bar else int(np.argmax(of_side > _QUIET)))
+    return slice(bars[0], len(deviations) - bars[1])
 
 
 def _centre(luma_THW: np.ndarray, side: int) -> np.ndarray:

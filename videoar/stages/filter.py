@@ -58,7 +58,7 @@ class FilterConfig(StageConfig):
     """Bounds that replace those of the policy; null disables one."""
     dedup: bool = True
     """Reject all but the best of clips that look the same."""
-    dedup_hamming: int = Field(default=12, ge=1, le=16)
+    dedup_hamming: int = Field(default=11, ge=1, le=16)
     """Number of differing bits, of 64, from which on two frames do not match at all, of clips of
     usual motion; up to twice as many where all moves, fewer where nothing does. A clip is rejected
     if its frames differ in less than 0.4 of it on average; fewer find less and err less.
