@@ -1,9 +1,10 @@
 """A store with many runs and data files, to measure what reading verbs cost as it grows.
 
 `python -m tests.support.many_runs FOLDER RUNS FILES [LATENCY_S]` makes it unless it is there, and
-prints requests and seconds of verbs; a page of a listing counts as one request. Each run has its
-own listing, FILES files of clips of 8 sources each, a model and a passed decision on it. Logs and
-index records are those that `Dataset.commit` writes, without its fsyncs and Delta actions.
+prints requests and seconds of verbs, as it does for the URL of a copy (`videoar store copy`). A
+page of a listing counts as one request. Each run has its own listing, FILES files of clips of 8
+sources each, a model and a passed decision on it. Logs and index records are those that
+`Dataset.commit` writes, without its fsyncs and Delta actions.
 """
 
 import json
@@ -17,10 +18,12 @@ import pyarrow as pa
 from tests.support.clip_rows import clip_row
 from tests.support.remote_objects import Counting
 from videoar import api
+from videoar.admin import promotion, registry
 from videoar.contracts.contract import load_contract
 from videoar.contracts.names import CLIPS, MODELS, RELEASES, SOURCES
 from videoar.core.ids import canonical_json, sha256_hex
 from videoar.core.processes import used_cpu_s
+from videoar.core.settings import settings
 from videoar.core.types import Commit, FileRef, Provenance
 from videoar.records.run_folds import fold_runs
 from videoar.storage import layout
@@ -151,15 +154,21 @@ def make(folder: Path, runs: int, files_a_run: int) -> None:
     fold_runs(store)
 
 
-def measure(folder: Path, latency_s: float) -> None:
-    """Print requests, seconds and CPU seconds of verbs."""
-    store = open_store(folder.absolute().as_uri())
+def measure(store: Store, latency_s: float) -> None:
+    """Print requests, seconds and CPU seconds of verbs; that of `promote` moves a ref again."""
     newest = {d: list(iter_commits(store.objects, d))[-1].snapshot for d in ("clips", "model")}
+    for key in list(store.ledger.list(layout.ref_log("champion"))):
+        store.objects.delete(key)
+    promotion.mirror_move = lambda *_: None  # it has a line of its own
     verbs = {
         "promote": lambda s: api.promote(s, newest["model"]),
+        "its mirror in MLflow": lambda s: registry.mirror_move(s, "champion"),
         "lineage": lambda s: api.lineage(s, newest["model"]),
         "lineage --down": lambda s: api.lineage(s, newest["clips"], down=True),
         "forget --dry-run": lambda s: api.forget(s, WANTED, dry_run=True),
+        "ls": lambda s: api.ls(s, 21),
+        "all runs": api.ls,
+        "status": api.status,
     }
     for name, verb in verbs.items():
         counting = Counting(store.objects, latency_s)
@@ -171,7 +180,9 @@ def measure(folder: Path, latency_s: float) -> None:
 
 
 if __name__ == "__main__":
-    folder, (runs, files_a_run) = Path(sys.argv[1]), map(int, sys.argv[2:4])
-    if not folder.exists():
-        make(folder, runs, files_a_run)
-    measure(folder, float(sys.argv[4]) if sys.argv[4:] else 0)
+    place, (runs, files_a_run) = sys.argv[1], map(int, sys.argv[2:4])
+    is_folder = "://" not in place
+    if is_folder and not Path(place).exists():
+        make(Path(place), runs, files_a_run)
+    url = Path(place).absolute().as_uri() if is_folder else place
+    measure(open_store(url, endpoint=settings().s3_endpoint), float([*sys.argv, "0"][4]))
