@@ -5,11 +5,12 @@ nothing.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from videoar.core.errors import ConfigError, ContractError
+from videoar.core.prefetch import concurrently
 from videoar.pipeline.fingerprint import (
     FingerprintParts,
     compute_parts,
@@ -28,7 +29,6 @@ from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
 Action = Literal["run", "cached", "partial", "skipped"]
-_CONCURRENT_READS = 16  # half of the connections of an S3 client, see `s3_store`
 _UNFINISHED = "has not finished before, or its files were withdrawn or are missing"
 
 
@@ -194,8 +194,10 @@ def split_by_record(
     }
     keys = {index: shard_record_key(dataset, name) for index, name in names.items()}
     listed = {index: key for index, key in keys.items() if key in known}
-    with ThreadPoolExecutor(_CONCURRENT_READS) as pool:  # on S3 one by one would take minutes
-        read = list(pool.map(lambda key: find_record(store, key), listed.values()))
+    if store.objects.is_local:  # threads gain nothing from a page cache
+        read = [find_record(store, key) for key in listed.values()]
+    else:  # one by one would take minutes
+        read = [r for _, r in concurrently(partial(find_record, store), listed.values())]
     # None: deleted since the listing, by another run that found its files missing
     records = {index: record for index, record in zip(listed, read, strict=True) if record}
     # all shards together: many files are compared with a listing, not by a request each
