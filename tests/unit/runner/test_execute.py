@@ -153,6 +153,7 @@ def test_snapshot_with_a_missing_or_damaged_file_is_recomputed(
     assert (set(statuses(third).values()), third.outputs) == ({"CACHED"}, again.outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(13, "a byte of a data file turned over, read by the next stage")
 @pytest.mark.parametrize("dataset", ["big", "videos"])
 def test_damage_that_a_stage_reads_is_named_and_made_again_by_the_next_run(
@@ -176,6 +177,7 @@ def test_damage_that_a_stage_reads_is_named_and_made_again_by_the_next_run(
     assert_readable(store, again)
 
 
+@pytest.mark.slow
 @pytest.mark.fault(13, "an object that a row names is lost or damaged, read by the next stage")
 @pytest.mark.parametrize("damage", ["lost", "damaged"])
 def test_damaged_object_is_made_again_with_the_row_that_names_it(
