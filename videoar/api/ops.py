@@ -98,9 +98,11 @@ def gc_plan(store: Store, days: float = 7.0, unfinished_days: float = 30.0) -> D
         `{ok, plan, keys, bytes, checks: [{name, ok, detail}]}`; a check per kind of garbage, and
         one that is not `ok` for what could not be read.
     """
-    from videoar.admin import gc
+    from videoar.admin import garbage, gc
 
-    retention = gc.Retention(keep_s=days * gc.DAY_S, unfinished_s=unfinished_days * gc.DAY_S)
+    retention = garbage.Retention(
+        keep_s=days * garbage.DAY_S, unfinished_s=unfinished_days * garbage.DAY_S
+    )
     made = gc.plan(store, retention)
     return _garbage_document(made.plan, made.kinds, made.problems)
 

@@ -4,8 +4,6 @@ Works for any pipeline: snapshots are selected by their contracts, not by the na
 that ended early has fewer snapshots, and its page fewer sections.
 """
 
-import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,7 +15,6 @@ import yaml
 
 from videoar.contracts.names import CLIPS, MODELS, PROFILES, RELEASES, SAMPLES, SCORES, SOURCES
 from videoar.core.types import Row
-from videoar.pipeline.work.progress import read_progress
 from videoar.records.lineage import sources_of
 from videoar.records.run import Run, Software
 from videoar.records.run_record import events_of
@@ -32,10 +29,8 @@ from videoar.report.curation import (
 )
 from videoar.report.damage import DamageLog
 from videoar.report.data import (
-    BlockTable,
     Card,
     Clip,
-    Curve,
     FunnelStep,
     Gate,
     GateRule,
@@ -45,26 +40,10 @@ from videoar.report.data import (
     Side,
     StageReport,
 )
+from videoar.report.training_curves import block_tables, recorded_curves, running_curves
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
-# Names of `training.held_out`.
-_BLOCK = re.compile(
-    r"(?P<variant>\w+)/frame(?P<frame>\d+)/scale(?P<scale>\d+)/block_(?P<quantity>nats|accuracy)"
-)
-_VARIANTS = {
-    "val": "held-out blocks, clean history",
-    "val_flipped": "held-out blocks, flipped history",
-}
-_UNITS = {
-    "bit_accuracy": "fraction",
-    "bit_entropy": "bits",
-    "bits_per_frame": "bits",
-    "frame_nats": "nats per bit",
-    "psnr_db": "dB",
-    "scale_nats": "nats per bit",
-}
-_SAMPLES = "samples/"  # of `training.sampling`: scores of a few samples during the training
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _SHOWN_SAMPLES = 24  # chosen: about 1 MB of demo clips; a page of them reads in a minute
@@ -102,8 +81,8 @@ def collect(
     own = [s for s in by_contract.get(SAMPLES, []) if s.id not in of_champion]
     samples = read("videos", _rows, own)
     curves = [
-        *read("training", _curves, models),
-        *read("training", _running_curves, store, run),
+        *read("training", recorded_curves, models),
+        *read("training", running_curves, store, run),
     ]
     of_each = partial(_of_each, cards)
     parts: dict[str, Any] = {
@@ -111,7 +90,7 @@ def collect(
         "contact_sheets": read("curation", contact_sheets, store, steps, thumbnail_budget_s),
         "duplicates": read("curation", duplicate_pairs, store, steps, thumbnail_budget_s),
         "checks": read("checks", data_checks, store, run),
-        "blocks": read("training", _blocks, models),
+        "blocks": read("training", block_tables, models),
         "generated": read("videos", _generated, store, samples, clips),
         "reconstructions": read("reconstructions", of_each, scores.reconstructions),
         "scale_series": read("reconstructions", of_each, scores.scale_series),
@@ -291,83 +270,6 @@ def _reasons(store: Store, rejects: str | None) -> Mapping[str, tuple[tuple[str,
     for row in rows:
         counts[row["kind"]][row["reasons"][0]] += 1
     return {kind: tuple(counted.most_common()) for kind, counted in counts.items()}
-
-
-def _curves(models: Iterable[Snapshot]) -> Iterator[tuple[Curve, bool]]:
-    """Yield the curves of trainings, and whether they are scores of samples."""
-    for model in models:
-        for row in model.table(columns=["history_json"]).to_pylist():
-            yield from _curves_of(model.dataset, json.loads(row["history_json"]))
-
-
-def _running_curves(store: Store, run: Run) -> Iterator[tuple[Curve, bool]]:
-    """Yield the curves so far of a training that runs, or was killed."""
-    for stage in run.stages:
-        # read again, as the run has it without the curve
-        if stage.progress and (found := read_progress(store, run.run_id, stage.name)):
-            yield from _curves_of(stage.name, found[1])
-
-
-def _curves_of(name: str, history: Sequence[Mapping[str, float]]) -> Iterator[tuple[Curve, bool]]:
-    panels = _panels(history)
-    for quantity, lines in panels.items():
-        series = {name: tuple(points) for name, points in lines.items()}
-        is_score = quantity.startswith(_SAMPLES)
-        title = f"{name}: {quantity.removeprefix(_SAMPLES)}"
-        unit = _UNITS.get(quantity) or scores.axis_unit(quantity.removeprefix(_SAMPLES))
-        if quantity == "loss" and "bit_accuracy" in panels:  # of a transformer
-            unit = _UNITS["scale_nats"]
-        yield Curve(title=title, x_label="steps", unit=unit, series=series), is_score
-
-
-def _panels(
-    history: Sequence[Mapping[str, float]],
-) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Group the training history by quantity: `train/loss` and `val/loss` share a panel."""
-    panels: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for point in history:
-        for name in point.keys() - {"step"}:
-            if _BLOCK.fullmatch(name):
-                continue  # a line per block could not be told apart: see `_blocks`
-            quantity = name if name.startswith(_SAMPLES) else name.rpartition("/")[2]
-            panels.setdefault(quantity, {}).setdefault(name, []).append((
-                point["step"],
-                point[name],
-            ))
-    return {quantity: dict(sorted(panels[quantity].items())) for quantity in sorted(panels)}
-
-
-def _blocks(models: Iterable[Snapshot]) -> Iterator[BlockTable]:
-    """Yield the last held-out numbers per block of each model, clean and corrupted."""
-    for model in models:
-        for row in model.table(columns=["history_json"]).to_pylist():
-            history = json.loads(row["history_json"])
-            measured = [point for point in history if any(map(_BLOCK.fullmatch, point))]
-            for variant, what in _VARIANTS.items() if measured else ():
-                cells = _cells(measured[-1], variant)
-                if cells:
-                    title = f"{model.dataset}: {what}"
-                    yield BlockTable(title=title, step=measured[-1]["step"], cells=cells)
-
-
-def _cells(
-    point: Mapping[str, float], variant: str
-) -> tuple[tuple[tuple[float, float] | None, ...], ...]:
-    """Return (nats, accuracy) by frame and scale."""
-    values: dict[tuple[int, int, str], float] = {}
-    for name, value in point.items():
-        match = _BLOCK.fullmatch(name)
-        if match and match["variant"] == variant:
-            values[int(match["frame"]), int(match["scale"]), match["quantity"]] = value
-    frames = 1 + max((frame for frame, _, _ in values), default=-1)
-    scales = 1 + max((scale for _, scale, _ in values), default=-1)
-    return tuple(
-        tuple(
-            (values[t, k, "nats"], values[t, k, "accuracy"]) if (t, k, "nats") in values else None
-            for k in range(scales)
-        )
-        for t in range(frames)
-    )
 
 
 def _generated(store: Store, samples: Sequence[Row], clips: list[Snapshot]) -> Iterator[Card]:

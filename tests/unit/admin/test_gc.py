@@ -9,7 +9,7 @@ import pytest
 from tests.support.child_process import exit_code, preload, start
 from tests.support.toy_runs import execute, execute_at, resume, toy_document, write_videos
 from videoar import api
-from videoar.admin import gc
+from videoar.admin import garbage, gc
 from videoar.bench.stores import commit
 from videoar.contracts.names import SAMPLES
 from videoar.core.errors import ConfigError, LeaseHeldError, TransientStorageError
@@ -21,11 +21,11 @@ from videoar.storage.lease import Lease
 from videoar.storage.store import Store, open_store
 
 preload(__name__)
-NOW = gc.Retention(keep_s=0.0, unfinished_s=0.0)
+NOW = garbage.Retention(keep_s=0.0, unfinished_s=0.0)
 DRAWN = {"draw": {"stage": "draw", "from": {"model": "model"}}}
 
 
-def collect(store: Store, retention: gc.Retention = NOW) -> dict[str, int]:
+def collect(store: Store, retention: garbage.Retention = NOW) -> dict[str, int]:
     deleted, problems = gc.apply(store, gc.plan(store, retention).plan)
     assert not problems
     return {kind: found.keys for kind, found in deleted.items()}
@@ -98,7 +98,7 @@ def test_nothing_younger_than_the_retention_time_goes(store, videos):
     execute(store, toy_document(videos))
     orphans(store)
     before = keys(store, "")
-    assert collect(store, gc.Retention()) == {}
+    assert collect(store, garbage.Retention()) == {}
     assert before <= keys(store, "")
 
 
@@ -171,7 +171,7 @@ def test_a_run_that_was_killed_resumes_to_the_same_snapshots(store, videos, tmp_
     undisturbed = execute(open_store((tmp_path / "other").as_uri()), document)
     assert exit_code(execute_at, store.url, document, "killed", VIDEOAR_CRASH_AT=point) == -9
     # what a resume would continue has a time of its own
-    kept = gc.Retention(keep_s=0.0)
+    kept = garbage.Retention(keep_s=0.0)
     records = keys(store, "stages/", "checkpoints/")
     collect(store, kept)
     assert records == keys(store, "stages/", "checkpoints/")
