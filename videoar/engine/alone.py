@@ -65,7 +65,7 @@ def attempts(run: InProcess, call: Call, failed: VideoARError | None = None) -> 
     """
     is_over, last = failed is not None, failed
 
-    def attempt() -> Any:  # noqa: ANN401 - what the call returns
+    def attempt() -> object:
         nonlocal is_over, last
         if is_over and last:
             is_over = False

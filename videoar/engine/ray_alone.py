@@ -36,7 +36,7 @@ class RayAlone:
         self._memory_gib = self._resources.memory_gib
         self._avoided: set[str] = set()
 
-    def __call__(self, call: Call, error: VideoARError | None = None) -> Any:  # noqa: ANN401 - its
+    def __call__(self, call: Call, error: VideoARError | None = None) -> object:
         """Make a call in another process.
 
         Args:
