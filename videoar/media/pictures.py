@@ -21,8 +21,16 @@ class Picture(NamedTuple):
     time_us: int = 0
 
 
-def pictures(decoder: SourceDecoder) -> Iterator[Picture]:
-    """Yield the frames of a source, each once its successor is decoded."""
+def pictures(decoder: SourceDecoder, *, with_neighbours: bool) -> Iterator[Picture]:
+    """Yield the frames of a source, each once its successor is decoded.
+
+    Without neighbours each is its own: a frame that is used at once is still in the caches.
+    """
+    if not with_neighbours:
+        for frame, errors in decoder.frames():
+            number, time_us = len(decoder.times_us) - 1, decoder.last_us
+            yield Picture(frame, frame, frame, decoder.orientation, errors, number, time_us)
+        return
     before: av.VideoFrame | None = None
     held: av.VideoFrame | None = None
     columns: tuple[Orientation, int, int, int] | None = None

@@ -110,7 +110,7 @@ class _ClipScan:
         self._longest_us = 0
 
     def clips(self) -> Iterator[DecodedClip | SourceMetadata]:
-        decoded = self._inside_bars(pictures(self._decoder))
+        decoded = self._inside_bars(self._pictures())
         samples = self._every_frame(decoded) if self._plan.rate_fps is None else self._grid(decoded)
         marked = self._measured(shots(samples, find=self._plan.find_shots))
         found = spans(marked, self._plan.num_frames)
@@ -185,7 +185,7 @@ class _ClipScan:
         for position in (first_us, None):
             self._decoder.seek(position)
             frames.clear()
-            for picture in pictures(self._decoder):
+            for picture in self._pictures():
                 if picture.time_us in take_us:
                     self._crop_as_recorded(picture)
                     frames[picture.time_us], _ = self._resizer.rgb(picture)
@@ -195,6 +195,9 @@ class _ClipScan:
                 return [frames[time_us] for time_us in take_us]
         what = f"only {len(frames)} of {len(set(take_us))} frames exist at the recorded times"
         raise MediaError(self._decoder.name, "CORRUPT", what)
+
+    def _pictures(self) -> Iterator[Picture]:
+        return pictures(self._decoder, with_neighbours=self._plan.deinterlace != "off")
 
     def _inside_bars(self, decoded: Iterator[Picture]) -> Iterator[Picture]:
         """Look for bars around the picture, if the first frame shows what may be one."""

@@ -45,7 +45,7 @@ def decoded(path):
     plain, scanned = [], []
     with open_source(path, DecodePlan()) as source:
         resizer = None
-        for picture in pictures(source):
+        for picture in pictures(source, with_neighbours=True):
             assert picture.errors == 0
             size = ((picture.frame.height, picture.frame.width),)
             resizer = resizer or FrameResizer(size, source.pixel_aspect)
