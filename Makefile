@@ -55,8 +55,9 @@ demo: setup  ## raw video to promoted model on this machine; INPUT=FOLDER takes 
 test: setup  ## the default test suite
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not gpu and not shared and not soak"
 
+# glibc keeps the memory of freed frames and tensors, instead of having each page cleared again.
 test-fast: setup  ## without Ray, browser, S3 and slow tests: under 90 s on two cores
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -m "$(FAST)" tests/unit tests/test_repo_shape.py
+	@MALLOC_TRIM_THRESHOLD_=536870912 MALLOC_MMAP_THRESHOLD_=536870912 $(BIN)/python -m pytest -n 2 --dist worksteal -m "$(FAST)" tests/unit tests/test_repo_shape.py
 
 check: setup  ## format, lint, types, layers, generated files, names, dependencies
 	@$(BIN)/ruff check .
