@@ -177,3 +177,15 @@ def test_object_store_of_ray_holds_keys_and_no_payloads(tmp_path, engine):
     assert big.rows == 128
     assert len(peaks) > 3
     assert max(peaks) <= 8, peaks  # MiB
+
+
+@pytest.mark.fault(
+    16, "a row for which there is too little memory beside another shard, in the driver"
+)
+def test_shard_without_memory_runs_with_nothing_beside_it(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("tests.support.poison.Poison.overlap", 2)
+    doc = document(tmp_path / "v", *names("starve"), at_most=1)
+    run = execute(tmp_path.as_uri(), doc)
+    assert (run.status, run.stage("big").rows.out) == ("SUCCEEDED", 8)
+    assert tries(open_store(tmp_path.as_uri()), "f-starve") == 2
+    assert "runs with nothing beside it after: stage big, shard 1: MemoryError" in caplog.text
