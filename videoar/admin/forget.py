@@ -230,8 +230,9 @@ def _scrub(store: Store, uris: Collection[str]) -> None:
     A record is overwritten, never absent. On a versioned bucket, older versions of all records are
     purged last, including those that a killed call has left.
     """
-    # longest first: `a.mp4` may be the beginning of `a.mp4?x`
-    by_length = [uri.encode() for uri in sorted(uris, key=len, reverse=True)]
+    # as JSON has them; longest first: `a.mp4` may be the beginning of `a.mp4?x`
+    texts = {text for uri in uris for text in (uri, json.dumps(uri)[1:-1])}
+    by_length = [text.encode() for text in sorted(texts, key=len, reverse=True)]
     for key in store.ledger.list(layout.RUNS_PREFIX):
         data = store.objects.find(key) if key.endswith(".json") else None
         if data is not None and any(uri in data for uri in by_length):

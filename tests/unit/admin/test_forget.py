@@ -9,7 +9,7 @@ from tests.support.child_process import exit_code
 from tests.support.small_pipeline import videoar
 from tests.support.small_videos import address, document, draw, run, sha, shards
 from tests.support.stored_text import holding_text
-from videoar.admin.forget import forget
+from videoar.admin.forget import _scrub, forget
 from videoar.api import quarantine
 from videoar.core.errors import ConfigError, SnapshotNotFoundError, WithdrawnError
 from videoar.media.sources import list_sources
@@ -251,6 +251,13 @@ def test_address_is_removed_from_errors_of_runs(store: Store, videos: Path):
     key = "runs/x/events/0000.json"
     store.ledger.create(key, {"kind": "stage", "error": f"{uri}: is broken"})
     forget(store, sha(videos / "a.mp4"))
+    assert store.ledger.read(key) == {"kind": "stage", "error": "(taken down): is broken"}
+
+
+def test_address_that_json_escapes_is_removed_from_errors_of_runs(store: Store):
+    uri, key = 's3://b/\u00e9 "1".mp4', "runs/x/events/0000.json"  # S3 keys may have any character
+    store.ledger.create(key, {"kind": "stage", "error": f"{uri}: is broken"})
+    _scrub(store, {uri})
     assert store.ledger.read(key) == {"kind": "stage", "error": "(taken down): is broken"}
 
 
