@@ -6,7 +6,12 @@ import signal
 import pytest
 
 from tests.support.hostile import video
-from videoar.core.errors import MediaError, OutOfMemoryError, WorkerLostError
+from videoar.core.errors import (
+    MediaError,
+    OutOfMemoryError,
+    TransientStorageError,
+    WorkerLostError,
+)
 from videoar.media.process import Limits
 from videoar.media.sandbox import SandboxedDecoder
 from videoar.media.scan import ScanPlan, scan
@@ -68,7 +73,32 @@ def _overwritten(path, by):
     path.write_bytes(by.read_bytes())
 
 
-@pytest.mark.parametrize("change", [_replaced, _overwritten])
+def _made_readable(path, by):
+    path.chmod(0o600)
+
+
+def _linked(path, by):
+    path.with_name("backup.mp4").hardlink_to(path)
+
+
+def _overwritten_with_old_times(path, by):
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    size = path.stat().st_size
+    path.write_bytes(by.read_bytes()[:size].ljust(size, b"\0"))
+    os.utime(path, ns=times)
+
+
+CHANGES = {
+    _replaced: (MediaError, "IO_TRANSIENT", "has changed while it was read"),
+    _overwritten: (MediaError, "IO_TRANSIENT", "has changed while it was read"),
+    # no verdict on the source: it is hashed and read again
+    _made_readable: (TransientStorageError, "STORE_UNAVAILABLE", "its mode, owner or links"),
+    _linked: (TransientStorageError, "STORE_UNAVAILABLE", "its mode, owner or links"),
+    _overwritten_with_old_times: (TransientStorageError, "STORE_UNAVAILABLE", "its mode, owner or"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_file_that_changes_after_it_was_hashed_gives_no_clip(tmp_path, decoder, change):
     path = video(tmp_path / "a.mp4", num_frames=40)
     other = video(tmp_path / "b.mp4", num_frames=40, picture="testsrc=s=64x48:r=12")
@@ -76,6 +106,7 @@ def test_a_file_that_changes_after_it_was_hashed_gives_no_clip(tmp_path, decoder
     fetched, _ = decoder.fetch(path.as_uri(), tmp_path / "into")
     assert len(list(decoder.scan(fetched))) == 3
     change(path, other)
-    with pytest.raises(MediaError, match="has changed while it was read") as error:
+    kind, code, message = CHANGES[change]
+    with pytest.raises(kind, match=message) as error:
         list(decoder.scan(fetched))
-    assert error.value.code == "IO_TRANSIENT"
+    assert error.value.code == code
