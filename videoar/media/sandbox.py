@@ -96,7 +96,7 @@ class SandboxedDecoder:
     def __init__(self, plan: ScanPlan, limits: Limits) -> None:
         self.plan, self.limits = plan, limits
         self._children: dict[str, _Child] = {}
-        self._fetched: tuple[Path, Identity | None] | None = None
+        self._fetched: tuple[Path, Identity | None, str] | None = None
 
     def __enter__(self) -> "SandboxedDecoder":
         return self
@@ -135,7 +135,7 @@ class SandboxedDecoder:
             # a server that does not answer is no fault of the source: the client waits for it
             limits = replace(limits, wall_s=limits.wall_s + settings().store_wait_s)
         *_, last = self._request(kind, limits, uri, {"uri": uri, "into": str(into)})
-        self._fetched = into / SOURCE, last.identity
+        self._fetched = into / SOURCE, last.identity, uri
         return into / SOURCE, last.sha256
 
     def scan(
@@ -155,13 +155,11 @@ class SandboxedDecoder:
 
     def run(self, path: Path, plan: ScanPlan) -> Iterator[DecodedClip | SourceMetadata]:
         """Yield what `videoar.media.scan.scan` yields with another plan; raises as `scan`."""
-        fetched, expected = self._fetched or (path, None)
-        request = {
-            "path": str(path),
-            "plan": plan.model_dump(),
-            "identity": expected if fetched == path else None,
-        }
-        yield from self._request(_SCAN, self.limits, path.name, request)
+        expected, name = None, path.name
+        if self._fetched and self._fetched[0] == path:  # its name says nothing of the source
+            _, expected, name = self._fetched
+        request = {"path": str(path), "plan": plan.model_dump(), "identity": expected}
+        yield from self._request(_SCAN, self.limits, name, request)
 
     def _request(
         self, kind: str, limits: Limits, name: str, request: dict[str, Any]

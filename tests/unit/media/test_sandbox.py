@@ -110,3 +110,4 @@ def test_a_file_that_changes_after_it_was_hashed_gives_no_clip(tmp_path, decoder
     with pytest.raises(kind, match=message) as error:
         list(decoder.scan(fetched))
     assert error.value.code == code
+    assert error.value.where == path.as_uri()
