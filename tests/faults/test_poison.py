@@ -162,7 +162,9 @@ def test_object_store_of_ray_holds_keys_and_no_payloads(tmp_path, engine):
     def watch():
         while not is_over.wait(0.2):
             if ray.is_initialized():
-                summary = memory_summary(stats_only=True)
+                # without the address, another Ray of this machine would be an error
+                own = ray.get_runtime_context().gcs_address
+                summary = memory_summary(address=own, stats_only=True)
                 assert "Spilled" not in summary
                 peaks.append(int(re.search(r"Plasma memory usage (\d+) MiB", summary)[1]))
 
