@@ -59,7 +59,7 @@ def test_row_that_ends_the_driver_is_named_after_two_strikes(tmp_path, fault):
     with pytest.raises(WorkerLostError, match=rf"shard 1, row 1 .*/f-{fault}.mp4") as error:
         execute(url, doc)
     assert "its process ended" in str(error.value)
-    # two drivers, two tries alone, and at most three to find the row
+    # two drivers, two isolated tries, and at most three to find the row
     assert tries(open_store(url), f"f-{fault}") <= 7
 
 
@@ -77,7 +77,7 @@ def test_shard_that_hangs_is_named_after_two_strikes(tmp_path):
 
 
 def test_driver_that_was_killed_twice_by_others_goes_on(tmp_path):
-    """The shard that is suspected does nothing wrong: it runs by itself, then all others."""
+    """The shard that is suspected does nothing wrong: it runs isolated, then all others."""
     url, doc = tmp_path.as_uri(), document(tmp_path / "v", *names("exit"), at_most=2)
     assert [exit_code(execute, url, doc) for _ in range(2)] == [7, 7]
     assert execute(url, doc).stage("big").shards.done == 1

@@ -85,9 +85,9 @@ class TimedEngine:
 
         self._engine.map(task, shards, record_time)
 
-    def map_alone(self, task: StageTask, shard: Shard, done: ShardDone) -> None:
+    def map_isolated(self, task: StageTask, shard: Shard, done: ShardDone) -> None:
         """Run a shard by itself."""
-        self._engine.map_alone(task, shard, done)
+        self._engine.map_isolated(task, shard, done)
 
     def loop(self, task: StageTask) -> WorkRecord:
         """Run the loop."""

@@ -20,6 +20,7 @@ code in the record of a run; `docs/operators.md` has the remedy for each.
     |  +- TransientStorageError      retryable
     |     +- ThrottledError          retryable
     |     +- DiskError               retryable
+    |     +- SourceChangedError      retryable
     +- ClusterUnknownError       8   the cluster cannot be reached, the result is unknown
     +- MediaError                3   one video; becomes a reject row, does not stop a stage
     +- StageError                3   an unexpected exception of a stage
@@ -36,6 +37,9 @@ from videoar.core.redact import redact
 
 ErrorKind = Literal["user", "data", "code", "infra", "preempt", "memory", "throttle"]
 """Whose fault an error is: of the user's file or argument, of data, of code, of a machine."""
+
+
+_RETRYABLE_MEDIA = frozenset({"IO_TRANSIENT", "TIMEOUT", "MEM"})
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -175,6 +179,12 @@ class DiskError(TransientStorageError):
     code = "DISK"
 
 
+class SourceChangedError(TransientStorageError):
+    """A source changed while it was read, in a way that says nothing about its content."""
+
+    code = "SOURCE_CHANGED"
+
+
 class ClusterUnknownError(VideoARError):
     """The cluster does not respond, so the state of the work on it is unknown."""
 
@@ -184,7 +194,10 @@ class ClusterUnknownError(VideoARError):
 
 
 class MediaError(VideoARError):
-    """One video cannot be used; `code` is the reason code of its reject row."""
+    """One video cannot be used; `code` is the reason code of its reject row.
+
+    It is `retryable` where the code hangs on limits in the options, or on a file being complete.
+    """
 
     code = "MEDIA"
     kind: ErrorKind = "data"
@@ -194,6 +207,7 @@ class MediaError(VideoARError):
         super().__init__(where, what)
         self.args = (where, code, what)  # pickle calls __init__ with these three
         self.code = code
+        self.retryable = code in _RETRYABLE_MEDIA
 
 
 class StageError(VideoARError):

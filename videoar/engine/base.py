@@ -67,7 +67,7 @@ class Engine(Protocol):
     def map(self, task: StageTask, shards: Sequence[Shard], done: ShardDone) -> None:
         """Run the shards in any order; call `done` in the driver as each one finishes."""
 
-    def map_alone(self, task: StageTask, shard: Shard, done: ShardDone) -> None:
+    def map_isolated(self, task: StageTask, shard: Shard, done: ShardDone) -> None:
         """Run a shard that may have ended the driver: in another process, and nothing beside it.
 
         Raises:

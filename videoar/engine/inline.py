@@ -11,8 +11,8 @@ from functools import partial
 
 from videoar.core.errors import OutOfMemoryError, StageError
 from videoar.core.prefetch import prefetch
-from videoar.engine.alone import in_child, run_alone
 from videoar.engine.base import ShardDone, Waits, waits_unseen, with_retries
+from videoar.engine.isolated import in_child, run_isolated
 from videoar.pipeline.stage import Shard
 from videoar.pipeline.work.progress import ProgressWriter
 from videoar.pipeline.work.rank import run_rank
@@ -41,10 +41,10 @@ class InlineEngine:
         for shard in shards:
             done(shard, with_retries(partial(worker, shard), retries, self.waits))
 
-    def map_alone(self, task: StageTask, shard: Shard, done: ShardDone) -> None:
+    def map_isolated(self, task: StageTask, shard: Shard, done: ShardDone) -> None:
         """Run a shard in a child process."""
         where = f"stage {task.dataset}, shard {shard.index}"
-        done(shard, run_alone(task, shard, lambda call, _: in_child(where, call), self.waits))
+        done(shard, run_isolated(task, shard, lambda call, _: in_child(where, call), self.waits))
 
     def loop(self, task: StageTask) -> WorkRecord:
         """Run the loop as a single rank."""

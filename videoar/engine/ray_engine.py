@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 from videoar.core.errors import ConfigError
-from videoar.engine.alone import attempts, run_alone
 from videoar.engine.base import ShardDone, Waits, waits_unseen, with_retries
 from videoar.engine.inline import finished_loop
-from videoar.engine.ray_alone import RayAlone
+from videoar.engine.isolated import attempts, run_isolated
+from videoar.engine.ray_isolated import RayIsolated
 from videoar.engine.ray_map import run_pool
 from videoar.engine.ray_serve import run_serve
 from videoar.engine.ray_session import connect, disconnect, unwrap
@@ -81,10 +81,10 @@ class RayEngine:
             for shard, record in results:
                 done(shard, record)
 
-    def map_alone(self, task: StageTask, shard: Shard, done: ShardDone) -> None:
+    def map_isolated(self, task: StageTask, shard: Shard, done: ShardDone) -> None:
         """Run a shard as a task."""
         with self._ray(task):
-            done(shard, run_alone(task, shard, RayAlone(task), self.waits))
+            done(shard, run_isolated(task, shard, RayIsolated(task), self.waits))
 
     def loop(self, task: StageTask) -> WorkRecord:
         """Run all ranks; if one fails, restart all of them from the newest checkpoint."""
@@ -102,7 +102,7 @@ class RayEngine:
             # the same machine, without the start of Ray and of a worker
             return with_retries(partial(run_reduce, task), config.retries, self.waits)
         with self._ray(task):
-            attempt = attempts(RayAlone(task), partial(_reduce, task))
+            attempt = attempts(RayIsolated(task), partial(_reduce, task))
             record: WorkRecord = with_retries(attempt, config.retries, self.waits)
         return record
 

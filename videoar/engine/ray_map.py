@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from videoar.core.errors import DiskError, OutOfMemoryError, VideoARError, WorkerLostError
-from videoar.engine.alone import run_alone
 from videoar.engine.base import Waits, with_retries
-from videoar.engine.ray_alone import RayAlone, located
+from videoar.engine.isolated import run_isolated
 from videoar.engine.ray_clip_readers import open_reader_slots
+from videoar.engine.ray_isolated import RayIsolated, located
 from videoar.engine.ray_session import environment
 from videoar.pipeline.stage import MapStage, Shard
 from videoar.pipeline.work.shard import ShardWorker
@@ -26,7 +26,7 @@ from videoar.pipeline.work.task import StageTask, WorkRecord
 
 logger = logging.getLogger(__name__)
 _WORKER_RESTARTS = 3
-_TASK_RETRIES = 1  # so a shard has ended two workers before it runs by itself
+_TASK_RETRIES = 1  # so a shard has ended two workers before it runs isolated
 _OF_MACHINE = (DiskError, OutOfMemoryError)
 """Errors that another machine, or one with nothing beside, may not have."""
 
@@ -68,7 +68,7 @@ def run_pool(
     """Run shards on an actor pool of the stage's size; yield each one as it finishes.
 
     Those that have ended their worker, or that the machine of their worker had no room for, run
-    once more when all others have finished: one at a time, see `RayAlone`.
+    once more when all others have finished: one at a time, see `RayIsolated`.
     """
     rows = [{"number": n, "shard": pickle.dumps(shard)} for n, shard in enumerate(shards)]
     failed: dict[int, VideoARError] = {}
@@ -86,8 +86,8 @@ def run_pool(
         shard = shards[number]
         lost = WorkerLostError(f"stage {task.dataset}, shard {shard.index}", "its worker died")
         error = failed.get(number, lost)
-        logger.warning("runs by itself after: %s", error)
-        yield shard, run_alone(task, shard, RayAlone(task), waits, error)
+        logger.warning("runs isolated after: %s", error)
+        yield shard, run_isolated(task, shard, RayIsolated(task), waits, error)
 
 
 def run_actors(

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from videoar.core.errors import MediaError, TransientStorageError
+from videoar.core.errors import MediaError, VideoARError
 from videoar.core.scratch import Scratch, sweep
 from videoar.core.types import Row
 from videoar.media.decode import decode_clip
@@ -99,9 +99,9 @@ class ClipReader:
     def _decoded(self, row: Mapping[str, Any], plan: ScanPlan) -> list[object]:
         try:
             return list(self._decoder.run(self._fetched(row), plan))
-        except (MediaError, TransientStorageError) as error:
-            if not isinstance(error, MediaError) or error.code == "IO_TRANSIENT":
-                self._drop_source()  # it was written to, so its digest must be taken again
+        except VideoARError as error:
+            if error.retryable:  # it may have been written to: its digest is taken again
+                self._drop_source()
             raise
 
     def _fetched(self, row: Mapping[str, Any]) -> Path:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
-from videoar.core.errors import DiskError, MediaError, StorageError, TransientStorageError
+from videoar.core.errors import DiskError, MediaError, SourceChangedError, StorageError
 from videoar.core.settings import settings
 from videoar.media.probe import read_error, require_file
 
@@ -54,7 +54,7 @@ def require_unchanged(path: Path, expected: Identity, name: str) -> None:
 
     Raises:
         MediaError: `IO_TRANSIENT`: it has been replaced or written to.
-        TransientStorageError: its mode, owner or number of links has changed, as `chmod` or a
+        SourceChangedError: its mode, owner or number of links has changed, as `chmod` or a
             backup does, which is no verdict on it; or it was written to and its time was reset.
         VideoARError: see `read_error`.
     """
@@ -64,7 +64,7 @@ def require_unchanged(path: Path, expected: Identity, name: str) -> None:
         raise read_error(path, error) from error
     if actual[:-1] == tuple(expected[:-1]) and actual != tuple(expected):
         what = "its mode, owner or links have changed while it was read"
-        raise TransientStorageError(name, what, "run again")
+        raise SourceChangedError(name, what, "run again")
     if actual != tuple(expected):
         what = "has changed while it was read: it is read again once it is complete"
         raise MediaError(name, "IO_TRANSIENT", what)

@@ -15,8 +15,6 @@ Code = Literal[
     "IO_TRANSIENT", "IO_PERMANENT", "DUPLICATE_EXACT", "FORGOTTEN", "ORIENTATION_DENIED",
 ]  # fmt: skip
 CODES: tuple[str, ...] = get_args(Code)
-RETRYABLE = frozenset({"IO_TRANSIENT", "TIMEOUT", "MEM"})
-"""Codes that hang on limits in the options: more time or memory may accept the file."""
 _EXIT_KINDS = {
     "TIMEOUT": "timeout",
     "MEM": "rlimit",
@@ -40,5 +38,5 @@ def reject_row(
         "reasons": [error.code],
         "detail": error.what,
         "exit_kind": _EXIT_KINDS.get(error.code, "exception"),
-        "retryable": error.code in RETRYABLE,
+        "retryable": error.retryable,
     }

@@ -50,6 +50,7 @@ from videoar.core.errors import (
     DiskError,
     MediaError,
     OutOfMemoryError,
+    SourceChangedError,
     StorageError,
     ThrottledError,
     TransientStorageError,
@@ -61,7 +62,6 @@ from videoar.core.types import Json
 from videoar.media.confinement import confine
 from videoar.media.fetch import SOURCE, Fetched, Identity, fetch, require_unchanged
 from videoar.media.process import Limits, kill_group, message_file, tail
-from videoar.media.reject_codes import RETRYABLE
 from videoar.media.scan import DecodedClip, ScanPlan, scan
 from videoar.media.source_decoder import SourceMetadata
 from videoar.media.synthetic import SCHEME, render_file
@@ -73,7 +73,9 @@ _SCAN = "scan"
 _DOWNLOAD = "download"  # the only kind of child that receives S3 credentials
 _RECYCLE_AFTER = 1000  # chosen: sources per child; bounds what a leaking decoder accumulates
 _OF_DECODER = {-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGILL}
-_FAULTS = {c.code: c for c in (DiskError, ThrottledError, TransientStorageError)}
+_FAULTS = {
+    c.code: c for c in (DiskError, SourceChangedError, ThrottledError, TransientStorageError)
+}
 _Item = DecodedClip | SourceMetadata | Fetched
 T = TypeVar("T")
 
@@ -83,7 +85,7 @@ def second_try(work: Callable[[], T]) -> T:
     try:
         return work()
     except MediaError as error:
-        if error.code not in RETRYABLE | {"CRASH"}:
+        if not (error.retryable or error.code == "CRASH"):
             raise
     except (OutOfMemoryError, WorkerLostError):
         pass

@@ -210,14 +210,14 @@ class StageWork:
     def _map_missing(
         self, stage: MapStage[Any], missing: Sequence[Shard], finished: ShardDone
     ) -> None:
-        alone = suspects(self._store, self._run.run_id, stage, self._spec.name, missing)
-        for shard in alone:
+        isolated = suspects(self._store, self._run.run_id, stage, self._spec.name, missing)
+        for shard in isolated:
             where = f"{self._where}, shard {shard.index}"
-            logger.warning("%s: runs by itself, because the run has not got past it", where)
+            logger.warning("%s: runs isolated, because the run has not got past it", where)
             self._run.supervisor.watch(where)
-            self._engine.map_alone(self._task, shard, finished)
+            self._engine.map_isolated(self._task, shard, finished)
         self._run.supervisor.watch(self._where)
-        if rest := missing[len(alone) :]:
+        if rest := missing[len(isolated) :]:
             self._engine.map(self._task, rest, finished)
 
     def _fail_empty(self, stage: MapStage[Any], shards: Sequence[Shard], total: WorkRecord) -> None:

@@ -21,7 +21,7 @@ _UNDECIDED = {"RUNNING", "WAITING", "TIMED_OUT"}
 def suspects(
     store: Store, run_id: str, stage: MapStage[Any], name: str, missing: Sequence[Shard]
 ) -> Sequence[Shard]:
-    """Return the unfinished shards that must run alone; none in a run that goes forward.
+    """Return the unfinished shards that must run isolated; none in a run that goes forward.
 
     Args:
         store: where.

@@ -9,7 +9,7 @@ from tests.support.hostile import video
 from videoar.core.errors import (
     MediaError,
     OutOfMemoryError,
-    TransientStorageError,
+    SourceChangedError,
     WorkerLostError,
 )
 from videoar.media.process import Limits
@@ -92,9 +92,9 @@ CHANGES = {
     _replaced: (MediaError, "IO_TRANSIENT", "has changed while it was read"),
     _overwritten: (MediaError, "IO_TRANSIENT", "has changed while it was read"),
     # no verdict on the source: it is hashed and read again
-    _made_readable: (TransientStorageError, "STORE_UNAVAILABLE", "its mode, owner or links"),
-    _linked: (TransientStorageError, "STORE_UNAVAILABLE", "its mode, owner or links"),
-    _overwritten_with_old_times: (TransientStorageError, "STORE_UNAVAILABLE", "its mode, owner or"),
+    _made_readable: (SourceChangedError, "SOURCE_CHANGED", "its mode, owner or links"),
+    _linked: (SourceChangedError, "SOURCE_CHANGED", "its mode, owner or links"),
+    _overwritten_with_old_times: (SourceChangedError, "SOURCE_CHANGED", "its mode, owner or links"),
 }
 
 

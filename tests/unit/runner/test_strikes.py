@@ -1,4 +1,4 @@
-"""Which shards run alone, by the record of a run; and how the row is found that ends a process."""
+"""Which shards run isolated, by the record of a run; and how a row that ends a process is found."""
 
 from types import SimpleNamespace
 
@@ -6,9 +6,9 @@ import pytest
 
 from tests.support.poison import REGISTRY, document
 from videoar.core.errors import WorkerLostError
-from videoar.engine.alone import run_alone
 from videoar.engine.base import waits_unseen
 from videoar.engine.inline import InlineEngine
+from videoar.engine.isolated import run_isolated
 from videoar.pipeline.spec import parse_pipeline
 from videoar.runner import strikes
 from videoar.runner.execute import Execution
@@ -27,7 +27,7 @@ def ends(status):
 
 
 @pytest.mark.parametrize(
-    ("events", "alone"),
+    ("events", "isolated"),
     [
         ([begins(0)], False),
         ([begins(0), begins(0)], False),
@@ -41,13 +41,13 @@ def ends(status):
     ],
 )
 def test_shards_are_suspects_after_two_attempts_that_did_not_get_past_them(
-    monkeypatch, events, alone
+    monkeypatch, events, isolated
 ):
     monkeypatch.setattr(strikes, "events_of", lambda *_: [{"kind": "driver"}, *events])
     stage = SimpleNamespace(
         overlap=1, config=SimpleNamespace(resources=SimpleNamespace(max_workers=2))
     )
-    assert list(suspects(None, "r", stage, "x", "abc")) == (["a", "b"] if alone else [])
+    assert list(suspects(None, "r", stage, "x", "abc")) == (["a", "b"] if isolated else [])
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_row_that_ends_its_process_is_found_by_halving(tmp_path, names, found):
     class Engine(InlineEngine):
         def map(self, task, shards, done):
             with pytest.raises(WorkerLostError) as error:
-                run_alone(task, shards[0], run, waits_unseen)
+                run_isolated(task, shards[0], run, waits_unseen)
             seen.append(str(error.value))
             super().map(task, shards, done)
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from videoar.core.errors import MediaError, StageError, TransientStorageError
 from videoar.core.types import Row
-from videoar.media.reject_codes import RETRYABLE
 
 logger = logging.getLogger(__name__)
 _MAX_SKIPPED_FRACTION = 0.01  # chosen: a damaged file passes, a missing disk does not
@@ -76,7 +75,7 @@ class ClipCache:
         try:
             frames_THWC = self._decode(self._rows[index])
         except MediaError as error:
-            if error.code in RETRYABLE:
+            if error.retryable:
                 what, hint = f"{error.code}: {error.what}", "check that its source is reachable"
                 raise TransientStorageError(error.where, what, hint) from error
             self._skip(index, error)

@@ -1,4 +1,4 @@
-"""Single calls as Ray tasks, for a shard that must run by itself: see `run_alone`.
+"""Single calls as Ray tasks, for a shard that runs isolated: see `run_isolated`.
 
 After an error of memory a call reserves twice as much as the one before, so Ray places it where
 that is free. After an error of a disk it is placed on another machine, if there is one.
@@ -8,7 +8,7 @@ import pickle
 from typing import Any, TypeVar
 
 from videoar.core.errors import DiskError, OutOfMemoryError, VideoARError
-from videoar.engine.alone import Call
+from videoar.engine.isolated import Call
 from videoar.engine.ray_session import environment, unwrap
 from videoar.pipeline.work.task import StageTask
 
@@ -23,7 +23,7 @@ def located(error: E) -> E:
     return error
 
 
-class RayAlone:
+class RayIsolated:
     """Makes calls as Ray tasks of a stage's size.
 
     Args:

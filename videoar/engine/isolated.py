@@ -1,4 +1,4 @@
-"""A shard by itself: one at a time, in a process of its own, with the whole machine to it.
+"""An isolated shard: one at a time, in a process of its own, with the whole machine to it.
 
 What a shard does to its process (a crash of native code, an exit, all of the memory) then happens
 to no other shard, and is known to be of this one. How often it may do so is a budget; after that
@@ -33,7 +33,7 @@ _END_S = 10.0  # chosen
 _HINT = "mend or remove that row, or give the stage's code to whoever wrote it"
 
 
-def run_alone(
+def run_isolated(
     task: StageTask, shard: Shard, run: InProcess, waits: Waits, failed: VideoARError | None = None
 ) -> WorkRecord:
     """Run a shard as often as the budget of its error allows.
@@ -91,7 +91,7 @@ def _probe(task: StageTask, shard: Shard, first: int, last: int) -> None:
 
 
 def _culprit(task: StageTask, shard: Shard, run: InProcess) -> str:
-    """Return which row of a shard ends its process; "" if none does by itself."""
+    """Return which row of a shard ends its process; "" if no single one does."""
 
     def ends(first: int, last: int) -> bool:
         try:
