@@ -1,5 +1,6 @@
 """Read the decisions of promotion gates."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from videoar.contracts.names import RELEASES
@@ -61,11 +62,13 @@ def newest_decision(store: Store, candidate: str, ref: str | None = None) -> Row
     one, and one of an earlier version, which kept no log, as older. Of equally new ones the one
     that blocks is returned.
     """
-    commits = {c.snapshot: c for c in iter_commits(store.objects, contract=RELEASES)}
+    with ThreadPoolExecutor(1) as beside:  # the log takes as long to read as the commits
+        log = beside.submit(lambda: list(store.ledger.entries(DECISIONS_LOG)))
+        commits = {c.snapshot: c for c in iter_commits(store.objects, contract=RELEASES)}
+        numbers = {entry["decision"]: number for number, entry in enumerate(log.result())}
     # by the commits first: each decision would take requests, of which few are on this model
     parents = {n: c.provenance.parents.values() for n, c in commits.items()}
     on_it = [name for name, of_it in parents.items() if not of_it or candidate in of_it]
-    numbers = {e["decision"]: n for n, e in enumerate(store.ledger.entries(DECISIONS_LOG))}
     recorded = [commits[snapshot] for snapshot in numbers if snapshot in commits]
     versions = {c.dataset: c.version for c in sorted(recorded, key=lambda c: c.version)}
 
@@ -78,7 +81,7 @@ def newest_decision(store: Store, candidate: str, ref: str | None = None) -> Row
             return 0, 0, commit.provenance.run_id, blocks
         return 2, 0, "", blocks
 
-    read = concurrently(lambda snapshot: _decision(store.snapshot(snapshot)), on_it)
-    decisions = (decision for _, decision in read)
+    snapshots = [Snapshot(store.objects, store.ledger, commits[name]) for name in on_it]
+    decisions = (decision for _, decision in concurrently(_decision, snapshots))
     matching = [d for d in decisions if d["candidate"] == candidate and ref in {None, d["ref"]}]
     return max(matching, key=age, default=None)

@@ -15,6 +15,7 @@ from videoar.contracts.names import RELEASES
 from videoar.core.errors import ConfigError, GateError, RefMovedError, one_line
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.fingerprint import compute_parts, fingerprint
+from videoar.records.mlflow_mirror import import_ahead
 from videoar.records.names import find_snapshot
 from videoar.records.run_history import stage_parts
 from videoar.stages.promote import (
@@ -43,6 +44,7 @@ def promote(store: Store, model: str, ref: str = "champion") -> dict[str, Any]:
     Raises:
         GateError: no decision on this model for this ref, or its newest one has a broken rule.
     """
+    import_ahead(store)
     candidate = find_snapshot(store, model).id
     for _ in range(_MAX_ATTEMPTS):
         decision = newest_decision(store, candidate, ref)

@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -87,18 +88,8 @@ def _client(store: Store, *, writes: bool = True) -> "MlflowClient":
     Raises:
         DamagedError: `writes` is False, and it is damaged or names artifacts of another folder.
     """
-    # Before the import: MLflow reads settings once, at import time. Without the limits, one
-    # call to a server that is silent takes up to 15 minutes.
-    set_defaults(
-        MLFLOW_DISABLE_TELEMETRY="true",
-        MLFLOW_ENABLE_ASYNC_LOGGING="false",
-        MLFLOW_HTTP_REQUEST_TIMEOUT=_CALL_TIMEOUT_S,
-        MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
-    )
+    _import_mlflow()
     from mlflow import MlflowClient
-
-    # else it logs every database migration
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
 
     path = mlflow_database.database(store)
     if path and writes:
@@ -108,6 +99,33 @@ def _client(store: Store, *, writes: bool = True) -> "MlflowClient":
         mlflow_database.require_usable(path)
     uri = tracking_uri(store)
     return _open_database(uri) if path else MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def import_ahead(store: Store) -> None:
+    """Import MLflow in a thread: it takes a second, while the caller waits for the store."""
+
+    def run() -> None:
+        with suppress(Exception):  # raised again, and reported, where it is needed
+            _import_mlflow()
+            for part in ("model_registry", "tracking") if mlflow_database.database(store) else ():
+                import_module(f"mlflow.store.{part}.sqlalchemy_store")
+
+    # no daemon: a process that exits in the middle of an import may crash
+    threading.Thread(target=run, name="mlflow-import").start()
+
+
+def _import_mlflow() -> None:
+    # Before the import: MLflow reads settings once, at import time. Without the limits, one
+    # call to a server that is silent takes up to 15 minutes.
+    set_defaults(
+        MLFLOW_DISABLE_TELEMETRY="true",
+        MLFLOW_ENABLE_ASYNC_LOGGING="false",
+        MLFLOW_HTTP_REQUEST_TIMEOUT=_CALL_TIMEOUT_S,
+        MLFLOW_HTTP_REQUEST_MAX_RETRIES="0",
+    )
+    import_module("mlflow")
+    # else it logs every database migration
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 
 def _open_database(uri: str) -> "MlflowClient":
