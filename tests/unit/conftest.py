@@ -7,4 +7,4 @@ import pytest
 def no_registry(request, monkeypatch):
     """Mirror no refs: MLflow takes seconds to create a database. `test_registry` tests it."""
     if request.path.name != "test_registry.py":
-        monkeypatch.setattr("videoar.records.mlflow_mirror.mirror_ref", lambda *_: None)
+        monkeypatch.setattr("videoar.records.mlflow.aliases.mirror_ref", lambda *_: None)

@@ -15,7 +15,7 @@ from videoar.contracts.names import RELEASES
 from videoar.core.errors import ConfigError, GateError, RefMovedError, one_line
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.fingerprint import compute_parts, fingerprint
-from videoar.records.mlflow_mirror import import_ahead
+from videoar.records.mlflow.client import import_ahead
 from videoar.records.names import find_snapshot
 from videoar.records.run_history import stage_parts
 from videoar.stages.promote import (

@@ -13,7 +13,7 @@ from videoar.contracts.names import MODELS
 from videoar.core.errors import VideoARError, one_line
 from videoar.core.settings import settings
 from videoar.pipeline.spec import PipelineSpec
-from videoar.records import mlflow_mirror
+from videoar.records.mlflow import aliases, client, runs
 from videoar.records.run_record import load_run
 from videoar.storage.layout import report_key
 from videoar.storage.snapshot import Snapshot
@@ -27,7 +27,7 @@ LATER = f"{FIX} does it later"
 def mirror_run(store: Store, spec: PipelineSpec, run_id: str, page: bytes | None) -> None:
     """Mirror a run that has ended and the refs that MLflow has otherwise; only warn of errors."""
     with _only_warned(f"run {run_id} is not mirrored to MLflow"):
-        mlflow_mirror.record_run(store, load_run(store, run_id), page, spec)
+        runs.record_run(store, load_run(store, run_id), page, spec)
         _mirror_refs(store, _stale_refs(store))
 
 
@@ -56,31 +56,29 @@ def mirror(store: Store, *, fix: bool) -> str:
         VideoARError: they differ and `fix` is False, or MLflow cannot be used.
     """
     try:
-        runs, refs = mlflow_mirror.unmirrored(store, repair=fix), _stale_refs(store)
+        open_runs, refs = runs.unmirrored(store, repair=fix), _stale_refs(store)
         if fix:
-            for run in runs:
-                mlflow_mirror.record_run(store, run, store.objects.find(report_key(run.run_id)))
+            for run in open_runs:
+                runs.record_run(store, run, store.objects.find(report_key(run.run_id)))
             _mirror_refs(store, refs)
     except VideoARError:
         raise
     except Exception as error:
-        uri = one_line(mlflow_mirror.tracking_uri(store))
+        uri = one_line(client.tracking_uri(store))
         hint = "is the server up?" if settings().mlflow_uri else "" if fix else FIX
         raise VideoARError(uri, one_line(error), hint) from error
-    parts = ", ".join([f"{len(runs)} runs"] * bool(runs) + [f"ref {ref}" for ref in refs])
+    parts = ", ".join([f"{len(open_runs)} runs"] * bool(open_runs) + [f"ref {ref}" for ref in refs])
     if parts and not fix:
-        where = mlflow_mirror.registered_name(store)
+        where = aliases.registered_name(store)
         raise VideoARError(where, f"MLflow lacks the newest of {parts}", FIX)
     return f"mirrored: {parts}" if parts else "MLflow has all runs and refs"
 
 
 def _stale_refs(store: Store) -> list[str]:
     """Return the refs of models whose alias points at another snapshot."""
-    aliases = mlflow_mirror.mirrored_aliases(store)
+    mirrored = aliases.mirrored_aliases(store)
     heads = {ref: store.refs.head(ref) for ref in store.refs.names()}
-    changed = [
-        ref for ref, head in heads.items() if aliases.get(mlflow_mirror.alias_of(ref)) != head
-    ]
+    changed = [ref for ref, head in heads.items() if mirrored.get(aliases.alias_of(ref)) != head]
     return [ref for ref in changed if store.snapshot(ref).contract == MODELS]
 
 
@@ -97,4 +95,4 @@ def _mirror_refs(store: Store, refs: Iterable[str]) -> None:
         return True
 
     for ref in refs:
-        mlflow_mirror.mirror_ref(store, ref, package)
+        aliases.mirror_ref(store, ref, package)

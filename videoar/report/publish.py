@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable
 
 from videoar.core.errors import VideoARError, one_line
-from videoar.records.mlflow_mirror import record_run
+from videoar.records.mlflow.runs import record_run
 from videoar.records.run import Run
 from videoar.records.run_record import load_run
 from videoar.report.collect import collect

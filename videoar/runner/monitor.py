@@ -11,7 +11,7 @@ from typing import Self
 from videoar.core.errors import VideoARError
 from videoar.core.logging import log_context
 from videoar.pipeline.work.progress import duration, read_progress
-from videoar.records.mlflow_mirror import LiveMirror
+from videoar.records.mlflow.live import LiveMirror
 from videoar.records.run import StageRun
 from videoar.runner.execute import Execution
 

@@ -21,7 +21,8 @@ from videoar.admin.promotion import rollback
 from videoar.core.errors import VideoARError
 from videoar.core.settings import settings
 from videoar.pipeline.spec import parse_pipeline
-from videoar.records import mlflow_database, mlflow_mirror
+from videoar.records.mlflow import aliases, database, runs
+from videoar.records.mlflow import client as mlflow_client
 from videoar.storage.store import Store, open_store
 
 pytestmark = pytest.mark.slow  # MLflow creates a database in seconds
@@ -64,7 +65,7 @@ def mlflow_at(monkeypatch):
 def client_of(store: Store):
     from mlflow import MlflowClient
 
-    uri = mlflow_mirror.tracking_uri(store)
+    uri = mlflow_client.tracking_uri(store)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
@@ -83,7 +84,7 @@ def test_champion_loads_with_mlflow_and_generates_the_same_video(mirrored: Store
     import mlflow
     import pandas as pd
 
-    mlflow.set_tracking_uri(mlflow_mirror.tracking_uri(mirrored))
+    mlflow.set_tracking_uri(mlflow_client.tracking_uri(mirrored))
     loaded = mlflow.pyfunc.load_model(MODEL)
     (video,) = loaded.predict(["a prompt"], params={"seed": 1})
     assert video == api.load("champion", store=mirrored).sample("a prompt", seed=1).mp4()
@@ -111,7 +112,7 @@ def test_version_has_run_source_commit_and_user(mirrored: Store):
 
 def test_params_are_flattened():
     value = {"optimizer": {"rate": 0.1}, "phases": [{"steps": 2}], "names": ["a", "b"], "on": None}
-    assert dict(mlflow_mirror._flat("pretrain", value)) == {
+    assert dict(runs._flat("pretrain", value)) == {
         "pretrain.optimizer.rate": "0.1",
         "pretrain.phases.0.steps": "2",
         "pretrain.names": '["a", "b"]',
@@ -158,7 +159,7 @@ def test_artifacts_are_in_the_folder_of_the_store_only(template, tmp_path, name)
     store = open_store(folder.as_uri())
     # of another run: MLflow caches by its run id where artifacts go
     run = api.status(store, "r").model_copy(update={"run_id": "r2", "outputs": {}})
-    mlflow_id = mlflow_mirror.record_run(store, run, b"a page")
+    mlflow_id = runs.record_run(store, run, b"a page")
     (page,) = folder.rglob("report.html")
     assert mlflow_id in page.parts
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -249,9 +250,9 @@ def test_run_goes_on_without_mlflow_and_is_mirrored_later(tmp_path, mlflow_at, c
 
 def test_names_of_the_registered_model(tmp_path, mlflow_at):
     store = open_store((tmp_path / "store").as_uri())
-    assert mlflow_mirror.registered_name(store) == "videoar"
+    assert aliases.registered_name(store) == "videoar"
     mlflow_at("http://127.0.0.1:1")
-    name = mlflow_mirror.registered_name(store)
+    name = aliases.registered_name(store)
     assert name.startswith("videoar-")
     assert name.endswith("-store")
-    assert mlflow_database.database(store) is None
+    assert database.database(store) is None

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from videoar.records.mlflow_database import complete, damage, relocate, require_usable
+from videoar.records.mlflow.database import complete, damage, relocate, require_usable
 
 
 def create(uri: str) -> None:

@@ -17,8 +17,10 @@ from videoar.api import follow
 from videoar.core.errors import StageError
 from videoar.engine.inline import InlineEngine
 from videoar.pipeline.spec import parse_pipeline
-from videoar.records import mlflow_database, mlflow_mirror
-from videoar.records.mlflow_mirror import LiveMirror, record_run
+from videoar.records.mlflow import client as mlflow_client
+from videoar.records.mlflow import database
+from videoar.records.mlflow.live import LiveMirror
+from videoar.records.mlflow.runs import record_run
 from videoar.records.run_record import load_run
 from videoar.report.publish import render_report
 from videoar.runner.execute import Execution
@@ -186,7 +188,7 @@ def test_watch_prints_one_json_line_per_change(store, videos, at):
 def mirrored(store: Store, run_id: str) -> dict[str, list[tuple[int, float]]]:
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=mlflow_mirror.tracking_uri(store))
+    client = MlflowClient(tracking_uri=mlflow_client.tracking_uri(store))
     experiment = client.get_experiment_by_name("toy").experiment_id
     (run,) = client.search_runs([experiment])
     return {
@@ -222,8 +224,8 @@ def test_curves_are_in_mlflow_during_the_run_and_once_after_it(store, videos):
 def test_silent_server_holds_nothing_up_and_is_one_line(store, videos, monkeypatch, caplog):
     with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, and never answers
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"
-        monkeypatch.setattr(mlflow_mirror, "tracking_uri", lambda _: uri)
-        monkeypatch.setattr(mlflow_database, "database", lambda _: None)
+        monkeypatch.setattr(mlflow_client, "tracking_uri", lambda _: uri)
+        monkeypatch.setattr(database, "database", lambda _: None)
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
         spec = parse_pipeline(toy_document(videos), "toy.yaml", REGISTRY)
         run = execute(store, toy_document(videos), "r1")

@@ -17,7 +17,7 @@ from videoar.core.errors import (
     StorageError,
     TransientStorageError,
 )
-from videoar.records.mlflow_database import database
+from videoar.records.mlflow.database import database
 from videoar.storage import open_store
 from videoar.storage.local_store import LocalObjectStore
 
