@@ -66,8 +66,8 @@ def points_of(*parts: str) -> list[str]:
 
 _QUEUE = ["run-created", "run-queued"]
 """Crash points of a run that waits for an equal one."""
-_LONG = ["fold.written"]
-"""Crash points of logs of 32 entries: `tests/unit/storage/test_folds.py` has them."""
+_LONG = ["fold.written", "record_fold.written"]
+"""Crash points of 32 entries or shards: tests of folds, in `tests/unit`, have them."""
 _RUNS = [p for p in points_of("storage", "pipeline", "runner") if p not in (*_QUEUE, *_LONG)]
 
 

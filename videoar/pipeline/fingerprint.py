@@ -11,13 +11,14 @@ and the layout version pin what they write.
 """
 
 import ast
+import hashlib
 from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from videoar.contracts.contract import load_contract
-from videoar.core.ids import digest_json, sha256_hex
+from videoar.core.ids import canonical_json, digest_json, sha256_hex
 from videoar.core.types import Json
 from videoar.pipeline.stage import Inputs, Shard, Stage
 
@@ -26,6 +27,8 @@ _PACKAGE = __name__.partition(".")[0]
 _PLUMBING = frozenset({"core", "storage", "pipeline", "contracts"})
 """Subpackages that only move bytes. Matched by whole name: `storage_x` would be code in reach."""
 _ROOT = Path(__file__).parent.parent
+_SHARD = "shard"
+"""Name of the part that only shards have; a run always has parts before and after it."""
 _CODE_DIGEST = 12  # chosen: 48 bits are enough to notice an edit, and stay readable in `explain`
 
 
@@ -59,19 +62,31 @@ def fingerprint(fingerprint_parts: FingerprintParts) -> str:
     return digest_json(fingerprint_parts)
 
 
-def shard_fingerprint(
-    fingerprint_parts: FingerprintParts, sharded: Collection[str], shard: Shard
-) -> str:
-    """Return the fingerprint of one shard.
+class ShardFingerprints:
+    """Fingerprints of the shards of a stage run.
 
-    It has the digest of the shard in place of those of the `sharded` inputs, and of files in place
-    of them, so that new data costs new shards only.
+    Each has the digest of the shard in place of those of the `sharded` inputs, and of files in
+    place of them, so that new data costs new shards only.
     """
-    others = {
-        part: {name: of for name, of in fingerprint_parts[part].items() if name not in sharded}
-        for part in ("inputs", "tools")
-    }
-    return digest_json({**fingerprint_parts, **others, "shard": shard.digest})
+
+    def __init__(self, fingerprint_parts: FingerprintParts, sharded: Collection[str]) -> None:
+        others = {
+            part: {name: of for name, of in fingerprint_parts[part].items() if name not in sharded}
+            for part in ("inputs", "tools")
+        }
+        common = {**fingerprint_parts, **others}
+        # a shard adds one entry: what comes before it and after it is written and hashed once
+        before = canonical_json({name: of for name, of in common.items() if name < _SHARD})
+        self._after = canonical_json({name: of for name, of in common.items() if name > _SHARD})
+        self._before = hashlib.sha256(f'{before[:-1]},"{_SHARD}":'.encode())
+        self.group = digest_json(common)
+        """Digest of what all shards have in common."""
+
+    def of(self, shard: Shard) -> str:
+        """Return the fingerprint of a shard: digest of the common parts and its own."""
+        digest = self._before.copy()
+        digest.update(f"{canonical_json(shard.digest)},{self._after[1:]}".encode())
+        return digest.hexdigest()
 
 
 def differences(old: FingerprintParts, new: FingerprintParts) -> list[dict[str, Any]]:

@@ -10,21 +10,22 @@ from functools import partial
 from typing import Any, Literal
 
 from videoar.core.errors import ConfigError, ContractError
-from videoar.core.prefetch import concurrently
 from videoar.pipeline.fingerprint import (
     FingerprintParts,
+    ShardFingerprints,
     compute_parts,
     differences,
     fingerprint,
-    shard_fingerprint,
 )
 from videoar.pipeline.registry import BUILTIN, Registry, make_stage, stage_class
 from videoar.pipeline.spec import PipelineSpec, StageSpec
 from videoar.pipeline.stage import Inputs, MapStage, Shard, Stage
 from videoar.pipeline.work.task import WorkRecord, find_record
 from videoar.records.run_history import previous_parts
+from videoar.storage import record_folds
 from videoar.storage.delta_log import missing_files
-from videoar.storage.layout import shard_record_key, shard_records_prefix
+from videoar.storage.folds import in_order
+from videoar.storage.layout import shard_folds_prefix, shard_record_key, shard_records_prefix
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
 
@@ -41,6 +42,11 @@ class ShardWork:
     """Records of finished shards, by the shard's index."""
     missing: Sequence[Shard] = ()
     """Shards to run."""
+    keys: Mapping[int, str] = field(default_factory=dict)
+    """Of the records of all shards, by the shard's index."""
+    unfolded: Sequence[str] = ()
+    """Keys of the records that are in no fold, those of `missing` included."""
+    folds_prefix: str = ""
     stale_keys: Sequence[str] = ()
     """Keys of records whose files are missing: a worker would adopt them, so delete them first."""
 
@@ -187,19 +193,19 @@ def split_by_record(
     shards: Sequence[Shard],
 ) -> ShardWork:
     """Split shards into those that have a record with all of its files, and those to run."""
+    names = ShardFingerprints(fingerprint_parts, stage.sharded)
+    keys = {shard.index: shard_record_key(dataset, names.of(shard)) for shard in shards}
     # one listing instead of a request per shard: in a first run, none of them has a record
-    known = set(store.ledger.list(shard_records_prefix(dataset)))
-    names = {
-        shard.index: shard_fingerprint(fingerprint_parts, stage.sharded, shard) for shard in shards
-    }
-    keys = {index: shard_record_key(dataset, name) for index, name in names.items()}
-    listed = {index: key for index, key in keys.items() if key in known}
-    if store.objects.is_local:  # threads gain nothing from a page cache
-        read = [find_record(store, key) for key in listed.values()]
-    else:  # one by one would take minutes
-        read = [r for _, r in concurrently(partial(find_record, store), listed.values())]
+    infos = {info.key: info for info in store.objects.list(shard_records_prefix(dataset))}
+    listed = [infos[key] for key in keys.values() if key in infos]
+    prefix = shard_folds_prefix(dataset, names.group)
+    folded = record_folds.read(store.ledger, prefix, listed)
+    found = {key: WorkRecord.model_validate_json(text) for key, text in folded.items()}
+    others = (info.key for info in listed if info.key not in folded)
     # None: deleted since the listing, by another run that found its files missing
-    records = {index: record for index, record in zip(listed, read, strict=True) if record}
+    read = in_order(store.ledger, partial(find_record, store), others)
+    found |= {key: record for key, record in read if record}
+    records = {index: found[key] for index, key in keys.items() if key in found}
     # all shards together: many files are compared with a listing, not by a request each
     absent = set(missing_files(store.objects, [f for r in records.values() for f in r.all_files]))
     done = {
@@ -212,6 +218,9 @@ def split_by_record(
         done=done,
         missing=[shard for shard in shards if shard.index not in done],
         stale_keys=[keys[index] for index in records.keys() - done.keys()],
+        keys=keys,
+        unfolded=[key for key in keys.values() if key not in folded],
+        folds_prefix=prefix,
     )
 
 

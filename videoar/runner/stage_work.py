@@ -11,7 +11,7 @@ from videoar.core.crash_points import crash_point
 from videoar.core.errors import StageError, StorageError
 from videoar.engine.base import Engine, ShardDone
 from videoar.pipeline.device_queue import summary
-from videoar.pipeline.fingerprint import FingerprintParts, shard_fingerprint
+from videoar.pipeline.fingerprint import FingerprintParts
 from videoar.pipeline.spec import StageSpec
 from videoar.pipeline.stage import Inputs, MapStage, Shard
 from videoar.pipeline.work.progress import ProgressWriter, clear_progress, rank_usage
@@ -21,7 +21,7 @@ from videoar.records.run import RowCounts, ShardCounts, StageRun
 from videoar.runner.decide import Decision, ShardWork
 from videoar.runner.run_context import RunContext
 from videoar.runner.strikes import suspects
-from videoar.storage import layout
+from videoar.storage import layout, record_folds
 from videoar.storage.delta_log import missing_files
 from videoar.storage.lease import HolderWatch
 from videoar.storage.reader import read_file
@@ -76,6 +76,7 @@ class StageWork:
             record = self._compute()
         self._check_rejects(record)
         snapshot = self._commit(record)
+        self._fold(self._decision.work)
         seconds = time.monotonic() - started
         self._update(
             status="SUCCEEDED",
@@ -188,7 +189,7 @@ class StageWork:
         quarantined = {"quarantined": total.rows_rejected}
         self._update(shards=self._state.shards.model_copy(update=quarantined))
         if total.rows_rejected and not total.rows_out and not stage.allows_empty_output:
-            self._fail_empty(stage, work.shards, total)
+            self._fail_empty(work, total)
         metrics = summary(total.metrics)
         self._update(metrics=metrics)
         return total.model_copy(update={"metrics": metrics})
@@ -220,16 +221,15 @@ class StageWork:
         if rest := missing[len(isolated) :]:
             self._engine.map(self._task, rest, finished)
 
-    def _fail_empty(self, stage: MapStage[Any], shards: Sequence[Shard], total: WorkRecord) -> None:
+    def _fail_empty(self, work: ShardWork, total: WorkRecord) -> None:
         """Fail a stage that rejected all of its rows; the next run tries them again.
 
         Most often the sources were unreachable: the records must not make that permanent.
         """
         columns = ["reasons", "uri", "detail"]
         (first, *_) = read_file(self._store.objects, total.rejects[0], columns).to_pylist()
-        for shard in shards:
-            name = shard_fingerprint(self._task.fingerprint_parts, stage.sharded, shard)
-            self._store.objects.delete(layout.shard_record_key(self._task.dataset, name))
+        for key in work.keys.values():
+            self._store.objects.delete(key)
         example = f"{first['reasons'][0]}: {first['uri']} {first['detail']}"
         what = f"all of its {total.rows_rejected} rows were rejected, such as {example}"
         raise StageError(self._where, what, "check that the sources are reachable")
@@ -258,6 +258,13 @@ class StageWork:
         snapshot = dataset.commit(record.files, provenance, record.metrics, rejects)
         crash_point("committed")
         return snapshot
+
+    def _fold(self, work: ShardWork) -> None:
+        """Fold the records of the shards, so that the next plan need not read them one by one."""
+        records = layout.shard_records_prefix(self._task.dataset)
+        record_folds.write_if_due(
+            self._store.objects, self._store.ledger, work.folds_prefix, records, work.unfolded
+        )
 
 
 def _shard_counts(decision: Decision) -> ShardCounts:

@@ -202,6 +202,8 @@ class DeltaLog:
     def __init__(self, objects: ObjectStore, ledger: Ledger, dataset: str) -> None:
         self._objects, self._ledger, self._dataset = objects, ledger, dataset
         self.folder = layout.table_folder(dataset)
+        self._decoded: dict[int, Files | None] = {}
+        """Of versions that later ones were compared with; a version never changes."""
 
     def find(self, app_id: str) -> Commit | None:
         """Return the commit that carried an application id first, None if there is none.
@@ -487,8 +489,10 @@ class DeltaLog:
     def _find(self, version: int) -> Commit | None:
         key = layout.log_version_key(self._dataset, version)
         record = _record_of(self._objects, key)
-        return _commit_of(key, record, lambda base: self._read(base).files)
+        return _commit_of(key, record, lambda base: self._files_of(base) or self._read(base).files)
 
     def _files_of(self, version: int) -> Files | None:
-        commit = self._find(version)
-        return None if commit is None else commit.files
+        if version not in self._decoded:
+            commit = self._find(version)
+            self._decoded[version] = None if commit is None else commit.files
+        return self._decoded[version]

@@ -108,17 +108,18 @@ def _read(ledger: _Ledger, pieces: Iterable[_Piece], read_one: Read) -> Iterator
             return [read_one(key) for key, _ in piece.entries]
         return _unfold(ledger, piece.fold, piece.entries, read_one)
 
-    for piece, values in _in_order(ledger, read_piece, pieces):
+    for piece, values in in_order(ledger, read_piece, pieces):
         keys = [key for key, _ in piece.entries]
         if values is None:
-            yield from _in_order(ledger, read_one, keys)
+            yield from in_order(ledger, read_one, keys)
         else:
             yield from zip(keys, values, strict=True)
 
 
-def _in_order(
+def in_order(
     ledger: _Ledger, function: Callable[[Any], Any], items: Iterable[Any]
 ) -> Iterator[tuple[Any, Any]]:
+    """Yield each item with what a function reads for it; concurrently from a remote store."""
     # in this thread for a folder: others gain nothing from its page cache
     return ((i, function(i)) for i in items) if ledger.is_local else concurrently(function, items)
 

@@ -32,6 +32,7 @@
     serving/keys/<sha256>.json                    idempotency keys
     gc/plans/<plan>/{plan,<number>}.json          what `gc apply` may delete
     folds/<log>/<first>-<number>.json             entries of a log in one record, derived
+    folds/stages/<dataset>/shards/<group>/<sha256>.json   work records in one record, derived
     copy-of                                       in a copy of a store: which one
     doctor/...                                    probes of the store itself
 
@@ -229,6 +230,16 @@ def shard_records_prefix(dataset: str) -> str:
 def shard_record_key(dataset: str, fingerprint: str) -> str:
     """Return the key of the work record of one shard."""
     return f"{shard_records_prefix(dataset)}{fingerprint}.json"
+
+
+def shard_folds_prefix(dataset: str, group: str) -> str:
+    """Return what keys of folds of shards begin with; a group has code and options in common."""
+    return f"{folds_prefix(shard_records_prefix(dataset))}{group}/"
+
+
+def record_fold_key(prefix: str, sha256: str) -> str:
+    """Return the key of a record of some work records, by their digest."""
+    return f"{prefix}{sha256}.json"
 
 
 def loop_record_key(dataset: str, fingerprint: str) -> str:

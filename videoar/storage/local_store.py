@@ -304,11 +304,12 @@ class LocalObjectStore:
                     yield from self._walk(key, prefix, after)
                 continue
             try:
-                info = ObjectInfo(key, named[name].stat().st_size)
+                found = named[name].stat()
             except FileNotFoundError:
                 continue
             if key > after:
-                yield info
+                # an object that is written again is another file
+                yield ObjectInfo(key, found.st_size, f"{found.st_ino:x}-{found.st_mtime_ns:x}")
 
     def _require_links(self, folder: str) -> None:
         path = self.root / folder

@@ -16,7 +16,7 @@ from videoar.contracts.contract import load_contract
 from videoar.core.errors import SnapshotNotFoundError, StorageError, VideoARError
 from videoar.engine.inline import InlineEngine
 from videoar.pipeline.context import StageContext
-from videoar.pipeline.fingerprint import compute_parts, shard_fingerprint
+from videoar.pipeline.fingerprint import ShardFingerprints, compute_parts
 from videoar.pipeline.spec import parse_pipeline
 from videoar.records.names import find_snapshot
 from videoar.records.run import ShardCounts
@@ -97,7 +97,7 @@ def test_prompts_added_to_a_file_leave_the_shards_before_them_as_they_are(folder
         stage = GenerateStage(GenerateConfig(prompts=str(file), shard_samples=2))
         parts = compute_parts(stage, ports)
         shards = stage.shards(ports)
-        names.append([shard_fingerprint(parts, stage.sharded, shard) for shard in shards])
+        names.append(list(map(ShardFingerprints(parts, stage.sharded).of, shards)))
     assert names[0] == names[1][:2]
     assert len({*names[1]}) == 3
 

@@ -17,7 +17,7 @@ from videoar.media.decode import decode_clip
 from videoar.model.tokenizer.config import TOKENIZERS
 from videoar.model.tokenizer.network import VideoTokenizer
 from videoar.pipeline.context import StageContext
-from videoar.pipeline.fingerprint import compute_parts, shard_fingerprint
+from videoar.pipeline.fingerprint import ShardFingerprints, compute_parts
 from videoar.stages.generate.config import GenerateConfig
 from videoar.stages.generate.stage import GenerateStage
 from videoar.stages.pretrain.data import open_stores, split_by_seen
@@ -290,7 +290,7 @@ def test_snapshot_of_prompts_needs_no_reference_and_no_tokenizer(
         store, "more", {"prompt": "a cat"}, {"label": "PlayChess"}, fixed, {"prompt": "b"}
     )
     names = [
-        [shard_fingerprint(compute_parts(stage, given), stage.sharded, s)
+        [ShardFingerprints(compute_parts(stage, given), stage.sharded).of(s)
          for s in stage.shards(given)]
         for given in (ports, {**ports, "prompts": more})
     ]  # fmt: skip

@@ -11,7 +11,7 @@ import pyarrow as pa
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import DiskError
 from videoar.pipeline.context import StageContext
-from videoar.pipeline.fingerprint import shard_fingerprint
+from videoar.pipeline.fingerprint import ShardFingerprints
 from videoar.pipeline.stage import Mapper, MapStage, Output, Shard, Stoppable
 from videoar.pipeline.work.task import (
     StageTask,
@@ -45,6 +45,7 @@ class ShardWorker:
         self.store = task.open_store()
         self._watch = CollectionWatch(self.store)
         self.stage: MapStage[Any] = task.make_stage()
+        self._names = ShardFingerprints(task.fingerprint_parts, self.stage.sharded)
         self._meter = UsageMeter(self.stage.config.resources.gpus)
         self.inputs = task.open_inputs(self.store)
         context = StageContext(self.store, open_reader_slots=open_reader_slots)
@@ -57,8 +58,7 @@ class ShardWorker:
             DiskError: there is too little space for temporary files.
             StageError: the stage failed on this shard.
         """
-        name = shard_fingerprint(self.task.fingerprint_parts, self.stage.sharded, shard)
-        key = shard_record_key(self.task.dataset, name)
+        key = shard_record_key(self.task.dataset, self._names.of(shard))
         # the plan is minutes old: a retry or another run may have finished this shard since
         if (existing := find_record(self.store, key)) is not None:
             return existing

@@ -1,0 +1,224 @@
+"""Stages of many shards: those that are finished cost a plan few requests, and are never wrong."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.support.child_process import exit_code
+from tests.support.remote_objects import Counting
+from videoar.admin.damage import damage
+from videoar.bench.shards import REGISTRY
+from videoar.core.errors import DamagedError, TransientStorageError
+from videoar.core.ids import canonical_json, digest_json
+from videoar.engine.inline import InlineEngine
+from videoar.pipeline.fingerprint import ShardFingerprints
+from videoar.pipeline.spec import parse_pipeline
+from videoar.pipeline.stage import Shard
+from videoar.records.run import Run
+from videoar.runner.execute import Execution
+from videoar.runner.plan import plan
+from videoar.storage import layout, record_folds
+from videoar.storage.ledger import Ledger, seal
+from videoar.storage.store import Store, open_store
+
+RECORDS = layout.shard_records_prefix("copied")
+FOLDS = layout.folds_prefix(RECORDS)
+
+
+def add(base: Path, count: int) -> None:
+    """Add sources, a shard each."""
+    (base / "videos").mkdir(parents=True, exist_ok=True)
+    first = len(list((base / "videos").iterdir()))
+    for number in range(first, first + count):
+        (base / "videos" / f"{number:04d}.mp4").touch()
+
+
+def spec(base: Path):
+    stage = {"stage": "copy", "from": {"sources": "videos"}}
+    inputs = {"videos": str(base / "videos")}
+    document = {"pipeline": "p", "inputs": inputs, "stages": {"copied": stage}}
+    return parse_pipeline(document, "p", REGISTRY)
+
+
+def run(base: Path) -> Run:
+    store = open_store((base / "store").as_uri())
+    return Execution(spec(base), store, InlineEngine(), registry=REGISTRY).run()
+
+
+def planned(base: Path) -> tuple[int, int, int]:
+    """Return the numbers of shards, of finished ones, and of requests of a plan."""
+    counting = Counting(open_store((base / "store").as_uri()).objects)
+    (copied,) = plan(spec(base), Store(counting), REGISTRY)
+    return copied.shards.planned, copied.shards.cached, counting.requests
+
+
+def test_requests_of_a_plan_do_not_grow_with_finished_shards(tmp_path):
+    requests = []
+    for count in (33, 33):
+        add(tmp_path, count)
+        assert run(tmp_path).stage("copied").shards.done == count
+        add(tmp_path, 1)
+        *_, number = planned(tmp_path)
+        requests.append(number)
+        run(tmp_path)
+    assert requests[1] <= requests[0] + 4  # a second fold, versions of two logs
+    assert requests[1] < 30
+
+
+@pytest.fixture
+def base(tmp_path, monkeypatch) -> Path:
+    """A store with a fold of eight records, and a new source."""
+    monkeypatch.setattr(record_folds, "_MIN", 4)
+    add(tmp_path, 8)
+    run(tmp_path)
+    add(tmp_path, 1)
+    return tmp_path
+
+
+def fold_of(base: Path) -> tuple[Store, str]:
+    store = open_store((base / "store").as_uri())
+    (key,) = store.ledger.list(FOLDS)
+    return store, key
+
+
+@pytest.mark.parametrize("kind", ["lost", "cut", "flipped", "of other records"])
+def test_fold_that_cannot_be_trusted_costs_requests_only(base: Path, kind, caplog):
+    store, key = fold_of(base)
+    before, data = planned(base), store.objects.get(key)
+    assert before[:2] == (9, 8)
+    half = len(data) // 2
+    if kind == "of other records":  # a store that was copied: sizes and texts are equal
+        record = json.loads(data)
+        record.pop("record_sha256")
+        entries = [[name, size, "other", text] for name, size, _, text in record["entries"]]
+        data = canonical_json(seal(key, {"entries": entries})).encode()
+    elif kind == "flipped":
+        data = data[:half] + bytes([data[half] ^ 4]) + data[half + 1 :]
+    else:
+        data = data[:half]
+    store.objects.delete(key) if kind == "lost" else store.objects.put(key, data)
+    assert planned(base) == (9, 8, before[2] + 8 - (kind == "lost"))
+    if kind in ("cut", "flipped"):
+        assert key in caplog.text
+        assert [c.name for c in damage(store, fix=True) if "folds/" in c.name] == [f"damage: {key}"]
+    shards = run(base).stage("copied").shards
+    assert (shards.cached, shards.done) == (8, 1)
+    assert planned(base)[:2] == (0, 0)  # all of it is cached
+    add(base, 1)
+    assert planned(base)[:2] == (10, 9)
+
+
+def test_flipped_bits_of_a_fold_change_no_plan(base: Path, caplog):
+    store, key = fold_of(base)
+    data = store.objects.get(key)
+    for place in range(3, len(data), len(data) // 40):
+        flipped = data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :]
+        store.objects.put(key, flipped)
+        caplog.clear()
+        assert planned(base)[:2] == (9, 8)
+        assert f"{key}: damaged" in caplog.text
+
+
+def test_record_that_was_made_again_is_not_taken_from_a_fold(base: Path):
+    store, _ = fold_of(base)
+    key = next(iter(store.ledger.list(RECORDS)))
+    record = store.ledger.read(key)
+    store.objects.delete(key)
+    assert planned(base)[:2] == (9, 7)
+    (file,) = record["files"]
+    lost = {**file, "sha256": "0" * 64, "key": layout.data_key("copied", "0" * 64)}
+    store.ledger.create(key, {**record, "files": [lost]})  # of the same size
+    assert planned(base)[:2] == (9, 7)
+    assert run(base).stage("copied").shards.done == 2
+    assert store.ledger.read(key)["files"] == [file]
+
+
+def test_damaged_record_is_named_although_a_fold_has_it(base: Path):
+    store, _ = fold_of(base)
+    key = next(iter(store.ledger.list(RECORDS)))
+    data = store.objects.get(key)
+    store.objects.put(key, data.replace(b'"rows_out":1', b'"rows_out":2'))
+    with pytest.raises(DamagedError, match=key):
+        planned(base)
+
+
+def write(url: str, names: list[str]) -> None:
+    """Create records and fold them."""
+    record_folds._MIN = 4
+    store = open_store(url)
+    keys = [f"{RECORDS}{name}.json" for name in names]
+    for key in keys:
+        store.ledger.create(key, {"name": key})
+    record_folds.write_if_due(store.objects, store.ledger, f"{FOLDS}g/", RECORDS, keys)
+
+
+def folded(store: Store) -> list[str]:
+    """Return the keys of all entries of folds."""
+    folds = map(store.ledger.read, store.ledger.list(FOLDS))
+    return [entry[0] for fold in folds for entry in fold["entries"]]
+
+
+def test_small_folds_are_merged_without_records_that_are_gone(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_folds, "_MIN", 4)
+    url = (tmp_path / "store").as_uri()
+    store = open_store(url)
+    for number in range(4):
+        write(url, [f"{number}{letter}" for letter in "abcd"])
+    assert len(list(store.ledger.list(FOLDS))) == 4
+    write(url, ["few", "too"])
+    store.objects.delete(f"{RECORDS}0a.json")
+    write(url, list("wxyz"))
+    assert len(list(store.ledger.list(FOLDS))) == 1
+    single = {f"{RECORDS}{name}.json" for name in ("few", "too")}
+    assert sorted(folded(store)) == sorted({*store.ledger.list(RECORDS)} - single)
+    listed = list(store.objects.list(RECORDS))
+    found = record_folds.read(store.ledger, f"{FOLDS}g/", listed)
+    assert found == {key: canonical_json({"name": key}) for key in folded(store)}
+
+
+def test_killed_between_merged_folds_and_those_before_nothing_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_folds, "_MIN", 4)
+    url = (tmp_path / "store").as_uri()
+    store = open_store(url)
+    for number in range(4):
+        write(url, [f"{number}{letter}" for letter in "abcd"])
+    killed = exit_code(write, url, list("wxyz"), VIDEOAR_CRASH_AT="record_fold.written")
+    assert killed == -signal.SIGKILL
+    assert len(list(store.ledger.list(FOLDS))) == 5
+    assert {*folded(store)} == {*store.ledger.list(RECORDS)}
+    write(url, list("stuv"))
+    assert len(list(store.ledger.list(FOLDS))) == 1
+    assert sorted(folded(store)) == sorted(store.ledger.list(RECORDS))
+
+
+def test_folds_have_few_bytes_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(record_folds, "_MAX_BYTES", 300)
+    write((tmp_path / "store").as_uri(), list("abcdefgh"))
+    store = open_store((tmp_path / "store").as_uri())
+    assert len(list(store.ledger.list(FOLDS))) == 4
+    assert sorted(folded(store)) == sorted(store.ledger.list(RECORDS))
+
+
+def test_run_succeeds_although_its_records_cannot_be_folded(base: Path, monkeypatch, caplog):
+    create = Ledger.create
+
+    def fail(self, key, record):
+        if key.startswith(FOLDS):
+            raise TransientStorageError(key, "no answer")
+        return create(self, key, record)
+
+    monkeypatch.setattr(Ledger, "create", fail)
+    add(base, 4)
+    assert run(base).status == "SUCCEEDED"
+    assert "not folded" in caplog.text
+
+
+def test_fingerprint_of_a_shard_is_the_digest_of_its_parts():
+    common = {"stage": "s", "version": 1, "config": {"shard": "x"}, "code": {"é": "1"}}
+    parts = {**common, "inputs": {"a": "1", "b": "2"}, "tools": {"t": "3"}}
+    names = ShardFingerprints(parts, {"b"})
+    for digest in ("d", '"'):
+        whole = {**common, "inputs": {"a": "1"}, "tools": {"t": "3"}, "shard": digest}
+        assert names.of(Shard(0, digest)) == digest_json(whole)
