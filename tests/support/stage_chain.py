@@ -43,7 +43,7 @@ def commit(store, name, contract, outputs, **facts):
 
 
 def sources_snapshot(store, url):
-    rows = list_sources(url)
+    rows = pa.concat_tables(list_sources(url))
     dataset = store.dataset("videos", "sources@1")
     return dataset.commit([dataset.write(rows)], provenance("videos", url=url), {})
 

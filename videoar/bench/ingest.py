@@ -146,7 +146,7 @@ def _stage(paths: list[Path], keep: Literal["clips", "references"]) -> None:
         )
         worker = IngestWorker(config, StageContext(open_store(Path(folder).as_uri())))
         for parent in sorted({path.parent for path in paths}):
-            rows = list_sources(str(parent)).to_pylist()
+            rows = pa.concat_tables(list_sources(str(parent))).to_pylist()
             names = {str(path) for path in paths}
             rows = [row for row in rows if str(parent / row["name"]) in names]
             for group in group_rows(rows, config.sources_per_shard, config.part_mib << 20):

@@ -9,11 +9,10 @@ import csv
 import io
 import logging
 import posixpath
+import sqlite3
 import unicodedata
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from videoar.core.errors import ConfigError, did_you_mean
 
@@ -22,16 +21,28 @@ COLUMNS = ("label", "label_text", "split", "group", "licence", "origin")
 _SYNONYMS = {"caption": "label_text", "license": "licence", "source": "origin"}
 _KNOWN = {"file", *COLUMNS, *_SYNONYMS}
 _DELIMITERS = ",;\t"
+_BATCH = 500  # chosen: a query for each line takes three times as long
+
+_KEYS = """
+CREATE TABLE keys (key TEXT, number INTEGER, PRIMARY KEY (key, number)) WITHOUT ROWID;
+INSERT INTO keys SELECT folded(name), number FROM files ORDER BY 1, 2;
+"""
+_FIND = "SELECT key, number, name FROM keys JOIN files USING (number) WHERE key IN ({})"
+_ADD = "INSERT INTO labels VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
-@dataclass(frozen=True)
-class Label:
+class Label(NamedTuple):
     """One line of labels."""
 
     line: int
     file: str
     values: dict[str, str]
     """By column, of `COLUMNS`; empty cells are left out."""
+
+
+class _File(NamedTuple):
+    number: int
+    name: str
 
 
 def read_labels(where: str, file: BinaryIO) -> Iterator[Label]:
@@ -55,7 +66,7 @@ def read_labels(where: str, file: BinaryIO) -> Iterator[Label]:
             head = line
             line += 1  # where the next line of cells begins: it may span several
             for cells in reader:
-                if any(cell.strip() for cell in cells):
+                if any(map(str.strip, cells)):
                     yield _label(where, line, columns, cells)
                 line = head + reader.line_num + 1
         except (UnicodeDecodeError, csv.Error) as error:
@@ -93,7 +104,8 @@ def _label(where: str, line: int, columns: Sequence[str], cells: Sequence[str]) 
     if len(cells) != len(columns):
         what = f"line {line}: {len(cells)} cells, but {len(columns)} columns"
         raise ConfigError(where, what, "put cells that hold the delimiter in quotes")
-    values = {name: cell.strip() for name, cell in zip(columns, cells, strict=True) if cell.strip()}
+    pairs = zip(columns, map(str.strip, cells), strict=True)
+    values = {name: cell for name, cell in pairs if cell}
     if not values.pop("file", ""):
         raise ConfigError(where, f"line {line}: names no file")
     if split := values.get("split"):
@@ -104,76 +116,79 @@ def _label(where: str, line: int, columns: Sequence[str], cells: Sequence[str]) 
     return Label(line, cells[columns.index("file")], values)
 
 
-def match(
-    where: str, labels: Iterable[Label], names: Sequence[str]
-) -> dict[str, list[str | None]] | None:
-    """Return the values of each file by column, in the order of the names; None without a line.
+def match(where: str, labels: Iterable[Label], db: sqlite3.Connection) -> bool:
+    """Fill a table with the labels of files; return whether there is any line.
 
     Args:
         where: start of the error message: the file of labels.
         labels: its lines.
-        names: of the files of the input.
+        db: has tables `files` (number, name) and `labels` (number, line, each of `COLUMNS`).
 
     Raises:
         ConfigError: two lines are for one file, a line may be for several, or all are for none.
     """
-    index = _Index(names)
-    columns: dict[str, list[str | None]] = {c: [None] * len(names) for c in COLUMNS}
-    lines = array("q", bytes(8 * len(names)))
-    texts: dict[str, str] = {}  # a label of a million files is one text
+    db.create_function("folded", 1, _folded, deterministic=True)
+    db.executescript(_KEYS)
     count = num_missing = 0
     missing = ""
-    for label in labels:
-        count += 1
-        found = index.find(label.file)
-        if len(found) > 1:
-            what = f"line {label.line}: {label.file} may be {names[found[0]]} or {names[found[1]]}"
-            raise ConfigError(where, what, "spell it as the name of the file")
-        if not found:
-            missing = missing or f"line {label.line}: {label.file}"
-            num_missing += 1
-            continue
-        (number,) = found
-        if earlier := lines[number]:
-            what = f"line {label.line}: {label.file} has line {earlier} already"
-            raise ConfigError(where, what, "remove one of them")
-        lines[number] = label.line
-        for column, value in label.values.items():
-            is_text = column == "label_text"
-            columns[column][number] = value if is_text else texts.setdefault(value, value)
+    for batch in _batches(labels):
+        keys = [_folded(label.file) for label in batch]
+        files: dict[str, list[_File]] = {}
+        for key, *file in db.execute(_FIND.format(", ".join("?" * len(keys))), keys):
+            files.setdefault(key, []).append(_File(*file))
+        count += len(batch)
+        for label, key in zip(batch, keys, strict=True):
+            if file := _nearest(where, label, files.get(key, [])):
+                _add(where, label, file, db)
+            else:
+                missing = missing or f"line {label.line}: {label.file}"
+                num_missing += 1
     if count and count == num_missing:
-        hint = f"paths are relative to the input folder, which has e.g. {min(names)}"
+        ((example,),) = db.execute("SELECT min(name) FROM files")
+        hint = f"paths are relative to the input folder, which has e.g. {example}"
         raise ConfigError(where, f"names no file of the input, e.g. {missing}", hint)
     if num_missing:
         logger.warning("%s: %d files are not in the input, e.g. %s", where, num_missing, missing)
-    return columns if count else None
+    return count > 0
 
 
-class _Index:
-    """Finds files by name, or by one that is spelled in another way."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = names
-        self._by_key: dict[str, int | tuple[int, ...]] = {}
-        for number, name in enumerate(names):
-            key = _folded(name)
-            # a number, not a tuple of one: of a million files that is most of the memory
-            earlier = self._by_key.get(key)
-            self._by_key[name if key == name else key] = (
-                number if earlier is None else (*_as_tuple(earlier), number)
-            )
-
-    def find(self, name: str) -> tuple[int, ...]:
-        """Return the files that may be meant: none, one, or several that are equally near."""
-        found = _as_tuple(self._by_key.get(_folded(name), ()))
-        for spell in (str, _canonical):
-            if near := tuple(n for n in found if spell(self._names[n]) == spell(name)):
-                return near
-        return found
+def _batches(labels: Iterable[Label]) -> Iterator[list[Label]]:
+    batch: list[Label] = []
+    try:
+        for label in labels:
+            batch.append(label)
+            if len(batch) == _BATCH:
+                yield batch
+                batch = []
+    except ConfigError:
+        yield batch  # mistakes of the lines before the invalid one are reported first
+        raise
+    yield batch
 
 
-def _as_tuple(numbers: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (numbers,) if isinstance(numbers, int) else numbers
+def _nearest(where: str, label: Label, files: Sequence[_File]) -> _File | None:
+    """Return the file that is meant.
+
+    Raises:
+        ConfigError: several files are equally near.
+    """
+    for spell in (str, _canonical):
+        if len(files) > 1:
+            near = [file for file in files if spell(file.name) == spell(label.file)]
+            files = near or files
+    if len(files) > 1:
+        what = f"line {label.line}: {label.file} may be {files[0].name} or {files[1].name}"
+        raise ConfigError(where, what, "spell it as the name of the file")
+    return files[0] if files else None
+
+
+def _add(where: str, label: Label, file: _File, db: sqlite3.Connection) -> None:
+    try:
+        db.execute(_ADD, (file.number, label.line, *map(label.values.get, COLUMNS)))
+    except sqlite3.IntegrityError as error:
+        ((line,),) = db.execute("SELECT line FROM labels WHERE number = ?", (file.number,))
+        what = f"line {label.line}: {label.file} has line {line} already"
+        raise ConfigError(where, what, "remove one of them") from error
 
 
 def _canonical(name: str) -> str:

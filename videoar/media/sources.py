@@ -5,19 +5,25 @@ own, so that no file disappears without a reason (`listing` has what is left out
 
 A video may be a link to a file elsewhere, because its content is checked before it is decoded. A
 caption may not: the text of any file that this user can read would be copied into the store.
+
+Files are sorted, and matched with labels and captions, in a private database of SQLite. It is in
+memory while it is small, and then in a file without a name: whatever the number of files, memory
+holds `_CACHE_KIB` of it, and a kill leaves nothing behind.
 """
 
 import logging
 import posixpath
-from collections.abc import Iterable, Sequence
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
-from itertools import islice
+from tempfile import gettempdir
 
 import pyarrow as pa
 
-from videoar.contracts.contract import load_contract
+from videoar.contracts.contract import Contract, load_contract
 from videoar.contracts.names import SOURCES
-from videoar.core.errors import ConfigError
+from videoar.core.errors import ConfigError, DiskError
 from videoar.core.prefetch import concurrently
 from videoar.core.settings import settings
 from videoar.media import synthetic
@@ -30,11 +36,59 @@ logger = logging.getLogger(__name__)
 LABELS = "labels.csv"
 _NOT_SOURCES = {LABELS, "manifest.csv", "expected.csv"}
 _SIDECAR_BYTES = 64 << 10
-_BATCH = 1_000  # chosen: files as Python objects, which take ten times the memory of a row
+_CACHE_KIB = 8 << 10  # chosen: a sort takes as much again
+_BATCH = 4_000  # chosen: rows as Python objects, a few MB
+
+_TABLES = f"""
+PRAGMA cache_size = -{_CACHE_KIB};
+PRAGMA journal_mode = OFF;
+PRAGMA secure_delete = OFF;
+CREATE TABLE listed (uri TEXT, name TEXT, etag TEXT, size_bytes INTEGER, is_regular INTEGER);
+CREATE TABLE files (
+    number INTEGER PRIMARY KEY, uri TEXT, name TEXT, etag TEXT, size_bytes INTEGER,
+    is_regular INTEGER
+);
+CREATE TABLE labels (
+    number INTEGER PRIMARY KEY, line INTEGER, label TEXT, label_text TEXT, split TEXT, "group" TEXT,
+    licence TEXT, origin TEXT
+);
+CREATE TABLE texts (stem TEXT PRIMARY KEY, number INTEGER, text TEXT) WITHOUT ROWID;
+CREATE TABLE captions (number INTEGER PRIMARY KEY, text TEXT);
+"""
+# a folder that changes meanwhile may list a file twice
+_SORT = """
+INSERT INTO files SELECT NULL, * FROM listed GROUP BY uri ORDER BY uri;
+DROP TABLE listed;
+"""
+_TEXTS = """
+SELECT uri, name, etag, size_bytes, max(number) FROM files
+WHERE is_text(name) AND is_regular AND size_bytes <= ?
+GROUP BY stem(name) HAVING stem(name) IN (SELECT stem(name) FROM files WHERE NOT is_text(name))
+"""
+_SIDECARS = """
+INSERT INTO captions SELECT files.number, text FROM files JOIN texts ON stem = stem(name)
+WHERE text <> ''
+"""
+_LABELLED = """
+CREATE VIEW labelled AS SELECT number, label, coalesce(label_text, label) AS caption,
+    'labels' AS source, split, "group", licence, origin FROM labels
+"""
+_BY_FOLDER = """
+CREATE VIEW labelled AS SELECT number, folder(name) AS label,
+    replace(folder(name), '_', ' ') AS caption, 'folder' AS source,
+    NULL AS split, NULL AS "group", NULL AS licence, NULL AS origin FROM files
+"""
+_ROWS = """
+SELECT uri, files.name, etag, size_bytes, label, coalesce(text, caption) AS caption,
+    CASE WHEN text IS NOT NULL THEN 'sidecar' WHEN caption IS NOT NULL THEN source END,
+    "group", split, licence, origin
+FROM files LEFT JOIN labelled USING (number) LEFT JOIN captions USING (number)
+WHERE number NOT IN (SELECT number FROM texts) ORDER BY number
+"""
 
 
-def list_sources(url: str) -> pa.Table:
-    """List a raw input, sorted by uri.
+def list_sources(url: str) -> Iterator[pa.Table]:
+    """List a raw input: yield its rows of `sources@1`, a few thousand each, sorted by uri.
 
     Labels come from `labels.csv` in its top folder (column `file` and any of `labels.COLUMNS`), or
     else from folder names. A small text file beside a video (`<stem>.txt`) is its caption.
@@ -42,20 +96,27 @@ def list_sources(url: str) -> pa.Table:
     Args:
         url: folder path, `file://`, `s3://bucket/prefix` or `rendered://shapes?num_videos=..`.
 
-    Returns:
-        Rows of `sources@1`. While they are listed, memory holds about 600 bytes per file.
-
     Raises:
         ConfigError: the input is empty or unreadable, or `labels.csv` is invalid.
+        DiskError: there is too little space for temporary files.
     """
     contract = load_contract(SOURCES)
     if url.startswith(synthetic.SCHEME):
         table = pa.Table.from_pylist(synthetic.list_synthetic(url), contract.arrow_schema)
-    else:
-        table = _table(url, open_place(url))
-    if not len(table):
-        raise ConfigError(url, "has no files", "give a folder with videos")
-    return contract.conform(table.sort_by("uri"), url)
+        yield contract.conform(table.sort_by("uri"), url)
+        return
+    place = open_place(url)
+    try:
+        with closing(_database()) as db:
+            labels = _list(place, db)
+            if not db.execute("SELECT 1 FROM files").fetchone():
+                raise ConfigError(url, "has no files", "give a folder with videos")
+            _read_captions(place, db)
+            is_labelled = labels is not None and _match_labels(url, place, labels, db)
+            db.execute(_LABELLED if is_labelled else _BY_FOLDER)
+            yield from _tables(db, contract)
+    except sqlite3.DatabaseError as error:
+        raise DiskError(gettempdir(), str(error), "free some space, or set TMPDIR") from error
 
 
 def read_input(url: str) -> bytes:
@@ -80,95 +141,66 @@ def read_input(url: str) -> bytes:
         raise ConfigError(str(path), f"cannot be read: {error.strerror}") from error
 
 
-def _table(url: str, place: Place) -> pa.Table:
-    names: list[str] = []
-    texts: list[ListedFile] = []
-    tables: list[pa.Table] = []
-    labels: ListedFile | None = None
-    files = place.files()
-    while batch := list(islice(files, _BATCH)):
-        labels = next((file for file in batch if file.name == LABELS), labels)
-        kept = [file for file in batch if posixpath.basename(file.name) not in _NOT_SOURCES]
-        names += [file.name for file in kept]
-        texts += filter(_may_be_caption, kept)
-        tables.append(_addresses(kept))
-    if not names:
-        return _addresses([])
-    captions = _captions(place, texts, names)
-    columns = _labelled(url, place, labels, names) or _by_folder(names)
-    by_stem = {_stem(name): text for name, text in captions.items()}
-    for number, name in enumerate(names if by_stem else ()):
-        if text := by_stem.get(_stem(name)):
-            columns["caption"][number], columns["caption_source"][number] = text, "sidecar"
-    table = pa.concat_tables(tables)
-    for column, values in columns.items():
-        table = table.append_column(column, pa.array(values, pa.string()))
-    return table.filter(pa.array([name not in captions for name in names])) if captions else table
+def _database() -> sqlite3.Connection:
+    # a generator that is not used up may be closed by another thread
+    db = sqlite3.connect("", check_same_thread=False)
+    db.executescript(_TABLES)
+    for function in (_is_text, _stem, _folder):
+        db.create_function(function.__name__.lstrip("_"), 1, function, deterministic=True)
+    return db
 
 
-def _addresses(files: Sequence[ListedFile]) -> pa.Table:
-    schema = load_contract(SOURCES).arrow_schema
-    names = ("uri", "name", "etag", "size_bytes")
-    columns = {name: [getattr(file, name) for file in files] for name in names}
-    return pa.table(columns, schema=pa.schema([schema.field(name) for name in names]))
+def _list(place: Place, db: sqlite3.Connection) -> ListedFile | None:
+    """Fill the table of files; return the file of labels."""
+    labels: list[ListedFile] = []
+
+    def sources() -> Iterator[ListedFile]:
+        for file in place.files():
+            if file.name == LABELS:
+                labels.append(file)
+            if posixpath.basename(file.name) not in _NOT_SOURCES:
+                yield file
+
+    db.executemany("INSERT INTO listed VALUES (?, ?, ?, ?, ?)", sources())
+    db.executescript(_SORT)
+    return labels[0] if labels else None
 
 
-_Columns = dict[str, list[str | None]]
-
-
-def _labelled(
-    url: str, place: Place, labels: ListedFile | None, names: Sequence[str]
-) -> _Columns | None:
-    """Return the columns that `labels.csv` gives, None if there is none, or no line in it."""
-    if labels is None:
-        return None
+def _match_labels(url: str, place: Place, labels: ListedFile, db: sqlite3.Connection) -> bool:
+    """Fill the table of labels; return whether the file has any line."""
     where = f"{url.rstrip('/')}/{LABELS}"
     if not labels.is_regular:  # reading a pipe would block forever
         raise ConfigError(where, "not a regular file")
     try:
-        columns = match(where, read_labels(where, place.open(labels)), names)
+        return match(where, read_labels(where, place.open(labels)), db)
     except OSError as error:
         raise ConfigError(where, error.strerror or str(error)) from error
-    if columns is None:
-        return None
-    texts = columns.pop("label_text")
-    captions = [text or label for text, label in zip(texts, columns["label"], strict=True)]
-    sources = ["labels" if caption else None for caption in captions]
-    return columns | {"caption": captions, "caption_source": sources}
 
 
-def _by_folder(names: Sequence[str]) -> _Columns:
-    """Return a label and a caption of each file: the name of its folder."""
-    folders = [posixpath.basename(posixpath.dirname(name)) or None for name in names]
-    return {
-        "label": folders,
-        "caption": [folder and folder.replace("_", " ") for folder in folders],
-        "caption_source": [folder and "folder" for folder in folders],
-    }
-
-
-def _may_be_caption(file: ListedFile) -> bool:
-    return _is_text(file.name) and file.is_regular and file.size_bytes <= _SIDECAR_BYTES
-
-
-def _captions(place: Place, texts: Iterable[ListedFile], names: Sequence[str]) -> dict[str, str]:
-    """Return captions from text files, by the names of these files."""
-    by_stem = {_stem(file.name): file for file in texts}
-    stems = {_stem(name) for name in names if by_stem and not _is_text(name)}
-    files = [file for stem, file in by_stem.items() if stem in stems]
-    links: list[ConfigError] = []
-    captions: dict[str, str] = {}
+def _read_captions(place: Place, db: sqlite3.Connection) -> None:
+    """Fill the tables of text files that are captions, and of the captions of other files."""
+    texts = ((ListedFile(*file), number) for *file, number in db.execute(_TEXTS, [_SIDECAR_BYTES]))
+    first, num_links, num_texts = "", 0, 0
     # on S3 one by one would take minutes; threads gain nothing from a page cache
     threads = 1 if place.is_local else 16
-    for file, text in concurrently(partial(_small_text, place), files, threads):
+    for (file, number), text in concurrently(partial(_small_text, place), texts, threads):
         if isinstance(text, ConfigError):
-            links.append(text)
+            first, num_links = min(first or str(text), str(text)), num_links + 1
         elif text is not None:
-            captions[file.name] = text
-    if links:
-        first = min(map(str, links))
-        logger.warning("%s; %d such texts are not used as captions", first, len(links))
-    return captions
+            db.execute("INSERT INTO texts VALUES (?, ?, ?)", (_stem(file.name), number, text))
+            num_texts += 1
+    if num_texts:
+        db.execute(_SIDECARS)
+    if num_links:
+        logger.warning("%s; %d such texts are not used as captions", first, num_links)
+
+
+def _tables(db: sqlite3.Connection, contract: Contract) -> Iterator[pa.Table]:
+    rows = db.execute(_ROWS)
+    while batch := rows.fetchmany(_BATCH):
+        columns = zip(contract.arrow_schema, zip(*batch, strict=True), strict=True)
+        arrays = [pa.array(values, field.type) for field, values in columns]
+        yield pa.Table.from_arrays(arrays, schema=contract.arrow_schema)
 
 
 def _is_text(name: str) -> bool:
@@ -179,14 +211,18 @@ def _stem(name: str) -> str:
     return posixpath.splitext(name)[0]
 
 
-def _small_text(place: Place, file: ListedFile) -> str | ConfigError | None:
+def _folder(name: str) -> str | None:
+    return posixpath.basename(posixpath.dirname(name)) or None
+
+
+def _small_text(place: Place, text: tuple[ListedFile, int]) -> str | ConfigError | None:
     """Return the text of a caption file, None if the file is no caption; or why it is not used."""
     try:
-        with place.open(file) as opened:
-            text = opened.read().decode("utf-8-sig")
+        with place.open(text[0]) as opened:
+            words = opened.read().decode("utf-8-sig")
     except ConfigError as error:
         return error
     except (UnicodeDecodeError, OSError):
         return None
     # NUL bytes: a binary file that happens to decode
-    return None if "\0" in text else " ".join(text.split())
+    return None if "\0" in words else " ".join(words.split())

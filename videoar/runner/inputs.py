@@ -14,7 +14,8 @@ its content when ingest reads it.
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,8 +24,9 @@ import pyarrow.compute as pc
 from videoar.contracts.contract import load_contract
 from videoar.contracts.names import EVALSETS, PROMPTS, SAMPLES, SOURCES
 from videoar.core.errors import ConfigError, SnapshotNotFoundError, StorageError
-from videoar.core.ids import canonical_json, seed_from
-from videoar.core.types import Provenance, Row
+from videoar.core.ids import canonical_json, digest_json, seed_from
+from videoar.core.scratch import Scratch
+from videoar.core.types import FileRef, Provenance, Row
 from videoar.evaluation.evalset import require_intact
 from videoar.media.sources import list_sources, read_input
 from videoar.pipeline.input_url import named_input
@@ -32,10 +34,17 @@ from videoar.pipeline.spec import PipelineSpec
 from videoar.records.run import InputRun
 from videoar.records.run_history import ended_runs, previous_input
 from videoar.storage.collection import CollectionWatch
-from videoar.storage.layout import RETRIES_PREFIX
+from videoar.storage.key_set import KeySet
+from videoar.storage.layout import RETRIES_PREFIX, table_folder
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.takedown import address_digest, place_digest, withdrawn_addresses
+from videoar.storage.table_spool import TableSpool
+from videoar.storage.takedown import (
+    address_digest,
+    place_digest,
+    withdrawn_addresses,
+    withdrawn_keys,
+)
 from videoar.training.prompts import PROMPT_FILES, read_prompts
 from videoar.training.sample_folder import TABLE, read_sample, read_sample_folder
 
@@ -50,19 +59,26 @@ class Listing:
     Planning has no side effects, so it uses this; executing commits it.
     """
 
-    def __init__(self, name: str, contract: str, table: pa.Table) -> None:
+    def __init__(self, name: str, contract: str, tables: Iterable[pa.Table]) -> None:
         self.name = name
         self.contract = contract
         # none yet: stages plan their shards from the rows
-        self.files = ()
+        self.files: tuple[FileRef, ...] = ()
         # the name counts: equal listings of two inputs are snapshots of two datasets
-        self.fingerprint = _listing_digest(name, table)
-        self.digest = self.fingerprint
-        self._table = table
+        digest = hashlib.sha256(f'{{"listing":{canonical_json(name)},"rows":['.encode())
+        schema = load_contract(contract).arrow_schema
+        self._tables = TableSpool(schema, _hashed(tables, digest))
+        digest.update(b"]}")
+        self.digest = self.fingerprint = digest.hexdigest()
+
+    def read(self) -> Iterator[pa.Table]:
+        """Yield the rows, some thousands at a time."""
+        return iter(self._tables)
 
     def table(self) -> pa.Table:
         """Return the rows."""
-        return self._table
+        schema = load_contract(self.contract).arrow_schema
+        return pa.concat_tables([schema.empty_table(), *self.read()])
 
     def committed(self, store: Store) -> Snapshot | None:
         """Return the snapshot with these rows, if an earlier run committed it."""
@@ -72,29 +88,35 @@ class Listing:
         """Commit the rows as a snapshot of the dataset named like the input."""
         dataset = store.dataset(self.name, self.contract)
         listed = provenance.model_copy(update={"fingerprint": self.fingerprint})
-        slices = _slices(self._table) if self.contract == SOURCES else [self._table]
+        slices = _slices(self.read()) if self.contract == SOURCES else [self.table()]
         return dataset.commit([dataset.write(part) for part in slices], listed, {})
 
 
-def _listing_digest(name: str, table: pa.Table) -> str:
-    """Return the digest of `{"listing": name, "rows": rows}`, a part of the rows in memory."""
-    digest = hashlib.sha256(f'{{"listing":{canonical_json(name)},"rows":['.encode())
-    for number, row in enumerate(_rows(table)):
-        digest.update(b"," * (number > 0) + canonical_json(row).encode())
-    digest.update(b"]}")
-    return digest.hexdigest()
+def _hashed(tables: Iterable[pa.Table], digest: "hashlib._Hash") -> Iterator[pa.Table]:
+    """Yield tables; update a digest with the JSON of their rows, without brackets."""
+    comma = b""
+    for table in tables:
+        for batch in table.to_batches(_BATCH_ROWS):
+            digest.update(comma + canonical_json(batch.to_pylist())[1:-1].encode())
+            comma = b","
+        yield table
 
 
-def _slices(table: pa.Table) -> Iterator[pa.Table]:
+def _slices(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Split rows into files of about `_SLICE_ROWS`, by borders that depend on the rows.
 
     So a source that is added changes one file, and the others are stored already.
     """
-    start = 0
-    for end, uri in enumerate(table["uri"], 1):
-        if seed_from(uri.as_py()) % _SLICE_ROWS == 0 or end == len(table):
-            yield table.slice(start, end - start)
-            start = end
+    part: list[pa.Table] = []
+    for table in tables:
+        start = 0
+        for end, uri in enumerate(table["uri"].to_pylist(), 1):
+            if seed_from(uri) % _SLICE_ROWS == 0:
+                yield pa.concat_tables([*part, table.slice(start, end - start)])
+                part, start = [], end
+        part.append(table.slice(start))
+    if any(map(len, part)):
+        yield pa.concat_tables(part)
 
 
 class SampleListing(Listing):
@@ -102,7 +124,7 @@ class SampleListing(Listing):
 
     def __init__(self, name: str, folder: Path) -> None:
         table, self._paths = read_sample_folder(folder)
-        super().__init__(name, SAMPLES, table)
+        super().__init__(name, SAMPLES, [table])
 
     def commit(self, store: Store, provenance: Provenance) -> Snapshot:
         """Store the videos, and commit the rows.
@@ -118,7 +140,7 @@ class SampleListing(Listing):
         return snapshot
 
     def _store_videos(self, store: Store) -> None:
-        for path, sha256 in zip(self._paths, self._table["video_sha256"].to_pylist(), strict=True):
+        for path, sha256 in zip(self._paths, self.table()["video_sha256"].to_pylist(), strict=True):
             store.put_object(read_sample(path, sha256), ".mp4")
 
 
@@ -146,7 +168,7 @@ def resolve(store: Store, name: str, url: str) -> Snapshot | Listing | None:
             require_intact(snapshot)  # now: cached stages would not read it
         return snapshot
     if url.endswith(PROMPT_FILES):
-        listing = Listing(name, PROMPTS, _prompts(url))
+        listing = Listing(name, PROMPTS, [_prompts(url)])
     elif Path(url, TABLE).is_file():
         listing = SampleListing(name, Path(url))
     else:
@@ -179,56 +201,67 @@ def _prompts(url: str) -> pa.Table:
     return contract.conform(pa.Table.from_pylist(rows, contract.arrow_schema), url)
 
 
-def _with_retries(store: Store, rows: pa.Table) -> pa.Table:
+def _with_retries(store: Store, tables: Iterable[pa.Table]) -> Iterable[pa.Table]:
     """Return a listing in which sources that are to be tried again have other etags.
 
     So their shards are new work; all others keep their results.
     """
     places = [key.removeprefix(RETRIES_PREFIX) for key in store.ledger.list(RETRIES_PREFIX)]
     counts = Counter(key.partition("/")[0] for key in places)
-    if not counts:
-        return rows
-    etags = [
-        f"{etag}+{n}" if (n := counts[place_digest(uri)]) else etag
-        for uri, etag in _addresses(rows)
-    ]
-    index = rows.schema.get_field_index("etag")
-    return rows.set_column(index, rows.schema.field(index), pa.array(etags, pa.string()))
+
+    def retried(table: pa.Table) -> pa.Table:
+        etags = [
+            f"{etag}+{n}" if (n := counts[place_digest(uri)]) else etag
+            for uri, etag in _addresses(table)
+        ]
+        index = table.schema.get_field_index("etag")
+        return table.set_column(index, table.schema.field(index), [etags])
+
+    return map(retried, tables) if counts else tables
 
 
-def _without_withdrawn(store: Store, name: str, url: str, rows: pa.Table) -> pa.Table:
+def _without_withdrawn(
+    store: Store, name: str, url: str, tables: Iterable[pa.Table]
+) -> Iterator[pa.Table]:
     withdrawn = withdrawn_addresses(store.ledger)
     if not withdrawn:  # a digest of each row takes seconds for many
-        return rows
-    keep = [address_digest(uri, etag) not in withdrawn for uri, etag in _addresses(rows)]
-    num_omitted = keep.count(False)
+        yield from tables
+        return
+    num_kept = num_omitted = 0
+    for table in tables:
+        keep = [address_digest(*each) not in withdrawn for each in _addresses(table)]
+        num_kept, num_omitted = num_kept + keep.count(True), num_omitted + keep.count(False)
+        yield table.filter(pa.array(keep))
     if num_omitted:
         logger.info("input %s: omitted %d withdrawn sources", name, num_omitted)
-    if num_omitted == len(keep):
+    if not num_kept:
         raise ConfigError(url, "all of its files were withdrawn", "add others")
-    return rows.filter(pa.array(keep))
 
 
 def compare(store: Store, pipeline: str, run_id: str, name: str, listed: Snapshot) -> InputRun:
     """Count the new, changed and removed sources since the previous run of the pipeline."""
+    result = InputRun(snapshot=listed.id, sources=listed.rows, new=listed.rows, changed=0, gone=0)
     previous = previous_input(store, pipeline, name, run_id)
-    rows = _earlier_rows(store, name, previous.snapshot) if previous else None
-    if rows is None:
-        previous = None
-    new = listed.table(["uri", "etag"])
-    old = new.slice(0, 0) if rows is None else rows
-    # in columns: as Python objects a million addresses take a gigabyte
-    places = pc.index_in(new["uri"], value_set=old["uri"])
-    known = new.filter(places.is_valid())
-    same = pc.equal(known["etag"], old["etag"].take(places.drop_null()))
-    return InputRun(
-        snapshot=listed.id,
-        sources=len(new),
-        new=len(new) - len(known),
-        changed=same.to_pylist().count(False),
-        # a takedown may have removed rows of the old listing: use the count of that time
-        gone=(previous.sources if previous else 0) - len(known),
-    )
+    if previous is None:
+        return result
+    with _unless_gone(name):
+        earlier = store.snapshot(previous.snapshot)
+        shared = _shared_files(store, earlier, listed)
+        # in columns: as Python objects a million addresses take a gigabyte
+        old, new = (_without(of, shared).table(["uri", "etag"]) for of in (earlier, listed))
+        places = pc.index_in(new["uri"], value_set=old["uri"])
+        known = new.filter(places.is_valid())
+        same = pc.equal(known["etag"], old["etag"].take(places.drop_null()))
+        num_shared = listed.rows - _without(listed, shared).rows
+        return InputRun(
+            snapshot=listed.id,
+            sources=num_shared + len(new),
+            new=len(new) - len(known),
+            changed=same.to_pylist().count(False),
+            # a takedown may have removed rows of the old listing: use the count of that time
+            gone=previous.sources - num_shared - len(known),
+        )
+    return result
 
 
 def count_new(
@@ -242,21 +275,52 @@ def count_new(
         baseline: snapshot of an earlier listing; None, or one that is gone: everything is new.
         listed: the listing of now.
     """
-    rows = _new_rows(store, name, baseline, listed)
-    return len(rows), sum(row["size_bytes"] for row in rows)
+    sizes = [row["size_bytes"] for row in _new_rows(store, name, baseline, listed)]
+    return len(sizes), sum(sizes)
 
 
 def _new_rows(
     store: Store, name: str, baseline: str | None, listed: Snapshot | Listing
-) -> list[Row]:
-    old = _earlier_rows(store, name, baseline) if baseline else None
-    # all columns: a source with another caption or licence is new, too
-    known = {tuple(row.values()) for row in _rows(old)} if old else set()
-    return [row for row in _rows(listed.table()) if tuple(row.values()) not in known]
+) -> Iterator[Row]:
+    with Scratch() as folder, closing(KeySet(folder / "rows")) as known:
+        if baseline:
+            with _unless_gone(name):
+                earlier = store.snapshot(baseline)
+                shared = _shared_files(store, earlier, listed)
+                if isinstance(listed, Snapshot):
+                    listed = _without(listed, shared)
+                for row in _rows(_without(earlier, shared).read()):
+                    known.add(digest_json(row))
+        # all columns: a source with another caption or licence is new, too
+        yield from (row for row in _rows(listed.read()) if digest_json(row) not in known)
 
 
-def _rows(table: pa.Table) -> Iterator[Row]:
-    return (row for batch in table.to_batches(_BATCH_ROWS) for row in batch.to_pylist())
+def _shared_files(store: Store, earlier: Snapshot, listed: Snapshot | Listing) -> set[str]:
+    """Return the keys of files that two listings have in common: their rows are equal."""
+    # of a withdrawn file other rows are read
+    removed = withdrawn_keys(store.ledger, f"{table_folder(earlier.dataset)}/")
+    return {f.key for f in earlier.files}.intersection(f.key for f in listed.files) - removed
+
+
+def _without(listed: Snapshot, keys: Collection[str]) -> Snapshot:
+    return listed.with_files([file for file in listed.files if file.key not in keys])
+
+
+@contextmanager
+def _unless_gone(name: str) -> Iterator[None]:
+    """Log that an earlier listing is gone or damaged: that costs only this comparison."""
+    try:
+        yield
+    except StorageError as error:
+        if error.retryable:  # an unreachable store fails the run
+            raise
+        logger.warning("input %s: the previous listing cannot be read: %s", name, error)
+
+
+def _rows(tables: Iterable[pa.Table]) -> Iterator[Row]:
+    for table in tables:
+        for batch in table.to_batches(_BATCH_ROWS):
+            yield from batch.to_pylist()
 
 
 def nothing_new(
@@ -283,22 +347,11 @@ def nothing_new(
     for run in ended_runs(store, spec.name, before):
         # with other options, or another folder, it is another training
         if run.pipeline_digest == spec.digest:
-            is_new = bool(_new_rows(store, name, run.inputs[name].snapshot, listed))
-            return None if is_new else f"nothing new in {name} since run {run.run_id}"
+            new = _new_rows(store, name, run.inputs[name].snapshot, listed)
+            return (
+                None if any(True for _ in new) else f"nothing new in {name} since run {run.run_id}"
+            )
     return None
-
-
-def _earlier_rows(store: Store, name: str, snapshot: str) -> pa.Table | None:
-    """Return the rows of an earlier listing, None if it cannot be read."""
-    try:
-        return store.snapshot(snapshot).table()
-    except StorageError as error:
-        # an unreachable store fails the run; a listing that is gone or damaged costs only this
-        # comparison
-        if error.retryable:
-            raise
-        logger.warning("input %s: the previous listing cannot be read: %s", name, error)
-        return None
 
 
 def _addresses(rows: pa.Table) -> list[tuple[str, str]]:

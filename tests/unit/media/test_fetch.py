@@ -8,6 +8,7 @@ import socket
 import time
 from contextlib import contextmanager
 
+import pyarrow as pa
 import pytest
 
 from tests.support.s3_server import aws_variables
@@ -142,14 +143,14 @@ def test_bucket_is_listed_as_a_folder_is(into, moto_server, monkeypatch):
     objects.put("q/marker/", b"")
     objects.put("q/labels.csv", b"file,label\n/lead.mp4,x\na\\B.mp4,y\n")
     with endpoint(monkeypatch, moto_server.endpoint):
-        rows = list_sources(f"s3://{moto_server.bucket}/q").to_pylist()
+        rows = pa.concat_tables(list_sources(f"s3://{moto_server.bucket}/q")).to_pylist()
         result = {row["name"]: (row["label"], row["caption"]) for row in rows}
         assert result == {
             "/lead.mp4": ("x", "x"), "a//b.mp4": ("y", "q/a//b.txt"), "odd/": (None, None),
         }  # fmt: skip
         bucket = f"s3://{moto_server.bucket}"
         own = {f"{bucket}/{key}" for key in sources}  # others are of other tests
-        uris = own.intersection(list_sources(bucket)["uri"].to_pylist())
+        uris = own.intersection(pa.concat_tables(list_sources(bucket))["uri"].to_pylist())
         for uri in (*uris, *(row["uri"] for row in rows)):
             *_, last = fetch(uri, into)
             (into / "source").unlink()

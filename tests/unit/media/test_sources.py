@@ -3,6 +3,7 @@
 import hashlib
 import os
 
+import pyarrow as pa
 import pytest
 
 from videoar.core.errors import ConfigError, MediaError
@@ -16,7 +17,7 @@ MP4 = b"\0\0\0\x18ftypisom"
 
 
 def rows(folder):
-    return {row["name"]: row for row in list_sources(str(folder)).to_pylist()}
+    return {row["name"]: row for row in pa.concat_tables(list_sources(str(folder))).to_pylist()}
 
 
 def test_every_file_has_a_row_for_any_name_or_kind(tmp_path):
@@ -30,7 +31,7 @@ def test_every_file_has_a_row_for_any_name_or_kind(tmp_path):
     os.mkfifo(tmp_path / "pipe.mp4")
     for hidden in (".hidden", "labels.csv", "manifest.csv"):
         (tmp_path / hidden).write_text("file,label\n")
-    result = list_sources(str(tmp_path)).to_pylist()
+    result = pa.concat_tables(list_sources(str(tmp_path))).to_pylist()
     expected = {*names, "./raw\\xff.mp4", "dir.mp4", "lost.mp4", "pipe.mp4"}
     assert {row["name"] for row in result} == expected
     assert [row["uri"] for row in result] == sorted(row["uri"] for row in result)
@@ -184,7 +185,7 @@ def test_invalid_labels_csv_is_a_config_error(tmp_path, labels, message):
         (tmp_path / name).write_bytes(MP4)
     (tmp_path / "labels.csv").write_bytes(labels if isinstance(labels, bytes) else labels.encode())
     with pytest.raises(ConfigError, match=message):
-        list_sources(str(tmp_path))
+        next(list_sources(str(tmp_path)))
 
 
 def test_links_to_folders_are_followed_once(tmp_path):
@@ -208,18 +209,18 @@ def test_links_to_folders_are_followed_once(tmp_path):
 
 def test_empty_or_missing_input_is_a_config_error(tmp_path):
     with pytest.raises(ConfigError, match="no files"):
-        list_sources(str(tmp_path))
+        next(list_sources(str(tmp_path)))
     with pytest.raises(ConfigError, match="no such folder"):
-        list_sources((tmp_path / "gone").as_uri())
+        next(list_sources((tmp_path / "gone").as_uri()))
     (tmp_path / "a.mp4").write_bytes(MP4)
     with pytest.raises(ConfigError, match="not a folder"):
-        list_sources(str(tmp_path / "a.mp4"))
+        next(list_sources(str(tmp_path / "a.mp4")))
     with pytest.raises(ConfigError, match="unknown kind of input"):
-        list_sources("http://host/x")
+        next(list_sources("http://host/x"))
 
 
 def test_synthetic_corpus_is_listed_and_fetched(tmp_path):
-    listed = list_sources("rendered://shapes?num_videos=3&seed=0").to_pylist()
+    listed = next(list_sources("rendered://shapes?num_videos=3&seed=0")).to_pylist()
     assert len(listed) == 3
     with SandboxedDecoder(ScanPlan(), Limits(wall_s=20)) as decoder:
         path, sha256 = decoder.fetch(listed[0]["uri"], tmp_path)

@@ -298,7 +298,7 @@ def test_pipe_named_labels_csv_is_a_config_error(good, tmp_path):
     writer.daemon = True
     writer.start()
     with pytest.raises(ConfigError, match="not a regular file"):
-        list_sources(str(tmp_path))
+        next(list_sources(str(tmp_path)))
     writer.cancel()
 
 

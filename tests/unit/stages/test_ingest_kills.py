@@ -115,7 +115,7 @@ def test_kill_in_the_commit_gives_the_same_snapshot(mapped, undisturbed, tmp_pat
 def test_any_order_without_an_engine_gives_the_same_bytes(folder, undisturbed, tmp_path, seed):
     draw = random.Random(seed)
     store = open_store(tmp_path.as_uri())
-    rows = list_sources(str(folder))
+    rows = pa.concat_tables(list_sources(str(folder)))
     rows = rows.take(np.random.default_rng(seed).permutation(len(rows)))
     dataset = store.dataset("videos", "sources@1")
     sources = dataset.commit([dataset.write(rows)], provenance("videos"), {})

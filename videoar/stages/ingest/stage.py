@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from typing import ClassVar
 
+import pyarrow as pa
+
 from videoar.contracts.names import CLIPS, SOURCES
 from videoar.core.ids import digest_json, seed_from
 from videoar.core.types import Row
@@ -39,9 +41,13 @@ class IngestStage(MapStage[IngestConfig]):
         """Group neighbouring sources, see `group_rows`."""
         # by address: a source keeps its neighbours, and so its group, in whatever order it is
         # listed
-        table = inputs[self.primary].table().sort_by("uri")
-        # few rows as Python objects at a time: they take twenty times the memory
-        rows = (row for batch in table.to_batches(_BATCH_ROWS) for row in batch.to_pylist())
+        sources = inputs[self.primary]
+        try:
+            return self._grouped(_in_order(_rows(sources.read())))
+        except _NotInOrderError:  # made by a stage; those of a listing are
+            return self._grouped(_rows([sources.table().sort_by("uri")]))
+
+    def _grouped(self, rows: Iterable[Row]) -> list[Shard]:
         by_folder = groupby(rows, _top_folder if self.config.batch_folders else lambda _: "")
         groups = chain.from_iterable(
             group_rows(of_folder, self.config.sources_per_shard, self.config.part_mib << 20)
@@ -62,6 +68,26 @@ class IngestStage(MapStage[IngestConfig]):
         from videoar.stages.ingest.worker import IngestWorker  # loads PyAV: not needed to plan
 
         return IngestWorker(self.config, context)
+
+
+class _NotInOrderError(Exception):
+    """Rows are not sorted by address."""
+
+
+def _rows(tables: Iterable[pa.Table]) -> Iterator[Row]:
+    # few rows as Python objects at a time: they take twenty times the memory
+    for table in tables:
+        for batch in table.to_batches(_BATCH_ROWS):
+            yield from batch.to_pylist()
+
+
+def _in_order(rows: Iterable[Row]) -> Iterator[Row]:
+    last = ""
+    for row in rows:
+        if row["uri"] < last:
+            raise _NotInOrderError
+        last = row["uri"]
+        yield row
 
 
 def _top_folder(row: Row) -> str:

@@ -1,0 +1,42 @@
+"""Tables that are read several times, whatever their size."""
+
+import weakref
+from collections.abc import Iterable, Iterator
+from tempfile import SpooledTemporaryFile, gettempdir
+
+import pyarrow as pa
+
+from videoar.core.errors import DiskError
+
+_BATCH_ROWS = 8_192  # chosen: that memory holds of a large table
+_MEMORY_BYTES = 8 << 20  # chosen: 100,000 to 300,000 rows of a listing
+
+
+class TableSpool:
+    """Tables of one schema, compressed: in memory, or if they are large in a file without a name.
+
+    Args:
+        schema: of the tables.
+        tables: are taken one by one.
+
+    Raises:
+        DiskError: there is too little space for temporary files.
+    """
+
+    def __init__(self, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+        self._file = SpooledTemporaryFile(max_size=_MEMORY_BYTES)  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        try:
+            with pa.ipc.new_file(self._file, schema, options=options) as writer:
+                for table in tables:
+                    writer.write_table(table, max_chunksize=_BATCH_ROWS)
+        except OSError as error:
+            hint = "free some space, or set TMPDIR"
+            raise DiskError(gettempdir(), error.strerror or str(error), hint) from error
+
+    def __iter__(self) -> Iterator[pa.Table]:
+        """Yield tables of some thousand rows; iterations do not disturb each other."""
+        reader = pa.ipc.open_file(self._file)
+        for number in range(reader.num_record_batches):
+            yield pa.Table.from_batches([reader.get_batch(number)])
