@@ -7,10 +7,11 @@ import av
 import numpy as np
 from av.video.reformatter import ColorRange, ColorTrc, VideoReformatter
 
+from videoar.core.errors import MediaError
 from videoar.core.types import Row
 
 _HD_WIDTH, _SD_HEIGHT = 1280, 576  # without a tag, players take what is larger for BT.709
-_BT709, _UNSPECIFIED, _BT601, _BT2020 = 1, 2, 6, 9  # matrices
+_GBR, _BT709, _UNSPECIFIED, _BT601, _BT2020 = 0, 1, 2, 6, 9  # matrices
 _TRANSFERS = {
     1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 7: "smpte240m", 8: "linear",
     9: "log100", 10: "log316", 11: "iec61966-2-4", 12: "bt1361e", 13: "iec61966-2-1",
@@ -25,6 +26,9 @@ _MATRICES = {
     9: "bt2020nc", 10: "bt2020c", 11: "smpte2085", 12: "chroma-derived-nc", 13: "chroma-derived-c",
     14: "ictcp", 15: "ipt-c2",
 }  # fmt: skip
+# of MP4: HEVC, H.264 and AV1 that only a decoder of Dolby Vision shows right
+_DOLBY_TAGS = {"dvh1", "dvhe", "dva1", "dvav", "dav1"}
+_CONVERTIBLE = {1, 2, 4, 5, 6, 7, 9}
 _HDR = {ColorTrc.SMPTE2084, ColorTrc.ARIB_STD_B67}
 
 
@@ -37,9 +41,35 @@ def matrix_of(frame: av.VideoFrame) -> int:
     return _BT709 if frame.width >= _HD_WIDTH or frame.height > _SD_HEIGHT else _BT601
 
 
+def settle_matrix(frame: av.VideoFrame, name: str) -> None:
+    """Take a matrix that does not exist, or is one of RGB, for none, as players do.
+
+    Raises:
+        MediaError: `COLOR_DENIED`: swscale has no such matrix.
+    """
+    matrix = frame.colorspace
+    if matrix in _CONVERTIBLE or (matrix == _GBR and frame.format.is_rgb):
+        return
+    if matrix != _GBR and matrix in _MATRICES and not frame.format.is_rgb:
+        what = f"has colours of the matrix {_MATRICES[matrix]}, which cannot be converted"
+        raise MediaError(name, "COLOR_DENIED", what)
+    frame.colorspace = _UNSPECIFIED
+
+
+def require_known_colors(first: av.VideoFrame, codec_tag: str, name: str) -> None:
+    """Refuse Dolby Vision without a picture for other players (profile 5): it would be green.
+
+    Raises:
+        MediaError: `COLOR_DENIED`.
+    """
+    if codec_tag in _DOLBY_TAGS and first.colorspace == _UNSPECIFIED:
+        what = "has the colours of Dolby Vision, which cannot be converted"
+        raise MediaError(name, "COLOR_DENIED", what)
+
+
 def color_columns(frame: av.VideoFrame) -> Row:
     """Return the columns `color_*` of `clips@1`."""
-    is_rgb = frame.format.is_rgb
+    is_rgb = frame.format.is_rgb or _has_palette(frame)
     return {
         "color_transfer": _TRANSFERS.get(int(frame.color_trc)),
         "color_primaries": _PRIMARIES.get(int(frame.color_primaries)),
@@ -51,7 +81,12 @@ def color_columns(frame: av.VideoFrame) -> Row:
 def is_full_range(frame: av.VideoFrame) -> bool:
     """Return whether black is 0 in a frame, not 16."""
     name = frame.format.name
-    return frame.format.is_rgb or frame.color_range == ColorRange.JPEG or name.startswith("yuvj")
+    is_rgb = frame.format.is_rgb or _has_palette(frame)
+    return is_rgb or frame.color_range == ColorRange.JPEG or name.startswith("yuvj")
+
+
+def _has_palette(frame: av.VideoFrame) -> bool:
+    return frame.format.name.startswith(("pal", "mono"))
 
 
 def has_luma(frame: av.VideoFrame) -> bool:

@@ -57,7 +57,6 @@ class FrameResizer:
 
     Args:
         size_px: side of a square, or sizes to choose from: the one nearest to the source's shape.
-        pixel_aspect: width of a source pixel over its height.
         deinterlace: `auto` replaces combed frames, `measure` counts them.
         tone_map: curve for high dynamic range; None leaves the colours of all sources.
     """
@@ -65,12 +64,10 @@ class FrameResizer:
     def __init__(
         self,
         size_px: int | Sequence[Size],
-        pixel_aspect: float,
         *,
         deinterlace: Literal["auto", "measure", "off"] = "off",
         tone_map: Curve | None = None,
     ) -> None:
-        self.pixel_aspect = pixel_aspect
         self._active: tuple[Box, tuple[int, int]] | None = None
         self._sizes = [(size_px, size_px)] if isinstance(size_px, int) else size_px
         self._size: Size | None = None
@@ -122,7 +119,8 @@ class FrameResizer:
             frame = self._deinterlacer.progressive(picture, top_field_first=is_top_first)
         orientation = picture.orientation
         active = self._active_in(frame)
-        width, height = active.width * self.pixel_aspect, active.height
+        aspect = picture.pixel_aspect
+        width, height = active.width * aspect, active.height
         if self._size is None:
             displayed = (width, height) if orientation.is_sideways else (height, width)
             self._size = nearest_size(self._sizes, *displayed)
@@ -131,7 +129,7 @@ class FrameResizer:
         scale = max(crop_width / width, crop_height / height)
         resized = max(crop_width, round(width * scale)), max(crop_height, round(height * scale))
         is_saving = crop_width * crop_height < _CROP_BELOW * resized[0] * resized[1]
-        shown, source = self._centre(active, crop_width, crop_height), frame
+        shown, source = _centre(active, crop_width, crop_height, aspect), frame
         if is_saving and _is_planar(frame) and min(active.width, active.height) >= 2:
             resized = crop_width, crop_height
             source = self._cropped(frame, shown, 1)
@@ -152,13 +150,13 @@ class FrameResizer:
         packed = (
             mapper.rgb(scaled) if mapper else self._pack.reformat(scaled, format="rgb24", threads=1)
         )
-        upright = orientation.applied(packed.to_ndarray())
+        upright = orientation.applied(_in_full_levels(packed.to_ndarray(), frame.format))
         height, width = self._size
         top, left = (upright.shape[0] - height) // 2, (upright.shape[1] - width) // 2
 
         def shown_as(box: Box) -> list[int]:
             size = frame.width, frame.height
-            return list(box.shown(size, orientation, self.pixel_aspect))
+            return list(box.shown(size, orientation, aspect))
 
         return np.ascontiguousarray(upright[top : top + height, left : left + width]), {
             "combed_frac": float(is_top_first is not None) if is_measured else None,
@@ -173,17 +171,6 @@ class FrameResizer:
         if self._active is None or self._active[1] != (frame.width, frame.height):
             return _box_of(frame)
         return self._active[0]
-
-    def _centre(self, outer: Box, width: int, height: int) -> Box:
-        """Return the largest centre part of a box that displays in the shape width x height."""
-        common = math.gcd(width, height)
-        across, down = width // common, height // common
-        crop_height = min(outer.height, outer.width * self.pixel_aspect * down / across)
-        crop_width = crop_height * across / down / self.pixel_aspect  # this order rounds least
-        # even, places too: a chroma sample covers 2x2 pixels and cannot be split
-        width, height = (max(2, int(length) & ~1) for length in (crop_width, crop_height))
-        left = outer.left + ((outer.width - width) // 2 & ~1)
-        return Box(left, outer.top + ((outer.height - height) // 2 & ~1), width, height)
 
     def _cropped(self, frame: av.VideoFrame, box: Box, use: int) -> av.VideoFrame:
         """Return part of a frame; `use` numbers the buffers, as sizes differ between them."""
@@ -228,6 +215,27 @@ class _CropBuffer:
         return np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
 
 
+def _centre(outer: Box, width: int, height: int, aspect: float) -> Box:
+    """Return the largest centre part of a box that displays in the shape width x height."""
+    common = math.gcd(width, height)
+    across, down = width // common, height // common
+    crop_height = min(outer.height, outer.width * aspect * down / across)
+    crop_width = crop_height * across / down / aspect  # this order rounds least
+    # even, places too: a chroma sample covers 2x2 pixels and cannot be split
+    width, height = (max(2, int(length) & ~1) for length in (crop_width, crop_height))
+    left = outer.left + ((outer.width - width) // 2 & ~1)
+    return Box(left, outer.top + ((outer.height - height) // 2 & ~1), width, height)
+
+
+def _in_full_levels(rgb_HWC: np.ndarray, source: av.VideoFormat) -> np.ndarray:
+    """Return pictures that had 5 or 6 bits of a colour with white at 255: swscale leaves 248."""
+    if not source.is_rgb or source.components[0].bits >= 8:
+        return rgb_HWC
+    white = [256 - (256 >> component.bits) for component in source.components[:3]]
+    full: np.ndarray = np.round(rgb_HWC * (255 / np.array(white))).astype(np.uint8)
+    return full
+
+
 def _box_of(frame: av.VideoFrame) -> Box:
     return Box(0, 0, frame.width, frame.height)
 
@@ -235,5 +243,7 @@ def _box_of(frame: av.VideoFrame) -> Box:
 def _is_planar(frame: av.VideoFrame) -> bool:
     """Whether every colour has a plane of its own, halved or whole, as `_CropBuffer` needs it."""
     form = frame.format
+    if form.components[0].bits < 8:  # eight pixels of a byte
+        return False
     halves = form.chroma_width(8) in {4, 8} and form.chroma_height(8) in {4, 8}
     return halves and len(frame.planes) == len(form.components) and not form.is_big_endian

@@ -19,6 +19,8 @@ class Picture(NamedTuple):
     errors: int = 0
     number: int = 0
     time_us: int = 0
+    pixel_aspect: float = 1.0
+    """Width of a pixel over its height."""
 
 
 def pictures(decoder: SourceDecoder, *, with_neighbours: bool) -> Iterator[Picture]:
@@ -28,16 +30,20 @@ def pictures(decoder: SourceDecoder, *, with_neighbours: bool) -> Iterator[Pictu
     """
     if not with_neighbours:
         for frame, errors in decoder.frames():
-            number, time_us = len(decoder.times_us) - 1, decoder.last_us
-            yield Picture(frame, frame, frame, decoder.orientation, errors, number, time_us)
+            yield Picture(frame, frame, frame, *_columns(decoder, errors))
         return
     before: av.VideoFrame | None = None
     held: av.VideoFrame | None = None
-    columns: tuple[Orientation, int, int, int] | None = None
+    columns: tuple[Orientation, int, int, int, float] | None = None
     for frame, errors in decoder.frames():
         if held is not None and columns is not None:
             yield Picture(held, before or held, frame, *columns)
         before, held = held, frame
-        columns = decoder.orientation, errors, len(decoder.times_us) - 1, decoder.last_us
+        columns = _columns(decoder, errors)
     if held is not None and columns is not None:
         yield Picture(held, before or held, held, *columns)
+
+
+def _columns(decoder: SourceDecoder, errors: int) -> tuple[Orientation, int, int, int, float]:
+    number = len(decoder.times_us) - 1
+    return decoder.orientation, errors, number, decoder.last_us, decoder.pixel_aspect

@@ -18,7 +18,24 @@ from videoar.core.errors import DiskError, MediaError, StorageError, VideoARErro
 _HEAD_BYTES = 1 << 16  # of the start, in which a container that begins with junk is looked for
 # First boxes of MP4 and QuickTime files. The brand in `ftyp` is not checked: old QuickTime files
 # have none, and the demuxer is the same.
-_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"}
+_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"uuid"}
+_BOXES |= {b"styp", b"sidx", b"moof", b"emsg", b"prft"}  # of fragments
+# Others hold start codes, too: as raw streams they would have false times, and sound in pictures
+_UNREAD = {
+    b"nut/multimedia": "NUT",
+    b".RMF": "RealMedia",
+    b"DHAV": "DAV",
+    b"IMKH": "Hikvision",
+    b"\0\0\0\0\x01\xbc": "GXF",
+    b"\xb7\xd8\0\x20\x37\x49\xda\x11": "WTV",
+    b"NSV": "NSV",
+    b"NuppelVideo": "NUV",
+    b"MythTVVideo": "NUV",
+    b"TiVo": "TiVo",
+    b"\xf5\x46\x7a\xbd": "TiVo",
+    **dict.fromkeys((b"FWS", b"CWS", b"ZWS"), "Flash"),
+    **dict.fromkeys((b"BIK", b"KB2"), "Bink"),
+}
 # HLS, ffconcat, PLS, DASH, SMIL, SDP: all of them name other files or hosts
 _PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"[playlist]", b"<MPD", b"<smil", b"v=0\r\n", b"v=0\n")
 _IMAGES = (b"\x89PNG", b"GIF8", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"%PDF", b"PK\x03\x04")
@@ -30,7 +47,7 @@ _PACK = re.compile(rb"\0\0\x01\xba[\x21-\x2f\x44-\x7f]")
 CODECS = frozenset({"h264", "hevc", "av1", "vp8", "vp9", "mpeg1video", "mpeg2video", "mpeg4"})
 CODECS |= {"h263", "flv1", "mjpeg", "theora", "wmv1", "wmv2", "wmv3", "vc1", "msmpeg4v2"}
 CODECS |= {"msmpeg4v3", "prores", "dnxhd", "ffv1", "dvvideo", "cfhd", "rawvideo", "qtrle"}
-CODECS |= {"huffyuv", "ffvhuff", "utvideo"}
+CODECS |= {"huffyuv", "ffvhuff", "utvideo", "png", "v210", "v410", "r210"}
 """Codecs that may be decoded: those that real corpora use. Rare decoders are little tested."""
 IMAGE_CODECS = frozenset({"png", "mjpeg"})
 ANIMATION_CODECS = frozenset({"gif"})
@@ -132,6 +149,8 @@ def why_unreadable(path: Path) -> str | None:
             if end < at + 8 or end > size:
                 break
             at = end
+    if b"moof" in found and b"moov" not in found:
+        return "is a fragment without the start of its film (box moov): join it to that"
     if b"mdat" in found and b"moov" not in found:
         return "has pictures but no index of them (box moov): its recording or copy was not ended"
     return f"ends within its box {kind.decode('latin-1')}" if at < size else None
@@ -152,6 +171,9 @@ def sniff(head: bytes, name: str) -> str:
     # escape sequences: FFmpeg's `tty` demuxer renders terminal text as a video
     if head.startswith(_IMAGES) or head[8:12] == b"WEBP" or b"\x1b[" in head[:512]:
         raise MediaError(name, "CONTAINER_DENIED", "is an image, archive or terminal text")
+    container = next((kind for mark, kind in _UNREAD.items() if head.startswith(mark)), None)
+    if container:
+        raise MediaError(name, "CONTAINER_DENIED", f"is in the container {container}")
     container = _behind_junk(head)
     if container:
         return container
@@ -172,6 +194,7 @@ def _container(head: bytes) -> str | None:
         (b"DKIF\0\0", "ivf"),
         (b"YUV4MPEG2 ", "yuv4mpegpipe"),
         (b"\x1f\x07\0", "dv"),  # DIF header block
+        (b"\x12\0\x0a", "obu"),  # temporal delimiter and sequence header of AV1
     ):
         if head.startswith(mark):
             return container

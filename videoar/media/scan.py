@@ -90,7 +90,7 @@ def scan(path: Path, plan: ScanPlan) -> Iterator[DecodedClip | SourceMetadata]:
 def detect_transitions(path: Path, plan: ScanPlan) -> list[Transition]:
     """Return the transitions of a source, found on the same luma frames; for benchmarks."""
     with open_source(path, plan) as decoder:
-        resizer = FrameResizer(plan.size_px, decoder.pixel_aspect)
+        resizer = FrameResizer(plan.size_px)
         luma_Thw = np.stack([resizer.luma(frame) for frame, _ in decoder.frames()])
         return find_transitions(luma_Thw, np.array(decoder.times_us))
 
@@ -102,7 +102,6 @@ class _ClipScan:
         self._decoder, self._plan, self._path = decoder, plan, path
         self._resizer = FrameResizer(
             plan.size_px,
-            decoder.pixel_aspect,
             deinterlace=plan.deinterlace,
             tone_map=plan.tone_map,
         )
@@ -216,7 +215,7 @@ class _ClipScan:
         if self._plan.active_box is not None:
             size = picture.frame.width, picture.frame.height
             shown = Box(*self._plan.active_box)
-            box = shown.stored(size, picture.orientation, self._decoder.pixel_aspect)
+            box = shown.stored(size, picture.orientation, picture.pixel_aspect)
             self._resizer.crop_to(box, size)
 
     def _check_yield(self, num_clips: int) -> None:
@@ -293,7 +292,7 @@ class _ClipScan:
         return SampledFrame(
             index=picture.number,
             time_us=picture.time_us,
-            size_px=(picture.frame.width, picture.frame.height),
+            size_px=(round(picture.frame.width * picture.pixel_aspect), picture.frame.height),
             errors=picture.errors,
             luma_hw=self._resizer.luma(picture.frame),
             orientation=picture.orientation,

@@ -34,7 +34,7 @@ class SampledFrame:
     index: int
     time_us: int
     size_px: tuple[int, int]
-    """Width and height of the source frame."""
+    """Width and height of the source frame, as displayed."""
     errors: int
     luma_hw: np.ndarray
     rgb: list[np.ndarray] = field(default_factory=list)

@@ -29,7 +29,7 @@ from av.video.stream import VideoStream
 
 from videoar.core.errors import MediaError
 from videoar.core.types import Frozen, Row
-from videoar.media.color import color_columns
+from videoar.media.color import color_columns, require_known_colors, settle_matrix
 from videoar.media.damage import DamageTracker
 from videoar.media.orientation import UPRIGHT, Orientation, orientation_of
 from videoar.media.probe import (
@@ -48,11 +48,13 @@ _MAX_ASPECT = 100  # chosen: above anything real; it bounds the long side once t
 _UNSPECIFIED_FPS = 25  # FFmpeg's own default rate
 _MAX_FPS = 1000  # chosen: above it, what is announced is a clock
 _WITHHOLDING = {"h264", "hevc"}  # their decoders give no frame that refers to a missing one
-_UNTIMED = {"h264", "hevc", "mpegvideo", "m4v"}  # raw streams: their time stamps are guesses
+_UNTIMED = {"h264", "hevc", "mpegvideo", "m4v", "obu"}  # raw streams: their time stamps are guesses
 # Where recordings are joined, the announced duration is the difference of two clocks: beyond half
 # the range of a transport stream's clock, or with less data than any film has, it says nothing.
 _HALF_CLOCK_US = 2**32 / 0.09
 _MIN_BYTES_PER_S = 4_000  # chosen: a tenth of what streams at 240p have
+# Containers that state the shape of a pixel, which then holds for players. In others it may change.
+_SHAPED = ("mov", "matroska", "mxf", "asf")
 _FIELD_ORDERS = {1: "progressive", 2: "tff", 3: "bff", 4: "bff", 5: "tff"}  # AVFieldOrder, as shown
 _MAX_REFERRED = 3000  # chosen: frames, two minutes; streams without key frames refresh sooner
 _LOOK_FRAMES = 4  # chosen: the usual number of frames between two that are no B-frames
@@ -164,8 +166,16 @@ class SourceDecoder:
             covers = ", only a picture" if container.streams.video else ""
             raise MediaError(path.name, "NO_VIDEO_STREAM", f"has no video stream{covers}")
         self._stream, self._codec = stream, stream.codec_context
+        stated = stream.sample_aspect_ratio
+        self.pixel_aspect = float(stated or 1) or 1.0
+        """Width of a pixel over its height, of the last frame."""
+        self._is_shape_coded = not stated or (
+            stated == self._codec.sample_aspect_ratio
+            and not container.format.name.startswith(_SHAPED)
+        )
         self._withholds = codec_name(stream) in _WITHHOLDING
         self._is_timed = container.format.name not in _UNTIMED
+        self._is_in_decoding_order = container.format.name == "avi"
         self._is_joinable = bool(Flags(container.format.flags) & Flags.ts_discont)
         self._duration_us = self._announced_duration()
         self._check_header(allowed)
@@ -185,11 +195,6 @@ class SourceDecoder:
     def orientation(self) -> Orientation:
         """Orientation of the last frame."""
         return self._orientation or UPRIGHT
-
-    @property
-    def pixel_aspect(self) -> float:
-        """Width of a pixel over its height."""
-        return float(self._stream.sample_aspect_ratio or 1) or 1.0
 
     @property
     def expected_frames(self) -> int | None:
@@ -218,7 +223,7 @@ class SourceDecoder:
             if not self.times_us and packet.pts is not None and not packet.is_discard:
                 before.append(packet.pts)
             for frame in decoded:
-                self._check_size(frame.width, frame.height)  # a stream may change its size
+                self._check_frame(frame)
                 if not self._withholds and self._damage.is_rootless(frame):
                     continue
                 errors = self._damage.errors_of(frame)
@@ -230,6 +235,7 @@ class SourceDecoder:
                 if time_us >= self._end_us:
                     return
                 if not self.times_us:
+                    require_known_colors(frame, self._codec.codec_tag, self.name)
                     self._first_frame = self._describe(frame)
                     self._num_withheld = sum(pts < (frame.pts or 0) for pts in before)
                 if frame.key_frame:
@@ -276,9 +282,17 @@ class SourceDecoder:
 
     def _clock_us(self, frame: av.VideoFrame) -> float:
         """Return the time that a frame's own time stamp gives; -inf without one."""
-        if frame.pts is None:
+        stamp = self._stamp(frame)
+        if stamp is None:
             return -math.inf
-        return round((frame.pts - (self._timeline.start_pts or 0)) * self._tick_us)
+        return round((stamp - (self._timeline.start_pts or 0)) * self._tick_us)
+
+    def _stamp(self, frame: av.VideoFrame) -> int | None:
+        """Return the time stamp of a frame, None where its container has none."""
+        if not self._is_timed:
+            return None
+        # an AVI has the order of decoding only: FFmpeg guesses times of showing without B-frames
+        return frame.dts if self._is_in_decoding_order else frame.pts
 
     def _restart(self, start_pts: int | None) -> None:
         """Forget what was read: the next packet may be from anywhere."""
@@ -307,7 +321,9 @@ class SourceDecoder:
         """Return the duration that the container announces, us; 0 for unknown."""
         duration_us = float(self._container.duration or 0)
         is_thin = self._container.size < _MIN_BYTES_PER_S * duration_us / 1e6
-        is_wrong = self._is_joinable and (duration_us > _HALF_CLOCK_US or is_thin)
+        is_long = duration_us > self._plan.max_duration_s * 1e6  # is refused, if that is true
+        is_wrong = self._is_joinable and duration_us > _HALF_CLOCK_US
+        is_wrong |= is_thin and (self._is_joinable or is_long)
         return 0.0 if is_wrong or not self._is_timed else duration_us
 
     def _check_header(self, allowed: frozenset[str]) -> None:
@@ -319,6 +335,13 @@ class SourceDecoder:
         if self._duration_us > self._plan.max_duration_s * 1e6:
             raise MediaError(self.name, "TOO_LONG", f"lasts {self._duration_us / 1e6:.0f} s")
 
+    def _check_frame(self, frame: av.VideoFrame) -> None:
+        """Check what a stream may change on the way: size, shape of a pixel and colours."""
+        if self._is_shape_coded and (frame.key_frame or not self.times_us):
+            self.pixel_aspect = float(self._codec.sample_aspect_ratio or 1) or 1.0
+        self._check_size(frame.width, frame.height)
+        settle_matrix(frame, self.name)
+
     def _check_size(self, width: int, height: int) -> None:
         """Reject sizes that would exhaust memory.
 
@@ -326,9 +349,11 @@ class SourceDecoder:
         intermediate frame grows with the ratio.
         """
         displayed = (width * self.pixel_aspect, height)
-        is_too_narrow = max(displayed) > _MAX_ASPECT * min(displayed) > 0
-        if is_too_narrow or width * height > self._plan.max_pixels:
+        if width * height > self._plan.max_pixels:
             raise MediaError(self.name, "TOO_LARGE_DIM", f"is {width}x{height} pixels")
+        if max(displayed) > _MAX_ASPECT * min(displayed) > 0:
+            what = f"is shown as {displayed[0]:.0f}x{height}: one side is over {_MAX_ASPECT} times"
+            raise MediaError(self.name, "TOO_LARGE_DIM", f"{what} the other")
 
     def _seek_to_part(self) -> float:
         """Seek to the first frame of this part; return the time at which the part ends.
@@ -385,14 +410,16 @@ class SourceDecoder:
 
     def _place(self, frame: av.VideoFrame) -> int:
         """Return the presentation time of a frame."""
-        time_us = self._timeline.place(frame.pts if self._is_timed else None)
+        time_us = self._timeline.place(self._stamp(frame))
         # the header may have announced less
         if self._timeline.shown_us > self._plan.max_duration_s * 1e6:
-            what = f"shows more than {self._plan.max_duration_s:.0f} s"
+            what = f"shows more than {self._plan.max_duration_s:g} s"
             raise MediaError(self.name, "TOO_LONG", what)
         return time_us
 
     def _decode(self, packet: "av.Packet[Any]") -> list[av.VideoFrame]:
+        if packet.is_keyframe and packet.has_sidedata("encryption_info"):
+            raise MediaError(self.name, "ENCRYPTED", "is encrypted, and its key is elsewhere")
         self._log.clear()  # what was said since the last packet is about the container or the sound
         try:
             return list(packet.decode())
@@ -433,9 +460,10 @@ def _presentable_frames(container: InputContainer, stream: VideoStream) -> int:
     holds a picture. The index, once read, has neither, or marks them.
     """
     num_samples, index = stream.frames or 0, stream.index_entries
-    is_whole = container.format.name.startswith("mov") or (
-        container.format.name == "avi" and len(index) and index[-1].timestamp + 1 >= num_samples
-    )
+    is_whole = container.format.name.startswith("mov")
+    if container.format.name == "avi" and len(index) > 1:  # the clock of H.264 counts fields
+        last, before = index[-1].timestamp, index[-2].timestamp
+        is_whole = 2 * last - before >= num_samples
     if not num_samples or not len(index) or not is_whole:
         return num_samples
     return sum(not entry.is_discard for entry in index)

@@ -35,6 +35,8 @@ _PRIMARIES: Mapping[int, tuple[float, ...]] = {
     ColorPrimaries.BT709: (0.640, 0.330, 0.300, 0.600, 0.150, 0.060),
     ColorPrimaries.BT2020: (0.708, 0.292, 0.170, 0.797, 0.131, 0.046),
     ColorPrimaries.SMPTE432: (0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
+    # the same colours for projectors, whose white is shown as D65
+    ColorPrimaries.SMPTE431: (0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
 }
 _BT2020_LUMA = np.array([0.2627, 0.6780, 0.0593])
 
@@ -48,7 +50,8 @@ def mapping_of(frame: av.VideoFrame, curve: Curve | None) -> str | None:
         return None
     if frame.color_trc in _TO_LIGHT:
         return curve
-    is_wide = frame.color_primaries in {ColorPrimaries.BT2020, ColorPrimaries.SMPTE432}
+    primaries = frame.color_primaries
+    is_wide = primaries in _PRIMARIES and primaries != ColorPrimaries.BT709
     return GAMUT if is_wide else None
 
 

@@ -48,7 +48,7 @@ def decoded(path):
         for picture in pictures(source, with_neighbours=True):
             assert picture.errors == 0
             size = ((picture.frame.height, picture.frame.width),)
-            resizer = resizer or FrameResizer(size, source.pixel_aspect)
+            resizer = resizer or FrameResizer(size)
             plain.append(picture.frame.to_ndarray(format="rgb24"))
             scanned.append(resizer.rgb(picture)[0])
         return np.array(source.times_us), np.stack(plain), np.stack(scanned)

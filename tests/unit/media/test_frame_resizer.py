@@ -50,8 +50,8 @@ def frame_of(height, width, form="yuv420p"):
     return av.VideoFrame.from_ndarray(smooth(height, width), format="rgb24").reformat(format=form)
 
 
-def resized(resizer, frame):
-    return resizer.rgb(Picture(frame, frame, frame))[0]
+def resized(resizer, frame, pixel_aspect=1.0):
+    return resizer.rgb(Picture(frame, frame, frame, pixel_aspect=pixel_aspect))[0]
 
 
 def covered(frame, size, pixel_aspect=1.0):
@@ -72,10 +72,16 @@ def covered(frame, size, pixel_aspect=1.0):
 @pytest.mark.parametrize("source", [(240, 426), (426, 240), (121, 161), (96, 96)])
 def test_rgb_is_the_centre_of_the_frame(source, size, pixel_aspect, form):
     frame = frame_of(*source, form)
-    result = resized(FrameResizer([size], pixel_aspect), frame)
+    result = resized(FrameResizer([size]), frame, pixel_aspect)
     assert result.shape == (*size, 3)
     apart = np.abs(result - covered(frame, size, pixel_aspect)).mean()
     assert apart < ROUNDING
+
+
+def test_pixels_of_one_bit_are_cropped():
+    frame = frame_of(64, 160, "monob")
+    whole = frame.to_ndarray(format="rgb24")
+    assert np.array_equal(resized(FrameResizer([(64, 96)]), frame), whole[:, 32:128])
 
 
 @pytest.mark.parametrize("source", [(240, 426), (426, 240), (98, 121)])
@@ -94,14 +100,14 @@ def test_square_is_the_even_centre_square(source):
     exact = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
     how = {"interpolation": Interpolation.AREA | exact, "src_colorspace": "ITU601"}
     expected = VideoReformatter().reformat(square, 48, 48, "rgb24", **how).to_ndarray()
-    assert np.array_equal(resized(FrameResizer(48, 1.0), frame), expected)
-    assert np.array_equal(resized(FrameResizer([(48, 48)], 1.0), frame), expected)
+    assert np.array_equal(resized(FrameResizer(48), frame), expected)
+    assert np.array_equal(resized(FrameResizer([(48, 48)]), frame), expected)
 
 
 def test_first_frame_chooses_the_size_for_the_whole_source():
-    resizer = FrameResizer(SIZES, 1.0)
+    resizer = FrameResizer(SIZES)
     assert [resized(resizer, frame_of(*s)).shape[:2] for s in ((90, 160), (160, 90))] == [WIDE] * 2
-    assert resized(FrameResizer(SIZES, 16 / 9), frame_of(160, 90)).shape[:2] == SIZES[0]
+    assert resized(FrameResizer(SIZES), frame_of(160, 90), 16 / 9).shape[:2] == SIZES[0]
 
 
 @pytest.mark.slow

@@ -247,3 +247,90 @@ def test_a_recording_that_was_not_ended_is_named(tmp_path):
     with pytest.raises(MediaError, match=r"no index of them \(box moov\)") as error:
         read(tmp_path / "a.mp4")
     assert error.value.code == "TRUNCATED"
+
+
+@pytest.mark.slow
+def test_the_shape_of_a_pixel_may_change_where_the_stream_alone_states_it(tmp_path):
+    sizes = (("-bf", 2, "-vf", f"setsar={shape}") for shape in ("1/1", "4/3"))
+    parts = [make(tmp_path / f"{i}.h264", "-t", 0.4, *X264, *s) for i, s in enumerate(sizes)]
+    (tmp_path / "both.h264").write_bytes(b"".join(path.read_bytes() for path in parts))
+    alone = [pixels(read(path, num_frames=5)[0]) for path in parts]
+    assert alone[0] != alone[1]
+    clips, _ = read(tmp_path / "both.h264", num_frames=5)
+    assert pixels(clips) == alone[0] + alone[1]
+    assert [clip.columns["cut_in"] for clip in clips[::2]] == ["start", "gap"]
+
+
+@pytest.mark.slow
+def test_an_avi_has_no_times_but_those_of_decoding(tmp_path):
+    clean = make(tmp_path / "clean.mp4", "-t", 1, *X264)
+    ffmpeg("-i", clean, "-c", "copy", tmp_path / "b.avi")
+    clips, metadata = read(tmp_path / "b.avi")
+    assert pixels(clips) == pixels(read(clean)[0])
+    assert [clip.columns["span_start_us"] for clip in clips] == list(range(0, 1_000_000, 40_000))
+    assert (metadata.expected_frames, metadata.is_vfr) == (25, False)
+
+
+def with_bits(filters):
+    return ("-t", 0.4, *X264, "-bsf:v", f"h264_metadata={filters}")
+
+
+RGB15 = ("-t", 0.2, "-c:v", "qtrle", "-pix_fmt", "rgb555be")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("reserved.ts", with_bits("matrix_coefficients=3")),
+        ("unknown.ts", with_bits("matrix_coefficients=77")),
+        ("gbr.ts", with_bits("matrix_coefficients=0")),
+        ("rgb15.mov", RGB15),
+    ],
+)
+def test_odd_colours_are_as_ffmpeg_shows_them(tmp_path, name, options):
+    path = make(tmp_path / name, *options)
+    theirs = np.frombuffer(ffmpeg("-i", path, "-vsync", 0, *RGB), np.uint8).astype(int)
+    ours = np.stack([clip.frames_THWC for clip in read(path)[0]])
+    assert abs(ours.mean() - theirs.mean()) < 0.5
+    assert np.abs(ours.ravel() - theirs).mean() < 13  # hard edges of a film of 96x64
+
+
+KEY = ("-encryption_key", "76a6c65c5ea762046bd749a2e632ccbb")
+CENC = ("-encryption_scheme", "cenc-aes-ctr", *KEY, "-encryption_kid", KEY[1])
+FRAGMENTS = ("-movflags", "frag_keyframe+empty_moov")
+
+
+def without_start(data):
+    return data[data.index(b"moof") - 4 :]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "change", "code", "what"),
+    [
+        ("a.mp4", CENC, None, "ENCRYPTED", "its key is elsewhere"),
+        ("a.m4s", (*FRAGMENTS, "-f", "mp4"), without_start, "TRUNCATED", "fragment without"),
+        ("a.nut", (), None, "CONTAINER_DENIED", "container NUT"),
+        ("a.mp4", ("-tag:v", "avc1"), lambda data: data.replace(b"avc1", b"dva1"),
+         "COLOR_DENIED", "Dolby Vision"),
+        ("a.ts", ("-bsf:v", "h264_metadata=matrix_coefficients=8"), None,
+         "COLOR_DENIED", "matrix ycgco"),
+        ("a.mkv", ("-vf", "setsar=80"), None, "TOO_LARGE_DIM", "shown as 7680x64"),
+    ],
+)  # fmt: skip
+def test_a_source_that_cannot_be_shown_is_refused_with_its_reason(
+    tmp_path, name, options, change, code, what
+):
+    path = make(tmp_path / name, "-t", 0.4, *X264, *options)
+    if change is not None:
+        path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(MediaError, match=what) as error:
+        read(path)
+    assert error.value.code == code
+
+
+def test_a_false_duration_is_no_reason(tmp_path):
+    late = "setpts='PTS+30000*gt(N,9)/TB'"
+    path = make(tmp_path / "a.mkv", "-frames:v", 20, "-vf", late, "-vsync", "passthrough", *X264)
+    assert len(read(path, max_duration_s=6)[0]) == 20

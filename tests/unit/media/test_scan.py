@@ -205,7 +205,7 @@ def test_each_source_is_opened_once(tmp_path, monkeypatch):
     ("plan", "code", "what"),
     [
         ({"max_pixels": 1000}, "TOO_LARGE_DIM", "is 64x48 pixels"),
-        ({"max_duration_s": 0.5}, "TOO_LONG", "lasts 1 s"),
+        ({"max_duration_s": 0.5}, "TOO_LONG", "shows more than 0.5 s"),
         ({"num_frames": 21}, "TOO_SHORT", "lasts 0.76 s; 21 frames at 25 fps need 0.80 s"),
         ({"rate_fps": 8.0}, "TOO_SHORT", "lasts 0.76 s; 17 frames at 8 fps need 2.00 s"),
     ],
