@@ -14,12 +14,13 @@ _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
 _RUN_ID = re.compile(f"[0-7][{_CROCKFORD}]{{17}}")
 # 64 bits: among a million snapshots of one dataset, two collide with probability 3e-8
 SHORT_DIGEST = 16
+# NaN and infinity are no JSON: other parsers would reject the record
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def canonical_json(value: Json) -> str:
     """Return the canonical JSON text of a value: sorted keys, no spaces; NaN is an error."""
-    # NaN and infinity are no JSON: other parsers would reject the record
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def sha256_hex(data: bytes | memoryview) -> str:

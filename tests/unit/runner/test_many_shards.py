@@ -6,19 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import many_shards
 from tests.support.child_process import exit_code
+from tests.support.many_shards import add
 from tests.support.remote_objects import Counting
 from videoar.admin.damage import damage
-from videoar.bench.shards import REGISTRY
 from videoar.core.errors import DamagedError, TransientStorageError
 from videoar.core.ids import canonical_json, digest_json
-from videoar.engine.inline import InlineEngine
 from videoar.pipeline.fingerprint import ShardFingerprints
-from videoar.pipeline.spec import parse_pipeline
 from videoar.pipeline.stage import Shard
 from videoar.records.run import Run
-from videoar.runner.execute import Execution
-from videoar.runner.plan import plan
 from videoar.storage import layout, record_folds
 from videoar.storage.ledger import Ledger, seal
 from videoar.storage.store import Store, open_store
@@ -27,39 +24,23 @@ RECORDS = layout.shard_records_prefix("copied")
 FOLDS = layout.folds_prefix(RECORDS)
 
 
-def add(base: Path, count: int) -> None:
-    """Add sources, a shard each."""
-    (base / "videos").mkdir(parents=True, exist_ok=True)
-    first = len(list((base / "videos").iterdir()))
-    for number in range(first, first + count):
-        (base / "videos" / f"{number:04d}.mp4").touch()
-
-
-def spec(base: Path):
-    stage = {"stage": "copy", "from": {"sources": "videos"}}
-    inputs = {"videos": str(base / "videos")}
-    document = {"pipeline": "p", "inputs": inputs, "stages": {"copied": stage}}
-    return parse_pipeline(document, "p", REGISTRY)
-
-
 def run(base: Path) -> Run:
-    store = open_store((base / "store").as_uri())
-    return Execution(spec(base), store, InlineEngine(), registry=REGISTRY).run()
+    return many_shards.run(base / "videos", open_store((base / "store").as_uri()))
 
 
 def planned(base: Path) -> tuple[int, int, int]:
     """Return the numbers of shards, of finished ones, and of requests of a plan."""
     counting = Counting(open_store((base / "store").as_uri()).objects)
-    (copied,) = plan(spec(base), Store(counting), REGISTRY)
-    return copied.shards.planned, copied.shards.cached, counting.requests
+    counts = many_shards.plan_of(base / "videos", Store(counting)).shards
+    return counts.planned, counts.cached, counting.requests
 
 
 def test_requests_of_a_plan_do_not_grow_with_finished_shards(tmp_path):
     requests = []
     for count in (33, 33):
-        add(tmp_path, count)
+        add(tmp_path / "videos", count)
         assert run(tmp_path).stage("copied").shards.done == count
-        add(tmp_path, 1)
+        add(tmp_path / "videos", 1)
         *_, number = planned(tmp_path)
         requests.append(number)
         run(tmp_path)
@@ -71,9 +52,9 @@ def test_requests_of_a_plan_do_not_grow_with_finished_shards(tmp_path):
 def base(tmp_path, monkeypatch) -> Path:
     """A store with a fold of eight records, and a new source."""
     monkeypatch.setattr(record_folds, "_MIN", 4)
-    add(tmp_path, 8)
+    add(tmp_path / "videos", 8)
     run(tmp_path)
-    add(tmp_path, 1)
+    add(tmp_path / "videos", 1)
     return tmp_path
 
 
@@ -106,7 +87,7 @@ def test_fold_that_cannot_be_trusted_costs_requests_only(base: Path, kind, caplo
     shards = run(base).stage("copied").shards
     assert (shards.cached, shards.done) == (8, 1)
     assert planned(base)[:2] == (0, 0)  # all of it is cached
-    add(base, 1)
+    add(base / "videos", 1)
     assert planned(base)[:2] == (10, 9)
 
 
@@ -210,7 +191,7 @@ def test_run_succeeds_although_its_records_cannot_be_folded(base: Path, monkeypa
         return create(self, key, record)
 
     monkeypatch.setattr(Ledger, "create", fail)
-    add(base, 4)
+    add(base / "videos", 4)
     assert run(base).status == "SUCCEEDED"
     assert "not folded" in caplog.text
 
