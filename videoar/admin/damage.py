@@ -7,12 +7,17 @@ make all of them again. A damaged record, or checkpoint of a Delta log, is remov
 derived again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain
 
-from videoar.core.errors import DamagedError, TransientStorageError, VideoARError
+from videoar.core.errors import (
+    DamagedError,
+    SnapshotNotFoundError,
+    TransientStorageError,
+    VideoARError,
+)
 from videoar.core.prefetch import concurrently
 from videoar.core.scratch import Scratch
 from videoar.core.types import Frozen
@@ -24,6 +29,7 @@ from videoar.storage.log_checkpoints import damaged_checkpoints
 from videoar.storage.references import NamedFile, NamedObject
 from videoar.storage.store import Store
 
+_KEPT_LOGS = (layout.REFS_PREFIX, layout.RUNS_PREFIX, f"{layout.DECISIONS_LOG}/")
 _FIX = "restore it from a copy, or let `videoar doctor --verify --fix` remove it"
 _FIXED = "removed; the next run of its pipeline makes it again"
 
@@ -50,7 +56,7 @@ def damage(store: Store, *, fix: bool = False) -> Iterator[Check]:
     """
     with Scratch() as folder, closing(KeySet(folder / "keys")) as seen:
         scan, is_mended = _Scan(store, seen), True
-        for found in chain(scan.records(), scan.checkpoints(), scan.named()):
+        for found in chain(scan.records(), scan.refs(), scan.checkpoints(), scan.named()):
             # the object first: with the file gone, nobody would find it any more
             for key in (found.key, *found.holders) if fix and found.can_fix else ():
                 store.objects.delete(key)
@@ -63,6 +69,25 @@ def damage(store: Store, *, fix: bool = False) -> Iterator[Check]:
             fold_runs(store)
     what = f"{scan.keys} records, files and objects read, {scan.damaged} lost or damaged"
     yield Check(name="store: everything that is named", ok=is_mended, detail=what)
+
+
+def _place_in_log(key: str) -> tuple[str, int]:
+    """Return the log and the number of a record that nothing deletes; ("", 0) of another one."""
+    log, _, name = key.rpartition("/")
+    number, is_kept = name.removesuffix(".json"), key.startswith(_KEPT_LOGS)
+    return (log, int(number)) if is_kept and number.isdigit() else ("", 0)
+
+
+def _without_gaps(keys: Iterable[str]) -> Iterator[str]:
+    """Yield sorted keys, and those that are missing in a log between 0 and its last one."""
+    current, expected = "", 0
+    for key in keys:
+        log, number = _place_in_log(key)
+        if log:
+            first = expected if log == current else 0
+            yield from (layout.log_entry_key(log, lost) for lost in range(first, number))
+            current, expected = log, number + 1
+        yield key
 
 
 @dataclass(frozen=True)
@@ -85,10 +110,10 @@ class _Scan:
         self.keys = self.damaged = 0
 
     def records(self) -> Iterator[_Damage]:
-        """Yield the records that are not what was written; `named` reads commits."""
+        """Yield the records that are lost or not what was written; `named` reads commits."""
         infos = self._store.objects.list("")
         keys = (info.key for info in infos if layout.is_record(info.key))
-        for key, what in concurrently(self._wrong_with, keys):
+        for key, what in concurrently(self._wrong_with, _without_gaps(keys)):
             self.keys += 1
             if what:
                 self.damaged += 1
@@ -96,10 +121,24 @@ class _Scan:
 
     def _wrong_with(self, key: str) -> str:
         try:
-            self._store.ledger.read(key)
+            if _place_in_log(key)[0]:
+                self._store.ledger.read_entry(key)
+            else:
+                self._store.ledger.read(key)
         except DamagedError as error:
             return error.what
         return ""
+
+    def refs(self) -> Iterator[_Damage]:
+        """Yield the refs that point at no snapshot of the store."""
+        for name in self._store.refs.names():
+            with suppress(DamagedError):  # `records` and `named` have it
+                head = self._store.refs.head(name)
+                try:
+                    self._store.snapshot(head or "")
+                except SnapshotNotFoundError:
+                    self.damaged += 1
+                    yield _Damage(f"ref {name}", f"points at {head}, which is lost", can_fix=False)
 
     def checkpoints(self) -> Iterator[_Damage]:
         """Yield the checkpoints of Delta logs that cannot be read; they are derived."""

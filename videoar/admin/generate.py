@@ -110,7 +110,10 @@ def generate(
     done = _finished(out, names)
     missing = [row for row in requested if generator.sample_id(row) not in done]
     logger.info("%d samples to make, %d are in %s", len(missing), len(done), out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}", f"cannot be made: {error.strerror}") from error
     steps = 0
     _put(out / MANIFEST, _lines(names, done))  # shows whose folder this is, before the first video
     for first in range(0, len(missing), batch_size):

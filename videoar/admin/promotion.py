@@ -13,6 +13,7 @@ from videoar.admin.decisions import newest_decision
 from videoar.admin.registry import mirror_move
 from videoar.contracts.names import RELEASES
 from videoar.core.errors import ConfigError, GateError, RefMovedError, one_line
+from videoar.core.ids import is_safe_key
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.fingerprint import compute_parts, fingerprint
 from videoar.records.mlflow.client import import_ahead
@@ -118,10 +119,10 @@ def rollback(store: Store, ref: str, to: str | None = None, reason: str = "") ->
         SnapshotNotFoundError: the store does not have the snapshot.
         RefMovedError: another call has moved the ref meanwhile.
     """
-    history = store.refs.history(ref)
+    history = store.refs.history(ref) if is_safe_key(ref) else []
     if not history:
         known = ", ".join(store.refs.names())
-        raise ConfigError(ref, "no such ref", f"known: {known}" if known else "")
+        raise ConfigError(ref or "''", "no such ref", f"known: {known}" if known else "")
     *earlier, was = _path_to_head(history)
     if to is not None:
         target = find_snapshot(store, to).id

@@ -7,6 +7,7 @@ from typing import Any
 from videoar.admin.registry import mirror_move
 from videoar.contracts.names import EVALSETS, MODELS
 from videoar.core.errors import ConfigError, DamagedError, SnapshotConflictError, did_you_mean
+from videoar.core.ids import is_safe_key
 from videoar.core.names import NAME_HINT, is_name
 from videoar.core.types import Row
 from videoar.evaluation.evalset import require_intact
@@ -30,7 +31,7 @@ def refs(store: Store, name: str | None = None) -> dict[str, Any]:
     Raises:
         ConfigError: no such ref.
     """
-    names = store.refs.names() if name is None else [name]
+    names = store.refs.names() if name is None else [name] if is_safe_key(name) else []
     rows = [row for ref in names for row in list(_rows(store, ref))[-1 if name is None else 0 :]]
     if name is not None and not rows:
         known = store.refs.names()

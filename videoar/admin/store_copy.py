@@ -26,6 +26,7 @@ from videoar.core.prefetch import concurrently
 from videoar.core.scratch import Scratch
 from videoar.core.settings import settings
 from videoar.storage import layout
+from videoar.storage.local_store import LocalObjectStore
 from videoar.storage.store import Store, open_store
 
 _LEFT_OUT = (
@@ -50,10 +51,11 @@ def copy(store: Store, url: str) -> dict[str, Any]:
         call wrote, and the damaged objects of the original, which were not copied.
 
     Raises:
-        ConfigError: there is another store.
+        ConfigError: the copy is another store, not empty, or inside the original; or there is
+            no original.
         StorageError: the copy has gone on by itself; or a store does not respond.
     """
-    target = open_store(url, endpoint=settings().s3_endpoint)
+    target = _opened(store, url)
     _claim(store, target)
     report: dict[str, Any] = {"objects": 0, "bytes": 0, "copied": 0, "ok": True, "errors": []}
     for keys in _in_order(store):
@@ -71,13 +73,21 @@ def verify(store: Store, url: str) -> dict[str, Any]:
 
     Returns:
         `{objects, bytes, ok, errors}`: an error for each object that the copy lacks or has other
-        bytes of, such as those written since.
+        bytes of, such as those written since, and for each ref and log entry that only it has.
     """
-    target = open_store(url, endpoint=settings().s3_endpoint)
+    target = _opened(store, url)
     report: dict[str, Any] = {"objects": 0, "bytes": 0, "ok": True, "errors": []}
     for key, result in concurrently(partial(_compare, store, target), _all_keys(store)):
         _count(report, key, *result)
+    for key in _added(store, target):
+        _count(report, key, 0, False, "is not in the original")
     return report
+
+
+def _opened(store: Store, url: str) -> Store:
+    if store.objects.find(layout.FORMAT_KEY) is None:  # else a copy of nothing would be whole
+        raise ConfigError(store.url, "there is no store", "name the one to copy: --store URL")
+    return open_store(url, endpoint=settings().s3_endpoint)
 
 
 def _count(report: dict[str, Any], key: str, size_bytes: int, _: bool, error: str) -> None:
@@ -91,16 +101,31 @@ def _count(report: dict[str, Any], key: str, size_bytes: int, _: bool, error: st
 def _claim(store: Store, target: Store) -> None:
     """Mark the target as a copy of this store, before anything else makes it a store."""
     marker = sha256_hex(store.url.encode()).encode()
-    is_empty = target.objects.find(layout.FORMAT_KEY) is None
-    if is_empty:
+    places = sorted(f"{_place(each)}/" for each in (store, target))
+    if places[0] != places[1] and places[1].startswith(places[0]):
+        what = f"one of it and {store.url} is inside the other"
+        raise ConfigError(target.url, what, "copy to a place of its own")
+    if next(iter(target.objects.list("")), None) is None:
         target.objects.put(layout.COPY_KEY, marker, if_absent=True)
     if target.objects.find(layout.COPY_KEY) != marker:
-        what = "is no copy of this store"
+        what = "is neither empty nor a copy of this store"
         raise ConfigError(target.url, what, "copy to an empty folder or prefix")
     target.ledger.prepare_write()
+    for key in _added(store, target):
+        raise _diverged(target, key)
+
+
+def _added(store: Store, target: Store) -> Iterator[str]:
+    """Yield refs and entries of logs of a copy that the original does not have."""
     for info in target.objects.list(""):
         if _is_history(info.key) and store.objects.size(info.key) is None:
-            raise _diverged(target, info.key)
+            yield info.key
+
+
+def _place(store: Store) -> str:
+    """Return the URL of a store, of a folder without links and `..`."""
+    objects = store.objects
+    return objects.root.resolve().as_uri() if isinstance(objects, LocalObjectStore) else store.url
 
 
 def _is_history(key: str) -> bool:
@@ -109,8 +134,8 @@ def _is_history(key: str) -> bool:
 
 
 def _diverged(target: Store, key: str) -> StorageError:
-    what = f"has gone on by itself: {key}"
-    return StorageError(target.url, what, "it is a store of its own now: copy to an empty place")
+    what = f"has gone on by itself, or is damaged: {key}"
+    return StorageError(target.url, what, "copy to an empty place")
 
 
 def _in_order(store: Store) -> Iterator[Iterable[str]]:
@@ -120,18 +145,19 @@ def _in_order(store: Store) -> Iterator[Iterable[str]]:
     for info in store.objects.list(layout.RUNS_PREFIX):
         runs[info.key.split("/")[1]].append(info.key)
     tables = [info.key for info in store.objects.list(layout.TABLES_PREFIX)]
+    decisions = [info.key for info in store.objects.list(f"{layout.DECISIONS_LOG}/")]
     commits = [info.key for info in store.objects.list(layout.COMMITS_PREFIX)]
     folds = [info.key for info in store.objects.list(layout.FOLDS_PREFIX)]
     logs = [key for key in tables if layout.data_sha256(key) is None]
     later = (
         layout.REFS_PREFIX, layout.RUNS_PREFIX, layout.TABLES_PREFIX, layout.COMMITS_PREFIX,
-        layout.FOLDS_PREFIX,
+        layout.FOLDS_PREFIX, f"{layout.DECISIONS_LOG}/",
     )  # fmt: skip
     records = [k for k in _all_keys(store) if not (_is_content(k) or k.startswith(later))]
     yield filter(_is_content, _all_keys(store))
     yield records
     # one after another: a version of a log without the one before it would end the log
-    yield from ([key] for key in logs)
+    yield from ([key] for key in logs + decisions)
     yield commits
     # of each run the record, its events in their order, and what sums them up; all runs at once
     yield from zip_longest(*(sorted(keys, key=_place_in_run) for keys in runs.values()))
@@ -184,7 +210,9 @@ def _compare(store: Store, target: Store, key: str) -> tuple[int, bool, str]:
     mine, copied = _digest(store, key), _digest(target, key)
     if mine is None or mine == copied:  # None: deleted since it was listed
         return size, False, ""
-    return size, False, "missing" if copied is None else "has other bytes"
+    if copied is None:
+        return size, False, "missing"
+    return size, False, "has other bytes" + (": delete it and copy again" * _is_content(key))
 
 
 def _digest(store: Store, key: str) -> str | None:

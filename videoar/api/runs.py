@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Unpack
 
-from videoar.core.errors import ConfigError, VideoARError
+from videoar.core.errors import ConfigError, VideoARError, did_you_mean
 
 if TYPE_CHECKING:
     from videoar.admin.evaluation import EvaluationOptions
@@ -50,6 +51,10 @@ def make_engine(target: str) -> Engine:
     if target.startswith("ray://"):  # Ray Client
         raise ConfigError(
             f"--target {target}", "Ray Data does not support Ray Client", _FROM_A_NODE
+        )
+    if target not in ("local", "auto") and not re.fullmatch(r".+:\d{1,5}", target):
+        raise ConfigError(
+            f"--target {target}", "is no target", f"use local, inline, or {_FROM_A_NODE}"
         )
     from videoar.engine.ray_engine import RayEngine
 
@@ -169,6 +174,9 @@ def resume(
 
     run_id = find_run(store, name)
     earlier = load_run(store, run_id)
+    if start and start not in {stage.name for stage in earlier.stages}:
+        hint = did_you_mean(start, [stage.name for stage in earlier.stages])
+        raise ConfigError(f"--from {start}", f"run {run_id} has no such stage", hint)
     if earlier.status == "SUCCEEDED":
         logger.info("run %s has already succeeded, nothing changes", run_id)
         return earlier

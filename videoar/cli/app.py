@@ -6,6 +6,8 @@ errors. Log and error lines go to stderr. Nothing heavy is imported before a ver
 `--help` costs typer only.
 """
 
+import contextlib
+import errno
 import gc
 import signal
 import sys
@@ -106,7 +108,8 @@ def _fail(error: BaseException) -> int:
     """Print an error, below the summary of the run that it ended, and return its exit code."""
     if session.verbose:
         text = "".join(traceback.format_exception(error))
-        print(printable(redact(text), keep="\n"), file=sys.stderr, end="")
+        with contextlib.suppress(OSError):
+            print(printable(redact(text), keep="\n"), file=sys.stderr, end="")
     document = _describe(error)
     # where the error is in the options themselves, they have not been read to their end
     session.as_json = session.as_json or "--json" in sys.argv
@@ -115,8 +118,10 @@ def _fail(error: BaseException) -> int:
         emit({**summary, "error": document}, lambda: blocks)
     except (OSError, typer.Exit):
         discard_stdout()  # a full disk or a closed pipe: the line on stderr has to do
-    for line in _lines(document):
-        print(printable(line), file=sys.stderr)
+    with contextlib.suppress(OSError):  # stderr on a full disk: the exit code has to do
+        for line in _lines(document):
+            print(printable(line), file=sys.stderr)
+        sys.stderr.flush()
     return int(document["exit_code"])
 
 
@@ -153,9 +158,15 @@ def _describe(error: BaseException) -> dict[str, Any]:
         resume = f"videoar resume {run.run_id}" if run is not None and run.has_started else ""
         parts = {"where": "videoar", "what": "interrupted", "hint": resume}
         return {"type": kind, **parts, "exit_code": _INTERRUPTED}
-    where = str(error.filename) if isinstance(error, OSError) and error.filename else kind
-    what = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
-    return {"type": kind, "where": where, "what": what, "hint": "", "exit_code": _INTERNAL}
+    where, what, code = kind, one_line(error), _INTERNAL
+    if isinstance(error, OSError):
+        # without a name, it is the stream that the result is printed to, or `os.getcwd`
+        unnamed = "the current folder" if error.errno == errno.ENOENT else "stdout"
+        where, what = str(error.filename or unnamed), error.strerror or what
+        # nothing here makes names that are too long: it is an argument
+        if error.errno == errno.ENAMETOOLONG or where == "the current folder":
+            code = _USAGE
+    return {"type": kind, "where": where, "what": what, "hint": "", "exit_code": code}
 
 
 def _describe_usage(error: typer.TyperException) -> dict[str, Any]:

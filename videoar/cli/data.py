@@ -378,7 +378,7 @@ def retry(
 
 @verb(quarantine, _PANEL, "quarantine accept 3f2a... --why 'a dark scene, as meant'")
 def accept(
-    clips: Annotated[list[str], typer.Argument(metavar="CLIP...", help="Ids of rejected clips.")],
+    clips: Annotated[list[str], typer.Argument(metavar="CLIP", help="Ids of rejected clips.")],
     why: Annotated[str, typer.Option(metavar="TEXT", help="Kept in the record.")],
     of: Annotated[
         str | None, typer.Option(metavar="NAME", help="Run or snapshot; default: last run.")

@@ -20,7 +20,7 @@ group = typer.Typer(cls=VerbGroup, invoke_without_command=True)
 _PANEL = "Operations"
 _STARTED, _WAITING = ("run", "pipeline", "key", "status", "reason"), ("pipeline", "key", "reason")
 Pipelines = Annotated[
-    list[Path], typer.Argument(metavar="PIPELINE...", help="Pipeline files with a trigger.")
+    list[Path], typer.Argument(metavar="PIPELINE", help="Pipeline files with a trigger.")
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the pipeline.")]
 

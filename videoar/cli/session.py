@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # typer vendors click and gives these types no public name
 
 EXAMPLE = "Example: "
 _Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+_TOO_LARGE = 2**63
 _GLOBAL = ("store", "target", "as_json", "verbose", "version")
 
 
@@ -69,6 +70,7 @@ class Verb(TyperCommand):
     def invoke(self, ctx: "Context") -> object:
         """Apply the global options, and call the command with the others."""
         _apply_global_options(ctx)
+        _require_ordinary_numbers(self, ctx)
         return super().invoke(ctx)
 
     def format_options(self, ctx: "Context", formatter: "HelpFormatter") -> None:
@@ -77,7 +79,8 @@ class Verb(TyperCommand):
 
     def collect_usage_pieces(self, ctx: "Context") -> list[str]:
         """Return the parts of the usage line: PIPELINE instead of typer's {PIPELINE}."""
-        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+        pieces = super().collect_usage_pieces(ctx)
+        return [piece.replace("{", "").replace("}", "") for piece in pieces]
 
 
 def verb(app: typer.Typer, panel: str, example: str, name: str | None = None) -> _Decorator:
@@ -143,6 +146,15 @@ def _global_params(ctx: "Context") -> "list[Parameter]":
 def _apply_global_options(ctx: "Context") -> None:
     # popped, because click calls the verb's function with all that is left in `params`
     session.update({name: ctx.params.pop(name) for name in _GLOBAL if name in ctx.params})
+
+
+def _require_ordinary_numbers(command: "Command", ctx: "Context") -> None:
+    """Refuse NaN, infinities and numbers beyond 64 bits, which a minimum lets through."""
+    for param in command.params:
+        value = ctx.params.get(param.name or "")
+        if isinstance(value, int | float) and not abs(value) < _TOO_LARGE:
+            what = f"--{param.name}: is no ordinary number".replace("_", "-")
+            raise typer.BadParameter(what, ctx=ctx)
 
 
 def _write_options(command: "Command", ctx: "Context", formatter: "HelpFormatter") -> None:

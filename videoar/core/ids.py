@@ -11,6 +11,10 @@ from videoar.core.types import Json
 
 # Crockford's base 32: no i, l, o, u; its characters sort like the digits they stand for.
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+_MAX_PART_BYTES = 200
+"""chosen: a file name has at most 255 bytes, and keys add endings such as `.rejects` to names."""
+_MAX_KEY_BYTES = 900
+"""chosen: an S3 key has at most 1,024 bytes, with the prefix of the store and such endings."""
 _RUN_ID = re.compile(f"[0-7][{_CROCKFORD}]{{17}}")
 # 64 bits: among a million snapshots of one dataset, two collide with probability 3e-8
 SHORT_DIGEST = 16
@@ -39,8 +43,10 @@ def is_safe_key(name: str) -> bool:
     Keys are paths in a folder store, so `../../etc` would address files outside of it. What comes
     before a colon is the dataset of a snapshot id, and becomes a folder of its own.
     """
-    parts = (part.partition(":")[0] for part in name.split("/"))
-    return "\0" not in name and not any(part in ("", ".", "..") for part in parts)
+    parts = [part.partition(":")[0] for part in name.split("/")]
+    sizes = [len(part.encode(errors="surrogatepass")) for part in parts]
+    is_short = max(sizes) <= _MAX_PART_BYTES and sum(sizes) + len(sizes) <= _MAX_KEY_BYTES
+    return is_short and "\0" not in name and not {"", ".", ".."} & set(parts)
 
 
 def new_run_id(after: Iterable[str] = ()) -> str:

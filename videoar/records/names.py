@@ -11,7 +11,13 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from videoar.contracts.names import CLIPS, MODELS, REJECTS, SAMPLES
-from videoar.core.errors import ConfigError, SnapshotNotFoundError, WithdrawnError, did_you_mean
+from videoar.core.errors import (
+    ConfigError,
+    DamagedError,
+    SnapshotNotFoundError,
+    WithdrawnError,
+    did_you_mean,
+)
 from videoar.core.ids import is_safe_key
 from videoar.core.types import Commit
 from videoar.records.run import Run
@@ -99,7 +105,11 @@ def _by_exact_name(store: Store, name: str) -> Snapshot | None:
     # refs first: they are set on purpose, a dataset of the same name exists by accident
     head = store.refs.head(name)
     if head is not None:
-        return store.snapshot(head)
+        try:
+            return store.snapshot(head)
+        except SnapshotNotFoundError as error:
+            what, hint = f"points at {head}, which is lost", "restore the store from a copy"
+            raise DamagedError(f"ref {name}", what, hint) from error
     if ":" in name and not name.startswith(SOURCE_PREFIX):
         try:
             return store.snapshot(name)

@@ -61,10 +61,10 @@ def events_of(store: Store, run_id: str) -> list[dict[str, Any]]:
     """Return the events of a run in order."""
     log, events = run_events(run_id), _folded_events(store, run_id)
     if not events:
-        records = read_records(store, _event_keys(store, run_id))
-        for damaged in (record for record in records if isinstance(record, DamagedError)):
-            raise damaged
-        return [record for record in records if isinstance(record, dict)]
+        keys = _event_keys(store, run_id)
+        if store.objects.is_local:
+            return list(map(store.ledger.read_entry, keys))
+        return [event for _, event in concurrently(store.ledger.read_entry, keys)]
     # it may have been resumed since
     while (event := store.ledger.read(log_entry_key(log, len(events)))) is not None:
         events.append(event)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from videoar.core.errors import ConfigError, did_you_mean
+from videoar.core.names import is_name
 from videoar.pipeline.trigger import Schedule
 from videoar.schedule.decide import Due
 from videoar.storage.layout import (
@@ -162,9 +163,10 @@ def pause(store: Store, pipeline: str, *, paused: bool, now: datetime) -> Contro
         ConfigError: no tick has seen the schedule yet.
     """
     while True:
-        known = control(store, pipeline)
+        known = control(store, pipeline) if is_name(pipeline) else None
         if known is None:
-            hint = did_you_mean(pipeline, scheduled_pipelines(store) or ["none"])
+            names = scheduled_pipelines(store)
+            hint = did_you_mean(pipeline, names) if names else "there is none yet"
             raise ConfigError(pipeline, "no tick has seen a schedule of this name", hint)
         if known.is_paused == paused:
             return known

@@ -128,9 +128,23 @@ class Ledger:
         return number
 
     def entries(self, prefix: str) -> Iterator[Record]:
-        """Yield the records of a log, oldest first."""
-        read = folds.read(self, [self._log(prefix)], self.read)
-        yield from filter(None, (record for _, record in read))
+        """Yield the records of a log, oldest first.
+
+        Raises:
+            DamagedError: one is damaged or lost.
+        """
+        yield from (record for _, record in folds.read(self, [self._log(prefix)], self.read_entry))
+
+    def read_entry(self, key: str) -> Record:
+        """Return a record of a log that has later ones; none of those is ever deleted.
+
+        Raises:
+            DamagedError: it is damaged or lost.
+        """
+        record = self.read(key)
+        if record is None:
+            raise DamagedError(key, "lost, but later ones exist", "restore it from a copy")
+        return record
 
     def fold(self, prefix: str, number: int) -> None:
         """Fold a log of which entry `number` was just written, if that is due."""
@@ -215,8 +229,10 @@ class Refs:
     def records(self, name: str) -> Iterator[tuple[int, Record | DamagedError]]:
         """Yield number and record of each move, oldest first; the error of a damaged one."""
         for number in range(self._ledger.length(ref_log(name))):
-            if (record := self._ledger.try_read(log_entry_key(ref_log(name), number))) is not None:
-                yield number, record
+            try:
+                yield number, self._ledger.read_entry(log_entry_key(ref_log(name), number))
+            except DamagedError as error:
+                yield number, error
 
     def advance(
         self,

@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.child_process import exit_code, preload
 from tests.support.clip_rows import clip_row, clips_of
+from tests.support.small_pipeline import command, environment, in_this_process
 from tests.support.toy_runs import execute, execute_at, resume, toy_document
 from videoar import api
 from videoar.admin.damage import damage
@@ -144,3 +145,30 @@ def test_file_system_of_a_folder_is_that_of_its_mount(tmp_path: Path, folder, ex
     )
     assert file_system(Path(folder), mounts) == expected
     assert file_system(Path(folder), tmp_path / "none") == "unknown"
+
+
+@pytest.mark.fault(13, "an entry of a log is lost, or the snapshot that a ref points at")
+@pytest.mark.parametrize(
+    ("key", "verbs"),
+    [
+        ("refs/champion/00000000.json", ["refs champion", "rollback champion"]),
+        ("runs/r1/events/00000004.json", ["status r1", "logs r1", "resume r1"]),
+        ("decisions/00000000.json", ["promote r1/model"]),
+        ("ref champion", ["show champion", "lineage champion", "promote champion"]),
+    ],
+)
+def test_what_later_records_tell_of_is_named(store, videos, key, verbs):
+    execute(store, toy_document(videos), "r1")
+    execute(store, toy_document(videos, model={"steps": 2}), "r2")
+    api.rollback(store, "champion")
+    if key.startswith("ref "):
+        head = "model:" + "0" * 16
+        store.refs.advance("champion", head, expect=2, evidence={})
+    else:
+        store.objects.delete(layout.folded_events_key("r1"))
+        store.objects.delete(key)
+    *found, _ = damage(store, fix=True)
+    assert [check.name for check in found] == [f"damage: {key}"]
+    for verb in verbs:
+        code, out, err = in_this_process(command(*verb.split(), store=store.url), environment())
+        assert (code, key in out + err) == (7, True), (verb, out, err)

@@ -136,14 +136,34 @@ def test_damaged_object_is_named_and_stays_behind(original, tmp_path):
 def test_other_stores_are_not_overwritten(original, tmp_path):
     other = open_store((tmp_path / "other").as_uri())
     toy_run(other, tmp_path / "videos")
-    with pytest.raises(ConfigError, match="is no copy of this store"):
-        api.store_copy(original, other.url)
+    folder = tmp_path / "original"
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a.txt").touch()
+    for place, what in {
+        other.url: "is neither empty nor a copy of this store",
+        (tmp_path / "files").as_uri(): "is neither empty",
+        (tmp_path / "link").as_uri(): "is neither empty",
+        (folder / "copy").as_uri(): "is inside the other",
+        (tmp_path / "link" / "copy").as_uri(): "is inside the other",
+        tmp_path.as_uri(): "is inside the other",
+    }.items():
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(ConfigError, match=what):
+            api.store_copy(original, place)
+        assert sorted(tmp_path.rglob("*")) == before
+    nothing = open_store((tmp_path / "nothing").as_uri())
+    for call in (api.store_copy, api.store_verify):
+        with pytest.raises(ConfigError, match="there is no store"):
+            call(nothing, (tmp_path / "copy").as_uri())
     url = (tmp_path / "copy").as_uri()
     api.store_copy(original, url)
     copied = open_store(url)
     api.freeze(copied, copied.snapshot("pinned").id, "of-its-own")
-    with pytest.raises(StorageError, match=r"has gone on by itself: refs/of-its-own/0+\.json"):
+    with pytest.raises(StorageError, match=r"has gone on by itself.*: refs/of-its-own/0+\.json"):
         api.store_copy(original, url)
+    (error,) = api.store_verify(original, url)["errors"]
+    assert error["key"].startswith("refs/of-its-own/")
 
 
 @pytest.mark.s3

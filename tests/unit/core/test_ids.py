@@ -26,12 +26,13 @@ def test_canonical_json_of_a_non_finite_number_is_an_error(value):
         canonical_json({"x": value})
 
 
-@pytest.mark.parametrize("name", ["clips", "tables/clips", "clips:0123", "a..b"])
+@pytest.mark.parametrize("name", ["clips", "tables/clips", "clips:0123", "a..b", "a" * 200])
 def test_safe_key_is_accepted(name):
     assert is_safe_key(name)
 
 
-@pytest.mark.parametrize("name", ["", "/etc", "a//b", "..", "../a", "a/./b", "..:0123", "a\0"])
+@pytest.mark.parametrize("name", ["", "/etc", "a//b", "..", "../a", "a/./b", "..:0123", "a\0",
+    "a" * 201, "é" * 101, "\ud800" * 70, "a/" * 450 + "a"])  # fmt: skip
 def test_key_that_leaves_its_folder_is_not_safe(name):
     assert not is_safe_key(name)
 
