@@ -43,11 +43,13 @@ def fold_runs_if_due(store: Store, run_id: str) -> None:
 
 
 def _log(store: Store) -> folds.Log:
-    sizes: dict[str, int | None] = {}
+    entries: dict[str, folds.Entry] = {}
     for info in store.objects.list(layout.RUNS_PREFIX):
         key = layout.run_key(layout.run_of(info.key))
-        sizes[key] = info.size_bytes if info.key == key else sizes.get(key)
-    return folds.Log(layout.RUNS_PREFIX, list(sizes.items()))
+        entries.setdefault(key, folds.Entry(key, None))
+        if info.key == key:
+            entries[key] = folds.Entry(key, info.size_bytes, info.etag)
+    return folds.Log(layout.RUNS_PREFIX, list(entries.values()))
 
 
 def _value(store: Store, key: str) -> Mapping[str, Any] | None:

@@ -15,8 +15,9 @@ logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 OnDamage = Callable[[DamagedError], None]
-_AT_ONCE = 64
-"""chosen: records of runs that are read before it is known whether they are needed."""
+_FIRST, _AT_ONCE = 4, 64
+"""chosen: records of runs that are read before it is known whether they are needed, at first and at
+most. The newest run is often of the same pipeline."""
 
 
 def stage_parts(store: Store, run_id: str, stage: str) -> FingerprintParts | None:
@@ -98,8 +99,10 @@ def _newest_first(
     store: Store, pipeline: str, before: str | None, on_damage: OnDamage = _refuse
 ) -> Iterator[str]:
     ids = [run_id for run_id in reversed(run_ids(store)) if before is None or run_id < before]
-    for start in range(0, len(ids), _AT_ONCE):
-        some = ids[start : start + _AT_ONCE]
+    count = _FIRST
+    while ids:
+        some, ids = ids[:count], ids[count:]
+        count = min(4 * count, _AT_ONCE)
         records = read_records(store, [run_key(run_id) for run_id in some])
         for run_id, record in zip(some, records, strict=True):
             if isinstance(record, DamagedError):

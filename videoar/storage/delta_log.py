@@ -113,15 +113,15 @@ def _versions(objects: ObjectStore, dataset: str) -> folds.Log:
     """
     prefix = layout.log_prefix(dataset)
     infos = [info for info in objects.list(prefix) if layout.is_log_version(info.key)]
-    sizes = {info.key: info.size_bytes for info in infos}
+    listed = {info.key: folds.Entry(info.key, info.size_bytes, info.etag) for info in infos}
     count = layout.version_of_log(infos[-1].key) + 1 if infos else 0
     entries = []
     for key in (layout.log_version_key(dataset, version) for version in range(count)):
-        size = sizes[key] if key in sizes else objects.size(key)
-        if size is None:
+        entry = listed.get(key) or folds.Entry(key, objects.size(key))
+        if entry.size_bytes is None:
             what = f"lost, but {infos[-1].key.removeprefix(prefix)} exists"
             raise DamagedError(key, what, "restore it from a copy")
-        entries.append((key, size))
+        entries.append(entry)
     return folds.Log(prefix, entries)
 
 

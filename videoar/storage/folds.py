@@ -29,13 +29,21 @@ Read = Callable[[str], Any]
 """From the key of an entry to its value, which is JSON."""
 
 
+class Entry(NamedTuple):
+    """An entry of a log as it was listed."""
+
+    key: str
+    size_bytes: int | None
+    """None: the listing lacks it."""
+    etag: str = ""
+
+
 class Log(NamedTuple):
     """A log as it was listed."""
 
     name: str
     """What the keys of its entries begin with."""
-    entries: Sequence[tuple[str, int | None]]
-    """Key and size in bytes of each entry; None: the listing lacks it."""
+    entries: Sequence[Entry]
 
 
 class _Ledger(Protocol):
@@ -53,7 +61,7 @@ class _Ledger(Protocol):
 class _Piece(NamedTuple):
     fold: str | None
     """Key of the fold that has the entries; None: there is one entry, by itself."""
-    entries: Sequence[tuple[str, int | None]]
+    entries: Sequence[Entry]
 
 
 def read(ledger: _Ledger, logs: Iterable[Log], read_one: Read) -> Iterator[tuple[str, Any]]:
@@ -77,12 +85,14 @@ def write(ledger: _Ledger, log: Log, read_one: Read) -> int:
     for size in sorted(SIZES):  # larger ones are made of smaller ones
         for start in range(0, len(log.entries) - size + 1, size):
             key = fold_key(log.name, start, size)
-            sizes = [size_bytes for _, size_bytes in log.entries[start : start + size]]
+            block = log.entries[start : start + size]
+            sizes = [entry.size_bytes for entry in block]
             if key in known or None in sizes or sum(filter(None, sizes)) > _MAX_BYTES:
                 continue
             pieces = _pieces(log, known, start, start + size)
             texts = (canonical_json(value) for _, value in _read(ledger, pieces, read_one))
-            ledger.create(key, {"entries": [*zip(sizes, texts, strict=True)]})
+            entries = list(zip(sizes, texts, strict=True))
+            ledger.create(key, {"entries": entries, "etag": block[-1].etag})
             crash_point("fold.written")
             known.add(key)
             made += 1
@@ -105,11 +115,11 @@ def write_if_due(ledger: _Ledger, number: int, log: Callable[[], Log], read_one:
 def _read(ledger: _Ledger, pieces: Iterable[_Piece], read_one: Read) -> Iterator[tuple[str, Any]]:
     def read_piece(piece: _Piece) -> Iterable[Any] | None:
         if piece.fold is None:
-            return [read_one(key) for key, _ in piece.entries]
+            return [read_one(entry.key) for entry in piece.entries]
         return _unfold(ledger, piece.fold, piece.entries, read_one)
 
     for piece, values in in_order(ledger, read_piece, pieces):
-        keys = [key for key, _ in piece.entries]
+        keys = [entry.key for entry in piece.entries]
         if values is None:
             yield from in_order(ledger, read_one, keys)
         else:
@@ -143,7 +153,7 @@ def _pieces(
 
 
 def _unfold(
-    ledger: _Ledger, fold: str, entries: Sequence[tuple[str, int | None]], read_one: Read
+    ledger: _Ledger, fold: str, entries: Sequence[Entry], read_one: Read
 ) -> Iterable[Any] | None:
     """Return the values in a fold; None if it cannot be trusted."""
     if (record := ledger.read_derived(fold)) is None:
@@ -151,8 +161,10 @@ def _unfold(
     values = [json.loads(text) for _, text in record["entries"]]
     # A log that was restored from a copy may have gone on otherwise. Entries of a ref often have
     # equal sizes, but the last one has a time of its own. (Of a run, no one value is read.)
-    is_same = [size for size, _ in record["entries"]] == [size for _, size in entries]
-    if not is_same or read_one(entries[-1][0]) not in (None, values[-1]):
+    last = entries[-1]
+    is_same = [size for size, _ in record["entries"]] == [entry.size_bytes for entry in entries]
+    is_listed = last.etag and last.etag == record.get("etag")  # not so in a copy of the store
+    if not is_same or not (is_listed or read_one(last.key) in (None, values[-1])):
         logger.warning("%s: is of another log; the entries are read one by one", fold)
         return None
     return values

@@ -155,10 +155,16 @@ class Ledger:
         return folds.write(self, self._log(prefix), self._get)
 
     def _log(self, prefix: str) -> folds.Log:
-        sizes = {info.key: info.size_bytes for info in self._objects.list(f"{prefix}/")}
+        listed = {info.key: info for info in self._objects.list(f"{prefix}/")}
         # by number: the listing may lack the newest
-        keys = [log_entry_key(prefix, n) for n in range(self._length(prefix, sizes))]
-        return folds.Log(prefix, [(key, sizes.get(key)) for key in keys])
+        keys = [log_entry_key(prefix, n) for n in range(self._length(prefix, listed))]
+        entries = (
+            folds.Entry(key, info.size_bytes, info.etag)
+            if (info := listed.get(key))
+            else folds.Entry(key, None)
+            for key in keys
+        )
+        return folds.Log(prefix, list(entries))
 
     def _get(self, key: str) -> Record:
         return _parse(key, self._objects.get(key))

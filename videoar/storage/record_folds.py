@@ -19,7 +19,7 @@ from videoar.storage.ledger import Ledger
 from videoar.storage.object_store import ObjectInfo, ObjectStore
 
 logger = logging.getLogger(__name__)
-_MIN = 32
+_MIN = 16
 """chosen: so many records are read one by one before they are folded, as many small folds before
 they are merged."""
 _MAX_BYTES = 1 << 20
