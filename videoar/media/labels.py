@@ -12,32 +12,39 @@ import posixpath
 import sqlite3
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 from typing import BinaryIO, NamedTuple
 
 from videoar.core.errors import ConfigError, did_you_mean
 
 logger = logging.getLogger(__name__)
-COLUMNS = ("label", "label_text", "split", "group", "licence", "origin")
 _SYNONYMS = {"caption": "label_text", "license": "licence", "source": "origin"}
-_KNOWN = {"file", *COLUMNS, *_SYNONYMS}
 _DELIMITERS = ",;\t"
-_BATCH = 500  # chosen: a query for each line takes three times as long
+_BATCH = 2_000  # chosen: a query for each line takes three times as long
 
 _KEYS = """
 CREATE TABLE keys (key TEXT, number INTEGER, PRIMARY KEY (key, number)) WITHOUT ROWID;
 INSERT INTO keys SELECT folded(name), number FROM files ORDER BY 1, 2;
 """
 _FIND = "SELECT key, number, name FROM keys JOIN files USING (number) WHERE key IN ({})"
-_ADD = "INSERT INTO labels VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_ADD = "INSERT INTO labels VALUES (?, ?, ?, ?, lower(?), ?, ?, ?)"
 
 
 class Label(NamedTuple):
-    """One line of labels."""
+    """One line of labels, its cells as they are written; those of a missing column are empty."""
 
     line: int
     file: str
-    values: dict[str, str]
-    """By column, of `COLUMNS`; empty cells are left out."""
+    label: str
+    label_text: str
+    split: str
+    group: str
+    licence: str
+    origin: str
+
+
+_COLUMNS = Label._fields[1:]
+_KNOWN = {*_COLUMNS, *_SYNONYMS}
 
 
 class _File(NamedTuple):
@@ -62,12 +69,15 @@ def read_labels(where: str, file: BinaryIO) -> Iterator[Label]:
             while not header.strip() and (header := text.readline()):
                 line += 1
             delimiter, columns = _columns(where, line, header)
+            # -1: an empty cell that is added to each line
+            pick = itemgetter(*(columns.index(c) if c in columns else -1 for c in _COLUMNS))
             reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
             head = line
             line += 1  # where the next line of cells begins: it may span several
             for cells in reader:
                 if any(map(str.strip, cells)):
-                    yield _label(where, line, columns, cells)
+                    _require_cells(where, line, len(cells), len(columns))
+                    yield _checked(where, Label(line, *pick([*cells, ""])))
                 line = head + reader.line_num + 1
         except (UnicodeDecodeError, csv.Error) as error:
             raise ConfigError(where, f"line {line} or later: no CSV in UTF-8: {error}") from error
@@ -100,20 +110,20 @@ def _cells(line: str, delimiter: str) -> list[str]:
     return [cell.strip().lower() for cell in cells]
 
 
-def _label(where: str, line: int, columns: Sequence[str], cells: Sequence[str]) -> Label:
-    if len(cells) != len(columns):
-        what = f"line {line}: {len(cells)} cells, but {len(columns)} columns"
+def _require_cells(where: str, line: int, count: int, expected: int) -> None:
+    if count != expected:
+        what = f"line {line}: {count} cells, but {expected} columns"
         raise ConfigError(where, what, "put cells that hold the delimiter in quotes")
-    pairs = zip(columns, map(str.strip, cells), strict=True)
-    values = {name: cell for name, cell in pairs if cell}
-    if not values.pop("file", ""):
-        raise ConfigError(where, f"line {line}: names no file")
-    if split := values.get("split"):
-        values["split"] = split.lower()
-        if values["split"] not in {"train", "val"}:
-            what = f"line {line}: split {split} is unknown"
-            raise ConfigError(where, what, "use train or val")
-    return Label(line, cells[columns.index("file")], values)
+
+
+def _checked(where: str, label: Label) -> Label:
+    if not label.file.strip():
+        raise ConfigError(where, f"line {label.line}: names no file")
+    split = label.split.strip()
+    if split and split.lower() not in {"train", "val"}:
+        what = f"line {label.line}: split {split} is unknown"
+        raise ConfigError(where, what, "use train or val")
+    return label
 
 
 def match(where: str, labels: Iterable[Label], db: sqlite3.Connection) -> bool:
@@ -122,7 +132,8 @@ def match(where: str, labels: Iterable[Label], db: sqlite3.Connection) -> bool:
     Args:
         where: start of the error message: the file of labels.
         labels: its lines.
-        db: has tables `files` (number, name) and `labels` (number, line, each of `COLUMNS`).
+        db: has tables `files` (number, name) and `labels` (number, the fields of `Label` but
+            `file`).
 
     Raises:
         ConfigError: two lines are for one file, a line may be for several, or all are for none.
@@ -138,8 +149,8 @@ def match(where: str, labels: Iterable[Label], db: sqlite3.Connection) -> bool:
             files.setdefault(key, []).append(_File(*file))
         count += len(batch)
         for label, key in zip(batch, keys, strict=True):
-            if file := _nearest(where, label, files.get(key, [])):
-                _add(where, label, file, db)
+            if near := files.get(key):
+                _add(where, label, _nearest(where, label, near), db)
             else:
                 missing = missing or f"line {label.line}: {label.file}"
                 num_missing += 1
@@ -166,7 +177,7 @@ def _batches(labels: Iterable[Label]) -> Iterator[list[Label]]:
     yield batch
 
 
-def _nearest(where: str, label: Label, files: Sequence[_File]) -> _File | None:
+def _nearest(where: str, label: Label, files: Sequence[_File]) -> _File:
     """Return the file that is meant.
 
     Raises:
@@ -179,12 +190,13 @@ def _nearest(where: str, label: Label, files: Sequence[_File]) -> _File | None:
     if len(files) > 1:
         what = f"line {label.line}: {label.file} may be {files[0].name} or {files[1].name}"
         raise ConfigError(where, what, "spell it as the name of the file")
-    return files[0] if files else None
+    return files[0]
 
 
 def _add(where: str, label: Label, file: _File, db: sqlite3.Connection) -> None:
     try:
-        db.execute(_ADD, (file.number, label.line, *map(label.values.get, COLUMNS)))
+        values = (value.strip() or None for value in label[2:])
+        db.execute(_ADD, (file.number, label.line, *values))
     except sqlite3.IntegrityError as error:
         ((line,),) = db.execute("SELECT line FROM labels WHERE number = ?", (file.number,))
         what = f"line {label.line}: {label.file} has line {line} already"

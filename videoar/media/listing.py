@@ -13,6 +13,7 @@ import heapq
 import io
 import logging
 import os
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,8 @@ from videoar.media.fetch import bucket_and_key
 from videoar.storage.s3_store import S3ObjectStore
 
 logger = logging.getLogger(__name__)
+# `quote` changes nothing of these, but takes longer to find out
+_is_plain = re.compile(r"[\w.~/-]+", re.ASCII).fullmatch
 _VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".flv", ".ts", ".mpg", ".mpeg", ".3gp"}
 
 
@@ -140,13 +143,11 @@ class Folder:
     def _file(self, path: str, status: os.stat_result) -> ListedFile:
         # plain strings: Path takes most of the time of a large listing
         is_regular = stat.S_ISREG(status.st_mode)
-        return ListedFile(
-            uri="file://" + quote(os.fsencode(path)),
-            name=_name(path.removeprefix(self._root).lstrip("/")),
-            etag=f"{status.st_size}-{status.st_mtime_ns}",
-            size_bytes=status.st_size if is_regular else 0,
-            is_regular=is_regular,
-        )
+        name = _name(path.removeprefix(self._root).lstrip("/"))
+        etag = f"{status.st_size}-{status.st_mtime_ns}"
+        size_bytes = status.st_size if is_regular else 0
+        quoted = path if _is_plain(path) else quote(os.fsencode(path))
+        return ListedFile("file://" + quoted, name, etag, size_bytes, is_regular)
 
     def open(self, file: ListedFile) -> BinaryIO:
         """Open a file that is really in the folder."""
@@ -169,11 +170,12 @@ def _name(path: str) -> str:
     Paths that are not UTF-8 are escaped. They get the prefix `./`, which no listed name has, so
     that the escaped form cannot equal the name of another file.
     """
-    raw = os.fsencode(path)
     try:
-        return raw.decode()
-    except UnicodeDecodeError:
+        path.encode()
+    except UnicodeEncodeError:
+        raw = os.fsencode(path)
         return "./" + raw.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    return path
 
 
 class Bucket:

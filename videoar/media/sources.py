@@ -43,10 +43,12 @@ _TABLES = f"""
 PRAGMA cache_size = -{_CACHE_KIB};
 PRAGMA journal_mode = OFF;
 PRAGMA secure_delete = OFF;
-CREATE TABLE listed (uri TEXT, name TEXT, etag TEXT, size_bytes INTEGER, is_regular INTEGER);
+CREATE TABLE listed (
+    uri TEXT, name TEXT, etag TEXT, size_bytes INTEGER, is_regular INTEGER, folder TEXT
+);
 CREATE TABLE files (
-    number INTEGER PRIMARY KEY, uri TEXT, name TEXT, etag TEXT, size_bytes INTEGER,
-    is_regular INTEGER
+    number INTEGER PRIMARY KEY,
+    uri TEXT, name TEXT, etag TEXT, size_bytes INTEGER, is_regular INTEGER, folder TEXT
 );
 CREATE TABLE labels (
     number INTEGER PRIMARY KEY, line INTEGER, label TEXT, label_text TEXT, split TEXT, "group" TEXT,
@@ -74,8 +76,8 @@ CREATE VIEW labelled AS SELECT number, label, coalesce(label_text, label) AS cap
     'labels' AS source, split, "group", licence, origin FROM labels
 """
 _BY_FOLDER = """
-CREATE VIEW labelled AS SELECT number, folder(name) AS label,
-    replace(folder(name), '_', ' ') AS caption, 'folder' AS source,
+CREATE VIEW labelled AS SELECT number, folder AS label, replace(folder, '_', ' ') AS caption,
+    'folder' AS source,
     NULL AS split, NULL AS "group", NULL AS licence, NULL AS origin FROM files
 """
 _ROWS = """
@@ -90,7 +92,8 @@ WHERE number NOT IN (SELECT number FROM texts) ORDER BY number
 def list_sources(url: str) -> Iterator[pa.Table]:
     """List a raw input: yield its rows of `sources@1`, a few thousand each, sorted by uri.
 
-    Labels come from `labels.csv` in its top folder (column `file` and any of `labels.COLUMNS`), or
+    Labels come from `labels.csv` in its top folder (column `file` and any other field of
+    `labels.Label`), or
     else from folder names. A small text file beside a video (`<stem>.txt`) is its caption.
 
     Args:
@@ -145,7 +148,7 @@ def _database() -> sqlite3.Connection:
     # a generator that is not used up may be closed by another thread
     db = sqlite3.connect("", check_same_thread=False)
     db.executescript(_TABLES)
-    for function in (_is_text, _stem, _folder):
+    for function in (_is_text, _stem):
         db.create_function(function.__name__.lstrip("_"), 1, function, deterministic=True)
     return db
 
@@ -154,14 +157,15 @@ def _list(place: Place, db: sqlite3.Connection) -> ListedFile | None:
     """Fill the table of files; return the file of labels."""
     labels: list[ListedFile] = []
 
-    def sources() -> Iterator[ListedFile]:
+    def sources() -> Iterator[tuple[str | int | None, ...]]:
         for file in place.files():
             if file.name == LABELS:
                 labels.append(file)
-            if posixpath.basename(file.name) not in _NOT_SOURCES:
-                yield file
+            folder, name = posixpath.split(file.name)
+            if name not in _NOT_SOURCES:
+                yield (*file, folder.rpartition("/")[2] or None)
 
-    db.executemany("INSERT INTO listed VALUES (?, ?, ?, ?, ?)", sources())
+    db.executemany("INSERT INTO listed VALUES (?, ?, ?, ?, ?, ?)", sources())
     db.executescript(_SORT)
     return labels[0] if labels else None
 
@@ -209,10 +213,6 @@ def _is_text(name: str) -> bool:
 
 def _stem(name: str) -> str:
     return posixpath.splitext(name)[0]
-
-
-def _folder(name: str) -> str | None:
-    return posixpath.basename(posixpath.dirname(name)) or None
 
 
 def _small_text(place: Place, text: tuple[ListedFile, int]) -> str | ConfigError | None:

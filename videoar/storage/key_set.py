@@ -3,9 +3,13 @@
 import sqlite3
 from pathlib import Path
 
+from videoar.core.errors import DiskError
+
 
 class KeySet:
     """Keys in a file of SQLite, for one process.
+
+    Each call raises `DiskError` if there is too little space for the file.
 
     Args:
         path: new file; its owner removes it.
@@ -14,18 +18,24 @@ class KeySet:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file = sqlite3.connect(path, isolation_level=None)
-        self._file.execute("PRAGMA journal_mode=OFF")
-        self._file.execute("PRAGMA synchronous=OFF")
-        self._file.execute("CREATE TABLE keys (key TEXT PRIMARY KEY) WITHOUT ROWID")
-        self._file.execute("BEGIN")  # never committed: one transaction is many times faster
+        self._execute("PRAGMA journal_mode=OFF")
+        self._execute("PRAGMA synchronous=OFF")
+        self._execute("CREATE TABLE keys (key TEXT PRIMARY KEY) WITHOUT ROWID")
+        self._execute("BEGIN")  # never committed: one transaction is many times faster
 
     def add(self, key: str) -> bool:
         """Add a key; return whether it is new."""
-        return self._file.execute("INSERT OR IGNORE INTO keys VALUES (?)", (key,)).rowcount == 1
+        return self._execute("INSERT OR IGNORE INTO keys VALUES (?)", key).rowcount == 1
 
     def __contains__(self, key: str) -> bool:
-        found = self._file.execute("SELECT 1 FROM keys WHERE key = ?", (key,))
-        return found.fetchone() is not None
+        return self._execute("SELECT 1 FROM keys WHERE key = ?", key).fetchone() is not None
+
+    def _execute(self, sql: str, *values: str) -> sqlite3.Cursor:
+        try:
+            return self._file.execute(sql, values)
+        except sqlite3.DatabaseError as error:
+            hint = "free some space, or set TMPDIR"
+            raise DiskError(str(self.path.parent), str(error), hint) from error
 
     def close(self) -> None:
         """Close the file."""
