@@ -1,7 +1,8 @@
 """The ids of the data contracts, `name@major`, spelled once.
 
 The contracts themselves are data, in `schemas/`; these are the ones that the code refers to.
-`tests.checks.literals` fails when an id is spelled in any other module.
+`tests.checks.literals` fails when an id is spelled in any other module. A number of a contract that
+packages beside each other use is here, too.
 """
 
 SOURCES = "sources@1"
@@ -16,3 +17,5 @@ FEATURES = "features@1"
 EVALSETS = "evalsets@1"
 SCORES = "scores@1"
 RELEASES = "releases@1"
+CHROMA_EVERY = 4
+"""In `clips@1`: hashed frames per frame with colours."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from videoar.contracts.names import CHROMA_EVERY
 from videoar.core.ids import seed_from
 
 COLUMNS = (
@@ -14,8 +15,6 @@ COLUMNS = (
     "detail",
 )  # fmt: skip
 """Columns of `clips@1` that are needed, beside `embedding` for semantic duplicates."""
-CHROMA_EVERY = 4
-"""Hashed frames per frame with colours, see `clips@1`."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from videoar.curation.candidates import CHROMA_EVERY
+from videoar.contracts.names import CHROMA_EVERY
 
 _RATES = (1.0, 1.25, 0.8, 1.5, 2 / 3)  # of two clips
 _LAG = 4  # frames, half a second at 8 fps, after which a moving picture has changed

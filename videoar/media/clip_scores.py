@@ -15,6 +15,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from videoar.contracts.names import CHROMA_EVERY
+
 LUMA_WIDTH, LUMA_HEIGHT = 64, 36
 _DARK = 24  # chosen: black is 0 in full range; the rest is coding noise
 _BLACK_SHARE = 0.98  # default of ffmpeg's blackdetect filter, picture_black_ratio_th
@@ -26,7 +28,6 @@ _CLOCK_US = 125_000  # chosen: the default grid of clips; drawings held for 2 or
 
 _SIDE, _LOW = 32, 8
 _MOST_HASHED = 32  # chosen: bounds the row of a long clip
-_CHROMA_EVERY = 4  # hashed frames per frame with colours
 _FLAT = 2.0  # chosen: standard deviation of the grey levels of a bar with its coding noise
 _STEP, _QUIET = 4.0, 1.0  # chosen: that of the picture beside a bar; that of a bar without a step
 _ROUNDING = 1e-2  # above the rounding errors of the coefficients of a flat frame
@@ -137,7 +138,7 @@ def chroma(frames_THWC: np.ndarray) -> list[int]:
 
     Cost: 0.2 ms per clip of 17 frames of 64 px, 2 ms of 256 px.
     """
-    chosen = frames_THWC[_hashed(len(frames_THWC))[::_CHROMA_EVERY]]
+    chosen = frames_THWC[_hashed(len(frames_THWC))[::CHROMA_EVERY]]
     luma = _luma(chosen)
     rows, columns = _without_bars(luma)
     planes = [luma, *(chosen[..., colour].astype(np.float32) for colour in (2, 0))]

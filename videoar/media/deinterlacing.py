@@ -46,17 +46,20 @@ class Deinterlacer:
     def top_field_first(self, picture: Picture) -> bool | None:
         """Return the order of the fields of a combed frame, None for one that is not combed."""
         frames = picture.before, picture.frame, picture.after
-        sizes = {(f.width, f.height, f.format.name) for f in frames}
-        if len(sizes) > 1 or picture.frame.height < _MIN_HEIGHT:
+        if picture.frame.height < _MIN_HEIGHT:
+            return None
+        if len({(f.width, f.height, f.format.name) for f in frames}) > 1:
             return None
         own, before = self._strips(picture.frame), self._strips(picture.before)
         # the first frame of a source is its own neighbour
         beside = self._strips(picture.after) if picture.before is picture.frame else before
-        moving = (np.abs(own - beside) > _MOVED)[1:-1]
-        if _energy(own, moving) < max(_MIN_ENERGY, _MIN_COMB * _within(own, moving)):
+        moving = _apart(own, beside)[1:-1] > _MOVED
+        if not moving.any() or (energy := _energy(own, moving)) < _MIN_ENERGY:
+            return None
+        if energy < _MIN_COMB * _within(own, moving):
             return None  # what most frames of most sources come to
         after = self._strips(picture.after)
-        moving |= (np.abs(own - after) > _MOVED)[1:-1]
+        moving |= _apart(own, after)[1:-1] > _MOVED
         energy = _energy(own, moving)
         if energy < _MIN_COMB * _within(own, moving):
             return None
@@ -89,14 +92,14 @@ class Deinterlacer:
         return _last(graph)
 
     def _strips(self, frame: av.VideoFrame) -> np.ndarray:
-        """Return some columns of the luma of a frame: int16 [height, columns]."""
+        """Return some columns of the luma of a frame: uint8 [height, columns]."""
         luma = luma_of(frame, self._to_grey)
         step, rows = frame.width // _STRIPS, frame.height // 4 * 2
         if step > _STRIP_PX:  # every other strip from the upper half, the others from the lower one
             blocks = luma[: 2 * rows, : step * _STRIPS].reshape(2, rows, _STRIPS, step)
             upper, lower = blocks[0, :, ::2, :_STRIP_PX], blocks[1, :, 1::2, :_STRIP_PX]
             luma = np.concatenate([upper, lower], axis=1).reshape(rows, -1)
-        return luma.astype(np.int16)
+        return luma
 
 
 def _weave(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
@@ -105,14 +108,22 @@ def _weave(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     return both
 
 
-def _energy(rows: np.ndarray, moving: np.ndarray) -> float:
+def _apart(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the absolute difference: uint8 has no negative numbers, and is fast."""
+    apart: np.ndarray = np.maximum(rows, others) - np.minimum(rows, others)
+    return apart
+
+
+def _energy(rows: np.ndarray, moving: np.ndarray) -> int:
     above, row, below = rows[:-2], rows[1:-1], rows[2:]
-    over = np.maximum(row - np.maximum(above, below), np.minimum(above, below) - row)
-    return float(np.maximum(over, 0).sum(where=moving))
+    high, low = np.maximum(above, below), np.minimum(above, below)
+    over = np.maximum(row, high) - high  # one of both is 0
+    over += low - np.minimum(row, low)
+    return int((over * moving).sum())  # `where` takes ten times as long
 
 
-def _within(rows: np.ndarray, moving: np.ndarray) -> float:
-    return float(np.abs(rows[2:] - rows[:-2]).sum(where=moving))
+def _within(rows: np.ndarray, moving: np.ndarray) -> int:
+    return int((_apart(rows[2:], rows[:-2]) * moving).sum())
 
 
 def _last(graph: Graph) -> av.VideoFrame:

@@ -10,38 +10,55 @@ or to which noise was added, counts as richer.
 Axes: H W pixels, N lines, L samples of a line.
 """
 
+from typing import NamedTuple
+
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from videoar.media.color import has_luma, is_full_range, luma_of
 
-_LINES = 96  # chosen: lines sampled per axis; 0.6 ms at 480p, 3.4 ms at 2160p
+_LINES = 96  # chosen: lines sampled per axis; 0.3 ms at 480p
 _FLAT = 2.0  # chosen: standard deviation of the grey levels of a bar with its coding noise
 _EXPANSION = (255 / 219) ** 2  # of the power of a frame in limited range to that in full range
 
 
-def frame_detail(frame: av.VideoFrame) -> float:
-    """Return the detail of a decoded frame: see `detail`."""
-    is_full = is_full_range(frame) or not has_luma(frame)
-    return detail(luma_of(frame, VideoReformatter())) * (1 if is_full else _EXPANSION)
+class Lines(NamedTuple):
+    """Lines of one frame: of each clip are kept, until it is known that it becomes one."""
+
+    rows_NW: np.ndarray
+    """uint8, evenly spaced."""
+    columns_NH: np.ndarray
+    expansion: float
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame) -> "Lines":
+        """Return lines of a decoded frame."""
+        is_full = is_full_range(frame) or not has_luma(frame)
+        luma_HW = luma_of(frame, VideoReformatter())
+        return cls(_spaced(luma_HW), _spaced(luma_HW.T), 1 if is_full else _EXPANSION)
+
+    def detail(self) -> float:
+        """Return the mean over both axes of the power of a line, each frequency times its number.
+
+        The unit is a squared grey level; 0 for a flat picture.
+        """
+        across, down = (
+            _weighted_power(_inside(lines)) for lines in (self.rows_NW, self.columns_NH)
+        )
+        return float(np.sqrt(across * down)) * self.expansion
 
 
-def detail(luma_HW: np.ndarray) -> float:
-    """Return the mean over both axes of the power of a line, each frequency times its number.
-
-    The unit is a squared grey level; 0 for a flat picture.
-
-    Args:
-        luma_HW: grey levels, 0 to 255, at the size of the source.
-    """
-    return float(np.sqrt(_weighted_power(_lines(luma_HW)) * _weighted_power(_lines(luma_HW.T))))
-
-
-def _lines(luma_HW: np.ndarray) -> np.ndarray:
-    """Return evenly spaced rows without the bars at the ends of both axes: [N, L] float32."""
+def _spaced(luma_HW: np.ndarray) -> np.ndarray:
     step = max(1, len(luma_HW) // _LINES)
-    lines = luma_HW[step // 2 :: step].astype(np.float32)
+    return luma_HW[step // 2 :: step].copy(
+        order="K"
+    )  # transposed as it is: columns lie side by side
+
+
+def _inside(lines_NL: np.ndarray) -> np.ndarray:
+    """Return lines without the bars at the ends of both axes, float32."""
+    lines = lines_NL.astype(np.float32)
     for _ in range(2):  # rows, then columns
         shown = np.flatnonzero(lines.std(axis=1) > _FLAT)
         if not len(shown):
@@ -56,6 +73,8 @@ def _weighted_power(lines_NL: np.ndarray) -> float:
     # a line does not continue at its other end; without a window that step would fill the spectrum
     window = np.hanning(lines_NL.shape[1] + 2)[1:-1].astype(np.float32)
     centred = (lines_NL - lines_NL.mean(axis=1, keepdims=True)) * window
-    power = np.square(np.abs(np.fft.rfft(centred, axis=1)) / window.sum()).mean(axis=0)
+    # float64: NumPy computes spectra of float32 in float64, too, but in pieces, for twice the time
+    spectrum = np.fft.rfft(centred.astype(np.float64), axis=1).astype(np.complex64)
+    power = np.square(np.abs(spectrum) / window.sum()).mean(axis=0)
     # the window spreads the mean over the first two frequencies
     return float((power * np.arange(len(power)))[2:].sum())

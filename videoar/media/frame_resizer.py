@@ -11,7 +11,7 @@ pictures are 0.6-0.8 levels darker, and colours have half the width.
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import av
 import numpy as np
@@ -23,6 +23,7 @@ from videoar.media.active_area import Box
 from videoar.media.clip_scores import LUMA_HEIGHT, LUMA_WIDTH
 from videoar.media.color import matrix_of
 from videoar.media.deinterlacing import DEINTERLACER, Deinterlacer
+from videoar.media.orientation import Orientation
 from videoar.media.pictures import Picture
 from videoar.media.tone_mapping import Curve, ToneMapper, mapping_of
 
@@ -80,10 +81,12 @@ class FrameResizer:
         self._buffers: dict[int, _CropBuffer] = {}
         self._mapper: ToneMapper | None = None
         self._mapped_as: tuple[object, ...] = ()
+        self._layout: _Layout | None = None
+        self._laid_out_for: tuple[object, ...] = ()
 
     def crop_to(self, active: Box, frame_size: tuple[int, int]) -> None:
         """Take only this part of stored frames of this width and height; of others, all."""
-        self._active = active, frame_size
+        self._active, self._layout = (active, frame_size), None
 
     def luma(self, frame: av.VideoFrame) -> np.ndarray:
         """Return the luma of a frame inside the bars as uint8 [36, 64], full range."""
@@ -105,21 +108,63 @@ class FrameResizer:
         mapper = self._mapper_for(frame)
         return luma_hw if mapper is None else mapper.mapped_luma[luma_hw]
 
-    def rgb(self, picture: Picture) -> tuple[np.ndarray, Row]:
-        """Return the centre of a frame inside the bars, resized and upright, and how it was made.
+    def rgb(self, picture: Picture) -> tuple[av.VideoFrame, Row]:
+        """Return the centre of a frame inside the bars, resized, and how it was made.
 
         Returns:
-            frame_HWC, uint8 RGB, and columns of `clips@1`; `combed_frac` and `deinterlacer` are
-            those of this one frame.
+            A frame for `pixels`, which is left for when its clip is known to be kept; and columns
+            of `clips@1`: `combed_frac` and `deinterlacer` are those of this one frame.
         """
         frame = picture.frame
         is_measured = self._deinterlace != "off"
         is_top_first = self._deinterlacer.top_field_first(picture) if is_measured else None
         if is_top_first is not None and self._deinterlace == "auto":
             frame = self._deinterlacer.progressive(picture, top_field_first=is_top_first)
-        orientation = picture.orientation
+        layout = self._layout_of(frame, picture.orientation, picture.pixel_aspect)
+        mapper = self._mapper_for(frame)
+        source = frame if layout.part is None else self._cropped(frame, layout.part, 1)
+        scaled = self._to_rgb.reformat(
+            source,
+            *layout.resized,
+            "gbrp" if mapper is None else "gbrp16le",
+            interpolation=layout.interpolation,
+            threads=1,
+            # of the whole frame: the crop buffer carries no colour tags and has another height
+            src_colorspace=matrix_of(frame),
+            src_color_range=frame.color_range,
+        )
+        if mapper is not None:
+            scaled = mapper.rgb(scaled)
+        elif frame.format.is_rgb and frame.format.components[0].bits < 8:
+            scaled = _in_full_levels(self._packed(scaled), frame.format)
+        elif scaled is source:  # it was planes of RGB of this size; the buffer is filled again
+            scaled = self._packed(scaled)
+        return scaled, {
+            **layout.columns,
+            "combed_frac": float(is_top_first is not None) if is_measured else None,
+            "deinterlacer": None if frame is picture.frame else DEINTERLACER,
+            "tone_map": mapper.mapping if mapper else None,
+        }
+
+    def pixels(self, scaled: av.VideoFrame, orientation: Orientation) -> np.ndarray:
+        """Return what `rgb` has made as frame_HWC, uint8 RGB, upright."""
+        upright = orientation.applied(self._packed(scaled).to_ndarray())
+        height, width = self._size or upright.shape[:2]
+        top, left = (upright.shape[0] - height) // 2, (upright.shape[1] - width) // 2
+        # of turned views, NumPy would stack transposed clips
+        return np.ascontiguousarray(upright[top : top + height, left : left + width])
+
+    def _packed(self, scaled: av.VideoFrame) -> av.VideoFrame:
+        return self._pack.reformat(scaled, format="rgb24", threads=1)
+
+    def _layout_of(
+        self, frame: av.VideoFrame, orientation: Orientation, aspect: float
+    ) -> "_Layout":
+        size = frame.width, frame.height
+        kind = *size, frame.format.name, orientation, aspect
+        if self._layout and self._laid_out_for == kind:
+            return self._layout
         active = self._active_in(frame)
-        aspect = picture.pixel_aspect
         width, height = active.width * aspect, active.height
         if self._size is None:
             displayed = (width, height) if orientation.is_sideways else (height, width)
@@ -129,43 +174,27 @@ class FrameResizer:
         scale = max(crop_width / width, crop_height / height)
         resized = max(crop_width, round(width * scale)), max(crop_height, round(height * scale))
         is_saving = crop_width * crop_height < _CROP_BELOW * resized[0] * resized[1]
-        shown, source = _centre(active, crop_width, crop_height, aspect), frame
+        shown = _centre(active, crop_width, crop_height, aspect)
+        part = None if active == _box_of(frame) else active
         if is_saving and _is_planar(frame) and min(active.width, active.height) >= 2:
-            resized = crop_width, crop_height
-            source = self._cropped(frame, shown, 1)
-        elif active != _box_of(frame):
-            source = self._cropped(frame, active, 1)
-        mapper = self._mapper_for(frame)
-        scaled = self._to_rgb.reformat(
-            source,
-            *resized,
-            "gbrp" if mapper is None else "gbrp16le",
-            # AREA averages all source pixels: any other filter aliases when it shrinks this much
-            interpolation=_EXACT | (Interpolation.AREA if scale < 1 else Interpolation.BICUBIC),
-            threads=1,
-            # of the whole frame: the crop buffer carries no colour tags and has another height
-            src_colorspace=matrix_of(frame),
-            src_color_range=frame.color_range,
-        )
-        packed = (
-            mapper.rgb(scaled) if mapper else self._pack.reformat(scaled, format="rgb24", threads=1)
-        )
-        upright = orientation.applied(_in_full_levels(packed.to_ndarray(), frame.format))
-        height, width = self._size
-        top, left = (upright.shape[0] - height) // 2, (upright.shape[1] - width) // 2
+            resized, part = (crop_width, crop_height), shown
 
         def shown_as(box: Box) -> list[int]:
-            size = frame.width, frame.height
             return list(box.shown(size, orientation, aspect))
 
-        return np.ascontiguousarray(upright[top : top + height, left : left + width]), {
-            "combed_frac": float(is_top_first is not None) if is_measured else None,
-            "deinterlacer": None if frame is picture.frame else DEINTERLACER,
-            "tone_map": mapper.mapping if mapper else None,
-            "active_box": shown_as(active) if self._active else None,
-            "crop_box": shown_as(shown),
-            "resampling": "area" if scale < 1 else "bicubic",
-        }
+        self._laid_out_for = kind
+        # AREA averages all source pixels: any other filter aliases when it shrinks this much
+        self._layout = _Layout(
+            part,
+            resized,
+            _EXACT | (Interpolation.AREA if scale < 1 else Interpolation.BICUBIC),
+            {
+                "active_box": shown_as(active) if self._active else None,
+                "crop_box": shown_as(shown),
+                "resampling": "area" if scale < 1 else "bicubic",
+            },
+        )
+        return self._layout
 
     def _active_in(self, frame: av.VideoFrame) -> Box:
         if self._active is None or self._active[1] != (frame.width, frame.height):
@@ -188,6 +217,16 @@ class FrameResizer:
             self._mapper = None if mapping is None else ToneMapper(frame, mapping)
             self._mapped_as = kind
         return self._mapper
+
+
+class _Layout(NamedTuple):
+    """How to make RGB frames of those of one size, format and orientation."""
+
+    part: Box | None
+    """Of the stored frame; None for all of it."""
+    resized: tuple[int, int]
+    interpolation: Interpolation
+    columns: Row
 
 
 class _CropBuffer:
@@ -227,13 +266,11 @@ def _centre(outer: Box, width: int, height: int, aspect: float) -> Box:
     return Box(left, outer.top + ((outer.height - height) // 2 & ~1), width, height)
 
 
-def _in_full_levels(rgb_HWC: np.ndarray, source: av.VideoFormat) -> np.ndarray:
+def _in_full_levels(rgb: av.VideoFrame, source: av.VideoFormat) -> av.VideoFrame:
     """Return pictures that had 5 or 6 bits of a colour with white at 255: swscale leaves 248."""
-    if not source.is_rgb or source.components[0].bits >= 8:
-        return rgb_HWC
     white = [256 - (256 >> component.bits) for component in source.components[:3]]
-    full: np.ndarray = np.round(rgb_HWC * (255 / np.array(white))).astype(np.uint8)
-    return full
+    full_HWC = np.round(rgb.to_ndarray() * (255 / np.array(white))).astype(np.uint8)
+    return av.VideoFrame.from_ndarray(full_HWC, format="rgb24")
 
 
 def _box_of(frame: av.VideoFrame) -> Box:

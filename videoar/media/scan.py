@@ -24,7 +24,7 @@ from videoar.core.types import Row
 from videoar.media.active_area import Box, edges_covered, find_active
 from videoar.media.clip_scores import chroma, frame_hashes, phash, score_span
 from videoar.media.color import luma_of
-from videoar.media.detail import frame_detail
+from videoar.media.detail import Lines
 from videoar.media.frame_resizer import FrameResizer, Size
 from videoar.media.pictures import Picture, pictures
 from videoar.media.shots import Marked, SampledFrame, Span, shots, spans, thin_out
@@ -82,7 +82,7 @@ def scan(path: Path, plan: ScanPlan) -> Iterator[DecodedClip | SourceMetadata]:
     with open_source(path, plan) as decoder:
         source = _ClipScan(decoder, plan, path)
         if plan.take_us:
-            yield DecodedClip(np.stack(source.frames_at(plan.take_us)), {})
+            yield DecodedClip(source.frames_at(plan.take_us), {})
         else:
             yield from source.clips()
 
@@ -134,8 +134,6 @@ class _ClipScan:
             reason = MAX_CLIPS if count > self._plan.max_clips else None
             metadata = replace(metadata, clips_found=count, clips_left_out=reason)
         for span in held:  # after the metadata is complete: reading frames again adds to it
-            if not span.rgb:
-                span.rgb = self.frames_at(tuple(span.times_us))
             yield self._decoded(span)
         yield metadata
 
@@ -156,8 +154,8 @@ class _ClipScan:
         count = 0
         for span in found:
             count += 1
-            size = span.rgb[0].nbytes * self._plan.num_frames * self._plan.max_clips
-            if size > _HELD_BYTES:
+            size = span.rgb[0].width * span.rgb[0].height * 3 * self._plan.num_frames
+            if size * self._plan.max_clips > _HELD_BYTES:
                 span.rgb.clear()  # read again once it is known which clips remain
             held.append(span)
             thin_out(held, self._plan.max_clips)
@@ -172,7 +170,7 @@ class _ClipScan:
             self._longest_us = max(self._longest_us, frame.time_us - start_us)
             yield frame, start
 
-    def frames_at(self, take_us: tuple[int, ...]) -> list[np.ndarray]:
+    def frames_at(self, take_us: tuple[int, ...]) -> np.ndarray:
         """Return frames by their exact times: after a seek, or from the start where it fails.
 
         A seek may land behind the wanted frame, where the index of the file is broken. And a time
@@ -187,11 +185,12 @@ class _ClipScan:
             for picture in self._pictures():
                 if picture.time_us in take_us:
                     self._crop_as_recorded(picture)
-                    frames[picture.time_us], _ = self._resizer.rgb(picture)
+                    scaled, _ = self._resizer.rgb(picture)
+                    frames[picture.time_us] = self._resizer.pixels(scaled, picture.orientation)
                 if picture.time_us >= take_us[-1]:
                     break
             if len(frames) == len(set(take_us)):
-                return [frames[time_us] for time_us in take_us]
+                return np.stack([frames[time_us] for time_us in take_us])
         what = f"only {len(frames)} of {len(set(take_us))} frames exist at the recorded times"
         raise MediaError(self._decoder.name, "CORRUPT", what)
 
@@ -277,16 +276,22 @@ class _ClipScan:
         if points > 0:
             # of every `num_frames` frames taken, one: each clip then has one
             if -self._taken % self._plan.num_frames < points:
-                sample.detail = frame_detail(picture.frame)
+                sample.lines = Lines.of(picture.frame)
             self._taken += points
             if not sample.rgb:
-                rgb_HWC, sample.made = self._resizer.rgb(picture)
-                sample.rgb.append(rgb_HWC)
+                scaled, sample.made = self._resizer.rgb(picture)
+                sample.rgb.append(scaled)
                 points -= 1
             sample.rgb += sample.rgb[:1] * points
 
     def _decoded(self, span: Span) -> DecodedClip:
-        return _decoded_clip(span, self._decoder.times_behind(span.first.index, span.last.index))
+        if span.rgb:
+            upright = (self._resizer.pixels(frame, span.first.orientation) for frame in span.rgb)
+            frames_THWC = np.stack(list(upright))
+        else:
+            frames_THWC = self.frames_at(tuple(span.times_us))
+        behind_us = self._decoder.times_behind(span.first.index, span.last.index)
+        return _decoded_clip(frames_THWC, span, behind_us)
 
     def _sample(self, picture: Picture) -> SampledFrame:
         return SampledFrame(
@@ -299,8 +304,7 @@ class _ClipScan:
         )
 
 
-def _decoded_clip(span: Span, times_behind_us: list[int]) -> DecodedClip:
-    frames_THWC = np.stack(span.rgb)
+def _decoded_clip(frames_THWC: np.ndarray, span: Span, times_behind_us: list[int]) -> DecodedClip:
     # first, middle, last: a copy must match in all three, single frames often look alike
     hashed = frames_THWC[[0, len(frames_THWC) // 2, -1]]
     columns = {
@@ -320,7 +324,7 @@ def _decoded_clip(span: Span, times_behind_us: list[int]) -> DecodedClip:
         "phash": phash(hashed),
         "frame_hashes": frame_hashes(frames_THWC),
         "chroma": chroma(frames_THWC),
-        "detail": span.detail,
+        "detail": None if span.lines is None else span.lines.detail(),
         **_made(span.made),
         **score_span(np.stack(span.luma_hw), np.array(span.luma_times_us)),
     }

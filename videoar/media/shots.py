@@ -15,9 +15,11 @@ Axes: h w pixels of a luma frame, H W pixels of an RGB frame, C colours.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import av
 import numpy as np
 
 from videoar.core.types import Row
+from videoar.media.detail import Lines
 from videoar.media.orientation import UPRIGHT, Orientation
 from videoar.media.timeline import MAX_GAP_US
 from videoar.media.transitions import LOOK_US, Transition, find_transitions
@@ -37,11 +39,11 @@ class SampledFrame:
     """Width and height of the source frame, as displayed."""
     errors: int
     luma_hw: np.ndarray
-    rgb: list[np.ndarray] = field(default_factory=list)
-    """The frame at clip size, once per point of the grid at which it is displayed."""
+    rgb: list[av.VideoFrame] = field(default_factory=list)
+    """The frame from `FrameResizer.rgb`, once per point of the grid at which it is displayed."""
     orientation: Orientation = UPRIGHT
-    detail: float | None = None
-    """See `videoar.media.detail`; measured on one frame of each clip."""
+    lines: Lines | None = None
+    """Of one frame of each clip, to measure its detail."""
     made: Row = field(default_factory=dict)
     """How the RGB frame was made, see `FrameResizer.rgb`."""
 
@@ -63,7 +65,7 @@ class Span:
     start: Start
     first: SampledFrame
     last: SampledFrame
-    rgb: list[np.ndarray] = field(default_factory=list)
+    rgb: list[av.VideoFrame] = field(default_factory=list)
     times_us: list[int] = field(default_factory=list)
     """Presentation time of the source frame behind each RGB frame."""
     made: list[Row] = field(default_factory=list)
@@ -72,11 +74,11 @@ class Span:
     """Of every source frame: the grid may skip frames, the scores may not."""
     luma_times_us: list[int] = field(default_factory=list)
     errors: int = 0
-    detail: float | None = None
+    lines: Lines | None = None
 
     def add(self, frame: SampledFrame) -> None:
         """Count a source frame as part of the span."""
-        self.detail = frame.detail if self.detail is None else self.detail
+        self.lines = frame.lines if self.lines is None else self.lines
         self.luma_hw.append(frame.luma_hw)
         self.luma_times_us.append(frame.time_us)
         self.errors += frame.errors
@@ -208,11 +210,11 @@ def spans(frames: Iterable[Marked], num_frames: int) -> Iterator[Span]:
             span, shot_start = None, start
         if span is not None:
             span.add(frame)
-        for rgb_HWC in frame.rgb:
+        for rgb in frame.rgb:
             if span is None:
                 span = Span(shot_start, frame, frame)
                 span.add(frame)
-            span.rgb.append(rgb_HWC)
+            span.rgb.append(rgb)
             span.times_us.append(frame.time_us)
             span.made.append(frame.made)
             if len(span.rgb) == num_frames:

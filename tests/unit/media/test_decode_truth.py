@@ -50,7 +50,7 @@ def decoded(path):
             size = ((picture.frame.height, picture.frame.width),)
             resizer = resizer or FrameResizer(size)
             plain.append(picture.frame.to_ndarray(format="rgb24"))
-            scanned.append(resizer.rgb(picture)[0])
+            scanned.append(resizer.pixels(resizer.rgb(picture)[0], picture.orientation))
         return np.array(source.times_us), np.stack(plain), np.stack(scanned)
 
 

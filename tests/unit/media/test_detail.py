@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from av.video.reformatter import Interpolation
 
-from videoar.media.detail import detail, frame_detail
+from videoar.media.detail import Lines
 
 RESIZE = {"interpolation": Interpolation.BICUBIC}
 
@@ -37,14 +37,15 @@ def padded(frame):
 )
 def test_copies_have_less_detail_than_the_sharp_original(copy, most):
     original = picture()
-    assert frame_detail(copy(original)) < most * frame_detail(original)
+    assert Lines.of(copy(original)).detail() < most * Lines.of(original).detail()
 
 
 def test_formats_agree_and_a_flat_frame_has_none():
     frame = picture()
     formats = [
-        frame_detail(frame.reformat(format=f))
+        Lines.of(frame.reformat(format=f)).detail()
         for f in ("yuv420p", "yuv420p10le", "yuvj444p", "gray")
     ]
     assert np.allclose(formats, formats[-1], rtol=0.02)
-    assert detail(np.full((36, 64), 90, np.uint8)) == 0
+    flat = av.VideoFrame.from_ndarray(np.full((36, 64), 90, np.uint8), "gray")
+    assert Lines.of(flat).detail() == 0

@@ -51,7 +51,8 @@ def frame_of(height, width, form="yuv420p"):
 
 
 def resized(resizer, frame, pixel_aspect=1.0):
-    return resizer.rgb(Picture(frame, frame, frame, pixel_aspect=pixel_aspect))[0]
+    picture = Picture(frame, frame, frame, pixel_aspect=pixel_aspect)
+    return resizer.pixels(resizer.rgb(picture)[0], picture.orientation)
 
 
 def covered(frame, size, pixel_aspect=1.0):
@@ -76,6 +77,17 @@ def test_rgb_is_the_centre_of_the_frame(source, size, pixel_aspect, form):
     assert result.shape == (*size, 3)
     apart = np.abs(result - covered(frame, size, pixel_aspect)).mean()
     assert apart < ROUNDING
+
+
+def test_frames_that_need_no_conversion_are_kept_apart():
+    frames = [frame_of(64, side, "gbrp") for side in (120, 122)]
+    resizer = FrameResizer(64)
+    made = [resizer.rgb(picture := Picture(f, f, f))[0] for f in frames]
+    for frame, scaled in zip(frames, made, strict=True):
+        left = (frame.width - 64) // 2 & ~1
+        whole = frame.to_ndarray(format="rgb24")
+        pixels = resizer.pixels(scaled, picture.orientation)
+        assert np.array_equal(pixels, whole[:, left : left + 64])
 
 
 def test_pixels_of_one_bit_are_cropped():
