@@ -14,8 +14,8 @@ Run this in the child process of `videoar.media.sandbox`: a decoder may still cr
 import math
 import resource
 from bisect import bisect_right
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -116,26 +116,31 @@ def open_source(path: Path, plan: DecodePlan) -> Iterator["SourceDecoder"]:
         demuxer = detect_demuxer(
             path, allow_images=plan.allow_images, allow_animations=plan.allow_animations
         )
-        try:
-            container = av.open(
-                f"file:{path}",  # the prefix keeps a name such as `concat:a|b` a plain file
-                format=demuxer,
-                metadata_errors="replace",
-                options={"protocol_whitelist": "file", "format_whitelist": demuxer},
-            )
-        except av.error.MemoryError as error:
-            raise MediaError(path.name, "MEM", "out of memory while opening the file") from error
-        except av.FFmpegError as error:
-            require_readable(path)
-            if demuxer == "mov" and (why := why_unreadable(path)):
-                raise MediaError(path.name, "TRUNCATED", why) from error
-            what = f"cannot be opened: {error.strerror}"
-            raise MediaError(path.name, "NOT_VIDEO", what) from error
-        with container:
+        with ExitStack() as opened:
             try:
-                yield SourceDecoder(path, container, plan, log)
+                yield SourceDecoder(
+                    path, lambda: opened.enter_context(_open(path, demuxer)), plan, log
+                )
             except av.FFmpegError as error:  # e.g. a pixel format that swscale cannot convert
                 raise MediaError(path.name, "CORRUPT", str(error.strerror)) from error
+
+
+def _open(path: Path, demuxer: str) -> InputContainer:
+    try:
+        return av.open(
+            f"file:{path}",  # the prefix keeps a name such as `concat:a|b` a plain file
+            format=demuxer,
+            metadata_errors="replace",
+            options={"protocol_whitelist": "file", "format_whitelist": demuxer},
+        )
+    except av.error.MemoryError as error:
+        raise MediaError(path.name, "MEM", "out of memory while opening the file") from error
+    except av.FFmpegError as error:
+        require_readable(path)
+        if demuxer == "mov" and (why := why_unreadable(path)):
+            raise MediaError(path.name, "TRUNCATED", why) from error
+        what = f"cannot be opened: {error.strerror}"
+        raise MediaError(path.name, "NOT_VIDEO", what) from error
 
 
 class SourceDecoder:
@@ -147,7 +152,7 @@ class SourceDecoder:
     def __init__(
         self,
         path: Path,
-        container: InputContainer,
+        open_container: Callable[[], InputContainer],
         plan: DecodePlan,
         log: list[tuple[int, str, str]],
     ) -> None:
@@ -158,14 +163,16 @@ class SourceDecoder:
         self.last_error = ""
         self._keys: list[int] = []  # indices of key frames in `times_us`
         self._skip_until_us: float = 0.0
-        self._path, self._container, self._plan, self._log = path, container, plan, log
+        container = open_container()
+        self._open, self._container = open_container, container
+        self._path, self._plan, self._log = path, plan, log
         allowed = CODECS | (IMAGE_CODECS if plan.allow_images else frozenset())
         allowed |= ANIMATION_CODECS if plan.allow_animations else frozenset()
         stream = choose_stream(container.streams.video, allowed)
         if stream is None:
             covers = ", only a picture" if container.streams.video else ""
             raise MediaError(path.name, "NO_VIDEO_STREAM", f"has no video stream{covers}")
-        self._stream, self._codec = stream, stream.codec_context
+        self._use(stream)
         stated = stream.sample_aspect_ratio
         self.pixel_aspect = float(stated or 1) or 1.0
         """Width of a pixel over its height, of the last frame."""
@@ -184,8 +191,6 @@ class SourceDecoder:
         rate_fps = float(declared_fps or stream.guessed_rate or 0)
         self._step_us = round(1e6 / (rate_fps if 0 < rate_fps < _MAX_FPS else _UNSPECIFIED_FPS))
         self._restart(plan.start_pts)
-        stream.thread_type = "NONE"
-        self._codec.thread_count = 1
         self._num_announced = _presentable_frames(container, stream)
         self._num_withheld = 0
         self._first_frame: Row = {}
@@ -260,7 +265,10 @@ class SourceDecoder:
             from_us = (time_us or 0) - preroll_us
             if from_us <= 0:
                 continue
-            self.seek_near(from_us)
+            try:
+                self.seek_near(from_us)
+            except av.FFmpegError:
+                continue  # streams without a container have no places
             found = (frame for packet in self._packets() for frame in self._decode(packet))
             first = list(islice(found, _LOOK_FRAMES))
             times_us = [self._clock_us(frame) for frame in first]
@@ -269,8 +277,7 @@ class SourceDecoder:
                 self.seek_near(from_us)
                 break
         else:
-            self._container.seek(0)
-            self._restart(self._timeline.start_pts)
+            self._rewind()
         self._skip_until_us = time_us or 0.0
 
     def seek_near(self, time_us: float) -> None:
@@ -279,6 +286,18 @@ class SourceDecoder:
         target = (start_pts or 0) + int(time_us / (self._tick_us or 1))
         self._container.seek(target, stream=self._stream, backward=True)
         self._restart(start_pts)
+
+    def _use(self, stream: VideoStream) -> None:
+        self._stream, self._codec = stream, stream.codec_context
+        stream.thread_type = "NONE"
+        self._codec.thread_count = 1
+
+    def _rewind(self) -> None:
+        """Open the file again: a seek to 0 goes to the start only where times begin at 0."""
+        index = self._stream.index
+        self._container = self._open()
+        self._use(next(s for s in self._container.streams.video if s.index == index))
+        self._restart(self._timeline.start_pts)
 
     def _clock_us(self, frame: av.VideoFrame) -> float:
         """Return the time that a frame's own time stamp gives; -inf without one."""
@@ -365,7 +384,12 @@ class SourceDecoder:
         if not self._duration_us or (self._is_joinable and self._is_set_back()):
             return math.inf if part == 0 else 0.0
         # not the first frame's time stamp: parts after the first never see that frame
-        self._restart(self._stream.start_time or 0)
+        start_pts = self._stream.start_time or 0
+        if self._is_in_decoding_order:  # the first frame is given out some packets later
+            found = (frame for packet in self._packets() for frame in self._decode(packet))
+            start_pts = next((frame.dts for frame in found), None) or 0
+            self._rewind()
+        self._restart(start_pts)
         start_us, end_us = (self._duration_us * index / parts for index in (part, part + 1))
         if part:
             self.seek(start_us)
@@ -376,7 +400,7 @@ class SourceDecoder:
         stamps = (packet.dts for packet in self._packets() if packet.dts is not None)
         steps_us = ((after - before) * self._tick_us for before, after in pairwise(stamps))
         is_set_back = any(step_us < -MAX_GAP_US for step_us in steps_us)
-        self._container.seek(0)
+        self._rewind()
         return is_set_back
 
     def _packets(self) -> Iterator["av.Packet[Any]"]:

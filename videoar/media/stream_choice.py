@@ -23,12 +23,14 @@ def choose_stream(streams: Iterable[VideoStream], allowed: Container[str]) -> Vi
     """
     films = [stream for stream in streams if not stream.disposition & _NO_FILM]
 
-    def rank(stream: VideoStream) -> tuple[bool, bool, bool, int, int, int]:
+    def rank(stream: VideoStream) -> tuple[bool, bool, bool, bool, int, int, int]:
         codec = stream.codec_context
         num_pixels = codec.width * codec.height if codec_name(stream) != "none" else 0
+        num_frames = stream.metadata.get("NUMBER_OF_FRAMES", str(stream.frames))
         return (
             codec_name(stream) in allowed,
             num_pixels > 0,
+            num_frames != "1",  # a cover that is not called one
             bool(stream.disposition & Disposition.default),
             num_pixels,
             stream.frames,

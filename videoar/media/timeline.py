@@ -31,19 +31,20 @@ class Timeline:
         self.last_us = -1
         self.shown_us = 0
         """Time in which something is shown: without the gaps."""
-        self._tick_us, self._step_us = tick_us, max(1, step_us)
+        self._tick_us, self._step_us = tick_us, max(2, step_us)
         self._shift_us = 0
         self._clock_us = 0
 
     def place(self, pts: int | None) -> int:
         """Return the time of the next frame, us: later than that of the last one."""
-        if self.start_pts is None:
-            self.start_pts = pts or 0
         last_us = self.last_us
+        if self.start_pts is None and pts is not None:  # maybe not of the first frame
+            before_us = last_us + self._step_us if last_us >= 0 else 0
+            self.start_pts = pts - round(before_us / (self._tick_us or 1))
         if pts is None:
             time_us = last_us + self._step_us if last_us >= 0 else 0
         else:
-            clock_us = round((pts - self.start_pts) * self._tick_us)
+            clock_us = round((pts - (self.start_pts or 0)) * self._tick_us)
             time_us = clock_us + self._shift_us
             if last_us < 0:
                 time_us = max(0, time_us)
@@ -51,7 +52,9 @@ class Timeline:
                 time_us = last_us + 2 * MAX_GAP_US
                 self._shift_us = time_us - clock_us
             elif time_us <= last_us:
-                time_us = last_us + self._step_us
+                # of a repeated stamp half a frame, so that the next frame keeps its own time
+                is_repeated = last_us - time_us < self._step_us
+                time_us = last_us + self._step_us // (2 if is_repeated else 1)
             self._clock_us = clock_us
         if last_us >= 0:
             self.shown_us += min(time_us - last_us, MAX_GAP_US)

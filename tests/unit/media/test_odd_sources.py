@@ -134,7 +134,12 @@ def test_parts_of_a_recording_whose_clock_is_set_back_have_each_frame_once(tmp_p
 
 
 SEEKS = [(MPEG2, "mpg"), (OPEN, "ts"), (REFRESH, "ts"), (MPEG4, "ts"), (OPEN, "flv"), (OPEN, "mkv")]
-SEEKS += [(("-c:v", "libvpx", "-b:v", "500k", "-g", 25), "webm"), (X265, "mp4")]
+SEEKS += [
+    (OPEN, "avi"),
+    (MPEG4, "avi"),
+    (("-c:v", "libvpx", "-b:v", "500k", "-g", 25), "webm"),
+    (X265, "mp4"),
+]
 
 
 @pytest.mark.slow
@@ -334,3 +339,41 @@ def test_a_false_duration_is_no_reason(tmp_path):
     late = "setpts='PTS+30000*gt(N,9)/TB'"
     path = make(tmp_path / "a.mkv", "-frames:v", 20, "-vf", late, "-vsync", "passthrough", *X264)
     assert len(read(path, max_duration_s=6)[0]) == 20
+
+
+def raw_twice(folder):
+    path = make(folder / "a.h264", "-t", 1, *X264)
+    path.write_bytes(2 * path.read_bytes())
+    return path
+
+
+def wrapped(folder):
+    return make(folder / "a.ts", "-t", 2, *X264, "-output_ts_offset", 2**33 / 90_000 - 1)
+
+
+def overlapping(folder):
+    first = make(folder / "a.ts", "-t", 1, *X264, "-muxdelay", 0)
+    other = ffmpeg(
+        "-i", first, "-c", "copy", "-output_ts_offset", 1.04, "-muxdelay", 0, "-f", "mpegts", "-"
+    )
+    first.write_bytes(first.read_bytes() + other)
+    return first
+
+
+def before_zero(folder):
+    clean = make(folder / "clean.mp4", "-t", 2, *X264)
+    early = ("-itsoffset", -1, "-i", clean, "-c", "copy", "-avoid_negative_ts", "disabled")
+    ffmpeg(*early, folder / "a.mkv")
+    return folder / "a.mkv"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", [raw_twice, wrapped, overlapping, before_zero])
+def test_frames_are_found_again_by_their_times(tmp_path, source):
+    path = source(tmp_path)
+    clips, metadata = read(path, num_frames=10)
+    assert len(clips) >= 4
+    for clip in clips:
+        times_us = tuple(clip.columns["frame_times_us"])
+        (again,), _ = read(path, take_us=times_us, start_pts=metadata.start_pts)
+        assert pixels([again]) == pixels([clip])
