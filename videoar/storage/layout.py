@@ -147,7 +147,10 @@ def is_record(key: str) -> bool:
     *_, name = key.split("/")
     if f"{first}/" == RUNS_PREFIX and run_of_progress(key):
         return False
-    other = (OBJECTS_PREFIX, TABLES_PREFIX, TEXT_FEATURES_PREFIX, PROBES_PREFIX, OPEN_JOBS_PREFIX)
+    other = (
+        OBJECTS_PREFIX, TABLES_PREFIX, TEXT_FEATURES_PREFIX, PROBES_PREFIX, OPEN_JOBS_PREFIX,
+        MLFLOW_PREFIX,
+    )  # fmt: skip
     is_part = key.startswith(PLANS_PREFIX) and name != "plan.json"
     is_content = re.fullmatch(r"[0-9a-f]{64}\.json", name) and key.startswith(CHECKPOINTS_PREFIX)
     return bool(rest and name.endswith(".json")) and not (

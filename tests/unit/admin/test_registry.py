@@ -17,12 +17,14 @@ from tests.support.toy_runs import execute, toy_document, toy_run, write_videos
 from tests.support.toys import REGISTRY
 from videoar import api
 from videoar.admin import registry
+from videoar.admin.damage import damage
 from videoar.admin.promotion import rollback
 from videoar.core.errors import VideoARError
 from videoar.core.settings import settings
 from videoar.pipeline.spec import parse_pipeline
 from videoar.records.mlflow import aliases, database, runs
 from videoar.records.mlflow import client as mlflow_client
+from videoar.storage import layout
 from videoar.storage.store import Store, open_store
 
 pytestmark = pytest.mark.slow  # MLflow creates a database in seconds
@@ -108,6 +110,12 @@ def test_version_has_run_source_commit_and_user(mirrored: Store):
     assert version.tags["mlflow.user"] == run.software.user
     assert version.tags["mlflow.source.git.commit"].startswith(run.software.commit)
     assert version.tags["mlflow.source.name"] == "toy.yaml"
+
+
+def test_artifacts_are_not_taken_for_damaged_records(mirrored: Store):
+    keys = [info.key for info in mirrored.objects.list(layout.MLFLOW_PREFIX)]
+    assert any(key.endswith("config.json") for key in keys)
+    assert not [check.name for check in damage(mirrored) if check.name.endswith(tuple(keys))]
 
 
 def test_params_are_flattened():
@@ -197,6 +205,7 @@ import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))  # of 950,000
 from videoar.admin.registry import mirror
+from videoar.storage import layout
 from videoar.storage.store import open_store
 mirror(open_store(sys.argv[1]), fix=True)
 """
