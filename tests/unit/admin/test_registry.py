@@ -29,6 +29,8 @@ from videoar.storage.store import Store, open_store
 
 pytestmark = pytest.mark.slow  # MLflow creates a database in seconds
 MODEL = "models:/videoar@champion"
+MORE_DAMAGE = ("alembic_version", "registered_model_aliases", "metrics")
+"""Tables that somebody has dropped."""
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +120,17 @@ def test_artifacts_are_not_taken_for_damaged_records(mirrored: Store):
     assert not [check.name for check in damage(mirrored) if check.name.endswith(tuple(keys))]
 
 
+@pytest.mark.parametrize("edit", ["UPDATE {} SET version = 99", "DELETE FROM {}"])
+def test_alias_that_was_moved_by_hand_is_mirrored_again(mirrored: Store, edit):
+    with closing(sqlite3.connect(database.database(mirrored))) as db:
+        db.execute(edit.format("registered_model_aliases"))
+        db.commit()
+    with pytest.raises(VideoARError, match="lacks the newest of ref champion"):
+        registry.mirror(mirrored, fix=False)
+    assert registry.mirror(mirrored, fix=True) == "mirrored: ref champion"
+    assert champion(mirrored) == mirrored.refs.head("champion")
+
+
 def test_params_are_flattened():
     value = {"optimizer": {"rate": 0.1}, "phases": [{"steps": 2}], "names": ["a", "b"], "on": None}
     assert dict(runs._flat("pretrain", value)) == {
@@ -173,7 +186,10 @@ def test_artifacts_are_in_the_folder_of_the_store_only(template, tmp_path, name)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-@pytest.mark.parametrize("damage", ["header", "page", "cut off"])
+@pytest.mark.parametrize(
+    "damage",
+    ["header", "page", "cut off", *(pytest.param(d, marks=pytest.mark.soak) for d in MORE_DAMAGE)],
+)
 def test_broken_database_is_moved_aside_and_filled_again(template, tmp_path, damage, caplog):
     folder = shutil.copytree(template, tmp_path / "store")
     store, path = open_store(folder.as_uri()), folder / "mlflow.db"
@@ -184,6 +200,10 @@ def test_broken_database_is_moved_aside_and_filled_again(template, tmp_path, dam
             db.execute(f"DROP TABLE {names[-1]}")
             db.execute("UPDATE alembic_version SET version_num = 'bf29a5ff90ea'")
             db.execute("PRAGMA user_version = 0")
+            db.commit()
+    elif damage in MORE_DAMAGE:
+        with closing(sqlite3.connect(path)) as db:
+            db.execute(f"DROP TABLE {damage}")
             db.commit()
     else:
         data = bytearray(path.read_bytes())

@@ -9,7 +9,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from videoar.records.mlflow.database import complete, damage, relocate, require_usable
+from videoar.core.errors import DamagedError
+from videoar.records.mlflow.database import TABLES, complete, damage, relocate, require_usable
 
 
 def create(uri: str) -> None:
@@ -23,6 +24,8 @@ def create(uri: str) -> None:
         ):
             db.execute(f"CREATE TABLE IF NOT EXISTS {table} ({column})")
             time.sleep(0.01)
+        for table in TABLES:
+            db.execute(f"CREATE TABLE IF NOT EXISTS {table} (x)")
 
 
 @pytest.fixture
@@ -53,6 +56,23 @@ def test_racing_processes_move_a_broken_database_aside_once(path: Path):
     assert names[1].startswith("mlflow.db.broken-")
     assert (path.parent / names[1]).read_bytes() == b"x" * 8192
     require_usable(path)
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_folder_in_its_place_and_a_database_without_a_table_are_broken(path: Path, is_folder):
+    complete(path, create)
+    if is_folder:
+        path.unlink()
+        path.mkdir()
+    else:
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("DROP TABLE tags")
+    what = "is a folder" if is_folder else "lacks tags"
+    with pytest.raises(DamagedError, match=what):
+        require_usable(path)
+    complete(path, create)
+    require_usable(path)
+    assert len(list(path.parent.glob("mlflow.db.broken-*"))) == 1
 
 
 def test_database_that_another_version_wrote_is_kept(path: Path):

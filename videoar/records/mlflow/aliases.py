@@ -55,8 +55,10 @@ def mirrored_aliases(store: Store) -> dict[str, str | None]:
     client, name = connect(store, writes=False), registered_name(store)
     registered = client.search_registered_models(f"name = '{name}'")
     aliases = registered[0].aliases if registered else {}
-    versions = {alias: client.get_model_version(name, v) for alias, v in aliases.items()}
-    return {alias: version.tags.get(SNAPSHOT_TAG) for alias, version in versions.items()}
+    found = client.search_model_versions(f"name = '{name}'") if aliases else []
+    snapshots = {str(version.version): version.tags.get(SNAPSHOT_TAG) for version in found}
+    # of a version that somebody has deleted: none
+    return {alias: snapshots.get(str(version)) for alias, version in aliases.items()}
 
 
 def mirror_ref(store: Store, ref: str, package: Package) -> None:

@@ -32,6 +32,11 @@ _LOCATIONS = (
     ("model_versions", "storage_location"),
 )  # fmt: skip
 """Columns of MLflow 3.17 with addresses of artifacts."""
+TABLES = {table for table, _ in _LOCATIONS} | {
+    "alembic_version", "registered_models", "registered_model_aliases", "model_version_tags",
+    "latest_metrics", "metrics", "params", "tags",
+}  # fmt: skip
+"""Tables of MLflow 3.17 that a mirror is written to and read from."""
 _PLAIN = "/ #"
 """Kept in addresses, besides what `quote` keeps: MLflow makes the folder of the address as it is
 written, too, so as little as possible is encoded."""
@@ -113,9 +118,14 @@ def damage(path: Path) -> str:
     Raises:
         sqlite3.OperationalError: it cannot be read, or is locked.
     """
+    if path.is_dir():
+        return "is a folder"
     try:
         with closing(_connect(path)) as db:
             (result,) = db.execute("PRAGMA quick_check(1)").fetchone()
+            found = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+            if result == "ok" and _is_marked(db) and (lost := sorted(TABLES - found)):
+                return f"lacks {', '.join(lost)}"
     except sqlite3.OperationalError:
         raise
     except sqlite3.DatabaseError as error:
@@ -170,7 +180,11 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 def _is_complete(path: Path) -> bool:
     with closing(_connect(path)) as db:
-        return bool(db.execute("PRAGMA user_version").fetchone()[0] == _COMPLETE)
+        return _is_marked(db)
+
+
+def _is_marked(db: sqlite3.Connection) -> bool:
+    return bool(db.execute("PRAGMA user_version").fetchone()[0] == _COMPLETE)
 
 
 def _mark(path: Path) -> None:
