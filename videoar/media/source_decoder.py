@@ -193,6 +193,7 @@ class SourceDecoder:
         self._restart(plan.start_pts)
         self._num_announced = _presentable_frames(container, stream)
         self._num_withheld = 0
+        self._has_jump_back: bool | None = None
         self._first_frame: Row = {}
         self._end_us = self._seek_to_part() if plan.parts > 1 else math.inf
 
@@ -259,10 +260,14 @@ class SourceDecoder:
 
         Containers without an index seek by guessing: they may land behind the time, or where frames
         refer to earlier ones, and the first time stamps may be those of other frames. So the first
-        frames are looked at, and an earlier place is tried until they are right.
+        frames are looked at, and an earlier place is tried until they are right. Where a recording
+        sets its clock back, a time names no place: the file is read from its start.
         """
-        for preroll_us in _PREROLL_US if time_us is not None else ():
-            from_us = (time_us or 0) - preroll_us
+        if time_us is None or (self._is_joinable and self._is_set_back()):
+            self._rewind()
+            return
+        for preroll_us in _PREROLL_US:
+            from_us = time_us - preroll_us
             if from_us <= 0:
                 continue
             try:
@@ -273,12 +278,12 @@ class SourceDecoder:
             first = list(islice(found, _LOOK_FRAMES))
             times_us = [self._clock_us(frame) for frame in first]
             is_rising = all(before < after for before, after in pairwise(times_us))
-            if first and first[0].key_frame and is_rising and times_us[0] <= (time_us or 0):
+            if first and first[0].key_frame and is_rising and times_us[0] <= time_us:
                 self.seek_near(from_us)
                 break
         else:
             self._rewind()
-        self._skip_until_us = time_us or 0.0
+        self._skip_until_us = time_us
 
     def seek_near(self, time_us: float) -> None:
         """Go on with some key frame near a time, for a look: it may be any other one."""
@@ -396,12 +401,14 @@ class SourceDecoder:
         return end_us if part < parts - 1 else math.inf
 
     def _is_set_back(self) -> bool:
-        """Read all packets: return whether time stamps jump back, as in joined recordings."""
+        """Read all packets, once: return whether time stamps jump back, as in joined recordings."""
+        if self._has_jump_back is not None:
+            return self._has_jump_back
         stamps = (packet.dts for packet in self._packets() if packet.dts is not None)
         steps_us = ((after - before) * self._tick_us for before, after in pairwise(stamps))
-        is_set_back = any(step_us < -MAX_GAP_US for step_us in steps_us)
+        self._has_jump_back = any(step_us < -MAX_GAP_US for step_us in steps_us)
         self._rewind()
-        return is_set_back
+        return self._has_jump_back
 
     def _packets(self) -> Iterator["av.Packet[Any]"]:
         """Demux to the end, or to where the container is broken; then flush the decoder."""

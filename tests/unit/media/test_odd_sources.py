@@ -360,6 +360,13 @@ def overlapping(folder):
     return first
 
 
+def set_back(folder):
+    first = make(folder / "a.ts", "-t", 1, *X264)
+    longer = make(folder / "b.ts", "-vf", "negate", *X264)
+    first.write_bytes(first.read_bytes() + longer.read_bytes())
+    return first
+
+
 def before_zero(folder):
     clean = make(folder / "clean.mp4", "-t", 2, *X264)
     early = ("-itsoffset", -1, "-i", clean, "-c", "copy", "-avoid_negative_ts", "disabled")
@@ -368,7 +375,7 @@ def before_zero(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", [raw_twice, wrapped, overlapping, before_zero])
+@pytest.mark.parametrize("source", [raw_twice, wrapped, overlapping, set_back, before_zero])
 def test_frames_are_found_again_by_their_times(tmp_path, source):
     path = source(tmp_path)
     clips, metadata = read(path, num_frames=10)
