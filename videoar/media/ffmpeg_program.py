@@ -54,15 +54,15 @@ def shown_frames(
     import ffmpeg
 
     demuxer, (height, width) = detect_demuxer(path), size_px
+    from_s = times_us[0] / 1e6 - _LEAD_S
     source = ffmpeg.input(
         f"file:{path}",
         format=demuxer,
         protocol_whitelist="file",
         format_whitelist=demuxer,
-        ss=max(0.0, times_us[0] / 1e6 - _LEAD_S),
-        # from the key frame before, with the time stamps of the file
-        noaccurate_seek=None,
         copyts=None,
+        # from the key frame before; a seek to 0 is none to the start where times begin elsewhere
+        **({"ss": from_s, "noaccurate_seek": None} if from_s > 0 else {}),
     )
     time_us = f"(pts-{start_pts})*TB*1e6"
     wanted = "+".join(f"between({time_us},{t - _NEAR_US},{t + _NEAR_US})" for t in times_us)

@@ -88,6 +88,11 @@ class FrameResizer:
         """Take only this part of stored frames of this width and height; of others, all."""
         self._active, self._layout = (active, frame_size), None
 
+    @property
+    def tone_map(self) -> str | None:
+        """How the colours of the last frame are mapped, see `mapping_of`."""
+        return self._mapper.mapping if self._mapper else None
+
     def luma(self, frame: av.VideoFrame) -> np.ndarray:
         """Return the luma of a frame inside the bars as uint8 [36, 64], full range."""
         source = frame

@@ -301,6 +301,7 @@ class _ClipScan:
             errors=picture.errors,
             luma_hw=self._resizer.luma(picture.frame),
             orientation=picture.orientation,
+            tone_map=self._resizer.tone_map,
         )
 
 

@@ -44,6 +44,8 @@ class SampledFrame:
     orientation: Orientation = UPRIGHT
     lines: Lines | None = None
     """Of one frame of each clip, to measure its detail."""
+    tone_map: str | None = None
+    """How its colours are mapped."""
     made: Row = field(default_factory=dict)
     """How the RGB frame was made, see `FrameResizer.rgb`."""
 
@@ -53,8 +55,8 @@ class Start:
     """How a shot starts."""
 
     kind: str
-    """`start` (of the source), `gap` (in time, size or orientation), or the kind of transition
-    before it."""
+    """`start` (of the source), `gap` (in time, size, orientation or tone mapping), or the kind
+    of transition before it."""
     score: float = 0.0
 
 
@@ -130,6 +132,7 @@ class _Segment:
         """Return whether a frame does not continue this segment."""
         last = self.pending[-1]
         is_same = (frame.size_px, frame.orientation) == (last.size_px, last.orientation)
+        is_same &= frame.tone_map == last.tone_map
         return frame.time_us - last.time_us > MAX_GAP_US or not is_same
 
     def add(self, frame: SampledFrame) -> Iterator[Marked]:

@@ -384,3 +384,13 @@ def test_frames_are_found_again_by_their_times(tmp_path, source):
         times_us = tuple(clip.columns["frame_times_us"])
         (again,), _ = read(path, take_us=times_us, start_pts=metadata.start_pts)
         assert pixels([again]) == pixels([clip])
+
+
+@pytest.mark.slow
+def test_a_shot_ends_where_high_dynamic_range_begins(tmp_path):
+    sdr = make(tmp_path / "sdr.h264", "-t", 0.4, *X264, "-color_trc", "bt709")
+    pq = make(tmp_path / "pq.h264", "-t", 0.4, *X264, "-color_trc", "smpte2084")
+    (tmp_path / "both.h264").write_bytes(sdr.read_bytes() + pq.read_bytes())
+    clips, _ = read(tmp_path / "both.h264", num_frames=4)
+    assert [clip.columns["tone_map"] for clip in clips] == [None, None, "mobius", "mobius"]
+    assert clips[2].columns["cut_in"] == "gap"
