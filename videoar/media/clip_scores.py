@@ -35,7 +35,7 @@ MIRROR = 0x5555_5555_5555_5555
 """Bits of the odd horizontal frequencies. Mirroring a frame negates these coefficients, which flips
 their bits where the median is near 0: the hash of the mirrored frame is nearly hash ^ MIRROR."""
 _LUMA_WEIGHTS = np.array([0.299, 0.587, 0.114])  # BT.601
-_LUMA_256 = np.array([77, 150, 29], np.float32)  # the same in 256ths
+_LUMA_256 = np.array([77, 150, 29], np.float32) / 256  # the same in 256ths
 
 
 def score_span(luma_Thw: np.ndarray, times_us: np.ndarray) -> dict[str, float]:
@@ -111,18 +111,27 @@ def phash(frames_THWC: np.ndarray) -> list[int]:
     return _packed(low > np.median(low[:, 1:], axis=1, keepdims=True))
 
 
-def frame_hashes(frames_THWC: np.ndarray) -> list[int]:
+def hashes_and_chroma(frames_THWC: np.ndarray) -> tuple[list[int], list[int]]:
     """Return hashes by which copies are found, wherever they begin and however they are framed.
 
     First those of the centre square of the picture without its bars, one per frame, then those of
     nine tenths of that square: the second hash of a clip is the first one of a copy that was
     cropped by a tenth. At most 32 frames, evenly spaced. A flat frame has the hash 0.
 
+    Hashes know no colours. So the second list has mean Cb and Cr of each quarter of every fourth of
+    these frames: from 0 to 255, neutral is 128 (BT.601); eight numbers per frame: upper left, upper
+    right, lower left, lower right.
+
     Cost: 0.5 ms per clip of 17 frames of 128 px.
     """
-    luma = _luma(frames_THWC[_hashed(len(frames_THWC))])
-    rows, columns = _without_bars(luma)
-    picture = luma[:, rows, columns]
+    chosen = frames_THWC[_hashed(len(frames_THWC))]
+    luma = _luma(chosen)
+    return _frame_hashes(luma), _chroma(chosen[::CHROMA_EVERY], luma[::CHROMA_EVERY])
+
+
+def _frame_hashes(luma_THW: np.ndarray) -> list[int]:
+    rows, columns = _without_bars(luma_THW)
+    picture = luma_THW[:, rows, columns]
     side = min(picture.shape[1:])
     # of both squares at once: the products that mix them cost less than to convert pixels twice
     down, across = (_centres(length, (side, round(0.9 * side))) for length in picture.shape[1:])
@@ -130,19 +139,10 @@ def frame_hashes(frames_THWC: np.ndarray) -> list[int]:
     return [value for n in (0, 1) for value in _signs(low[:, n, :, n].reshape(len(low), -1))]
 
 
-def chroma(frames_THWC: np.ndarray) -> list[int]:
-    """Return mean Cb and Cr of each quarter of every fourth frame that is hashed.
-
-    Hashes know no colours. From 0 to 255, neutral is 128 (BT.601); eight numbers per frame: upper
-    left, upper right, lower left, lower right.
-
-    Cost: 0.2 ms per clip of 17 frames of 64 px, 2 ms of 256 px.
-    """
-    chosen = frames_THWC[_hashed(len(frames_THWC))[::CHROMA_EVERY]]
-    luma = _luma(chosen)
-    rows, columns = _without_bars(luma)
-    planes = [luma, *(chosen[..., colour].astype(np.float32) for colour in (2, 0))]
-    side = min(luma[0, rows, columns].shape)
+def _chroma(frames_THWC: np.ndarray, luma_THW: np.ndarray) -> list[int]:
+    rows, columns = _without_bars(luma_THW)
+    planes = [luma_THW, *(frames_THWC[..., colour].astype(np.float32) for colour in (2, 0))]
+    side = min(luma_THW[0, rows, columns].shape)
     luma, blue, red = (_quarters(_centre(plane[:, rows, columns], side)) for plane in planes)
     colours = 128 + np.stack([0.564 * (blue - luma), 0.713 * (red - luma)], axis=-1)
     return [int(value) for value in colours.round().reshape(-1)]
@@ -162,8 +162,9 @@ def _quarters(picture_THW: np.ndarray) -> np.ndarray:
 
 def _luma(frames_THWC: np.ndarray) -> np.ndarray:
     """Return luma in whole levels."""
-    # in float32 these sums of whole numbers are exact; with uint16 it takes seven times as long
-    luma: np.ndarray = np.floor(frames_THWC.astype(np.float32) @ _LUMA_256 / 256)
+    # in float32 these sums of 256ths are exact; with uint16 it takes seven times as long
+    luma: np.ndarray = frames_THWC.astype(np.float32) @ _LUMA_256
+    np.floor(luma, out=luma)
     return luma
 
 

@@ -22,7 +22,7 @@ from av.video.reformatter import VideoReformatter
 from videoar.core.errors import MediaError
 from videoar.core.types import Row
 from videoar.media.active_area import Box, edges_covered, find_active
-from videoar.media.clip_scores import chroma, frame_hashes, phash, score_span
+from videoar.media.clip_scores import hashes_and_chroma, phash, score_span
 from videoar.media.color import luma_of
 from videoar.media.detail import Lines
 from videoar.media.frame_resizer import FrameResizer, Size
@@ -306,6 +306,7 @@ class _ClipScan:
 
 
 def _decoded_clip(frames_THWC: np.ndarray, span: Span, times_behind_us: list[int]) -> DecodedClip:
+    hashes, chroma = hashes_and_chroma(frames_THWC)
     # first, middle, last: a copy must match in all three, single frames often look alike
     hashed = frames_THWC[[0, len(frames_THWC) // 2, -1]]
     columns = {
@@ -323,8 +324,8 @@ def _decoded_clip(frames_THWC: np.ndarray, span: Span, times_behind_us: list[int
         "cut_in": span.start.kind,
         "cut_in_score": span.start.score,
         "phash": phash(hashed),
-        "frame_hashes": frame_hashes(frames_THWC),
-        "chroma": chroma(frames_THWC),
+        "frame_hashes": hashes,
+        "chroma": chroma,
         "detail": None if span.lines is None else span.lines.detail(),
         **_made(span.made),
         **score_span(np.stack(span.luma_hw), np.array(span.luma_times_us)),

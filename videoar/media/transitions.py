@@ -37,10 +37,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from videoar.media.correlation import correlates, grid
+from videoar.media.luma_frames import CLOCK_US, Array, LumaFrames
 from videoar.media.wipes import find_stretches
 
 Kind = Literal["cut", "fade", "dissolve", "wipe"]
-Array = NDArray[np.float32]
 
 # All numbers below are chosen, on drawn films (`videoar.bench.films`) that are not those measured
 # in the benchmark.
@@ -55,7 +55,6 @@ _FLAT = 2.0  # contrast of a frame without content
 _LONGEST_RAMP_US = 1_500_000
 _LONG_FLAT_US = 300_000  # a longer run of flat frames ends a shot whatever surrounds it
 _FLAT_SHOT_US = 1_000_000  # a longer one is a shot of its own
-_CLOCK_US = 80_000
 _SPANS_US = (360_000, 500_000, 700_000, 1_000_000, 1_400_000)  # lengths of dissolves to try
 _MIXTURE = 0.22  # largest deviation from the mixture, relative to the distance of the ends
 _ENDS = 6.0  # luma levels: smallest distance of the ends of a dissolve
@@ -106,7 +105,7 @@ def find_transitions(luma_Thw: NDArray[np.uint8], times_us: NDArray[np.int64]) -
     """
     if len(luma_Thw) < 2:
         return []
-    frames = _Frames(luma_Thw, times_us)
+    frames = LumaFrames(luma_Thw, times_us)
     # Fades first: the ramp of a fade also looks like a dissolve, and its end like a cut.
     found = _fades(frames)
     taken = np.zeros(len(luma_Thw), bool)
@@ -122,45 +121,7 @@ def find_transitions(luma_Thw: NDArray[np.uint8], times_us: NDArray[np.int64]) -
     return sorted(found, key=lambda transition: transition.first)
 
 
-class _Frames:
-    """The frames at half and quarter size, with contrast and steps."""
-
-    def __init__(self, luma_Thw: NDArray[np.uint8], times_us: NDArray[np.int64]) -> None:
-        self.times_us = times_us
-        self.half_Thw = _downscale(luma_Thw, 2)
-        self.quarter_Thw = _downscale(luma_Thw, 4)
-        pixels = self.half_Thw.reshape(len(luma_Thw), -1)
-        self.contrast_T: Array = pixels.std(axis=1)
-        steps = np.abs(np.diff(pixels, axis=0)).mean(axis=1)
-        self.steps_T: Array = np.concatenate([[0.0], steps]).astype(np.float32)
-
-    def __len__(self) -> int:
-        return len(self.half_Thw)
-
-    def around(self, index: int, count: int, length_us: int) -> tuple[int, int]:
-        """Return the frames `count` before and after a frame, further ones within `length_us`."""
-        time_us = self.times_us[min(index, len(self) - 1)]
-        first = np.searchsorted(self.times_us, time_us - length_us)
-        last = np.searchsorted(self.times_us, time_us + length_us, side="right") - 1
-        return max(0, min(index - count, int(first))), max(index + count, int(last))
-
-    def difference(self, first: int, second: int) -> float:
-        return float(np.abs(self.half_Thw[first] - self.half_Thw[second]).mean())
-
-
-def _downscale(luma_Thw: NDArray[np.uint8], factor: int) -> Array:
-    """Average cells of factor x factor pixels; summing strided views is faster than `mean`."""
-    frames, height, width = luma_Thw.shape
-    cells = luma_Thw.reshape(frames, height // factor, factor, width // factor, factor)
-    total = np.zeros((frames, height // factor, width // factor), np.float32)
-    for row in range(factor):
-        for column in range(factor):
-            total += cells[:, :, row, :, column]
-    total /= factor**2
-    return total
-
-
-def _fades(frames: _Frames) -> list[Transition]:
+def _fades(frames: LumaFrames) -> list[Transition]:
     fades = []
     last_frame = len(frames) - 1
     for first, last in _runs(frames.contrast_T < _FLAT):
@@ -187,7 +148,7 @@ def _runs(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
     yield from ((int(a), int(b) - 1) for a, b in edges.reshape(-1, 2))
 
 
-def _extend(frames: _Frames, index: int, direction: int) -> int:
+def _extend(frames: LumaFrames, index: int, direction: int) -> int:
     """Follow the ramp away from a flat frame while contrast rises by at least 1 % per frame."""
     start_us, contrast_T = frames.times_us[index], frames.contrast_T
     while 0 <= index + direction < len(frames):
@@ -212,7 +173,7 @@ def _merge_overlapping(transitions: list[Transition]) -> list[Transition]:
     return merged
 
 
-def _cuts(frames: _Frames, taken_T: NDArray[np.bool_]) -> list[Transition]:
+def _cuts(frames: LumaFrames, taken_T: NDArray[np.bool_]) -> list[Transition]:
     steps = frames.steps_T
     padded = np.concatenate([[0.0], steps, [0.0]])
     is_peak = (steps >= padded[:-2]) & (steps >= padded[2:]) & (steps >= _STEP) & ~taken_T
@@ -234,7 +195,7 @@ def _cuts(frames: _Frames, taken_T: NDArray[np.bool_]) -> list[Transition]:
     return cuts
 
 
-def _is_flash(frames: _Frames, index: int, bound: float) -> bool:
+def _is_flash(frames: LumaFrames, index: int, bound: float) -> bool:
     """Return whether the frames on one side of a step are lit, and beyond them the scene goes on.
 
     A lit frame shows nothing, or the frame beside the step with light added.
@@ -253,13 +214,13 @@ def _is_flash(frames: _Frames, index: int, bound: float) -> bool:
     return False
 
 
-def _is_lit(frames: _Frames, index: int, base_hw: Array) -> bool:
+def _is_lit(frames: LumaFrames, index: int, base_hw: Array) -> bool:
     change = frames.half_Thw[index] - base_hw
     is_lighter = np.minimum(change, 0).sum() > -_DARKER * np.abs(change).sum()
     return bool(is_lighter or frames.contrast_T[index] < 0.4 * base_hw.std())
 
 
-def _is_similar(frames: _Frames, before: int, after: int, bound: float) -> bool:
+def _is_similar(frames: LumaFrames, before: int, after: int, bound: float) -> bool:
     """Return whether any frame just before looks like any just after.
 
     Several frames on each side, so that one flash or damaged frame cannot separate two halves of a
@@ -281,7 +242,7 @@ class _Candidate:
     last: int
 
 
-def _dissolves(frames: _Frames, taken_T: NDArray[np.bool_]) -> list[Transition]:
+def _dissolves(frames: LumaFrames, taken_T: NDArray[np.bool_]) -> list[Transition]:
     dissolves: list[Transition] = []
     taken_T = taken_T.copy()
     # best candidates first: the same dissolve is also found with longer and shorter spans
@@ -298,17 +259,17 @@ def _dissolves(frames: _Frames, taken_T: NDArray[np.bool_]) -> list[Transition]:
     return dissolves
 
 
-def _ends_differ(frames: _Frames, first: int, last: int) -> bool:
+def _ends_differ(frames: LumaFrames, first: int, last: int) -> bool:
     return not _is_alike(frames, [first], [last])
 
 
-def _is_alike(frames: _Frames, first: list[int], last: list[int]) -> bool:
+def _is_alike(frames: LumaFrames, first: list[int], last: list[int]) -> bool:
     """Return whether one of the frames in `first` looks roughly like one of those in `last`."""
     old_Nhw, new_Mhw = frames.quarter_Thw[first], frames.quarter_Thw[last]
     return correlates(old_Nhw, new_Mhw, _QUARTER_SHIFTS, _END_SIMILARITY)
 
 
-def _is_mixed(frames: _Frames, first: int, last: int) -> bool:
+def _is_mixed(frames: LumaFrames, first: int, last: int) -> bool:
     """Return whether a stretch changes more than what is beside it, and mixes halfway.
 
     A rotating gradient is nearly a mixture of its ends in each cell, but it keeps its contrast and
@@ -318,8 +279,8 @@ def _is_mixed(frames: _Frames, first: int, last: int) -> bool:
     halfway = (frames.half_Thw[first] + frames.half_Thw[last]) / 2
     if frames.contrast_T[middle] > _MIX_CONTRAST * (halfway.std() + 0.5):
         return False
-    times_us, margin_us = frames.times_us, 5 * _CLOCK_US
-    clock = np.arange(times_us[first] - margin_us, times_us[last] + margin_us + 1, _CLOCK_US)
+    times_us, margin_us = frames.times_us, 5 * CLOCK_US
+    clock = np.arange(times_us[first] - margin_us, times_us[last] + margin_us + 1, CLOCK_US)
     shown = frames.quarter_Thw[np.maximum(np.searchsorted(times_us, clock, side="right") - 1, 0)]
     steps = np.abs(np.diff(shown, axis=0)).mean(axis=(1, 2))
     is_there = (clock[:-1] >= times_us[0]) & (clock[1:] <= times_us[-1])  # not beyond the block
@@ -328,8 +289,8 @@ def _is_mixed(frames: _Frames, first: int, last: int) -> bool:
     return not sides or bool(steps[5:-5].mean() > _MIX_ACTIVE * min(sides))
 
 
-def _wipes(frames: _Frames, taken_T: NDArray[np.bool_]) -> list[Transition]:
-    index_t, step_us = _clock(frames)
+def _wipes(frames: LumaFrames, taken_T: NDArray[np.bool_]) -> list[Transition]:
+    index_t, step_us = frames.clock()
     half_thw, quarter_thw = frames.half_Thw[index_t], frames.quarter_Thw[index_t]
     num_taken = np.concatenate([[0], np.cumsum(taken_T)])
     is_taken_t = num_taken[np.append(index_t[1:], len(frames))] > num_taken[index_t]
@@ -380,13 +341,13 @@ def _fitted(steps_t: Array, first: int, last: int) -> tuple[int, int]:
     return first, last
 
 
-def _is_pan(frames: _Frames, first: int, last: int) -> bool:
+def _is_pan(frames: LumaFrames, first: int, last: int) -> bool:
     """Return whether the ends show one scene, shifted by up to two thirds of a frame."""
     ends = frames.half_Thw[[first, last]]
     return correlates(ends[:1], ends[1:], _PAN_SHIFTS, _PAN_SIMILARITY)
 
 
-def _passes(frames: _Frames, first: int, last: int) -> bool:
+def _passes(frames: LumaFrames, first: int, last: int) -> bool:
     """Return whether the scene of one end comes back: an object has passed close to the camera."""
     times, away_us = frames.times_us, np.array(_PASSER_US)
     after = np.searchsorted(times, times[last] + away_us)
@@ -395,22 +356,9 @@ def _passes(frames: _Frames, first: int, last: int) -> bool:
     return _is_alike(frames, [first], after.tolist()) or _is_alike(frames, before.tolist(), [last])
 
 
-def _clock(frames: _Frames) -> tuple[NDArray[np.intp], int]:
-    """Return the frame on display at each point of a coarse clock, and its step.
-
-    The clock makes films of different frame rates comparable. Its points are multiples of the step
-    in absolute time, so that they do not depend on where a block of frames begins.
-    """
-    times_us = frames.times_us
-    step_us = max(_CLOCK_US, int(np.median(np.diff(times_us))))
-    first_us = -(-times_us[0] // step_us) * step_us
-    clock = np.arange(first_us, times_us[-1] + 1, step_us)
-    return np.searchsorted(times_us, clock, side="right") - 1, step_us
-
-
-def _candidates(frames: _Frames) -> Iterator[_Candidate]:
+def _candidates(frames: LumaFrames) -> Iterator[_Candidate]:
     """Yield the best stretch of each neighbourhood."""
-    index_t, step_us = _clock(frames)
+    index_t, step_us = frames.clock()
     pixels_t = frames.quarter_Thw[index_t].reshape(len(index_t), -1)
     for span_us in _SPANS_US:
         span = max(4, round(span_us / step_us))

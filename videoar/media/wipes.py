@@ -140,61 +140,67 @@ def _slides(
 ) -> Iterator[Stretch]:
     """Yield the candidates that fit a slide; most are ruled out at a quarter of the size."""
     distance_N = np.abs(quarter_thw[first_N] - quarter_thw[last_N]).mean(axis=(1, 2))
-    for is_vertical in (False, True):
-        along = (1, 2, 0) if is_vertical else (2, 1, 0)  # a seam moves along the first axis
-        quarter_wht, half_wht = (
-            np.ascontiguousarray(frames.transpose(along)) for frames in (quarter_thw, half_thw)
+    for is_vertical, step in ((False, 1), (False, -1), (True, 1), (True, -1)):
+        # a seam moves along the first axis of a frame, upwards
+        along = (0, 1, 2) if is_vertical else (0, 2, 1)
+        quarter_twh, half_twh = (
+            np.ascontiguousarray(frames.transpose(along)[:, ::step])
+            for frames in (quarter_thw, half_thw)
         )
-        for step in (1, -1):
-            misfit, _ = _misfit(quarter_wht, first_N, last_N, 0.5, step)
-            near = np.flatnonzero(misfit.min(axis=0) < _COARSE_MISFIT * distance_N)
-            first, last, bound = first_N[near], last_N[near], 3 * _MISFIT * distance_N[near]
-            total, (early, middle, late) = np.zeros((3, len(near))), np.zeros((3, 3, len(near)))
-            # what is too much after one or two looks needs no third one
-            for share, seam in ((0.5, middle), (0.3, early), (0.7, late)):
-                at = np.flatnonzero(total.min(axis=0) < bound)
-                if not len(at):
-                    break
-                misfit, seam[:, at] = _misfit(half_wht, first[at], last[at], share, step)
-                total[:, at] += misfit
-                total[early > middle] = np.inf
-            total[(middle > late) | (late - early < _PROGRESS)] = np.inf
-            costs = total.min(axis=0) / bound
-            for index in np.flatnonzero(costs < 1).tolist():
-                yield Stretch(float(costs[index]), int(first[index]), int(last[index]))
+        misfit, _ = _misfit(quarter_twh, first_N, last_N, 0.5)
+        near = np.flatnonzero(misfit.min(axis=0) < _COARSE_MISFIT * distance_N)
+        first, last, bound = first_N[near], last_N[near], 3 * _MISFIT * distance_N[near]
+        total, (early, middle, late) = np.zeros((3, len(near))), np.zeros((3, 3, len(near)))
+        # what is too much after one or two looks needs no third one
+        for share, seam in ((0.5, middle), (0.3, early), (0.7, late)):
+            at = np.flatnonzero(total.min(axis=0) < bound)
+            if not len(at):
+                break
+            misfit, seam[:, at] = _misfit(half_twh, first[at], last[at], share)
+            total[:, at] += misfit
+            total[early > middle] = np.inf
+        total[(middle > late) | (late - early < _PROGRESS)] = np.inf
+        costs = total.min(axis=0) / bound
+        for index in np.flatnonzero(costs < 1).tolist():
+            yield Stretch(float(costs[index]), int(first[index]), int(last[index]))
 
 
 def _misfit(
-    frames_wht: Array, first_N: NDArray[np.intp], last_N: NDArray[np.intp], share: float, step: int
+    frames_twh: Array, first_N: NDArray[np.intp], last_N: NDArray[np.intp], share: float
 ) -> tuple[Array, Array]:
     """Return the smallest deviation from a cover, an uncovering and a push, and where its seam is.
 
     Args:
-        frames_wht: frames with the axis first along which the seam moves, upwards.
+        frames_twh: frames with the axis first along which the seam moves, upwards.
         first_N: of each candidate.
         last_N: of each candidate.
         share: which frame between them.
-        step: -1 for a seam that moves downwards.
 
     Returns:
         Two arrays [3, N]; the seam is a share of the side.
     """
     middle_N = first_N + np.rint(share * (last_N - first_N)).astype(int)
+    num, (width, height) = len(first_N), frames_twh.shape[1:]
+    frames_tc = frames_twh.reshape(len(frames_twh), -1)
     # N last: what is on one side of a seam is then one piece of memory
-    seen, old, new = (frames_wht.take(index, 2)[::step] for index in (middle_N, first_N, last_N))
-    width, height, num = seen.shape
+    seen, old, new = (
+        np.ascontiguousarray(frames_tc[index].T).reshape(width, height, num)
+        for index in (middle_N, first_N, last_N)
+    )
     # for each seam in 1 .. w - 1: of the columns before it, and of those after it
     new_still = np.cumsum(np.abs(seen - new).sum(axis=1), axis=0)[:-1]
     old_still = np.cumsum(np.abs(seen - old).sum(axis=1)[:0:-1], axis=0)[::-1]
     new_moves, old_moves = np.empty_like(new_still), np.empty_like(old_still)
     ones = np.ones(width * height, np.float32)
     pushed = np.concatenate([new, old])  # from `width - seam` on: with the seam at that column
+    change = np.empty_like(seen)
+    by_cell = change.reshape(-1, num)
     for seam in range(1, width):
-        change = np.subtract(seen, pushed[width - seam : 2 * width - seam]).reshape(-1, num)
+        np.subtract(seen, pushed[width - seam : 2 * width - seam], out=change)
         np.abs(change, out=change)
         of_new = seam * height
-        new_moves[seam - 1] = ones[:of_new] @ change[:of_new]
-        old_moves[seam - 1] = ones[of_new:] @ change[of_new:]
+        new_moves[seam - 1] = ones[:of_new] @ by_cell[:of_new]
+        old_moves[seam - 1] = ones[of_new:] @ by_cell[of_new:]
     models = np.stack([new_moves + old_still, new_still + old_moves, new_moves + old_moves])
     models /= height * width
     return models.min(axis=1), (models.argmin(axis=1) + 1) / width

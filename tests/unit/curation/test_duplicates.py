@@ -12,8 +12,7 @@ from videoar.contracts.contract import load_contract
 from videoar.curation.candidates import Candidates
 from videoar.curation.duplicates import find_repeats
 from videoar.curation.semantic_duplicates import pick_semantic, semantic_pairs
-from videoar.media.clip_scores import MIRROR, frame_hashes
-from videoar.media.clip_scores import chroma as scan_chroma
+from videoar.media.clip_scores import MIRROR, hashes_and_chroma
 from videoar.stages.filter import FilterConfig
 from videoar.storage.partitions import all_pairs
 
@@ -43,7 +42,7 @@ class Scene:
                 frames[number] += level * np.exp(-far / size**2)
         frames += np.random.default_rng(noise).normal(0, noise, frames.shape)
         pixels = frames[..., None].repeat(3, -1).clip(0, 255).astype(np.uint8)
-        return frame_hashes(pixels[:, :, ::-1] if mirrored else pixels)
+        return hashes_and_chroma(pixels[:, :, ::-1] if mirrored else pixels)[0]
 
 
 def clip(name, hashes, **change):
@@ -102,7 +101,7 @@ def test_colours_tell_clips_apart_whose_hashes_are_equal(levels, is_found):
         clip("other", SCENE.hashes(), chroma=other.ravel().tolist()),
     ]
     assert bool(find(clips)) is is_found
-    assert len(scan_chroma(np.zeros((FRAMES, 64, 64, 3), np.uint8))) == other.size
+    assert len(hashes_and_chroma(np.zeros((FRAMES, 64, 64, 3), np.uint8))[1]) == other.size
     clips[1]["frame_hashes"] = SCENE.hashes(mirrored=True)
     clips[1]["chroma"] = other.reshape(5, 2, 2, 2)[:, :, ::-1].ravel().tolist()
     assert bool(find(clips, masks=(MIRROR,))) is is_found
