@@ -9,10 +9,12 @@ import sys
 import time
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 from tests.support.published_model import published
+from tests.support.small_pipeline import command, environment, in_a_process
 from tests.support.toy_runs import execute, toy_document, toy_run, write_videos
 from tests.support.toys import REGISTRY
 from videoar import api
@@ -120,15 +122,34 @@ def test_artifacts_are_not_taken_for_damaged_records(mirrored: Store):
     assert not [check.name for check in damage(mirrored) if check.name.endswith(tuple(keys))]
 
 
-@pytest.mark.parametrize("edit", ["UPDATE {} SET version = 99", "DELETE FROM {}"])
-def test_alias_that_was_moved_by_hand_is_mirrored_again(mirrored: Store, edit):
+@pytest.mark.parametrize(
+    ("edit", "lost"),
+    [
+        ("UPDATE registered_model_aliases SET version = 99", "ref champion"),
+        ("DELETE FROM registered_model_aliases", "ref champion"),
+        ("UPDATE experiments SET lifecycle_stage = 'deleted'", "1 runs"),
+    ],
+)
+def test_what_was_deleted_or_moved_by_hand_is_mirrored_again(mirrored: Store, edit, lost):
     with closing(sqlite3.connect(database.database(mirrored))) as db:
-        db.execute(edit.format("registered_model_aliases"))
+        db.execute(edit)
         db.commit()
+    with pytest.raises(VideoARError, match=f"lacks the newest of {lost}"):
+        registry.mirror(mirrored, fix=False)
+    assert registry.mirror(mirrored, fix=True) == f"mirrored: {lost}"
+    assert registry.mirror(mirrored, fix=False) == "MLflow has all runs and refs"
+    assert champion(mirrored) == mirrored.refs.head("champion")
+
+
+@pytest.mark.soak  # in a process: MLflow caches where the artifacts of a model go
+def test_artifacts_that_were_deleted_are_written_again(mirrored: Store):
+    shutil.rmtree(database.database(mirrored).with_name("mlflow-artifacts"))
     with pytest.raises(VideoARError, match="lacks the newest of ref champion"):
         registry.mirror(mirrored, fix=False)
-    assert registry.mirror(mirrored, fix=True) == "mirrored: ref champion"
-    assert champion(mirrored) == mirrored.refs.head("champion")
+    assert in_a_process(command("doctor", "--fix", store=mirrored.url), environment())[0] == 0
+    assert registry.mirror(mirrored, fix=False) == "MLflow has all runs and refs"
+    (version,) = client_of(mirrored).search_model_versions("name = 'videoar'")
+    assert (Path(unquote(version.source.removeprefix("file://"))) / "model.safetensors").exists()
 
 
 def test_params_are_flattened():

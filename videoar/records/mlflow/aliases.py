@@ -16,7 +16,7 @@ from videoar.records.mlflow.client import (
     is_absent,
     origin_tags,
 )
-from videoar.records.mlflow.logged_models import Package, log_model
+from videoar.records.mlflow.logged_models import Package, has_files, log_model
 from videoar.records.mlflow.runs import record_run
 from videoar.records.run_record import load_run
 from videoar.storage.snapshot import Snapshot
@@ -56,7 +56,7 @@ def mirrored_aliases(store: Store) -> dict[str, str | None]:
     registered = client.search_registered_models(f"name = '{name}'")
     aliases = registered[0].aliases if registered else {}
     found = client.search_model_versions(f"name = '{name}'") if aliases else []
-    snapshots = {str(version.version): version.tags.get(SNAPSHOT_TAG) for version in found}
+    snapshots = {str(v.version): v.tags.get(SNAPSHOT_TAG) for v in found if has_files(v.source)}
     # of a version that somebody has deleted: none
     return {alias: snapshots.get(str(version)) for alias, version in aliases.items()}
 
@@ -96,15 +96,16 @@ def _version(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    for version in client.search_model_versions(f"name = '{name}'"):
-        if version.tags.get(SNAPSHOT_TAG) == model.id:
-            return version
+    versions = client.search_model_versions(f"name = '{name}'")
+    version = next((v for v in versions if v.tags.get(SNAPSHOT_TAG) == model.id), None)
+    if version is not None and has_files(version.source):
+        return version
     run = load_run(store, model.commit.provenance.run_id)
     experiment = experiment_id(client, store, run.pipeline)
     existing = find_run(client, experiment, run.run_id)
     mlflow_id = str(existing.info.run_id) if existing else record_run(store, run, None)
     logged = log_model(client, store, experiment, mlflow_id, model, package)
-    return client.create_model_version(
+    return version or client.create_model_version(
         name,
         source=logged.artifact_location,
         run_id=mlflow_id,

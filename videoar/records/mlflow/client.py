@@ -97,6 +97,8 @@ def experiment_id(client: "MlflowClient", store: Store, name: str) -> str:
     """Return the id of the pipeline's experiment; create it if it does not exist."""
     existing = client.get_experiment_by_name(name)
     if existing is not None:
+        if existing.lifecycle_stage == "deleted":  # its runs are not found
+            client.restore_experiment(existing.experiment_id)
         return str(existing.experiment_id)
     # Without a location MLflow writes artifacts of a local database to ./mlruns of the process.
     path = database.database(store)

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from videoar.records.mlflow.client import SNAPSHOT_TAG
 from videoar.storage.snapshot import Snapshot
@@ -19,6 +20,13 @@ Package = Callable[[Snapshot, Path], bool]
 
 _PACKAGED_TAG = "videoar.packaged"
 _LOADER = "videoar.admin.mlflow_loader"
+
+
+def has_files(location: str | None) -> bool:
+    """Return whether a folder of artifacts exists, where this machine can know it."""
+    # no `urlsplit`: a `#` in an address is one of its path
+    is_local = location is not None and location.startswith("file://")
+    return not is_local or Path(unquote(str(location).removeprefix("file://"))).is_dir()
 
 
 def log_model(
@@ -42,12 +50,13 @@ def log_model(
     of_snapshot = f"tags.`{SNAPSHOT_TAG}` = '{model.id}'"
     existing = client.search_logged_models([experiment], filter_string=of_snapshot)
     # one whose files are incomplete stayed PENDING
-    done = [logged for logged in existing if str(logged.status) == "READY"]
+    ready = [logged for logged in existing if str(logged.status) == "READY"]
+    done = [logged for logged in ready if has_files(logged.artifact_location)]
     if done and (package is None or _PACKAGED_TAG in done[0].tags):
         return done[0]
     row = model.table().to_pylist()[0]
     if existing:
-        logged = (done or list(existing))[0]
+        logged = (done or ready or list(existing))[0]
     else:
         logged = client.create_logged_model(
             experiment,

@@ -183,14 +183,19 @@ class TokenLoader(LiveIterator):
         """Continue after a position, which may have been saved at another world size.
 
         Raises:
-            ConfigError: the state is of another snapshot, split, seed, batch size or order.
+            ConfigError: the state is of another snapshot, split, seed, batch size or order, or at
+                no place of an epoch.
         """
         for name, value in self.identity.items():
             if state.get(name) != value:
                 what = f"the state has {name} {state.get(name)}, this loader {value}"
                 raise ConfigError("loader state", what, "resume with the values it was saved with")
+        epoch, step = int(state["epoch"]), int(state["step"])
+        if epoch < 0 or not 0 <= step <= len(self):
+            what = f"the state is at step {step} of {len(self)} in epoch {epoch}"
+            raise ConfigError("loader state", what, "give one that state_dict has returned")
         self._newest = None
-        self._epoch, self._step = int(state["epoch"]), int(state["step"])
+        self._epoch, self._step = epoch, step
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the rest of the current epoch, then move to the start of the next one.

@@ -127,6 +127,14 @@ def test_state_of_another_loader_is_rejected(snapshot):
         TokenLoader(snapshot, 4, seed=4).load_state_dict(state)
 
 
+@pytest.mark.parametrize("place", [{"step": -1}, {"step": 9}, {"epoch": -1}])
+def test_state_at_no_place_of_an_epoch_is_rejected(snapshot, place):
+    loader = TokenLoader(snapshot, 5, seed=0)
+    assert len(loader) == 8
+    with pytest.raises(ConfigError, match="the state is at step"):
+        loader.load_state_dict({**loader.state_dict(), **place})
+
+
 def test_split_selects_rows_and_bad_sizes_are_rejected(snapshot):
     validation = flat(ids(TokenLoader(snapshot, 4, 0, split="val")))
     assert sorted(int(clip, 16) for clip in validation) == list(range(4, 46, 5))
