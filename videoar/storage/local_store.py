@@ -308,8 +308,8 @@ class LocalObjectStore:
             except FileNotFoundError:
                 continue
             if key > after:
-                # an object that is written again is another file
-                yield ObjectInfo(key, found.st_size, f"{found.st_ino:x}-{found.st_mtime_ns:x}")
+                # not the inode: some network file systems number files anew at each look
+                yield ObjectInfo(key, found.st_size, f"{found.st_mtime_ns:x}")
 
     def _require_links(self, folder: str) -> None:
         path = self.root / folder

@@ -31,7 +31,7 @@ class ObjectInfo:
     key: str
     size_bytes: int
     etag: str = ""
-    """Changes with the content; empty for stores without ETags."""
+    """Changes with the content; in a folder, the time of writing. Empty: the server has none."""
 
 
 class ObjectStore(Protocol):

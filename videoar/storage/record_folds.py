@@ -71,7 +71,7 @@ def _write(
     listed = {info.key: (info.size_bytes, info.etag) for info in objects.list(records)}
     small = [info.key for info in objects.list(prefix) if info.size_bytes < _MAX_BYTES // 2]
     merged = small if len(small) >= _MIN else []
-    keys = (key for key in unfolded if key in listed)
+    keys = (key for key in unfolded if listed.get(key, (0, ""))[1])
     new = (
         (key, *listed[key], canonical_json(record))
         for key, record in in_order(ledger, ledger.read, keys)
@@ -79,7 +79,7 @@ def _write(
     )
     known = {e[0]: e for e in _entries(ledger, merged) if listed.get(e[0]) == e[1:3]}
     made = set()
-    for entries in _parts(entry for entry in chain(known.values(), new) if entry[2]):
+    for entries in _parts(chain(known.values(), new)):
         key = record_fold_key(prefix, digest_json(entries))
         ledger.create(key, {"entries": entries})
         crash_point("record_fold.written")
