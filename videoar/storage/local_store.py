@@ -308,7 +308,7 @@ class LocalObjectStore:
             except FileNotFoundError:
                 continue
             if key > after:
-                # not the inode: some network file systems number files anew at each look
+                # not the inode: some network file systems give another number each time
                 yield ObjectInfo(key, found.st_size, f"{found.st_mtime_ns:x}")
 
     def _require_links(self, folder: str) -> None:
