@@ -35,6 +35,7 @@ def clip_row(name="a", **change):
         "missing_frames": 0,
         "color_transfer": "bt709",
         "tone_map": None,
+        "is_set_back": None,
         "combed_frac": 0.0,
         "deinterlacer": None,
         "active_box": None,

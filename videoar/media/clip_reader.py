@@ -29,7 +29,7 @@ from videoar.storage.object_store import ObjectStore, get_content
 
 COLUMNS = (
     "video_key", "source_id", "source_uri", "start_pts", "frame_times_us", "height_px", "width_px",
-    "active_box", "deinterlacer", "tone_map",
+    "active_box", "deinterlacer", "tone_map", "is_set_back",
 )  # fmt: skip
 """Columns of `clips@1` that a reader needs."""
 _LIMITS = Limits(wall_s=300.0, cpu_s=300)
@@ -64,6 +64,7 @@ class ClipReader:
         plan = ScanPlan(
             size_px=((row["height_px"], row["width_px"]),),
             start_pts=row["start_pts"],
+            is_set_back=row["is_set_back"],
             take_us=tuple(row["frame_times_us"]),
             active_box=row["active_box"],
             deinterlace="auto" if row["deinterlacer"] else "off",

@@ -129,7 +129,9 @@ class _ClipScan:
             return
         metadata = self._decoder.metadata()
         if is_stopped:  # the numbers of the whole source are unknown
-            metadata = replace(metadata, expected_frames=None, clips_left_out=MAX_CLIPS)
+            metadata = replace(
+                metadata, expected_frames=None, is_set_back=None, clips_left_out=MAX_CLIPS
+            )
         else:
             reason = MAX_CLIPS if count > self._plan.max_clips else None
             metadata = replace(metadata, clips_found=count, clips_left_out=reason)

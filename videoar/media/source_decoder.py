@@ -75,6 +75,8 @@ class DecodePlan(Frozen):
     """A long source is decoded in parts of equal duration, each in a separate pass."""
     start_pts: int | None = None
     """Time stamp at which time is 0; None takes that of the first frame."""
+    is_set_back: bool | None = None
+    """Column of that name; None: a container that may hold joined recordings is read for it."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class SourceMetadata:
     start_pts: int
     expected_frames: int | None
     decoded_frames: int
+    is_set_back: bool | None
     clips_found: int | None = None
     clips_left_out: str | None = None
 
@@ -193,7 +196,7 @@ class SourceDecoder:
         self._restart(plan.start_pts)
         self._num_announced = _presentable_frames(container, stream)
         self._num_withheld = 0
-        self._has_jump_back: bool | None = None
+        self._has_jump_back = plan.is_set_back
         self._first_frame: Row = {}
         self._end_us = self._seek_to_part() if plan.parts > 1 else math.inf
 
@@ -329,6 +332,8 @@ class SourceDecoder:
     def metadata(self) -> SourceMetadata:
         """Return the metadata of the source; call it after all frames have been read."""
         rate_fps, is_vfr = rate_and_regularity(self.times_us)
+        if self._has_jump_back is None:
+            self._has_jump_back = self._timeline.is_set_back
         return SourceMetadata(
             container=self._container.format.name,
             stream_index=self._stream.index,
@@ -338,6 +343,7 @@ class SourceDecoder:
             is_vfr=is_vfr,
             expected_frames=self.expected_frames,
             decoded_frames=len(self.times_us),
+            is_set_back=self._has_jump_back,
             **self._first_frame,
         )
 

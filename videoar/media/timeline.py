@@ -35,6 +35,11 @@ class Timeline:
         self._shift_us = 0
         self._clock_us = 0
 
+    @property
+    def is_set_back(self) -> bool:
+        """Whether time stamps have jumped back."""
+        return self._shift_us != 0
+
     def place(self, pts: int | None) -> int:
         """Return the time of the next frame, us: later than that of the last one."""
         last_us = self.last_us

@@ -380,9 +380,11 @@ def test_frames_are_found_again_by_their_times(tmp_path, source):
     path = source(tmp_path)
     clips, metadata = read(path, num_frames=10)
     assert len(clips) >= 4
-    for clip in clips:
+    assert metadata.is_set_back == (source is set_back)
+    for clip, known in zip(clips, [None, *[metadata.is_set_back] * len(clips)], strict=False):
         times_us = tuple(clip.columns["frame_times_us"])
-        (again,), _ = read(path, take_us=times_us, start_pts=metadata.start_pts)
+        plan = {"start_pts": metadata.start_pts, "is_set_back": known}
+        (again,), _ = read(path, take_us=times_us, **plan)
         assert pixels([again]) == pixels([clip])
 
 
