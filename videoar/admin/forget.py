@@ -32,6 +32,7 @@ from videoar.records.run import ShardCounts
 from videoar.storage import layout, takedown
 from videoar.storage.collection import wait_for_collection
 from videoar.storage.delta_log import iter_commits
+from videoar.storage.folds import in_order
 from videoar.storage.ledger import replace_in_record
 from videoar.storage.reader import read_file
 from videoar.storage.snapshot import Snapshot
@@ -251,9 +252,9 @@ def _scrub(store: Store, uris: Collection[str]) -> None:
 
 def _drop_work_records(store: Store, holders: Holders) -> None:
     """Delete the work records that name these files, so that their shards run again."""
-    for key in store.ledger.list(layout.STAGES_PREFIX):
-        record = store.ledger.read(key) or {}
-        files = [*record.get("files", ()), *record.get("rejects", ())]
+    keys = store.ledger.list(layout.STAGES_PREFIX)
+    for key, record in in_order(store.ledger, store.ledger.read, keys):
+        files = [*(record or {}).get("files", ()), *(record or {}).get("rejects", ())]
         if any(file["key"] in holders for file in files):
             store.objects.delete(key)
 
