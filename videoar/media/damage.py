@@ -14,7 +14,7 @@ off (leading pictures). Decoders complain about them and skip them.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 
@@ -22,6 +22,19 @@ import av
 _OF_SKIPPED = ("mmco: unref", "number of reference frames", "co located POCs")
 _MAX_DELAY = 17  # packets: the deepest reordering of H.264 and HEVC is 16 frames
 _MAX_PENDING = 256  # chosen: time stamps kept of packets that gave no frame
+_MAX_DAMAGES = 64  # chosen: of streams that never recover
+
+
+class _Damage(NamedTuple):
+    """A damaged packet whose frame, or frames that refer to it, are still to be shown."""
+
+    number: int
+    pts: int | None
+    is_hidden: bool = False
+
+    def is_before(self, pts: int | None) -> bool:
+        """Return whether it is shown before a time stamp."""
+        return _is_before(self.pts, pts)
 
 
 class DamageTracker:
@@ -42,8 +55,8 @@ class DamageTracker:
         self._excused: int | None = None
         self._has_shown = False
         self._pending = 0  # errors that no frame has shown yet
-        self._damaged: tuple[int, int | None, bool] | None = None  # number, time stamp, is hidden
-        self._key_numbers: list[int] = []  # of key packets since then
+        self._damages: list[_Damage] = []  # in decoding order
+        self._key_numbers: list[int] = []  # of key packets since the first one
 
     def feed(
         self,
@@ -79,7 +92,8 @@ class DamageTracker:
             self._key_numbers.append(self._count)
         if num_errors and (self._has_shown or not self._is_leading(pts)):
             self._pending += num_errors
-            self._damaged, self._key_numbers = (self._count, pts, packet.is_discard), []
+            self._damages.append(_Damage(self._count, pts, packet.is_discard))
+            del self._damages[1 : len(self._damages) - _MAX_DAMAGES]
 
     def is_rootless(self, frame: av.VideoFrame) -> bool:
         """Return whether a frame is shown before the first key frame.
@@ -95,23 +109,26 @@ class DamageTracker:
         number = self._numbers.pop(frame.pts, None)
         is_first, self._has_shown = not self._has_shown, True
         is_corrupt = frame.is_corrupt and not (number and number == self._excused)
-        if is_corrupt and self._damaged is None:
-            self._damaged, self._key_numbers = (number or self._count, frame.pts, False), []
-        if self._damaged is None:
+        if is_corrupt and not self._damages:
+            self._damages.append(_Damage(number or self._count, frame.pts))
+        if not self._damages:
             self._key_numbers.clear()
             return 0
-        since, pts, is_hidden = self._damaged
-        if is_first and not is_hidden and _is_before(pts, frame.pts):
+        if is_first:
             # the decoder has held back what it could not decode, and shows frames from here on
-            self._damaged, self._pending = None, 0
-            return int(is_corrupt)
-        errors = 0
-        if not _is_before(frame.pts, pts):  # later, if the packet has given no frame
+            self._damages = [d for d in self._damages if d.is_hidden or not d.is_before(frame.pts)]
+            if not self._damages:
+                self._pending = 0
+                return int(is_corrupt)
+        errors, first = 0, self._damages[0]
+        if not _is_before(frame.pts, first.pts):  # later, if the packet has given no frame
             errors, self._pending = self._pending, 0
-        if self._is_whole_again(frame, number) and not is_corrupt:
-            self._damaged = None
-            return errors
-        return max(errors, int(is_corrupt or number is None or number >= since))
+        if not is_corrupt:
+            self._damages = [d for d in self._damages if not self._is_past(d, frame, number)]
+            if not self._damages:
+                return errors
+        is_after = number is None or number >= self._damages[0].number
+        return max(errors, int(is_corrupt or is_after))
 
     def _jumps(self, *packets: "av.Packet[Any]") -> bool:
         times = [packet.dts for packet in packets if packet.dts is not None]
@@ -120,20 +137,20 @@ class DamageTracker:
     def _is_leading(self, pts: int | None) -> bool:
         return not self._has_key or _is_before(pts, self._key_pts)
 
-    def _is_whole_again(self, frame: av.VideoFrame, number: int | None) -> bool:
-        """Return whether a frame and all that follow it no longer refer to the damaged packet.
+    def _is_past(self, damage: _Damage, frame: av.VideoFrame, number: int | None) -> bool:
+        """Return whether a frame and all that follow it no longer refer to a damaged packet.
 
         With B-frames the order of decoding is not that of showing: a key frame that was decoded and
         is shown earlier proves nothing. Streams that refresh a part of each picture have recovery
         points and no key frames: from one to the next all parts are refreshed.
         """
-        since, pts, _ = self._damaged or (0, None, False)
+        since = damage.number
         if not frame.key_frame:
-            keys = self._key_numbers
+            keys = [key for key in self._key_numbers if key > since]
             return len(keys) >= 2 and number is not None and number >= keys[1]
         if number is None or frame.pts is None:
             return self._count - since > _MAX_DELAY
-        return number > since or _is_before(pts, frame.pts)
+        return number > since or damage.is_before(frame.pts)
 
 
 def _is_before(pts: int | None, other: int | None) -> bool:

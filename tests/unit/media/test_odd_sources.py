@@ -396,3 +396,16 @@ def test_a_shot_ends_where_high_dynamic_range_begins(tmp_path):
     clips, _ = read(tmp_path / "both.h264", num_frames=4)
     assert [clip.columns["tone_map"] for clip in clips] == [None, None, "mobius", "mobius"]
     assert clips[2].columns["cut_in"] == "gap"
+
+
+@pytest.mark.slow
+def test_all_frames_between_two_damaged_ones_count(tmp_path):
+    whole = make(tmp_path / "whole.ts", *X264).read_bytes()
+    packets = [whole[at : at + 188] for at in range(0, len(whole), 188)]
+    lost = range(len(packets) // 4, len(packets) // 2, 9)
+    kept = [packet for number, packet in enumerate(packets) if number not in lost]
+    (tmp_path / "lost.ts").write_bytes(b"".join(kept))
+    clips, _ = read(tmp_path / "lost.ts")
+    clean = set(pixels(read(tmp_path / "whole.ts")[0]))
+    assert set(pixels(flawless(clips))) <= clean
+    assert 40 < len(flawless(clips)) < 80
