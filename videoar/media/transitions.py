@@ -204,14 +204,12 @@ def _is_flash(frames: LumaFrames, index: int, bound: float) -> bool:
     lit, base = index, frames.half_Thw[index - 1]
     while lit <= min(last, len(frames) - 1) and _is_lit(frames, lit, base):
         lit += 1
-        if lit < len(frames) and _is_similar(frames, index - 1, lit, bound):
-            return True
+    if lit > index and _is_similar(frames, index - 1, index + 1, bound, latest=lit):
+        return True
     lit, base = index - 1, frames.half_Thw[index]
     while lit >= first and _is_lit(frames, lit, base):
         lit -= 1
-        if lit >= 0 and _is_similar(frames, lit, index, bound):
-            return True
-    return False
+    return lit < index - 1 and _is_similar(frames, index - 2, index, bound, earliest=max(0, lit))
 
 
 def _is_lit(frames: LumaFrames, index: int, base_hw: Array) -> bool:
@@ -220,14 +218,22 @@ def _is_lit(frames: LumaFrames, index: int, base_hw: Array) -> bool:
     return bool(is_lighter or frames.contrast_T[index] < 0.4 * base_hw.std())
 
 
-def _is_similar(frames: LumaFrames, before: int, after: int, bound: float) -> bool:
+def _is_similar(
+    frames: LumaFrames,
+    before: int,
+    after: int,
+    bound: float,
+    *,
+    earliest: int | None = None,
+    latest: int | None = None,
+) -> bool:
     """Return whether any frame just before looks like any just after.
 
     Several frames on each side, so that one flash or damaged frame cannot separate two halves of a
-    shot.
+    shot. `earliest` and `latest` are other frames that may be the one before and the one after.
     """
-    first, _ = frames.around(before + 1, _REACH, _REACH_US)
-    _, last = frames.around(after, _REACH, _REACH_US)
+    first, _ = frames.around((before if earliest is None else earliest) + 1, _REACH, _REACH_US)
+    _, last = frames.around(after if latest is None else latest, _REACH, _REACH_US)
     old_Nhw, new_Mhw = frames.half_Thw[first : before + 1], frames.half_Thw[after : last + 1]
     return correlates(old_Nhw, new_Mhw, _HALF_SHIFTS, bound)
 
