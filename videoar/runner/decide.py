@@ -47,6 +47,7 @@ class ShardWork:
     unfolded: Sequence[str] = ()
     """Keys of the records that are in no fold, those of `missing` included."""
     folds_prefix: str = ""
+    """Of the keys of folds of records, see `storage.record_folds`."""
     stale_keys: Sequence[str] = ()
     """Keys of records whose files are missing: a worker would adopt them, so delete them first."""
 
@@ -219,7 +220,7 @@ def split_by_record(
         missing=[shard for shard in shards if shard.index not in done],
         stale_keys=[keys[index] for index in records.keys() - done.keys()],
         keys=keys,
-        unfolded=[key for key in keys.values() if key not in folded],
+        unfolded=[keys[i] for i in keys if keys[i] not in folded or i not in done],
         folds_prefix=prefix,
     )
 

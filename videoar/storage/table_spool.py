@@ -24,7 +24,7 @@ class TableSpool:
     """
 
     def __init__(self, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-        self._file = SpooledTemporaryFile(max_size=_MEMORY_BYTES)  # noqa: SIM115
+        self._file = SpooledTemporaryFile(max_size=_MEMORY_BYTES)  # noqa: SIM115 - closed with self
         weakref.finalize(self, self._file.close)
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         try:

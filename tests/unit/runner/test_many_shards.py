@@ -114,8 +114,10 @@ def test_record_that_was_made_again_is_not_taken_from_a_fold(base: Path):
     lost = {**file, "sha256": "0" * 64, "key": layout.data_key("copied", "0" * 64)}
     store.ledger.create(key, {**record, "files": [lost]})  # of the same size
     assert planned(base)[:2] == (9, 7)
-    assert run(base).stage("copied").shards.done == 2
+    add(base / "videos", 3)
+    assert run(base).stage("copied").shards.done == 5
     assert store.ledger.read(key)["files"] == [file]
+    assert folded(store).count(key) == 2  # as it was, and as it is
 
 
 def test_damaged_record_is_named_although_a_fold_has_it(base: Path):
