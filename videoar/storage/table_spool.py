@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from tempfile import SpooledTemporaryFile, gettempdir
 
 import pyarrow as pa
@@ -24,8 +25,9 @@ class TableSpool:
     """
 
     def __init__(self, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-        self._file = SpooledTemporaryFile(max_size=_MEMORY_BYTES)  # noqa: SIM115 - closed with self
-        weakref.finalize(self, self._file.close)
+        with ExitStack() as stack:
+            self._file = stack.enter_context(SpooledTemporaryFile(max_size=_MEMORY_BYTES))
+            weakref.finalize(self, stack.pop_all().close)
         options = pa.ipc.IpcWriteOptions(compression="lz4")
         try:
             with pa.ipc.new_file(self._file, schema, options=options) as writer:
