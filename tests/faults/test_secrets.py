@@ -12,6 +12,7 @@ from tests.support.small_pipeline import command, environment, in_this_process
 from tests.support.small_videos import document, draw
 from tests.support.stored_text import holding_text
 from tests.support.toy_runs import toy_run, write_videos
+from videoar import api
 from videoar.admin.registry import mirror_run
 from videoar.core.errors import StageError, StorageError
 from videoar.core.redact import redact
@@ -34,6 +35,7 @@ ENVIRONMENT = {
         (f"no answer from {URL}/x?y=1", "no answer from https://***@127.0.0.1:9/x?y=1"),
         ("s3://a:b@c@host/x and s3://d@e/f", "s3://***@host/x and s3://***@e/f"),
         (f"signature of {SECRET} is wrong", "signature of *** is wrong"),
+        (str(Path(f"{URL}/p.yaml")), "https:/***@127.0.0.1:9/p.yaml"),
         ("file:///data/me@home/x, x@y.org", "file:///data/me@home/x, x@y.org"),
         ("it is true of 100000000 tokens", "it is true of 100000000 tokens"),
     ],
@@ -45,6 +47,17 @@ def test_text_is_shown_without_secrets(monkeypatch, text: str, shown: str):
     error = StorageError("k", text, text)
     assert str(error) == f"k: {shown} ({shown})"
     assert SECRET not in repr(error)
+
+
+def test_reasons_are_recorded_without_secrets(tmp_path: Path):
+    store = open_store((tmp_path / "store").as_uri())
+    videos = write_videos(tmp_path / "videos", "a.mp4", "bad.mp4")
+    toy_run(store, videos)
+    toy_run(store, videos, model={"steps": 2})
+    assert api.rollback(store, "champion", reason=URL)["reason"] == "https://***@127.0.0.1:9"
+    assert api.quarantine_retry(store, reason=URL)["rows"]
+    assert holding_text(store, "***@127.0.0.1:9")
+    assert not holding_text(store, SECRET)
 
 
 class Watch(threading.Thread):

@@ -24,6 +24,7 @@ from videoar.contracts.contract import load_contract
 from videoar.contracts.names import EVALSETS, FEATURES, SCORES, SOURCES
 from videoar.core.crash_points import crash_point
 from videoar.core.errors import ConfigError, DamagedError, SnapshotNotFoundError
+from videoar.core.redact import redact
 from videoar.core.types import Commit, FileRef, Row
 from videoar.pipeline.registry import stage_class
 from videoar.records.lineage import children
@@ -99,7 +100,7 @@ def forget(
     if not dry_run:
         tombstone = tombstone or takedown.Tombstone(
             source=source,
-            reason=reason,
+            reason=redact(reason),
             time=datetime.now(UTC).isoformat(timespec="seconds"),
             addresses=tuple(sorted(addresses)),
         )

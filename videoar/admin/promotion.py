@@ -14,6 +14,7 @@ from videoar.admin.registry import mirror_move
 from videoar.contracts.names import RELEASES
 from videoar.core.errors import ConfigError, GateError, RefMovedError, one_line
 from videoar.core.ids import is_safe_key
+from videoar.core.redact import redact
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.fingerprint import compute_parts, fingerprint
 from videoar.records.mlflow.client import import_ahead
@@ -134,6 +135,7 @@ def rollback(store: Store, ref: str, to: str | None = None, reason: str = "") ->
         target = store.snapshot(earlier[-1]).id
     else:
         raise ConfigError(ref, "has no earlier snapshot")
+    reason = redact(reason)
     evidence = {"rolled_back_from": was, "reason": reason}
     store.refs.advance(ref, target, expect=history[-1]["seq"], evidence=evidence)
     mirror_move(store, ref)

@@ -15,6 +15,7 @@ from videoar.contracts.contract import load_contract
 from videoar.contracts.names import REJECTS
 from videoar.core.errors import ConfigError, RefMovedError
 from videoar.core.ids import digest_json
+from videoar.core.redact import redact
 from videoar.core.types import Provenance
 from videoar.storage.layout import ACCEPTED, retries_log
 from videoar.storage.ledger import current_user
@@ -46,7 +47,7 @@ def retry(
     if not rows:
         raise ConfigError(name or "last", "no rejected source", "list them: videoar quarantine ls")
     for uri in sorted({row["uri"] for row in rows}):
-        record = {"user": current_user(), "reason": reason}
+        record = {"user": current_user(), "reason": redact(reason)}
         store.ledger.append(retries_log(place_digest(uri)), record)
     return {"rows": rows}
 
@@ -68,7 +69,7 @@ def accept(store: Store, clips: list[str], reason: str, name: str | None = None)
     """
     snapshots = map(store.snapshot, rejects_of(store, name))
     found = {
-        row["item_id"]: row | {"detail": f"accepted by {current_user()}: {reason}"}
+        row["item_id"]: row | {"detail": f"accepted by {current_user()}: {redact(reason)}"}
         for snapshot in snapshots
         for row in snapshot.available_rows(_COLUMNS)
         if row["kind"] == "clip"
@@ -89,7 +90,7 @@ def accept(store: Store, clips: list[str], reason: str, name: str | None = None)
         )  # fmt: skip
         table = pa.Table.from_pylist(rows, load_contract(REJECTS).arrow_schema)
         snapshot = dataset.commit([dataset.write(table)], provenance, {})
-        evidence = {"accepted": clips, "reason": reason}
+        evidence = {"accepted": clips, "reason": redact(reason)}
         try:
             seq = head["seq"] if head else None
             store.refs.advance(ACCEPTED, snapshot.id, expect=seq, evidence=evidence)

@@ -52,10 +52,9 @@ def make_engine(target: str) -> Engine:
         raise ConfigError(
             f"--target {target}", "Ray Data does not support Ray Client", _FROM_A_NODE
         )
-    if target not in ("local", "auto") and not re.fullmatch(r".+:\d{1,5}", target):
-        raise ConfigError(
-            f"--target {target}", "is no target", f"use local, inline, or {_FROM_A_NODE}"
-        )
+    if target not in ("local", "auto") and not re.fullmatch(r"[^@]+:\d{1,5}", target):
+        where = f"--target {target.rpartition('@')[2]}"  # no password
+        raise ConfigError(where, "is no target", f"use local, inline, or {_FROM_A_NODE}")
     from videoar.engine.ray_engine import RayEngine
 
     return RayEngine(target)

@@ -3,7 +3,8 @@
 import os
 import re
 
-_USERINFO = re.compile(r"://[^/\s]+@")
+# `Path` makes one slash of two
+_USERINFO = re.compile(r"(?<=\w)(://?)[^/\s]+@")
 # `MAX_TOKENS` and `HF_TOKEN_PATH` are no secrets
 _NAMES = re.compile(r"(^|_)(SECRET|TOKEN|PASSWORD|PASSWD|API_?KEY)(_?(KEY|ACCESS_KEY))?$", re.I)
 _MIN_LENGTH = 8
@@ -19,7 +20,7 @@ def redact(text: str) -> str:
         >>> redact("no answer from https://me:pass@host/x")
         'no answer from https://***@host/x'
     """
-    text = _USERINFO.sub("://***@", text)
+    text = _USERINFO.sub(r"\1***@", text)
     for name, value in os.environ.items():  # noqa: TID251 - whatever is set, no setting of ours
         if len(value) >= _MIN_LENGTH and value in text and _NAMES.search(name):
             text = text.replace(value, "***")

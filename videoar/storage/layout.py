@@ -152,7 +152,8 @@ def is_record(key: str) -> bool:
         MLFLOW_PREFIX,
     )  # fmt: skip
     is_part = key.startswith(PLANS_PREFIX) and name != "plan.json"
-    is_content = re.fullmatch(r"[0-9a-f]{64}\.json", name) and key.startswith(CHECKPOINTS_PREFIX)
+    # a file of a checkpoint is `<step>-<sha256>.json`, its record `<step>.json`
+    is_content = re.search(r"[0-9a-f]{64}\.json$", name) and key.startswith(CHECKPOINTS_PREFIX)
     return bool(rest and name.endswith(".json")) and not (
         key.startswith(other) or is_part or is_content
     )

@@ -10,7 +10,7 @@ import pytest
 from videoar.contracts.names import CLIPS, SCORES, SOURCES
 from videoar.core.errors import ConfigError, DamagedError, StorageError
 from videoar.core.types import Provenance
-from videoar.storage import open_store
+from videoar.storage import layout, open_store
 from videoar.storage.layout import FORMAT_KEY, log_version_key
 from videoar.storage.ledger import seal, unseal
 
@@ -153,3 +153,19 @@ def test_contracts_that_race_for_a_dataset_have_one_winner(url):
         (loser,) = (r for r in results if isinstance(r, ConfigError))
         assert f"has contract {winner.contract}, not " in str(loser)
         assert winner.table().num_rows == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "is_record"),
+    [
+        ("runs/r/run.json", True),
+        ("runs/r/progress/model.json", False),
+        (f"checkpoints/model/{'a' * 64}/000000004.json", True),
+        (f"checkpoints/model/{'a' * 64}/000000004-{'b' * 64}.json", False),
+        (f"objects/ab/{'b' * 64}.json", False),
+        ("mlflow-artifacts/models/m-1/artifacts/config.json", False),
+        ("format.json", False),
+    ],
+)
+def test_content_is_not_taken_for_a_record(key, is_record):
+    assert layout.is_record(key) == is_record
