@@ -115,6 +115,9 @@ class Rows:
 
     rows: list[dict]
 
+    def read(self):
+        yield self.table()
+
     def table(self) -> pa.Table:
         return pa.Table.from_pylist(self.rows)
 
