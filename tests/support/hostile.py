@@ -212,7 +212,7 @@ def _false_headers(folder: Path, base: bytes) -> _Made:
     grows = repeated(folder / "grows-huge.ts", "64x48", 2, 1, then="8192x8192")
     yield "grows-huge.ts", grows.read_bytes(), "TOO_LARGE_DIM"
     yield "fast.mp4", _with_clock(base, 2_000_000_000, 1), CLIPS
-    yield "slow.mp4", _with_clock(base, 1, 512), "TOO_LONG"
+    yield "slow.mp4", _with_clock(base, 1, 512), "TOO_SHORT"
 
 
 def _with_size(mp4: bytes, width: int, height: int) -> bytes:
@@ -319,7 +319,7 @@ def _encoded(folder: Path) -> dict[str, set[str]]:
         | {
             "one-frame.mp4": {"TOO_SHORT"},
             "colours.mov": {CLIPS, "CORRUPT"},
-            "gap.mkv": {"TOO_LONG"},
+            "gap.mkv": {CLIPS},
             "codec.mkv": {"CODEC_DENIED"},
             "sound.mp4": {"NO_VIDEO_STREAM"},
             "needle-pixels.mp4": {"TOO_LARGE_DIM"},

@@ -175,6 +175,8 @@ class SourceDecoder:
         if stream is None:
             covers = ", only a picture" if container.streams.video else ""
             raise MediaError(path.name, "NO_VIDEO_STREAM", f"has no video stream{covers}")
+        if (codec := codec_name(stream)) not in allowed:  # "none" has no context
+            raise MediaError(path.name, "CODEC_DENIED", f"codec {codec} is not allowed")
         self._use(stream)
         stated = stream.sample_aspect_ratio
         self.pixel_aspect = float(stated or 1) or 1.0
@@ -183,12 +185,12 @@ class SourceDecoder:
             stated == self._codec.sample_aspect_ratio
             and not container.format.name.startswith(_SHAPED)
         )
-        self._withholds = codec_name(stream) in _WITHHOLDING
+        self._withholds = codec in _WITHHOLDING
         self._is_timed = container.format.name not in _UNTIMED
         self._is_in_decoding_order = container.format.name == "avi"
         self._is_joinable = bool(Flags(container.format.flags) & Flags.ts_discont)
         self._duration_us = self._announced_duration()
-        self._check_header(allowed)
+        self._check_header()
         self._tick_us = float((stream.time_base or 0) * 1_000_000)  # Fractions are slow
         declared_fps = None if self._is_timed else self._codec.framerate
         rate_fps = float(declared_fps or stream.guessed_rate or 0)
@@ -356,11 +358,8 @@ class SourceDecoder:
         is_wrong |= is_thin and (self._is_joinable or is_long)
         return 0.0 if is_wrong or not self._is_timed else duration_us
 
-    def _check_header(self, allowed: frozenset[str]) -> None:
+    def _check_header(self) -> None:
         """Check what the header announces, before a frame is decoded."""
-        name = codec_name(self._stream)
-        if name not in allowed:
-            raise MediaError(self.name, "CODEC_DENIED", f"codec {name} is not allowed")
         self._check_size(self._codec.width, self._codec.height)
         if self._duration_us > self._plan.max_duration_s * 1e6:
             raise MediaError(self.name, "TOO_LONG", f"lasts {self._duration_us / 1e6:.0f} s")
