@@ -11,7 +11,8 @@ import logging
 import posixpath
 import sqlite3
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from operator import itemgetter
 from typing import BinaryIO, NamedTuple
 
@@ -26,7 +27,7 @@ _KEYS = """
 CREATE TABLE keys (key TEXT, number INTEGER, PRIMARY KEY (key, number)) WITHOUT ROWID;
 INSERT INTO keys SELECT folded(name), number FROM files ORDER BY 1, 2;
 """
-_FIND = "SELECT key, number, name FROM keys JOIN files USING (number) WHERE key IN ({})"
+_FIND = "SELECT key, number FROM keys WHERE key IN ({})"
 _ADD = "INSERT INTO labels VALUES (?, ?, ?, ?, lower(?), ?, ?, ?)"
 
 
@@ -45,11 +46,6 @@ class Label(NamedTuple):
 
 _COLUMNS = Label._fields[1:]
 _KNOWN = {*_COLUMNS, *_SYNONYMS}
-
-
-class _File(NamedTuple):
-    number: int
-    name: str
 
 
 def read_labels(where: str, file: BinaryIO) -> Iterator[Label]:
@@ -76,8 +72,7 @@ def read_labels(where: str, file: BinaryIO) -> Iterator[Label]:
             line += 1  # where the next line of cells begins: it may span several
             for cells in reader:
                 if any(map(str.strip, cells)):
-                    _require_cells(where, line, len(cells), len(columns))
-                    yield _checked(where, Label(line, *pick([*cells, ""])))
+                    yield _label(where, line, cells, len(columns), pick)
                 line = head + reader.line_num + 1
         except (UnicodeDecodeError, csv.Error) as error:
             raise ConfigError(where, f"line {line} or later: no CSV in UTF-8: {error}") from error
@@ -110,23 +105,28 @@ def _cells(line: str, delimiter: str) -> list[str]:
     return [cell.strip().lower() for cell in cells]
 
 
-def _require_cells(where: str, line: int, count: int, expected: int) -> None:
-    if count != expected:
-        what = f"line {line}: {count} cells, but {expected} columns"
+def _label(
+    where: str,
+    line: int,
+    cells: list[str],
+    num_columns: int,
+    pick: Callable[[list[str]], tuple[str, ...]],
+) -> Label:
+    if len(cells) != num_columns:
+        what = f"line {line}: {len(cells)} cells, but {num_columns} columns"
         raise ConfigError(where, what, "put cells that hold the delimiter in quotes")
-
-
-def _checked(where: str, label: Label) -> Label:
+    cells.append("")
+    label = Label(line, *pick(cells))
     if not label.file.strip():
-        raise ConfigError(where, f"line {label.line}: names no file")
+        raise ConfigError(where, f"line {line}: names no file")
     split = label.split.strip()
     if split and split.lower() not in {"train", "val"}:
-        what = f"line {label.line}: split {split} is unknown"
+        what = f"line {line}: split {split} is unknown"
         raise ConfigError(where, what, "use train or val")
     return label
 
 
-def match(where: str, labels: Iterable[Label], db: sqlite3.Connection) -> bool:
+def match(where: str, labels: Iterator[Label], db: sqlite3.Connection) -> bool:
     """Fill a table with the labels of files; return whether there is any line.
 
     Args:
@@ -142,18 +142,19 @@ def match(where: str, labels: Iterable[Label], db: sqlite3.Connection) -> bool:
     db.executescript(_KEYS)
     count = num_missing = 0
     missing = ""
-    for batch in _batches(labels):
+    while batch := list(islice(labels, _BATCH)):
         keys = [_folded(label.file) for label in batch]
-        files: dict[str, list[_File]] = {}
-        for key, *file in db.execute(_FIND.format(", ".join("?" * len(keys))), keys):
-            files.setdefault(key, []).append(_File(*file))
+        files: dict[str, list[int]] = {}
+        for key, number in db.execute(_FIND.format(", ".join("?" * len(keys))), keys):
+            files.setdefault(key, []).append(number)
+        pairs = list(zip(batch, map(files.get, keys), strict=True))
+        found = [(label, _nearest(where, label, near, db)) for label, near in pairs if near]
+        _add(where, found, db)
         count += len(batch)
-        for label, key in zip(batch, keys, strict=True):
-            if near := files.get(key):
-                _add(where, label, _nearest(where, label, near), db)
-            else:
-                missing = missing or f"line {label.line}: {label.file}"
-                num_missing += 1
+        num_missing += len(batch) - len(found)
+        missing = missing or next(
+            (f"line {of.line}: {of.file}" for of, near in pairs if not near), ""
+        )
     if count and count == num_missing:
         ((example,),) = db.execute("SELECT min(name) FROM files")
         hint = f"paths are relative to the input folder, which has e.g. {example}"
@@ -163,44 +164,39 @@ def match(where: str, labels: Iterable[Label], db: sqlite3.Connection) -> bool:
     return count > 0
 
 
-def _batches(labels: Iterable[Label]) -> Iterator[list[Label]]:
-    batch: list[Label] = []
-    try:
-        for label in labels:
-            batch.append(label)
-            if len(batch) == _BATCH:
-                yield batch
-                batch = []
-    except ConfigError:
-        yield batch  # mistakes of the lines before the invalid one are reported first
-        raise
-    yield batch
-
-
-def _nearest(where: str, label: Label, files: Sequence[_File]) -> _File:
-    """Return the file that is meant.
+def _nearest(where: str, label: Label, files: Sequence[int], db: sqlite3.Connection) -> int:
+    """Return the number of the file that is meant.
 
     Raises:
         ConfigError: several files are equally near.
     """
+    if len(files) == 1:
+        return files[0]
+    names = {
+        n: db.execute("SELECT name FROM files WHERE number = ?", (n,)).fetchone()[0] for n in files
+    }
     for spell in (str, _canonical):
-        if len(files) > 1:
-            near = [file for file in files if spell(file.name) == spell(label.file)]
-            files = near or files
+        near = [n for n in files if spell(names[n]) == spell(label.file)]
+        files = near or files
     if len(files) > 1:
-        what = f"line {label.line}: {label.file} may be {files[0].name} or {files[1].name}"
+        what = f"line {label.line}: {label.file} may be {names[files[0]]} or {names[files[1]]}"
         raise ConfigError(where, what, "spell it as the name of the file")
     return files[0]
 
 
-def _add(where: str, label: Label, file: _File, db: sqlite3.Connection) -> None:
+def _add(where: str, found: Sequence[tuple[Label, int]], db: sqlite3.Connection) -> None:
+    rows = (
+        (number, label.line, *(cell.strip() or None for cell in label[2:]))
+        for label, number in found
+    )
     try:
-        values = (value.strip() or None for value in label[2:])
-        db.execute(_ADD, (file.number, label.line, *values))
+        db.executemany(_ADD, rows)
     except sqlite3.IntegrityError as error:
-        ((line,),) = db.execute("SELECT line FROM labels WHERE number = ?", (file.number,))
-        what = f"line {label.line}: {label.file} has line {line} already"
-        raise ConfigError(where, what, "remove one of them") from error
+        for label, number in found:
+            ((line,),) = db.execute("SELECT line FROM labels WHERE number = ?", (number,))
+            if line != label.line:
+                what = f"line {label.line}: {label.file} has line {line} already"
+                raise ConfigError(where, what, "remove one of them") from error
 
 
 def _canonical(name: str) -> str:

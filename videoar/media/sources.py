@@ -36,10 +36,11 @@ logger = logging.getLogger(__name__)
 LABELS = "labels.csv"
 _NOT_SOURCES = {LABELS, "manifest.csv", "expected.csv"}
 _SIDECAR_BYTES = 64 << 10
-_CACHE_KIB = 8 << 10  # chosen: a sort takes as much again
+_CACHE_KIB = 32 << 10  # chosen: with 8 MiB, a million files take a tenth more CPU time
 _BATCH = 4_000  # chosen: rows as Python objects, a few MB
 
 _TABLES = f"""
+PRAGMA page_size = 16384;
 PRAGMA cache_size = -{_CACHE_KIB};
 PRAGMA journal_mode = OFF;
 PRAGMA secure_delete = OFF;
