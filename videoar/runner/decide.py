@@ -45,7 +45,7 @@ class ShardWork:
     keys: Mapping[int, str] = field(default_factory=dict)
     """Of the records of all shards, by the shard's index."""
     unfolded: Sequence[str] = ()
-    """Keys of the records that are in no fold, those of `missing` included."""
+    """Keys of the records of `done` that are in no fold."""
     folds_prefix: str = ""
     """Of the keys of folds of records, see `storage.record_folds`."""
     stale_keys: Sequence[str] = ()
@@ -220,7 +220,7 @@ def split_by_record(
         missing=[shard for shard in shards if shard.index not in done],
         stale_keys=[keys[index] for index in records.keys() - done.keys()],
         keys=keys,
-        unfolded=[keys[i] for i in keys if keys[i] not in folded or i not in done],
+        unfolded=[keys[index] for index in done if keys[index] not in folded],
         folds_prefix=prefix,
     )
 

@@ -29,6 +29,8 @@ from videoar.storage.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 _STORE = "store"
+_FOLD_EACH = 1_000
+"""chosen: about a fold; after a kill so many records are read one by one."""
 
 
 class StageWork:
@@ -76,7 +78,6 @@ class StageWork:
             record = self._compute()
         self._check_rejects(record)
         snapshot = self._commit(record)
-        self._fold(self._decision.work)
         seconds = time.monotonic() - started
         self._update(
             status="SUCCEEDED",
@@ -161,7 +162,7 @@ class StageWork:
         # files
         for key in work.stale_keys:
             self._store.objects.delete(key)
-        records = dict(work.done)
+        records, unfolded = dict(work.done), list(work.unfolded)
         write_progress = ProgressWriter(self._task, "shard")
 
         def finished(shard: Shard, record: WorkRecord) -> None:
@@ -169,6 +170,10 @@ class StageWork:
             records[shard.index] = record
             self._add(record)
             report()
+            unfolded.append(work.keys[shard.index])
+            if len(unfolded) >= _FOLD_EACH:
+                self._fold(work, unfolded)
+                unfolded.clear()
 
         def report() -> None:
             shards, rows = self._state.shards, self._state.rows
@@ -182,6 +187,7 @@ class StageWork:
         for shard in work.shards:
             if shard.index not in records:
                 raise StageError(f"{self._where}, shard {shard.index}", "has no work record")
+        self._fold(work, unfolded)
         # in the order of the plan: files and sums of floats must not depend on which shard ended
         # first
         total = merge([records[shard.index] for shard in work.shards])
@@ -259,11 +265,11 @@ class StageWork:
         crash_point("committed")
         return snapshot
 
-    def _fold(self, work: ShardWork) -> None:
-        """Fold the records of the shards, so that the next plan need not read them one by one."""
+    def _fold(self, work: ShardWork, unfolded: Sequence[str]) -> None:
+        """Fold records of shards, so that the next plan need not read them one by one."""
         records = layout.shard_records_prefix(self._task.dataset)
         record_folds.write_if_due(
-            self._store.objects, self._store.ledger, work.folds_prefix, records, work.unfolded
+            self._store.objects, self._store.ledger, work.folds_prefix, records, unfolded
         )
 
 

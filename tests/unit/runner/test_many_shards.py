@@ -12,11 +12,12 @@ from tests.support.child_process import exit_code
 from tests.support.many_shards import add
 from tests.support.remote_objects import Counting
 from videoar.admin.damage import damage
-from videoar.core.errors import DamagedError, TransientStorageError
+from videoar.core.errors import DamagedError, StageError, TransientStorageError
 from videoar.core.ids import canonical_json, digest_json
 from videoar.pipeline.fingerprint import ShardFingerprints
 from videoar.pipeline.stage import Shard
 from videoar.records.run import Run
+from videoar.runner import stage_work
 from videoar.storage import layout, record_folds
 from videoar.storage.ledger import Ledger, seal
 from videoar.storage.local_store import LocalObjectStore
@@ -127,6 +128,31 @@ def test_damaged_record_is_named_although_a_fold_has_it(base: Path):
     store.objects.put(key, data.replace(b'"rows_out":1', b'"rows_out":2'))
     with pytest.raises(DamagedError, match=key):
         planned(base)
+
+
+def test_records_are_folded_while_a_stage_runs(base: Path, monkeypatch):
+    monkeypatch.setattr(stage_work, "_FOLD_EACH", 5)
+    add(base / "videos", 7)
+    copy = many_shards.Copy.open
+
+    def fails_at_the_end(*args):
+        mapper, rows = copy(*args), []
+
+        def work(batch):
+            rows.append(batch)
+            assert len(rows) < 8, "broken"
+            return mapper(batch)
+
+        return work
+
+    with monkeypatch.context() as patch:
+        patch.setattr(many_shards.Copy, "open", fails_at_the_end)
+        with pytest.raises(StageError, match="broken"):
+            run(base)
+    store = open_store((base / "store").as_uri())
+    assert len(folded(store)) == 8 + 5
+    assert run(base).stage("copied").shards.cached == 8 + 7
+    assert sorted(folded(store)) == sorted({*folded(store)})
 
 
 def write(url: str, names: list[str]) -> None:
