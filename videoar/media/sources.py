@@ -17,7 +17,6 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
-from tempfile import gettempdir
 
 import pyarrow as pa
 
@@ -120,7 +119,8 @@ def list_sources(url: str) -> Iterator[pa.Table]:
             db.execute(_LABELLED if is_labelled else _BY_FOLDER)
             yield from _tables(db, contract)
     except sqlite3.DatabaseError as error:
-        raise DiskError(gettempdir(), str(error), "free some space, or set TMPDIR") from error
+        # without TMPDIR, SQLite takes /var/tmp before /tmp
+        raise DiskError("temporary files", str(error), "free some space, or set TMPDIR") from error
 
 
 def read_input(url: str) -> bytes:
