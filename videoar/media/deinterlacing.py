@@ -119,7 +119,7 @@ def _energy(rows: np.ndarray, moving: np.ndarray) -> int:
     high, low = np.maximum(above, below), np.minimum(above, below)
     over = np.maximum(row, high) - high  # one of both is 0
     over += low - np.minimum(row, low)
-    return int((over * moving).sum())  # `where` takes ten times as long
+    return int((over * moving).sum())  # `where`: four times as long if half of it moves
 
 
 def _within(rows: np.ndarray, moving: np.ndarray) -> int:
