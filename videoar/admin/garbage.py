@@ -24,6 +24,8 @@ from videoar.storage.store import Store
 DAY_S = 86_400.0
 _SLACK_S = 5.0
 """chosen: ages in S3 are whole seconds."""
+_CHECKPOINT_DEPTH = 3
+"""Slashes in `checkpoints/<stage>/<fingerprint>/<name>`."""
 _ZOMBIE_S = DAY_S
 """chosen: a process that was silent for longer does not wake up."""
 
@@ -205,7 +207,8 @@ class GarbageWalk:
             raise _UnreadableError(str(error)) from error
 
     def _checkpoints(self) -> Iterator[Garbage]:
-        infos = self._store.objects.list(layout.CHECKPOINTS_PREFIX)
+        listed = self._store.objects.list(layout.CHECKPOINTS_PREFIX)
+        infos = (info for info in listed if info.key.count("/") == _CHECKPOINT_DEPTH)
         for prefix, group in groupby(infos, lambda info: layout.checkpoints_of(info.key)):
             # a record goes before its files: what has a record can be loaded
             keys = sorted(group, key=lambda info: not info.key.endswith(".json"))
@@ -238,7 +241,7 @@ class GarbageWalk:
                 yield from group
 
     def _replaced_claims(self) -> Iterator[Garbage]:
-        infos = self._store.objects.list(layout.CLAIMS_PREFIX)
+        infos = _entries_of_logs(self._store.objects.list(layout.CLAIMS_PREFIX))
         last = {key for key, _ in self._claims.values()}
         yield from self._old(
             _garbage(info, "claim", "a newer claim has replaced it")
@@ -252,7 +255,7 @@ class GarbageWalk:
         An owner that was suspended finds out by the epoch after its own. So an epoch goes only with
         all before it, if their owners have all released the lease, or are silent for a day.
         """
-        infos = self._store.objects.list(layout.LEASES_PREFIX)
+        infos = _entries_of_logs(self._store.objects.list(layout.LEASES_PREFIX))
         logs = groupby(infos, lambda info: layout.lease_of(info.key))
         for name, group in logs:
             parts = defaultdict[int, list[ObjectInfo]](list)
@@ -300,10 +303,14 @@ def _garbage(info: ObjectInfo, kind: str, reason: str) -> Garbage:
     return Garbage(info.key, info.size_bytes, kind, reason)
 
 
+def _entries_of_logs(infos: Iterable[ObjectInfo]) -> Iterator[ObjectInfo]:
+    return (info for info in infos if layout.is_numbered(info.key))
+
+
 def _last_entries(keys: Iterable[str]) -> dict[str, tuple[str, int]]:
     """Return key and number of the last entry of each log, by the name of what is claimed."""
     result: dict[str, tuple[str, int]] = {}
-    for key in keys:
+    for key in filter(layout.is_numbered, keys):
         right = layout.right_of(key)
         number = layout.number_of(key)
         if number >= result.get(right, ("", -1))[1]:

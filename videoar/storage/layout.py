@@ -521,6 +521,11 @@ def number_of(key: str) -> int:
     return int(key.rpartition("/")[2].removesuffix(".json"))
 
 
+def is_numbered(key: str) -> bool:
+    """Return whether a key can be that of an entry of a log; people leave other files, too."""
+    return key.rpartition("/")[2].removesuffix(".json").isdecimal()
+
+
 def lease_of(key: str) -> str:
     """Return the lease of a key under `LEASES_PREFIX`."""
     return key.removeprefix(LEASES_PREFIX).rsplit("/", 2)[0]

@@ -211,7 +211,8 @@ class Refs:
     def names(self) -> list[str]:
         """Return the names of all refs, sorted."""
         keys = self._ledger.list(REFS_PREFIX)
-        return sorted({key.removeprefix(REFS_PREFIX).rpartition("/")[0] for key in keys})
+        names = {key.removeprefix(REFS_PREFIX).rpartition("/")[0] for key in keys}
+        return sorted(names - {""})  # a file that is in the folder itself is no ref
 
     def by_target(self) -> dict[str, list[str]]:
         """Return the names of the refs that point at each snapshot."""

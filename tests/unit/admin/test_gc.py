@@ -331,3 +331,15 @@ def test_random_kills_beside_a_collector_lose_nothing(store, tmp_path):
             other.outputs["big"],
             other.outputs["few"],
         )
+
+
+def test_files_that_people_leave_are_no_garbage_and_stop_nothing(store, videos):
+    execute(store, toy_document(videos))
+    collect(store)
+    folders = ("checkpoints", "claims", "claims/runs", "leases", "refs")
+    left = {f"{folder}/{name}" for folder in folders for name in (".DS_Store", "notes.json")}
+    for key in left:
+        store.objects.put(key, b"{}")
+    collect(store)
+    assert keys(store, *folders) >= left
+    assert [row["name"] for row in api.refs(store)["refs"]] == ["champion"]
