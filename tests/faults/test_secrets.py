@@ -49,6 +49,8 @@ def test_text_is_shown_without_secrets(monkeypatch, text: str, shown: str):
     assert SECRET not in repr(error)
 
 
+@pytest.mark.slow
+@pytest.mark.soak  # imports MLflow
 def test_reasons_are_recorded_without_secrets(tmp_path: Path):
     store = open_store((tmp_path / "store").as_uri())
     videos = write_videos(tmp_path / "videos", "a.mp4", "bad.mp4")
