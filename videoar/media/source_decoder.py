@@ -305,6 +305,7 @@ class SourceDecoder:
     def _rewind(self) -> None:
         """Open the file again: a seek to 0 goes to the start only where times begin at 0."""
         index = self._stream.index
+        self._container.close()  # with the frames that its decoder holds
         self._container = self._open()
         self._use(next(s for s in self._container.streams.video if s.index == index))
         self._restart(self._timeline.start_pts)

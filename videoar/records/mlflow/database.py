@@ -78,8 +78,9 @@ def complete(path: Path, open_with_mlflow: Callable[[str], object]) -> None:
         OSError: the folder cannot be written.
         sqlite3.OperationalError: the file cannot be read, or is locked.
     """
-    if _is_ready(path):
-        return
+    with suppress(sqlite3.OperationalError):  # another process may be moving it aside
+        if _is_ready(path):
+            return
     path.parent.mkdir(parents=True, exist_ok=True)
     # one process at a time: a second one would take the database of the first for the broken one
     with _locked(path.parent):
