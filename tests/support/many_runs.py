@@ -1,13 +1,15 @@
 """A store with many runs and data files, to measure what reading verbs cost as it grows.
 
 `python -m tests.support.many_runs FOLDER RUNS FILES [LATENCY_S]` makes it unless it is there, and
-prints requests and seconds of verbs, as it does for the URL of a copy (`videoar store copy`). A
-page of a listing counts as one request. Each run has its own listing, FILES files of clips of 8
-sources each, a model and a passed decision on it. Logs and index records are those that
-`Dataset.commit` writes, without its fsyncs and Delta actions.
+prints requests and seconds of verbs, as it does for the URL of a copy (`videoar store copy`), and
+of the command `videoar promote` in a process of its own. A page of a listing counts as one request.
+Each run has its own listing, FILES files of clips of 8 sources each, a model and a passed decision
+on it. Logs and index records are those that `Dataset.commit` writes, without its fsyncs and Delta
+actions.
 """
 
 import json
+import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -19,6 +21,7 @@ from tests.support.clip_rows import clip_row
 from tests.support.remote_objects import Counting
 from videoar import api
 from videoar.admin import promotion, registry
+from videoar.cli import app
 from videoar.contracts.contract import load_contract
 from videoar.contracts.names import CLIPS, MODELS, RELEASES, SOURCES
 from videoar.core.ids import canonical_json, sha256_hex
@@ -179,10 +182,33 @@ def measure(store: Store, latency_s: float) -> None:
         print(f"{name}: {used}", flush=True)
 
 
+def measure_command(url: str, latency_s: float) -> None:
+    """Print the seconds of `videoar promote`, from the start of a process to its end."""
+    store = open_store(url, endpoint=settings().s3_endpoint)
+    model = list(iter_commits(store.objects, "model"))[-1].snapshot
+    for key in list(store.ledger.list(layout.ref_log("champion"))):
+        store.objects.delete(key)
+    began = time.monotonic()
+    script = f"from tests.support.many_runs import run_slowly; run_slowly({latency_s})"
+    verb = ["--store", url, "promote", model]
+    subprocess.run([sys.executable, "-c", script, *verb], check=True)
+    print(f"the command promote: {time.monotonic() - began:.2f} s")
+
+
+def run_slowly(latency_s: float) -> None:
+    """Run the command line of this process on a store whose requests take time."""
+    opened = api.open_store
+    api.open_store = lambda url="": Store(Counting(opened(url).objects, latency_s))
+    app.main()
+
+
 if __name__ == "__main__":
     place, (runs, files_a_run) = sys.argv[1], map(int, sys.argv[2:4])
     is_folder = "://" not in place
     if is_folder and not Path(place).exists():
         make(Path(place), runs, files_a_run)
     url = Path(place).absolute().as_uri() if is_folder else place
-    measure(open_store(url, endpoint=settings().s3_endpoint), float([*sys.argv, "0"][4]))
+    latency_s = float([*sys.argv, "0"][4])
+    measure(open_store(url, endpoint=settings().s3_endpoint), latency_s)
+    for _ in range(3):
+        measure_command(url, latency_s)
