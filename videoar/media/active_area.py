@@ -22,7 +22,8 @@ from av.video.reformatter import VideoReformatter
 from videoar.core.errors import MediaError
 from videoar.media.color import luma_of
 from videoar.media.orientation import Orientation
-from videoar.media.source_decoder import DecodePlan, SourceDecoder, open_source
+from videoar.media.source_decoder import SourceDecoder, open_source
+from videoar.media.source_stream import DecodePlan
 
 _NEAR = 10  # chosen: grey levels around the colour of a bar: coding noise beside a sharp edge
 _COVERED = 0.6  # chosen: share of a row with the colour of the bar; subtitles leave 0.7

@@ -28,7 +28,8 @@ from videoar.media.detail import Lines
 from videoar.media.frame_resizer import FrameResizer, Size
 from videoar.media.pictures import Picture, pictures
 from videoar.media.shots import Marked, SampledFrame, Span, shots, spans, thin_out
-from videoar.media.source_decoder import DecodePlan, SourceDecoder, SourceMetadata, open_source
+from videoar.media.source_decoder import SourceDecoder, SourceMetadata, open_source
+from videoar.media.source_stream import DecodePlan
 from videoar.media.timeline import MAX_GAP_US, missing_frames
 from videoar.media.tone_mapping import Curve
 from videoar.media.transitions import Transition, find_transitions

@@ -26,7 +26,8 @@ from videoar.media.process import Limits
 from videoar.media.reject_codes import CODES
 from videoar.media.sandbox import SandboxedDecoder
 from videoar.media.scan import ScanPlan
-from videoar.media.source_decoder import DecodePlan, open_source
+from videoar.media.source_decoder import open_source
+from videoar.media.source_stream import DecodePlan
 
 pytestmark = pytest.mark.shared
 STREAMS = {"nasa_13013.mp4": (0, 3), "av1_video.mkv": (0,), "h265_video.mp4": (0,)}
