@@ -151,6 +151,7 @@ def test_apply_that_was_killed_goes_on(store, videos, point):
     assert gc.apply(store, made.plan) == ({}, [])
 
 
+@pytest.mark.slow
 def test_plan_that_was_killed_is_garbage_itself(store, videos):
     orphans(store)
     code = exit_code(plan_at, store.url, VIDEOAR_CRASH_AT="gc.part")

@@ -189,6 +189,7 @@ def test_small_folds_are_merged_without_records_that_are_gone(tmp_path, monkeypa
     assert found == {key: canonical_json({"name": key}) for key in folded(store)}
 
 
+@pytest.mark.slow
 def test_killed_between_merged_folds_and_those_before_nothing_is_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(record_folds, "_MIN", 4)
     url = (tmp_path / "store").as_uri()
