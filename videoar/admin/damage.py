@@ -73,9 +73,9 @@ def damage(store: Store, *, fix: bool = False) -> Iterator[Check]:
 
 def _place_in_log(key: str) -> tuple[str, int]:
     """Return the log and the number of a record that nothing deletes; ("", 0) of another one."""
-    log, _, name = key.rpartition("/")
-    number, is_kept = name.removesuffix(".json"), key.startswith(_KEPT_LOGS)
-    return (log, int(number)) if is_kept and number.isdigit() else ("", 0)
+    if key.startswith(_KEPT_LOGS) and layout.is_numbered(key):
+        return key.rpartition("/")[0], layout.number_of(key)
+    return "", 0
 
 
 def _without_gaps(keys: Iterable[str]) -> Iterator[str]:

@@ -51,9 +51,8 @@ class Lines(NamedTuple):
 
 def _spaced(luma_HW: np.ndarray) -> np.ndarray:
     step = max(1, len(luma_HW) // _LINES)
-    return luma_HW[step // 2 :: step].copy(
-        order="K"
-    )  # transposed as it is: columns lie side by side
+    # "K": columns, which are the rows of a transposed view, stay side by side in memory
+    return luma_HW[step // 2 :: step].copy(order="K")
 
 
 def _inside(lines_NL: np.ndarray) -> np.ndarray:

@@ -93,8 +93,8 @@ def list_sources(url: str) -> Iterator[pa.Table]:
     """List a raw input: yield its rows of `sources@1`, a few thousand each, sorted by uri.
 
     Labels come from `labels.csv` in its top folder (column `file` and any other field of
-    `labels.Label`), or
-    else from folder names. A small text file beside a video (`<stem>.txt`) is its caption.
+    `labels.Label`), or else from folder names. A small text file beside a video (`<stem>.txt`) is
+    its caption.
 
     Args:
         url: folder path, `file://`, `s3://bucket/prefix` or `rendered://shapes?num_videos=..`.

@@ -38,7 +38,7 @@ from videoar.storage.key_set import KeySet
 from videoar.storage.layout import RETRIES_PREFIX, table_folder
 from videoar.storage.snapshot import Snapshot
 from videoar.storage.store import Store
-from videoar.storage.table_spool import TableSpool
+from videoar.storage.table_spool import TableSpool, rows_of
 from videoar.storage.takedown import (
     address_digest,
     place_digest,
@@ -289,10 +289,10 @@ def _new_rows(
                 shared = _shared_files(store, earlier, listed)
                 if isinstance(listed, Snapshot):
                     listed = _without(listed, shared)
-                for row in _rows(_without(earlier, shared).read()):
+                for row in rows_of(_without(earlier, shared).read()):
                     known.add(digest_json(row))
         # all columns: a source with another caption or licence is new, too
-        yield from (row for row in _rows(listed.read()) if digest_json(row) not in known)
+        yield from (row for row in rows_of(listed.read()) if digest_json(row) not in known)
 
 
 def _shared_files(store: Store, earlier: Snapshot, listed: Snapshot | Listing) -> set[str]:
@@ -315,12 +315,6 @@ def _unless_gone(name: str) -> Iterator[None]:
         if error.retryable:  # an unreachable store fails the run
             raise
         logger.warning("input %s: the previous listing cannot be read: %s", name, error)
-
-
-def _rows(tables: Iterable[pa.Table]) -> Iterator[Row]:
-    for table in tables:
-        for batch in table.to_batches(_BATCH_ROWS):
-            yield from batch.to_pylist()
 
 
 def nothing_new(

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, groupby
 from typing import ClassVar
 
-import pyarrow as pa
-
 from videoar.contracts.names import CLIPS, SOURCES
 from videoar.core.ids import digest_json, seed_from
 from videoar.core.types import Row
@@ -18,8 +16,8 @@ from videoar.media.transcode import tool_versions
 from videoar.pipeline.context import StageContext
 from videoar.pipeline.stage import Inputs, Mapper, MapStage, PackedRows, Port, Shard
 from videoar.stages.ingest.config import IngestConfig
+from videoar.storage.table_spool import rows_of
 
-_BATCH_ROWS = 1_000  # chosen
 _MAX_OVER_MEAN = 4  # chosen: one shard in 55 reaches four times the mean (1/e^4) and is cut there
 
 
@@ -43,9 +41,9 @@ class IngestStage(MapStage[IngestConfig]):
         # listed
         sources = inputs[self.primary]
         try:
-            return self._grouped(_in_order(_rows(sources.read())))
+            return self._grouped(_in_order(rows_of(sources.read())))
         except _NotInOrderError:  # made by a stage; those of a listing are
-            return self._grouped(_rows([sources.table().sort_by("uri")]))
+            return self._grouped(rows_of([sources.table().sort_by("uri")]))
 
     def _grouped(self, rows: Iterable[Row]) -> list[Shard]:
         by_folder = groupby(rows, _top_folder if self.config.batch_folders else lambda _: "")
@@ -72,13 +70,6 @@ class IngestStage(MapStage[IngestConfig]):
 
 class _NotInOrderError(Exception):
     """Rows are not sorted by address."""
-
-
-def _rows(tables: Iterable[pa.Table]) -> Iterator[Row]:
-    # few rows as Python objects at a time: they take twenty times the memory
-    for table in tables:
-        for batch in table.to_batches(_BATCH_ROWS):
-            yield from batch.to_pylist()
 
 
 def _in_order(rows: Iterable[Row]) -> Iterator[Row]:
