@@ -70,7 +70,7 @@ class Verb(TyperCommand):
     def invoke(self, ctx: "Context") -> object:
         """Apply the global options, and call the command with the others."""
         _apply_global_options(ctx)
-        _require_ordinary_numbers(self, ctx)
+        _require_finite_numbers(self, ctx)
         return super().invoke(ctx)
 
     def format_options(self, ctx: "Context", formatter: "HelpFormatter") -> None:
@@ -148,12 +148,12 @@ def _apply_global_options(ctx: "Context") -> None:
     session.update({name: ctx.params.pop(name) for name in _GLOBAL if name in ctx.params})
 
 
-def _require_ordinary_numbers(command: "Command", ctx: "Context") -> None:
+def _require_finite_numbers(command: "Command", ctx: "Context") -> None:
     """Refuse NaN, infinities and numbers beyond 64 bits, which a minimum lets through."""
     for param in command.params:
         value = ctx.params.get(param.name or "")
         if isinstance(value, int | float) and not abs(value) < _TOO_LARGE:
-            what = f"--{param.name}: is no ordinary number".replace("_", "-")
+            what = f"--{param.name}: is no finite number of 64 bits".replace("_", "-")
             raise typer.BadParameter(what, ctx=ctx)
 
 

@@ -24,7 +24,7 @@ _EXPANSION = (255 / 219) ** 2  # of the power of a frame in limited range to tha
 
 
 class Lines(NamedTuple):
-    """Lines of one frame: of each clip are kept, until it is known that it becomes one."""
+    """Rows and columns of one frame, kept until it is known whether its clip is taken."""
 
     rows_NW: np.ndarray
     """uint8, evenly spaced."""
