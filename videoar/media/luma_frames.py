@@ -41,10 +41,11 @@ class LumaFrames:
         """Return the frame on display at each point of a coarse clock, and its step.
 
         The clock makes films of different frame rates comparable. Its points are multiples of the
-        step in absolute time, so that they do not depend on where a block of frames begins.
+        step in absolute time, so that they do not depend on where a block of frames begins. Where
+        no multiple is among the frames, the last frame is the only point.
         """
         step_us = max(CLOCK_US, int(np.median(np.diff(self.times_us))))
-        first_us = -(-self.times_us[0] // step_us) * step_us
+        first_us = min(-(-self.times_us[0] // step_us) * step_us, self.times_us[-1])
         clock = np.arange(first_us, self.times_us[-1] + 1, step_us)
         return np.searchsorted(self.times_us, clock, side="right") - 1, step_us
 

@@ -161,14 +161,12 @@ class SourceStream:
 
     def is_set_back(self) -> bool:
         """Return whether times name no place; where that is not known, read all packets for it."""
-        if not self._is_joinable:
-            return False
-        if self.set_back is None:
+        if self.set_back is None and self._is_joinable:
             stamps = (packet.dts for packet in self.packets() if packet.dts is not None)
             steps_us = ((after - before) * self.tick_us for before, after in pairwise(stamps))
             self.set_back = any(step_us < -MAX_GAP_US for step_us in steps_us)
             self.rewind()
-        return self.set_back
+        return bool(self.set_back)
 
     def follow_shape(self) -> None:
         """Take the shape of a pixel that the stream itself states now, where that counts."""

@@ -367,6 +367,14 @@ def set_back(folder):
     return first
 
 
+def set_back_live(folder):
+    """A recording without an index whose clusters begin at 0 again."""
+    live = ("-t", 1, *X264, "-f", "matroska", "-live", 1, "-")
+    first, other = ffmpeg(*PICTURE, *live), ffmpeg(*PICTURE, "-vf", "negate", *live)
+    (folder / "a.mkv").write_bytes(first + other[other.index(b"\x1f\x43\xb6\x75") :])
+    return folder / "a.mkv"
+
+
 def before_zero(folder):
     clean = make(folder / "clean.mp4", "-t", 2, *X264)
     early = ("-itsoffset", -1, "-i", clean, "-c", "copy", "-avoid_negative_ts", "disabled")
@@ -374,13 +382,16 @@ def before_zero(folder):
     return folder / "a.mkv"
 
 
+ODD_CLOCKS = [raw_twice, wrapped, overlapping, set_back, set_back_live, before_zero]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("source", [raw_twice, wrapped, overlapping, set_back, before_zero])
+@pytest.mark.parametrize("source", ODD_CLOCKS)
 def test_frames_are_found_again_by_their_times(tmp_path, source):
     path = source(tmp_path)
     clips, metadata = read(path, num_frames=10)
     assert len(clips) >= 4
-    assert metadata.is_set_back == (source is set_back)
+    assert metadata.is_set_back == (source in {set_back, set_back_live})
     for clip, known in zip(clips, [None, *[metadata.is_set_back] * len(clips)], strict=False):
         times_us = tuple(clip.columns["frame_times_us"])
         plan = {"start_pts": metadata.start_pts, "is_set_back": known}

@@ -128,6 +128,8 @@ def test_rotating_gradient_is_one_shot():
 def test_frames_without_content_have_no_transition():
     assert find_transitions(np.zeros((30, 36, 64), np.uint8), clock(30, 25)) == []
     assert find_transitions(np.zeros((1, 36, 64), np.uint8), clock(1, 25)) == []
+    within = 85_000 + clock(9, 200)  # between two points of the clock
+    assert find_transitions(np.zeros((9, 36, 64), np.uint8), within) == []
 
 
 def sampled(luma_frames, times_us):
