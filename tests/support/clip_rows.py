@@ -36,6 +36,7 @@ def clip_row(name="a", **change):
         "color_transfer": "bt709",
         "tone_map": None,
         "is_set_back": None,
+        "picture_kind": None,
         "combed_frac": 0.0,
         "deinterlacer": None,
         "active_box": None,

@@ -46,6 +46,7 @@ _RULES = (  # reason, score, bound; reasons are reported in this order, the firs
     ("TRUNCATED", "decoded_share", "min_decoded_share"),
     ("DECODE_ERRORS", "decode_errors", "max_decode_errors"),
     ("FRAMES_MISSING", "missing_frames", "max_missing_frames"),
+    ("PICTURE_KIND", "is_special", "max_special_pictures"),
     ("HDR", "unmapped_hdr", "max_unmapped_hdr"),
     ("INTERLACED", "combed_left_frac", "max_combed_frac"),
     ("BLACK", "black_frac", "max_black_frac"),
@@ -63,7 +64,7 @@ COLUMNS = (
     "src_width_px", "src_height_px", "src_rate_fps", "expected_frames", "decoded_frames",
     "decode_errors", "missing_frames", "num_frames", "rate_fps", "luma_mean", "black_frac",
     "freeze_frac", "blur_p10", "motion_mean", "letterbox_frac", "still_frac", "motion_per_s",
-    "color_transfer", "tone_map", "combed_frac", "deinterlacer", *_LISTS.values(),
+    "color_transfer", "tone_map", "combed_frac", "deinterlacer", "picture_kind", *_LISTS.values(),
 )  # fmt: skip
 """Columns of `clips@1` that `evaluate` needs."""
 Bounds = Mapping[str, float | None]
@@ -120,6 +121,9 @@ class Policy(Frozen):
     max_missing_frames: Bound = None
     """Most frames that the times in the clip's span show to be lost; none are where the frame rate
     varies."""
+    max_special_pictures: Bound = None
+    """0 rejects clips whose picture is not what a viewer sees: of two views for a stereo display,
+    of a sphere, or with transparent parts."""
     max_unmapped_hdr: Bound = None
     """0 rejects clips of high dynamic range (PQ, HLG, logarithmic) not mapped to BT.709."""
     max_combed_frac: Bound = None
@@ -252,6 +256,7 @@ def _derived(scores: Mapping[str, Any]) -> dict[str, float | None]:
         "duration_s": (scores["num_frames"] - 1) / scores["rate_fps"],
         "decoded_share": (scores["decoded_frames"] + _FRAME_SLACK) / expected,
         "missing_frames": scores["missing_frames"] or 0,  # null in clips of version 0.1
+        "is_special": float(scores["picture_kind"] is not None),
         "unmapped_hdr": float(
             scores["color_transfer"] in _HDR_TRANSFERS and scores["tone_map"] is None
         ),

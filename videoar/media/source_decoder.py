@@ -25,6 +25,7 @@ from videoar.core.types import Row
 from videoar.media.color import color_columns, require_known_colors, settle_matrix
 from videoar.media.damage import DamageTracker
 from videoar.media.orientation import UPRIGHT, Orientation, orientation_of
+from videoar.media.picture_kind import picture_kind
 from videoar.media.source_stream import DecodePlan, SourceStream
 from videoar.media.timeline import MAX_GAP_US, Timeline, rate_and_regularity
 
@@ -55,6 +56,7 @@ class SourceMetadata:
     color_matrix: str | None
     color_range: str
     field_order: str
+    picture_kind: str | None
     start_pts: int
     expected_frames: int | None
     decoded_frames: int
@@ -312,6 +314,9 @@ class SourceDecoder:
             **self.orientation._asdict(),
             **color_columns(frame),
             "field_order": _FIELD_ORDERS.get(int(self._source.codec.field_order), "unknown"),
+            "picture_kind": picture_kind(
+                frame, has_alpha_layer=self._source.stream.metadata.get("alpha_mode") == "1"
+            ),
         }
 
 

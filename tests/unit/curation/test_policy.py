@@ -37,6 +37,7 @@ GOOD = clip_row()
         ({"color_transfer": "arib-std-b67"}, "HDR"),
         ({"combed_frac": 0.5}, "INTERLACED"),
         ({"black_frac": 0.5}, "BLACK"),
+        ({"picture_kind": "stereo"}, "PICTURE_KIND"),
         ({"still_frac": 0.9}, "FROZEN"),
         ({"motion_per_s": 0.0}, "LOW_MOTION"),
         ({"still_frac": None, "freeze_frac": 0.9}, "FROZEN"),  # of clips of release 0.1.0
