@@ -12,7 +12,7 @@ from videoar.core.ids import seed_from
 COLUMNS = (
     "clip_id", "source_id", "src_width_px", "src_height_px", "decoded_frames",
     "decode_errors", "num_frames", "phash", "frame_hashes", "chroma",
-    "detail",
+    "detail", "codec",
 )  # fmt: skip
 """Columns of `clips@1` that are needed, beside `embedding` for semantic duplicates."""
 
@@ -39,7 +39,9 @@ class Candidates:
         rows["pixels"] = np.multiply(*(side.astype(np.int64) for side in sides))
         for name in ("decoded_frames", "decode_errors"):
             rows[name] = table[name].to_numpy()
-        rows["detail"] = table["detail"].fill_null(0).to_numpy()
+        # dithering to 256 colours looks like detail; a copy of any other kind is richer
+        is_dithered = np.array(table["codec"].to_pylist()) == "gif"
+        rows["detail"] = np.where(is_dithered, 0, table["detail"].fill_null(0).to_numpy())
         lists = (table[name].to_pylist() for name in ("frame_hashes", "phash", "num_frames"))
         per_clip = [_by_frame(*of_clip) for of_clip in zip(*lists, strict=True)]
         longest = max((len(of_clip) // 2 for of_clip in per_clip), default=0)

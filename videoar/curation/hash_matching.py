@@ -20,13 +20,19 @@ import numpy as np
 
 from videoar.contracts.names import CHROMA_EVERY
 
-_RATES = (1.0, 1.25, 0.8, 1.5, 2 / 3)  # of two clips
+# chosen: rates of two clips, and how much an agreement counts in the choice of one of them; at half
+# and double speed the frames of quiet shots agree by chance
+_RATES = {1.0: 1.0, 1.25: 1.0, 0.8: 1.0, 1.5: 1.0, 2 / 3: 1.0, 2.0: 0.75, 0.5: 0.75}
 _LAG = 4  # frames, half a second at 8 fps, after which a moving picture has changed
 _USUAL = 8  # bits that change in half a second
 _MOTION = (0, 4, _USUAL, 14, 24)
 _BOUND = (0.65, 1.1, 1.0, 1.0, 2.2)  # chosen: by motion, the bound of bits relative to the option
 _WITHIN = (0.2, 0.4, 0.6, 0.9, 1.3)  # chosen: that of a repeat inside a source, coded alike
 _CHROMA = (3, 9)  # chosen: levels of colour up to which clips are equal, and from which on other
+# of a picture coded by BT.709 and shown by BT.601: its Cb, Cr, by those that it has
+_SHOWN_WRONG = np.array([[1.0186, 0.0750], [0.1146, 1.0253]])
+_MATRICES = np.stack([np.eye(2), _SHOWN_WRONG, np.linalg.inv(_SHOWN_WRONG)])[:, None, None]
+_ODDS = np.array([0, 2, 2])[:, None, None]  # chosen: levels added, as three ways fit by chance
 _NO_MATCH = 64
 FULL = 240
 """Agreement of two equal frames."""
@@ -78,7 +84,9 @@ def _colour_difference(
 ) -> np.ndarray:
     """Return the mean over the frames of a line of the largest difference of a quarter: [P].
 
-    0 where colours are unknown.
+    0 where colours are unknown. All colours of a copy are off alike if the tag of its matrix was
+    lost, as in AVI: the least of three differences, in two the matrices BT.601 and BT.709 are mixed
+    up.
     """
     if mask:
         copy = copy.reshape(*copy.shape[:2], 2, 2, 2)[:, :, :, ::-1].reshape(copy.shape)
@@ -86,9 +94,11 @@ def _colour_difference(
     nearest = np.minimum((other + CHROMA_EVERY // 2) // CHROMA_EVERY, kept.shape[1] - 1)
     of_kept = kept[np.arange(len(kept))[:, None], nearest]
     is_known = (other < line.shape[1]) & copy.any(axis=2) & of_kept.any(axis=2)
-    off = np.abs(copy.astype(np.int16) - of_kept).max(axis=2)
-    mean: np.ndarray = (off * is_known).sum(axis=1) / np.maximum(1, is_known.sum(axis=1))
-    return mean
+    as_shown = (copy.reshape(*copy.shape[:2], 4, 2) - np.float32(128)) @ _MATRICES
+    off = np.abs(as_shown.reshape(-1, *copy.shape) + 128 - of_kept).max(axis=3) + _ODDS
+    least: np.ndarray = (off * is_known).sum(axis=2).min(axis=0)
+    least /= np.maximum(1, is_known.sum(axis=1))
+    return least
 
 
 def _motion(hashes: np.ndarray) -> np.ndarray:
@@ -102,23 +112,27 @@ def _motion(hashes: np.ndarray) -> np.ndarray:
 
 
 @lru_cache(maxsize=2)
-def _lines(frames: int) -> np.ndarray:
-    """Return, per line and frame of a copy, the frame of the kept clip; `frames` outside of it."""
+def _lines(frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return, per line and frame of a copy, the frame of the kept clip; `frames` outside of it.
+
+    Second, what the agreement on a line counts.
+    """
     own = np.arange(frames)
-    lines = []
-    for rate in _RATES:
+    lines, weights = [], []
+    for rate, weight in _RATES.items():
         reach = round(rate * frames)
         for shift in range(1 - max(reach, frames), frames):
             line = np.round(rate * own + shift).astype(int)
             lines.append(np.where((line >= 0) & (line < frames), line, frames))
-    return np.array(lines).reshape(-1, frames)
+            weights.append(weight)
+    return np.array(lines).reshape(-1, frames), np.array(weights, np.float32)
 
 
 def _best_line(near: np.ndarray) -> np.ndarray:
     """Return, per pair and frame of the copy, the kept frame on the line of the largest sum."""
     padded = np.pad(near, ((0, 0), (0, 0), (0, 1)))  # outside of the kept clip nothing is near
-    frames, lines = np.arange(padded.shape[1]), _lines(padded.shape[1])
-    best = padded[:, frames, lines].sum(axis=2).argmax(axis=1)
+    frames, (lines, weights) = np.arange(padded.shape[1]), _lines(padded.shape[1])
+    best = (padded[:, frames, lines].sum(axis=2) * weights).argmax(axis=1)
     line: np.ndarray = lines[best]
     return line
 

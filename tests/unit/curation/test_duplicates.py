@@ -80,6 +80,7 @@ OTHERS = [clip(f"other{seed}", Scene(seed).hashes()) for seed in range(10, 14)]
         ({"noise": 6}, True),
         ({"start_s": 0.5}, True),
         ({"rate": 1.25}, True),
+        ({"rate": 0.5}, True),
         ({"crop": 0.1}, True),
         ({"start_s": 8.0}, False),
         ({"mirrored": True}, False),
@@ -92,10 +93,21 @@ def test_copies_are_found_wherever_they_begin_and_however_they_are_framed(copy, 
     assert find(clips) == expected
 
 
-@pytest.mark.parametrize(("levels", "is_found"), [(2, True), (12, False)])
-def test_colours_tell_clips_apart_whose_hashes_are_equal(levels, is_found):
-    chroma = np.random.default_rng(0).integers(100, 150, (5, 4, 2))
+@pytest.mark.parametrize(
+    ("levels", "turn", "is_found"),
+    [
+        (2, 0, True),
+        (12, 0, False),
+        # shown by BT.601 instead of BT.709, and the other way round
+        (0, [[0.0186, 0.0750], [0.1146, 0.0253]], True),
+        (0, [[-0.0101, -0.0725], [-0.1107, -0.0166]], True),
+        (0, [[-0.02, 0.2], [-0.2, -0.02]], False),
+    ],
+)
+def test_colours_tell_clips_apart_whose_hashes_are_equal(levels, turn, is_found):
+    chroma = np.random.default_rng(0).integers(50, 200, (5, 4, 2))
     other = np.add(chroma, [0, levels])
+    other += ((chroma - 128.0) @ (np.eye(2) * turn if turn == 0 else turn)).round().astype(int)
     clips = [
         clip("best", SCENE.hashes(), chroma=chroma.ravel().tolist(), detail=2.0),
         clip("other", SCENE.hashes(), chroma=other.ravel().tolist()),
@@ -148,7 +160,8 @@ def test_best_clip_is_kept_in_any_order():
         clip("small", SCENE.hashes(noise=2), detail=1.0, src_width_px=1280),
         clip("sharp", SCENE.hashes(), detail=9.0),
         {**clip("sharp", SCENE.hashes(), detail=9.0), "source_uri": "z-copy"},
-        {**clip("small", SCENE.hashes(noise=2), detail=1.0), "source_uri": "z-copy"},
+        # dithering, which looks like detail
+        {**clip("small", SCENE.hashes(noise=2), detail=99.0, codec="gif"), "source_uri": "z-copy"},
         clip("plain", Scene(5).hashes()),
         clip("flat", [0] * (2 * FRAMES)),
         clip("flat too", [0] * (2 * FRAMES)),
