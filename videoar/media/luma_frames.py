@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
+Sums = NDArray[np.int16]
+"""Cells as the sums of their pixels, which are exact; those of a row or column fit into uint16."""
 CLOCK_US = 80_000  # chosen: as the numbers of `videoar.media.transitions`
 
 
@@ -16,8 +18,11 @@ class LumaFrames:
     def __init__(self, luma_Thw: NDArray[np.uint8], times_us: NDArray[np.int64]) -> None:
         self.times_us = times_us
         half = _sums(luma_Thw)
+        quarter = _sums(half)
+        self.half_sums_Thw: Sums = half.view(np.int16)
+        self.quarter_sums_Thw: Sums = quarter.view(np.int16)
         self.half_Thw: Array = (half / 4).astype(np.float32)
-        self.quarter_Thw: Array = (_sums(half) / 16).astype(np.float32)
+        self.quarter_Thw: Array = (quarter / 16).astype(np.float32)
         pixels = self.half_Thw.reshape(len(luma_Thw), -1)
         self.contrast_T: Array = pixels.std(axis=1)
         steps = np.abs(np.diff(pixels, axis=0)).mean(axis=1)

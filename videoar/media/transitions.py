@@ -297,14 +297,14 @@ def _is_mixed(frames: LumaFrames, first: int, last: int) -> bool:
 
 def _wipes(frames: LumaFrames, taken_T: NDArray[np.bool_]) -> list[Transition]:
     index_t, step_us = frames.clock()
-    half_thw, quarter_thw = frames.half_Thw[index_t], frames.quarter_Thw[index_t]
+    half_thw, quarter_thw = frames.half_sums_Thw[index_t], frames.quarter_sums_Thw[index_t]
     num_taken = np.concatenate([[0], np.cumsum(taken_T)])
     is_taken_t = num_taken[np.append(index_t[1:], len(frames))] > num_taken[index_t]
     stretches = sorted(
         find_stretches(half_thw, quarter_thw, step_us, is_taken_t),
         key=lambda s: (s.cost, s.first, s.last),
     )
-    steps_t = np.abs(np.diff(quarter_thw, axis=0)).mean(axis=(1, 2))
+    steps_t = np.abs(np.diff(frames.quarter_Thw[index_t], axis=0)).mean(axis=(1, 2))
     tried_t = np.zeros(len(index_t), int)
     found: list[Transition] = []
     taken_T = taken_T.copy()

@@ -20,13 +20,15 @@ A stretch that fits a model is only a candidate: `videoar.media.transitions` com
 Axes: t points of the clock, N stretches, h w cells.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+from videoar.media.luma_frames import Array, Sums
+
 
 # All numbers below are chosen on drawn films, as those of `videoar.media.transitions`.
 SPANS_US = (360_000, 500_000, 700_000, 1_000_000, 1_400_000, 1_900_000)
@@ -41,7 +43,9 @@ _ALL_AT_ONCE = 0.6  # largest share of the change that is in one step
 _BETWEEN = 0.14  # largest distance of a cell to both pictures, relative to that of the pictures
 _MISFIT = 0.17  # largest deviation from a slide, relative to the distance of the ends
 _COARSE_MISFIT = 0.35
-_PROGRESS = 0.15  # smallest way of the seam from 0.3 to 0.7 of the time, in sides
+_SHARES = [0.3, 0.5, 0.7]  # of the time of a slide: where it is looked at
+_PROGRESS = 0.15  # smallest way of the seam from the first to the last of them, in sides
+_PIXELS = 36 * 64
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Stretch:
 
 
 def find_stretches(
-    half_thw: Array, quarter_thw: Array, step_us: int, taken_t: NDArray[np.bool_]
+    half_thw: Sums, quarter_thw: Sums, step_us: int, taken_t: NDArray[np.bool_]
 ) -> Iterator[Stretch]:
     """Yield the stretches that fit a model, at several lengths each.
 
@@ -65,7 +69,7 @@ def find_stretches(
         step_us: of the clock.
         taken_t: whether a point or what follows it belongs to another transition.
     """
-    cells_tc = quarter_thw.reshape(len(quarter_thw), -1)
+    cells_tc = quarter_thw.reshape(len(quarter_thw), -1) / np.float32(16)
     steps_tc = np.abs(np.diff(cells_tc, axis=0))
     num_taken = np.concatenate([[0], np.cumsum(taken_t)])
     pictures_tc = cells_tc - cells_tc.mean(axis=1, keepdims=True)
@@ -136,71 +140,82 @@ def _sliding_max(values: Array, length: int) -> Array:
 
 
 def _slides(
-    half_thw: Array, quarter_thw: Array, first_N: NDArray[np.intp], last_N: NDArray[np.intp]
+    half_thw: Sums, quarter_thw: Sums, first_N: NDArray[np.intp], last_N: NDArray[np.intp]
 ) -> Iterator[Stretch]:
-    """Yield the candidates that fit a slide; most are ruled out at a quarter of the size."""
-    distance_N = np.abs(quarter_thw[first_N] - quarter_thw[last_N]).mean(axis=(1, 2))
-    for is_vertical, step in ((False, 1), (False, -1), (True, 1), (True, -1)):
-        # a seam moves along the first axis of a frame, upwards
-        along = (0, 1, 2) if is_vertical else (0, 2, 1)
-        quarter_twh, half_twh = (
-            np.ascontiguousarray(frames.transpose(along)[:, ::step])
-            for frames in (quarter_thw, half_thw)
+    """Yield the candidates that fit a slide; most are ruled out by coarser pictures."""
+    num = len(half_thw)
+    change_Nhw = np.abs(quarter_thw[first_N] - quarter_thw[last_N])
+    distance_N = change_Nhw.sum(axis=(1, 2), dtype=np.int32) / _PIXELS
+    # both ways that a seam moves along an axis: those of mirrored frames follow the others
+    first_N, last_N = (np.concatenate([at, at + num]) for at in (first_N, last_N))
+    distance_N = np.tile(distance_N, 2)
+    for axes, in_band in (((1, 2, 0), 6), ((2, 1, 0), 8)):
+        quarter_hwt, half_hwt = (
+            np.concatenate([frames, frames[:, ::-1]], axis=2)
+            for frames in (
+                np.ascontiguousarray(frames_thw.transpose(axes))
+                for frames_thw in (quarter_thw, half_thw)
+            )
         )
-        misfit, _ = _misfit(quarter_twh, first_N, last_N, 0.5)
-        near = np.flatnonzero(misfit.min(axis=0) < _COARSE_MISFIT * distance_N)
-        first, last, bound = first_N[near], last_N[near], 3 * _MISFIT * distance_N[near]
-        total, (early, middle, late) = np.zeros((3, len(near))), np.zeros((3, 3, len(near)))
-        # what is too much after one or two looks needs no third one
-        for share, seam in ((0.5, middle), (0.3, early), (0.7, late)):
-            at = np.flatnonzero(total.min(axis=0) < bound)
-            if not len(at):
-                break
-            misfit, seam[:, at] = _misfit(half_twh, first[at], last[at], share)
-            total[:, at] += misfit
-            total[early > middle] = np.inf
-        total[(middle > late) | (late - early < _PROGRESS)] = np.inf
+        height, width = half_hwt.shape[:2]
+        misfits = _misfits(quarter_hwt, first_N, last_N, [0.5])
+        at = np.flatnonzero(misfits.min(axis=(0, 1, 2)) < _COARSE_MISFIT * distance_N)
+        first, last, bound = first_N[at], last_N[at], 3 * _MISFIT * distance_N[at]
+        # a bound: the difference of two sums is at most the sum of the differences
+        bands_hwt = half_hwt.reshape(height // in_band, in_band, width, -1).sum(
+            axis=1, dtype=np.int16
+        )
+        early, middle, late = _misfits(bands_hwt, first, last, _SHARES)
+        ahead = math.ceil(_PROGRESS * width)
+        early = np.minimum.accumulate(early[:, :-ahead], axis=1)
+        least = (early + late[:, ahead:]).min(axis=1) + middle.min(axis=1)
+        at = np.flatnonzero(least.min(axis=0) < bound)
+        first, last, bound = first[at], last[at], bound[at]
+        misfits = _misfits(half_hwt, first, last, _SHARES)
+        early, middle, late = (misfits.argmin(axis=2) + 1) / width
+        total = misfits.min(axis=2).sum(axis=0)
+        total[(early > middle) | (middle > late) | (late - early < _PROGRESS)] = np.inf
         costs = total.min(axis=0) / bound
         for index in np.flatnonzero(costs < 1).tolist():
-            yield Stretch(float(costs[index]), int(first[index]), int(last[index]))
+            begin, length = int(first[index]) % num, int(last[index] - first[index])
+            yield Stretch(float(costs[index]), begin, begin + length)
 
 
-def _misfit(
-    frames_twh: Array, first_N: NDArray[np.intp], last_N: NDArray[np.intp], share: float
-) -> tuple[Array, Array]:
-    """Return the smallest deviation from a cover, an uncovering and a push, and where its seam is.
+def _misfits(
+    frames_hwt: Sums, first_N: NDArray[np.intp], last_N: NDArray[np.intp], shares: list[float]
+) -> Array:
+    """Return the deviations from a cover, an uncovering and a push with the seam at each column.
 
     Args:
-        frames_twh: frames with the axis first along which the seam moves, upwards.
+        frames_hwt: frames; the seam moves along their second axis, upwards.
         first_N: of each candidate.
         last_N: of each candidate.
-        share: which frame between them.
+        shares: which frames between them.
 
     Returns:
-        Two arrays [3, N]; the seam is a share of the side.
+        Luma levels [shares, 3, w - 1, N].
     """
-    middle_N = first_N + np.rint(share * (last_N - first_N)).astype(int)
-    num, (width, height) = len(first_N), frames_twh.shape[1:]
-    frames_tc = frames_twh.reshape(len(frames_twh), -1)
-    # N last: what is on one side of a seam is then one piece of memory
+    middles = [first_N + np.rint(share * (last_N - first_N)).astype(int) for share in shares]
     seen, old, new = (
-        np.ascontiguousarray(frames_tc[index].T).reshape(width, height, num)
-        for index in (middle_N, first_N, last_N)
+        frames_hwt.take(np.concatenate(indices), axis=2)
+        for indices in (middles, [first_N] * len(shares), [last_N] * len(shares))
     )
-    # for each seam in 1 .. w - 1: of the columns before it, and of those after it
-    new_still = np.cumsum(np.abs(seen - new).sum(axis=1), axis=0)[:-1]
-    old_still = np.cumsum(np.abs(seen - old).sum(axis=1)[:0:-1], axis=0)[::-1]
-    new_moves, old_moves = np.empty_like(new_still), np.empty_like(old_still)
-    ones = np.ones(width * height, np.float32)
-    pushed = np.concatenate([new, old])  # from `width - seam` on: with the seam at that column
+    width = seen.shape[1]
     change = np.empty_like(seen)
-    by_cell = change.reshape(-1, num)
-    for seam in range(1, width):
-        np.subtract(seen, pushed[width - seam : 2 * width - seam], out=change)
+    change_wwN = np.empty((width + 1, *seen.shape[1:]), np.float32)
+    # from `width - seam` on: with the seam at that column
+    pushed = np.concatenate([new, old], axis=1)
+    for seam in range(width + 1):
+        np.subtract(seen, pushed[:, width - seam : 2 * width - seam], out=change)
         np.abs(change, out=change)
-        of_new = seam * height
-        new_moves[seam - 1] = ones[:of_new] @ by_cell[:of_new]
-        old_moves[seam - 1] = ones[of_new:] @ by_cell[of_new:]
+        change_wwN[seam] = change.view(np.uint16).sum(axis=0, dtype=np.uint16)
+    # for each seam in 1 .. w - 1: of the columns before it, and of those after it
+    is_new = np.tri(width - 1, width, dtype=np.float32)
+    is_old = 1 - is_new
+    new_still, old_still = is_new @ change_wwN[width], is_old @ change_wwN[0]
+    new_moves, old_moves = (
+        (is_there[:, None] @ change_wwN[1:-1])[:, 0] for is_there in (is_new, is_old)
+    )
     models = np.stack([new_moves + old_still, new_still + old_moves, new_moves + old_moves])
-    models /= height * width
-    return models.min(axis=1), (models.argmin(axis=1) + 1) / width
+    models /= _PIXELS
+    return models.reshape(3, width - 1, len(shares), -1).transpose(2, 0, 1, 3)
