@@ -29,7 +29,6 @@ from numpy.typing import NDArray
 
 from videoar.media.luma_frames import Array, Sums
 
-
 # All numbers below are chosen on drawn films, as those of `videoar.media.transitions`.
 SPANS_US = (360_000, 500_000, 700_000, 1_000_000, 1_400_000, 1_900_000)
 _ENDS = 8.0  # luma levels: smallest distance of the ends
