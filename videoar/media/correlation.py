@@ -7,6 +7,7 @@ of the second one what an index moves onto it; where there is nothing, both are 
 Axes: N M pictures to compare, S shifts, P pixels of a picture.
 """
 
+import math
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
@@ -46,27 +47,19 @@ def correlates(
     """
     if not len(old_Nhw) or not len(new_Mhw):
         return False
-    old_NP, new_MP = _centred(old_Nhw), _centred(new_Mhw)
+    # float64: a flat part of a picture of high contrast must not correlate by its rounding errors
+    pixels_KP = np.concatenate([old_Nhw, new_Mhw], dtype=np.float64).reshape(-1, old_Nhw[0].size)
+    num, num_pixels = len(old_Nhw), pixels_KP.shape[1]
+    # for arrays this small, `mean` costs more than its arithmetic
+    pixels_KP -= np.add.reduce(pixels_KP, axis=1, keepdims=True) / num_pixels
+    length_K = np.sqrt(np.einsum("kp,kp->k", pixels_KP, pixels_KP)) + _NOISE * math.sqrt(num_pixels)
+    old_NP, new_MP = pixels_KP[:num], pixels_KP[num:]
     # most pictures that look alike do so without a shift
-    if bool((_unshifted(old_NP, new_MP) >= bound).any()):
+    unshifted_NM = old_NP @ new_MP.T
+    if (unshifted_NM >= bound * length_K[:num, None] * length_K[num:]).any():
         return True
     table = _table((old_Nhw.shape[1], old_Nhw.shape[2]), shifts)
     return bool((_correlations(old_NP, new_MP, table) >= bound).any())
-
-
-def _centred(pictures_Nhw: NDArray[np.float32]) -> NDArray[np.float64]:
-    # float64: a flat part of a picture of high contrast must not correlate by its rounding errors
-    pixels_NP = pictures_Nhw.reshape(len(pictures_Nhw), -1).astype(np.float64)
-    # for arrays this small, `mean` costs more than its arithmetic
-    pixels_NP -= np.add.reduce(pixels_NP, axis=1, keepdims=True) / pixels_NP.shape[1]
-    return pixels_NP
-
-
-def _unshifted(old_NP: NDArray[np.float64], new_MP: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the correlation of each pair: [N, M]."""
-    noise = _NOISE * np.sqrt(old_NP.shape[1])
-    old_N, new_M = (np.sqrt(np.einsum("ip,ip->i", part, part)) + noise for part in (old_NP, new_MP))
-    return np.asarray(old_NP @ new_MP.T / (old_N[:, None] * new_M))
 
 
 def _correlations(

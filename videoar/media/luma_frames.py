@@ -21,12 +21,16 @@ class LumaFrames:
         quarter = _sums(half)
         self.half_sums_Thw: Sums = half.view(np.int16)
         self.quarter_sums_Thw: Sums = quarter.view(np.int16)
-        self.half_Thw: Array = (half / 4).astype(np.float32)
-        self.quarter_Thw: Array = (quarter / 16).astype(np.float32)
+        self.half_Thw: Array = half * np.float32(1 / 4)
+        self.quarter_Thw: Array = quarter * np.float32(1 / 16)
+        # for arrays this small, `mean` and `std` cost more than their arithmetic
         pixels = self.half_Thw.reshape(len(luma_Thw), -1)
-        self.contrast_T: Array = pixels.std(axis=1)
-        steps = np.abs(np.diff(pixels, axis=0)).mean(axis=1)
-        self.steps_T: Array = np.concatenate([[0.0], steps]).astype(np.float32)
+        ones = np.ones(pixels.shape[1], np.float32)
+        work = pixels - (pixels @ ones / ones.size)[:, None]
+        self.contrast_T: Array = np.sqrt(np.square(work, out=work) @ ones / ones.size)
+        np.subtract(pixels[1:], pixels[:-1], out=work[1:])
+        work[0] = 0
+        self.steps_T: Array = np.abs(work, out=work) @ ones / ones.size
 
     def __len__(self) -> int:
         return len(self.half_Thw)
@@ -63,6 +67,7 @@ def _sums(cells_Thw: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint1
     """
     bits = 8 * cells_Thw.itemsize
     pairs = cells_Thw.view(f"u{2 * cells_Thw.itemsize}")
-    rows = (pairs & ((1 << bits) - 1)) + (pairs >> bits)
-    sums: NDArray[np.uint16] = (rows[:, ::2] + rows[:, 1::2]).astype(np.uint16)
+    rows = pairs & ((1 << bits) - 1)
+    rows += pairs >> bits
+    sums: NDArray[np.uint16] = (rows[:, ::2] + rows[:, 1::2]).astype(np.uint16, copy=False)
     return sums

@@ -31,6 +31,7 @@ Axes: T frames, t points of a coarse clock, N M frames to compare, h w pixels of
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal
 
 import numpy as np
@@ -174,20 +175,21 @@ def _merge_overlapping(transitions: list[Transition]) -> list[Transition]:
 
 
 def _cuts(frames: LumaFrames, taken_T: NDArray[np.bool_]) -> list[Transition]:
-    steps = frames.steps_T
-    padded = np.concatenate([[0.0], steps, [0.0]])
-    is_peak = (steps >= padded[:-2]) & (steps >= padded[2:]) & (steps >= _STEP) & ~taken_T
+    steps_T = frames.steps_T
+    padded = np.concatenate([[0.0], steps_T, [0.0]])
+    is_peak = (steps_T >= padded[:-2]) & (steps_T >= padded[2:]) & (steps_T >= _STEP) & ~taken_T
     cuts: list[Transition] = []
+    steps = steps_T.tolist()
     for index in np.flatnonzero(is_peak).tolist():
         if cuts and index == cuts[-1].last + 1:
             continue  # two equal steps in a row are both peaks, but one cut
-        step = float(steps[index])
+        step = steps[index]
         # the larger median: motion on one side alone must not hide a cut from the comparison, nor
         # make one of a step that is usual there. Repeated frames say nothing about motion.
         old, new = frames.around(index, _SIDE, _SIDE_US)
         sides = (steps[max(1, old) : index], steps[index + 1 : new + 1])
-        moving = [side[side > _REPEAT] for side in sides]
-        level = max((float(np.median(side)) for side in moving if len(side)), default=0.0)
+        moving = [[step for step in side if step > _REPEAT] for side in sides]
+        level = max((median(side) for side in moving if side), default=0.0)
         bound = _BIG_SIMILARITY if step >= _BIG_STEP else _SIMILARITY
         is_cut = step >= _STEP_RATIO * level and not _is_similar(frames, index - 1, index, bound)
         if is_cut and not _is_flash(frames, index, bound):
@@ -307,6 +309,7 @@ def _wipes(frames: LumaFrames, taken_T: NDArray[np.bool_]) -> list[Transition]:
     steps_t = np.abs(np.diff(frames.quarter_Thw[index_t], axis=0)).mean(axis=(1, 2))
     tried_t = np.zeros(len(index_t), int)
     found: list[Transition] = []
+    rejected: set[tuple[int, int]] = set()
     taken_T = taken_T.copy()
     for best in stretches:
         middle = (best.first + best.last) // 2
@@ -317,9 +320,11 @@ def _wipes(frames: LumaFrames, taken_T: NDArray[np.bool_]) -> list[Transition]:
         first, last = (int(index_t[point]) for point in _fitted(steps_t, best.first, best.last))
         if taken_T[first : last + 1].any():
             first, last = int(index_t[best.first]), int(index_t[best.last])
-        if not _ends_differ(frames, first, last) or _passes(frames, first, last):
+        if (first, last) in rejected:
             continue
-        if _is_pan(frames, first, last):
+        is_wipe = _ends_differ(frames, first, last) and not _passes(frames, first, last)
+        if not is_wipe or _is_pan(frames, first, last):
+            rejected.add((first, last))
             continue
         score, times = frames.difference(first, last), frames.times_us
         # a point more on each side: the first and last traces of the other picture are small
