@@ -3,6 +3,8 @@
 Axes: T frames, t points of a coarse clock, h w cells of a frame.
 """
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,14 +25,13 @@ class LumaFrames:
         self.quarter_sums_Thw: Sums = quarter.view(np.int16)
         self.half_Thw: Array = half * np.float32(1 / 4)
         self.quarter_Thw: Array = quarter * np.float32(1 / 16)
-        # for arrays this small, `mean` and `std` cost more than their arithmetic
         pixels = self.half_Thw.reshape(len(luma_Thw), -1)
         ones = np.ones(pixels.shape[1], np.float32)
-        work = pixels - (pixels @ ones / ones.size)[:, None]
-        self.contrast_T: Array = np.sqrt(np.square(work, out=work) @ ones / ones.size)
-        np.subtract(pixels[1:], pixels[:-1], out=work[1:])
-        work[0] = 0
-        self.steps_T: Array = np.abs(work, out=work) @ ones / ones.size
+        # for arrays this small, `std` costs more than its arithmetic
+        centred = pixels - (pixels @ ones / ones.size)[:, None]
+        self.contrast_T: Array = np.sqrt(np.square(centred, out=centred) @ ones / ones.size)
+        steps = mean_difference(pixels[1:], pixels[:-1])
+        self.steps_T: Array = np.concatenate([np.zeros(1, np.float32), steps])
 
     def __len__(self) -> int:
         return len(self.half_Thw)
@@ -46,17 +47,44 @@ class LumaFrames:
         """Return the mean difference of two frames, in luma levels."""
         return float(np.abs(self.half_Thw[first] - self.half_Thw[second]).mean())
 
-    def clock(self) -> tuple[NDArray[np.intp], int]:
-        """Return the frame on display at each point of a coarse clock, and its step.
 
-        The clock makes films of different frame rates comparable. Its points are multiples of the
-        step in absolute time, so that they do not depend on where a block of frames begins. Where
-        no multiple is among the frames, the last frame is the only point.
-        """
-        step_us = max(CLOCK_US, int(np.median(np.diff(self.times_us))))
-        first_us = min(-(-self.times_us[0] // step_us) * step_us, self.times_us[-1])
-        clock = np.arange(first_us, self.times_us[-1] + 1, step_us)
-        return np.searchsorted(self.times_us, clock, side="right") - 1, step_us
+class ClockFrames:
+    """The frames on display at the points of a coarse clock.
+
+    The clock makes films of different frame rates comparable. Its points are multiples of the step
+    in absolute time, so that they do not depend on where a block of frames begins. Where no
+    multiple is among the frames, the last frame is the only point.
+    """
+
+    def __init__(self, frames: LumaFrames) -> None:
+        times_us = frames.times_us
+        self.step_us = max(CLOCK_US, int(np.median(np.diff(times_us))))
+        first_us = min(-(-times_us[0] // self.step_us) * self.step_us, times_us[-1])
+        clock = np.arange(first_us, times_us[-1] + 1, self.step_us)
+        self.index_t: NDArray[np.intp] = np.searchsorted(times_us, clock, side="right") - 1
+        self.half_thw = frames.half_sums_Thw[self.index_t]
+        self.quarter_thw = frames.quarter_sums_Thw[self.index_t]
+        self.cells_tc = frames.quarter_Thw[self.index_t].reshape(len(clock), -1)
+        self.steps_t = mean_difference(self.cells_tc[1:], self.cells_tc[:-1])
+        self._distances: dict[int, Array] = {}
+
+    def spans(self, lengths_us: Iterable[int]) -> Iterator[tuple[int, Array]]:
+        """Yield each length in points, with the distances of all frames so far apart."""
+        for length_us in lengths_us:
+            span = max(4, round(length_us / self.step_us))
+            if span >= len(self.cells_tc):
+                return
+            if span not in self._distances:
+                old_Nc, new_Nc = self.cells_tc[:-span], self.cells_tc[span:]
+                self._distances[span] = mean_difference(old_Nc, new_Nc)
+            yield span, self._distances[span]
+
+
+def mean_difference(old_Nc: Array, new_Nc: Array) -> Array:
+    """Return the mean difference of each row, in luma levels; faster than `mean`."""
+    change = old_Nc - new_Nc
+    means: Array = np.abs(change, out=change) @ np.ones(change.shape[1], np.float32)
+    return means / np.float32(change.shape[1])
 
 
 def _sums(cells_Thw: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint16]:

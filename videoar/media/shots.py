@@ -12,6 +12,7 @@ dropped, and spans are laid back to back into what remains.
 Axes: h w pixels of a luma frame, H W pixels of an RGB frame, C colours.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -104,7 +105,8 @@ def shots(frames: Iterable[SampledFrame], *, find: bool = True) -> Iterator[Mark
             if segment is not None:
                 yield from segment.flush(len(segment.pending))
             segment = _Segment(Start("start" if segment is None else "gap"), find)
-        yield from segment.add(frame)
+        if ready := segment.add(frame):
+            yield from segment.flush(ready)
     if segment is not None:
         yield from segment.flush(len(segment.pending))
 
@@ -135,35 +137,32 @@ class _Segment:
         is_same &= frame.tone_map == last.tone_map
         return frame.time_us - last.time_us > MAX_GAP_US or not is_same
 
-    def add(self, frame: SampledFrame) -> Iterator[Marked]:
-        """Append a frame; yield those that nothing later can affect any more."""
+    def add(self, frame: SampledFrame) -> int:
+        """Append a frame; return how many pending ones nothing later can affect any more."""
         self.pending.append(frame)
         if not self._find:
-            # one stays pending: `ends_before` compares with it
-            yield from self.flush(len(self.pending) - 1)
-            return
+            return len(self.pending) - 1  # one stays pending: `ends_before` compares with it
         self._luma_hw.append(frame.luma_hw)
         self._times_us.append(frame.time_us)
         is_ready = len(self.pending) > _BLOCK and (
             frame.time_us - self.pending[_BLOCK].time_us >= LOOK_US
             or len(self.pending) >= _MAX_PENDING
         )
-        if is_ready:
-            yield from self.flush(_BLOCK)
+        return _BLOCK if is_ready else 0
 
     def flush(self, count: int) -> Iterator[Marked]:
         """Yield the first `count` pending frames, without those in and next to transitions."""
         if self._find:
             self._detect(self._flushed + count)
         ready, self.pending = self.pending[:count], self.pending[count:]
-        for frame in ready:
-            number, self._flushed = self._flushed, self._flushed + 1
-            covering = [t for t in self._transitions if _covers(t, number)]
-            if covering:
-                self._start = Start(covering[0].kind, covering[0].score)
+        covering = {number: t for t in reversed(self._transitions) for number in _dropped(t)}
+        for number, frame in enumerate(ready, self._flushed):
+            if transition := covering.get(number):
+                self._start = Start(transition.kind, transition.score)
             else:
                 yield frame, self._start
                 self._start = None
+        self._flushed += count
         self._evict()
 
     def _detect(self, limit: int) -> None:
@@ -182,21 +181,19 @@ class _Segment:
     def _evict(self) -> None:
         """Drop transitions and luma frames that cannot affect a pending frame."""
         self._transitions = [t for t in self._transitions if t.last + _TRIM >= self._flushed - 1]
-        num_flushed = self._flushed - self._offset
-        count = 0
-        while count < min(num_flushed, len(self._times_us)):
-            is_far = self._times_us[num_flushed - 1] - self._times_us[count] > LOOK_US
-            if not is_far and num_flushed - count <= _MAX_PENDING:
-                break
-            count += 1
-        del self._luma_hw[:count], self._times_us[:count]
-        self._offset += count
+        if self._find:
+            num_flushed = self._flushed - self._offset
+            near_us = self._times_us[num_flushed - 1] - LOOK_US
+            count = bisect_left(self._times_us, near_us, hi=num_flushed)
+            count = max(count, num_flushed - _MAX_PENDING)
+            del self._luma_hw[:count], self._times_us[:count]
+            self._offset += count
 
 
-def _covers(transition: Transition, number: int) -> bool:
+def _dropped(transition: Transition) -> range:
     # the frame of a cut is the first of the new shot, so it counts as one of the two after it
     after = _TRIM - 1 if transition.kind == "cut" else _TRIM
-    return transition.first - _TRIM <= number <= transition.last + after
+    return range(transition.first - _TRIM, transition.last + after + 1)
 
 
 def spans(frames: Iterable[Marked], num_frames: int) -> Iterator[Span]:

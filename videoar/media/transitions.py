@@ -31,14 +31,14 @@ Axes: T frames, t points of a coarse clock, N M frames to compare, h w pixels of
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from videoar.media.correlation import correlates, grid
-from videoar.media.luma_frames import CLOCK_US, Array, LumaFrames
+from videoar.media.luma_frames import CLOCK_US, Array, ClockFrames, LumaFrames, mean_difference
 from videoar.media.wipes import find_stretches
 
 Kind = Literal["cut", "fade", "dissolve", "wipe"]
@@ -115,10 +115,11 @@ def find_transitions(luma_Thw: NDArray[np.uint8], times_us: NDArray[np.int64]) -
     cuts = _cuts(frames, taken)
     for cut in cuts:
         taken[cut.first - 1 : cut.last + 1] = True
-    dissolves = _dissolves(frames, taken)
+    clocked = ClockFrames(frames)
+    dissolves = _dissolves(frames, clocked, taken)
     for dissolve in dissolves:
         taken[dissolve.first - 1 : dissolve.last + 2] = True
-    found += cuts + dissolves + _wipes(frames, taken)
+    found += cuts + dissolves + _wipes(frames, clocked, taken)
     return sorted(found, key=lambda transition: transition.first)
 
 
@@ -250,11 +251,13 @@ class _Candidate:
     last: int
 
 
-def _dissolves(frames: LumaFrames, taken_T: NDArray[np.bool_]) -> list[Transition]:
+def _dissolves(
+    frames: LumaFrames, clocked: ClockFrames, taken_T: NDArray[np.bool_]
+) -> list[Transition]:
     dissolves: list[Transition] = []
     taken_T = taken_T.copy()
     # best candidates first: the same dissolve is also found with longer and shorter spans
-    for candidate in sorted(_candidates(frames), key=lambda c: (c.mixture, c.first, c.last)):
+    for candidate in sorted(_candidates(clocked), key=lambda c: (c.mixture, c.first, c.last)):
         first, last = candidate.first, candidate.last
         if taken_T[first : last + 1].any():
             continue
@@ -297,16 +300,14 @@ def _is_mixed(frames: LumaFrames, first: int, last: int) -> bool:
     return not sides or bool(steps[5:-5].mean() > _MIX_ACTIVE * min(sides))
 
 
-def _wipes(frames: LumaFrames, taken_T: NDArray[np.bool_]) -> list[Transition]:
-    index_t, step_us = frames.clock()
-    half_thw, quarter_thw = frames.half_sums_Thw[index_t], frames.quarter_sums_Thw[index_t]
+def _wipes(
+    frames: LumaFrames, clocked: ClockFrames, taken_T: NDArray[np.bool_]
+) -> list[Transition]:
+    index_t = clocked.index_t
     num_taken = np.concatenate([[0], np.cumsum(taken_T)])
     is_taken_t = num_taken[np.append(index_t[1:], len(frames))] > num_taken[index_t]
-    stretches = sorted(
-        find_stretches(half_thw, quarter_thw, step_us, is_taken_t),
-        key=lambda s: (s.cost, s.first, s.last),
-    )
-    steps_t = np.abs(np.diff(frames.quarter_Thw[index_t], axis=0)).mean(axis=(1, 2))
+    stretches = sorted(find_stretches(clocked, is_taken_t), key=lambda s: (s.cost, s.first, s.last))
+    steps_t = clocked.steps_t.tolist()
     tried_t = np.zeros(len(index_t), int)
     found: list[Transition] = []
     rejected: set[tuple[int, int]] = set()
@@ -329,21 +330,23 @@ def _wipes(frames: LumaFrames, taken_T: NDArray[np.bool_]) -> list[Transition]:
         score, times = frames.difference(first, last), frames.times_us
         # a point more on each side: the first and last traces of the other picture are small
         near = np.flatnonzero(
-            (times > times[first] - step_us) & (times < times[last] + step_us) & ~taken_T
+            (times > times[first] - clocked.step_us)
+            & (times < times[last] + clocked.step_us)
+            & ~taken_T
         )
         found.append(Transition("wipe", int(near[0]), int(near[-1]), score))
         taken_T |= (times >= times[first] - _MARGIN_US) & (times <= times[last] + _MARGIN_US)
     return found
 
 
-def _fitted(steps_t: Array, first: int, last: int) -> tuple[int, int]:
+def _fitted(steps_t: list[float], first: int, last: int) -> tuple[int, int]:
     """Cut the quiet ends off a stretch of the clock; extend it while as much changes as within."""
-    quiet = _QUIET * float(steps_t[first:last].mean())
+    quiet = _QUIET * fmean(steps_t[first:last])
     while last - first > 1 and steps_t[first] < quiet:
         first += 1
     while last - first > 1 and steps_t[last - 1] < quiet:
         last -= 1
-    enough = _GROW * float(steps_t[first:last].mean())
+    enough = _GROW * fmean(steps_t[first:last])
     low, high = max(0, last - _LONGEST), min(len(steps_t), first + _LONGEST)
     while first > low and steps_t[first - 1] > enough:
         first -= 1
@@ -367,25 +370,20 @@ def _passes(frames: LumaFrames, first: int, last: int) -> bool:
     return _is_alike(frames, [first], after.tolist()) or _is_alike(frames, before.tolist(), [last])
 
 
-def _candidates(frames: LumaFrames) -> Iterator[_Candidate]:
+def _candidates(frames: ClockFrames) -> Iterator[_Candidate]:
     """Yield the best stretch of each neighbourhood."""
-    index_t, step_us = frames.clock()
-    pixels_t = frames.quarter_Thw[index_t].reshape(len(index_t), -1)
-    for span_us in _SPANS_US:
-        span = max(4, round(span_us / step_us))
-        if span >= len(index_t):
-            break
-        old, new = pixels_t[:-span], pixels_t[span:]
-        distance = np.abs(new - old).mean(axis=1)
-        error = np.zeros_like(distance)
+    cells_tc, index_t = frames.cells_tc, frames.index_t
+    for span, distance in frames.spans(_SPANS_US):
+        first_N = np.flatnonzero(distance > _ENDS)
+        old_Nc, new_Nc = cells_tc[first_N], cells_tc[first_N + span]
         # at 1/4, 1/2 and 3/4 the frame must be old + share x (new - old); a cut or an object that
         # passes deviates at one of the three
+        error_N = np.zeros(len(first_N), np.float32)
         for offset in {round(span * share) for share in (0.25, 0.5, 0.75)}:
-            share = offset / span
-            between = pixels_t[offset : len(index_t) - span + offset]
-            deviation = np.abs(between - (1 - share) * old - share * new).mean(axis=1)
-            error = np.maximum(error, deviation)
-        mixture = error / np.maximum(distance, 1)
-        for first, last in _runs((distance > _ENDS) & (mixture < _MIXTURE)):
+            mixed_Nc = (1 - offset / span) * old_Nc + offset / span * new_Nc
+            error_N = np.maximum(error_N, mean_difference(cells_tc[first_N + offset], mixed_Nc))
+        mixture = np.full(len(distance), np.inf)
+        mixture[first_N] = error_N / np.maximum(distance[first_N], 1)
+        for first, last in _runs(mixture < _MIXTURE):
             best = first + int(np.argmin(mixture[first : last + 1]))
             yield _Candidate(float(mixture[best]), int(index_t[best]), int(index_t[best + span]))

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from videoar.media.luma_frames import Array, Sums
+from videoar.media.luma_frames import Array, ClockFrames, Sums
 
 # All numbers below are chosen on drawn films, as those of `videoar.media.transitions`.
 SPANS_US = (360_000, 500_000, 700_000, 1_000_000, 1_400_000, 1_900_000)
@@ -57,38 +57,30 @@ class Stretch:
     last: int
 
 
-def find_stretches(
-    half_thw: Sums, quarter_thw: Sums, step_us: int, taken_t: NDArray[np.bool_]
-) -> Iterator[Stretch]:
+def find_stretches(frames: ClockFrames, taken_t: NDArray[np.bool_]) -> Iterator[Stretch]:
     """Yield the stretches that fit a model, at several lengths each.
 
     Args:
-        half_thw: frames on display at the points of the clock.
-        quarter_thw: the same at half the size.
-        step_us: of the clock.
+        frames: at the points of the clock.
         taken_t: whether a point or what follows it belongs to another transition.
     """
-    cells_tc = quarter_thw.reshape(len(quarter_thw), -1) / np.float32(16)
-    steps_tc = np.abs(np.diff(cells_tc, axis=0))
+    cells_tc = frames.cells_tc
     num_taken = np.concatenate([[0], np.cumsum(taken_t)])
     pictures_tc = cells_tc - cells_tc.mean(axis=1, keepdims=True)
     pictures_tc /= np.sqrt((pictures_tc**2).sum(axis=1, keepdims=True)) + 1
     firsts, lasts = [], []
-    for span_us in SPANS_US:
-        span = max(4, round(span_us / step_us))
-        if span >= len(cells_tc):
-            break
-        distance = np.abs(cells_tc[span:] - cells_tc[:-span]).mean(axis=1)
-        is_candidate = (distance > _ENDS) & _is_active(steps_tc.mean(axis=1), span)
+    for span, distance in frames.spans(SPANS_US):
+        is_candidate = (distance > _ENDS) & _is_active(frames.steps_t, span)
         is_candidate &= num_taken[span:-1] == num_taken[: -span - 1]
-        is_candidate &= (pictures_tc[span:] * pictures_tc[:-span]).sum(axis=1) < _ALIKE
-        if not is_candidate.any():
-            continue
-        yield from _wipes(cells_tc, steps_tc, span, np.where(is_candidate, distance, np.nan))
-        firsts.append(np.flatnonzero(is_candidate))
-        lasts.append(firsts[-1] + span)
+        first = np.flatnonzero(is_candidate)
+        correlation = (pictures_tc[first] * pictures_tc[first + span]).sum(axis=1)
+        first = first[correlation < _ALIKE]
+        if len(first):
+            yield from _wipes(frames, first, span, distance[first])
+            firsts.append(first)
+            lasts.append(first + span)
     if firsts:
-        yield from _slides(half_thw, quarter_thw, np.concatenate(firsts), np.concatenate(lasts))
+        yield from _slides(frames, np.concatenate(firsts), np.concatenate(lasts))
 
 
 def _is_active(steps_t: Array, span: int) -> NDArray[np.bool_]:
@@ -107,25 +99,33 @@ def _is_active(steps_t: Array, span: int) -> NDArray[np.bool_]:
     return np.asarray(is_known & (inside > _ACTIVE * np.minimum(left, right)))
 
 
-def _wipes(cells_tc: Array, steps_tc: Array, span: int, distance_N: Array) -> Iterator[Stretch]:
-    """Yield the best stretch of each neighbourhood; those with distance nan are no candidates."""
-    totals = steps_tc.mean(axis=1)
-    way = np.concatenate([[0.0], np.cumsum(totals)])
-    detour = (way[span:] - way[:-span]) / distance_N
-    at_once = _sliding_max(totals[:, None], span)[:, 0] / distance_N
-    of_pair = _sliding_max(steps_tc[:-1] + steps_tc[1:], span - 1).mean(axis=1) / distance_N
+def _wipes(
+    frames: ClockFrames, first_N: NDArray[np.intp], span: int, distance_N: Array
+) -> Iterator[Stretch]:
+    """Yield the best stretch of each neighbourhood."""
+    cells_tc = frames.cells_tc
+    way = np.concatenate([[0.0], np.cumsum(frames.steps_t)])
+    detour = (way[first_N + span] - way[first_N]) / distance_N
+    at_once = _sliding_max(frames.steps_t[:, None], span)[first_N, 0] / distance_N
+    steps_tc = np.abs(np.diff(cells_tc, axis=0))
+    of_pair = (
+        _sliding_max(steps_tc[:-1] + steps_tc[1:], span - 1)[first_N].mean(axis=1) / distance_N
+    )
     abrupt = (of_pair - 2 / span) / (1 - 2 / span)
-    old, new = cells_tc[:-span], cells_tc[span:]
+    fits = (abrupt > _ABRUPT) & (detour < _DETOUR) & (at_once < _ALL_AT_ONCE)
+    first_N, distance_N = first_N[fits], distance_N[fits]
+    old, new = cells_tc[first_N], cells_tc[first_N + span]
     deviations = []
     for offset in {round(span * share) for share in (0.25, 0.5, 0.75)}:
-        seen = cells_tc[offset : len(cells_tc) - span + offset]
+        seen = cells_tc[first_N + offset]
         deviations.append(np.minimum(np.abs(seen - old), np.abs(seen - new)).mean(axis=1))
     between = np.mean(deviations, axis=0) / distance_N
-    fits = (abrupt > _ABRUPT) & (detour < _DETOUR) & (at_once < _ALL_AT_ONCE) & (between < _BETWEEN)
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], fits, [False]]).astype(np.int8)))
-    for first, end in edges.reshape(-1, 2).tolist():
-        best = first + int(np.argmin(between[first:end]))
-        yield Stretch(float(between[best]) / _BETWEEN, best, best + span)
+    first_N, between = first_N[between < _BETWEEN], between[between < _BETWEEN]
+    for run in np.split(np.arange(len(first_N)), np.flatnonzero(np.diff(first_N) > 1) + 1):
+        if len(run):
+            best = run[np.argmin(between[run])]
+            first = int(first_N[best])
+            yield Stretch(float(between[best]) / _BETWEEN, first, first + span)
 
 
 def _sliding_max(values: Array, length: int) -> Array:
@@ -139,9 +139,10 @@ def _sliding_max(values: Array, length: int) -> Array:
 
 
 def _slides(
-    half_thw: Sums, quarter_thw: Sums, first_N: NDArray[np.intp], last_N: NDArray[np.intp]
+    frames: ClockFrames, first_N: NDArray[np.intp], last_N: NDArray[np.intp]
 ) -> Iterator[Stretch]:
     """Yield the candidates that fit a slide; most are ruled out by coarser pictures."""
+    half_thw, quarter_thw = frames.half_thw, frames.quarter_thw
     num = len(half_thw)
     change_Nhw = np.abs(quarter_thw[first_N] - quarter_thw[last_N])
     distance_N = change_Nhw.sum(axis=(1, 2), dtype=np.int32) / _PIXELS
@@ -150,8 +151,8 @@ def _slides(
     distance_N = np.tile(distance_N, 2)
     for axes, in_band in (((1, 2, 0), 6), ((2, 1, 0), 8)):
         quarter_hwt, half_hwt = (
-            np.concatenate([frames, frames[:, ::-1]], axis=2)
-            for frames in (
+            np.concatenate([upright, upright[:, ::-1]], axis=2)
+            for upright in (
                 np.ascontiguousarray(frames_thw.transpose(axes))
                 for frames_thw in (quarter_thw, half_thw)
             )
