@@ -42,11 +42,13 @@ def correlates(
     Args:
         old_Nhw: pictures, each compared with each of the others.
         new_Mhw: the others.
-        shifts: to try beside none at all.
+        shifts: to try beside none at all, each of them both ways.
         bound: of the correlation of the common parts.
     """
     if not len(old_Nhw) or not len(new_Mhw):
         return False
+    if len(old_Nhw) < len(new_Mhw):
+        old_Nhw, new_Mhw = new_Mhw, old_Nhw  # the second ones are shifted
     # float64: a flat part of a picture of high contrast must not correlate by its rounding errors
     pixels_KP = np.concatenate([old_Nhw, new_Mhw], dtype=np.float64).reshape(-1, old_Nhw[0].size)
     num, num_pixels = len(old_Nhw), pixels_KP.shape[1]

@@ -171,7 +171,8 @@ class _Segment:
         Later transitions are left to a later call, when all of their frames are available. Those
         before `_flushed` were found by the previous call.
         """
-        luma_Thw = np.stack(self._luma_hw) if self._luma_hw else np.empty((0, 0, 0), np.uint8)
+        # `stack` costs more
+        luma_Thw = np.concatenate(self._luma_hw).reshape(-1, *self._luma_hw[0].shape)
         for found in find_transitions(luma_Thw, np.array(self._times_us, np.int64)):
             first, last = found.first + self._offset, found.last + self._offset
             is_new = all(first > known.last for known in self._transitions)

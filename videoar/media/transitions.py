@@ -374,16 +374,16 @@ def _candidates(frames: ClockFrames) -> Iterator[_Candidate]:
     """Yield the best stretch of each neighbourhood."""
     cells_tc, index_t = frames.cells_tc, frames.index_t
     for span, distance in frames.spans(_SPANS_US):
-        first_N = np.flatnonzero(distance > _ENDS)
-        old_Nc, new_Nc = cells_tc[first_N], cells_tc[first_N + span]
-        # at 1/4, 1/2 and 3/4 the frame must be old + share x (new - old); a cut or an object that
+        mixture = np.where(distance > _ENDS, 0, np.inf)
+        # at 1/2, 1/4 and 3/4 the frame must be old + share x (new - old); a cut or an object that
         # passes deviates at one of the three
-        error_N = np.zeros(len(first_N), np.float32)
-        for offset in {round(span * share) for share in (0.25, 0.5, 0.75)}:
+        for offset in (round(span * share) for share in (0.5, 0.25, 0.75)):
+            first_N = np.flatnonzero(mixture < _MIXTURE)
+            old_Nc, new_Nc = cells_tc[first_N], cells_tc[first_N + span]
             mixed_Nc = (1 - offset / span) * old_Nc + offset / span * new_Nc
-            error_N = np.maximum(error_N, mean_difference(cells_tc[first_N + offset], mixed_Nc))
-        mixture = np.full(len(distance), np.inf)
-        mixture[first_N] = error_N / np.maximum(distance[first_N], 1)
+            error_N = mean_difference(cells_tc[first_N + offset], mixed_Nc)
+            error_N /= np.maximum(distance[first_N], 1)
+            mixture[first_N] = np.maximum(mixture[first_N], error_N)
         for first, last in _runs(mixture < _MIXTURE):
             best = first + int(np.argmin(mixture[first : last + 1]))
             yield _Candidate(float(mixture[best]), int(index_t[best]), int(index_t[best + span]))
