@@ -166,9 +166,9 @@ def _slides(
             axis=1, dtype=np.int16
         )
         early, middle, late = _misfits(bands_hwt, first, last, _SHARES)
-        ahead = math.ceil(_PROGRESS * width)
-        early = np.minimum.accumulate(early[:, :-ahead], axis=1)
-        least = (early + late[:, ahead:]).min(axis=1) + middle.min(axis=1)
+        way = math.ceil(_PROGRESS * width)
+        early = np.minimum.accumulate(early[:, :-way], axis=1)
+        least = (early + late[:, way:]).min(axis=1) + middle.min(axis=1)
         at = np.flatnonzero(least.min(axis=0) < bound)
         first, last, bound = first[at], last[at], bound[at]
         misfits = _misfits(half_hwt, first, last, _SHARES)
