@@ -23,11 +23,13 @@ from videoar.media.probe import (
     CODECS,
     IMAGE_CODECS,
     detect_demuxer,
+    read_error,
     require_readable,
     why_unreadable,
 )
 from videoar.media.stream_choice import choose_stream, codec_name
 from videoar.media.timeline import MAX_GAP_US
+from videoar.media.transport_stream import TransportStream
 
 _MAX_ASPECT = 100  # chosen: above anything real; it bounds the long side once the short one is set
 _UNSPECIFIED_FPS = 25  # FFmpeg's own default rate
@@ -202,7 +204,9 @@ class SourceStream:
     def _open(self) -> InputContainer:
         try:
             container = av.open(
-                f"file:{self._path}",  # the prefix keeps a name such as `concat:a|b` a plain file
+                # the prefix keeps a name such as `concat:a|b` a plain file
+                self._transport_stream() or f"file:{self._path}",
+                mode="r",
                 format=self._demuxer,
                 metadata_errors="replace",
                 options={"protocol_whitelist": "file", "format_whitelist": self._demuxer},
@@ -216,6 +220,14 @@ class SourceStream:
             what = f"cannot be opened: {error.strerror}"
             raise MediaError(self.name, "NOT_VIDEO", what) from error
         return self._opened.enter_context(container)
+
+    def _transport_stream(self) -> TransportStream | None:
+        if self._demuxer != "mpegts":
+            return None
+        try:
+            return self._opened.enter_context(TransportStream(self._path))
+        except OSError as error:
+            raise read_error(self._path, error) from error
 
 
 def _presentable_frames(container: InputContainer, stream: VideoStream) -> int:

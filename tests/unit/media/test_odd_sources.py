@@ -121,6 +121,17 @@ def test_a_jump_of_the_clock_ends_a_shot_and_nothing_else(tmp_path, offset_s):
         read(joined, max_duration_s=6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("spacing", [188, 192])
+def test_packets_that_are_sent_twice_are_no_damage(tmp_path, spacing):
+    whole = make(tmp_path / "whole.ts", "-t", 1, *X264)
+    data, extra = whole.read_bytes(), bytes(spacing - 188)
+    packets = [extra + data[at : at + 188] for at in range(0, len(data), 188)]
+    (tmp_path / "twice.ts").write_bytes(b"".join(p + p * (p[-1] % 3 > 0) for p in packets))
+    clips, _ = read(tmp_path / "twice.ts")
+    assert pixels(flawless(clips)) == pixels(read(whole)[0])
+
+
 def test_parts_of_a_recording_whose_clock_is_set_back_have_each_frame_once(tmp_path):
     first = make(tmp_path / "first.ts", *X264, "-output_ts_offset", 30)
     longer = ffmpeg(
