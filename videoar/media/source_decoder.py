@@ -96,7 +96,7 @@ class SourceDecoder:
         self._source, self._plan, self._log = source, plan, log
         self._withholds = source.codec_name in _WITHHOLDING
         self._restart(plan.start_pts)
-        self._num_withheld = 0
+        self._num_withheld = self._num_packets = self._num_interlaced = 0
         self._first_frame: Row = {}
         self._end_us = self._seek_to_part() if plan.parts > 1 else math.inf
 
@@ -121,7 +121,10 @@ class SourceDecoder:
         # the container announces the frames of the whole file, not those of a part
         if not self._source.num_presentable or self._plan.parts > 1:
             return None
-        return max(1, self._source.num_presentable - self._num_withheld)
+        # both fields of a frame may be samples of their own
+        without_frame = self._num_packets - len(self.times_us) - self._num_withheld
+        second_fields = max(0, min(without_frame, self._num_interlaced))
+        return max(1, self._source.num_presentable - self._num_withheld - second_fields)
 
     @property
     def last_us(self) -> int:
@@ -139,8 +142,10 @@ class SourceDecoder:
         for packet, following in _with_next(self._source.packets()):
             decoded = self._decode(packet)
             self._note_errors(packet, following)
-            if not self.times_us and packet.pts is not None and not packet.is_discard:
-                before.append(packet.pts)
+            if packet.pts is not None and not packet.is_discard:
+                self._num_packets += 1
+                if not self.times_us:
+                    before.append(packet.pts)
             for frame in decoded:
                 self._check_frame(frame)
                 if not self._withholds and self._damage.is_rootless(frame):
@@ -159,6 +164,7 @@ class SourceDecoder:
                     self._num_withheld = sum(pts < (frame.pts or 0) for pts in before)
                 if frame.key_frame:
                     self._keys.append(len(self.times_us))
+                self._num_interlaced += frame.interlaced_frame
                 self.times_us.append(time_us)
                 yield frame, errors
 

@@ -3,12 +3,14 @@
 Each is made from a clean one, and each frame that is kept is compared with the clean one's pixels.
 """
 
+from fractions import Fraction
 from itertools import pairwise
 
 import av
 import numpy as np
 import pytest
 
+from tests.support.field_pictures import field_stream
 from tests.support.hostile import has_encoder
 from tests.support.video_files import ffmpeg, moving_noise, write_video
 from videoar.core.errors import MediaError
@@ -431,3 +433,20 @@ def test_all_frames_between_two_damaged_ones_count(tmp_path):
     clean = set(pixels(read(tmp_path / "whole.ts")[0]))
     assert set(pixels(flawless(clips))) <= clean
     assert 40 < len(flawless(clips)) < 80
+
+
+@pytest.mark.slow
+def test_two_fields_that_are_samples_of_their_own_are_one_frame(tmp_path):
+    luma_THW = 16 + moving_noise(20, size=(64, 96))[..., 1] // 2
+    with av.open(str(tmp_path / "fields.mp4"), "w") as target:
+        stream = target.add_stream("h264", 50, width=96, height=64)
+        for number, picture in enumerate(field_stream(luma_THW)):
+            packet = av.Packet(picture)
+            packet.stream, packet.time_base = stream, Fraction(1, 50)
+            packet.pts = packet.dts = number
+            packet.is_keyframe = number == 0
+            target.mux(packet)
+    clips, metadata = read(tmp_path / "fields.mp4")
+    assert metadata.expected_frames == metadata.decoded_frames == len(clips) == 20
+    shown = np.stack([clip.frames_THWC[0, ..., 1] for clip in clips])
+    assert np.abs(shown - (luma_THW - 16.0) * 255 / 219).max() < 2
