@@ -3,6 +3,8 @@
 Names are those of FFmpeg (`av_color_transfer_name` and its siblings); numbers are those of H.273.
 """
 
+from typing import Any
+
 import av
 import numpy as np
 from av.video.reformatter import ColorRange, ColorTrc, VideoReformatter
@@ -91,8 +93,14 @@ def _has_palette(frame: av.VideoFrame) -> bool:
 
 def has_luma(frame: av.VideoFrame) -> bool:
     """Return whether a plane of a frame is its luma in 8 bits."""
-    is_yuv = frame.format.name.startswith(("yuv4", "yuvj4"))
-    return is_yuv and frame.format.components[0].bits == 8
+    return luma_bits(frame) == 8
+
+
+def luma_bits(frame: av.VideoFrame) -> int:
+    """Return the bits of the luma of a frame whose first plane it is; 0 of all others."""
+    form = frame.format
+    is_yuv = form.name.startswith(("yuv4", "yuvj4")) and not form.is_big_endian
+    return form.components[0].bits if is_yuv else 0
 
 
 def luma_of(frame: av.VideoFrame, to_grey: VideoReformatter) -> np.ndarray:
@@ -100,9 +108,15 @@ def luma_of(frame: av.VideoFrame, to_grey: VideoReformatter) -> np.ndarray:
 
     Where a frame `has_luma`, in its own range, otherwise in full range.
     """
-    plane = frame.planes[0]
     if not has_luma(frame):
-        plane = to_grey.reformat(frame, format="gray", threads=1).planes[0]
-    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-    luma_HW: np.ndarray = rows[: frame.height, : frame.width]
-    return luma_HW
+        frame = to_grey.reformat(frame, format="gray", threads=1)
+    return plane_of(frame, np.uint8)
+
+
+def plane_of(frame: av.VideoFrame, dtype: type[np.unsignedinteger[Any]]) -> np.ndarray:
+    """Return the first plane of a frame as a view [height, width]."""
+    plane = frame.planes[0]
+    samples = np.frombuffer(memoryview(plane), dtype)
+    rows = samples.reshape(-1, plane.line_size // samples.itemsize)
+    plane_HW: np.ndarray = rows[: frame.height, : frame.width]
+    return plane_HW

@@ -72,7 +72,7 @@ def test_wide_light_is_mapped_as_zscale_maps_it(tmp_path, sdr, transfer, curve, 
         (
             "mandelbrot=s=320x480:r=50",
             f"crop=320:240:0:n*2,{FIELDS.replace('top', 'bottom')}",
-            X264,
+            f"{X264}10le",
             1.0,
         ),
         ("testsrc2=s=320x240:r=25:d=0.6", "null", MPEG2, 0.0),
@@ -80,7 +80,7 @@ def test_wide_light_is_mapped_as_zscale_maps_it(tmp_path, sdr, transfer, curve, 
         ("life=s=320x240:r=25:mold=10,trim=duration=0.6", "null", X264, 0.0),
         ("testsrc2=s=320x240:r=24:d=0.6", "telecine", X264, 0.4),
     ],
-    ids=["tagged", "untagged", "bottom first", "tagged progressive", "noise", "cells", "telecine"],
+    ids=["tagged", "untagged", "10 bits", "tagged progressive", "noise", "cells", "telecine"],
 )
 def test_combed_frames_are_found_and_deinterlaced(tmp_path, picture, filters, options, combed):
     path = film(tmp_path / "a.mkv", picture, filters, f"{options} -bf 0")
