@@ -2,7 +2,8 @@
 
 The spectrum of a picture over cycles per picture does not change when the picture is enlarged: the
 added frequencies are empty. Coding, blur and scaling down empty the high ones. So the power of all
-frequencies, weighted by the frequency, compares copies of different sizes. Bars are left out.
+frequencies, weighted by the frequency, compares copies of different sizes. Bars are left out, and
+the middle counts most, as text, clocks and logos on copies are at the edges.
 
 It ranks copies of one picture and says nothing about different pictures. A copy that was sharpened,
 or to which noise was added, counts as richer.
@@ -70,10 +71,10 @@ def _weighted_power(lines_NL: np.ndarray) -> float:
     if not lines_NL.size:
         return 0.0
     # a line does not continue at its other end; without a window that step would fill the spectrum
-    window = np.hanning(lines_NL.shape[1] + 2)[1:-1].astype(np.float32)
+    window, across = (np.hanning(n + 2)[1:-1].astype(np.float32) for n in lines_NL.shape[::-1])
     centred = (lines_NL - lines_NL.mean(axis=1, keepdims=True)) * window
     # float64: NumPy computes spectra of float32 in float64, too, but in pieces, for twice the time
     spectrum = np.fft.rfft(centred.astype(np.float64), axis=1).astype(np.complex64)
-    power = np.square(np.abs(spectrum) / window.sum()).mean(axis=0)
+    power = np.average(np.square(np.abs(spectrum) / window.sum()), axis=0, weights=across**2)
     # the window spreads the mean over the first two frequencies
     return float((power * np.arange(len(power)))[2:].sum())

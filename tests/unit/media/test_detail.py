@@ -26,6 +26,14 @@ def padded(frame):
     return av.VideoFrame.from_ndarray(np.pad(rgb, ((120, 120), (160, 160), (0, 0))), "rgb24")
 
 
+def with_text(frame):
+    half = frame.reformat(320, 240, **RESIZE)
+    rgb = half.reformat(640, 480, **RESIZE).to_ndarray(format="rgb24")
+    strokes = np.random.default_rng(4).integers(0, 2, (10, 110, 1))
+    rgb[420:450, 100:540] = np.kron(255 * strokes, np.ones((3, 4, 1)))
+    return av.VideoFrame.from_ndarray(rgb, "rgb24")
+
+
 @pytest.mark.parametrize(
     ("copy", "most"),
     [
@@ -33,6 +41,7 @@ def padded(frame):
         (lambda f: f.reformat(320, 240, **RESIZE), 0.9),
         (lambda f: f.reformat(1280, 960, **RESIZE), 1.0),
         (padded, 1.01),
+        (with_text, 1.0),
     ],
 )
 def test_copies_have_less_detail_than_the_sharp_original(copy, most):
