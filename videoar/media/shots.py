@@ -27,6 +27,7 @@ from videoar.media.transitions import LOOK_US, Transition, find_transitions
 
 _TRIM = 2  # chosen: encoders smear a transition over the frames beside it
 _BLOCK = 512  # chosen: frames beside a block are analysed twice, a third more work at this size
+_LOOK_BACK_US = 1_500_000  # chosen: longer ago, what passes is gone and transitions are known
 _MAX_PENDING = 4096  # bounds memory where LOOK_US holds very many frames
 
 
@@ -184,7 +185,7 @@ class _Segment:
         self._transitions = [t for t in self._transitions if t.last + _TRIM >= self._flushed - 1]
         if self._find:
             num_flushed = self._flushed - self._offset
-            near_us = self._times_us[num_flushed - 1] - LOOK_US
+            near_us = self._times_us[num_flushed - 1] - _LOOK_BACK_US
             count = bisect_left(self._times_us, near_us, hi=num_flushed)
             count = max(count, num_flushed - _MAX_PENDING)
             del self._luma_hw[:count], self._times_us[:count]
