@@ -66,6 +66,9 @@ class ClockFrames:
         self.quarter_thw = frames.quarter_sums_Thw[self.index_t]
         self.cells_tc = frames.quarter_Thw[self.index_t].reshape(len(clock), -1)
         self.steps_t = mean_difference(self.cells_tc[1:], self.cells_tc[:-1])
+        self.pictures_tc = self.cells_tc - self.cells_tc.mean(axis=1, keepdims=True)
+        """Their products are correlations; noise in frames without contrast does not correlate."""
+        self.pictures_tc /= np.sqrt((self.pictures_tc**2).sum(axis=1, keepdims=True)) + 1
         self._distances: dict[int, Array] = {}
 
     def spans(self, lengths_us: Iterable[int]) -> Iterator[tuple[int, Array]]:

@@ -386,4 +386,6 @@ def _candidates(frames: ClockFrames) -> Iterator[_Candidate]:
             mixture[first_N] = np.maximum(mixture[first_N], error_N)
         for first, last in _runs(mixture < _MIXTURE):
             best = first + int(np.argmin(mixture[first : last + 1]))
+            if frames.pictures_tc[best] @ frames.pictures_tc[best + span] >= _END_SIMILARITY:
+                continue  # as `_ends_differ` finds
             yield _Candidate(float(mixture[best]), int(index_t[best]), int(index_t[best + span]))

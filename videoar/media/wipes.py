@@ -64,10 +64,10 @@ def find_stretches(frames: ClockFrames, taken_t: NDArray[np.bool_]) -> Iterator[
         frames: at the points of the clock.
         taken_t: whether a point or what follows it belongs to another transition.
     """
-    cells_tc = frames.cells_tc
+    pictures_tc = frames.pictures_tc
     num_taken = np.concatenate([[0], np.cumsum(taken_t)])
-    pictures_tc = cells_tc - cells_tc.mean(axis=1, keepdims=True)
-    pictures_tc /= np.sqrt((pictures_tc**2).sum(axis=1, keepdims=True)) + 1
+    steps_tc = np.abs(np.diff(frames.cells_tc, axis=0))
+    pairs_tc = steps_tc[1:] + steps_tc[:-1]
     firsts, lasts = [], []
     for span, distance in frames.spans(SPANS_US):
         is_candidate = (distance > _ENDS) & _is_active(frames.steps_t, span)
@@ -76,7 +76,7 @@ def find_stretches(frames: ClockFrames, taken_t: NDArray[np.bool_]) -> Iterator[
         correlation = (pictures_tc[first] * pictures_tc[first + span]).sum(axis=1)
         first = first[correlation < _ALIKE]
         if len(first):
-            yield from _wipes(frames, first, span, distance[first])
+            yield from _wipes(frames, pairs_tc, first, span, distance[first])
             firsts.append(first)
             lasts.append(first + span)
     if firsts:
@@ -100,17 +100,14 @@ def _is_active(steps_t: Array, span: int) -> NDArray[np.bool_]:
 
 
 def _wipes(
-    frames: ClockFrames, first_N: NDArray[np.intp], span: int, distance_N: Array
+    frames: ClockFrames, pairs_tc: Array, first_N: NDArray[np.intp], span: int, distance_N: Array
 ) -> Iterator[Stretch]:
     """Yield the best stretch of each neighbourhood."""
     cells_tc = frames.cells_tc
     way = np.concatenate([[0.0], np.cumsum(frames.steps_t)])
     detour = (way[first_N + span] - way[first_N]) / distance_N
     at_once = _sliding_max(frames.steps_t[:, None], span)[first_N, 0] / distance_N
-    steps_tc = np.abs(np.diff(cells_tc, axis=0))
-    of_pair = (
-        _sliding_max(steps_tc[:-1] + steps_tc[1:], span - 1)[first_N].mean(axis=1) / distance_N
-    )
+    of_pair = _sliding_max(pairs_tc, span - 1)[first_N].mean(axis=1) / distance_N
     abrupt = (of_pair - 2 / span) / (1 - 2 / span)
     fits = (abrupt > _ABRUPT) & (detour < _DETOUR) & (at_once < _ALL_AT_ONCE)
     first_N, distance_N = first_N[fits], distance_N[fits]
