@@ -3,6 +3,7 @@
 Axes: T frames, t points of a coarse clock, h w cells of a frame.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -19,6 +20,7 @@ class LumaFrames:
 
     def __init__(self, luma_Thw: NDArray[np.uint8], times_us: NDArray[np.int64]) -> None:
         self.times_us = times_us
+        self._times_us: list[int] = times_us.tolist()
         half = _sums(luma_Thw)
         quarter = _sums(half)
         self.half_sums_Thw: Sums = half.view(np.int16)
@@ -38,10 +40,10 @@ class LumaFrames:
 
     def around(self, index: int, count: int, length_us: int) -> tuple[int, int]:
         """Return the frames `count` before and after a frame, further ones within `length_us`."""
-        time_us = self.times_us[min(index, len(self) - 1)]
-        first = np.searchsorted(self.times_us, time_us - length_us)
-        last = np.searchsorted(self.times_us, time_us + length_us, side="right") - 1
-        return max(0, min(index - count, int(first))), max(index + count, int(last))
+        time_us = self._times_us[min(index, len(self) - 1)]
+        first = bisect_left(self._times_us, time_us - length_us)
+        last = bisect_right(self._times_us, time_us + length_us) - 1
+        return max(0, min(index - count, first)), max(index + count, last)
 
     def difference(self, first: int, second: int) -> float:
         """Return the mean difference of two frames, in luma levels."""
@@ -66,6 +68,7 @@ class ClockFrames:
         self.quarter_thw = frames.quarter_sums_Thw[self.index_t]
         self.cells_tc = frames.quarter_Thw[self.index_t].reshape(len(clock), -1)
         self.steps_t = mean_difference(self.cells_tc[1:], self.cells_tc[:-1])
+        self.way_t = np.concatenate([[0.0], np.cumsum(self.steps_t)])
         self.pictures_tc = self.cells_tc - self.cells_tc.mean(axis=1, keepdims=True)
         """Their products are correlations; noise in frames without contrast does not correlate."""
         self.pictures_tc /= np.sqrt((self.pictures_tc**2).sum(axis=1, keepdims=True)) + 1

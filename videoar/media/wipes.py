@@ -45,6 +45,7 @@ _COARSE_MISFIT = 0.35
 _SHARES = [0.3, 0.5, 0.7]  # of the time of a slide: where it is looked at
 _PROGRESS = 0.15  # smallest way of the seam from the first to the last of them, in sides
 _PIXELS = 36 * 64
+_IN_BAND = {18: 6, 32: 8}  # cells added across the way of the seam, by their number
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,12 @@ def find_stretches(frames: ClockFrames, taken_t: NDArray[np.bool_]) -> Iterator[
     num_taken = np.concatenate([[0], np.cumsum(taken_t)])
     steps_tc = np.abs(np.diff(frames.cells_tc, axis=0))
     pairs_tc = steps_tc[1:] + steps_tc[:-1]
+    before_t, after_t = _beside(frames.way_t)
     firsts, lasts = [], []
     for span, distance in frames.spans(SPANS_US):
-        is_candidate = (distance > _ENDS) & _is_active(frames.steps_t, span)
+        inside = (frames.way_t[span:] - frames.way_t[:-span]) / span
+        quieter = np.minimum(before_t[:-span], after_t[span:])
+        is_candidate = (distance > _ENDS) & (inside > _ACTIVE * quieter)
         is_candidate &= num_taken[span:-1] == num_taken[: -span - 1]
         first = np.flatnonzero(is_candidate)
         correlation = (pictures_tc[first] * pictures_tc[first + span]).sum(axis=1)
@@ -83,20 +87,17 @@ def find_stretches(frames: ClockFrames, taken_t: NDArray[np.bool_]) -> Iterator[
         yield from _slides(frames, np.concatenate(firsts), np.concatenate(lasts))
 
 
-def _is_active(steps_t: Array, span: int) -> NDArray[np.bool_]:
-    """Return whether there is more change inside each stretch than on its quieter side.
+def _beside(way_t: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean step in the points before each point, and in those after it.
 
-    Without points enough on both sides it is not known: a pan that a film begins with is no push.
+    Without points enough it is not known, thus nan: a pan that a film begins with is no push.
     """
-    way = np.concatenate([[0.0], np.cumsum(steps_t)])
-    first = np.arange(len(way) - span)
-    last = first + span
-    before, after = np.maximum(0, first - _BESIDE), np.minimum(len(way) - 1, last + _BESIDE)
-    inside = (way[last] - way[first]) / span
-    left = (way[first] - way[before]) / np.maximum(1, first - before)
-    right = (way[after] - way[last]) / np.maximum(1, after - last)
-    is_known = np.minimum(first - before, after - last) >= _MIN_BESIDE
-    return np.asarray(is_known & (inside > _ACTIVE * np.minimum(left, right)))
+    point = np.arange(len(way_t))
+    first, last = np.maximum(0, point - _BESIDE), np.minimum(len(way_t) - 1, point + _BESIDE)
+    before = (way_t - way_t[first]) / np.maximum(1, point - first)
+    after = (way_t[last] - way_t) / np.maximum(1, last - point)
+    before[:_MIN_BESIDE] = after[-_MIN_BESIDE:] = np.nan
+    return before, after
 
 
 def _wipes(
@@ -104,8 +105,7 @@ def _wipes(
 ) -> Iterator[Stretch]:
     """Yield the best stretch of each neighbourhood."""
     cells_tc = frames.cells_tc
-    way = np.concatenate([[0.0], np.cumsum(frames.steps_t)])
-    detour = (way[first_N + span] - way[first_N]) / distance_N
+    detour = (frames.way_t[first_N + span] - frames.way_t[first_N]) / distance_N
     at_once = _sliding_max(frames.steps_t[:, None], span)[first_N, 0] / distance_N
     of_pair = _sliding_max(pairs_tc, span - 1)[first_N].mean(axis=1) / distance_N
     abrupt = (of_pair - 2 / span) / (1 - 2 / span)
@@ -138,44 +138,57 @@ def _sliding_max(values: Array, length: int) -> Array:
 def _slides(
     frames: ClockFrames, first_N: NDArray[np.intp], last_N: NDArray[np.intp]
 ) -> Iterator[Stretch]:
-    """Yield the candidates that fit a slide; most are ruled out by coarser pictures."""
-    half_thw, quarter_thw = frames.half_thw, frames.quarter_thw
-    num = len(half_thw)
-    change_Nhw = np.abs(quarter_thw[first_N] - quarter_thw[last_N])
-    distance_N = change_Nhw.sum(axis=(1, 2), dtype=np.int32) / _PIXELS
+    """Yield the candidates that fit a slide."""
+    num = len(frames.index_t)
+    change_Nhw = np.abs(frames.quarter_thw[first_N] - frames.quarter_thw[last_N])
+    distance_N = np.tile(change_Nhw.sum(axis=(1, 2), dtype=np.int32) / _PIXELS, 2)
     # both ways that a seam moves along an axis: those of mirrored frames follow the others
     first_N, last_N = (np.concatenate([at, at + num]) for at in (first_N, last_N))
-    distance_N = np.tile(distance_N, 2)
-    for axes, in_band in (((1, 2, 0), 6), ((2, 1, 0), 8)):
-        quarter_hwt, half_hwt = (
+    half_hwt, quarter_hwt = (
+        np.ascontiguousarray(frames_thw.reshape(num, -1).T).reshape(*frames_thw.shape[1:], num)
+        for frames_thw in (frames.half_thw, frames.quarter_thw)
+    )
+    for axes in ((0, 1, 2), (1, 0, 2)):
+        both_ways = (
             np.concatenate([upright, upright[:, ::-1]], axis=2)
             for upright in (
-                np.ascontiguousarray(frames_thw.transpose(axes))
-                for frames_thw in (quarter_thw, half_thw)
+                np.ascontiguousarray(frames_hwt.transpose(axes))
+                for frames_hwt in (half_hwt, quarter_hwt)
             )
         )
-        height, width = half_hwt.shape[:2]
-        misfits = _misfits(quarter_hwt, first_N, last_N, [0.5])
-        at = np.flatnonzero(misfits.min(axis=(0, 1, 2)) < _COARSE_MISFIT * distance_N)
-        first, last, bound = first_N[at], last_N[at], 3 * _MISFIT * distance_N[at]
-        # a bound: the difference of two sums is at most the sum of the differences
-        bands_hwt = half_hwt.reshape(height // in_band, in_band, width, -1).sum(
-            axis=1, dtype=np.int16
-        )
-        early, middle, late = _misfits(bands_hwt, first, last, _SHARES)
-        way = math.ceil(_PROGRESS * width)
-        early = np.minimum.accumulate(early[:, :-way], axis=1)
-        least = (early + late[:, way:]).min(axis=1) + middle.min(axis=1)
-        at = np.flatnonzero(least.min(axis=0) < bound)
-        first, last, bound = first[at], last[at], bound[at]
-        misfits = _misfits(half_hwt, first, last, _SHARES)
-        early, middle, late = (misfits.argmin(axis=2) + 1) / width
-        total = misfits.min(axis=2).sum(axis=0)
-        total[(early > middle) | (middle > late) | (late - early < _PROGRESS)] = np.inf
-        costs = total.min(axis=0) / bound
-        for index in np.flatnonzero(costs < 1).tolist():
-            begin, length = int(first[index]) % num, int(last[index] - first[index])
-            yield Stretch(float(costs[index]), begin, begin + length)
+        at, costs = _slide_costs(*both_ways, first_N, last_N, distance_N)
+        for index, cost in zip(at.tolist(), costs.tolist(), strict=True):
+            first = int(first_N[index]) % num
+            yield Stretch(cost, first, first + int(last_N[index] - first_N[index]))
+
+
+def _slide_costs(
+    half_hwt: Sums,
+    quarter_hwt: Sums,
+    first_N: NDArray[np.intp],
+    last_N: NDArray[np.intp],
+    distance_N: NDArray[np.float64],
+) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """Return which candidates fit a slide, and their costs; coarser pictures rule most out."""
+    height, width = half_hwt.shape[:2]
+    misfits = _misfits(quarter_hwt, first_N, last_N, [0.5])
+    at = np.flatnonzero(misfits.min(axis=(0, 1, 2)) < _COARSE_MISFIT * distance_N)
+    bound_N = 3 * _MISFIT * distance_N
+    # a bound: the difference of two sums is at most the sum of the differences
+    bands = half_hwt.reshape(-1, _IN_BAND[height], width, half_hwt.shape[2])
+    early, middle, late = _misfits(
+        bands.sum(axis=1, dtype=np.int16), first_N[at], last_N[at], _SHARES
+    )
+    way = math.ceil(_PROGRESS * width)
+    early = np.minimum.accumulate(early[:, :-way], axis=1)
+    least = (early + late[:, way:]).min(axis=1) + middle.min(axis=1)
+    at = at[least.min(axis=0) < bound_N[at]]
+    misfits = _misfits(half_hwt, first_N[at], last_N[at], _SHARES)
+    early, middle, late = (misfits.argmin(axis=2) + 1) / width
+    total = misfits.min(axis=2).sum(axis=0)
+    total[(early > middle) | (middle > late) | (late - early < _PROGRESS)] = np.inf
+    costs = total.min(axis=0) / bound_N[at]
+    return at[costs < 1], costs[costs < 1]
 
 
 def _misfits(
@@ -193,15 +206,13 @@ def _misfits(
         Luma levels [shares, 3, w - 1, N].
     """
     middles = [first_N + np.rint(share * (last_N - first_N)).astype(int) for share in shares]
-    seen, old, new = (
-        frames_hwt.take(np.concatenate(indices), axis=2)
-        for indices in (middles, [first_N] * len(shares), [last_N] * len(shares))
-    )
+    seen = frames_hwt.take(np.concatenate(middles), axis=2)
     width = seen.shape[1]
+    # new, then old: from `width - seam` on with the seam at that column
+    pushed = np.concatenate([frames_hwt.take(at, axis=2) for at in (last_N, first_N)], axis=1)
+    pushed = np.tile(pushed, len(shares))
     change = np.empty_like(seen)
     change_wwN = np.empty((width + 1, *seen.shape[1:]), np.float32)
-    # from `width - seam` on: with the seam at that column
-    pushed = np.concatenate([new, old], axis=1)
     for seam in range(width + 1):
         np.subtract(seen, pushed[:, width - seam : 2 * width - seam], out=change)
         np.abs(change, out=change)
