@@ -212,12 +212,13 @@ def _misfits(
     pushed = np.concatenate([frames_hwt.take(at, axis=2) for at in (last_N, first_N)], axis=1)
     pushed = np.tile(pushed, len(shares))
     change = np.empty_like(seen)
-    change_wwN = np.empty((width + 1, *seen.shape[1:]), np.float32)
+    sums_wwN = np.empty((width + 1, *seen.shape[1:]), np.uint16)
     for seam in range(width + 1):
         np.subtract(seen, pushed[:, width - seam : 2 * width - seam], out=change)
         np.abs(change, out=change)
-        change_wwN[seam] = change.view(np.uint16).sum(axis=0, dtype=np.uint16)
+        np.add.reduce(change.view(np.uint16), axis=0, out=sums_wwN[seam])
     # for each seam in 1 .. w - 1: of the columns before it, and of those after it
+    change_wwN = sums_wwN.astype(np.float32)
     is_new = np.tri(width - 1, width, dtype=np.float32)
     is_old = 1 - is_new
     new_still, old_still = is_new @ change_wwN[width], is_old @ change_wwN[0]
