@@ -149,14 +149,14 @@ def _slides(
         for frames_thw in (frames.half_thw, frames.quarter_thw)
     )
     for axes in ((0, 1, 2), (1, 0, 2)):
-        both_ways = (
+        half, quarter = (
             np.concatenate([upright, upright[:, ::-1]], axis=2)
             for upright in (
                 np.ascontiguousarray(frames_hwt.transpose(axes))
                 for frames_hwt in (half_hwt, quarter_hwt)
             )
         )
-        at, costs = _slide_costs(*both_ways, first_N, last_N, distance_N)
+        at, costs = _slide_costs(half, quarter, first_N, last_N, distance_N)
         for index, cost in zip(at.tolist(), costs.tolist(), strict=True):
             first = int(first_N[index]) % num
             yield Stretch(cost, first, first + int(last_N[index] - first_N[index]))
@@ -212,19 +212,21 @@ def _misfits(
     pushed = np.concatenate([frames_hwt.take(at, axis=2) for at in (last_N, first_N)], axis=1)
     pushed = np.tile(pushed, len(shares))
     change = np.empty_like(seen)
-    sums_wwN = np.empty((width + 1, *seen.shape[1:]), np.uint16)
-    for seam in range(width + 1):
-        np.subtract(seen, pushed[:, width - seam : 2 * width - seam], out=change)
+
+    def deviations(begin: int) -> Array:
+        np.subtract(seen, pushed[:, begin : begin + width], out=change)
         np.abs(change, out=change)
-        np.add.reduce(change.view(np.uint16), axis=0, out=sums_wwN[seam])
-    # for each seam in 1 .. w - 1: of the columns before it, and of those after it
-    change_wwN = sums_wwN.astype(np.float32)
+        sums: Array = change.view(np.uint16).sum(axis=0, dtype=np.uint16).astype(np.float32)
+        return sums
+
+    # for each seam in 1 .. w - 1: the columns before it, and those after it
     is_new = np.tri(width - 1, width, dtype=np.float32)
-    is_old = 1 - is_new
-    new_still, old_still = is_new @ change_wwN[width], is_old @ change_wwN[0]
-    new_moves, old_moves = (
-        (is_there[:, None] @ change_wwN[1:-1])[:, 0] for is_there in (is_new, is_old)
-    )
+    sides_sw = np.stack([is_new, 1 - is_new], axis=1)
+    new_still, old_still = is_new @ deviations(0), (1 - is_new) @ deviations(width)
+    moves = np.empty((width - 1, 2, seen.shape[2]), np.float32)
+    for seam, sides in enumerate(sides_sw, 1):
+        np.matmul(sides, deviations(width - seam), out=moves[seam - 1])
+    new_moves, old_moves = moves[:, 0], moves[:, 1]
     models = np.stack([new_moves + old_still, new_still + old_moves, new_moves + old_moves])
     models /= _PIXELS
     return models.reshape(3, width - 1, len(shares), -1).transpose(2, 0, 1, 3)
