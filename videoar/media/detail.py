@@ -11,6 +11,7 @@ or to which noise was added, counts as richer.
 Axes: H W pixels, N lines, L samples of a line.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import av
@@ -60,10 +61,12 @@ def _inside(lines_NL: np.ndarray) -> np.ndarray:
     """Return lines without the bars at the ends of both axes, float32."""
     lines = lines_NL.astype(np.float32)
     for _ in range(2):  # rows, then columns
-        shown = np.flatnonzero(lines.std(axis=1) > _FLAT)
-        if not len(shown):
-            return lines[:0]
-        lines = lines[shown[0] : shown[-1] + 1].T
+        if not (lines[[0, -1]].std(axis=1) > _FLAT).all():  # of few sources
+            shown = np.flatnonzero(lines.std(axis=1) > _FLAT)
+            if not len(shown):
+                return lines[:0]
+            lines = lines[shown[0] : shown[-1] + 1]
+        lines = lines.T
     return lines
 
 
@@ -71,10 +74,16 @@ def _weighted_power(lines_NL: np.ndarray) -> float:
     if not lines_NL.size:
         return 0.0
     # a line does not continue at its other end; without a window that step would fill the spectrum
-    window, across = (np.hanning(n + 2)[1:-1].astype(np.float32) for n in lines_NL.shape[::-1])
+    window, across = (_window(length) for length in lines_NL.shape[::-1])
     centred = (lines_NL - lines_NL.mean(axis=1, keepdims=True)) * window
     # float64: NumPy computes spectra of float32 in float64, too, but in pieces, for twice the time
     spectrum = np.fft.rfft(centred.astype(np.float64), axis=1).astype(np.complex64)
     power = np.average(np.square(np.abs(spectrum) / window.sum()), axis=0, weights=across**2)
     # the window spreads the mean over the first two frequencies
     return float((power * np.arange(len(power)))[2:].sum())
+
+
+@lru_cache(maxsize=8)
+def _window(length: int) -> np.ndarray:
+    window: np.ndarray = np.hanning(length + 2)[1:-1].astype(np.float32)
+    return window

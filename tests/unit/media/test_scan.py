@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.video_files import ffmpeg, moving_noise, write_video
 from videoar.core.errors import MediaError
+from videoar.media.clip_scores import score_span
 from videoar.media.scan import DecodedClip, ScanPlan, scan
 from videoar.media.source_decoder import SourceMetadata
 from videoar.media.transcode import encode_clips
@@ -143,6 +144,22 @@ def test_scores_distinguish_black_frozen_and_moving(tmp_path):
     assert scores["moving"]["freeze_frac"] == 0
     assert scores["moving"]["motion_mean"] > 2 > scores["held"]["motion_mean"]
     assert len(set(scores["moving"]["phash"])) == 3
+
+
+def test_scores_are_those_of_the_formulas():
+    for count, levels in ((1, 256), (2, 30), (17, 256), (48, 3)):
+        luma = np.random.default_rng(count).integers(0, levels, (count, 36, 64), np.uint8)
+        scores = score_span(luma, np.arange(count) * 40_000)
+        x = luma.astype(np.float32)
+        motion = np.abs(np.diff(x, axis=0)).mean(axis=(1, 2)) if count > 1 else np.zeros(1)
+        ring = x[:, :-2, 1:-1] + x[:, 2:, 1:-1] + x[:, 1:-1, :-2] + x[:, 1:-1, 2:]
+        blur = (ring - 4 * x[:, 1:-1, 1:-1]).var(axis=(1, 2))
+        assert scores["blur_p10"] == np.percentile(blur, 10)
+        assert (scores["motion_mean"], scores["motion_p95"]) == (
+            motion.mean(),
+            np.percentile(motion, 95),
+        )
+        assert scores["black_frac"] == ((luma < 24).mean(axis=(1, 2)) >= 0.98).mean()
 
 
 @pytest.mark.parametrize("rate_fps", [25, 60, 120])
