@@ -23,7 +23,7 @@ from av.logging import ERROR, Capture, set_level, set_skip_repeated
 from videoar.core.errors import MediaError
 from videoar.core.types import Row
 from videoar.media.color import color_columns, require_known_colors, settle_matrix
-from videoar.media.damage import DamageTracker
+from videoar.media.damage import DENSE_CODECS, DamageTracker, has_hole
 from videoar.media.orientation import UPRIGHT, Orientation, orientation_of
 from videoar.media.picture_kind import picture_kind
 from videoar.media.source_stream import DecodePlan, SourceStream
@@ -95,6 +95,11 @@ class SourceDecoder:
         self._skip_until_us: float = 0.0
         self._source, self._plan, self._log = source, plan, log
         self._withholds = source.codec_name in _WITHHOLDING
+        self._is_dense = source.codec_name in DENSE_CODECS
+        is_counted = (source.codec.extradata or b"").startswith(
+            b"\1"
+        )  # lengths of parts, as in MP4
+        self._has_start_codes = self._withholds and not is_counted
         self._restart(plan.start_pts)
         self._num_withheld = self._num_packets = self._num_interlaced = 0
         self._first_frame: Row = {}
@@ -281,6 +286,8 @@ class SourceDecoder:
     def _note_errors(self, packet: "av.Packet[Any]", following: list["av.Packet[Any]"]) -> None:
         """Count the messages that decoding a packet has given."""
         messages = [message.strip() for _, _, message in self._log]
+        if self._is_dense and has_hole(bytes(packet), has_start_codes=self._has_start_codes):
+            messages.append("zeros in place of data")
         if messages:
             # A decoder that fails to allocate logs the same message as for damaged data.
             codec = self._source.codec

@@ -435,6 +435,26 @@ def test_all_frames_between_two_damaged_ones_count(tmp_path):
     assert 40 < len(flawless(clips)) < 80
 
 
+VP9 = ("-c:v", "libvpx-vp9", "-pix_fmt", "yuv420p", "-b:v", "900k", "-g", 25, "-cpu-used", 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("options", "suffix"), [(X265, "mp4"), (X265, "hevc"), (VP9, "ivf")])
+def test_zeros_in_place_of_data_are_damage_though_decoders_take_them(tmp_path, options, suffix):
+    path = make(tmp_path / f"a.{suffix}", *options)
+    clean = set(pixels(read(path)[0]))
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [p for p in container.demux(video=0) if p.size > 400 and not p.is_keyframe]
+    place = data.index(bytes(packets[len(packets) // 2])) + 200
+    data[place : place + 100] = bytes(100)
+    path.write_bytes(data)
+    clips, _ = read(path)
+    assert not clean.issuperset(pixels(clips))
+    assert clean.issuperset(pixels(flawless(clips)))
+    assert len(flawless(clips)) >= 60
+
+
 @pytest.mark.slow
 def test_two_fields_that_are_samples_of_their_own_are_one_frame(tmp_path):
     luma_THW = 16 + moving_noise(20, size=(64, 96))[..., 1] // 2
