@@ -10,10 +10,10 @@ much as a small clip. Files are encoded in memory, so that no disk can cut one s
 
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -24,6 +24,7 @@ from videoar.core.errors import OutOfMemoryError
 from videoar.media.decode import require_frames
 
 if TYPE_CHECKING:
+    from av import VideoFrame
     from av.container import OutputContainer
     from av.video.stream import VideoStream
 
@@ -34,13 +35,18 @@ CODEC_OPTIONS: Mapping[str, Mapping[str, str]] = {
     "mpeg4": {},
     "mjpeg": {},
 }
-# Chosen (benchmarks/results/ingest.md): a third of the time of `fast` and less to decode, for a
-# fifth more bytes at equal PSNR. What saves bytes at so low a cost is the distribution of bits over
-# macroblocks (mbtree, aq) and deblocking.
+# Chosen: one encoder serves many clips (to open one takes as long as to encode a clip), so nothing
+# of a clip may depend on those before it. No rate control that remembers (qcomp=1 gives all frames
+# one quantizer), no frames read ahead, no key frames but the first ones. What saves bytes at so low
+# a cost is the distribution of bits over macroblocks (aq) and deblocking.
 _CLIP_OPTIONS = {
     "preset": "ultrafast",
-    "x264-params": "mbtree=1:rc-lookahead=20:aq-mode=1:deblock=1:subme=2:cpu-independent=1",
+    "tune": "zerolatency",
+    "forced-idr": "1",
+    "x264-params": "qcomp=1:keyint=infinite:aq-mode=1:aq-strength=0.7:deblock=1:subme=2"
+    ":cpu-independent=1",
 }
+_LESS_CRF = 1.15  # chosen: bytes and PSNR are then those of the same crf with x264's mbtree
 # where swscale computes chroma samples; the default of H.264 is half a sample to the left
 _EXACT = {"flags": "+bitexact", "chroma_sample_location": "center"}
 _QUANTIZER = {"mpeg4", "mjpeg"}  # encoders without the option crf
@@ -57,8 +63,18 @@ class _Format:
     codec: str
     codec_options: Mapping[str, str]
     pix_fmt: str
+    rate: Fraction
     muxer: str
     muxer_options: Mapping[str, str]
+
+    @property
+    def matrix(self) -> int:
+        """AVI has no place for this tag: what it lacks is read as BT.601."""
+        return _BT601 if self.codec in _QUANTIZER else _BT709
+
+    @property
+    def levels(self) -> int:
+        return _FULL if self.codec == "mjpeg" else _LIMITED
 
 
 def encode(
@@ -85,8 +101,9 @@ def encode(
         quality = {"flags": "+bitexact+qscale", "global_quality": str(_LAMBDA * crf)}
     options = {**_EXACT, **CODEC_OPTIONS[codec], **quality}
     suffix = path.suffix[1:]
-    form = _Format(codec, options, pix_fmt, _MUXERS.get(suffix, suffix), {})
-    path.write_bytes(_encode(frames, rate_fps, form, {}))
+    pix_fmt = "yuvj420p" if codec == "mjpeg" else pix_fmt
+    form = _Format(codec, options, pix_fmt, _rate(rate_fps), _MUXERS.get(suffix, suffix), {})
+    path.write_bytes(_file(form, {}, partial(_mux, frames, form)))
 
 
 def encode_clips(
@@ -98,7 +115,7 @@ def encode_clips(
     """Encode clips as H.264 MP4 in BT.709; return their bytes in order.
 
     The index (`moov`) comes first in each file, so that a player can start before the file ends.
-    Each file is decoded once before it counts.
+    Each file is decoded once before it counts. Its bytes do not depend on the other clips.
 
     Args:
         clips_NTHWC: uint8 RGB with even height and width.
@@ -110,12 +127,16 @@ def encode_clips(
         OutOfMemoryError: there is too little memory.
         TransientStorageError: an encoded clip cannot be decoded.
     """
-    options = {**_EXACT, **_CLIP_OPTIONS, "crf": str(crf)}
-    form = _Format("libx264", options, "yuv420p", "mp4", {"movflags": "+faststart"})
-    videos = []
-    for frames_THWC, tag in zip(clips_NTHWC, tags or itertools.repeat({}), strict=False):
-        videos.append(_encode(frames_THWC, rate_fps, form, tag))
-        require_frames(videos[-1], len(frames_THWC))
+    options = {**_EXACT, **_CLIP_OPTIONS, "crf": str(max(crf - _LESS_CRF, 1))}
+    movflags = {"movflags": "+faststart"}
+    form = _Format("libx264", options, "yuv420p", _rate(rate_fps), "mp4", movflags)
+    videos: list[bytes] = []
+    tagged = zip(clips_NTHWC, tags or itertools.repeat({}), strict=False)
+    for _, of_one_size in itertools.groupby(tagged, lambda item: item[0].shape[1:3]):
+        mux = _ClipMuxer(form)
+        for frames_THWC, tag in of_one_size:
+            videos.append(_file(form, tag, partial(mux, frames_THWC)))
+            require_frames(videos[-1], len(frames_THWC))
     return videos
 
 
@@ -125,55 +146,94 @@ def tool_versions() -> Mapping[str, str]:
     return {"av": version("av")}
 
 
-def _encode(
-    frames: Iterable[np.ndarray], rate_fps: float, form: _Format, tags: Mapping[str, str]
+def _rate(rate_fps: float) -> Fraction:
+    return Fraction(rate_fps).limit_denominator(1001)
+
+
+def _file(
+    form: _Format, tags: Mapping[str, str], mux: Callable[["OutputContainer"], None]
 ) -> bytes:
+    """Return the file that `mux` fills."""
     import av
 
     options = {"fflags": "+bitexact", **form.muxer_options}
-    rate = Fraction(rate_fps).limit_denominator(1001)
     # a name without a disk: the MP4 muxer opens its file again to move the index to the front
     with os.fdopen(os.memfd_create("video"), "rb") as file:
         name = f"file:/proc/self/fd/{file.fileno()}"
         try:
             with av.open(name, "w", format=form.muxer, options=options) as container:
                 container.metadata.update(tags)
-                _mux(container, frames, rate, form)
+                mux(container)
         except MemoryError as error:  # PyAV's, too
             hint = "fewer workers, or more memory"
             raise OutOfMemoryError(form.codec, str(error), hint) from error
         return file.read()
 
 
-def _mux(
-    container: "OutputContainer", frames: Iterable[np.ndarray], rate: Fraction, form: _Format
-) -> None:
+def _mux(frames: Iterable[np.ndarray], form: _Format, container: "OutputContainer") -> None:
+    stream = None
+    for frame in _yuv(frames, form):
+        stream = stream or _add_stream(container, frame, form)
+        container.mux(stream.encode(frame))
+    if stream is not None:
+        container.mux(stream.encode(None))
+
+
+class _ClipMuxer:
+    """Encodes clips of one size with one encoder, each into a file of its own."""
+
+    def __init__(self, form: _Format) -> None:
+        self._form = form
+        self._encoder: VideoStream | None = None
+        self._times = itertools.count()
+
+    def __call__(self, frames_THWC: np.ndarray, container: "OutputContainer") -> None:
+        from av.video.frame import PictureType
+
+        # x264 numbers key frames 0 and 1 in turn, and the quantizer of one depends on the type of
+        # the frame before it: all clips begin alike behind a key frame that is not kept
+        black, *frames = _yuv([np.zeros_like(frames_THWC[0]), *frames_THWC], self._form)
+        if self._encoder is None:
+            self._encoder = stream = _add_stream(container, black, self._form)
+            container.start_encoding()
+        else:
+            stream = container.add_stream_from_template(self._encoder)
+        for index, frame in enumerate([black, *frames], -1):
+            frame.pts = next(self._times)
+            frame.pict_type = PictureType.I if index < 1 else PictureType.NONE
+            (packet,) = self._encoder.encode(frame)
+            if index >= 0:
+                packet.pts = packet.dts = index
+                packet.stream = stream
+                container.mux(packet)
+
+
+def _add_stream(container: "OutputContainer", frame: "VideoFrame", form: _Format) -> "VideoStream":
+    options = dict(form.codec_options)
+    # a cast: PyAV knows the type of the stream only for a literal name
+    stream = cast("VideoStream", container.add_stream(form.codec, form.rate, options))
+    context = stream.codec_context
+    context.colorspace = context.color_primaries = context.color_trc = form.matrix
+    context.color_range = form.levels
+    context.pix_fmt, context.thread_count = form.pix_fmt, 1
+    context.width, context.height = frame.width, frame.height
+    return stream
+
+
+def _yuv(frames: Iterable[np.ndarray], form: _Format) -> Iterator["VideoFrame"]:
     from av import VideoFrame
     from av.video.reformatter import Interpolation, VideoReformatter
 
-    # a cast: PyAV knows the type of the stream only for a literal name
-    stream = cast("VideoStream", container.add_stream(form.codec, rate, dict(form.codec_options)))
-    context, pix_fmt = stream.codec_context, form.pix_fmt
-    # AVI has no place for these tags: what it lacks is read as BT.601
-    matrix, levels = _BT601 if form.codec in _QUANTIZER else _BT709, _LIMITED
-    if form.codec == "mjpeg":
-        pix_fmt, levels = "yuvj420p", _FULL
-    context.colorspace = context.color_primaries = context.color_trc = matrix
-    context.color_range = levels
-    context.pix_fmt, context.thread_count = pix_fmt, 1
     scaling = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-    to_yuv, step = VideoReformatter().reformat, 1 / rate
+    to_yuv, step = VideoReformatter().reformat, 1 / form.rate
     for index, frame_HWC in enumerate(frames):
-        if index == 0:
-            context.height, context.width, _ = frame_HWC.shape
         frame = to_yuv(
             VideoFrame.from_numpy_buffer(np.ascontiguousarray(frame_HWC), format="rgb24"),
-            format=pix_fmt,
+            format=form.pix_fmt,
             interpolation=scaling,
-            dst_colorspace=matrix,
-            dst_color_range=levels,
+            dst_colorspace=form.matrix,
+            dst_color_range=form.levels,
             threads=1,
         )
         frame.pts, frame.duration, frame.time_base = index, 1, step
-        container.mux(stream.encode(frame))
-    container.mux(stream.encode(None))
+        yield frame
