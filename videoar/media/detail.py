@@ -34,11 +34,12 @@ class Lines(NamedTuple):
     expansion: float
 
     @classmethod
-    def of(cls, frame: av.VideoFrame) -> "Lines":
-        """Return lines of a decoded frame."""
+    def of(cls, frame: av.VideoFrame, *, is_combed: bool = False) -> "Lines":
+        """Return lines of a decoded frame; columns of one field if it is combed."""
         is_full = is_full_range(frame) or not has_luma(frame)
         luma_HW = luma_of(frame, VideoReformatter())
-        return cls(_spaced(luma_HW), _spaced(luma_HW.T), 1 if is_full else _EXPANSION)
+        field_HW = luma_HW[:: 1 + is_combed]  # combs look like detail
+        return cls(_spaced(luma_HW), _spaced(field_HW.T), 1 if is_full else _EXPANSION)
 
     def detail(self) -> float:
         """Return the mean over both axes of the power of a line, each frequency times its number.

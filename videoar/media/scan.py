@@ -278,14 +278,15 @@ class _ClipScan:
         """Add the RGB frame once for each of some points of the grid."""
         if points > 0:
             # of every `num_frames` frames taken, one: each clip then has one
-            if -self._taken % self._plan.num_frames < points:
-                sample.lines = Lines.of(picture.frame)
+            is_measured = -self._taken % self._plan.num_frames < points
             self._taken += points
             if not sample.rgb:
                 scaled, sample.made = self._resizer.rgb(picture)
                 sample.rgb.append(scaled)
                 points -= 1
             sample.rgb += sample.rgb[:1] * points
+            if is_measured:
+                sample.lines = Lines.of(picture.frame, is_combed=bool(sample.made["combed_frac"]))
 
     def _decoded(self, span: Span) -> DecodedClip:
         if span.rgb:

@@ -49,6 +49,15 @@ def test_copies_have_less_detail_than_the_sharp_original(copy, most):
     assert Lines.of(copy(original)).detail() < most * Lines.of(original).detail()
 
 
+def test_combs_are_no_detail():
+    rgb = picture().to_ndarray(format="rgb24")
+    woven = rgb.copy()
+    woven[1::2] = np.roll(rgb[1::2], 12, axis=1)
+    original, combed = (av.VideoFrame.from_ndarray(pixels, "rgb24") for pixels in (rgb, woven))
+    assert Lines.of(combed).detail() > Lines.of(original).detail()
+    assert Lines.of(combed, is_combed=True).detail() < Lines.of(original).detail()
+
+
 def test_formats_agree_and_a_flat_frame_has_none():
     frame = picture()
     formats = [
