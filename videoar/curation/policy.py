@@ -123,7 +123,7 @@ class Policy(Frozen):
     varies."""
     max_special_pictures: Bound = None
     """0 rejects clips whose picture is not what a viewer sees: of two views for a stereo display,
-    of a sphere, or with transparent parts."""
+    of a sphere, of one field of a frame, or with transparent parts."""
     max_unmapped_hdr: Bound = None
     """0 rejects clips of high dynamic range (PQ, HLG, logarithmic) not mapped to BT.709."""
     max_combed_frac: Bound = None

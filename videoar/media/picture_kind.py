@@ -11,17 +11,20 @@ _RECTILINEAR = 4  # AVSphericalProjection: of an ordinary lens
 _MAX_TRANSPARENT = 0.01  # chosen: share of pixels; recordings of windows have round corners
 
 
-def picture_kind(first: av.VideoFrame, *, has_alpha_layer: bool) -> str | None:
+def picture_kind(first: av.VideoFrame, codec: str, *, has_alpha_layer: bool) -> str | None:
     """Return the column `picture_kind` of `clips@1`.
 
     Args:
         first: frame of the source, as decoded.
+        codec: FFmpeg's name.
         has_alpha_layer: whether transparency is coded beside the picture, which decoders leave out.
     """
     if _number(first, "STEREO3D") in _PACKED:
         return "stereo"
     if _number(first, "SPHERICAL") not in {None, _RECTILINEAR}:
         return "spherical"
+    if codec == "hevc" and first.interlaced_frame:  # other decoders join the fields of a frame
+        return "field"
     if has_alpha_layer or _transparent_frac(first) > _MAX_TRANSPARENT:
         return "transparent"
     return None

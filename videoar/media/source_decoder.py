@@ -328,7 +328,9 @@ class SourceDecoder:
             **color_columns(frame),
             "field_order": _FIELD_ORDERS.get(int(self._source.codec.field_order), "unknown"),
             "picture_kind": picture_kind(
-                frame, has_alpha_layer=self._source.stream.metadata.get("alpha_mode") == "1"
+                frame,
+                self._source.codec_name,
+                has_alpha_layer=self._source.stream.metadata.get("alpha_mode") == "1",
             ),
         }
 

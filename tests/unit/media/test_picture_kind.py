@@ -8,6 +8,8 @@ from videoar.media.scan import ScanPlan, scan
 PICTURE = ("-f", "lavfi", "-i", "testsrc2=s=96x64:r=25:d=0.4,format=rgba", "-threads", 1)
 HALF = ("-vf", "format=yuva444p,geq=lum=lum(X\\,Y):cb=128:cr=128:a=255*gt(X\\,48)")
 X264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p")
+X265 = ("-c:v", "libx265", "-pix_fmt", "yuv420p", "-x265-params")
+X265 += ("log-level=none:pools=none:interlace=tff",)
 STEREO = ("-x264-params", "frame-packing=3")
 ALPHA_VP9 = ("-c:v", "libvpx-vp9", "-pix_fmt", "yuva420p", "-cpu-used", 8)
 
@@ -46,6 +48,7 @@ def metadata_of(path):
         ("a.mov", ("-c:v", "qtrle", "-pix_fmt", "argb"), None, None),
         ("a.mov", (*HALF, "-c:v", "qtrle", "-pix_fmt", "argb"), None, "transparent"),
         ("a.mov", (*HALF, "-c:v", "prores_ks", "-pix_fmt", "yuva444p10le"), None, "transparent"),
+        ("a.mp4", ("-vf", "separatefields", *X265), None, "field"),
         ("a.webm", (*HALF, *ALPHA_VP9), None, "transparent"),
     ],
 )
