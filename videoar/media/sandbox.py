@@ -260,7 +260,7 @@ class _Child:
         if math.prod(reply["shape"]) > self.limits.memory_bytes:
             raise ValueError("its decoder announces more pixels than it can hold")
         frames_THWC = np.empty(reply["shape"], np.uint8)
-        left = frames_THWC.data.cast("B")
+        left = frames_THWC.reshape(-1).data
         while left:
             count = os.readv(self.pipe.fileno(), [left])
             if count == 0:
@@ -388,7 +388,7 @@ def _send(pipe: Connection, kind: str, **content: Json) -> None:
 
 def _send_pixels(pipe: Connection, frames_THWC: np.ndarray) -> None:
     """Send pixels as they are: a message of this size would be copied twice more."""
-    left = frames_THWC.data.cast("B")
+    left = frames_THWC.reshape(-1).data
     while left:
         left = left[os.write(pipe.fileno(), left) :]
 

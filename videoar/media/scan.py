@@ -56,6 +56,8 @@ class ScanPlan(DecodePlan):
     """`active` leaves out bars around the picture."""
     deinterlace: Literal["auto", "measure", "off"] = "auto"
     tone_map: Curve | None = "mobius"
+    with_pixels: bool = True
+    """Whether clips that are looked for have their frames, or only their columns."""
     take_us: tuple[int, ...] = ()
     """Take the frames with these presentation times instead of looking for clips."""
     active_box: tuple[int, int, int, int] | None = None
@@ -67,7 +69,7 @@ class DecodedClip:
     """One clip: its frames at clip size, and its scores."""
 
     frames_THWC: np.ndarray
-    """uint8 RGB."""
+    """uint8 RGB; no frames without `ScanPlan.with_pixels`."""
     columns: Row
     """Columns of `clips@1` that belong to the span."""
 
@@ -295,7 +297,8 @@ class _ClipScan:
         else:
             frames_THWC = self.frames_at(tuple(span.times_us))
         behind_us = self._decoder.times_behind(span.first.index, span.last.index)
-        return _decoded_clip(frames_THWC, span, behind_us)
+        clip = _decoded_clip(frames_THWC, span, behind_us)
+        return clip if self._plan.with_pixels else replace(clip, frames_THWC=frames_THWC[:0])
 
     def _sample(self, picture: Picture) -> SampledFrame:
         return SampledFrame(

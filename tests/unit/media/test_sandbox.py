@@ -39,6 +39,9 @@ def test_child_gives_equal_results_and_survives_bad_files(tmp_path, decoder):
             (a.frames_THWC == b.frames_THWC).all() for a, b in zip(ours[:-1], theirs, strict=False)
         )
         assert [a.columns for a in ours[:-1]] == [b.columns for b in theirs[:-1]]
+    *bare, _ = decoder.run(good, ScanPlan(size_px=48, with_pixels=False))
+    assert [a.columns for a in bare] == [b.columns for b in here[:-1]]
+    assert [len(a.frames_THWC) for a in bare] == [0] * len(bare)
 
 
 @pytest.mark.slow

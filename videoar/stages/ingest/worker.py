@@ -52,6 +52,7 @@ class IngestWorker:
             max_duration_s=config.max_duration_s,
             max_pixels=config.max_pixels,
             allow_animations=config.allow_animations,
+            with_pixels=config.keep == "clips",
         )
         time_s = config.scan_timeout_s
         # RLIMIT_CPU has whole seconds
