@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 Sums = NDArray[np.int16]
 """Cells as the sums of their pixels, which are exact; those of a row or column fit into uint16."""
+_PIECE = 64  # chosen: arrays of about 128 KiB
 CLOCK_US = 80_000  # chosen: as the numbers of `videoar.media.transitions`
 
 
@@ -21,17 +22,15 @@ class LumaFrames:
     def __init__(self, luma_Thw: NDArray[np.uint8], times_us: NDArray[np.int64]) -> None:
         self.times_us = times_us
         self._times_us: list[int] = times_us.tolist()
-        half = _sums(luma_Thw)
-        quarter = _sums(half)
+        pieces = [_sums_and_contrast(luma_Thw[piece]) for piece in _pieces(len(luma_Thw))]
+        half, quarter, self.contrast_T = (
+            np.concatenate(arrays) for arrays in zip(*pieces, strict=True)
+        )
         self.half_sums_Thw: Sums = half.view(np.int16)
         self.quarter_sums_Thw: Sums = quarter.view(np.int16)
         self.half_Thw: Array = half * np.float32(1 / 4)
         self.quarter_Thw: Array = quarter * np.float32(1 / 16)
         pixels = self.half_Thw.reshape(len(luma_Thw), -1)
-        ones = np.ones(pixels.shape[1], np.float32)
-        # for arrays this small, `std` costs more than its arithmetic
-        centred = pixels - (pixels @ ones / ones.size)[:, None]
-        self.contrast_T: Array = np.sqrt(np.square(centred, out=centred) @ ones / ones.size)
         steps = mean_difference(pixels[1:], pixels[:-1])
         self.steps_T: Array = np.concatenate([np.zeros(1, np.float32), steps])
 
@@ -88,9 +87,29 @@ class ClockFrames:
 
 def mean_difference(old_Nc: Array, new_Nc: Array) -> Array:
     """Return the mean difference of each row, in luma levels; faster than `mean`."""
-    change = old_Nc - new_Nc
-    means: Array = np.abs(change, out=change) @ np.ones(change.shape[1], np.float32)
-    return means / np.float32(change.shape[1])
+    means, ones = np.empty(len(old_Nc), np.float32), np.ones(old_Nc.shape[1], np.float32)
+    for piece in _pieces(len(old_Nc)):
+        change = old_Nc[piece] - new_Nc[piece]
+        np.matmul(np.abs(change, out=change), ones, out=means[piece])
+    return means / np.float32(len(ones))
+
+
+def _pieces(num: int) -> Iterator[slice]:
+    """Yield slices of few frames: fresh pages for larger arrays cost more than the arithmetic."""
+    return (slice(begin, begin + _PIECE) for begin in range(0, num, _PIECE))
+
+
+def _sums_and_contrast(
+    luma_Thw: NDArray[np.uint8],
+) -> tuple[NDArray[np.uint16], NDArray[np.uint16], Array]:
+    """Return the cells at half and quarter size, and the contrast of each frame."""
+    half = _sums(luma_Thw)
+    cells = half.reshape(len(half), -1) * np.float32(1 / 4)
+    ones = np.ones(cells.shape[1], np.float32)
+    # for arrays this small, `std` costs more than its arithmetic
+    cells -= (cells @ ones / ones.size)[:, None]
+    contrast = np.sqrt(np.square(cells, out=cells) @ ones / ones.size)
+    return half, _sums(half), contrast
 
 
 def _sums(cells_Thw: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.uint16]:

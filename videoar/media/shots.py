@@ -26,7 +26,7 @@ from videoar.media.timeline import MAX_GAP_US
 from videoar.media.transitions import LOOK_US, Transition, find_transitions
 
 _TRIM = 2  # chosen: encoders smear a transition over the frames beside it
-_BLOCK = 512  # chosen: frames beside a block are analysed twice, a third more work at this size
+_BLOCK = 512  # chosen: frames beside a block are analysed twice, a fifth more work at 24 fps
 _LOOK_BACK_US = 1_500_000  # chosen: longer ago, what passes is gone and transitions are known
 _MAX_PENDING = 4096  # bounds memory where LOOK_US holds very many frames
 

@@ -23,8 +23,8 @@ deviation within a frame:
     9-11   flat, contrast < 2. Contrast rises to 25 at 7 and at 13: a fade from 7 to 13
     15     step 90, but the frames before and after the flash correlate by 1.00: no cut
 
-Measured against PySceneDetect in `benchmarks/results/cuts.md`. Cost: 20 us per frame, and
-about 2 ms where a wipe or whip pan is.
+Measured against PySceneDetect in `benchmarks/results/cuts.md`. Cost: 7 us per frame, 20 in a film
+with a transition every 4 s.
 
 Axes: T frames, t points of a coarse clock, N M frames to compare, h w pixels of a luma frame.
 """
