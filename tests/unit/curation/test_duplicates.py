@@ -96,8 +96,8 @@ def test_copies_are_found_wherever_they_begin_and_however_they_are_framed(copy, 
 @pytest.mark.parametrize(
     ("levels", "turn", "is_found"),
     [
-        (2, 0, True),
-        (12, 0, False),
+        (2, np.zeros((2, 2)), True),
+        (12, np.zeros((2, 2)), False),
         # shown by BT.601 instead of BT.709, and the other way round
         (0, [[0.0186, 0.0750], [0.1146, 0.0253]], True),
         (0, [[-0.0101, -0.0725], [-0.1107, -0.0166]], True),
@@ -107,7 +107,7 @@ def test_copies_are_found_wherever_they_begin_and_however_they_are_framed(copy, 
 def test_colours_tell_clips_apart_whose_hashes_are_equal(levels, turn, is_found):
     chroma = np.random.default_rng(0).integers(50, 200, (5, 4, 2))
     other = np.add(chroma, [0, levels])
-    other += ((chroma - 128.0) @ (np.eye(2) * turn if turn == 0 else turn)).round().astype(int)
+    other += ((chroma - 128.0) @ turn).round().astype(int)
     clips = [
         clip("best", SCENE.hashes(), chroma=chroma.ravel().tolist(), detail=2.0),
         clip("other", SCENE.hashes(), chroma=other.ravel().tolist()),
