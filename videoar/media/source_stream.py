@@ -98,7 +98,8 @@ class SourceStream:
         """Newest message of container or decoder."""
         self._is_timed = container.format.name not in _UNTIMED
         self.is_in_decoding_order = container.format.name == "avi"
-        self._is_joinable = bool(Flags(container.format.flags) & Flags.ts_discont)
+        is_live = container.format.name == "flv"  # recordings of RTMP, whose clock restarts
+        self._is_joinable = is_live or bool(Flags(container.format.flags) & Flags.ts_discont)
         self.set_back = plan.is_set_back
         """Whether time stamps jump back, as in joined recordings; None: not known."""
         self.duration_us = self._announced_duration()

@@ -146,6 +146,21 @@ def test_parts_of_a_recording_whose_clock_is_set_back_have_each_frame_once(tmp_p
     assert pixels(shared) == pixels(whole)
 
 
+@pytest.mark.slow
+def test_a_live_recording_whose_clock_begins_anew_has_each_frame_once(tmp_path):
+    path = make(tmp_path / "a.flv", *X264)
+    data, place = bytearray(path.read_bytes()), 13
+    while place < len(data):  # each tag: its type, size and time, in ms, then the size again
+        time_ms = int.from_bytes(data[place + 4 : place + 7], "big")
+        anew_ms = time_ms if time_ms < 1200 else time_ms - 1200
+        data[place + 4 : place + 7] = anew_ms.to_bytes(3, "big")
+        place += 15 + int.from_bytes(data[place + 1 : place + 4], "big")
+    path.write_bytes(data)
+    shared = [clip for part in range(2) for clip in read(path, part=part, parts=2)[0]]
+    assert len(shared) == 100
+    assert pixels(shared) == pixels(read(path)[0])
+
+
 SEEKS = [(MPEG2, "mpg"), (OPEN, "ts"), (REFRESH, "ts"), (MPEG4, "ts"), (OPEN, "flv"), (OPEN, "mkv")]
 SEEKS += [
     (OPEN, "avi"),
