@@ -156,3 +156,12 @@ def test_source_with_changing_frame_size_keeps_its_clip_size(tmp_path):
     assert metadata.decoded_frames == 40
     assert {e.columns["cut_in"] for e in decoded} == {"start", "gap"}
     assert {e.frames_THWC.shape for e in decoded} == {(9, *WIDE, 3)}
+
+
+@pytest.mark.parametrize("form", ["yuv420p", "yuv444p10le"])
+def test_luma_is_that_of_the_source_whatever_matrix_it_names(form):
+    frame, luma_hw = frame_of(120, 160, form), []
+    for matrix in (2, 1, 6, 9):  # none, BT.709, BT.601, BT.2020
+        frame.colorspace = matrix
+        luma_hw.append(FrameResizer(64).luma(frame))
+    assert (np.stack(luma_hw) == luma_hw[0]).all()
