@@ -96,10 +96,9 @@ class SourceDecoder:
         self._source, self._plan, self._log = source, plan, log
         self._withholds = source.codec_name in _WITHHOLDING
         self._is_dense = source.codec_name in DENSE_CODECS
-        is_counted = (source.codec.extradata or b"").startswith(
-            b"\1"
-        )  # lengths of parts, as in MP4
-        self._has_start_codes = self._withholds and not is_counted
+        # 1: the parts of a packet begin with their length, as in MP4
+        has_lengths = (source.codec.extradata or b"").startswith(b"\1")
+        self._has_start_codes = self._withholds and not has_lengths
         self._restart(plan.start_pts)
         self._num_withheld = self._num_packets = self._num_interlaced = 0
         self._first_frame: Row = {}
