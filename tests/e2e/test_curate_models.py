@@ -23,7 +23,7 @@ from videoar.storage.store import open_store
 pytestmark = pytest.mark.slow
 PIPELINE = ROOT / "pipelines" / "curate_models.yaml"
 COPIES = {frozenset(("red", "mirrored")), frozenset(("green", "small"))}
-TINTS = {"red": (1, 0.1, 0.1), "green": (0.1, 1, 0.1), "blue": (0.1, 0.1, 1), "cyan": (0.1, 1, 1)}
+TINTS = {"red": (1, 0.1, 0.1), "green": (0.1, 1, 0.1), "blue": (0.3, 0.3, 1), "cyan": (0.1, 1, 1)}
 
 
 @pytest.fixture(scope="module")
