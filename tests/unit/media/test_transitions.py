@@ -7,7 +7,9 @@ import pytest
 
 from videoar.bench.film_effects import SHAPES, Style, combined, lit
 from videoar.bench.films import KINDS, Film
+from videoar.media import wipes
 from videoar.media.correlation import correlates
+from videoar.media.luma_frames import ClockFrames, LumaFrames
 from videoar.media.shots import SampledFrame, shots, spans
 from videoar.media.transitions import Transition, find_transitions
 
@@ -101,6 +103,24 @@ def test_wipes_slides_and_pushes_are_found_in_all_directions(kind):
         assert found.first <= rate_fps + 0.2 * length, style
         assert found.last >= rate_fps + 0.8 * length, style
         assert found.last - found.first < 2 * length, style
+
+
+def test_coarse_pictures_rule_out_no_slide(monkeypatch):
+    def fitting():
+        frames = ClockFrames(LumaFrames(luma, clock(len(luma), 12)))
+        return list(wipes.find_stretches(frames, np.zeros(len(frames.index_t), bool)))
+
+    for way, kind in itertools.product(range(4), ("slide", "push")):
+        style = Style("straight", way, bool(way % 2), softness=0.1, is_eased=way > 1)
+        old, new = picture(way), picture(10 + way)
+        images = [combined(kind, style, old, new, (i + 1) / 11) for i in range(10)]
+        luma = film_of([old] * 12 + images + [new] * 12)
+        found = []
+        for in_band in (wipes._IN_BAND, {18: 18, 32: 32}, {18: 1, 32: 1}):
+            monkeypatch.setattr(wipes, "_IN_BAND", in_band)
+            found.append(fitting())
+        assert found[0]
+        assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.parametrize("rate_fps", [24, 30, 60, 120])
