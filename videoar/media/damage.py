@@ -156,19 +156,40 @@ class DamageTracker:
         return number > since or damage.is_before(frame.pts)
 
 
-def has_hole(data: bytes, *, has_start_codes: bool) -> bool:
+def has_hole(data: bytes, codec: str, length_bytes: int) -> bool:
     """Return whether zeros replace a part of a packet, as in files that were copied in part.
+
+    Zeros behind a part of H.264 and HEVC, or behind the data of AV1, are stuffing: frames of
+    AVC-Intra have one size.
 
     Args:
         data: packet of one of `DENSE_CODECS`.
-        has_start_codes: whether its parts begin with 0 0 1; before that, and at the end, zeros are
-            stuffing.
+        codec: its name.
+        length_bytes: of the number before a part; 0 if 0 0 1 is before it instead.
     """
-    at = data.find(_HOLE)
-    if at < 0:
+    if _HOLE not in data:
         return False
-    behind = data[at:].lstrip(b"\0")
-    return not has_start_codes or (bool(behind) and behind[0] != 1)
+    parts, rest = [], data
+    if codec == "av1" and data.strip(b"\0"):
+        parts, rest = [data], b""
+    elif codec in {"h264", "hevc"}:
+        parts, rest = (
+            _by_length(data, length_bytes) if length_bytes else (data.split(b"\0\0\1"), b"")
+        )
+    return _HOLE in rest or any(_HOLE in part.rstrip(b"\0") for part in parts)
+
+
+def _by_length(data: bytes, length_bytes: int) -> tuple[list[bytes], bytes]:
+    """Return the parts of a packet, and what is behind the last whole one."""
+    parts, at = [], 0
+    while at < len(data):
+        start = at + length_bytes
+        end = start + int.from_bytes(data[at:start])
+        if not start < end <= len(data):
+            break
+        parts.append(data[start:end])
+        at = end
+    return parts, data[at:]
 
 
 def _is_before(pts: int | None, other: int | None) -> bool:

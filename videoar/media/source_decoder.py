@@ -96,9 +96,10 @@ class SourceDecoder:
         self._source, self._plan, self._log = source, plan, log
         self._withholds = source.codec_name in _WITHHOLDING
         self._is_dense = source.codec_name in DENSE_CODECS
-        # 1: the parts of a packet begin with their length, as in MP4
-        has_lengths = (source.codec.extradata or b"").startswith(b"\1")
-        self._has_start_codes = self._withholds and not has_lengths
+        # of `avcC` and `hvcC`, as in MP4, which begin with version 1
+        setup, at = source.codec.extradata or b"", 4 if source.codec_name == "h264" else 21
+        is_versioned = self._withholds and setup[:1] == b"\1" and len(setup) > at
+        self._length_bytes = (setup[at] & 3) + 1 if is_versioned else 0
         self._restart(plan.start_pts)
         self._num_withheld = self._num_packets = self._num_interlaced = 0
         self._first_frame: Row = {}
@@ -285,7 +286,8 @@ class SourceDecoder:
     def _note_errors(self, packet: "av.Packet[Any]", following: list["av.Packet[Any]"]) -> None:
         """Count the messages that decoding a packet has given."""
         messages = [message.strip() for _, _, message in self._log]
-        if self._is_dense and has_hole(bytes(packet), has_start_codes=self._has_start_codes):
+        codec_name = self._source.codec_name
+        if self._is_dense and has_hole(bytes(packet), codec_name, self._length_bytes):
             messages.append("zeros in place of data")
         if messages:
             # A decoder that fails to allocate logs the same message as for damaged data.

@@ -14,6 +14,7 @@ from tests.support.field_pictures import field_stream
 from tests.support.hostile import has_encoder
 from tests.support.video_files import ffmpeg, moving_noise, write_video
 from videoar.core.errors import MediaError
+from videoar.media.damage import has_hole
 from videoar.media.scan import DecodedClip, ScanPlan, scan
 
 PICTURE = ("-f", "lavfi", "-i", "testsrc2=s=96x64:r=25:d=4", "-threads", 1)
@@ -468,6 +469,38 @@ def test_zeros_in_place_of_data_are_damage_though_decoders_take_them(tmp_path, o
     assert not clean.issuperset(pixels(clips))
     assert clean.issuperset(pixels(flawless(clips)))
     assert len(flawless(clips)) >= 60
+
+
+ZEROS, NAL = bytes(64), b"\x41" + b"\x9a" * 99
+
+
+@pytest.mark.parametrize(
+    ("data", "codec", "length_bytes", "expected"),
+    [
+        (b"\0\0\0\x64" + NAL, "h264", 4, False),
+        (b"\0\0\0\xa4" + NAL + ZEROS, "h264", 4, False),  # stuffing
+        (b"\0\xa4" + NAL + ZEROS + b"\0\x64" + NAL, "hevc", 2, False),  # of each part
+        (b"\0\0\0\xa5" + NAL + ZEROS + b"\x9a", "h264", 4, True),
+        (b"\0\0\0\x64" + NAL + ZEROS, "h264", 4, True),  # the length of a part is lost
+        (ZEROS, "h264", 4, True),
+        (b"\0\0\0\1" + NAL + ZEROS + b"\0\0\1" + NAL + ZEROS, "h264", 0, False),
+        (b"\0\0\1" + NAL + ZEROS + b"\x9a", "hevc", 0, True),
+        (NAL + ZEROS, "av1", 0, False),
+        (NAL + ZEROS + NAL, "av1", 0, True),
+        (ZEROS, "av1", 0, True),
+        (NAL + ZEROS, "vp9", 0, True),
+    ],
+)
+def test_zeros_behind_a_part_are_stuffing(data, codec, length_bytes, expected):
+    assert has_hole(data, codec, length_bytes) == expected
+
+
+@pytest.mark.slow
+def test_padded_frames_of_one_size_are_whole(tmp_path):
+    intra = ("-c:v", "libx264", "-avcintra-class", 100, "-pix_fmt", "yuv422p10le", "-g", 1)
+    path = make(tmp_path / "a.mkv", *intra, "-vf", "scale=1920x1080", "-r", 25, "-frames:v", 4)
+    clips, _ = read(path)
+    assert len(flawless(clips)) == 4
 
 
 @pytest.mark.slow
