@@ -40,6 +40,7 @@ def write_and_die(_):
         os.kill(os.getpid(), 9)
 
 
+@pytest.mark.slow
 def test_folders_of_memory_stores_and_others_of_a_killed_process_are_removed(temp):
     open_store("memory://of-this-process").objects.put("a", b"1")
     (ours,) = folders(temp)

@@ -147,6 +147,7 @@ def commit_and_move(url: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("visit", [1, 3])
+@pytest.mark.slow
 def test_killed_while_folding_loses_nothing_and_the_next_writer_folds(tmp_path, visit):
     url = (tmp_path / "store").as_uri()
     store = open_store(url)
