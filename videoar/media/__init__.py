@@ -4,7 +4,7 @@
     fetch           one source to a local path, with its SHA-256
     probe           which demuxer may open a file, from its content
     source_decoder  frames of one source, tolerant of damage
-    source_stream   its packets, and what its container announces
+    source_stream   its packets (transport_stream: without those sent twice), its container
     scan            frames to clips: shots, transitions (on luma_frames), frame_resizer, clip_scores
     frame_resizer   a frame at clip size; active_area (bars), deinterlacing, tone_mapping, color
     sandbox         fetch and scan in child processes that can be killed

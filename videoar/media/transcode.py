@@ -35,10 +35,10 @@ CODEC_OPTIONS: Mapping[str, Mapping[str, str]] = {
     "mpeg4": {},
     "mjpeg": {},
 }
-# Chosen: one encoder serves many clips (to open one takes as long as to encode a clip), so nothing
-# of a clip may depend on those before it. No rate control that remembers (qcomp=1 gives all frames
-# one quantizer), no frames read ahead, no key frames but the first ones. What saves bytes at so low
-# a cost is the distribution of bits over macroblocks (aq) and deblocking.
+# Chosen (benchmarks/results/ingest.md): one encoder serves many clips, as to open it costs a third
+# of a clip. So nothing of a clip may depend on those before it: no rate control that remembers
+# (qcomp=1 gives all frames one quantizer), no frames read ahead, no key frames but the first ones.
+# What saves bytes at so low a cost is the distribution of bits over macroblocks (aq), deblocking.
 _CLIP_OPTIONS = {
     "preset": "ultrafast",
     "tune": "zerolatency",

@@ -387,5 +387,5 @@ def _candidates(frames: ClockFrames) -> Iterator[_Candidate]:
         for first, last in _runs(mixture < _MIXTURE):
             best = first + int(np.argmin(mixture[first : last + 1]))
             if frames.pictures_tc[best] @ frames.pictures_tc[best + span] >= _END_SIMILARITY:
-                continue  # as `_ends_differ` finds
+                continue  # `_ends_differ` would refuse it, too: its correlation is no smaller
             yield _Candidate(float(mixture[best]), int(index_t[best]), int(index_t[best + span]))
