@@ -179,6 +179,15 @@ def has_hole(data: bytes, codec: str, length_bytes: int) -> bool:
     return _HOLE in rest or any(_HOLE in part.rstrip(b"\0") for part in parts)
 
 
+def length_bytes(codec: str, setup: bytes) -> int:
+    """Return the bytes of the length before a part of a packet, as in MP4; 0 where there is none.
+
+    Source: `avcC` and `hvcC` of ISO/IEC 14496-15, whose first byte is the version 1.
+    """
+    at = {"h264": 4, "hevc": 21}.get(codec, len(setup))
+    return (setup[at] & 3) + 1 if setup[:1] == b"\1" and len(setup) > at else 0
+
+
 def _by_length(data: bytes, length_bytes: int) -> tuple[list[bytes], bytes]:
     """Return the parts of a packet, and what is behind the last whole one."""
     parts, at = [], 0

@@ -23,7 +23,7 @@ from av.logging import ERROR, Capture, set_level, set_skip_repeated
 from videoar.core.errors import MediaError
 from videoar.core.types import Row
 from videoar.media.color import color_columns, require_known_colors, settle_matrix
-from videoar.media.damage import DENSE_CODECS, DamageTracker, has_hole
+from videoar.media.damage import DENSE_CODECS, DamageTracker, has_hole, length_bytes
 from videoar.media.orientation import UPRIGHT, Orientation, orientation_of
 from videoar.media.picture_kind import picture_kind
 from videoar.media.source_stream import DecodePlan, SourceStream
@@ -96,10 +96,7 @@ class SourceDecoder:
         self._source, self._plan, self._log = source, plan, log
         self._withholds = source.codec_name in _WITHHOLDING
         self._is_dense = source.codec_name in DENSE_CODECS
-        # of `avcC` and `hvcC`, as in MP4, which begin with version 1
-        setup, at = source.codec.extradata or b"", 4 if source.codec_name == "h264" else 21
-        is_versioned = self._withholds and setup[:1] == b"\1" and len(setup) > at
-        self._length_bytes = (setup[at] & 3) + 1 if is_versioned else 0
+        self._length_bytes = length_bytes(source.codec_name, source.codec.extradata or b"")
         self._restart(plan.start_pts)
         self._num_withheld = self._num_packets = self._num_interlaced = 0
         self._first_frame: Row = {}
